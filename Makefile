@@ -1,0 +1,45 @@
+# Two commands matter: `make demo` and `make test`. Both set up .venv first; nothing but Python 3.11+, git and make is needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint format clean help
+
+help:
+	@echo "make demo    pictures -> projection -> fused ONNX -> answers, and a page that shows it"
+	@echo "make test    lint and all tests"
+	@echo "make lint    ruff and mypy --strict"
+	@echo "make format  ruff's formatter and safe fixes"
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 11) else 'invariclip needs Python 3.11 or newer, this is ' + sys.version.split()[0])"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip -c constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/invariclip demo --out build/demo
+
+test: lint
+	$(BIN)/python -m pytest
+
+# mypy wants one folder named like the package; pyproject.toml maps several folders to it, so link them together.
+build/typing: $(VENV)/.installed
+	@mkdir -p build/typing/invariclip
+	@find build/typing/invariclip -type l -delete
+	@ln -sfn $(addprefix $(CURDIR)/,$(wildcard runtime/*) export calibrate bench) build/typing/invariclip/
+
+lint: $(VENV)/.installed build/typing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	MYPYPATH=build/typing $(BIN)/mypy --cache-dir build/.mypy_cache -p invariclip
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf build $(VENV)
+
+.PHONY: build/typing

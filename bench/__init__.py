@@ -1,0 +1,1 @@
+"""Measurements: latency, accuracy, invariance; and the demo."""

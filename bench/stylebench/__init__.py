@@ -1,0 +1,1 @@
+"""Stylebench: one set of concepts drawn in several styles, from openly licensed packages."""

@@ -1,0 +1,70 @@
+"""The manifest of a picture set: one JSON object a line, one line a picture."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import TYPE_CHECKING
+
+from invariclip.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """One picture of the set.
+
+    Attributes:
+        file: Path relative to the manifest, with forward slashes.
+        concept: Hexcode of what it shows.
+        name: English name of the concept.
+        keywords: Other English words for it.
+        group: The concept's group.
+        style: How it is drawn.
+        split: "train", "calibrate" or "test"; always "test" in a held-out style.
+        concept_split: The concept's own split: "train" means that the reference encoder learnt the concept.
+        licence: SPDX identifier.
+        sha256: Digest of the file.
+    """
+
+    file: str
+    concept: str
+    name: str
+    keywords: tuple[str, ...]
+    group: str
+    style: str
+    split: str
+    concept_split: str
+    licence: str
+    sha256: str
+
+
+def write_manifest(path: Path, pictures: Iterable[Picture]) -> None:
+    """Writes a manifest whole: beside, then renamed."""
+    lines = [json.dumps(dataclasses.asdict(picture), ensure_ascii=False) for picture in pictures]
+    beside = path.with_name(path.name + ".part")
+    beside.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    beside.replace(path)
+
+
+def read_manifest(path: Path) -> list[Picture]:
+    """Reads a manifest.
+
+    Raises:
+        InputError: The file is missing or a line is not a picture's.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): build the picture set first") from error
+    pictures = []
+    for number, line in enumerate(lines, 1):
+        try:
+            entry = json.loads(line)
+            pictures.append(Picture(**{**entry, "keywords": tuple(entry["keywords"])}))
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(f"{path} line {number} is not a picture's entry: {error}") from error
+    return pictures

@@ -1,0 +1,1 @@
+"""From interventional pairs to the invariant projection."""

@@ -1,0 +1,1 @@
+"""From an open_clip checkpoint to a verified artifact."""

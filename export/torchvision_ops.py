@@ -1,0 +1,38 @@
+"""Lets open_clip be imported beside a CPU torch whose torchvision wheel cannot load its compiled ops.
+
+torchvision's wheel is built against CUDA. Beside a CPU build of torch its extension does not load, and
+`import torchvision`, and with it `import open_clip`, dies with `operator torchvision::nms does not exist`, because it
+registers fake kernels for ops that were never declared. CLIP needs none of them: declaring their schemas is enough.
+Call `declare_missing_ops()` before the first import of torchvision or open_clip.
+"""
+
+from __future__ import annotations
+
+import torch
+
+_BOXES = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+_library: torch.library.Library | None = None
+
+
+def declare_missing_ops() -> None:
+    """Declares `torchvision::nms` and `qnms` if the real ones cannot be loaded; does nothing otherwise."""
+    global _library  # noqa: PLW0603 -- the declaration lives as long as this object
+    if _library is not None or _torchvision_works():
+        return
+    _library = torch.library.Library("torchvision", "DEF")
+    for name in ("nms", "qnms"):
+        _library.define(name + _BOXES)
+
+
+def _torchvision_works() -> bool:
+    """Whether the compiled ops load. A failed import leaves nothing behind in sys.modules that would stay broken."""
+    import importlib
+    import sys
+
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        return False
+    return True

@@ -1,0 +1,210 @@
+"""The artifact: a folder `name.icm/` whose manifest says what every file is, and which is refused when it lies.
+
+manifest.json           these dataclasses as JSON
+image.onnx, text.onnx   the towers, projection folded in; their metadata_props repeat the facts
+tokenizer.json          for texts
+projection.safetensors  A_inv and what it came from, where there is one
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from invariclip.errors import ArtifactError
+from invariclip.files import sha256_file, write_atomically
+from invariclip.pixels import PixelSpec
+from invariclip.tokenizer import TextSpec
+
+if TYPE_CHECKING:
+    import os
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+MAX_MANIFEST_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """The checkpoint that was exported.
+
+    Attributes:
+        name: open_clip architecture name, or `reference`.
+        checkpoint_sha256: Digest of the weights (see export.checkpoint).
+        embed_dim: D, the width before the projection.
+        logit_scale: The temperature that multiplies cosines, already exponentiated.
+        logit_bias: Added to logits (SigLIP), or None.
+    """
+
+    name: str
+    checkpoint_sha256: str
+    embed_dim: int
+    logit_scale: float
+    logit_bias: float | None = None
+
+
+@dataclass(frozen=True)
+class ProjectionFacts:
+    """The projection that is folded in, and how: `folded` into the last linear layer, or one `matmul` after it."""
+
+    sha256: str
+    estimator: str
+    strength: float | None
+    rank: int
+    image_fold: str
+    text_fold: str
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """One file of the artifact, by its name inside the folder."""
+
+    path: str
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One precision of the towers, listed only if it passed the contract; `parity` holds the figures it passed with."""
+
+    precision: str
+    image: FileFacts
+    text: FileFacts
+    parity: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything a runtime needs to know of an artifact."""
+
+    model: ModelFacts
+    pixels: PixelSpec
+    text: TextSpec
+    tokenizer: FileFacts
+    projection: ProjectionFacts | None
+    projection_file: FileFacts | None
+    classes: tuple[str, ...]
+    templates: tuple[str, ...]
+    variants: dict[str, Variant]
+    space_id: str
+    opset: int
+    producer: dict[str, str]
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def width(self) -> int:
+        """d, the width of the embeddings that the artifact answers with."""
+        return self.projection.rank if self.projection else self.model.embed_dim
+
+    def to_json(self) -> dict[str, Any]:
+        """The manifest as it stands in manifest.json."""
+        plain = asdict(self)
+        plain["pixels"] = self.pixels.to_json()
+        plain["classes"] = list(self.classes)
+        plain["templates"] = list(self.templates)
+        return plain
+
+    @classmethod
+    def from_json(cls, plain: dict[str, Any]) -> Manifest:
+        """Reads what `to_json` wrote.
+
+        Raises:
+            ArtifactError: Another schema version, or a field that is missing, unknown or out of range.
+        """
+        version = plain.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise ArtifactError(
+                f"schema_version {version!r} is not known; this version reads {SCHEMA_VERSION}: export again"
+            )
+        try:
+            projection = plain["projection"]
+            projection_file = plain["projection_file"]
+            return cls(
+                **{
+                    **plain,
+                    "model": ModelFacts(**plain["model"]),
+                    "pixels": PixelSpec.from_json(plain["pixels"]),
+                    "text": TextSpec.from_json(plain["text"]),
+                    "tokenizer": FileFacts(**plain["tokenizer"]),
+                    "projection": ProjectionFacts(**projection) if projection else None,
+                    "projection_file": FileFacts(**projection_file) if projection_file else None,
+                    "classes": tuple(plain["classes"]),
+                    "templates": tuple(plain["templates"]),
+                    "variants": {name: _variant(variant) for name, variant in plain["variants"].items()},
+                }
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            known = ", ".join(field.name for field in fields(cls))
+            raise ArtifactError(f"the manifest is not understood ({error!r}); its fields are: {known}") from error
+
+
+def _variant(plain: dict[str, Any]) -> Variant:
+    return Variant(**{**plain, "image": FileFacts(**plain["image"]), "text": FileFacts(**plain["text"])})
+
+
+def space_id(checkpoint_sha256: str, projection_sha256: str | None) -> str:
+    """Names an embedding space: vectors are comparable only when this is equal.
+
+    A digest of the checkpoint, the projection and the normalisation (always unit length); the precision and the
+    backend do not enter, because the contract bounds what they change.
+    """
+    parts = ["invariclip-space-1", checkpoint_sha256, projection_sha256 or "none", "unit-length"]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+
+def describe_file(folder: Path, name: str) -> FileFacts:
+    """Facts of a file that was just written into `folder`."""
+    path = folder / name
+    return FileFacts(name, sha256_file(path), path.stat().st_size)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Writes manifest.json into `folder`."""
+    write_atomically(folder / MANIFEST, json.dumps(manifest.to_json(), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
+    """Reads and checks manifest.json; the files it names are checked when they are opened.
+
+    Raises:
+        ArtifactError: Not an artifact, damaged, or of an unknown schema version.
+    """
+    where = Path(folder)
+    path = where / MANIFEST
+    if not path.is_file():
+        raise ArtifactError(
+            f"{where}: not an artifact, it holds no {MANIFEST}; `invariclip build` or `export` writes one"
+        )
+    if path.stat().st_size > MAX_MANIFEST_BYTES:
+        raise ArtifactError(f"{path}: larger than any manifest ({path.stat().st_size:,} bytes)")
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ArtifactError(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(plain, dict):
+        raise ArtifactError(f"{path}: must hold a JSON object")
+    try:
+        return Manifest.from_json(plain)
+    except ArtifactError as error:
+        raise ArtifactError(f"{path}: {error}") from error
+
+
+def checked_path(folder: str | os.PathLike[str], entry: FileFacts) -> Path:
+    """The path of an artifact's file, once it is known to be inside the folder and unchanged.
+
+    Raises:
+        ArtifactError: The path leaves the folder, or the file is missing, of another size, or of another digest.
+    """
+    root = Path(folder).resolve()
+    path = (root / entry.path).resolve()
+    if not path.is_relative_to(root) or path == root:
+        raise ArtifactError(f"{folder}: the manifest names {entry.path!r}, which leaves the artifact's folder")
+    if not path.is_file():
+        raise ArtifactError(f"{folder}: {entry.path} is missing; export again")
+    if path.stat().st_size != entry.size_bytes or sha256_file(path) != entry.sha256:
+        raise ArtifactError(f"{folder}: {entry.path} is not the file that was exported (digest differs); export again")
+    return path

@@ -1,0 +1,114 @@
+"""The command line: a table of commands that load when they are asked for, and errors in one line.
+
+This is the only module of the runtime that names the other rooms, and only as strings.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import warnings
+from typing import Any
+
+import click
+
+from invariclip import __version__
+from invariclip.errors import InvariclipError, MissingExtraError
+
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    # name: (module:attribute, extra that it needs, one line of help)
+    "demo": ("invariclip.bench.demo:demo", "bench", "See the whole path on the bundled pictures, in a few minutes."),
+    "calibrate": ("invariclip.calibrate.commands:calibrate", "calibrate", "Fit the invariant projection from pairs."),
+    "export": ("invariclip.export.commands:export", "export", "Write a verified ONNX artifact of a checkpoint."),
+    "build": (
+        "invariclip.calibrate.commands:build",
+        "calibrate",
+        "calibrate, export and verify; resumes where it stopped.",
+    ),
+    "verify": (
+        "invariclip.export.commands:verify",
+        "export",
+        "Check an artifact against its checkpoint on real pictures.",
+    ),
+    "inspect": ("invariclip.commands:inspect", "", "Show what an artifact is and what it was proved to do."),
+    "predict": ("invariclip.commands:predict", "", "Classify pictures."),
+    "embed": ("invariclip.commands:embed", "", "Write embeddings of pictures or texts to safetensors."),
+}
+
+
+class LazyGroup(click.Group):
+    """Lists all commands without importing any: `--help` must not wait for torch."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The table's order, which is the order of the work."""
+        del ctx
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Imports the command's module.
+
+        Raises:
+            MissingExtraError: Its optional dependencies are not installed.
+        """
+        del ctx
+        if cmd_name not in COMMANDS:
+            return None
+        target, extra, _ = COMMANDS[cmd_name]
+        module, _, attribute = target.partition(":")
+        try:
+            command: click.Command = getattr(importlib.import_module(module), attribute)
+        except ModuleNotFoundError as error:
+            if not extra or (error.name or "").startswith("invariclip"):
+                raise
+            raise MissingExtraError(
+                f'`invariclip {cmd_name}` needs {error.name}: pip install "invariclip[{extra}]"'
+            ) from error
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Prints the table's own help lines."""
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, help_line) for name, (_, _, help_line) in COMMANDS.items()])
+
+
+@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="invariclip")
+def cli() -> None:
+    """CLIP for production, with the shift-prone part of its embedding removed."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line and exits: 0 done, 1 a check failed, 2 wrong usage or input."""
+    warnings.showwarning = _one_line_warning
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        code = cli.main(args=given, prog_name="invariclip", standalone_mode=False)
+    except InvariclipError as error:
+        _fail(str(error), error.exit_code, given)
+    except click.exceptions.Abort:
+        _fail("interrupted; run the same command again to continue", 130, given)
+    except click.ClickException as error:
+        _fail(error.format_message(), 2, given)
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`): nothing to say, and nobody to say it to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int, arguments: list[str]) -> None:
+    line = " ".join(message.split())
+    if "--json" in arguments:
+        click.echo(json.dumps({"error": line}, ensure_ascii=False))
+    click.echo(f"invariclip: {line}", err=True)
+    sys.exit(code)
+
+
+def _one_line_warning(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
+    """Warnings of ours in one line; other libraries' are for developers, not for users of the command."""
+    del rest, named
+    if category.__module__.startswith("invariclip"):
+        click.echo(f"invariclip: warning: {' '.join(str(message).split())}", err=True)

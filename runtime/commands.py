@@ -1,0 +1,211 @@
+"""The commands that need the lean runtime alone: inspect, predict, embed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+
+from invariclip.artifact import checked_path, read_manifest
+from invariclip.console import bar, emit_json, note, say, silent, table
+from invariclip.embeddings import Embeddings, write_embeddings
+from invariclip.errors import InputError
+from invariclip.pixels import find_pictures, pixels
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+
+    from invariclip.artifact import Manifest
+    from invariclip.console import Progress
+    from invariclip.predictor import Model
+
+ARTIFACT = click.argument("artifact", type=click.Path(path_type=Path))
+JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+QUIET = click.option("--quiet", is_flag=True, help="No progress bar.")
+THREADS = click.option(
+    "--threads", type=click.IntRange(min=1), help="Engine threads [default: what this process may use]."
+)
+BATCH = click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True)
+
+
+def class_names(classes: str | None, classes_file: Path | None) -> tuple[str, ...]:
+    """Class names from `--classes "a,b"` or from a text file with one per line.
+
+    Raises:
+        InputError: Both are given, or the file cannot be read.
+    """
+    if classes is not None and classes_file is not None:
+        raise InputError("give --classes or --classes-file, not both")
+    if classes_file is not None:
+        try:
+            lines = classes_file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{classes_file}: cannot be read as text ({error})") from error
+        return tuple(line.strip() for line in lines if line.strip())
+    return tuple(name.strip() for name in classes.split(",") if name.strip()) if classes else ()
+
+
+@click.command()
+@ARTIFACT
+@JSON
+def inspect(artifact: Path, as_json: bool) -> None:
+    """Show what an artifact is and what it was proved to do; every file's digest is checked."""
+    manifest = read_manifest(artifact)
+    entries = [manifest.tokenizer, *([manifest.projection_file] if manifest.projection_file else [])]
+    for variant in manifest.variants.values():
+        entries += [variant.image, variant.text]
+    for entry in entries:
+        checked_path(artifact, entry)
+    if as_json:
+        emit_json(manifest.to_json())
+        return
+    say(table(["what", "value"], _facts(manifest)))
+    say()
+    say(table(["file", "bytes", "sha256"], [[e.path, f"{e.size_bytes:,}", e.sha256[:16]] for e in entries]))
+    for name, variant in manifest.variants.items():
+        say()
+        say(f"parity of {name}, as proved at export:")
+        say(json.dumps(variant.parity, indent=2))
+
+
+def _facts(manifest: Manifest) -> list[list[str]]:
+    projection = manifest.projection
+    folded = "none"
+    if projection:
+        strength = "" if projection.strength is None else f", λ = {projection.strength:g}"
+        folded = (
+            f"{projection.estimator}, {manifest.model.embed_dim} → {projection.rank}{strength} "
+            f"(image {projection.image_fold}, text {projection.text_fold})"
+        )
+    size = "x".join(map(str, manifest.pixels.image_size))
+    classes = f"{len(manifest.classes)}: {', '.join(manifest.classes[:8])}{' …' if len(manifest.classes) > 8 else ''}"
+    return [
+        ["model", manifest.model.name],
+        ["checkpoint sha256", manifest.model.checkpoint_sha256],
+        ["projection", folded],
+        ["embedding space", manifest.space_id],
+        ["logit_scale", f"{manifest.model.logit_scale:g}"],
+        ["pixels", f"{size}, {manifest.pixels.interpolation}, {manifest.pixels.resize_mode}"],
+        ["context_length", str(manifest.text.context_length)],
+        ["classes", classes if manifest.classes else "none"],
+        ["templates", " | ".join(manifest.templates)],
+        ["variants", ", ".join(manifest.variants)],
+        ["opset", str(manifest.opset)],
+        ["made by", ", ".join(f"{name} {version}" for name, version in manifest.producer.items())],
+    ]
+
+
+@click.command()
+@ARTIFACT
+@click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--classes", help='Other classes than the artifact\'s: "cat,dog,tree".')
+@click.option("--classes-file", type=click.Path(path_type=Path), help="The same, one class per line.")
+@click.option(
+    "--template", "templates", multiple=True, help='Prompt with one {}, e.g. "a sketch of a {}."; repeatable.'
+)
+@click.option("--top-k", type=click.IntRange(min=1), default=3, show_default=True)
+@BATCH
+@THREADS
+@JSON
+@QUIET
+def predict(
+    artifact: Path, pictures: tuple[Path, ...], classes: str | None, classes_file: Path | None,
+    templates: tuple[str, ...], top_k: int, batch_size: int, threads: int | None, as_json: bool, quiet: bool,
+) -> int:  # fmt: skip
+    """Classify pictures (files or folders). Unreadable ones are named, and make the exit code 2."""
+    from invariclip.predictor import load
+
+    model = load(artifact, threads=threads)
+    names = class_names(classes, classes_file)
+    if names or templates:
+        model = model.with_classes(names or model.classes, templates or None)
+    if not model.classes:
+        raise InputError(f"{artifact}: has no classes; give --classes or --classes-file")
+    results: list[dict[str, Any]] = []
+
+    def answer(paths: list[Path], batch: NDArray[np.uint8]) -> None:
+        for path, prediction in zip(paths, model.classify(batch, top_k=top_k, batch_size=batch_size), strict=True):
+            results.append({"picture": str(path), "label": prediction.label, "probability": prediction.probability,
+                            "ranking": [list(pair) for pair in prediction.ranking]})  # fmt: skip
+            if not as_json:
+                say(f"{path}  " + "  ".join(f"{label} {p:.1%}" for label, p in prediction.ranking))
+
+    bad = _over_pictures(model, find_pictures(pictures), batch_size, answer, silent if quiet or as_json else bar)
+    if as_json:
+        emit_json({"engine": model.describe(), "space_id": model.space_id, "predictions": results, "unreadable": bad})
+    return 2 if bad else 0
+
+
+@click.command()
+@ARTIFACT
+@click.argument("pictures", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--text", "texts", multiple=True, help="Embed this text instead of pictures; repeatable.")
+@click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="The safetensors file to write.")
+@BATCH
+@THREADS
+@JSON
+@QUIET
+def embed(
+    artifact: Path, pictures: tuple[Path, ...], texts: tuple[str, ...], out: Path,
+    batch_size: int, threads: int | None, as_json: bool, quiet: bool,
+) -> int:  # fmt: skip
+    """Write unit-length embeddings with their paths (or texts) and the id of their space."""
+    from invariclip.predictor import load
+
+    if bool(pictures) == bool(texts):
+        raise InputError("give pictures, or --text, and not both")
+    model = load(artifact, threads=threads)
+    items: list[str] = list(texts)
+    blocks: list[NDArray[np.float32]] = [model.embed_texts(items)] if texts else []
+    bad: list[dict[str, str]] = []
+
+    def answer(paths: list[Path], batch: NDArray[np.uint8]) -> None:
+        items.extend(map(str, paths))
+        blocks.append(model.embed_images(batch, batch_size=batch_size))
+
+    if pictures:
+        bad = _over_pictures(model, find_pictures(pictures), batch_size, answer, silent if quiet or as_json else bar)
+    if not blocks:
+        raise InputError("no picture could be read; nothing was written")
+    write_embeddings(out, Embeddings(np.concatenate(blocks), tuple(items), model.space_id))
+    if as_json:
+        emit_json(
+            {"out": str(out), "count": len(items), "width": model.width, "space_id": model.space_id, "unreadable": bad}
+        )
+    else:
+        say(f"{len(items)} embeddings of width {model.width} in {out} (space {model.space_id})")
+    return 2 if bad else 0
+
+
+def _over_pictures(
+    model: Model,
+    paths: list[Path],
+    batch_size: int,
+    answer: Callable[[list[Path], NDArray[np.uint8]], None],
+    progress: Progress,
+) -> list[dict[str, str]]:
+    """Feeds readable pictures to `answer` in batches; returns the unreadable ones with the reason."""
+    bad: list[dict[str, str]] = []
+
+    def readable() -> Iterator[tuple[Path, NDArray[np.uint8]]]:
+        for path in progress(paths, total=len(paths), desc="pictures"):
+            try:
+                yield path, pixels(path, model.manifest.pixels)
+            except InputError as error:
+                bad.append({"picture": str(path), "error": str(error)})
+                note(f"invariclip: {error}")
+
+    waiting: list[tuple[Path, NDArray[np.uint8]]] = []
+    for item in readable():
+        waiting.append(item)
+        if len(waiting) == batch_size:
+            answer([path for path, _ in waiting], np.stack([picture for _, picture in waiting]))
+            waiting.clear()
+    if waiting:
+        answer([path for path, _ in waiting], np.stack([picture for _, picture in waiting]))
+    return bad

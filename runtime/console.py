@@ -1,0 +1,58 @@
+"""What every command shares: progress that libraries keep quiet about, JSON output, one-line errors."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import click
+from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+T = TypeVar("T")
+
+
+class Progress(Protocol):
+    """Wraps an iterable in a progress display; `silent` and `bar` are the two that exist."""
+
+    def __call__(self, items: Iterable[T], *, total: int | None = None, desc: str = "") -> Iterable[T]:
+        """Yields every item of `items` unchanged."""
+
+
+def silent(items: Iterable[T], *, total: int | None = None, desc: str = "") -> Iterable[T]:
+    """The library's default: no output at all."""
+    return items
+
+
+def bar(items: Iterable[T], *, total: int | None = None, desc: str = "") -> Iterable[T]:
+    """A progress bar on standard error, so that standard output stays clean for results."""
+    return tqdm(items, total=total, desc=desc, file=sys.stderr, leave=False, dynamic_ncols=True)
+
+
+def say(text: str = "") -> None:
+    """Prints one line of a result to standard output."""
+    click.echo(text)
+
+
+def note(text: str) -> None:
+    """Prints one line about the work (not a result) to standard error."""
+    click.echo(text, err=True)
+
+
+def emit_json(value: Any) -> None:
+    """Prints a result as one JSON document on standard output."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A plain aligned text table; every row has as many cells as the header."""
+    widths = [max(len(line[i]) for line in [header, *rows]) for i in range(len(header))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in [header, *rows]
+    ]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines)

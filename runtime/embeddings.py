@@ -1,0 +1,79 @@
+"""Embeddings on disk: a safetensors file that knows its space, and refuses to be compared across spaces."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from invariclip.errors import InputError
+from invariclip.files import write_atomically
+
+if TYPE_CHECKING:
+    import os
+
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Unit-length vectors with what they are of.
+
+    Attributes:
+        vectors: float32 [N, d].
+        items: N paths or texts.
+        space_id: The embedding space that they live in.
+    """
+
+    vectors: NDArray[np.float32]
+    items: tuple[str, ...]
+    space_id: str
+
+    def similarity(self, other: Embeddings) -> NDArray[np.float32]:
+        """Cosines [N, M] between two sets.
+
+        Raises:
+            InputError: They live in different spaces.
+        """
+        if self.space_id != other.space_id:
+            raise InputError(
+                f"embeddings of space {self.space_id} cannot be compared with space {other.space_id}: they come from "
+                "another checkpoint or projection; embed both with one artifact"
+            )
+        return self.vectors @ other.vectors.T
+
+
+def write_embeddings(path: str | os.PathLike[str], embeddings: Embeddings) -> None:
+    """Writes one safetensors file atomically: `embeddings`, and items and space as metadata."""
+    metadata = {
+        "invariclip.space_id": embeddings.space_id,
+        "invariclip.items": json.dumps(embeddings.items, ensure_ascii=False),
+    }
+    write_atomically(Path(path), save({"embeddings": np.ascontiguousarray(embeddings.vectors)}, metadata))
+
+
+def read_embeddings(path: str | os.PathLike[str]) -> Embeddings:
+    """Reads what `write_embeddings` wrote.
+
+    Raises:
+        InputError: The file is missing or not such a file.
+    """
+    where = Path(path)
+    if not where.is_file():
+        raise InputError(f"{where}: no such embeddings file; `invariclip embed` writes one")
+    try:
+        with safe_open(where, framework="numpy") as tensors:
+            metadata = tensors.metadata() or {}
+            vectors = tensors.get_tensor("embeddings")
+            items = tuple(json.loads(metadata["invariclip.items"]))
+            space = metadata["invariclip.space_id"]
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        raise InputError(f"{where}: not embeddings written by `invariclip embed` ({error})") from error
+    if vectors.ndim != 2 or len(items) != len(vectors):
+        raise InputError(f"{where}: {len(items)} items for vectors of shape {list(vectors.shape)}")
+    return Embeddings(vectors, items, space)

@@ -1,0 +1,43 @@
+"""Everything this library raises on purpose: the fact, the mend, what is available, in one line."""
+
+from __future__ import annotations
+
+
+class InvariclipError(Exception):
+    """Root of all errors a user can cause or mend; the command line prints it as one line.
+
+    Attributes:
+        exit_code: What the command exits with: 2 for wrong usage or input, 1 for a failed check.
+    """
+
+    exit_code = 2
+
+
+class InputError(InvariclipError):
+    """A picture, text, folder or table that the caller gave cannot be used."""
+
+
+class ArtifactError(InvariclipError):
+    """An exported artifact is incomplete, damaged, unsafe or of an unknown schema."""
+
+
+class CheckpointError(InvariclipError):
+    """A checkpoint is missing, unreadable or belongs to another model."""
+
+
+class ProjectionError(InvariclipError):
+    """A projection is damaged, degenerate, or its width is not the checkpoint's."""
+
+
+class MissingExtraError(InvariclipError):
+    """A command needs an optional dependency that is not installed."""
+
+
+class ContractError(InvariclipError):
+    """The exported graph does not answer like its reference within the stated bounds."""
+
+    exit_code = 1
+
+
+class TruncatedTextWarning(UserWarning):
+    """A text was longer than the tower's context_length and was cut."""

@@ -1,0 +1,141 @@
+"""The invariant projection A_inv: what calibration writes, export folds, and the runtime names spaces by."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from invariclip.errors import ProjectionError
+from invariclip.files import write_atomically
+
+if TYPE_CHECKING:
+    import os
+
+    from numpy.typing import NDArray
+
+PROJECTION_SCHEMA = 1
+MAX_PROJECTION_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A linear map from the encoder's embedding to its invariant part: z ↦ normalise(A_invᵀ z).
+
+    Attributes:
+        A_inv: float64 [D, d].
+        estimator: `icm`, `generalised`, `shrinkage` or `identity` (calibration found nothing better).
+        strength: λ of the estimator, or None where it has none.
+        eigenvalues: float64 [D], the estimator's spectrum in descending order of invariance; empty if none.
+        provenance: What it came from: checkpoint digest, pairs, seeds, selection curve, versions. JSON-ready.
+    """
+
+    A_inv: NDArray[np.float64]
+    estimator: str
+    strength: float | None = None
+    eigenvalues: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuses a matrix that cannot serve as a projection.
+
+        Raises:
+            ProjectionError: Not two-dimensional, wider than tall, not finite, or of deficient rank.
+        """
+        if self.A_inv.ndim != 2 or not 1 <= self.A_inv.shape[1] <= self.A_inv.shape[0]:
+            raise ProjectionError(f"A_inv has shape {list(self.A_inv.shape)}; it must be [D, d] with 1 ≤ d ≤ D")
+        if not np.isfinite(self.A_inv).all():
+            raise ProjectionError("A_inv has values that are not finite; calibrate again")
+        if np.linalg.matrix_rank(self.A_inv) < self.A_inv.shape[1]:
+            raise ProjectionError("A_inv does not have full column rank; calibrate again with a smaller rank")
+
+    @property
+    def embed_dim(self) -> int:
+        """D, the width of the encoder it belongs to."""
+        return int(self.A_inv.shape[0])
+
+    @property
+    def rank(self) -> int:
+        """d, the width that is kept."""
+        return int(self.A_inv.shape[1])
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the shape and the float64 values, little-endian, row by row."""
+        head = f"{self.embed_dim}x{self.rank}:".encode()
+        return hashlib.sha256(head + np.ascontiguousarray(self.A_inv, dtype="<f8").tobytes()).hexdigest()
+
+    def apply(self, embeddings: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+        """Projects [N, D] and scales every row to unit length, in float64 (CLIP-ICM, the predictor).
+
+        Raises:
+            ProjectionError: The embeddings have another width.
+        """
+        if embeddings.shape[-1] != self.embed_dim:
+            raise ProjectionError(
+                f"the projection is for embeddings of width {self.embed_dim}, these have {embeddings.shape[-1]}"
+            )
+        projected = embeddings.astype(np.float64) @ self.A_inv
+        return np.asarray(projected / np.linalg.norm(projected, axis=-1, keepdims=True))
+
+    def require_width(self, embed_dim: int, owner: str) -> None:
+        """Refuses a projection of another width.
+
+        Raises:
+            ProjectionError: Its D is not `embed_dim`.
+        """
+        if self.embed_dim != embed_dim:
+            raise ProjectionError(
+                f"the projection is for embeddings of width {self.embed_dim}, but {owner} gives {embed_dim}; "
+                "calibrate one with this checkpoint"
+            )
+
+
+def identity(embed_dim: int, provenance: dict[str, Any] | None = None) -> Projection:
+    """The projection that changes nothing, which calibration writes when nothing beats it."""
+    return Projection(np.eye(embed_dim), "identity", provenance=provenance or {})
+
+
+def write_projection(path: str | os.PathLike[str], projection: Projection) -> None:
+    """Writes `projection.safetensors` atomically: A_inv and the spectrum, and the rest as metadata."""
+    facts = {
+        "schema": PROJECTION_SCHEMA,
+        "estimator": projection.estimator,
+        "strength": projection.strength,
+        "provenance": projection.provenance,
+    }
+    tensors = {
+        "A_inv": np.ascontiguousarray(projection.A_inv, dtype=np.float64),
+        "eigenvalues": np.ascontiguousarray(projection.eigenvalues, dtype=np.float64),
+    }
+    write_atomically(Path(path), save(tensors, {"invariclip.projection": json.dumps(facts, sort_keys=True)}))
+
+
+def read_projection(path: str | os.PathLike[str]) -> Projection:
+    """Reads what `write_projection` wrote.
+
+    Raises:
+        ProjectionError: The file is missing, too large, damaged, or not a projection of this schema.
+    """
+    where = Path(path)
+    if not where.is_file():
+        raise ProjectionError(f"{where}: no such projection file; `invariclip calibrate` writes one")
+    if where.stat().st_size > MAX_PROJECTION_BYTES:
+        raise ProjectionError(f"{where}: larger than any projection ({where.stat().st_size:,} bytes)")
+    try:
+        with safe_open(where, framework="numpy") as tensors:
+            facts = json.loads((tensors.metadata() or {})["invariclip.projection"])
+            A_inv, eigenvalues = tensors.get_tensor("A_inv"), tensors.get_tensor("eigenvalues")
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        raise ProjectionError(f"{where}: not a projection written by `invariclip calibrate` ({error})") from error
+    if facts.get("schema") != PROJECTION_SCHEMA or A_inv.dtype != np.float64:
+        raise ProjectionError(
+            f"{where}: schema {facts.get('schema')!r} is not known; this version reads {PROJECTION_SCHEMA}"
+        )
+    return Projection(A_inv, facts["estimator"], facts["strength"], eigenvalues, facts["provenance"])
