@@ -121,7 +121,7 @@ class Tokenizer:
             tokens = [*start, *encoding.ids, self.spec.eot_token_id]
             if len(tokens) > self.spec.context_length:
                 warnings.warn(
-                    f"text of {len(tokens)} tokens cut to {self.spec.context_length} (context_length): {given[row][:60]!r}",
+                    f"text of {len(tokens)} tokens cut to context_length {len(ids[row])}: {given[row][:60]!r}",
                     TruncatedTextWarning,
                     stacklevel=2,
                 )

@@ -1,0 +1,255 @@
+"""Pictures to unit-length embeddings, through the pixels that serving uses; kept on disk, so that a kill costs little.
+
+Embeddings lie in small files `CACHE/<space>/<digest>.safetensors`, each written whole. `<space>` names checkpoint,
+pixels and encoder version; a row's key names the file's content and what was done to it. Nothing is ever changed in
+place, so runs may share a cache, and a damaged file costs only its own rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from invariclip.calibrate.interventions import intervene
+from invariclip.calibrate.pictures import SkippedPictureWarning
+from invariclip.console import Progress, silent
+from invariclip.errors import InputError
+from invariclip.files import sha256_file, write_atomically
+from invariclip.pixels import PixelSpec, pixels
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+BATCH = 32
+PART = 256
+"""Embeddings per cache file: what a kill can cost."""
+
+
+class Encoder(Protocol):
+    """What calibration needs of a checkpoint; `export.checkpoint.Checkpoint` is one.
+
+    Attributes:
+        pixels: How it wants its pictures.
+        embed_dim: D.
+        sha256: Digest of the weights.
+    """
+
+    @property
+    def pixels(self) -> PixelSpec:
+        """How it wants its pictures."""
+
+    @property
+    def embed_dim(self) -> int:
+        """D, the width of the embeddings."""
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the weights."""
+
+    def encode_images(self, batch: NDArray[np.uint8], /) -> NDArray[np.float32]:
+        """uint8 [N, H, W, 3] to float32 [N, D]; the length does not matter."""
+
+
+class TextEncoder(Encoder, Protocol):
+    """An encoder that also takes texts."""
+
+    @property
+    def tokenizer(self) -> Callable[[list[str]], NDArray[np.int64]]:
+        """Texts to ids [N, L]."""
+
+    def encode_texts(self, ids: NDArray[np.int64], /) -> NDArray[np.float32]:
+        """int64 [N, L] to float32 [N, D]; the length does not matter."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One embedding to make.
+
+    Attributes:
+        path: The picture's file.
+        kind: The intervention to apply, or None for the picture as it is.
+        seed: Seed of the intervention; without meaning where there is none.
+    """
+
+    path: Path
+    kind: str | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Embeddings of the jobs that could be done.
+
+    Attributes:
+        vectors: float64 [N, D], unit length.
+        kept: int64 [N], which job each row is of, ascending.
+        skipped: Job index and reason of every picture that could not be used.
+        digests: For every job the sha256 of its file; empty where that could not be read.
+    """
+
+    vectors: NDArray[np.float64]
+    kept: NDArray[np.int64]
+    skipped: tuple[tuple[int, str], ...]
+    digests: tuple[str, ...]
+
+
+def embed(
+    encoder: Encoder, jobs: Sequence[Job], *, cache: Path | None = None, workers: int = 2, progress: Progress = silent
+) -> Embedded:
+    """Embeds pictures; what the cache already holds is not computed again.
+
+    A picture that cannot be read, or whose embedding is not finite or zero, is skipped with a warning and named in
+    the result: it never reaches the moments.
+
+    Args:
+        encoder: Takes the pictures.
+        jobs: What to embed; equal jobs are computed once.
+        cache: A folder that keeps embeddings across runs.
+        workers: Threads that decode.
+        progress: Progress display.
+
+    Raises:
+        InputError: No picture at all could be used.
+    """
+    digests, reasons = _digests(jobs)
+    keys = [None if digest is None else _key(digest, job) for digest, job in zip(digests, jobs, strict=True)]
+    store = _Store(encoder, cache)
+    todo: dict[bytes, int] = {}
+    for index, key in enumerate(keys):
+        if key is not None and key not in store.rows:
+            todo.setdefault(key, index)
+    _fill(encoder, store, jobs, digests, todo, reasons, workers, progress)
+    kept = [index for index, key in enumerate(keys) if key is not None and key in store.rows]
+    for index, key in enumerate(keys):
+        if key is not None and key not in store.rows:
+            reasons.setdefault(index, reasons.get(todo[key], "cannot be used"))
+    for reason in dict.fromkeys(reasons.values()):
+        warnings.warn(f"skipped: {reason}", SkippedPictureWarning, stacklevel=2)
+    if not kept:
+        first = next(iter(reasons.values()), "there are no pictures")
+        raise InputError(f"no picture could be embedded; the first: {first}")
+    vectors = np.stack([store.rows[keys[index] or b""] for index in kept]).astype(np.float64)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return Embedded(vectors, np.asarray(kept), tuple(sorted(reasons.items())), tuple(d or "" for d in digests))
+
+
+def embed_texts(encoder: TextEncoder, texts: list[str], *, batch: int = 256) -> NDArray[np.float64]:
+    """Texts to unit-length embeddings, float64 [N, D]."""
+    rows = [
+        np.asarray(encoder.encode_texts(encoder.tokenizer(texts[start : start + batch])), dtype=np.float64)
+        for start in range(0, len(texts), batch)
+    ]
+    vectors = np.concatenate(rows)
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+
+
+class _Store:
+    """Rows by key, and the files that keep them."""
+
+    def __init__(self, encoder: Encoder, cache: Path | None) -> None:
+        self.rows: dict[bytes, NDArray[np.float32]] = {}
+        space = json.dumps([encoder.sha256, encoder.pixels.to_json(), "rows-1"], sort_keys=True)
+        self.folder = cache / hashlib.sha256(space.encode()).hexdigest()[:16] if cache else None
+        if self.folder and self.folder.is_dir():
+            for part in sorted(self.folder.glob("*.safetensors")):
+                self._read(part, encoder.embed_dim)
+
+    def _read(self, part: Path, embed_dim: int) -> None:
+        try:
+            tensors = load_file(part)
+            keys, vectors = tensors["keys"], tensors["vectors"]
+        except (SafetensorError, KeyError, OSError):
+            return  # its rows are made again
+        if keys.shape == (len(vectors), 32) and vectors.shape[1:] == (embed_dim,):
+            self.rows.update(zip(map(bytes, keys), vectors, strict=True))
+
+    def add(self, rows: dict[bytes, NDArray[np.float32]]) -> None:
+        """Keeps rows, on disk first."""
+        if self.folder and rows:
+            keys = np.frombuffer(b"".join(rows), dtype=np.uint8).reshape(-1, 32)
+            content = save({"keys": keys, "vectors": np.stack(list(rows.values()))})
+            write_atomically(self.folder / f"{hashlib.sha256(content).hexdigest()[:32]}.safetensors", content)
+        self.rows.update(rows)
+
+
+def _digests(jobs: Sequence[Job]) -> tuple[list[str | None], dict[int, str]]:
+    """Every job's file digest, each file read once, and the reasons of those that cannot be read."""
+    known: dict[Path, str | None] = {}
+    reasons: dict[int, str] = {}
+    for index, job in enumerate(jobs):
+        if job.path not in known:
+            try:
+                known[job.path] = sha256_file(job.path)
+            except OSError as error:
+                known[job.path] = None
+                reasons[index] = f"{job.path}: {error.strerror or error}"
+        if known[job.path] is None:
+            reasons.setdefault(index, f"{job.path}: cannot be read")
+    return [known[job.path] for job in jobs], reasons
+
+
+def _key(digest: str, job: Job) -> bytes:
+    """Names one embedding within a space: content, intervention, seed. The version changes with the interventions."""
+    what = f"{digest}\n-" if job.kind is None else f"{digest}\n{job.kind}-1\n{job.seed}"
+    return hashlib.sha256(what.encode()).digest()
+
+
+def _fill(
+    encoder: Encoder,
+    store: _Store,
+    jobs: Sequence[Job],
+    digests: Sequence[str | None],
+    todo: dict[bytes, int],
+    reasons: dict[int, str],
+    workers: int,
+    progress: Progress,
+) -> None:
+    """Computes what the store lacks; the reasons of failures go to `reasons`."""
+
+    def prepare(index: int) -> NDArray[np.uint8] | str:
+        job = jobs[index]
+        try:
+            seen = pixels(job.path, encoder.pixels)
+        except InputError as error:
+            return str(error)
+        if job.kind is None:
+            return seen
+        return np.asarray(intervene(Image.fromarray(seen), job.kind, digests[index] or "", job.seed))
+
+    keys, indices = list(todo), list(todo.values())
+    pending: dict[bytes, NDArray[np.float32]] = {}
+    starts = range(0, len(keys), BATCH)
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        ahead = list(pool.map(prepare, indices[:BATCH]))
+        for start in progress(starts, total=len(starts), desc="embedding"):
+            batch = ahead
+            # The next batch decodes while this one is in the encoder.
+            upcoming = [pool.submit(prepare, index) for index in indices[start + BATCH : start + 2 * BATCH]]
+            good = [(offset, item) for offset, item in enumerate(batch) if not isinstance(item, str)]
+            for offset, item in enumerate(batch):
+                if isinstance(item, str):
+                    reasons[indices[start + offset]] = item
+            vectors = encoder.encode_images(np.stack([item for _, item in good])) if good else ()
+            for (offset, _), vector in zip(good, vectors, strict=True):
+                if np.isfinite(vector).all() and np.any(vector):
+                    pending[keys[start + offset]] = np.asarray(vector, dtype=np.float32)
+                else:
+                    index = indices[start + offset]
+                    reasons[index] = f"{jobs[index].path}: its embedding is zero or not finite"
+            ahead = [future.result() for future in upcoming]
+            if len(pending) >= PART:
+                store.add(pending)
+                pending = {}
+    store.add(pending)

@@ -1,0 +1,158 @@
+"""Which rows belong together: natural pairs across environments, and pictures with their changed versions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from invariclip.calibrate.moments import Moments, empty, of_pairs, of_points
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+UNCHANGED = -1
+"""The kind of a row that is a picture as it is."""
+
+PAIRS_PER_GROUP = 64
+"""Pairs drawn for one concept and two environments: all of them, until a concept has more than eight pictures in each."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Embedded pictures and what is known of them, row by row; codes are 0, 1, … into the lists of names.
+
+    Attributes:
+        vectors: float64 [N, D], unit length.
+        concepts: int64 [N].
+        labels: int64 [N], the class that a prediction must name; several concepts may share one.
+        environments: int64 [N].
+        kinds: int64 [N], the intervention that made the row, or `UNCHANGED`.
+        origins: int64 [N], for a changed row the row of its picture; for others the row itself.
+        concept_names: By code.
+        label_names: By code.
+        environment_names: By code.
+        kind_names: By code.
+        fresh: bool [N], the encoder has not learnt this row's concept; all true where that is not known.
+    """
+
+    vectors: NDArray[np.float64]
+    concepts: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    environments: NDArray[np.int64]
+    kinds: NDArray[np.int64]
+    origins: NDArray[np.int64]
+    concept_names: tuple[str, ...]
+    label_names: tuple[str, ...]
+    environment_names: tuple[str, ...]
+    kind_names: tuple[str, ...] = ()
+    fresh: NDArray[np.bool_] | None = None
+
+    @property
+    def unchanged(self) -> NDArray[np.bool_]:
+        """bool [N], rows that are pictures as they are."""
+        return self.kinds == UNCHANGED
+
+    def where(self, mask: NDArray[np.bool_]) -> Table:
+        """The rows of a mask; a changed row goes with its picture.
+
+        Args:
+            mask: bool [N].
+        """
+        mask = mask & mask[self.origins]
+        place = np.cumsum(mask) - 1
+        return replace(
+            self,
+            vectors=self.vectors[mask],
+            concepts=self.concepts[mask],
+            labels=self.labels[mask],
+            environments=self.environments[mask],
+            kinds=self.kinds[mask],
+            origins=place[self.origins[mask]],
+            fresh=None if self.fresh is None else self.fresh[mask],
+        )
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of rows: `first`, `second` int64 [P], `weights` float64 [P]."""
+
+    first: NDArray[np.int64]
+    second: NDArray[np.int64]
+    weights: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+
+def natural_pairs(table: Table, *, seed: int = 0, per_group: int = PAIRS_PER_GROUP) -> Pairs:
+    """Pictures of one concept in two environments, all unordered pairs of environments.
+
+    A concept seen in k environments weighs k - 1, shared evenly by its k(k-1)/2 pairs of environments and within
+    each by the pairs of pictures. That is the pooled within-concept covariance (times two), in which every concept
+    counts by its degrees of freedom: one in all five styles says more than one in two, but not ten times as much.
+
+    Args:
+        table: Changed rows are not paired here.
+        seed: Draws the pairs where a concept has more than `per_group` between two environments.
+        per_group: Most pairs of one concept between two environments.
+    """
+    order = np.flatnonzero(table.unchanged)
+    order = order[np.lexsort((order, table.environments[order], table.concepts[order]))]
+    codes = np.stack([table.concepts[order], table.environments[order]])
+    cuts = np.flatnonzero(np.any(codes[:, 1:] != codes[:, :-1], axis=0)) + 1
+    groups: dict[int, list[NDArray[np.int64]]] = {}
+    for rows in np.split(order, cuts):
+        if len(rows):
+            groups.setdefault(int(table.concepts[rows[0]]), []).append(rows)
+    first, second, weights = [], [], []
+    rng = np.random.default_rng(seed)
+    for members in groups.values():
+        for a, b in combinations(members, 2):
+            count = len(a) * len(b)
+            chosen = np.arange(count) if count <= per_group else np.sort(rng.choice(count, per_group, replace=False))
+            first.append(a[chosen // len(b)])
+            second.append(b[chosen % len(b)])
+            weights.append(np.full(len(chosen), 2 / len(members) / len(chosen)))
+    return _pairs(first, second, weights)
+
+
+def interventional_pairs(table: Table, *, kinds: Sequence[int] | None = None) -> Pairs:
+    """Pictures and their changed versions; a picture weighs one, shared by its versions.
+
+    Args:
+        table: The rows.
+        kinds: Codes of the interventions to take; all by default.
+    """
+    changed = ~table.unchanged if kinds is None else np.isin(table.kinds, list(kinds)) & ~table.unchanged
+    second = np.flatnonzero(changed)
+    first = table.origins[second]
+    versions = np.bincount(first, minlength=len(table.origins))
+    return Pairs(first, second, 1.0 / versions[first])
+
+
+def moments_of(table: Table, *pairs: Pairs) -> Moments:
+    """Moments of the unchanged pictures and of several sources of pairs, every source counting the same.
+
+    Natural pairs and interventions come in very different numbers; their sources are therefore scaled to a weight of
+    one each, and the counts tell how many pairs there were.
+    """
+    total = of_points(table.vectors[table.unchanged])
+    for source in pairs:
+        if len(source):
+            part = of_pairs(table.vectors[source.first], table.vectors[source.second], source.weights)
+            total = total + part.scaled(1.0 / part.pair_weight)
+    return total if len(table.vectors) else empty(table.vectors.shape[1])
+
+
+def _pairs(
+    first: list[NDArray[np.int64]], second: list[NDArray[np.int64]], weights: list[NDArray[np.float64]]
+) -> Pairs:
+    if not first:
+        nothing = np.empty(0, dtype=np.int64)
+        return Pairs(nothing, nothing, np.empty(0))
+    return Pairs(np.concatenate(first), np.concatenate(second), np.concatenate(weights))

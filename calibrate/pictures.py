@@ -1,0 +1,218 @@
+"""Pictures to calibrate on: a manifest (JSONL or CSV) or folders `environment/class/file`."""
+
+from __future__ import annotations
+
+import csv
+import json
+import warnings
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from invariclip.errors import InputError
+from invariclip.pixels import PICTURE_SUFFIXES
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable, Sequence
+
+ALIASES: dict[str, tuple[str, ...]] = {
+    "path": ("path", "file", "filename", "image"),
+    "environment": ("environment", "style", "domain", "env"),
+    "concept": ("concept", "id"),
+    "name": ("name", "class", "label"),
+    "split": ("split",),
+}
+"""The columns of a manifest and what else each may be called; the first that is there counts."""
+
+
+class SkippedPictureWarning(UserWarning):
+    """A picture was left out; what is measured does not contain it."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture.
+
+    Attributes:
+        path: The file.
+        concept: What it shows, as an identifier: two pictures of one concept in two environments are a pair.
+        name: The class in words, for zero-shot prompts; the concept where the manifest names no class.
+        environment: Style, domain or setting.
+        split: The manifest's split, or None where it has no such column.
+    """
+
+    path: Path
+    concept: str
+    name: str
+    environment: str
+    split: str | None = None
+
+
+def read_pictures(source: str | os.PathLike[str], *, allow_outside: bool = False) -> list[Picture]:
+    """Reads a manifest or a folder.
+
+    A manifest is JSONL (one object a line) or CSV (with a header); `ALIASES` says what its columns may be called.
+    `path` and `environment` are needed, and one of `concept` and `name`. Paths are relative to the manifest.
+
+    A folder is `environment/class/file`. Where a class's files carry the same stems in several environments, the stem
+    is the concept (the same object, seen twice); otherwise the class is.
+
+    Args:
+        source: The manifest or the folder.
+        allow_outside: Accept absolute paths and paths that leave the manifest's folder.
+
+    Returns:
+        The pictures in the manifest's order, or sorted by path; files are not opened.
+
+    Raises:
+        InputError: Missing, empty, without a needed column, not parseable, or with a path that leaves the folder.
+    """
+    where = Path(source)
+    if where.is_dir():
+        return _read_folder(where)
+    if not where.is_file():
+        raise InputError(f"{where}: no such file or folder; give a manifest (.jsonl, .csv) or environment/class/file folders")
+    rows = _read_rows(where)
+    if not rows:
+        raise InputError(f"{where}: the manifest lists no picture")
+    found = _columns(where, rows[0][1])
+    return [_picture(where, number, row, found, allow_outside) for number, row in rows]
+
+
+def keep(
+    pictures: Iterable[Picture], *, environments: Sequence[str] | None = None, splits: Sequence[str] | None = None
+) -> list[Picture]:
+    """The pictures of some environments and splits; None keeps all.
+
+    Raises:
+        InputError: An environment or split that no picture has, or nothing is left.
+    """
+    kept = list(pictures)
+    for what, wanted in (("environment", environments), ("split", splits)):
+        if wanted is None:
+            continue
+        have = sorted({getattr(picture, what) for picture in kept} - {None})
+        unknown = [value for value in wanted if value not in have]
+        if unknown:
+            available = ", ".join(have) or f"none, the pictures carry no {what}"
+            raise InputError(f"no picture has {what} {unknown[0]!r}; available: {available}")
+        kept = [picture for picture in kept if getattr(picture, what) in wanted]
+    if not kept:
+        raise InputError("no picture is left after the filters; widen --environments or --split")
+    return kept
+
+
+def summarise(pictures: Sequence[Picture]) -> dict[str, Any]:
+    """What there is to pair: counts per environment, and the concepts that stand in one environment only.
+
+    Returns:
+        JSON-ready: `pictures`, `concepts`, `environments` (name → count), `unpaired_concepts` (count).
+    """
+    seen: dict[str, set[str]] = defaultdict(set)
+    for picture in pictures:
+        seen[picture.concept].add(picture.environment)
+    return {
+        "pictures": len(pictures),
+        "concepts": len(seen),
+        "environments": dict(sorted(Counter(picture.environment for picture in pictures).items())),
+        "unpaired_concepts": sum(len(environments) < 2 for environments in seen.values()),
+    }
+
+
+def _read_rows(where: Path) -> list[tuple[int, dict[str, Any]]]:
+    """The rows of a manifest with their line numbers."""
+    try:
+        text = where.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{where}: cannot be read as UTF-8 text ({error})") from error
+    if where.suffix.lower() in (".csv", ".tsv"):
+        reader = csv.DictReader(text.splitlines(), delimiter="\t" if where.suffix.lower() == ".tsv" else ",")
+        return [(reader.line_num, row) for row in reader]
+    rows = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{where}: line {number} is not JSON ({error}); a manifest is .jsonl or .csv") from error
+        if not isinstance(row, dict):
+            raise InputError(f"{where}: line {number} is not a JSON object")
+        rows.append((number, row))
+    return rows
+
+
+def _columns(where: Path, row: dict[str, Any]) -> dict[str, str]:
+    """Which column of the manifest stands for each of `ALIASES`."""
+    found = {}
+    for column, aliases in ALIASES.items():
+        match = next((alias for alias in aliases if alias in row), None)
+        if match is not None:
+            found[column] = match
+    missing = [column for column in ("path", "environment") if column not in found]
+    if "concept" not in found and "name" not in found:
+        missing.append("concept")
+    if missing:
+        names = " or ".join(ALIASES[missing[0]] + (ALIASES["name"] if missing[0] == "concept" else ()))
+        have = ", ".join(str(key) for key in row)
+        raise InputError(f"{where}: no column for the {missing[0]} (named {names}); it has: {have}")
+    return found
+
+
+def _picture(where: Path, number: int, row: dict[str, Any], found: dict[str, str], allow_outside: bool) -> Picture:
+    cells = {}
+    for column, name in found.items():
+        value = row.get(name)
+        if column != "split" and (not isinstance(value, (str, int)) or value == ""):
+            raise InputError(f"{where}: line {number} has no {name!r}")
+        cells[column] = "" if value is None else str(value)
+    concept = cells.get("concept", cells.get("name", ""))
+    return Picture(
+        path=_inside(where, number, cells["path"], allow_outside),
+        concept=concept,
+        name=cells.get("name", concept),
+        environment=cells["environment"],
+        split=cells.get("split") or None,
+    )
+
+
+def _inside(where: Path, number: int, given: str, allow_outside: bool) -> Path:
+    """The file that a manifest names; a manifest from elsewhere must not make us read arbitrary files."""
+    path = where.parent / given
+    if allow_outside:
+        return path
+    if Path(given).is_absolute() or not path.resolve().is_relative_to(where.parent.resolve()):
+        raise InputError(f"{where}: line {number} names {given!r}, outside the manifest's folder (--allow-outside permits it)")
+    return path
+
+
+def _read_folder(root: Path) -> list[Picture]:
+    files = sorted(path for path in root.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file())
+    if not files:
+        raise InputError(f"{root}: no picture in this folder; known endings: {' '.join(PICTURE_SUFFIXES)}")
+    deep = {path: parts for path in files if len(parts := path.relative_to(root).parts) >= 3}
+    if not deep:
+        raise InputError(f"{root}: pictures must lie in environment/class/file, but {files[0].relative_to(root)} does not")
+    if len(deep) < len(files):
+        stray = next(path for path in files if path not in deep)
+        warnings.warn(
+            f"{root}: {len(files) - len(deep)} pictures outside environment/class/ are left out, such as {stray}",
+            SkippedPictureWarning,
+            stacklevel=3,
+        )
+    seen: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for path, parts in deep.items():
+        seen[parts[1]][path.stem].add(parts[0])
+    # Stems such as `pic_001` stand in two environments by accident. They name objects only where most of a class's do.
+    by_stem = {label: 2 * sum(len(envs) > 1 for envs in stems.values()) >= len(stems) for label, stems in seen.items()}
+    return [
+        Picture(
+            path=path,
+            concept=f"{parts[1]}/{path.stem}" if by_stem[parts[1]] else parts[1],
+            name=parts[1].replace("_", " "),
+            environment=parts[0],
+        )
+        for path, parts in deep.items()
+    ]

@@ -1,0 +1,142 @@
+"""Checkpoint files to tensors: nothing is unpickled, and a digest names the weights whatever the container.
+
+The digest is `sha256` over the tensors of the file in the order of their names; each contributes
+`name NUL dtype NUL shape NUL` and its bytes, little-endian, row by row. A `.pt` and a `.safetensors` with the same
+tensors therefore have the same digest; a float16 copy of float32 weights has another one, because it is another model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from invariclip.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+
+_NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
+"""Numbers that OpenAI's files keep beside the weights."""
+_SHOWN = 3
+
+
+def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
+    """Reads the tensors of a checkpoint, as the file stores them.
+
+    A training checkpoint's `state_dict` entry and a `module.` before every name (DistributedDataParallel) are unwrapped.
+
+    Args:
+        path: `.safetensors`, or `.pt`, `.pth`, `.bin`, which torch reads with `weights_only=True` and nothing else.
+
+    Returns:
+        Tensors by name, on the CPU, in the file's dtypes.
+
+    Raises:
+        CheckpointError: The file is missing, of another format, truncated, or holds objects besides tensors.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint file")
+    if path.suffix.lower() not in CHECKPOINT_SUFFIXES:
+        raise CheckpointError(f"{path}: not a checkpoint format that is read; known endings: {' '.join(CHECKPOINT_SUFFIXES)}")
+    content = _read_safetensors(path) if path.suffix.lower() == ".safetensors" else _read_torch(path)
+    content = content.get("state_dict", content) if isinstance(content, dict) else content
+    tensors = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)} if isinstance(content, dict) else {}
+    if not tensors:
+        raise CheckpointError(f"{path}: not a checkpoint, it holds no tensors by name")
+    if all(name.startswith("module.") for name in tensors):
+        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    return {name: tensor for name, tensor in tensors.items() if name not in _NOT_WEIGHTS}
+
+
+def digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """sha256 of names, dtypes, shapes and bytes; see the module's text for the definition."""
+    state = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        state.update(f"{name}\0{dtype}\0{list(tensor.shape)}\0".encode())
+        # bfloat16 has no NumPy dtype: hash the bytes, which need at least one dimension to be viewed as such
+        state.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return state.hexdigest()
+
+
+def fit(tensors: dict[str, torch.Tensor], module: torch.nn.Module, where: str, name: str) -> None:
+    """Loads tensors into an open_clip model, upcasting to its float32; every one must fit and none may be missing.
+
+    Older and third-party layouts are renamed by open_clip's own converters first. Positional embeddings are *not*
+    interpolated to another picture size: that is training's business, here it means the wrong architecture was named.
+
+    Args:
+        tensors: As `read_state_dict` gave them.
+        module: The open_clip model that takes them, changed in place.
+        where: What to call the file in an error.
+        name: What to call the model in an error.
+
+    Raises:
+        CheckpointError: The tensors belong to another model; the message names the first that differ.
+    """
+    try:
+        renamed = _as_open_clip(dict(tensors), module)
+    except (KeyError, AttributeError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{where}: belongs to another model than {name} ({error!r})") from error
+    wanted = module.state_dict()
+    missing = [f"{key} is missing" for key in wanted if key not in renamed]
+    shapes = [
+        f"{key} is {list(renamed[key].shape)}, not {list(wanted[key].shape)}"
+        for key in wanted
+        if key in renamed and renamed[key].shape != wanted[key].shape
+    ]
+    extra = [f"{key} is not part of it" for key in renamed if key not in wanted]
+    wrong = shapes + missing + extra
+    if wrong:
+        more = f" (and {len(wrong) - _SHOWN} more)" if len(wrong) > _SHOWN else ""
+        raise CheckpointError(f"{where}: belongs to another model than {name}: {'; '.join(wrong[:_SHOWN])}{more}")
+    module.load_state_dict(renamed, strict=True)
+
+
+def _read_safetensors(path: Path) -> Any:
+    try:
+        return load_file(path, device="cpu")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not a checkpoint, or damaged (safetensors: {error})") from error
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=False)
+    except Exception as error:  # UnpicklingError, RuntimeError, EOFError, KeyError, ... depending on where it breaks
+        reason = str(error).split("\n", 1)[0]
+        if "TorchScript" in str(error):
+            raise CheckpointError(
+                f"{path}: a TorchScript archive, which holds code; save its state_dict() as .safetensors first"
+            ) from error
+        if "Unsupported" in str(error) or "GLOBAL" in str(error):
+            raise CheckpointError(
+                f"{path}: refused, it holds Python objects besides tensors and nothing of it was run; save its "
+                "state_dict() as .safetensors"
+            ) from error
+        raise CheckpointError(f"{path}: not a checkpoint, or damaged ({reason})") from error
+
+
+def _as_open_clip(tensors: dict[str, torch.Tensor], module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The same steps as open_clip's `load_checkpoint`, without its interpolation of positional embeddings."""
+    from open_clip.convert import convert_state_dict
+    from open_clip.model import convert_to_custom_text_state_dict
+
+    renamed: dict[str, torch.Tensor] = convert_state_dict(module, tensors)
+    if "positional_embedding" in renamed and not hasattr(module, "positional_embedding"):
+        renamed = convert_to_custom_text_state_dict(renamed)
+    for scalar in ("logit_scale", "logit_bias"):
+        own = getattr(module, scalar, None)
+        if own is not None and scalar in renamed and renamed[scalar].numel() == 1:
+            renamed[scalar] = renamed[scalar].reshape(own.shape)
+    # transformers stopped storing these positions in 4.31
+    renamed.pop("text.transformer.embeddings.position_ids", None)
+    return renamed

@@ -1,0 +1,125 @@
+"""Atomic writes, the manifest's refusals, embeddings that know their space, prompts."""
+
+import json
+
+import numpy as np
+import pytest
+
+from invariclip import artifact
+from invariclip.artifact import FileFacts, checked_path, describe_file, read_manifest, space_id
+from invariclip.backends import threads
+from invariclip.embeddings import Embeddings, read_embeddings, write_embeddings
+from invariclip.errors import ArtifactError, InputError
+from invariclip.files import new_directory, write_atomically
+from invariclip.prompts import class_bank, expand
+
+
+def test_a_failed_write_leaves_the_old_folder_and_no_litter(tmp_path):
+    target = tmp_path / "name.icm"
+    with new_directory(target) as folder:
+        (folder / "a").write_text("old")
+
+    def half_a_write():
+        with new_directory(target) as folder:
+            (folder / "a").write_text("new")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        half_a_write()
+    assert (target / "a").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["name.icm"]
+    with new_directory(target) as folder:
+        (folder / "b").write_text("newer")
+    assert [p.name for p in target.iterdir()] == ["b"]
+    assert [p.name for p in tmp_path.iterdir()] == ["name.icm"]
+
+
+def test_a_file_where_a_folder_should_be_is_refused(tmp_path):
+    (tmp_path / "x").write_text("")
+    with pytest.raises(InputError, match="is a file"), new_directory(tmp_path / "x"):
+        pass
+    with pytest.raises(InputError, match="cannot be written"):
+        write_atomically(tmp_path / "x" / "y", "z")
+
+
+def test_files_outside_changed_or_missing_are_refused(tmp_path):
+    (tmp_path / "inside").mkdir()
+    (tmp_path / "secret").write_bytes(b"s")
+    secret = describe_file(tmp_path, "secret")
+    with pytest.raises(ArtifactError, match="leaves the artifact"):
+        checked_path(tmp_path / "inside", FileFacts("../secret", secret.sha256, secret.size_bytes))
+    with pytest.raises(ArtifactError, match="leaves the artifact"):
+        checked_path(tmp_path / "inside", FileFacts(str(tmp_path / "secret"), secret.sha256, secret.size_bytes))
+    (tmp_path / "inside" / "link").symlink_to(tmp_path / "secret")
+    with pytest.raises(ArtifactError, match="leaves the artifact"):
+        checked_path(tmp_path / "inside", FileFacts("link", secret.sha256, secret.size_bytes))
+    with pytest.raises(ArtifactError, match="missing"):
+        checked_path(tmp_path, FileFacts("absent", secret.sha256, 1))
+    (tmp_path / "secret").write_bytes(b"t")
+    with pytest.raises(ArtifactError, match="digest differs"):
+        checked_path(tmp_path, secret)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "holds no manifest"),
+        ("{", "not readable as JSON"),
+        ("[]", "JSON object"),
+        ('{"schema_version": 99}', "schema_version 99"),
+        ('{"schema_version": 1}', "not understood"),
+        (json.dumps({"schema_version": 1, "projection": None, "projection_file": None, "model": 3}), "not understood"),
+    ],
+)
+def test_damaged_manifests_are_one_typed_line(tmp_path, content, reason):
+    if content is not None:
+        (tmp_path / artifact.MANIFEST).write_text(content)
+    with pytest.raises(ArtifactError, match=reason) as caught:
+        read_manifest(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_space_id_names_checkpoint_and_projection():
+    assert space_id("a", None) != space_id("a", "b") != space_id("b", "b")
+    assert space_id("a", "b") == space_id("a", "b")
+
+
+def test_embeddings_round_trip_and_refuse_another_space(tmp_path):
+    rng = np.random.default_rng(0)
+    one = Embeddings(rng.normal(size=(3, 4)).astype(np.float32), ("a.png", "ü.png", "c"), "space-1")
+    write_embeddings(tmp_path / "e.safetensors", one)
+    read = read_embeddings(tmp_path / "e.safetensors")
+    np.testing.assert_array_equal(read.vectors, one.vectors)
+    assert (read.items, read.space_id) == (one.items, one.space_id)
+    np.testing.assert_allclose(one.similarity(read), one.vectors @ one.vectors.T)
+    with pytest.raises(InputError, match=r"space-1.*space-2"):
+        one.similarity(Embeddings(one.vectors, one.items, "space-2"))
+    (tmp_path / "bad").write_bytes(b"1234567890")
+    for path in (tmp_path / "absent", tmp_path / "bad"):
+        with pytest.raises(InputError):
+            read_embeddings(path)
+
+
+def test_prompts_keep_the_order_and_refuse_nonsense():
+    assert expand(["cat", "dog"], ["a {}.", "{}"]) == ["a cat.", "cat", "a dog.", "dog"]
+    for classes, templates in [([], ["{}"]), (["a"], []), (["a", "a"], ["{}"]), ([" "], ["{}"]), (["a"], ["no slot"])]:
+        with pytest.raises(InputError):
+            expand(classes, templates)
+
+
+def test_the_bank_is_the_unit_mean_of_unit_prompts():
+    vectors = np.eye(4)[[0, 1, 2, 2]]
+    bank = class_bank(lambda texts: vectors[: len(texts)], ["x", "y"], ["{}", "a {}"])
+    np.testing.assert_allclose(bank, [[0.5**0.5, 0.5**0.5, 0, 0], [0, 0, 1, 0]])
+
+
+@pytest.mark.parametrize(("content", "cores"), [("max 100000", None), ("150000 100000", 1.5), ("", None)])
+def test_threads_follow_the_cgroup_and_the_affinity(tmp_path, monkeypatch, content, cores):
+    quota = tmp_path / "cpu.max"
+    quota.write_text(content)
+    monkeypatch.setattr(threads, "_CGROUP_V2", quota)
+    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _: set(range(64)))
+    assert threads.cgroup_cores() == cores
+    assert threads.available_threads() == (64 if cores is None else 2)
+    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _: {3})
+    assert threads.available_threads() == 1
