@@ -15,8 +15,9 @@ from invariclip.errors import ProjectionError
 from invariclip.projection import Projection
 
 if TYPE_CHECKING:
-    from invariclip.calibrate.moments import Moments
     from numpy.typing import NDArray
+
+    from invariclip.calibrate.moments import Moments
 
 ESTIMATORS = ("icm", "generalised", "shrinkage", "identity")
 RIDGE = 1e-4
@@ -124,8 +125,9 @@ def removed(A_inv: NDArray[np.float64]) -> float:
     1 - (tr P)² / (D tr P²) with P = A Aᵀ: a cut to rank d removes 1 - d/D, and a shrinkage what an equally uneven
     cut would, so that all estimators stand on one scale (the participation ratio of P's spectrum).
     """
-    squares = np.linalg.svd(A_inv, compute_uv=False) ** 2
-    return float(1 - squares.sum() ** 2 / (len(A_inv) * (squares**2).sum()))
+    # P and AᵀA share their traces, and the latter is the smaller one.
+    gram = A_inv.T @ A_inv
+    return float(1 - np.trace(gram) ** 2 / (len(A_inv) * (gram**2).sum()))
 
 
 def _icm(moments: Moments, strength: float) -> Basis:

@@ -86,7 +86,7 @@ class Moments:
             InputError: They are of different widths.
         """
         if self.width != other.width:
-            raise InputError(f"moments of width {self.width} and {other.width} cannot be added: they are of two encoders")
+            raise InputError(f"moments of width {self.width} and {other.width} cannot be added")
         return Moments(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
 
     def scaled(self, weight: float) -> Moments:
@@ -97,9 +97,15 @@ class Moments:
         """
         if not (np.isfinite(weight) and weight >= 0):
             raise InputError(f"a weight must be zero or more, not {weight}")
-        counts = {"points": self.points, "pairs": self.pairs}
-        sums = {f.name: getattr(self, f.name) * weight for f in fields(self) if f.name not in counts}
-        return Moments(**counts, **sums)
+        return Moments(
+            points=self.points,
+            point_weight=self.point_weight * weight,
+            point_sum=self.point_sum * weight,
+            point_outer=self.point_outer * weight,
+            pairs=self.pairs,
+            pair_weight=self.pair_weight * weight,
+            pair_outer=self.pair_outer * weight,
+        )
 
 
 def empty(width: int) -> Moments:
@@ -156,8 +162,9 @@ def of_pairs(
 
 def write_moments(path: str | os.PathLike[str], moments: Moments) -> None:
     """Writes moments atomically, as safetensors."""
-    arrays = {f.name: np.ascontiguousarray(v) for f in fields(moments) if isinstance(v := getattr(moments, f.name), np.ndarray)}
-    facts = {f.name: getattr(moments, f.name) for f in fields(moments) if f.name not in arrays}
+    values = {f.name: getattr(moments, f.name) for f in fields(moments)}
+    arrays = {name: np.ascontiguousarray(value) for name, value in values.items() if isinstance(value, np.ndarray)}
+    facts = {name: value for name, value in values.items() if name not in arrays}
     content = save(arrays, {"invariclip.moments": json.dumps({"schema": MOMENTS_SCHEMA, **facts}, sort_keys=True)})
     write_atomically(Path(path), content)
 

@@ -19,7 +19,7 @@ UNCHANGED = -1
 """The kind of a row that is a picture as it is."""
 
 PAIRS_PER_GROUP = 64
-"""Pairs drawn for one concept and two environments: all of them, until a concept has more than eight pictures in each."""
+"""Most pairs of one concept between two environments: all of them up to eight pictures in each."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,6 @@ class Table:
         label_names: By code.
         environment_names: By code.
         kind_names: By code.
-        fresh: bool [N], the encoder has not learnt this row's concept; all true where that is not known.
     """
 
     vectors: NDArray[np.float64]
@@ -50,12 +49,11 @@ class Table:
     label_names: tuple[str, ...]
     environment_names: tuple[str, ...]
     kind_names: tuple[str, ...] = ()
-    fresh: NDArray[np.bool_] | None = None
 
     @property
     def unchanged(self) -> NDArray[np.bool_]:
-        """bool [N], rows that are pictures as they are."""
-        return self.kinds == UNCHANGED
+        """Rows that are pictures as they are, bool [N]."""
+        return np.asarray(self.kinds == UNCHANGED)
 
     def where(self, mask: NDArray[np.bool_]) -> Table:
         """The rows of a mask; a changed row goes with its picture.
@@ -73,7 +71,6 @@ class Table:
             environments=self.environments[mask],
             kinds=self.kinds[mask],
             origins=place[self.origins[mask]],
-            fresh=None if self.fresh is None else self.fresh[mask],
         )
 
 

@@ -73,7 +73,7 @@ def read_pictures(source: str | os.PathLike[str], *, allow_outside: bool = False
     if where.is_dir():
         return _read_folder(where)
     if not where.is_file():
-        raise InputError(f"{where}: no such file or folder; give a manifest (.jsonl, .csv) or environment/class/file folders")
+        raise InputError(f"{where}: no such file or folder; give a manifest (.jsonl, .csv) or a folder")
     rows = _read_rows(where)
     if not rows:
         raise InputError(f"{where}: the manifest lists no picture")
@@ -184,7 +184,7 @@ def _inside(where: Path, number: int, given: str, allow_outside: bool) -> Path:
     if allow_outside:
         return path
     if Path(given).is_absolute() or not path.resolve().is_relative_to(where.parent.resolve()):
-        raise InputError(f"{where}: line {number} names {given!r}, outside the manifest's folder (--allow-outside permits it)")
+        raise InputError(f"{where}: line {number} names {given!r}, outside its folder (--allow-outside permits it)")
     return path
 
 
@@ -194,7 +194,7 @@ def _read_folder(root: Path) -> list[Picture]:
         raise InputError(f"{root}: no picture in this folder; known endings: {' '.join(PICTURE_SUFFIXES)}")
     deep = {path: parts for path in files if len(parts := path.relative_to(root).parts) >= 3}
     if not deep:
-        raise InputError(f"{root}: pictures must lie in environment/class/file, but {files[0].relative_to(root)} does not")
+        raise InputError(f"{root}: pictures must lie in environment/class/file, {files[0].relative_to(root)} does not")
     if len(deep) < len(files):
         stray = next(path for path in files if path not in deep)
         warnings.warn(

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from invariclip.bench.stylebench.sources import STYLES
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
 
     from invariclip.bench.stylebench.manifest import Picture
@@ -57,3 +59,13 @@ def _subject(picture: Picture, rng: np.random.Generator) -> str:
         return picture.name
     keyword = picture.keywords[rng.integers(len(picture.keywords))]
     return keyword if draw < LONE_KEYWORD_SHARE else f"{picture.name}, {keyword}"
+
+
+def vocabulary(pictures: Sequence[Picture]) -> list[str]:
+    """Texts that between them hold every word that captions of these pictures can say."""
+    styles = dict.fromkeys(picture.style for picture in pictures)
+    phrases = [phrase for style in styles for phrase in STYLES[style].phrases]
+    templates = [template.format("", style="") for template in (*PLAIN, *STYLED)]
+    subjects = {word for picture in pictures for word in (picture.name, *picture.keywords)}
+    # "dog." and "dog," are written without a space, which the tokenizer treats as the words apart
+    return [*phrases, *templates, *sorted(subjects), ". , :"]

@@ -1,0 +1,238 @@
+"""The whole of calibration: pictures → embeddings → pairs → selection → the projection and what it came from."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+import invariclip
+from invariclip.calibrate.embed import Encoder, Job, TextEncoder, embed, embed_texts
+from invariclip.calibrate.estimators import fit
+from invariclip.calibrate.interventions import choose_kinds
+from invariclip.calibrate.pairs import UNCHANGED, Table, interventional_pairs, moments_of, natural_pairs
+from invariclip.calibrate.pictures import summarise
+from invariclip.calibrate.select import Candidate, Objective, Selection, grid, select
+from invariclip.console import Progress, silent
+from invariclip.errors import InputError
+from invariclip.projection import Projection, identity
+from invariclip.prompts import class_bank
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from invariclip.calibrate.moments import Moments
+    from invariclip.calibrate.pictures import Picture
+
+TEMPLATES = ("a picture of a {}.",)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to fit; None means that selection chooses.
+
+    Attributes:
+        interventions: Kinds to draw from for every picture; empty for natural pairs alone.
+        draws: Changed versions of every picture.
+        estimator: `auto`, or one of `estimators.ESTIMATORS`.
+        rank: d.
+        strength: λ.
+        objective: What selection scores.
+        templates: Prompts of the zero-shot objective.
+        seed: Of everything that is drawn.
+    """
+
+    interventions: tuple[str, ...] = ()
+    draws: int = 1
+    estimator: str = "auto"
+    rank: int | None = None
+    strength: float | None = None
+    objective: Objective = "prototypes"
+    templates: tuple[str, ...] = TEMPLATES
+    seed: int = 0
+
+    def fixed(self) -> Candidate | None:
+        """The candidate that the options leave no choice about, if they name one."""
+        needs_strength = self.estimator in ("icm", "shrinkage")
+        needs_rank = self.estimator in ("icm", "generalised")
+        if self.estimator == "auto" or (needs_strength and self.strength is None) or (needs_rank and self.rank is None):
+            return None
+        return Candidate(self.estimator, self.rank, self.strength)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A fitted projection, with what there is to say about it.
+
+    Attributes:
+        projection: To be written; its provenance holds the rest as JSON.
+        selection: Scores of every candidate, or None where nothing could be left out.
+        facts: JSON-ready: counts of pictures, pairs and skipped files, kept energies.
+    """
+
+    projection: Projection
+    selection: Selection | None
+    facts: dict[str, Any]
+
+
+def calibrate(
+    encoder: Encoder,
+    pictures: Sequence[Picture],
+    options: Options,
+    *,
+    cache: Path | None = None,
+    progress: Progress = silent,
+) -> Calibration:
+    """Fits the invariant projection of an encoder.
+
+    Where nothing that was scored beats no projection, the identity is what comes out.
+
+    Args:
+        encoder: The checkpoint; for the zero-shot objective with a text tower.
+        pictures: Of training environments alone: what is here is fitted and selected on.
+        options: What to fit.
+        cache: Keeps embeddings across runs.
+        progress: Progress display.
+
+    Raises:
+        InputError: No pair can be made, or nothing can be left out to select by.
+        ProjectionError: The options name an estimator that cannot be fitted.
+    """
+    table, facts = tabulate(encoder, pictures, options, cache=cache, progress=progress)
+    natural, changed = natural_pairs(table, seed=options.seed), interventional_pairs(table)
+    facts |= {"natural_pairs": len(natural), "interventional_pairs": len(changed)}
+    if not len(natural) and not len(changed):
+        raise InputError(
+            f"no pair: {facts['unpaired_concepts']} of {facts['concepts']} concepts stand in one environment only, and "
+            "there are no interventions; add other environments, or --interventions all"
+        )
+    selection, chosen = _choose(encoder, table, options, progress)
+    moments = moments_of(table, natural, changed)
+    projection = (
+        identity(encoder.embed_dim)
+        if chosen.estimator == "identity"
+        else fit(moments, chosen.estimator, chosen.rank, chosen.strength)
+    )
+    facts |= energies(projection, moments)
+    provenance = {
+        "invariclip": invariclip.__version__,
+        "numpy": np.__version__,
+        "checkpoint_sha256": encoder.sha256,
+        "options": asdict(options),
+        "pictures": facts,
+        "selection": selection.to_json() if selection else None,
+    }
+    return Calibration(replace(projection, provenance=provenance), selection, facts)
+
+
+def tabulate(
+    encoder: Encoder,
+    pictures: Sequence[Picture],
+    options: Options,
+    *,
+    cache: Path | None = None,
+    progress: Progress = silent,
+) -> tuple[Table, dict[str, Any]]:
+    """Embeds pictures and their changed versions, and lists them as a table.
+
+    Returns:
+        The table, and JSON-ready counts: `pictures`, `concepts`, `environments`, `unpaired_concepts`, `skipped`,
+        `pictures_sha256` (over content, concept and environment of every picture used).
+
+    Raises:
+        InputError: No picture could be used.
+    """
+    plain = embed(encoder, [Job(picture.path) for picture in pictures], cache=cache, progress=progress)
+    used = [pictures[index] for index in plain.kept]
+    digests = [plain.digests[index] for index in plain.kept]
+    jobs, origins = [], []
+    for row, (picture, digest) in enumerate(zip(used, digests, strict=True)):
+        for kind in choose_kinds(options.interventions, digest, options.seed, options.draws):
+            jobs.append(Job(picture.path, kind, options.seed))
+            origins.append(row)
+    vectors, kinds, sources = plain.vectors, [UNCHANGED] * len(used), list(range(len(used)))
+    if jobs:
+        changed = embed(encoder, jobs, cache=cache, progress=progress)
+        vectors = np.concatenate([vectors, changed.vectors])
+        kinds += [options.interventions.index(jobs[index].kind or "") for index in changed.kept]
+        sources += [origins[index] for index in changed.kept]
+    rows = [used[row] for row in sources]
+    concepts, concept_names = _codes([picture.concept for picture in rows])
+    labels, label_names = _codes([picture.name for picture in rows])
+    environments, environment_names = _codes([picture.environment for picture in rows])
+    table = Table(
+        vectors=vectors,
+        concepts=concepts,
+        labels=labels,
+        environments=environments,
+        kinds=np.asarray(kinds, dtype=np.int64),
+        origins=np.asarray(sources, dtype=np.int64),
+        concept_names=concept_names,
+        label_names=label_names,
+        environment_names=environment_names,
+        kind_names=options.interventions,
+    )
+    lines = sorted(f"{d}\t{p.concept}\t{p.environment}" for d, p in zip(digests, used, strict=True))
+    facts = summarise(used) | {
+        "skipped": [reason for _, reason in plain.skipped],
+        "pictures_sha256": hashlib.sha256("\n".join(lines).encode()).hexdigest(),
+    }
+    return table, facts
+
+
+def energies(projection: Projection, moments: Moments) -> dict[str, float]:
+    """What is kept of the variation between pictures and of what the environment moves, as shares of 1.
+
+    tr(Aᵀ Σ A) / tr(Σ) and tr(Aᵀ Σ_Δ A) / tr(Σ_Δ), with A scaled so that the direction it keeps best keeps its length.
+    """
+    A = projection.A_inv / np.linalg.norm(projection.A_inv, 2)
+    shares = {}
+    for name, moment in (("kept_variation", moments.sigma), ("kept_movement", moments.sigma_delta)):
+        shares[name] = round(float(np.trace(A.T @ moment @ A) / np.trace(moment)), 4)
+    return shares
+
+
+def _choose(encoder: Encoder, table: Table, options: Options, progress: Progress) -> tuple[Selection | None, Candidate]:
+    """The candidate to fit, and the scores if any could be had; a fully named candidate needs none."""
+    fixed = options.fixed()
+    if fixed is not None:
+        candidates = list(dict.fromkeys([Candidate("identity"), fixed]))
+    else:
+        candidates = grid(encoder.embed_dim, estimator=options.estimator, rank=options.rank, strength=options.strength)
+    bank = None if options.objective == "prototypes" else bank_of(encoder, table.label_names, options.templates)
+    try:
+        selection = select(
+            table, candidates, objective=options.objective, bank=bank, seed=options.seed, progress=progress
+        )
+    except InputError:
+        if fixed is None:
+            raise
+        return None, fixed
+    if fixed is not None:
+        selection = replace(selection, chosen=fixed)
+    return selection, selection.chosen
+
+
+def bank_of(encoder: Encoder, names: Sequence[str], templates: Sequence[str]) -> NDArray[np.float64]:
+    """Class embeddings [K, D], unit length, before any projection.
+
+    With several templates a projection of their mean differs in the last digits from the mean of their projections,
+    which serving uses; selection does not depend on that.
+
+    Raises:
+        InputError: The encoder has no text tower.
+    """
+    if not hasattr(encoder, "encode_texts"):
+        raise InputError("this checkpoint takes no texts; use --objective prototypes")
+    texts = cast("TextEncoder", encoder)
+    return class_bank(lambda prompts: embed_texts(texts, prompts), list(names), list(templates))
+
+
+def _codes(names: Sequence[str]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    values, codes = np.unique(np.asarray(names), return_inverse=True)
+    return codes.astype(np.int64), tuple(str(value) for value in values)

@@ -1,0 +1,239 @@
+"""Which estimator, rank and λ: chosen on environments left out in turn, "no projection" being one of the candidates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+
+from invariclip.calibrate.estimators import Basis, decompose, removed
+from invariclip.calibrate.evaluate import Bootstrap, Interval, prototypes, unit, zero_shot
+from invariclip.calibrate.folds import CONCEPT_FOLDS, Fold, make_folds
+from invariclip.calibrate.pairs import Table, interventional_pairs, moments_of, natural_pairs
+from invariclip.console import Progress, silent
+from invariclip.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from invariclip.calibrate.moments import Moments
+
+Objective: TypeAlias = Literal["zero-shot", "prototypes", "both"]
+
+STRENGTHS = {"shrinkage": (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0), "icm": (0.3, 1.0, 3.0, 10.0)}
+RANK_SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 7 / 8)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to fit: the arguments of `estimators.fit`."""
+
+    estimator: str
+    rank: int | None = None
+    strength: float | None = None
+
+    def __str__(self) -> str:
+        parts = [self.estimator]
+        parts += [f"d={self.rank}"] if self.rank is not None else []
+        parts += [f"λ={self.strength:g}"] if self.strength is not None else []
+        return " ".join(parts)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A candidate's result on what was left out.
+
+    Attributes:
+        candidate: What was fitted.
+        removed: How much of the space it takes away (see `estimators.removed`), averaged over the folds.
+        accuracy: Percent right per left-out environment or kind, by name; their mean stands under `mean`.
+        gain: Paired difference of the mean to no projection, in points, with its bootstrap interval.
+        behind: Paired difference of the mean to the best candidate's, in points: zero or less.
+        behind_error: Standard error of `behind`, by bootstrap over concepts.
+    """
+
+    candidate: Candidate
+    removed: float
+    accuracy: dict[str, Interval]
+    gain: Interval
+    behind: float
+    behind_error: float
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready, for the provenance."""
+        return {
+            "estimator": self.candidate.estimator,
+            "rank": self.candidate.rank,
+            "strength": self.candidate.strength,
+            "removed": round(self.removed, 4),
+            "accuracy": {name: interval.to_json() for name, interval in self.accuracy.items()},
+            "gain": self.gain.to_json(),
+            "behind": round(self.behind, 3),
+            "behind_error": round(self.behind_error, 3),
+        }
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What was chosen, and everything it was chosen from.
+
+    Attributes:
+        chosen: The candidate to fit on all data.
+        objective: What was scored.
+        left_out: One line on what was left out in turn.
+        queries: How many pictures were scored.
+        curve: Every candidate, in the order of the grid.
+    """
+
+    chosen: Candidate
+    objective: Objective
+    left_out: str
+    queries: int
+    curve: tuple[Scored, ...]
+
+    def result(self, candidate: Candidate | None = None) -> Scored:
+        """The scores of a candidate, of the chosen one by default."""
+        wanted = candidate or self.chosen
+        return next(scored for scored in self.curve if scored.candidate == wanted)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready, for the provenance."""
+        return {
+            "chosen": str(self.chosen),
+            "objective": self.objective,
+            "left_out": self.left_out,
+            "queries": self.queries,
+            "curve": [scored.to_json() for scored in self.curve],
+        }
+
+
+def grid(
+    width: int, *, estimator: str = "auto", rank: int | None = None, strength: float | None = None
+) -> list[Candidate]:
+    """The candidates: always no projection, and of every estimator asked for all ranks and λ that are not given.
+
+    Args:
+        width: D.
+        estimator: `auto` for all of them, or a name.
+        rank: Only this rank; then only estimators that cut.
+        strength: Only this λ; then only estimators that have one.
+
+    Raises:
+        InputError: No estimator takes what was given.
+    """
+    ranks = [rank] if rank is not None else sorted({max(1, round(width * share)) for share in RANK_SHARES} - {width})
+    found = [Candidate("identity")]
+    if estimator in ("auto", "shrinkage") and rank is None:
+        lambdas = STRENGTHS["shrinkage"] if strength is None else (strength,)
+        found += [Candidate("shrinkage", None, value) for value in lambdas]
+    if estimator in ("auto", "generalised") and strength is None:
+        found += [Candidate("generalised", value) for value in ranks]
+    if estimator in ("auto", "icm"):
+        lambdas = STRENGTHS["icm"] if strength is None else (strength,)
+        found += [Candidate("icm", value, each) for each in lambdas for value in ranks]
+    if len(found) == 1 and estimator != "identity":
+        raise InputError(f"--estimator {estimator} cannot take this --rank or --strength; only icm takes both")
+    return found
+
+
+def select(
+    table: Table,
+    candidates: Sequence[Candidate],
+    *,
+    objective: Objective = "prototypes",
+    bank: NDArray[np.float64] | None = None,
+    concept_folds: int = CONCEPT_FOLDS,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Selection:
+    """Scores every candidate on what is left out (see `folds`) and chooses by the one-standard-error rule.
+
+    The rule: among the candidates whose mean over left-out environments is within one standard error of the best
+    one's, take the one that removes least of the space; no projection removes nothing, and so wins whenever nothing
+    is clearly better. The standard error is that of the *paired* difference to the best, over concepts: candidates
+    fail on much the same pictures, and an unpaired error would call nearly all of them equal.
+
+    Args:
+        table: Embedded pictures of the training environments alone.
+        candidates: From `grid`; must hold the identity.
+        objective: `prototypes` (classes from pictures of the other environments), `zero-shot` (classes from `bank`),
+            or `both`, which counts a picture's two answers half each.
+        bank: [K, D], unit length: class embeddings by label code, before any projection.
+        concept_folds: See `folds.make_folds`.
+        seed: Of the folds, the pairs and the bootstrap.
+        progress: Progress display.
+
+    Raises:
+        InputError: Nothing can be left out, no candidate is the identity, or `bank` is missing.
+    """
+    if objective != "prototypes" and bank is None:
+        raise InputError(f"--objective {objective} needs class names and a checkpoint with a text tower")
+    if Candidate("identity") not in candidates:
+        raise InputError("no projection must be among the candidates: what is gained is measured against it")
+    left_out, folds = make_folds(table, seed=seed, concept_folds=concept_folds)
+    folds = [fold for fold in folds if fold.queries.any()]
+    scores: dict[Candidate, list[NDArray[np.float64]]] = {candidate: [] for candidate in candidates}
+    taken: dict[Candidate, list[float]] = {candidate: [] for candidate in candidates}
+    for fold in progress(folds, total=len(folds), desc="selecting"):
+        moments = fitted_moments(table.where(fold.fit), seed=seed)
+        for candidate, A_inv in _fits(moments, candidates):
+            scores[candidate].append(_score(table, fold, A_inv, objective, bank))
+            taken[candidate].append(removed(A_inv))
+    names = tuple(dict.fromkeys(fold.left_out for fold in folds))
+    groups = np.concatenate([np.full(fold.queries.sum(), names.index(fold.left_out)) for fold in folds])
+    concepts = np.concatenate([table.concepts[fold.queries] for fold in folds])
+    bootstrap = Bootstrap(concepts, groups, seed=seed)
+    flat = {candidate: np.concatenate(parts) for candidate, parts in scores.items()}
+    best = max(candidates, key=lambda candidate: bootstrap.samples(flat[candidate])[0, -1])
+    curve = tuple(
+        Scored(
+            candidate=candidate,
+            removed=float(np.mean(taken[candidate])),
+            accuracy=dict(zip((*names, "mean"), bootstrap.intervals(flat[candidate]), strict=True)),
+            gain=bootstrap.intervals(flat[candidate], flat[Candidate("identity")])[-1],
+            behind=_behind(bootstrap, flat[candidate], flat[best]),
+            behind_error=bootstrap.standard_error(flat[candidate], flat[best]),
+        )
+        for candidate in candidates
+    )
+    near = [scored for scored in curve if scored.behind >= -scored.behind_error]
+    chosen = min(near, key=lambda scored: scored.removed).candidate
+    return Selection(chosen, objective, left_out, len(groups), curve)
+
+
+def fitted_moments(table: Table, *, seed: int = 0) -> Moments:
+    """The moments of a table's pictures with all pairs that it holds, natural and interventional."""
+    return moments_of(table, natural_pairs(table, seed=seed), interventional_pairs(table))
+
+
+def _fits(moments: Moments, candidates: Sequence[Candidate]) -> list[tuple[Candidate, NDArray[np.float64]]]:
+    """Every candidate's A_inv; one eigendecomposition serves all ranks of an estimator and λ."""
+    bases: dict[Candidate, Basis] = {}
+    fits = []
+    for candidate in candidates:
+        key = replace(candidate, rank=None)
+        if key not in bases:
+            bases[key] = decompose(moments, candidate.estimator, candidate.strength)
+        fits.append((candidate, bases[key].columns[:, : candidate.rank]))
+    return fits
+
+
+def _score(
+    table: Table, fold: Fold, A_inv: NDArray[np.float64], objective: Objective, bank: NDArray[np.float64] | None
+) -> NDArray[np.float64]:
+    """Share of right answers, 0 to 1, for every query of a fold."""
+    queries, labels = unit(table.vectors[fold.queries] @ A_inv), table.labels[fold.queries]
+    answers = []
+    if objective != "zero-shot":
+        support = unit(table.vectors[fold.support] @ A_inv)
+        answers.append(prototypes(support, table.labels[fold.support], queries, labels))
+    if objective != "prototypes" and bank is not None:
+        answers.append(zero_shot(queries, labels, unit(bank @ A_inv)))
+    return np.asarray(np.mean(answers, axis=0))
+
+
+def _behind(bootstrap: Bootstrap, scores: NDArray[np.float64], best: NDArray[np.float64]) -> float:
+    return float(bootstrap.samples(scores)[0, -1] - bootstrap.samples(best)[0, -1])

@@ -1,0 +1,56 @@
+"""Every command and every Python block of the README runs as written, on tiny files of the names it uses."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+COMMANDS = [
+    line
+    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    for line in block.replace("\\\n", " ").splitlines()
+    if line.startswith("invariclip ") and not line.startswith("invariclip demo")
+]
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory, tiny_checkpoint, tiny_pictures, tiny_artifact):
+    """A folder with the files that the README's examples name."""
+    folder = tmp_path_factory.mktemp("desk")
+    shutil.copytree(tiny_checkpoint, folder / "checkpoint")
+    shutil.copytree(tiny_pictures, folder / "pictures")
+    shutil.copytree(tiny_artifact, folder / "mine.icm")
+    shutil.copy(tiny_pictures / "00.png", folder / "cat.png")
+    # The same things in two environments: pairs/<environment>/<class>/<file>
+    for index, path in enumerate(sorted(tiny_pictures.iterdir())):
+        for environment in ("day", "night"):
+            target = folder / "pairs" / environment / ("cat" if index % 2 else "dog") / path.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path if environment == "day" else tiny_pictures / f"{(index + 1) % 12:02d}.png", target)
+    return folder
+
+
+def test_the_readme_has_examples():
+    assert len(COMMANDS) >= 5
+    assert BLOCKS
+
+
+def run(desk, *arguments):
+    return subprocess.run([sys.executable, *arguments], cwd=desk, capture_output=True, text=True, check=False)
+
+
+def test_commands_in_order(desk):
+    for command in COMMANDS:
+        done = run(desk, "-m", *shlex.split(command, comments=True))
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+
+
+def test_python_blocks(desk):
+    done = run(desk, "-c", "\n".join(BLOCKS))
+    assert done.returncode == 0, done.stderr
