@@ -4,19 +4,50 @@ from __future__ import annotations
 
 import base64
 import io
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from invariclip.backends.threads import available_threads
 from invariclip.files import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
 
+    from invariclip.artifact import Manifest
+    from invariclip.bench.bundled import Accuracy, Answers, Bundle
+    from invariclip.bench.latency import Timing
+    from invariclip.calibrate.fit import Calibration
+
+GALLERY = 18
+"""Pictures with changed answers on the page; up to four of them are ones that became wrong."""
 TEMPLATE = Path(__file__).parent / "templates" / "demo.html"
 _BEFORE, _AFTER, _INK = "#9aa7b5", "#1a7f4b", "#1c2430"
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Everything one run found out; see `bench.demo.run`."""
+
+    bundled: Bundle
+    calibration: Calibration
+    answers: tuple[Answers, Answers]
+    accuracy: list[Accuracy]
+    timings: list[Timing]
+    manifest: Manifest
+    artifact: Path
+    helped: bool
+    verdict: str
+
+    @property
+    def chosen(self) -> str:
+        """The projection in words, e.g. `shrinkage λ=3`."""
+        selection, projection = self.calibration.selection, self.calibration.projection
+        return str(selection.chosen) if selection else f"{projection.estimator} d={projection.rank}"
 
 
 def picture_source(path: Path) -> str:
@@ -46,25 +77,118 @@ def spectrum_plot(eigenvalues: NDArray[np.float64], title: str) -> str:
     return _svg(figure)
 
 
-def curve_plot(names: Sequence[str], scores: Sequence[float], errors: Sequence[float], chosen: str, title: str) -> str:
-    """Every candidate of the selection with its standard error; the chosen one is marked."""
+def curve_plot(names: Sequence[str], gains: Sequence[tuple[float, float, float]], chosen: str, title: str) -> str:
+    """Candidates of the selection, (value, low, high) each, in points; the chosen one is marked."""
     figure, axes = _figure(title)
-    for place, (name, score, error) in enumerate(zip(names, scores, errors, strict=True)):
+    for place, (name, (value, low, high)) in enumerate(zip(names, gains, strict=True)):
         colour = _AFTER if name == chosen else _BEFORE
-        axes.errorbar(score, place, xerr=error, fmt="o", color=colour, markersize=5, linewidth=1.4)
+        axes.plot([low, high], [place, place], color=colour, linewidth=1.6)
+        axes.plot(value, place, "o", color=colour, markersize=5)
     axes.axvline(0, color=_INK, linewidth=0.8, linestyle=":")
     axes.set_yticks(range(len(names)), names, fontsize=7)
     axes.invert_yaxis()
     return _svg(figure)
 
 
-def write_page(path: Path, **facts: Any) -> None:
-    """Renders the template with autoescaping and writes it atomically."""
+def parity_rows(manifest: Manifest) -> tuple[list[str], list[list[str]]]:
+    """The parity figures as a table's header and rows."""
+    header = ["tower", "inputs", "max |Δ|", "min cosine", "top-1 agreement", "row alone vs batch", "NaN/Inf"]
+    rows = []
+    for tower in ("image", "text"):
+        figures = manifest.variants["float32"].parity[tower]
+        agreement = f"{figures['top1_agreement']:.1%} of {figures['top1_of']}"
+        row = [tower, figures["items"], f"{figures['max_abs_diff']:.1e}", f"{figures['cosine_min']:.7f}", agreement]
+        rows.append([str(cell) for cell in [*row, f"{figures['batch_diff']:.1e}", figures["non_finite"]]])
+    return header, rows
+
+
+def write_page(path: Path, demo: Demo) -> None:
+    """Renders the page with autoescaping and writes it atomically."""
     import jinja2
 
+    bundled, manifest = demo.bundled, demo.manifest
+    fixed, broken = _changed(demo)
+    header, rows = parity_rows(manifest)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(**facts)
+    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        picture_count=len(bundled.pictures),
+        concept_count=len({picture.concept for picture in bundled.pictures}),
+        class_count=len(bundled.classes),
+        training_styles=bundled.training_styles,
+        held_out_styles=bundled.held_out_styles,
+        helped=demo.helped,
+        verdict=demo.verdict,
+        style_row=_style_row(bundled),
+        accuracy=demo.accuracy,
+        changed=_shuffled(fixed, GALLERY - 4) + _shuffled(broken, 4),
+        fixed_count=len(fixed),
+        broken_count=len(broken),
+        selection=_selection_text(demo),
+        plots=_plots(demo),
+        parity={"header": header, "rows": rows},
+        latency=demo.timings,
+        threads=available_threads(),
+        artifact=demo.artifact,
+        files=[f"{file.name:24} {file.stat().st_size:>12,} bytes" for file in sorted(demo.artifact.iterdir())],
+        provenance=", ".join(f"{name} {value}" for name, value in manifest.producer.items()),
+    )
     write_atomically(path, page)
+
+
+def _style_row(bundled: Bundle) -> list[dict[str, str]]:
+    """One thing in every style: a training concept, the first by its identifier."""
+    concept = min(p.concept for p in bundled.fit if p.split == "train")
+    same = [picture for picture in bundled.pictures if picture.concept == concept]
+    return [{"src": picture_source(p.path), "name": p.name, "style": p.environment} for p in same]
+
+
+def _changed(demo: Demo) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """Held-out pictures whose zero-shot answer became right, and those whose answer became wrong."""
+    bundled, (old, new) = demo.bundled, demo.answers
+    fixed, broken = [], []
+    for picture, before, after in zip(bundled.pictures, old.indices, new.indices, strict=True):
+        names = bundled.classes[before], bundled.classes[after]
+        if picture.environment not in bundled.held_out_styles or (names[0] == picture.name) == (
+            names[1] == picture.name
+        ):
+            continue
+        item = {"src": picture_source(picture.path), "truth": picture.name, "style": picture.environment}
+        (fixed if names[1] == picture.name else broken).append({**item, "before": names[0], "after": names[1]})
+    return fixed, broken
+
+
+def _shuffled(items: list[dict[str, str]], count: int) -> list[dict[str, str]]:
+    """A seeded sample, so that the gallery is not the first style alone."""
+    order = np.random.default_rng(0).permutation(len(items))
+    return [items[index] for index in order[:count]]
+
+
+def _selection_text(demo: Demo) -> str:
+    selection = demo.calibration.selection
+    if selection is None:
+        return f"{demo.chosen}, as asked for; nothing could be left out to select by."
+    scored = selection.result()
+    return (
+        f"Chosen: {demo.chosen}, out of {len(selection.curve)} candidates, no projection being one. {selection.left_out} "
+        f"Scored on {selection.queries} pictures that each fit had not seen, it gained {scored.gain.value:+.1f} points "
+        f"(95 % interval {scored.gain.low:+.1f} … {scored.gain.high:+.1f}) over no projection. Among candidates within one "
+        "standard error of the best, the one that removes least of the space is taken."
+    )
+
+
+def _plots(demo: Demo) -> list[str]:
+    zero_shot = [row for row in demo.accuracy if row.protocol == "zero-shot"]
+    percent = [100 * row.before for row in zero_shot], [100 * row.after for row in zero_shot]
+    plots = [accuracy_plot([row.style for row in zero_shot], *percent)]
+    selection = demo.calibration.selection
+    if selection:
+        curve = sorted(selection.curve, key=lambda scored: -scored.gain.value)[:16]
+        names = [str(scored.candidate) for scored in curve]
+        gains = [(scored.gain.value, scored.gain.low, scored.gain.high) for scored in curve]
+        plots.append(curve_plot(names, gains, demo.chosen, "Gain over no projection, environments left out (points)"))
+    if demo.calibration.projection.eigenvalues.size:
+        plots.append(spectrum_plot(demo.calibration.projection.eigenvalues, f"Spectrum of {demo.chosen}"))
+    return plots
 
 
 def _figure(title: str) -> tuple[Any, Any]:

@@ -1,9 +1,11 @@
-"""What is left out in turn: an environment, or a kind of intervention where there is one environment, and concepts.
+"""What is left out in turn: an environment, and with it kinds of intervention and concepts.
 
-An environment that calibration will meet later is unlike those it was fitted on. Leaving one of these out, fitting on
-the others and scoring on it is the nearest thing to that which can be had without the later one (DomainBed's
-leave-one-domain-out, Gulrajani and Lopez-Paz, arXiv 2007.01434). Concepts are left out as well: a projection fitted on
-the very concepts that it is scored on looks better than it is.
+An environment that will be met later is unlike those that were fitted on. Leaving one out, fitting on the others and
+scoring on it is the nearest thing to it that can be had without it (DomainBed's leave-one-domain-out, Gulrajani and
+Lopez-Paz, arXiv 2007.01434). But an encoder has often learnt the left-out environment too, and then a picture of it
+asks little. The same picture under an intervention that was left out of the fit is unlike anything the encoder or the
+projection has seen; so half of the score comes from unchanged pictures and half from changed ones. Concepts are left
+out as well: a projection looks better than it is on the very concepts that it was fitted on.
 """
 
 from __future__ import annotations
@@ -17,15 +19,16 @@ import numpy as np
 from invariclip.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
 
     from invariclip.calibrate.pairs import Table
 
-CONCEPT_FOLDS = 4
-CONCEPTS_TO_FOLD = 8
+CONCEPT_PARTS = 4
+KIND_PARTS = 2
+CONCEPTS_TO_PART = 8
 """Below this many concepts none are left out: what remained would say too little."""
+CHANGED = " changed"
+"""Added to an environment's name for the scores of its changed pictures."""
 
 
 @dataclass(frozen=True)
@@ -33,98 +36,125 @@ class Fold:
     """One split of the rows of a table.
 
     Attributes:
-        left_out: The environment or kind of intervention that is scored.
-        fit: bool [N], rows whose pairs are fitted on.
+        fit: bool [N], rows that are fitted on.
         support: bool [N], rows that class prototypes are made of.
         queries: bool [N], rows that are scored.
+        groups: For every scored row, in order, the name under which its score counts: the environment that was left
+            out, with `CHANGED` where the row is a changed picture, or the kind of intervention.
     """
 
-    left_out: str
     fit: NDArray[np.bool_]
     support: NDArray[np.bool_]
     queries: NDArray[np.bool_]
+    groups: tuple[str, ...]
 
 
-def make_folds(table: Table, *, seed: int = 0, concept_folds: int = CONCEPT_FOLDS) -> tuple[str, list[Fold]]:
+def make_folds(table: Table, *, seed: int = 0, concept_parts: int = CONCEPT_PARTS) -> tuple[str, list[Fold]]:
     """The folds that a table allows, and one line that says what is left out.
 
-    - Three environments or more (two, where there are interventions as well): each environment in turn.
+    - Three environments or more (two, where there are interventions as well): each environment in turn, each with one
+      of two halves of the kinds of intervention.
     - Two environments without interventions: leaving one out would leave no pair, so only concepts are left out, and
       each environment is scored from prototypes of the other.
     - One environment: each kind of intervention in turn, scored from the unchanged pictures.
 
     Args:
         table: All rows.
-        seed: Distributes the concepts over the folds.
-        concept_folds: Into how many folds concepts are split; 1 leaves none out.
+        seed: Distributes the concepts over the parts.
+        concept_parts: Into how many parts concepts are split; 1 leaves none out.
 
     Raises:
         InputError: There are too few environments and kinds of intervention to leave one out.
     """
-    present = np.unique(table.environments[table.unchanged])
-    kinds = np.unique(table.kinds[~table.unchanged])
-    parts = _concept_parts(table, concept_folds, seed)
-    concepts = "no concepts" if len(parts) == 1 else f"a {_ordinal(len(parts))} of the concepts"
-    if len(present) >= 3 or (len(present) == 2 and len(kinds)):
+    environments = [int(code) for code in np.unique(table.environments[table.unchanged])]
+    kinds = [int(code) for code in np.unique(table.kinds[~table.unchanged])]
+    parts = _concept_masks(table, concept_parts, seed)
+    concepts = "no concepts" if len(parts) == 1 else f"a {_share(len(parts))} of the concepts"
+    if len(environments) >= 3 or (len(environments) == 2 and kinds):
+        # A single kind cannot be left out where it is all there is to fit on: then it is fitted on and not scored.
+        kind_parts = [kinds[start::KIND_PARTS] for start in range(KIND_PARTS)] if len(kinds) >= KIND_PARTS else [[]]
+        halves = ", half of the kinds of intervention" if len(kind_parts) > 1 else ""
         return (
-            f"each of {len(present)} environments in turn, and {concepts}",
-            [_environment_fold(table, int(code), part, keep_pairs=False) for code in present for part in parts],
+            f"each of {len(environments)} environments in turn{halves} and {concepts}",
+            [
+                _environment_fold(table, code, some, part)
+                for code in environments
+                for some in kind_parts
+                for part in parts
+            ],
         )
-    if len(present) == 2 and len(parts) > 1:
+    if len(environments) == 2 and len(parts) > 1:
         return (
-            f"{concepts}; with two environments none can be left out",
-            [_environment_fold(table, int(code), part, keep_pairs=True) for code in present for part in parts],
+            f"{concepts}; with two environments and no interventions neither can be left out",
+            [_concept_fold(table, code, part) for code in environments for part in parts],
         )
     if len(kinds) >= 2:
         return (
-            f"each of {len(kinds)} kinds of intervention in turn, and {concepts}",
-            [_kind_fold(table, int(code), part) for code in kinds for part in parts],
+            f"each of {len(kinds)} kinds of intervention in turn and {concepts}",
+            [_kind_fold(table, code, part) for code in kinds for part in parts],
         )
     raise InputError(
-        f"nothing can be left out to select by: {len(present)} environment(s), {len(kinds)} kind(s) of intervention, "
-        f"{len(np.unique(table.concepts))} concept(s); add environments or interventions, or give --estimator, --rank "
-        "and --strength"
+        f"nothing can be left out to select by: {len(environments)} environment(s), {len(kinds)} kind(s) of "
+        f"intervention, {len(np.unique(table.concepts))} concept(s); add some, or fix --estimator, --rank and --strength"
     )
 
 
-def _environment_fold(table: Table, code: int, part: NDArray[np.bool_], *, keep_pairs: bool) -> Fold:
-    left = table.environments == code
-    fit = np.ones_like(left) if keep_pairs else ~left
-    everything = bool(part.all())
+def _environment_fold(table: Table, code: int, kinds: list[int], part: NDArray[np.bool_]) -> Fold:
+    """Left out: the environment, all of `kinds` everywhere, and the concepts of `part`."""
+    left, some = table.environments == code, np.isin(table.kinds, kinds)
+    queries = left & part & (table.unchanged | some)
+    name = table.environment_names[code]
     return Fold(
-        left_out=table.environment_names[code],
-        fit=fit if everything else fit & ~part,
+        fit=~left & ~some & _others(part),
         support=table.unchanged & ~left,
-        queries=table.unchanged & left & part,
+        queries=queries,
+        groups=tuple(name if plain else name + CHANGED for plain in table.unchanged[queries]),
+    )
+
+
+def _concept_fold(table: Table, code: int, part: NDArray[np.bool_]) -> Fold:
+    """Left out: the concepts of `part`, in both environments."""
+    left = table.environments == code
+    queries = table.unchanged & left & part
+    return Fold(
+        fit=_others(part),
+        support=table.unchanged & ~left,
+        queries=queries,
+        groups=(table.environment_names[code],) * int(queries.sum()),
     )
 
 
 def _kind_fold(table: Table, code: int, part: NDArray[np.bool_]) -> Fold:
-    left = table.kinds == code
-    everything = bool(part.all())
+    """Left out: the kind of intervention, and the concepts of `part`."""
+    queries = (table.kinds == code) & part
     return Fold(
-        left_out=table.kind_names[code],
-        fit=~left if everything else ~left & ~part,
+        fit=(table.kinds != code) & _others(part),
         support=table.unchanged,
-        queries=left & part,
+        queries=queries,
+        groups=(table.kind_names[code],) * int(queries.sum()),
     )
 
 
-def _concept_parts(table: Table, count: int, seed: int) -> list[NDArray[np.bool_]]:
-    """Masks over rows, one for each fold of concepts; a concept's fold depends on its name and the seed alone."""
-    if count <= 1 or len(np.unique(table.concepts)) < CONCEPTS_TO_FOLD:
+def _others(part: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Rows outside of a part; all rows if the part is everything, for then no concept is left out."""
+    return np.ones_like(part) if part.all() else ~part
+
+
+def _concept_masks(table: Table, count: int, seed: int) -> list[NDArray[np.bool_]]:
+    """Masks over rows, one for each part of the concepts, by the concepts' names and the seed alone."""
+    if count <= 1 or len(np.unique(table.concepts)) < CONCEPTS_TO_PART:
         return [np.ones(len(table.concepts), dtype=np.bool_)]
     ranked = sorted(range(len(table.concept_names)), key=lambda code: _hash(table.concept_names[code], seed))
-    fold = np.empty(len(ranked), dtype=np.int64)
-    # By rank in hash order, so that the folds are equally large however few concepts there are.
-    fold[ranked] = np.arange(len(ranked)) % count
-    return [fold[table.concepts] == index for index in range(count)]
+    part = np.empty(len(ranked), dtype=np.int64)
+    # By rank in the order of hashes, so that the parts are equally large however few concepts there are.
+    part[ranked] = np.arange(len(ranked)) % count
+    return [part[table.concepts] == index for index in range(count)]
 
 
 def _hash(name: str, seed: int) -> bytes:
     return hashlib.sha256(f"{seed}\n{name}".encode()).digest()
 
 
-def _ordinal(count: int) -> str:
-    names: Sequence[str] = ("whole", "half", "third", "quarter", "fifth")
+def _share(count: int) -> str:
+    names = ("whole", "half", "third", "quarter", "fifth")
     return names[count - 1] if count <= len(names) else f"1/{count}"

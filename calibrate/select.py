@@ -9,7 +9,7 @@ import numpy as np
 
 from invariclip.calibrate.estimators import Basis, decompose, removed
 from invariclip.calibrate.evaluate import Bootstrap, Interval, prototypes, unit, zero_shot
-from invariclip.calibrate.folds import CONCEPT_FOLDS, Fold, make_folds
+from invariclip.calibrate.folds import CONCEPT_PARTS, Fold, make_folds
 from invariclip.calibrate.pairs import Table, interventional_pairs, moments_of, natural_pairs
 from invariclip.console import Progress, silent
 from invariclip.errors import InputError
@@ -145,7 +145,7 @@ def select(
     *,
     objective: Objective = "prototypes",
     bank: NDArray[np.float64] | None = None,
-    concept_folds: int = CONCEPT_FOLDS,
+    concept_parts: int = CONCEPT_PARTS,
     seed: int = 0,
     progress: Progress = silent,
 ) -> Selection:
@@ -162,7 +162,7 @@ def select(
         objective: `prototypes` (classes from pictures of the other environments), `zero-shot` (classes from `bank`),
             or `both`, which counts a picture's two answers half each.
         bank: [K, D], unit length: class embeddings by label code, before any projection.
-        concept_folds: See `folds.make_folds`.
+        concept_parts: See `folds.make_folds`.
         seed: Of the folds, the pairs and the bootstrap.
         progress: Progress display.
 
@@ -173,7 +173,7 @@ def select(
         raise InputError(f"--objective {objective} needs class names and a checkpoint with a text tower")
     if Candidate("identity") not in candidates:
         raise InputError("no projection must be among the candidates: what is gained is measured against it")
-    left_out, folds = make_folds(table, seed=seed, concept_folds=concept_folds)
+    left_out, folds = make_folds(table, seed=seed, concept_parts=concept_parts)
     folds = [fold for fold in folds if fold.queries.any()]
     scores: dict[Candidate, list[NDArray[np.float64]]] = {candidate: [] for candidate in candidates}
     taken: dict[Candidate, list[float]] = {candidate: [] for candidate in candidates}
@@ -182,8 +182,9 @@ def select(
         for candidate, A_inv in _fits(moments, candidates):
             scores[candidate].append(_score(table, fold, A_inv, objective, bank))
             taken[candidate].append(removed(A_inv))
-    names = tuple(dict.fromkeys(fold.left_out for fold in folds))
-    groups = np.concatenate([np.full(fold.queries.sum(), names.index(fold.left_out)) for fold in folds])
+    named = [name for fold in folds for name in fold.groups]
+    names = sorted(set(named))
+    groups = np.asarray([names.index(name) for name in named])
     concepts = np.concatenate([table.concepts[fold.queries] for fold in folds])
     bootstrap = Bootstrap(concepts, groups, seed=seed)
     flat = {candidate: np.concatenate(parts) for candidate, parts in scores.items()}

@@ -131,7 +131,7 @@ def prepare(
     """
     reference = verify.text_reference(checkpoint, projection)
     bank = class_bank(lambda texts: reference(checkpoint.tokenizer(texts)), classes, templates) if classes else None
-    return Job(checkpoint, projection, classes, templates if classes else (), bank)
+    return Job(checkpoint, projection, classes, templates, bank)
 
 
 def check(

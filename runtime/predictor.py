@@ -13,7 +13,7 @@ from invariclip.artifact import checked_path, read_manifest
 from invariclip.backends.onnxruntime import OnnxRuntimeBackend
 from invariclip.errors import ArtifactError, InputError
 from invariclip.pixels import stack
-from invariclip.prompts import class_bank
+from invariclip.prompts import DEFAULT_TEMPLATES, class_bank
 from invariclip.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -127,13 +127,13 @@ class Model:
 
         Args:
             classes: Class names.
-            templates: Prompts with one `{}`; None takes the artifact's own.
+            templates: Prompts with one `{}`; None takes the artifact's own, or the default.
 
         Raises:
             InputError: No class, an empty or repeated one, or a template without `{}`.
         """
         names = tuple(classes)
-        bank = class_bank(self.embed_texts, names, templates or self.manifest.templates)
+        bank = class_bank(self.embed_texts, names, templates or self.manifest.templates or DEFAULT_TEMPLATES)
         other = object.__new__(Model)
         other.__dict__.update(self.__dict__)
         other.classes, other._bank = names, bank.astype(np.float32)

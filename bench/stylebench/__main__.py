@@ -1,0 +1,97 @@
+"""`python -m invariclip.bench.stylebench`: build the picture set, cut the bundled subset, train the reference."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from pathlib import Path
+
+import click
+
+from invariclip.bench.stylebench.sources import STYLES, licence_of
+from invariclip.console import bar, emit_json, note, say, table
+from invariclip.errors import InvariclipError
+
+DATA = Path("build/stylebench")
+REFERENCE = Path("export/reference")
+
+
+@click.group()
+def main() -> None:
+    """The multi-style picture set and the reference checkpoint trained on it."""
+
+
+@main.command("build")
+@click.option("--out", type=click.Path(path_type=Path), default=DATA, show_default=True, help="Folder of the set.")
+@click.option("--packages", type=click.Path(path_type=Path), help="Where packages are kept. [default: OUT/packages]")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable result.")
+def build_command(out: Path, packages: Path | None, as_json: bool) -> None:
+    """Fetches the packages and draws every concept in every style (two minutes)."""
+    from invariclip.bench.stylebench.build import MANIFEST, build, digest_of
+
+    pictures = build(out, packages, bar)
+    counts = Counter(picture.style for picture in pictures)
+    if as_json:
+        concepts = len({picture.concept for picture in pictures})
+        emit_json({"manifest": str(out / MANIFEST), "sha256": digest_of(pictures), "concepts": concepts, **counts})
+        return
+    rows = [
+        [style, str(counts[style]), "held out" if STYLES[style].held_out else "training", licence_of(style)]
+        for style in counts
+    ]
+    say(table(["style", "concepts", "use", "licence"], rows))
+    note(f"wrote {out / MANIFEST}")
+
+
+@main.command("subset")
+@click.option("--data", type=click.Path(path_type=Path), default=DATA, show_default=True, help="The built set.")
+@click.option("--out", type=click.Path(path_type=Path), default=REFERENCE, show_default=True, help="Where to write.")
+def subset_command(data: Path, out: Path) -> None:
+    """Writes the committed subset of the built set."""
+    from invariclip.bench.stylebench.subset import write_subset
+
+    pictures = write_subset(data, out, bar)
+    size = sum((out / picture.file).stat().st_size for picture in pictures)
+    note(f"wrote {len(pictures)} pictures, {size / 1e6:.2f} MB, to {out}")
+
+
+@main.command("train")
+@click.option("--data", type=click.Path(path_type=Path), default=DATA, show_default=True, help="The built set.")
+@click.option("--out", type=click.Path(path_type=Path), default=REFERENCE, show_default=True, help="Where to write.")
+@click.option("--seed", type=int, help="Seed of everything random.")
+@click.option("--steps", type=click.IntRange(min=1), help="Optimiser steps.")
+@click.option("--views", type=click.IntRange(min=0), help="Altered views of each picture.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; more than there are free cores slows it down.")
+def train_command(data: Path, out: Path, seed: int | None, steps: int | None, views: int | None, threads: int | None) -> None:
+    """Trains the reference checkpoint on the built set and measures it; an interrupted run goes on."""
+    import dataclasses
+
+    import torch
+
+    from invariclip.bench.stylebench.fit import Settings
+    from invariclip.bench.stylebench.train import train
+
+    if threads:
+        torch.set_num_threads(threads)
+    given = {"seed": seed, "steps": steps, "views": views}
+    settings = dataclasses.replace(Settings(), **{key: value for key, value in given.items() if value is not None})
+    accuracy = train(data, out, settings, bar)["accuracy"]
+    rows = [
+        [style, *(f"{100 * row[key]:.1f}" for key in ("all", "seen", "unseen")), _percent(accuracy, style)]
+        for style, row in accuracy["zero_shot"].items()
+    ]
+    say(table(["style", "by name", "seen concepts", "unseen concepts", "by prototypes"], rows))
+    note(f"wrote {out}")
+
+
+def _percent(accuracy: dict[str, dict[str, dict[str, float]]], style: str) -> str:
+    row = accuracy["prototypes"].get(style)
+    return f"{100 * row['all']:.1f}" if row else "–"
+
+
+if __name__ == "__main__":
+    try:
+        main(standalone_mode=True)
+    except InvariclipError as error:
+        note(f"error: {error}")
+        sys.exit(error.exit_code)
