@@ -94,14 +94,12 @@ def ask(folder: Path, bundled: Bundle, progress: Progress) -> Answers:
 def score(bundled: Bundle, before: Answers, after: Answers) -> list[Accuracy]:
     """Zero-shot and class prototypes on every held-out style and their mean, before and after."""
     labels = np.array([bundled.classes.index(picture.name) for picture in bundled.pictures])
-    style_names = [picture.environment for picture in bundled.pictures]
-    support = np.isin(style_names, bundled.training_styles)
-    queries = ~support
+    style_names = np.array([picture.environment for picture in bundled.pictures])
+    queries = np.isin(style_names, bundled.held_out_styles)
+    support = ~queries
     _, concepts = np.unique([p.concept for p in bundled.pictures], return_inverse=True)
-    styles = np.array(
-        [bundled.held_out_styles.index(name) if q else -1 for name, q in zip(style_names, queries, strict=True)]
-    )
-    bootstrap = Bootstrap(concepts[queries], styles[queries], seed=SEED)
+    styles = np.array([bundled.held_out_styles.index(name) for name in style_names[queries]])
+    bootstrap = Bootstrap(concepts[queries], styles, seed=SEED)
 
     def by_prototypes(answers: Answers) -> NDArray[np.bool_]:
         return prototypes(answers.embeddings[support], labels[support], answers.embeddings[queries], labels[queries])
@@ -112,27 +110,17 @@ def score(bundled: Bundle, before: Answers, after: Answers) -> list[Accuracy]:
     }
     rows: list[Accuracy] = []
     for protocol, (old, new) in results.items():
-        gains = bootstrap.intervals(new, old)
-        values = [bootstrap.intervals(correct) for correct in (old, new)]
-        for index, style in enumerate((*bundled.held_out_styles, "mean")):
-            numbers = (
-                values[0][index].value,
-                values[1][index].value,
-                gains[index].value,
-                gains[index].low,
-                gains[index].high,
-            )
-            rows.append(Accuracy(style, protocol, *(number / 100 for number in numbers)))
+        intervals = bootstrap.intervals(old), bootstrap.intervals(new), bootstrap.intervals(new, old)
+        for style, was, became, gain in zip((*bundled.held_out_styles, "mean"), *intervals, strict=True):
+            percent = was.value, became.value, gain.value, gain.low, gain.high
+            rows.append(Accuracy(style, protocol, *(value / 100 for value in percent)))
     return rows
 
 
 def verdict(rows: Sequence[Accuracy], chosen: str) -> tuple[bool, str]:
     """Whether the projection helped on unseen styles, and the plain sentence that says so."""
     if chosen == "identity":
-        return (
-            False,
-            "Selection found no projection that beats none on styles left out, so nothing was changed: there is no gain.",
-        )
+        return False, "There is no gain: on styles left out no projection beat doing nothing, so nothing was changed."
     means = {row.protocol: row for row in rows if row.style == "mean"}
     parts = [
         f"{name} {100 * row.before:.1f} % → {100 * row.after:.1f} % ({100 * row.difference:+.1f} points, "

@@ -145,15 +145,15 @@ def _style_row(bundled: Bundle) -> list[dict[str, str]]:
 def _changed(demo: Demo) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     """Held-out pictures whose zero-shot answer became right, and those whose answer became wrong."""
     bundled, (old, new) = demo.bundled, demo.answers
-    fixed, broken = [], []
+    fixed: list[dict[str, str]] = []
+    broken: list[dict[str, str]] = []
     for picture, before, after in zip(bundled.pictures, old.indices, new.indices, strict=True):
         names = bundled.classes[before], bundled.classes[after]
-        if picture.environment not in bundled.held_out_styles or (names[0] == picture.name) == (
-            names[1] == picture.name
-        ):
+        right = [name == picture.name for name in names]
+        if picture.environment not in bundled.held_out_styles or right[0] == right[1]:
             continue
         item = {"src": picture_source(picture.path), "truth": picture.name, "style": picture.environment}
-        (fixed if names[1] == picture.name else broken).append({**item, "before": names[0], "after": names[1]})
+        (fixed if right[1] else broken).append({**item, "before": names[0], "after": names[1]})
     return fixed, broken
 
 
@@ -169,10 +169,11 @@ def _selection_text(demo: Demo) -> str:
         return f"{demo.chosen}, as asked for; nothing could be left out to select by."
     scored = selection.result()
     return (
-        f"Chosen: {demo.chosen}, out of {len(selection.curve)} candidates, no projection being one. {selection.left_out} "
-        f"Scored on {selection.queries} pictures that each fit had not seen, it gained {scored.gain.value:+.1f} points "
-        f"(95 % interval {scored.gain.low:+.1f} … {scored.gain.high:+.1f}) over no projection. Among candidates within one "
-        "standard error of the best, the one that removes least of the space is taken."
+        f"Chosen: {demo.chosen}, out of {len(selection.curve)} candidates, no projection being one. Left out in turn: "
+        f"{selection.left_out}. Scored on {selection.queries} pictures that each fit had not seen, it gained "
+        f"{scored.gain.value:+.1f} points (95 % interval {scored.gain.low:+.1f} … {scored.gain.high:+.1f}) over no "
+        "projection. Among candidates within one standard error of the best, the one that removes least of the space "
+        "is taken."
     )
 
 

@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -35,6 +35,7 @@ def _pytorch(candidate: Candidate, threads: int) -> tuple[Callable[[NDArray[np.u
 
     torch.set_num_threads(threads)
     checkpoint = load_checkpoint(candidate.model, candidate.checkpoint)
+    encode = cast("Callable[..., torch.Tensor]", checkpoint.module.encode_image)
     mean = torch.tensor(checkpoint.pixels.image_mean)[:, None, None]
     std = torch.tensor(checkpoint.pixels.image_std)[:, None, None]
 
@@ -42,7 +43,7 @@ def _pytorch(candidate: Candidate, threads: int) -> tuple[Callable[[NDArray[np.u
         # What a user of open_clip runs: normalise, encode, unit length; no gradients.
         with torch.inference_mode():
             pixels = (torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 255 - mean) / std
-            return checkpoint.module.encode_image(pixels, normalize=True)
+            return encode(pixels, normalize=True)
 
     return run, checkpoint.pixels.image_size
 

@@ -75,6 +75,22 @@ class Scored:
             "behind_error": round(self.behind_error, 3),
         }
 
+    @classmethod
+    def from_json(cls, plain: dict[str, Any]) -> Scored:
+        """Reads what `to_json` wrote, rounded as it is.
+
+        Raises:
+            KeyError: Something is missing.
+        """
+        return cls(
+            candidate=Candidate(plain["estimator"], plain["rank"], plain["strength"]),
+            removed=plain["removed"],
+            accuracy={name: Interval(**interval) for name, interval in plain["accuracy"].items()},
+            gain=Interval(**plain["gain"]),
+            behind=plain["behind"],
+            behind_error=plain["behind_error"],
+        )
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -98,6 +114,21 @@ class Selection:
         """The scores of a candidate, of the chosen one by default."""
         wanted = candidate or self.chosen
         return next(scored for scored in self.curve if scored.candidate == wanted)
+
+    def baseline(self) -> Scored:
+        """The scores without a projection."""
+        return self.result(Candidate("identity"))
+
+    @classmethod
+    def from_json(cls, plain: dict[str, Any]) -> Selection:
+        """Reads what `to_json` wrote.
+
+        Raises:
+            KeyError: Something is missing.
+        """
+        curve = tuple(Scored.from_json(scored) for scored in plain["curve"])
+        chosen = next(scored.candidate for scored in curve if str(scored.candidate) == plain["chosen"])
+        return cls(chosen, plain["objective"], plain["left_out"], plain["queries"], curve)
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready, for the provenance."""

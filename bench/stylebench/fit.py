@@ -40,7 +40,7 @@ class Settings:
 
     seed: int = 7
     steps: int = 3000
-    batch: int = 320
+    batch: int = 256
     views: int = 5
     rate: float = 1e-3
     decay: float = 0.1

@@ -1,0 +1,85 @@
+"""A calibration in words: a short table for people, the same as JSON for programs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from invariclip.console import table
+
+if TYPE_CHECKING:
+    from invariclip.calibrate.fit import Calibration
+    from invariclip.calibrate.select import Scored, Selection
+
+
+def summary_text(result: Calibration) -> str:
+    """What was fitted on, what was chosen, and how it did on what was left out."""
+    facts, projection = result.facts, result.projection
+    environments = ", ".join(f"{name} {count}" for name, count in facts["environments"].items())
+    lines = [
+        f"pictures   {facts['pictures']} of {facts['concepts']} concepts ({environments})",
+        f"pairs      {facts['natural_pairs']} natural, {facts['interventional_pairs']} interventional",
+    ]
+    if facts["unpaired_concepts"]:
+        lines.append(f"unpaired   {facts['unpaired_concepts']} concepts stand in one environment only: no natural pair")
+    if facts["skipped"]:
+        lines.append(f"skipped    {len(facts['skipped'])} pictures, such as {facts['skipped'][0]}")
+    strength = "" if projection.strength is None else f", λ = {projection.strength:g}"
+    lines.append(f"projection {projection.estimator}{strength}, {projection.rank} of {projection.embed_dim} dimensions")
+    if projection.estimator != "identity":
+        lines += [
+            f"keeps      {facts['kept_variation']:.0%} of what varies between pictures, "
+            f"{facts['kept_movement']:.0%} of what environments and interventions move",
+            f"spectrum   {_spectrum(projection.eigenvalues)}",
+        ]
+    if result.selection:
+        lines += [*_verdict(result.selection), "", _scores(result.selection), ""]
+    return "\n".join(lines)
+
+
+def summary_json(result: Calibration) -> dict[str, Any]:
+    """The same, JSON-ready, with the whole selection curve."""
+    projection = result.projection
+    return {
+        "estimator": projection.estimator,
+        "strength": projection.strength,
+        "rank": projection.rank,
+        "embed_dim": projection.embed_dim,
+        "sha256": projection.digest,
+        "facts": result.facts,
+        "selection": result.selection.to_json() if result.selection else None,
+    }
+
+
+def _verdict(selection: Selection) -> list[str]:
+    chosen = selection.result()
+    lines = [
+        f"left out   {selection.left_out}",
+        f"scored     {selection.objective} on {selection.queries} pictures, {len(selection.curve)} candidates",
+    ]
+    if chosen.candidate.estimator == "identity":
+        lines.append("verdict    nothing is clearly better than no projection: the identity is written")
+    else:
+        sure = "above" if chosen.gain.low > 0 else "NOT clearly above"
+        lines.append(f"verdict    {_gain(chosen)} points mean, {sure} no projection where it was left out")
+    return lines
+
+
+def _scores(selection: Selection) -> str:
+    """Before and after, for everything that was left out; the figures that selection itself looked at."""
+    before, after = selection.baseline(), selection.result()
+    rows = [
+        [name, f"{old.value:.1f}", f"{new.value:.1f}", f"{new.value - old.value:+.1f}"]
+        for (name, old), new in zip(before.accuracy.items(), after.accuracy.values(), strict=True)
+    ]
+    return table(["left out", "none %", "chosen %", "gain"], rows)
+
+
+def _gain(scored: Scored) -> str:
+    return f"{scored.gain.value:+.1f} [{scored.gain.low:+.1f}, {scored.gain.high:+.1f}]"
+
+
+def _spectrum(eigenvalues: np.ndarray[Any, np.dtype[np.float64]]) -> str:
+    highest, upper, middle, lower, lowest = np.quantile(eigenvalues, [1, 0.75, 0.5, 0.25, 0])
+    return f"highest {highest:.3g}, quartiles {upper:.3g} / {middle:.3g} / {lower:.3g}, lowest {lowest:.3g}"

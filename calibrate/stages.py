@@ -1,0 +1,150 @@
+"""The stages of `build`, each kept under a digest of all that goes into it, so that a second run continues."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import invariclip
+from invariclip.artifact import Manifest, checked_path, read_manifest
+from invariclip.calibrate.fit import Calibration, Options, calibrate
+from invariclip.calibrate.select import Selection
+from invariclip.console import Progress, silent
+from invariclip.errors import ArtifactError, InputError, ProjectionError
+from invariclip.files import sha256_file, write_atomically
+from invariclip.projection import read_projection, write_projection
+from invariclip.prompts import DEFAULT_TEMPLATES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from invariclip.calibrate.pictures import Picture
+    from invariclip.export.checkpoint import Checkpoint
+
+EXPORTED = "exported.json"
+
+
+def default_cache() -> Path:
+    """Where embeddings are kept when no folder is named: below XDG_CACHE_HOME."""
+    root = os.environ.get("XDG_CACHE_HOME")
+    return (Path(root) if root else Path.home() / ".cache") / "invariclip" / "embeddings"
+
+
+def run_build(
+    checkpoint: Checkpoint,
+    pictures: Sequence[Picture],
+    options: Options,
+    *,
+    out: Path,
+    work: Path,
+    cache: Path,
+    classes: Sequence[str] = (),
+    prompts: Sequence[str] = (),
+    progress: Progress = silent,
+    tell: Callable[[str], None] = lambda _: None,
+) -> tuple[Calibration, dict[str, Any]]:
+    """Calibrates, then exports and verifies; a stage whose inputs did not change is not run again.
+
+    Args:
+        checkpoint: The original model.
+        pictures: What to fit on; the artifact is verified on them as well.
+        options: What to fit.
+        out: The artifact's folder.
+        work: Keeps `projection-<digest>.safetensors` and which artifact was made from what.
+        cache: Keeps embeddings.
+        classes: Names to bake in.
+        prompts: Their templates; the export's default if empty.
+        progress: Progress display.
+        tell: Takes one line about every stage.
+
+    Returns:
+        The calibration, and JSON-ready facts of the artifact.
+
+    Raises:
+        InputError: See `fit.calibrate`.
+        ContractError: The exported graph does not answer like the checkpoint.
+    """
+    key = _digest(["calibrate-1", invariclip.__version__, checkpoint.sha256, asdict(options), _contents(pictures)])
+    stored = work / f"projection-{key[:16]}.safetensors"
+    result = _read_calibration(stored)
+    if result is None:
+        tell("1/2 calibrate")
+        result = calibrate(checkpoint, pictures, options, cache=cache, progress=progress)
+        write_projection(stored, result.projection)
+    else:
+        tell(f"1/2 calibrate: done before, {stored.name}")
+    # No projection needs no fold and no multiplication: the artifact then is that of the checkpoint alone.
+    projection = None if result.projection.estimator == "identity" else result.projection
+    templates = tuple(prompts) or DEFAULT_TEMPLATES
+    digest = projection.digest if projection else "identity"
+    key = _digest(["export-1", invariclip.__version__, checkpoint.sha256, digest, list(classes), list(templates)])
+    manifest = _read_artifact(out, work, key)
+    if manifest is None:
+        tell("2/2 export and verify")
+        from invariclip.export.assemble import export_artifact
+
+        manifest = export_artifact(
+            checkpoint,
+            out,
+            projection=projection,
+            classes=classes,
+            templates=templates,
+            pictures=[str(picture.path) for picture in pictures],
+            progress=progress,
+        )
+        write_atomically(work / EXPORTED, json.dumps({str(out.resolve()): [key, manifest.space_id]}))
+    else:
+        tell(f"2/2 export and verify: done before, {out}")
+    parity = {name: variant.parity for name, variant in manifest.variants.items()}
+    return result, {"artifact": str(out), "space": manifest.space_id, "parity": parity}
+
+
+def _read_calibration(stored: Path) -> Calibration | None:
+    """A calibration that was finished before; None if there is none that can be read."""
+    if not stored.is_file():
+        return None
+    try:
+        projection = read_projection(stored)
+        facts, selection = projection.provenance["pictures"], projection.provenance["selection"]
+        return Calibration(projection, Selection.from_json(selection) if selection else None, facts)
+    except (ProjectionError, KeyError, TypeError):
+        return None
+
+
+def _read_artifact(out: Path, work: Path, key: str) -> Manifest | None:
+    """The artifact, if it was made from the same inputs and every file is still what was written."""
+    try:
+        recorded = json.loads((work / EXPORTED).read_text(encoding="utf-8")).get(str(out.resolve()))
+        manifest = read_manifest(out)
+        if recorded != [key, manifest.space_id]:
+            return None
+        files = [manifest.tokenizer, *([manifest.projection_file] if manifest.projection_file else [])]
+        for variant in manifest.variants.values():
+            files += [variant.image, variant.text]
+        for entry in files:
+            checked_path(out, entry)
+    except (OSError, ValueError, AttributeError, ArtifactError):
+        return None
+    return manifest
+
+
+def _contents(pictures: Sequence[Picture]) -> list[list[str]]:
+    """What the pictures are, by content, in an order of its own."""
+    rows = []
+    for picture in pictures:
+        try:
+            digest = sha256_file(picture.path)
+        except OSError:
+            digest = "unreadable"
+        rows.append([digest, picture.concept, picture.name, picture.environment])
+    if not rows:
+        raise InputError("there are no pictures to build from")
+    return sorted(rows)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
