@@ -162,9 +162,9 @@ def choose_pictures(
         InputError: The source cannot be read, or nothing is left.
     """
     if source is None:
-        from invariclip.export.reference import pictures as bundled
+        from invariclip.export.reference import manifest_path
 
-        source = Path(bundled.manifest_path())
+        source = manifest_path()
     pictures = read_pictures(source, allow_outside=allow_outside)
     splits = None if split in (None, "all") else _names(split or "")
     if split is None and any(picture.split for picture in pictures):

@@ -95,7 +95,7 @@ def make_folds(table: Table, *, seed: int = 0, concept_parts: int = CONCEPT_PART
         )
     raise InputError(
         f"nothing can be left out to select by: {len(environments)} environment(s), {len(kinds)} kind(s) of "
-        f"intervention, {len(np.unique(table.concepts))} concept(s); add some, or fix --estimator, --rank and --strength"
+        f"intervention, {len(np.unique(table.concepts))} concept(s); add some, or fix estimator, rank and strength"
     )
 
 

@@ -10,7 +10,6 @@ import difflib
 import json
 import logging
 import math
-import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,17 +18,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from invariclip.errors import ArtifactError, CheckpointError
+from invariclip.errors import CheckpointError
 from invariclip.export import weights
+from invariclip.export.preprocessing import preprocessing_of
 from invariclip.export.tokenizer_json import tokenizer_of
 from invariclip.export.torchvision_ops import declare_missing_ops
-from invariclip.pixels import PixelSpec, normalise
+from invariclip.pixels import normalise
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
+    from invariclip.pixels import PixelSpec
     from invariclip.tokenizer import Tokenizer
 
 REFERENCE = "reference"
@@ -75,7 +76,9 @@ class Checkpoint:
             float32 [N, D].
         """
         encode: Callable[..., torch.Tensor] = self.module.encode_image  # type: ignore[assignment]
-        return self._in_chunks(batch, lambda part: encode(torch.from_numpy(normalise(part, self.pixels)), normalize=False))
+        return self._in_chunks(
+            batch, lambda part: encode(torch.from_numpy(normalise(part, self.pixels)), normalize=False)
+        )
 
     def encode_texts(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """Raw text embeddings: not projected, not of unit length.
@@ -127,8 +130,8 @@ def load_checkpoint(
         seed: Of the random weights.
 
     Raises:
-        CheckpointError: The model is unknown, its weights are missing, damaged, unsafe or another model's, or it is of a
-            kind that this version does not export.
+        CheckpointError: The model is unknown, its weights are missing, damaged, unsafe or another model's, or it is
+            of a kind that this version does not export.
     """
     if threads is not None:
         torch.set_num_threads(threads)
@@ -136,7 +139,9 @@ def load_checkpoint(
     name, identifier, file = _locate(model)
     file = Path(checkpoint) if checkpoint is not None else file
     if file is None and not allow_random:
-        raise CheckpointError(f"{model}: no weights; pass --checkpoint FILE (or --random-weights SEED to look at structure)")
+        raise CheckpointError(
+            f"{model}: no weights; pass --checkpoint FILE, or --random-weights SEED to look at structure"
+        )
     config = _config(identifier, name)
     text_cfg = config.get("text_cfg") or {}
     tokenizer = tokenizer_of(text_cfg, name)
@@ -154,7 +159,7 @@ def load_checkpoint(
     return Checkpoint(
         name=name,
         module=module,
-        pixels=_pixels(module, name, published=identifier == name),
+        pixels=preprocessing_of(module, name, published=identifier == name),
         tokenizer=tokenizer,
         embed_dim=int(config["embed_dim"]),
         logit_scale=math.exp(float(torch.as_tensor(module.logit_scale).reshape(()))),
@@ -205,7 +210,7 @@ def _download(hub_id: str) -> tuple[Path, Path]:
     except Exception as error:  # whatever the hub's client, the network and the cache raise
         reason = str(error).split("\n", 1)[0]
         raise CheckpointError(
-            f"{_HUB}{hub_id}: cannot be fetched from the Hugging Face hub ({reason}); offline, name a local folder instead"
+            f"{_HUB}{hub_id}: cannot be fetched from the Hugging Face hub ({reason}); offline, name a local folder"
         ) from error
 
 
@@ -239,62 +244,11 @@ def _build(identifier: str, name: str, seed: int) -> Any:
     try:
         with _quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return create_model(identifier, load_weights=False, pretrained_image=False, pretrained_text=False, device="cpu")
+            return create_model(
+                identifier, load_weights=False, pretrained_image=False, pretrained_text=False, device="cpu"
+            )
     except Exception as error:  # a config is data: whatever it breaks in open_clip or timm is the config's fault
         raise CheckpointError(f"{name}: open_clip cannot build it ({type(error).__name__}: {error})") from error
-
-
-def _pixels(module: Any, name: str, *, published: bool) -> PixelSpec:
-    """How pictures become the input, from the config's preprocessing.
-
-    An architecture's name says nothing about it, and open_clip then takes OpenAI's mean and filter. For some families
-    (MobileCLIP, PE-Core) that is wrong for every published checkpoint, so what all of those agree on comes first.
-
-    Raises:
-        CheckpointError: The config asks for something the runtime cannot do.
-    """
-    plain = dict(module.visual.preprocess_cfg)
-    if published:
-        plain.update(_published(name))
-    size = plain["size"]
-    try:
-        return PixelSpec(
-            image_size=(size, size) if isinstance(size, int) else (int(size[0]), int(size[1])),
-            image_mean=tuple(map(float, plain["mean"])),  # type: ignore[arg-type]
-            image_std=tuple(map(float, plain["std"])),  # type: ignore[arg-type]
-            interpolation=plain["interpolation"],
-            resize_mode=plain["resize_mode"],
-            fill_color=int(plain["fill_color"]),
-        )
-    except (ArtifactError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{name}: its preprocessing is not supported ({error})") from error
-
-
-def _published(name: str) -> dict[str, Any]:
-    """Preprocessing that all published checkpoints of an architecture share; a warning if they differ."""
-    from open_clip import get_pretrained_cfg, list_pretrained_tags_by_model
-
-    keys = ("mean", "std", "interpolation", "resize_mode")
-    found: dict[str, list[str]] = {}
-    for tag in list_pretrained_tags_by_model(name):
-        settings = {key: value for key, value in get_pretrained_cfg(name, tag).items() if key in keys and value is not None}
-        found.setdefault(json.dumps(settings, sort_keys=True), []).append(tag)
-    if len(found) == 1:
-        settings = json.loads(next(iter(found)))
-        return dict(settings)
-    if found:
-        tags = min(found.values(), key=len)
-        warnings.warn(
-            f"{name}: some published checkpoints ({', '.join(tags)}) want other preprocessing than OpenAI's, which is "
-            "taken here; for one of them pass its folder with open_clip_config.json as --model",
-            CheckpointWarning,
-            stacklevel=4,
-        )
-    return {}
-
-
-class CheckpointWarning(UserWarning):
-    """A checkpoint may want something else than what was taken."""
 
 
 def _unit(rows: NDArray[np.float32]) -> NDArray[np.float64]:

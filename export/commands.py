@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from invariclip.artifact import Manifest
     from invariclip.export.checkpoint import Checkpoint
-    from invariclip.export.verify import Thresholds
+    from invariclip.export.figures import Thresholds
 
 _FIGURES = (
     # key, heading, format, bound
@@ -30,7 +30,7 @@ _FIGURES = (
     ("cosine_mean", "cosine mean", ".8f", ""),
     ("top1_agreement", "top-1 agreement", ".2%", "min_top1"),
     ("top1_of", "  of", "d", ""),
-    ("top1_min_margin", "  smallest margin", ".1e", ""),
+    ("top1_ties", "  ties", "d", ""),
     ("probability_diff", "probability max |Δ|", ".2e", "max_probability_diff"),
     ("batch_diff", "alone or in a batch, max |Δ|", ".2e", "max_batch_diff"),
     ("rerun_diff", "run to run, max |Δ|", ".2e", "max_rerun_diff"),
@@ -41,9 +41,13 @@ _FIGURES = (
 def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that `export` and `verify` have in common."""
     options = (
-        click.option("--checkpoint", type=click.Path(path_type=Path), help="Weights: .safetensors, or a tensors-only .pt."),
-        click.option("--random-weights", type=int, metavar="SEED", help="Random weights, to look at structure and speed."),
-        click.option("--images", multiple=True, type=click.Path(path_type=Path), help="Pictures or folders to verify on."),
+        click.option(
+            "--checkpoint", type=click.Path(path_type=Path), help="Weights: .safetensors or a tensors-only .pt."
+        ),
+        click.option("--random-weights", type=int, metavar="SEED", help="Random weights, to look at structure."),
+        click.option(
+            "--images", multiple=True, type=click.Path(path_type=Path), help="Pictures and folders to verify on."
+        ),
         click.option("--min-cosine", type=click.FloatRange(-1, 1), help="Bound of the contract [default: 0.999999]."),
         click.option("--max-abs-diff", type=click.FloatRange(0), help="Bound of the contract [default: 1e-5]."),
         THREADS,
@@ -56,12 +60,12 @@ def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command()
-@click.option("--model", default="reference", show_default=True, help="reference, an open_clip name, a folder, or hf-hub:…")
+@click.option("--model", default="reference", show_default=True, help="reference, open_clip name, folder, or hf-hub:…")
 @click.option("--projection", type=click.Path(path_type=Path), help="What `invariclip calibrate` wrote.")
 @click.option("--classes", help='Classes to bake in: "cat,dog,tree".')
 @click.option("--classes-file", type=click.Path(path_type=Path), help="The same, one class per line.")
-@click.option("--template", "templates", multiple=True, help='Prompt with one {}, e.g. "a sketch of a {}."; repeatable.')
-@click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="The artifact, by convention NAME.icm.")
+@click.option("--template", "templates", multiple=True, help='Prompt with one {}: "a sketch of a {}."; repeatable.')
+@click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="The artifact to write: NAME.icm.")
 @_shared
 def export(
     model: str, projection: Path | None, classes: str | None, classes_file: Path | None, templates: tuple[str, ...],
@@ -113,8 +117,8 @@ def verify(
         name: (checked_path(artifact, variant.image), checked_path(artifact, variant.text))
         for name, variant in manifest.variants.items()
     }
-    from invariclip.backends.onnxruntime import OnnxRuntimeBackend
-    from invariclip.export import assemble, evidence
+    from invariclip.export import evidence
+    from invariclip.export.verify import Candidate, check, prepare
 
     loaded = _load(model or manifest.model.name, checkpoint, random_weights, threads)
     if loaded.sha256 != manifest.model.checkpoint_sha256:
@@ -125,23 +129,21 @@ def verify(
     matrix = None if projection is None else read_projection(projection)
     if matrix is not None:
         matrix.require_width(loaded.embed_dim, loaded.name)
-    job = assemble.prepare(loaded, matrix, manifest.classes, manifest.templates)
-    report: dict[str, Any] = {}
-    broken: list[str] = []
-    for name, (image, text) in paths.items():
-        pictures = evidence.pictures_of(images or None, loaded.pixels)
-        backends = OnnxRuntimeBackend(image, threads=threads), OnnxRuntimeBackend(text, threads=threads)
-        bounds = _bounds(min_cosine, max_abs_diff)
-        report[name], failed = assemble.check(job, pictures, *backends, bounds, silent if quiet else bar)
-        broken += [f"{name}: {failure}" for failure in failed]
-        if not as_json:
-            say(f"{artifact}, {name}")
-            say(parity_table(report[name]))
+    job = prepare(loaded, matrix, manifest.classes, manifest.templates)
+    candidates = {name: Candidate.open(*pair, job, threads=threads) for name, pair in paths.items()}
+    pictures = evidence.pictures_of(images or None, loaded.pixels)
+    verdicts = check(candidates, pictures, _bounds(min_cosine, max_abs_diff), progress=silent if quiet else bar)
+    broken = [f"{name}: {line}" for name, verdict in verdicts.items() for line in verdict.broken]
     if as_json:
-        emit_json({"artifact": str(artifact), "passed": not broken, "failures": broken, "variants": report})
+        variants = {name: verdict.parity for name, verdict in verdicts.items()}
+        emit_json({"artifact": str(artifact), "passed": not broken, "failures": broken, "variants": variants})
+    else:
+        for name, verdict in verdicts.items():
+            say(f"{artifact}, {name}")
+            say(parity_table(verdict.parity))
     # the table is the result and is out already, so the failure is one more line and not an exception
-    for line in broken:
-        note(f"invariclip: contract broken: {line}")
+    if broken:
+        note(f"invariclip: {artifact} does not answer like its checkpoint: {'; '.join(broken)}")
     return 1 if broken else 0
 
 
@@ -185,7 +187,7 @@ def _load(model: str, checkpoint: Path | None, random_weights: int | None, threa
 
 def _bounds(min_cosine: float | None, max_abs_diff: float | None) -> Thresholds:
     """Float32's bounds with the user's own in their place; no option loosens the others."""
-    from invariclip.export.verify import FLOAT32
+    from invariclip.export.figures import FLOAT32
 
     bounds = FLOAT32 if min_cosine is None else replace(FLOAT32, min_cosine=min_cosine)
     return bounds if max_abs_diff is None else replace(bounds, max_abs_diff=max_abs_diff)

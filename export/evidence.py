@@ -30,7 +30,7 @@ _THINGS = (
     "whale", "owl", "penguin", "snake", "crab", "snail", "moon", "rainbow", "fire", "snowman", "football", "trophy",
     "lighthouse", "bridge", "castle", "tractor", "rocket", "candle", "piano", "drum", "scissors", "envelope",
 )  # fmt: skip
-_MANNERS = ("{}", "a photo of a {}.", "a flat sticker of a {}", "a black and white line drawing of a {}, on white paper")
+_MANNERS = ("{}", "a photo of a {}.", "a flat sticker of a {}", "a black and white line drawing of a {}, on paper")
 _ODD = (
     "",
     "日本の城と桜",

@@ -1,10 +1,9 @@
 """A_inv folded into the last linear layer before the L2 norm, so that the projection costs nothing.
 
-A tower ends in y = W h + b (D×width). The projected embedding is A_invᵀ y = (A_invᵀ W) h + A_invᵀ b: the same layer with d
-rows instead of D (CLIP-ICM, section "what it costs at run time"). Products are taken in float64 and rounded to
-float32 once. A tower that does not end in such a layer gets one explicit MatMul instead, and the result says so.
-The given model stays as it is: only the modules on the way to the changed layer are copied, and those shallowly, so
-that folding needs no second copy of the weights.
+A tower ends in y = W h + b, W being [D, width]. The projected embedding is A_invᵀ y = (A_invᵀ W) h + A_invᵀ b: the same
+layer with d rows instead of D. Products are taken in float64 and rounded to float32 once. A tower that does not end in
+such a layer gets one explicit MatMul instead, and the result says so. The given model stays as it is: only the modules
+on the way to the changed layer are copied, and those shallowly, so folding needs no second copy of the weights.
 """
 
 from __future__ import annotations
@@ -89,7 +88,9 @@ def fold_linear(
     return folded, None if bias is None else (A_t @ bias.detach().double()).float().contiguous()
 
 
-def _fold(module: nn.Module, A_inv: NDArray[np.float64], sites: tuple[str, ...], encoder: str, probe: torch.Tensor) -> Folded:
+def _fold(
+    module: nn.Module, A_inv: NDArray[np.float64], sites: tuple[str, ...], encoder: str, probe: torch.Tensor
+) -> Folded:
     for site in sites:
         layer = _find(module, site)
         new = None if layer is None else _folded_layer(layer, A_inv)
@@ -144,7 +145,9 @@ def _with_replaced(module: nn.Module, path: list[str], new: nn.Module | nn.Param
     return twin
 
 
-def _agrees(module: nn.Module, candidate: nn.Module, A_inv: NDArray[np.float64], encoder: str, probe: torch.Tensor) -> bool:
+def _agrees(
+    module: nn.Module, candidate: nn.Module, A_inv: NDArray[np.float64], encoder: str, probe: torch.Tensor
+) -> bool:
     """Whether the folded encoder equals the original one times A_inv, direction by direction."""
     with torch.inference_mode():
         wanted = getattr(module, encoder)(probe, normalize=False).double() @ torch.from_numpy(A_inv)

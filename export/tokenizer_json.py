@@ -2,9 +2,9 @@
 
 Three things have to match: which characters form a word (open_clip's regular expression, here a `Split` that keeps the
 matches), how a word falls into pieces (the same merges in the same order), and when `<start_of_text>` inside a text
-counts as the special token. open_clip asks the last only of a whole word of its regular expression: in `!!<end_of_text>`
-the word is `!!<`, and nothing special is left. The library's own special tokens would match anywhere; so here the two
-are ordinary words, built by merges that come after all others and can apply to nothing else.
+counts as the special token. open_clip asks the last only of a whole word of its regular expression: in
+`!!<end_of_text>` the word is `!!<`, and nothing special is left. The library's own special tokens would match anywhere,
+so here the two are ordinary words, built by merges that come after all others and can apply to nothing else.
 """
 
 from __future__ import annotations
@@ -46,13 +46,15 @@ def tokenizer_of(text_cfg: dict[str, Any], name: str) -> Tokenizer:
     hub = text_cfg.get("hf_tokenizer_name") or ("SigLIP's" if "siglip" in name.lower() else "")
     if hub or text_cfg.get("hf_model_name"):
         raise CheckpointError(
-            f"{name}: its tokenizer ({hub or text_cfg['hf_model_name']}) comes from the Hugging Face hub, which this version "
-            "does not read; models with open_clip's own vocabulary work, for example ViT-B-32, RN50 or MobileCLIP-S1"
+            f"{name}: its tokenizer ({hub or text_cfg['hf_model_name']}) comes from the Hugging Face hub, which this "
+            "version does not read; models with open_clip's own vocabulary work: ViT-B-32, RN50, MobileCLIP-S1 …"
         )
     options = dict(text_cfg.get("tokenizer_kwargs") or {})
     clean = options.pop("clean", "lower")
     if any(options.values()) or clean not in ("lower", "canonicalize", "whitespace"):
-        raise CheckpointError(f"{name}: tokenizer_kwargs {text_cfg['tokenizer_kwargs']} are not supported; `clean` alone is")
+        raise CheckpointError(
+            f"{name}: tokenizer_kwargs {text_cfg['tokenizer_kwargs']} are not supported, only `clean`"
+        )
     words = _vocabulary()
     if int(text_cfg.get("vocab_size", len(words))) < len(words):
         raise CheckpointError(
@@ -132,7 +134,7 @@ def _merges() -> tuple[tuple[str, str], ...]:
     try:
         lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")[1 : _MERGES + 1]
     except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: open_clip's vocabulary cannot be read ({error}); reinstall open_clip_torch") from error
+        raise CheckpointError(f"{path}: open_clip's vocabulary cannot be read ({error}); reinstall it") from error
     pairs = [line.split() for line in lines]
     return tuple((first, second) for first, second in pairs)
 
@@ -146,5 +148,3 @@ def _vocabulary() -> dict[str, int]:
     pieces = [*letters, *(letter + _END for letter in letters), *(first + second for first, second in _merges())]
     pieces.extend(special + _END for special in _SPECIAL)
     return {piece: number for number, piece in enumerate(pieces)}
-
-

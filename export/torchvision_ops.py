@@ -16,12 +16,12 @@ _library: torch.library.Library | None = None
 
 def declare_missing_ops() -> None:
     """Declares `torchvision::nms` and `qnms` if the real ones cannot be loaded; does nothing otherwise."""
-    global _library  # noqa: PLW0603 -- the declaration lives as long as this object
+    global _library  # the declaration lives as long as this object
     if _library is not None or _torchvision_works():
         return
-    _library = torch.library.Library("torchvision", "DEF")
+    _library = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
     for name in ("nms", "qnms"):
-        _library.define(name + _BOXES)
+        _library.define(name + _BOXES)  # type: ignore[no-untyped-call]
 
 
 def _torchvision_works() -> bool:

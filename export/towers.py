@@ -20,7 +20,7 @@ EMBEDDING, LOGITS, PROBABILITIES = "embedding", "logits", "probabilities"
 
 
 class ImageTower(nn.Module):
-    """uint8 [N, H, W, 3] → float32 embedding [N, d] of unit length, and with a class bank logits and probabilities [N, K]."""
+    """uint8 [N, H, W, 3] → float32 unit embedding [N, d], and with a class bank logits and probabilities [N, K]."""
 
     mean: torch.Tensor
     std: torch.Tensor

@@ -91,7 +91,7 @@ def read_facts(path: Path) -> dict[str, Any]:
 
 
 def _tidy(graph: Any) -> None:
-    """Renames inner values that took an output's name (token *embedding*), and drops positions in this machine's files."""
+    """Renames inner values that took an output's name (token *embedding*), drops positions in this machine's files."""
     outer = {id(value): value.name for value in (*graph.inputs, *graph.outputs)}
     for node in graph.all_nodes():
         node.metadata_props.clear()

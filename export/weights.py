@@ -30,7 +30,7 @@ _SHOWN = 3
 def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     """Reads the tensors of a checkpoint, as the file stores them.
 
-    A training checkpoint's `state_dict` entry and a `module.` before every name (DistributedDataParallel) are unwrapped.
+    A training checkpoint's `state_dict` entry and a `module.` before every name (from DistributedDataParallel) go.
 
     Args:
         path: `.safetensors`, or `.pt`, `.pth`, `.bin`, which torch reads with `weights_only=True` and nothing else.
@@ -44,10 +44,11 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint file")
     if path.suffix.lower() not in CHECKPOINT_SUFFIXES:
-        raise CheckpointError(f"{path}: not a checkpoint format that is read; known endings: {' '.join(CHECKPOINT_SUFFIXES)}")
+        raise CheckpointError(f"{path}: not a checkpoint format; known endings: {' '.join(CHECKPOINT_SUFFIXES)}")
     content = _read_safetensors(path) if path.suffix.lower() == ".safetensors" else _read_torch(path)
-    content = content.get("state_dict", content) if isinstance(content, dict) else content
-    tensors = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)} if isinstance(content, dict) else {}
+    content = content if isinstance(content, dict) else {}
+    content = content.get("state_dict", content)
+    tensors = {name: value for name, value in dict(content).items() if isinstance(value, torch.Tensor)}
     if not tensors:
         raise CheckpointError(f"{path}: not a checkpoint, it holds no tensors by name")
     if all(name.startswith("module.") for name in tensors):
@@ -63,7 +64,7 @@ def digest(tensors: Mapping[str, torch.Tensor]) -> str:
         dtype = str(tensor.dtype).removeprefix("torch.")
         state.update(f"{name}\0{dtype}\0{list(tensor.shape)}\0".encode())
         # bfloat16 has no NumPy dtype: hash the bytes, which need at least one dimension to be viewed as such
-        state.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        state.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
     return state.hexdigest()
 
 

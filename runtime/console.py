@@ -28,8 +28,21 @@ def silent(items: Iterable[T], *, total: int | None = None, desc: str = "") -> I
 
 
 def bar(items: Iterable[T], *, total: int | None = None, desc: str = "") -> Iterable[T]:
-    """A progress bar on standard error, so that standard output stays clean for results."""
-    return tqdm(items, total=total, desc=desc, file=sys.stderr, leave=False, dynamic_ncols=True)
+    """A progress bar on standard error, so that standard output stays clean for results.
+
+    Where standard error is a log and not a terminal, only work of over five seconds speaks, every ten seconds.
+    """
+    watched = sys.stderr.isatty()
+    return tqdm(
+        items,
+        total=total,
+        desc=desc,
+        file=sys.stderr,
+        leave=False,
+        dynamic_ncols=watched,
+        mininterval=0.1 if watched else 10,
+        delay=0 if watched else 5,
+    )
 
 
 def say(text: str = "") -> None:

@@ -61,8 +61,10 @@ def subset_command(data: Path, out: Path) -> None:
 @click.option("--seed", type=int, help="Seed of everything random.")
 @click.option("--steps", type=click.IntRange(min=1), help="Optimiser steps.")
 @click.option("--views", type=click.IntRange(min=0), help="Altered views of each picture.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; more than there are free cores slows it down.")
-def train_command(data: Path, out: Path, seed: int | None, steps: int | None, views: int | None, threads: int | None) -> None:
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; more than free cores slow it down.")
+def train_command(
+    data: Path, out: Path, seed: int | None, steps: int | None, views: int | None, threads: int | None
+) -> None:
     """Trains the reference checkpoint on the built set and measures it; an interrupted run goes on."""
     import dataclasses
 

@@ -82,7 +82,7 @@ def name_aliases(sets: Mapping[str, IconSet], names: Mapping[str, str]) -> dict[
     """Icon names that mean exactly one concept: CLDR slugs, and the older names that other sets keep as aliases.
 
     EmojiOne has no code points and names that CLDR has since changed ("direct hit" is "bullseye" now). A set that does
-    have code points and still lists the old name as an alias says what it means. Names on which sets disagree are dropped.
+    have code points and still lists the old name as an alias says what it means. Names on which sets disagree are out.
 
     Args:
         sets: Icon sets by style.

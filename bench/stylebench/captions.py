@@ -1,4 +1,4 @@
-"""Captions as the web writes them: many plain ones, many that say how a thing is drawn, some with other words for it."""
+"""Captions as the web writes them: many plain, many that say how a thing is drawn, some with other words for it."""
 
 from __future__ import annotations
 

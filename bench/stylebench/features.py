@@ -135,7 +135,8 @@ def _fused(trunk: torch.nn.Module) -> torch.nn.Module:
     example = torch.zeros(BATCH, 3, CROP, CROP).contiguous(memory_format=torch.channels_last)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        traced = torch.jit.trace(trunk.to(memory_format=torch.channels_last), example, check_trace=False)  # type: ignore[no-untyped-call]
+        trunk = trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        traced = torch.jit.trace(trunk, example, check_trace=False)  # type: ignore[no-untyped-call]
         fused: torch.nn.Module = torch.jit.optimize_for_inference(torch.jit.freeze(traced))
     return fused
 

@@ -109,9 +109,7 @@ class Words(torch.nn.Module):
     the text tower itself.
     """
 
-    def __init__(
-        self, model: Any, tokenize: Callable[[list[str]], torch.Tensor], pictures: Sequence[Picture]
-    ) -> None:
+    def __init__(self, model: Any, tokenize: Callable[[list[str]], torch.Tensor], pictures: Sequence[Picture]) -> None:
         super().__init__()
         self._tokenize = tokenize
         self._known: dict[str, torch.Tensor] = {}

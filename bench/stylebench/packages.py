@@ -120,20 +120,21 @@ def unpack(archive: Path, folder: Path) -> None:
         done = subprocess.run(["dpkg-deb", "--fsys-tarfile", str(archive)], capture_output=True, check=False)
         if done.returncode != 0:
             raise InputError(f"{archive.name} is not a Debian package that dpkg-deb can read")
-        _unpack_tar(tarfile.open(fileobj=io.BytesIO(done.stdout)), folder)
+        with tarfile.open(fileobj=io.BytesIO(done.stdout)) as opened_tar:
+            _unpack_tar(opened_tar, folder)
     elif archive.name.endswith((".tgz", ".tar.gz")):
-        _unpack_tar(tarfile.open(archive), folder)
+        with tarfile.open(archive) as opened_tar:
+            _unpack_tar(opened_tar, folder)
     else:
         raise InputError(f"{archive.name} is no .tgz, .whl or .deb")
 
 
 def _unpack_tar(opened: tarfile.TarFile, folder: Path) -> None:
-    with opened:
-        for member in opened:
-            # links and devices are not needed, and a link is how an archive leaves its folder unseen
-            stream = opened.extractfile(member) if member.isreg() else None
-            if stream is not None:
-                _write(folder, member.name, stream)
+    for member in opened:
+        # links and devices are not needed, and a link is how an archive leaves its folder unseen
+        stream = opened.extractfile(member) if member.isreg() else None
+        if stream is not None:
+            _write(folder, member.name, stream)
 
 
 def _write(folder: Path, name: str, stream: IO[bytes]) -> None:

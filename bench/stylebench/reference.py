@@ -68,14 +68,17 @@ def tokenizer() -> Callable[[list[str]], torch.Tensor]:
     declare_missing_ops()
     import open_clip
 
-    return open_clip.SimpleTokenizer(context_length=CONFIG["model_cfg"]["text_cfg"]["context_length"])
+    made: Callable[[list[str]], torch.Tensor] = open_clip.SimpleTokenizer(
+        context_length=CONFIG["model_cfg"]["text_cfg"]["context_length"]
+    )
+    return made
 
 
 def encode_texts(model: Any, tokens: torch.Tensor, rows: torch.Tensor | None = None) -> torch.Tensor:
     """Unit text embeddings, as `model.encode_text` gives them, from tokens cut to the longest text.
 
-    The tower is causal and pools the end-of-text token, so what comes after it cannot matter; captions are short and the
-    context is 77, so this is most of the work saved.
+    The tower is causal and pools the end-of-text token, so what comes after it cannot matter; captions are short and
+    the context is 77, so this is most of the work saved.
 
     Args:
         model: An `open_clip.CLIP`.

@@ -16,6 +16,7 @@ from invariclip.bench.stylebench.build import MANIFEST, digest_of
 from invariclip.bench.stylebench.features import cached_features
 from invariclip.bench.stylebench.fit import Settings, fit
 from invariclip.bench.stylebench.manifest import Picture, read_manifest
+from invariclip.bench.stylebench.packages import sha256_of
 from invariclip.bench.stylebench.reference import (
     CONFIG,
     WEIGHTS_FILE,
@@ -27,7 +28,6 @@ from invariclip.bench.stylebench.reference import (
     untrained,
 )
 from invariclip.bench.stylebench.score import by_style, prototypes, unit, zero_shot_hits
-from invariclip.bench.stylebench.packages import sha256_of
 from invariclip.bench.stylebench.sources import PACKAGES, STYLES, TRAINING_STYLES
 from invariclip.bench.stylebench.trunk import TRUNK_FILE, trunk_state
 from invariclip.console import Progress, silent
@@ -70,7 +70,11 @@ def train(data: Path, out: Path, settings: Settings, progress: Progress = silent
     record = {
         "settings": dataclasses.asdict(settings),
         "model": CONFIG["model_cfg"],
-        "learnt_from": {"pictures": len(learnt), "concepts": len({p.concept for p in learnt}), "styles": TRAINING_STYLES},
+        "learnt_from": {
+            "pictures": len(learnt),
+            "concepts": len({p.concept for p in learnt}),
+            "styles": TRAINING_STYLES,
+        },
         "trunk": "frozen; " + PACKAGES["trunk"].author,
         "dataset_sha256": dataset,
         "weights_sha256": sha256_of(out / WEIGHTS_FILE),
@@ -97,9 +101,7 @@ def start_model(data: Path, seed: int) -> Any:
     return model
 
 
-def measure(
-    model: Any, data: Path, pictures: list[Picture], seed: int, progress: Progress = silent
-) -> dict[str, Any]:
+def measure(model: Any, data: Path, pictures: list[Picture], seed: int, progress: Progress = silent) -> dict[str, Any]:
     """Accuracies over all concepts: by the names in one plain template, and by prototypes from the training styles."""
     queries = np.array([STYLES[picture.style].held_out for picture in pictures])
     held_out = [picture for picture, chosen in zip(pictures, queries, strict=True) if chosen]

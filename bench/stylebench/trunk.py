@@ -36,9 +36,7 @@ def trunk_state(path: Path, reference: dict[str, torch.Tensor]) -> dict[str, tor
     state: dict[str, torch.Tensor] = {}
     for name, like in reference.items():
         layer, _, kind = name.rpartition(".")
-        if kind == "num_batches_tracked":
-            state[name] = torch.zeros_like(like)
-        elif kind == "running_mean":
+        if kind in {"num_batches_tracked", "running_mean"}:
             state[name] = torch.zeros_like(like)
         elif kind == "running_var":
             state[name] = torch.ones_like(like)

@@ -13,17 +13,17 @@ from invariclip.tokenizer import TextSpec, Tokenizer
 
 @pytest.fixture(scope="module")
 def both():
-    """Ours, built from open_clip's vocabulary, and open_clip's own."""
+    """Ours, from the exported vocabulary, and the tokenizer of open_clip."""
     from invariclip.export.torchvision_ops import declare_missing_ops
 
     declare_missing_ops()
     import open_clip
 
-    from invariclip.export.tokenizer_json import simple_tokenizer_json
+    from invariclip.export.tokenizer_json import tokenizer_json
 
     theirs = open_clip.get_tokenizer("ViT-B-32")
     spec = TextSpec(77, sot_token_id=theirs.sot_token_id, eot_token_id=theirs.eot_token_id)
-    return Tokenizer(simple_tokenizer_json(theirs), spec), theirs
+    return Tokenizer(tokenizer_json(), spec), theirs
 
 
 TRICKY = [
