@@ -46,7 +46,7 @@ def fitting_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--interventions", default="all", show_default=True, help=f"all, none, or of: {', '.join(INTERVENTIONS)}."
         ),
         click.option(
-            "--draws", default=1, show_default=True, type=click.IntRange(1), help="Interventions per picture."
+            "--draws", default=2, show_default=True, type=click.IntRange(1), help="Interventions per picture."
         ),
         click.option("--estimator", default="auto", show_default=True, type=click.Choice(["auto", *ESTIMATORS])),
         click.option("--rank", default="auto", show_default=True, help="Dimensions to keep."),
@@ -57,6 +57,9 @@ def fitting_options(command: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             type=click.Choice(["auto", "zero-shot", "prototypes", "both"]),
             help="What selection scores; auto is both where the model takes texts.",
+        ),
+        click.option(
+            "--captions/--no-captions", default=None, help="Pair pictures with their class's caption; for zero-shot."
         ),
         click.option("--template", "templates", multiple=True, default=TEMPLATES, show_default=True),
         click.option("--seed", default=0, show_default=True, type=int),
@@ -147,6 +150,7 @@ def prepare(given: dict[str, Any]) -> tuple[Checkpoint, list[Picture], Options]:
         rank=rank,
         strength=strength,
         objective=cast("Objective", objective),
+        captions=given["captions"],
         templates=tuple(given["templates"]),
         seed=given["seed"],
     )

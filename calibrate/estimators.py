@@ -15,6 +15,8 @@ from invariclip.errors import ProjectionError
 from invariclip.projection import Projection
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from invariclip.calibrate.moments import Moments
@@ -31,15 +33,17 @@ class Basis:
     Attributes:
         estimator: Its name.
         strength: λ, or None where it has none.
-        columns: float64 [D, D]; the first d columns are the A_inv of rank d.
+        axes: float64 [D, D], orthonormal columns, the most invariant first.
+        factors: float64 [D], what the length along each axis is multiplied by.
         eigenvalues: float64 [D], descending in invariance: the larger, the rather a direction is kept. For `icm` the
-            eigenvalues of Σ - λΣ_Δ; for `generalised` 1 - μ; for `shrinkage` the factor that a direction keeps.
-        cuts: Whether a rank below D means something for it.
+            eigenvalues of Σ - λΣ_Δ; for `generalised` 1 - μ; for `shrinkage` the factors.
+        cuts: Whether a rank below D means something for it; otherwise A_inv is the symmetric matrix.
     """
 
     estimator: str
     strength: float | None
-    columns: NDArray[np.float64]
+    axes: NDArray[np.float64]
+    factors: NDArray[np.float64]
     eigenvalues: NDArray[np.float64]
     cuts: bool
 
@@ -49,13 +53,17 @@ class Basis:
         Raises:
             ProjectionError: The rank is not from 1 to D, or below D for an estimator that does not cut.
         """
-        width = len(self.columns)
+        width = len(self.axes)
         kept = width if rank is None else rank
         if not 1 <= kept <= width:
             raise ProjectionError(f"rank {kept} is not from 1 to the encoder's width {width}")
         if kept < width and not self.cuts:
             raise ProjectionError(f"{self.estimator} keeps the full rank {width}; a rank goes with icm or generalised")
-        return Projection(self.columns[:, :kept].copy(), self.estimator, self.strength, self.eigenvalues)
+        A_inv = (self.axes * self.factors)[:, :kept]
+        if not self.cuts:
+            # Turning the axes back changes no cosine, and leaves an A_inv that is near the identity where little moves.
+            A_inv = A_inv @ self.axes.T
+        return Projection(np.ascontiguousarray(A_inv), self.estimator, self.strength, self.eigenvalues)
 
 
 def fit(moments: Moments, estimator: str, rank: int | None = None, strength: float | None = None) -> Projection:
@@ -102,12 +110,22 @@ def decompose(moments: Moments, estimator: str, strength: float | None = None) -
     if not needs and strength is not None:
         raise ProjectionError(f"{estimator} has no strength; λ goes with icm and shrinkage")
     if estimator == "identity":
-        return Basis(estimator, None, np.eye(moments.width), np.empty(0), cuts=False)
+        return Basis(estimator, None, np.eye(moments.width), np.ones(moments.width), np.empty(0), cuts=False)
     if estimator == "generalised":
         return _generalised(moments)
-    if strength is None:
-        raise ProjectionError(f"{estimator} needs a strength λ")
-    return _icm(moments, strength) if estimator == "icm" else _shrinkage(moments, strength)
+    return decompose_all(moments, estimator, [strength or 0.0])[0]
+
+
+def decompose_all(moments: Moments, estimator: str, strengths: Sequence[float]) -> list[Basis]:
+    """`icm` or `shrinkage` for several λ, sharing what can be shared; the λ are taken as they are.
+
+    Raises:
+        ProjectionError: No pair differs.
+        InputError: The moments hold no picture or no pair.
+    """
+    if estimator == "shrinkage":
+        return _shrinkage(moments, strengths)
+    return [_icm(moments, strength) for strength in strengths]
 
 
 def published(moments: Moments, rank: int, strength: float) -> Projection:
@@ -119,21 +137,24 @@ def published(moments: Moments, rank: int, strength: float) -> Projection:
     return Projection(vectors[:, :rank].copy(), "published", strength, values)
 
 
-def removed(A_inv: NDArray[np.float64]) -> float:
+def removed(factors: NDArray[np.float64], width: int) -> float:
     """How much of the space a projection takes away, from 0 (a rotation) towards 1.
 
     1 - (tr P)² / (D tr P²) with P = A Aᵀ: a cut to rank d removes 1 - d/D, and a shrinkage what an equally uneven
     cut would, so that all estimators stand on one scale (the participation ratio of P's spectrum).
+
+    Args:
+        factors: [d], the factors of the axes that are kept.
+        width: D.
     """
-    # P and AᵀA share their traces, and the latter is the smaller one.
-    gram = A_inv.T @ A_inv
-    return float(1 - np.trace(gram) ** 2 / (len(A_inv) * (gram**2).sum()))
+    squares = factors**2
+    return float(1 - squares.sum() ** 2 / (width * (squares**2).sum()))
 
 
 def _icm(moments: Moments, strength: float) -> Basis:
     values, vectors = np.linalg.eigh(moments.sigma - strength * moments.sigma_delta)
     # eigh answers in ascending order, and the largest are the ones to keep.
-    return Basis("icm", strength, vectors[:, ::-1].copy(), values[::-1].copy(), cuts=True)
+    return Basis("icm", strength, vectors[:, ::-1], np.ones(len(values)), values[::-1].copy(), cuts=True)
 
 
 def _generalised(moments: Moments) -> Basis:
@@ -144,14 +165,20 @@ def _generalised(moments: Moments) -> Basis:
     values, vectors = np.linalg.eigh(inverse @ (moved + ridge) @ inverse.T)
     columns, triangle = np.linalg.qr(inverse.T @ vectors)
     # QR leaves the signs open; fixed ones make the projection's digest reproducible.
-    return Basis("generalised", None, columns * np.sign(np.diag(triangle)), 1 - values, cuts=True)
+    axes = columns * np.sign(np.diag(triangle))
+    return Basis("generalised", None, axes, np.ones(len(values)), 1 - values, cuts=True)
 
 
-def _shrinkage(moments: Moments, strength: float) -> Basis:
+def _shrinkage(moments: Moments, strengths: Sequence[float]) -> list[Basis]:
+    """One eigendecomposition serves every λ."""
     values, vectors = np.linalg.eigh(moments.sigma_delta)
     mean = float(values.mean())
     if mean <= 0:
         raise ProjectionError("no pair differs at all: all of its members have equal embeddings; check the pairs")
-    kept = 1 / np.sqrt(1 + strength * np.maximum(values, 0) / mean)
     # eigh's ascending order of Σ_Δ is the descending one of what is kept.
-    return Basis("shrinkage", strength, (vectors * kept) @ vectors.T, kept, cuts=False)
+    moved = np.maximum(values, 0) / mean
+    kept = [1 / np.sqrt(1 + strength * moved) for strength in strengths]
+    return [
+        Basis("shrinkage", strength, vectors, factors, factors, cuts=False)
+        for strength, factors in zip(strengths, kept, strict=True)
+    ]

@@ -12,7 +12,14 @@ import invariclip
 from invariclip.calibrate.embed import Encoder, Job, TextEncoder, embed, embed_texts
 from invariclip.calibrate.estimators import fit
 from invariclip.calibrate.interventions import choose_kinds
-from invariclip.calibrate.pairs import UNCHANGED, Table, interventional_pairs, moments_of, natural_pairs
+from invariclip.calibrate.pairs import (
+    UNCHANGED,
+    Sources,
+    Table,
+    fitted_moments,
+    interventional_pairs,
+    natural_pairs,
+)
 from invariclip.calibrate.pictures import summarise
 from invariclip.calibrate.select import Candidate, Objective, Selection, grid, select
 from invariclip.console import Progress, silent
@@ -43,18 +50,25 @@ class Options:
         rank: d.
         strength: λ.
         objective: What selection scores.
+        captions: Pair pictures with their class's caption; None does so where the objective has a zero-shot part.
         templates: Prompts of the zero-shot objective.
         seed: Of everything that is drawn.
     """
 
     interventions: tuple[str, ...] = ()
-    draws: int = 1
+    draws: int = 2
     estimator: str = "auto"
     rank: int | None = None
     strength: float | None = None
     objective: Objective = "prototypes"
+    captions: bool | None = None
     templates: tuple[str, ...] = TEMPLATES
     seed: int = 0
+
+    @property
+    def pairs_captions(self) -> bool:
+        """Whether captions are pairs."""
+        return self.objective != "prototypes" if self.captions is None else self.captions
 
     def fixed(self) -> Candidate | None:
         """The candidate that the options leave no choice about, if they name one."""
@@ -104,15 +118,21 @@ def calibrate(
         ProjectionError: The options name an estimator that cannot be fitted.
     """
     table, facts = tabulate(encoder, pictures, options, cache=cache, progress=progress)
-    natural, changed = natural_pairs(table, seed=options.seed), interventional_pairs(table)
-    facts |= {"natural_pairs": len(natural), "interventional_pairs": len(changed)}
-    if not len(natural) and not len(changed):
+    sources = Sources(captions=options.pairs_captions)
+    needs_bank = sources.captions or options.objective != "prototypes"
+    bank = bank_of(encoder, table.label_names, options.templates) if needs_bank else None
+    facts |= {
+        "natural_pairs": len(natural_pairs(table, seed=options.seed)),
+        "interventional_pairs": len(interventional_pairs(table)),
+        "caption_pairs": int(table.unchanged.sum()) if sources.captions else 0,
+    }
+    if not facts["natural_pairs"] and not facts["interventional_pairs"]:
         raise InputError(
             f"no pair: {facts['unpaired_concepts']} of {facts['concepts']} concepts stand in one environment only, and "
             "there are no interventions; add other environments, or --interventions all"
         )
-    selection, chosen = _choose(encoder, table, options, progress)
-    moments = moments_of(table, natural, changed)
+    selection, chosen = _choose(table, bank, sources, options, progress)
+    moments = fitted_moments(table, sources, captions=bank, seed=options.seed)
     projection = (
         identity(encoder.embed_dim)
         if chosen.estimator == "identity"
@@ -197,17 +217,25 @@ def energies(projection: Projection, moments: Moments) -> dict[str, float]:
     return shares
 
 
-def _choose(encoder: Encoder, table: Table, options: Options, progress: Progress) -> tuple[Selection | None, Candidate]:
+def _choose(
+    table: Table, bank: NDArray[np.float64] | None, sources: Sources, options: Options, progress: Progress
+) -> tuple[Selection | None, Candidate]:
     """The candidate to fit, and the scores if any could be had; a fully named candidate needs none."""
     fixed = options.fixed()
     if fixed is not None:
         candidates = list(dict.fromkeys([Candidate("identity"), fixed]))
     else:
-        candidates = grid(encoder.embed_dim, estimator=options.estimator, rank=options.rank, strength=options.strength)
-    bank = None if options.objective == "prototypes" else bank_of(encoder, table.label_names, options.templates)
+        width = table.vectors.shape[1]
+        candidates = grid(width, estimator=options.estimator, rank=options.rank, strength=options.strength)
     try:
         selection = select(
-            table, candidates, objective=options.objective, bank=bank, seed=options.seed, progress=progress
+            table,
+            candidates,
+            objective=options.objective,
+            bank=bank,
+            sources=sources,
+            seed=options.seed,
+            progress=progress,
         )
     except InputError:
         if fixed is None:

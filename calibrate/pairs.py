@@ -1,4 +1,4 @@
-"""Which rows belong together: natural pairs across environments, and pictures with their changed versions."""
+"""What belongs together: a concept in two environments, a picture and its changed version or its caption."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from invariclip.calibrate.moments import Moments, empty, of_pairs, of_points
+from invariclip.calibrate.moments import Moments, of_pairs, of_points
+from invariclip.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -86,6 +87,25 @@ class Pairs:
         return len(self.first)
 
 
+@dataclass(frozen=True)
+class Sources:
+    """Where pairs come from; each source counts the same, however many pairs it has.
+
+    Attributes:
+        natural: One concept in two environments.
+        interventions: A picture and its changed versions.
+        captions: A picture and its class's caption.
+    """
+
+    natural: bool = True
+    interventions: bool = True
+    captions: bool = False
+
+
+PICTURES_ALONE = Sources()
+"""All that needs no texts."""
+
+
 def natural_pairs(table: Table, *, seed: int = 0, per_group: int = PAIRS_PER_GROUP) -> Pairs:
     """Pictures of one concept in two environments, all unordered pairs of environments.
 
@@ -132,18 +152,42 @@ def interventional_pairs(table: Table, *, kinds: Sequence[int] | None = None) ->
     return Pairs(first, second, 1.0 / versions[first])
 
 
-def moments_of(table: Table, *pairs: Pairs) -> Moments:
-    """Moments of the unchanged pictures and of several sources of pairs, every source counting the same.
+def fitted_moments(
+    table: Table, sources: Sources = PICTURES_ALONE, *, captions: NDArray[np.float64] | None = None, seed: int = 0
+) -> Moments:
+    """Moments of the unchanged pictures and of all pairs that a table holds.
 
-    Natural pairs and interventions come in very different numbers; their sources are therefore scaled to a weight of
-    one each, and the counts tell how many pairs there were.
+    The sources come in very different numbers; each is therefore scaled to a weight of one, and the counts tell how
+    many pairs there were.
+
+    Captions are pairs for the same reason as pictures in two styles are: they share what the class depends on and
+    differ in the rest, here in the modality. Contrastive encoders keep pictures and texts in two separate cones (Liang
+    et al., Mind the Gap, arXiv 2203.02053), and pairs of pictures never move along the direction between the cones. A
+    projection that shortens everything else but not that direction leaves class embeddings nearly parallel, and
+    zero-shot answers collapse onto a few classes.
+
+    Args:
+        table: The rows.
+        sources: Which pairs to take.
+        captions: [K, D], unit length, the embedding of every label's caption by code; needed by `sources.captions`.
+        seed: See `natural_pairs`.
+
+    Raises:
+        InputError: Captions are wanted and not given.
     """
-    total = of_points(table.vectors[table.unchanged])
-    for source in pairs:
-        if len(source):
-            part = of_pairs(table.vectors[source.first], table.vectors[source.second], source.weights)
-            total = total + part.scaled(1.0 / part.pair_weight)
-    return total if len(table.vectors) else empty(table.vectors.shape[1])
+    seen = table.unchanged
+    taken = [natural_pairs(table, seed=seed)] if sources.natural else []
+    taken += [interventional_pairs(table)] if sources.interventions else []
+    parts = [of_pairs(table.vectors[p.first], table.vectors[p.second], p.weights) for p in taken if len(p)]
+    if sources.captions:
+        if captions is None:
+            raise InputError("pairs with captions need class names and a checkpoint that takes texts")
+        if seen.any():
+            parts.append(of_pairs(table.vectors[seen], captions[table.labels[seen]]))
+    total = of_points(table.vectors[seen])
+    for part in parts:
+        total = total + part.scaled(1.0 / part.pair_weight)
+    return total
 
 
 def _pairs(

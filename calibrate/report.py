@@ -19,7 +19,8 @@ def summary_text(result: Calibration) -> str:
     environments = ", ".join(f"{name} {count}" for name, count in facts["environments"].items())
     lines = [
         f"pictures   {facts['pictures']} of {facts['concepts']} concepts ({environments})",
-        f"pairs      {facts['natural_pairs']} natural, {facts['interventional_pairs']} interventional",
+        f"pairs      {facts['natural_pairs']} natural, {facts['interventional_pairs']} interventional, "
+        f"{facts['caption_pairs']} with captions",
     ]
     if facts["unpaired_concepts"]:
         lines.append(f"unpaired   {facts['unpaired_concepts']} concepts stand in one environment only: no natural pair")

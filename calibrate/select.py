@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from invariclip.calibrate.estimators import Basis, decompose, removed
+from invariclip.calibrate.estimators import Basis, decompose, decompose_all, removed
 from invariclip.calibrate.evaluate import Bootstrap, Interval, prototypes, unit, zero_shot
 from invariclip.calibrate.folds import CONCEPT_PARTS, Fold, make_folds
-from invariclip.calibrate.pairs import Table, interventional_pairs, moments_of, natural_pairs
+from invariclip.calibrate.pairs import PICTURES_ALONE, Sources, Table, fitted_moments
 from invariclip.console import Progress, silent
 from invariclip.errors import InputError
 
@@ -85,7 +85,11 @@ class Scored:
         return cls(
             candidate=Candidate(plain["estimator"], plain["rank"], plain["strength"]),
             removed=plain["removed"],
-            accuracy={name: Interval(**interval) for name, interval in plain["accuracy"].items()},
+            # JSON objects have no order of their own: the mean belongs last.
+            accuracy={
+                name: Interval(**plain["accuracy"][name])
+                for name in sorted(plain["accuracy"], key=lambda name: (name == "mean", name))
+            },
             gain=Interval(**plain["gain"]),
             behind=plain["behind"],
             behind_error=plain["behind_error"],
@@ -176,6 +180,7 @@ def select(
     *,
     objective: Objective = "prototypes",
     bank: NDArray[np.float64] | None = None,
+    sources: Sources = PICTURES_ALONE,
     concept_parts: int = CONCEPT_PARTS,
     seed: int = 0,
     progress: Progress = silent,
@@ -193,6 +198,7 @@ def select(
         objective: `prototypes` (classes from pictures of the other environments), `zero-shot` (classes from `bank`),
             or `both`, which counts a picture's two answers half each.
         bank: [K, D], unit length: class embeddings by label code, before any projection.
+        sources: Which pairs are fitted on; captions are the bank's entries.
         concept_parts: See `folds.make_folds`.
         seed: Of the folds, the pairs and the bootstrap.
         progress: Progress display.
@@ -209,10 +215,11 @@ def select(
     scores: dict[Candidate, list[NDArray[np.float64]]] = {candidate: [] for candidate in candidates}
     taken: dict[Candidate, list[float]] = {candidate: [] for candidate in candidates}
     for fold in progress(folds, total=len(folds), desc="selecting"):
-        moments = fitted_moments(table.where(fold.fit), seed=seed)
-        for candidate, A_inv in _fits(moments, candidates):
-            scores[candidate].append(_score(table, fold, A_inv, objective, bank))
-            taken[candidate].append(removed(A_inv))
+        moments = fitted_moments(table.where(fold.fit), sources, captions=bank, seed=seed)
+        score = _Scorer(table, fold, objective, bank)
+        for candidate, basis in _bases(moments, candidates).items():
+            scores[candidate].append(score(basis, candidate.rank))
+            taken[candidate].append(removed(basis.factors[: candidate.rank], table.vectors.shape[1]))
     named = [name for fold in folds for name in fold.groups]
     names = sorted(set(named))
     groups = np.asarray([names.index(name) for name in named])
@@ -236,35 +243,48 @@ def select(
     return Selection(chosen, objective, left_out, len(groups), curve)
 
 
-def fitted_moments(table: Table, *, seed: int = 0) -> Moments:
-    """The moments of a table's pictures with all pairs that it holds, natural and interventional."""
-    return moments_of(table, natural_pairs(table, seed=seed), interventional_pairs(table))
+def _bases(moments: Moments, candidates: Sequence[Candidate]) -> dict[Candidate, Basis]:
+    """Every candidate's basis; one eigendecomposition serves all ranks, and for shrinkage all λ too."""
+    found: dict[Candidate, Basis] = {}
+    for estimator in dict.fromkeys(candidate.estimator for candidate in candidates):
+        strengths = [c.strength for c in candidates if c.estimator == estimator and c.strength is not None]
+        if not strengths:
+            found[Candidate(estimator)] = decompose(moments, estimator)
+            continue
+        unique = list(dict.fromkeys(strengths))
+        for basis in decompose_all(moments, estimator, unique):
+            found[Candidate(estimator, None, basis.strength)] = basis
+    return {candidate: found[replace(candidate, rank=None)] for candidate in candidates}
 
 
-def _fits(moments: Moments, candidates: Sequence[Candidate]) -> list[tuple[Candidate, NDArray[np.float64]]]:
-    """Every candidate's A_inv; one eigendecomposition serves all ranks of an estimator and λ."""
-    bases: dict[Candidate, Basis] = {}
-    fits = []
-    for candidate in candidates:
-        key = replace(candidate, rank=None)
-        if key not in bases:
-            bases[key] = decompose(moments, candidate.estimator, candidate.strength)
-        fits.append((candidate, bases[key].columns[:, : candidate.rank]))
-    return fits
+class _Scorer:
+    """Scores one fold; embeddings are turned into an estimator's axes once, of which candidates take their parts.
 
+    Cosines do not change when the axes are turned, so the symmetric A_inv of shrinkage needs no turning back.
+    """
 
-def _score(
-    table: Table, fold: Fold, A_inv: NDArray[np.float64], objective: Objective, bank: NDArray[np.float64] | None
-) -> NDArray[np.float64]:
-    """Share of right answers, 0 to 1, for every query of a fold."""
-    queries, labels = unit(table.vectors[fold.queries] @ A_inv), table.labels[fold.queries]
-    answers = []
-    if objective != "zero-shot":
-        support = unit(table.vectors[fold.support] @ A_inv)
-        answers.append(prototypes(support, table.labels[fold.support], queries, labels))
-    if objective != "prototypes" and bank is not None:
-        answers.append(zero_shot(queries, labels, unit(bank @ A_inv)))
-    return np.asarray(np.mean(answers, axis=0))
+    def __init__(self, table: Table, fold: Fold, objective: Objective, bank: NDArray[np.float64] | None) -> None:
+        self.labels, self.support_labels = table.labels[fold.queries], table.labels[fold.support]
+        self._given = {"queries": table.vectors[fold.queries]}
+        if objective != "zero-shot":
+            self._given["support"] = table.vectors[fold.support]
+        if objective != "prototypes" and bank is not None:
+            self._given["bank"] = bank
+        self._axes: NDArray[np.float64] | None = None
+        self._turned: dict[str, NDArray[np.float64]] = {}
+
+    def __call__(self, basis: Basis, rank: int | None) -> NDArray[np.float64]:
+        """Share of right answers, 0 to 1, for every query."""
+        if self._axes is not basis.axes:
+            self._axes = basis.axes
+            self._turned = {name: vectors @ basis.axes for name, vectors in self._given.items()}
+        seen = {name: unit(vectors[:, :rank] * basis.factors[:rank]) for name, vectors in self._turned.items()}
+        answers = []
+        if "support" in seen:
+            answers.append(prototypes(seen["support"], self.support_labels, seen["queries"], self.labels))
+        if "bank" in seen:
+            answers.append(zero_shot(seen["queries"], self.labels, seen["bank"]))
+        return np.asarray(np.mean(answers, axis=0))
 
 
 def _behind(bootstrap: Bootstrap, scores: NDArray[np.float64], best: NDArray[np.float64]) -> float:

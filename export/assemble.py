@@ -89,6 +89,7 @@ def export_artifact(
     if projection is not None:
         projection.require_width(checkpoint.embed_dim, checkpoint.name)
     checked = evidence.pictures_of(pictures, checkpoint.pixels)
+    checked.require_readable()
     job = verify.prepare(checkpoint, projection, tuple(classes), tuple(templates))
     with new_directory(target) as folder:
         manifest = write_files(job, folder, progress)

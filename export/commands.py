@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
     from invariclip.artifact import Manifest
     from invariclip.export.checkpoint import Checkpoint
     from invariclip.export.figures import Thresholds
+
+# Torch is imported when a command runs, so that --help is quick; that it is there is asked now, while the command line
+# can still answer with the extra to install.
+for _package in ("torch", "open_clip", "onnx", "onnxscript"):
+    if find_spec(_package) is None:
+        raise ModuleNotFoundError(f"No module named {_package!r}", name=_package)
 
 _FIGURES = (
     # key, heading, format, bound
@@ -132,6 +139,7 @@ def verify(
     job = prepare(loaded, matrix, manifest.classes, manifest.templates)
     candidates = {name: Candidate.open(*pair, job, threads=threads) for name, pair in paths.items()}
     pictures = evidence.pictures_of(images or None, loaded.pixels)
+    pictures.require_readable()
     verdicts = check(candidates, pictures, _bounds(min_cosine, max_abs_diff), progress=silent if quiet else bar)
     broken = [f"{name}: {line}" for name, verdict in verdicts.items() for line in verdict.broken]
     if as_json:

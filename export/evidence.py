@@ -85,6 +85,22 @@ class Pictures:
         if not self.read:
             raise InputError(f"none of the {len(self.paths)} pictures can be read; the first: {self.unreadable[0]}")
 
+    def require_readable(self) -> None:
+        """Looks for one picture that can be read, so that a mistake shows before minutes of work and not after.
+
+        Raises:
+            InputError: None of them can.
+        """
+        first = None
+        for path in self.paths:
+            try:
+                pixels(path, self.spec)
+            except InputError as error:
+                first = first or error
+            else:
+                return
+        raise InputError(f"none of the {len(self.paths)} pictures can be read; the first: {first}")
+
 
 class UnreadablePictureWarning(UserWarning):
     """A picture that was named for the check cannot be read."""

@@ -46,9 +46,9 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     if path.suffix.lower() not in CHECKPOINT_SUFFIXES:
         raise CheckpointError(f"{path}: not a checkpoint format; known endings: {' '.join(CHECKPOINT_SUFFIXES)}")
     content = _read_safetensors(path) if path.suffix.lower() == ".safetensors" else _read_torch(path)
-    content = content if isinstance(content, dict) else {}
-    content = content.get("state_dict", content)
-    tensors = {name: value for name, value in dict(content).items() if isinstance(value, torch.Tensor)}
+    content = content.get("state_dict", content) if isinstance(content, dict) else {}
+    named = content if isinstance(content, dict) else {}
+    tensors = {str(name): value for name, value in named.items() if isinstance(value, torch.Tensor)}
     if not tensors:
         raise CheckpointError(f"{path}: not a checkpoint, it holds no tensors by name")
     if all(name.startswith("module.") for name in tensors):
@@ -64,7 +64,7 @@ def digest(tensors: Mapping[str, torch.Tensor]) -> str:
         dtype = str(tensor.dtype).removeprefix("torch.")
         state.update(f"{name}\0{dtype}\0{list(tensor.shape)}\0".encode())
         # bfloat16 has no NumPy dtype: hash the bytes, which need at least one dimension to be viewed as such
-        state.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        state.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return state.hexdigest()
 
 
@@ -118,7 +118,7 @@ def _read_torch(path: Path) -> Any:
             raise CheckpointError(
                 f"{path}: a TorchScript archive, which holds code; save its state_dict() as .safetensors first"
             ) from error
-        if "Unsupported" in str(error) or "GLOBAL" in str(error):
+        if "GLOBAL" in str(error) or "Unsupported class" in str(error):
             raise CheckpointError(
                 f"{path}: refused, it holds Python objects besides tensors and nothing of it was run; save its "
                 "state_dict() as .safetensors"

@@ -60,11 +60,19 @@ class ProjectionFacts:
 
 @dataclass(frozen=True)
 class FileFacts:
-    """One file of the artifact, by its name inside the folder."""
+    """One file of the artifact, by its name inside the folder.
+
+    Attributes:
+        path: Its name.
+        sha256: Its digest.
+        size_bytes: Its size.
+        data_sha256: Digest of `path.data` beside it, where an ONNX file above 1.8 GB keeps its weights; else None.
+    """
 
     path: str
     sha256: str
     size_bytes: int
+    data_sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -158,8 +166,8 @@ def space_id(checkpoint_sha256: str, projection_sha256: str | None) -> str:
 
 def describe_file(folder: Path, name: str) -> FileFacts:
     """Facts of a file that was just written into `folder`."""
-    path = folder / name
-    return FileFacts(name, sha256_file(path), path.stat().st_size)
+    path, data = folder / name, folder / f"{name}.data"
+    return FileFacts(name, sha256_file(path), path.stat().st_size, sha256_file(data) if data.is_file() else None)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -207,4 +215,7 @@ def checked_path(folder: str | os.PathLike[str], entry: FileFacts) -> Path:
         raise ArtifactError(f"{folder}: {entry.path} is missing; export again")
     if path.stat().st_size != entry.size_bytes or sha256_file(path) != entry.sha256:
         raise ArtifactError(f"{folder}: {entry.path} is not the file that was exported (digest differs); export again")
+    data = path.with_name(f"{path.name}.data")
+    if entry.data_sha256 and (not data.is_file() or sha256_file(data) != entry.data_sha256):
+        raise ArtifactError(f"{folder}: {entry.path}.data is missing or not what was exported; export again")
     return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import warnings
@@ -72,6 +73,7 @@ def compute_features(
     pictures: Sequence[Picture],
     view: int,
     seed: int,
+    dtype: torch.dtype = torch.float32,
 ) -> NDArray[np.float32]:
     """Features of one view of each picture, [N, width]; view 0 is the picture as it is."""
 
@@ -86,7 +88,8 @@ def compute_features(
     with ThreadPoolExecutor(max_workers=2) as pool, torch.no_grad():
         for start in range(0, len(pictures), BATCH):
             batch = torch.stack(list(pool.map(pixels, pictures[start : start + BATCH])))
-            found.append(trunk(batch.contiguous(memory_format=torch.channels_last)).numpy())
+            batch = batch.to(dtype).contiguous(memory_format=torch.channels_last)
+            found.append(trunk(batch).float().numpy())
     return np.concatenate(found).astype(np.float32)
 
 
@@ -113,7 +116,6 @@ def cached_features(
         progress: Progress display.
     """
     cache.mkdir(parents=True, exist_ok=True)
-    fast: torch.nn.Module | None = None
     key = hashlib.sha256(f"{AUGMENTATION} {seed} {_state_digest(trunk)}".encode())
     for picture in pictures:
         key.update(picture.sha256.encode())
@@ -122,19 +124,22 @@ def cached_features(
     for view in progress(views, total=len(views), desc="views"):
         path = cache / f"{stem}-{view:02d}.npy"
         if not path.is_file():
-            fast = fast or _fused(trunk)
+            # an altered view may lose some digits: bfloat16 is three times as fast on CPUs that know it
+            dtype = torch.bfloat16 if view else torch.float32
+            fast = _fused(trunk, dtype)
             beside = path.with_suffix(".part.npy")
-            np.save(beside, compute_features(fast, preprocess, root, pictures, view, seed))
+            np.save(beside, compute_features(fast, preprocess, root, pictures, view, seed, dtype))
             beside.replace(path)
         stacked.append(np.load(path))
     return np.stack(stacked)
 
 
-def _fused(trunk: torch.nn.Module) -> torch.nn.Module:
+def _fused(trunk: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
     """The same trunk with its operations fused for the CPU: three times as fast, equal to rounding."""
-    example = torch.zeros(BATCH, 3, CROP, CROP).contiguous(memory_format=torch.channels_last)
+    example = torch.zeros(BATCH, 3, CROP, CROP, dtype=dtype).contiguous(memory_format=torch.channels_last)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        trunk = copy.deepcopy(trunk).to(dtype)
         trunk = trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         traced = torch.jit.trace(trunk, example, check_trace=False)  # type: ignore[no-untyped-call]
         fused: torch.nn.Module = torch.jit.optimize_for_inference(torch.jit.freeze(traced))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from invariclip.bench.stylebench.manifest import Picture
 
-SAVE_EVERY = 250
+SAVE_EVERY = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,16 +36,16 @@ class Settings:
         views: Altered views of each picture, beside the plain one.
         rate: Peak learning rate, after a warm-up and before a cosine.
         decay: Weight decay of matrices other than the token table.
-        dropout: Share of trunk features left out in training.
+        head_rate: The image head's share of the learning rate: it starts from something good, the text tower does not.
     """
 
     seed: int = 7
-    steps: int = 3000
+    steps: int = 600
     batch: int = 256
-    views: int = 5
+    views: int = 2
     rate: float = 1e-3
     decay: float = 0.1
-    dropout: float = 0.2
+    head_rate: float = 0.01
 
 
 def fit(
@@ -70,7 +71,7 @@ def fit(
         progress: Progress display.
 
     Returns:
-        The log: step, loss, logit scale.
+        The log: step, loss, logit scale, seconds of training so far.
     """
     model.train()
     model.visual.trunk.requires_grad_(False).eval()
@@ -82,9 +83,10 @@ def fit(
     for index, picture in enumerate(pictures):
         by_concept.setdefault(picture.concept, []).append(index)
     choices = list(by_concept.values())
+    started, spent = time.perf_counter(), log[-1]["seconds"] if log else 0
     for step in progress(range(first, settings.steps), total=settings.steps - first, desc="training"):
         for group in optimiser.param_groups:
-            group["lr"] = settings.rate * _schedule(step, settings.steps)
+            group["lr"] = group["peak"] * _schedule(step, settings.steps)
         loss = _step(model, words, features, pictures, choices, settings, step)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -94,7 +96,14 @@ def fit(
             model.logit_scale.clamp_(0, math.log(100))
         done = step + 1
         if done % 100 == 0 or done == settings.steps:
-            log.append({"step": done, "loss": round(float(loss.detach()), 4), "scale": _scale(model)})
+            log.append(
+                {
+                    "step": done,
+                    "loss": round(float(loss.detach()), 4),
+                    "scale": _scale(model),
+                    "seconds": round(spent + time.perf_counter() - started),
+                }
+            )
         if state_file is not None and (done % SAVE_EVERY == 0 or done == settings.steps):
             _save(state_file, model, words, optimiser, log, done)
     words.put_back(model)
@@ -134,6 +143,26 @@ class Words(torch.nn.Module):
         model.token_embedding.requires_grad_(True)
 
 
+def start_head(model: Any, features: NDArray[np.float32]) -> None:
+    """Starts the image head as a whitening of the trunk's features, so that training has little left to spoil.
+
+    The trunk's features lie in a narrow cone and a few directions carry most of their length. With one of four training
+    styles left out in turn, prototypes from the others were right on 3 to 6 % more of its pictures of learnt concepts
+    after whitening, on 1 to 12 % more of kept-back concepts; a head trained from a random start was worse than none.
+
+    Args:
+        model: An `open_clip.CLIP` with a linear head without bias.
+        features: Plain features of the pictures learnt from, [N, width].
+    """
+    weight = model.visual.head.proj.weight
+    _, lengths, directions = np.linalg.svd(features, full_matrices=False)
+    whitening = directions[: len(weight)] / lengths[: len(weight), None]
+    # the size of a random start, which the learning rate is made for
+    whitening *= features.shape[1] ** -0.5 / whitening.std()
+    with torch.no_grad():
+        weight.copy_(torch.from_numpy(whitening))
+
+
 def _step(
     model: Any,
     words: Words,
@@ -149,8 +178,7 @@ def _step(
     picked = rng.choice(len(choices), size=min(settings.batch, len(choices)), replace=False)
     rows = np.array([choices[k][rng.integers(len(choices[k]))] for k in picked])
     views = rng.integers(len(features), size=len(rows))
-    inputs = torch.nn.functional.dropout(torch.from_numpy(features[views, rows]), settings.dropout)
-    images = torch.nn.functional.normalize(model.visual.head(inputs), dim=-1)
+    images = torch.nn.functional.normalize(model.visual.head(torch.from_numpy(features[views, rows])), dim=-1)
     texts = encode_texts(model, *words([caption(pictures[row], rng) for row in rows]))
     logits = model.logit_scale.exp() * images @ texts.T
     target = torch.arange(len(rows))
@@ -160,13 +188,19 @@ def _step(
 
 def _optimiser(model: Any, words: Words, settings: Settings) -> torch.optim.AdamW:
     decayed: list[torch.nn.Parameter] = []
+    head = list(model.visual.head.parameters())
     free: list[torch.nn.Parameter] = [words.rows]
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
+        if parameter.requires_grad and not name.startswith("visual."):
             # a position that no caption reaches has no gradient: decay would only erase it
             plain = parameter.ndim < 2 or "embedding" in name
             (free if plain else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": settings.decay}, {"params": free, "weight_decay": 0.0}]
+    rate = settings.rate
+    groups = [
+        {"params": decayed, "peak": rate, "weight_decay": settings.decay},
+        {"params": free, "peak": rate, "weight_decay": 0.0},
+        {"params": head, "peak": rate * settings.head_rate, "weight_decay": settings.decay},
+    ]
     return torch.optim.AdamW(groups, lr=settings.rate, betas=(0.9, 0.98), eps=1e-6, fused=True)
 
 

@@ -103,11 +103,11 @@ def save_reference(model: Any, folder: Path) -> None:
     config = folder / (CONFIG_FILE + ".part")
     config.write_text(json.dumps(CONFIG, indent=2) + "\n", encoding="utf-8")
     config.replace(folder / CONFIG_FILE)
-    # open_clip's own mask is no weight, and batch norms count batches that no one needs
     state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     halves = {n: (t.half() if t.is_floating_point() else t).contiguous() for n, t in state.items()}
     weights = folder / (WEIGHTS_FILE + ".part")
     save_file(halves, str(weights), metadata={"format": "pt"})
+    weights.chmod(0o644)
     weights.replace(folder / WEIGHTS_FILE)
 
 

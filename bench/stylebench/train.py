@@ -6,15 +6,14 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
-import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from invariclip.bench.stylebench.build import MANIFEST, digest_of
-from invariclip.bench.stylebench.features import cached_features
-from invariclip.bench.stylebench.fit import Settings, fit
+from invariclip.bench.stylebench.features import cached_features, compute_features
+from invariclip.bench.stylebench.fit import Settings, fit, start_head
 from invariclip.bench.stylebench.manifest import Picture, read_manifest
 from invariclip.bench.stylebench.packages import sha256_of
 from invariclip.bench.stylebench.reference import (
@@ -29,6 +28,7 @@ from invariclip.bench.stylebench.reference import (
 )
 from invariclip.bench.stylebench.score import by_style, prototypes, unit, zero_shot_hits
 from invariclip.bench.stylebench.sources import PACKAGES, STYLES, TRAINING_STYLES
+from invariclip.bench.stylebench.subset import MANIFEST_FILE
 from invariclip.bench.stylebench.trunk import TRUNK_FILE, trunk_state
 from invariclip.console import Progress, silent
 
@@ -56,13 +56,13 @@ def train(data: Path, out: Path, settings: Settings, progress: Progress = silent
     Returns:
         The record, as written to `training.json`.
     """
-    started = time.perf_counter()
     pictures = read_manifest(data / MANIFEST)
     familiar = [p for p in pictures if not STYLES[p.style].held_out]
     model = start_model(data, settings.seed)
     features = _features(model, data, familiar, range(settings.views + 1), settings.seed, progress)
     chosen = [index for index, picture in enumerate(familiar) if picture.split == "train"]
     learnt = [familiar[index] for index in chosen]
+    start_head(model, features[0, chosen])
     dataset = digest_of(pictures)
     state_file = data / "runs" / _run_name(settings, dataset) / "state.pt"
     log = fit(model, tokenizer(), features[:, chosen], learnt, settings, state_file, progress)
@@ -83,7 +83,7 @@ def train(data: Path, out: Path, settings: Settings, progress: Progress = silent
         "log": log,
         # of the weights as saved, in float16, through open_clip's own loading
         "accuracy": measure(load_reference(out), data, pictures, settings.seed, progress),
-        "seconds": round(time.perf_counter() - started),
+        "bundled": measure_bundled(load_reference(out), out / MANIFEST_FILE),
     }
     beside = out / (RECORD_FILE + ".part")
     beside.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -111,9 +111,7 @@ def measure(model: Any, data: Path, pictures: list[Picture], seed: int, progress
     features[queries] = _features(model, data, held_out, [0], seed, progress)[0]
     with torch.no_grad():
         images = unit(model.visual.head(torch.from_numpy(features)).numpy())
-        names = {picture.concept: picture.name for picture in pictures}
-        codes = sorted(names)
-        texts = encode_texts(model, tokenizer()([TEMPLATE.format(names[code]) for code in codes])).numpy()
+    texts, codes = _named(model, pictures)
     centres = prototypes(images, pictures, codes)
     zero_shot = by_style(zero_shot_hits(images, pictures, texts, codes), pictures)
     nearest = by_style(zero_shot_hits(images[queries], held_out, centres, codes), held_out)
@@ -127,6 +125,32 @@ def measure(model: Any, data: Path, pictures: list[Picture], seed: int, progress
             "prototypes": _mean(row["all"] for row in nearest.values()),
         },
     }
+
+
+def measure_bundled(model: Any, manifest: Path) -> dict[str, Any]:
+    """Accuracy by name on the committed pictures among their own concepts: anyone can repeat it without the set.
+
+    Args:
+        model: The reference model.
+        manifest: `pictures.jsonl` beside its pictures; without it there is nothing to measure.
+    """
+    if not manifest.is_file():
+        return {}
+    pictures = read_manifest(manifest)
+    features = compute_features(model.visual.trunk, preprocessing(), manifest.parent, pictures, view=0, seed=0)
+    with torch.no_grad():
+        images = unit(model.visual.head(torch.from_numpy(features)).numpy())
+        texts, codes = _named(model, pictures)
+    return {"classes": len(codes), "zero_shot": by_style(zero_shot_hits(images, pictures, texts, codes), pictures)}
+
+
+def _named(model: Any, pictures: list[Picture]) -> tuple[NDArray[np.float32], list[str]]:
+    """Unit text embeddings [K, D] of the pictures' concepts in the plain template, and the concepts' hexcodes."""
+    names = {picture.concept: picture.name for picture in pictures}
+    codes = sorted(names)
+    with torch.no_grad():
+        texts = encode_texts(model, tokenizer()([TEMPLATE.format(names[code]) for code in codes])).numpy()
+    return texts, codes
 
 
 def _features(

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import numpy as np
+import pytest
+from PIL import Image
+
 from invariclip.calibrate.pairs import UNCHANGED, Table
 from invariclip.pixels import PixelSpec
-from PIL import Image
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SIZE = 16
 SPEC = PixelSpec((SIZE, SIZE), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -83,14 +89,23 @@ class Scm:
         self.shortcuts = rng.normal(size=(4, self.classes, free)) * 0.6
         self.rng = rng
 
-    def inv(self, labels):
+    def sample(self, environment, count=700):
+        """Embeddings and labels of one environment; environment 3 is the unseen one."""
+        labels = self.rng.integers(0, self.classes, count)
+        return self._embed(self._inv(labels), labels, environment), labels
+
+    def pairs(self, environment, count=700):
+        """The same z_inv twice, with the z_var of another class and environment the second time."""
+        labels, others = self.rng.integers(0, self.classes, (2, count))
+        inv = self._inv(labels)
+        return self._embed(inv, labels, environment), self._embed(inv, others, (environment + 1) % 3)
+
+    def _inv(self, labels):
         return self.centres[labels] + 0.35 * self.rng.normal(size=(len(labels), self.invariant))
 
-    def var(self, labels, environment):
-        scale = 3.0 if environment == 3 else 1.0
-        return scale * (self.shortcuts[environment][labels] + 0.5 * self.rng.normal(size=(len(labels), self.width - self.invariant)))
-
-    def embed(self, inv, var):
+    def _embed(self, inv, labels, environment):
+        noise = 0.5 * self.rng.normal(size=(len(labels), self.width - self.invariant))
+        var = (3.0 if environment == 3 else 1.0) * (self.shortcuts[environment][labels] + noise)
         return np.concatenate([inv, var], axis=1) @ self.mix.T
 
     def oracle(self):
@@ -121,3 +136,17 @@ def random_table(*, concepts=12, environments=3, width=6, kinds=0, seed=0) -> Ta
         environment_names=tuple(f"e{i}" for i in range(environments)),
         kind_names=tuple(f"k{i}" for i in range(kinds)),
     )
+
+
+@pytest.fixture(scope="session")
+def world():
+    """The helpers of this file, by name: pytest imports test modules without a package to import them from."""
+    return SimpleNamespace(
+        LinearEncoder=LinearEncoder, Scm=Scm, draw_pictures=draw_pictures, random_table=random_table, SPEC=SPEC
+    )
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    """Ten concepts in three environments; concept 0 is split `test`."""
+    return draw_pictures(tmp_path / "set")

@@ -1,0 +1,115 @@
+"""`calibrate` and `build` as they are typed, with a genuine tiny open_clip checkpoint."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from invariclip.cli import main
+from invariclip.projection import read_projection
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs the command line; returns exit code, standard output, standard error."""
+
+    def call(*arguments):
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return ended.value.code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def common(manifest, tiny_checkpoint, tmp_path):
+    return ["--model", tiny_checkpoint, "--pictures", manifest, "--cache", tmp_path / "cache", "--quiet"]
+
+
+def test_calibrate_writes_a_projection(run, common, tmp_path):
+    code, out, err = run("calibrate", *common, "--interventions", "none", "-o", tmp_path / "p.safetensors")
+    assert code == 0, err
+    projection = read_projection(tmp_path / "p.safetensors")
+    assert projection.embed_dim == 24
+    assert "left out" in out
+    assert "fitting on split train" in err
+    assert projection.provenance["pictures"]["pictures"] == 27  # concept 0 is marked test
+
+
+def test_json_is_one_document(run, common, tmp_path):
+    code, out, _ = run(
+        "calibrate", *common, "--estimator", "shrinkage", "--strength", "3", "--json", "-o", tmp_path / "p.safetensors"
+    )
+    assert code == 0
+    answer = json.loads(out)
+    assert (answer["estimator"], answer["strength"], answer["rank"]) == ("shrinkage", 3.0, 24)
+    assert answer["facts"]["interventional_pairs"] == 54
+    assert answer["projection"] == str(tmp_path / "p.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--rank", "many"], "--rank must be auto or a number, not 'many'"),
+        (["--rank", "-3"], "above zero"),
+        (["--strength", "inf"], "above zero"),
+        (["--interventions", "blurr"], "available: all, none"),
+        (["--environments", "mauve"], "available: blue, green, red"),
+        (["--split", "val"], "no picture has split 'val'"),
+        (["--estimator", "icm", "--rank", "99", "--strength", "1"], "rank 99 is not from 1 to the encoder's width 24"),
+        (["--pictures", "/nowhere"], "no such file or folder"),
+        (["--environments", "red", "--interventions", "none"], "no pair: 9 of 9 concepts"),
+        (["--model", "ViT-B-23"], "ViT-B-32"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(run, common, tmp_path, options, said):
+    code, out, err = run("calibrate", *common, *options, "-o", tmp_path / "p.safetensors")
+    assert code == 2
+    assert out == ""
+    assert said in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "p.safetensors").exists()
+
+
+def test_bad_pictures_are_warned_of(run, common, manifest, tmp_path):
+    (manifest.parent / "red" / "3.png").write_text("broken")
+    code, out, err = run("calibrate", *common, "--interventions", "none", "-o", tmp_path / "p.safetensors")
+    assert code == 0
+    assert "warning: skipped" in err
+    assert "skipped    1 pictures" in out
+
+
+def test_build_resumes_and_notices_changes(run, common, manifest, tmp_path):
+    fitted = ["--estimator", "shrinkage", "--strength", "3", "--interventions", "none", "--classes", "thing 1,thing 2"]
+    command = ["build", *common, *fitted, "-o", tmp_path / "x.icm"]
+    code, out, err = run(*command)
+    assert code == 0, err
+    assert "1/2 calibrate" in err
+    assert "2/2 export and verify" in err
+    assert "artifact" in out
+    first = json.loads((tmp_path / "x.icm" / "manifest.json").read_text())
+    assert first["projection"]["estimator"] == "shrinkage"
+    assert first["classes"] == ["thing 1", "thing 2"]
+
+    code, again, err = run(*command)
+    assert code == 0
+    assert err.count("done before") == 2
+    assert again == out
+
+    (tmp_path / "x.icm" / "image.onnx").write_bytes(b"damaged")
+    code, _, err = run(*command)
+    assert code == 0
+    assert err.count("done before") == 1
+
+    Image.new("RGB", (16, 16), (1, 2, 3)).save(manifest.parent / "red" / "4.png")
+    code, _, err = run(*command)
+    assert code == 0
+    assert "done before" not in err
+    assert json.loads((tmp_path / "x.icm" / "manifest.json").read_text())["space_id"] != first["space_id"]
+
+
+def test_build_without_gain_exports_the_checkpoint_alone(run, common, tmp_path):
+    code, _, err = run("build", *common, "--estimator", "identity", "-o", tmp_path / "x.icm")
+    assert code == 0, err
+    assert json.loads((tmp_path / "x.icm" / "manifest.json").read_text())["projection"] is None

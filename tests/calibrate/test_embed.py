@@ -1,0 +1,144 @@
+"""Embeddings come from the serving pixels, are kept, and survive kills and damage."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from invariclip.calibrate import embed as module
+from invariclip.calibrate.embed import Job, embed, embed_texts
+from invariclip.calibrate.interventions import intervene
+from invariclip.calibrate.pictures import SkippedPictureWarning, read_pictures
+from invariclip.errors import InputError
+from invariclip.files import sha256_file
+from invariclip.pixels import stack
+
+
+@pytest.fixture
+def jobs(manifest):
+    return [Job(picture.path) for picture in read_pictures(manifest)]
+
+
+def expected(encoder, batch):
+    raw = encoder.encode_images(batch).astype(np.float64)
+    return raw / np.linalg.norm(raw, axis=1, keepdims=True)
+
+
+def test_unit_length_and_equal_to_the_encoder(world, jobs):
+    result = embed(world.LinearEncoder(), jobs)
+    batch = stack([job.path for job in jobs], world.SPEC)
+    assert np.allclose(result.vectors, expected(world.LinearEncoder(), batch))
+    assert result.kept.tolist() == list(range(30))
+    assert result.skipped == ()
+
+
+def test_changed_pictures_are_changed_as_the_tower_sees_them(world, jobs):
+    job = Job(jobs[0].path, "invert", 5)
+    (picture,) = stack([job.path], world.SPEC)
+    changed = np.asarray(intervene(Image.fromarray(picture), "invert", sha256_file(job.path), 5))
+    result = embed(world.LinearEncoder(), [jobs[0], job])
+    assert np.allclose(result.vectors[1], expected(world.LinearEncoder(), changed[None])[0])
+
+
+def test_order_and_batches_do_not_matter(world, jobs, monkeypatch):
+    kinds = [Job(job.path, kind, 0) for job in jobs for kind in (None, "colour-jitter")]
+    whole = embed(world.LinearEncoder(), kinds).vectors
+    monkeypatch.setattr(module, "BATCH", 7)
+    backwards = embed(world.LinearEncoder(), kinds[::-1], workers=1).vectors
+    assert np.allclose(backwards[::-1], whole)
+
+
+def test_equal_jobs_are_computed_once(world, jobs):
+    encoder = world.LinearEncoder()
+    result = embed(encoder, [jobs[0]] * 5)
+    assert sum(encoder.batches) == 1
+    assert result.vectors.shape == (5, 24)
+
+
+def test_second_run_computes_nothing(world, jobs, tmp_path):
+    first = embed(world.LinearEncoder(), jobs, cache=tmp_path)
+    encoder = world.LinearEncoder()
+    again = embed(encoder, jobs, cache=tmp_path)
+    assert encoder.batches == []
+    assert np.array_equal(first.vectors, again.vectors)
+
+
+def test_other_checkpoint_other_cache(world, jobs, tmp_path):
+    embed(world.LinearEncoder(), jobs, cache=tmp_path)
+    encoder = world.LinearEncoder(seed=1, sha256="1" * 64)
+    embed(encoder, jobs, cache=tmp_path)
+    assert sum(encoder.batches) == 30
+
+
+def test_changed_file_is_embedded_again(world, jobs, tmp_path):
+    embed(world.LinearEncoder(), jobs, cache=tmp_path)
+    Image.new("RGB", (5, 5), (9, 200, 30)).save(jobs[3].path)
+    encoder = world.LinearEncoder()
+    embed(encoder, jobs, cache=tmp_path)
+    assert sum(encoder.batches) == 1
+
+
+def test_killed_and_continued_equals_uninterrupted(world, jobs, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "BATCH", 4)
+    monkeypatch.setattr(module, "PART", 8)
+
+    class Killed(world.LinearEncoder):
+        def encode_images(self, batch):
+            if len(self.batches) == 4:
+                raise KeyboardInterrupt
+            return super().encode_images(batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        embed(Killed(), jobs, cache=tmp_path)
+    encoder = world.LinearEncoder()
+    result = embed(encoder, jobs, cache=tmp_path)
+    assert sum(encoder.batches) == 30 - 16
+    assert np.array_equal(result.vectors, embed(world.LinearEncoder(), jobs).vectors)
+
+
+def test_damaged_cache_costs_its_own_rows_only(world, jobs, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "BATCH", 10)
+    monkeypatch.setattr(module, "PART", 10)
+    whole = embed(world.LinearEncoder(), jobs, cache=tmp_path).vectors
+    parts = sorted(tmp_path.rglob("*.safetensors"))
+    assert len(parts) == 3
+    parts[0].write_bytes(parts[0].read_bytes()[:50])
+    encoder = world.LinearEncoder()
+    assert np.array_equal(embed(encoder, jobs, cache=tmp_path).vectors, whole)
+    assert sum(encoder.batches) == 10
+
+
+def test_bad_pictures_are_named_counted_and_left_out(world, jobs):
+    jobs[2].path.write_bytes(jobs[2].path.read_bytes()[:40])
+    jobs[5].path.write_text("not a picture")
+    jobs[7].path.unlink()
+    with pytest.warns(SkippedPictureWarning) as caught:
+        result = embed(world.LinearEncoder(), jobs)
+    assert [index for index, _ in result.skipped] == [2, 5, 7]
+    assert result.kept.tolist() == [index for index in range(30) if index not in (2, 5, 7)]
+    assert len(caught) == 3
+    assert all(str(jobs[index].path) in reason for index, reason in result.skipped)
+
+
+def test_embeddings_that_are_not_numbers_are_left_out(world, jobs):
+    class Broken(world.LinearEncoder):
+        def encode_images(self, batch):
+            vectors = super().encode_images(batch)
+            vectors[1], vectors[2] = np.nan, 0
+            return vectors
+
+    with pytest.warns(SkippedPictureWarning, match="zero or not finite"):
+        result = embed(Broken(), jobs)
+    assert [index for index, _ in result.skipped] == [1, 2]
+
+
+def test_nothing_left(world, tmp_path):
+    with pytest.warns(SkippedPictureWarning), pytest.raises(InputError, match="no picture could be embedded"):
+        embed(world.LinearEncoder(), [Job(tmp_path / "none.png")])
+    with pytest.raises(InputError, match="there are no pictures"):
+        embed(world.LinearEncoder(), [])
+
+
+def test_texts(world):
+    vectors = embed_texts(world.LinearEncoder(), ["a dog", "a cat", "a tree"], batch=2)
+    assert vectors.shape == (3, 24)
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(3))

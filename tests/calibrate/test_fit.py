@@ -1,0 +1,94 @@
+"""The whole of calibration on drawn pictures and a linear encoder."""
+
+import numpy as np
+import pytest
+
+from invariclip.calibrate.fit import Options, calibrate, tabulate
+from invariclip.calibrate.pictures import SkippedPictureWarning, read_pictures
+from invariclip.errors import InputError
+from invariclip.projection import read_projection, write_projection
+
+
+@pytest.fixture
+def pictures(manifest):
+    return read_pictures(manifest)
+
+
+def test_table_lists_what_was_embedded(world, pictures):
+    table, facts = tabulate(world.LinearEncoder(), pictures, Options(interventions=("invert", "greyscale"), draws=1))
+    assert table.unchanged.sum() == 30
+    assert len(table.vectors) == 60
+    assert (table.concepts[table.origins] == table.concepts).all()
+    assert facts["environments"] == {"blue": 10, "green": 10, "red": 10}
+    assert table.kind_names == ("invert", "greyscale")
+
+
+def test_a_bad_picture_takes_its_versions_with_it(world, pictures):
+    pictures[4].path.write_text("no picture")
+    with pytest.warns(SkippedPictureWarning):
+        table, facts = tabulate(world.LinearEncoder(), pictures, Options(interventions=("invert",)))
+    assert len(table.vectors) == 58
+    assert len(facts["skipped"]) == 1
+    assert facts["pictures"] == 29
+
+
+def test_colour_is_found_and_removed(world, tmp_path):
+    pictures = read_pictures(world.draw_pictures(tmp_path, concepts=16))
+    result = calibrate(world.LinearEncoder(), pictures, Options(objective="prototypes"))
+    assert result.selection is not None
+    assert result.projection.estimator != "identity"
+    assert result.selection.result().gain.low > 0
+    assert result.facts["kept_movement"] < result.facts["kept_variation"]
+    assert result.facts["natural_pairs"] == 48
+
+
+def test_provenance_tells_all_and_survives_the_file(world, pictures, tmp_path):
+    options = Options(interventions=("invert", "equalize"), objective="both", seed=4)
+    result = calibrate(world.LinearEncoder(), pictures, options)
+    write_projection(tmp_path / "p.safetensors", result.projection)
+    provenance = read_projection(tmp_path / "p.safetensors").provenance
+    assert provenance["checkpoint_sha256"] == "0" * 64
+    assert provenance["options"]["seed"] == 4
+    assert len(provenance["selection"]["curve"]) > 20
+    assert provenance["pictures"]["skipped"] == []
+
+
+def test_reproducible_whatever_the_order(world, pictures):
+    options = Options(interventions=("colour-jitter",), estimator="shrinkage", strength=3.0, objective="prototypes")
+    first = calibrate(world.LinearEncoder(), pictures, options).projection
+    other = calibrate(world.LinearEncoder(), pictures[::-1], options).projection
+    assert np.allclose(first.A_inv, other.A_inv, atol=1e-12)
+    assert first.provenance["pictures"]["pictures_sha256"] == other.provenance["pictures"]["pictures_sha256"]
+
+
+def test_a_named_candidate_is_taken_even_where_it_loses(world, pictures):
+    result = calibrate(world.LinearEncoder(), pictures, Options(estimator="icm", rank=1, strength=1.0))
+    assert (result.projection.estimator, result.projection.rank, result.projection.strength) == ("icm", 1, 1.0)
+    assert result.selection is not None
+    assert len(result.selection.curve) == 2
+
+
+def test_a_named_candidate_needs_nothing_to_leave_out(world, pictures):
+    few = [p for p in pictures if p.concept in ("c1", "c2", "c3") and p.environment != "red"]
+    result = calibrate(world.LinearEncoder(), few, Options(estimator="shrinkage", strength=1.0))
+    assert result.selection is None
+    with pytest.raises(InputError, match="nothing can be left out"):
+        calibrate(world.LinearEncoder(), few, Options())
+
+
+def test_one_environment(world, pictures):
+    red = [picture for picture in pictures if picture.environment == "red"]
+    with pytest.raises(InputError, match=r"no pair: 10 of 10 concepts stand in one environment only"):
+        calibrate(world.LinearEncoder(), red, Options())
+    kinds = ("invert", "equalize", "posterize")
+    result = calibrate(world.LinearEncoder(), red, Options(interventions=kinds, draws=3))
+    assert result.selection is not None
+    assert result.selection.left_out.startswith("each of 3 kinds")
+
+
+def test_encoder_without_texts(world, pictures):
+    class Blind(world.LinearEncoder):
+        encode_texts = property(lambda self: self.missing)
+
+    with pytest.raises(InputError, match="takes no texts; use --objective prototypes"):
+        calibrate(Blind(), pictures, Options(objective="both"))

@@ -1,0 +1,155 @@
+"""Selection finds what helps, says so when nothing does, and never looks at what it fits on."""
+
+import json
+
+import numpy as np
+import pytest
+
+from invariclip.calibrate.estimators import fit
+from invariclip.calibrate.evaluate import prototypes, unit, zero_shot
+from invariclip.calibrate.pairs import UNCHANGED, Sources, Table, fitted_moments
+from invariclip.calibrate.select import Candidate, Selection, grid, select
+from invariclip.errors import InputError
+
+WIDTH, INVARIANT = 24, 8
+
+
+def shifted(*, concepts=60, environments=5, nuisance=1.0, noise=0.3, seed=0):
+    """Concepts in the first dimensions, environments in the others: each has an offset and a mixing of its own."""
+    rng = np.random.default_rng(seed)
+    turn = np.linalg.qr(rng.normal(size=(WIDTH, WIDTH)))[0]
+    centres = rng.normal(size=(concepts, INVARIANT))
+    concept, environment = (part.ravel() for part in np.meshgrid(range(concepts), range(environments), indexing="ij"))
+    free = WIDTH - INVARIANT
+    offsets = nuisance * rng.normal(size=(environments, free))
+    own = nuisance * rng.normal(size=(len(concept), free))
+    rows = np.concatenate(
+        [centres[concept] + noise * rng.normal(size=(len(concept), INVARIANT)), offsets[environment] + own], axis=1
+    )
+    names = tuple(map(str, range(concepts)))
+    count = len(concept)
+    return Table(
+        vectors=unit(rows @ turn),
+        concepts=concept,
+        labels=concept,
+        environments=environment,
+        kinds=np.full(count, UNCHANGED),
+        origins=np.arange(count),
+        concept_names=names,
+        label_names=names,
+        environment_names=tuple("abcdefg"[:environments]),
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_chosen_helps_in_an_unseen_environment(seed):
+    table = shifted(seed=seed)
+    seen, unseen = table.environments < 4, table.environments == 4
+    selection = select(table.where(seen), grid(WIDTH))
+    assert selection.chosen.estimator != "identity"
+    A_inv = fit(
+        fitted_moments(table.where(seen)),
+        selection.chosen.estimator,
+        selection.chosen.rank,
+        selection.chosen.strength,
+    ).A_inv
+
+    def accuracy(matrix):
+        z = unit(table.vectors @ matrix)
+        return 100 * prototypes(z[seen], table.labels[seen], z[unseen], table.labels[unseen]).mean()
+
+    assert accuracy(A_inv) > accuracy(np.eye(WIDTH)) + 10
+    assert selection.result().gain.low > 0
+
+
+def test_nothing_to_gain_gives_the_identity():
+    """Noise alike in all directions: every projection only loses."""
+    rng = np.random.default_rng(0)
+    table = shifted(nuisance=0)
+    vectors = unit(rng.normal(size=(60, WIDTH))[table.concepts] + 0.5 * rng.normal(size=table.vectors.shape))
+    table = Table(**{**table.__dict__, "vectors": vectors})
+    selection = select(table, grid(WIDTH))
+    assert selection.chosen == Candidate("identity")
+    assert selection.result().gain.value == 0
+
+
+def test_the_rule_takes_the_mildest_within_one_standard_error():
+    selection = select(shifted(), grid(WIDTH))
+    near = [scored for scored in selection.curve if scored.behind >= -scored.behind_error]
+    assert selection.result().removed == min(scored.removed for scored in near)
+    assert max(scored.behind for scored in selection.curve) == 0
+    assert selection.baseline().gain.value == 0
+
+
+def test_the_test_environment_is_not_looked_at():
+    """Rubbish in an environment that is not in the table changes nothing, bit for bit."""
+    table = shifted()
+    spoiled = Table(**{**table.__dict__, "vectors": np.where((table.environments == 4)[:, None], 1.0, table.vectors)})
+    first, second = (select(each.where(each.environments < 4), grid(WIDTH)).to_json() for each in (table, spoiled))
+    assert first == second
+
+
+def test_reproducible_and_through_json():
+    first, again = (select(shifted(concepts=20), grid(WIDTH), seed=3) for _ in range(2))
+    assert first == again
+    restored = Selection.from_json(json.loads(json.dumps(first.to_json())))
+    assert restored.chosen == first.chosen
+    assert restored.to_json() == first.to_json()
+
+
+def test_zero_shot_and_both():
+    table = shifted()
+    bank = unit(np.stack([table.vectors[table.labels == code].mean(axis=0) for code in range(60)]))
+    scores = {
+        objective: select(table, grid(WIDTH, estimator="shrinkage"), objective=objective, bank=bank).baseline()
+        for objective in ("prototypes", "zero-shot", "both")
+    }
+    mean = {name: scored.accuracy["mean"].value for name, scored in scores.items()}
+    assert mean["both"] == pytest.approx((mean["prototypes"] + mean["zero-shot"]) / 2)
+
+
+def test_captions_close_the_gap_between_modalities():
+    """Pictures and texts in two cones: shrinking all but the gap ruins zero-shot, caption pairs shrink the gap too."""
+    rng = np.random.default_rng(0)
+    table = shifted(nuisance=0.7)
+    centres = np.stack([table.vectors[table.labels == code].mean(axis=0) for code in range(60)])
+    gap = np.concatenate([np.zeros(WIDTH), [1.0]])
+    pictures = np.pad(table.vectors, ((0, 0), (0, 1))) - 1.5 * gap
+    bank = unit(np.pad(centres + 0.02 * rng.normal(size=centres.shape), ((0, 0), (0, 1))) + 1.5 * gap)
+    table = Table(**{**table.__dict__, "vectors": unit(pictures)})
+    seen, unseen = table.where(table.environments < 4), table.environments == 4
+    results = {}
+    for captions in (False, True):
+        moments = fitted_moments(seen, Sources(captions=captions), captions=bank)
+        A_inv = fit(moments, "shrinkage", None, 10.0).A_inv
+        answers = zero_shot(unit(table.vectors[unseen] @ A_inv), table.labels[unseen], unit(bank @ A_inv))
+        results[captions] = answers.mean()
+    assert results[True] > results[False] + 0.1
+    chosen = select(seen, grid(WIDTH + 1), objective="zero-shot", bank=bank, sources=Sources(captions=True)).chosen
+    assert chosen.estimator != "identity"
+
+
+def test_interventions_in_one_environment(world):
+    table = world.random_table(concepts=20, environments=1, width=8, kinds=4)
+    selection = select(table, grid(8))
+    assert set(selection.result().accuracy) == {"k0", "k1", "k2", "k3", "mean"}
+
+
+def test_grids():
+    candidates = grid(64)
+    assert candidates[0] == Candidate("identity")
+    assert len(candidates) == len(set(candidates))
+    assert {candidate.estimator for candidate in candidates} == {"identity", "shrinkage", "generalised", "icm"}
+    assert grid(64, estimator="icm", rank=5, strength=2.0) == [Candidate("identity"), Candidate("icm", 5, 2.0)]
+    assert {c.estimator for c in grid(64, rank=5)} == {"identity", "generalised", "icm"}
+    assert grid(64, estimator="identity") == [Candidate("identity")]
+    with pytest.raises(InputError, match="only icm takes both"):
+        grid(64, estimator="shrinkage", rank=5)
+    assert str(Candidate("icm", 5, 2.0)) == "icm d=5 λ=2"
+
+
+def test_refusals():
+    with pytest.raises(InputError, match="no projection must be among"):
+        select(shifted(concepts=8), [Candidate("icm", 2, 1.0)])
+    with pytest.raises(InputError, match="--objective zero-shot needs"):
+        select(shifted(concepts=8), grid(WIDTH), objective="zero-shot")

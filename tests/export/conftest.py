@@ -1,0 +1,101 @@
+"""Tiny open_clip models with every kind of last layer, written to folders and loaded once."""
+
+import json
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+
+from invariclip.export.checkpoint import load_checkpoint
+from invariclip.export.torchvision_ops import declare_missing_ops
+
+declare_missing_ops()
+torch.set_num_threads(2)
+
+TEXT = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+VIT = {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8}
+TIMM = {"image_size": 64, "timm_model_name": "resnet10t", "timm_pool": "avg"}
+WIDTH = 24
+
+# name: (vision_cfg, text_cfg, rest of the model_cfg, image fold, text fold)
+ENDINGS = {
+    "vit": (VIT, {}, {}, "folded", "folded"),
+    "vit, mean pooled": ({**VIT, "pool_type": "avg", "final_ln_after_pool": True}, {}, {}, "folded", "folded"),
+    "vit, quick_gelu": (VIT, {}, {"quick_gelu": True}, "folded", "folded"),
+    "vit, sigmoid": (VIT, {}, {"init_logit_bias": -10.0, "init_logit_scale": 2.3}, "folded", "folded"),
+    "resnet, attention pool with bias": (
+        {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "patch_size": None}, {}, {}, "folded", "folded",
+    ),
+    "timm, linear head": ({**TIMM, "timm_proj": "linear"}, {}, {}, "folded", "folded"),
+    "timm, head with bias": ({**TIMM, "timm_proj": "linear", "timm_proj_bias": True}, {}, {}, "folded", "folded"),
+    "timm, MLP head": ({**TIMM, "timm_proj": "mlp"}, {}, {}, "folded", "folded"),
+    "timm, classifier as head": ({**TIMM, "timm_proj": ""}, {}, {}, "matmul", "folded"),
+    "text tower of its own": (VIT, {}, {"custom_text": True}, "folded", "folded"),
+    "text projection with bias": (VIT, {"proj_bias": True}, {"custom_text": True}, "folded", "folded"),
+    "text without projection": (VIT, {"proj_type": "none", "width": WIDTH}, {"custom_text": True}, "folded", "matmul"),
+}  # fmt: skip
+
+
+def write_model(folder, vision, text=None, rest=None, seed=0, preprocess=None):
+    """A folder in open_clip's layout with seeded random weights; returns it as a string."""
+    from open_clip.factory import create_model
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    model_cfg = {"embed_dim": WIDTH, "vision_cfg": vision, "text_cfg": {**TEXT, **(text or {})}, **(rest or {})}
+    config = {"model_cfg": model_cfg, "preprocess_cfg": preprocess or {}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = create_model(f"local-dir:{folder}", load_weights=False)
+        for name, value in (*model.named_parameters(), *model.named_buffers()):
+            # biases and batch norms that do something: zeros would hide a bias that was not folded
+            if name.endswith(("bias", "running_mean")) and "logit" not in name:
+                torch.nn.init.normal_(value, 0, 0.1)
+            if name.endswith("bn3.weight"):
+                torch.nn.init.constant_(value, 0.5)
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory):
+    """Writes the model of an ending once: name to folder."""
+    root = tmp_path_factory.mktemp("models")
+
+    @cache
+    def folder(name):
+        vision, text, rest, _, _ = ENDINGS[name]
+        return write_model(root / name.replace(" ", "_").replace(",", ""), vision, text, rest)
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint(model_folder):
+    """Loads the checkpoint of an ending once: name to Checkpoint."""
+    return cache(lambda name: load_checkpoint(model_folder(name)))
+
+
+@pytest.fixture(scope="session")
+def batch():
+    """Noise pictures for a checkpoint: uint8 [n, H, W, 3]."""
+
+    def of(loaded, count=5, seed=0):
+        rng = np.random.default_rng(seed)
+        return rng.integers(0, 256, (count, *loaded.pixels.image_size, 3), dtype=np.uint8)
+
+    return of
+
+
+@pytest.fixture(scope="session")
+def write():
+    """`write_model`, for tests that need a model of their own."""
+    return write_model
+
+
+@pytest.fixture
+def vit():
+    """The vision_cfg of the tiny ViT."""
+    return dict(VIT)

@@ -1,0 +1,236 @@
+"""Models by name, folder and file: what loads, what it then says, and what is refused in one line."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from invariclip.errors import CheckpointError
+from invariclip.export import checkpoint as module
+from invariclip.export.checkpoint import load_checkpoint
+from invariclip.export.preprocessing import CheckpointWarning
+from invariclip.pixels import stack
+
+WEIGHTS = "open_clip_model.safetensors"
+
+
+@pytest.fixture
+def folder(model_folder, tmp_path):
+    """A copy of the tiny ViT's folder that a test may damage."""
+    return Path(shutil.copytree(model_folder("vit"), tmp_path / "vit"))
+
+
+def test_it_answers_like_open_clip(model_folder, checkpoint, tiny_pictures):
+    loaded = checkpoint("vit")
+    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{model_folder('vit')}")
+    model.eval()
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{model_folder('vit')}")
+    from PIL import Image
+
+    paths = sorted(tiny_pictures.iterdir())
+    with torch.inference_mode():
+        wanted = model.encode_image(torch.stack([transform(Image.open(path)) for path in paths])).numpy()
+        wanted_texts = model.encode_text(tokenizer(["a cat", "zwei Hunde"])).numpy()
+    np.testing.assert_array_equal(loaded.encode_images(stack(paths, loaded.pixels)), wanted)
+    np.testing.assert_array_equal(loaded.encode_texts(loaded.tokenizer(["a cat", "zwei Hunde"])), wanted_texts)
+    assert loaded.logit_scale == pytest.approx(float(model.logit_scale.exp()), rel=1e-6)
+    assert (loaded.name, loaded.embed_dim, loaded.logit_bias, loaded.source) == ("vit", 24, None, WEIGHTS)
+    assert not loaded.module.training
+
+
+def test_unit_embeddings_have_unit_length(checkpoint, batch):
+    loaded = checkpoint("vit")
+    for rows in (loaded.embed_images(batch(loaded, 3)), loaded.embed_texts(["a", "b"])):
+        np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, rtol=1e-12)
+    assert loaded.encode_images(batch(loaded, 0)).shape == (0, 24)
+
+
+def test_more_than_one_chunk_is_one_answer(checkpoint, batch):
+    loaded = checkpoint("vit")
+    pictures = batch(loaded, 40)
+    both = loaded.encode_images(pictures)
+    np.testing.assert_allclose(both[-8:], loaded.encode_images(pictures[-8:]), atol=1e-5)
+
+
+def test_float16_weights_are_upcast(folder):
+    before = load_checkpoint(str(folder))
+    tensors = load_file(folder / WEIGHTS)
+    save_file({name: value.half() for name, value in tensors.items()}, folder / WEIGHTS)
+    loaded = load_checkpoint(str(folder))
+    assert {value.dtype for value in loaded.module.parameters()} == {torch.float32}
+    assert loaded.sha256 != before.sha256
+    expected = tensors["visual.proj"].half().float()
+    torch.testing.assert_close(loaded.module.visual.proj.data, expected, rtol=0, atol=0)
+
+
+def test_the_container_does_not_matter(folder, tmp_path):
+    torch.save({"state_dict": load_file(folder / WEIGHTS), "epoch": 1}, tmp_path / "weights.pt")
+    assert load_checkpoint(str(folder), tmp_path / "weights.pt").sha256 == load_checkpoint(str(folder)).sha256
+
+
+def test_safetensors_come_before_other_files(folder):
+    torch.save({"a": torch.zeros(1)}, folder / "another.bin")
+    assert load_checkpoint(f"local-dir:{folder}").source == WEIGHTS
+
+
+def test_random_weights_only_if_asked_and_by_seed(folder):
+    (folder / WEIGHTS).unlink()
+    with pytest.raises(CheckpointError, match="no weights; pass --checkpoint FILE"):
+        load_checkpoint(str(folder))
+    state = torch.get_rng_state()
+    one, same, other = (load_checkpoint(str(folder), allow_random=True, seed=seed) for seed in (1, 1, 2))
+    assert one.sha256 == same.sha256 != other.sha256
+    assert one.source == "random weights, seed 1"
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_random_weights_saved_to_a_file_keep_their_digest(folder):
+    (folder / WEIGHTS).unlink()
+    random = load_checkpoint(str(folder), allow_random=True)
+    save_file(random.module.state_dict(), folder / WEIGHTS)
+    assert load_checkpoint(str(folder)).sha256 == random.sha256
+
+
+def test_quick_gelu_follows_the_config(checkpoint, batch):
+    plain, quick = checkpoint("vit"), checkpoint("vit, quick_gelu")
+    kinds = {type(block.mlp.gelu).__name__ for block in quick.module.visual.transformer.resblocks}
+    assert kinds == {"QuickGELU"}
+    assert quick.sha256 == plain.sha256  # the weights cannot tell: only the config can
+    assert np.abs(quick.encode_images(batch(quick)) - plain.encode_images(batch(plain))).max() > 1e-4
+
+
+def test_sigmoid_models_carry_their_bias(checkpoint):
+    loaded = checkpoint("vit, sigmoid")
+    assert loaded.logit_bias == -10
+    assert loaded.logit_scale == pytest.approx(math.exp(2.3), rel=1e-6)
+
+
+def test_preprocessing_follows_the_config(write, vit, tmp_path):
+    preprocess = {"mean": [0.5, 0.4, 0.3], "std": [0.2] * 3, "interpolation": "bilinear", "resize_mode": "squash"}
+    loaded = load_checkpoint(write(tmp_path / "m", vit, preprocess=preprocess))
+    assert loaded.pixels.image_size == (32, 32)
+    assert loaded.pixels.image_mean == (0.5, 0.4, 0.3)
+    assert (loaded.pixels.interpolation, loaded.pixels.resize_mode) == ("bilinear", "squash")
+
+
+def test_preprocessing_that_is_not_supported_is_named(write, vit, tmp_path):
+    with pytest.raises(CheckpointError, match="interpolation 'random' is not known"):
+        load_checkpoint(write(tmp_path / "m", vit, preprocess={"interpolation": "random"}))
+
+
+@pytest.fixture
+def published(monkeypatch, vit):
+    """The tiny ViT under an architecture's name, with published checkpoints as the test says."""
+
+    def of(name, configs):
+        settings = {"embed_dim": 24, "vision_cfg": vit, "text_cfg": {"width": 16, "heads": 2, "layers": 1}}
+        monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, name, settings)
+        monkeypatch.setattr(open_clip, "list_pretrained_tags_by_model", lambda _: list(configs))
+        monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda _, tag: configs[tag])
+        return load_checkpoint(name, allow_random=True)
+
+    return of
+
+
+def test_an_architecture_takes_the_preprocessing_that_all_its_checkpoints_share(published):
+    mobile = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "interpolation": "bilinear"}
+    loaded = published("Tiny-Mobile", {"one": mobile, "two": {**mobile, "quick_gelu": False}})
+    assert (loaded.pixels.image_std, loaded.pixels.interpolation) == ((1.0, 1.0, 1.0), "bilinear")
+
+
+def test_an_architecture_whose_checkpoints_differ_warns(published):
+    with pytest.warns(CheckpointWarning, match=r"Tiny-Mixed: some published checkpoints \(odd\)"):
+        loaded = published("Tiny-Mixed", {"a": {"mean": (0.4, 0.4, 0.4)}, "b": {"mean": (0.4, 0.4, 0.4)}, "odd": {}})
+    assert loaded.pixels.image_mean[0] == pytest.approx(0.48145466)
+
+
+@pytest.mark.parametrize(("model", "near"), [("ViT-B32", "ViT-B-32"), ("RN-50", "RN50"), ("refrence", "reference")])
+def test_an_unknown_model_gets_the_nearest_names(model, near):
+    with pytest.raises(CheckpointError, match=f"{model}: neither an open_clip architecture nor a folder; .*{near}"):
+        load_checkpoint(model)
+
+
+def test_a_checkpoint_of_another_model_is_named(model_folder, folder, write, vit, tmp_path):
+    foreign = Path(model_folder("timm, linear head")) / WEIGHTS
+    with pytest.raises(CheckpointError, match=r"belongs to another model than vit: visual\S+ is missing") as caught:
+        load_checkpoint(str(folder), foreign)
+    assert "\n" not in str(caught.value)
+    wider = Path(write(tmp_path / "wide", {**vit, "width": 128})) / WEIGHTS
+    with pytest.raises(CheckpointError, match=r"is \[128\], not \[64\]; .* more\)"):
+        load_checkpoint(str(folder), wider)
+    # open_clip would stretch the positional embedding and say nothing
+    larger = Path(write(tmp_path / "large", {**vit, "image_size": 64})) / WEIGHTS
+    with pytest.raises(CheckpointError, match=r"visual.positional_embedding is \[65, 64\], not \[17, 64\]"):
+        load_checkpoint(str(folder), larger)
+
+
+def test_a_tower_with_the_old_names_loads(model_folder, checkpoint):
+    custom = "text tower of its own"
+    loaded = load_checkpoint(model_folder(custom), Path(model_folder("vit")) / WEIGHTS)
+    torch.testing.assert_close(loaded.module.text.text_projection, checkpoint("vit").module.text_projection)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.unlink(), "holds no open_clip_config.json"),
+        (lambda path: path.write_text("{"), "not readable as JSON"),
+        (lambda path: path.write_text("[1]"), "open_clip_config.json"),
+        (lambda path: path.write_text('{"model_cfg": {"embed_dim": 3}}'), "lacks embed_dim, vision_cfg or text_cfg"),
+    ],
+)
+def test_a_damaged_config_is_named(folder, damage, message):
+    damage(folder / "open_clip_config.json")
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(str(folder))
+
+
+def test_a_config_that_open_clip_cannot_build_is_named(folder):
+    path = folder / "open_clip_config.json"
+    config = json.loads(path.read_text())
+    config["model_cfg"]["vision_cfg"]["patch_siez"] = 4
+    path.write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"open_clip cannot build it .*patch_siez"):
+        load_checkpoint(str(folder))
+
+
+def test_the_hub_goes_the_way_of_a_folder(folder, monkeypatch):
+    def fetch(hub_id, filename=None):
+        assert hub_id == "someone/tiny"
+        return str(folder / (filename or WEIGHTS))
+
+    monkeypatch.setattr(open_clip.pretrained, "download_pretrained_from_hf", fetch)
+    loaded = load_checkpoint("hf-hub:someone/tiny")
+    assert (loaded.name, loaded.source) == ("hf-hub:someone/tiny", WEIGHTS)
+
+
+def test_an_unreachable_hub_is_one_line(monkeypatch):
+    def fetch(*_, **__):
+        raise ConnectionError("no route\nto host")
+
+    monkeypatch.setattr(open_clip.pretrained, "download_pretrained_from_hf", fetch)
+    with pytest.raises(CheckpointError, match=r"cannot be fetched from the Hugging Face hub \(no route\); offline"):
+        load_checkpoint("hf-hub:someone/tiny")
+
+
+@pytest.mark.parametrize(("model", "owner"), [("ViT-B-16-SigLIP", "SigLIP"), ("roberta-ViT-B-32", "roberta-base")])
+def test_tokenizers_from_the_hub_say_what_works_today(model, owner):
+    with pytest.raises(CheckpointError, match=f"its tokenizer .*{owner}.* comes from the Hugging Face hub.*ViT-B-32"):
+        load_checkpoint(model, allow_random=True)
+
+
+def test_threads_are_set(model_folder):
+    before = torch.get_num_threads()
+    load_checkpoint(model_folder("vit"), threads=1)
+    assert torch.get_num_threads() == 1
+    torch.set_num_threads(before)
+
+
+def test_the_name_of_the_bundled_model():
+    assert module.REFERENCE == "reference"

@@ -1,0 +1,141 @@
+"""`export` and `verify` as a user types them: results on stdout, one line for each mistake, exit codes."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from invariclip.cli import main
+from invariclip.projection import Projection, write_projection
+
+
+@pytest.fixture
+def run(capsys):
+    def of(*arguments):
+        with pytest.raises(SystemExit) as stopped:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return stopped.value.code, captured.out, captured.err
+
+    return of
+
+
+def one_line(code, out, err, *, exit_code=2):
+    assert code == exit_code, err
+    assert out == ""
+    assert err.startswith("invariclip: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def test_export_then_verify(run, tiny_checkpoint, tiny_pictures, tiny_projection, tmp_path):
+    write_projection(tmp_path / "p.safetensors", tiny_projection)
+    (tmp_path / "names.txt").write_text("cat\n\ndog\n")
+    out = tmp_path / "x.icm"
+    code, stdout, err = run(
+        "export", "--model", tiny_checkpoint, "--projection", tmp_path / "p.safetensors", "--images", tiny_pictures,
+        "--classes-file", tmp_path / "names.txt", "--template", "a {}", "--template", "the {}", "-o", out, "--quiet",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    assert "icm 24 → 8 (image folded, text folded), 2 classes" in stdout
+    assert "max |Δ|" in stdout
+    assert "1e-05" in stdout
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert (manifest["classes"], manifest["templates"]) == (["cat", "dog"], ["a {}", "the {}"])
+
+    code, stdout, err = run("verify", out, "--model", tiny_checkpoint, "--images", tiny_pictures, "--json", "--quiet")
+    assert (code, err) == (0, "")
+    report = json.loads(stdout)
+    assert report["passed"] is True
+    assert report["variants"]["float32"]["image"]["items"] == 12
+
+    code, stdout, err = run(
+        "verify", out, "--model", tiny_checkpoint, "--images", tiny_pictures, "--max-abs-diff", "1e-12", "--quiet"
+    )
+    assert code == 1
+    assert "max |Δ|" in stdout
+    assert "does not answer like its checkpoint: float32: image max |Δ|" in err
+    assert err.count("\n") == 1
+
+    code, stdout, err = run(
+        "verify", out, "--model", tiny_checkpoint, "--images", tiny_pictures, "--min-cosine", "1", "--json", "--quiet"
+    )
+    assert code == 1
+    assert json.loads(stdout)["passed"] is False
+    assert json.loads(stdout)["failures"]
+
+
+def test_verify_against_another_checkpoint(run, tiny_artifact, model_folder):
+    err = one_line(*run("verify", tiny_artifact, "--model", model_folder("vit"), "--quiet"))
+    assert "was exported from another checkpoint" in err
+
+
+def test_verify_against_another_projection(run, tiny_artifact, tiny_checkpoint, tiny_pictures, tmp_path):
+    write_projection(tmp_path / "p.safetensors", Projection(np.random.default_rng(9).normal(size=(24, 8)), "icm"))
+    code, _, err = run(
+        "verify", tiny_artifact, "--model", tiny_checkpoint, "--images", tiny_pictures, "--projection",
+        tmp_path / "p.safetensors", "--quiet",
+    )  # fmt: skip
+    assert code == 1
+    assert "top-1" in err
+
+
+def test_verify_a_damaged_artifact(run, tiny_artifact, tiny_checkpoint, tmp_path):
+    import shutil
+
+    copy = shutil.copytree(tiny_artifact, tmp_path / "a.icm")
+    with (copy / "text.onnx").open("r+b") as stream:
+        stream.seek(3000)
+        stream.write(b"\xff")
+    err = one_line(*run("verify", copy, "--model", tiny_checkpoint, "--quiet"))
+    assert "text.onnx is not the file that was exported" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model", "ViT-B-33"], "nearest names: ViT-B-32"),
+        (["--model", "ViT-B-32"], "no weights; pass --checkpoint FILE"),
+        (["--model", "ViT-B-32", "--checkpoint", "none.safetensors"], "no such checkpoint file"),
+        (["--model", "{tiny}", "--checkpoint", "{garbage}"], "not a checkpoint, or damaged"),
+        (["--model", "{tiny}", "--checkpoint", "{other}"], "belongs to another model than"),
+        (["--model", "{tiny}", "--projection", "{wide}"], "for embeddings of width 32, but"),
+        (["--model", "{tiny}", "--projection", "none"], "no such projection file"),
+        (["--model", "{tiny}", "--images", "none"], "no such file or folder"),
+        (["--model", "{tiny}", "--images", "{garbage}"], "none of the 1 pictures can be read"),
+        (["--model", "{tiny}", "--images", "{empty}"], "no picture in this folder"),
+        (["--model", "{tiny}", "--classes", "a,a"], "empty or repeated"),
+        (["--model", "{tiny}", "--checkpoint", "x.pt", "--random-weights", "1"], "not both"),
+        (["--model", "{tiny}", "--min-cosine", "2"], "--min-cosine"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else " ".join(value)[:40],
+)
+@pytest.mark.filterwarnings("ignore::invariclip.export.evidence.UnreadablePictureWarning")
+def test_mistakes_are_one_line_and_exit_2(run, tiny_checkpoint, model_folder, tmp_path, options, message):
+    (tmp_path / "garbage.safetensors").write_bytes(b"garbage" * 30)
+    (tmp_path / "empty").mkdir()
+    write_projection(tmp_path / "wide.safetensors", Projection(np.eye(32)[:, :4], "icm"))
+    places = {
+        "tiny": tiny_checkpoint,
+        "garbage": tmp_path / "garbage.safetensors",
+        "other": f"{model_folder('timm, linear head')}/open_clip_model.safetensors",
+        "wide": tmp_path / "wide.safetensors",
+        "empty": tmp_path / "empty",
+    }
+    out = tmp_path / "x.icm"
+    code, stdout, err = run("export", *(option.format(**places) for option in options), "-o", out, "--quiet")
+    lines = [line for line in err.splitlines() if "warning: " not in line]
+    assert (code, stdout, len(lines)) == (2, "", 1), err
+    assert message in err
+    assert not out.exists()
+
+
+def test_a_real_process_prints_no_chatter(tiny_checkpoint, tiny_pictures, tmp_path):
+    command = [sys.executable, "-m", "invariclip", "export", "--model", tiny_checkpoint, "--images", tiny_pictures]
+    done = subprocess.run(
+        [*map(str, command), "-o", tmp_path / "x.icm", "--json", "--quiet"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["out"].endswith("x.icm")

@@ -1,0 +1,105 @@
+"""Checkpoint files: every container, every kind of damage, and nothing that is in them runs."""
+
+import os
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from invariclip.errors import CheckpointError
+from invariclip.export import weights
+
+TENSORS = {
+    "b.weight": torch.arange(6, dtype=torch.float32).reshape(2, 3),
+    "a": torch.tensor(2.5),
+    "half": torch.ones(4, dtype=torch.bfloat16),
+    "count": torch.tensor(3, dtype=torch.int64),
+}
+
+
+def test_the_digest_is_the_same_in_every_container(tmp_path):
+    save_file(TENSORS, tmp_path / "a.safetensors")
+    torch.save(TENSORS, tmp_path / "b.pt")
+    torch.save({"state_dict": dict(reversed(TENSORS.items())), "epoch": 3}, tmp_path / "c.bin")
+    torch.save({f"module.{name}": tensor for name, tensor in TENSORS.items()}, tmp_path / "d.pth")
+    digests = {weights.digest(weights.read_state_dict(path)) for path in tmp_path.iterdir()}
+    assert len(digests) == 1
+    assert len(digests.pop()) == 64
+
+
+def test_the_digest_is_pinned():
+    # stored artifacts name their checkpoint by it: changing the definition orphans them
+    assert weights.digest(TENSORS) == "e6b308f35000a0fbbee9d5729a15a7db7d5f9bb96cc6e148230d5026a43475d8"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"a": torch.tensor(2.5000002)},
+        {"half": torch.ones(4, dtype=torch.float16)},
+        {"b.weight": TENSORS["b.weight"].reshape(3, 2)},
+        {"c": torch.zeros(0)},
+    ],
+)
+def test_the_digest_sees_value_dtype_shape_and_name(change):
+    assert weights.digest({**TENSORS, **change}) != weights.digest(TENSORS)
+
+
+def test_memory_layout_does_not_change_the_digest():
+    turned = TENSORS["b.weight"].T.contiguous().T
+    assert not turned.is_contiguous()
+    assert weights.digest({**TENSORS, "b.weight": turned}) == weights.digest(TENSORS)
+
+
+class Bomb:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.parametrize("ending", [".pt", ".bin", ".pth"])
+@pytest.mark.parametrize("save", [torch.save, lambda thing, path: path.write_bytes(pickle.dumps(thing, protocol=2))])
+def test_a_malicious_pickle_is_refused_and_does_not_run(tmp_path, ending, save):
+    trace = tmp_path / "executed"
+    path = tmp_path / f"evil{ending}"
+    save({"weight": torch.zeros(2), "evil": Bomb(trace)}, path)
+    with pytest.raises(CheckpointError, match="refused, it holds Python objects besides tensors") as caught:
+        weights.read_state_dict(path)
+    assert "\n" not in str(caught.value)
+    assert not trace.exists()
+
+
+def test_a_torchscript_archive_is_named(tmp_path):
+    path = tmp_path / "jit.pt"
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path)
+    with pytest.raises(CheckpointError, match="TorchScript archive"):
+        weights.read_state_dict(path)
+
+
+@pytest.mark.parametrize("ending", weights.CHECKPOINT_SUFFIXES)
+@pytest.mark.parametrize("kind", ["garbage", "empty", "truncated"])
+def test_a_damaged_file_is_named(tmp_path, ending, kind):
+    path = tmp_path / f"weights{ending}"
+    (save_file if ending == ".safetensors" else torch.save)(TENSORS, path)
+    whole = path.read_bytes()
+    path.write_bytes({"garbage": b"\x93 no checkpoint \x00" * 40, "empty": b"", "truncated": whole[:-50]}[kind])
+    with pytest.raises(CheckpointError, match=r"weights.*not a checkpoint, or damaged"):
+        weights.read_state_dict(path)
+
+
+def test_missing_and_foreign_files_are_named(tmp_path):
+    with pytest.raises(CheckpointError, match="no such checkpoint file"):
+        weights.read_state_dict(tmp_path / "none.pt")
+    (tmp_path / "weights.npz").write_bytes(b"x")
+    with pytest.raises(CheckpointError, match=r"known endings: \.safetensors \.pt \.pth \.bin"):
+        weights.read_state_dict(tmp_path / "weights.npz")
+
+
+@pytest.mark.parametrize("content", [[torch.zeros(2)], {"epoch": 3}, torch.zeros(2), {"state_dict": 4}])
+def test_a_file_without_named_tensors_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "odd.pt")
+    with pytest.raises(CheckpointError, match="holds no tensors by name"):
+        weights.read_state_dict(tmp_path / "odd.pt")
