@@ -85,9 +85,9 @@ def ask(folder: Path, bundled: Bundle, progress: Progress) -> Answers:
     indices, embeddings = [], []
     starts = range(0, len(paths), 16)
     for start in progress(starts, total=len(starts), desc=f"classify with {folder.name}"):
-        part = paths[start : start + 16]
-        indices.append(model.probabilities(part).argmax(axis=1))
-        embeddings.append(model.embed_images(part))
+        embedding, probabilities = model.answer(paths[start : start + 16])
+        indices.append(probabilities.argmax(axis=1))
+        embeddings.append(embedding)
     return Answers(np.concatenate(indices).astype(np.int64), np.concatenate(embeddings))
 
 

@@ -12,8 +12,10 @@ from invariclip.artifact import read_manifest
 from invariclip.backends.threads import available_threads
 from invariclip.bench import latency
 from invariclip.bench.bundled import SEED, ask, bundle, score, verdict
-from invariclip.bench.demo_page import Demo, parity_rows, write_page
+from invariclip.bench.demo_page import Demo, write_page
 from invariclip.calibrate.fit import Options, calibrate
+from invariclip.calibrate.interventions import INTERVENTIONS
+from invariclip.commands import PARITY_HEADER, parity_rows
 from invariclip.console import bar, emit_json, say, silent, table
 from invariclip.export.assemble import export_artifact
 from invariclip.export.checkpoint import load_checkpoint
@@ -57,7 +59,7 @@ def run(out: Path, *, rounds: int, progress: Progress) -> Demo:
     """Calibrates, exports with and without the projection, classifies, and times; everything lands below `out`."""
     bundled = bundle()
     checkpoint = load_checkpoint("reference")
-    options = Options(objective="both", templates=TEMPLATES, seed=SEED)
+    options = Options(interventions=tuple(INTERVENTIONS), objective="both", templates=TEMPLATES, seed=SEED)
     calibration = calibrate(checkpoint, bundled.fit, options, cache=out / "cache", progress=progress)
     write_projection(out / "projection.safetensors", calibration.projection)
     before, after = out / "before.icm", out / "after.icm"
@@ -68,7 +70,7 @@ def run(out: Path, *, rounds: int, progress: Progress) -> Demo:
             projection=projection,
             classes=bundled.classes,
             templates=TEMPLATES,
-            pictures=[picture.path for picture in bundled.pictures],
+            pictures=[picture.path for picture in bundled.pictures] if projection else None,
             progress=progress,
         )
     answers = ask(before, bundled, progress), ask(after, bundled, progress)
@@ -101,7 +103,7 @@ def _print(result: Demo, page: Path) -> None:
     ]  # fmt: skip
     say(table(["style", "protocol", "before", "after", "points", "95 % interval"], accuracy))
     say("\nThe exported graph against PyTorch")
-    say(table(*parity_rows(result.manifest)))
+    say(table(PARITY_HEADER, parity_rows(result.manifest.variants["float32"].parity)))
     say(f"\nLatency of the image tower, {available_threads()} threads")
     timings = [
         [t.name, str(t.batch), f"{t.median_ms:.2f} ms", f"{t.p95_ms:.2f} ms",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from invariclip.backends.threads import available_threads
+from invariclip.commands import PARITY_HEADER, parity_rows
 from invariclip.files import write_atomically
 
 if TYPE_CHECKING:
@@ -90,25 +91,12 @@ def curve_plot(names: Sequence[str], gains: Sequence[tuple[float, float, float]]
     return _svg(figure)
 
 
-def parity_rows(manifest: Manifest) -> tuple[list[str], list[list[str]]]:
-    """The parity figures as a table's header and rows."""
-    header = ["tower", "inputs", "max |Δ|", "min cosine", "top-1 agreement", "row alone vs batch", "NaN/Inf"]
-    rows = []
-    for tower in ("image", "text"):
-        figures = manifest.variants["float32"].parity[tower]
-        agreement = f"{figures['top1_agreement']:.1%} of {figures['top1_of']}"
-        row = [tower, figures["items"], f"{figures['max_abs_diff']:.1e}", f"{figures['cosine_min']:.7f}", agreement]
-        rows.append([str(cell) for cell in [*row, f"{figures['batch_diff']:.1e}", figures["non_finite"]]])
-    return header, rows
-
-
 def write_page(path: Path, demo: Demo) -> None:
     """Renders the page with autoescaping and writes it atomically."""
     import jinja2
 
     bundled, manifest = demo.bundled, demo.manifest
     fixed, broken = _changed(demo)
-    header, rows = parity_rows(manifest)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         picture_count=len(bundled.pictures),
@@ -125,7 +113,7 @@ def write_page(path: Path, demo: Demo) -> None:
         broken_count=len(broken),
         selection=_selection_text(demo),
         plots=_plots(demo),
-        parity={"header": header, "rows": rows},
+        parity={"header": PARITY_HEADER, "rows": parity_rows(manifest.variants["float32"].parity)},
         latency=demo.timings,
         threads=available_threads(),
         artifact=demo.artifact,
@@ -172,8 +160,8 @@ def _selection_text(demo: Demo) -> str:
         f"Chosen: {demo.chosen}, out of {len(selection.curve)} candidates, no projection being one. Left out in turn: "
         f"{selection.left_out}. Scored on {selection.queries} pictures that each fit had not seen, it gained "
         f"{scored.gain.value:+.1f} points (95 % interval {scored.gain.low:+.1f} … {scored.gain.high:+.1f}) over no "
-        "projection. Among candidates within one standard error of the best, the one that removes least of the space "
-        "is taken."
+        "projection. No projection is kept where it is within one standard error of the best candidate; otherwise the "
+        "best is taken."
     )
 
 

@@ -185,12 +185,15 @@ def select(
     seed: int = 0,
     progress: Progress = silent,
 ) -> Selection:
-    """Scores every candidate on what is left out (see `folds`) and chooses by the one-standard-error rule.
+    """Scores every candidate on what is left out (see `folds`) and chooses by a one-standard-error rule.
 
-    The rule: among the candidates whose mean over left-out environments is within one standard error of the best
-    one's, take the one that removes least of the space; no projection removes nothing, and so wins whenever nothing
-    is clearly better. The standard error is that of the *paired* difference to the best, over concepts: candidates
-    fail on much the same pictures, and an unpaired error would call nearly all of them equal.
+    The rule: no projection, if it is within one standard error of the best candidate; otherwise the best one, and of
+    equally good ones the one that removes least. The standard error is that of the *paired* difference, over concepts:
+    candidates fail on much the same pictures, and an unpaired error would call nearly all of them equal. The usual
+    form of the rule, the mildest of all candidates within one standard error, is not used: an environment not seen yet
+    differs by more than one left out here, so what looks equally good here is too mild there (PACS, ImageNet
+    ResNet-18, each domain held out of selection in turn: 65.3 % against 66.5 % by prototypes, 66.1 % against 67.2 %
+    by a linear probe; none 55.7 % and 63.1 %).
 
     Args:
         table: Embedded pictures of the training environments alone.
@@ -238,9 +241,11 @@ def select(
         )
         for candidate in candidates
     )
-    near = [scored for scored in curve if scored.behind >= -scored.behind_error]
-    chosen = min(near, key=lambda scored: scored.removed).candidate
-    return Selection(chosen, objective, left_out, len(groups), curve)
+    chosen = min(curve, key=lambda scored: (-scored.behind, scored.removed))
+    none = next(scored for scored in curve if scored.candidate.estimator == "identity")
+    if none.behind >= -none.behind_error:
+        chosen = none
+    return Selection(chosen.candidate, objective, left_out, len(groups), curve)
 
 
 def _bases(moments: Moments, candidates: Sequence[Candidate]) -> dict[Candidate, Basis]:

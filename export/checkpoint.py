@@ -20,7 +20,7 @@ import torch
 
 from invariclip.errors import CheckpointError
 from invariclip.export import weights
-from invariclip.export.preprocessing import preprocessing_of
+from invariclip.export.preprocessing import preprocessing_of, warn_of_quick_gelu
 from invariclip.export.tokenizer_json import tokenizer_of
 from invariclip.export.torchvision_ops import declare_missing_ops
 from invariclip.pixels import normalise
@@ -151,6 +151,8 @@ def load_checkpoint(
         sha256, source = weights.digest(module.state_dict()), f"random weights, seed {seed}"
     else:
         sha256, source = weights.digest(tensors), str(file.name if file else "")
+        if identifier == name:
+            warn_of_quick_gelu(name, config)
         if module.logit_bias is not None and "logit_bias" not in tensors:
             tensors["logit_bias"] = torch.zeros_like(torch.as_tensor(module.logit_bias))
         weights.fit(tensors, module, str(file), name)

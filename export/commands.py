@@ -182,7 +182,7 @@ def _load(model: str, checkpoint: Path | None, random_weights: int | None, threa
     """Loads the checkpoint that the options name.
 
     Raises:
-        CheckpointError: Both weights and a seed are given, or what `load_checkpoint` raises.
+        CheckpointError: A seed is given beside weights, or what `load_checkpoint` raises.
     """
     from invariclip.export.checkpoint import load_checkpoint
 
@@ -190,7 +190,10 @@ def _load(model: str, checkpoint: Path | None, random_weights: int | None, threa
         raise CheckpointError("give --checkpoint or --random-weights, not both")
     if random_weights is None:
         return load_checkpoint(model, checkpoint, threads=threads)
-    return load_checkpoint(model, threads=threads, allow_random=True, seed=random_weights)
+    loaded = load_checkpoint(model, threads=threads, allow_random=True, seed=random_weights)
+    if not loaded.source.startswith("random weights"):
+        raise CheckpointError(f"{model}: has weights of its own ({loaded.source}); leave --random-weights out")
+    return loaded
 
 
 def _bounds(min_cosine: float | None, max_abs_diff: float | None) -> Thresholds:

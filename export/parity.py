@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import click
 import numpy as np
+import torch
 
 from invariclip.console import bar, note
 from invariclip.export import evidence
@@ -50,6 +52,25 @@ def projections_of(embed_dim: int) -> dict[str, Projection | None]:
         f"random, full rank {embed_dim}": Projection(rng.normal(size=(embed_dim, embed_dim)), "random"),
         f"random, rank {rank}": Projection(rng.normal(size=(embed_dim, rank)), "random"),
     }
+
+
+def stirred(checkpoint: Checkpoint) -> Checkpoint:
+    """Random weights whose batch norms do something.
+
+    open_clip starts the last batch norm of every residual block at zero. The block then adds nothing, and an export
+    that got it wrong would show no difference. Real weights are left alone.
+    """
+    norms = [part for part in checkpoint.module.modules() if isinstance(part, torch.nn.BatchNorm2d)]
+    if not norms or not checkpoint.source.startswith("random"):
+        return checkpoint
+    generator = torch.Generator().manual_seed(SEED)
+    for norm in norms:
+        norm.weight.uniform_(0.3, 0.7, generator=generator)
+        norm.bias.normal_(0, 0.1, generator=generator)
+        if norm.running_mean is not None and norm.running_var is not None:
+            norm.running_mean.normal_(0, 0.1, generator=generator)
+            norm.running_var.uniform_(0.5, 1.5, generator=generator)
+    return replace(checkpoint, source=f"{checkpoint.source}, batch norms stirred")
 
 
 def rows_of(checkpoint: Checkpoint, images: Sequence[Path], threads: int | None) -> tuple[list[str], list[str]]:
@@ -99,7 +120,7 @@ def parity(models: tuple[str, ...], images: tuple[Path, ...], out: Path, threads
     broken: list[str] = []
     versions: dict[str, str] = {}
     for model in models or MODELS:
-        checkpoint = load_checkpoint(model, threads=threads, allow_random=True, seed=SEED)
+        checkpoint = stirred(load_checkpoint(model, threads=threads, allow_random=True, seed=SEED))
         more, failed = rows_of(checkpoint, images, threads)
         rows, broken, versions = rows + more, broken + failed, producer(checkpoint)
     versions.pop("weights", None)

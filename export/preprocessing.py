@@ -40,6 +40,27 @@ def preprocessing_of(module: Any, name: str, *, published: bool) -> PixelSpec:
         raise CheckpointError(f"{name}: its preprocessing is not supported ({error})") from error
 
 
+def warn_of_quick_gelu(name: str, config: dict[str, Any]) -> None:
+    """Warns where some of an architecture's published checkpoints have the other activation than its config.
+
+    Weights do not tell GELU from QuickGELU: the wrong one loads, answers, and is worse without a sound.
+    """
+    from open_clip import get_pretrained_cfg, list_models, list_pretrained_tags_by_model
+
+    quick = bool(config.get("quick_gelu"))
+    tags = list_pretrained_tags_by_model(name)
+    other = [tag for tag in tags if bool(get_pretrained_cfg(name, tag).get("quick_gelu")) != quick]
+    twin = name.removesuffix("-quickgelu") if quick else f"{name}-quickgelu"
+    if other and twin in list_models():
+        kinds = ("GELU", "QuickGELU") if quick else ("QuickGELU", "GELU")
+        warnings.warn(
+            f"{name} computes {kinds[1]}, but its published checkpoints {', '.join(other)} were trained with "
+            f"{kinds[0]}; for one of them pass --model {twin}",
+            CheckpointWarning,
+            stacklevel=3,
+        )
+
+
 def _published(name: str) -> dict[str, Any]:
     """Preprocessing that all published checkpoints of an architecture share; a warning if they differ."""
     from open_clip import get_pretrained_cfg, list_pretrained_tags_by_model

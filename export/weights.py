@@ -8,6 +8,7 @@ tensors therefore have the same digest; a float16 copy of float32 weights has an
 from __future__ import annotations
 
 import hashlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -111,7 +112,9 @@ def _read_safetensors(path: Path) -> Any:
 
 def _read_torch(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # remarks on pickle protocols and archives that are refused anyway
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=False)
     except Exception as error:  # UnpicklingError, RuntimeError, EOFError, KeyError, ... depending on where it breaks
         reason = str(error).split("\n", 1)[0]
         if "TorchScript" in str(error):

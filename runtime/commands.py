@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,9 +67,22 @@ def inspect(artifact: Path, as_json: bool) -> None:
     say()
     say(table(["file", "bytes", "sha256"], [[e.path, f"{e.size_bytes:,}", e.sha256[:16]] for e in entries]))
     for name, variant in manifest.variants.items():
-        say()
-        say(f"parity of {name}, as proved at export:")
-        say(json.dumps(variant.parity, indent=2))
+        say(f"\nparity of {name} with {variant.parity.get('reference', 'its checkpoint')}, as proved at export:")
+        say(table(PARITY_HEADER, parity_rows(variant.parity)))
+
+
+PARITY_HEADER = ["tower", "inputs", "max |Δ|", "min cosine", "top-1 agreement", "row alone vs batch", "NaN/Inf"]
+
+
+def parity_rows(parity: dict[str, Any]) -> list[list[str]]:
+    """A variant's parity figures as table rows under `PARITY_HEADER`, one per tower."""
+    rows = []
+    for tower in ("image", "text"):
+        figures = parity[tower]
+        agreement = f"{figures['top1_agreement']:.1%} of {figures['top1_of']}"
+        row = [tower, figures["items"], f"{figures['max_abs_diff']:.1e}", f"{figures['cosine_min']:.7f}", agreement]
+        rows.append([str(cell) for cell in [*row, f"{figures['batch_diff']:.1e}", figures["non_finite"]]])
+    return rows
 
 
 def _facts(manifest: Manifest) -> list[list[str]]:

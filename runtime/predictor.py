@@ -101,16 +101,29 @@ class Model:
         """
         return self._text.embed([texts] if isinstance(texts, str) else list(texts), batch_size)
 
-    def probabilities(self, pictures: Pictures, *, batch_size: int = DEFAULT_BATCH) -> NDArray[np.float32]:
-        """Class probabilities, float32 [N, K], in the order of `classes`.
+    def answer(
+        self, pictures: Pictures, *, batch_size: int = DEFAULT_BATCH
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Embeddings [N, d] and class probabilities [N, K] in one pass, float32.
 
         Raises:
             InputError: There are no classes, a picture cannot be read, or `batch_size` is below 1.
         """
         if not self.classes:
             raise InputError("the artifact has no classes; give some with with_classes([...])")
-        blocks = [self._probabilities(batch) for batch in self._batches(pictures, batch_size)]
-        return np.concatenate(blocks) if blocks else np.empty((0, len(self.classes)), dtype=np.float32)
+        blocks = [self._answer(batch) for batch in self._batches(pictures, batch_size)]
+        if not blocks:
+            return np.empty((0, self.width), dtype=np.float32), np.empty((0, len(self.classes)), dtype=np.float32)
+        embeddings, probabilities = zip(*blocks, strict=True)
+        return np.concatenate(embeddings), np.concatenate(probabilities)
+
+    def probabilities(self, pictures: Pictures, *, batch_size: int = DEFAULT_BATCH) -> NDArray[np.float32]:
+        """Class probabilities, float32 [N, K], in the order of `classes`.
+
+        Raises:
+            InputError: There are no classes, a picture cannot be read, or `batch_size` is below 1.
+        """
+        return self.answer(pictures, batch_size=batch_size)[1]
 
     def classify(self, pictures: Pictures, *, top_k: int = 5, batch_size: int = DEFAULT_BATCH) -> list[Prediction]:
         """The best classes of each picture, in order.
@@ -164,17 +177,17 @@ class Model:
                 "pass a list of pictures of any size instead"
             )
 
-    def _probabilities(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def _answer(self, batch: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         if self._bank is None:
-            return self._image.run({"pixels": batch}, ("probabilities",))["probabilities"]
+            outputs = self._image.run({"pixels": batch}, ("embedding", "probabilities"))
+            return outputs["embedding"], outputs["probabilities"]
         embedding = self._image.run({"pixels": batch}, ("embedding",))["embedding"]
         logits = np.float32(self.manifest.model.logit_scale) * (embedding @ self._bank.T)
         if self.manifest.model.logit_bias is not None:
-            return np.asarray(
-                1 / (1 + np.exp(-(logits + np.float32(self.manifest.model.logit_bias)))), dtype=np.float32
-            )
+            # The sigmoid, in the form that cannot overflow
+            return embedding, 0.5 + 0.5 * np.tanh(0.5 * (logits + np.float32(self.manifest.model.logit_bias)))
         weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return np.asarray(weights / weights.sum(axis=1, keepdims=True), dtype=np.float32)
+        return embedding, np.asarray(weights / weights.sum(axis=1, keepdims=True), dtype=np.float32)
 
     def _prediction(self, row: NDArray[np.float32], top_k: int) -> Prediction:
         order = np.argsort(-row, kind="stable")[:top_k]

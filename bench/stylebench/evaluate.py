@@ -1,4 +1,4 @@
-"""The committed table: every estimator on styles that nothing was fitted on, with intervals, also where it does not help.
+"""The committed table: every estimator on styles that nothing was fitted on, also where it does not help.
 
 Fitted and selected on training styles alone; concepts of split `test` are left out there as well. Scored on the four
 held-out styles over all concepts, by zero-shot and by class prototypes from the training styles.
@@ -194,8 +194,8 @@ def variants(world: World, progress: Progress, tell: Any) -> list[dict[str, Any]
                     "concepts": group,
                     "pairs": name,
                     "chosen": str(pick),
-                    **{protocol: scores[protocol]["fitted"] for protocol in PROTOCOLS},
                 }
+                | {protocol: scores[protocol]["fitted"] for protocol in PROTOCOLS}
             )
     return rows
 

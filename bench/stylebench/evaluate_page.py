@@ -79,7 +79,7 @@ def _variants(result: dict[str, Any]) -> str:
     ]
     header = ["fitted on concepts", "pairs", "chosen", "zero-shot", "to none", "prototypes", "to none"]
     text = (
-        "Shrinkage, with λ chosen each time for both protocols at once; `identity` where selection found nothing clearly "
+        "Shrinkage, with λ chosen each time for both protocols at once; `identity` where nothing was clearly "
         "better than no projection."
     )
     return f"## What to fit on\n\n{text}\n\n{_table(header, rows)}"

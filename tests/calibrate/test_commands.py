@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from invariclip.cli import main
+from invariclip.errors import ContractError
 from invariclip.projection import read_projection
 
 
@@ -80,7 +81,7 @@ def test_bad_pictures_are_warned_of(run, common, manifest, tmp_path):
     assert "skipped    1 pictures" in out
 
 
-def test_build_resumes_and_notices_changes(run, common, manifest, tmp_path):
+def test_build_goes_all_the_way_and_resumes(run, common, manifest, tmp_path, monkeypatch):
     fitted = ["--estimator", "shrinkage", "--strength", "3", "--interventions", "none", "--classes", "thing 1,thing 2"]
     command = ["build", *common, *fitted, "-o", tmp_path / "x.icm"]
     code, out, err = run(*command)
@@ -97,19 +98,33 @@ def test_build_resumes_and_notices_changes(run, common, manifest, tmp_path):
     assert err.count("done before") == 2
     assert again == out
 
+    exported = []
+    monkeypatch.setattr("invariclip.export.assemble.export_artifact", stub(exported))
     (tmp_path / "x.icm" / "image.onnx").write_bytes(b"damaged")
     code, _, err = run(*command)
-    assert code == 0
+    assert code == 1  # the stub ends the export stage as a broken contract does
     assert err.count("done before") == 1
-
     Image.new("RGB", (16, 16), (1, 2, 3)).save(manifest.parent / "red" / "4.png")
     code, _, err = run(*command)
-    assert code == 0
+    assert code == 1
     assert "done before" not in err
-    assert json.loads((tmp_path / "x.icm" / "manifest.json").read_text())["space_id"] != first["space_id"]
+    assert exported[0].digest == first["projection"]["sha256"] != exported[1].digest
 
 
-def test_build_without_gain_exports_the_checkpoint_alone(run, common, tmp_path):
+def stub(exported):
+    """An export that only notes the projection it was given."""
+
+    def export_artifact(checkpoint, out, *, projection, **rest):
+        exported.append(projection)
+        raise ContractError("not today")
+
+    return export_artifact
+
+
+def test_build_without_gain_exports_the_checkpoint_alone(run, common, tmp_path, monkeypatch):
+    exported = []
+    monkeypatch.setattr("invariclip.export.assemble.export_artifact", stub(exported))
     code, _, err = run("build", *common, "--estimator", "identity", "-o", tmp_path / "x.icm")
-    assert code == 0, err
-    assert json.loads((tmp_path / "x.icm" / "manifest.json").read_text())["projection"] is None
+    assert code == 1
+    assert "not today" in err
+    assert exported == [None]

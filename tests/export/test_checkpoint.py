@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from invariclip.errors import CheckpointError
 from invariclip.export import checkpoint as module
 from invariclip.export.checkpoint import load_checkpoint
-from invariclip.export.preprocessing import CheckpointWarning
+from invariclip.export.preprocessing import CheckpointWarning, warn_of_quick_gelu
 from invariclip.pixels import stack
 
 WEIGHTS = "open_clip_model.safetensors"
@@ -39,7 +39,7 @@ def test_it_answers_like_open_clip(model_folder, checkpoint, tiny_pictures):
         wanted_texts = model.encode_text(tokenizer(["a cat", "zwei Hunde"])).numpy()
     np.testing.assert_array_equal(loaded.encode_images(stack(paths, loaded.pixels)), wanted)
     np.testing.assert_array_equal(loaded.encode_texts(loaded.tokenizer(["a cat", "zwei Hunde"])), wanted_texts)
-    assert loaded.logit_scale == pytest.approx(float(model.logit_scale.exp()), rel=1e-6)
+    assert loaded.logit_scale == pytest.approx(model.logit_scale.exp().item(), rel=1e-6)
     assert (loaded.name, loaded.embed_dim, loaded.logit_bias, loaded.source) == ("vit", 24, None, WEIGHTS)
     assert not loaded.module.training
 
@@ -148,6 +148,24 @@ def test_an_architecture_whose_checkpoints_differ_warns(published):
     with pytest.warns(CheckpointWarning, match=r"Tiny-Mixed: some published checkpoints \(odd\)"):
         loaded = published("Tiny-Mixed", {"a": {"mean": (0.4, 0.4, 0.4)}, "b": {"mean": (0.4, 0.4, 0.4)}, "odd": {}})
     assert loaded.pixels.image_mean[0] == pytest.approx(0.48145466)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "twin"),
+    [
+        ("ViT-B-32", {}, "ViT-B-32-quickgelu"),
+        ("ViT-B-32-quickgelu", {"quick_gelu": True}, None),
+        ("RN50", {}, "RN50-quick"),
+    ],
+)
+def test_the_activation_that_weights_cannot_tell_is_warned_of(name, config, twin, recwarn):
+    warn_of_quick_gelu(name, config)
+    if twin is None:
+        assert not [warning for warning in recwarn if issubclass(warning.category, CheckpointWarning)]
+    else:
+        (warning,) = recwarn
+        assert "openai" in str(warning.message)
+        assert f"were trained with QuickGELU; for one of them pass --model {twin}" in str(warning.message)
 
 
 @pytest.mark.parametrize(("model", "near"), [("ViT-B32", "ViT-B-32"), ("RN-50", "RN50"), ("refrence", "reference")])

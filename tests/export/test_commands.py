@@ -108,6 +108,7 @@ def test_verify_a_damaged_artifact(run, tiny_artifact, tiny_checkpoint, tmp_path
         (["--model", "{tiny}", "--images", "{empty}"], "no picture in this folder"),
         (["--model", "{tiny}", "--classes", "a,a"], "empty or repeated"),
         (["--model", "{tiny}", "--checkpoint", "x.pt", "--random-weights", "1"], "not both"),
+        (["--model", "{tiny}", "--random-weights", "1"], "has weights of its own"),
         (["--model", "{tiny}", "--min-cosine", "2"], "--min-cosine"),
     ],
     ids=lambda value: None if isinstance(value, str) else " ".join(value)[:40],
