@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from invariclip.backends.threads import available_threads
-from invariclip.commands import PARITY_HEADER, parity_rows
 from invariclip.files import write_atomically
+from invariclip.parity import PARITY_HEADER, parity_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -11,8 +11,9 @@ import click
 
 from invariclip.artifact import checked_path, read_manifest
 from invariclip.commands import JSON, QUIET, THREADS, class_names
-from invariclip.console import bar, emit_json, note, say, silent, table
+from invariclip.console import bar, emit_json, note, say, silent
 from invariclip.errors import CheckpointError
+from invariclip.parity import parity_table
 from invariclip.projection import read_projection
 from invariclip.prompts import DEFAULT_TEMPLATES
 
@@ -28,21 +29,6 @@ if TYPE_CHECKING:
 for _package in ("torch", "open_clip", "onnx", "onnxscript"):
     if find_spec(_package) is None:
         raise ModuleNotFoundError(f"No module named {_package!r}", name=_package)
-
-_FIGURES = (
-    # key, heading, format, bound
-    ("items", "items", "d", ""),
-    ("max_abs_diff", "max |Δ|", ".2e", "max_abs_diff"),
-    ("cosine_min", "cosine min", ".8f", "min_cosine"),
-    ("cosine_mean", "cosine mean", ".8f", ""),
-    ("top1_agreement", "top-1 agreement", ".2%", "min_top1"),
-    ("top1_of", "  of", "d", ""),
-    ("top1_ties", "  ties", "d", ""),
-    ("probability_diff", "probability max |Δ|", ".2e", "max_probability_diff"),
-    ("batch_diff", "alone or in a batch, max |Δ|", ".2e", "max_batch_diff"),
-    ("rerun_diff", "run to run, max |Δ|", ".2e", "max_rerun_diff"),
-    ("non_finite", "NaN or infinite", "d", ""),
-)
 
 
 def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -153,20 +139,6 @@ def verify(
     if broken:
         note(f"invariclip: {artifact} does not answer like its checkpoint: {'; '.join(broken)}")
     return 1 if broken else 0
-
-
-def parity_table(parity: dict[str, Any]) -> str:
-    """The parity of one variant as text: a row per figure, a column per tower, and its bound."""
-    rows = []
-    for key, heading, form, bound in _FIGURES:
-        cells = [_cell(parity[tower].get(key), form) for tower in ("image", "text")]
-        if any(cell != "–" for cell in cells):
-            rows.append([heading, *cells, f"{parity['thresholds'][bound]:g}" if bound else ""])
-    return table(["figure", "image", "text", "bound"], rows)
-
-
-def _cell(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)
 
 
 def _summary(manifest: Manifest) -> str:

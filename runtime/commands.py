@@ -12,6 +12,7 @@ from invariclip.artifact import checked_path, read_manifest
 from invariclip.console import bar, emit_json, note, say, silent, table
 from invariclip.embeddings import Embeddings, write_embeddings
 from invariclip.errors import InputError
+from invariclip.parity import parity_table
 from invariclip.pixels import find_pictures, pixels
 
 if TYPE_CHECKING:
@@ -68,21 +69,7 @@ def inspect(artifact: Path, as_json: bool) -> None:
     say(table(["file", "bytes", "sha256"], [[e.path, f"{e.size_bytes:,}", e.sha256[:16]] for e in entries]))
     for name, variant in manifest.variants.items():
         say(f"\nparity of {name} with {variant.parity.get('reference', 'its checkpoint')}, as proved at export:")
-        say(table(PARITY_HEADER, parity_rows(variant.parity)))
-
-
-PARITY_HEADER = ["tower", "inputs", "max |Δ|", "min cosine", "top-1 agreement", "row alone vs batch", "NaN/Inf"]
-
-
-def parity_rows(parity: dict[str, Any]) -> list[list[str]]:
-    """A variant's parity figures as table rows under `PARITY_HEADER`, one per tower."""
-    rows = []
-    for tower in ("image", "text"):
-        figures = parity[tower]
-        agreement = f"{figures['top1_agreement']:.1%} of {figures['top1_of']}"
-        row = [tower, figures["items"], f"{figures['max_abs_diff']:.1e}", f"{figures['cosine_min']:.7f}", agreement]
-        rows.append([str(cell) for cell in [*row, f"{figures['batch_diff']:.1e}", figures["non_finite"]]])
-    return rows
+        say(parity_table(variant.parity))
 
 
 def _facts(manifest: Manifest) -> list[list[str]]:
