@@ -59,7 +59,7 @@ def fitting_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="What selection scores; auto is both where the model takes texts.",
         ),
         click.option(
-            "--captions/--no-captions", default=None, help="Pair pictures with their class's caption; for zero-shot."
+            "--captions/--no-captions", default=None, help="Pair pictures with their class's caption; both are tried."
         ),
         click.option("--template", "templates", multiple=True, default=TEMPLATES, show_default=True),
         click.option("--seed", default=0, show_default=True, type=int),

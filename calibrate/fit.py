@@ -14,7 +14,6 @@ from invariclip.calibrate.estimators import fit
 from invariclip.calibrate.interventions import choose_kinds
 from invariclip.calibrate.pairs import (
     UNCHANGED,
-    Sources,
     Table,
     fitted_moments,
     interventional_pairs,
@@ -50,7 +49,7 @@ class Options:
         rank: d.
         strength: λ.
         objective: What selection scores.
-        captions: Pair pictures with their class's caption; None does so where the objective has a zero-shot part.
+        captions: Pair pictures with their class's caption; None tries both where the objective has a zero-shot part.
         templates: Prompts of the zero-shot objective.
         seed: Of everything that is drawn.
     """
@@ -66,9 +65,11 @@ class Options:
     seed: int = 0
 
     @property
-    def pairs_captions(self) -> bool:
-        """Whether captions are pairs."""
-        return self.objective != "prototypes" if self.captions is None else self.captions
+    def tried_captions(self) -> tuple[bool, ...]:
+        """With captions as pairs, without, or both."""
+        if self.captions is None:
+            return (False, True) if self.objective != "prototypes" else (False,)
+        return (self.captions,)
 
     def fixed(self) -> Candidate | None:
         """The candidate that the options leave no choice about, if they name one."""
@@ -76,7 +77,7 @@ class Options:
         needs_rank = self.estimator in ("icm", "generalised")
         if self.estimator == "auto" or (needs_strength and self.strength is None) or (needs_rank and self.rank is None):
             return None
-        return Candidate(self.estimator, self.rank, self.strength)
+        return Candidate(self.estimator, self.rank, self.strength, bool(self.captions))
 
 
 @dataclass(frozen=True)
@@ -118,21 +119,20 @@ def calibrate(
         ProjectionError: The options name an estimator that cannot be fitted.
     """
     table, facts = tabulate(encoder, pictures, options, cache=cache, progress=progress)
-    sources = Sources(captions=options.pairs_captions)
-    needs_bank = sources.captions or options.objective != "prototypes"
+    needs_bank = options.captions or options.objective != "prototypes"
     bank = bank_of(encoder, table.label_names, options.templates) if needs_bank else None
     facts |= {
         "natural_pairs": len(natural_pairs(table, seed=options.seed)),
         "interventional_pairs": len(interventional_pairs(table)),
-        "caption_pairs": int(table.unchanged.sum()) if sources.captions else 0,
     }
     if not facts["natural_pairs"] and not facts["interventional_pairs"]:
         raise InputError(
             f"no pair: {facts['unpaired_concepts']} of {facts['concepts']} concepts stand in one environment only, and "
             "there are no interventions; add other environments, or --interventions all"
         )
-    selection, chosen = _choose(table, bank, sources, options, progress)
-    moments = fitted_moments(table, sources, captions=bank, seed=options.seed)
+    selection, chosen = _choose(table, bank, options, progress)
+    moments = fitted_moments(table, captions=bank if chosen.captions else None, seed=options.seed)
+    facts["caption_pairs"] = int(table.unchanged.sum()) if chosen.captions else 0
     projection = (
         identity(encoder.embed_dim)
         if chosen.estimator == "identity"
@@ -218,7 +218,7 @@ def energies(projection: Projection, moments: Moments) -> dict[str, float]:
 
 
 def _choose(
-    table: Table, bank: NDArray[np.float64] | None, sources: Sources, options: Options, progress: Progress
+    table: Table, bank: NDArray[np.float64] | None, options: Options, progress: Progress
 ) -> tuple[Selection | None, Candidate]:
     """The candidate to fit, and the scores if any could be had; a fully named candidate needs none."""
     fixed = options.fixed()
@@ -226,14 +226,19 @@ def _choose(
         candidates = list(dict.fromkeys([Candidate("identity"), fixed]))
     else:
         width = table.vectors.shape[1]
-        candidates = grid(width, estimator=options.estimator, rank=options.rank, strength=options.strength)
+        candidates = grid(
+            width,
+            estimator=options.estimator,
+            rank=options.rank,
+            strength=options.strength,
+            captions=options.tried_captions,
+        )
     try:
         selection = select(
             table,
             candidates,
             objective=options.objective,
             bank=bank,
-            sources=sources,
             seed=options.seed,
             progress=progress,
         )

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from invariclip.calibrate.moments import Moments, of_pairs, of_points
-from invariclip.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -94,16 +93,13 @@ class Sources:
     Attributes:
         natural: One concept in two environments.
         interventions: A picture and its changed versions.
-        captions: A picture and its class's caption.
     """
 
     natural: bool = True
     interventions: bool = True
-    captions: bool = False
 
 
-PICTURES_ALONE = Sources()
-"""All that needs no texts."""
+ALL_SOURCES = Sources()
 
 
 def natural_pairs(table: Table, *, seed: int = 0, per_group: int = PAIRS_PER_GROUP) -> Pairs:
@@ -153,37 +149,33 @@ def interventional_pairs(table: Table, *, kinds: Sequence[int] | None = None) ->
 
 
 def fitted_moments(
-    table: Table, sources: Sources = PICTURES_ALONE, *, captions: NDArray[np.float64] | None = None, seed: int = 0
+    table: Table, sources: Sources = ALL_SOURCES, *, captions: NDArray[np.float64] | None = None, seed: int = 0
 ) -> Moments:
     """Moments of the unchanged pictures and of all pairs that a table holds.
 
     The sources come in very different numbers; each is therefore scaled to a weight of one, and the counts tell how
     many pairs there were.
 
-    Captions are pairs for the same reason as pictures in two styles are: they share what the class depends on and
-    differ in the rest, here in the modality. Contrastive encoders keep pictures and texts in two separate cones (Liang
-    et al., Mind the Gap, arXiv 2203.02053), and pairs of pictures never move along the direction between the cones. A
-    projection that shortens everything else but not that direction leaves class embeddings nearly parallel, and
-    zero-shot answers collapse onto a few classes.
+    A picture and its class's caption can be a pair for the same reason as pictures in two styles are: they share what
+    the class depends on and differ in the rest, here in the modality. Contrastive encoders keep pictures and texts in
+    two separate cones (Liang et al., Mind the Gap, arXiv 2203.02053), and pairs of pictures never move along the
+    direction between the cones. Where the gap is wide, a projection that shortens everything else but not that
+    direction leaves class embeddings nearly parallel, and zero-shot answers collapse onto a few classes; where it is
+    narrow, such pairs take away more than they should. Selection tries both.
 
     Args:
         table: The rows.
         sources: Which pairs to take.
-        captions: [K, D], unit length, the embedding of every label's caption by code; needed by `sources.captions`.
+        captions: [K, D], unit length, the embedding of every label's caption by code: every unchanged picture is
+            then paired with its own.
         seed: See `natural_pairs`.
-
-    Raises:
-        InputError: Captions are wanted and not given.
     """
     seen = table.unchanged
     taken = [natural_pairs(table, seed=seed)] if sources.natural else []
     taken += [interventional_pairs(table)] if sources.interventions else []
     parts = [of_pairs(table.vectors[p.first], table.vectors[p.second], p.weights) for p in taken if len(p)]
-    if sources.captions:
-        if captions is None:
-            raise InputError("pairs with captions need class names and a checkpoint that takes texts")
-        if seen.any():
-            parts.append(of_pairs(table.vectors[seen], captions[table.labels[seen]]))
+    if captions is not None and seen.any():
+        parts.append(of_pairs(table.vectors[seen], captions[table.labels[seen]]))
     total = of_points(table.vectors[seen])
     for part in parts:
         total = total + part.scaled(1.0 / part.pair_weight)

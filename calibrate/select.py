@@ -10,7 +10,7 @@ import numpy as np
 from invariclip.calibrate.estimators import Basis, decompose, decompose_all, removed
 from invariclip.calibrate.evaluate import Bootstrap, Interval, prototypes, unit, zero_shot
 from invariclip.calibrate.folds import CONCEPT_PARTS, Fold, make_folds
-from invariclip.calibrate.pairs import PICTURES_ALONE, Sources, Table, fitted_moments
+from invariclip.calibrate.pairs import ALL_SOURCES, Sources, Table, fitted_moments
 from invariclip.console import Progress, silent
 from invariclip.errors import InputError
 
@@ -29,16 +29,18 @@ RANK_SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 7 / 8)
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to fit: the arguments of `estimators.fit`."""
+    """One way to fit: the arguments of `estimators.fit`, and whether pictures are paired with captions as well."""
 
     estimator: str
     rank: int | None = None
     strength: float | None = None
+    captions: bool = False
 
     def __str__(self) -> str:
         parts = [self.estimator]
         parts += [f"d={self.rank}"] if self.rank is not None else []
         parts += [f"λ={self.strength:g}"] if self.strength is not None else []
+        parts += ["with captions"] if self.captions else []
         return " ".join(parts)
 
 
@@ -68,6 +70,7 @@ class Scored:
             "estimator": self.candidate.estimator,
             "rank": self.candidate.rank,
             "strength": self.candidate.strength,
+            "captions": self.candidate.captions,
             "removed": round(self.removed, 4),
             "accuracy": {name: interval.to_json() for name, interval in self.accuracy.items()},
             "gain": self.gain.to_json(),
@@ -83,7 +86,7 @@ class Scored:
             KeyError: Something is missing.
         """
         return cls(
-            candidate=Candidate(plain["estimator"], plain["rank"], plain["strength"]),
+            candidate=Candidate(plain["estimator"], plain["rank"], plain["strength"], plain["captions"]),
             removed=plain["removed"],
             # JSON objects have no order of their own: the mean belongs last.
             accuracy={
@@ -146,7 +149,12 @@ class Selection:
 
 
 def grid(
-    width: int, *, estimator: str = "auto", rank: int | None = None, strength: float | None = None
+    width: int,
+    *,
+    estimator: str = "auto",
+    rank: int | None = None,
+    strength: float | None = None,
+    captions: Sequence[bool] = (False,),
 ) -> list[Candidate]:
     """The candidates: always no projection, and of every estimator asked for all ranks and λ that are not given.
 
@@ -155,12 +163,13 @@ def grid(
         estimator: `auto` for all of them, or a name.
         rank: Only this rank; then only estimators that cut.
         strength: Only this λ; then only estimators that have one.
+        captions: Without captions as pairs, with them, or both.
 
     Raises:
         InputError: No estimator takes what was given.
     """
     ranks = [rank] if rank is not None else sorted({max(1, round(width * share)) for share in RANK_SHARES} - {width})
-    found = [Candidate("identity")]
+    found: list[Candidate] = []
     if estimator in ("auto", "shrinkage") and rank is None:
         lambdas = STRENGTHS["shrinkage"] if strength is None else (strength,)
         found += [Candidate("shrinkage", None, value) for value in lambdas]
@@ -169,9 +178,9 @@ def grid(
     if estimator in ("auto", "icm"):
         lambdas = STRENGTHS["icm"] if strength is None else (strength,)
         found += [Candidate("icm", value, each) for each in lambdas for value in ranks]
-    if len(found) == 1 and estimator != "identity":
+    if not found and estimator != "identity":
         raise InputError(f"--estimator {estimator} cannot take this --rank or --strength; only icm takes both")
-    return found
+    return [Candidate("identity"), *(replace(each, captions=flag) for flag in captions for each in found)]
 
 
 def select(
@@ -180,7 +189,7 @@ def select(
     *,
     objective: Objective = "prototypes",
     bank: NDArray[np.float64] | None = None,
-    sources: Sources = PICTURES_ALONE,
+    sources: Sources = ALL_SOURCES,
     concept_parts: int = CONCEPT_PARTS,
     seed: int = 0,
     progress: Progress = silent,
@@ -201,7 +210,7 @@ def select(
         objective: `prototypes` (classes from pictures of the other environments), `zero-shot` (classes from `bank`),
             or `both`, which counts a picture's two answers half each.
         bank: [K, D], unit length: class embeddings by label code, before any projection.
-        sources: Which pairs are fitted on; captions are the bank's entries.
+        sources: Which pairs of pictures are fitted on; candidates say whether captions, from the bank, are too.
         concept_parts: See `folds.make_folds`.
         seed: Of the folds, the pairs and the bootstrap.
         progress: Progress display.
@@ -209,8 +218,8 @@ def select(
     Raises:
         InputError: Nothing can be left out, no candidate is the identity, or `bank` is missing.
     """
-    if objective != "prototypes" and bank is None:
-        raise InputError(f"--objective {objective} needs class names and a checkpoint with a text tower")
+    if bank is None and (objective != "prototypes" or any(candidate.captions for candidate in candidates)):
+        raise InputError("zero-shot and captions need class names and a checkpoint with a text tower")
     if Candidate("identity") not in candidates:
         raise InputError("no projection must be among the candidates: what is gained is measured against it")
     left_out, folds = make_folds(table, seed=seed, concept_parts=concept_parts)
@@ -218,11 +227,13 @@ def select(
     scores: dict[Candidate, list[NDArray[np.float64]]] = {candidate: [] for candidate in candidates}
     taken: dict[Candidate, list[float]] = {candidate: [] for candidate in candidates}
     for fold in progress(folds, total=len(folds), desc="selecting"):
-        moments = fitted_moments(table.where(fold.fit), sources, captions=bank, seed=seed)
         score = _Scorer(table, fold, objective, bank)
-        for candidate, basis in _bases(moments, candidates).items():
-            scores[candidate].append(score(basis, candidate.rank))
-            taken[candidate].append(removed(basis.factors[: candidate.rank], table.vectors.shape[1]))
+        for captions in {candidate.captions for candidate in candidates}:
+            own = [candidate for candidate in candidates if candidate.captions == captions]
+            moments = fitted_moments(table.where(fold.fit), sources, captions=bank if captions else None, seed=seed)
+            for candidate, basis in _bases(moments, own).items():
+                scores[candidate].append(score(basis, candidate.rank))
+                taken[candidate].append(removed(basis.factors[: candidate.rank], table.vectors.shape[1]))
     named = [name for fold in folds for name in fold.groups]
     names = sorted(set(named))
     groups = np.asarray([names.index(name) for name in named])
@@ -259,7 +270,7 @@ def _bases(moments: Moments, candidates: Sequence[Candidate]) -> dict[Candidate,
         unique = list(dict.fromkeys(strengths))
         for basis in decompose_all(moments, estimator, unique):
             found[Candidate(estimator, None, basis.strength)] = basis
-    return {candidate: found[replace(candidate, rank=None)] for candidate in candidates}
+    return {candidate: found[replace(candidate, rank=None, captions=False)] for candidate in candidates}
 
 
 class _Scorer:

@@ -19,7 +19,7 @@ from invariclip.calibrate.estimators import fit, published
 from invariclip.calibrate.evaluate import Bootstrap, Interval, prototypes, zero_shot
 from invariclip.calibrate.fit import TEMPLATES, Options, bank_of, tabulate
 from invariclip.calibrate.interventions import INTERVENTIONS
-from invariclip.calibrate.pairs import Sources, Table, fitted_moments
+from invariclip.calibrate.pairs import ALL_SOURCES, Sources, Table, fitted_moments
 from invariclip.calibrate.pictures import Picture, read_pictures
 from invariclip.calibrate.select import Candidate, Objective, Selection, grid, select
 from invariclip.console import Progress, bar, note, silent
@@ -32,20 +32,21 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.calibrate.embed import Encoder
+    from invariclip.calibrate.moments import Moments
 
 DATA = Path("build/stylebench")
 PAGE = Path("docs/stylebench.md")
 OBJECTIVES: tuple[Objective, ...] = ("both", "zero-shot", "prototypes")
 ESTIMATORS = ("icm", "generalised", "shrinkage")
-VARIANTS: dict[str, Sources] = {
-    "natural": Sources(True, False, False),
-    "interventions": Sources(False, True, False),
-    "natural + interventions": Sources(True, True, False),
-    "captions": Sources(False, False, True),
-    "natural + captions": Sources(True, False, True),
-    "interventions + captions": Sources(False, True, True),
-    "all three": Sources(True, True, True),
+VARIANTS: dict[str, tuple[Sources, bool]] = {
+    "natural": (Sources(True, False), False),
+    "interventions": (Sources(False, True), False),
+    "natural + interventions": (Sources(True, True), False),
+    "natural + captions": (Sources(True, False), True),
+    "interventions + captions": (Sources(False, True), True),
+    "all three": (Sources(True, True), True),
 }
+"""Which pairs of pictures, and whether captions."""
 Protocol = Literal["zero-shot", "prototypes"]
 PROTOCOLS: tuple[Protocol, ...] = ("zero-shot", "prototypes")
 
@@ -141,17 +142,18 @@ def evaluate(world: World, progress: Progress = silent, tell: Any = note) -> dic
     projections, chosen, curves = {"none": identity(width)}, {"none": "identity"}, {}
     for objective in OBJECTIVES:
         tell(f"selecting for {objective}")
-        sources = Sources(captions=objective != "prototypes")
-        selection = _select(world, train, objective, sources, grid(width), progress)
-        moments = fitted_moments(train, sources, captions=world.train_bank, seed=world.seed)
+        captions = (False,) if objective == "prototypes" else (False, True)
+        selection = _select(world, train, objective, ALL_SOURCES, grid(width, captions=captions), progress)
         curves[objective] = selection.to_json()
         picks = {f"auto, for {objective}": selection.chosen}
         if objective == "both":
             picks = {name: best_of(selection, name) for name in ESTIMATORS} | picks
             icm = picks["icm"]
+            moments = _moments(world, train, ALL_SOURCES, icm.captions)
             projections["published order"] = published(moments, icm.rank or width, icm.strength or 1.0)
-            chosen["published order"] = f"d={icm.rank} λ={icm.strength:g}, as icm"
+            chosen["published order"] = str(icm)
         for name, pick in picks.items():
+            moments = _moments(world, train, ALL_SOURCES, pick.captions)
             projections[name] = fit(moments, pick.estimator, pick.rank, pick.strength)
             chosen[name] = str(pick)
     learnt = world.is_learnt(world.table)[world.rows(HELD_OUT_STYLES)]
@@ -178,15 +180,15 @@ def variants(world: World, progress: Progress, tell: Any) -> list[dict[str, Any]
     learnt = world.is_learnt(world.train)
     groups = {"learnt": learnt, "never seen": ~learnt, "all": np.ones_like(learnt)}
     for group, mask in groups.items():
-        for name, sources in VARIANTS.items():
-            if group != "all" and name not in ("natural", "all three"):
+        for name, (sources, captions) in VARIANTS.items():
+            if group != "all" and name not in ("natural", "natural + interventions", "all three"):
                 continue
             tell(f"fitting on {name} pairs of {group} concepts")
             train = world.train.where(mask)
-            candidates = grid(train.vectors.shape[1], estimator="shrinkage")
+            candidates = grid(train.vectors.shape[1], estimator="shrinkage", captions=(captions,))
             selection = _select(world, train, "both", sources, candidates, progress)
             pick = selection.chosen
-            moments = fitted_moments(train, sources, captions=world.train_bank, seed=world.seed)
+            moments = _moments(world, train, sources, pick.captions)
             projection = fit(moments, pick.estimator, pick.rank, pick.strength)
             scores = score(world, {"none": identity(projection.embed_dim), "fitted": projection})
             rows.append(
@@ -217,6 +219,10 @@ def _select(
         seed=world.seed,
         progress=progress,
     )
+
+
+def _moments(world: World, train: Table, sources: Sources, captions: bool) -> Moments:
+    return fitted_moments(train, sources, captions=world.train_bank if captions else None, seed=world.seed)
 
 
 def _plain(intervals: list[Interval]) -> list[dict[str, float]]:

@@ -20,7 +20,7 @@ def render(result: dict[str, Any]) -> str:
         "whole curve, are in `stylebench.json`.",
         f"- Checkpoint: {result['model']}, sha256 `{result['checkpoint_sha256'][:16]}`. Seed {result['seed']}.\n"
         f"- Training styles (pictures): {shown}. Fitted on: their concepts of splits train and calibrate, natural "
-        "pairs, the seven interventions (two a picture), and captions where zero-shot counts.\n"
+        "pairs, the seven interventions (two a picture), and, where selection says so, captions.\n"
         f"- Held-out styles: {held}. Nothing is fitted or selected on them.\n"
         f"- {result['concepts']} concepts; the encoder learnt {result['learnt_concepts']} of them, in the training "
         "styles. Chance is "

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from invariclip.calibrate.pairs import Sources, fitted_moments, interventional_pairs, natural_pairs
-from invariclip.errors import InputError
 
 
 def test_all_environment_pairs_of_every_concept(world):
@@ -73,11 +72,11 @@ def test_sources_count_the_same(world):
     table = world.random_table(concepts=6, environments=3, kinds=1)
     natural, changed = natural_pairs(table), interventional_pairs(table)
     captions = np.random.default_rng(0).normal(size=(6, 6))
-    flags = [(True, False, False), (False, True, False), (False, False, True)]
-    alone = [fitted_moments(table, Sources(*flag), captions=captions).sigma_delta for flag in flags]
+    asked = [(Sources(True, False), None), (Sources(False, True), None), (Sources(False, False), captions)]
+    alone = [fitted_moments(table, sources, captions=texts).sigma_delta for sources, texts in asked]
     both = fitted_moments(table)
     assert np.allclose(both.sigma_delta, sum(alone[:2]) / 2)
-    everything = fitted_moments(table, Sources(captions=True), captions=captions)
+    everything = fitted_moments(table, captions=captions)
     assert np.allclose(everything.sigma_delta, sum(alone) / 3)
     deltas = table.vectors[table.unchanged] - captions[table.labels[table.unchanged]]
     assert np.allclose(alone[2], deltas.T @ deltas / len(deltas))
@@ -99,5 +98,3 @@ def test_nothing_to_pair(world):
     assert len(natural_pairs(table)) == 0
     assert len(list(combinations(range(1), 2))) == 0
     assert fitted_moments(table).pairs == 0
-    with pytest.raises(InputError, match="captions need class names"):
-        fitted_moments(table, Sources(captions=True))

@@ -7,7 +7,7 @@ import pytest
 
 from invariclip.calibrate.estimators import fit
 from invariclip.calibrate.evaluate import prototypes, unit, zero_shot
-from invariclip.calibrate.pairs import UNCHANGED, Sources, Table, fitted_moments
+from invariclip.calibrate.pairs import UNCHANGED, Table, fitted_moments
 from invariclip.calibrate.select import Candidate, Selection, grid, select
 from invariclip.errors import InputError
 
@@ -122,13 +122,13 @@ def test_captions_close_the_gap_between_modalities():
     seen, unseen = table.where(table.environments < 4), table.environments == 4
     results = {}
     for captions in (False, True):
-        moments = fitted_moments(seen, Sources(captions=captions), captions=bank)
+        moments = fitted_moments(seen, captions=bank if captions else None)
         A_inv = fit(moments, "shrinkage", None, 10.0).A_inv
         answers = zero_shot(unit(table.vectors[unseen] @ A_inv), table.labels[unseen], unit(bank @ A_inv))
         results[captions] = answers.mean()
     assert results[True] > results[False] + 0.1
-    chosen = select(seen, grid(WIDTH + 1), objective="zero-shot", bank=bank, sources=Sources(captions=True)).chosen
-    assert chosen.estimator != "identity"
+    candidates = grid(WIDTH + 1, captions=(False, True))
+    assert select(seen, candidates, objective="zero-shot", bank=bank).chosen.captions
 
 
 def test_interventions_in_one_environment(world):
@@ -153,5 +153,5 @@ def test_grids():
 def test_refusals():
     with pytest.raises(InputError, match="no projection must be among"):
         select(shifted(concepts=8), [Candidate("icm", 2, 1.0)])
-    with pytest.raises(InputError, match="--objective zero-shot needs"):
+    with pytest.raises(InputError, match="zero-shot and captions need"):
         select(shifted(concepts=8), grid(WIDTH), objective="zero-shot")
