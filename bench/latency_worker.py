@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from invariclip.errors import InvariclipError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -69,4 +71,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except InvariclipError as error:  # one line; the parent reports that this process stopped
+        sys.exit(f"invariclip: {error}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 import invariclip
+from invariclip.calibrate.candidates import Candidate, grid
 from invariclip.calibrate.embed import Encoder, Job, TextEncoder, embed, embed_texts
 from invariclip.calibrate.estimators import fit
 from invariclip.calibrate.interventions import choose_kinds
@@ -20,7 +21,7 @@ from invariclip.calibrate.pairs import (
     natural_pairs,
 )
 from invariclip.calibrate.pictures import summarise
-from invariclip.calibrate.select import Candidate, Objective, Selection, grid, select
+from invariclip.calibrate.select import Objective, Selection, select
 from invariclip.console import Progress, silent
 from invariclip.errors import InputError
 from invariclip.projection import Projection, identity

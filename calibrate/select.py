@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
+from invariclip.calibrate.candidates import Candidate
 from invariclip.calibrate.estimators import Basis, decompose, decompose_all, removed
 from invariclip.calibrate.evaluate import Bootstrap, Interval, prototypes, unit, zero_shot
 from invariclip.calibrate.folds import CONCEPT_PARTS, Fold, make_folds
@@ -22,26 +23,6 @@ if TYPE_CHECKING:
     from invariclip.calibrate.moments import Moments
 
 Objective: TypeAlias = Literal["zero-shot", "prototypes", "both"]
-
-STRENGTHS = {"shrinkage": (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0), "icm": (0.3, 1.0, 3.0, 10.0)}
-RANK_SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 7 / 8)
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One way to fit: the arguments of `estimators.fit`, and whether pictures are paired with captions as well."""
-
-    estimator: str
-    rank: int | None = None
-    strength: float | None = None
-    captions: bool = False
-
-    def __str__(self) -> str:
-        parts = [self.estimator]
-        parts += [f"d={self.rank}"] if self.rank is not None else []
-        parts += [f"λ={self.strength:g}"] if self.strength is not None else []
-        parts += ["with captions"] if self.captions else []
-        return " ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -148,41 +129,6 @@ class Selection:
         }
 
 
-def grid(
-    width: int,
-    *,
-    estimator: str = "auto",
-    rank: int | None = None,
-    strength: float | None = None,
-    captions: Sequence[bool] = (False,),
-) -> list[Candidate]:
-    """The candidates: always no projection, and of every estimator asked for all ranks and λ that are not given.
-
-    Args:
-        width: D.
-        estimator: `auto` for all of them, or a name.
-        rank: Only this rank; then only estimators that cut.
-        strength: Only this λ; then only estimators that have one.
-        captions: Without captions as pairs, with them, or both.
-
-    Raises:
-        InputError: No estimator takes what was given.
-    """
-    ranks = [rank] if rank is not None else sorted({max(1, round(width * share)) for share in RANK_SHARES} - {width})
-    found: list[Candidate] = []
-    if estimator in ("auto", "shrinkage") and rank is None:
-        lambdas = STRENGTHS["shrinkage"] if strength is None else (strength,)
-        found += [Candidate("shrinkage", None, value) for value in lambdas]
-    if estimator in ("auto", "generalised") and strength is None:
-        found += [Candidate("generalised", value) for value in ranks]
-    if estimator in ("auto", "icm"):
-        lambdas = STRENGTHS["icm"] if strength is None else (strength,)
-        found += [Candidate("icm", value, each) for each in lambdas for value in ranks]
-    if not found and estimator != "identity":
-        raise InputError(f"--estimator {estimator} cannot take this --rank or --strength; only icm takes both")
-    return [Candidate("identity"), *(replace(each, captions=flag) for flag in captions for each in found)]
-
-
 def select(
     table: Table,
     candidates: Sequence[Candidate],
@@ -206,7 +152,7 @@ def select(
 
     Args:
         table: Embedded pictures of the training environments alone.
-        candidates: From `grid`; must hold the identity.
+        candidates: From `candidates.grid`; must hold the identity.
         objective: `prototypes` (classes from pictures of the other environments), `zero-shot` (classes from `bank`),
             or `both`, which counts a picture's two answers half each.
         bank: [K, D], unit length: class embeddings by label code, before any projection.

@@ -15,13 +15,14 @@ import click
 import numpy as np
 
 from invariclip.bench.stylebench.sources import HELD_OUT_STYLES, TRAINING_STYLES
+from invariclip.calibrate.candidates import Candidate, grid
 from invariclip.calibrate.estimators import fit, published
 from invariclip.calibrate.evaluate import Bootstrap, Interval, prototypes, zero_shot
 from invariclip.calibrate.fit import TEMPLATES, Options, bank_of, tabulate
 from invariclip.calibrate.interventions import INTERVENTIONS
 from invariclip.calibrate.pairs import ALL_SOURCES, Sources, Table, fitted_moments
 from invariclip.calibrate.pictures import Picture, read_pictures
-from invariclip.calibrate.select import Candidate, Objective, Selection, grid, select
+from invariclip.calibrate.select import Objective, Selection, select
 from invariclip.console import Progress, bar, note, silent
 from invariclip.files import sha256_file, write_atomically
 from invariclip.projection import Projection, identity

@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 
+from invariclip.calibrate.candidates import Candidate, grid
 from invariclip.calibrate.estimators import fit
 from invariclip.calibrate.evaluate import prototypes, unit, zero_shot
 from invariclip.calibrate.pairs import UNCHANGED, Table, fitted_moments
-from invariclip.calibrate.select import Candidate, Selection, grid, select
+from invariclip.calibrate.select import Selection, select
 from invariclip.errors import InputError
 
 WIDTH, INVARIANT = 24, 8
