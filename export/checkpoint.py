@@ -151,11 +151,11 @@ def load_checkpoint(
         sha256, source = weights.digest(module.state_dict()), f"random weights, seed {seed}"
     else:
         sha256, source = weights.digest(tensors), str(file.name if file else "")
-        if identifier == name:
-            warn_of_quick_gelu(name, config)
         if module.logit_bias is not None and "logit_bias" not in tensors:
             tensors["logit_bias"] = torch.zeros_like(torch.as_tensor(module.logit_bias))
         weights.fit(tensors, module, str(file), name)
+        if identifier == name:
+            warn_of_quick_gelu(name, config)
     module = module.float().eval().requires_grad_(False)
     bias = module.logit_bias
     return Checkpoint(
