@@ -128,5 +128,6 @@ def verdict(rows: Sequence[Accuracy], chosen: str) -> tuple[bool, str]:
         for name, row in means.items()
     ]
     helped = any(row.low > 0 for row in means.values()) and all(row.difference > 0 for row in means.values())
-    opening = "The projection helps on styles it has not seen" if helped else "No clear gain on styles it has not seen"
-    return helped, f"{opening}: {'; '.join(parts)}."
+    opening = "The projection helps on styles it has not seen" if helped else "No clear gain on these few pictures"
+    closing = "" if helped else " docs/stylebench.md has the same measured on the full picture set."
+    return helped, f"{opening}: {'; '.join(parts)}.{closing}"

@@ -146,9 +146,11 @@ def select(
     equally good ones the one that removes least. The standard error is that of the *paired* difference, over concepts:
     candidates fail on much the same pictures, and an unpaired error would call nearly all of them equal. The usual
     form of the rule, the mildest of all candidates within one standard error, is not used: an environment not seen yet
-    differs by more than one left out here, so what looks equally good here is too mild there (PACS, ImageNet
-    ResNet-18, each domain held out of selection in turn: 65.3 % against 66.5 % by prototypes, 66.1 % against 67.2 %
-    by a linear probe; none 55.7 % and 63.1 %).
+    differs by more than one left out here, so what looks equally good here is too mild there. Both rules were tried:
+    on stylebench's held-out styles while this was being designed, then on PACS (70 pictures a class and domain,
+    ImageNet ResNet-18, seed 0, each domain kept out of selection in turn): none 55.7 % by prototypes and 63.1 % by a
+    linear probe, the mildest 65.3 and 66.1, the best 66.5 and 67.2: the better of two
+    rules, so a little flattered.
 
     Args:
         table: Embedded pictures of the training environments alone.

@@ -29,7 +29,12 @@ def render(result: dict[str, Any]) -> str:
         "error rule). Rows `icm`, `generalised` and `shrinkage` are each estimator's best by that score, also where "
         "selection prefers no projection. `published order` keeps the other end of `icm`'s spectrum, as the published "
         "code does.\n"
-        "- In brackets: 95 % intervals by bootstrap over concepts; differences are paired.",
+        "- In brackets: 95 % intervals by bootstrap over concepts; differences are paired. They cover the choice of "
+        "concepts, not of seed or encoder: this is one seed of one checkpoint.\n"
+        "- Read the gains as those of a development set. No run fits or selects on the held-out styles, but the scheme "
+        "of selection (scoring changed pictures, captions as pairs, taking the best rather than the mildest candidate) "
+        "was designed with held-out scores of an earlier checkpoint and of this one in view. On PACS, looked at "
+        "afterwards and only to compare the two rules, it gained as well (see `calibrate/select.py`).",
         *[_protocol(result, protocol, styles) for protocol in ("zero-shot", "prototypes")],
         _breakdown(result),
         _variants(result),
