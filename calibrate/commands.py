@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from invariclip.calibrate.estimators import ESTIMATORS
-from invariclip.calibrate.fit import TEMPLATES, Calibration, Options
+from invariclip.calibrate.fit import Calibration, Options
 from invariclip.calibrate.fit import calibrate as fit_projection
 from invariclip.calibrate.interventions import INTERVENTIONS, parse_kinds
 from invariclip.calibrate.pictures import Picture, keep, read_pictures
 from invariclip.calibrate.report import summary_json, summary_text
 from invariclip.calibrate.stages import default_cache, run_build
+from invariclip.commands import class_names
 from invariclip.console import bar, emit_json, note, say, silent
 from invariclip.errors import InputError
 from invariclip.projection import write_projection
+from invariclip.prompts import DEFAULT_TEMPLATES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,7 +63,14 @@ def fitting_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--captions/--no-captions", default=None, help="Pair pictures with their class's caption; both are tried."
         ),
-        click.option("--template", "templates", multiple=True, default=TEMPLATES, show_default=True),
+        click.option(
+            "--template",
+            "templates",
+            multiple=True,
+            default=DEFAULT_TEMPLATES,
+            show_default=True,
+            help="Prompt with one {}; repeatable.",
+        ),
         click.option("--seed", default=0, show_default=True, type=int),
         click.option("--cache", type=click.Path(path_type=Path), help="Folder that keeps embeddings across runs."),
         click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output."),
@@ -96,21 +105,22 @@ def calibrate(out: Path, as_json: bool, quiet: bool, cache: Path | None, **given
 
 @click.command()
 @fitting_options
-@click.option("--classes", help="Class names to bake in, with commas, or @FILE with one a line.")
-@click.option("--prompt", "prompts", multiple=True, help="Prompt templates of the classes, each with one {}.")
+@click.option("--classes", help='Classes to bake in: "cat,dog,tree".')
+@click.option("--classes-file", type=click.Path(path_type=Path), help="The same, one class per line.")
 @click.option("--work", type=click.Path(path_type=Path), help="Folder of finished stages; OUT.work by default.")
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="The artifact, NAME.icm.")
 def build(
     out: Path,
     work: Path | None,
     classes: str | None,
-    prompts: tuple[str, ...],
+    classes_file: Path | None,
     as_json: bool,
     quiet: bool,
     cache: Path | None,
     **given: Any,
 ) -> None:
     """Calibrate, export and verify in one go; run it again to continue where it stopped."""
+    names = class_names(classes, classes_file)
     checkpoint, pictures, options = prepare(given)
     folder = work or out.with_name(out.name + ".work")
     result, facts = run_build(
@@ -120,8 +130,7 @@ def build(
         out=out,
         work=folder,
         cache=cache or folder / "embeddings",
-        classes=class_names(classes),
-        prompts=prompts,
+        classes=names,
         progress=silent if quiet else bar,
         tell=note,
     )
@@ -178,23 +187,6 @@ def choose_pictures(
             raise InputError(f"{source}: no picture has split train or calibrate; name the split with --split")
         note(f"fitting on split {', '.join(splits)}; pictures of other splits are not touched")
     return keep(pictures, environments=_names(environments) if environments else None, splits=splits)
-
-
-def class_names(given: str | None) -> tuple[str, ...]:
-    """Class names as typed with commas, or from `@FILE`, one a line.
-
-    Raises:
-        InputError: The file cannot be read.
-    """
-    if given is None:
-        return ()
-    if not given.startswith("@"):
-        return tuple(_names(given))
-    try:
-        lines = Path(given[1:]).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{given[1:]}: class names cannot be read ({error})") from error
-    return tuple(line.strip() for line in lines if line.strip())
 
 
 def _answer(result: Calibration, facts: dict[str, Any], as_json: bool) -> None:

@@ -25,7 +25,7 @@ from invariclip.calibrate.select import Objective, Selection, select
 from invariclip.console import Progress, silent
 from invariclip.errors import InputError
 from invariclip.projection import Projection, identity
-from invariclip.prompts import class_bank
+from invariclip.prompts import DEFAULT_TEMPLATES, class_bank
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 
     from invariclip.calibrate.moments import Moments
     from invariclip.calibrate.pictures import Picture
-
-TEMPLATES = ("a picture of a {}.",)
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class Options:
         strength: λ.
         objective: What selection scores.
         captions: Pair pictures with their class's caption; None tries both where the objective has a zero-shot part.
-        templates: Prompts of the zero-shot objective.
+        templates: Prompts of the zero-shot objective and of the classes that `build` bakes in.
         seed: Of everything that is drawn.
     """
 
@@ -62,7 +60,7 @@ class Options:
     strength: float | None = None
     objective: Objective = "prototypes"
     captions: bool | None = None
-    templates: tuple[str, ...] = TEMPLATES
+    templates: tuple[str, ...] = DEFAULT_TEMPLATES
     seed: int = 0
 
     @property

@@ -17,7 +17,6 @@ from invariclip.console import Progress, silent
 from invariclip.errors import ArtifactError, InputError, ProjectionError
 from invariclip.files import sha256_file, write_atomically
 from invariclip.projection import read_projection, write_projection
-from invariclip.prompts import DEFAULT_TEMPLATES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -43,7 +42,6 @@ def run_build(
     work: Path,
     cache: Path,
     classes: Sequence[str] = (),
-    prompts: Sequence[str] = (),
     progress: Progress = silent,
     tell: Callable[[str], None] = lambda _: None,
 ) -> tuple[Calibration, dict[str, Any]]:
@@ -57,7 +55,6 @@ def run_build(
         work: Keeps `projection-<digest>.safetensors` and which artifact was made from what.
         cache: Keeps embeddings.
         classes: Names to bake in.
-        prompts: Their templates; the export's default if empty.
         progress: Progress display.
         tell: Takes one line about every stage.
 
@@ -79,9 +76,10 @@ def run_build(
         tell(f"1/2 calibrate: done before, {stored.name}")
     # No projection needs no fold and no multiplication: the artifact then is that of the checkpoint alone.
     projection = None if result.projection.estimator == "identity" else result.projection
-    templates = tuple(prompts) or DEFAULT_TEMPLATES
     digest = projection.digest if projection else "identity"
-    key = _digest(["export-1", invariclip.__version__, checkpoint.sha256, digest, list(classes), list(templates)])
+    key = _digest(
+        ["export-1", invariclip.__version__, checkpoint.sha256, digest, list(classes), list(options.templates)]
+    )
     manifest = _read_artifact(out, work, key)
     if manifest is None:
         tell("2/2 export and verify")
@@ -92,7 +90,7 @@ def run_build(
             out,
             projection=projection,
             classes=classes,
-            templates=templates,
+            templates=options.templates,
             pictures=[str(picture.path) for picture in pictures],
             progress=progress,
         )

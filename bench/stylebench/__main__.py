@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from invariclip.bench.stylebench.evaluate import evaluate_command
 from invariclip.bench.stylebench.sources import STYLES, licence_of
 from invariclip.console import bar, emit_json, note, say, table
 from invariclip.errors import InvariclipError
@@ -89,6 +90,9 @@ def train_command(
 def _percent(accuracy: dict[str, dict[str, dict[str, float]]], style: str) -> str:
     row = accuracy["prototypes"].get(style)
     return f"{100 * row['all']:.1f}" if row else "–"
+
+
+main.add_command(evaluate_command)
 
 
 if __name__ == "__main__":

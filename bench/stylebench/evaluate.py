@@ -18,7 +18,7 @@ from invariclip.bench.stylebench.sources import HELD_OUT_STYLES, TRAINING_STYLES
 from invariclip.calibrate.candidates import Candidate, grid
 from invariclip.calibrate.estimators import fit, published
 from invariclip.calibrate.evaluate import Bootstrap, Interval, prototypes, zero_shot
-from invariclip.calibrate.fit import TEMPLATES, Options, bank_of, tabulate
+from invariclip.calibrate.fit import Options, bank_of, tabulate
 from invariclip.calibrate.interventions import INTERVENTIONS
 from invariclip.calibrate.pairs import ALL_SOURCES, Sources, Table, fitted_moments
 from invariclip.calibrate.pictures import Picture, read_pictures
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 DATA = Path("build/stylebench")
 PAGE = Path("docs/stylebench.md")
+TEMPLATES = ("a picture of a {}.",)
 OBJECTIVES: tuple[Objective, ...] = ("both", "zero-shot", "prototypes")
 ESTIMATORS = ("icm", "generalised", "shrinkage")
 VARIANTS: dict[str, tuple[Sources, bool]] = {
@@ -240,7 +241,7 @@ def _plain(intervals: list[Interval]) -> list[dict[str, float]]:
 )
 def evaluate_command(data: Path, model: str, checkpoint: Path | None, seed: int, out: Path) -> None:
     """Scores every estimator on the held-out styles and writes the committed table (ten to thirty minutes)."""
-    from invariclip.bench.stylebench.evaluate_page import render
+    from invariclip.bench.stylebench.evaluate_page import plot, render
     from invariclip.export.checkpoint import load_checkpoint
 
     manifest = data / "manifest.jsonl"
@@ -257,6 +258,7 @@ def evaluate_command(data: Path, model: str, checkpoint: Path | None, seed: int,
         "seed": seed,
         **evaluate(world, bar),
     }
-    write_atomically(out, render(result))
     write_atomically(out.with_suffix(".json"), json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    note(f"wrote {out} and {out.with_suffix('.json')}")
+    write_atomically(out, render(result))
+    write_atomically(out.with_suffix(".svg"), plot(result))
+    note(f"wrote {out}, its .json and its .svg")

@@ -9,6 +9,32 @@ from invariclip.bench.stylebench.sources import HELD_OUT_STYLES
 _TITLES = {"zero-shot": 'Zero-shot ("a picture of a {}.")', "prototypes": "Class prototypes from the training styles"}
 
 
+def plot(result: dict[str, Any]) -> str:
+    """Both protocols before and after the projection that selection chose for both, per held-out style, as SVG."""
+    import io
+
+    from matplotlib.figure import Figure
+
+    styles = [*(style for style in HELD_OUT_STYLES if result["pictures"].get(style)), "mean"]
+    figure = Figure(figsize=(9.6, 3.4), layout="constrained")
+    for axes, protocol in zip(figure.subplots(1, 2), ("zero-shot", "prototypes"), strict=True):
+        for shift, row, colour, name in (
+            (-0.2, "none", "#9aa7b5", "before"),
+            (0.2, "auto, for both", "#1a7f4b", "after"),
+        ):
+            values = [result["held_out"][protocol][row][style]["value"] for style in styles]
+            bars = axes.bar([place + shift for place in range(len(styles))], values, 0.38, color=colour, label=name)
+            axes.bar_label(bars, fmt="%.1f", fontsize=8, padding=2)
+        axes.set_title(f"{protocol}, {result['concepts']} classes, top-1 %", fontsize=10, loc="left")
+        axes.set_xticks(range(len(styles)), [style.replace("-", "-\n", 1) for style in styles], fontsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.margins(y=0.14)
+    axes.legend(frameon=False, fontsize=8)
+    stream = io.StringIO()
+    figure.savefig(stream, format="svg", metadata={"Date": None}, facecolor="white")
+    return stream.getvalue()
+
+
 def render(result: dict[str, Any]) -> str:
     """The page; every figure in percent, with its 95 % bootstrap interval over concepts."""
     styles = [style for style in HELD_OUT_STYLES if result["pictures"].get(style)]
