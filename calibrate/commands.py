@@ -146,7 +146,7 @@ def prepare(given: dict[str, Any]) -> tuple[Checkpoint, list[Picture], Options]:
     """
     kinds = parse_kinds(given["interventions"])
     rank, strength = _number("--rank", given["rank"], int), _number("--strength", given["strength"], float)
-    pictures = choose_pictures(given["pictures"], given["environments"], given["split"], given["allow_outside"])
+    pictures, told = choose_pictures(given["pictures"], given["environments"], given["split"], given["allow_outside"])
     # Torch is loaded only once it is known that there is something to do.
     from invariclip.export.checkpoint import load_checkpoint
 
@@ -163,13 +163,16 @@ def prepare(given: dict[str, Any]) -> tuple[Checkpoint, list[Picture], Options]:
         templates=tuple(given["templates"]),
         seed=given["seed"],
     )
+    # Said only now that nothing can be wrong with the input any more: a mistake gets its own line alone.
+    if told:
+        note(told)
     return checkpoint, pictures, options
 
 
 def choose_pictures(
     source: Path | None, environments: str | None, split: str | None, allow_outside: bool = False
-) -> list[Picture]:
-    """The pictures to fit on; `test` ones only if they are asked for by name.
+) -> tuple[list[Picture], str]:
+    """The pictures to fit on, `test` ones only if they are asked for by name; and what to say of it, if anything.
 
     Raises:
         InputError: The source cannot be read, or nothing is left.
@@ -179,14 +182,14 @@ def choose_pictures(
 
         source = manifest_path()
     pictures = read_pictures(source, allow_outside=allow_outside)
-    splits = None if split in (None, "all") else _names(split or "")
+    splits, told = None if split in (None, "all") else _names(split or ""), ""
     if split is None and any(picture.split for picture in pictures):
         have = {picture.split for picture in pictures}
         splits = [name for name in FITTED_SPLITS if name in have]
         if not splits:
             raise InputError(f"{source}: no picture has split train or calibrate; name the split with --split")
-        note(f"fitting on split {', '.join(splits)}; pictures of other splits are not touched")
-    return keep(pictures, environments=_names(environments) if environments else None, splits=splits)
+        told = f"fitting on split {', '.join(splits)}; pictures of other splits are not touched"
+    return keep(pictures, environments=_names(environments) if environments else None, splits=splits), told
 
 
 def _answer(result: Calibration, facts: dict[str, Any], as_json: bool) -> None:
