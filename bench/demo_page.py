@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 GALLERY = 18
 """Pictures with changed answers on the page; up to four of them are ones that became wrong."""
-TEMPLATE = Path(__file__).parent / "templates" / "demo.html"
+TEMPLATE = Path(__file__).with_name("demo.html")
 _BEFORE, _AFTER, _INK = "#9aa7b5", "#1a7f4b", "#1c2430"
 
 
