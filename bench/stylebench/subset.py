@@ -14,9 +14,9 @@ from PIL import Image
 
 from invariclip.bench.stylebench.build import MANIFEST
 from invariclip.bench.stylebench.manifest import Picture, read_manifest, write_manifest
-from invariclip.bench.stylebench.packages import sha256_of
 from invariclip.console import Progress, silent
 from invariclip.errors import InputError
+from invariclip.files import sha256_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -93,4 +93,4 @@ def _copy(data: Path, out: Path, picture: Picture) -> Picture:
     else:
         shutil.copyfile(data / picture.file, beside)
     beside.replace(target)
-    return dataclasses.replace(picture, sha256=sha256_of(target))
+    return dataclasses.replace(picture, sha256=sha256_file(target))

@@ -15,7 +15,6 @@ from invariclip.bench.stylebench.build import MANIFEST, digest_of
 from invariclip.bench.stylebench.features import cached_features, compute_features
 from invariclip.bench.stylebench.fit import Settings, fit, start_head
 from invariclip.bench.stylebench.manifest import Picture, read_manifest
-from invariclip.bench.stylebench.packages import sha256_of
 from invariclip.bench.stylebench.reference import (
     CONFIG,
     WEIGHTS_FILE,
@@ -31,6 +30,7 @@ from invariclip.bench.stylebench.sources import PACKAGES, STYLES, TRAINING_STYLE
 from invariclip.bench.stylebench.subset import MANIFEST_FILE
 from invariclip.bench.stylebench.trunk import TRUNK_FILE, trunk_state
 from invariclip.console import Progress, silent
+from invariclip.files import sha256_file, write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -77,7 +77,7 @@ def train(data: Path, out: Path, settings: Settings, progress: Progress = silent
         },
         "trunk": "frozen; " + PACKAGES["trunk"].author,
         "dataset_sha256": dataset,
-        "weights_sha256": sha256_of(out / WEIGHTS_FILE),
+        "weights_sha256": sha256_file(out / WEIGHTS_FILE),
         "packages": {p.name: {"version": p.version, "sha256": p.sha256} for p in PACKAGES.values()},
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "open_clip_torch", "timm", "pillow")},
         "log": log,
@@ -85,9 +85,7 @@ def train(data: Path, out: Path, settings: Settings, progress: Progress = silent
         "accuracy": measure(load_reference(out), data, pictures, settings.seed, progress),
         "bundled": measure_bundled(load_reference(out), out / MANIFEST_FILE),
     }
-    beside = out / (RECORD_FILE + ".part")
-    beside.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    beside.replace(out / RECORD_FILE)
+    write_atomically(out / RECORD_FILE, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     return record
 
 

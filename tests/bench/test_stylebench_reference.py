@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 
 from invariclip.bench.stylebench.manifest import read_manifest
-from invariclip.bench.stylebench.packages import sha256_of
 from invariclip.bench.stylebench.reference import CONFIG, encode_texts, load_reference, tokenizer
 from invariclip.bench.stylebench.sources import HELD_OUT_STYLES, PACKAGES, TRAINING_STYLES
 from invariclip.export import reference
 from invariclip.export.torchvision_ops import declare_missing_ops
+from invariclip.files import sha256_file
 
 RECORD = json.loads(reference.record_path().read_text(encoding="utf-8"))
 
@@ -29,7 +29,7 @@ def test_config_is_what_the_script_writes():
 
 
 def test_the_record_belongs_to_these_weights_and_sources():
-    assert RECORD["weights_sha256"] == sha256_of(reference.checkpoint_path())
+    assert RECORD["weights_sha256"] == sha256_file(reference.checkpoint_path())
     assert RECORD["packages"] == {p.name: {"version": p.version, "sha256": p.sha256} for p in PACKAGES.values()}
     assert RECORD["learnt_from"]["styles"] == list(TRAINING_STYLES)
     assert set(RECORD["accuracy"]["prototypes"]) == set(HELD_OUT_STYLES)

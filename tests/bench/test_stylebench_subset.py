@@ -10,11 +10,11 @@ from PIL import Image
 
 from invariclip.bench.stylebench.concepts import picture_split, split_of
 from invariclip.bench.stylebench.manifest import read_manifest
-from invariclip.bench.stylebench.packages import sha256_of
 from invariclip.bench.stylebench.sources import HELD_OUT_STYLES, STYLES, TRAINING_STYLES, licence_of
 from invariclip.bench.stylebench.subset import NAMES
 from invariclip.errors import InputError
 from invariclip.export import reference
+from invariclip.files import sha256_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,7 +24,7 @@ PICTURES = read_manifest(reference.manifest_path())
 
 def test_every_picture_is_there_with_its_digest():
     root = reference.manifest_path().parent
-    assert {sha256_of(root / p.file) == p.sha256 for p in PICTURES} == {True}
+    assert {sha256_file(root / p.file) == p.sha256 for p in PICTURES} == {True}
     listed = {root / p.file for p in PICTURES}
     assert set(reference.pictures_path().glob("*/*.webp")) == listed
 
