@@ -28,7 +28,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "calibrate, export and verify; resumes where it stopped.",
     ),
     "verify": (
-        "invariclip.export.commands:verify",
+        "invariclip.export.verify_command:verify",
         "export",
         "Check an artifact against its checkpoint on real pictures.",
     ),
