@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING
 import click
 
 from invariclip.artifact import read_manifest
+from invariclip.backends import DEFAULT_BACKEND
 from invariclip.backends.threads import available_threads
 from invariclip.bench import latency
 from invariclip.bench.bundled import SEED, ask, bundle, score, verdict
 from invariclip.bench.demo_page import Demo, write_page
 from invariclip.calibrate.fit import Options, calibrate
-from invariclip.calibrate.interventions import INTERVENTIONS
 from invariclip.console import bar, emit_json, say, silent, table
 from invariclip.export.assemble import export_artifact
 from invariclip.export.checkpoint import load_checkpoint
+from invariclip.interventions import INTERVENTIONS
 from invariclip.parity import parity_table
 from invariclip.projection import write_projection
 
@@ -103,7 +104,7 @@ def _print(result: Demo, page: Path) -> None:
     ]  # fmt: skip
     say(table(["style", "protocol", "before", "after", "points", "95 % interval"], accuracy))
     say("\nThe exported graph against PyTorch")
-    say(parity_table(result.manifest.variants["float32"].parity))
+    say(parity_table(result.manifest.variants["float32"].parity[DEFAULT_BACKEND]))
     say(f"\nLatency of the image tower, {available_threads()} threads")
     timings = [
         [t.name, str(t.batch), f"{t.median_ms:.2f} ms", f"{t.p95_ms:.2f} ms",

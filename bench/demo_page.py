@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from invariclip.backends import DEFAULT_BACKEND
 from invariclip.backends.threads import available_threads
 from invariclip.files import write_atomically
 from invariclip.parity import PARITY_HEADER, parity_rows
@@ -113,7 +114,7 @@ def write_page(path: Path, demo: Demo) -> None:
         broken_count=len(broken),
         selection=_selection_text(demo),
         plots=_plots(demo),
-        parity={"header": PARITY_HEADER, "rows": parity_rows(manifest.variants["float32"].parity)},
+        parity={"header": PARITY_HEADER, "rows": parity_rows(manifest.variants["float32"].parity[DEFAULT_BACKEND])},
         latency=demo.timings,
         threads=available_threads(),
         artifact=demo.artifact,

@@ -31,19 +31,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to run the image tower.
+    """One way to run a tower.
 
     Attributes:
         name: How the table calls it.
-        kind: `pytorch` (the original checkpoint, eager float32) or `artifact`.
-        model: open_clip model for `pytorch`, artifact folder for `artifact`.
+        kind: `pytorch` (the original checkpoint's image tower, eager float32), `artifact` (its image graph) or `graph`
+            (an ONNX file of either tower).
+        model: open_clip model for `pytorch`, artifact folder for `artifact`, file for `graph`.
         checkpoint: Weights file for `pytorch`, or None.
+        backend: Engine of `graph`.
+        ids: Ids per text that a text `graph` is fed; None feeds pictures.
     """
 
     name: str
     kind: str
     model: str
     checkpoint: str | None = None
+    backend: str = "onnxruntime"
+    ids: int | None = None
 
 
 @dataclass(frozen=True)
@@ -124,7 +129,7 @@ def measure(
     seed: int = 0,
     progress: Progress = silent,
 ) -> list[Timing]:
-    """Times the image towers, uint8 pixels in, unit embeddings out; the first candidate is the yardstick.
+    """Times towers, uint8 pixels or ids in, unit embeddings out; the first candidate is the yardstick.
 
     Args:
         candidates: At least one.

@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 
@@ -20,17 +20,34 @@ if TYPE_CHECKING:
     from invariclip.bench.latency import Candidate
 
 
-def _artifact(candidate: Candidate, threads: int) -> tuple[Callable[[NDArray[np.uint8]], Any], tuple[int, int]]:
-    from invariclip.artifact import checked_path, read_manifest
-    from invariclip.backends.onnxruntime import OnnxRuntimeBackend
+Batch: TypeAlias = "Callable[[int], NDArray[Any]]"
+"""Rows to a batch of that many."""
+
+
+def _artifact(candidate: Candidate, threads: int) -> tuple[Callable[[NDArray[Any]], Any], Batch]:
+    from invariclip.artifact import EMBEDDING, IMAGE_INPUT, checked_path, read_manifest
+    from invariclip.backends import open_backend
 
     manifest = read_manifest(candidate.model)
     entry = manifest.variants["float32"].image
-    backend = OnnxRuntimeBackend(checked_path(Path(candidate.model), entry), threads=threads)
-    return (lambda batch: backend.run({"pixels": batch}, ("embedding",))), manifest.pixels.image_size
+    backend = open_backend(candidate.backend, checked_path(Path(candidate.model), entry), threads=threads)
+    return (lambda batch: backend.run({IMAGE_INPUT: batch}, (EMBEDDING,))), _pictures(manifest.pixels.image_size)
 
 
-def _pytorch(candidate: Candidate, threads: int) -> tuple[Callable[[NDArray[np.uint8]], Any], tuple[int, int]]:
+def _graph(candidate: Candidate, threads: int) -> tuple[Callable[[NDArray[Any]], Any], Batch]:
+    import onnx
+
+    from invariclip.artifact import EMBEDDING
+    from invariclip.backends import open_backend
+
+    given = onnx.load(candidate.model, load_external_data=False).graph.input[0]
+    sizes = [int(size.dim_value) for size in given.type.tensor_type.shape.dim]
+    backend = open_backend(candidate.backend, Path(candidate.model), threads=threads)
+    make = _pictures((sizes[1], sizes[2])) if candidate.ids is None else _texts(candidate.ids)
+    return (lambda batch: backend.run({given.name: batch}, (EMBEDDING,))), make
+
+
+def _pytorch(candidate: Candidate, threads: int) -> tuple[Callable[[NDArray[Any]], Any], Batch]:
     import torch
 
     from invariclip.export.checkpoint import load_checkpoint
@@ -47,7 +64,27 @@ def _pytorch(candidate: Candidate, threads: int) -> tuple[Callable[[NDArray[np.u
             pixels = (torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 255 - mean) / std
             return encode(pixels, normalize=True)
 
-    return run, checkpoint.pixels.image_size
+    return run, _pictures(checkpoint.pixels.image_size)
+
+
+def _pictures(size: tuple[int, int]) -> Batch:
+    rng = np.random.default_rng(0)
+    return lambda rows: rng.integers(0, 256, (rows, *size, 3), dtype=np.uint8)
+
+
+def _texts(length: int) -> Batch:
+    """Random words and an end; what they are does not change how long a tower takes."""
+    rng = np.random.default_rng(0)
+
+    def make(rows: int) -> NDArray[np.int64]:
+        ids = rng.integers(1, 40000, (rows, length), dtype=np.int64)
+        ids[:, -1] = 49407
+        return ids
+
+    return make
+
+
+KINDS = {"artifact": _artifact, "graph": _graph, "pytorch": _pytorch}
 
 
 def main() -> None:
@@ -55,12 +92,10 @@ def main() -> None:
     from invariclip.bench.latency import Candidate
 
     candidate = Candidate(**json.loads(sys.argv[1]))
-    threads = int(sys.argv[2])
-    run, (height, width) = (_pytorch if candidate.kind == "pytorch" else _artifact)(candidate, threads)
-    rng = np.random.default_rng(0)
+    run, make = KINDS[candidate.kind](candidate, int(sys.argv[2]))
     for line in sys.stdin:
         question = json.loads(line)
-        batch = rng.integers(0, 256, (question["batch"], height, width, 3), dtype=np.uint8)
+        batch = make(question["batch"])
         times = []
         for _ in range(question["repetitions"]):
             start = time.perf_counter()

@@ -11,13 +11,13 @@ import click
 from invariclip.calibrate.estimators import ESTIMATORS
 from invariclip.calibrate.fit import Calibration, Options
 from invariclip.calibrate.fit import calibrate as fit_projection
-from invariclip.calibrate.interventions import INTERVENTIONS, parse_kinds
 from invariclip.calibrate.pictures import Picture, keep, read_pictures
 from invariclip.calibrate.report import summary_json, summary_text
 from invariclip.calibrate.stages import default_cache, run_build
 from invariclip.commands import class_names
 from invariclip.console import bar, emit_json, note, say, silent
 from invariclip.errors import InputError
+from invariclip.interventions import INTERVENTIONS, parse_kinds
 from invariclip.projection import write_projection
 from invariclip.prompts import DEFAULT_TEMPLATES
 

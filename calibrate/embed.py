@@ -19,11 +19,11 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from invariclip.calibrate.interventions import intervene
 from invariclip.calibrate.pictures import SkippedPictureWarning
 from invariclip.console import Progress, silent
 from invariclip.errors import InputError
 from invariclip.files import sha256_file, write_atomically
+from invariclip.interventions import intervene
 from invariclip.pixels import PixelSpec, pixels
 
 if TYPE_CHECKING:

@@ -12,7 +12,6 @@ import invariclip
 from invariclip.calibrate.candidates import Candidate, grid
 from invariclip.calibrate.embed import Encoder, Job, TextEncoder, embed, embed_texts
 from invariclip.calibrate.estimators import fit
-from invariclip.calibrate.interventions import choose_kinds
 from invariclip.calibrate.pairs import (
     UNCHANGED,
     Table,
@@ -24,6 +23,7 @@ from invariclip.calibrate.pictures import summarise
 from invariclip.calibrate.select import Objective, Selection, select
 from invariclip.console import Progress, silent
 from invariclip.errors import InputError
+from invariclip.interventions import choose_kinds
 from invariclip.projection import Projection, identity
 from invariclip.prompts import DEFAULT_TEMPLATES, class_bank
 

@@ -3,41 +3,44 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import torch
+from typing import TYPE_CHECKING, Literal
 
 from invariclip import __version__
 from invariclip.artifact import (
-    MANIFEST,
     Manifest,
     ModelFacts,
     ProjectionFacts,
     Variant,
     describe_file,
+    require_replaceable,
     space_id,
     write_manifest,
 )
+from invariclip.backends import DEFAULT_BACKEND, require_backend
 from invariclip.console import silent
-from invariclip.errors import InputError
 from invariclip.export import evidence, figures, verify
-from invariclip.export.fold import Folded, fold_images, fold_texts, probe_pictures
-from invariclip.export.towers import IMAGE_INPUT, TEXT_INPUT, ImageTower, TextTower
-from invariclip.export.trace import OPSET, trace
+from invariclip.export.front import add_front
+from invariclip.export.graphs import tower_graph
+from invariclip.export.head import attach_head
+from invariclip.export.rewrites import NAMES
+from invariclip.export.trace import OPSET, write_facts, write_graph
 from invariclip.files import new_directory, write_atomically
 from invariclip.projection import write_projection
 from invariclip.prompts import DEFAULT_TEMPLATES
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from invariclip.artifact import Front, TextLength
     from invariclip.console import Progress
     from invariclip.export.checkpoint import Checkpoint
     from invariclip.export.figures import Thresholds
+    from invariclip.export.graphs import TowerFacts
+    from invariclip.export.rewrites import Tower
     from invariclip.export.verify import Job
     from invariclip.projection import Projection
 
@@ -50,6 +53,31 @@ IMAGE_FILE, TEXT_FILE, TOKENIZER_FILE, PROJECTION_FILE = (
 FLOAT32 = "float32"
 
 
+@dataclass(frozen=True)
+class Build:
+    """How the graphs are made.
+
+    Attributes:
+        rewrites: Names of the exact rewrites that are switched on, see `rewrites`.
+        pixels_in_graph: Put a front before the image tower that takes uint8 pictures of any size: `resize` (ONNX's
+            Resize, for ONNX Runtime) or `matmul` (two products, which TensorRT builds); None leaves that to the host.
+        projection_as_input: Leave the projection as a matrix that may be exchanged at any run.
+    """
+
+    rewrites: tuple[str, ...] = NAMES
+    pixels_in_graph: Literal["resize", "matmul"] | None = None
+    projection_as_input: bool = False
+
+
+@dataclass(frozen=True)
+class Written:
+    """What `write_files` wrote: the manifest without variants, and what the variant has to say of its graphs."""
+
+    manifest: Manifest
+    text_length: TextLength
+    front: Front
+
+
 def export_artifact(
     checkpoint: Checkpoint,
     out: str | os.PathLike[str],
@@ -59,6 +87,8 @@ def export_artifact(
     templates: Sequence[str] = DEFAULT_TEMPLATES,
     pictures: Sequence[str | Path] | None = None,
     thresholds: Thresholds = figures.FLOAT32,
+    how: Build | None = None,
+    backends: Sequence[str] = (DEFAULT_BACKEND,),
     threads: int | None = None,
     progress: Progress = silent,
 ) -> Manifest:
@@ -72,7 +102,9 @@ def export_artifact(
         templates: Prompt templates of the classes.
         pictures: Files and folders to verify on; None takes the bundled ones.
         thresholds: Bounds of the contract.
-        threads: ONNX Runtime's threads; None takes what this process may use.
+        how: How the graphs are made; None takes every rewrite, pictures prepared by the host, the projection folded.
+        backends: Engines that have to keep the contract, see `backends.BACKENDS`.
+        threads: The engines' threads; None takes what this process may use.
         progress: `console.bar` or `console.silent`.
 
     Returns:
@@ -84,44 +116,49 @@ def export_artifact(
         InputError: Bad classes or templates, no readable picture, or a folder that cannot be written.
     """
     target = Path(out)
-    if target.is_dir() and any(target.iterdir()) and not (target / MANIFEST).is_file():
-        raise InputError(f"{target}: is a folder with other things in it, not an artifact; name another output")
+    require_replaceable(target)
     if projection is not None:
         projection.require_width(checkpoint.embed_dim, checkpoint.name)
+    for name in backends:
+        require_backend(name)
     checked = evidence.pictures_of(pictures, checkpoint.pixels)
     checked.require_readable()
     job = verify.prepare(checkpoint, projection, tuple(classes), tuple(templates))
     with new_directory(target) as folder:
-        manifest = write_files(job, folder, progress)
-        candidate = verify.Candidate.open(folder / IMAGE_FILE, folder / TEXT_FILE, job, threads=threads)
-        verdict = verify.check({FLOAT32: candidate}, checked, thresholds, progress=progress)[FLOAT32]
-        verdict.require(f"{target.name}: the {FLOAT32} variant")
+        written = write_files(job, folder, how or Build(), progress)
+        towers = folder / IMAGE_FILE, folder / TEXT_FILE
+        candidates = {name: verify.Candidate.open(*towers, job, backend=name, threads=threads) for name in backends}
+        verdicts = verify.check(candidates, checked, thresholds, progress=progress)
+        for name, verdict in verdicts.items():
+            verdict.require(f"{target.name}: the {FLOAT32} variant on {name}")
         files = describe_file(folder, IMAGE_FILE), describe_file(folder, TEXT_FILE)
-        manifest = replace(manifest, variants={FLOAT32: Variant(FLOAT32, *files, verdict.parity)})
+        parity = {name: verdict.parity for name, verdict in verdicts.items()}
+        variant = Variant(FLOAT32, *files, parity, written.text_length, written.front)
+        manifest = replace(written.manifest, variants={FLOAT32: variant})
         write_manifest(folder, manifest)
     return manifest
 
 
-def fold_towers(job: Job) -> tuple[Folded, Folded]:
-    """Both towers with the projection in them; without one they are the originals."""
+def write_files(job: Job, folder: Path, how: Build, progress: Progress) -> Written:
+    """Writes every file but the manifest; its manifest lists no variant yet."""
     checkpoint, projection = job.checkpoint, job.projection
-    if projection is None:
-        plain = Folded(checkpoint.module, "folded", None, "")
-        return plain, plain
-    ids = torch.from_numpy(evidence.ids_of(evidence.PROMPTS[:3], checkpoint.tokenizer))
-    return (
-        fold_images(checkpoint.module, projection.A_inv, probe_pictures(*checkpoint.pixels.image_size)),
-        fold_texts(checkpoint.module, projection.A_inv, ids),
-    )
-
-
-def write_files(job: Job, folder: Path, progress: Progress) -> Manifest:
-    """Writes every file but the manifest; the result lists no variant yet."""
-    checkpoint, projection = job.checkpoint, job.projection
-    image, text = fold_towers(job)
     write_atomically(folder / TOKENIZER_FILE, checkpoint.tokenizer.model_json)
     if projection is not None:
         write_projection(folder / PROJECTION_FILE, projection)
+    graphs: dict[str, TowerFacts] = {}
+    # One tower at a time: of a large model two graphs beside the checkpoint would not fit
+    pending: dict[Tower, str] = {"image": IMAGE_FILE, "text": TEXT_FILE}
+    for tower, file in progress(list(pending.items()), total=len(pending), desc="trace"):
+        graph = tower_graph(
+            checkpoint, tower, projection, rewrites=how.rewrites, projection_as_input=how.projection_as_input
+        )
+        if tower == "image":
+            attach_head(graph.model, job.bank, checkpoint.logit_scale, checkpoint.logit_bias)
+            if how.pixels_in_graph is not None:
+                add_front(graph.model, checkpoint.pixels, how.pixels_in_graph)
+        write_graph(graph.model, folder / file)
+        graphs[tower] = graph.facts
+        del graph
     manifest = Manifest(
         model=ModelFacts(
             checkpoint.name, checkpoint.sha256, checkpoint.embed_dim, checkpoint.logit_scale, checkpoint.logit_bias
@@ -129,42 +166,34 @@ def write_files(job: Job, folder: Path, progress: Progress) -> Manifest:
         pixels=checkpoint.pixels,
         text=checkpoint.tokenizer.spec,
         tokenizer=describe_file(folder, TOKENIZER_FILE),
-        projection=facts_of(projection, image, text) if projection else None,
+        projection=facts_of(projection, graphs) if projection else None,
         projection_file=describe_file(folder, PROJECTION_FILE) if projection else None,
         classes=job.classes,
         templates=job.templates,
+        plan={tower: graph.plan for tower, graph in graphs.items()},
         variants={},
         space_id=space_id(checkpoint.sha256, projection.digest if projection else None),
         opset=OPSET,
         producer=producer(checkpoint),
     )
-    image_tower = ImageTower(
-        image,
-        checkpoint.pixels,
-        bank=job.bank,
-        logit_scale=checkpoint.logit_scale,
-        logit_bias=checkpoint.logit_bias,
+    for file in pending.values():
+        write_facts(folder / file, manifest.facts(file))
+    return Written(
+        manifest,
+        text_length="dynamic" if graphs["text"].applied("text-cut") else "fixed",
+        front=how.pixels_in_graph or "host",
     )
-    height, width = checkpoint.pixels.image_size
-    steps: list[tuple[ImageTower | TextTower, torch.Tensor, str, str]] = [
-        (image_tower, torch.zeros((2, height, width, 3), dtype=torch.uint8), IMAGE_FILE, IMAGE_INPUT),
-        (TextTower(text), torch.from_numpy(checkpoint.tokenizer(["a", "b"])), TEXT_FILE, TEXT_INPUT),
-    ]
-    for tower, example, name, input_name in progress(steps, total=len(steps), desc="trace"):
-        facts = {**{key: value for key, value in manifest.to_json().items() if key != "variants"}, "tower": name}
-        trace(tower, example, folder / name, input_name=input_name, output_names=tower.output_names, facts=facts)
-    return manifest
 
 
-def facts_of(projection: Projection, image: Folded, text: Folded) -> ProjectionFacts:
+def facts_of(projection: Projection, graphs: Mapping[str, TowerFacts]) -> ProjectionFacts:
     """What the manifest says of a projection."""
     return ProjectionFacts(
         sha256=projection.digest,
         estimator=projection.estimator,
         strength=projection.strength,
         rank=projection.rank,
-        image_fold=image.how,
-        text_fold=text.how,
+        image_fold=graphs["image"].fold,
+        text_fold=graphs["text"].fold,
     )
 
 

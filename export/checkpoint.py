@@ -6,13 +6,8 @@ This is where calibration, export and verification get the original encoder from
 
 from __future__ import annotations
 
-import difflib
-import json
-import logging
 import math
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,22 +15,26 @@ import torch
 
 from invariclip.errors import CheckpointError
 from invariclip.export import weights
-from invariclip.export.preprocessing import preprocessing_of, warn_of_quick_gelu
-from invariclip.export.tokenizer_json import tokenizer_of
+from invariclip.export.construct import build, read_config, text_tower
+from invariclip.export.preprocessing import preprocessing_of, published, require_activation, warn_of_quick_gelu
+from invariclip.export.shorten import SHORT
+from invariclip.export.sources import HUB, REFERENCE, download_tokenizer, locate, locate_tokenizer
+from invariclip.export.tokenizer_hub import TOKENIZER_FILE, tokenizer_of
 from invariclip.export.torchvision_ops import declare_missing_ops
 from invariclip.pixels import normalise
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from invariclip.export.sources import Source
     from invariclip.pixels import PixelSpec
     from invariclip.tokenizer import Tokenizer
 
-REFERENCE = "reference"
-CONFIG_FILE = "open_clip_config.json"
-_HUB, _FOLDER = "hf-hub:", "local-dir:"
+__all__ = ["REFERENCE", "Checkpoint", "load_checkpoint"]
+
 _CHUNK = 32
 """Pictures or texts per forward pass of the reference encoder."""
 
@@ -115,155 +114,89 @@ def load_checkpoint(
     model: str,
     checkpoint: str | Path | None = None,
     *,
+    tokenizer: str | Path | None = None,
     threads: int | None = None,
     allow_random: bool = False,
     seed: int = 0,
+    short: bool = False,
 ) -> Checkpoint:
     """Loads an open_clip model and its weights.
 
     Args:
         model: `reference` (bundled), an open_clip architecture's name (`ViT-B-32`), a folder in open_clip's layout, or
             `hf-hub:owner/name`.
-        checkpoint: File with the weights. Needed with an architecture's name; overrides the file that lies in a folder.
+        checkpoint: File with the weights. Needed with an architecture's name, where it may also be one of open_clip's
+            tags; overrides the file that lies in a folder.
+        tokenizer: A `tokenizer.json`, its folder or `hf-hub:owner/name`, for models with another vocabulary than
+            open_clip's own; overrides the file that lies in the model's folder.
         threads: Torch's threads for this process; None leaves them.
         allow_random: Take random weights where there is no checkpoint. They are for looking at structure and speed.
         seed: Of the random weights.
+        short: Leave out the middle of every stack of blocks (see `shorten`); with random weights only.
 
     Raises:
-        CheckpointError: The model is unknown, its weights are missing, damaged, unsafe or another model's, or it is
-            of a kind that this version does not export.
+        CheckpointError: The model is unknown, its weights or its tokenizer are missing, damaged, unsafe or another
+            model's, or it is of a kind that this version does not export.
     """
     if threads is not None:
         torch.set_num_threads(threads)
     declare_missing_ops()
-    name, identifier, file = _locate(model)
-    file = Path(checkpoint) if checkpoint is not None else file
+    source = locate(model, checkpoint)
+    name, file = source.name, source.file
     if file is None and not allow_random:
         raise CheckpointError(
             f"{model}: no weights; pass --checkpoint FILE, or --random-weights SEED to look at structure"
         )
-    config = _config(identifier, name)
-    text_cfg = config.get("text_cfg") or {}
-    tokenizer = tokenizer_of(text_cfg, name)
+    if file is not None and short:
+        raise CheckpointError(
+            f"{model}: only random weights can be shortened before they are drawn; {file} has its own"
+        )
+    config = read_config(source)
+    if source.tag:
+        require_activation(name, config, source.tag)
+    text_cfg, tower = text_tower(config, source)
+    reads = _tokenizer(config["text_cfg"] or {}, source, tokenizer, tower)
     tensors = None if file is None else weights.read_state_dict(file)
-    module = _build(identifier, name, seed)
+    module = build(source, text_cfg, seed=seed if tensors is None else None, short=short)
     if tensors is None:
-        sha256, source = weights.digest(module.state_dict()), f"random weights, seed {seed}"
+        sha256, words = (
+            weights.digest(module.state_dict()),
+            f"random weights, seed {seed}{f', {SHORT}' if short else ''}",
+        )
     else:
-        sha256, source = weights.digest(tensors), str(file.name if file else "")
+        sha256, words = weights.digest(tensors), str(file.name if file else "")
         if module.logit_bias is not None and "logit_bias" not in tensors:
             tensors["logit_bias"] = torch.zeros_like(torch.as_tensor(module.logit_bias))
         weights.fit(tensors, module, str(file), name)
-        if identifier == name:
+        if source.folder is None and not source.tag:
             warn_of_quick_gelu(name, config)
     module = module.float().eval().requires_grad_(False)
     bias = module.logit_bias
     return Checkpoint(
         name=name,
         module=module,
-        pixels=preprocessing_of(module, name, published=identifier == name),
-        tokenizer=tokenizer,
+        pixels=preprocessing_of(module, name, source.tag or (published(name) if source.folder is None else {})),
+        tokenizer=reads,
         embed_dim=int(config["embed_dim"]),
         logit_scale=math.exp(float(torch.as_tensor(module.logit_scale).reshape(()))),
         logit_bias=None if bias is None else float(torch.as_tensor(bias).reshape(())),
         sha256=sha256,
-        source=source,
+        source=words,
     )
 
 
-def _locate(model: str) -> tuple[str, str, Path | None]:
-    """The name to show, what open_clip calls it, and the file with its weights if one belongs to it.
-
-    Raises:
-        CheckpointError: No such architecture or folder, or the hub cannot be reached.
-    """
-    from open_clip import list_models
-
-    if model == REFERENCE:
-        from invariclip.export.reference import checkpoint_path, config_path
-
-        return REFERENCE, f"{_FOLDER}{Path(config_path()).parent}", Path(checkpoint_path())
-    if model.startswith(_HUB):
-        folder, file = _download(model.removeprefix(_HUB))
-        return model, f"{_FOLDER}{folder}", file
-    if model in list_models():
-        return model, model, None
-    folder = Path(model.removeprefix(_FOLDER))
-    if folder.is_dir():
-        return folder.resolve().name, f"{_FOLDER}{folder}", _weights_in(folder)
-    near = difflib.get_close_matches(model, [REFERENCE, *list_models()], n=4, cutoff=0.5)
-    hint = f"nearest names: {', '.join(near)}" if near else "for example ViT-B-32, or `reference`"
-    raise CheckpointError(f"{model}: neither an open_clip architecture nor a folder; {hint}")
-
-
-def _weights_in(folder: Path) -> Path | None:
-    """The folder's weights: safetensors before others, open_clip's own names first (as open_clip chooses)."""
-    names = sorted(path for path in folder.iterdir() if path.suffix in weights.CHECKPOINT_SUFFIXES)
-    own = [path for path in names if path.stem.startswith("open_clip")] or names
-    return min(own, key=lambda path: weights.CHECKPOINT_SUFFIXES.index(path.suffix), default=None)
-
-
-def _download(hub_id: str) -> tuple[Path, Path]:
-    from open_clip.pretrained import download_pretrained_from_hf
-
-    try:
-        config = Path(download_pretrained_from_hf(hub_id, filename=CONFIG_FILE))
-        return config.parent, Path(download_pretrained_from_hf(hub_id))
-    except Exception as error:  # whatever the hub's client, the network and the cache raise
-        reason = str(error).split("\n", 1)[0]
-        raise CheckpointError(
-            f"{_HUB}{hub_id}: cannot be fetched from the Hugging Face hub ({reason}); offline, name a local folder"
-        ) from error
-
-
-def _config(identifier: str, name: str) -> dict[str, Any]:
-    """The model part of an open_clip config: embed_dim, vision_cfg, text_cfg.
-
-    Raises:
-        CheckpointError: The config file is missing or not one.
-    """
-    from open_clip import get_model_config
-
-    try:
-        config = get_model_config(identifier)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{name}: the folder holds no {CONFIG_FILE}") from error
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
-        raise CheckpointError(f"{name}: its {CONFIG_FILE} is not readable as JSON ({error})") from error
-    if not isinstance(config, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= set(config):
-        raise CheckpointError(f"{name}: its {CONFIG_FILE} lacks embed_dim, vision_cfg or text_cfg")
-    return config
-
-
-def _build(identifier: str, name: str, seed: int) -> Any:
-    """The model as open_clip builds it, with seeded random weights; the caller's random state stays as it was.
-
-    Raises:
-        CheckpointError: open_clip or timm cannot build what the config says.
-    """
-    from open_clip import create_model
-
-    try:
-        with _quiet(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return create_model(
-                identifier, load_weights=False, pretrained_image=False, pretrained_text=False, device="cpu"
-            )
-    except Exception as error:  # a config is data: whatever it breaks in open_clip or timm is the config's fault
-        raise CheckpointError(f"{name}: open_clip cannot build it ({type(error).__name__}: {error})") from error
+def _tokenizer(
+    text_cfg: dict[str, Any], source: Source, given: str | Path | None, tower: dict[str, Any] | None
+) -> Tokenizer:
+    """The tokenizer that was given, else the model's own; a model from the hub may take its tokenizer from there."""
+    path = None if given is None else locate_tokenizer(given)
+    wanted = text_cfg.get("hf_tokenizer_name")
+    own = None if source.folder is None else source.folder / TOKENIZER_FILE
+    if path is None and wanted and source.name.startswith(HUB) and not (own is not None and own.is_file()):
+        path = download_tokenizer(str(wanted))
+    return tokenizer_of(text_cfg, source.name, given=path, folder=source.folder, tower=tower)
 
 
 def _unit(rows: NDArray[np.float32]) -> NDArray[np.float64]:
     wide = rows.astype(np.float64)
     return np.asarray(wide / np.linalg.norm(wide, axis=1, keepdims=True))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """open_clip tells the root logger that weights are random; here that is either meant or about to change."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
+from click.core import ParameterSource
 
-from invariclip.commands import class_names
+from invariclip.backends import DEFAULT_BACKEND
+from invariclip.commands import class_names, prompt_templates, zero_shot_options
 from invariclip.console import bar, emit_json, say, silent
+from invariclip.errors import InputError
 from invariclip.export.options import bounds_of, load, shared
 from invariclip.parity import parity_table
 from invariclip.projection import read_projection
@@ -16,45 +19,112 @@ from invariclip.prompts import DEFAULT_TEMPLATES
 
 if TYPE_CHECKING:
     from invariclip.artifact import Manifest
+    from invariclip.export.options import Limits
+
+_OF_CLASSES = {
+    "classes_only", "classes", "classes_file", "templates", "templates_file", "template_name", "out", "images",
+    "threads", "as_json", "quiet",
+}  # fmt: skip
+"""What may stand beside `--classes-only`; the rest is settled in the artifact."""
 
 
 @click.command()
 @click.option("--model", default="reference", show_default=True, help="reference, open_clip name, folder, or hf-hub:…")
 @click.option("--projection", type=click.Path(path_type=Path), help="What `invariclip calibrate` wrote.")
-@click.option("--classes", help='Classes to bake in: "cat,dog,tree".')
-@click.option("--classes-file", type=click.Path(path_type=Path), help="The same, one class per line.")
-@click.option("--template", "templates", multiple=True, help='Prompt with one {}: "a sketch of a {}."; repeatable.')
+@click.option(
+    "--projection-as-input-initializer",
+    "projection_as_input",
+    is_flag=True,
+    help="Do not fold the projection, so that another one can be given at run time.",
+)
+@click.option(
+    "--pixels-in-graph",
+    type=click.Choice(["resize", "matmul"]),
+    help="Let the image graph take pictures of any size: by ONNX's Resize, or by products (TensorRT, OpenVINO).",
+)
+@click.option("--without", multiple=True, metavar="REWRITE", help="Leave an exact rewrite out; repeatable.")
+@click.option("--backend", "backends", multiple=True, help="Engine to verify on; repeatable [default: onnxruntime].")
+@zero_shot_options
+@click.option(
+    "--classes-only",
+    type=click.Path(path_type=Path),
+    metavar="ARTIFACT",
+    help="Take this artifact and give it other classes; needs no checkpoint.",
+)
 @click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="The artifact to write: NAME.icm.")
 @shared
+@click.pass_context
 def export(
-    model: str, projection: Path | None, classes: str | None, classes_file: Path | None, templates: tuple[str, ...],
-    out: Path, checkpoint: Path | None, random_weights: int | None, images: tuple[Path, ...], min_cosine: float | None,
-    max_abs_diff: float | None, threads: int | None, as_json: bool, quiet: bool,
+    ctx: click.Context, model: str, projection: Path | None, projection_as_input: bool,
+    pixels_in_graph: Literal["resize", "matmul"] | None, without: tuple[str, ...], backends: tuple[str, ...],
+    classes: str | None, classes_file: Path | None, templates: tuple[str, ...], templates_file: Path | None,
+    template_name: str | None, classes_only: Path | None, out: Path, checkpoint: Path | None,
+    random_weights: int | None, tokenizer: str | None, images: tuple[Path, ...], limits: Limits, threads: int | None,
+    as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
-    """Write a verified ONNX artifact of a checkpoint."""
+    """Write a verified ONNX artifact of a checkpoint, or an artifact again with other classes."""
     names = class_names(classes, classes_file)
-    matrix = None if projection is None else read_projection(projection)
-    from invariclip.export.assemble import export_artifact
+    prompts = prompt_templates(templates, templates_file, template_name)
+    progress = silent if quiet else bar
+    if classes_only is not None:
+        _refuse_others(ctx)
+        from invariclip.export.swap import swap_classes
 
-    loaded = load(model, checkpoint, random_weights, threads)
+        manifest = swap_classes(
+            classes_only, out, names, prompts or None, pictures=images or None, threads=threads, progress=progress
+        )
+        _show(manifest, out, as_json)
+        return
+    if projection_as_input and projection is None:
+        raise InputError("--projection-as-input-initializer needs the projection to start with: give --projection FILE")
+    matrix = None if projection is None else read_projection(projection)
+    from invariclip.export.assemble import Build, export_artifact
+    from invariclip.export.rewrites import chosen
+
+    rewrites = chosen(without)
+    loaded = load(model, checkpoint, random_weights, threads, tokenizer)
     manifest = export_artifact(
         loaded,
         out,
         projection=matrix,
         classes=names,
-        templates=templates or DEFAULT_TEMPLATES,
+        templates=prompts or DEFAULT_TEMPLATES,
         pictures=images or None,
-        thresholds=bounds_of(min_cosine, max_abs_diff),
+        thresholds=bounds_of(limits),
+        how=Build(rewrites, pixels_in_graph, projection_as_input),
+        backends=backends or (DEFAULT_BACKEND,),
         threads=threads,
-        progress=silent if quiet else bar,
+        progress=progress,
     )
+    _show(manifest, out, as_json)
+
+
+def _refuse_others(ctx: click.Context) -> None:
+    """Refuses options that `--classes-only` would ignore."""
+    given = [name for name in ctx.params if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    other = [param for param in ctx.command.params if param.name in given and param.name not in _OF_CLASSES]
+    if other:
+        raise InputError(
+            f"--classes-only takes the artifact as it is: leave {other[0].opts[0]} out, or export from the checkpoint"
+        )
+
+
+def _show(manifest: Manifest, out: Path, as_json: bool) -> None:
     if as_json:
         emit_json({"out": str(out), **manifest.to_json()})
         return
     say(f"{out}: {_summary(manifest)}")
     for variant in manifest.variants.values():
-        say()
-        say(parity_table(variant.parity))
+        for backend, record in variant.parity.items():
+            say(f"\n{variant.precision} on {backend}")
+            say(parity_table(record))
+            if "head" in record:
+                head = record["head"]
+                say(
+                    "the figures are those of the export, the graph before the classes being the same; with the new "
+                    f"classes probabilities are within {head['probability_diff']:.1e} of float64 "
+                    f"on {head['pictures']} pictures"
+                )
 
 
 def _summary(manifest: Manifest) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
+from PIL import Image
 
 from invariclip.errors import InputError
+from invariclip.interventions import INTERVENTIONS, choose_kinds, intervene
 from invariclip.pixels import find_pictures, pixels
 
 if TYPE_CHECKING:
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
 
     from invariclip.pixels import PixelSpec
     from invariclip.tokenizer import Tokenizer
+
+T = TypeVar("T")
 
 BUNDLED_LIMIT = 240
 """Bundled pictures used when the user names none: two hundred and a reserve, so that large models stay bearable."""
@@ -53,27 +58,33 @@ class Pictures:
     Attributes:
         paths: The files.
         spec: How the tower wants them.
-        read: How many were read so far.
-        unreadable: Messages of those that could not be.
+        read: How many the last pass gave.
+        unreadable: Path to message of those that could not be read.
     """
 
     paths: Sequence[Path]
     spec: PixelSpec
     read: int = 0
-    unreadable: list[str] = field(default_factory=list)
+    unreadable: dict[Path, str] = field(default_factory=dict)
+
+    @property
+    def readable(self) -> list[Path]:
+        """The files that nothing is known against; after one pass of `batches`, those that it gave."""
+        return [path for path in self.paths if path not in self.unreadable]
 
     def batches(self, size: int) -> Iterator[NDArray[np.uint8]]:
-        """uint8 [n, H, W, 3] with n up to `size`, in order.
+        """uint8 [n, H, W, 3] with n up to `size`, in order; every pass gives the same.
 
         Raises:
             InputError: None of the pictures can be read.
         """
         rows: list[NDArray[np.uint8]] = []
-        for path in self.paths:
+        self.read = 0
+        for path in self.readable:
             try:
                 rows.append(pixels(path, self.spec))
             except InputError as error:
-                self.unreadable.append(str(error))
+                self.unreadable[path] = str(error)
                 warnings.warn(f"left out of the check: {error}", UnreadablePictureWarning, stacklevel=2)
                 continue
             self.read += 1
@@ -83,7 +94,8 @@ class Pictures:
         if rows:
             yield np.stack(rows)
         if not self.read:
-            raise InputError(f"none of the {len(self.paths)} pictures can be read; the first: {self.unreadable[0]}")
+            first = next(iter(self.unreadable.values()), "no path was given")
+            raise InputError(f"none of the {len(self.paths)} pictures can be read; the first: {first}")
 
     def require_readable(self) -> None:
         """Looks for one picture that can be read, so that a mistake shows before minutes of work and not after.
@@ -121,8 +133,37 @@ def pictures_of(given: Sequence[str | Path] | None, spec: PixelSpec) -> Pictures
     from invariclip.export.reference import pictures_path
 
     bundled = find_pictures([pictures_path()])
-    places = np.linspace(0, len(bundled) - 1, min(BUNDLED_LIMIT, len(bundled))).round().astype(int)
-    return Pictures([bundled[place] for place in places], spec)
+    return Pictures(spread(bundled, BUNDLED_LIMIT), spec)
+
+
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """At most `count` of the items, evenly spread, in order."""
+    places = np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)
+    return [items[place] for place in places]
+
+
+def altered(batch: NDArray[np.uint8], seed: int = 0) -> NDArray[np.uint8]:
+    """Each picture under one photometric intervention, drawn by its content alone.
+
+    Args:
+        batch: uint8 [n, H, W, 3], as the tower sees them.
+        seed: Of the draws.
+
+    Returns:
+        The same shape and dtype.
+    """
+    changed = []
+    for picture in batch:
+        key = hashlib.sha256(picture.tobytes()).hexdigest()
+        (kind,) = choose_kinds(tuple(INTERVENTIONS), key, seed)
+        changed.append(np.asarray(intervene(Image.fromarray(picture), kind, key, seed)))
+    return np.stack(changed)
+
+
+def shortened(ids: NDArray[np.int64], padding: int) -> NDArray[np.int64]:
+    """Ids [n, L] without the columns at the end that hold nothing but padding; at least one column stays."""
+    used = np.flatnonzero((ids != padding).any(axis=0))
+    return np.ascontiguousarray(ids[:, : (used[-1] + 1 if len(used) else 1)])
 
 
 def ids_of(texts: Sequence[str], tokenizer: Tokenizer) -> NDArray[np.int64]:

@@ -8,7 +8,6 @@ on the way to the changed layer are copied, and those shallowly, so folding need
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,10 +15,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from invariclip.export.surgery import find, with_replaced
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-Fold = Literal["folded", "matmul"]
+Fold = Literal["folded", "matmul", "input"]
 
 IMAGE_SITES = ("visual.proj", "visual.attnpool.c_proj", "visual.head.proj", "visual.head.mlp.fc2")
 """Where an image tower may end: ViT, ModifiedResNet, timm with a linear head, timm with an MLP head."""
@@ -37,9 +38,10 @@ class Folded:
     """A tower with the projection in it.
 
     Attributes:
-        module: The model whose encoder gives projected embeddings, or the original one if `how` is `matmul`.
-        how: `folded`, or `matmul`: the caller multiplies by `matrix` after the encoder.
-        matrix: float32 [D, d] for `matmul`, else None.
+        module: The model whose encoder gives projected embeddings, or the original one if `how` is not `folded`.
+        how: `folded`; or `matmul`: the caller multiplies by `matrix` after the encoder; or `input`: so too, and the
+            graph lets whoever runs it feed another matrix.
+        matrix: float32 [D, d] for `matmul` and `input`, else None.
         site: Name of the layer that took it, or the empty string.
     """
 
@@ -63,6 +65,16 @@ def fold_images(module: nn.Module, A_inv: NDArray[np.float64], probe: torch.Tens
 def fold_texts(module: nn.Module, A_inv: NDArray[np.float64], probe: torch.Tensor) -> Folded:
     """Folds into the text tower; `probe` is int64 [N, L]."""
     return _fold(module, A_inv, TEXT_SITES, "encode_text", probe)
+
+
+def left_open(module: nn.Module, A_inv: NDArray[np.float64]) -> Folded:
+    """Folds nothing: the projection stays one MatMul whose matrix can be exchanged (see `head.expose_projection`).
+
+    Args:
+        module: An open_clip model in float32.
+        A_inv: float64 [D, d], the matrix that is used where none is fed.
+    """
+    return Folded(module, "input", torch.from_numpy(A_inv.astype(np.float32)), "")
 
 
 def probe_pictures(height: int, width: int) -> torch.Tensor:
@@ -92,21 +104,14 @@ def _fold(
     module: nn.Module, A_inv: NDArray[np.float64], sites: tuple[str, ...], encoder: str, probe: torch.Tensor
 ) -> Folded:
     for site in sites:
-        layer = _find(module, site)
+        layer = find(module, site)
         new = None if layer is None else _folded_layer(layer, A_inv)
         if new is None:
             continue
-        candidate = _with_replaced(module, site.split("."), new)
+        candidate = with_replaced(module, site.split("."), new)
         if _agrees(module, candidate, A_inv, encoder, probe):
             return Folded(candidate, "folded", None, site)
     return Folded(module, "matmul", torch.from_numpy(A_inv.astype(np.float32)), "")
-
-
-def _find(module: nn.Module, site: str) -> Any:
-    found: Any = module
-    for part in site.split("."):
-        found = getattr(found, part, None)
-    return found
 
 
 def _folded_layer(layer: Any, A_inv: NDArray[np.float64]) -> nn.Module | nn.Parameter | None:
@@ -125,24 +130,8 @@ def _folded_layer(layer: Any, A_inv: NDArray[np.float64]) -> nn.Module | nn.Para
         return new.eval()
     if isinstance(layer, nn.Sequential) and len(layer):
         last = _folded_layer(layer[-1], A_inv)
-        return None if last is None else _with_replaced(layer, [str(len(layer) - 1)], last)
+        return None if last is None else with_replaced(layer, [str(len(layer) - 1)], last)
     return None
-
-
-def _with_replaced(module: nn.Module, path: list[str], new: nn.Module | nn.Parameter) -> nn.Module:
-    """A shallow copy of `module` in which the thing at `path` is `new`; everything beside the path is shared."""
-    head, *rest = path
-    twin = copy.copy(module)
-    # copy.copy shares these tables; the original must not see what is put into them
-    twin._modules = dict(module._modules)
-    twin._parameters = dict(module._parameters)
-    if rest:
-        twin._modules[head] = _with_replaced(getattr(module, head), rest, new)
-    elif isinstance(new, nn.Parameter):
-        twin._parameters[head] = new
-    else:
-        twin._modules[head] = new
-    return twin
 
 
 def _agrees(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import wraps
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from invariclip.export.checkpoint import Checkpoint
     from invariclip.export.figures import Thresholds
 
+Limits: TypeAlias = "dict[str, float | None]"
+_LIMITS = ("min_cosine", "max_abs_diff", "min_top1", "min_top5", "max_invariance_gap")
+
 # Torch is imported when a command runs, so that --help is quick; that it is there is asked now, while the command line
 # can still answer with the extra to install.
 for _package in ("torch", "open_clip", "onnx", "onnxscript"):
@@ -26,27 +30,47 @@ for _package in ("torch", "open_clip", "onnx", "onnxscript"):
 
 
 def shared(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that `export` and `verify` have in common."""
+    """The options that `export` and `verify` have in common; those of the contract come as one: `limits`."""
     options = (
         click.option(
             "--checkpoint", type=click.Path(path_type=Path), help="Weights: .safetensors or a tensors-only .pt."
+        ),
+        click.option(
+            "--tokenizer",
+            metavar="DIR",
+            help="A folder with tokenizer.json, or hf-hub:OWNER/NAME, for models with another vocabulary than CLIP's.",
         ),
         click.option("--random-weights", type=int, metavar="SEED", help="Random weights, to look at structure."),
         click.option(
             "--images", multiple=True, type=click.Path(path_type=Path), help="Pictures and folders to verify on."
         ),
-        click.option("--min-cosine", type=click.FloatRange(-1, 1), help="Bound of the contract [default: 0.999999]."),
-        click.option("--max-abs-diff", type=click.FloatRange(0), help="Bound of the contract [default: 1e-5]."),
+        click.option("--min-cosine", type=click.FloatRange(-1, 1), help="Bound of the contract [float32: 0.999999]."),
+        click.option("--max-abs-diff", type=click.FloatRange(0), help="Bound of the contract [float32: 1e-5]."),
+        click.option("--min-top1", type=click.FloatRange(0, 1), help="Bound of the contract [float32: 1]."),
+        click.option("--min-top5", type=click.FloatRange(0, 1), help="Bound of the contract [float32: 1]."),
+        click.option("--max-invariance-gap", type=click.FloatRange(0), help="Bound of its increase [float32: 1e-5]."),
         THREADS,
         JSON,
         QUIET,
     )
+
+    @wraps(command)
+    def packed(**given: Any) -> Any:
+        limits = {name: given.pop(name) for name in _LIMITS}
+        return command(limits=limits, **given)
+
     for option in reversed(options):
-        command = option(command)
-    return command
+        packed = option(packed)
+    return packed
 
 
-def load(model: str, checkpoint: Path | None, random_weights: int | None, threads: int | None) -> Checkpoint:
+def load(
+    model: str,
+    checkpoint: Path | None,
+    random_weights: int | None,
+    threads: int | None,
+    tokenizer: str | None = None,
+) -> Checkpoint:
     """Loads the checkpoint that the options name.
 
     Raises:
@@ -57,16 +81,21 @@ def load(model: str, checkpoint: Path | None, random_weights: int | None, thread
     if checkpoint is not None and random_weights is not None:
         raise CheckpointError("give --checkpoint or --random-weights, not both")
     if random_weights is None:
-        return load_checkpoint(model, checkpoint, threads=threads)
-    loaded = load_checkpoint(model, threads=threads, allow_random=True, seed=random_weights)
+        return load_checkpoint(model, checkpoint, tokenizer=tokenizer, threads=threads)
+    loaded = load_checkpoint(model, tokenizer=tokenizer, threads=threads, allow_random=True, seed=random_weights)
     if not loaded.source.startswith("random weights"):
         raise CheckpointError(f"{model}: has weights of its own ({loaded.source}); leave --random-weights out")
     return loaded
 
 
-def bounds_of(min_cosine: float | None, max_abs_diff: float | None) -> Thresholds:
-    """Float32's bounds with the user's own in their place; no option loosens the others."""
-    from invariclip.export.figures import FLOAT32
+def bounds_of(limits: Limits, precision: str = "float32") -> Thresholds:
+    """A precision's bounds with the user's own in their place; no option loosens the others.
 
-    bounds = FLOAT32 if min_cosine is None else replace(FLOAT32, min_cosine=min_cosine)
-    return bounds if max_abs_diff is None else replace(bounds, max_abs_diff=max_abs_diff)
+    Args:
+        limits: Fields of `Thresholds` to the user's numbers, None where there is none.
+        precision: Gives the rest, see `figures.THRESHOLDS`.
+    """
+    from invariclip.export.figures import THRESHOLDS
+
+    given = {name: value for name, value in limits.items() if value is not None}
+    return replace(THRESHOLDS[precision], **given)

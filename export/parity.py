@@ -1,156 +1,175 @@
-"""`python -m invariclip.export.parity`: the committed parity table, made by one command.
+"""`python -m invariclip.export.parity` holds every family's graphs against PyTorch and writes docs/parity.md.
 
-Every model is exported three times, without a projection, with a random one of full rank and with a random one of rank
-64, and all three are held against the PyTorch checkpoint on the bundled pictures. Random projections say nothing about
-accuracy; they are the hard case for exactness, because no part of the embedding is left as it was.
+Each family is a process of its own. What is done is kept under build/parity with a digest of the code and versions that
+it came from, so that a run that was stopped goes on where it was.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
 
 import click
-import numpy as np
-import torch
 
 from invariclip.console import bar, note
-from invariclip.export import evidence
-from invariclip.export.assemble import IMAGE_FILE, TEXT_FILE, producer, write_files
-from invariclip.export.checkpoint import REFERENCE, load_checkpoint
-from invariclip.export.figures import FLOAT32
-from invariclip.export.trace import node_count
-from invariclip.export.verify import Candidate, check, prepare
+from invariclip.export.families import FAMILIES
+from invariclip.export.family_parity import RANK, SIZES, FamilyParity
 from invariclip.files import write_atomically
-from invariclip.projection import Projection
-from invariclip.prompts import DEFAULT_TEMPLATES
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from invariclip.export.checkpoint import Checkpoint
-
-MODELS = (REFERENCE, "ViT-B-32", "RN50")
-SEED = 0
-_HEADER = (
-    "| model | projection | tower | fold | nodes | without projection | inputs | max abs Δ | min cosine | "
-    "top-1 equal | alone or in a batch |",
-    "|---|---|---|---|---|---|---|---|---|---|---|",
+PACKAGES = (
+    "torch",
+    "open_clip_torch",
+    "timm",
+    "transformers",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "openvino",
+    "tensorrt_rtx",
 )
 
 
-def projections_of(embed_dim: int) -> dict[str, Projection | None]:
-    """None, and seeded random matrices of full rank and of rank 64 (or of half the width, where that is smaller)."""
-    rng = np.random.default_rng(SEED)
-    rank = min(64, embed_dim // 2)
-    return {
-        "none": None,
-        f"random, full rank {embed_dim}": Projection(rng.normal(size=(embed_dim, embed_dim)), "random"),
-        f"random, rank {rank}": Projection(rng.normal(size=(embed_dim, rank)), "random"),
-    }
+def versions() -> dict[str, str]:
+    """Of every package that the figures depend on.
 
-
-def stirred(checkpoint: Checkpoint) -> Checkpoint:
-    """Random weights whose batch norms do something.
-
-    open_clip starts the last batch norm of every residual block at zero. The block then adds nothing, and an export
-    that got it wrong would show no difference. Real weights are left alone.
+    Raises:
+        ClickException: One of them is not installed.
     """
-    norms = [part for part in checkpoint.module.modules() if isinstance(part, torch.nn.BatchNorm2d)]
-    if not norms or not checkpoint.source.startswith("random"):
-        return checkpoint
-    generator = torch.Generator().manual_seed(SEED)
-    for norm in norms:
-        norm.weight.uniform_(0.3, 0.7, generator=generator)
-        norm.bias.normal_(0, 0.1, generator=generator)
-        if norm.running_mean is not None and norm.running_var is not None:
-            norm.running_mean.normal_(0, 0.1, generator=generator)
-            norm.running_var.uniform_(0.5, 1.5, generator=generator)
-    return replace(checkpoint, source=f"{checkpoint.source}, batch norms stirred")
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError as error:
+            raise click.ClickException(f'{name} is not installed: pip install "invariclip[dev]"') from error
+    return found
 
 
-def rows_of(checkpoint: Checkpoint, images: Sequence[Path], threads: int | None) -> tuple[list[str], list[str]]:
-    """Table rows of one model, and every bound that it breaks, in words."""
-    nodes: dict[str, tuple[int, int]] = {}
-    with TemporaryDirectory() as name:
-        candidates: dict[str, Candidate] = {}
-        folds: dict[str, dict[str, str]] = {}
-        for label, projection in projections_of(checkpoint.embed_dim).items():
-            folder = Path(name) / str(len(candidates))
-            folder.mkdir()
-            job = prepare(checkpoint, projection, (), DEFAULT_TEMPLATES)
-            facts = write_files(job, folder, bar).projection
-            folds[label] = (
-                {"image": facts.image_fold, "text": facts.text_fold} if facts else {"image": "–", "text": "–"}
-            )
-            nodes[label] = node_count(folder / IMAGE_FILE), node_count(folder / TEXT_FILE)
-            candidates[label] = Candidate.open(folder / IMAGE_FILE, folder / TEXT_FILE, job, threads=threads)
-        pictures = evidence.pictures_of(images or None, checkpoint.pixels)
-        verdicts = check(candidates, pictures, FLOAT32, progress=bar)
-    rows: list[str] = []
-    broken: list[str] = []
-    weights = "" if checkpoint.name == REFERENCE else f" ({checkpoint.source})"
-    for label, verdict in verdicts.items():
-        broken += [f"{checkpoint.name}, {label}: {line}" for line in verdict.broken]
-        for place, (tower, figures) in enumerate((("image", verdict.image), ("text", verdict.text))):
-            ties = f" ({figures.top1_ties} ties)" if figures.top1_ties else ""
-            rows.append(
-                f"| {checkpoint.name}{weights} | {label} | {tower} | {folds[label][tower]} | {nodes[label][place]} | "
-                f"{nodes['none'][place]} | {figures.items} | {figures.max_abs_diff:.1e} | {figures.cosine_min:.9f} | "
-                f"{figures.top1_agreement:.1%} of {figures.items}{ties} | {figures.batch_diff:.1e} |"
-            )
-            if nodes[label][place] > nodes["none"][place]:
-                broken.append(f"{checkpoint.name}, {label}: {tower} has more nodes than without a projection")
-    return rows, broken
+def state(used: dict[str, str]) -> str:
+    """Digest of the code of `export` and `runtime` and of the versions: figures of another state are not taken over."""
+    room = Path(__file__).parent
+    digest = hashlib.sha256(json.dumps(used, sort_keys=True).encode())
+    for folder in (room, room.parent / "runtime"):
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def figures_of(name: str, cache: Path, key: str) -> FamilyParity | str:
+    """One family's figures, from the cache or from a process of its own; a message if that fails."""
+    kept = cache / f"{name}.json"
+    if kept.is_file():
+        stored = json.loads(kept.read_text())
+        if stored["state"] == key:
+            return FamilyParity.from_json(stored["figures"])
+    raw = cache / f"{name}.running.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "invariclip.export.family_parity", name, str(raw)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        return f"{name}: {(done.stderr.strip().splitlines() or ['stopped'])[-1]} (exit {done.returncode})"
+    figures = FamilyParity.from_json(json.loads(raw.read_text()))
+    raw.unlink()
+    write_atomically(kept, json.dumps({"state": key, "figures": asdict(figures)}, indent=1))
+    return figures
 
 
 @click.command()
-@click.option("--model", "models", multiple=True, help=f"Repeatable [default: {', '.join(MODELS)}].")
-@click.option("--images", multiple=True, type=click.Path(path_type=Path), help="[default: the bundled pictures]")
+@click.option("--family", "names", multiple=True, help="Repeatable [default: all of them].")
 @click.option("--out", "-o", type=click.Path(path_type=Path), default=Path("docs/parity.md"), show_default=True)
-@click.option("--threads", type=click.IntRange(min=1))
-def parity(models: tuple[str, ...], images: tuple[Path, ...], out: Path, threads: int | None) -> int:
-    """Write the parity table; exit code 1 if a bound is broken."""
+@click.option("--cache", type=click.Path(path_type=Path), default=Path("build/parity"), show_default=True)
+def parity(names: tuple[str, ...], out: Path, cache: Path) -> int:
+    """Write the parity table of all families; exit code 1 if a bound is broken."""
     began = time.monotonic()
-    rows: list[str] = []
-    broken: list[str] = []
-    versions: dict[str, str] = {}
-    for model in models or MODELS:
-        checkpoint = stirred(load_checkpoint(model, threads=threads, allow_random=True, seed=SEED))
-        more, failed = rows_of(checkpoint, images, threads)
-        rows, broken, versions = rows + more, broken + failed, producer(checkpoint)
-    versions.pop("weights", None)
-    write_atomically(out, page(rows, broken, versions))
-    note(f"{out}: {len(rows)} rows, {len(broken)} bounds broken, {time.monotonic() - began:.0f} s")
-    return 1 if broken else 0
+    known = [one.name for one in FAMILIES]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise click.BadParameter(f"{unknown[0]!r} is no family; available: {', '.join(known)}")
+    used = versions()
+    key = state(used)
+    cache.mkdir(parents=True, exist_ok=True)
+    seen: list[FamilyParity] = []
+    failed: list[str] = []
+    chosen = list(names or known)
+    for name in bar(chosen, total=len(chosen), desc="families"):
+        result = figures_of(name, cache, key)
+        if isinstance(result, str):
+            failed.append(result)
+            note(result)
+        else:
+            seen.append(result)
+            failed += result.broken
+    write_atomically(out, page(seen, failed, used))
+    note(f"{out}: {len(seen)} families, {len(failed)} bounds broken, {time.monotonic() - began:.0f} s")
+    return 1 if failed else 0
 
 
-def page(rows: list[str], broken: list[str], versions: dict[str, str]) -> str:
-    """The table as Markdown."""
-    made_by = ", ".join(f"{name} {version}" for name, version in versions.items())
+def page(seen: list[FamilyParity], failed: list[str], used: dict[str, str]) -> str:
+    """The tables as Markdown."""
+    notes = {one.name: one.note for one in FAMILIES}
+    sizes = " | ".join(f"batch {size}" for size in SIZES)
     lines = [
-        "# Parity: fused ONNX against PyTorch",
+        "# Parity: exported graphs against PyTorch, family by family",
         "",
-        "Made by `python -m invariclip.export.parity`. Reference: PyTorch float32 encoder, unfolded, then the "
-        "projection and the L2 norm in float64.",
-        "Candidate: ONNX Runtime on the CPU, projection folded in. Pictures are the bundled ones; texts are "
-        "`export/evidence.py`'s.",
-        f"Bounds: max abs Δ ≤ {FLOAT32.max_abs_diff:g}, cosine ≥ {FLOAT32.min_cosine:g}, top-1 equal on all. Pictures "
-        "are matched with prompts, texts with pictures; best matches closer than 1e-6 in cosine are ties.",
+        "Made by `python -m invariclip.export.parity`. Each family has seeded random weights that leave no part "
+        f"without effect, and a random projection of rank {RANK} folded in. Reference: the original PyTorch encoder in "
+        "float32, unfolded, then the projection and the L2 norm in float64. Candidate: the rewritten graph in float32, "
+        f"on {max(SIZES)} bundled pictures and texts.",
         "",
-        *_HEADER,
-        *rows,
+        "*max |Δ|* is the largest difference of any component of two unit embeddings. *could be* is how far two "
+        "different inputs lie apart by the same measure: what a difference has to be seen against. *short texts* runs "
+        "the text graph on ids cut to the longest text. Every graph passes ONNX's full check with shape inference, and "
+        "*TensorRT-RTX* parses and builds it without a GPU.",
         "",
-        f"Broken bounds: {'; '.join(broken) or 'none'}.",
-        "",
-        f"Versions: {made_by}.",
-        "",
+        "| family | tower | projection | nodes | " + sizes + " | OpenVINO, worst | short texts | could be | bound "
+        "| TensorRT-RTX |",
+        "|---|---|---|---|" + "---|" * (len(SIZES) + 5),
     ]
-    return "\n".join(lines)
+    for one in seen:
+        for tower in one.towers:
+            ours = " | ".join(f"{value:.1e}" for value in tower.diffs["onnxruntime"])
+            cut = "–" if tower.cut_diff is None else f"{tower.cut_diff:.1e}"
+            lines.append(
+                f"| {one.name} | {tower.tower} | {tower.fold} | {tower.nodes} | {ours} | "
+                f"{max(tower.diffs['openvino']):.1e} | {cut} | {tower.spread:.1e} | {one.tolerance:g} | "
+                f"{tower.tensorrt} |"
+            )
+    lines += [
+        "",
+        f"Broken bounds: {'; '.join(failed) or 'none'}.",
+        "",
+        "## What was exported",
+        "",
+        "*Peak* is the largest resident memory of the process until both graphs were written, the interpreter and "
+        "PyTorch included, beside the checkpoint's weights.",
+        "",
+        "| family | | weights | peak memory | trace and write, s | what is special |",
+        "|---|---|---|---|---|---|",
+    ]
+    for one in seen:
+        seconds = " + ".join(f"{tower.seconds:.0f}" for tower in one.towers)
+        lines.append(
+            f"| {one.name} | {one.source} | {one.weights / 1e6:,.0f} MB | {one.peak / 1e6:,.0f} MB "
+            f"({one.peak / one.weights:.2f} ×) | {seconds} | {notes[one.name]} |"
+        )
+    lines += ["", "## Rewrites that did not apply", "", "| family | tower | rewrite | why |", "|---|---|---|---|"]
+    for one in seen:
+        for tower in one.towers:
+            lines += [
+                f"| {one.name} | {tower.tower} | {step['name']} | {step['detail']} |"
+                for step in tower.plan
+                if not step["applied"]
+            ]
+    made_by = ", ".join(f"{name} {number}" for name, number in used.items())
+    return "\n".join([*lines, "", f"Versions: {made_by}.", ""])
 
 
 if __name__ == "__main__":

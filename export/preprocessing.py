@@ -9,23 +9,25 @@ from typing import Any
 from invariclip.errors import ArtifactError, CheckpointError
 from invariclip.pixels import PixelSpec
 
+_KEYS = ("mean", "std", "interpolation", "resize_mode")
+
 
 class CheckpointWarning(UserWarning):
     """A checkpoint may want something else than what was taken."""
 
 
-def preprocessing_of(module: Any, name: str, *, published: bool) -> PixelSpec:
+def preprocessing_of(module: Any, name: str, settings: dict[str, Any]) -> PixelSpec:
     """How pictures become the input, from the config's preprocessing.
 
-    An architecture's name says nothing about it, and open_clip then takes OpenAI's mean and filter. For some families
-    (MobileCLIP, PE-Core) that is wrong for every published checkpoint, so what all of those agree on comes first.
+    Args:
+        module: The open_clip model.
+        name: What to call it in an error.
+        settings: What counts instead of the config's, see `published`.
 
     Raises:
         CheckpointError: The config asks for something the runtime cannot do.
     """
-    plain = dict(module.visual.preprocess_cfg)
-    if published:
-        plain.update(_published(name))
+    plain = {**module.visual.preprocess_cfg, **{key: value for key, value in settings.items() if key in _KEYS}}
     size = plain["size"]
     try:
         return PixelSpec(
@@ -50,7 +52,7 @@ def warn_of_quick_gelu(name: str, config: dict[str, Any]) -> None:
     quick = bool(config.get("quick_gelu"))
     tags = list_pretrained_tags_by_model(name)
     other = [tag for tag in tags if bool(get_pretrained_cfg(name, tag).get("quick_gelu")) != quick]
-    twin = name.removesuffix("-quickgelu") if quick else f"{name}-quickgelu"
+    twin = _twin(name, quick)
     if other and twin in list_models():
         kinds = ("GELU", "QuickGELU") if quick else ("QuickGELU", "GELU")
         warnings.warn(
@@ -61,15 +63,41 @@ def warn_of_quick_gelu(name: str, config: dict[str, Any]) -> None:
         )
 
 
-def _published(name: str) -> dict[str, Any]:
-    """Preprocessing that all published checkpoints of an architecture share; a warning if they differ."""
+def require_activation(name: str, config: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Refuses published weights that were trained with another activation than the architecture computes.
+
+    Args:
+        name: The architecture.
+        config: Its config.
+        settings: What was published with the weights.
+
+    Raises:
+        CheckpointError: They were; the message names the architecture to ask for.
+    """
+    from open_clip import list_models
+
+    quick, trained = bool(config.get("quick_gelu")), bool(settings.get("quick_gelu"))
+    twin = _twin(name, quick)
+    # without a twin, the architecture's own config is all that was published
+    if quick != trained and twin != name and twin in list_models():
+        kinds = ("QuickGELU", "GELU") if quick else ("GELU", "QuickGELU")
+        raise CheckpointError(
+            f"{name} computes {kinds[0]}, but these weights were trained with {kinds[1]}; pass --model {twin}"
+        )
+
+
+def published(name: str) -> dict[str, Any]:
+    """Preprocessing that all published checkpoints of an architecture share; a warning, and nothing, if they differ.
+
+    An architecture's name says nothing about it, and open_clip then takes OpenAI's mean and filter. For some families
+    (MobileCLIP, PE-Core) that is wrong for every published checkpoint.
+    """
     from open_clip import get_pretrained_cfg, list_pretrained_tags_by_model
 
-    keys = ("mean", "std", "interpolation", "resize_mode")
     found: dict[str, list[str]] = {}
     for tag in list_pretrained_tags_by_model(name):
         settings = {
-            key: value for key, value in get_pretrained_cfg(name, tag).items() if key in keys and value is not None
+            key: value for key, value in get_pretrained_cfg(name, tag).items() if key in _KEYS and value is not None
         }
         found.setdefault(json.dumps(settings, sort_keys=True), []).append(tag)
     if len(found) == 1:
@@ -79,8 +107,12 @@ def _published(name: str) -> dict[str, Any]:
         tags = min(found.values(), key=len)
         warnings.warn(
             f"{name}: some published checkpoints ({', '.join(tags)}) want other preprocessing than OpenAI's, which is "
-            "taken here; for one of them pass its folder with open_clip_config.json as --model",
+            "taken here; for one of them pass its tag as --checkpoint, or its folder as --model",
             CheckpointWarning,
-            stacklevel=4,
+            stacklevel=3,
         )
     return {}
+
+
+def _twin(name: str, quick: bool) -> str:
+    return name.removesuffix("-quickgelu") if quick else f"{name}-quickgelu"

@@ -20,6 +20,8 @@ from invariclip.tokenizer import TextSpec, Tokenizer
 
 CONTEXT_LENGTH = 77
 """open_clip's context where the config names none."""
+VOCABULARY = 49408
+"""Tokens of open_clip's own vocabulary, and the size that its config takes where it names none."""
 
 _SPECIAL = ("<start_of_text>", "<end_of_text>")
 _CONTRACTIONS = "'s|'t|'re|'ve|'m|'ll|'d"
@@ -30,25 +32,20 @@ _MERGES = 49152 - 256 - 2
 _END = "</w>"
 
 
-def tokenizer_of(text_cfg: dict[str, Any], name: str) -> Tokenizer:
-    """The runtime tokenizer of a model, from the `text_cfg` of its open_clip config.
+def bundled_tokenizer(text_cfg: dict[str, Any], name: str) -> Tokenizer:
+    """The runtime tokenizer of a model that takes open_clip's own vocabulary.
 
     Args:
-        text_cfg: The config's `text_cfg`.
-        name: The model's name; open_clip decides by it whether a tokenizer is SigLIP's.
+        text_cfg: The `text_cfg` of the model's open_clip config.
+        name: What to call the model in an error.
 
     Returns:
-        A tokenizer equal to `open_clip.get_tokenizer`'s.
+        A tokenizer equal to open_clip's `SimpleTokenizer`.
 
     Raises:
-        CheckpointError: The tokenizer is another one than open_clip's bundled vocabulary, or has random options.
+        CheckpointError: The tower has fewer embeddings than the vocabulary has tokens, or the tokenizer has random
+            options.
     """
-    hub = text_cfg.get("hf_tokenizer_name") or ("SigLIP's" if "siglip" in name.lower() else "")
-    if hub or text_cfg.get("hf_model_name"):
-        raise CheckpointError(
-            f"{name}: its tokenizer ({hub or text_cfg['hf_model_name']}) comes from the Hugging Face hub, which this "
-            "version does not read; models with open_clip's own vocabulary work: ViT-B-32, RN50, MobileCLIP-S1 …"
-        )
     options = dict(text_cfg.get("tokenizer_kwargs") or {})
     clean = options.pop("clean", "lower")
     if any(options.values()) or clean not in ("lower", "canonicalize", "whitespace"):
@@ -56,15 +53,15 @@ def tokenizer_of(text_cfg: dict[str, Any], name: str) -> Tokenizer:
             f"{name}: tokenizer_kwargs {text_cfg['tokenizer_kwargs']} are not supported, only `clean`"
         )
     words = _vocabulary()
-    if int(text_cfg.get("vocab_size", len(words))) < len(words):
+    if int(text_cfg.get("vocab_size", VOCABULARY)) < VOCABULARY:
         raise CheckpointError(
-            f"{name}: its text tower knows {text_cfg['vocab_size']} tokens, open_clip's vocabulary has {len(words)}; "
-            "it needs a tokenizer of its own, which this version does not read"
+            f"{name}: its text tower knows {text_cfg['vocab_size']} tokens, open_clip's vocabulary has {VOCABULARY}; "
+            "it has a tokenizer of its own: pass --tokenizer DIR, a folder with its tokenizer.json"
         )
     spec = TextSpec(
         context_length=int(text_cfg.get("context_length", CONTEXT_LENGTH)),
-        sot_token_id=words[_SPECIAL[0] + _END],
-        eot_token_id=words[_SPECIAL[1] + _END],
+        start_token_ids=(words[_SPECIAL[0] + _END],),
+        end_token_ids=(words[_SPECIAL[1] + _END],),
         clean=clean,
     )
     return Tokenizer(tokenizer_json(), spec)

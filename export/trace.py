@@ -9,6 +9,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import onnx
+import onnx_ir as ir
 import torch
 
 from invariclip.errors import ContractError
@@ -24,28 +25,24 @@ EXTERNAL_DATA_BYTES = 1_800_000_000
 """Weights above this go into a file beside the graph: protobuf ends at 2 GiB."""
 
 
-def trace(
-    tower: torch.nn.Module,
-    example: torch.Tensor,
-    path: Path,
-    *,
-    input_name: str,
-    output_names: tuple[str, ...],
-    facts: Mapping[str, Any] | None = None,
-) -> None:
-    """Writes a tower as ONNX.
+def traced(
+    tower: torch.nn.Module, example: torch.Tensor, *, input_name: str, output_name: str, longest: int | None = None
+) -> ir.Model:
+    """A tower as a graph of opset `OPSET` whose batch is dynamic.
 
     Args:
         tower: An `ImageTower` or `TextTower`.
         example: Input of two or more rows; the first dimension becomes the dynamic `batch`.
-        path: File to write; weights above `EXTERNAL_DATA_BYTES` go to `path.data`.
         input_name: The graph's input.
-        output_names: The graph's outputs.
-        facts: JSON-ready, stored in the file's `metadata_props`: a C++ program needs this file alone.
+        output_name: Its output.
+        longest: Makes the second dimension dynamic too: `length`, from 1 to this.
 
     Raises:
-        ContractError: The tower cannot be exported, or the graph is not valid ONNX.
+        ContractError: torch cannot export the tower.
     """
+    shape = {0: torch.export.Dim("batch", min=1)}
+    if longest is not None:
+        shape[1] = torch.export.Dim("length", min=1, max=longest)
     with _quiet():
         try:
             program = torch.onnx.export(
@@ -54,27 +51,53 @@ def trace(
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=[input_name],
-                output_names=list(output_names),
-                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+                output_names=[output_name],
+                dynamic_shapes=(shape,),
                 verbose=False,
             )
         except Exception as error:  # the exporter's errors share no public base class
             reason = str(error).split("\n", 1)[0]
-            raise ContractError(f"{path.name}: torch cannot export this tower ({reason})") from error
-        if program is None:
-            raise ContractError(f"{path.name}: torch gave no graph")
-        program.model.metadata_props[METADATA_KEY] = json.dumps(facts or {}, ensure_ascii=False, sort_keys=True)
-        _tidy(program.model.graph)
-        program.save(path, external_data=weight_bytes(tower) > EXTERNAL_DATA_BYTES)
+            raise ContractError(f"{type(tower).__name__}: torch cannot export it ({reason})") from error
+    if program is None:
+        raise ContractError(f"{type(tower).__name__}: torch gave no graph")
+    _tidy(program.model.graph)
+    _require_dynamic(program.model.graph.inputs[0], shape)
+    return program.model
+
+
+def write_graph(model: ir.Model, path: Path) -> None:
+    """Writes a graph as ONNX and checks it.
+
+    Args:
+        model: The graph.
+        path: File to write; weights above `EXTERNAL_DATA_BYTES` go to `path.data`.
+
+    Raises:
+        ContractError: The graph is not valid ONNX.
+    """
+    data = path.with_name(f"{path.name}.data")
+    external = weight_bytes(model) > EXTERNAL_DATA_BYTES
+    ir.save(model, path, external_data=data.name if external else None)
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ContractError(f"{path.name}: the exported graph is not valid ONNX ({error})") from error
 
 
-def weight_bytes(tower: torch.nn.Module) -> int:
-    """Bytes of a tower's parameters and buffers."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in (*tower.parameters(), *tower.buffers()))
+def write_facts(path: Path, facts: Mapping[str, Any]) -> None:
+    """Adds facts to an ONNX file's `metadata_props`, so that a C++ program needs that file alone.
+
+    They are appended: protobuf reads two messages one after the other as one, so nothing has to be loaded.
+    """
+    text = json.dumps(facts, ensure_ascii=False, sort_keys=True)
+    extra = onnx.ModelProto(metadata_props=[onnx.StringStringEntryProto(key=METADATA_KEY, value=text)])
+    with path.open("ab") as file:
+        file.write(extra.SerializeToString())
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """Bytes of a graph's initializers."""
+    return sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
 
 
 def node_count(path: Path) -> int:
@@ -88,6 +111,17 @@ def read_facts(path: Path) -> dict[str, Any]:
     model = onnx.load(str(path), load_external_data=False)
     stored = {item.key: item.value for item in model.metadata_props}
     return dict(json.loads(stored[METADATA_KEY]))
+
+
+def _require_dynamic(value: ir.Value, wanted: Mapping[int, object]) -> None:
+    """A batch that a tower turned into a Python number is frozen in the graph, and torch says nothing.
+
+    Raises:
+        ContractError: A dimension that should be dynamic is not.
+    """
+    frozen = [] if value.shape is None else [place for place in wanted if isinstance(value.shape[place], int)]
+    if frozen:
+        raise ContractError(f"{value.name}: torch froze dimension {frozen[0]} of {value.shape} while tracing")
 
 
 def _tidy(graph: Any) -> None:

@@ -1,105 +1,53 @@
 """The parity contract: an exported graph answers like its checkpoint, shown on real pictures, or it is not shipped.
 
 Reference: the original PyTorch encoder in float32, unfolded; then A_inv and the L2 norm in float64. Candidate: the ONNX
-files. Both see the same uint8 pictures and the same ids. The reference encodes every input once, however many
-candidates (variants, projections) are held against it. `figures` says what is measured and bounded.
+files in one engine. Both see the same uint8 pictures and the same ids. The reference encodes every input once, however
+many candidates (variants, engines, projections) are held against it, and only one tower of one candidate is open at a
+time. `figures` says what is bounded, `comparison` how it is measured.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from invariclip.backends.onnxruntime import OnnxRuntimeBackend
+from invariclip.artifact import EMBEDDING
 from invariclip.console import silent
 from invariclip.errors import ContractError
-from invariclip.export import evidence
-from invariclip.export.figures import FLOAT32, Comparison, Figures, Thresholds, failures, max_diff, measure
-from invariclip.export.towers import EMBEDDING, PROBABILITIES
+from invariclip.export import answers, evidence, pictures_check
+from invariclip.export.answers import project
+from invariclip.export.candidate import Candidate, Job, Verdict
+from invariclip.export.comparison import measure
+from invariclip.export.diagnose import causes_of
+from invariclip.export.diagnose_pixels import front_causes, pixel_causes
+from invariclip.export.figures import THRESHOLDS, Thresholds, failures
+from invariclip.pixels import pixels
 from invariclip.prompts import class_bank
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
-    from pathlib import Path
+    from collections.abc import Callable
 
     from numpy.typing import NDArray
 
     from invariclip.backends import Backend
     from invariclip.console import Progress
+    from invariclip.export.answers import Shown
     from invariclip.export.checkpoint import Checkpoint
+    from invariclip.export.comparison import Comparison
     from invariclip.export.evidence import Pictures
     from invariclip.projection import Projection
 
 BATCH = 16
-"""Rows per run; the last batch is smaller, which is one more shape that is tried."""
-_ALONE = 8
-"""Rows of the first batch that are also run one by one."""
+"""Rows per run; the last batch is smaller."""
+ALTERED = 64
+"""Pictures that are also shown under an intervention."""
+TOWERS = ("image", "text")
 
-
-@dataclass(frozen=True)
-class Job:
-    """What one artifact is made from, and so what it must answer like.
-
-    Attributes:
-        checkpoint: The original model.
-        projection: A_inv, or None.
-        classes: Names that are baked in.
-        templates: Prompt templates of the classes.
-        bank: float64 [K, d] unit class embeddings of the reference, or None without classes.
-    """
-
-    checkpoint: Checkpoint
-    projection: Projection | None
-    classes: tuple[str, ...]
-    templates: tuple[str, ...]
-    bank: NDArray[np.float64] | None
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """Two loaded graphs and the projection that they claim to hold."""
-
-    image: Backend
-    text: Backend
-    job: Job
-
-    @classmethod
-    def open(cls, image: Path, text: Path, job: Job, *, threads: int | None = None) -> Candidate:
-        """Loads two ONNX files into ONNX Runtime.
-
-        Raises:
-            ArtifactError: One of them cannot be loaded.
-        """
-        return cls(OnnxRuntimeBackend(image, threads=threads), OnnxRuntimeBackend(text, threads=threads), job)
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What came out for one candidate.
-
-    Attributes:
-        image: Figures of the image tower.
-        text: Figures of the text tower.
-        broken: Every bound that is broken, in words; empty if it passed.
-        parity: All of it as the manifest stores it.
-    """
-
-    image: Figures
-    text: Figures
-    broken: list[str]
-    parity: dict[str, Any]
-
-    def require(self, what: str) -> None:
-        """Fails if any bound is broken.
-
-        Raises:
-            ContractError: Naming each figure that failed, and by how much.
-        """
-        if self.broken:
-            raise ContractError(f"{what} does not answer like its checkpoint: {'; '.join(self.broken)}")
+__all__ = ["Candidate", "Job", "Verdict", "check", "prepare", "project"]
 
 
 def prepare(
@@ -121,7 +69,7 @@ def prepare(
 def check(
     candidates: Mapping[str, Candidate],
     pictures: Pictures,
-    bounds: Thresholds = FLOAT32,
+    bounds: Thresholds | Mapping[str, Thresholds] | None = None,
     *,
     progress: Progress = silent,
 ) -> dict[str, Verdict]:
@@ -133,7 +81,7 @@ def check(
     Args:
         candidates: Graphs by name; all their jobs have the same checkpoint.
         pictures: What to look at.
-        bounds: What they must keep.
+        bounds: What they must keep, for all or by the candidates' names; None takes their precisions' own.
         progress: `console.bar` or `console.silent`.
 
     Returns:
@@ -141,80 +89,121 @@ def check(
 
     Raises:
         InputError: No picture can be read.
+        ArtifactError: A graph cannot be loaded.
+        ContractError: A graph cannot answer at all, or with vectors of another width.
+        CheckpointError: The checkpoint itself answers with NaN or infinity.
     """
-    checkpoint = next(iter(candidates.values())).job.checkpoint
-    projections = {name: candidate.job.projection for name, candidate in candidates.items()}
-    total = -(-len(pictures.paths) // BATCH)
-    batches = progress(pictures.batches(BATCH), total=total, desc="verify image tower")
-    backends = {name: candidate.image for name, candidate in candidates.items()}
-    images = compare(batches, checkpoint.encode_images, backends, projections)
-
-    ids = evidence.ids_of(evidence.TEXTS, checkpoint.tokenizer)
-    starts = range(0, len(ids), BATCH)
-    parts = progress((ids[start : start + BATCH] for start in starts), total=len(starts), desc="verify text tower")
-    backends = {name: candidate.text for name, candidate in candidates.items()}
-    texts = compare(parts, checkpoint.encode_texts, backends, projections)
-
-    prompts = checkpoint.encode_texts(evidence.ids_of(evidence.PROMPTS, checkpoint.tokenizer))
+    seen = _look(next(iter(candidates.values())).job.checkpoint, pictures, progress)
     verdicts = {}
     for name, candidate in candidates.items():
-        bank = candidate.job.bank if candidate.job.bank is not None else project(prompts, candidate.job.projection)
-        image = measure(images[name], bank, logit_scale=checkpoint.logit_scale, logit_bias=checkpoint.logit_bias)
-        text = measure(texts[name], np.concatenate(images[name].reference))
-        broken = failures("image", image, bounds) + failures("text", text, bounds)
-        parity = {
-            "reference": f"torch {torch.__version__} float32, projection and norm in float64",
-            "engine": candidate.image.describe(),
-            "image": image.to_json(),
-            "text": text.to_json(),
-            "unreadable_pictures": len(pictures.unreadable),
-            "thresholds": asdict(bounds),
-            "passed": not broken,
-        }
-        verdicts[name] = Verdict(image, text, broken, parity)
+        limits = bounds.get(name) if isinstance(bounds, Mapping) else bounds
+        try:
+            verdicts[name] = _judge(name, candidate, seen, limits or THRESHOLDS[candidate.precision], progress)
+        except ContractError as error:
+            raise ContractError(f"{name}: {error}") from error
     return verdicts
 
 
-def compare(
-    batches: Iterable[NDArray[Any]],
-    encode: Callable[[NDArray[Any]], NDArray[np.float32]],
-    backends: Mapping[str, Backend],
-    projections: Mapping[str, Projection | None],
-) -> dict[str, Comparison]:
-    """Runs the reference once and every graph on every batch.
+@dataclass(frozen=True)
+class _Evidence:
+    """What all candidates are held against: inputs, the reference's answers, and the host's pixels."""
 
-    Args:
-        batches: uint8 [n, H, W, 3] or int64 [n, L].
-        encode: The reference encoder, a batch to raw float32 [n, D].
-        backends: Loaded graphs by name; each has one input.
-        projections: What each graph holds, by the same names.
-    """
-    seen = {name: Comparison() for name in backends}
-    for batch in batches:
-        raw = encode(batch)
-        for name, backend in backends.items():
-            one = seen[name]
-            answers = backend.run({backend.input_names[0]: batch})
-            if not one.candidate:
-                one.rerun_diff, one.batch_diff = _steadiness(backend, batch, answers[EMBEDDING])
-            one.reference.append(project(raw, projections[name]))
-            one.candidate.append(answers[EMBEDDING])
-            if PROBABILITIES in answers:
-                one.probabilities.append(answers[PROBABILITIES])
-    return seen
+    checkpoint: Checkpoint
+    pictures: Pictures
+    shown: dict[str, Shown]
+    prompts: NDArray[np.float32]
+    pixel_levels: float
+    pixel_causes: list[str]
+    front_raw: list[NDArray[np.float32]] = field(default_factory=list)
 
 
-def project(raw: NDArray[np.float32], projection: Projection | None) -> NDArray[np.float64]:
-    """Raw embeddings [N, D] to unit embeddings [N, d] in float64, through A_inv where there is one."""
-    if projection is not None:
-        return projection.apply(raw)
-    wide = raw.astype(np.float64)
-    return np.asarray(wide / np.linalg.norm(wide, axis=1, keepdims=True))
+def _look(checkpoint: Checkpoint, pictures: Pictures, progress: Progress) -> _Evidence:
+    """Runs the reference on everything once."""
+    steps = -(-len(pictures.paths) // BATCH)
+    images = answers.show(
+        lambda: progress(pictures.batches(BATCH), total=steps, desc="reference, image tower"),
+        checkpoint.encode_images,
+        alter=set(evidence.spread(range(len(pictures.paths)), ALTERED)),
+    )
+    ids = evidence.ids_of(evidence.TEXTS, checkpoint.tokenizer)
+    parts = [ids[start : start + BATCH] for start in range(0, len(ids), BATCH)]
+    texts = answers.show(
+        lambda: progress(parts, total=len(parts), desc="reference, text tower"),
+        checkpoint.encode_texts,
+        padding=checkpoint.tokenizer.spec.pad_token_id,
+    )
+    levels = pictures_check.pixel_levels(pictures.readable, checkpoint.pixels)
+    causes = pixel_causes(pictures.readable, checkpoint.pixels) if levels else []
+    prompts = checkpoint.encode_texts(evidence.ids_of(evidence.PROMPTS, checkpoint.tokenizer))
+    shown = {
+        "image": replace(images, batches=lambda: pictures.batches(BATCH)),
+        "text": replace(texts, batches=lambda: iter(parts)),
+    }
+    return _Evidence(checkpoint, pictures, shown, prompts, levels, causes)
 
 
-def _steadiness(backend: Backend, batch: NDArray[Any], embedding: NDArray[np.float32]) -> tuple[float, float]:
-    """Largest difference between two runs, and between rows alone and in a batch."""
-    name = backend.input_names[0]
-    again = backend.run({name: batch}, (EMBEDDING,))[EMBEDDING]
-    alone = [backend.run({name: batch[i : i + 1]}, (EMBEDDING,))[EMBEDDING] for i in range(min(_ALONE, len(batch)))]
-    return max_diff(embedding, again), max_diff(embedding[: len(alone)], np.concatenate(alone))
+def _judge(name: str, candidate: Candidate, seen: _Evidence, bounds: Thresholds, progress: Progress) -> Verdict:
+    """Both towers of one candidate, one after the other."""
+    job, checkpoint = candidate.job, seen.checkpoint
+    sides: dict[str, Comparison] = {}
+    engine: dict[str, Any] = {}
+    for tower in TOWERS:
+        shown = seen.shown[tower]
+        backend = candidate.opened(tower)
+        engine = engine or backend.describe()
+        batches = progress(shown.batches(), total=-(-len(shown.raw) // BATCH), desc=f"{name}, {tower} tower")
+        sides[tower] = answers.compare(backend, shown, job.projection, batches)
+        any_size = tower == "image" and pictures_check.is_any_size(backend)
+        if any_size:
+            sides[tower].levels["front_cosine"] = _front_cosine(backend, job, seen)
+        del backend  # the next tower is loaded only when this one's memory is free
+        if any_size:
+            sides[tower].levels["front_levels"] = _front(candidate, seen, pictures_check.front_levels)
+    sides["image"].levels["pixel_levels"] = seen.pixel_levels
+    bank = job.bank if job.bank is not None else project(seen.prompts, job.projection)
+    figures = {
+        "image": measure(sides["image"], bank, logit_scale=checkpoint.logit_scale, logit_bias=checkpoint.logit_bias),
+        "text": measure(sides["text"], sides["image"].reference),
+    }
+    failed = {tower: failures(tower, figures[tower], bounds) for tower in TOWERS}
+    causes = list(seen.pixel_causes)
+    for tower in TOWERS:
+        if set(failed[tower]) - {"pixel_levels", "front_levels", "front_cosine"}:
+            causes += causes_of(checkpoint, job.projection, tower, sides[tower])
+    if "front_levels" in failed["image"]:
+        causes += _front(candidate, seen, front_causes)
+    broken = [line for lines in failed.values() for line in lines.values()]
+    parity = {
+        "reference": f"torch {torch.__version__} float32, projection and norm in float64",
+        "engine": engine,
+        **{tower: {**figures[tower].to_json(), "failed": list(failed[tower])} for tower in TOWERS},
+        "unreadable_pictures": len(seen.pictures.unreadable),
+        "thresholds": asdict(bounds),
+        "causes": causes,
+        "passed": not broken,
+    }
+    return Verdict(figures["image"], figures["text"], broken, parity, causes)
+
+
+def _front_cosine(backend: Backend, job: Job, seen: _Evidence) -> float:
+    """Smallest cosine between decoded pictures through the graph's own resize and through the host's."""
+    spec, worst = seen.checkpoint.pixels, 1.0
+    for place, picture in enumerate(pictures_check.rgb_pictures(seen.pictures.readable, spec)):
+        if place == len(seen.front_raw):  # the first candidate that resizes; the next ones find it done
+            seen.front_raw.append(seen.checkpoint.encode_images(pixels(picture, spec)[None]))
+        (got,) = backend.run({backend.input_names[0]: picture[None]}, (EMBEDDING,))[EMBEDDING].astype(np.float64)
+        cosine = float(project(seen.front_raw[place], job.projection)[0] @ got / max(np.linalg.norm(got), 1e-30))
+        worst = float(np.minimum(worst, cosine))
+    return worst
+
+
+def _front(candidate: Candidate, seen: _Evidence, ask: Callable[..., Any]) -> Any:
+    """Puts a question to the graph's own resize, alone and in the candidate's engine."""
+    pairs = pictures_check.front_pictures(
+        candidate.image,
+        seen.pictures.readable,
+        seen.checkpoint.pixels,
+        backend=candidate.backend,
+        threads=candidate.threads,
+    )
+    return ask(pairs, seen.checkpoint.pixels)

@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from invariclip.artifact import checked_path, read_manifest
+from invariclip.backends import BACKENDS, DEFAULT_BACKEND, require_backend
 from invariclip.console import bar, emit_json, note, say, silent
 from invariclip.errors import CheckpointError
 from invariclip.export.options import bounds_of, load, shared
 from invariclip.parity import parity_table
 from invariclip.projection import read_projection
 
+if TYPE_CHECKING:
+    from invariclip.export.options import Limits
+    from invariclip.export.verify import Verdict
+
 
 @click.command()
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--model", help="The checkpoint's model [default: the one the artifact names].")
 @click.option("--projection", type=click.Path(path_type=Path), help="Hold it against another one [default: its own].")
+@click.option(
+    "--backend", "backends", multiple=True, help=f"Repeatable: {', '.join(BACKENDS)} [default: {DEFAULT_BACKEND}]."
+)
 @shared
 def verify(
     artifact: Path, model: str | None, projection: Path | None, checkpoint: Path | None, random_weights: int | None,
-    images: tuple[Path, ...], min_cosine: float | None, max_abs_diff: float | None, threads: int | None,
-    as_json: bool, quiet: bool,
+    tokenizer: str | None,
+    images: tuple[Path, ...], backends: tuple[str, ...], limits: Limits, threads: int | None, as_json: bool,
+    quiet: bool,
 ) -> int:  # fmt: skip
     """Check an artifact against its checkpoint on real pictures; exit code 1 if it fails."""
+    backends = tuple(dict.fromkeys(backends)) or (DEFAULT_BACKEND,)
+    for backend in backends:
+        require_backend(backend)
     manifest = read_manifest(artifact)
     if projection is None and manifest.projection_file is not None:
         projection = checked_path(artifact, manifest.projection_file)
@@ -36,7 +50,7 @@ def verify(
     from invariclip.export import evidence
     from invariclip.export.verify import Candidate, check, prepare
 
-    loaded = load(model or manifest.model.name, checkpoint, random_weights, threads)
+    loaded = load(model or manifest.model.name, checkpoint, random_weights, threads, tokenizer)
     if loaded.sha256 != manifest.model.checkpoint_sha256:
         raise CheckpointError(
             f"{artifact}: was exported from another checkpoint (sha256 {manifest.model.checkpoint_sha256[:12]}…, "
@@ -46,19 +60,33 @@ def verify(
     if matrix is not None:
         matrix.require_width(loaded.embed_dim, loaded.name)
     job = prepare(loaded, matrix, manifest.classes, manifest.templates)
-    candidates = {name: Candidate.open(*pair, job, threads=threads) for name, pair in paths.items()}
+    candidates, bounds = {}, {}
+    for variant, backend in product(paths, backends):
+        name, precision = f"{variant} on {backend}", manifest.variants[variant].precision
+        candidates[name] = Candidate.open(*paths[variant], job, backend=backend, precision=precision, threads=threads)
+        bounds[name] = bounds_of(limits, precision)
     pictures = evidence.pictures_of(images or None, loaded.pixels)
     pictures.require_readable()
-    verdicts = check(candidates, pictures, bounds_of(min_cosine, max_abs_diff), progress=silent if quiet else bar)
-    broken = [f"{name}: {line}" for name, verdict in verdicts.items() for line in verdict.broken]
+    verdicts = check(candidates, pictures, bounds, progress=silent if quiet else bar)
+    failed = {name: verdict for name, verdict in verdicts.items() if verdict.broken}
     if as_json:
-        variants = {name: verdict.parity for name, verdict in verdicts.items()}
-        emit_json({"artifact": str(artifact), "passed": not broken, "failures": broken, "variants": variants})
+        places = dict(zip(candidates, product(paths, backends), strict=True))
+        emit_json({"artifact": str(artifact), "passed": not failed, **_as_json(verdicts, places)})
     else:
         for name, verdict in verdicts.items():
             say(f"{artifact}, {name}")
             say(parity_table(verdict.parity))
     # the table is the result and is out already, so the failure is one more line and not an exception
-    if broken:
-        note(f"invariclip: {artifact} does not answer like its checkpoint: {'; '.join(broken)}")
-    return 1 if broken else 0
+    if failed:
+        lines = "; ".join(f"{name}: {verdict.reason}" for name, verdict in failed.items())
+        note(f"invariclip: {artifact} does not answer like its checkpoint: {lines}")
+    return 1 if failed else 0
+
+
+def _as_json(verdicts: dict[str, Verdict], places: dict[str, tuple[str, str]]) -> dict[str, Any]:
+    """Every failure in words, and the records as a manifest has them: variant, then backend."""
+    variants: dict[str, dict[str, Any]] = {}
+    for name, (variant, backend) in places.items():
+        variants.setdefault(variant, {})[backend] = verdicts[name].parity
+    broken = [f"{name}: {line}" for name, verdict in verdicts.items() for line in verdict.broken]
+    return {"failures": broken, "variants": variants}

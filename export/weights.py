@@ -8,12 +8,12 @@ tensors therefore have the same digest; a float16 copy of float32 weights has an
 from __future__ import annotations
 
 import hashlib
+import json
 import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 
 from invariclip.errors import CheckpointError
 
@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
+INDEX_SUFFIX = ".safetensors.index.json"
+"""Ending of the file that says which tensor lies in which of several files."""
+
+_AT_A_TIME = 64 * 2**20
+"""Bytes read through one mapping of a file: pages of a mapping stay in memory for as long as it does."""
+_MAX_INDEX = 64 * 2**20
 _NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
 """Numbers that OpenAI's files keep beside the weights."""
 _SHOWN = 3
@@ -34,19 +40,25 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     A training checkpoint's `state_dict` entry and a `module.` before every name (from DistributedDataParallel) go.
 
     Args:
-        path: `.safetensors`, or `.pt`, `.pth`, `.bin`, which torch reads with `weights_only=True` and nothing else.
+        path: `.safetensors`, or the index of several; or `.pt`, `.pth`, `.bin`, which torch reads with
+            `weights_only=True` and nothing else.
 
     Returns:
-        Tensors by name, on the CPU, in the file's dtypes.
+        Tensors by name, on the CPU, in the file's dtypes; in memory once, and independent of the file from then on.
 
     Raises:
         CheckpointError: The file is missing, of another format, truncated, or holds objects besides tensors.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint file")
-    if path.suffix.lower() not in CHECKPOINT_SUFFIXES:
+    sharded = path.name.endswith(INDEX_SUFFIX)
+    if path.suffix.lower() not in CHECKPOINT_SUFFIXES and not sharded:
         raise CheckpointError(f"{path}: not a checkpoint format; known endings: {' '.join(CHECKPOINT_SUFFIXES)}")
-    content = _read_safetensors(path) if path.suffix.lower() == ".safetensors" else _read_torch(path)
+    content: Any
+    if sharded:
+        content = _read_shards(path)
+    else:
+        content = _read_safetensors(path) if path.suffix.lower() == ".safetensors" else _read_torch(path)
     content = content.get("state_dict", content) if isinstance(content, dict) else {}
     named = content if isinstance(content, dict) else {}
     tensors = {str(name): value for name, value in named.items() if isinstance(value, torch.Tensor)}
@@ -70,13 +82,15 @@ def digest(tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def fit(tensors: dict[str, torch.Tensor], module: torch.nn.Module, where: str, name: str) -> None:
-    """Loads tensors into an open_clip model, upcasting to its float32; every one must fit and none may be missing.
+    """Makes tensors the weights of an open_clip model, upcast to its float32; every one must fit, none may be missing.
+
+    The model takes the tensors themselves where dtype and layout allow, so that the weights are in memory once.
 
     Older and third-party layouts are renamed by open_clip's own converters first. Positional embeddings are *not*
     interpolated to another picture size: that is training's business, here it means the wrong architecture was named.
 
     Args:
-        tensors: As `read_state_dict` gave them.
+        tensors: As `read_state_dict` gave them; empty afterwards, so that upcasting frees one after the other.
         module: The open_clip model that takes them, changed in place.
         where: What to call the file in an error.
         name: What to call the model in an error.
@@ -85,7 +99,7 @@ def fit(tensors: dict[str, torch.Tensor], module: torch.nn.Module, where: str, n
         CheckpointError: The tensors belong to another model; the message names the first that differ.
     """
     try:
-        renamed = _as_open_clip(dict(tensors), module)
+        renamed = _as_open_clip(tensors, module)
     except (KeyError, AttributeError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"{where}: belongs to another model than {name} ({error!r})") from error
     wanted = module.state_dict()
@@ -100,14 +114,53 @@ def fit(tensors: dict[str, torch.Tensor], module: torch.nn.Module, where: str, n
     if wrong:
         more = f" (and {len(wrong) - _SHOWN} more)" if len(wrong) > _SHOWN else ""
         raise CheckpointError(f"{where}: belongs to another model than {name}: {'; '.join(wrong[:_SHOWN])}{more}")
-    module.load_state_dict(renamed, strict=True)
+    tensors.clear()
+    for key, own in wanted.items():
+        renamed[key] = renamed[key].to(own.dtype).contiguous()
+    module.load_state_dict(renamed, strict=True, assign=True)
 
 
-def _read_safetensors(path: Path) -> Any:
+def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = {}
     try:
-        return load_file(path, device="cpu")
+        with safe_open(path, framework="pt", device="cpu") as file:
+            left = list(file.keys())
+        while left:
+            taken = 0
+            with safe_open(path, framework="pt", device="cpu") as file:
+                while left and taken < _AT_A_TIME:
+                    name = left.pop()
+                    # a copy: what stays mapped would change, or crash the process, when somebody overwrites the file
+                    found[name] = file.get_tensor(name).clone()
+                    taken += found[name].nbytes
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path}: not a checkpoint, or damaged (safetensors: {error})") from error
+    return found
+
+
+def _read_shards(index: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a checkpoint in several files, each of which lies beside the index."""
+    try:
+        if index.stat().st_size > _MAX_INDEX:
+            raise CheckpointError(f"{index}: more than {_MAX_INDEX} bytes; not an index of weights")
+        plain = json.loads(index.read_text(encoding="utf-8"))
+        places = {str(name): str(file) for name, file in plain["weight_map"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index}: not an index of weights, it has no readable weight_map ({error})") from error
+    found: dict[str, torch.Tensor] = {}
+    for file in sorted(set(places.values())):
+        shard = index.with_name(file) if file not in ("", ".", "..") and "/" not in file and "\\" not in file else None
+        if shard is None or shard.suffix != ".safetensors":
+            raise CheckpointError(f"{index}: names {file!r}; its files must be .safetensors beside it")
+        if not shard.is_file():
+            raise CheckpointError(
+                f"{shard}: no such file, but {index.name} names it; fetch all parts of the checkpoint"
+            )
+        found.update(_read_safetensors(shard))
+    odd = sorted(set(places) ^ set(found))
+    if odd:
+        raise CheckpointError(f"{index}: does not say what its files hold: {', '.join(odd[:_SHOWN])}")
+    return found
 
 
 def _read_torch(path: Path) -> Any:
@@ -134,7 +187,7 @@ def _as_open_clip(tensors: dict[str, torch.Tensor], module: torch.nn.Module) -> 
     from open_clip.convert import convert_state_dict
     from open_clip.model import convert_to_custom_text_state_dict
 
-    renamed: dict[str, torch.Tensor] = convert_state_dict(module, tensors)
+    renamed: dict[str, torch.Tensor] = dict(convert_state_dict(module, dict(tensors)))
     if "positional_embedding" in renamed and not hasattr(module, "positional_embedding"):
         renamed = convert_to_custom_text_state_dict(renamed)
     for scalar in ("logit_scale", "logit_bias"):

@@ -12,9 +12,9 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from invariclip.errors import ArtifactError
+from invariclip.errors import ArtifactError, InputError
 from invariclip.files import sha256_file, write_atomically
 from invariclip.pixels import PixelSpec
 from invariclip.tokenizer import TextSpec
@@ -25,6 +25,15 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 64 << 20
+TextLength = Literal["fixed", "dynamic"]
+Front = Literal["host", "resize", "matmul"]
+
+IMAGE_INPUT, TEXT_INPUT = "pixels", "input_ids"
+EMBEDDING, LOGITS, PROBABILITIES = "embedding", "logits", "probabilities"
+PROJECTION_INPUT = "projection"
+"""Names inside the graphs. The last one is an initializer that may be overridden, in towers exported that way."""
+METADATA_KEY = "invariclip"
+"""Under this key the `metadata_props` of every ONNX file hold `Manifest.facts` as JSON."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,11 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class ProjectionFacts:
-    """The projection that is folded in, and how: `folded` into the last linear layer, or one `matmul` after it."""
+    """The projection that a tower holds, and how.
+
+    `folded` into the last linear layer; one `matmul` after it; or `input`: a matmul whose matrix may be exchanged at
+    any run (see `predictor.Model.with_projection`).
+    """
 
     sha256: str
     estimator: str
@@ -76,13 +89,41 @@ class FileFacts:
 
 
 @dataclass(frozen=True)
+class Step:
+    """What became of one rewrite of one tower.
+
+    Attributes:
+        name: The rewrite's, see `export.rewrites`.
+        applied: Whether it was.
+        detail: What it did, or why it did not apply.
+    """
+
+    name: str
+    applied: bool
+    detail: str
+
+
+@dataclass(frozen=True)
 class Variant:
-    """One precision of the towers, listed only if it passed the contract; `parity` holds the figures it passed with."""
+    """One precision of the towers, listed only if it passed the contract.
+
+    Attributes:
+        precision: For example `float32`.
+        image: The image graph.
+        text: The text graph.
+        parity: The figures it passed with, by backend; `parity` (the module) says what a record holds.
+        text_length: `fixed`: the text graph takes ids [N, context_length] only. `dynamic`: it takes any shorter length
+            too, as long as every text's end is inside.
+        front: `host`: the image graph takes prepared pictures only. `resize`, `matmul`: it takes pictures of any size
+            and resizes and crops them itself, by ONNX's Resize or by two products (see `export.front`).
+    """
 
     precision: str
     image: FileFacts
     text: FileFacts
     parity: dict[str, Any]
+    text_length: TextLength = "fixed"
+    front: Front = "host"
 
 
 @dataclass(frozen=True)
@@ -97,6 +138,7 @@ class Manifest:
     projection_file: FileFacts | None
     classes: tuple[str, ...]
     templates: tuple[str, ...]
+    plan: dict[str, tuple[Step, ...]]
     variants: dict[str, Variant]
     space_id: str
     opset: int
@@ -114,7 +156,12 @@ class Manifest:
         plain["pixels"] = self.pixels.to_json()
         plain["classes"] = list(self.classes)
         plain["templates"] = list(self.templates)
+        plain["plan"] = {tower: [asdict(step) for step in steps] for tower, steps in self.plan.items()}
         return plain
+
+    def facts(self, tower: str) -> dict[str, Any]:
+        """What the ONNX file `tower` says of itself: the manifest without the variants."""
+        return {**{key: value for key, value in self.to_json().items() if key != "variants"}, "tower": tower}
 
     @classmethod
     def from_json(cls, plain: dict[str, Any]) -> Manifest:
@@ -142,6 +189,7 @@ class Manifest:
                     "projection_file": FileFacts(**projection_file) if projection_file else None,
                     "classes": tuple(plain["classes"]),
                     "templates": tuple(plain["templates"]),
+                    "plan": {tower: tuple(Step(**step) for step in steps) for tower, steps in plain["plan"].items()},
                     "variants": {name: _variant(variant) for name, variant in plain["variants"].items()},
                 }
             )
@@ -151,6 +199,12 @@ class Manifest:
 
 
 def _variant(plain: dict[str, Any]) -> Variant:
+    length = plain.get("text_length", "fixed")
+    if length not in get_args(TextLength):
+        raise ArtifactError(f"text_length {length!r} is not known; it is one of: {', '.join(get_args(TextLength))}")
+    front = plain.get("front", "host")
+    if front not in get_args(Front):
+        raise ArtifactError(f"front {front!r} is not known; it is one of: {', '.join(get_args(Front))}")
     return Variant(**{**plain, "image": FileFacts(**plain["image"]), "text": FileFacts(**plain["text"])})
 
 
@@ -168,6 +222,16 @@ def describe_file(folder: Path, name: str) -> FileFacts:
     """Facts of a file that was just written into `folder`."""
     path, data = folder / name, folder / f"{name}.data"
     return FileFacts(name, sha256_file(path), path.stat().st_size, sha256_file(data) if data.is_file() else None)
+
+
+def require_replaceable(target: Path) -> None:
+    """Refuses to write an artifact over a folder that holds something else.
+
+    Raises:
+        InputError: The folder has things in it and is not an artifact.
+    """
+    if target.is_dir() and any(target.iterdir()) and not (target / MANIFEST).is_file():
+        raise InputError(f"{target}: is a folder with other things in it, not an artifact; name another output")
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -9,11 +9,14 @@ import click
 import numpy as np
 
 from invariclip.artifact import checked_path, read_manifest
+from invariclip.backends import BACKENDS, DEFAULT_BACKEND
 from invariclip.console import bar, emit_json, note, say, silent, table
 from invariclip.embeddings import Embeddings, write_embeddings
 from invariclip.errors import InputError
 from invariclip.parity import parity_table
 from invariclip.pixels import find_pictures, pixels
+from invariclip.projection import read_projection
+from invariclip.prompts import TEMPLATE_SETS, read_templates, template_set
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,6 +34,30 @@ THREADS = click.option(
     "--threads", type=click.IntRange(min=1), help="Engine threads [default: what this process may use]."
 )
 BATCH = click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True)
+BACKEND = click.option("--backend", type=click.Choice(BACKENDS), default=DEFAULT_BACKEND, show_default=True)
+OTHER_PROJECTION = click.option(
+    "--projection",
+    type=click.Path(path_type=Path),
+    help="Another projection of the same shape, for artifacts exported with --projection-as-input-initializer.",
+)
+
+
+def zero_shot_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that name classes and their prompts: see `class_names` and `prompt_templates`."""
+    options = (
+        click.option("--classes", help='Class names: "cat,dog,tree".'),
+        click.option("--classes-file", type=click.Path(path_type=Path), help="The same, one class per line."),
+        click.option(
+            "--template", "templates", multiple=True, help='Prompt with one {}: "a sketch of a {}."; repeatable.'
+        ),
+        click.option(
+            "--templates-file", type=click.Path(path_type=Path), help="Prompts, one per line; # begins a comment."
+        ),
+        click.option("--templates", "template_name", help=f"Prompts by name: {', '.join(TEMPLATE_SETS)}."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 def class_names(classes: str | None, classes_file: Path | None) -> tuple[str, ...]:
@@ -50,10 +77,26 @@ def class_names(classes: str | None, classes_file: Path | None) -> tuple[str, ..
     return tuple(name.strip() for name in classes.split(",") if name.strip()) if classes else ()
 
 
+def prompt_templates(
+    templates: tuple[str, ...], templates_file: Path | None, template_name: str | None
+) -> tuple[str, ...]:
+    """Prompt templates from `--template`, `--templates-file` or `--templates`; empty where none is given.
+
+    Raises:
+        InputError: More than one of them is given, the file holds a wrong one, or no set has the name.
+    """
+    if sum((bool(templates), templates_file is not None, template_name is not None)) > 1:
+        raise InputError("give one of --template, --templates-file and --templates")
+    if templates_file is not None:
+        return read_templates(templates_file)
+    return templates if template_name is None else template_set(template_name)
+
+
 @click.command()
 @ARTIFACT
+@click.option("--plan", is_flag=True, help="Show which exact rewrites its graphs went through, and why not others.")
 @JSON
-def inspect(artifact: Path, as_json: bool) -> None:
+def inspect(artifact: Path, plan: bool, as_json: bool) -> None:
     """Show what an artifact is and what it was proved to do; every file's digest is checked."""
     manifest = read_manifest(artifact)
     entries = [manifest.tokenizer, *([manifest.projection_file] if manifest.projection_file else [])]
@@ -62,14 +105,23 @@ def inspect(artifact: Path, as_json: bool) -> None:
     for entry in entries:
         checked_path(artifact, entry)
     if as_json:
-        emit_json(manifest.to_json())
+        emit_json(manifest.to_json()["plan"] if plan else manifest.to_json())
+        return
+    if plan:
+        rows = [
+            [tower, step.name, "applied" if step.applied else "not applied", step.detail]
+            for tower, steps in manifest.plan.items()
+            for step in steps
+        ]
+        say(table(["tower", "rewrite", "", "what it did, or why not"], rows))
         return
     say(table(["what", "value"], _facts(manifest)))
     say()
     say(table(["file", "bytes", "sha256"], [[e.path, f"{e.size_bytes:,}", e.sha256[:16]] for e in entries]))
     for name, variant in manifest.variants.items():
-        say(f"\nparity of {name} with {variant.parity.get('reference', 'its checkpoint')}, as proved at export:")
-        say(parity_table(variant.parity))
+        for backend, record in variant.parity.items():
+            say(f"\nparity of {name} on {backend} with {record['reference']}, as proved at export:")
+            say(parity_table(record))
 
 
 def _facts(manifest: Manifest) -> list[list[str]]:
@@ -102,27 +154,28 @@ def _facts(manifest: Manifest) -> list[list[str]]:
 @click.command()
 @ARTIFACT
 @click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--classes", help='Other classes than the artifact\'s: "cat,dog,tree".')
-@click.option("--classes-file", type=click.Path(path_type=Path), help="The same, one class per line.")
-@click.option(
-    "--template", "templates", multiple=True, help='Prompt with one {}, e.g. "a sketch of a {}."; repeatable.'
-)
+@zero_shot_options
+@OTHER_PROJECTION
 @click.option("--top-k", type=click.IntRange(min=1), default=3, show_default=True)
 @BATCH
+@BACKEND
 @THREADS
 @JSON
 @QUIET
 def predict(
     artifact: Path, pictures: tuple[Path, ...], classes: str | None, classes_file: Path | None,
-    templates: tuple[str, ...], top_k: int, batch_size: int, threads: int | None, as_json: bool, quiet: bool,
+    templates: tuple[str, ...], templates_file: Path | None, template_name: str | None, projection: Path | None,
+    top_k: int, batch_size: int, backend: str, threads: int | None, as_json: bool, quiet: bool,
 ) -> int:  # fmt: skip
     """Classify pictures (files or folders). Unreadable ones are named, and make the exit code 2."""
-    from invariclip.predictor import load
-
-    model = load(artifact, threads=threads)
     names = class_names(classes, classes_file)
-    if names or templates:
-        model = model.with_classes(names or model.classes, templates or None)
+    prompts = prompt_templates(templates, templates_file, template_name)
+    progress = silent if quiet or as_json else bar
+    model = _open(artifact, projection, backend, threads)
+    names = names or model.classes
+    # Other prompts or another projection give the artifact's own classes other embeddings
+    if names and (names != model.classes or prompts or projection is not None):
+        model = model.with_classes(names, prompts or None, progress=progress)
     if not model.classes:
         raise InputError(f"{artifact}: has no classes; give --classes or --classes-file")
     results: list[dict[str, Any]] = []
@@ -134,7 +187,7 @@ def predict(
             if not as_json:
                 say(f"{path}  " + "  ".join(f"{label} {p:.1%}" for label, p in prediction.ranking))
 
-    bad = _over_pictures(model, find_pictures(pictures), batch_size, answer, silent if quiet or as_json else bar)
+    bad = _over_pictures(model, find_pictures(pictures), batch_size, answer, progress)
     if as_json:
         emit_json({"engine": model.describe(), "space_id": model.space_id, "predictions": results, "unreadable": bad})
     return 2 if bad else 0
@@ -145,20 +198,20 @@ def predict(
 @click.argument("pictures", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--text", "texts", multiple=True, help="Embed this text instead of pictures; repeatable.")
 @click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="The safetensors file to write.")
+@OTHER_PROJECTION
 @BATCH
+@BACKEND
 @THREADS
 @JSON
 @QUIET
 def embed(
-    artifact: Path, pictures: tuple[Path, ...], texts: tuple[str, ...], out: Path,
-    batch_size: int, threads: int | None, as_json: bool, quiet: bool,
+    artifact: Path, pictures: tuple[Path, ...], texts: tuple[str, ...], out: Path, projection: Path | None,
+    batch_size: int, backend: str, threads: int | None, as_json: bool, quiet: bool,
 ) -> int:  # fmt: skip
     """Write unit-length embeddings with their paths (or texts) and the id of their space."""
-    from invariclip.predictor import load
-
     if bool(pictures) == bool(texts):
         raise InputError("give pictures, or --text, and not both")
-    model = load(artifact, threads=threads)
+    model = _open(artifact, projection, backend, threads)
     items: list[str] = list(texts)
     blocks: list[NDArray[np.float32]] = [model.embed_texts(items)] if texts else []
     bad: list[dict[str, str]] = []
@@ -179,6 +232,14 @@ def embed(
     else:
         say(f"{len(items)} embeddings of width {model.width} in {out} (space {model.space_id})")
     return 2 if bad else 0
+
+
+def _open(artifact: Path, projection: Path | None, backend: str, threads: int | None) -> Model:
+    from invariclip.predictor import load
+
+    other = None if projection is None else read_projection(projection)
+    model = load(artifact, backend=backend, threads=threads)
+    return model if other is None else model.with_projection(other)
 
 
 def _over_pictures(

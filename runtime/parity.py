@@ -1,4 +1,9 @@
-"""The parity figures that a manifest carries, as people read them: a row per figure, a column per tower."""
+"""The parity figures that a manifest carries, as people read them: a row per figure, a column per tower.
+
+A variant's `parity` is {backend: record}. A record is flat: `reference` (what was compared with), `engine` (what ran),
+`image` and `text` (figure to number, null where there is none or it was NaN; `failed` names those that broke a bound),
+`unreadable_pictures`, `thresholds`, `causes` (what was found to be wrong, in words) and `passed`.
+"""
 
 from __future__ import annotations
 
@@ -8,35 +13,52 @@ from invariclip.console import table
 
 PARITY_HEADER = ["figure", "image", "text", "bound"]
 _FIGURES = (
-    # key, heading, format, bound
-    ("items", "items", "d", ""),
-    ("max_abs_diff", "max |Δ|", ".2e", "max_abs_diff"),
-    ("cosine_min", "cosine min", ".8f", "min_cosine"),
-    ("cosine_mean", "cosine mean", ".8f", ""),
-    ("top1_agreement", "top-1 agreement", ".2%", "min_top1"),
-    ("top1_of", "best match sought among", "d", ""),
-    ("top1_ties", "ties of best match", "d", ""),
-    ("probability_diff", "probability max |Δ|", ".2e", "max_probability_diff"),
-    ("batch_diff", "alone or in a batch, max |Δ|", ".2e", "max_batch_diff"),
-    ("rerun_diff", "run to run, max |Δ|", ".2e", "max_rerun_diff"),
-    ("non_finite", "NaN or infinite", "d", ""),
+    # key, heading, format, bound, its direction
+    ("items", "items", "d", "", ""),
+    ("max_abs_diff", "max |Δ|", ".2e", "max_abs_diff", "≤"),
+    ("batch_1", "max |Δ|, batches of 1", ".2e", "max_abs_diff", "≤"),
+    ("batch_2", "max |Δ|, batches of 2", ".2e", "max_abs_diff", "≤"),
+    ("batch_5", "max |Δ|, batches of 5", ".2e", "max_abs_diff", "≤"),
+    ("batch_17", "max |Δ|, batches of 17", ".2e", "max_abs_diff", "≤"),
+    ("cosine_min", "cosine min", ".8f", "min_cosine", "≥"),
+    ("cosine_mean", "cosine mean", ".8f", "", ""),
+    ("top1_agreement", "top-1 agreement", ".2%", "min_top1", "≥"),
+    ("top5_agreement", "top-5 agreement", ".2%", "min_top5", "≥"),
+    ("top1_of", "best matches sought among", "d", "", ""),
+    ("top1_ties", "ties of best match", "d", "", ""),
+    ("top5_ties", "ties of five best", "d", "", ""),
+    ("probability_diff", "probability max |Δ|", ".2e", "max_probability_diff", "≤"),
+    ("gap_reference", "invariance gap of the reference", ".5f", "", ""),
+    ("gap", "invariance gap", ".5f", "", ""),
+    ("gap_increase", "invariance gap's increase", ".1e", "max_invariance_gap", "≤"),
+    ("batch_diff", "alone or in a batch, max |Δ|", ".2e", "max_batch_diff", "≤"),
+    ("rerun_diff", "run to run, max |Δ|", ".2e", "max_rerun_diff", "≤"),
+    ("non_finite", "NaN or infinite", "d", "", ""),
+    ("pixel_levels", "pixels, levels from open_clip's", ".3g", "max_pixel_levels", "≤"),
+    ("front_levels", "resize in the graph, levels from the host's", ".3g", "max_front_levels", "≤"),
+    ("front_cosine", "resize in the graph, cosine min", ".6f", "min_front_cosine", "≥"),
 )
+FAILED = "✗"
+"""Stands behind a figure that broke its bound."""
 
 
-def parity_rows(parity: dict[str, Any]) -> list[list[str]]:
-    """The rows under `PARITY_HEADER` of one variant's `parity`; a figure that no tower has is left out."""
+def parity_rows(record: dict[str, Any]) -> list[list[str]]:
+    """The rows under `PARITY_HEADER` of one backend's record; a figure that no tower has is left out."""
     rows = []
-    for key, heading, form, bound in _FIGURES:
-        cells = [_cell(parity[tower].get(key), form) for tower in ("image", "text")]
+    for key, heading, form, bound, direction in _FIGURES:
+        cells = [_cell(record[tower], key, form) for tower in ("image", "text")]
         if any(cell != "–" for cell in cells):
-            rows.append([heading, *cells, f"{parity['thresholds'][bound]:g}" if bound else ""])
+            rows.append([heading, *cells, f"{direction} {record['thresholds'][bound]:g}" if bound else ""])
     return rows
 
 
-def parity_table(parity: dict[str, Any]) -> str:
+def parity_table(record: dict[str, Any]) -> str:
     """The same as aligned text."""
-    return table(PARITY_HEADER, parity_rows(parity))
+    return table(PARITY_HEADER, parity_rows(record))
 
 
-def _cell(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)
+def _cell(figures: dict[str, Any], key: str, form: str) -> str:
+    value, failed = figures.get(key), key in figures.get("failed", ())
+    if value is None:
+        return f"NaN {FAILED}" if failed else "–"
+    return format(value, form) + (f" {FAILED}" if failed else "")

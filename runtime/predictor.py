@@ -1,4 +1,4 @@
-"""An artifact that answers: classify, embed, and swap classes, with numpy and an inference engine alone."""
+"""An artifact that answers: classify, embed, swap classes and projection, with numpy and an inference engine alone."""
 
 from __future__ import annotations
 
@@ -9,12 +9,21 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from invariclip.artifact import checked_path, read_manifest
-from invariclip.backends.onnxruntime import OnnxRuntimeBackend
-from invariclip.errors import ArtifactError, InputError
+from invariclip.artifact import (
+    EMBEDDING,
+    IMAGE_INPUT,
+    PROBABILITIES,
+    PROJECTION_INPUT,
+    checked_path,
+    read_manifest,
+    space_id,
+)
+from invariclip.backends import DEFAULT_BACKEND, open_backend
+from invariclip.console import silent
+from invariclip.errors import ArtifactError, InputError, ProjectionError
 from invariclip.pixels import stack
 from invariclip.prompts import DEFAULT_TEMPLATES, class_bank
-from invariclip.tokenizer import Tokenizer
+from invariclip.text_tower import TextTower
 
 if TYPE_CHECKING:
     import os
@@ -23,10 +32,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.artifact import Manifest
-    from invariclip.backends import Backend
+    from invariclip.console import Progress
     from invariclip.pixels import Picture
+    from invariclip.projection import Projection
 
 DEFAULT_BATCH = 16
+EXCHANGING_BACKENDS = ("onnxruntime",)
+"""Engines that let an initializer be overridden at a run; the others read it as a constant."""
 
 Pictures: TypeAlias = "Sequence[Picture] | NDArray[np.uint8]"
 """A list of pictures, or a batch uint8 [N, H, W, 3] that `invariclip.pixels.stack` has prepared."""
@@ -50,11 +62,15 @@ class Prediction:
 class Model:
     """A loaded artifact; safe to share between threads. Use `load`."""
 
-    def __init__(self, folder: Path, manifest: Manifest, *, variant: str, threads: int | None) -> None:
+    def __init__(
+        self, folder: Path, manifest: Manifest, *, variant: str, backend: str = DEFAULT_BACKEND, threads: int | None
+    ) -> None:
         """Opens the image tower now and the text tower when a text first needs it.
 
         Raises:
             ArtifactError: The variant does not exist, or a file is missing or changed.
+            InputError: No engine is called `backend`.
+            MissingExtraError: Its package is not installed.
         """
         if variant not in manifest.variants:
             raise ArtifactError(
@@ -62,14 +78,17 @@ class Model:
             )
         self.manifest = manifest
         self.classes: tuple[str, ...] = manifest.classes
+        self.templates: tuple[str, ...] = manifest.templates or DEFAULT_TEMPLATES
         self.variant = variant
+        self.backend = backend
         self._folder = folder
-        self._threads = threads
-        self._image: Backend = OnnxRuntimeBackend(
-            checked_path(folder, manifest.variants[variant].image), threads=threads
-        )
-        self._text = _TextTower(folder, manifest, variant, threads)
-        self._bank: NDArray[np.float32] | None = None  # None: the classes baked into the graph
+        self._image = open_backend(backend, checked_path(folder, manifest.variants[variant].image), threads=threads)
+        self._text = TextTower(folder, manifest, variant, backend=backend, threads=threads)
+        self._space_id = manifest.space_id
+        self._feeds: dict[str, NDArray[np.float32]] = {}  # what every run is fed beside pictures or ids
+        self._baked = True  # the classes are those of the graph
+        self._bank: NDArray[np.float32] | None = None  # of the others, embedded when first needed
+        self._lock = threading.Lock()
 
     @property
     def width(self) -> int:
@@ -79,7 +98,7 @@ class Model:
     @property
     def space_id(self) -> str:
         """Names the embedding space; compare vectors only where it is equal."""
-        return self.manifest.space_id
+        return self._space_id
 
     def embed_images(self, pictures: Pictures, *, batch_size: int = DEFAULT_BATCH) -> NDArray[np.float32]:
         """Unit-length embeddings of pictures, float32 [N, d].
@@ -88,7 +107,7 @@ class Model:
             InputError: A picture cannot be read, or `batch_size` is below 1.
         """
         blocks = [
-            self._image.run({"pixels": batch}, ("embedding",))["embedding"]
+            self._image.run({IMAGE_INPUT: batch, **self._feeds}, (EMBEDDING,))[EMBEDDING]
             for batch in self._batches(pictures, batch_size)
         ]
         return np.concatenate(blocks) if blocks else np.empty((0, self.width), dtype=np.float32)
@@ -99,7 +118,7 @@ class Model:
         Raises:
             InputError: Something is not a string, or `batch_size` is below 1.
         """
-        return self._text.embed([texts] if isinstance(texts, str) else list(texts), batch_size)
+        return self._text.embed([texts] if isinstance(texts, str) else list(texts), batch_size, self._feeds)
 
     def answer(
         self, pictures: Pictures, *, batch_size: int = DEFAULT_BATCH
@@ -135,22 +154,60 @@ class Model:
             raise InputError(f"top_k must be at least 1, not {top_k}")
         return [self._prediction(row, top_k) for row in self.probabilities(pictures, batch_size=batch_size)]
 
-    def with_classes(self, classes: Sequence[str], templates: Sequence[str] | None = None) -> Model:
+    def with_classes(
+        self, classes: Sequence[str], templates: Sequence[str] | None = None, *, progress: Progress = silent
+    ) -> Model:
         """The same model answering with other classes; nothing is loaded again.
 
         Args:
             classes: Class names.
-            templates: Prompts with one `{}`; None takes the artifact's own, or the default.
+            templates: Prompts with one `{}`, see `prompts.template_set`; None takes the artifact's own, or the default.
+            progress: `console.bar` or `console.silent`.
 
         Raises:
             InputError: No class, an empty or repeated one, or a template without `{}`.
         """
-        names = tuple(classes)
-        bank = class_bank(self.embed_texts, names, templates or self.manifest.templates or DEFAULT_TEMPLATES)
-        other = object.__new__(Model)
-        other.__dict__.update(self.__dict__)
-        other.classes, other._bank = names, bank.astype(np.float32)
-        return other
+        names, chosen = tuple(classes), tuple(templates or self.manifest.templates or DEFAULT_TEMPLATES)
+        bank = class_bank(self.embed_texts, names, chosen, progress=progress).astype(np.float32)
+        return self._but(classes=names, templates=chosen, _baked=False, _bank=bank)
+
+    def with_projection(self, projection: Projection) -> Model:
+        """The same model with another projection of the same shape; nothing is loaded or exported again.
+
+        Pictures and texts are then embedded in the projection's own space, whose id `space_id` gives. The classes are
+        embedded anew, through the text tower, when they are first asked for.
+
+        Args:
+            projection: A_inv of the checkpoint's width D and the artifact's width d.
+
+        Raises:
+            ArtifactError: The artifact was exported with its projection folded in, or without one.
+            InputError: The engine cannot exchange it.
+            ProjectionError: It is of another shape.
+        """
+        facts, model = self.manifest.projection, self.manifest.model
+        how = "none" if facts is None else f"image {facts.image_fold}, text {facts.text_fold}"
+        if facts is None or {facts.image_fold, facts.text_fold} != {"input"}:
+            raise ArtifactError(
+                f"{self._folder}: its projection cannot be exchanged ({how}); export it again with "
+                "--projection FILE --projection-as-input-initializer"
+            )
+        if self.backend not in EXCHANGING_BACKENDS:
+            raise InputError(
+                f"backend {self.backend!r} cannot exchange the projection; available: {', '.join(EXCHANGING_BACKENDS)}"
+            )
+        if projection.A_inv.shape != (model.embed_dim, facts.rank):
+            raise ProjectionError(
+                f"the projection is {projection.embed_dim} → {projection.rank}, the artifact's towers take "
+                f"{model.embed_dim} → {facts.rank}; calibrate with --rank {facts.rank}, or export again"
+            )
+        matrix = np.ascontiguousarray(projection.A_inv, dtype=np.float32)
+        return self._but(
+            _feeds={PROJECTION_INPUT: matrix},
+            _space_id=space_id(model.checkpoint_sha256, projection.digest),
+            _baked=False,
+            _bank=None,
+        )
 
     def describe(self) -> dict[str, Any]:
         """What really runs: engine, execution provider, threads, precision."""
@@ -177,17 +234,28 @@ class Model:
                 "pass a list of pictures of any size instead"
             )
 
+    def _but(self, **changes: Any) -> Model:
+        other = object.__new__(Model)
+        other.__dict__.update(self.__dict__, _lock=threading.Lock(), **changes)
+        return other
+
     def _answer(self, batch: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        if self._bank is None:
-            outputs = self._image.run({"pixels": batch}, ("embedding", "probabilities"))
-            return outputs["embedding"], outputs["probabilities"]
-        embedding = self._image.run({"pixels": batch}, ("embedding",))["embedding"]
-        logits = np.float32(self.manifest.model.logit_scale) * (embedding @ self._bank.T)
+        if self._baked:
+            outputs = self._image.run({IMAGE_INPUT: batch}, (EMBEDDING, PROBABILITIES))
+            return outputs[EMBEDDING], outputs[PROBABILITIES]
+        embedding = self._image.run({IMAGE_INPUT: batch, **self._feeds}, (EMBEDDING,))[EMBEDDING]
+        logits = np.float32(self.manifest.model.logit_scale) * (embedding @ self._own_bank().T)
         if self.manifest.model.logit_bias is not None:
             # The sigmoid, in the form that cannot overflow
             return embedding, 0.5 + 0.5 * np.tanh(0.5 * (logits + np.float32(self.manifest.model.logit_bias)))
         weights = np.exp(logits - logits.max(axis=1, keepdims=True))
         return embedding, np.asarray(weights / weights.sum(axis=1, keepdims=True), dtype=np.float32)
+
+    def _own_bank(self) -> NDArray[np.float32]:
+        with self._lock:
+            if self._bank is None:
+                self._bank = class_bank(self.embed_texts, self.classes, self.templates).astype(np.float32)
+            return self._bank
 
     def _prediction(self, row: NDArray[np.float32], top_k: int) -> Prediction:
         order = np.argsort(-row, kind="stable")[:top_k]
@@ -195,44 +263,24 @@ class Model:
         return Prediction(*ranking[0], ranking)
 
 
-class _TextTower:
-    """Tokenizer and text graph, opened at the first text: classifying with baked classes never needs them."""
-
-    def __init__(self, folder: Path, manifest: Manifest, variant: str, threads: int | None) -> None:
-        self._folder, self._manifest, self._variant, self._threads = folder, manifest, variant, threads
-        self._lock = threading.Lock()
-        self._opened: tuple[Tokenizer, Backend] | None = None
-
-    def embed(self, texts: list[str], batch_size: int) -> NDArray[np.float32]:
-        if batch_size < 1:
-            raise InputError(f"batch_size must be at least 1, not {batch_size}")
-        tokenizer, backend = self._open()
-        blocks = [
-            backend.run({"input_ids": tokenizer(texts[start : start + batch_size])})["embedding"]
-            for start in range(0, len(texts), batch_size)
-        ]
-        return np.concatenate(blocks) if blocks else np.empty((0, self._manifest.width), dtype=np.float32)
-
-    def _open(self) -> tuple[Tokenizer, Backend]:
-        with self._lock:
-            if self._opened is None:
-                facts = self._manifest.variants[self._variant].text
-                self._opened = (
-                    Tokenizer.from_file(checked_path(self._folder, self._manifest.tokenizer), self._manifest.text),
-                    OnnxRuntimeBackend(checked_path(self._folder, facts), threads=self._threads),
-                )
-            return self._opened
-
-
-def load(folder: str | os.PathLike[str], *, variant: str = "float32", threads: int | None = None) -> Model:
+def load(
+    folder: str | os.PathLike[str],
+    *,
+    variant: str = "float32",
+    backend: str = DEFAULT_BACKEND,
+    threads: int | None = None,
+) -> Model:
     """Opens an artifact.
 
     Args:
         folder: The `name.icm` folder.
         variant: One of the precisions that the manifest lists.
+        backend: The engine, one of `invariclip.backends.BACKENDS`.
         threads: Threads of the engine; None takes what affinity and cgroup allow.
 
     Raises:
         ArtifactError: Not an artifact, damaged, of another schema version, or without that variant.
+        InputError: No engine is called `backend`.
+        MissingExtraError: The engine's package is not installed.
     """
-    return Model(Path(folder), read_manifest(folder), variant=variant, threads=threads)
+    return Model(Path(folder), read_manifest(folder), variant=variant, backend=backend, threads=threads)

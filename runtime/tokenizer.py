@@ -1,11 +1,15 @@
-"""Text to token ids without torch, equal to open_clip's tokenizer, from one `tokenizer.json`."""
+"""Text to token ids without torch, equal to open_clip's tokenizers, from one `tokenizer.json`.
+
+The file says how a text falls into pieces; `TextSpec` says what stands around them, how long the whole may be and what
+fills the rest. That is enough for open_clip's own vocabulary and for those of SigLIP, RoBERTa and their like.
+"""
 
 from __future__ import annotations
 
 import html
 import string
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 import ftfy
@@ -20,6 +24,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+MAX_CONTEXT = 65536
+"""Ids per text that a manifest may ask for: rows are allocated before they are filled."""
+_MAX_FILE = 256 * 2**20
+"""Bytes of a `tokenizer.json`; the largest published ones have 35 MB."""
+
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -27,19 +36,30 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 class TextSpec:
     """How a text tower wants its token ids.
 
+    A row is `start_token_ids`, the text's own ids, `end_token_ids`, then padding up to `context_length`. A text that
+    does not fit loses its last ids (or its first, see `cut_side`); the ids around it stay.
+
     Attributes:
-        context_length: Ids per text, start and end included.
-        sot_token_id: Start-of-text id, or None where the tower has none.
-        eot_token_id: End-of-text id; also stands last in a text that was cut.
+        context_length: Ids per text, everything included.
+        start_token_ids: Stand before every text: start-of-text, `<s>`, or nothing.
+        end_token_ids: Stand after every text, also after one that was cut: end-of-text, `</s>`, or nothing.
         pad_token_id: Fills the rest.
         clean: open_clip's cleaning before tokenizing: `lower`, `canonicalize` or `whitespace`.
+        pad_side: Where the padding lies.
+        cut_side: Which end of a long text goes.
+        last_token_id: Stands at the very end of a row, behind the padding (open_clip's mode `clips`), or None.
+        zeroed_token_id: Becomes 0 wherever it stands (open_clip's `strip_sep_token`), or None.
     """
 
     context_length: int
-    sot_token_id: int | None
-    eot_token_id: int
+    start_token_ids: tuple[int, ...] = ()
+    end_token_ids: tuple[int, ...] = ()
     pad_token_id: int = 0
     clean: Literal["lower", "canonicalize", "whitespace"] = "lower"
+    pad_side: Literal["right", "left"] = "right"
+    cut_side: Literal["right", "left"] = "right"
+    last_token_id: int | None = None
+    zeroed_token_id: int | None = None
 
     def __post_init__(self) -> None:
         """Refuses what the tokenizer could not honour, also when it comes from a manifest.
@@ -47,30 +67,52 @@ class TextSpec:
         Raises:
             ArtifactError: A field is outside its range.
         """
-        if not 2 <= self.context_length <= 65536:
-            raise ArtifactError(f"context_length {self.context_length} is not from 2 to 65536")
-        if self.clean not in ("lower", "canonicalize", "whitespace"):
-            raise ArtifactError(f"clean {self.clean!r} is not known; available: lower, canonicalize, whitespace")
+        if not 2 <= self.context_length <= MAX_CONTEXT:
+            raise ArtifactError(f"context_length {self.context_length} is not from 2 to {MAX_CONTEXT}")
+        if self.clean not in _CLEANERS:
+            raise ArtifactError(f"clean {self.clean!r} is not known; available: {', '.join(_CLEANERS)}")
+        for side in (self.pad_side, self.cut_side):
+            if side not in ("right", "left"):
+                raise ArtifactError(f"a side of the text is right or left, not {side!r}")
+        optional = [token for token in (self.last_token_id, self.zeroed_token_id) if token is not None]
+        ids = (*self.start_token_ids, *self.end_token_ids, self.pad_token_id, *optional)
+        if any(not isinstance(token, int) or token < 0 for token in ids):
+            raise ArtifactError(f"token ids are numbers from 0 on, not {list(ids)}")
+        if self.room < 1:
+            raise ArtifactError(
+                f"context_length {self.context_length} leaves no room for text beside the special tokens {list(ids)}"
+            )
+
+    @property
+    def room(self) -> int:
+        """Ids of the text itself that fit."""
+        around = len(self.start_token_ids) + len(self.end_token_ids) + (self.last_token_id is not None)
+        return self.context_length - around
 
     def to_json(self) -> dict[str, Any]:
         """The spec as the manifest stores it."""
-        return asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> TextSpec:
+    def from_json(cls, plain: dict[str, Any]) -> TextSpec:
         """Reads what `to_json` wrote.
 
         Raises:
             ArtifactError: A field is missing, unknown or out of range.
         """
+        known = [field.name for field in fields(cls)]
         try:
-            return cls(**fields)
+            unknown = sorted(set(plain) - set(known))
+            if unknown:
+                raise ArtifactError(f"the manifest's text has unknown fields: {', '.join(unknown)}")
+            given: dict[str, Any] = {name: tuple(item) if isinstance(item, list) else item for name, item in plain.items()}
+            return cls(**given)
         except TypeError as error:
             raise ArtifactError(f"the manifest's text is not understood: {error}") from error
 
 
 class Tokenizer:
-    """Texts to int64 ids; cleaning as open_clip does it, byte-pair encoding by the tokenizers library."""
+    """Texts to int64 ids: cleaning as open_clip does it, pieces by the tokenizers library, rows as `TextSpec` says."""
 
     def __init__(self, model_json: str, spec: TextSpec) -> None:
         """Builds from the content of a `tokenizer.json`.
@@ -92,17 +134,14 @@ class Tokenizer:
         """Reads a `tokenizer.json`.
 
         Raises:
-            ArtifactError: It is missing or not one.
+            ArtifactError: It is missing, too large or not one.
         """
-        try:
-            return cls(path.read_text(encoding="utf-8"), spec)
-        except (OSError, UnicodeDecodeError) as error:
-            raise ArtifactError(f"{path}: cannot be read ({error})") from error
+        return cls(read_tokenizer_json(path), spec)
 
     def __call__(self, texts: str | Sequence[str]) -> NDArray[np.int64]:
         """Ids of each text, padded to the context.
 
-        A text that does not fit is cut, its last id being end-of-text as in open_clip, with a warning.
+        A text that does not fit is cut, the special tokens around it staying as in open_clip, with a warning.
 
         Returns:
             int64 [N, context_length].
@@ -114,20 +153,45 @@ class Tokenizer:
         for text in given:
             if not isinstance(text, str):
                 raise InputError(f"texts must be strings, not {type(text).__name__}")
-        ids = np.full((len(given), self.spec.context_length), self.spec.pad_token_id, dtype=np.int64)
-        start = [] if self.spec.sot_token_id is None else [self.spec.sot_token_id]
-        cleaned = [_CLEANERS[self.spec.clean](text) for text in given]
-        for row, encoding in enumerate(self._tokenizer.encode_batch(cleaned, add_special_tokens=False)):
-            tokens = [*start, *encoding.ids, self.spec.eot_token_id]
-            if len(tokens) > self.spec.context_length:
+        spec = self.spec
+        rows = np.full((len(given), spec.context_length), spec.pad_token_id, dtype=np.int64)
+        cleaned = [_CLEANERS[spec.clean](text) for text in given]
+        for number, encoding in enumerate(self._tokenizer.encode_batch(cleaned, add_special_tokens=False)):
+            ids = encoding.ids
+            if len(ids) > spec.room:
                 warnings.warn(
-                    f"text of {len(tokens)} tokens cut to context_length {len(ids[row])}: {given[row][:60]!r}",
+                    f"text of {len(ids) + spec.context_length - spec.room} tokens cut to context_length "
+                    f"{spec.context_length}: {given[number][:60]!r}",
                     TruncatedTextWarning,
                     stacklevel=2,
                 )
-                tokens = [*tokens[: self.spec.context_length - 1], self.spec.eot_token_id]
-            ids[row, : len(tokens)] = tokens
-        return ids
+                ids = ids[: spec.room] if spec.cut_side == "right" else ids[-spec.room :]
+            self._place(rows[number], [*spec.start_token_ids, *ids, *spec.end_token_ids])
+        if spec.zeroed_token_id is not None:
+            rows[rows == spec.zeroed_token_id] = 0
+        return rows
+
+    def _place(self, row: NDArray[np.int64], tokens: list[int]) -> None:
+        if self.spec.last_token_id is not None:
+            row[-1] = self.spec.last_token_id
+            row = row[:-1]
+        start = 0 if self.spec.pad_side == "right" else len(row) - len(tokens)
+        row[start : start + len(tokens)] = tokens
+
+
+def read_tokenizer_json(path: Path) -> str:
+    """The content of a `tokenizer.json`.
+
+    Raises:
+        ArtifactError: It is missing, too large or not text.
+    """
+    try:
+        size = path.stat().st_size
+        if size > _MAX_FILE:
+            raise ArtifactError(f"{path}: {size} bytes are too many for a tokenizer.json; the bound is {_MAX_FILE}")
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path}: cannot be read ({error})") from error
 
 
 def _whitespace(text: str) -> str:

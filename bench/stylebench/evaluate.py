@@ -19,12 +19,12 @@ from invariclip.calibrate.candidates import Candidate, grid
 from invariclip.calibrate.estimators import fit, published
 from invariclip.calibrate.evaluate import Bootstrap, Interval, prototypes, zero_shot
 from invariclip.calibrate.fit import Options, bank_of, tabulate
-from invariclip.calibrate.interventions import INTERVENTIONS
 from invariclip.calibrate.pairs import ALL_SOURCES, Sources, Table, fitted_moments
 from invariclip.calibrate.pictures import Picture, read_pictures
 from invariclip.calibrate.select import Objective, Selection, select
 from invariclip.console import Progress, bar, note, silent
 from invariclip.files import sha256_file, write_atomically
+from invariclip.interventions import INTERVENTIONS
 from invariclip.projection import Projection, identity
 
 if TYPE_CHECKING:

@@ -46,6 +46,10 @@ class OnnxRuntimeBackend:
             raise ArtifactError(f"{path}: ONNX Runtime {onnxruntime.__version__} cannot load it: {error}") from error
         self.input_names = tuple(item.name for item in self._session.get_inputs())
         self.output_names = tuple(item.name for item in self._session.get_outputs())
+        self.input_shapes = {
+            item.name: tuple(side if isinstance(side, int) else None for side in item.shape)
+            for item in self._session.get_inputs()
+        }
 
     def run(self, inputs: dict[str, NDArray[Any]], outputs: tuple[str, ...] | None = None) -> dict[str, NDArray[Any]]:
         """Answers the named outputs (all, if None)."""

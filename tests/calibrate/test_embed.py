@@ -6,10 +6,10 @@ from PIL import Image
 
 from invariclip.calibrate import embed as module
 from invariclip.calibrate.embed import Job, embed, embed_texts
-from invariclip.calibrate.interventions import intervene
 from invariclip.calibrate.pictures import SkippedPictureWarning, read_pictures
 from invariclip.errors import InputError
 from invariclip.files import sha256_file
+from invariclip.interventions import intervene
 from invariclip.pixels import stack
 
 

@@ -168,6 +168,94 @@ def test_the_activation_that_weights_cannot_tell_is_warned_of(name, config, twin
         assert f"were trained with QuickGELU; for one of them pass --model {twin}" in str(warning.message)
 
 
+@pytest.fixture
+def tags(monkeypatch, model_folder, vit):
+    """The tiny ViT as an architecture with published weights, one of them trained with QuickGELU."""
+    text = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+    settings = {"embed_dim": 24, "vision_cfg": vit, "text_cfg": text}
+    for name in ("Tiny", "Tiny-quickgelu"):
+        monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, name, {**settings, "quick_gelu": "quick" in name})
+    published = {"plain": {"mean": (0.1, 0.2, 0.3), "interpolation": "bilinear"}, "quick": {"quick_gelu": True}}
+    monkeypatch.setattr(open_clip.pretrained, "get_pretrained_cfg", lambda _, tag: published.get(tag, {}))
+    monkeypatch.setattr(open_clip.pretrained, "list_pretrained_tags_by_model", lambda _: list(published))
+    file = f"{model_folder('vit')}/{WEIGHTS}"
+    monkeypatch.setattr(open_clip.pretrained, "download_pretrained", lambda settings: file)
+
+
+def test_published_weights_come_by_their_tag_with_their_preprocessing(tags, checkpoint):
+    loaded = load_checkpoint("Tiny", "plain")
+    assert loaded.sha256 == checkpoint("vit").sha256
+    assert (loaded.pixels.image_mean, loaded.pixels.interpolation) == ((0.1, 0.2, 0.3), "bilinear")
+
+
+def test_published_weights_of_another_activation_are_refused(tags):
+    with pytest.raises(CheckpointError, match="were trained with QuickGELU; pass --model Tiny-quickgelu"):
+        load_checkpoint("Tiny", "quick")
+    assert load_checkpoint("Tiny-quickgelu", "quick").name == "Tiny-quickgelu"
+
+
+def test_an_unknown_tag_and_a_missing_file_are_told_apart(tags):
+    with pytest.raises(
+        CheckpointError, match="plane: neither a file nor one of the tags of Tiny; available: plain, quick"
+    ):
+        load_checkpoint("Tiny", "plane")
+    with pytest.raises(CheckpointError, match=r"plane\.pt: no such checkpoint file"):
+        load_checkpoint("Tiny", "plane.pt")
+
+
+def test_published_weights_that_cannot_be_fetched_are_one_line(tags, monkeypatch):
+    def fetch(_):
+        raise ConnectionError("no route\nto host")
+
+    monkeypatch.setattr(open_clip.pretrained, "download_pretrained", fetch)
+    with pytest.raises(
+        CheckpointError, match=r"the weights plain cannot be fetched \(no route\); offline, name a file"
+    ):
+        load_checkpoint("Tiny", "plain")
+
+
+@pytest.mark.parametrize("shape", [[], [1]])
+def test_temperature_and_bias_have_any_shape(model_folder, tmp_path, shape):
+    folder = Path(shutil.copytree(model_folder("vit, sigmoid"), tmp_path / "m"))
+    tensors = load_file(folder / WEIGHTS)
+    save_file(
+        {**tensors, **{f"logit_{name}": tensors[f"logit_{name}"].reshape(shape) for name in ("scale", "bias")}},
+        folder / WEIGHTS,
+    )
+    loaded = load_checkpoint(str(folder))
+    assert (loaded.logit_bias, loaded.logit_scale) == (-10, pytest.approx(math.exp(2.3), rel=1e-6))
+
+
+def test_a_missing_bias_is_zero_and_a_missing_temperature_an_error(model_folder, tmp_path):
+    folder = Path(shutil.copytree(model_folder("vit, sigmoid"), tmp_path / "m"))
+    tensors = load_file(folder / WEIGHTS)
+    save_file({name: value for name, value in tensors.items() if name != "logit_bias"}, folder / WEIGHTS)
+    assert load_checkpoint(str(folder)).logit_bias == 0
+    save_file({name: value for name, value in tensors.items() if name != "logit_scale"}, folder / WEIGHTS)
+    with pytest.raises(CheckpointError, match="logit_scale is missing"):
+        load_checkpoint(str(folder))
+
+
+def test_a_folder_with_its_weights_in_several_files(folder):
+    tensors = load_file(folder / WEIGHTS)
+    expected = load_checkpoint(str(folder)).sha256
+    (folder / WEIGHTS).unlink()
+    names, places = sorted(tensors), {}
+    for number, held in enumerate((names[:5], names[5:]), 1):
+        file = f"open_clip_model-0000{number}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in held}, folder / file)
+        places.update(dict.fromkeys(held, file))
+    index = folder / f"{WEIGHTS}.index.json"
+    index.write_text(json.dumps({"weight_map": places}))
+    loaded = load_checkpoint(str(folder))
+    assert (loaded.sha256, loaded.source) == (expected, index.name)
+
+
+def test_a_folder_whose_name_has_siglip_in_it_keeps_its_own_vocabulary(model_folder, tmp_path):
+    folder = shutil.copytree(model_folder("vit"), tmp_path / "my-siglip-run")
+    assert load_checkpoint(str(folder)).tokenizer.spec.start_token_ids == (49406,)
+
+
 @pytest.mark.parametrize(("model", "near"), [("ViT-B32", "ViT-B-32"), ("RN-50", "RN50"), ("refrence", "reference")])
 def test_an_unknown_model_gets_the_nearest_names(model, near):
     with pytest.raises(CheckpointError, match=f"{model}: neither an open_clip architecture nor a folder; .*{near}"):
@@ -237,9 +325,12 @@ def test_an_unreachable_hub_is_one_line(monkeypatch):
         load_checkpoint("hf-hub:someone/tiny")
 
 
-@pytest.mark.parametrize(("model", "owner"), [("ViT-B-16-SigLIP", "SigLIP"), ("roberta-ViT-B-32", "roberta-base")])
-def test_tokenizers_from_the_hub_say_what_works_today(model, owner):
-    with pytest.raises(CheckpointError, match=f"its tokenizer .*{owner}.* comes from the Hugging Face hub.*ViT-B-32"):
+@pytest.mark.parametrize(("model", "owner"), [("ViT-B-16-SigLIP", "timm/ViT-B-16-SigLIP"), ("roberta-ViT-B-32", "")])
+def test_a_missing_tokenizer_says_how_to_give_it(model, owner):
+    hint = (
+        "pass --tokenizer DIR, .* or --tokenizer hf-hub:" if owner else "pass as --model a folder with open_clip_config"
+    )
+    with pytest.raises(CheckpointError, match=f"^{model}: .*{hint}{owner}"):
         load_checkpoint(model, allow_random=True)
 
 

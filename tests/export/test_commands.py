@@ -49,14 +49,15 @@ def test_export_then_verify(run, tiny_checkpoint, tiny_pictures, tiny_projection
     assert (code, err) == (0, "")
     report = json.loads(stdout)
     assert report["passed"] is True
-    assert report["variants"]["float32"]["image"]["items"] == 12
+    assert report["variants"]["float32"]["onnxruntime"]["image"]["items"] == 12
 
     code, stdout, err = run(
         "verify", out, "--model", tiny_checkpoint, "--images", tiny_pictures, "--max-abs-diff", "1e-12", "--quiet"
     )
     assert code == 1
     assert "max |Δ|" in stdout
-    assert "does not answer like its checkpoint: float32: image max |Δ|" in err
+    assert "does not answer like its checkpoint: float32 on onnxruntime: " in err
+    assert "image max |Δ|" in err
     assert err.count("\n") == 1
 
     code, stdout, err = run(
@@ -65,6 +66,52 @@ def test_export_then_verify(run, tiny_checkpoint, tiny_pictures, tiny_projection
     assert code == 1
     assert json.loads(stdout)["passed"] is False
     assert json.loads(stdout)["failures"]
+
+
+def test_other_classes_without_a_checkpoint(run, tiny_artifact, tiny_checkpoint, tiny_pictures, tmp_path):
+    (tmp_path / "forms.txt").write_text("# mine\na {} in words\na {} in a picture\n")
+    out = tmp_path / "new.icm"
+    code, stdout, err = run(
+        "export", "--classes-only", tiny_artifact, "--classes", "sun,moon", "--templates-file", tmp_path / "forms.txt",
+        "--images", tiny_pictures, "-o", out, "--quiet",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    assert "2 classes" in stdout
+    assert "with the new classes probabilities are within" in stdout
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert (manifest["classes"], manifest["templates"]) == (["sun", "moon"], ["a {} in words", "a {} in a picture"])
+    # the contract holds as it does for an artifact from a checkpoint
+    code, _, err = run("verify", out, "--model", tiny_checkpoint, "--images", tiny_pictures, "--quiet")
+    assert (code, err) == (0, "")
+
+    code, stdout, err = run(
+        "export", "--classes-only", out, "--classes", "cat", "--templates", "ensemble", "--images", tiny_pictures,
+        "-o", out, "--json", "--quiet",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    assert (json.loads(stdout)["classes"], len(json.loads(stdout)["templates"])) == (["cat"], 80)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "name them with --classes or --classes-file"),
+        (["--classes", "a", "--model", "ViT-B-32"], "leave --model out, or export from the checkpoint"),
+        (["--classes", "a", "--checkpoint", "x.pt"], "leave --checkpoint out"),
+        (["--classes", "a", "--projection", "p"], "leave --projection out"),
+        (["--classes", "a", "--min-cosine", "0.9"], "leave --min-cosine out"),
+        (["--classes", "a", "--projection-as-input-initializer"], "leave --projection-as-input-initializer out"),
+        (["--classes", "a", "--templates", "ensembl"], "available: ensemble"),
+        (["--classes", "a", "--templates", "ensemble", "--template", "{}"], "give one of --template, --templates-file"),
+        (["--classes", "a", "--templates-file", "absent.txt"], "absent.txt: cannot be read"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else " ".join(value),
+)
+def test_mistakes_with_classes_only(run, tiny_artifact, tmp_path, options, message):
+    out = tmp_path / "x.icm"
+    err = one_line(*run("export", "--classes-only", tiny_artifact, *options, "-o", out, "--quiet"))
+    assert message in err
+    assert not out.exists()
 
 
 def test_verify_against_another_checkpoint(run, tiny_artifact, model_folder):
@@ -110,6 +157,12 @@ def test_verify_a_damaged_artifact(run, tiny_artifact, tiny_checkpoint, tmp_path
         (["--model", "{tiny}", "--checkpoint", "x.pt", "--random-weights", "1"], "not both"),
         (["--model", "{tiny}", "--random-weights", "1"], "has weights of its own"),
         (["--model", "{tiny}", "--min-cosine", "2"], "--min-cosine"),
+        (["--model", "{tiny}", "--projection-as-input-initializer"], "give --projection FILE"),
+        (["--model", "{tiny}", "--classes", "a", "--template", "{{}}", "--template", "{{}}"], "is given twice"),
+        (["--model", "{tiny}", "--without", "speed"], "no rewrite is called 'speed'; available: "),
+        (["--model", "{tiny}", "--pixels-in-graph", "crop"], "--pixels-in-graph"),
+        (["--model", "{tiny}", "--backend", "tf"], "no backend is called 'tf'; available: onnxruntime"),
+        (["--classes-only", "{tiny}", "--classes", "a"], "not an artifact"),
     ],
     ids=lambda value: None if isinstance(value, str) else " ".join(value)[:40],
 )

@@ -1,10 +1,12 @@
 """Checkpoint files: every container, every kind of damage, and nothing that is in them runs."""
 
+import json
 import os
 import pickle
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from invariclip.errors import CheckpointError
@@ -103,3 +105,71 @@ def test_a_file_without_named_tensors_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "odd.pt")
     with pytest.raises(CheckpointError, match="holds no tensors by name"):
         weights.read_state_dict(tmp_path / "odd.pt")
+
+
+def test_tensors_are_independent_of_their_file(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    save_file(TENSORS, path)
+    tensors = weights.read_state_dict(path)
+    with path.open("r+b") as file:
+        file.truncate(0)  # a mapping of it would crash the process
+    assert weights.digest(tensors) == weights.digest(TENSORS)
+
+
+def test_a_file_is_read_a_little_at_a_time(tmp_path, monkeypatch):
+    opened = []
+    monkeypatch.setattr(weights, "safe_open", lambda *args, **named: opened.append(args) or safe_open(*args, **named))
+    monkeypatch.setattr(weights, "_AT_A_TIME", 8)
+    save_file(TENSORS, tmp_path / "weights.safetensors")
+    assert weights.digest(weights.read_state_dict(tmp_path / "weights.safetensors")) == weights.digest(TENSORS)
+    assert len(opened) > 3
+
+
+def write_shards(folder, **changes):
+    """TENSORS in two files and an index; returns the index."""
+    names = sorted(TENSORS)
+    parts = {"m-00001-of-00002.safetensors": names[:2], "m-00002-of-00002.safetensors": names[2:]}
+    for file, held in parts.items():
+        save_file({name: TENSORS[name] for name in held}, folder / file)
+    places = {name: file for file, held in parts.items() for name in held}
+    index = folder / "m.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": {**places, **changes}}))
+    return index
+
+
+def test_weights_in_several_files_are_one_checkpoint(tmp_path):
+    assert weights.digest(weights.read_state_dict(write_shards(tmp_path))) == weights.digest(TENSORS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"a": "../secret.safetensors"}, "names '../secret.safetensors'; its files must be .safetensors beside it"),
+        ({"a": "m.bin"}, "names 'm.bin'"),
+        ({"a": ""}, "names ''"),
+        ({"a": "m-00003-of-00003.safetensors"}, "m-00003-of-00003.safetensors: no such file, but m.safetensors.index"),
+        ({"more": "m-00001-of-00002.safetensors"}, "does not say what its files hold: more"),
+    ],
+)
+def test_an_index_that_leads_astray_is_refused(tmp_path, changes, message):
+    with pytest.raises(CheckpointError, match=message):
+        weights.read_state_dict(write_shards(tmp_path, **changes))
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", '{"weight_map": 3}', "{}"])
+def test_a_damaged_index_is_named(tmp_path, content):
+    (tmp_path / "m.safetensors.index.json").write_text(content)
+    with pytest.raises(CheckpointError, match="not an index of weights, it has no readable weight_map"):
+        weights.read_state_dict(tmp_path / "m.safetensors.index.json")
+
+
+def test_fitting_takes_the_tensors_themselves_and_empties_the_rest():
+    layer = torch.nn.Linear(3, 2)
+    layer.extra = torch.nn.Parameter(torch.zeros(2))
+    given = {"weight": torch.ones(2, 3), "bias": torch.ones(2).half(), "extra": torch.ones(2, 2)[:, 0]}
+    place = given["weight"].data_ptr()
+    weights.fit(given, layer, "file", "model")
+    assert given == {}
+    assert layer.weight.data_ptr() == place
+    assert layer.bias.dtype == torch.float32
+    assert layer.extra.is_contiguous()

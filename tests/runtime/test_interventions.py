@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from invariclip.calibrate.interventions import INTERVENTIONS, choose_kinds, intervene, parse_kinds
 from invariclip.errors import InputError
+from invariclip.interventions import INTERVENTIONS, choose_kinds, intervene, parse_kinds
 
 
 @pytest.fixture

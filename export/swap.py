@@ -1,0 +1,278 @@
+"""Other classes in an artifact that exists: no checkpoint, no tracing, no reading of weights that lie beside a graph.
+
+The class embeddings come from the artifact's own text graph, which was held against its checkpoint at export. The image
+graph gets another head; that everything up to `embedding` stayed as it was is shown by a digest over nodes and weights,
+so what was proved of the embeddings still is. The head is checked by itself: probabilities against float64.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from invariclip.artifact import (
+    EMBEDDING,
+    IMAGE_INPUT,
+    METADATA_KEY,
+    PROBABILITIES,
+    FileFacts,
+    checked_path,
+    describe_file,
+    read_manifest,
+    require_replaceable,
+    write_manifest,
+)
+from invariclip.backends import DEFAULT_BACKEND, open_backend
+from invariclip.console import silent
+from invariclip.errors import ContractError, InputError
+from invariclip.export import evidence
+from invariclip.export.body import body_digest
+from invariclip.export.figures import FLOAT32, max_diff, probabilities
+from invariclip.export.head import attach_head
+from invariclip.files import new_directory, write_atomically
+from invariclip.prompts import DEFAULT_TEMPLATES, check_prompts, class_bank
+from invariclip.text_tower import TextTower
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from invariclip.artifact import Manifest
+    from invariclip.console import Progress
+    from invariclip.export.evidence import Pictures
+
+_BEST = "float32"
+"""The variant whose text graph embeds the classes of all of them, where it is there."""
+_BATCH = 16
+_TEXTS = 64
+MAX_GRAPH_BYTES = 2_000_000_000
+"""Protobuf ends at 2 GiB; the bank is kept inside the graph."""
+
+
+def swap_classes(
+    artifact: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    classes: Sequence[str],
+    templates: Sequence[str] | None = None,
+    *,
+    pictures: Sequence[str | Path] | None = None,
+    max_probability_diff: float = FLOAT32.max_probability_diff,
+    threads: int | None = None,
+    progress: Progress = silent,
+) -> Manifest:
+    """Writes an artifact with other classes, or nothing.
+
+    Args:
+        artifact: The artifact to start from; it stays as it is.
+        out: The artifact to write. One that stands there is replaced, be it the same.
+        classes: Class names to bake in.
+        templates: Their prompt templates; None takes the artifact's own, or the default.
+        pictures: Files and folders to check the head on; None takes the bundled ones.
+        max_probability_diff: Largest difference of a probability from float64.
+        threads: ONNX Runtime's threads; None takes what this process may use.
+        progress: `console.bar` or `console.silent`.
+
+    Returns:
+        The manifest that was written.
+
+    Raises:
+        ArtifactError: `artifact` is not one, or a file of it is missing or changed.
+        InputError: No classes, bad ones, too many for the graph, or a folder that cannot be written.
+        ContractError: The new head does not answer what it should.
+        MissingExtraError: An engine that the artifact was proved on is not installed here.
+    """
+    source, target = Path(artifact), Path(out)
+    old = read_manifest(source)
+    if not classes:
+        raise InputError("new classes are needed: name them with --classes or --classes-file")
+    prompts = tuple(templates or old.templates or DEFAULT_TEMPLATES)
+    check_prompts(classes, prompts)
+    require_replaceable(target)
+    entries = {entry.path: entry for entry in files_of(old)}
+    paths = {name: checked_path(source, entry) for name, entry in entries.items()}
+    looked_at = evidence.pictures_of(pictures, old.pixels)
+    looked_at.require_readable()
+    teacher = _BEST if _BEST in old.variants else next(iter(old.variants))
+    manifest = replace(old, classes=tuple(classes), templates=prompts)
+    bank = _embedded(source, manifest, teacher, threads, progress)
+    with new_directory(target) as folder:
+        new_files, bodies = _write_files(manifest, paths, folder, bank)
+        spoilt = [name for name, entry in entries.items() if new_files[name].data_sha256 != entry.data_sha256]
+        if spoilt:
+            raise ContractError(f"{spoilt[0]}.data: was not copied as it is; is the disk full?")
+        manifest = cast("Manifest", _with_files(manifest, new_files))
+        variants = dict(manifest.variants)
+        runs = [(name, backend) for name, variant in variants.items() for backend in variant.parity]
+        for name, backend in progress(runs, total=len(runs), desc="check heads"):
+            image = folder / variants[name].image.path
+            difference = head_difference(image, looked_at, bank, manifest, backend=backend, threads=threads)
+            if not difference <= max_probability_diff:  # a NaN must fail
+                raise ContractError(
+                    f"{image.name} on {backend}: a probability of the new classes is off by {difference:.3g}, "
+                    f"above {max_probability_diff:g}"
+                )
+            head = {
+                "bank": f"text graph of {teacher}",
+                "body_sha256": bodies[image.name],
+                "pictures": len(looked_at.readable),
+                "probability_diff": difference,
+                "max_probability_diff": max_probability_diff,
+            }
+            parity = variants[name].parity
+            parity = {**parity, backend: still_proved(parity[backend], head, had_classes=bool(old.classes))}
+            variants[name] = replace(variants[name], parity=parity)
+        manifest = replace(manifest, variants=variants)
+        write_manifest(folder, manifest)
+    return manifest
+
+
+def head_difference(
+    path: Path,
+    pictures: Pictures,
+    bank: NDArray[np.float64],
+    manifest: Manifest,
+    *,
+    backend: str = DEFAULT_BACKEND,
+    threads: int | None = None,
+) -> float:
+    """Largest difference of an image graph's probabilities from float64, computed from its own embeddings.
+
+    Args:
+        path: An image graph with classes.
+        pictures: What to look at.
+        bank: Unit class embeddings, float64 [K, d].
+        manifest: For the temperature and the bias.
+        backend: The engine that runs it.
+        threads: Its threads; None takes what this process may use.
+
+    Raises:
+        ArtifactError: The graph cannot be loaded.
+        InputError: No picture can be read.
+        MissingExtraError: The engine is not installed.
+    """
+    engine = open_backend(backend, path, threads=threads)
+    differences = []
+    for batch in pictures.batches(_BATCH):
+        answers = engine.run({IMAGE_INPUT: batch}, (EMBEDDING, PROBABILITIES))
+        cosines = answers[EMBEDDING].astype(np.float64) @ bank.T
+        wanted = probabilities(cosines, manifest.model.logit_scale, manifest.model.logit_bias)
+        differences.append(max_diff(answers[PROBABILITIES], wanted))
+    return float(np.max(differences))
+
+
+def files_of(manifest: Manifest) -> list[FileFacts]:
+    """Every file that a manifest names, each once."""
+    return list(dict.fromkeys(_entries(manifest)))
+
+
+def _embedded(
+    source: Path, manifest: Manifest, variant: str, threads: int | None, progress: Progress
+) -> NDArray[np.float64]:
+    """The bank, from the text graph of the artifact at `source`, which is closed again afterwards."""
+    tower = TextTower(source, manifest, variant, backend=DEFAULT_BACKEND, threads=threads)
+
+    def embed(prompts: list[str]) -> NDArray[np.float32]:
+        return tower.embed(prompts, _TEXTS, {})
+
+    return class_bank(embed, manifest.classes, manifest.templates, progress=progress)
+
+
+def _entries(value: Any) -> Iterator[FileFacts]:
+    if isinstance(value, FileFacts):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _entries(item)
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from _entries(getattr(value, field.name))
+
+
+def _with_files(value: Any, new: dict[str, FileFacts]) -> Any:
+    """The same dataclass with every file's facts taken from `new`."""
+    if isinstance(value, FileFacts):
+        return new[value.path]
+    if isinstance(value, dict):
+        return {key: _with_files(item, new) for key, item in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        changes = {field.name: _with_files(getattr(value, field.name), new) for field in fields(value)}
+        return replace(value, **changes)
+    return value
+
+
+def _write_files(
+    manifest: Manifest, paths: dict[str, Path], folder: Path, bank: NDArray[np.float64]
+) -> tuple[dict[str, FileFacts], dict[str, str]]:
+    """Writes or copies every file; answers their facts, and the digest of each image graph's body."""
+    bodies: dict[str, str] = {}
+    for name, path in paths.items():
+        beside = path.with_name(f"{path.name}.data")
+        if beside.is_file():
+            # No hard link: onnx refuses to read weights from a file that has two names, in either artifact
+            shutil.copyfile(beside, folder / f"{name}.data")
+        if path.suffix != ".onnx":
+            shutil.copyfile(path, folder / name)
+        elif _takes_pictures(path):
+            bodies[name] = _with_head(path, folder / name, manifest, bank)
+        else:
+            _with_facts(path, folder / name, manifest)
+    return {name: describe_file(folder, name) for name in paths}, bodies
+
+
+def _takes_pictures(path: Path) -> bool:
+    return any(item.name == IMAGE_INPUT for item in onnx.load(str(path), load_external_data=False).graph.input)
+
+
+def _facts(manifest: Manifest, name: str) -> str:
+    return json.dumps(manifest.facts(name), ensure_ascii=False, sort_keys=True)
+
+
+def _with_facts(path: Path, target: Path, manifest: Manifest) -> None:
+    model = onnx.load(str(path), load_external_data=False)
+    kept = [item for item in model.metadata_props if item.key != METADATA_KEY]
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
+    model.metadata_props.add(key=METADATA_KEY, value=_facts(manifest, path.name))
+    write_atomically(target, model.SerializeToString(deterministic=True))
+
+
+def _with_head(path: Path, target: Path, manifest: Manifest, bank: NDArray[np.float64]) -> str:
+    """Writes an image graph with another head; answers the digest of the body, which both have."""
+    if path.stat().st_size + bank.size * 4 > MAX_GRAPH_BYTES:
+        raise InputError(f"{path.name}: {len(bank):,} classes would make the graph larger than protobuf allows")
+    model = ir.load(path)
+    attach_head(model, bank, manifest.model.logit_scale, manifest.model.logit_bias)
+    model.metadata_props[METADATA_KEY] = _facts(manifest, path.name)
+    ir.save(model, target)
+    before, after = body_digest(path), body_digest(target)
+    if before != after:
+        raise ContractError(f"{path.name}: writing the new classes changed the graph before them; export it again")
+    try:
+        onnx.checker.check_model(str(target), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ContractError(f"{path.name}: the graph with the new classes is not valid ONNX ({error})") from error
+    return after
+
+
+def still_proved(record: dict[str, Any], head: dict[str, Any], *, had_classes: bool) -> dict[str, Any]:
+    """A backend's parity record with other classes: every figure of the embeddings stays.
+
+    Args:
+        record: What was proved with the old classes (see `invariclip.parity`).
+        head: What was measured of the new ones.
+        had_classes: Whether best matches were sought among old classes; then those figures are gone too.
+    """
+    image = {
+        name: None if name == "probability_diff" or (had_classes and name.startswith("top")) else value
+        for name, value in record["image"].items()
+    }
+    return {**record, "image": image, "head": head}

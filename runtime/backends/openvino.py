@@ -1,0 +1,137 @@
+"""OpenVINO on the CPU, in float32 and nothing less.
+
+Left to itself, OpenVINO computes a float32 graph in bfloat16 or float16 on processors that have it. The hints below
+forbid that, and what the compiled graph says of itself is read back, so that `describe` tells what really runs.
+"""
+
+from __future__ import annotations
+
+import sys
+from queue import Empty, LifoQueue
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from invariclip.backends.threads import available_threads
+from invariclip.errors import ArtifactError, InputError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+# `import openvino` reports itself over the network where openvino_telemetry is installed, which its wheel requires. A
+# server must not: while that package cannot be imported, OpenVINO takes the silent stub that it carries.
+_telemetry = {name: sys.modules.pop(name) for name in list(sys.modules) if name.startswith("openvino_telemetry")}
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+try:
+    import openvino
+    from openvino import properties
+    from openvino.properties import hint
+finally:
+    del sys.modules["openvino_telemetry"]
+    sys.modules.update(_telemetry)
+
+DEVICE = "CPU"
+VERSION = openvino.__version__.split("-")[0]
+
+
+class OpenVinoBackend:
+    """One ONNX graph, compiled once; calls that run at the same time have an infer request each."""
+
+    def __init__(self, path: Path, *, threads: int | None = None) -> None:
+        """Loads and compiles the graph.
+
+        Args:
+            path: The ONNX file.
+            threads: Threads that inference may use; None takes what affinity and cgroup allow.
+
+        Raises:
+            ArtifactError: The file is not a graph that this OpenVINO can load, or it would not run in float32.
+            InputError: `threads` is below 1.
+        """
+        if threads is not None and threads < 1:
+            raise InputError(f"threads must be at least 1, not {threads}")
+        config = {
+            hint.inference_precision: openvino.Type.f32,
+            hint.execution_mode: hint.ExecutionMode.ACCURACY,
+            hint.performance_mode: hint.PerformanceMode.LATENCY,
+            # The affinity mask and the quota were counted already; pinning to cores of the host would fight them.
+            hint.enable_cpu_pinning: False,
+            properties.inference_num_threads: threads or available_threads(),
+        }
+        try:
+            core = openvino.Core()
+            model = core.read_model(str(path))
+            self._compiled = core.compile_model(model, DEVICE, config)
+            self._processor = str(core.get_property(DEVICE, properties.device.full_name))
+        except Exception as error:  # OpenVINO's exceptions share no base class of their own
+            raise ArtifactError(f"{path}: OpenVINO {VERSION} cannot load it: {_reason(error)}") from error
+        kind = self._compiled.get_property(hint.inference_precision)
+        if kind != openvino.Type.f32:
+            raise ArtifactError(
+                f"{path}: OpenVINO {VERSION} would run it in {kind.get_type_name()}, not f32; take another backend"
+            )
+        self.threads = int(self._compiled.get_property(properties.inference_num_threads))
+        # Compiling may give a port further names; the model as it was read has the graph's own.
+        self.input_names = tuple(str(port.get_any_name()) for port in model.inputs)
+        self.output_names = tuple(str(port.get_any_name()) for port in model.outputs)
+        self.input_shapes = {
+            name: tuple(side.get_length() if side.is_static else None for side in port.get_partial_shape())
+            for name, port in zip(self.input_names, model.inputs, strict=True)
+        }
+        self._ports = dict(zip(self.input_names, model.inputs, strict=True))
+        self._path = path
+        self._idle: LifoQueue[Any] = LifoQueue()
+
+    def run(self, inputs: dict[str, NDArray[Any]], outputs: tuple[str, ...] | None = None) -> dict[str, NDArray[Any]]:
+        """Answers the named outputs (all, if None), in arrays of the caller's own.
+
+        Raises:
+            InputError: An input or output is not the graph's, or an input is of another shape or dtype.
+        """
+        self._check(inputs, outputs or ())
+        try:
+            request = self._idle.get_nowait()
+        except Empty:
+            request = self._compiled.create_infer_request()
+        try:
+            answers = request.infer({name: np.ascontiguousarray(value) for name, value in inputs.items()})
+        except Exception as error:  # the request may be broken, so it does not go back
+            raise InputError(f"{self._path}: OpenVINO {VERSION} cannot answer this input: {_reason(error)}") from error
+        copies = {name: np.array(answers[self.output_names.index(name)]) for name in outputs or self.output_names}
+        self._idle.put(request)
+        return copies
+
+    def describe(self) -> dict[str, Any]:
+        """What really runs, as the compiled graph tells it."""
+        return {
+            "engine": "openvino",
+            "version": VERSION,
+            "execution provider": ", ".join(self._compiled.get_property(properties.execution_devices)),
+            "processor": self._processor,
+            "computes in": self._compiled.get_property(hint.inference_precision).get_type_name(),
+            "execution mode": self._compiled.get_property(hint.execution_mode).name.lower(),
+            "threads": self.threads,
+        }
+
+    def _check(self, inputs: dict[str, NDArray[Any]], outputs: tuple[str, ...]) -> None:
+        """Refuses what ONNX Runtime would: OpenVINO takes tensors of other shapes and dtypes without a word."""
+        unknown = [name for name in outputs if name not in self.output_names]
+        if set(inputs) != set(self._ports) or unknown:
+            raise InputError(
+                f"{self._path}: got inputs {', '.join(inputs) or 'none'} and outputs {', '.join(outputs) or 'all'}; "
+                f"its inputs are {', '.join(self.input_names)}, its outputs {', '.join(self.output_names)}"
+            )
+        for name, value in inputs.items():
+            shape, dtype = self._ports[name].get_partial_shape(), self._ports[name].get_element_type().to_dtype()
+            if value.dtype != dtype or not shape.compatible(openvino.PartialShape(list(value.shape))):
+                raise InputError(
+                    f"{self._path}: input {name} is {value.dtype} {list(value.shape)}; it takes {dtype} {shape}"
+                )
+
+
+def _reason(error: Exception) -> str:
+    """The line of OpenVINO's message that says what is wrong; the others name its own source files."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

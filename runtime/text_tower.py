@@ -1,0 +1,87 @@
+"""The text side of a loaded artifact: tokenizer and graph, opened at the first text and fed no more than they need."""
+
+from __future__ import annotations
+
+import threading
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from invariclip.artifact import EMBEDDING, TEXT_INPUT, checked_path
+from invariclip.backends import open_backend
+from invariclip.errors import InputError
+from invariclip.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from invariclip.artifact import Manifest
+    from invariclip.backends import Backend
+    from invariclip.tokenizer import TextSpec
+
+
+class TextTower:
+    """Texts to embeddings. Classifying with baked classes needs none, so nothing is opened before the first text."""
+
+    def __init__(self, folder: Path, manifest: Manifest, variant: str, *, backend: str, threads: int | None) -> None:
+        """Remembers what to open; the arguments are those of `predictor.load`."""
+        self._folder, self._manifest, self._variant = folder, manifest, manifest.variants[variant]
+        self._backend, self._threads = backend, threads
+        self._lock = threading.Lock()
+        self._opened: tuple[Tokenizer, Backend] | None = None
+
+    def embed(self, texts: list[str], batch_size: int, feeds: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """Unit-length embeddings, float32 [N, d].
+
+        Args:
+            texts: N texts.
+            batch_size: Texts per run.
+            feeds: Further inputs of the graph, by name.
+
+        Raises:
+            InputError: Something is not a string, or `batch_size` is below 1.
+            ArtifactError: A file is missing, changed, or not what the engine can load.
+        """
+        if batch_size < 1:
+            raise InputError(f"batch_size must be at least 1, not {batch_size}")
+        tokenizer, backend = self._open()
+        blocks = []
+        for start in range(0, len(texts), batch_size):
+            ids = tokenizer(texts[start : start + batch_size])
+            if self._variant.text_length == "dynamic":
+                ids = shortened(ids, self._manifest.text)
+            blocks.append(backend.run({TEXT_INPUT: ids, **feeds}, (EMBEDDING,))[EMBEDDING])
+        return np.concatenate(blocks) if blocks else np.empty((0, self._manifest.width), dtype=np.float32)
+
+    def _open(self) -> tuple[Tokenizer, Backend]:
+        with self._lock:
+            if self._opened is None:
+                graph = checked_path(self._folder, self._variant.text)
+                self._opened = (
+                    Tokenizer.from_file(checked_path(self._folder, self._manifest.tokenizer), self._manifest.text),
+                    open_backend(self._backend, graph, threads=self._threads),
+                )
+            return self._opened
+
+
+def shortened(ids: NDArray[np.int64], spec: TextSpec) -> NDArray[np.int64]:
+    """Ids without the columns that are padding in every text; exact for towers whose text is causal.
+
+    Args:
+        ids: int64 [N, L], rows as `Tokenizer` makes them.
+        spec: How it makes them. Where a row's end cannot be told from its padding, nothing is cut.
+
+    Returns:
+        int64 [N, l], 1 ≤ l ≤ L, every text's end inside.
+    """
+    if not spec.end_token_ids or spec.pad_side == "left" or (spec.last_token_id, spec.zeroed_token_id) != (None, None):
+        return ids
+    used = np.flatnonzero((ids != spec.pad_token_id).any(axis=0))
+    length = int(used[-1]) + 1 if len(used) else 0
+    # Where texts are padded with one of their own end ids, the first of those still belong to the text
+    padlike = list(takewhile(lambda token: token == spec.pad_token_id, reversed(spec.end_token_ids)))
+    return np.ascontiguousarray(ids[:, : min(max(length + len(padlike), 1), ids.shape[1])])

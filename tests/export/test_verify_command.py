@@ -1,0 +1,129 @@
+"""`verify` as a user types it: a table per variant and backend, the failing rows marked, one line that says why."""
+
+import json
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from invariclip.artifact import describe_file, read_manifest, write_manifest
+from invariclip.cli import main
+from invariclip.export.options import bounds_of
+from invariclip.parity import FAILED, PARITY_HEADER, parity_rows
+
+
+@pytest.fixture
+def run(capsys, tiny_checkpoint, tiny_pictures):
+    def of(artifact, *options):
+        common = ("--model", tiny_checkpoint, "--images", tiny_pictures, "--threads", 1, "--quiet")
+        with pytest.raises(SystemExit) as stopped:
+            main(["verify", *map(str, (artifact, *common, *options))])
+        captured = capsys.readouterr()
+        return stopped.value.code, captured.out, captured.err
+
+    return of
+
+
+@pytest.fixture
+def blue(tiny_artifact, tmp_path):
+    """The tiny artifact with red and blue swapped in its image graph, and a manifest that says nothing of it."""
+    folder = shutil.copytree(tiny_artifact, tmp_path / "blue.icm")
+    model = onnx.load(folder / "image.onnx")
+    for node in model.graph.node:
+        node.input[:] = ["pixels_bgr" if name == "pixels" else name for name in node.input]
+    model.graph.node.insert(0, onnx.helper.make_node("Gather", ["pixels", "bgr"], ["pixels_bgr"], axis=3))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([2, 1, 0]), "bgr"))
+    onnx.save(model, folder / "image.onnx")
+    manifest = read_manifest(folder)
+    variant = manifest.variants["float32"]
+    object.__setattr__(variant, "image", describe_file(folder, "image.onnx"))
+    write_manifest(folder, manifest)
+    return folder
+
+
+BOTH = ("--backend", "onnxruntime", "--backend", "openvino")
+
+
+def test_every_backend_has_its_own_record(run, tiny_artifact):
+    code, out, err = run(tiny_artifact, *BOTH, "--backend", "openvino", "--json")
+    assert (code, err) == (0, "")
+    report = json.loads(out)
+    assert (report["passed"], report["failures"]) == (True, [])
+    records = report["variants"]["float32"]
+    assert list(records) == ["onnxruntime", "openvino"]
+    for name, record in records.items():
+        assert record["engine"]["engine"] == name
+        assert record["engine"]["threads"] == 1
+        assert record["passed"] is True
+        for row in parity_rows(record):
+            assert len(row) == len(PARITY_HEADER)
+    code, out, err = run(tiny_artifact, *BOTH)
+    assert (code, err) == (0, "")
+    assert out.count("max |Δ|, batches of 17") == 2
+    assert FAILED not in out
+
+
+def test_a_failure_is_marked_and_said_in_one_line(run, blue):
+    code, out, err = run(blue, *BOTH)
+    assert code == 1
+    assert err.count("\n") == 1
+    for name in ("onnxruntime", "openvino"):
+        assert f"float32 on {name}: image max |Δ| " in err
+    assert " is below 0.999999, by " in err
+    assert err.count("cause: image: red and blue are swapped") == 2
+    marked = [line.split("  ")[0] for line in out.splitlines() if FAILED in line]
+    assert marked[:2] == ["max |Δ|", "cosine min"]
+    assert "NaN or infinite" not in marked
+
+
+def test_the_same_as_json(run, blue):
+    code, out, _ = run(blue, "--json")
+    report = json.loads(out)
+    record = report["variants"]["float32"]["onnxruntime"]
+    assert (code, report["passed"], record["passed"]) == (1, False, False)
+    assert record["causes"] == ["image: red and blue are swapped"]
+    assert "max_abs_diff" in record["image"]["failed"]
+    assert record["text"]["failed"] == []
+    assert all(line.startswith("float32 on onnxruntime: image ") for line in report["failures"])
+
+
+@pytest.mark.parametrize(
+    ("option", "bound"),
+    [
+        ("--min-cosine", "min_cosine"),
+        ("--max-abs-diff", "max_abs_diff"),
+        ("--min-top1", "min_top1"),
+        ("--min-top5", "min_top5"),
+        ("--max-invariance-gap", "max_invariance_gap"),
+    ],
+)
+def test_each_bound_can_be_moved(run, tiny_artifact, option, bound):
+    code, out, _ = run(tiny_artifact, option, "0.5", "--json")
+    thresholds = json.loads(out)["variants"]["float32"]["onnxruntime"]["thresholds"]
+    assert code == 0
+    assert thresholds[bound] == 0.5
+    assert sum(value == 0.5 for value in thresholds.values()) == 1
+
+
+def test_bounds_of_a_precision():
+    nothing = dict.fromkeys(("min_cosine", "max_abs_diff", "min_top1", "min_top5", "max_invariance_gap"))
+    assert bounds_of(nothing).min_cosine == 0.999999
+    assert bounds_of(nothing, "float16").min_cosine == 0.9999
+    moved = bounds_of({**nothing, "max_abs_diff": 0.0}, "bfloat16")
+    assert (moved.max_abs_diff, moved.min_cosine) == (0.0, 0.998)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--backend", "abacus"), "no backend is called 'abacus'; available: onnxruntime, openvino"),
+        (("--min-top5", "2"), "--min-top5"),
+        (("--max-invariance-gap", "-1"), "--max-invariance-gap"),
+    ],
+)
+def test_mistakes_are_one_line(run, tiny_artifact, options, message):
+    code, out, err = run(tiny_artifact, *options)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert message in err
