@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import logging
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from invariclip.errors import CheckpointError
+from invariclip.export.quiet import quiet
 from invariclip.export.random_weights import Unfilled, fill
 from invariclip.export.shorten import shorten
 from invariclip.export.sources import CONFIG_FILE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from invariclip.export.sources import Source
@@ -103,7 +101,7 @@ def build(source: Source, text_cfg: dict[str, Any], *, seed: int | None, short: 
 
     changed = {"text_cfg": text_cfg} if text_cfg.get("hf_model_name") else {}
     try:
-        with _quiet(), torch.random.fork_rng(devices=[]), Unfilled():  # type: ignore[no-untyped-call]
+        with quiet(), torch.random.fork_rng(devices=[]), Unfilled():  # type: ignore[no-untyped-call]
             torch.manual_seed(seed or 0)
             module = create_model(
                 source.identifier,
@@ -132,14 +130,3 @@ def _read_tower(path: Path) -> dict[str, Any]:
     if not isinstance(plain, dict):
         raise CheckpointError(f"{path}: not a model's config, it holds a {type(plain).__name__}")
     return plain
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """open_clip tells the root logger that weights are random; here that is either meant or about to change."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import onnx
@@ -13,16 +10,17 @@ import onnx_ir as ir
 import torch
 
 from invariclip.errors import ContractError
+from invariclip.export.quiet import quiet
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
 OPSET = 20
 """`Gelu` and `LayerNormalization` stay whole, and TensorRT still builds all of it."""
 METADATA_KEY = "invariclip"
-EXTERNAL_DATA_BYTES = 1_800_000_000
-"""Weights above this go into a file beside the graph: protobuf ends at 2 GiB."""
+EXTERNAL_DATA_BYTES = 1_000_000_000
+"""Weights above this go into a file beside the graph. Protobuf ends at 2 GiB, and needs twice the weights to write."""
 
 
 def traced(
@@ -43,7 +41,7 @@ def traced(
     shape = {0: torch.export.Dim("batch", min=1)}
     if longest is not None:
         shape[1] = torch.export.Dim("length", min=1, max=longest)
-    with _quiet():
+    with quiet():
         try:
             program = torch.onnx.export(
                 tower,
@@ -137,16 +135,3 @@ def _tidy(graph: Any) -> None:
 def _nodes(graph: onnx.GraphProto) -> int:
     inner = [attribute for node in graph.node for attribute in node.attribute]
     return len(graph.node) + sum(_nodes(item.g) for item in inner if item.HasField("g"))
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter's remarks are about its own passes; what matters is checked afterwards."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

@@ -79,7 +79,7 @@ class FileFacts:
         path: Its name.
         sha256: Its digest.
         size_bytes: Its size.
-        data_sha256: Digest of `path.data` beside it, where an ONNX file above 1.8 GB keeps its weights; else None.
+        data_sha256: Digest of `path.data` beside it, where an ONNX file above 1 GB keeps its weights; else None.
     """
 
     path: str

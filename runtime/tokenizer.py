@@ -105,7 +105,9 @@ class TextSpec:
             unknown = sorted(set(plain) - set(known))
             if unknown:
                 raise ArtifactError(f"the manifest's text has unknown fields: {', '.join(unknown)}")
-            given: dict[str, Any] = {name: tuple(item) if isinstance(item, list) else item for name, item in plain.items()}
+            given: dict[str, Any] = {
+                name: tuple(item) if isinstance(item, list) else item for name, item in plain.items()
+            }
             return cls(**given)
         except TypeError as error:
             raise ArtifactError(f"the manifest's text is not understood: {error}") from error

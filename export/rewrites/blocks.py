@@ -56,8 +56,7 @@ def _of_timm(block: Any) -> Block:
     from timm.layers.attention import Attention as TimmAttention
 
     attn = block.attn
-    if type(attn) is not TimmAttention:
-        raise NotApplicableError(f"its attention is of another kind ({type(attn).__name__})")
+    _require_kind(attn, TimmAttention)
     _require_plain(attn, ("q_norm", "k_norm", "norm"))
     biases = (None, None, None) if attn.qkv.bias is None else attn.qkv.bias.detach().chunk(3)
     attention = split_packed(attn.qkv.weight, tuple(biases), attn.proj, attn.num_heads)
@@ -68,8 +67,7 @@ def _of_eva(block: Any) -> Block:
     from timm.models.eva import EvaAttention
 
     attn = block.attn
-    if type(attn) is not EvaAttention:
-        raise NotApplicableError(f"its attention is of another kind ({type(attn).__name__})")
+    _require_kind(attn, EvaAttention)
     _require_plain(attn, ("q_norm", "k_norm"))
     rope = RotaryFacts(attn.num_prefix_tokens, bool(attn.rotate_half))
     if attn.qkv is None:
@@ -89,7 +87,8 @@ def without_value_bias(attention: Attention) -> Attention:
     """The value's bias in the output's, and no key bias.
 
     Softmax weights add up to one, so softmax(S)(V + 1 bᵀ) = softmax(S) V + 1 bᵀ, and W_out b is a constant that the
-    output's bias takes. A key bias adds the same number to all scores of a query, which a softmax does not see.
+    output's bias takes. A key bias adds the same number to all scores of a query, which a softmax does not see; where
+    keys are turned by their position it adds another to each, and stays.
     """
     out = attention.out
     if not isinstance(attention.norm, nn.Identity):
@@ -98,8 +97,15 @@ def without_value_bias(attention: Attention) -> Attention:
     if value is not None:
         bias = out.weight.detach().double() @ value.double()
         out = linear(out.weight.detach(), (bias if given is None else bias + given.double()).float())
-    k, v = (linear(part.weight.detach(), None) for part in (attention.k, attention.v))
+    v = linear(attention.v.weight.detach(), None)
+    k = attention.k if attention.rope is not None else linear(attention.k.weight.detach(), None)
     return Attention(attention.q, k, v, out, attention.heads, attention.rope)
+
+
+def _require_kind(attn: object, kind: type) -> None:
+    # exact types again
+    if type(attn) is not kind:
+        raise NotApplicableError(f"its attention is of another kind ({type(attn).__name__})")
 
 
 def _require_plain(attn: Any, norms: tuple[str, ...]) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from invariclip.export.reparameterize import foldable, reparameterized
 from invariclip.export.rewrites.attention import Block, bias_of
 from invariclip.export.rewrites.blocks import without_value_bias, written_out
 from invariclip.export.rewrites.rewrite import NotApplicableError
@@ -19,6 +20,18 @@ if TYPE_CHECKING:
 
 IMAGE_BLOCKS = ("visual.transformer.resblocks", "visual.trunk.blocks")
 """Where an image tower keeps its transformer blocks: open_clip's own, and timm's."""
+
+
+def fold_branches(subject: Subject) -> str:
+    """Branches that serve training alone into the convolutions beside them."""
+    found = foldable(subject.encoder)
+    if not found:
+        raise NotApplicableError("it has no branches for training alone")
+    subject.encoder = reparameterized(subject.encoder)
+    left = foldable(subject.encoder)
+    if left:
+        raise NotApplicableError(f"timm left {left[0]} as it was")
+    return f"{len(found)} parts"
 
 
 def write_out_attention(subject: Subject) -> str:

@@ -45,6 +45,12 @@ def _without(*kinds: str) -> object:
 
 REWRITES: tuple[Rewrite, ...] = (
     Rewrite(
+        "reparameterized",
+        ("image",),
+        "branches that a trunk has for training alone are folded into the convolutions that it serves with",
+        module=encoder.fold_branches,
+    ),
+    Rewrite(
         "plain-attention",
         ("image", "text"),
         "three projections and two products instead of packed attention and its reshapes; the scale is in the weights",

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from invariclip.export.quiet import quiet
 from invariclip.export.rewrites.rewrite import NotApplicableError
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ def tidy(model: ir.Model, subject: Subject) -> str:
     plain = write_shapes(model)
     common.RemoveUnusedNodesPass()(model)
     common.IdentityEliminationPass()(model)
-    common.DeduplicateInitializersPass(size_limit=SMALL_BYTES)(model)
+    with quiet():  # it remarks on a projection that is also an input, which has to stay as it is
+        common.DeduplicateInitializersPass(size_limit=SMALL_BYTES)(model)
     common.CommonSubexpressionEliminationPass()(model)
     common.RemoveUnusedNodesPass()(model)
     gone = before - len(model.graph)

@@ -99,3 +99,45 @@ def write():
 def vit():
     """The vision_cfg of the tiny ViT."""
     return dict(VIT)
+
+
+# name: (vision_cfg, text_cfg, rest of the model_cfg); towers that rewrites treat differently, two blocks each
+KINDS = {
+    "clip": (VIT, {}, {}),
+    "quick": ({**VIT, "ls_init_value": 0.1}, {"pool_type": "eos", "eos_id": 49407}, {"quick_gelu": True}),
+    "mean": (
+        {**VIT, "pool_type": "avg", "final_ln_after_pool": True},
+        {"pool_type": "last", "no_causal_mask": True, "proj_bias": True},
+        {"custom_text": True},
+    ),
+    "first": ({**VIT, "attentional_pool": True}, {"pool_type": "first", "no_causal_mask": True}, {"custom_text": True}),
+    "last": ({**VIT, "qk_norm": True}, {"pool_type": "last"}, {"custom_text": True}),
+    "coca": (VIT, {"embed_cls": True, "pad_id": 0}, {"custom_text": True}),
+    "resnet": ({"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "patch_size": None}, {}, {}),
+    "stem": ({"timm_model_name": "resnet10t", "timm_pool": "avg", "image_size": 64}, {}, {}),
+    "timm": ({"timm_model_name": "test_vit", "timm_pool": "token", "image_size": 160}, {}, {}),
+    "timm, mean": ({"timm_model_name": "test_vit", "timm_pool": "avg", "image_size": 160}, {}, {}),
+    "eva": ({"timm_model_name": "eva02_tiny_patch14_224", "timm_pool": "token", "image_size": 224}, {}, {}),
+    "eva, norm": (
+        {"timm_model_name": "eva02_base_patch16_clip_224", "timm_pool": "token", "image_size": 224}, {}, {},
+    ),
+    "pe": ({"timm_model_name": "vit_pe_core_tiny_patch16_384", "timm_pool": "map", "image_size": 384}, {}, {}),
+    "mobile": ({"timm_model_name": "fastvit_t8", "timm_pool": "avg", "image_size": 64}, {}, {}),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def kind(tmp_path_factory):
+    """A tiny model of a kind whose every weight counts, loaded once: name to Checkpoint."""
+    root = tmp_path_factory.mktemp("kinds")
+
+    @cache
+    def load(name):
+        vision, text, rest = KINDS[name]
+        folder = root / name.replace(", ", "_")
+        folder.mkdir()
+        config = {"embed_dim": WIDTH, "vision_cfg": vision, "text_cfg": {**TEXT, "layers": 2, **text}, **rest}
+        (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+        return load_checkpoint(str(folder), allow_random=True, short=True)
+
+    return load
