@@ -14,7 +14,7 @@ from invariclip.calibrate.fit import calibrate as fit_projection
 from invariclip.calibrate.pictures import Picture, keep, read_pictures
 from invariclip.calibrate.report import summary_json, summary_text
 from invariclip.calibrate.stages import default_cache, run_build
-from invariclip.commands import class_names
+from invariclip.commands import CLASS_OPTIONS, TEMPLATE_OPTIONS, class_names, prompt_templates
 from invariclip.console import bar, emit_json, note, say, silent
 from invariclip.errors import InputError
 from invariclip.interventions import INTERVENTIONS, parse_kinds
@@ -36,6 +36,7 @@ def fitting_options(command: Callable[..., Any]) -> Callable[..., Any]:
     options = (
         click.option("--model", default="reference", show_default=True, help="Architecture, folder or hf-hub: id."),
         click.option("--checkpoint", type=click.Path(path_type=Path), help="File with the model's weights."),
+        click.option("--tokenizer", metavar="DIR", help="Folder with tokenizer.json, or hf-hub: id; see `export`."),
         click.option(
             "--pictures",
             type=click.Path(path_type=Path),
@@ -63,14 +64,7 @@ def fitting_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--captions/--no-captions", default=None, help="Pair pictures with their class's caption; both are tried."
         ),
-        click.option(
-            "--template",
-            "templates",
-            multiple=True,
-            default=DEFAULT_TEMPLATES,
-            show_default=True,
-            help="Prompt with one {}; repeatable.",
-        ),
+        *TEMPLATE_OPTIONS,
         click.option("--seed", default=0, show_default=True, type=int),
         click.option("--cache", type=click.Path(path_type=Path), help="Folder that keeps embeddings across runs."),
         click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output."),
@@ -105,8 +99,8 @@ def calibrate(out: Path, as_json: bool, quiet: bool, cache: Path | None, **given
 
 @click.command()
 @fitting_options
-@click.option("--classes", help='Classes to bake in: "cat,dog,tree".')
-@click.option("--classes-file", type=click.Path(path_type=Path), help="The same, one class per line.")
+@CLASS_OPTIONS[0]
+@CLASS_OPTIONS[1]
 @click.option("--work", type=click.Path(path_type=Path), help="Folder of finished stages; OUT.work by default.")
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="The artifact, NAME.icm.")
 def build(
@@ -146,11 +140,12 @@ def prepare(given: dict[str, Any]) -> tuple[Checkpoint, list[Picture], Options]:
     """
     kinds = parse_kinds(given["interventions"])
     rank, strength = _number("--rank", given["rank"], int), _number("--strength", given["strength"], float)
+    templates = prompt_templates(given["templates"], given["templates_file"], given["template_name"])
     pictures, told = choose_pictures(given["pictures"], given["environments"], given["split"], given["allow_outside"])
     # Torch is loaded only once it is known that there is something to do.
     from invariclip.export.checkpoint import load_checkpoint
 
-    checkpoint = load_checkpoint(given["model"], given["checkpoint"])
+    checkpoint = load_checkpoint(given["model"], given["checkpoint"], tokenizer=given["tokenizer"])
     objective = "both" if given["objective"] == "auto" else given["objective"]
     options = Options(
         interventions=kinds,
@@ -160,7 +155,7 @@ def prepare(given: dict[str, Any]) -> tuple[Checkpoint, list[Picture], Options]:
         strength=strength,
         objective=cast("Objective", objective),
         captions=given["captions"],
-        templates=tuple(given["templates"]),
+        templates=templates or DEFAULT_TEMPLATES,
         seed=given["seed"],
     )
     # Said only now that nothing can be wrong with the input any more: a mistake gets its own line alone.

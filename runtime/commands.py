@@ -42,20 +42,22 @@ OTHER_PROJECTION = click.option(
 )
 
 
+CLASS_OPTIONS = (
+    click.option("--classes", help='Class names: "cat,dog,tree".'),
+    click.option("--classes-file", type=click.Path(path_type=Path), help="The same, one class per line."),
+)
+TEMPLATE_OPTIONS = (
+    click.option("--template", "templates", multiple=True, help='Prompt with one {}: "a sketch of a {}."; repeatable.'),
+    click.option(
+        "--templates-file", type=click.Path(path_type=Path), help="Prompts, one per line; # begins a comment."
+    ),
+    click.option("--templates", "template_name", help=f"Prompts by name: {', '.join(TEMPLATE_SETS)}."),
+)
+
+
 def zero_shot_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that name classes and their prompts: see `class_names` and `prompt_templates`."""
-    options = (
-        click.option("--classes", help='Class names: "cat,dog,tree".'),
-        click.option("--classes-file", type=click.Path(path_type=Path), help="The same, one class per line."),
-        click.option(
-            "--template", "templates", multiple=True, help='Prompt with one {}: "a sketch of a {}."; repeatable.'
-        ),
-        click.option(
-            "--templates-file", type=click.Path(path_type=Path), help="Prompts, one per line; # begins a comment."
-        ),
-        click.option("--templates", "template_name", help=f"Prompts by name: {', '.join(TEMPLATE_SETS)}."),
-    )
-    for option in reversed(options):
+    for option in reversed(CLASS_OPTIONS + TEMPLATE_OPTIONS):
         command = option(command)
     return command
 

@@ -56,6 +56,7 @@ def fold_normalisation(model: ir.Model, subject: Subject) -> str:
         source = shifted.outputs[0]
     for number, node in enumerate(convolutions):
         _fold(model.graph, node, end, keep_shift=bool(padded), source=source, number=number)
+    _remove(model.graph, start, end.value)
     kind = "scale only, because it pads" if padded else "scale and shift"
     return f"{kind}, into {len(convolutions)} convolution{'s' if len(convolutions) > 1 else ''}"
 
@@ -148,6 +149,16 @@ def _fold(graph: ir.Graph, node: ir.Node, end: _Affine, *, keep_shift: bool, sou
         return
     node.resize_inputs(3)
     node.replace_input_with(2, bias)
+
+
+def _remove(graph: ir.Graph, start: ir.Value, end: ir.Value) -> None:
+    """Removes what led from the pixels to a value that nobody reads any more."""
+    while end is not start and not end.uses():
+        node = end.producer()
+        if node is None or node.inputs[0] is None:
+            return
+        end = node.inputs[0]
+        graph.remove(node, safe=True)
 
 
 def _initializer(graph: ir.Graph, name: str, array: NDArray[np.float32]) -> ir.Value:

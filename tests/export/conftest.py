@@ -141,3 +141,16 @@ def kind(tmp_path_factory):
         return load_checkpoint(str(folder), allow_random=True, short=True)
 
     return load
+
+
+@pytest.fixture(scope="session", autouse=True)
+def translations_once():
+    """torch reads its table of translations anew for every export, a sixth of a tiny tower's time: once is enough."""
+    with pytest.MonkeyPatch.context() as patch:
+        try:
+            from torch.onnx._internal.exporter._registration import ONNXRegistry
+        except ImportError:  # it is torch's own affair where that lies; then tests are slower
+            pass
+        else:
+            patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(cache(ONNXRegistry.from_torchlib)))
+        yield

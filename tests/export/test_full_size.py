@@ -1,44 +1,53 @@
-"""Full-size architectures with random weights, on bundled pictures: exact, top-1 equal, and no node more.
+"""The bundled checkpoint, trained weights and all: both towers, every engine, as the parity command measures them.
 
-Few pictures, so that the suite stays bearable; `python -m invariclip.export.parity` makes the committed table on 240.
+The families' full sizes are that command's (`python -m invariclip.export.parity`): minutes, not seconds.
 """
 
+import numpy as np
 import pytest
 
-from invariclip.export import evidence, parity
+from invariclip.export import family_parity
 from invariclip.export.checkpoint import load_checkpoint
 
 
-@pytest.fixture
-def fewer(monkeypatch):
-    """Twelve bundled pictures, every twelfth text, and one of the two projections."""
-    projections_of = parity.projections_of
-    monkeypatch.setattr(evidence, "BUNDLED_LIMIT", 12)
-    monkeypatch.setattr(evidence, "TEXTS", evidence.TEXTS[::12])
-    monkeypatch.setattr(
-        parity, "projections_of", lambda D: {k: v for k, v in projections_of(D).items() if "full" not in k}
-    )
+@pytest.fixture(scope="module")
+def loaded():
+    return load_checkpoint("reference")
 
 
-@pytest.mark.parametrize("model", ["ViT-B-32", "RN50"])
-def test_parity_of_a_full_size_model(fewer, model):
-    rows, broken = parity.rows_of(parity.stirred(load_checkpoint(model, allow_random=True)), (), threads=2)
-    assert broken == []
-    assert len(rows) == 4
-    assert sum("| folded |" in row for row in rows) == 2
-    assert all("100.0% of" in row for row in rows)
+@pytest.fixture(scope="module")
+def measured(loaded):
+    """The bundled checkpoint under a family's name."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(family_parity, "load_family", lambda name, seed: loaded)
+        return family_parity.family_parity("ViT-B-32")
 
 
-def test_the_reference_checkpoint(fewer):
-    loaded = load_checkpoint("reference")
+def test_the_bundled_checkpoint_is_within_every_bound(measured, loaded):
     assert loaded.embed_dim >= 64
-    rows, broken = parity.rows_of(loaded, (), threads=2)
-    assert broken == []
-    assert all(row.startswith("| reference | ") for row in rows)
-    page = parity.page(rows, broken, {"torch": "x"})
-    assert "Broken bounds: none." in page
-    assert len({row.count("|") for row in page.splitlines() if row.startswith("|")}) == 1
+    assert [tower.tower for tower in measured.towers] == ["image", "text"]
+    image, text = measured.towers
+    for tower in measured.towers:
+        assert set(tower.diffs) == set(family_parity.ENGINES)
+        assert all(len(values) == len(family_parity.SIZES) for values in tower.diffs.values())
+        assert max(max(values) for values in tower.diffs.values()) <= 1e-5 < tower.spread
+        assert tower.fold == "folded"
+        assert tower.seconds > 0
+    assert image.cut_diff is None
+    assert text.cut_diff <= 1e-5
+    if all(tower.tensorrt.startswith("built") for tower in measured.towers):
+        assert measured.broken == []
+    else:
+        assert all("pip install" in tower.tensorrt for tower in measured.towers)
 
 
-def test_a_broken_bound_is_named_on_the_page():
-    assert "Broken bounds: one; two." in parity.page([], ["one", "two"], {})
+def test_its_memory_is_told(measured, loaded):
+    weights = sum(value.numel() * value.element_size() for value in loaded.module.state_dict().values())
+    assert measured.weights == weights
+    assert measured.peak > weights
+    assert 0 < sum(tower.weights for tower in measured.towers) < weights
+
+
+def test_a_difference_that_is_not_a_number_breaks_every_bound():
+    assert family_parity._diff(np.array([[np.nan]]), np.zeros((1, 1))) == float("inf")
+    assert family_parity._diff(np.array([[1.5]], dtype=np.float32), np.ones((1, 1))) == 0.5

@@ -69,7 +69,7 @@ PLANS = {
         "plain-pooling": "it pools the cls place, the same for every text",
     },
 }
-ALONE = ("clip", "quick", "mean", "first", "coca", "eva", "stem", "mobile")
+ALONE = ("clip", "quick", "mean", "first", "coca", "eva", "stem")
 """Whose rewrites are also tried one by one; the others would add seconds and no other code."""
 # empty, one that fills the context, one with an end of text in its middle, and padding that is not zero
 TEXTS = ["", "a cat", "one two three four five six seven eight nine ten eleven twelve thirteen fourteen", "two dogs"]

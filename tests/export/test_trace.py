@@ -1,132 +1,143 @@
-"""Graphs: names, dynamic batch, node counts, facts inside, probabilities."""
+"""Graphs as files: names, dynamic sizes, opset, facts inside, weights beside; and what torch cannot export."""
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
+from onnx import TensorProto
 
-from invariclip.backends.onnxruntime import OnnxRuntimeBackend
+from invariclip.backends import open_backend
 from invariclip.errors import ContractError
-from invariclip.export import towers
-from invariclip.export.fold import Folded, fold_images, fold_texts
-from invariclip.export.trace import METADATA_KEY, OPSET, node_count, read_facts, trace
+from invariclip.export import towers, trace
+from invariclip.export.trace import (
+    METADATA_KEY,
+    OPSET,
+    node_count,
+    read_facts,
+    traced,
+    weight_bytes,
+    write_facts,
+    write_graph,
+)
 
-RANK = 8
+
+class Tower(torch.nn.Module):
+    """Rows of ids to something of their own, at any batch and length."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = torch.nn.Embedding(
+            50, 6, _weight=torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
+        )
+
+    def forward(self, x):
+        embedding = self.embedding(x)
+        return (embedding * torch.arange(1, x.shape[1] + 1)[None, :, None]).sum(dim=1)
 
 
-def graphs(loaded, folder, A=None, bank=None, facts=None):
-    """Traces both towers of a checkpoint into a folder; returns the image and the text file."""
-    height, width = loaded.pixels.image_size
-    ids = torch.from_numpy(loaded.tokenizer(["a", "b c", "d"]))
-    image = text = Folded(loaded.module, "folded", None, "")
-    if A is not None:
-        image, text = fold_images(loaded.module, A, torch.rand(2, 3, height, width)), fold_texts(loaded.module, A, ids)
-    image_tower = towers.ImageTower(
-        image, loaded.pixels, bank=bank, logit_scale=loaded.logit_scale, logit_bias=loaded.logit_bias
-    )
-    folder.mkdir(exist_ok=True)
-    example = torch.zeros((2, height, width, 3), dtype=torch.uint8)
-    trace(
-        image_tower, example, folder / "image.onnx", input_name="pixels", output_names=image_tower.output_names,
-        facts=facts,
-    )  # fmt: skip
-    trace(
-        towers.TextTower(text), ids, folder / "text.onnx", input_name="input_ids", output_names=("embedding",),
-        facts=facts,
-    )  # fmt: skip
-    return folder / "image.onnx", folder / "text.onnx"
+def ids(rows=3, length=7):
+    return torch.from_numpy(np.random.default_rng(0).integers(0, 50, (rows, length)))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return traced(Tower().eval(), ids(), input_name="ids", output_name="embedding", longest=16)
+
+
+def test_batch_and_length_are_free(model, tmp_path):
+    path = tmp_path / "x.onnx"
+    write_graph(model, path)
+    backend = open_backend("onnxruntime", path, threads=1)
+    for rows, length in ((1, 1), (1, 16), (2, 7), (5, 3)):
+        given = ids(rows, length)
+        got = backend.run({"ids": given.numpy()}, ("embedding",))["embedding"]
+        np.testing.assert_allclose(got, Tower()(given).detach().numpy(), atol=1e-5)
+    (given,) = onnx.load(path).graph.input
+    assert [size.dim_param for size in given.type.tensor_type.shape.dim] == ["batch", "length"]
+    assert (given.name, given.type.tensor_type.elem_type) == ("ids", TensorProto.INT64)
+
+
+def test_a_graph_is_plain_onnx_and_says_nothing_of_this_machine(model, tmp_path):
+    path = tmp_path / "x.onnx"
+    write_graph(model, path)
+    proto = onnx.load(path)
+    onnx.checker.check_model(proto, full_check=True)
+    assert [(item.domain, item.version) for item in proto.opset_import if item.domain == ""] == [("", OPSET)]
+    assert {node.domain for node in proto.graph.node} == {""}
+    # the token embedding has the output's name in torch, and gives it up
+    assert [output.name for output in proto.graph.output] == ["embedding"]
+    assert sum("embedding" in node.output for node in proto.graph.node) == 1
+    for secret in (b"site-packages", b"/tests/", str(tmp_path).encode()):
+        assert secret not in path.read_bytes()
+
+
+def test_facts_are_appended_and_the_last_ones_count(model, tmp_path):
+    path = tmp_path / "x.onnx"
+    write_graph(model, path)
+    before = path.read_bytes()
+    facts = {"model": "tiny", "classes": ["Käse", "猫"], "width": 6}
+    write_facts(path, facts)
+    assert path.read_bytes().startswith(before)
+    assert read_facts(path) == facts
+    proto = onnx.load(path)
+    onnx.checker.check_model(proto, full_check=True)
+    assert [item.key for item in proto.metadata_props] == [METADATA_KEY]
+    assert len(proto.graph.node) == node_count(path) == len(model.graph)
+
+
+def test_large_weights_go_into_a_file_beside(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(trace, "EXTERNAL_DATA_BYTES", 1000)
+    assert weight_bytes(model) >= 50 * 6 * 4 > 1000
+    path = tmp_path / "x.onnx"
+    write_graph(model, path)
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["x.onnx", "x.onnx.data"]
+    assert path.stat().st_size < (tmp_path / "x.onnx.data").stat().st_size + 4000
+    write_facts(path, {"a": 1})
+    got = open_backend("onnxruntime", path, threads=1).run({"ids": ids().numpy()}, ("embedding",))["embedding"]
+    np.testing.assert_allclose(got, Tower()(ids()).detach().numpy(), atol=1e-5)
+    assert node_count(path) == len(model.graph)
+    assert read_facts(path) == {"a": 1}
+
+
+def test_a_graph_that_is_not_valid_is_refused(tmp_path):
+    text = f"""<ir_version: 10, opset_import: ["" : {OPSET}]>
+    g (float[n, 4] x) => (float[n, 5] y) {{ y = Relu (x) }}"""
+    wrong = ir.from_proto(onnx.parser.parse_model(text))
+    with pytest.raises(ContractError, match=r"^x\.onnx: the exported graph is not valid ONNX \("):
+        write_graph(wrong, tmp_path / "x.onnx")
+
+
+class Untraceable(torch.nn.Module):
+    def forward(self, x):
+        return x if x.float().sum().item() > 3 else x + 1
+
+
+class Frozen(torch.nn.Module):
+    def forward(self, x):
+        return x + torch.ones(2, 3)  # the example's batch, and no other
 
 
 @pytest.mark.parametrize(
-    "name",
+    ("tower", "message"),
     [
-        "vit",
-        "resnet, attention pool with bias",
-        "timm, linear head",
-        "timm, classifier as head",
-        "text projection with bias",
+        (Untraceable(), r"^Untraceable: torch cannot export it \("),
+        (Frozen(), r"^x: torch froze dimension 0 of \[2,3\] while tracing$"),
     ],
+    ids=["Untraceable", "Frozen"],
 )
-def test_fused_graphs_answer_like_torch_and_have_no_more_nodes(checkpoint, batch, tmp_path, name):
-    loaded = checkpoint(name)
-    A = np.random.default_rng(0).normal(size=(24, RANK))
-    plain, fused = graphs(loaded, tmp_path / "plain"), graphs(loaded, tmp_path / "fused", A)
-    allowed = 1 if name == "timm, classifier as head" else 0  # the explicit MatMul
-    assert node_count(fused[0]) <= node_count(plain[0]) + allowed
-    assert node_count(fused[1]) <= node_count(plain[1])
-    pictures, ids = batch(loaded, 17), loaded.tokenizer([f"text {i} " * i for i in range(17)][:5])
-    for path, given, raw in (
-        (fused[0], {"pixels": pictures}, loaded.encode_images(pictures)),
-        (fused[1], {"input_ids": ids}, loaded.encode_texts(ids)),
-    ):
-        backend = OnnxRuntimeBackend(path, threads=1)
-        wanted = raw.astype(np.float64) @ A
-        wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
-        for count in (1, 2, len(raw)):
-            part = {key: value[:count] for key, value in given.items()}
-            got = backend.run(part)["embedding"]
-            assert (got.dtype, got.shape) == (np.float32, (count, RANK))
-            assert np.abs(got - wanted[:count]).max() <= 1e-5
-
-
-def test_the_signature_and_the_facts(checkpoint, tmp_path):
-    facts = {"model": "tiny", "classes": ["Käse", "猫"]}
-    image, text = graphs(checkpoint("vit"), tmp_path, facts=facts)
-    for path, name, kind, shape in (
-        (image, "pixels", onnx.TensorProto.UINT8, ["batch", 32, 32, 3]),
-        (text, "input_ids", onnx.TensorProto.INT64, ["batch", 16]),
-    ):
-        model = onnx.load(path)
-        onnx.checker.check_model(model, full_check=True)
-        assert [(item.domain, item.version) for item in model.opset_import if item.domain == ""] == [("", OPSET)]
-        assert {node.domain for node in model.graph.node} == {""}
-        (given,) = model.graph.input
-        dims = [dim.dim_param or dim.dim_value for dim in given.type.tensor_type.shape.dim]
-        assert (given.name, given.type.tensor_type.elem_type, dims) == (name, kind, shape)
-        assert [output.name for output in model.graph.output] == ["embedding"]
-        assert read_facts(path) == facts
-        assert {item.key for item in model.metadata_props} == {METADATA_KEY}
-        # where this machine keeps its files is nobody's business
-        assert str(tmp_path.parent).encode() not in path.read_bytes()
-        assert b"site-packages" not in path.read_bytes()
-
-
-def test_the_image_graph_holds_nothing_of_the_text_tower(checkpoint, tmp_path):
-    image, _ = graphs(checkpoint("vit"), tmp_path)
-    loaded = checkpoint("vit")
-    visual = sum(value.numel() * 4 for value in loaded.module.visual.parameters())
-    assert image.stat().st_size < visual * 1.5 + 200_000
-
-
-@pytest.mark.parametrize("name", ["vit", "vit, sigmoid"])
-def test_classes_in_the_graph(checkpoint, batch, tmp_path, name):
-    loaded = checkpoint(name)
-    bank = np.random.default_rng(0).normal(size=(3, 24))
-    bank /= np.linalg.norm(bank, axis=1, keepdims=True)
-    image, _ = graphs(loaded, tmp_path, bank=bank)
-    answers = OnnxRuntimeBackend(image, threads=1).run({"pixels": batch(loaded)})
-    assert list(answers) == ["embedding", "logits", "probabilities"]
-    logits = loaded.logit_scale * answers["embedding"].astype(np.float64) @ bank.T
-    if loaded.logit_bias is None:
-        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-        wanted = powers / powers.sum(axis=1, keepdims=True)
-    else:
-        logits = logits + loaded.logit_bias
-        wanted = 1 / (1 + np.exp(-logits))
-    np.testing.assert_allclose(answers["logits"], logits, atol=1e-4)
-    np.testing.assert_allclose(answers["probabilities"], wanted, atol=1e-5)
+def test_a_tower_that_torch_cannot_export_is_one_line(tower, message):
+    with pytest.raises(ContractError, match=message) as caught:
+        traced(tower.eval(), torch.zeros(2, 3), input_name="x", output_name="embedding")
+    assert "\n" not in str(caught.value)
 
 
 def test_an_embedding_of_length_zero_is_not_nan():
     assert towers._unit(torch.zeros(1, 4), None).tolist() == [[0, 0, 0, 0]]
 
 
-class Untraceable(torch.nn.Module):
-    def forward(self, x):
-        return (x if x.float().sum().item() > 3 else x + 1,)
-
-
-def test_a_tower_that_torch_cannot_export_is_one_line(tmp_path):
-    with pytest.raises(ContractError, match=r"x\.onnx: torch cannot export this tower") as caught:
-        trace(Untraceable().eval(), torch.zeros(2, 3), tmp_path / "x.onnx", input_name="x", output_names=("embedding",))
-    assert "\n" not in str(caught.value)
+def test_unit_length_is_torchs():
+    rows = torch.randn((4, 7), generator=torch.Generator().manual_seed(0)) * 1e-3
+    torch.testing.assert_close(towers._unit(rows, None), torch.nn.functional.normalize(rows, dim=-1), rtol=1e-6, atol=0)
+    matrix = torch.eye(7)[:, :3]
+    torch.testing.assert_close(towers._unit(rows, matrix), torch.nn.functional.normalize(rows[:, :3], dim=-1))
