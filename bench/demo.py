@@ -17,7 +17,7 @@ from invariclip.bench.demo_page import Demo, write_page
 from invariclip.calibrate.fit import Options, calibrate
 from invariclip.console import bar, emit_json, say, silent, table
 from invariclip.export.assemble import export_artifact
-from invariclip.export.checkpoint import load_checkpoint
+from invariclip.export.models.checkpoint import load_checkpoint
 from invariclip.interventions import INTERVENTIONS
 from invariclip.parity import parity_table
 from invariclip.projection import write_projection

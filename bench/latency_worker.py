@@ -50,7 +50,7 @@ def _graph(candidate: Candidate, threads: int) -> tuple[Callable[[NDArray[Any]],
 def _pytorch(candidate: Candidate, threads: int) -> tuple[Callable[[NDArray[Any]], Any], Batch]:
     import torch
 
-    from invariclip.export.checkpoint import load_checkpoint
+    from invariclip.export.models.checkpoint import load_checkpoint
 
     torch.set_num_threads(threads)
     checkpoint = load_checkpoint(candidate.model, candidate.checkpoint)

@@ -20,17 +20,17 @@ import click
 from invariclip.backends.threads import available_threads
 from invariclip.bench.latency import Candidate, Timing, measure
 from invariclip.console import bar, note
-from invariclip.export.checkpoint import load_checkpoint
-from invariclip.export.graphs import tower_graph
-from invariclip.export.rewrites import NAMES, REWRITES
-from invariclip.export.trace import write_graph
+from invariclip.export.graphs.rewrites import NAMES, REWRITES
+from invariclip.export.graphs.tower_graph import tower_graph
+from invariclip.export.graphs.trace import write_graph
+from invariclip.export.models.checkpoint import load_checkpoint
 from invariclip.files import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from invariclip.export.checkpoint import Checkpoint
-    from invariclip.export.rewrites import Tower
+    from invariclip.export.graphs.rewrites import Tower
+    from invariclip.export.models.checkpoint import Checkpoint
 
 ALL, PLAIN = "all rewrites", "plain export"
 TEXT_IDS = 12

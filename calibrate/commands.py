@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from invariclip.calibrate.select import Objective
-    from invariclip.export.checkpoint import Checkpoint
+    from invariclip.export.models.checkpoint import Checkpoint
 
 FITTED_SPLITS = ("train", "calibrate")
 """Splits that are taken where a manifest has that column: pictures marked `test` are for measuring alone."""
@@ -143,7 +143,7 @@ def prepare(given: dict[str, Any]) -> tuple[Checkpoint, list[Picture], Options]:
     templates = prompt_templates(given["templates"], given["templates_file"], given["template_name"])
     pictures, told = choose_pictures(given["pictures"], given["environments"], given["split"], given["allow_outside"])
     # Torch is loaded only once it is known that there is something to do.
-    from invariclip.export.checkpoint import load_checkpoint
+    from invariclip.export.models.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(given["model"], given["checkpoint"], tokenizer=given["tokenizer"])
     objective = "both" if given["objective"] == "auto" else given["objective"]

@@ -38,7 +38,7 @@ PART = 256
 
 
 class Encoder(Protocol):
-    """What calibration needs of a checkpoint; `export.checkpoint.Checkpoint` is one.
+    """What calibration needs of a checkpoint; `export.models.checkpoint.Checkpoint` is one.
 
     Attributes:
         pixels: How it wants its pictures.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from invariclip.calibrate.pictures import Picture
-    from invariclip.export.checkpoint import Checkpoint
+    from invariclip.export.models.checkpoint import Checkpoint
 
 EXPORTED = "exported.json"
 

@@ -21,12 +21,12 @@ from invariclip.artifact import (
 )
 from invariclip.backends import DEFAULT_BACKEND, require_backend
 from invariclip.console import silent
-from invariclip.export import evidence, figures, verify
-from invariclip.export.front import add_front
-from invariclip.export.graphs import tower_graph
-from invariclip.export.head import attach_head
-from invariclip.export.rewrites import NAMES
-from invariclip.export.trace import OPSET, write_facts, write_graph
+from invariclip.export.contract import evidence, figures, verify
+from invariclip.export.graphs.front import add_front
+from invariclip.export.graphs.head import attach_head
+from invariclip.export.graphs.rewrites import NAMES
+from invariclip.export.graphs.tower_graph import tower_graph
+from invariclip.export.graphs.trace import OPSET, write_facts, write_graph
 from invariclip.files import new_directory, write_atomically
 from invariclip.projection import write_projection
 from invariclip.prompts import DEFAULT_TEMPLATES
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
 
     from invariclip.artifact import Front, TextLength
     from invariclip.console import Progress
-    from invariclip.export.checkpoint import Checkpoint
-    from invariclip.export.figures import Thresholds
-    from invariclip.export.graphs import TowerFacts
-    from invariclip.export.rewrites import Tower
-    from invariclip.export.verify import Job
+    from invariclip.export.contract.figures import Thresholds
+    from invariclip.export.contract.verify import Job
+    from invariclip.export.graphs.rewrites import Tower
+    from invariclip.export.graphs.tower_graph import TowerFacts
+    from invariclip.export.models.checkpoint import Checkpoint
     from invariclip.projection import Projection
 
 IMAGE_FILE, TEXT_FILE, TOKENIZER_FILE, PROJECTION_FILE = (

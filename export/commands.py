@@ -79,7 +79,7 @@ def export(
         raise InputError("--projection-as-input-initializer needs the projection to start with: give --projection FILE")
     matrix = None if projection is None else read_projection(projection)
     from invariclip.export.assemble import Build, export_artifact
-    from invariclip.export.rewrites import chosen
+    from invariclip.export.graphs.rewrites import chosen
 
     rewrites = chosen(without)
     loaded = load(model, checkpoint, random_weights, threads, tokenizer)

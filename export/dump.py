@@ -22,14 +22,14 @@ import onnx_ir as ir
 
 from invariclip.console import bar, note
 from invariclip.errors import InputError
-from invariclip.export.families import FAMILIES, load_family
-from invariclip.export.graphs import tower_graph
+from invariclip.export.graphs.tower_graph import tower_graph
+from invariclip.export.models.families import FAMILIES, load_family
 from invariclip.files import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from invariclip.export.rewrites import Tower
+    from invariclip.export.graphs.rewrites import Tower
 
 GOLDEN = Path("tests/export/golden")
 """Where the committed dumps are, from the root of the repository."""

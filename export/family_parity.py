@@ -21,20 +21,20 @@ import numpy as np
 from invariclip.artifact import EMBEDDING
 from invariclip.backends import open_backend
 from invariclip.errors import ContractError, InvariclipError
-from invariclip.export import evidence
-from invariclip.export.answers import project
-from invariclip.export.families import family, load_family
-from invariclip.export.graphs import tower_graph
-from invariclip.export.tensorrt_gate import build_on_cpu
-from invariclip.export.trace import weight_bytes, write_graph
+from invariclip.export.contract import evidence
+from invariclip.export.contract.answers import project
+from invariclip.export.graphs.tensorrt_gate import build_on_cpu
+from invariclip.export.graphs.tower_graph import tower_graph
+from invariclip.export.graphs.trace import weight_bytes, write_graph
+from invariclip.export.models.families import family, load_family
 from invariclip.pixels import stack
 from invariclip.projection import Projection
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from invariclip.export.checkpoint import Checkpoint
-    from invariclip.export.rewrites import Tower
+    from invariclip.export.graphs.rewrites import Tower
+    from invariclip.export.models.checkpoint import Checkpoint
 
 SIZES = (1, 2, 5, 17)
 """Batches that are tried: alone, even, odd, and larger than any power of two nearby."""

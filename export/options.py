@@ -16,8 +16,8 @@ from invariclip.errors import CheckpointError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from invariclip.export.checkpoint import Checkpoint
-    from invariclip.export.figures import Thresholds
+    from invariclip.export.contract.figures import Thresholds
+    from invariclip.export.models.checkpoint import Checkpoint
 
 Limits: TypeAlias = "dict[str, float | None]"
 _LIMITS = ("min_cosine", "max_abs_diff", "min_top1", "min_top5", "max_invariance_gap")
@@ -76,7 +76,7 @@ def load(
     Raises:
         CheckpointError: A seed is given beside weights, or what `load_checkpoint` raises.
     """
-    from invariclip.export.checkpoint import load_checkpoint
+    from invariclip.export.models.checkpoint import load_checkpoint
 
     if checkpoint is not None and random_weights is not None:
         raise CheckpointError("give --checkpoint or --random-weights, not both")
@@ -95,7 +95,7 @@ def bounds_of(limits: Limits, precision: str = "float32") -> Thresholds:
         limits: Fields of `Thresholds` to the user's numbers, None where there is none.
         precision: Gives the rest, see `figures.THRESHOLDS`.
     """
-    from invariclip.export.figures import THRESHOLDS
+    from invariclip.export.contract.figures import THRESHOLDS
 
     given = {name: value for name, value in limits.items() if value is not None}
     return replace(THRESHOLDS[precision], **given)

@@ -32,10 +32,10 @@ from invariclip.artifact import (
 from invariclip.backends import DEFAULT_BACKEND, open_backend
 from invariclip.console import silent
 from invariclip.errors import ContractError, InputError
-from invariclip.export import evidence
-from invariclip.export.body import body_digest
-from invariclip.export.figures import FLOAT32, max_diff, probabilities
-from invariclip.export.head import attach_head
+from invariclip.export.contract import evidence
+from invariclip.export.contract.figures import FLOAT32, max_diff, probabilities
+from invariclip.export.graphs.body import body_digest
+from invariclip.export.graphs.head import attach_head
 from invariclip.files import new_directory, write_atomically
 from invariclip.prompts import DEFAULT_TEMPLATES, check_prompts, class_bank
 from invariclip.text_tower import TextTower
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     from invariclip.artifact import Manifest
     from invariclip.console import Progress
-    from invariclip.export.evidence import Pictures
+    from invariclip.export.contract.evidence import Pictures
 
 _BEST = "float32"
 """The variant whose text graph embeds the classes of all of them, where it is there."""

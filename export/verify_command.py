@@ -17,8 +17,8 @@ from invariclip.parity import parity_table
 from invariclip.projection import read_projection
 
 if TYPE_CHECKING:
+    from invariclip.export.contract.verify import Verdict
     from invariclip.export.options import Limits
-    from invariclip.export.verify import Verdict
 
 
 @click.command()
@@ -47,8 +47,8 @@ def verify(
         name: (checked_path(artifact, variant.image), checked_path(artifact, variant.text))
         for name, variant in manifest.variants.items()
     }
-    from invariclip.export import evidence
-    from invariclip.export.verify import Candidate, check, prepare
+    from invariclip.export.contract import evidence
+    from invariclip.export.contract.verify import Candidate, check, prepare
 
     loaded = load(model or manifest.model.name, checkpoint, random_weights, threads, tokenizer)
     if loaded.sha256 != manifest.model.checkpoint_sha256:

@@ -42,7 +42,7 @@ class ModelFacts:
 
     Attributes:
         name: open_clip architecture name, or `reference`.
-        checkpoint_sha256: Digest of the weights (see export.checkpoint).
+        checkpoint_sha256: Digest of the weights (see export.models.weights).
         embed_dim: D, the width before the projection.
         logit_scale: The temperature that multiplies cosines, already exponentiated.
         logit_bias: Added to logits (SigLIP), or None.

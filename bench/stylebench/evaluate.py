@@ -242,7 +242,7 @@ def _plain(intervals: list[Interval]) -> list[dict[str, float]]:
 def evaluate_command(data: Path, model: str, checkpoint: Path | None, seed: int, out: Path) -> None:
     """Scores every estimator on the held-out styles and writes the committed table (ten to thirty minutes)."""
     from invariclip.bench.stylebench.evaluate_page import plot, render
-    from invariclip.export.checkpoint import load_checkpoint
+    from invariclip.export.models.checkpoint import load_checkpoint
 
     manifest = data / "manifest.jsonl"
     pictures = read_pictures(manifest)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from invariclip.export.torchvision_ops import declare_missing_ops
+from invariclip.export.models.torchvision_ops import declare_missing_ops
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,7 +13,7 @@ from invariclip.bench.stylebench.manifest import read_manifest
 from invariclip.bench.stylebench.reference import CONFIG, encode_texts, load_reference, tokenizer
 from invariclip.bench.stylebench.sources import HELD_OUT_STYLES, PACKAGES, TRAINING_STYLES
 from invariclip.export import reference
-from invariclip.export.torchvision_ops import declare_missing_ops
+from invariclip.export.models.torchvision_ops import declare_missing_ops
 from invariclip.files import sha256_file
 
 RECORD = json.loads(reference.record_path().read_text(encoding="utf-8"))

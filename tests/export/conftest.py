@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from invariclip.export.checkpoint import load_checkpoint
-from invariclip.export.torchvision_ops import declare_missing_ops
+from invariclip.export.models.checkpoint import load_checkpoint
+from invariclip.export.models.torchvision_ops import declare_missing_ops
 
 declare_missing_ops()
 torch.set_num_threads(2)

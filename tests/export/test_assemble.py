@@ -11,8 +11,8 @@ import invariclip
 from invariclip.artifact import checked_path, read_manifest, space_id
 from invariclip.errors import ArtifactError, ContractError, InputError, ProjectionError
 from invariclip.export import assemble
-from invariclip.export.figures import Thresholds
-from invariclip.export.trace import node_count, read_facts
+from invariclip.export.contract.figures import Thresholds
+from invariclip.export.graphs.trace import node_count, read_facts
 from invariclip.pixels import find_pictures, stack
 from invariclip.projection import Projection, read_projection
 
@@ -48,7 +48,7 @@ def test_each_graph_carries_the_facts(tiny_artifact):
 
 
 def test_the_runtime_answers_from_it(tiny_artifact, tiny_checkpoint, tiny_projection, tiny_pictures):
-    from invariclip.export.checkpoint import load_checkpoint
+    from invariclip.export.models.checkpoint import load_checkpoint
 
     loaded = load_checkpoint(str(tiny_checkpoint))
     model = invariclip.load(tiny_artifact)
@@ -147,7 +147,7 @@ def test_random_weights_are_on_record(checkpoint, tiny_pictures, tmp_path):
 
 
 def test_large_weights_lie_beside_the_graph_and_are_checked(export, monkeypatch, tiny_pictures, tiny_projection):
-    from invariclip.export import trace as tracing
+    from invariclip.export.graphs import trace as tracing
 
     monkeypatch.setattr(tracing, "EXTERNAL_DATA_BYTES", 0)
     manifest, out = export(projection=tiny_projection)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from invariclip.export.comparison import TIE, Comparison, agreement, invariance_gap, measure
-from invariclip.export.figures import FLOAT32, THRESHOLDS, Figures, Thresholds, failures
+from invariclip.export.contract.comparison import TIE, Comparison, agreement, invariance_gap, measure
+from invariclip.export.contract.figures import FLOAT32, THRESHOLDS, Figures, Thresholds, failures
 
 GOOD = Figures(
     items=9, max_abs_diff=0, cosine_min=1, cosine_mean=1, top1_agreement=1, top1_ties=0, top1_of=9, non_finite=0,

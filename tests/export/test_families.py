@@ -12,15 +12,15 @@ import torch
 from open_clip import list_models
 
 from invariclip.errors import CheckpointError
-from invariclip.export import construct, families, random_weights, weights
 from invariclip.export.assemble import export_artifact
-from invariclip.export.checkpoint import load_checkpoint
-from invariclip.export.families import FAMILIES, ROBERTA_BASE, load_family
-from invariclip.export.graphs import tower_graph
-from invariclip.export.reparameterize import foldable, reparameterized
-from invariclip.export.shorten import shorten, shortened
-from invariclip.export.stand_in import write_tokenizer
-from invariclip.export.trace import write_graph
+from invariclip.export.graphs.tower_graph import tower_graph
+from invariclip.export.graphs.trace import write_graph
+from invariclip.export.models import construct, families, random_weights, weights
+from invariclip.export.models.checkpoint import load_checkpoint
+from invariclip.export.models.families import FAMILIES, ROBERTA_BASE, load_family
+from invariclip.export.models.reparameterize import foldable, reparameterized
+from invariclip.export.models.shorten import shorten, shortened
+from invariclip.export.models.stand_in import write_tokenizer
 from invariclip.pixels import stack
 from invariclip.predictor import load
 

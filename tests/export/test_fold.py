@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from invariclip.export import fold
+from invariclip.export.graphs import fold
 
 
 @settings(max_examples=150, deadline=None)

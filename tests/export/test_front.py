@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from invariclip.errors import ArtifactError, ContractError, InputError
-from invariclip.export.front import (
+from invariclip.export.graphs.front import (
     BOUNDS,
     FITTED,
     TALLEST,
@@ -234,7 +234,7 @@ def test_the_graph_is_valid_and_the_tower_sees_the_pixels(form):
 @pytest.fixture(scope="module")
 def real(checkpoint):
     """A tiny real tower: makes the graph anew from its file, and knows its pixels."""
-    from invariclip.export.graphs import tower_graph
+    from invariclip.export.graphs.tower_graph import tower_graph
 
     loaded = checkpoint("vit")
     file = ir.to_proto(tower_graph(loaded, "image").model).SerializeToString()

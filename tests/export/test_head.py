@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from invariclip.errors import ArtifactError, ContractError, InputError
-from invariclip.export import head
-from invariclip.export.towers import ImageTower, part_of
-from invariclip.export.trace import traced, write_graph
+from invariclip.export.graphs import head
+from invariclip.export.graphs.towers import ImageTower, part_of
+from invariclip.export.graphs.trace import traced, write_graph
 
 WIDTH = 6
 

@@ -13,11 +13,11 @@ from onnx import TensorProto, numpy_helper
 from PIL import Image
 
 from invariclip import pixels as host
-from invariclip.export import evidence, verify
-from invariclip.export.checkpoint import load_checkpoint
-from invariclip.export.diagnose_pixels import pixel_causes
-from invariclip.export.front import add_front
-from invariclip.export.pictures_check import cut, pixel_levels
+from invariclip.export.contract import evidence, verify
+from invariclip.export.contract.diagnose_pixels import pixel_causes
+from invariclip.export.contract.pictures_check import cut, pixel_levels
+from invariclip.export.graphs.front import add_front
+from invariclip.export.models.checkpoint import load_checkpoint
 from invariclip.pixels import PixelSpec, find_pictures
 
 SPEC = PixelSpec((224, 224), (0.48, 0.46, 0.41), (0.27, 0.26, 0.28))

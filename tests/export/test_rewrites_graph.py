@@ -12,8 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from invariclip.errors import ContractError
-from invariclip.export.rewrites import NAMES, NotApplicableError, Subject, normalisation, require_held, rewrite_graph
-from invariclip.export.rewrites.tidy import _target, duplicates, tidy, write_shapes
+from invariclip.export.graphs.rewrites import (
+    NAMES,
+    NotApplicableError,
+    Subject,
+    normalisation,
+    require_held,
+    rewrite_graph,
+)
+from invariclip.export.graphs.rewrites.tidy import _target, duplicates, tidy, write_shapes
 
 MEAN, STD = [0.48, 0.46, 0.41], [0.27, 0.26, 0.28]
 FRONT = """

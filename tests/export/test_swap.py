@@ -15,10 +15,10 @@ import invariclip
 from invariclip.artifact import read_manifest, write_manifest
 from invariclip.errors import ArtifactError, ContractError, InputError
 from invariclip.export import swap
-from invariclip.export import trace as tracing
 from invariclip.export.assemble import export_artifact
-from invariclip.export.body import body_digest
-from invariclip.export.trace import read_facts
+from invariclip.export.graphs import trace as tracing
+from invariclip.export.graphs.body import body_digest
+from invariclip.export.graphs.trace import read_facts
 from invariclip.files import sha256_file
 from invariclip.pixels import find_pictures
 

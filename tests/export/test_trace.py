@@ -9,8 +9,8 @@ from onnx import TensorProto
 
 from invariclip.backends import open_backend
 from invariclip.errors import ContractError
-from invariclip.export import towers, trace
-from invariclip.export.trace import (
+from invariclip.export.graphs import towers, trace
+from invariclip.export.graphs.trace import (
     METADATA_KEY,
     OPSET,
     node_count,

@@ -1,0 +1,1 @@
+"""The parity contract: evidence, figures, bounds, verdicts and causes."""

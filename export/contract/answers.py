@@ -1,0 +1,188 @@
+"""What reference and graph answer to the same inputs: the reference once, each graph in its turn, inputs streamed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from invariclip.artifact import EMBEDDING, PROBABILITIES
+from invariclip.errors import CheckpointError, ContractError
+from invariclip.export.contract.comparison import Comparison
+from invariclip.export.contract.evidence import altered, shortened
+from invariclip.export.contract.figures import SIZES, max_diff
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable
+
+    from numpy.typing import NDArray
+
+    from invariclip.backends import Backend
+    from invariclip.projection import Projection
+
+_FIRST = max(SIZES)
+_RUNS = 3
+"""Further runs of the first batch, which must answer the same."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One tower's inputs, and what the reference answers.
+
+    Attributes:
+        batches: Gives the inputs again, batch by batch: uint8 [n, H, W, 3] or int64 [n, L].
+        raw: float32 [N, D], the reference's raw embeddings.
+        first: The first inputs, as many as the largest of `SIZES`; fewer repeat themselves.
+        altered_rows: int64 [m], inputs that are also shown under an intervention.
+        altered: Those, changed; None for texts.
+        altered_raw: float32 [m, D], the reference's answers to them.
+        padding: Id that fills the end of a row of ids; None for pictures.
+    """
+
+    batches: Callable[[], Iterable[NDArray[Any]]]
+    raw: NDArray[np.float32]
+    first: NDArray[Any]
+    altered_rows: NDArray[np.int64]
+    altered: NDArray[np.uint8] | None = None
+    altered_raw: NDArray[np.float32] | None = None
+    padding: int | None = None
+
+
+def show(
+    batches: Callable[[], Iterable[NDArray[Any]]],
+    encode: Callable[[NDArray[Any]], NDArray[np.float32]],
+    *,
+    alter: Collection[int] = (),
+    padding: int | None = None,
+) -> Shown:
+    """Runs the reference on every input once.
+
+    Args:
+        batches: Gives the inputs, batch by batch, the same at every call.
+        encode: The reference encoder, a batch to raw float32 [n, D].
+        alter: Inputs, by their place, that are also shown under an intervention.
+        padding: See `Shown`.
+
+    Raises:
+        CheckpointError: The checkpoint itself answers with NaN or infinity.
+    """
+    raw, first, chosen, rows = [], [], [], []
+    count = 0
+    for batch in batches():
+        raw.append(encode(batch))
+        if count < _FIRST:
+            first.append(batch[: _FIRST - count])
+        places = [place for place in range(len(batch)) if count + place in alter]
+        rows += [count + place for place in places]
+        chosen += [batch[place] for place in places]
+        count += len(batch)
+    answers, start = np.concatenate(raw), np.concatenate(first)
+    changed = altered(np.stack(chosen)) if chosen else None
+    changed_raw = None if changed is None else encode(changed)
+    bad = sum(int((~np.isfinite(part)).sum()) for part in (answers, changed_raw) if part is not None)
+    if bad:
+        raise CheckpointError(f"the checkpoint itself answers {bad} values that are NaN or infinite; take another")
+    start = start[np.arange(_FIRST) % len(start)]
+    return Shown(batches, answers, start, np.array(rows, dtype=np.int64), changed, changed_raw, padding)
+
+
+def compare(
+    backend: Backend, shown: Shown, projection: Projection | None, batches: Iterable[NDArray[Any]]
+) -> Comparison:
+    """Runs one graph on every input.
+
+    Args:
+        backend: The loaded graph; it has one input.
+        shown: The inputs and the reference's answers.
+        projection: What the graph claims to hold.
+        batches: `shown.batches()`, or the same in a progress display.
+
+    Raises:
+        ContractError: The graph cannot answer a batch, or its embeddings are of another width.
+    """
+    seen = Comparison(reference=project(shown.raw, projection))
+    served = _served(backend, shown)
+    count = 0
+    for batch in batches:
+        answers = _ask(backend, served(batch))
+        wanted = seen.reference[count : count + len(batch)]
+        if answers[EMBEDDING].shape != wanted.shape:
+            raise ContractError(
+                f"its embeddings are {list(answers[EMBEDDING].shape)} where checkpoint and projection give "
+                f"{list(wanted.shape)}; it was made with another projection or model"
+            )
+        if not count:
+            seen.rerun_diff = _rerun(backend, served(batch), answers)
+        off = _off(answers[EMBEDDING], wanted)
+        if seen.worst is None or off > seen.worst[0]:
+            seen.worst = off, batch, answers[EMBEDDING], count
+        seen.candidate.append(answers[EMBEDDING])
+        if PROBABILITIES in answers:
+            seen.probabilities.append(answers[PROBABILITIES])
+        for name, value in answers.items():
+            if np.issubdtype(value.dtype, np.floating):
+                seen.non_finite[name] = seen.non_finite.get(name, 0) + int((~np.isfinite(value)).sum())
+        count += len(batch)
+    if count != len(shown.raw):
+        raise ContractError(f"{count} inputs came where {len(shown.raw)} were shown first; a file changed meanwhile")
+    _try_sizes(backend, shown, seen)
+    if shown.altered is not None and shown.altered_raw is not None:
+        starts = range(0, len(shown.altered), _FIRST)
+        parts = [_ask(backend, shown.altered[start : start + _FIRST])[EMBEDDING] for start in starts]
+        seen.altered_rows, seen.altered = shown.altered_rows, np.concatenate(parts)
+        seen.altered_reference = project(shown.altered_raw, projection)
+    return seen
+
+
+def project(raw: NDArray[np.float32], projection: Projection | None) -> NDArray[np.float64]:
+    """Raw embeddings [N, D] to unit embeddings [N, d] in float64, through A_inv where there is one."""
+    if projection is not None:
+        return projection.apply(raw)
+    wide = raw.astype(np.float64)
+    return np.asarray(wide / np.linalg.norm(wide, axis=1, keepdims=True))
+
+
+def _served(backend: Backend, shown: Shown) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    """How serving would feed a batch: a text graph of free length gets rows no longer than the longest text."""
+    padding = shown.padding
+    if padding is None or backend.input_shapes[backend.input_names[0]][-1] is not None:
+        return lambda batch: batch
+    return lambda batch: shortened(batch, padding)
+
+
+def _ask(backend: Backend, batch: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    try:
+        return backend.run({backend.input_names[0]: batch})
+    except Exception as error:  # engines' exceptions share no base class of their own
+        reason = " ".join(str(error).split())
+        raise ContractError(f"the graph cannot answer a batch of {list(batch.shape)}: {reason}") from error
+
+
+def _rerun(backend: Backend, batch: NDArray[Any], answers: dict[str, NDArray[Any]]) -> float:
+    """Largest difference of any output between runs on the same input."""
+    again = [_ask(backend, batch) for _ in range(_RUNS)]
+    pairs = [(run[name], value) for run in again for name, value in answers.items()]
+    # the same NaN again is no difference between runs; that it is NaN is another figure's business
+    return max(0.0 if np.array_equal(one, other, equal_nan=True) else max_diff(one, other) for one, other in pairs)
+
+
+def _try_sizes(backend: Backend, shown: Shown, seen: Comparison) -> None:
+    """The first inputs in batches of every size: against the reference, and against themselves alone."""
+    rows = np.arange(_FIRST) % len(seen.reference)
+    wanted = seen.reference[rows]
+    together = np.concatenate(seen.candidate)[rows]
+    alone = np.empty((0,))
+    for size in SIZES:
+        starts = range(0, _FIRST - _FIRST % size, size)
+        got = np.concatenate([_ask(backend, shown.first[start : start + size])[EMBEDDING] for start in starts])
+        seen.by_size[size] = max_diff(got, wanted[: len(got)])
+        if size == 1:
+            alone = got
+        seen.batch_diff = float(np.maximum(seen.batch_diff, max_diff(got, alone[: len(got)])))
+    seen.batch_diff = float(np.maximum(seen.batch_diff, max_diff(together, alone)))
+
+
+def _off(got: NDArray[Any], wanted: NDArray[np.float64]) -> float:
+    """How wrong a batch is, for finding the worst: NaN counts as infinitely wrong."""
+    return float(np.nan_to_num(np.abs(got - wanted), nan=np.inf, posinf=np.inf).max())

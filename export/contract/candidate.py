@@ -1,0 +1,127 @@
+"""What is held against a checkpoint, what it must answer like, and what came out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from invariclip.backends import DEFAULT_BACKEND, open_backend, require_backend
+from invariclip.errors import ContractError, InputError
+from invariclip.export.contract.figures import THRESHOLDS, Figures
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from invariclip.backends import Backend
+    from invariclip.export.models.checkpoint import Checkpoint
+    from invariclip.projection import Projection
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one artifact is made from, and so what it must answer like.
+
+    Attributes:
+        checkpoint: The original model.
+        projection: A_inv, or None.
+        classes: Names that are baked in.
+        templates: Prompt templates of the classes.
+        bank: float64 [K, d] unit class embeddings of the reference, or None without classes.
+    """
+
+    checkpoint: Checkpoint
+    projection: Projection | None
+    classes: tuple[str, ...]
+    templates: tuple[str, ...]
+    bank: NDArray[np.float64] | None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Two graphs, the engine that answers with them, and the projection that they claim to hold.
+
+    Attributes:
+        image: The image graph.
+        text: The text graph.
+        job: What they must answer like.
+        backend: The engine, see `backends.BACKENDS`.
+        precision: Says which bounds they have.
+        threads: The engine's; None takes what this process may use.
+        opener: Loads a graph, given engine, path and threads.
+    """
+
+    image: Path
+    text: Path
+    job: Job
+    backend: str = DEFAULT_BACKEND
+    precision: str = "float32"
+    threads: int | None = None
+    opener: Callable[..., Backend] = open_backend
+
+    @classmethod
+    def open(
+        cls,
+        image: Path,
+        text: Path,
+        job: Job,
+        *,
+        backend: str = DEFAULT_BACKEND,
+        precision: str = "float32",
+        threads: int | None = None,
+    ) -> Candidate:
+        """Names two ONNX files. Each is loaded when its turn comes and let go after it.
+
+        Raises:
+            InputError: There is no such engine, or no bounds for this precision.
+            MissingExtraError: The engine is not installed.
+        """
+        require_backend(backend)
+        if precision not in THRESHOLDS:
+            raise InputError(f"precision {precision!r} has no bounds; available: {', '.join(THRESHOLDS)}")
+        return cls(image, text, job, backend, precision, threads)
+
+    def opened(self, tower: str) -> Backend:
+        """Loads one tower, `image` or `text`; it is let go with the last reference to it.
+
+        Raises:
+            ArtifactError: The engine cannot load it.
+        """
+        return self.opener(self.backend, self.image if tower == "image" else self.text, threads=self.threads)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came out for one candidate.
+
+    Attributes:
+        image: Figures of the image tower.
+        text: Figures of the text tower.
+        broken: Every bound that is broken, in words; empty if it passed.
+        parity: All of it as the manifest stores it, see `parity`.
+        causes: What is wrong, where recomputing the reference with that fault gave the candidate's answers.
+    """
+
+    image: Figures
+    text: Figures
+    broken: list[str]
+    parity: dict[str, Any]
+    causes: list[str] = field(default_factory=list)
+
+    @property
+    def reason(self) -> str:
+        """All that is broken, and the causes that were found, in one line."""
+        known = f"; cause: {'; '.join(self.causes)}" if self.causes else ""
+        return f"{'; '.join(self.broken)}{known}"
+
+    def require(self, what: str) -> None:
+        """Fails if any bound is broken.
+
+        Raises:
+            ContractError: Naming each figure that failed, and by how much.
+        """
+        if self.broken:
+            raise ContractError(f"{what} does not answer like its checkpoint: {self.reason}")

@@ -1,0 +1,213 @@
+"""Why a graph failed: each known fault is put into the reference, and named only if that gives the graph's own answers.
+
+Nothing is guessed. A hypothesis is confirmed where the faulty reference agrees with the candidate (cosine above
+`AGREES` on every row) and is at least ten times nearer to it than the true reference is.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from invariclip.export.contract.answers import project
+from invariclip.export.models.torchvision_ops import declare_missing_ops
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+
+    from invariclip.export.contract.comparison import Comparison
+    from invariclip.export.models.checkpoint import Checkpoint
+    from invariclip.projection import Projection
+
+AGREES = 0.9999
+NEARER = 0.1
+_HALF_MAX = float(torch.finfo(torch.float16).max)
+_STATISTICS = {
+    "OpenAI's": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    "ImageNet's": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "0.5": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "no": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
+
+
+@dataclass
+class Fault:
+    """One way to be wrong.
+
+    Attributes:
+        kind: Of faults of one kind only the nearest is named.
+        words: What to call it; said after the encoder ran, so it may tell what was seen.
+        encode: Raw embeddings [n, D] of a batch with this fault; None where the model has no place for it.
+    """
+
+    kind: str
+    words: Callable[[], str]
+    encode: Callable[[NDArray[Any]], NDArray[np.float32] | None]
+
+
+def causes_of(checkpoint: Checkpoint, projection: Projection | None, tower: str, seen: Comparison) -> list[str]:
+    """Faults that explain a tower's answers on the batch that is furthest off; empty where none does.
+
+    Args:
+        checkpoint: The original model; it stays unchanged.
+        projection: A_inv, or None.
+        tower: `image` or `text`.
+        seen: What came out.
+    """
+    if seen.worst is None:
+        return []
+    _, batch, got, start = seen.worst
+    honest = seen.reference[start : start + len(batch)]
+    found: dict[str, tuple[float, str]] = {}
+    for fault in _faults(checkpoint, tower):
+        raw = fault.encode(batch)
+        if raw is None:
+            continue
+        off = _explains(project(raw, projection), honest, got.astype(np.float64))
+        # of faults that are nearly the same (two forms of GELU) the one that is nearest
+        if off is not None and off < found.get(fault.kind, (np.inf, ""))[0]:
+            found[fault.kind] = off, f"{tower}: {fault.words()}"
+    if projection is not None and got.shape[1] == checkpoint.embed_dim:
+        encode = checkpoint.encode_images if tower == "image" else checkpoint.encode_texts
+        off = _explains(project(encode(batch), None), honest, got.astype(np.float64))
+        if off is not None:
+            found["projection"] = off, f"{tower}: the projection is not in the graph"
+    return [words for _, words in found.values()]
+
+
+def _explains(faulty: NDArray[np.float64], honest: NDArray[np.float64], got: NDArray[np.float64]) -> float | None:
+    """How far the faulty reference is from these answers; None where it does not give them, or the true one does."""
+    finite = np.isfinite(got).all(axis=1)
+    if faulty.shape != got.shape or not np.array_equal(finite, np.isfinite(faulty).all(axis=1)):
+        return None
+    if not finite.any():
+        return 0.0
+    finite_everywhere = bool(finite.all())
+    faulty, honest, got = faulty[finite], honest[finite], got[finite]
+    cosines = (faulty * got).sum(axis=1) / np.maximum(np.linalg.norm(got, axis=1), 1e-30)
+    off = float(np.abs(faulty - got).max())
+    nearer = not finite_everywhere or off <= NEARER * np.abs(honest - got).max()
+    return off if cosines.min() > AGREES and nearer else None
+
+
+def _faults(checkpoint: Checkpoint, tower: str) -> Iterator[Fault]:
+    if tower == "image":
+        yield Fault(
+            "channels",
+            lambda: "red and blue are swapped",
+            lambda batch: checkpoint.encode_images(np.ascontiguousarray(batch[..., ::-1])),
+        )
+        for name, (mean, std) in _STATISTICS.items():
+            other = replace(checkpoint, pixels=replace(checkpoint.pixels, image_mean=mean, image_std=std))
+            said = f"pictures are normalised with {name} mean and standard deviation, not the checkpoint's"
+            yield Fault("statistics", partial(str, said), other.encode_images)
+    else:
+        yield Fault("mask", lambda: "the causal mask is missing", _with(checkpoint, tower, _unmask))
+    for name, activation in _activations().items():
+        said = f"it computes {name} where the checkpoint has another activation"
+        yield Fault("activation", partial(str, said), _with(checkpoint, tower, partial(_activate, activation)))
+    halves: list[HalfLayerNorm] = []
+    yield Fault("overflow", lambda: _overflow(halves), _overflowing(checkpoint, tower, halves))
+
+
+def _overflow(halves: list[HalfLayerNorm]) -> str:
+    reach = max(half.reach for half in halves)
+    return f"a LayerNorm overflows in float16: its input is {reach:.3g} off its mean, squares end at {_HALF_MAX:.0f}"
+
+
+def _overflowing(
+    checkpoint: Checkpoint, tower: str, halves: list[HalfLayerNorm]
+) -> Callable[[NDArray[Any]], NDArray[np.float32] | None]:
+    """An encoder with half-precision LayerNorms; None where no square leaves the range."""
+    encode = _with(checkpoint, tower, lambda root: _halve(root, halves))
+
+    def checked(batch: NDArray[Any]) -> NDArray[np.float32] | None:
+        raw = encode(batch)
+        return raw if any(half.reach**2 > _HALF_MAX for half in halves) else None
+
+    return checked
+
+
+def _with(
+    checkpoint: Checkpoint, tower: str, change: Callable[[nn.Module], bool]
+) -> Callable[[NDArray[Any]], NDArray[np.float32] | None]:
+    """An encoder of a changed copy; None where nothing could be changed. The copy shares all weights."""
+
+    def encode(batch: NDArray[Any]) -> NDArray[np.float32] | None:
+        tensors = (*checkpoint.module.parameters(), *checkpoint.module.buffers())
+        memo: dict[int, Any] = {id(tensor): tensor for tensor in tensors}
+        twin = copy.deepcopy(checkpoint.module, memo)
+        if not change(twin):
+            return None
+        other = replace(checkpoint, module=twin)
+        return other.encode_images(batch) if tower == "image" else other.encode_texts(batch)
+
+    return encode
+
+
+def _unmask(root: nn.Module) -> bool:
+    changed = False
+    for part in root.modules():
+        mask = part._buffers.get("attn_mask")
+        if mask is not None:
+            part._buffers["attn_mask"] = torch.zeros_like(mask)
+            changed = True
+    return changed
+
+
+def _activations() -> dict[str, nn.Module]:
+    declare_missing_ops()
+    from open_clip.transformer import QuickGELU
+
+    return {"GELU": nn.GELU(), "GELU's tanh form": nn.GELU("tanh"), "QuickGELU": QuickGELU()}
+
+
+def _activate(activation: nn.Module, root: nn.Module) -> bool:
+    changed = False
+    for part in list(root.modules()):
+        for name, child in part._modules.items():
+            if child is not None and "GELU" in type(child).__name__:
+                part._modules[name] = activation
+                changed = True
+    return changed
+
+
+class HalfLayerNorm(nn.Module):
+    """LayerNorm as a graph computes it that was cast to float16 without care: the squares overflow."""
+
+    def __init__(self, norm: nn.LayerNorm) -> None:
+        """Takes the weights of a true one."""
+        super().__init__()
+        self.norm = norm
+        self.reach = 0.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Everything in float16, the result in x's own type."""
+        axes = tuple(range(-len(self.norm.normalized_shape), 0))
+        half = x.half()
+        centred = half - half.mean(axes, keepdim=True)
+        self.reach = max(self.reach, float(torch.nan_to_num(centred.float(), nan=torch.inf).abs().max()))
+        answer = centred / (centred * centred).mean(axes, keepdim=True).add(self.norm.eps).sqrt()
+        if self.norm.weight is not None:
+            answer = answer * self.norm.weight.half()
+        if self.norm.bias is not None:
+            answer = answer + self.norm.bias.half()
+        return answer.to(x.dtype)
+
+
+def _halve(root: nn.Module, halves: list[HalfLayerNorm]) -> bool:
+    halves.clear()
+    for part in list(root.modules()):
+        for name, child in part._modules.items():
+            if isinstance(child, nn.LayerNorm) and "2d" not in type(child).__name__:
+                part._modules[name] = HalfLayerNorm(child)
+                halves.append(part._modules[name])  # type: ignore[arg-type]
+    return bool(halves)

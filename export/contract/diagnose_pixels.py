@@ -1,0 +1,147 @@
+"""Why pixels are not what they should be: each known fault is made on purpose, and named only if it gives the same."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from invariclip.export.contract.figures import max_diff
+from invariclip.export.contract.pictures_check import levels, shown, transform
+from invariclip.pixels import normalise, pixels
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from invariclip.pixels import PixelSpec
+
+_CLOSE = 1.0
+"""Levels within which two pictures are the same; honest float rounding stays below it."""
+
+
+def pixel_causes(paths: Sequence[Path], spec: PixelSpec) -> list[str]:
+    """Faults that explain why the runtime's pixels differ from open_clip's transform.
+
+    Args:
+        paths: Readable pictures.
+        spec: How the tower wants them.
+    """
+    theirs = transform(spec)
+    triples = []
+    for image in shown(paths, spec):
+        if image.mode == "RGB":  # faults are made for pictures that need no conversion
+            ours = levels(normalise(pixels(image, spec)[None], spec), spec)[0]
+            triples.append((np.asarray(image), ours, levels(theirs(image), spec)))
+    return [f"pixels: {words}" for words in _explained(triples, spec)]
+
+
+def front_causes(pairs: Iterable[tuple[NDArray[np.uint8], NDArray[Any]]], spec: PixelSpec) -> list[str]:
+    """Faults that explain why a graph's own resize differs from the runtime's pixels.
+
+    Args:
+        pairs: See `pictures_check.front_pictures`.
+        spec: How the tower wants pictures.
+    """
+    triples = [(picture, fitted, pixels(picture, spec)) for picture, fitted in pairs]
+    return [f"resize in the graph: {words}" for words in _explained(triples, spec)]
+
+
+def _explained(triples: list[tuple[NDArray[np.uint8], NDArray[Any], NDArray[Any]]], spec: PixelSpec) -> list[str]:
+    """The faults that give what was got of every picture, where at least one differs from what was wanted."""
+    if not triples or all(max_diff(got, wanted) <= _CLOSE for _, got, wanted in triples):
+        return []
+    return [
+        words
+        for words, fault in _FAULTS.items()
+        if all(_same(got, fault(picture, wanted, spec)) for picture, got, wanted in triples)
+    ]
+
+
+def _same(got: NDArray[Any], made: NDArray[Any] | None) -> bool:
+    return made is not None and got.shape == made.shape and max_diff(np.clip(np.round(got), 0, 255), made) <= _CLOSE
+
+
+def _swapped(picture: NDArray[np.uint8], wanted: NDArray[Any], spec: PixelSpec) -> NDArray[Any]:
+    del picture, spec
+    return wanted[..., ::-1]
+
+
+def _floored(picture: NDArray[np.uint8], wanted: NDArray[Any], spec: PixelSpec) -> NDArray[Any] | None:
+    del wanted
+    return _fit(picture, spec, offset=math.floor)
+
+
+def _floats_first(picture: NDArray[np.uint8], wanted: NDArray[Any], spec: PixelSpec) -> NDArray[Any] | None:
+    del wanted
+    return _fit(picture, spec, in_floats=True)
+
+
+def _floats_and_floored(picture: NDArray[np.uint8], wanted: NDArray[Any], spec: PixelSpec) -> NDArray[Any] | None:
+    del wanted
+    return _fit(picture, spec, in_floats=True, offset=math.floor)
+
+
+def _nearest(picture: NDArray[np.uint8], wanted: NDArray[Any], spec: PixelSpec) -> NDArray[Any] | None:
+    del wanted
+    return _fit(picture, spec, filter_=Image.Resampling.NEAREST)
+
+
+def _other_filter(picture: NDArray[np.uint8], wanted: NDArray[Any], spec: PixelSpec) -> NDArray[Any] | None:
+    del wanted
+    other = Image.Resampling.BILINEAR if spec.interpolation == "bicubic" else Image.Resampling.BICUBIC
+    return _fit(picture, spec, filter_=other)
+
+
+_FAULTS: dict[str, Callable[[NDArray[np.uint8], NDArray[Any], PixelSpec], NDArray[Any] | None]] = {
+    "red and blue are swapped": _swapped,
+    "the crop's offset is cut off, not rounded": _floored,
+    "it is resized in floats, not in bytes": _floats_first,
+    "it is resized in floats, not in bytes, and the crop's offset is cut off, not rounded": _floats_and_floored,
+    "it is resized by the other of bicubic and bilinear": _other_filter,
+    "it is resized by nearest neighbour": _nearest,
+}
+
+
+def _fit(
+    picture: NDArray[np.uint8],
+    spec: PixelSpec,
+    *,
+    in_floats: bool = False,
+    offset: Callable[[float], int] = round,
+    filter_: Image.Resampling | None = None,
+) -> NDArray[Any] | None:
+    """Resize and centre crop of an RGB picture to a square tower, written apart from the runtime's, with faults.
+
+    Args:
+        picture: uint8 [h, w, 3].
+        spec: How the tower wants it.
+        in_floats: Neither round nor clip between the two passes, only at the end.
+        offset: Makes a whole number of the crop's offset.
+        filter_: Another filter than the spec's.
+
+    Returns:
+        [H, W, 3] in levels; None for a spec that this cannot do.
+    """
+    height, width = spec.image_size
+    if spec.resize_mode == "longest" or (spec.resize_mode == "shortest" and height != width):
+        return None
+    size = (width, height)
+    if spec.resize_mode == "shortest":
+        tall, wide = picture.shape[:2]
+        scaled = int(height * max(tall, wide) / min(tall, wide))
+        size = (height, scaled) if wide <= tall else (scaled, height)
+    taken = Image.Resampling.BICUBIC if spec.interpolation == "bicubic" else Image.Resampling.BILINEAR
+    filter_ = taken if filter_ is None else filter_
+    if in_floats:
+        channels = [Image.fromarray(channel.astype(np.float32)) for channel in picture.transpose(2, 0, 1)]
+        whole = np.stack([np.asarray(channel.resize(size, filter_)) for channel in channels], axis=-1)
+        whole = np.clip(np.round(whole), 0, 255)
+    else:
+        whole = np.asarray(Image.fromarray(picture).resize(size, filter_))
+    top, left = offset((whole.shape[0] - height) / 2), offset((whole.shape[1] - width) / 2)
+    return whole[top : top + height, left : left + width]

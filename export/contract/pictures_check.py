@@ -1,0 +1,152 @@
+"""A picture's way to the tower, checked at both ends: the runtime's pixels, and a resize that is in the graph.
+
+Host pixels are held against open_clip's own transform. Pictures are shown whole and cut, because square ones (all the
+bundled ones are) need no crop, and an offset that is cut off instead of rounded shows only where it ends in a half.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from invariclip.backends import open_backend
+from invariclip.export.contract.evidence import spread
+from invariclip.export.contract.figures import max_diff
+from invariclip.export.graphs.front.graft import front_alone
+from invariclip.export.models.torchvision_ops import declare_missing_ops
+from invariclip.pixels import normalise, open_picture, pixels
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+    from PIL import Image
+
+    from invariclip.backends import Backend
+    from invariclip.pixels import PixelSpec
+
+SHOWN = 24
+"""Pictures that are shown whole and cut."""
+_MAX_PIXELS = 50_000_000
+"""Larger pictures are not shown to a graph that resizes: float32 copies of them would not be bounded."""
+
+
+def cut(image: Image.Image, side: int, *, upright: bool) -> Image.Image:
+    """The top left part of a picture whose centre crop to a square has an offset that ends in a half, and is odd.
+
+    Args:
+        image: Any mode; it is kept.
+        side: Side of the tower's square input, in pixels.
+        upright: Cut to a portrait, else to a landscape.
+
+    Returns:
+        A smaller picture; the same one where it is too small to be cut so.
+    """
+    long = image.height if upright else image.width
+    other = image.width if upright else image.height
+    for short in range(min(other, int(long * 0.7)), 0, -1):
+        # an excess of 3, 7, 11, … halves to 1.5, 3.5, …: rounded half to even it goes up, cut off it goes down
+        if (int(side * long / short) - side) % 4 == 3:
+            return image.crop((0, 0, short, long) if upright else (0, 0, long, short))
+    return image
+
+
+def shown(paths: Sequence[Path], spec: PixelSpec) -> Iterator[Image.Image]:
+    """Some of the pictures, decoded, each whole and cut.
+
+    Args:
+        paths: Readable pictures.
+        spec: How the tower wants them.
+    """
+    for index, path in enumerate(spread(paths, SHOWN)):
+        image = open_picture(path)
+        yield image
+        yield cut(image, max(spec.image_size), upright=index % 2 == 0)
+
+
+def transform(spec: PixelSpec) -> Callable[[Image.Image], NDArray[np.float32]]:
+    """open_clip's own evaluation transform: a picture to normalised float32 [3, H, W]."""
+    declare_missing_ops()
+    from open_clip.transform import image_transform
+
+    apply = image_transform(
+        spec.image_size,
+        is_train=False,
+        mean=spec.image_mean,
+        std=spec.image_std,
+        resize_mode=spec.resize_mode,
+        interpolation=spec.interpolation,
+        fill_color=spec.fill_color,
+    )
+    return lambda image: np.asarray(apply(image).numpy())
+
+
+def levels(tensor: NDArray[np.float32], spec: PixelSpec) -> NDArray[np.float64]:
+    """Normalised [..., 3, H, W] back to levels from 0 to 255, float64 [..., H, W, 3]."""
+    mean = np.asarray(spec.image_mean, dtype=np.float64)[:, None, None]
+    std = np.asarray(spec.image_std, dtype=np.float64)[:, None, None]
+    return np.asarray(np.moveaxis((tensor.astype(np.float64) * std + mean) * 255, -3, -1))
+
+
+def pixel_levels(paths: Sequence[Path], spec: PixelSpec) -> float:
+    """Largest difference between what serving feeds a tower and open_clip's transform, in levels; 0 where equal.
+
+    Args:
+        paths: Readable pictures.
+        spec: How the tower wants them.
+    """
+    theirs, worst = transform(spec), 0.0
+    for image in shown(paths, spec):
+        ours, wanted = normalise(pixels(image, spec)[None], spec)[0], theirs(image)
+        if not np.array_equal(ours, wanted):
+            worst = max(worst, max_diff(levels(ours, spec), levels(wanted, spec)))
+    return worst
+
+
+def is_any_size(backend: Backend) -> bool:
+    """Whether a graph takes pictures of any size, and so resizes them itself."""
+    shape = backend.input_shapes[backend.input_names[0]]
+    return len(shape) == 4 and shape[1] is None and shape[2] is None
+
+
+def rgb_pictures(paths: Sequence[Path], spec: PixelSpec) -> Iterator[NDArray[np.uint8]]:
+    """uint8 [H, W, 3] of any size: what a caller without our preprocessor decodes."""
+    for image in shown(paths, spec):
+        if image.width * image.height <= _MAX_PIXELS:
+            yield np.asarray(image.convert("RGB"))
+
+
+def front_pictures(
+    model: Path, paths: Sequence[Path], spec: PixelSpec, *, backend: str, threads: int | None
+) -> Iterator[tuple[NDArray[np.uint8], NDArray[Any]]]:
+    """Decoded pictures, and what a graph's own resize makes of them.
+
+    Args:
+        model: An image graph with a front (see `front`); the front runs alone, so that no weights are loaded.
+        paths: Readable pictures.
+        spec: How the tower wants them.
+        backend: The engine.
+        threads: Its threads.
+
+    Returns:
+        Pairs of uint8 [h, w, 3] of any size, and [H, W, 3] in levels from 0 to 255.
+
+    Raises:
+        ArtifactError: The front cannot be told from the rest of the graph, or the engine cannot load it.
+    """
+    with TemporaryDirectory() as name:
+        part = Path(name) / "front.onnx"
+        ir.save(front_alone(ir.load(model)), part)
+        engine = open_backend(backend, part, threads=threads)
+        for picture in rgb_pictures(paths, spec):
+            (fitted,) = engine.run({engine.input_names[0]: picture[None]}).values()
+            yield picture, fitted[0]
+
+
+def front_levels(pairs: Iterable[tuple[NDArray[np.uint8], NDArray[Any]]], spec: PixelSpec) -> float:
+    """Largest difference between what `front_pictures` gives and the runtime's pixels, in levels."""
+    return max((max_diff(fitted, pixels(picture, spec)) for picture, fitted in pairs), default=0.0)

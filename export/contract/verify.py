@@ -1,0 +1,209 @@
+"""The parity contract: an exported graph answers like its checkpoint, shown on real pictures, or it is not shipped.
+
+Reference: the original PyTorch encoder in float32, unfolded; then A_inv and the L2 norm in float64. Candidate: the ONNX
+files in one engine. Both see the same uint8 pictures and the same ids. The reference encodes every input once, however
+many candidates (variants, engines, projections) are held against it, and only one tower of one candidate is open at a
+time. `figures` says what is bounded, `comparison` how it is measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from invariclip.artifact import EMBEDDING
+from invariclip.console import silent
+from invariclip.errors import ContractError
+from invariclip.export.contract import answers, evidence, pictures_check
+from invariclip.export.contract.answers import project
+from invariclip.export.contract.candidate import Candidate, Job, Verdict
+from invariclip.export.contract.comparison import measure
+from invariclip.export.contract.diagnose import causes_of
+from invariclip.export.contract.diagnose_pixels import front_causes, pixel_causes
+from invariclip.export.contract.figures import THRESHOLDS, Thresholds, failures
+from invariclip.pixels import pixels
+from invariclip.prompts import class_bank
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from invariclip.backends import Backend
+    from invariclip.console import Progress
+    from invariclip.export.contract.answers import Shown
+    from invariclip.export.contract.comparison import Comparison
+    from invariclip.export.contract.evidence import Pictures
+    from invariclip.export.models.checkpoint import Checkpoint
+    from invariclip.projection import Projection
+
+BATCH = 16
+"""Rows per run; the last batch is smaller."""
+ALTERED = 64
+"""Pictures that are also shown under an intervention."""
+TOWERS = ("image", "text")
+
+__all__ = ["Candidate", "Job", "Verdict", "check", "prepare", "project"]
+
+
+def prepare(
+    checkpoint: Checkpoint, projection: Projection | None, classes: tuple[str, ...], templates: tuple[str, ...]
+) -> Job:
+    """A job whose class embeddings come from the reference: PyTorch in float32, projection and mean in float64.
+
+    Raises:
+        InputError: Bad classes or templates.
+    """
+
+    def embed(texts: list[str]) -> NDArray[np.float64]:
+        return project(checkpoint.encode_texts(checkpoint.tokenizer(texts)), projection)
+
+    bank = class_bank(embed, classes, templates) if classes else None
+    return Job(checkpoint, projection, classes, templates, bank)
+
+
+def check(
+    candidates: Mapping[str, Candidate],
+    pictures: Pictures,
+    bounds: Thresholds | Mapping[str, Thresholds] | None = None,
+    *,
+    progress: Progress = silent,
+) -> dict[str, Verdict]:
+    """Holds graphs of one checkpoint against it.
+
+    Pictures are matched with the baked classes, or with a list of prompts; texts with those pictures. Both banks are
+    the reference's own embeddings.
+
+    Args:
+        candidates: Graphs by name; all their jobs have the same checkpoint.
+        pictures: What to look at.
+        bounds: What they must keep, for all or by the candidates' names; None takes their precisions' own.
+        progress: `console.bar` or `console.silent`.
+
+    Returns:
+        A verdict for every candidate.
+
+    Raises:
+        InputError: No picture can be read.
+        ArtifactError: A graph cannot be loaded.
+        ContractError: A graph cannot answer at all, or with vectors of another width.
+        CheckpointError: The checkpoint itself answers with NaN or infinity.
+    """
+    seen = _look(next(iter(candidates.values())).job.checkpoint, pictures, progress)
+    verdicts = {}
+    for name, candidate in candidates.items():
+        limits = bounds.get(name) if isinstance(bounds, Mapping) else bounds
+        try:
+            verdicts[name] = _judge(name, candidate, seen, limits or THRESHOLDS[candidate.precision], progress)
+        except ContractError as error:
+            raise ContractError(f"{name}: {error}") from error
+    return verdicts
+
+
+@dataclass(frozen=True)
+class _Evidence:
+    """What all candidates are held against: inputs, the reference's answers, and the host's pixels."""
+
+    checkpoint: Checkpoint
+    pictures: Pictures
+    shown: dict[str, Shown]
+    prompts: NDArray[np.float32]
+    pixel_levels: float
+    pixel_causes: list[str]
+    front_raw: list[NDArray[np.float32]] = field(default_factory=list)
+
+
+def _look(checkpoint: Checkpoint, pictures: Pictures, progress: Progress) -> _Evidence:
+    """Runs the reference on everything once."""
+    steps = -(-len(pictures.paths) // BATCH)
+    images = answers.show(
+        lambda: progress(pictures.batches(BATCH), total=steps, desc="reference, image tower"),
+        checkpoint.encode_images,
+        alter=set(evidence.spread(range(len(pictures.paths)), ALTERED)),
+    )
+    ids = evidence.ids_of(evidence.TEXTS, checkpoint.tokenizer)
+    parts = [ids[start : start + BATCH] for start in range(0, len(ids), BATCH)]
+    texts = answers.show(
+        lambda: progress(parts, total=len(parts), desc="reference, text tower"),
+        checkpoint.encode_texts,
+        padding=checkpoint.tokenizer.spec.pad_token_id,
+    )
+    levels = pictures_check.pixel_levels(pictures.readable, checkpoint.pixels)
+    causes = pixel_causes(pictures.readable, checkpoint.pixels) if levels else []
+    prompts = checkpoint.encode_texts(evidence.ids_of(evidence.PROMPTS, checkpoint.tokenizer))
+    shown = {
+        "image": replace(images, batches=lambda: pictures.batches(BATCH)),
+        "text": replace(texts, batches=lambda: iter(parts)),
+    }
+    return _Evidence(checkpoint, pictures, shown, prompts, levels, causes)
+
+
+def _judge(name: str, candidate: Candidate, seen: _Evidence, bounds: Thresholds, progress: Progress) -> Verdict:
+    """Both towers of one candidate, one after the other."""
+    job, checkpoint = candidate.job, seen.checkpoint
+    sides: dict[str, Comparison] = {}
+    engine: dict[str, Any] = {}
+    for tower in TOWERS:
+        shown = seen.shown[tower]
+        backend = candidate.opened(tower)
+        engine = engine or backend.describe()
+        batches = progress(shown.batches(), total=-(-len(shown.raw) // BATCH), desc=f"{name}, {tower} tower")
+        sides[tower] = answers.compare(backend, shown, job.projection, batches)
+        any_size = tower == "image" and pictures_check.is_any_size(backend)
+        if any_size:
+            sides[tower].levels["front_cosine"] = _front_cosine(backend, job, seen)
+        del backend  # the next tower is loaded only when this one's memory is free
+        if any_size:
+            sides[tower].levels["front_levels"] = _front(candidate, seen, pictures_check.front_levels)
+    sides["image"].levels["pixel_levels"] = seen.pixel_levels
+    bank = job.bank if job.bank is not None else project(seen.prompts, job.projection)
+    figures = {
+        "image": measure(sides["image"], bank, logit_scale=checkpoint.logit_scale, logit_bias=checkpoint.logit_bias),
+        "text": measure(sides["text"], sides["image"].reference),
+    }
+    failed = {tower: failures(tower, figures[tower], bounds) for tower in TOWERS}
+    causes = list(seen.pixel_causes)
+    for tower in TOWERS:
+        if set(failed[tower]) - {"pixel_levels", "front_levels", "front_cosine"}:
+            causes += causes_of(checkpoint, job.projection, tower, sides[tower])
+    if "front_levels" in failed["image"]:
+        causes += _front(candidate, seen, front_causes)
+    broken = [line for lines in failed.values() for line in lines.values()]
+    parity = {
+        "reference": f"torch {torch.__version__} float32, projection and norm in float64",
+        "engine": engine,
+        **{tower: {**figures[tower].to_json(), "failed": list(failed[tower])} for tower in TOWERS},
+        "unreadable_pictures": len(seen.pictures.unreadable),
+        "thresholds": asdict(bounds),
+        "causes": causes,
+        "passed": not broken,
+    }
+    return Verdict(figures["image"], figures["text"], broken, parity, causes)
+
+
+def _front_cosine(backend: Backend, job: Job, seen: _Evidence) -> float:
+    """Smallest cosine between decoded pictures through the graph's own resize and through the host's."""
+    spec, worst = seen.checkpoint.pixels, 1.0
+    for place, picture in enumerate(pictures_check.rgb_pictures(seen.pictures.readable, spec)):
+        if place == len(seen.front_raw):  # the first candidate that resizes; the next ones find it done
+            seen.front_raw.append(seen.checkpoint.encode_images(pixels(picture, spec)[None]))
+        (got,) = backend.run({backend.input_names[0]: picture[None]}, (EMBEDDING,))[EMBEDDING].astype(np.float64)
+        cosine = float(project(seen.front_raw[place], job.projection)[0] @ got / max(np.linalg.norm(got), 1e-30))
+        worst = float(np.minimum(worst, cosine))
+    return worst
+
+
+def _front(candidate: Candidate, seen: _Evidence, ask: Callable[..., Any]) -> Any:
+    """Puts a question to the graph's own resize, alone and in the candidate's engine."""
+    pairs = pictures_check.front_pictures(
+        candidate.image,
+        seen.pictures.readable,
+        seen.checkpoint.pixels,
+        backend=candidate.backend,
+        threads=candidate.threads,
+    )
+    return ask(pairs, seen.checkpoint.pixels)

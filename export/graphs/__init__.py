@@ -1,0 +1,1 @@
+"""A tower as a graph: folded, traced, finished, written, looked at."""

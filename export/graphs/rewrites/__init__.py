@@ -1,0 +1,17 @@
+"""Exact savings, as data: each has a name, says where it applies, what it does, and what must hold afterwards."""
+
+from invariclip.export.graphs.rewrites.plan import NAMES, REWRITES, chosen, require_held, rewrite_encoder, rewrite_graph
+from invariclip.export.graphs.rewrites.rewrite import NotApplicableError, Rewrite, Subject, Tower
+
+__all__ = [
+    "NAMES",
+    "REWRITES",
+    "NotApplicableError",
+    "Rewrite",
+    "Subject",
+    "Tower",
+    "chosen",
+    "require_held",
+    "rewrite_encoder",
+    "rewrite_graph",
+]

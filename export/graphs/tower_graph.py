@@ -1,0 +1,118 @@
+"""A checkpoint's tower as a finished graph: projection folded, encoder rewritten, traced, graph rewritten."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from invariclip.artifact import EMBEDDING, IMAGE_INPUT, TEXT_INPUT
+from invariclip.export.contract import evidence
+from invariclip.export.graphs.fold import Folded, fold_images, fold_texts, left_open, probe_pictures
+from invariclip.export.graphs.head import expose_projection
+from invariclip.export.graphs.rewrites import NAMES, Subject, require_held, rewrite_encoder, rewrite_graph
+from invariclip.export.graphs.towers import ImageTower, TextTower, part_of
+from invariclip.export.graphs.trace import traced
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    import onnx_ir as ir
+
+    from invariclip.artifact import Step
+    from invariclip.export.graphs.rewrites import Tower
+    from invariclip.export.models.checkpoint import Checkpoint
+    from invariclip.projection import Projection
+
+
+@dataclass(frozen=True)
+class TowerFacts:
+    """How a tower's graph came to be.
+
+    Attributes:
+        fold: How the projection is in it, see `fold.Folded`; empty without one.
+        plan: What became of each rewrite.
+    """
+
+    fold: str
+    plan: tuple[Step, ...]
+
+    def applied(self, name: str) -> bool:
+        """Whether a rewrite was applied."""
+        return any(step.applied for step in self.plan if step.name == name)
+
+
+@dataclass(frozen=True)
+class TowerGraph(TowerFacts):
+    """The same with the graph itself, in memory: from the tower's input to `embedding`."""
+
+    model: ir.Model
+
+    @property
+    def facts(self) -> TowerFacts:
+        """Without the graph, so that its memory can go."""
+        return TowerFacts(self.fold, self.plan)
+
+
+def tower_graph(
+    checkpoint: Checkpoint,
+    tower: Tower,
+    projection: Projection | None = None,
+    *,
+    rewrites: Collection[str] = NAMES,
+    projection_as_input: bool = False,
+) -> TowerGraph:
+    """Builds one tower's graph.
+
+    Args:
+        checkpoint: The original model; it stays unchanged.
+        tower: `image` or `text`.
+        projection: A_inv to put in, or None.
+        rewrites: Names of the rewrites that are switched on.
+        projection_as_input: Leave the projection as a matrix that may be exchanged at any run.
+
+    Raises:
+        ContractError: torch cannot export the tower, or a rewrite does not keep its word.
+    """
+    probe = _probe(checkpoint, tower)
+    folded = _folded(checkpoint, tower, projection, probe, as_input=projection_as_input)
+    subject = Subject(tower, part_of(folded.module, tower), checkpoint.pixels)
+    steps = rewrite_encoder(subject, probe, rewrites)
+    if tower == "image":
+        height, width = checkpoint.pixels.image_size
+        example = torch.zeros((2, height, width, 3), dtype=torch.uint8)
+        model = traced(
+            ImageTower(subject.encoder, checkpoint.pixels, folded.matrix),
+            example,
+            input_name=IMAGE_INPUT,
+            output_name=EMBEDDING,
+        )
+    else:
+        longest = checkpoint.tokenizer.spec.context_length if "text-cut" in subject.applied else None
+        model = traced(
+            TextTower(subject.encoder, folded.matrix), probe, input_name=TEXT_INPUT, output_name=EMBEDDING,
+            longest=longest,
+        )  # fmt: skip
+    if folded.how == "input":
+        expose_projection(model)
+    steps += rewrite_graph(model, subject, rewrites)
+    require_held(model, subject)
+    return TowerGraph(folded.how if projection else "", tuple(steps), model)
+
+
+def _probe(checkpoint: Checkpoint, tower: Tower) -> torch.Tensor:
+    if tower == "image":
+        return probe_pictures(*checkpoint.pixels.image_size)
+    return torch.from_numpy(evidence.ids_of(evidence.PROMPTS[:3], checkpoint.tokenizer))
+
+
+def _folded(
+    checkpoint: Checkpoint, tower: Tower, projection: Projection | None, probe: torch.Tensor, *, as_input: bool
+) -> Folded:
+    if projection is None:
+        return Folded(checkpoint.module, "folded", None, "")
+    if as_input:
+        return left_open(checkpoint.module, projection.A_inv)
+    fold = fold_images if tower == "image" else fold_texts
+    return fold(checkpoint.module, projection.A_inv, probe)

@@ -1,0 +1,202 @@
+"""Any open_clip model as one `Checkpoint`: module, pixels, tokenizer, temperature, digest.
+
+This is where calibration, export and verification get the original encoder from. Loading never runs what a file holds
+(see `weights`), and never falls back to random weights unless it was asked to.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from invariclip.errors import CheckpointError
+from invariclip.export.models import weights
+from invariclip.export.models.construct import build, read_config, text_tower
+from invariclip.export.models.preprocessing import preprocessing_of, published, require_activation, warn_of_quick_gelu
+from invariclip.export.models.shorten import SHORT
+from invariclip.export.models.sources import HUB, REFERENCE, download_tokenizer, locate, locate_tokenizer
+from invariclip.export.models.tokenizer_hub import TOKENIZER_FILE, tokenizer_of
+from invariclip.export.models.torchvision_ops import declare_missing_ops
+from invariclip.pixels import normalise
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from invariclip.export.models.sources import Source
+    from invariclip.pixels import PixelSpec
+    from invariclip.tokenizer import Tokenizer
+
+__all__ = ["REFERENCE", "Checkpoint", "load_checkpoint"]
+
+_CHUNK = 32
+"""Pictures or texts per forward pass of the reference encoder."""
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """An open_clip model in float32, in evaluation mode, with everything that its pictures and texts need.
+
+    Attributes:
+        name: `reference`, the architecture's name, the folder's name, or the hub id.
+        module: The open_clip model. Never changed: it is the reference of every parity figure.
+        pixels: How pictures become its input.
+        tokenizer: How texts do.
+        embed_dim: D, the width of both towers' embeddings.
+        logit_scale: Temperature that multiplies cosines, already exponentiated.
+        logit_bias: Added to logits (SigLIP), or None.
+        sha256: Digest of the weights, see `weights.digest`.
+        source: Where the weights came from, in words: a file's name, or the seed of random ones.
+    """
+
+    name: str
+    module: torch.nn.Module
+    pixels: PixelSpec
+    tokenizer: Tokenizer
+    embed_dim: int
+    logit_scale: float
+    logit_bias: float | None
+    sha256: str
+    source: str
+
+    def encode_images(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Raw image embeddings, as the encoder gives them: not projected, not of unit length.
+
+        Args:
+            batch: uint8 [N, H, W, 3], see `pixels.stack`.
+
+        Returns:
+            float32 [N, D].
+        """
+        encode: Callable[..., torch.Tensor] = self.module.encode_image  # type: ignore[assignment]
+        return self._in_chunks(
+            batch, lambda part: encode(torch.from_numpy(normalise(part, self.pixels)), normalize=False)
+        )
+
+    def encode_texts(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Raw text embeddings: not projected, not of unit length.
+
+        Args:
+            ids: int64 [N, L], see `tokenizer`.
+
+        Returns:
+            float32 [N, D].
+        """
+        encode: Callable[..., torch.Tensor] = self.module.encode_text  # type: ignore[assignment]
+        return self._in_chunks(ids, lambda part: encode(torch.from_numpy(part), normalize=False))
+
+    def embed_images(self, batch: NDArray[np.uint8]) -> NDArray[np.float64]:
+        """Image embeddings of unit length, float64 [N, D], from uint8 [N, H, W, 3]."""
+        return _unit(self.encode_images(batch))
+
+    def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """Text embeddings of unit length, float64 [N, D], from texts."""
+        return _unit(self.encode_texts(self.tokenizer(list(texts))))
+
+    def _in_chunks(self, rows: NDArray[Any], encode: Callable[[NDArray[Any]], torch.Tensor]) -> NDArray[np.float32]:
+        if len(rows) == 0:
+            return np.empty((0, self.embed_dim), dtype=np.float32)
+        with torch.inference_mode():
+            parts = [
+                encode(np.ascontiguousarray(rows[start : start + _CHUNK])).float().numpy()
+                for start in range(0, len(rows), _CHUNK)
+            ]
+        return np.concatenate(parts)
+
+
+def load_checkpoint(
+    model: str,
+    checkpoint: str | Path | None = None,
+    *,
+    tokenizer: str | Path | None = None,
+    threads: int | None = None,
+    allow_random: bool = False,
+    seed: int = 0,
+    short: bool = False,
+) -> Checkpoint:
+    """Loads an open_clip model and its weights.
+
+    Args:
+        model: `reference` (bundled), an open_clip architecture's name (`ViT-B-32`), a folder in open_clip's layout, or
+            `hf-hub:owner/name`.
+        checkpoint: File with the weights. Needed with an architecture's name, where it may also be one of open_clip's
+            tags; overrides the file that lies in a folder.
+        tokenizer: A `tokenizer.json`, its folder or `hf-hub:owner/name`, for models with another vocabulary than
+            open_clip's own; overrides the file that lies in the model's folder.
+        threads: Torch's threads for this process; None leaves them.
+        allow_random: Take random weights where there is no checkpoint. They are for looking at structure and speed.
+        seed: Of the random weights.
+        short: Leave out the middle of every stack of blocks (see `shorten`); with random weights only.
+
+    Raises:
+        CheckpointError: The model is unknown, its weights or its tokenizer are missing, damaged, unsafe or another
+            model's, or it is of a kind that this version does not export.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    declare_missing_ops()
+    source = locate(model, checkpoint)
+    name, file = source.name, source.file
+    if file is None and not allow_random:
+        raise CheckpointError(
+            f"{model}: no weights; pass --checkpoint FILE, or --random-weights SEED to look at structure"
+        )
+    if file is not None and short:
+        raise CheckpointError(
+            f"{model}: only random weights can be shortened before they are drawn; {file} has its own"
+        )
+    config = read_config(source)
+    if source.tag:
+        require_activation(name, config, source.tag)
+    text_cfg, tower = text_tower(config, source)
+    reads = _tokenizer(config["text_cfg"] or {}, source, tokenizer, tower)
+    tensors = None if file is None else weights.read_state_dict(file)
+    module = build(source, text_cfg, seed=seed if tensors is None else None, short=short)
+    if tensors is None:
+        sha256, words = (
+            weights.digest(module.state_dict()),
+            f"random weights, seed {seed}{f', {SHORT}' if short else ''}",
+        )
+    else:
+        sha256, words = weights.digest(tensors), str(file.name if file else "")
+        if module.logit_bias is not None and "logit_bias" not in tensors:
+            tensors["logit_bias"] = torch.zeros_like(torch.as_tensor(module.logit_bias))
+        weights.fit(tensors, module, str(file), name)
+        if source.folder is None and not source.tag:
+            warn_of_quick_gelu(name, config)
+    module = module.float().eval().requires_grad_(False)
+    bias = module.logit_bias
+    return Checkpoint(
+        name=name,
+        module=module,
+        pixels=preprocessing_of(module, name, source.tag or (published(name) if source.folder is None else {})),
+        tokenizer=reads,
+        embed_dim=int(config["embed_dim"]),
+        logit_scale=math.exp(float(torch.as_tensor(module.logit_scale).reshape(()))),
+        logit_bias=None if bias is None else float(torch.as_tensor(bias).reshape(())),
+        sha256=sha256,
+        source=words,
+    )
+
+
+def _tokenizer(
+    text_cfg: dict[str, Any], source: Source, given: str | Path | None, tower: dict[str, Any] | None
+) -> Tokenizer:
+    """The tokenizer that was given, else the model's own; a model from the hub may take its tokenizer from there."""
+    path = None if given is None else locate_tokenizer(given)
+    wanted = text_cfg.get("hf_tokenizer_name")
+    own = None if source.folder is None else source.folder / TOKENIZER_FILE
+    if path is None and wanted and source.name.startswith(HUB) and not (own is not None and own.is_file()):
+        path = download_tokenizer(str(wanted))
+    return tokenizer_of(text_cfg, source.name, given=path, folder=source.folder, tower=tower)
+
+
+def _unit(rows: NDArray[np.float32]) -> NDArray[np.float64]:
+    wide = rows.astype(np.float64)
+    return np.asarray(wide / np.linalg.norm(wide, axis=1, keepdims=True))

@@ -1,0 +1,157 @@
+"""Where a model comes from: bundled, an architecture's name, a folder or the hub; and the file of its weights."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from invariclip.errors import CheckpointError
+from invariclip.export.models import weights
+
+REFERENCE = "reference"
+CONFIG_FILE = "open_clip_config.json"
+HUB, FOLDER = "hf-hub:", "local-dir:"
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model before it is loaded.
+
+    Attributes:
+        name: `reference`, the architecture's name, the folder's name, or the hub id.
+        identifier: What open_clip calls it: an architecture's name, or `local-dir:` and a folder.
+        folder: Where its files lie, or None for an architecture.
+        file: Its weights, or None.
+        tag: What was published with the weights, where they were named by open_clip's tag; else empty.
+    """
+
+    name: str
+    identifier: str
+    folder: Path | None = None
+    file: Path | None = None
+    tag: dict[str, Any] = field(default_factory=dict)
+
+
+def locate(model: str, checkpoint: str | Path | None = None) -> Source:
+    """Finds a model's files.
+
+    Args:
+        model: `reference`, an open_clip architecture's name, a folder in open_clip's layout, or `hf-hub:owner/name`.
+        checkpoint: File with the weights instead of the model's own; with an architecture's name also one of
+            open_clip's tags (`laion2b_s34b_b79k`), whose file is downloaded.
+
+    Raises:
+        CheckpointError: No such architecture or folder, or the hub cannot be reached.
+    """
+    from open_clip import list_models
+
+    own = None if checkpoint is None else Path(checkpoint)
+    if model == REFERENCE:
+        from invariclip.export.reference import checkpoint_path, config_path
+
+        folder = Path(config_path()).parent
+        return Source(REFERENCE, f"{FOLDER}{folder}", folder, own or Path(checkpoint_path()))
+    if model.startswith(HUB):
+        folder, file = _download_model(model.removeprefix(HUB))
+        return Source(model, f"{FOLDER}{folder}", folder, own or file)
+    if model in list_models():
+        known = None if own is None or own.exists() else _published(model, str(own))
+        return known or Source(model, model, None, own)
+    folder = Path(model.removeprefix(FOLDER))
+    if folder.is_dir():
+        return Source(folder.resolve().name, f"{FOLDER}{folder}", folder, own or _weights_in(folder))
+    near = difflib.get_close_matches(model, [REFERENCE, *list_models()], n=4, cutoff=0.5)
+    hint = f"nearest names: {', '.join(near)}" if near else "for example ViT-B-32, or `reference`"
+    raise CheckpointError(f"{model}: neither an open_clip architecture nor a folder; {hint}")
+
+
+def locate_tokenizer(given: str | Path) -> Path:
+    """A `tokenizer.json` or its folder; `hf-hub:owner/name` is downloaded, with the settings beside it.
+
+    Raises:
+        CheckpointError: There is no such file or folder, or the hub cannot be reached.
+    """
+    if str(given).startswith(HUB):
+        return download_tokenizer(str(given).removeprefix(HUB))
+    path = Path(given)
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such tokenizer; give a folder with {_TOKENIZER_FILES[0]}, or that file")
+    return path
+
+
+def download_tokenizer(hub_id: str) -> Path:
+    """Fetches a tokenizer's files from the hub, or from its cache; returns their folder.
+
+    Raises:
+        CheckpointError: The hub cannot be reached, or has no such tokenizer.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    found = _fetch(hub_id, lambda: hf_hub_download(hub_id, _TOKENIZER_FILES[0]))
+    for name in _TOKENIZER_FILES[1:]:
+        try:
+            hf_hub_download(hub_id, name)
+        except EntryNotFoundError:  # optional, and the hub says that there is none
+            continue
+        except Exception as error:  # whatever the hub's client, the network and the cache raise
+            raise _unreachable(hub_id, error) from error
+    return found.parent
+
+
+def _weights_in(folder: Path) -> Path | None:
+    """The folder's weights: safetensors before others, open_clip's own names first (as open_clip chooses)."""
+    names = sorted(path for path in folder.iterdir() if path.suffix in weights.CHECKPOINT_SUFFIXES)
+    own = [path for path in names if path.stem.startswith("open_clip")] or names
+    found = min(own, key=lambda path: weights.CHECKPOINT_SUFFIXES.index(path.suffix), default=None)
+    indices = sorted(folder.glob(f"*{weights.INDEX_SUFFIX}"))
+    if not indices or (found is not None and "-of-" not in found.stem):
+        return found
+    return next((path for path in indices if path.name.startswith("open_clip")), indices[0])
+
+
+def _published(name: str, tag: str) -> Source | None:
+    """The weights that open_clip knows by a tag, downloaded; None for what looks like a file.
+
+    Raises:
+        CheckpointError: No such tag, or it cannot be fetched.
+    """
+    from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
+
+    settings = get_pretrained_cfg(name, tag)
+    if not settings:
+        if Path(tag).suffix or len(Path(tag).parts) > 1:
+            return None
+        tags = ", ".join(list_pretrained_tags_by_model(name)) or "none"
+        raise CheckpointError(f"{tag}: neither a file nor one of the tags of {name}; available: {tags}")
+    try:
+        return Source(name, name, None, Path(download_pretrained(settings)), dict(settings))
+    except Exception as error:  # whatever the hub's client, the network and the cache raise
+        reason = str(error).split("\n", 1)[0]
+        raise CheckpointError(
+            f"{name}: the weights {tag} cannot be fetched ({reason}); offline, name a file with --checkpoint"
+        ) from error
+
+
+def _download_model(hub_id: str) -> tuple[Path, Path]:
+    from open_clip.pretrained import download_pretrained_from_hf
+
+    config = _fetch(hub_id, lambda: download_pretrained_from_hf(hub_id, filename=CONFIG_FILE))
+    return config.parent, _fetch(hub_id, lambda: download_pretrained_from_hf(hub_id))
+
+
+def _fetch(hub_id: str, download: Any) -> Path:
+    try:
+        return Path(download())
+    except Exception as error:  # whatever the hub's client, the network and the cache raise
+        raise _unreachable(hub_id, error) from error
+
+
+def _unreachable(hub_id: str, error: Exception) -> CheckpointError:
+    reason = str(error).split("\n", 1)[0]
+    return CheckpointError(
+        f"{HUB}{hub_id}: cannot be fetched from the Hugging Face hub ({reason}); offline, name a local folder"
+    )
