@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import asdict
 
 import numpy as np
 import onnx
@@ -68,20 +69,18 @@ def timing(name, batch, ratio):
     return Timing(name, batch, 12.34, 13.0, ratio, ratio * 0.8, ratio * 1.25, 30)
 
 
+def group(names, *, tower="text", model="tiny"):
+    rows = [timing(name, batch, ratio) for batch in (1, 32) for name, ratio in names.items()]
+    return rewrites.Group(model, tower, "onnxruntime", "2 threads", dict.fromkeys(names, 81), rows)
+
+
 def test_the_page_says_how_much_longer_it_takes_without():
-    rows = {
-        ("text", "onnxruntime"): [
-            timing(name, batch, ratio)
-            for batch in (1, 32)
-            for name, ratio in (("all rewrites", 1), ("plain export", 0.2))
-        ]
-    }  # fmt: skip
-    page = rewrites.page("tiny", rows, {"text": {"all rewrites": 81, "plain export": 111}}, 15, 2)
+    page = rewrites.page([group({"all rewrites": 1, "plain export": 0.2})])
     # the yardstick's ratio is above 1 where another is faster; the page turns it round, and its interval with it
-    assert "| plain export | 111 | 12.3 | 5.00 [4.00, 6.25] | 12.3 | 5.00 [4.00, 6.25] |" in page
+    assert "| plain export | 81 | 12.3 | 5.00 [4.00, 6.25] | 12.3 | 5.00 [4.00, 6.25] |" in page
     assert "| all rewrites | 81 | 12.3 | 1 | 12.3 | 1 |" in page
     assert {len(re.findall(r"\|", line)) for line in page.splitlines() if line.startswith("|")} == {7}
-    assert "2 threads" in page
+    assert "## tiny, text tower, onnxruntime" in page
     assert "prompts of 10 tokens: 12 ids" in page
     assert all(f"- `{one.name}` (" in page for one in REWRITES)
 
@@ -103,9 +102,10 @@ def test_the_command_writes_both_files(monkeypatch, tmp_path):
     monkeypatch.setattr(rewrites, "write_graphs", lambda *_: made)
     monkeypatch.setattr(rewrites, "measure", measure)
     out = tmp_path / "rewrites.md"
-    run = CliRunner().invoke(
-        rewrites.rewrites, ["--backend", "onnxruntime", "--rounds", "3", "--out", str(out)], standalone_mode=False
-    )
+    old = [group({"all rewrites": 1}, tower=tower, model=model) for model, tower in (("old", "text"), ("new", "text"))]
+    out.with_suffix(".json").write_text(json.dumps([asdict(one) for one in old]))
+    options = ["--case", "new:image", "--case", "new:text", "--backend", "onnxruntime", "--rounds", "3", "-o", str(out)]
+    run = CliRunner().invoke(rewrites.rewrites, options, standalone_mode=False)
     assert run.return_value == 0
     assert asked == [
         ("all rewrites", "onnxruntime", None),
@@ -113,8 +113,15 @@ def test_the_command_writes_both_files(monkeypatch, tmp_path):
         ("all rewrites", "onnxruntime", rewrites.TEXT_IDS),
         ("plain export", "onnxruntime", 77),
     ]
-    plain = json.loads(out.with_suffix(".json").read_text())
-    assert plain["nodes"]["text"] == {"all rewrites": 7, "plain export": 9}
-    assert len(plain["timings"]) == 8
-    assert np.isclose(plain["timings"][0]["median_ms"], 12.34)
-    assert "## image tower, onnxruntime" in out.read_text()
+    stored = [rewrites.Group.from_json(plain) for plain in json.loads(out.with_suffix(".json").read_text())]
+    # what was not named stays, what was named is new
+    assert [(one.model, one.tower) for one in stored] == [("old", "text"), ("new", "text"), ("new", "image")]
+    assert stored[1].nodes == {"all rewrites": 7, "plain export": 9}
+    assert [len(one.timings) for one in stored] == [2, 4, 4]
+    assert np.isclose(stored[2].timings[0].median_ms, 12.34)
+    assert "## new, image tower, onnxruntime" in out.read_text()
+
+
+def test_a_case_that_is_none_is_refused():
+    run = CliRunner().invoke(rewrites.rewrites, ["--case", "ViT-B-32"], standalone_mode=False)
+    assert "'ViT-B-32' is not MODEL:TOWER" in str(run.exception)
