@@ -29,7 +29,7 @@ from invariclip.export.graphs.tower_graph import tower_graph
 from invariclip.export.graphs.trace import OPSET, write_facts, write_graph
 from invariclip.files import new_directory, write_atomically
 from invariclip.projection import write_projection
-from invariclip.prompts import DEFAULT_TEMPLATES
+from invariclip.prompts import DEFAULT_TEMPLATES, check_prompts
 
 if TYPE_CHECKING:
     import os
@@ -123,6 +123,8 @@ def export_artifact(
         require_backend(name)
     checked = evidence.pictures_of(pictures, checkpoint.pixels)
     checked.require_readable()
+    if classes:
+        check_prompts(classes, templates)
     job = verify.prepare(checkpoint, projection, tuple(classes), tuple(templates))
     with new_directory(target) as folder:
         written = write_files(job, folder, how or Build(), progress)
@@ -172,7 +174,12 @@ def write_files(job: Job, folder: Path, how: Build, progress: Progress) -> Writt
         templates=job.templates,
         plan={tower: graph.plan for tower, graph in graphs.items()},
         variants={},
-        space_id=space_id(checkpoint.sha256, projection.digest if projection else None),
+        space_id=space_id(
+            checkpoint.sha256,
+            projection.digest if projection else None,
+            checkpoint.pixels,
+            checkpoint.tokenizer.spec,
+        ),
         opset=OPSET,
         producer=producer(checkpoint),
     )

@@ -23,21 +23,24 @@ from invariclip.backends import open_backend
 from invariclip.errors import ContractError, InvariclipError
 from invariclip.export.contract import evidence
 from invariclip.export.contract.answers import project
+from invariclip.export.contract.figures import SIZES
 from invariclip.export.graphs.tensorrt_gate import build_on_cpu
 from invariclip.export.graphs.tower_graph import tower_graph
 from invariclip.export.graphs.trace import weight_bytes, write_graph
 from invariclip.export.models.families import family, load_family
 from invariclip.pixels import stack
 from invariclip.projection import Projection
+from invariclip.text_tower import cut_to_longest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.export.graphs.rewrites import Tower
     from invariclip.export.models.checkpoint import Checkpoint
+    from invariclip.tokenizer import TextSpec
 
-SIZES = (1, 2, 5, 17)
-"""Batches that are tried: alone, even, odd, and larger than any power of two nearby."""
+LARGE, MOST_MEMORY = 2_000_000_000, 2.5
+"""Weights in bytes from which a family is large, and how often the process may hold them."""
 ENGINES = ("onnxruntime", "openvino")
 SEED, RANK = 0, 64
 
@@ -95,6 +98,10 @@ class FamilyParity:
     def broken(self) -> list[str]:
         """Every bound that is broken, in words."""
         found = []
+        if self.weights >= LARGE and self.peak > MOST_MEMORY * self.weights:
+            found.append(
+                f"{self.name}: peak memory {self.peak / self.weights:.2f} × its weights, above {MOST_MEMORY:g}"
+            )
         for tower in self.towers:
             worst = {engine: max(values) for engine, values in tower.diffs.items()}
             if tower.cut_diff is not None:
@@ -137,13 +144,13 @@ def family_parity(name: str) -> FamilyParity:
         towers: tuple[Tower, ...] = ("image", "text")
         seen = [_written(checkpoint, tower, projection, folder, wanted[tower]) for tower in towers]
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        longest, padding = checkpoint.tokenizer.spec.context_length, checkpoint.tokenizer.spec.pad_token_id
+        spec = checkpoint.tokenizer.spec
         del checkpoint
         for tower in seen:
             path = folder / f"{tower.tower}.onnx"
-            _compare(tower, path, inputs[tower.tower], wanted[tower.tower], padding)
+            _compare(tower, path, inputs[tower.tower], wanted[tower.tower], spec)
             try:
-                tower.tensorrt = f"built in {build_on_cpu(path, longest=longest).seconds:.0f} s"
+                tower.tensorrt = f"built in {build_on_cpu(path, longest=spec.context_length).seconds:.0f} s"
             except ContractError as error:
                 tower.tensorrt = str(error)
     return FamilyParity(name, load_source(name), family(name).tolerance, weights, peak, seen)
@@ -181,7 +188,7 @@ def _written(
     )
 
 
-def _compare(tower: TowerParity, path: Path, rows: NDArray[Any], wanted: NDArray[np.float64], padding: int) -> None:
+def _compare(tower: TowerParity, path: Path, rows: NDArray[Any], wanted: NDArray[np.float64], spec: TextSpec) -> None:
     """Runs every engine at every size; the graph checks that it loads there at all."""
     short = any(step["applied"] for step in tower.plan if step["name"] == "text-cut")
     for engine in ENGINES:
@@ -192,8 +199,7 @@ def _compare(tower: TowerParity, path: Path, rows: NDArray[Any], wanted: NDArray
         ]
         if short:
             few = rows[: SIZES[2]]
-            length = int(np.flatnonzero((few != padding).any(axis=0))[-1]) + 1
-            diff = _diff(backend.run({name: few[:, :length]}, (EMBEDDING,))[EMBEDDING], wanted[: len(few)])
+            diff = _diff(backend.run({name: cut_to_longest(few, spec)}, (EMBEDDING,))[EMBEDDING], wanted[: len(few)])
             tower.cut_diff = max(diff, tower.cut_diff or 0.0)
         del backend
 

@@ -18,7 +18,8 @@ from pathlib import Path
 import click
 
 from invariclip.console import bar, note
-from invariclip.export.family_parity import RANK, SIZES, FamilyParity
+from invariclip.export.contract.figures import SIZES
+from invariclip.export.family_parity import RANK, FamilyParity
 from invariclip.export.models.families import FAMILIES
 from invariclip.files import write_atomically
 

@@ -11,7 +11,7 @@ import click
 from invariclip.artifact import checked_path, read_manifest
 from invariclip.backends import BACKENDS, DEFAULT_BACKEND, require_backend
 from invariclip.console import bar, emit_json, note, say, silent
-from invariclip.errors import CheckpointError
+from invariclip.errors import CheckpointError, ContractError
 from invariclip.export.options import bounds_of, load, shared
 from invariclip.parity import parity_table
 from invariclip.projection import read_projection
@@ -48,6 +48,7 @@ def verify(
         for name, variant in manifest.variants.items()
     }
     from invariclip.export.contract import evidence
+    from invariclip.export.contract.manifest_check import disagreements
     from invariclip.export.contract.verify import Candidate, check, prepare
 
     loaded = load(model or manifest.model.name, checkpoint, random_weights, threads, tokenizer)
@@ -59,6 +60,9 @@ def verify(
     matrix = None if projection is None else read_projection(projection)
     if matrix is not None:
         matrix.require_width(loaded.embed_dim, loaded.name)
+    wrong = disagreements(manifest, artifact, loaded, matrix)
+    if wrong:
+        raise ContractError(f"{artifact}: {'; '.join(wrong)}")
     job = prepare(loaded, matrix, manifest.classes, manifest.templates)
     candidates, bounds = {}, {}
     for variant, backend in product(paths, backends):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -54,6 +55,19 @@ class ModelFacts:
     logit_scale: float
     logit_bias: float | None = None
 
+    def __post_init__(self) -> None:
+        """Refuses what could not be computed with.
+
+        Raises:
+            ArtifactError: A field is of another type or out of range.
+        """
+        numbers = [self.logit_scale, *([] if self.logit_bias is None else [self.logit_bias])]
+        if type(self.embed_dim) is not int or self.embed_dim < 1 or not all(map(_is_finite, numbers)):
+            raise ArtifactError(
+                f"embed_dim {self.embed_dim!r}, logit_scale {self.logit_scale!r} and logit_bias {self.logit_bias!r} "
+                "must be numbers"
+            )
+
 
 @dataclass(frozen=True)
 class ProjectionFacts:
@@ -87,13 +101,25 @@ class FileFacts:
     size_bytes: int
     data_sha256: str | None = None
 
+    def __post_init__(self) -> None:
+        """Refuses a name that is not the bare name of a file: nothing an artifact names lies outside its folder.
+
+        Raises:
+            ArtifactError: It is not one.
+        """
+        bare = isinstance(self.path, str) and self.path == Path(self.path).name and "\0" not in self.path
+        if not bare or "\\" in self.path or self.path in ("", ".", "..", MANIFEST):
+            raise ArtifactError(f"{self.path!r} is not the name of a file in the artifact's folder")
+        if type(self.size_bytes) is not int or not isinstance(self.sha256, str):
+            raise ArtifactError(f"{self.path}: its size or its digest is not one")
+
 
 @dataclass(frozen=True)
 class Step:
     """What became of one rewrite of one tower.
 
     Attributes:
-        name: The rewrite's, see `export.rewrites`.
+        name: The rewrite's, see `export.graphs.rewrites`.
         applied: Whether it was.
         detail: What it did, or why it did not apply.
     """
@@ -101,6 +127,15 @@ class Step:
     name: str
     applied: bool
     detail: str
+
+    def __post_init__(self) -> None:
+        """Refuses what no export writes.
+
+        Raises:
+            ArtifactError: A field is of another type.
+        """
+        if not (isinstance(self.name, str) and isinstance(self.applied, bool) and isinstance(self.detail, str)):
+            raise ArtifactError(f"a step of the plan is not understood: {self}")
 
 
 @dataclass(frozen=True)
@@ -115,7 +150,7 @@ class Variant:
         text_length: `fixed`: the text graph takes ids [N, context_length] only. `dynamic`: it takes any shorter length
             too, as long as every text's end is inside.
         front: `host`: the image graph takes prepared pictures only. `resize`, `matmul`: it takes pictures of any size
-            and resizes and crops them itself, by ONNX's Resize or by two products (see `export.front`).
+            and resizes and crops them itself, by ONNX's Resize or by two products (see `export.graphs.front`).
     """
 
     precision: str
@@ -198,6 +233,10 @@ class Manifest:
             raise ArtifactError(f"the manifest is not understood ({error!r}); its fields are: {known}") from error
 
 
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _variant(plain: dict[str, Any]) -> Variant:
     length = plain.get("text_length", "fixed")
     if length not in get_args(TextLength):
@@ -208,13 +247,14 @@ def _variant(plain: dict[str, Any]) -> Variant:
     return Variant(**{**plain, "image": FileFacts(**plain["image"]), "text": FileFacts(**plain["text"])})
 
 
-def space_id(checkpoint_sha256: str, projection_sha256: str | None) -> str:
+def space_id(checkpoint_sha256: str, projection_sha256: str | None, pixels: PixelSpec, text: TextSpec) -> str:
     """Names an embedding space: vectors are comparable only when this is equal.
 
-    A digest of the checkpoint, the projection and the normalisation (always unit length); the precision and the
-    backend do not enter, because the contract bounds what they change.
+    A digest of the checkpoint, the projection, the normalisation (of pixels, and of embeddings to unit length) and of
+    how texts become ids; the precision and the backend do not enter, because the contract bounds what they change.
     """
-    parts = ["invariclip-space-1", checkpoint_sha256, projection_sha256 or "none", "unit-length"]
+    prepared = [json.dumps(spec.to_json(), sort_keys=True) for spec in (pixels, text)]
+    parts = ["invariclip-space-2", checkpoint_sha256, projection_sha256 or "none", *prepared, "unit-length"]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
@@ -260,9 +300,12 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
     if not isinstance(plain, dict):
         raise ArtifactError(f"{path}: must hold a JSON object")
     try:
-        return Manifest.from_json(plain)
+        manifest = Manifest.from_json(plain)
     except ArtifactError as error:
         raise ArtifactError(f"{path}: {error}") from error
+    if not manifest.variants:
+        raise ArtifactError(f"{path}: lists no variant, so nothing in it was proved; export again")
+    return manifest
 
 
 def checked_path(folder: str | os.PathLike[str], entry: FileFacts) -> Path:

@@ -41,3 +41,7 @@ class ContractError(InvariclipError):
 
 class TruncatedTextWarning(UserWarning):
     """A text was longer than the tower's context_length and was cut."""
+
+
+class UnprovedBackendWarning(UserWarning):
+    """An artifact runs in an engine that its contract was never checked on."""

@@ -59,7 +59,7 @@ class PixelSpec:
         Raises:
             ArtifactError: A field is outside its range.
         """
-        if len(self.image_size) != 2 or not all(1 <= side <= 4096 for side in self.image_size):
+        if len(self.image_size) != 2 or not all(type(side) is int and 1 <= side <= 4096 for side in self.image_size):
             raise ArtifactError(f"image_size {self.image_size} is not a height and a width from 1 to 4096")
         if self.interpolation not in ("bicubic", "bilinear"):
             raise ArtifactError(f"interpolation {self.interpolation!r} is not known; available: bicubic, bilinear")
@@ -129,6 +129,8 @@ def pixels(picture: Picture, spec: PixelSpec, *, exif_transpose: bool = False) -
     image = open_picture(picture, exif_transpose=exif_transpose)
     try:
         return np.asarray(_fit(image, spec).convert("RGB"))
+    except InputError as error:
+        raise InputError(f"{_name(picture)}: {error}") from error
     except (OSError, ValueError) as error:
         raise InputError(f"{_name(picture)}: cannot be converted to RGB ({error})") from error
 
@@ -221,6 +223,7 @@ def _fit(image: Image.Image, spec: PixelSpec) -> Image.Image:
     if height == width:
         short, long = sorted(image.size)
         scaled = int(height * long / short)
+        _require_bearable(image, height * scaled)
         size = (height, scaled) if image.width <= image.height else (scaled, height)
         return _crop_or_pad(image.resize(size, filter_), spec)
     # For a tower that is not square open_clip 3.3 drops the configured filter here and always takes bicubic.
@@ -231,7 +234,22 @@ def _resize_ratio(image: Image.Image, spec: PixelSpec, filter_: Image.Resampling
     """open_clip's ResizeKeepRatio: both sides divided by one ratio and rounded half to even."""
     ratios = (image.height / spec.image_size[0], image.width / spec.image_size[1])
     ratio = max(ratios) if longest else min(ratios)
-    return image.resize((max(1, round(image.width / ratio)), max(1, round(image.height / ratio))), filter_)
+    size = (max(1, round(image.width / ratio)), max(1, round(image.height / ratio)))
+    _require_bearable(image, size[0] * size[1])
+    return image.resize(size, filter_)
+
+
+def _require_bearable(image: Image.Image, resized: int) -> None:
+    """A strip of few pixels can grow beyond all memory before it is cropped.
+
+    Raises:
+        InputError: It would.
+    """
+    if resized > MAX_PICTURE_PIXELS:
+        raise InputError(
+            f"a picture of {image.width}x{image.height} becomes {resized:,} pixels when its shorter side is fitted, "
+            f"above the limit of {MAX_PICTURE_PIXELS:,}; crop it"
+        )
 
 
 def _crop_or_pad(image: Image.Image, spec: PixelSpec) -> Image.Image:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -20,9 +21,9 @@ from invariclip.artifact import (
 )
 from invariclip.backends import DEFAULT_BACKEND, open_backend
 from invariclip.console import silent
-from invariclip.errors import ArtifactError, InputError, ProjectionError
+from invariclip.errors import ArtifactError, InputError, ProjectionError, UnprovedBackendWarning
 from invariclip.pixels import stack
-from invariclip.prompts import DEFAULT_TEMPLATES, class_bank
+from invariclip.prompts import DEFAULT_TEMPLATES, check_prompts, class_bank
 from invariclip.text_tower import TextTower
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from invariclip.artifact import Manifest
+    from invariclip.artifact import Manifest, Variant
     from invariclip.console import Progress
     from invariclip.pixels import Picture
     from invariclip.projection import Projection
@@ -76,6 +77,7 @@ class Model:
             raise ArtifactError(
                 f"{folder}: no variant {variant!r}; available: {', '.join(manifest.variants) or 'none'}"
             )
+        _require_right(folder, manifest.variants[variant], backend)
         self.manifest = manifest
         self.classes: tuple[str, ...] = manifest.classes
         self.templates: tuple[str, ...] = manifest.templates or DEFAULT_TEMPLATES
@@ -167,7 +169,9 @@ class Model:
         Raises:
             InputError: No class, an empty or repeated one, or a template without `{}`.
         """
-        names, chosen = tuple(classes), tuple(templates or self.manifest.templates or DEFAULT_TEMPLATES)
+        chosen = tuple(templates or self.manifest.templates or DEFAULT_TEMPLATES)
+        check_prompts(classes, chosen)
+        names = tuple(classes)
         bank = class_bank(self.embed_texts, names, chosen, progress=progress).astype(np.float32)
         return self._but(classes=names, templates=chosen, _baked=False, _bank=bank)
 
@@ -204,7 +208,7 @@ class Model:
         matrix = np.ascontiguousarray(projection.A_inv, dtype=np.float32)
         return self._but(
             _feeds={PROJECTION_INPUT: matrix},
-            _space_id=space_id(model.checkpoint_sha256, projection.digest),
+            _space_id=space_id(model.checkpoint_sha256, projection.digest, self.manifest.pixels, self.manifest.text),
             _baked=False,
             _bank=None,
         )
@@ -261,6 +265,26 @@ class Model:
         order = np.argsort(-row, kind="stable")[:top_k]
         ranking = tuple((self.classes[i], float(row[i])) for i in order)
         return Prediction(*ranking[0], ranking)
+
+
+def _require_right(folder: Path, variant: Variant, backend: str) -> None:
+    """Refuses an engine that is known to answer a graph wrongly, and says so where one was never tried.
+
+    Raises:
+        InputError: The graph resizes by ONNX's Resize, which other engines than ONNX Runtime compute differently.
+    """
+    if variant.front == "resize" and backend != DEFAULT_BACKEND:
+        raise InputError(
+            f"{folder}: its image graph resizes by ONNX's Resize, which {backend} computes differently; "
+            f"use {DEFAULT_BACKEND}, or export with --pixels-in-graph matmul"
+        )
+    if backend not in variant.parity:
+        warnings.warn(
+            f"{folder}: was proved on {', '.join(variant.parity) or 'no engine'}, not on {backend}; "
+            f"`invariclip verify --backend {backend}` tells whether it answers alike",
+            UnprovedBackendWarning,
+            stacklevel=4,
+        )
 
 
 def load(

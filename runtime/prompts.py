@@ -46,6 +46,9 @@ def check_prompts(classes: Sequence[str], templates: Sequence[str]) -> None:
         InputError: No class, an empty or repeated class, no template, a template without exactly one `{}` or given
             twice, or more of them than `MAX_CLASSES` and `MAX_TEMPLATES`.
     """
+    for what, given in (("classes", classes), ("templates", templates)):
+        if isinstance(given, str) or not all(isinstance(item, str) for item in given):
+            raise InputError(f"{what} must be a list of texts, not {given!r:.60}")
     if not classes or not templates:
         raise InputError("zero-shot classification needs at least one class and one template")
     if len(classes) > MAX_CLASSES or len(templates) > MAX_TEMPLATES:

@@ -53,7 +53,7 @@ class TextTower:
         for start in range(0, len(texts), batch_size):
             ids = tokenizer(texts[start : start + batch_size])
             if self._variant.text_length == "dynamic":
-                ids = shortened(ids, self._manifest.text)
+                ids = cut_to_longest(ids, self._manifest.text)
             blocks.append(backend.run({TEXT_INPUT: ids, **feeds}, (EMBEDDING,))[EMBEDDING])
         return np.concatenate(blocks) if blocks else np.empty((0, self._manifest.width), dtype=np.float32)
 
@@ -68,7 +68,7 @@ class TextTower:
             return self._opened
 
 
-def shortened(ids: NDArray[np.int64], spec: TextSpec) -> NDArray[np.int64]:
+def cut_to_longest(ids: NDArray[np.int64], spec: TextSpec) -> NDArray[np.int64]:
     """Ids without the columns that are padding in every text; exact for towers whose text is causal.
 
     Args:

@@ -67,7 +67,7 @@ class TextSpec:
         Raises:
             ArtifactError: A field is outside its range.
         """
-        if not 2 <= self.context_length <= MAX_CONTEXT:
+        if type(self.context_length) is not int or not 2 <= self.context_length <= MAX_CONTEXT:
             raise ArtifactError(f"context_length {self.context_length} is not from 2 to {MAX_CONTEXT}")
         if self.clean not in _CLEANERS:
             raise ArtifactError(f"clean {self.clean!r} is not known; available: {', '.join(_CLEANERS)}")
@@ -76,8 +76,8 @@ class TextSpec:
                 raise ArtifactError(f"a side of the text is right or left, not {side!r}")
         optional = [token for token in (self.last_token_id, self.zeroed_token_id) if token is not None]
         ids = (*self.start_token_ids, *self.end_token_ids, self.pad_token_id, *optional)
-        if any(not isinstance(token, int) or token < 0 for token in ids):
-            raise ArtifactError(f"token ids are numbers from 0 on, not {list(ids)}")
+        if any(type(token) is not int or not 0 <= token < 2**31 for token in ids):
+            raise ArtifactError(f"token ids are whole numbers from 0 to 2^31, not {list(ids)}")
         if self.room < 1:
             raise ArtifactError(
                 f"context_length {self.context_length} leaves no room for text beside the special tokens {list(ids)}"

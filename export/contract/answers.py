@@ -10,8 +10,9 @@ import numpy as np
 from invariclip.artifact import EMBEDDING, PROBABILITIES
 from invariclip.errors import CheckpointError, ContractError
 from invariclip.export.contract.comparison import Comparison
-from invariclip.export.contract.evidence import altered, shortened
+from invariclip.export.contract.evidence import altered
 from invariclip.export.contract.figures import SIZES, max_diff
+from invariclip.text_tower import cut_to_longest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from invariclip.backends import Backend
     from invariclip.projection import Projection
+    from invariclip.tokenizer import TextSpec
 
 _FIRST = max(SIZES)
 _RUNS = 3
@@ -37,7 +39,7 @@ class Shown:
         altered_rows: int64 [m], inputs that are also shown under an intervention.
         altered: Those, changed; None for texts.
         altered_raw: float32 [m, D], the reference's answers to them.
-        padding: Id that fills the end of a row of ids; None for pictures.
+        spec: How texts became ids; None for pictures.
     """
 
     batches: Callable[[], Iterable[NDArray[Any]]]
@@ -46,7 +48,7 @@ class Shown:
     altered_rows: NDArray[np.int64]
     altered: NDArray[np.uint8] | None = None
     altered_raw: NDArray[np.float32] | None = None
-    padding: int | None = None
+    spec: TextSpec | None = None
 
 
 def show(
@@ -54,7 +56,7 @@ def show(
     encode: Callable[[NDArray[Any]], NDArray[np.float32]],
     *,
     alter: Collection[int] = (),
-    padding: int | None = None,
+    spec: TextSpec | None = None,
 ) -> Shown:
     """Runs the reference on every input once.
 
@@ -62,7 +64,7 @@ def show(
         batches: Gives the inputs, batch by batch, the same at every call.
         encode: The reference encoder, a batch to raw float32 [n, D].
         alter: Inputs, by their place, that are also shown under an intervention.
-        padding: See `Shown`.
+        spec: See `Shown`.
 
     Raises:
         CheckpointError: The checkpoint itself answers with NaN or infinity.
@@ -84,7 +86,7 @@ def show(
     if bad:
         raise CheckpointError(f"the checkpoint itself answers {bad} values that are NaN or infinite; take another")
     start = start[np.arange(_FIRST) % len(start)]
-    return Shown(batches, answers, start, np.array(rows, dtype=np.int64), changed, changed_raw, padding)
+    return Shown(batches, answers, start, np.array(rows, dtype=np.int64), changed, changed_raw, spec)
 
 
 def compare(
@@ -145,10 +147,10 @@ def project(raw: NDArray[np.float32], projection: Projection | None) -> NDArray[
 
 def _served(backend: Backend, shown: Shown) -> Callable[[NDArray[Any]], NDArray[Any]]:
     """How serving would feed a batch: a text graph of free length gets rows no longer than the longest text."""
-    padding = shown.padding
-    if padding is None or backend.input_shapes[backend.input_names[0]][-1] is not None:
+    spec = shown.spec
+    if spec is None or backend.input_shapes[backend.input_names[0]][-1] is not None:
         return lambda batch: batch
-    return lambda batch: shortened(batch, padding)
+    return lambda batch: cut_to_longest(batch, spec)
 
 
 def _ask(backend: Backend, batch: NDArray[Any]) -> dict[str, NDArray[Any]]:
@@ -164,7 +166,8 @@ def _rerun(backend: Backend, batch: NDArray[Any], answers: dict[str, NDArray[Any
     again = [_ask(backend, batch) for _ in range(_RUNS)]
     pairs = [(run[name], value) for run in again for name, value in answers.items()]
     # the same NaN again is no difference between runs; that it is NaN is another figure's business
-    return max(0.0 if np.array_equal(one, other, equal_nan=True) else max_diff(one, other) for one, other in pairs)
+    same = [0.0 if np.array_equal(one, other, equal_nan=True) else max_diff(one, other) for one, other in pairs]
+    return float(np.max(same))  # Python's max would lose a NaN that is not the first
 
 
 def _try_sizes(backend: Backend, shown: Shown, seen: Comparison) -> None:

@@ -160,12 +160,6 @@ def altered(batch: NDArray[np.uint8], seed: int = 0) -> NDArray[np.uint8]:
     return np.stack(changed)
 
 
-def shortened(ids: NDArray[np.int64], padding: int) -> NDArray[np.int64]:
-    """Ids [n, L] without the columns at the end that hold nothing but padding; at least one column stays."""
-    used = np.flatnonzero((ids != padding).any(axis=0))
-    return np.ascontiguousarray(ids[:, : (used[-1] + 1 if len(used) else 1)])
-
-
 def ids_of(texts: Sequence[str], tokenizer: Tokenizer) -> NDArray[np.int64]:
     """Ids of the texts, int64 [N, L], without a warning for the one that is meant to be too long."""
     with warnings.catch_warnings():

@@ -103,7 +103,7 @@ def pixel_levels(paths: Sequence[Path], spec: PixelSpec) -> float:
     for image in shown(paths, spec):
         ours, wanted = normalise(pixels(image, spec)[None], spec)[0], theirs(image)
         if not np.array_equal(ours, wanted):
-            worst = max(worst, max_diff(levels(ours, spec), levels(wanted, spec)))
+            worst = float(np.maximum(worst, max_diff(levels(ours, spec), levels(wanted, spec))))
     return worst
 
 
@@ -149,4 +149,5 @@ def front_pictures(
 
 def front_levels(pairs: Iterable[tuple[NDArray[np.uint8], NDArray[Any]]], spec: PixelSpec) -> float:
     """Largest difference between what `front_pictures` gives and the runtime's pixels, in levels."""
-    return max((max_diff(fitted, pixels(picture, spec)) for picture, fitted in pairs), default=0.0)
+    # numpy's maximum, because Python's loses a NaN that is not the first
+    return float(np.max([0.0, *(max_diff(fitted, pixels(picture, spec)) for picture, fitted in pairs)]))

@@ -130,7 +130,7 @@ def _look(checkpoint: Checkpoint, pictures: Pictures, progress: Progress) -> _Ev
     texts = answers.show(
         lambda: progress(parts, total=len(parts), desc="reference, text tower"),
         checkpoint.encode_texts,
-        padding=checkpoint.tokenizer.spec.pad_token_id,
+        spec=checkpoint.tokenizer.spec,
     )
     levels = pictures_check.pixel_levels(pictures.readable, checkpoint.pixels)
     causes = pixel_causes(pictures.readable, checkpoint.pixels) if levels else []

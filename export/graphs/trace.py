@@ -9,6 +9,7 @@ import onnx
 import onnx_ir as ir
 import torch
 
+from invariclip.artifact import METADATA_KEY
 from invariclip.errors import ContractError
 from invariclip.export.graphs.quiet import quiet
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 OPSET = 20
 """`Gelu` and `LayerNormalization` stay whole, and TensorRT still builds all of it."""
-METADATA_KEY = "invariclip"
 EXTERNAL_DATA_BYTES = 1_000_000_000
 """Weights above this go into a file beside the graph. Protobuf ends at 2 GiB, and needs twice the weights to write."""
 

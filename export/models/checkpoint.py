@@ -7,6 +7,7 @@ This is where calibration, export and verification get the original encoder from
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,13 @@ import torch
 from invariclip.errors import CheckpointError
 from invariclip.export.models import weights
 from invariclip.export.models.construct import build, read_config, text_tower
-from invariclip.export.models.preprocessing import preprocessing_of, published, require_activation, warn_of_quick_gelu
+from invariclip.export.models.preprocessing import (
+    CheckpointWarning,
+    preprocessing_of,
+    published,
+    require_activation,
+    warn_of_quick_gelu,
+)
 from invariclip.export.models.shorten import SHORT
 from invariclip.export.models.sources import HUB, REFERENCE, download_tokenizer, locate, locate_tokenizer
 from invariclip.export.models.tokenizer_hub import TOKENIZER_FILE, tokenizer_of
@@ -166,6 +173,11 @@ def load_checkpoint(
     else:
         sha256, words = weights.digest(tensors), str(file.name if file else "")
         if module.logit_bias is not None and "logit_bias" not in tensors:
+            warnings.warn(
+                f"{name}: {file} holds no logit_bias; 0 is taken, as open_clip does, and probabilities mean nothing",
+                CheckpointWarning,
+                stacklevel=2,
+            )
             tensors["logit_bias"] = torch.zeros_like(torch.as_tensor(module.logit_bias))
         weights.fit(tensors, module, str(file), name)
         if source.folder is None and not source.tag:

@@ -54,7 +54,11 @@ class OnnxRuntimeBackend:
     def run(self, inputs: dict[str, NDArray[Any]], outputs: tuple[str, ...] | None = None) -> dict[str, NDArray[Any]]:
         """Answers the named outputs (all, if None)."""
         names = list(outputs or self.output_names)
-        return dict(zip(names, self._session.run(names, inputs), strict=True))
+        try:
+            return dict(zip(names, self._session.run(names, inputs), strict=True))
+        except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+            reason = " ".join(str(error).split())
+            raise InputError(f"ONNX Runtime {onnxruntime.__version__} cannot answer this input: {reason}") from error
 
     def describe(self) -> dict[str, Any]:
         """What really runs."""

@@ -23,7 +23,9 @@ def test_the_manifest_tells_everything(tiny_artifact, checkpoint, tiny_projectio
     assert manifest.projection.sha256 == tiny_projection.digest
     assert (manifest.projection.image_fold, manifest.projection.text_fold) == ("folded", "folded")
     assert (manifest.classes, manifest.templates) == (("cat", "dog", "tree"), ("a photo of a {}.",))
-    assert manifest.space_id == space_id(manifest.model.checkpoint_sha256, tiny_projection.digest)
+    assert manifest.space_id == space_id(
+        manifest.model.checkpoint_sha256, tiny_projection.digest, manifest.pixels, manifest.text
+    )
     assert {"torch", "onnx", "open_clip", "onnxruntime", "invariclip", "python", "weights"} <= set(manifest.producer)
     (variant,) = manifest.variants.values()
     assert variant.precision == "float32"

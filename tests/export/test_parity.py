@@ -8,7 +8,8 @@ import pytest
 from click.testing import CliRunner
 
 from invariclip.export import parity
-from invariclip.export.family_parity import SIZES, FamilyParity, TowerParity
+from invariclip.export.contract.figures import SIZES
+from invariclip.export.family_parity import FamilyParity, TowerParity
 from invariclip.export.models.families import FAMILIES
 
 

@@ -288,6 +288,14 @@ def test_an_engine_that_is_not_deterministic_is_found(judge):
     assert "rerun_diff" in verdict.parity["image"]["failed"]
 
 
+def test_a_nan_in_a_later_run_alone_is_found(judge):
+    def spoilt(answers, calls, _):
+        return shifted(np.nan)(answers) if calls == 3 else answers
+
+    verdict = judge(wrap=images_only(spoilt))
+    assert "rerun_diff" in verdict.parity["image"]["failed"]
+
+
 @pytest.mark.parametrize("bad", [1, 2, 5, 17])
 def test_rows_that_depend_on_their_batch_are_found(judge, bad):
     verdict = judge(wrap=images_only(lambda a, _, rows: shifted(1e-3 if rows == bad else 0)(a)))

@@ -1,17 +1,20 @@
 """Atomic writes, the manifest's refusals, embeddings that know their space, prompts."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from invariclip import artifact
-from invariclip.artifact import FileFacts, checked_path, describe_file, read_manifest, space_id
+from invariclip.artifact import FileFacts, ModelFacts, Step, checked_path, describe_file, read_manifest, space_id
 from invariclip.backends import threads
 from invariclip.embeddings import Embeddings, read_embeddings, write_embeddings
 from invariclip.errors import ArtifactError, InputError
 from invariclip.files import new_directory, write_atomically
+from invariclip.pixels import PixelSpec
 from invariclip.prompts import class_bank, expand
+from invariclip.tokenizer import TextSpec
 
 
 def test_a_failed_write_leaves_the_old_folder_and_no_litter(tmp_path):
@@ -79,9 +82,45 @@ def test_damaged_manifests_are_one_typed_line(tmp_path, content, reason):
     assert "\n" not in str(caught.value)
 
 
-def test_space_id_names_checkpoint_and_projection():
-    assert space_id("a", None) != space_id("a", "b") != space_id("b", "b")
-    assert space_id("a", "b") == space_id("a", "b")
+def test_space_id_names_checkpoint_projection_and_preparation():
+    pixels = PixelSpec((8, 8), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    text = TextSpec(context_length=16)
+    same = space_id("a", "b", pixels, text)
+    assert same == space_id("a", "b", pixels, text)
+    others = [
+        space_id("a", None, pixels, text),
+        space_id("b", "b", pixels, text),
+        space_id("a", "b", replace(pixels, image_mean=(0.4, 0.5, 0.5)), text),
+        space_id("a", "b", replace(pixels, interpolation="bilinear"), text),
+        space_id("a", "b", pixels, replace(text, clean="whitespace")),
+    ]
+    assert len({same, *others}) == 6
+
+
+@pytest.mark.parametrize(
+    "path", ["", ".", "..", "a/b.onnx", "/a.onnx", "../a.onnx", "a\\b", "a\0b", 5, "manifest.json"]
+)
+def test_a_file_of_an_artifact_is_a_bare_name(path):
+    with pytest.raises(ArtifactError, match="is not the name of a file in the artifact's folder"):
+        FileFacts(path, "0" * 64, 3)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: FileFacts("a", "0" * 64, 3.5),
+        lambda: Step("a", "no", "b"),
+        lambda: ModelFacts("a", "0" * 64, 8, "abc"),
+        lambda: ModelFacts("a", "0" * 64, 8, float("nan")),
+        lambda: ModelFacts("a", "0" * 64, 8.0, 1.0),
+        lambda: TextSpec(context_length=77.0),
+        lambda: TextSpec(context_length=77, end_token_ids=(2**70,)),
+        lambda: PixelSpec((224.0, 224.0), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    ],
+)
+def test_facts_of_another_type_are_refused(build):
+    with pytest.raises(ArtifactError):
+        build()
 
 
 def test_embeddings_round_trip_and_refuse_another_space(tmp_path):

@@ -165,3 +165,9 @@ def test_a_spec_out_of_range_is_refused(change):
     assert PixelSpec.from_json(good) == spec_of()
     with pytest.raises(ArtifactError):
         PixelSpec.from_json({**good, **change})
+
+
+def test_a_strip_that_would_grow_beyond_memory_is_refused():
+    spec = PixelSpec((224, 224), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    with pytest.raises(InputError, match="1x100000 becomes 5,017,600,000 pixels when its shorter side is fitted"):
+        pixels(Image.new("L", (1, 100_000)), spec)

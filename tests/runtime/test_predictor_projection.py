@@ -108,7 +108,9 @@ def test_any_projection_is_the_one_that_counts(model, checkpoint, paths, seed, s
     wanted = projection.apply(checkpoint.encode_images(stack(paths[:3], checkpoint.pixels)))
     changed = model.with_projection(projection)
     assert np.abs(changed.embed_images(paths[:3]) - wanted).max() <= 1e-5
-    assert changed.space_id == space_id(checkpoint.sha256, projection.digest)
+    assert changed.space_id == space_id(
+        checkpoint.sha256, projection.digest, checkpoint.pixels, checkpoint.tokenizer.spec
+    )
 
 
 def test_other_classes_before_or_after(model, rebuilt, other, paths):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from invariclip.artifact import describe_file, read_manifest
-from invariclip.text_tower import TextTower, shortened
+from invariclip.text_tower import TextTower, cut_to_longest
 from invariclip.tokenizer import TextSpec
 
 CONTEXT, START, END = 12, 90, 91
@@ -36,7 +36,7 @@ TEXTS = st.lists(st.lists(st.integers(0, 80), max_size=CONTEXT - 2), min_size=1,
 def test_every_end_stays_inside_and_nothing_more(texts, pad):
     of = spec(pad_token_id=pad)
     ids = rows(texts, of)
-    cut = shortened(ids, of)
+    cut = cut_to_longest(ids, of)
     length = max(map(len, texts)) + 2
     assert cut.shape == (len(texts), length)
     np.testing.assert_array_equal(cut, ids[:, :length])
@@ -51,13 +51,13 @@ def test_every_end_stays_inside_and_nothing_more(texts, pad):
 def test_where_the_end_cannot_be_told_nothing_is_cut(changes):
     of = spec(**changes)
     ids = rows([[1], [2, 3]], of)
-    assert shortened(ids, of) is ids
+    assert cut_to_longest(ids, of) is ids
 
 
 def test_rows_of_nothing_but_padding_keep_a_column():
     of = spec()
-    assert shortened(np.zeros((2, CONTEXT), np.int64), of).shape == (2, 1)
-    assert shortened(np.zeros((0, CONTEXT), np.int64), of).shape == (0, 1)
+    assert cut_to_longest(np.zeros((2, CONTEXT), np.int64), of).shape == (2, 1)
+    assert cut_to_longest(np.zeros((0, CONTEXT), np.int64), of).shape == (0, 1)
 
 
 @pytest.fixture

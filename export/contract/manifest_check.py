@@ -1,0 +1,60 @@
+"""What an artifact's manifest says and serving relies on, held against the checkpoint itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from invariclip.artifact import checked_path, space_id
+from invariclip.export.contract import evidence
+from invariclip.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from invariclip.artifact import Manifest
+    from invariclip.export.models.checkpoint import Checkpoint
+    from invariclip.projection import Projection
+
+
+def disagreements(
+    manifest: Manifest, artifact: Path, checkpoint: Checkpoint, projection: Projection | None
+) -> list[str]:
+    """Every fact of a manifest that is not the checkpoint's, in words; empty if they agree.
+
+    A graph may be right and its answers wrong all the same, when pictures or texts are prepared as the manifest says
+    and the manifest says something else than the checkpoint.
+
+    Args:
+        manifest: The artifact's.
+        artifact: Its folder.
+        checkpoint: The original model.
+        projection: What the artifact is said to hold.
+
+    Raises:
+        ArtifactError: The tokenizer is missing, changed, or not one.
+    """
+    digest = projection.digest if projection else None
+    pairs: dict[str, tuple[object, object]] = {
+        "pixels": (manifest.pixels.to_json(), checkpoint.pixels.to_json()),
+        "text": (manifest.text.to_json(), checkpoint.tokenizer.spec.to_json()),
+        "embed_dim": (manifest.model.embed_dim, checkpoint.embed_dim),
+        "logit_scale": (manifest.model.logit_scale, checkpoint.logit_scale),
+        "logit_bias": (manifest.model.logit_bias, checkpoint.logit_bias),
+        "projection": (manifest.projection.sha256 if manifest.projection else None, digest),
+        "space_id": (
+            manifest.space_id,
+            space_id(checkpoint.sha256, digest, checkpoint.pixels, checkpoint.tokenizer.spec),
+        ),
+    }
+    found = [
+        f"the manifest says {name} {said}, the checkpoint {wanted}"
+        for name, (said, wanted) in pairs.items()
+        if said != wanted
+    ]
+    tokenizer = Tokenizer.from_file(checked_path(artifact, manifest.tokenizer), manifest.text)
+    ours, theirs = (evidence.ids_of(evidence.TEXTS, one) for one in (tokenizer, checkpoint.tokenizer))
+    if ours.shape != theirs.shape or not np.array_equal(ours, theirs):
+        found.append("tokenizer.json makes other ids of the texts than the checkpoint's tokenizer")
+    return found
