@@ -49,10 +49,6 @@ def test_files_outside_changed_or_missing_are_refused(tmp_path):
     (tmp_path / "inside").mkdir()
     (tmp_path / "secret").write_bytes(b"s")
     secret = describe_file(tmp_path, "secret")
-    with pytest.raises(ArtifactError, match="leaves the artifact"):
-        checked_path(tmp_path / "inside", FileFacts("../secret", secret.sha256, secret.size_bytes))
-    with pytest.raises(ArtifactError, match="leaves the artifact"):
-        checked_path(tmp_path / "inside", FileFacts(str(tmp_path / "secret"), secret.sha256, secret.size_bytes))
     (tmp_path / "inside" / "link").symlink_to(tmp_path / "secret")
     with pytest.raises(ArtifactError, match="leaves the artifact"):
         checked_path(tmp_path / "inside", FileFacts("link", secret.sha256, secret.size_bytes))
