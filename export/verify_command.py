@@ -40,7 +40,8 @@ def verify(
     for backend in backends:
         require_backend(backend)
     manifest = read_manifest(artifact)
-    if projection is None and manifest.projection_file is not None:
+    own = projection is None
+    if own and manifest.projection_file is not None:
         projection = checked_path(artifact, manifest.projection_file)
     checked_path(artifact, manifest.tokenizer)
     paths = {
@@ -48,7 +49,7 @@ def verify(
         for name, variant in manifest.variants.items()
     }
     from invariclip.export.contract import evidence
-    from invariclip.export.contract.manifest_check import disagreements
+    from invariclip.export.contract.manifest_check import OTHER, disagreements
     from invariclip.export.contract.verify import Candidate, check, prepare
 
     loaded = load(model or manifest.model.name, checkpoint, random_weights, threads, tokenizer)
@@ -60,7 +61,7 @@ def verify(
     matrix = None if projection is None else read_projection(projection)
     if matrix is not None:
         matrix.require_width(loaded.embed_dim, loaded.name)
-    wrong = disagreements(manifest, artifact, loaded, matrix)
+    wrong = disagreements(manifest, artifact, loaded, matrix if own else OTHER)
     if wrong:
         raise ContractError(f"{artifact}: {'; '.join(wrong)}")
     job = prepare(loaded, matrix, manifest.classes, manifest.templates)

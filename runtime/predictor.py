@@ -19,7 +19,7 @@ from invariclip.artifact import (
     read_manifest,
     space_id,
 )
-from invariclip.backends import DEFAULT_BACKEND, open_backend
+from invariclip.backends import DEFAULT_BACKEND, open_backend, require_backend
 from invariclip.console import silent
 from invariclip.errors import ArtifactError, InputError, ProjectionError, UnprovedBackendWarning
 from invariclip.pixels import stack
@@ -273,6 +273,7 @@ def _require_right(folder: Path, variant: Variant, backend: str) -> None:
     Raises:
         InputError: The graph resizes by ONNX's Resize, which other engines than ONNX Runtime compute differently.
     """
+    require_backend(backend)
     if variant.front == "resize" and backend != DEFAULT_BACKEND:
         raise InputError(
             f"{folder}: its image graph resizes by ONNX's Resize, which {backend} computes differently; "

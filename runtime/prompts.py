@@ -46,9 +46,6 @@ def check_prompts(classes: Sequence[str], templates: Sequence[str]) -> None:
         InputError: No class, an empty or repeated class, no template, a template without exactly one `{}` or given
             twice, or more of them than `MAX_CLASSES` and `MAX_TEMPLATES`.
     """
-    for what, given in (("classes", classes), ("templates", templates)):
-        if isinstance(given, str) or not all(isinstance(item, str) for item in given):
-            raise InputError(f"{what} must be a list of texts, not {given!r:.60}")
     if not classes or not templates:
         raise InputError("zero-shot classification needs at least one class and one template")
     if len(classes) > MAX_CLASSES or len(templates) > MAX_TEMPLATES:
@@ -56,6 +53,9 @@ def check_prompts(classes: Sequence[str], templates: Sequence[str]) -> None:
             f"{len(classes):,} classes and {len(templates):,} templates are too many; "
             f"up to {MAX_CLASSES:,} and {MAX_TEMPLATES:,} are served"
         )
+    for what, given in (("classes", classes), ("templates", templates)):
+        if isinstance(given, str) or not all(isinstance(item, str) for item in given):
+            raise InputError(f"{what} must be a list of texts, not {given!r:.60}")
     wrong = [name for name in classes if not name.strip()] + _repeated(classes)
     if wrong:
         raise InputError(f"class names must not be empty or repeated: {wrong[:5]}")

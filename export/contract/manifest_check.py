@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 
@@ -18,8 +18,12 @@ if TYPE_CHECKING:
     from invariclip.projection import Projection
 
 
+OTHER: Final = "other"
+"""In place of the projection: the artifact is held against another one than its own, so its facts about it are left."""
+
+
 def disagreements(
-    manifest: Manifest, artifact: Path, checkpoint: Checkpoint, projection: Projection | None
+    manifest: Manifest, artifact: Path, checkpoint: Checkpoint, projection: Projection | Literal["other"] | None
 ) -> list[str]:
     """Every fact of a manifest that is not the checkpoint's, in words; empty if they agree.
 
@@ -30,24 +34,23 @@ def disagreements(
         manifest: The artifact's.
         artifact: Its folder.
         checkpoint: The original model.
-        projection: What the artifact is said to hold.
+        projection: What the artifact is said to hold, or `OTHER`.
 
     Raises:
         ArtifactError: The tokenizer is missing, changed, or not one.
     """
-    digest = projection.digest if projection else None
     pairs: dict[str, tuple[object, object]] = {
         "pixels": (manifest.pixels.to_json(), checkpoint.pixels.to_json()),
         "text": (manifest.text.to_json(), checkpoint.tokenizer.spec.to_json()),
         "embed_dim": (manifest.model.embed_dim, checkpoint.embed_dim),
         "logit_scale": (manifest.model.logit_scale, checkpoint.logit_scale),
         "logit_bias": (manifest.model.logit_bias, checkpoint.logit_bias),
-        "projection": (manifest.projection.sha256 if manifest.projection else None, digest),
-        "space_id": (
-            manifest.space_id,
-            space_id(checkpoint.sha256, digest, checkpoint.pixels, checkpoint.tokenizer.spec),
-        ),
     }
+    if projection != OTHER:
+        digest = projection.digest if projection else None
+        space = space_id(checkpoint.sha256, digest, checkpoint.pixels, checkpoint.tokenizer.spec)
+        pairs["projection"] = manifest.projection.sha256 if manifest.projection else None, digest
+        pairs["space_id"] = manifest.space_id, space
     found = [
         f"the manifest says {name} {said}, the checkpoint {wanted}"
         for name, (said, wanted) in pairs.items()

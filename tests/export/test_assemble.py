@@ -100,7 +100,8 @@ def test_sigmoid_models_answer_independent_probabilities(export):
 def test_a_variant_that_fails_is_not_written(export, tiny_artifact, tmp_path):
     out = tmp_path / "out.icm"
     with pytest.raises(
-        ContractError, match=r"out\.icm: the float32 variant does not answer .* image max \|Δ\| .* above 0"
+        ContractError,
+        match=r"out\.icm: the float32 variant on onnxruntime does not answer .* image max \|Δ\| .* above 0",
     ):
         export(thresholds=Thresholds(max_abs_diff=0.0))
     assert list(tmp_path.iterdir()) == []
@@ -114,7 +115,7 @@ def test_a_failed_export_leaves_the_old_artifact(export, monkeypatch, tmp_path):
     def broken(*_, **__):
         raise ContractError("planted")
 
-    monkeypatch.setattr(assemble, "trace", broken)
+    monkeypatch.setattr(assemble, "tower_graph", broken)
     with pytest.raises(ContractError, match="planted"):
         export()
     assert (out / "manifest.json").read_bytes() == before
