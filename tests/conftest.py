@@ -103,3 +103,17 @@ def tiny_artifact(tmp_path_factory, tiny_checkpoint, tiny_pictures, tiny_project
         pictures=find_pictures([tiny_pictures]),
     )
     return out
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs the command line; returns exit code, standard output, standard error."""
+    from invariclip.cli import main
+
+    def of(*arguments):
+        with pytest.raises(SystemExit) as stopped:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return stopped.value.code, captured.out, captured.err
+
+    return of

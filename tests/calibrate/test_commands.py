@@ -5,22 +5,8 @@ import json
 import pytest
 from PIL import Image
 
-from invariclip.cli import main
 from invariclip.errors import ContractError
 from invariclip.projection import read_projection
-
-
-@pytest.fixture
-def run(capsys):
-    """Runs the command line; returns exit code, standard output, standard error."""
-
-    def call(*arguments):
-        with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return ended.value.code, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture

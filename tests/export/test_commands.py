@@ -7,19 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from invariclip.cli import main
 from invariclip.projection import Projection, write_projection
-
-
-@pytest.fixture
-def run(capsys):
-    def of(*arguments):
-        with pytest.raises(SystemExit) as stopped:
-            main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return stopped.value.code, captured.out, captured.err
-
-    return of
 
 
 def one_line(code, out, err, *, exit_code=2):

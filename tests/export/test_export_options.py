@@ -10,18 +10,6 @@ from PIL import Image
 import invariclip
 from invariclip.artifact import read_manifest
 from invariclip.backends import open_backend
-from invariclip.cli import main
-
-
-@pytest.fixture
-def run(capsys):
-    def of(*arguments):
-        with pytest.raises(SystemExit) as stopped:
-            main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return stopped.value.code, captured.out, captured.err
-
-    return of
 
 
 def test_a_graph_of_any_size_with_a_rewrite_left_out(run, tiny_checkpoint, tiny_pictures, tmp_path):

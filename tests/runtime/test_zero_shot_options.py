@@ -6,20 +6,8 @@ import numpy as np
 import pytest
 
 import invariclip
-from invariclip.cli import main
 from invariclip.errors import InputError, UnprovedBackendWarning
 from invariclip.prompts import template_set
-
-
-@pytest.fixture
-def run(capsys):
-    def of(*arguments):
-        with pytest.raises(SystemExit) as stopped:
-            main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return stopped.value.code, captured.out, captured.err
-
-    return of
 
 
 @pytest.fixture
