@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from invariclip.artifact import Manifest
     from invariclip.bench.bundled import Accuracy, Answers, Bundle
     from invariclip.bench.latency import Timing
     from invariclip.calibrate.fit import Calibration
+    from invariclip.manifest import Manifest
 
 GALLERY = 18
 """Pictures with changed answers on the page; up to four of them are ones that became wrong."""

@@ -25,8 +25,9 @@ Batch: TypeAlias = "Callable[[int], NDArray[Any]]"
 
 
 def _artifact(candidate: Candidate, threads: int) -> tuple[Callable[[NDArray[Any]], Any], Batch]:
-    from invariclip.artifact import EMBEDDING, IMAGE_INPUT, checked_path, read_manifest
+    from invariclip.artifact import checked_path, read_manifest
     from invariclip.backends import open_backend
+    from invariclip.manifest import EMBEDDING, IMAGE_INPUT
 
     manifest = read_manifest(candidate.model)
     entry = manifest.variants["float32"].image
@@ -37,8 +38,8 @@ def _artifact(candidate: Candidate, threads: int) -> tuple[Callable[[NDArray[Any
 def _graph(candidate: Candidate, threads: int) -> tuple[Callable[[NDArray[Any]], Any], Batch]:
     import onnx
 
-    from invariclip.artifact import EMBEDDING
     from invariclip.backends import open_backend
+    from invariclip.manifest import EMBEDDING
 
     given = onnx.load(candidate.model, load_external_data=False).graph.input[0]
     sizes = [int(size.dim_value) for size in given.type.tensor_type.shape.dim]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import invariclip
-from invariclip.artifact import Manifest, checked_path, read_manifest
+from invariclip.artifact import checked_path, read_manifest
 from invariclip.calibrate.fit import Calibration, Options, calibrate
 from invariclip.calibrate.select import Selection
 from invariclip.console import Progress, silent
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from invariclip.calibrate.pictures import Picture
     from invariclip.export.models.checkpoint import Checkpoint
+    from invariclip.manifest import Manifest
 
 EXPORTED = "exported.json"
 

@@ -9,16 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from invariclip import __version__
-from invariclip.artifact import (
-    Manifest,
-    ModelFacts,
-    ProjectionFacts,
-    Variant,
-    describe_file,
-    require_replaceable,
-    space_id,
-    write_manifest,
-)
+from invariclip.artifact import describe_file, require_replaceable, write_manifest
 from invariclip.backends import DEFAULT_BACKEND, require_backend
 from invariclip.console import silent
 from invariclip.export.contract import evidence, figures, verify
@@ -28,6 +19,7 @@ from invariclip.export.graphs.rewrites import NAMES
 from invariclip.export.graphs.tower_graph import tower_graph
 from invariclip.export.graphs.trace import OPSET, write_facts, write_graph
 from invariclip.files import new_directory, write_atomically
+from invariclip.manifest import Manifest, ModelFacts, ProjectionFacts, Variant, space_id
 from invariclip.projection import write_projection
 from invariclip.prompts import DEFAULT_TEMPLATES, check_prompts
 
@@ -35,13 +27,13 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
 
-    from invariclip.artifact import Front, TextLength
     from invariclip.console import Progress
     from invariclip.export.contract.figures import Thresholds
     from invariclip.export.contract.verify import Job
     from invariclip.export.graphs.rewrites import Tower
     from invariclip.export.graphs.tower_graph import TowerFacts
     from invariclip.export.models.checkpoint import Checkpoint
+    from invariclip.manifest import Front, TextLength
     from invariclip.projection import Projection
 
 IMAGE_FILE, TEXT_FILE, TOKENIZER_FILE, PROJECTION_FILE = (
@@ -86,7 +78,7 @@ def export_artifact(
     classes: Sequence[str] = (),
     templates: Sequence[str] = DEFAULT_TEMPLATES,
     pictures: Sequence[str | Path] | None = None,
-    thresholds: Thresholds = figures.FLOAT32,
+    thresholds: Thresholds = figures.EXACT,
     how: Build | None = None,
     backends: Sequence[str] = (DEFAULT_BACKEND,),
     threads: int | None = None,

@@ -18,8 +18,8 @@ from invariclip.projection import read_projection
 from invariclip.prompts import DEFAULT_TEMPLATES
 
 if TYPE_CHECKING:
-    from invariclip.artifact import Manifest
     from invariclip.export.options import Limits
+    from invariclip.manifest import Manifest
 
 _OF_CLASSES = {
     "classes_only", "classes", "classes_file", "templates", "templates_file", "template_name", "out", "images",

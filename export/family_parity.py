@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from invariclip.artifact import EMBEDDING
 from invariclip.backends import open_backend
 from invariclip.errors import ContractError, InvariclipError
 from invariclip.export.contract import evidence
@@ -28,6 +27,7 @@ from invariclip.export.graphs.tensorrt_gate import build_on_cpu
 from invariclip.export.graphs.tower_graph import tower_graph
 from invariclip.export.graphs.trace import weight_bytes, write_graph
 from invariclip.export.models.families import family, load_family
+from invariclip.manifest import EMBEDDING
 from invariclip.pixels import stack
 from invariclip.projection import Projection
 from invariclip.text_tower import cut_to_longest

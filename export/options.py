@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from invariclip.export.contract.figures import Thresholds
     from invariclip.export.models.checkpoint import Checkpoint
+    from invariclip.fidelity import Fidelity
 
 Limits: TypeAlias = "dict[str, float | None]"
 _LIMITS = ("min_cosine", "max_abs_diff", "min_top1", "min_top5", "max_invariance_gap")
@@ -44,11 +45,11 @@ def shared(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--images", multiple=True, type=click.Path(path_type=Path), help="Pictures and folders to verify on."
         ),
-        click.option("--min-cosine", type=click.FloatRange(-1, 1), help="Bound of the contract [float32: 0.999999]."),
-        click.option("--max-abs-diff", type=click.FloatRange(0), help="Bound of the contract [float32: 1e-5]."),
-        click.option("--min-top1", type=click.FloatRange(0, 1), help="Bound of the contract [float32: 1]."),
-        click.option("--min-top5", type=click.FloatRange(0, 1), help="Bound of the contract [float32: 1]."),
-        click.option("--max-invariance-gap", type=click.FloatRange(0), help="Bound of its increase [float32: 1e-5]."),
+        click.option("--min-cosine", type=click.FloatRange(-1, 1), help="Bound of the contract [exact: 0.999999]."),
+        click.option("--max-abs-diff", type=click.FloatRange(0), help="Bound of the contract [exact: 1e-5]."),
+        click.option("--min-top1", type=click.FloatRange(0, 1), help="Bound of the contract [exact: 1]."),
+        click.option("--min-top5", type=click.FloatRange(0, 1), help="Bound of the contract [exact: 1]."),
+        click.option("--max-invariance-gap", type=click.FloatRange(0), help="Bound of its increase [exact: 1e-5]."),
         THREADS,
         JSON,
         QUIET,
@@ -88,14 +89,14 @@ def load(
     return loaded
 
 
-def bounds_of(limits: Limits, precision: str = "float32") -> Thresholds:
-    """A precision's bounds with the user's own in their place; no option loosens the others.
+def bounds_of(limits: Limits, level: Fidelity = "exact") -> Thresholds:
+    """A level's bounds with the user's own in their place; no option loosens the others.
 
     Args:
         limits: Fields of `Thresholds` to the user's numbers, None where there is none.
-        precision: Gives the rest, see `figures.THRESHOLDS`.
+        level: Gives the rest, see `figures.THRESHOLDS`.
     """
     from invariclip.export.contract.figures import THRESHOLDS
 
     given = {name: value for name, value in limits.items() if value is not None}
-    return replace(THRESHOLDS[precision], **given)
+    return replace(THRESHOLDS[level], **given)

@@ -17,26 +17,16 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from invariclip.artifact import (
-    EMBEDDING,
-    IMAGE_INPUT,
-    METADATA_KEY,
-    PROBABILITIES,
-    FileFacts,
-    checked_path,
-    describe_file,
-    read_manifest,
-    require_replaceable,
-    write_manifest,
-)
+from invariclip.artifact import checked_path, describe_file, read_manifest, require_replaceable, write_manifest
 from invariclip.backends import DEFAULT_BACKEND, open_backend
 from invariclip.console import silent
 from invariclip.errors import ContractError, InputError
 from invariclip.export.contract import evidence
-from invariclip.export.contract.figures import FLOAT32, max_diff, probabilities
+from invariclip.export.contract.figures import EXACT, max_diff, probabilities
 from invariclip.export.graphs.body import body_digest
 from invariclip.export.graphs.head import attach_head
 from invariclip.files import new_directory, write_atomically
+from invariclip.manifest import EMBEDDING, IMAGE_INPUT, METADATA_KEY, PROBABILITIES, FileFacts
 from invariclip.prompts import DEFAULT_TEMPLATES, check_prompts, class_bank
 from invariclip.text_tower import TextTower
 
@@ -46,9 +36,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from invariclip.artifact import Manifest
     from invariclip.console import Progress
     from invariclip.export.contract.evidence import Pictures
+    from invariclip.manifest import Manifest
 
 _BEST = "float32"
 """The variant whose text graph embeds the classes of all of them, where it is there."""
@@ -65,7 +55,7 @@ def swap_classes(
     templates: Sequence[str] | None = None,
     *,
     pictures: Sequence[str | Path] | None = None,
-    max_probability_diff: float = FLOAT32.max_probability_diff,
+    max_probability_diff: float = EXACT.max_probability_diff,
     threads: int | None = None,
     progress: Progress = silent,
 ) -> Manifest:

@@ -13,12 +13,15 @@ from invariclip.backends import BACKENDS, DEFAULT_BACKEND, require_backend
 from invariclip.console import bar, emit_json, note, say, silent
 from invariclip.errors import CheckpointError, ContractError
 from invariclip.export.options import bounds_of, load, shared
+from invariclip.fidelity import LEVELS, require_level
 from invariclip.parity import parity_table
 from invariclip.projection import read_projection
 
 if TYPE_CHECKING:
     from invariclip.export.contract.verify import Verdict
     from invariclip.export.options import Limits
+    from invariclip.fidelity import Fidelity
+    from invariclip.manifest import Variant
 
 
 @click.command()
@@ -67,9 +70,14 @@ def verify(
     job = prepare(loaded, matrix, manifest.classes, manifest.templates)
     candidates, bounds = {}, {}
     for variant, backend in product(paths, backends):
-        name, precision = f"{variant} on {backend}", manifest.variants[variant].precision
-        candidates[name] = Candidate.open(*paths[variant], job, backend=backend, precision=precision, threads=threads)
-        bounds[name] = bounds_of(limits, precision)
+        name, facts = f"{variant} on {backend}", manifest.variants[variant]
+        # held to the level that it was listed with; an engine that it was never tried on has to reach that of others
+        level = _promised(facts, backend)
+        candidates[name] = Candidate.open(
+            *paths[variant], job, backend=backend, level=level, compute=facts.compute,
+            text_compute=facts.text_compute, threads=threads,
+        )  # fmt: skip
+        bounds[name] = bounds_of(limits, level)
     pictures = evidence.pictures_of(images or None, loaded.pixels)
     pictures.require_readable()
     verdicts = check(candidates, pictures, bounds, progress=silent if quiet else bar)
@@ -86,6 +94,13 @@ def verify(
         lines = "; ".join(f"{name}: {verdict.reason}" for name, verdict in failed.items())
         note(f"invariclip: {artifact} does not answer like its checkpoint: {lines}")
     return 1 if failed else 0
+
+
+def _promised(variant: Variant, backend: str) -> Fidelity:
+    """The fidelity that the manifest promises of a variant on an engine, or on the others."""
+    records = [variant.parity[backend]] if backend in variant.parity else list(variant.parity.values())
+    levels = [require_level(record["level"]) for record in records]
+    return max(levels, key=LEVELS.index, default=LEVELS[0])
 
 
 def _as_json(verdicts: dict[str, Verdict], places: dict[str, tuple[str, str]]) -> dict[str, Any]:

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from invariclip.artifact import Manifest
     from invariclip.console import Progress
+    from invariclip.manifest import Manifest
     from invariclip.predictor import Model
 
 ARTIFACT = click.argument("artifact", type=click.Path(path_type=Path))

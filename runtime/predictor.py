@@ -10,18 +10,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from invariclip.artifact import (
-    EMBEDDING,
-    IMAGE_INPUT,
-    PROBABILITIES,
-    PROJECTION_INPUT,
-    checked_path,
-    read_manifest,
-    space_id,
-)
+from invariclip.artifact import checked_path, read_manifest
 from invariclip.backends import DEFAULT_BACKEND, open_backend, require_backend
 from invariclip.console import silent
 from invariclip.errors import ArtifactError, InputError, ProjectionError, UnprovedBackendWarning
+from invariclip.manifest import EMBEDDING, IMAGE_INPUT, PROBABILITIES, PROJECTION_INPUT, space_id
 from invariclip.pixels import stack
 from invariclip.prompts import DEFAULT_TEMPLATES, check_prompts, class_bank
 from invariclip.text_tower import TextTower
@@ -32,8 +25,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from invariclip.artifact import Manifest, Variant
     from invariclip.console import Progress
+    from invariclip.manifest import Manifest, Variant
     from invariclip.pixels import Picture
     from invariclip.projection import Projection
 
@@ -84,7 +77,8 @@ class Model:
         self.variant = variant
         self.backend = backend
         self._folder = folder
-        self._image = open_backend(backend, checked_path(folder, manifest.variants[variant].image), threads=threads)
+        chosen = manifest.variants[variant]
+        self._image = open_backend(backend, checked_path(folder, chosen.image), threads=threads, compute=chosen.compute)
         self._text = TextTower(folder, manifest, variant, backend=backend, threads=threads)
         self._space_id = manifest.space_id
         self._feeds: dict[str, NDArray[np.float32]] = {}  # what every run is fed beside pictures or ids

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from invariclip.artifact import EMBEDDING, TEXT_INPUT, checked_path
+from invariclip.artifact import checked_path
 from invariclip.backends import open_backend
 from invariclip.errors import InputError
+from invariclip.manifest import EMBEDDING, TEXT_INPUT
 from invariclip.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from invariclip.artifact import Manifest
     from invariclip.backends import Backend
+    from invariclip.manifest import Manifest
     from invariclip.tokenizer import TextSpec
 
 
@@ -63,7 +64,7 @@ class TextTower:
                 graph = checked_path(self._folder, self._variant.text)
                 self._opened = (
                     Tokenizer.from_file(checked_path(self._folder, self._manifest.tokenizer), self._manifest.text),
-                    open_backend(self._backend, graph, threads=self._threads),
+                    open_backend(self._backend, graph, threads=self._threads, compute=self._variant.text_compute),
                 )
             return self._opened
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from invariclip.artifact import EMBEDDING, PROBABILITIES
 from invariclip.errors import CheckpointError, ContractError
 from invariclip.export.contract.comparison import Comparison
 from invariclip.export.contract.evidence import altered
 from invariclip.export.contract.figures import SIZES, max_diff
+from invariclip.manifest import EMBEDDING, PROBABILITIES
 from invariclip.text_tower import cut_to_longest
 
 if TYPE_CHECKING:

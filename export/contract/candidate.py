@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from invariclip.backends import DEFAULT_BACKEND, open_backend, require_backend
-from invariclip.errors import ContractError, InputError
-from invariclip.export.contract.figures import THRESHOLDS, Figures
+from invariclip.errors import ContractError
+from invariclip.fidelity import require_level
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.backends import Backend
+    from invariclip.export.contract.figures import Figures
     from invariclip.export.models.checkpoint import Checkpoint
+    from invariclip.fidelity import Fidelity
+    from invariclip.manifest import Compute
     from invariclip.projection import Projection
 
 
@@ -49,7 +52,9 @@ class Candidate:
         text: The text graph.
         job: What they must answer like.
         backend: The engine, see `backends.BACKENDS`.
-        precision: Says which bounds they have.
+        level: The fidelity that they must reach, which says their bounds.
+        compute: What the engine may compute the image graph in; see `manifest.Variant`.
+        text_compute: The same of the text graph.
         threads: The engine's; None takes what this process may use.
         opener: Loads a graph, given engine, path and threads.
     """
@@ -58,7 +63,9 @@ class Candidate:
     text: Path
     job: Job
     backend: str = DEFAULT_BACKEND
-    precision: str = "float32"
+    level: Fidelity = "exact"
+    compute: Compute = "float32"
+    text_compute: Compute = "float32"
     threads: int | None = None
     opener: Callable[..., Backend] = open_backend
 
@@ -70,19 +77,19 @@ class Candidate:
         job: Job,
         *,
         backend: str = DEFAULT_BACKEND,
-        precision: str = "float32",
+        level: Fidelity = "exact",
+        compute: Compute = "float32",
+        text_compute: Compute = "float32",
         threads: int | None = None,
     ) -> Candidate:
         """Names two ONNX files. Each is loaded when its turn comes and let go after it.
 
         Raises:
-            InputError: There is no such engine, or no bounds for this precision.
+            InputError: There is no such engine or level.
             MissingExtraError: The engine is not installed.
         """
         require_backend(backend)
-        if precision not in THRESHOLDS:
-            raise InputError(f"precision {precision!r} has no bounds; available: {', '.join(THRESHOLDS)}")
-        return cls(image, text, job, backend, precision, threads)
+        return cls(image, text, job, backend, require_level(level), compute, text_compute, threads)
 
     def opened(self, tower: str) -> Backend:
         """Loads one tower, `image` or `text`; it is let go with the last reference to it.
@@ -90,7 +97,8 @@ class Candidate:
         Raises:
             ArtifactError: The engine cannot load it.
         """
-        return self.opener(self.backend, self.image if tower == "image" else self.text, threads=self.threads)
+        path, compute = (self.image, self.compute) if tower == "image" else (self.text, self.text_compute)
+        return self.opener(self.backend, path, threads=self.threads, compute=compute)
 
 
 @dataclass(frozen=True)

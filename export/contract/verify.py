@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from invariclip.artifact import EMBEDDING
 from invariclip.console import silent
 from invariclip.errors import ContractError
 from invariclip.export.contract import answers, evidence, pictures_check
@@ -25,6 +24,8 @@ from invariclip.export.contract.comparison import measure
 from invariclip.export.contract.diagnose import causes_of
 from invariclip.export.contract.diagnose_pixels import front_causes, pixel_causes
 from invariclip.export.contract.figures import THRESHOLDS, Thresholds, failures
+from invariclip.fidelity import LEVELS
+from invariclip.manifest import EMBEDDING
 from invariclip.pixels import pixels
 from invariclip.prompts import class_bank
 
@@ -81,7 +82,7 @@ def check(
     Args:
         candidates: Graphs by name; all their jobs have the same checkpoint.
         pictures: What to look at.
-        bounds: What they must keep, for all or by the candidates' names; None takes their precisions' own.
+        bounds: What they must keep, for all or by the candidates' names; None takes their levels' own.
         progress: `console.bar` or `console.silent`.
 
     Returns:
@@ -98,7 +99,7 @@ def check(
     for name, candidate in candidates.items():
         limits = bounds.get(name) if isinstance(bounds, Mapping) else bounds
         try:
-            verdicts[name] = _judge(name, candidate, seen, limits or THRESHOLDS[candidate.precision], progress)
+            verdicts[name] = _judge(name, candidate, seen, limits or THRESHOLDS[candidate.level], progress)
         except ContractError as error:
             raise ContractError(f"{name}: {error}") from error
     return verdicts
@@ -173,11 +174,15 @@ def _judge(name: str, candidate: Candidate, seen: _Evidence, bounds: Thresholds,
     if "front_levels" in failed["image"]:
         causes += _front(candidate, seen, front_causes)
     broken = [line for lines in failed.values() for line in lines.values()]
+    trial = {**THRESHOLDS, candidate.level: bounds}
+    kept = [name for name in LEVELS if not any(failures(tower, figures[tower], trial[name]) for tower in TOWERS)]
     parity = {
         "reference": f"torch {torch.__version__} float32, projection and norm in float64",
         "engine": engine,
         **{tower: {**figures[tower].to_json(), "failed": list(failed[tower])} for tower in TOWERS},
         "unreadable_pictures": len(seen.pictures.unreadable),
+        "level": candidate.level,
+        "fidelity": kept,
         "thresholds": asdict(bounds),
         "causes": causes,
         "passed": not broken,

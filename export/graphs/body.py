@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 
-from invariclip.artifact import EMBEDDING
+from invariclip.manifest import EMBEDDING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

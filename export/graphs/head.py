@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from invariclip.artifact import EMBEDDING, LOGITS, PROBABILITIES, PROJECTION_INPUT
 from invariclip.errors import ArtifactError, ContractError, InputError
+from invariclip.manifest import EMBEDDING, LOGITS, PROBABILITIES, PROJECTION_INPUT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

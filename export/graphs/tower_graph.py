@@ -7,22 +7,22 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from invariclip.artifact import EMBEDDING, IMAGE_INPUT, TEXT_INPUT
 from invariclip.export.contract import evidence
 from invariclip.export.graphs.fold import Folded, fold_images, fold_texts, left_open, probe_pictures
 from invariclip.export.graphs.head import expose_projection
 from invariclip.export.graphs.rewrites import NAMES, Subject, require_held, rewrite_encoder, rewrite_graph
 from invariclip.export.graphs.towers import ImageTower, TextTower, part_of
 from invariclip.export.graphs.trace import traced
+from invariclip.manifest import EMBEDDING, IMAGE_INPUT, TEXT_INPUT
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     import onnx_ir as ir
 
-    from invariclip.artifact import Step
     from invariclip.export.graphs.rewrites import Tower
     from invariclip.export.models.checkpoint import Checkpoint
+    from invariclip.manifest import Step
     from invariclip.projection import Projection
 
 

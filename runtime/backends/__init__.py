@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from invariclip.manifest import Compute
+
 
 class Backend(Protocol):
     """A loaded graph that answers.
@@ -64,20 +66,21 @@ def require_backend(name: str) -> None:
         raise MissingExtraError(f'backend {name!r} needs the package {name}: pip install "{_ENGINES[name][1]}"')
 
 
-def open_backend(name: str, path: Path, *, threads: int | None = None) -> Backend:
+def open_backend(name: str, path: Path, *, threads: int | None = None, compute: Compute = "float32") -> Backend:
     """Loads an ONNX file into an engine.
 
     Args:
         name: One of `BACKENDS`.
         path: The ONNX file; external data, where it has some, lies beside it.
         threads: Threads of the engine; None takes what affinity and cgroup allow.
+        compute: What its arithmetic may be where the graph is float32.
 
     Raises:
-        InputError: No engine has this name, or `threads` is below 1.
+        InputError: No engine has this name, `threads` is below 1, or it cannot compute like that on this processor.
         MissingExtraError: The engine's package is not installed.
         ArtifactError: The engine cannot load the file.
     """
     require_backend(name)
     engine = getattr(import_module(f"invariclip.backends.{name}"), _ENGINES[name][0])
-    backend: Backend = engine(path, threads=threads)
+    backend: Backend = engine(path, threads=threads, compute=compute)
     return backend

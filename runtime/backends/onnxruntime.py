@@ -14,25 +14,30 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from invariclip.manifest import Compute
+
 PROVIDER = "CPUExecutionProvider"
 
 
 class OnnxRuntimeBackend:
     """One ONNX graph in one session, shared by any number of threads."""
 
-    def __init__(self, path: Path, *, threads: int | None = None) -> None:
+    def __init__(self, path: Path, *, threads: int | None = None, compute: Compute = "float32") -> None:
         """Loads the graph.
 
         Args:
             path: The ONNX file.
             threads: Intra-op threads; None takes what affinity and cgroup allow.
+            compute: What it may compute in; on the CPU this engine knows float32 alone.
 
         Raises:
             ArtifactError: The file is not a graph that this ONNX Runtime can load.
-            InputError: `threads` is below 1.
+            InputError: `threads` is below 1, or another `compute` than float32 is asked for.
         """
         if threads is not None and threads < 1:
             raise InputError(f"threads must be at least 1, not {threads}")
+        if compute != "float32":
+            raise InputError(f"onnxruntime computes float32 on the CPU, not {compute}; the backend openvino can")
         self.threads = threads or available_threads()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
@@ -66,5 +71,6 @@ class OnnxRuntimeBackend:
             "engine": "onnxruntime",
             "version": onnxruntime.__version__,
             "execution provider": self._session.get_providers()[0],
+            "computes in": "float32",
             "threads": self.threads,
         }

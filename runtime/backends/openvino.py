@@ -1,7 +1,7 @@
-"""OpenVINO on the CPU, in float32 and nothing less.
+"""OpenVINO on the CPU, in the arithmetic that was asked for and nothing less.
 
 Left to itself, OpenVINO computes a float32 graph in bfloat16 or float16 on processors that have it. The hints below
-forbid that, and what the compiled graph says of itself is read back, so that `describe` tells what really runs.
+forbid or ask that, and what the compiled graph says of itself is read back, so that `describe` tells what really runs.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from invariclip.manifest import Compute
+
 # `import openvino` reports itself over the network where openvino_telemetry is installed, which its wheel requires. A
 # server must not: while that package cannot be imported, OpenVINO takes the silent stub that it carries.
 _telemetry = {name: sys.modules.pop(name) for name in list(sys.modules) if name.startswith("openvino_telemetry")}
@@ -34,27 +36,34 @@ finally:
 
 DEVICE = "CPU"
 VERSION = openvino.__version__.split("-")[0]
+_TYPES = {"float32": openvino.Type.f32, "bfloat16": openvino.Type.bf16, "float16": openvino.Type.f16}
+_NAMES = {kind: name for name, kind in _TYPES.items()}
+# what OpenVINO calls a processor's own arithmetic of that width
+_CAPABILITIES = {"bfloat16": "BF16", "float16": "FP16"}
 
 
 class OpenVinoBackend:
     """One ONNX graph, compiled once; calls that run at the same time have an infer request each."""
 
-    def __init__(self, path: Path, *, threads: int | None = None) -> None:
+    def __init__(self, path: Path, *, threads: int | None = None, compute: Compute = "float32") -> None:
         """Loads and compiles the graph.
 
         Args:
             path: The ONNX file.
             threads: Threads that inference may use; None takes what affinity and cgroup allow.
+            compute: What float32 parts of the graph are computed in.
 
         Raises:
-            ArtifactError: The file is not a graph that this OpenVINO can load, or it would not run in float32.
-            InputError: `threads` is below 1.
+            ArtifactError: The file is not a graph that this OpenVINO can load, or it would run in another arithmetic.
+            InputError: `threads` is below 1, or this processor lacks the arithmetic.
         """
         if threads is not None and threads < 1:
             raise InputError(f"threads must be at least 1, not {threads}")
         config = {
-            hint.inference_precision: openvino.Type.f32,
-            hint.execution_mode: hint.ExecutionMode.ACCURACY,
+            hint.inference_precision: _TYPES[compute],
+            hint.execution_mode: hint.ExecutionMode.ACCURACY
+            if compute == "float32"
+            else hint.ExecutionMode.PERFORMANCE,
             hint.performance_mode: hint.PerformanceMode.LATENCY,
             # The affinity mask and the quota were counted already; pinning to cores of the host would fight them.
             hint.enable_cpu_pinning: False,
@@ -62,16 +71,20 @@ class OpenVinoBackend:
         }
         try:
             core = openvino.Core()
+            _require_arithmetic(core, compute)
             model = core.read_model(str(path))
             self._compiled = core.compile_model(model, DEVICE, config)
             self._processor = str(core.get_property(DEVICE, properties.device.full_name))
+        except InputError:
+            raise
         except Exception as error:  # OpenVINO's exceptions share no base class of their own
             raise ArtifactError(f"{path}: OpenVINO {VERSION} cannot load it: {_reason(error)}") from error
         kind = self._compiled.get_property(hint.inference_precision)
-        if kind != openvino.Type.f32:
+        if kind != _TYPES[compute]:
             raise ArtifactError(
-                f"{path}: OpenVINO {VERSION} would run it in {kind.get_type_name()}, not f32; take another backend"
+                f"{path}: OpenVINO {VERSION} would run it in {kind.get_type_name()}, not {compute}; take another backend"
             )
+        self._compute = compute
         self.threads = int(self._compiled.get_property(properties.inference_num_threads))
         # Compiling may give a port further names; the model as it was read has the graph's own.
         self.input_names = tuple(str(port.get_any_name()) for port in model.inputs)
@@ -110,7 +123,7 @@ class OpenVinoBackend:
             "version": VERSION,
             "execution provider": ", ".join(self._compiled.get_property(properties.execution_devices)),
             "processor": self._processor,
-            "computes in": self._compiled.get_property(hint.inference_precision).get_type_name(),
+            "computes in": _NAMES[self._compiled.get_property(hint.inference_precision)],
             "execution mode": self._compiled.get_property(hint.execution_mode).name.lower(),
             "threads": self.threads,
         }
@@ -129,6 +142,19 @@ class OpenVinoBackend:
                 raise InputError(
                     f"{self._path}: input {name} is {value.dtype} {list(value.shape)}; it takes {dtype} {shape}"
                 )
+
+
+def _require_arithmetic(core: Any, compute: Compute) -> None:
+    """Refuses an arithmetic that the processor only emulates: slower than float32, and less exact.
+
+    Raises:
+        InputError: It has no such instructions.
+    """
+    has = core.get_property(DEVICE, properties.device.capabilities)
+    wanted = _CAPABILITIES.get(compute)
+    if wanted is not None and wanted not in has:
+        able = ["float32", *(name for name, word in _CAPABILITIES.items() if word in has)]
+        raise InputError(f"this processor has no {compute} arithmetic; available: {', '.join(able)}")
 
 
 def _reason(error: Exception) -> str:

@@ -8,11 +8,12 @@ import onnx
 import pytest
 
 import invariclip
-from invariclip.artifact import checked_path, read_manifest, space_id
+from invariclip.artifact import checked_path, read_manifest
 from invariclip.errors import ArtifactError, ContractError, InputError, ProjectionError
 from invariclip.export import assemble
 from invariclip.export.contract.figures import Thresholds
 from invariclip.export.graphs.trace import node_count, read_facts
+from invariclip.manifest import space_id
 from invariclip.pixels import find_pictures, stack
 from invariclip.projection import Projection, read_projection
 

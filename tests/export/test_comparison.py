@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from invariclip.export.contract.comparison import TIE, Comparison, agreement, invariance_gap, measure
-from invariclip.export.contract.figures import FLOAT32, THRESHOLDS, Figures, Thresholds, failures
+from invariclip.export.contract.figures import EXACT, THRESHOLDS, Figures, Thresholds, failures
+from invariclip.fidelity import LEVELS
 
 GOOD = Figures(
     items=9, max_abs_diff=0, cosine_min=1, cosine_mean=1, top1_agreement=1, top1_ties=0, top1_of=9, non_finite=0,
@@ -33,9 +34,9 @@ def test_good_figures_break_nothing():
 
 
 @pytest.mark.parametrize("figure", BAD)
-@pytest.mark.parametrize("precision", THRESHOLDS)
-def test_each_figure_breaks_its_own_bound_alone(figure, precision):
-    found = failures("text", replace(GOOD, **{figure: BAD[figure]}), THRESHOLDS[precision])
+@pytest.mark.parametrize("level", THRESHOLDS)
+def test_each_figure_breaks_its_own_bound_alone(figure, level):
+    found = failures("text", replace(GOOD, **{figure: BAD[figure]}), THRESHOLDS[level])
     assert list(found) == [figure]
     assert found[figure].startswith("text ")
     assert figure == "non_finite" or ", by " in found[figure]
@@ -44,22 +45,25 @@ def test_each_figure_breaks_its_own_bound_alone(figure, precision):
 @pytest.mark.parametrize("figure", [name for name in BAD if name != "non_finite"])
 def test_nan_breaks_every_bound_and_stays_valid_json(figure):
     figures = replace(GOOD, **{figure: float("nan")})
-    assert list(failures("image", figures, FLOAT32)) == [figure]
+    assert list(failures("image", figures, EXACT)) == [figure]
     assert figures.to_json()[figure] is None
 
 
 def test_a_failure_says_value_bound_and_excess():
-    found = failures("image", replace(GOOD, max_abs_diff=3e-5, cosine_min=0.9), FLOAT32)
+    found = failures("image", replace(GOOD, max_abs_diff=3e-5, cosine_min=0.9), EXACT)
     assert found["max_abs_diff"] == "image max |Δ| 3e-05 is above 1e-05, by 2e-05"
     assert found["cosine_min"] == "image cosine, min 0.9 is below 0.999999, by 0.1"
 
 
-def test_lower_precisions_are_looser_and_never_in_what_is_exact():
-    order = [THRESHOLDS[name] for name in ("float32", "float16", "bfloat16", "int8")]
+def test_farther_levels_are_looser_and_never_in_what_is_exact():
+    order = [THRESHOLDS[name] for name in LEVELS]
     for tighter, looser in pairwise(order):
         for field in fields(Thresholds):
             one, other = getattr(tighter, field.name), getattr(looser, field.name)
-            assert one <= other if field.name.startswith("max") else one >= other
+            # `near` bounds how far vectors are, `fast` how often the best match is another: neither implies the other
+            if field.name != "min_top1":
+                assert one <= other if field.name.startswith("max") else one >= other
+    assert order[0].min_top1 == 1
     assert {(bounds.max_rerun_diff, bounds.max_pixel_levels, bounds.max_front_levels) for bounds in order} == {
         (0, 0, 2)
     }

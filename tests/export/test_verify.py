@@ -250,7 +250,7 @@ def test_a_layer_norm_that_overflows_in_half_precision_is_found(judge, twin):
     (cause,) = verdict.causes
     assert cause.startswith("image: a LayerNorm overflows in float16: its input is ")
     # the same graph is harmless where nothing is that large
-    quiet = judge(lambda image, _: rewrite(image, half_norm), bounds=figures.THRESHOLDS["float16"])
+    quiet = judge(lambda image, _: rewrite(image, half_norm), bounds=figures.THRESHOLDS["near"])
     assert quiet.broken == []
 
 
@@ -357,12 +357,12 @@ def test_a_checkpoint_that_answers_nan_is_no_reference(loaded, twin, judge):
         judge(made_of=loaded, reference=broken, projection=None)
 
 
-def test_unknown_engines_and_precisions_are_refused(loaded, tmp_path):
+def test_unknown_engines_and_levels_are_refused(loaded, tmp_path):
     job = verify.prepare(loaded, None, (), ())
     with pytest.raises(InputError, match="'abacus'; available: onnxruntime, openvino"):
         verify.Candidate.open(tmp_path, tmp_path, job, backend="abacus")
-    with pytest.raises(InputError, match="'float8' has no bounds; available: float32, float16, bfloat16, int8"):
-        verify.Candidate.open(tmp_path, tmp_path, job, precision="float8")
+    with pytest.raises(InputError, match="no fidelity is called 'close'; available: exact, near, fast"):
+        verify.Candidate.open(tmp_path, tmp_path, job, level="close")
 
 
 def test_unreadable_pictures_are_warned_of_once_and_counted(loaded, tmp_path):

@@ -107,12 +107,12 @@ def test_each_bound_can_be_moved(run, tiny_artifact, option, bound):
     assert sum(value == 0.5 for value in thresholds.values()) == 1
 
 
-def test_bounds_of_a_precision():
+def test_bounds_of_a_level():
     nothing = dict.fromkeys(("min_cosine", "max_abs_diff", "min_top1", "min_top5", "max_invariance_gap"))
     assert bounds_of(nothing).min_cosine == 0.999999
-    assert bounds_of(nothing, "float16").min_cosine == 0.9999
-    moved = bounds_of({**nothing, "max_abs_diff": 0.0}, "bfloat16")
-    assert (moved.max_abs_diff, moved.min_cosine) == (0.0, 0.998)
+    assert bounds_of(nothing, "near").min_cosine == 0.9999
+    moved = bounds_of({**nothing, "max_abs_diff": 0.0}, "fast")
+    assert (moved.max_abs_diff, moved.min_cosine) == (0.0, 0.985)
 
 
 @pytest.mark.parametrize(

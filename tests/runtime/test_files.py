@@ -6,12 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from invariclip import artifact
-from invariclip.artifact import FileFacts, ModelFacts, Step, checked_path, describe_file, read_manifest, space_id
+from invariclip.artifact import checked_path, describe_file, read_manifest
 from invariclip.backends import threads
 from invariclip.embeddings import Embeddings, read_embeddings, write_embeddings
 from invariclip.errors import ArtifactError, InputError
 from invariclip.files import new_directory, write_atomically
+from invariclip.manifest import MANIFEST, FileFacts, ModelFacts, Step, space_id
 from invariclip.pixels import PixelSpec
 from invariclip.prompts import class_bank, expand
 from invariclip.tokenizer import TextSpec
@@ -72,7 +72,7 @@ def test_files_outside_changed_or_missing_are_refused(tmp_path):
 )
 def test_damaged_manifests_are_one_typed_line(tmp_path, content, reason):
     if content is not None:
-        (tmp_path / artifact.MANIFEST).write_text(content)
+        (tmp_path / MANIFEST).write_text(content)
     with pytest.raises(ArtifactError, match=reason) as caught:
         read_manifest(tmp_path)
     assert "\n" not in str(caught.value)

@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import invariclip
-from invariclip.artifact import MANIFEST
 from invariclip.errors import ArtifactError, InputError
+from invariclip.manifest import MANIFEST
 from invariclip.pixels import find_pictures, stack
 
 
@@ -136,6 +136,7 @@ def test_says_what_really_runs(model):
         "engine": "onnxruntime",
         "version": model.describe()["version"],
         "execution provider": "CPUExecutionProvider",
+        "computes in": "float32",
         "threads": 1,
         "precision": "float32",
     }

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 import invariclip
 from invariclip import predictor
-from invariclip.artifact import read_manifest, space_id
+from invariclip.artifact import read_manifest
 from invariclip.embeddings import read_embeddings
 from invariclip.errors import ArtifactError, InputError, ProjectionError
+from invariclip.manifest import space_id
 from invariclip.pixels import find_pictures, stack
 from invariclip.projection import Projection, write_projection
 
