@@ -7,20 +7,15 @@ then they take turns in short bursts for several rounds; a ratio compares bursts
 
 from __future__ import annotations
 
-import json
-import statistics
-import subprocess
-import sys
-import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from invariclip.backends.threads import available_threads
+from invariclip.bench.process import CandidateError, Worker, take_turns
+from invariclip.bench.summary import percentiles, ratio
 from invariclip.console import silent
-from invariclip.errors import InvariclipError
+from invariclip.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,16 +26,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to run a tower.
+    """One way to run a tower, or to multiply matrices.
 
     Attributes:
         name: How the table calls it.
-        kind: `pytorch` (the original checkpoint's image tower, eager float32), `artifact` (its image graph) or `graph`
-            (an ONNX file of either tower).
-        model: open_clip model for `pytorch`, artifact folder for `artifact`, file for `graph`.
+        kind: One of `engines.KINDS`: `pytorch` (the original checkpoint's image tower), `artifact` (an artifact's, as
+            `load` serves it), `graph` (an ONNX file of either tower in one of our backends), `onnxruntime`, `openvino`
+            (a file in an engine as its documentation says, without us) or `peak` (large matrix products).
+        model: open_clip model for `pytorch`, artifact folder for `artifact`, file for the others, empty for `peak`.
         checkpoint: Weights file for `pytorch`, or None.
-        backend: Engine of `graph`.
+        backend: Engine of `graph` and `artifact`.
         ids: Ids per text that a text `graph` is fed; None feeds pictures.
+        compute: What the arithmetic is: `float32`, `bfloat16`, for `peak` also `int8`. Artifacts know it themselves.
+        variant: The variant of `artifact`.
+        compiled: `pytorch` through torch.compile.
+        tokenizer: Of `pytorch`, where its model needs one that is not its own.
     """
 
     name: str
@@ -49,6 +49,10 @@ class Candidate:
     checkpoint: str | None = None
     backend: str = "onnxruntime"
     ids: int | None = None
+    compute: str = "float32"
+    variant: str = "float32"
+    compiled: bool = False
+    tokenizer: str | None = None
 
 
 @dataclass(frozen=True)
@@ -78,47 +82,6 @@ class Timing:
         return asdict(self)
 
 
-class _Worker:
-    """A candidate in its own process, spoken to in lines of JSON."""
-
-    def __init__(self, candidate: Candidate, threads: int) -> None:
-        self.name = candidate.name
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "invariclip.bench.latency_worker", json.dumps(asdict(candidate)), str(threads)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self.ask({"batch": 1, "repetitions": 1})  # loaded and answering
-
-    def ask(self, question: dict[str, int]) -> list[float]:
-        """Runs `repetitions` batches and returns their times in seconds.
-
-        Raises:
-            InvariclipError: The process died; its own message is on standard error.
-        """
-        stdin, stdout = self._process.stdin, self._process.stdout
-        if stdin is None or stdout is None:
-            raise InvariclipError(f"latency: no pipe to {self.name}")
-        try:
-            stdin.write(json.dumps(question) + "\n")
-            stdin.flush()
-            line = stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        if not line:
-            raise InvariclipError(f"latency: the process of {self.name!r} stopped (exit {self._process.wait()})")
-        times: list[float] = json.loads(line)
-        return times
-
-    def __enter__(self) -> _Worker:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.wait()
-
-
 def measure(
     candidates: Sequence[Candidate],
     *,
@@ -144,38 +107,43 @@ def measure(
         One row per candidate and batch size.
 
     Raises:
-        InvariclipError: A candidate's process stopped.
+        InputError: Two candidates have the same name.
+        CandidateError: A candidate's process stopped.
     """
+    names = [candidate.name for candidate in candidates]
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated is not None:
+        raise InputError(f"a candidate is called {repeated!r} twice; give each a name of its own")
     rows: list[Timing] = []
     with ExitStack() as stack:
-        workers = [stack.enter_context(_Worker(c, threads or available_threads())) for c in candidates]
+        workers = [stack.enter_context(Worker(c, threads or available_threads())) for c in candidates]
         for batch in batches:
-            repetitions = [_warm_up(worker, batch, seconds_per_turn) for worker in workers]
-            turns: list[list[list[float]]] = [[] for _ in workers]
+            repetitions = {worker.name: worker.repetitions(batch, seconds_per_turn) for worker in workers}
+            turns: dict[str, list[list[float]]] = {worker.name: [] for worker in workers}
             for round_ in progress(range(rounds), total=rounds, desc=f"timing batch {batch}"):
-                # The order turns round by round, so that no candidate always follows the same neighbour.
-                for index in [(round_ + k) % len(workers) for k in range(len(workers))]:
-                    time.sleep(0.05)  # the previous one's threads go to sleep
-                    turns[index].append(workers[index].ask({"batch": batch, "repetitions": repetitions[index]}))
-            medians = np.array([[statistics.median(turn) for turn in worker] for worker in turns])
-            for index, worker in enumerate(workers):
-                rows.append(_summary(worker.name, batch, turns[index], medians[0] / medians[index], seed))
+                taken, stopped = take_turns(workers, batch, repetitions, round_)
+                for name, reason in stopped.items():
+                    raise CandidateError(name, "stopped", reason)
+                for name, turn in taken.items():
+                    turns[name].append(turn.times)
+            rows += [
+                _timing(worker.name, batch, turns[candidates[0].name], turns[worker.name], seed) for worker in workers
+            ]
     return rows
 
 
-def _warm_up(worker: _Worker, batch: int, seconds: float) -> int:
-    """Two batches unmeasured; then as many repetitions as fill a turn."""
-    worker.ask({"batch": batch, "repetitions": 2})
-    once = min(worker.ask({"batch": batch, "repetitions": 2}))
-    return max(2, min(200, round(seconds / once)))
-
-
-def _summary(name: str, batch: int, turns: list[list[float]], ratios: np.ndarray[Any, Any], seed: int) -> Timing:
-    times = np.concatenate([np.asarray(turn) for turn in turns]) * 1e3
-    draws = np.random.default_rng(seed).integers(0, len(ratios), (2000, len(ratios)))
-    low, high = np.percentile(np.median(ratios[draws], axis=1), [2.5, 97.5])
-    median, p95 = np.percentile(times, [50, 95])
-    return Timing(name, batch, float(median), float(p95), float(np.median(ratios)), float(low), float(high), len(times))
+def _timing(name: str, batch: int, first: list[list[float]], turns: list[list[float]], seed: int) -> Timing:
+    times, faster = percentiles(turns), ratio(first, turns, seed)
+    return Timing(
+        name,
+        batch,
+        times["p50"] * 1e3,
+        times["p95"] * 1e3,
+        faster.value,
+        faster.low,
+        faster.high,
+        sum(map(len, turns)),
+    )
 
 
 def artifact_candidate(name: str, folder: Path) -> Candidate:

@@ -1,113 +1,136 @@
-"""The process of one candidate: reads {"batch", "repetitions"} per line, answers a list of seconds."""
+"""The process of one candidate: one question per line of standard input, one answer per line of standard output.
+
+The first line it writes, unasked, says that it is loaded and has answered once. It sleeps while nothing is asked.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from invariclip.errors import InvariclipError
+from invariclip.bench.engines import open_candidate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from numpy.typing import NDArray
-
-    from invariclip.bench.latency import Candidate
+    from invariclip.bench.engines import Opened
 
 
-Batch: TypeAlias = "Callable[[int], NDArray[Any]]"
-"""Rows to a batch of that many."""
+def answer_time(opened: Opened, question: dict[str, Any]) -> dict[str, Any]:
+    """`batch`, `repetitions` → seconds of each batch, and the processor seconds of all."""
+    batch = opened.make(question["batch"])
+    times = []
+    cpu = time.process_time()
+    for _ in range(question["repetitions"]):
+        start = time.perf_counter()
+        opened.run(batch)
+        times.append(time.perf_counter() - start)
+    return {"times": times, "cpu_s": time.process_time() - cpu}
 
 
-def _artifact(candidate: Candidate, threads: int) -> tuple[Callable[[NDArray[Any]], Any], Batch]:
-    from invariclip.artifact import checked_path, read_manifest
-    from invariclip.backends import open_backend
-    from invariclip.manifest import EMBEDDING, IMAGE_INPUT
-
-    manifest = read_manifest(candidate.model)
-    entry = manifest.variants["float32"].image
-    backend = open_backend(candidate.backend, checked_path(Path(candidate.model), entry), threads=threads)
-    return (lambda batch: backend.run({IMAGE_INPUT: batch}, (EMBEDDING,))), _pictures(manifest.pixels.image_size)
+def answer_memory(opened: Opened, question: dict[str, Any]) -> dict[str, Any]:
+    """→ the most memory that this process ever had resident, in bytes."""
+    del opened, question
+    return {"peak_bytes": peak_bytes()}
 
 
-def _graph(candidate: Candidate, threads: int) -> tuple[Callable[[NDArray[Any]], Any], Batch]:
-    import onnx
+def answer_embed(opened: Opened, question: dict[str, Any]) -> dict[str, Any]:
+    """`pictures` (a .npy of uint8 [N, H, W, 3]), `batch`, `out` → embeddings float32 [N, d] in the .npy file `out`.
 
-    from invariclip.backends import open_backend
-    from invariclip.manifest import EMBEDDING
-
-    given = onnx.load(candidate.model, load_external_data=False).graph.input[0]
-    sizes = [int(size.dim_value) for size in given.type.tensor_type.shape.dim]
-    backend = open_backend(candidate.backend, Path(candidate.model), threads=threads)
-    make = _pictures((sizes[1], sizes[2])) if candidate.ids is None else _texts(candidate.ids)
-    return (lambda batch: backend.run({given.name: batch}, (EMBEDDING,))), make
-
-
-def _pytorch(candidate: Candidate, threads: int) -> tuple[Callable[[NDArray[Any]], Any], Batch]:
-    import torch
-
-    from invariclip.export.models.checkpoint import load_checkpoint
-
-    torch.set_num_threads(threads)
-    checkpoint = load_checkpoint(candidate.model, candidate.checkpoint)
-    encode = cast("Callable[..., torch.Tensor]", checkpoint.module.encode_image)
-    mean = torch.tensor(checkpoint.pixels.image_mean)[:, None, None]
-    std = torch.tensor(checkpoint.pixels.image_std)[:, None, None]
-
-    def run(batch: NDArray[np.uint8]) -> Any:
-        # What a user of open_clip runs: normalise, encode, unit length; no gradients.
-        with torch.inference_mode():
-            pixels = (torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 255 - mean) / std
-            return encode(pixels, normalize=True)
-
-    return run, _pictures(checkpoint.pixels.image_size)
+    The last batch is filled up, so that a compiled tower sees no other size.
+    """
+    pictures = np.load(question["pictures"], mmap_mode="r", allow_pickle=False)
+    size, parts = question["batch"], []
+    for start in range(0, len(pictures), size):
+        rows = np.minimum(np.arange(start, start + size), len(pictures) - 1)
+        parts.append(np.array(opened.run(np.ascontiguousarray(pictures[rows]))))
+    np.save(question["out"], np.concatenate(parts)[: len(pictures)], allow_pickle=False)
+    return {"rows": len(pictures)}
 
 
-def _pictures(size: tuple[int, int]) -> Batch:
-    rng = np.random.default_rng(0)
-    return lambda rows: rng.integers(0, 256, (rows, *size, 3), dtype=np.uint8)
+def answer_stages(opened: Opened, question: dict[str, Any]) -> dict[str, Any]:
+    """`artifact`, `variant`, `backend`, `threads`, `pictures` (a folder), `rounds` → see `stages.time_stages`."""
+    from invariclip.bench.stages import time_stages
+
+    del opened
+    return time_stages(question)
 
 
-def _texts(length: int) -> Batch:
-    """Random words and an end; what they are does not change how long a tower takes."""
-    rng = np.random.default_rng(0)
+def answer_head(opened: Opened, question: dict[str, Any]) -> dict[str, Any]:
+    """`bare`, `headed`, `backend`, `compute`, `threads`, `repetitions` → see `stages.time_head`."""
+    from invariclip.bench.stages import time_head
 
-    def make(rows: int) -> NDArray[np.int64]:
-        ids = rng.integers(1, 40000, (rows, length), dtype=np.int64)
-        ids[:, -1] = 49407
-        return ids
-
-    return make
+    del opened
+    return time_head(question)
 
 
-KINDS = {"artifact": _artifact, "graph": _graph, "pytorch": _pytorch}
+QUESTIONS: dict[str, Callable[[Opened, dict[str, Any]], dict[str, Any]]] = {
+    "time": answer_time,
+    "memory": answer_memory,
+    "embed": answer_embed,
+    "stages": answer_stages,
+    "head": answer_head,
+}
+
+
+def peak_bytes() -> int:
+    """This process's high-water mark of resident memory, in bytes."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # `ru_maxrss` may be the parent's, whose memory this process was born with
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    import resource
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
 
 
 def main() -> None:
-    """Serves measurements until standard input ends."""
+    """Serves questions until standard input ends."""
+    # Libraries print to standard output as they like: it becomes standard error, and answers get a pipe of their own
+    pipe = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    warnings.simplefilter("ignore")  # other libraries' remarks on their own future
+    warnings.filterwarnings("default", module="invariclip")
+    try:
+        _serve(lambda answer: print_line(pipe, answer))
+    except BaseException as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        print_line(pipe, {"error": reason[:500]})
+        sys.exit(1)
+
+
+def print_line(pipe: Any, answer: dict[str, Any]) -> None:
+    """Writes one answer."""
+    pipe.write(json.dumps(answer) + "\n")
+    pipe.flush()
+
+
+def _serve(tell: Callable[[dict[str, Any]], None]) -> None:
     from invariclip.bench.latency import Candidate
 
-    candidate = Candidate(**json.loads(sys.argv[1]))
-    run, make = KINDS[candidate.kind](candidate, int(sys.argv[2]))
+    candidate, threads = Candidate(**json.loads(sys.argv[1])), int(sys.argv[2])
+    start = time.perf_counter()
+    opened = open_candidate(candidate, threads)
+    loaded = time.perf_counter()
+    opened.run(opened.make(1))
+    tell({"engine": opened.engine, "load_s": loaded - start, "first_s": time.perf_counter() - loaded})
+    slept = time.process_time()
     for line in sys.stdin:
+        idle = time.process_time() - slept
         question = json.loads(line)
-        batch = make(question["batch"])
-        times = []
-        for _ in range(question["repetitions"]):
-            start = time.perf_counter()
-            run(batch)
-            times.append(time.perf_counter() - start)
-        sys.stdout.write(json.dumps(times) + "\n")
-        sys.stdout.flush()
+        kind = question.pop("do")
+        answer = QUESTIONS[kind](opened, question)
+        tell({**answer, "idle_cpu_s": idle} if kind == "time" else answer)
+        slept = time.process_time()
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except InvariclipError as error:  # one line; the parent reports that this process stopped
-        sys.exit(f"invariclip: {error}")
+    main()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -18,6 +19,8 @@ from invariclip.export.graphs.head import attach_head
 from invariclip.export.graphs.rewrites import NAMES
 from invariclip.export.graphs.tower_graph import tower_graph
 from invariclip.export.graphs.trace import OPSET, write_facts, write_graph
+from invariclip.export.variants import BASE as FLOAT32
+from invariclip.export.variants import Wish, require_wish, with_variants
 from invariclip.files import new_directory, write_atomically
 from invariclip.manifest import Manifest, ModelFacts, ProjectionFacts, Variant, space_id
 from invariclip.projection import write_projection
@@ -42,7 +45,6 @@ IMAGE_FILE, TEXT_FILE, TOKENIZER_FILE, PROJECTION_FILE = (
     "tokenizer.json",
     "projection.safetensors",
 )
-FLOAT32 = "float32"
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ def export_artifact(
     thresholds: Thresholds = figures.EXACT,
     how: Build | None = None,
     backends: Sequence[str] = (DEFAULT_BACKEND,),
+    wish: Wish | None = None,
     threads: int | None = None,
     progress: Progress = silent,
 ) -> Manifest:
@@ -96,6 +99,7 @@ def export_artifact(
         thresholds: Bounds of the contract.
         how: How the graphs are made; None takes every rewrite, pictures prepared by the host, the projection folded.
         backends: Engines that have to keep the contract, see `backends.BACKENDS`.
+        wish: Further variants beside float32, see `variants`; one that fails is left out with a warning.
         threads: The engines' threads; None takes what this process may use.
         progress: `console.bar` or `console.silent`.
 
@@ -118,8 +122,10 @@ def export_artifact(
     if classes:
         check_prompts(classes, templates)
     job = verify.prepare(checkpoint, projection, tuple(classes), tuple(templates))
+    build, wanted = how or Build(), wish or Wish()
+    require_wish(wanted, build.pixels_in_graph)
     with new_directory(target) as folder:
-        written = write_files(job, folder, how or Build(), progress)
+        written = write_files(job, folder, build, progress)
         towers = folder / IMAGE_FILE, folder / TEXT_FILE
         candidates = {name: verify.Candidate.open(*towers, job, backend=name, threads=threads) for name in backends}
         verdicts = verify.check(candidates, checked, thresholds, progress=progress)
@@ -128,9 +134,22 @@ def export_artifact(
         files = describe_file(folder, IMAGE_FILE), describe_file(folder, TEXT_FILE)
         parity = {name: verdict.parity for name, verdict in verdicts.items()}
         variant = Variant(FLOAT32, *files, parity, written.text_length, written.front)
-        manifest = replace(written.manifest, variants={FLOAT32: variant})
+        manifest = with_variants(
+            replace(written.manifest, variants={FLOAT32: variant}), folder, job, wanted, checked, backends=backends,
+            threads=threads, progress=progress, trace=partial(_write_thinned, job, build),
+        )  # fmt: skip
         write_manifest(folder, manifest)
     return manifest
+
+
+def _write_thinned(job: Job, how: Build, tokens: Sequence[int], path: Path) -> None:
+    """Writes the image graph again with so many tokens after each block."""
+    graph = tower_graph(
+        job.checkpoint, "image", job.projection, rewrites=how.rewrites, projection_as_input=how.projection_as_input,
+        tokens=tokens,
+    )  # fmt: skip
+    attach_head(graph.model, job.bank, job.checkpoint.logit_scale, job.checkpoint.logit_bias)
+    write_graph(graph.model, path)
 
 
 def write_files(job: Job, folder: Path, how: Build, progress: Progress) -> Written:

@@ -13,12 +13,14 @@ from invariclip.commands import class_names, prompt_templates, zero_shot_options
 from invariclip.console import bar, emit_json, say, silent
 from invariclip.errors import InputError
 from invariclip.export.options import bounds_of, load, shared
+from invariclip.fidelity import LEVELS, reached
 from invariclip.parity import parity_table
 from invariclip.projection import read_projection
 from invariclip.prompts import DEFAULT_TEMPLATES
 
 if TYPE_CHECKING:
     from invariclip.export.options import Limits
+    from invariclip.fidelity import Fidelity
     from invariclip.manifest import Manifest
 
 _OF_CLASSES = {
@@ -44,6 +46,18 @@ _OF_CLASSES = {
 )
 @click.option("--without", multiple=True, metavar="REWRITE", help="Leave an exact rewrite out; repeatable.")
 @click.option("--backend", "backends", multiple=True, help="Engine to verify on; repeatable [default: onnxruntime].")
+@click.option(
+    "--variant", "variants", multiple=True, metavar="NAME",
+    help="A further variant: bfloat16, float16, int8, int8-dynamic, int8-static, int8-nncf, tokens, tokens-bfloat16, "
+    "tokens-int8; repeatable.",
+)  # fmt: skip
+@click.option(
+    "--fidelity", type=click.Choice(LEVELS), default="fast", show_default=True, help="What variants must keep."
+)
+@click.option(
+    "--calibration", multiple=True, type=click.Path(path_type=Path),
+    help="Pictures and folders that int8 is calibrated on [default: bundled ones].",
+)  # fmt: skip
 @zero_shot_options
 @click.option(
     "--classes-only",
@@ -57,6 +71,7 @@ _OF_CLASSES = {
 def export(
     ctx: click.Context, model: str, projection: Path | None, projection_as_input: bool,
     pixels_in_graph: Literal["resize", "matmul"] | None, without: tuple[str, ...], backends: tuple[str, ...],
+    variants: tuple[str, ...], fidelity: Fidelity, calibration: tuple[Path, ...],
     classes: str | None, classes_file: Path | None, templates: tuple[str, ...], templates_file: Path | None,
     template_name: str | None, classes_only: Path | None, out: Path, checkpoint: Path | None,
     random_weights: int | None, tokenizer: str | None, images: tuple[Path, ...], limits: Limits, threads: int | None,
@@ -80,6 +95,7 @@ def export(
     matrix = None if projection is None else read_projection(projection)
     from invariclip.export.assemble import Build, export_artifact
     from invariclip.export.graphs.rewrites import chosen
+    from invariclip.export.variants import Wish
 
     rewrites = chosen(without)
     loaded = load(model, checkpoint, random_weights, threads, tokenizer)
@@ -93,6 +109,7 @@ def export(
         thresholds=bounds_of(limits),
         how=Build(rewrites, pixels_in_graph, projection_as_input),
         backends=backends or (DEFAULT_BACKEND,),
+        wish=Wish(variants, fidelity, bounds_of(limits, fidelity), calibration or None),
         threads=threads,
         progress=progress,
     )
@@ -114,9 +131,11 @@ def _show(manifest: Manifest, out: Path, as_json: bool) -> None:
         emit_json({"out": str(out), **manifest.to_json()})
         return
     say(f"{out}: {_summary(manifest)}")
-    for variant in manifest.variants.values():
+    for name, why in manifest.left_out.items():
+        say(f"left out: {name}: {why}")
+    for name, variant in manifest.variants.items():
         for backend, record in variant.parity.items():
-            say(f"\n{variant.precision} on {backend}")
+            say(f"\n{name} on {backend}, fidelity {reached(record) or 'none'}")
             say(parity_table(record))
             if "head" in record:
                 head = record["head"]

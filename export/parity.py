@@ -17,6 +17,7 @@ from pathlib import Path
 
 import click
 
+import invariclip
 from invariclip.console import bar, note
 from invariclip.export.contract.figures import SIZES
 from invariclip.export.family_parity import RANK, FamilyParity
@@ -52,10 +53,12 @@ def versions() -> dict[str, str]:
 
 
 def state(used: dict[str, str]) -> str:
-    """Digest of the code of `export` and `runtime` and of the versions: figures of another state are not taken over."""
-    room = Path(__file__).parent
+    """Digest of the code of `export` and `runtime` and of the versions: figures of another state are not taken over.
+
+    The package's own folder is `runtime` in a working tree; installed, it holds the other rooms too.
+    """
     digest = hashlib.sha256(json.dumps(used, sort_keys=True).encode())
-    for folder in (room, room.parent / "runtime"):
+    for folder in (Path(__file__).parent, Path(invariclip.__file__).parent):
         for path in sorted(folder.rglob("*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from invariclip.console import Progress
     from invariclip.export.contract.evidence import Pictures
-    from invariclip.manifest import Manifest
+    from invariclip.manifest import Compute, Manifest
 
 _BEST = "float32"
 """The variant whose text graph embeds the classes of all of them, where it is there."""
@@ -104,7 +104,9 @@ def swap_classes(
         runs = [(name, backend) for name, variant in variants.items() for backend in variant.parity]
         for name, backend in progress(runs, total=len(runs), desc="check heads"):
             image = folder / variants[name].image.path
-            difference = head_difference(image, looked_at, bank, manifest, backend=backend, threads=threads)
+            difference = head_difference(
+                image, looked_at, bank, manifest, backend=backend, threads=threads, compute=variants[name].compute
+            )
             if not difference <= max_probability_diff:  # a NaN must fail
                 raise ContractError(
                     f"{image.name} on {backend}: a probability of the new classes is off by {difference:.3g}, "
@@ -133,6 +135,7 @@ def head_difference(
     *,
     backend: str = DEFAULT_BACKEND,
     threads: int | None = None,
+    compute: Compute = "float32",
 ) -> float:
     """Largest difference of an image graph's probabilities from float64, computed from its own embeddings.
 
@@ -143,13 +146,14 @@ def head_difference(
         manifest: For the temperature and the bias.
         backend: The engine that runs it.
         threads: Its threads; None takes what this process may use.
+        compute: What it may compute in.
 
     Raises:
         ArtifactError: The graph cannot be loaded.
         InputError: No picture can be read.
         MissingExtraError: The engine is not installed.
     """
-    engine = open_backend(backend, path, threads=threads)
+    engine = open_backend(backend, path, threads=threads, compute=compute)
     differences = []
     for batch in pictures.batches(_BATCH):
         answers = engine.run({IMAGE_INPUT: batch}, (EMBEDDING, PROBABILITIES))

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("artifact", type=click.Path(path_type=Path))
-@click.option("--model", help="The checkpoint's model [default: the one the artifact names].")
+@click.option(
+    "--model", help="The checkpoint's model [default: what the artifact names, if bundled or an architecture]."
+)
 @click.option("--projection", type=click.Path(path_type=Path), help="Hold it against another one [default: its own].")
 @click.option(
     "--backend", "backends", multiple=True, help=f"Repeatable: {', '.join(BACKENDS)} [default: {DEFAULT_BACKEND}]."
@@ -55,7 +57,7 @@ def verify(
     from invariclip.export.contract.manifest_check import OTHER, disagreements
     from invariclip.export.contract.verify import Candidate, check, prepare
 
-    loaded = load(model or manifest.model.name, checkpoint, random_weights, threads, tokenizer)
+    loaded = load(model or _own_model(manifest.model.name, artifact), checkpoint, random_weights, threads, tokenizer)
     if loaded.sha256 != manifest.model.checkpoint_sha256:
         raise CheckpointError(
             f"{artifact}: was exported from another checkpoint (sha256 {manifest.model.checkpoint_sha256[:12]}…, "
@@ -94,6 +96,22 @@ def verify(
         lines = "; ".join(f"{name}: {verdict.reason}" for name, verdict in failed.items())
         note(f"invariclip: {artifact} does not answer like its checkpoint: {lines}")
     return 1 if failed else 0
+
+
+def _own_model(name: str, artifact: Path) -> str:
+    """The model that an artifact names, where following a file's word reaches for nothing.
+
+    Raises:
+        CheckpointError: It is a hub's, or a folder's.
+    """
+    from invariclip.export.models.sources import comes_along
+
+    if comes_along(name):
+        return name
+    raise CheckpointError(
+        f"{artifact}: was exported from {name!r}, and a manifest is followed to `reference` and open_clip's "
+        "architectures alone; say where the model is with --model"
+    )
 
 
 def _promised(variant: Variant, backend: str) -> Fidelity:

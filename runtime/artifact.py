@@ -9,6 +9,8 @@ projection.safetensors  A_inv and what it came from, where there is one
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +20,7 @@ from invariclip.manifest import MANIFEST, FileFacts, Manifest
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Iterator
 
 MAX_MANIFEST_BYTES = 64 << 20
 
@@ -78,15 +81,46 @@ def checked_path(folder: str | os.PathLike[str], entry: FileFacts) -> Path:
     Raises:
         ArtifactError: The path leaves the folder, or the file is missing, of another size, or of another digest.
     """
+    path = _located(folder, entry)
+    _require_unchanged(folder, entry, path)
+    return path
+
+
+@contextmanager
+def checked_meanwhile(folder: str | os.PathLike[str], entry: FileFacts) -> Iterator[Path]:
+    """`checked_path` for a file that is slow to load: its digest is taken while the block loads it.
+
+    The digest of a large graph takes a quarter to a half of the processor time that an engine needs to load it. It is
+    known before the block is left, so nothing answers from a file that was changed. It tells damage, not ill will: who
+    can write the graph can write the manifest too, so an engine that begins to read first risks nothing more.
+
+    Raises:
+        ArtifactError: As `checked_path`; also instead of what the block raises, where the file is not the exported one.
+    """
+    path = _located(folder, entry)
+    with ThreadPoolExecutor(1, thread_name_prefix="digest") as pool:
+        unchanged = pool.submit(_require_unchanged, folder, entry, path)
+        try:
+            yield path
+        finally:
+            unchanged.result()
+
+
+def _located(folder: str | os.PathLike[str], entry: FileFacts) -> Path:
     root = Path(folder).resolve()
     path = (root / entry.path).resolve()
     if not path.is_relative_to(root) or path == root:
         raise ArtifactError(f"{folder}: the manifest names {entry.path!r}, which leaves the artifact's folder")
     if not path.is_file():
         raise ArtifactError(f"{folder}: {entry.path} is missing; export again")
-    if path.stat().st_size != entry.size_bytes or sha256_file(path) != entry.sha256:
+    if path.stat().st_size != entry.size_bytes:
+        raise ArtifactError(f"{folder}: {entry.path} is not the file that was exported (digest differs); export again")
+    return path
+
+
+def _require_unchanged(folder: str | os.PathLike[str], entry: FileFacts, path: Path) -> None:
+    if sha256_file(path) != entry.sha256:
         raise ArtifactError(f"{folder}: {entry.path} is not the file that was exported (digest differs); export again")
     data = path.with_name(f"{path.name}.data")
     if entry.data_sha256 and (not data.is_file() or sha256_file(data) != entry.data_sha256):
         raise ArtifactError(f"{folder}: {entry.path}.data is missing or not what was exported; export again")
-    return path

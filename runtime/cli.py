@@ -32,6 +32,12 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "export",
         "Check an artifact against its checkpoint on real pictures.",
     ),
+    "tune": (
+        "invariclip.tune.commands:command",
+        "",
+        "Find what is fastest on this machine among what was proved.",
+    ),
+    "bench": ("invariclip.bench.commands:bench", "bench", "Time an artifact beside PyTorch, plain engines and NNCF."),
     "inspect": ("invariclip.commands:inspect", "", "Show what an artifact is and what it was proved to do."),
     "predict": ("invariclip.commands:predict", "", "Classify pictures."),
     "embed": ("invariclip.commands:embed", "", "Write embeddings of pictures or texts to safetensors."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,21 +11,23 @@ import numpy as np
 
 from invariclip.artifact import checked_path, read_manifest
 from invariclip.backends import BACKENDS, DEFAULT_BACKEND
+from invariclip.choice import profile_of
 from invariclip.console import bar, emit_json, note, say, silent, table
 from invariclip.embeddings import Embeddings, write_embeddings
 from invariclip.errors import InputError
 from invariclip.parity import parity_table
-from invariclip.pixels import find_pictures, pixels
+from invariclip.pixels import PIXEL_MODES, find_pictures
+from invariclip.profile import OBJECTIVES
 from invariclip.projection import read_projection
 from invariclip.prompts import TEMPLATE_SETS, read_templates, template_set
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from numpy.typing import NDArray
 
-    from invariclip.console import Progress
     from invariclip.manifest import Manifest
+    from invariclip.pixels import Picture, PixelMode
     from invariclip.predictor import Model
 
 ARTIFACT = click.argument("artifact", type=click.Path(path_type=Path))
@@ -34,7 +37,18 @@ THREADS = click.option(
     "--threads", type=click.IntRange(min=1), help="Engine threads [default: what this process may use]."
 )
 BATCH = click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True)
-BACKEND = click.option("--backend", type=click.Choice(BACKENDS), default=DEFAULT_BACKEND, show_default=True)
+BACKEND = click.option(
+    "--backend",
+    type=click.Choice(BACKENDS),
+    help=f"The engine [default: what `invariclip tune` chose on this machine, else {DEFAULT_BACKEND}].",
+)
+PIXEL_MODE = click.option(
+    "--pixel-mode",
+    type=click.Choice(PIXEL_MODES),
+    default="exact",
+    show_default=True,
+    help="exact equals open_clip's pixels; fast decodes large JPEGs smaller, and is a few levels of 255 off.",
+)
 OTHER_PROJECTION = click.option(
     "--projection",
     type=click.Path(path_type=Path),
@@ -107,7 +121,7 @@ def inspect(artifact: Path, plan: bool, as_json: bool) -> None:
     for entry in entries:
         checked_path(artifact, entry)
     if as_json:
-        emit_json(manifest.to_json()["plan"] if plan else manifest.to_json())
+        emit_json(manifest.to_json()["plan"] if plan else {**manifest.to_json(), "tuned": _tuned(artifact, manifest)})
         return
     if plan:
         rows = [
@@ -117,13 +131,27 @@ def inspect(artifact: Path, plan: bool, as_json: bool) -> None:
         ]
         say(table(["tower", "rewrite", "", "what it did, or why not"], rows))
         return
-    say(table(["what", "value"], _facts(manifest)))
+    tuned = [
+        [f"tuned for {objective}", f"{choice['variant']} on {choice['backend']}, {choice['profile']}"]
+        for objective, choice in _tuned(artifact, manifest).items()
+    ]
+    say(table(["what", "value"], [*_facts(manifest), *tuned]))
     say()
     say(table(["file", "bytes", "sha256"], [[e.path, f"{e.size_bytes:,}", e.sha256[:16]] for e in entries]))
     for name, variant in manifest.variants.items():
         for backend, record in variant.parity.items():
             say(f"\nparity of {name} on {backend} with {record['reference']}, as proved at export:")
             say(parity_table(record))
+
+
+def _tuned(artifact: Path, manifest: Manifest) -> dict[str, dict[str, Any]]:
+    """By objective what this machine's profile lets `load` open, and where it says so."""
+    found = {objective: profile_of(artifact, manifest, objective=objective) for objective in OBJECTIVES}
+    return {
+        objective: {**asdict(one[1].choice), "fidelity": one[1].basis.fidelity, "profile": one[0].name}
+        for objective, one in found.items()
+        if one is not None
+    }
 
 
 def _facts(manifest: Manifest) -> list[list[str]]:
@@ -160,6 +188,7 @@ def _facts(manifest: Manifest) -> list[list[str]]:
 @OTHER_PROJECTION
 @click.option("--top-k", type=click.IntRange(min=1), default=3, show_default=True)
 @BATCH
+@PIXEL_MODE
 @BACKEND
 @THREADS
 @JSON
@@ -167,13 +196,14 @@ def _facts(manifest: Manifest) -> list[list[str]]:
 def predict(
     artifact: Path, pictures: tuple[Path, ...], classes: str | None, classes_file: Path | None,
     templates: tuple[str, ...], templates_file: Path | None, template_name: str | None, projection: Path | None,
-    top_k: int, batch_size: int, backend: str, threads: int | None, as_json: bool, quiet: bool,
+    top_k: int, batch_size: int, pixel_mode: PixelMode, backend: str | None, threads: int | None, as_json: bool,
+    quiet: bool,
 ) -> int:  # fmt: skip
     """Classify pictures (files or folders). Unreadable ones are named, and make the exit code 2."""
     names = class_names(classes, classes_file)
     prompts = prompt_templates(templates, templates_file, template_name)
     progress = silent if quiet or as_json else bar
-    model = _open(artifact, projection, backend, threads)
+    model = _open(artifact, projection, backend, threads, pixel_mode)
     names = names or model.classes
     # Other prompts or another projection give the artifact's own classes other embeddings
     if names and (names != model.classes or prompts or projection is not None):
@@ -182,14 +212,16 @@ def predict(
         raise InputError(f"{artifact}: has no classes; give --classes or --classes-file")
     results: list[dict[str, Any]] = []
 
-    def answer(paths: list[Path], batch: NDArray[np.uint8]) -> None:
-        for path, prediction in zip(paths, model.classify(batch, top_k=top_k, batch_size=batch_size), strict=True):
-            results.append({"picture": str(path), "label": prediction.label, "probability": prediction.probability,
-                            "ranking": [list(pair) for pair in prediction.ranking]})  # fmt: skip
-            if not as_json:
-                say(f"{path}  " + "  ".join(f"{label} {p:.1%}" for label, p in prediction.ranking))
-
-    bad = _over_pictures(model, find_pictures(pictures), batch_size, answer, progress)
+    bad: list[dict[str, str]] = []
+    paths = find_pictures(pictures)
+    shown = progress(paths, total=len(paths), desc="pictures")
+    for answer in model.stream(shown, batch_size=batch_size, unreadable=_noting(bad)):
+        prediction = answer.prediction(top_k)
+        results.append({"picture": str(answer.picture), "label": prediction.label,
+                        "probability": prediction.probability,
+                        "ranking": [list(pair) for pair in prediction.ranking]})  # fmt: skip
+        if not as_json:
+            say(f"{answer.picture}  " + "  ".join(f"{label} {p:.1%}" for label, p in prediction.ranking))
     if as_json:
         emit_json({"engine": model.describe(), "space_id": model.space_id, "predictions": results, "unreadable": bad})
     return 2 if bad else 0
@@ -202,31 +234,31 @@ def predict(
 @click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="The safetensors file to write.")
 @OTHER_PROJECTION
 @BATCH
+@PIXEL_MODE
 @BACKEND
 @THREADS
 @JSON
 @QUIET
 def embed(
     artifact: Path, pictures: tuple[Path, ...], texts: tuple[str, ...], out: Path, projection: Path | None,
-    batch_size: int, backend: str, threads: int | None, as_json: bool, quiet: bool,
+    batch_size: int, pixel_mode: PixelMode, backend: str | None, threads: int | None, as_json: bool, quiet: bool,
 ) -> int:  # fmt: skip
     """Write unit-length embeddings with their paths (or texts) and the id of their space."""
     if bool(pictures) == bool(texts):
         raise InputError("give pictures, or --text, and not both")
-    model = _open(artifact, projection, backend, threads)
+    model = _open(artifact, projection, backend, threads, pixel_mode)
     items: list[str] = list(texts)
-    blocks: list[NDArray[np.float32]] = [model.embed_texts(items)] if texts else []
+    rows: list[NDArray[np.float32]] = list(model.embed_texts(items)) if texts else []
     bad: list[dict[str, str]] = []
-
-    def answer(paths: list[Path], batch: NDArray[np.uint8]) -> None:
-        items.extend(map(str, paths))
-        blocks.append(model.embed_images(batch, batch_size=batch_size))
-
     if pictures:
-        bad = _over_pictures(model, find_pictures(pictures), batch_size, answer, silent if quiet or as_json else bar)
-    if not blocks:
+        paths = find_pictures(pictures)
+        shown = (silent if quiet or as_json else bar)(paths, total=len(paths), desc="pictures")
+        for answer in model.stream(shown, batch_size=batch_size, unreadable=_noting(bad), classes=False):
+            items.append(str(answer.picture))
+            rows.append(answer.embedding)
+    if not rows:
         raise InputError("no picture could be read; nothing was written")
-    write_embeddings(out, Embeddings(np.concatenate(blocks), tuple(items), model.space_id))
+    write_embeddings(out, Embeddings(np.stack(rows), tuple(items), model.space_id))
     if as_json:
         emit_json(
             {"out": str(out), "count": len(items), "width": model.width, "space_id": model.space_id, "unreadable": bad}
@@ -236,38 +268,21 @@ def embed(
     return 2 if bad else 0
 
 
-def _open(artifact: Path, projection: Path | None, backend: str, threads: int | None) -> Model:
+def _open(
+    artifact: Path, projection: Path | None, backend: str | None, threads: int | None, pixel_mode: PixelMode
+) -> Model:
     from invariclip.predictor import load
 
     other = None if projection is None else read_projection(projection)
-    model = load(artifact, backend=backend, threads=threads)
+    model = load(artifact, backend=backend, threads=threads, pixel_mode=pixel_mode)
     return model if other is None else model.with_projection(other)
 
 
-def _over_pictures(
-    model: Model,
-    paths: list[Path],
-    batch_size: int,
-    answer: Callable[[list[Path], NDArray[np.uint8]], None],
-    progress: Progress,
-) -> list[dict[str, str]]:
-    """Feeds readable pictures to `answer` in batches; returns the unreadable ones with the reason."""
-    bad: list[dict[str, str]] = []
+def _noting(bad: list[dict[str, str]]) -> Callable[[int, Picture, InputError], None]:
+    """Names a picture that cannot be read on standard error, and keeps it with the reason."""
 
-    def readable() -> Iterator[tuple[Path, NDArray[np.uint8]]]:
-        for path in progress(paths, total=len(paths), desc="pictures"):
-            try:
-                yield path, pixels(path, model.manifest.pixels)
-            except InputError as error:
-                bad.append({"picture": str(path), "error": str(error)})
-                note(f"invariclip: {error}")
+    def unreadable(_place: int, picture: Picture, error: InputError) -> None:
+        bad.append({"picture": str(picture), "error": str(error)})
+        note(f"invariclip: {error}")
 
-    waiting: list[tuple[Path, NDArray[np.uint8]]] = []
-    for item in readable():
-        waiting.append(item)
-        if len(waiting) == batch_size:
-            answer([path for path, _ in waiting], np.stack([picture for _, picture in waiting]))
-            waiting.clear()
-    if waiting:
-        answer([path for path, _ in waiting], np.stack([picture for _, picture in waiting]))
-    return bad
+    return unreadable

@@ -39,9 +39,31 @@ class ContractError(InvariclipError):
     exit_code = 1
 
 
+class ProfileError(InvariclipError):
+    """A machine profile is damaged, of another machine, or of an artifact that has changed since."""
+
+
+class TuningInterruptedError(InvariclipError):
+    """`tune` was stopped by hand; nothing was written."""
+
+    exit_code = 130
+
+
 class TruncatedTextWarning(UserWarning):
     """A text was longer than the tower's context_length and was cut."""
 
 
 class UnprovedBackendWarning(UserWarning):
     """An artifact runs in an engine that its contract was never checked on."""
+
+
+class ProfileWarning(UserWarning):
+    """A machine profile lies beside the artifact and cannot be used; the safe default is taken."""
+
+
+class UntrueVariantWarning(UserWarning):
+    """A variant does not answer on this machine as its parity record says; it is not picked."""
+
+
+class LeftOutWarning(UserWarning):
+    """A variant that was asked for did not keep the contract, and is not in the artifact."""

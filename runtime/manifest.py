@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -144,6 +144,7 @@ class Variant:
             and resizes and crops them itself, by ONNX's Resize or by two products (see `export.graphs.front`).
         compute: What the engine may compute the image graph in; anything but float32 is asked of it, never assumed.
         text_compute: The same of the text graph.
+        made: A report of how its image graph came to be, for people; empty for the float32 graph as exported.
     """
 
     precision: str
@@ -154,11 +155,12 @@ class Variant:
     front: Front = "host"
     compute: Compute = "float32"
     text_compute: Compute = "float32"
+    made: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything a runtime needs to know of an artifact."""
+    """Everything a runtime needs to know of an artifact; `left_out`: variants that failed the contract, and why."""
 
     model: ModelFacts
     pixels: PixelSpec
@@ -173,6 +175,7 @@ class Manifest:
     space_id: str
     opset: int
     producer: dict[str, str]
+    left_out: dict[str, str] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -191,7 +194,10 @@ class Manifest:
 
     def facts(self, tower: str) -> dict[str, Any]:
         """What the ONNX file `tower` says of itself: the manifest without the variants."""
-        return {**{key: value for key, value in self.to_json().items() if key != "variants"}, "tower": tower}
+        return {
+            **{key: value for key, value in self.to_json().items() if key not in ("variants", "left_out")},
+            "tower": tower,
+        }
 
     @classmethod
     def from_json(cls, plain: dict[str, Any]) -> Manifest:

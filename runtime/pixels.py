@@ -8,16 +8,16 @@ through here, so that what was measured is what answers.
 
 from __future__ import annotations
 
-import io
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
+from invariclip.decode import MAX_PICTURE_PIXELS, Picture, open_picture, open_reduced, picture_name
 from invariclip.errors import ArtifactError, InputError
 
 if TYPE_CHECKING:
@@ -25,12 +25,22 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-Picture: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]"
-"""A path, encoded bytes, a PIL image, or a uint8 array [H, W, 3] (RGB) or [H, W] (greyscale)."""
+    from invariclip.decode import Box, Size
+
+__all__ = [
+    "FAST_MARGIN", "MAX_PICTURE_PIXELS", "PICTURE_SUFFIXES", "PIXEL_MODES", "Picture", "PixelMode", "PixelSpec",
+    "find_pictures", "normalise", "open_picture", "pixels", "require_pixel_mode", "stack",
+]  # fmt: skip
 
 PICTURE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-MAX_PICTURE_PIXELS = 200_000_000
-"""Pictures above this are refused before they are decoded (600 MB as RGB)."""
+PixelMode = Literal["exact", "fast"]
+PIXEL_MODES: tuple[PixelMode, ...] = ("exact", "fast")
+FAST_MARGIN = 3
+"""How many times larger than needed a JPEG stays that `fast` decodes smaller.
+
+Of embeddings of the bundled checkpoint, on photographs that are just as many times larger, the smallest cosine was
+0.992 at 1, 0.997 at 2 (top-1 agreement 88 %: that fails a contract) and 0.9997 at 3 (100 % of 48).
+"""
 
 
 @dataclass(frozen=True)
@@ -88,65 +98,71 @@ class PixelSpec:
             raise ArtifactError(f"the manifest's pixels are not understood: {error}") from error
 
 
-def open_picture(picture: Picture, *, exif_transpose: bool = False) -> Image.Image:
-    """Decodes one picture fully, in the mode it is stored in.
+def pixels(
+    picture: Picture, spec: PixelSpec, mode: PixelMode = "exact", *, exif_transpose: bool = False
+) -> NDArray[np.uint8]:
+    """One picture as the tower sees it, before normalisation.
+
+    `fast` is another way for JPEGs that come as a path or as bytes, and the same as `exact` for all else. The decoder
+    leaves out what the resize would average away, but never so much that less than `FAST_MARGIN` times the needed size
+    is left; and the resize computes only what the crop keeps. Measured at 224 pixels: up to six times larger pictures
+    are 1 level of 255 off, because nothing can be left out; larger photographs up to 6, 0.4 in the mean, and drawings
+    with hard edges up to 17. Whether a tower minds is for the contract to say (`export.contract.fast_pixels`).
 
     Args:
         picture: See `Picture`.
-        exif_transpose: Turn the picture as its EXIF orientation says. Off by default: open_clip does not.
-
-    Raises:
-        InputError: It is missing, not a picture, truncated, too large, or an array of another dtype or shape.
-    """
-    name = _name(picture)
-    try:
-        image = _decode(picture, name)
-        image.load()
-        return ImageOps.exif_transpose(image) if exif_transpose else image
-    except InputError:
-        raise
-    except FileNotFoundError as error:
-        raise InputError(f"{name}: no such file") from error
-    except IsADirectoryError as error:
-        raise InputError(f"{name}: is a directory, not a picture") from error
-    except UnidentifiedImageError as error:
-        raise InputError(f"{name}: not a picture that Pillow can read") from error
-    except Image.DecompressionBombError as error:
-        raise InputError(f"{name}: {error}") from error
-    except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, struct.error, ... on damaged files
-        raise InputError(f"{name}: damaged picture ({error})") from error
-
-
-def pixels(picture: Picture, spec: PixelSpec, *, exif_transpose: bool = False) -> NDArray[np.uint8]:
-    """One picture as the tower sees it, before normalisation.
+        spec: How the tower wants it.
+        mode: `exact`, or `fast`.
+        exif_transpose: See `decode.open_picture`.
 
     Returns:
-        uint8 [H, W, 3], RGB, equal to open_clip's evaluation transform before its tensor conversion.
+        uint8 [H, W, 3], RGB; in mode `exact` equal to open_clip's evaluation transform before its tensor conversion.
 
     Raises:
-        InputError: The picture cannot be read.
+        InputError: The picture cannot be read, or no mode is called `mode`.
     """
-    image = open_picture(picture, exif_transpose=exif_transpose)
+    require_pixel_mode(mode)
+    if mode == "fast" and isinstance(picture, (str, os.PathLike, bytes)):
+        image, whole, box = open_reduced(picture, lambda size: _spacious(size, spec), exif_transpose=exif_transpose)
+    else:
+        image, box = open_picture(picture, exif_transpose=exif_transpose), None
+        whole = image.size
     try:
-        return np.asarray(_fit(image, spec).convert("RGB"))
+        fitted = _fit(image, spec) if box is None else _fit_part(image, whole, box, spec)
+        return np.asarray(fitted.convert("RGB"))
     except InputError as error:
-        raise InputError(f"{_name(picture)}: {error}") from error
+        raise InputError(f"{picture_name(picture)}: {error}") from error
     except (OSError, ValueError) as error:
-        raise InputError(f"{_name(picture)}: cannot be converted to RGB ({error})") from error
+        raise InputError(f"{picture_name(picture)}: cannot be converted to RGB ({error})") from error
+
+
+def require_pixel_mode(mode: str) -> None:
+    """Makes sure that `pixels` knows a mode.
+
+    Raises:
+        InputError: It does not.
+    """
+    if mode not in PIXEL_MODES:
+        raise InputError(f"no pixel mode is called {mode!r}; available: {', '.join(PIXEL_MODES)}")
 
 
 def stack(
-    pictures: Sequence[Picture], spec: PixelSpec, *, exif_transpose: bool = False, workers: int = 1
+    pictures: Sequence[Picture],
+    spec: PixelSpec,
+    mode: PixelMode = "exact",
+    *,
+    exif_transpose: bool = False,
+    workers: int = 1,
 ) -> NDArray[np.uint8]:
-    """Several pictures as one batch, uint8 [N, H, W, 3], in order.
+    """Several pictures as one batch, uint8 [N, H, W, 3], in order; the arguments are those of `pixels`.
 
     Raises:
-        InputError: One of them cannot be read; the message names it.
+        InputError: One of them cannot be read; the message names it. Or no mode is called `mode`.
     """
     batch = np.empty((len(pictures), *spec.image_size, 3), dtype=np.uint8)
 
     def fill(index: int) -> None:
-        batch[index] = pixels(pictures[index], spec, exif_transpose=exif_transpose)
+        batch[index] = pixels(pictures[index], spec, mode, exif_transpose=exif_transpose)
 
     if workers > 1 and len(pictures) > 1:
         with ThreadPoolExecutor(workers) as pool:
@@ -185,61 +201,65 @@ def find_pictures(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
     return found
 
 
-def _name(picture: Picture) -> str:
-    """What to call a picture in an error message."""
-    if isinstance(picture, (str, os.PathLike)):
-        return os.fspath(picture)
-    return f"<{len(picture)} bytes>" if isinstance(picture, bytes) else f"<{type(picture).__name__}>"
-
-
-def _decode(picture: Picture, name: str) -> Image.Image:
-    if isinstance(picture, Image.Image):
-        return picture
-    if isinstance(picture, np.ndarray):
-        if picture.dtype != np.uint8 or not (picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] == 3)):
-            raise InputError(
-                f"{name}: an array of {picture.dtype} {list(picture.shape)}; pass uint8 [H, W, 3] (RGB) or [H, W]"
-            )
-        image = Image.fromarray(picture)
-    elif isinstance(picture, bytes):
-        image = Image.open(io.BytesIO(picture))
-    elif isinstance(picture, (str, os.PathLike)):
-        image = Image.open(picture)
-    else:
-        raise InputError(f"{name}: pass a path, bytes, a PIL image or a uint8 array")
-    if image.width * image.height > MAX_PICTURE_PIXELS:
-        raise InputError(f"{name}: {image.width}x{image.height} is above the limit of {MAX_PICTURE_PIXELS:,} pixels")
-    return image
-
-
 def _fit(image: Image.Image, spec: PixelSpec) -> Image.Image:
     """Resize and crop or pad to `spec.image_size`, as torchvision's and open_clip's transforms do."""
-    height, width = spec.image_size
+    size, filter_ = _resized(image.size, spec)
+    return _crop_or_pad(image.resize(size, filter_), spec)
+
+
+def _fit_part(image: Image.Image, whole: Size, box: Box, spec: PixelSpec) -> Image.Image:
+    """As `_fit`, of the picture of size `whole` that fills `box` of an image; resizes no more than the crop keeps."""
+    (width, height), filter_ = _resized(whole, spec)
+    wanted_h, wanted_w = spec.image_size
+    if width < wanted_w or height < wanted_h:
+        return _crop_or_pad(image.resize((width, height), filter_, box), spec)
+    left, top = _crop_offset((width, height), spec)
+    x, y = (box[2] - box[0]) / width, (box[3] - box[1]) / height
+    kept = (
+        box[0] + left * x,
+        box[1] + top * y,
+        min(box[0] + (left + wanted_w) * x, box[2]),
+        min(box[1] + (top + wanted_h) * y, box[3]),
+    )
+    return image.resize((wanted_w, wanted_h), filter_, kept)
+
+
+def _spacious(whole: Size, spec: PixelSpec) -> Size:
+    """What a JPEG's decoder must leave of a picture's width and height."""
+    (width, height), _ = _resized(whole, spec)
+    return FAST_MARGIN * width, FAST_MARGIN * height
+
+
+def _resized(size: Size, spec: PixelSpec) -> tuple[Size, Image.Resampling]:
+    """A picture's width and height after the resize and before crop or padding, and the filter.
+
+    Raises:
+        InputError: See `_require_bearable`.
+    """
+    width, height = size
+    wanted_h, wanted_w = spec.image_size
     filter_ = Image.Resampling.BICUBIC if spec.interpolation == "bicubic" else Image.Resampling.BILINEAR
     if spec.resize_mode == "squash":
-        return image.resize((width, height), filter_)
+        return (wanted_w, wanted_h), filter_
     if spec.resize_mode == "longest":
-        return _crop_or_pad(_resize_ratio(image, spec, filter_, longest=True), spec)
-    if height == width:
-        short, long = sorted(image.size)
-        scaled = int(height * long / short)
-        _require_bearable(image, height * scaled)
-        size = (height, scaled) if image.width <= image.height else (scaled, height)
-        return _crop_or_pad(image.resize(size, filter_), spec)
+        return _by_ratio(size, max(height / wanted_h, width / wanted_w)), filter_
+    if wanted_h == wanted_w:
+        short, long = sorted(size)
+        scaled = int(wanted_h * long / short)
+        _require_bearable(size, wanted_h * scaled)
+        return ((wanted_h, scaled) if width <= height else (scaled, wanted_h)), filter_
     # For a tower that is not square open_clip 3.3 drops the configured filter here and always takes bicubic.
-    return _crop_or_pad(_resize_ratio(image, spec, Image.Resampling.BICUBIC, longest=False), spec)
+    return _by_ratio(size, min(height / wanted_h, width / wanted_w)), Image.Resampling.BICUBIC
 
 
-def _resize_ratio(image: Image.Image, spec: PixelSpec, filter_: Image.Resampling, *, longest: bool) -> Image.Image:
+def _by_ratio(size: Size, ratio: float) -> Size:
     """open_clip's ResizeKeepRatio: both sides divided by one ratio and rounded half to even."""
-    ratios = (image.height / spec.image_size[0], image.width / spec.image_size[1])
-    ratio = max(ratios) if longest else min(ratios)
-    size = (max(1, round(image.width / ratio)), max(1, round(image.height / ratio)))
-    _require_bearable(image, size[0] * size[1])
-    return image.resize(size, filter_)
+    resized = (max(1, round(size[0] / ratio)), max(1, round(size[1] / ratio)))
+    _require_bearable(size, resized[0] * resized[1])
+    return resized
 
 
-def _require_bearable(image: Image.Image, resized: int) -> None:
+def _require_bearable(size: Size, resized: int) -> None:
     """A strip of few pixels can grow beyond all memory before it is cropped.
 
     Raises:
@@ -247,7 +267,7 @@ def _require_bearable(image: Image.Image, resized: int) -> None:
     """
     if resized > MAX_PICTURE_PIXELS:
         raise InputError(
-            f"a picture of {image.width}x{image.height} becomes {resized:,} pixels when its shorter side is fitted, "
+            f"a picture of {size[0]}x{size[1]} becomes {resized:,} pixels when its shorter side is fitted, "
             f"above the limit of {MAX_PICTURE_PIXELS:,}; crop it"
         )
 
@@ -259,9 +279,14 @@ def _crop_or_pad(image: Image.Image, spec: PixelSpec) -> Image.Image:
     if short_w or short_h:
         border = (short_w // 2, short_h // 2, (short_w + 1) // 2, (short_h + 1) // 2)
         image = ImageOps.expand(image, border, fill=_fill(image, spec.fill_color))
-    left = round((image.width - width) / 2.0)
-    top = round((image.height - height) / 2.0)
+    left, top = _crop_offset(image.size, spec)
     return image.crop((left, top, left + width, top + height))
+
+
+def _crop_offset(size: Size, spec: PixelSpec) -> Size:
+    """Where the centre crop begins, left and top, rounded half to even."""
+    height, width = spec.image_size
+    return round((size[0] - width) / 2.0), round((size[1] - height) / 2.0)
 
 
 def _fill(image: Image.Image, grey: int) -> int | tuple[int, ...]:

@@ -4,68 +4,73 @@ from __future__ import annotations
 
 import threading
 import warnings
-from dataclasses import dataclass
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from invariclip.artifact import checked_path, read_manifest
+from invariclip.answers import Answer, Prediction, class_probabilities, ranked
+from invariclip.artifact import checked_meanwhile, read_manifest
 from invariclip.backends import DEFAULT_BACKEND, open_backend, require_backend
+from invariclip.backends.threads import available_threads
+from invariclip.batching import plan, run_in_buckets
+from invariclip.choice import choose
 from invariclip.console import silent
 from invariclip.errors import ArtifactError, InputError, ProjectionError, UnprovedBackendWarning
 from invariclip.manifest import EMBEDDING, IMAGE_INPUT, PROBABILITIES, PROJECTION_INPUT, space_id
-from invariclip.pixels import stack
+from invariclip.pixels import require_pixel_mode
 from invariclip.prompts import DEFAULT_TEMPLATES, check_prompts, class_bank
+from invariclip.streams import DEFAULT_BATCH, LOOK_AHEAD, PictureReader
+from invariclip.text_cache import DEFAULT_TEXT_CACHE, TextCache
 from invariclip.text_tower import TextTower
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from invariclip.console import Progress
     from invariclip.manifest import Manifest, Variant
-    from invariclip.pixels import Picture
+    from invariclip.pixels import PixelMode
     from invariclip.projection import Projection
+    from invariclip.streams import Batch, Pictures, Unreadable
 
-DEFAULT_BATCH = 16
+    _Answering = Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], NDArray[np.float32]]]
+
+__all__ = ["DEFAULT_BATCH", "EXCHANGING_BACKENDS", "Answer", "Model", "Prediction", "load"]
+
+T = TypeVar("T")
+
+LARGEST_WARM_UP = 1024
 EXCHANGING_BACKENDS = ("onnxruntime",)
 """Engines that let an initializer be overridden at a run; the others read it as a constant."""
-
-Pictures: TypeAlias = "Sequence[Picture] | NDArray[np.uint8]"
-"""A list of pictures, or a batch uint8 [N, H, W, 3] that `invariclip.pixels.stack` has prepared."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a picture was taken for.
-
-    Attributes:
-        label: The most probable class.
-        probability: Its probability, from 0 to 1 (softmax over all classes; per class for sigmoid models).
-        ranking: The `top_k` classes with their probabilities, best first.
-    """
-
-    label: str
-    probability: float
-    ranking: tuple[tuple[str, float], ...]
 
 
 class Model:
     """A loaded artifact; safe to share between threads. Use `load`."""
 
     def __init__(
-        self, folder: Path, manifest: Manifest, *, variant: str, backend: str = DEFAULT_BACKEND, threads: int | None
+        self,
+        folder: Path,
+        manifest: Manifest,
+        *,
+        variant: str,
+        backend: str = DEFAULT_BACKEND,
+        threads: int | None,
+        chosen_by: str = "caller",
+        pixel_mode: PixelMode = "exact",
+        text_cache: int = DEFAULT_TEXT_CACHE,
     ) -> None:
         """Opens the image tower now and the text tower when a text first needs it.
 
         Raises:
             ArtifactError: The variant does not exist, or a file is missing or changed.
-            InputError: No engine is called `backend`.
+            InputError: No engine is called `backend`, no pixel mode `pixel_mode`, or `text_cache` is out of range.
             MissingExtraError: Its package is not installed.
         """
+        require_pixel_mode(pixel_mode)
         if variant not in manifest.variants:
             raise ArtifactError(
                 f"{folder}: no variant {variant!r}; available: {', '.join(manifest.variants) or 'none'}"
@@ -76,11 +81,15 @@ class Model:
         self.templates: tuple[str, ...] = manifest.templates or DEFAULT_TEMPLATES
         self.variant = variant
         self.backend = backend
+        self.chosen_by = chosen_by
         self._folder = folder
         chosen = manifest.variants[variant]
-        self._image = open_backend(backend, checked_path(folder, chosen.image), threads=threads, compute=chosen.compute)
+        with checked_meanwhile(folder, chosen.image) as graph:
+            self._image = open_backend(backend, graph, threads=threads, compute=chosen.compute)
         self._text = TextTower(folder, manifest, variant, backend=backend, threads=threads)
         self._space_id = manifest.space_id
+        self._reader = PictureReader(manifest.pixels, pixel_mode, workers=available_threads())
+        self._cache = TextCache(text_cache)
         self._feeds: dict[str, NDArray[np.float32]] = {}  # what every run is fed beside pictures or ids
         self._baked = True  # the classes are those of the graph
         self._bank: NDArray[np.float32] | None = None  # of the others, embedded when first needed
@@ -102,10 +111,7 @@ class Model:
         Raises:
             InputError: A picture cannot be read, or `batch_size` is below 1.
         """
-        blocks = [
-            self._image.run({IMAGE_INPUT: batch, **self._feeds}, (EMBEDDING,))[EMBEDDING]
-            for batch in self._batches(pictures, batch_size)
-        ]
+        blocks = self._over(pictures, batch_size, self._embed)
         return np.concatenate(blocks) if blocks else np.empty((0, self.width), dtype=np.float32)
 
     def embed_texts(self, texts: Sequence[str], *, batch_size: int = 64) -> NDArray[np.float32]:
@@ -114,7 +120,9 @@ class Model:
         Raises:
             InputError: Something is not a string, or `batch_size` is below 1.
         """
-        return self._text.embed([texts] if isinstance(texts, str) else list(texts), batch_size, self._feeds)
+        return self._text.embed(
+            [texts] if isinstance(texts, str) else list(texts), batch_size, self._feeds, self._cache
+        )
 
     def answer(
         self, pictures: Pictures, *, batch_size: int = DEFAULT_BATCH
@@ -126,7 +134,7 @@ class Model:
         """
         if not self.classes:
             raise InputError("the artifact has no classes; give some with with_classes([...])")
-        blocks = [self._answer(batch) for batch in self._batches(pictures, batch_size)]
+        blocks = self._over(pictures, batch_size, self._answer)
         if not blocks:
             return np.empty((0, self.width), dtype=np.float32), np.empty((0, len(self.classes)), dtype=np.float32)
         embeddings, probabilities = zip(*blocks, strict=True)
@@ -148,7 +156,35 @@ class Model:
         """
         if top_k < 1:
             raise InputError(f"top_k must be at least 1, not {top_k}")
-        return [self._prediction(row, top_k) for row in self.probabilities(pictures, batch_size=batch_size)]
+        return [ranked(row, self.classes, top_k) for row in self.probabilities(pictures, batch_size=batch_size)]
+
+    def stream(
+        self,
+        pictures: Pictures,
+        *,
+        batch_size: int = DEFAULT_BATCH,
+        look_ahead: int = LOOK_AHEAD,
+        unreadable: Unreadable | None = None,
+        classes: bool = True,
+    ) -> Iterator[Answer]:
+        """Answers one by one, in order, from any number of pictures, also without end, in bounded memory.
+
+        The next pictures are decoded while the model runs. A picture is answered when its batch is full, or there are
+        no more; for a camera take `batch_size=1, look_ahead=0`.
+
+        Args:
+            pictures: Whatever gives pictures.
+            batch_size: Pictures to a run.
+            look_ahead: Batches to read ahead, see `streams.PictureReader.batches`.
+            unreadable: Is told of a picture that cannot be read, which is then left out; None raises the error, after
+                all answers before it.
+            classes: Whether to answer with the classes, where there are some.
+
+        Raises:
+            InputError: A number is too small, or `pictures` is a single one; later, a picture cannot be read.
+        """
+        batches = self._reader.batches(pictures, batch_size, look_ahead=look_ahead, unreadable=unreadable)
+        return self._streamed(batches, self._answer if classes and self.classes else None)
 
     def with_classes(
         self, classes: Sequence[str], templates: Sequence[str] | None = None, *, progress: Progress = silent
@@ -203,62 +239,70 @@ class Model:
         return self._but(
             _feeds={PROJECTION_INPUT: matrix},
             _space_id=space_id(model.checkpoint_sha256, projection.digest, self.manifest.pixels, self.manifest.text),
+            _cache=TextCache(self._cache.limit),  # another space: nothing that is kept belongs to it
             _baked=False,
             _bank=None,
         )
 
+    def warm_up(self, batch_sizes: Sequence[int] = (1,), *, texts: bool = False) -> None:
+        """Answers blank pictures, so that the first real ones of these batch sizes need not wait for an engine.
+
+        Args:
+            batch_sizes: How many pictures will be given at once.
+            texts: Whether to open the text tower too and embed a text.
+
+        Raises:
+            InputError: A batch size is not from 1 to `LARGEST_WARM_UP`.
+        """
+        if not all(1 <= size <= LARGEST_WARM_UP for size in batch_sizes):
+            raise InputError(f"batch sizes must be from 1 to {LARGEST_WARM_UP}, not {list(batch_sizes)}")
+        answer = self._answer if self.classes else self._embed
+        for rows in sorted({bucket for size in batch_sizes for _, bucket in plan(size)}):
+            answer(np.zeros((rows, *self.manifest.pixels.image_size, 3), dtype=np.uint8))
+        if texts:
+            self.embed_texts([""])
+
     def describe(self) -> dict[str, Any]:
-        """What really runs: engine, execution provider, threads, precision."""
-        return {**self._image.describe(), "precision": self.manifest.variants[self.variant].precision}
+        """What really runs: engine, threads, variant, precision, who chose them, pixel mode; and the text cache."""
+        precision = self.manifest.variants[self.variant].precision
+        return {
+            **self._image.describe(), "variant": self.variant, "precision": precision, "chosen by": self.chosen_by,
+            "batch sizes": "powers of two", "pixel mode": self._reader.mode, "text cache": self._cache.describe(),
+        }  # fmt: skip
 
-    def _batches(self, pictures: Pictures, batch_size: int) -> Iterator[NDArray[np.uint8]]:
-        if batch_size < 1:
-            raise InputError(f"batch_size must be at least 1, not {batch_size}")
-        if isinstance(pictures, np.ndarray) and pictures.ndim == 4:
-            self._check_prepared(pictures)
-            for start in range(0, len(pictures), batch_size):
-                yield np.ascontiguousarray(pictures[start : start + batch_size])
-            return
-        if isinstance(pictures, (str, bytes, np.ndarray)) or not hasattr(pictures, "__len__"):
-            raise InputError("pass a list of pictures, even for one: [picture]")
-        for start in range(0, len(pictures), batch_size):
-            yield stack(pictures[start : start + batch_size], self.manifest.pixels)
+    def _over(self, pictures: Pictures, batch_size: int, answer: Callable[[NDArray[np.uint8]], T]) -> list[T]:
+        with closing(self._reader.batches(pictures, batch_size)) as batches:
+            return [answer(batch.pixels) for batch in batches]
 
-    def _check_prepared(self, batch: NDArray[Any]) -> None:
-        if batch.dtype != np.uint8 or batch.shape[1:] != (*self.manifest.pixels.image_size, 3):
-            size = "x".join(map(str, self.manifest.pixels.image_size))
-            raise InputError(
-                f"an array of {batch.dtype} {list(batch.shape)} is not a prepared batch of uint8 {size}x3; "
-                "pass a list of pictures of any size instead"
-            )
+    def _streamed(self, batches: Generator[Batch, None, None], answer: _Answering | None) -> Iterator[Answer]:
+        with closing(batches):
+            for batch in batches:
+                embeddings, rows = answer(batch.pixels) if answer else (self._embed(batch.pixels), None)
+                for number, (place, picture) in enumerate(zip(batch.places, batch.pictures, strict=True)):
+                    row = None if rows is None else rows[number]
+                    yield Answer(place, picture, embeddings[number], row, self.classes if answer else ())
 
     def _but(self, **changes: Any) -> Model:
         other = object.__new__(Model)
         other.__dict__.update(self.__dict__, _lock=threading.Lock(), **changes)
         return other
 
+    def _embed(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+        outputs = run_in_buckets(self._image, IMAGE_INPUT, batch, (EMBEDDING,), feeds=self._feeds)
+        return np.asarray(outputs[EMBEDDING])
+
     def _answer(self, batch: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         if self._baked:
-            outputs = self._image.run({IMAGE_INPUT: batch}, (EMBEDDING, PROBABILITIES))
+            outputs = run_in_buckets(self._image, IMAGE_INPUT, batch, (EMBEDDING, PROBABILITIES))
             return outputs[EMBEDDING], outputs[PROBABILITIES]
-        embedding = self._image.run({IMAGE_INPUT: batch, **self._feeds}, (EMBEDDING,))[EMBEDDING]
-        logits = np.float32(self.manifest.model.logit_scale) * (embedding @ self._own_bank().T)
-        if self.manifest.model.logit_bias is not None:
-            # The sigmoid, in the form that cannot overflow
-            return embedding, 0.5 + 0.5 * np.tanh(0.5 * (logits + np.float32(self.manifest.model.logit_bias)))
-        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return embedding, np.asarray(weights / weights.sum(axis=1, keepdims=True), dtype=np.float32)
+        embedding, model = self._embed(batch), self.manifest.model
+        return embedding, class_probabilities(embedding, self._own_bank(), model.logit_scale, model.logit_bias)
 
     def _own_bank(self) -> NDArray[np.float32]:
         with self._lock:
             if self._bank is None:
                 self._bank = class_bank(self.embed_texts, self.classes, self.templates).astype(np.float32)
             return self._bank
-
-    def _prediction(self, row: NDArray[np.float32], top_k: int) -> Prediction:
-        order = np.argsort(-row, kind="stable")[:top_k]
-        ranking = tuple((self.classes[i], float(row[i])) for i in order)
-        return Prediction(*ranking[0], ranking)
 
 
 def _require_right(folder: Path, variant: Variant, backend: str) -> None:
@@ -285,21 +329,44 @@ def _require_right(folder: Path, variant: Variant, backend: str) -> None:
 def load(
     folder: str | os.PathLike[str],
     *,
-    variant: str = "float32",
-    backend: str = DEFAULT_BACKEND,
+    variant: str | None = None,
+    backend: str | None = None,
     threads: int | None = None,
+    fidelity: str | None = None,
+    objective: str | None = None,
+    profile: str | os.PathLike[str] | None = None,
+    pixel_mode: PixelMode = "exact",
+    text_cache: int = DEFAULT_TEXT_CACHE,
 ) -> Model:
-    """Opens an artifact.
+    """Opens an artifact; what is not named is taken from this machine's profile, else it is the safe default.
 
     Args:
         folder: The `name.icm` folder.
-        variant: One of the precisions that the manifest lists.
+        variant: One of those that the manifest lists.
         backend: The engine, one of `invariclip.backends.BACKENDS`.
-        threads: Threads of the engine; None takes what affinity and cgroup allow.
+        threads: Threads of the engine; None takes the profile's, or what affinity and cgroup allow.
+        fidelity: A level that the variant must have been proved at: `exact`, `near` or `fast`.
+        objective: Whose profile to take: `latency` (the default) or `throughput`.
+        profile: The profile's file where it does not lie in the folder (see `invariclip tune --profile`).
+        pixel_mode: `exact`, or `fast`, which decodes large JPEGs smaller (see `pixels.pixels`).
+        text_cache: Embeddings of texts that are kept (see `text_cache.TextCache`); 0 keeps none.
 
     Raises:
         ArtifactError: Not an artifact, damaged, of another schema version, or without that variant.
-        InputError: No engine is called `backend`.
+        InputError: No engine, level or objective has the name, or what is named was not proved at `fidelity`; or a bad
+            `pixel_mode` or `text_cache`.
         MissingExtraError: The engine's package is not installed.
+        ProfileError: The file `profile` is damaged, stale or of another machine.
+
+    Warns:
+        ProfileWarning: This machine's profile lies in the folder and cannot be used.
     """
-    return Model(Path(folder), read_manifest(folder), variant=variant, backend=backend, threads=threads)
+    where, manifest = Path(folder), read_manifest(folder)
+    chosen = choose(
+        where, manifest, variant=variant, backend=backend, threads=threads, fidelity=fidelity, objective=objective,
+        profile=profile,
+    )  # fmt: skip
+    return Model(
+        where, manifest, variant=chosen.variant, backend=chosen.backend, threads=chosen.threads, chosen_by=chosen.by,
+        pixel_mode=pixel_mode, text_cache=text_cache,
+    )  # fmt: skip

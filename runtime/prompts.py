@@ -29,16 +29,6 @@ PROMPTS_AT_ONCE = 1024
 """Prompts that are embedded before they are added up: memory does not grow with classes × templates."""
 
 
-def expand(classes: Sequence[str], templates: Sequence[str]) -> list[str]:
-    """Every class in every template: class 0 in all templates, then class 1, and so on.
-
-    Raises:
-        InputError: What `check_prompts` refuses.
-    """
-    check_prompts(classes, templates)
-    return list(_prompts(classes, templates))
-
-
 def check_prompts(classes: Sequence[str], templates: Sequence[str]) -> None:
     """Makes sure that classes and templates can become prompts.
 
@@ -154,6 +144,7 @@ def _parsed(text: str, source: str) -> tuple[str, ...]:
 
 
 def _prompts(classes: Sequence[str], templates: Sequence[str]) -> Iterator[str]:
+    """Every class in every template: class 0 in all templates, then class 1, and so on."""
     return (template.replace("{}", name) for name in classes for template in templates)
 
 

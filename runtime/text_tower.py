@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from invariclip.artifact import checked_path
+from invariclip.artifact import checked_meanwhile, checked_path
 from invariclip.backends import open_backend
+from invariclip.batching import run_in_buckets
 from invariclip.errors import InputError
 from invariclip.manifest import EMBEDDING, TEXT_INPUT
 from invariclip.tokenizer import Tokenizer
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from invariclip.backends import Backend
     from invariclip.manifest import Manifest
+    from invariclip.text_cache import TextCache
     from invariclip.tokenizer import TextSpec
 
 
@@ -35,13 +37,16 @@ class TextTower:
         self._lock = threading.Lock()
         self._opened: tuple[Tokenizer, Backend] | None = None
 
-    def embed(self, texts: list[str], batch_size: int, feeds: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+    def embed(
+        self, texts: list[str], batch_size: int, feeds: Mapping[str, NDArray[Any]], cache: TextCache | None = None
+    ) -> NDArray[np.float32]:
         """Unit-length embeddings, float32 [N, d].
 
         Args:
             texts: N texts.
             batch_size: Texts per run.
             feeds: Further inputs of the graph, by name.
+            cache: What was embedded with the same `feeds` before; None embeds everything.
 
         Raises:
             InputError: Something is not a string, or `batch_size` is below 1.
@@ -50,22 +55,27 @@ class TextTower:
         if batch_size < 1:
             raise InputError(f"batch_size must be at least 1, not {batch_size}")
         tokenizer, backend = self._open()
+
+        def run(ids: NDArray[np.int64]) -> NDArray[np.float32]:
+            if self._variant.text_length == "dynamic":
+                ids = cut_to_longest(ids, self._manifest.text)
+            return np.asarray(run_in_buckets(backend, TEXT_INPUT, ids, (EMBEDDING,), feeds=feeds)[EMBEDDING])
+
         blocks = []
         for start in range(0, len(texts), batch_size):
             ids = tokenizer(texts[start : start + batch_size])
-            if self._variant.text_length == "dynamic":
-                ids = cut_to_longest(ids, self._manifest.text)
-            blocks.append(backend.run({TEXT_INPUT: ids, **feeds}, (EMBEDDING,))[EMBEDDING])
+            blocks.append(run(ids) if cache is None else cache.rows(ids, run))
         return np.concatenate(blocks) if blocks else np.empty((0, self._manifest.width), dtype=np.float32)
 
     def _open(self) -> tuple[Tokenizer, Backend]:
         with self._lock:
             if self._opened is None:
-                graph = checked_path(self._folder, self._variant.text)
-                self._opened = (
-                    Tokenizer.from_file(checked_path(self._folder, self._manifest.tokenizer), self._manifest.text),
-                    open_backend(self._backend, graph, threads=self._threads, compute=self._variant.text_compute),
-                )
+                tokenizer = checked_path(self._folder, self._manifest.tokenizer)
+                with checked_meanwhile(self._folder, self._variant.text) as graph:
+                    self._opened = (
+                        Tokenizer.from_file(tokenizer, self._manifest.text),
+                        open_backend(self._backend, graph, threads=self._threads, compute=self._variant.text_compute),
+                    )
             return self._opened
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from invariclip.export.contract.pictures_check import RunFront
     from invariclip.pixels import PixelSpec
 
 _CLOSE = 1.0
@@ -32,34 +33,38 @@ def pixel_causes(paths: Sequence[Path], spec: PixelSpec) -> list[str]:
         spec: How the tower wants them.
     """
     theirs = transform(spec)
-    triples = []
-    for image in shown(paths, spec):
-        if image.mode == "RGB":  # faults are made for pictures that need no conversion
-            ours = levels(normalise(pixels(image, spec)[None], spec), spec)[0]
-            triples.append((np.asarray(image), ours, levels(theirs(image), spec)))
+    triples = (
+        (np.asarray(image), levels(normalise(pixels(image, spec)[None], spec), spec)[0], levels(theirs(image), spec))
+        for image in shown(paths, spec)
+        if image.mode == "RGB"  # faults are made for pictures that need no conversion
+    )
     return [f"pixels: {words}" for words in _explained(triples, spec)]
 
 
-def front_causes(pairs: Iterable[tuple[NDArray[np.uint8], NDArray[Any]]], spec: PixelSpec) -> list[str]:
+def front_causes(run: RunFront, pictures: Iterable[NDArray[np.uint8]], spec: PixelSpec) -> list[str]:
     """Faults that explain why a graph's own resize differs from the runtime's pixels.
 
     Args:
-        pairs: See `pictures_check.front_pictures`.
+        run: See `pictures_check.open_front`.
+        pictures: uint8 [h, w, 3] each, of any size.
         spec: How the tower wants pictures.
     """
-    triples = [(picture, fitted, pixels(picture, spec)) for picture, fitted in pairs]
+    triples = ((picture, run(picture), pixels(picture, spec)) for picture in pictures)
     return [f"resize in the graph: {words}" for words in _explained(triples, spec)]
 
 
-def _explained(triples: list[tuple[NDArray[np.uint8], NDArray[Any], NDArray[Any]]], spec: PixelSpec) -> list[str]:
-    """The faults that give what was got of every picture, where at least one differs from what was wanted."""
-    if not triples or all(max_diff(got, wanted) <= _CLOSE for _, got, wanted in triples):
-        return []
-    return [
-        words
-        for words, fault in _FAULTS.items()
-        if all(_same(got, fault(picture, wanted, spec)) for picture, got, wanted in triples)
-    ]
+def _explained(triples: Iterable[tuple[NDArray[np.uint8], NDArray[Any], NDArray[Any]]], spec: PixelSpec) -> list[str]:
+    """The faults that give what was got of every picture, where at least one differs from what was wanted.
+
+    One picture after the other, because large ones do not fit into memory together.
+    """
+    differs, left = False, _FAULTS
+    for picture, got, wanted in triples:
+        differs = differs or not max_diff(got, wanted) <= _CLOSE  # so that a NaN differs
+        left = {words: fault for words, fault in left.items() if _same(got, fault(picture, wanted, spec))}
+        if not left:
+            break
+    return list(left) if differs else []
 
 
 def _same(got: NDArray[Any], made: NDArray[Any] | None) -> bool:

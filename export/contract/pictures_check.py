@@ -6,17 +6,20 @@ bundled ones are) need no crop, and an offset that is cut off instead of rounded
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
 
 from invariclip.backends import open_backend
+from invariclip.errors import InputError
 from invariclip.export.contract.evidence import spread
 from invariclip.export.contract.figures import max_diff
-from invariclip.export.graphs.front.graft import front_alone
+from invariclip.export.graphs.front import form_of, front_alone
 from invariclip.export.models.torchvision_ops import declare_missing_ops
 from invariclip.pixels import normalise, open_picture, pixels
 
@@ -27,7 +30,11 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from invariclip.backends import Backend
+    from invariclip.export.graphs.front import FrontForm
     from invariclip.pixels import PixelSpec
+
+    RunFront: TypeAlias = Callable[[NDArray[np.uint8]], NDArray[Any]]
+    """A picture uint8 [h, w, 3] of any size to what a graph's own resize makes of it: [H, W, 3] in levels of 255."""
 
 SHOWN = 24
 """Pictures that are shown whole and cut."""
@@ -113,41 +120,87 @@ def is_any_size(backend: Backend) -> bool:
     return len(shape) == 4 and shape[1] is None and shape[2] is None
 
 
-def rgb_pictures(paths: Sequence[Path], spec: PixelSpec) -> Iterator[NDArray[np.uint8]]:
-    """uint8 [H, W, 3] of any size: what a caller without our preprocessor decodes."""
-    for image in shown(paths, spec):
-        if image.width * image.height <= _MAX_PIXELS:
-            yield np.asarray(image.convert("RGB"))
+class TooLargePictureWarning(UserWarning):
+    """A picture that was named for the check is too large to be shown to a graph that resizes."""
 
 
-def front_pictures(
-    model: Path, paths: Sequence[Path], spec: PixelSpec, *, backend: str, threads: int | None
-) -> Iterator[tuple[NDArray[np.uint8], NDArray[Any]]]:
-    """Decoded pictures, and what a graph's own resize makes of them.
+@dataclass
+class RawPictures:
+    """Pictures of any size, as a caller without our preprocessor decodes them; every pass gives the same.
+
+    One that is too large is warned of and counted, never left out in silence.
+
+    Attributes:
+        paths: Readable pictures; `SHOWN` of them are shown, whole and cut.
+        spec: How the tower wants them.
+        too_large: Those of which the whole, or the cut too, was left out, with the reason.
+    """
+
+    paths: Sequence[Path]
+    spec: PixelSpec
+    too_large: dict[Path, str] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
+        """Gives uint8 [h, w, 3], one after the other.
+
+        Raises:
+            InputError: All of them are too large.
+        """
+        given = 0
+        for place, image in enumerate(shown(self.paths, self.spec)):
+            if image.width * image.height <= _MAX_PIXELS:
+                given += 1
+                yield np.asarray(image.convert("RGB"))
+            else:
+                self._leave_out(spread(self.paths, SHOWN)[place // 2], f"{image.width}x{image.height}")
+        if not given:
+            raise InputError(
+                f"none of the {len(self.paths)} pictures is small enough for the check of a graph that resizes; "
+                f"give one of up to {_MAX_PIXELS:,} pixels"
+            )
+
+    def _leave_out(self, path: Path, size: str) -> None:
+        if path not in self.too_large:
+            self.too_large[path] = f"{path}: {size} is above {_MAX_PIXELS:,} pixels"
+            warnings.warn(
+                f"not shown to the graph's own resize: {self.too_large[path]}", TooLargePictureWarning, stacklevel=3
+            )
+
+
+def open_front(model: Path, *, backend: str, threads: int | None) -> tuple[FrontForm, RunFront]:
+    """Opens a graph's own resize alone, so that no weights are loaded.
 
     Args:
-        model: An image graph with a front (see `front`); the front runs alone, so that no weights are loaded.
-        paths: Readable pictures.
-        spec: How the tower wants them.
+        model: An image graph with a front (see `front`).
         backend: The engine.
         threads: Its threads.
 
     Returns:
-        Pairs of uint8 [h, w, 3] of any size, and [H, W, 3] in levels from 0 to 255.
+        The front's form, and what runs it; the engine is let go with the latter.
 
     Raises:
         ArtifactError: The front cannot be told from the rest of the graph, or the engine cannot load it.
     """
+    alone = front_alone(ir.load(model))
     with TemporaryDirectory() as name:
         part = Path(name) / "front.onnx"
-        ir.save(front_alone(ir.load(model)), part)
+        ir.save(alone, part)
         engine = open_backend(backend, part, threads=threads)
-        for picture in rgb_pictures(paths, spec):
-            (fitted,) = engine.run({engine.input_names[0]: picture[None]}).values()
-            yield picture, fitted[0]
+
+    def run(picture: NDArray[np.uint8]) -> NDArray[Any]:
+        (fitted,) = engine.run({engine.input_names[0]: picture[None]}).values()
+        return np.asarray(fitted[0])
+
+    return form_of(alone), run
 
 
-def front_levels(pairs: Iterable[tuple[NDArray[np.uint8], NDArray[Any]]], spec: PixelSpec) -> float:
-    """Largest difference between what `front_pictures` gives and the runtime's pixels, in levels."""
+def front_levels(run: RunFront, pictures: Iterable[NDArray[np.uint8]], spec: PixelSpec) -> float:
+    """Largest difference between what a front gives and the runtime's pixels, in levels.
+
+    Args:
+        run: See `open_front`.
+        pictures: uint8 [h, w, 3] each, of any size.
+        spec: How the tower wants them.
+    """
     # numpy's maximum, because Python's loses a NaN that is not the first
-    return float(np.max([0.0, *(max_diff(fitted, pixels(picture, spec)) for picture, fitted in pairs)]))
+    return float(np.max([0.0, *(max_diff(run(picture), pixels(picture, spec)) for picture in pictures)]))

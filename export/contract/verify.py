@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,14 +25,14 @@ from invariclip.export.contract.comparison import measure
 from invariclip.export.contract.diagnose import causes_of
 from invariclip.export.contract.diagnose_pixels import front_causes, pixel_causes
 from invariclip.export.contract.figures import THRESHOLDS, Thresholds, failures
+from invariclip.export.contract.pictures_check import RawPictures
+from invariclip.export.graphs.front import BOUNDS
 from invariclip.fidelity import LEVELS
 from invariclip.manifest import EMBEDDING
 from invariclip.pixels import pixels
 from invariclip.prompts import class_bank
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from numpy.typing import NDArray
 
     from invariclip.backends import Backend
@@ -111,6 +112,7 @@ class _Evidence:
 
     checkpoint: Checkpoint
     pictures: Pictures
+    raw: RawPictures
     shown: dict[str, Shown]
     prompts: NDArray[np.float32]
     pixel_levels: float
@@ -140,7 +142,8 @@ def _look(checkpoint: Checkpoint, pictures: Pictures, progress: Progress) -> _Ev
         "image": replace(images, batches=lambda: pictures.batches(BATCH)),
         "text": replace(texts, batches=lambda: iter(parts)),
     }
-    return _Evidence(checkpoint, pictures, shown, prompts, levels, causes)
+    raw = RawPictures(pictures.readable, checkpoint.pixels)
+    return _Evidence(checkpoint, pictures, raw, shown, prompts, levels, causes)
 
 
 def _judge(name: str, candidate: Candidate, seen: _Evidence, bounds: Thresholds, progress: Progress) -> Verdict:
@@ -148,6 +151,7 @@ def _judge(name: str, candidate: Candidate, seen: _Evidence, bounds: Thresholds,
     job, checkpoint = candidate.job, seen.checkpoint
     sides: dict[str, Comparison] = {}
     engine: dict[str, Any] = {}
+    front, trial = _Front(), {**THRESHOLDS, candidate.level: bounds}
     for tower in TOWERS:
         shown = seen.shown[tower]
         backend = candidate.opened(tower)
@@ -159,8 +163,11 @@ def _judge(name: str, candidate: Candidate, seen: _Evidence, bounds: Thresholds,
             sides[tower].levels["front_cosine"] = _front_cosine(backend, job, seen)
         del backend  # the next tower is loaded only when this one's memory is free
         if any_size:
-            sides[tower].levels["front_levels"] = _front(candidate, seen, pictures_check.front_levels)
+            front = _front(candidate, seen, bounds)
+            sides[tower].levels["front_levels"] = front.levels
     sides["image"].levels["pixel_levels"] = seen.pixel_levels
+    trial = {name: front.tighten(limits) for name, limits in trial.items()}
+    bounds = trial[candidate.level]
     bank = job.bank if job.bank is not None else project(seen.prompts, job.projection)
     figures = {
         "image": measure(sides["image"], bank, logit_scale=checkpoint.logit_scale, logit_bias=checkpoint.logit_bias),
@@ -171,16 +178,15 @@ def _judge(name: str, candidate: Candidate, seen: _Evidence, bounds: Thresholds,
     for tower in TOWERS:
         if set(failed[tower]) - {"pixel_levels", "front_levels", "front_cosine"}:
             causes += causes_of(checkpoint, job.projection, tower, sides[tower])
-    if "front_levels" in failed["image"]:
-        causes += _front(candidate, seen, front_causes)
+    causes += front.causes
     broken = [line for lines in failed.values() for line in lines.values()]
-    trial = {**THRESHOLDS, candidate.level: bounds}
     kept = [name for name in LEVELS if not any(failures(tower, figures[tower], trial[name]) for tower in TOWERS)]
     parity = {
         "reference": f"torch {torch.__version__} float32, projection and norm in float64",
         "engine": engine,
         **{tower: {**figures[tower].to_json(), "failed": list(failed[tower])} for tower in TOWERS},
         "unreadable_pictures": len(seen.pictures.unreadable),
+        "too_large_pictures": len(seen.raw.too_large) if front.is_there else 0,
         "level": candidate.level,
         "fidelity": kept,
         "thresholds": asdict(bounds),
@@ -193,7 +199,7 @@ def _judge(name: str, candidate: Candidate, seen: _Evidence, bounds: Thresholds,
 def _front_cosine(backend: Backend, job: Job, seen: _Evidence) -> float:
     """Smallest cosine between decoded pictures through the graph's own resize and through the host's."""
     spec, worst = seen.checkpoint.pixels, 1.0
-    for place, picture in enumerate(pictures_check.rgb_pictures(seen.pictures.readable, spec)):
+    for place, picture in enumerate(seen.raw):
         if place == len(seen.front_raw):  # the first candidate that resizes; the next ones find it done
             seen.front_raw.append(seen.checkpoint.encode_images(pixels(picture, spec)[None]))
         (got,) = backend.run({backend.input_names[0]: picture[None]}, (EMBEDDING,))[EMBEDDING].astype(np.float64)
@@ -202,13 +208,34 @@ def _front_cosine(backend: Backend, job: Job, seen: _Evidence) -> float:
     return worst
 
 
-def _front(candidate: Candidate, seen: _Evidence, ask: Callable[..., Any]) -> Any:
-    """Puts a question to the graph's own resize, alone and in the candidate's engine."""
-    pairs = pictures_check.front_pictures(
-        candidate.image,
-        seen.pictures.readable,
-        seen.checkpoint.pixels,
-        backend=candidate.backend,
-        threads=candidate.threads,
-    )
-    return ask(pairs, seen.checkpoint.pixels)
+@dataclass(frozen=True)
+class _Front:
+    """What was seen of a graph's own resize; the defaults are those of a graph without one.
+
+    Attributes:
+        levels: Largest difference from the host's pixels.
+        most: What its form keeps on any picture, see `front.BOUNDS`.
+        causes: What is wrong, where it is further off.
+    """
+
+    levels: float = 0.0
+    most: float = inf
+    causes: tuple[str, ...] = ()
+
+    @property
+    def is_there(self) -> bool:
+        return self.most < inf
+
+    def tighten(self, bounds: Thresholds) -> Thresholds:
+        """The bounds, held to what the form keeps as well."""
+        return replace(bounds, max_front_levels=min(bounds.max_front_levels, self.most))
+
+
+def _front(candidate: Candidate, seen: _Evidence, bounds: Thresholds) -> _Front:
+    """Asks the graph's own resize, opened once and alone, in the candidate's engine."""
+    spec = seen.checkpoint.pixels
+    form, run = pictures_check.open_front(candidate.image, backend=candidate.backend, threads=candidate.threads)
+    front = _Front(pictures_check.front_levels(run, seen.raw, spec), BOUNDS[form, spec.interpolation].max_levels)
+    if front.levels <= front.tighten(bounds).max_front_levels:
+        return front
+    return replace(front, causes=tuple(front_causes(run, seen.raw, spec)))

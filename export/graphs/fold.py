@@ -22,8 +22,17 @@ if TYPE_CHECKING:
 
 Fold = Literal["folded", "matmul", "input"]
 
-IMAGE_SITES = ("visual.proj", "visual.attnpool.c_proj", "visual.head.proj", "visual.head.mlp.fc2")
-"""Where an image tower may end: ViT, ModifiedResNet, timm with a linear head, timm with an MLP head."""
+IMAGE_SITES = (
+    "visual.proj",
+    "visual.attnpool.c_proj",
+    "visual.head.proj",
+    "visual.head.mlp.fc2",
+    "visual.trunk.head",
+    "visual.trunk.head.fc",
+    "visual.trunk.fc",
+)
+"""Where an image tower may end: ViT, ModifiedResNet, timm with a linear head, timm with an MLP head; and timm whose own
+classifier is the projection, as EVA02 and PE-Core, MobileCLIP, and ResNets call it."""
 TEXT_SITES = ("text_projection", "text.text_projection", "text.proj")
 """Where a text tower may end: CLIP, a tower of its own, a Hugging Face model."""
 

@@ -98,16 +98,6 @@ def expose_projection(model: ir.Model) -> None:
     graph.inputs.append(value)
 
 
-def head_nodes(graph: ir.Graph) -> list[ir.Node]:
-    """The nodes after `embedding`, in the graph's order; empty without a head.
-
-    Raises:
-        ArtifactError: The graph has no output `embedding`.
-    """
-    downstream = _downstream(_embedding(graph))
-    return [node for node in graph if node in downstream]
-
-
 def _embedding(graph: ir.Graph) -> ir.Value:
     value = next((output for output in graph.outputs if output.name == EMBEDDING), None)
     if value is None or value.dtype != ir.DataType.FLOAT:

@@ -7,22 +7,30 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from invariclip.errors import InputError
 from invariclip.export.contract import evidence
 from invariclip.export.graphs.fold import Folded, fold_images, fold_texts, left_open, probe_pictures
 from invariclip.export.graphs.head import expose_projection
-from invariclip.export.graphs.rewrites import NAMES, Subject, require_held, rewrite_encoder, rewrite_graph
+from invariclip.export.graphs.rewrites import (
+    NAMES,
+    NotApplicableError,
+    Subject,
+    require_held,
+    rewrite_encoder,
+    rewrite_graph,
+)
+from invariclip.export.graphs.tokens import name_merges, thin_tokens
 from invariclip.export.graphs.towers import ImageTower, TextTower, part_of
 from invariclip.export.graphs.trace import traced
-from invariclip.manifest import EMBEDDING, IMAGE_INPUT, TEXT_INPUT
+from invariclip.manifest import EMBEDDING, IMAGE_INPUT, TEXT_INPUT, Step
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
     import onnx_ir as ir
 
     from invariclip.export.graphs.rewrites import Tower
     from invariclip.export.models.checkpoint import Checkpoint
-    from invariclip.manifest import Step
     from invariclip.projection import Projection
 
 
@@ -62,6 +70,7 @@ def tower_graph(
     *,
     rewrites: Collection[str] = NAMES,
     projection_as_input: bool = False,
+    tokens: Sequence[int] | None = None,
 ) -> TowerGraph:
     """Builds one tower's graph.
 
@@ -71,14 +80,19 @@ def tower_graph(
         projection: A_inv to put in, or None.
         rewrites: Names of the rewrites that are switched on.
         projection_as_input: Leave the projection as a matrix that may be exchanged at any run.
+        tokens: Merge patches that look alike: tokens left after each block but the last, see `tokens.Schedule`. Not
+            exact, so the contract has to say how close it is. None merges nothing.
 
     Raises:
+        InputError: The tower's tokens cannot be merged, or not by this schedule.
         ContractError: torch cannot export the tower, or a rewrite does not keep its word.
     """
     probe = _probe(checkpoint, tower)
     folded = _folded(checkpoint, tower, projection, probe, as_input=projection_as_input)
     subject = Subject(tower, part_of(folded.module, tower), checkpoint.pixels)
     steps = rewrite_encoder(subject, probe, rewrites)
+    if tokens is not None:
+        steps.append(_thinned(subject, tokens))
     if tower == "image":
         height, width = checkpoint.pixels.image_size
         example = torch.zeros((2, height, width, 3), dtype=torch.uint8)
@@ -98,6 +112,8 @@ def tower_graph(
         expose_projection(model)
     steps += rewrite_graph(model, subject, rewrites)
     require_held(model, subject)
+    if tokens is not None:
+        name_merges(model)
     return TowerGraph(folded.how if projection else "", tuple(steps), model)
 
 
@@ -105,6 +121,13 @@ def _probe(checkpoint: Checkpoint, tower: Tower) -> torch.Tensor:
     if tower == "image":
         return probe_pictures(*checkpoint.pixels.image_size)
     return torch.from_numpy(evidence.ids_of(evidence.PROMPTS[:3], checkpoint.tokenizer))
+
+
+def _thinned(subject: Subject, tokens: Sequence[int]) -> Step:
+    try:
+        return Step("tokens", True, thin_tokens(subject, tokens))
+    except NotApplicableError as error:
+        raise InputError(f"the {subject.tower} tower cannot have fewer tokens: {error}; export it with all") from None
 
 
 def _folded(

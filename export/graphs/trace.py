@@ -98,19 +98,6 @@ def weight_bytes(model: ir.Model) -> int:
     return sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
 
 
-def node_count(path: Path) -> int:
-    """Nodes of the graph, those of subgraphs and functions included."""
-    model = onnx.load(str(path), load_external_data=False)
-    return _nodes(model.graph) + sum(len(function.node) for function in model.functions)
-
-
-def read_facts(path: Path) -> dict[str, Any]:
-    """The facts that `trace` stored in a file."""
-    model = onnx.load(str(path), load_external_data=False)
-    stored = {item.key: item.value for item in model.metadata_props}
-    return dict(json.loads(stored[METADATA_KEY]))
-
-
 def _require_dynamic(value: ir.Value, wanted: Mapping[int, object]) -> None:
     """A batch that a tower turned into a Python number is frozen in the graph, and torch says nothing.
 
@@ -130,8 +117,3 @@ def _tidy(graph: Any) -> None:
         for value in node.outputs:
             if id(value) not in outer and value.name in outer.values():
                 value.name = f"{value.name}_inner"
-
-
-def _nodes(graph: onnx.GraphProto) -> int:
-    inner = [attribute for node in graph.node for attribute in node.attribute]
-    return len(graph.node) + sum(_nodes(item.g) for item in inner if item.HasField("g"))

@@ -31,7 +31,7 @@ from invariclip.export.models.torchvision_ops import declare_missing_ops
 from invariclip.pixels import normalise
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -97,14 +97,6 @@ class Checkpoint:
         """
         encode: Callable[..., torch.Tensor] = self.module.encode_text  # type: ignore[assignment]
         return self._in_chunks(ids, lambda part: encode(torch.from_numpy(part), normalize=False))
-
-    def embed_images(self, batch: NDArray[np.uint8]) -> NDArray[np.float64]:
-        """Image embeddings of unit length, float64 [N, D], from uint8 [N, H, W, 3]."""
-        return _unit(self.encode_images(batch))
-
-    def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """Text embeddings of unit length, float64 [N, D], from texts."""
-        return _unit(self.encode_texts(self.tokenizer(list(texts))))
 
     def _in_chunks(self, rows: NDArray[Any], encode: Callable[[NDArray[Any]], torch.Tensor]) -> NDArray[np.float32]:
         if len(rows) == 0:
@@ -207,8 +199,3 @@ def _tokenizer(
     if path is None and wanted and source.name.startswith(HUB) and not (own is not None and own.is_file()):
         path = download_tokenizer(str(wanted))
     return tokenizer_of(text_cfg, source.name, given=path, folder=source.folder, tower=tower)
-
-
-def _unit(rows: NDArray[np.float32]) -> NDArray[np.float64]:
-    wide = rows.astype(np.float64)
-    return np.asarray(wide / np.linalg.norm(wide, axis=1, keepdims=True))

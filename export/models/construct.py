@@ -9,13 +9,12 @@ import torch
 
 from invariclip.errors import CheckpointError
 from invariclip.export.graphs.quiet import quiet
+from invariclip.export.models.json_file import read_object
 from invariclip.export.models.random_weights import Unfilled, fill
 from invariclip.export.models.shorten import shorten
 from invariclip.export.models.sources import CONFIG_FILE
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from invariclip.export.models.sources import Source
 
 TOWER_FILE = "config.json"
@@ -69,7 +68,7 @@ def text_tower(config: dict[str, Any], source: Source) -> tuple[dict[str, Any], 
             f"{name}: its text tower is {wanted}, whose {TOWER_FILE} {where}; pass as --model a folder with "
             f"{CONFIG_FILE}, the weights, and {wanted}'s {TOWER_FILE} and tokenizer.json"
         )
-    tower = _read_tower(found / TOWER_FILE)
+    tower = read_object(found / TOWER_FILE, "a model's config", most=_MAX_CONFIG)
     from open_clip.hf_configs import arch_dict
     from open_clip.hf_model import transformers
 
@@ -118,15 +117,3 @@ def build(source: Source, text_cfg: dict[str, Any], *, seed: int | None, short: 
     if seed is not None:
         fill(module, seed)
     return module
-
-
-def _read_tower(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > _MAX_CONFIG:
-            raise CheckpointError(f"{path}: more than {_MAX_CONFIG} bytes; not a model's config")
-        plain = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(plain, dict):
-        raise CheckpointError(f"{path}: not a model's config, it holds a {type(plain).__name__}")
-    return plain

@@ -9,6 +9,7 @@ from typing import Any
 
 from invariclip.errors import CheckpointError
 from invariclip.export.models import weights
+from invariclip.export.models.torchvision_ops import declare_missing_ops
 
 REFERENCE = "reference"
 CONFIG_FILE = "open_clip_config.json"
@@ -66,6 +67,17 @@ def locate(model: str, checkpoint: str | Path | None = None) -> Source:
     near = difflib.get_close_matches(model, [REFERENCE, *list_models()], n=4, cutoff=0.5)
     hint = f"nearest names: {', '.join(near)}" if near else "for example ViT-B-32, or `reference`"
     raise CheckpointError(f"{model}: neither an open_clip architecture nor a folder; {hint}")
+
+
+def comes_along(name: str) -> bool:
+    """Whether a model's name means the same everywhere and nothing is fetched for it: bundled, or an architecture.
+
+    A file may be followed to such a name; any other has to come from the user.
+    """
+    declare_missing_ops()
+    from open_clip import list_models
+
+    return name == REFERENCE or name in list_models()
 
 
 def locate_tokenizer(given: str | Path) -> Path:

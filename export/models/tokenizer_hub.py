@@ -7,12 +7,12 @@ needs the one library and no more.
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import tokenizers
 
 from invariclip.errors import ArtifactError, CheckpointError
+from invariclip.export.models.json_file import read_object
 from invariclip.export.models.tokenizer_json import CONTEXT_LENGTH, VOCABULARY, bundled_tokenizer
 from invariclip.tokenizer import TextSpec, Tokenizer, read_tokenizer_json
 
@@ -133,17 +133,8 @@ def _settings(path: Path) -> dict[str, Any]:
     """What the files beside a `tokenizer.json` say."""
     found: dict[str, Any] = {}
     for file in (path.with_name(other) for other in SETTINGS_FILES):
-        if not file.is_file():
-            continue
-        try:
-            if file.stat().st_size > _MAX_SETTINGS:
-                raise CheckpointError(f"{file}: more than {_MAX_SETTINGS} bytes; not a tokenizer's settings")
-            plain = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{file}: not readable as JSON ({error})") from error
-        if not isinstance(plain, dict):
-            raise CheckpointError(f"{file}: not a tokenizer's settings, it holds a {type(plain).__name__}")
-        found.update(plain)
+        if file.is_file():
+            found.update(read_object(file, "a tokenizer's settings", most=_MAX_SETTINGS))
     if found.get("split_special_tokens"):
         raise CheckpointError(f"{path.parent}: split_special_tokens is not supported; only tokenizers without it are")
     return found

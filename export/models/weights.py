@@ -8,7 +8,6 @@ tensors therefore have the same digest; a float16 copy of float32 weights has an
 from __future__ import annotations
 
 import hashlib
-import json
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from invariclip.errors import CheckpointError
+from invariclip.export.models.json_file import read_object
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -140,13 +140,10 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 def _read_shards(index: Path) -> dict[str, torch.Tensor]:
     """All tensors of a checkpoint in several files, each of which lies beside the index."""
-    try:
-        if index.stat().st_size > _MAX_INDEX:
-            raise CheckpointError(f"{index}: more than {_MAX_INDEX} bytes; not an index of weights")
-        plain = json.loads(index.read_text(encoding="utf-8"))
-        places = {str(name): str(file) for name, file in plain["weight_map"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index}: not an index of weights, it has no readable weight_map ({error})") from error
+    stored = read_object(index, "an index of weights", most=_MAX_INDEX).get("weight_map")
+    if not isinstance(stored, dict):
+        raise CheckpointError(f"{index}: not an index of weights, it has no readable weight_map")
+    places = {str(name): str(file) for name, file in stored.items()}
     found: dict[str, torch.Tensor] = {}
     for file in sorted(set(places.values())):
         shard = index.with_name(file) if file not in ("", ".", "..") and "/" not in file and "\\" not in file else None

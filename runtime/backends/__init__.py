@@ -33,7 +33,11 @@ class Backend(Protocol):
     input_shapes: dict[str, tuple[int | None, ...]]
 
     def run(self, inputs: dict[str, NDArray[Any]], outputs: tuple[str, ...] | None = None) -> dict[str, NDArray[Any]]:
-        """Answers the named outputs (all, if None). Safe to call from several threads at once."""
+        """Answers the named outputs (all, if None), in arrays that no later run changes; inputs are never written.
+
+        Safe to call from several threads at once: two answers for each of its threads are under way at most, and
+        further calls wait.
+        """
 
     def describe(self) -> dict[str, Any]:
         """What really runs: engine, version, execution provider, threads."""

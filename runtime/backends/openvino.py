@@ -7,13 +7,16 @@ forbid or ask that, and what the compiled graph says of itself is read back, so 
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from queue import Empty, LifoQueue
+from threading import BoundedSemaphore
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from invariclip.backends.threads import available_threads
+from invariclip.backends.threads import calls_at_once, chosen_threads
 from invariclip.errors import ArtifactError, InputError
+from invariclip.machine import this_machine
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,10 +43,16 @@ _TYPES = {"float32": openvino.Type.f32, "bfloat16": openvino.Type.bf16, "float16
 _NAMES = {kind: name for name, kind in _TYPES.items()}
 # what OpenVINO calls a processor's own arithmetic of that width
 _CAPABILITIES = {"bfloat16": "BF16", "float16": "FP16"}
+# What OpenVINO keeps of the shapes that it has seen, in compiled primitives. By its own default 5,000, which is no
+# bound: 500 batch sizes of a tiny tower then cost 350 MB. A tower has a dozen different primitives or two.
+_KEPT_PRIMITIVES = 128
+# The layers of a compiled graph that multiply by weights, and what OpenVINO calls the arithmetic of each
+_PRODUCTS = ("FullyConnected", "MatMul", "Convolution")
+_ARITHMETIC = {"f32": "float32", "bf16": "bfloat16", "f16": "float16", "i8": "int8", "u8": "int8"}
 
 
 class OpenVinoBackend:
-    """One ONNX graph, compiled once; calls that run at the same time have an infer request each."""
+    """One ONNX graph, compiled once; calls that run at the same time have an infer request each, of a bounded pool."""
 
     def __init__(self, path: Path, *, threads: int | None = None, compute: Compute = "float32") -> None:
         """Loads and compiles the graph.
@@ -57,8 +66,7 @@ class OpenVinoBackend:
             ArtifactError: The file is not a graph that this OpenVINO can load, or it would run in another arithmetic.
             InputError: `threads` is below 1, or this processor lacks the arithmetic.
         """
-        if threads is not None and threads < 1:
-            raise InputError(f"threads must be at least 1, not {threads}")
+        wanted = chosen_threads(threads)
         config = {
             hint.inference_precision: _TYPES[compute],
             hint.execution_mode: hint.ExecutionMode.ACCURACY
@@ -67,14 +75,14 @@ class OpenVinoBackend:
             hint.performance_mode: hint.PerformanceMode.LATENCY,
             # The affinity mask and the quota were counted already; pinning to cores of the host would fight them.
             hint.enable_cpu_pinning: False,
-            properties.inference_num_threads: threads or available_threads(),
+            properties.inference_num_threads: wanted,
+            "CPU_RUNTIME_CACHE_CAPACITY": _KEPT_PRIMITIVES,
         }
         try:
             core = openvino.Core()
             _require_arithmetic(core, compute)
             model = core.read_model(str(path))
             self._compiled = core.compile_model(model, DEVICE, config)
-            self._processor = str(core.get_property(DEVICE, properties.device.full_name))
         except InputError:
             raise
         except Exception as error:  # OpenVINO's exceptions share no base class of their own
@@ -82,7 +90,7 @@ class OpenVinoBackend:
         kind = self._compiled.get_property(hint.inference_precision)
         if kind != _TYPES[compute]:
             raise ArtifactError(
-                f"{path}: OpenVINO {VERSION} would run it in {kind.get_type_name()}, not {compute}; take another backend"
+                f"{path}: OpenVINO {VERSION} would run it in {kind.get_type_name()}, not {compute}; take another one"
             )
         self._compute = compute
         self.threads = int(self._compiled.get_property(properties.inference_num_threads))
@@ -96,37 +104,56 @@ class OpenVinoBackend:
         self._ports = dict(zip(self.input_names, model.inputs, strict=True))
         self._path = path
         self._idle: LifoQueue[Any] = LifoQueue()
+        self._turns = BoundedSemaphore(calls_at_once(self.threads))
 
     def run(self, inputs: dict[str, NDArray[Any]], outputs: tuple[str, ...] | None = None) -> dict[str, NDArray[Any]]:
-        """Answers the named outputs (all, if None), in arrays of the caller's own.
+        """Answers the named outputs (all, if None), in arrays of the caller's own; inputs are read where they lie.
 
         Raises:
             InputError: An input or output is not the graph's, or an input is of another shape or dtype.
         """
         self._check(inputs, outputs or ())
-        try:
-            request = self._idle.get_nowait()
-        except Empty:
-            request = self._compiled.create_infer_request()
-        try:
-            answers = request.infer({name: np.ascontiguousarray(value) for name, value in inputs.items()})
-        except Exception as error:  # the request may be broken, so it does not go back
-            raise InputError(f"{self._path}: OpenVINO {VERSION} cannot answer this input: {_reason(error)}") from error
-        copies = {name: np.array(answers[self.output_names.index(name)]) for name in outputs or self.output_names}
-        self._idle.put(request)
+        with self._turns:
+            try:
+                request = self._idle.get_nowait()
+            except Empty:
+                request = self._compiled.create_infer_request()
+            try:
+                answers = request.infer(inputs, share_inputs=True, share_outputs=True)
+            except Exception as error:  # the request may be broken, so it does not go back
+                raise InputError(
+                    f"{self._path}: OpenVINO {VERSION} cannot answer this input: {_reason(error)}"
+                ) from error
+            # The next run of this request overwrites what it answered
+            copies = {name: np.array(answers[self.output_names.index(name)]) for name in outputs or self.output_names}
+            self._idle.put(request)
+        if not all(value.size for value in copies.values()):
+            # Shapes that cannot be added up, like ids beyond the context, may come out as no rows at all
+            raise InputError(f"{self._path}: OpenVINO {VERSION} cannot answer this input: its answer is empty")
         return copies
 
     def describe(self) -> dict[str, Any]:
-        """What really runs, as the compiled graph tells it."""
+        """What really runs, as the compiled graph tells it; `products` counts its weight layers by their arithmetic."""
         return {
             "engine": "openvino",
             "version": VERSION,
             "execution provider": ", ".join(self._compiled.get_property(properties.execution_devices)),
-            "processor": self._processor,
+            "processor": this_machine().processor,
             "computes in": _NAMES[self._compiled.get_property(hint.inference_precision)],
             "execution mode": self._compiled.get_property(hint.execution_mode).name.lower(),
+            "products": self._products(),
             "threads": self.threads,
+            "spinning": False,
         }
+
+    def _products(self) -> dict[str, int]:
+        counted: Counter[str] = Counter()
+        for node in self._compiled.get_runtime_model().get_ops():
+            facts = node.get_rt_info()
+            if facts["layerType"].astype(str) in _PRODUCTS:
+                kind = facts["runtimePrecision"].astype(str)
+                counted[_ARITHMETIC.get(kind, kind)] += 1
+        return dict(sorted(counted.items()))
 
     def _check(self, inputs: dict[str, NDArray[Any]], outputs: tuple[str, ...]) -> None:
         """Refuses what ONNX Runtime would: OpenVINO takes tensors of other shapes and dtypes without a word."""

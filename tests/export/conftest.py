@@ -1,14 +1,20 @@
 """Tiny open_clip models with every kind of last layer, written to folders and loaded once."""
 
 import json
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
+import onnx
+import onnx_ir as ir
 import pytest
 import torch
 
+from invariclip.export import assemble
+from invariclip.export.graphs.tower_graph import tower_graph
 from invariclip.export.models.checkpoint import load_checkpoint
 from invariclip.export.models.torchvision_ops import declare_missing_ops
+from invariclip.manifest import METADATA_KEY
 
 declare_missing_ops()
 torch.set_num_threads(2)
@@ -30,7 +36,8 @@ ENDINGS = {
     "timm, linear head": ({**TIMM, "timm_proj": "linear"}, {}, {}, "folded", "folded"),
     "timm, head with bias": ({**TIMM, "timm_proj": "linear", "timm_proj_bias": True}, {}, {}, "folded", "folded"),
     "timm, MLP head": ({**TIMM, "timm_proj": "mlp"}, {}, {}, "folded", "folded"),
-    "timm, classifier as head": ({**TIMM, "timm_proj": ""}, {}, {}, "matmul", "folded"),
+    "timm, classifier as head": ({**TIMM, "timm_proj": ""}, {}, {}, "folded", "folded"),
+    "timm, attention as head": ({**TIMM, "timm_pool": "rot_attn", "timm_proj": ""}, {}, {}, "matmul", "folded"),
     "text tower of its own": (VIT, {}, {"custom_text": True}, "folded", "folded"),
     "text projection with bias": (VIT, {"proj_bias": True}, {"custom_text": True}, "folded", "folded"),
     "text without projection": (VIT, {"proj_type": "none", "width": WIDTH}, {"custom_text": True}, "folded", "matmul"),
@@ -90,6 +97,17 @@ def batch():
 
 
 @pytest.fixture(scope="session")
+def facts_in():
+    """The artifact's facts that an ONNX file carries; of several the last ones count: path to facts."""
+
+    def of(path):
+        stored = {item.key: item.value for item in onnx.load(path, load_external_data=False).metadata_props}
+        return json.loads(stored[METADATA_KEY])
+
+    return of
+
+
+@pytest.fixture(scope="session")
 def write():
     """`write_model`, for tests that need a model of their own."""
     return write_model
@@ -117,12 +135,22 @@ KINDS = {
     "stem": ({"timm_model_name": "resnet10t", "timm_pool": "avg", "image_size": 64}, {}, {}),
     "timm": ({"timm_model_name": "test_vit", "timm_pool": "token", "image_size": 160}, {}, {}),
     "timm, mean": ({"timm_model_name": "test_vit", "timm_pool": "avg", "image_size": 160}, {}, {}),
-    "eva": ({"timm_model_name": "eva02_tiny_patch14_224", "timm_pool": "token", "image_size": 224}, {}, {}),
-    "eva, norm": (
-        {"timm_model_name": "eva02_base_patch16_clip_224", "timm_pool": "token", "image_size": 224}, {}, {},
+    # as the published ones, whose projection is the trunk's own classifier
+    "eva": (
+        {"timm_model_name": "eva02_tiny_patch14_224", "timm_pool": "token", "timm_proj": None, "image_size": 224},
+        {}, {},
     ),
-    "pe": ({"timm_model_name": "vit_pe_core_tiny_patch16_384", "timm_pool": "map", "image_size": 384}, {}, {}),
-    "mobile": ({"timm_model_name": "fastvit_t8", "timm_pool": "avg", "image_size": 64}, {}, {}),
+    "eva, norm": (
+        {"timm_model_name": "eva02_base_patch16_clip_224", "timm_pool": "token", "timm_proj": None, "image_size": 224},
+        {}, {},
+    ),
+    "pe": (
+        {"timm_model_name": "vit_pe_core_tiny_patch16_384", "timm_pool": "map", "timm_proj": None, "image_size": 384},
+        {}, {},
+    ),
+    "mobile": (
+        {"timm_model_name": "fastvit_t8", "timm_pool": "avg", "timm_proj": None, "image_size": 64}, {}, {},
+    ),
 }  # fmt: skip
 
 
@@ -153,4 +181,22 @@ def translations_once():
             pass
         else:
             patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(cache(ONNXRegistry.from_torchlib)))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def towers_once():
+    """The same tower of the same `Checkpoint`, exported again for another test, is not traced again."""
+    done = {}
+
+    def once(checkpoint, tower, projection=None, **options):
+        key = (checkpoint, tower, None if projection is None else projection.digest, repr(sorted(options.items())))
+        if key not in done:
+            done[key] = tower_graph(checkpoint, tower, projection, **options)
+        # a copy, because a head and a front are put on
+        return replace(done[key], model=ir.from_proto(ir.to_proto(done[key].model)))
+
+    with pytest.MonkeyPatch.context() as patch:
+        # where `assemble` gets its graphs from elsewhere, tests are slower and no less
+        patch.setattr(assemble, "tower_graph", once, raising=False)
         yield

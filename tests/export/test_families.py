@@ -66,7 +66,8 @@ def test_a_family_loads_offline_and_leaves_no_part_without_effect(family, quiet)
     loaded = load_family(family.name, short=True)
     assert loaded.source.startswith("random weights, seed 0, first and last blocks only")
     assert ("stand-in tokenizer" in loaded.source) == bool(family.stand_in)
-    pictures, texts = loaded.embed_images(noise(loaded)), loaded.embed_texts(TEXTS)
+    pictures = unit(loaded.encode_images(noise(loaded)))
+    texts = unit(loaded.encode_texts(loaded.tokenizer(TEXTS)))
     assert pictures.shape == (2, loaded.embed_dim)
     assert np.isfinite(pictures).all()
     assert np.isfinite(texts).all()
@@ -113,7 +114,7 @@ def test_a_short_model_is_the_long_one_without_its_middle():
     blocks = whole.module.text.transformer.resblocks
     assert first.mlp.c_fc.weight.data_ptr() == blocks[0].mlp.c_fc.weight.data_ptr()
     assert last.mlp.c_fc.weight.data_ptr() == blocks[-1].mlp.c_fc.weight.data_ptr()
-    assert np.isfinite(cut.embed_images(noise(cut))).all()
+    assert np.isfinite(cut.encode_images(noise(cut))).all()
 
 
 def test_layers_that_are_built_otherwise_stay():
@@ -212,7 +213,8 @@ def test_siglips_bias_and_sigmoid_answer(siglip, tmp_path, tiny_pictures):
     paths = sorted(tiny_pictures.iterdir())
     export_artifact(siglip, tmp_path / "s.icm", classes=("cat", "dog"), templates=("a {}",), pictures=paths)
     answers = load(tmp_path / "s.icm").classify(paths)
-    cosines = siglip.embed_images(stack(paths, siglip.pixels)) @ siglip.embed_texts(["a cat", "a dog"]).T
+    classes = unit(siglip.encode_texts(siglip.tokenizer(["a cat", "a dog"])))
+    cosines = unit(siglip.encode_images(stack(paths, siglip.pixels))) @ classes.T
     logits = siglip.logit_scale * cosines + siglip.logit_bias
     assert siglip.logit_bias == -2.5
     got = [dict(answer.ranking) for answer in answers]

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from invariclip.export.graphs import fold
+from invariclip.export.graphs.surgery import find
 
 
 @settings(max_examples=150, deadline=None)
@@ -80,17 +81,43 @@ def test_folding_shares_all_other_weights(checkpoint):
     assert loaded.module.visual.proj.shape == (64, 24)
 
 
-class Late(nn.Module):
-    """An encoder whose layer with a known name is not its last: something else follows."""
+# trunks whose own classifier is the projection: (kind of conftest, what timm calls it)
+TRUNKS = {
+    "eva": "visual.trunk.head",
+    "eva, norm": "visual.trunk.head",
+    "pe": "visual.trunk.head",
+    "mobile": "visual.trunk.head.fc",
+}
 
-    def __init__(self, after):
+
+@pytest.mark.parametrize("name", TRUNKS)
+def test_trunks_take_it_into_their_own_classifier(kind, name):
+    loaded, A = kind(name), np.random.default_rng(0).normal(size=(24, 8))
+    pictures = torch.rand((2, 3, *loaded.pixels.image_size), generator=torch.Generator().manual_seed(0))
+    folded = fold.fold_images(loaded.module, A, pictures)
+    assert (folded.how, folded.site, folded.matrix) == ("folded", TRUNKS[name], None)
+    with torch.inference_mode():
+        raw = loaded.module.encode_image(pictures).double().numpy()
+        got = folded.module.encode_image(pictures).numpy()
+    np.testing.assert_allclose(got, raw @ A, rtol=0, atol=1e-6 * (np.abs(raw) @ np.abs(A)).max())
+
+
+class Late(nn.Module):
+    """An encoder whose layer with a known name is followed by something else."""
+
+    def __init__(self, after, site="visual.proj"):
         super().__init__()
-        self.visual = nn.Module()
-        self.visual.proj = nn.Parameter(torch.randn(6, 5))
-        self.after = after
+        *way, last = site.split(".")
+        place = self
+        for name in way:
+            place.add_module(name, nn.Module())
+            place = getattr(place, name)
+        setattr(place, last, nn.Parameter(torch.randn(6, 5)) if site == "visual.proj" else nn.Linear(6, 5))
+        self.after, self.site = after, site
 
     def encode_image(self, x, normalize=False):
-        return self.after(x.flatten(1)[:, :6] @ self.visual.proj)
+        layer, rows = find(self, self.site), x.flatten(1)[:, :6]
+        return self.after(layer(rows) if isinstance(layer, nn.Linear) else rows @ layer)
 
 
 @pytest.mark.parametrize(
@@ -98,11 +125,19 @@ class Late(nn.Module):
     [torch.tanh, lambda x: x / x.norm(dim=-1, keepdim=True) + 0.3, lambda x: x * torch.arange(1.0, 6)],
     ids=["another function", "already normalised", "expects the old width"],
 )
-def test_a_layer_that_is_not_the_last_is_left_alone(after):
-    model = Late(after)
+@pytest.mark.parametrize("site", fold.IMAGE_SITES)
+def test_a_layer_that_is_not_the_last_is_left_alone(after, site):
+    model = Late(after, site)
     folded = fold.fold_images(model, np.random.default_rng(0).normal(size=(5, 3)), torch.randn(3, 1, 2, 3))
     assert (folded.how, folded.module is model, folded.site) == ("matmul", True, "")
     assert folded.matrix.shape == (5, 3)
+
+
+@pytest.mark.parametrize("site", fold.IMAGE_SITES)
+def test_at_every_site_the_last_layer_is_folded(site):
+    model = Late(lambda x: x, site)
+    folded = fold.fold_images(model, np.random.default_rng(0).normal(size=(5, 3)), torch.randn(3, 1, 2, 3))
+    assert (folded.how, folded.site, folded.matrix) == ("folded", site, None)
 
 
 def test_sequential_heads_fold_their_last_layer():

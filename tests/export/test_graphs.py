@@ -38,7 +38,7 @@ def answers(path, rows, engine="onnxruntime", outputs=(EMBEDDING,), **more):
 TOWERS = [
     ("vit", "image", "folded"),
     ("resnet, attention pool with bias", "image", "folded"),
-    ("timm, classifier as head", "image", "matmul"),
+    ("timm, attention as head", "image", "matmul"),
     ("text without projection", "text", "matmul"),
 ]
 

@@ -1,12 +1,15 @@
 """The parity table: bounds and what breaks them, the page, and what is kept of a run that was stopped."""
 
 import json
+import shutil
 from copy import deepcopy
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+import invariclip
 from invariclip.export import parity
 from invariclip.export.contract.figures import SIZES
 from invariclip.export.family_parity import FamilyParity, TowerParity
@@ -147,5 +150,13 @@ def test_an_unknown_family_is_a_usage_error(tmp_path):
     assert "'RN51' is no family; available: ViT-B-32, " in run.output
 
 
-def test_code_and_versions_are_in_the_state():
+def test_code_and_versions_are_in_the_state(tmp_path, monkeypatch):
     assert parity.state({"torch": "1"}) == parity.state({"torch": "1"}) != parity.state({"torch": "2"})
+    # the runtime lies where its package does, in a working tree or installed
+    runtime, before = tmp_path / "somewhere", parity.state({})
+    shutil.copytree(Path(invariclip.__file__).parent, runtime)
+    monkeypatch.setattr(invariclip, "__file__", str(runtime / "__init__.py"))
+    assert parity.state({}) == before
+    with (runtime / "pixels.py").open("a") as file:
+        file.write("# changed")
+    assert parity.state({}) != before

@@ -13,10 +13,12 @@ from onnx import TensorProto, numpy_helper
 from PIL import Image
 
 from invariclip import pixels as host
-from invariclip.export.contract import evidence, verify
+from invariclip.backends import open_backend
+from invariclip.errors import InputError
+from invariclip.export.contract import evidence, pictures_check, verify
 from invariclip.export.contract.diagnose_pixels import pixel_causes
-from invariclip.export.contract.pictures_check import cut, pixel_levels
-from invariclip.export.graphs.front import add_front
+from invariclip.export.contract.pictures_check import RawPictures, TooLargePictureWarning, cut, pixel_levels
+from invariclip.export.graphs.front import add_front, matmul, resize
 from invariclip.export.models.checkpoint import load_checkpoint
 from invariclip.pixels import PixelSpec, find_pictures
 
@@ -148,39 +150,105 @@ def resizing(path, *, floats=False, floor=False, bgr=False):
     onnx.save(model, path)
 
 
+def added(form):
+    """Puts a front of ours before an image graph."""
+
+    def add(path, spec):
+        model = ir.load(path)
+        add_front(model, spec, form)
+        ir.save(model, path)
+
+    return add
+
+
+def brighter(form, off):
+    """The same, so many levels too bright."""
+    part = {"matmul": matmul, "resize": resize}[form]
+
+    def write(pen, picture, axes, spec, kept=part.write):
+        whole = pen.op("Cast", kept(pen, picture, axes, spec), to=TensorProto.FLOAT)
+        whole = pen.op("Clip", pen.op("Add", whole, pen.real(off)), pen.real(0), pen.real(255))
+        return whole if form == "matmul" else pen.op("Cast", whole, to=TensorProto.UINT8)
+
+    def add(path, spec):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(part, "write", write)
+            added(form)(path, spec)
+
+    return add
+
+
+# name: (form, levels)
+BRIGHTER = {"matmul, 1 off": ("matmul", 1), "matmul, 2 off": ("matmul", 2), "resize, 2 off": ("resize", 2)}
+# name: (the engine, what gives a graph a resize of its own, the causes that are found)
 FRONTS = {
-    "honest": ({}, []),
-    "float-first resize": ({"floats": True}, ["resize in the graph: it is resized in floats, not in bytes"]),
-    "floor crop": ({"floor": True}, ["resize in the graph: the crop's offset is cut off, not rounded"]),
+    "honest": ("onnxruntime", lambda path, _: resizing(path), []),
+    "float-first resize": (
+        "onnxruntime", lambda path, _: resizing(path, floats=True),
+        ["resize in the graph: it is resized in floats, not in bytes"],
+    ),
+    "floor crop": (
+        "onnxruntime", lambda path, _: resizing(path, floor=True),
+        ["resize in the graph: the crop's offset is cut off, not rounded"],
+    ),
     "swapped channels": (
-        {"bgr": True},
+        "onnxruntime", lambda path, _: resizing(path, bgr=True),
         ["image: red and blue are swapped", "resize in the graph: red and blue are swapped"],
     ),
-}
+    "ours, resize": ("onnxruntime", added("resize"), []),
+    "ours, matmul": ("onnxruntime", added("matmul"), []),
+    "ours, matmul, in OpenVINO": ("openvino", added("matmul"), []),
+}  # fmt: skip
 
 
-@pytest.fixture
-def with_front(tiny_checkpoint, tiny_artifact, tiny_projection, bundled, tmp_path):
-    """The verdict over the tiny artifact once `damage(image path)` gave it a resize of its own."""
+@pytest.fixture(scope="module")
+def contract(tiny_checkpoint, tiny_artifact, tiny_projection, bundled, tmp_path_factory):
+    """The verdicts over the tiny artifact once each `damage(image path, pixels)` gave it a resize of its own."""
+    loaded = load_checkpoint(str(tiny_checkpoint))
+    job = verify.prepare(loaded, tiny_projection, ("cat", "dog", "tree"), ("a photo of a {}.",))
 
-    def of(damage, backend="onnxruntime"):
-        loaded = load_checkpoint(str(tiny_checkpoint))
-        (tmp_path / "image.onnx").write_bytes((tiny_artifact / "image.onnx").read_bytes())
-        damage(tmp_path / "image.onnx", loaded.pixels)
-        job = verify.prepare(loaded, tiny_projection, ("cat", "dog", "tree"), ("a photo of a {}.",))
-        text = tiny_artifact / "text.onnx"
-        candidate = verify.Candidate.open(tmp_path / "image.onnx", text, job, backend=backend, threads=1)
-        return verify.check({"float32": candidate}, evidence.pictures_of(bundled, loaded.pixels))["float32"]
+    def of(fronts):
+        candidates = {}
+        for name, (backend, damage) in fronts.items():
+            image = tmp_path_factory.mktemp("fronts") / "image.onnx"
+            image.write_bytes((tiny_artifact / "image.onnx").read_bytes())
+            damage(image, loaded.pixels)
+            candidates[name] = verify.Candidate.open(
+                image, tiny_artifact / "text.onnx", job, backend=backend, threads=1
+            )
+        return verify.check(candidates, evidence.pictures_of(bundled, loaded.pixels))
 
     return of
 
 
+@pytest.fixture(scope="module")
+def opened():
+    """The engines that fronts were opened with while `verdicts` came to be."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def verdicts(contract, opened):
+    """All of them, held against one reference."""
+
+    def counting(name, path, *, threads):
+        opened.append(name)
+        return open_backend(name, path, threads=threads)
+
+    given = {name: (backend, damage) for name, (backend, damage, _) in FRONTS.items()}
+    given |= {name: ("onnxruntime", brighter(*how)) for name, how in BRIGHTER.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures_check, "open_backend", counting)
+        return contract(given)
+
+
 @pytest.mark.parametrize("front", FRONTS)
-def test_a_resize_in_the_graph_is_held_against_the_hosts(with_front, front):
-    faults, causes = FRONTS[front]
-    verdict = with_front(lambda image, _: resizing(image, **faults))
+def test_a_resize_in_the_graph_is_held_against_the_hosts(verdicts, front):
+    verdict, causes = verdicts[front], FRONTS[front][2]
     assert verdict.causes == causes
     assert ("max_abs_diff" in verdict.parity["image"]["failed"]) == ("channels" in front)  # the rest is as prepared
+    # the bound is the form's own, at every level of fidelity
+    assert verdict.parity["thresholds"]["max_front_levels"] == (1 if "matmul" in front else 2)
     if causes:
         assert "front_levels" in verdict.parity["image"]["failed"]
         assert verdict.image.front_levels >= 4
@@ -190,16 +258,53 @@ def test_a_resize_in_the_graph_is_held_against_the_hosts(with_front, front):
         assert verdict.image.front_cosine > 0.9999
 
 
-@pytest.mark.parametrize(
-    ("form", "backend"), [("resize", "onnxruntime"), ("matmul", "onnxruntime"), ("matmul", "openvino")]
-)
-def test_the_fronts_that_we_ship_pass(with_front, form, backend):
-    def add(image, spec):
-        model = ir.load(image)
-        add_front(model, spec, form)
-        ir.save(model, image)
+@pytest.mark.parametrize("front", BRIGHTER)
+def test_each_form_is_held_to_what_it_keeps(verdicts, front):
+    verdict, (form, off) = verdicts[front], BRIGHTER[front]
+    assert verdict.image.front_levels == off
+    too_far = off > verdict.parity["thresholds"]["max_front_levels"]
+    assert too_far == ((form, off) == ("matmul", 2))
+    assert ("front_levels" in verdict.parity["image"]["failed"]) == too_far
+    if too_far:  # no level of fidelity loosens it
+        assert verdict.parity["fidelity"] == []
+        assert "resize in the graph, max levels from the host's pixels, 2 is above 1, by 1" in verdict.reason
 
-    verdict = with_front(add, backend)
+
+def test_a_front_is_opened_once(verdicts, opened):
+    assert len(verdicts) == len(FRONTS) + len(BRIGHTER)
+    assert opened == [backend for backend, _, _ in FRONTS.values()] + ["onnxruntime"] * len(BRIGHTER)
+
+
+def test_a_picture_that_is_too_large_is_warned_of_and_counted(contract, bundled, monkeypatch):
+    sides = {path: Image.open(path).size for path in bundled}
+    most = max(width * height for width, height in sides.values()) - 1
+    large = [path for path, (width, height) in sides.items() if width * height > most]
+    assert len(large) > 0
+    monkeypatch.setattr(pictures_check, "_MAX_PIXELS", most)
+    with pytest.warns(
+        TooLargePictureWarning, match=f"not shown to the graph's own resize: .* is above {most:,}"
+    ) as seen:
+        (verdict,) = contract({"ours": ("onnxruntime", added("matmul"))}).values()
+    assert len([one for one in seen if one.category is TooLargePictureWarning]) == len(large)
+    assert verdict.parity["too_large_pictures"] == len(large)
     assert verdict.broken == []
-    assert verdict.image.front_levels <= 1
-    assert verdict.image.front_cosine > 0.9999
+
+
+def test_pictures_of_any_size_are_the_same_at_every_pass(bundled, monkeypatch):
+    raw = RawPictures(bundled, SPEC)
+    passes = [list(raw), list(raw)]
+    assert len(passes[0]) == len(passes[1]) == 2 * len(bundled)
+    for one, other in zip(*passes, strict=True):
+        np.testing.assert_array_equal(one, other)
+    # a cut may be small enough where the whole is not
+    monkeypatch.setattr(pictures_check, "_MAX_PIXELS", max(one.shape[0] * one.shape[1] for one in passes[0][1::2]))
+    with pytest.warns(TooLargePictureWarning):
+        cuts = list(raw)
+    assert len(cuts) == len(bundled)
+    assert set(raw.too_large) == set(bundled)
+    monkeypatch.setattr(pictures_check, "_MAX_PIXELS", 10)
+    with (
+        pytest.warns(TooLargePictureWarning),
+        pytest.raises(InputError, match=f"none of the {len(bundled)} pictures is small enough.*of up to 10 pixels"),
+    ):
+        list(RawPictures(bundled, SPEC))

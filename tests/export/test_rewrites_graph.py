@@ -112,6 +112,10 @@ NOT_STEMS = {
         "embedding = Conv <kernel_shape = [3, 3], group = 3> (normal, depth)",
         "its first convolution is grouped, or its weights are not constant",
     ),
+    "with a computed bias": (
+        "sum = Neg (b)\n embedding = Conv <kernel_shape = [3, 3]> (normal, w, sum)",
+        "its first convolution has a bias that is not constant",
+    ),
     "padded by itself": (
         'embedding = Conv <kernel_shape = [3, 3], auto_pad = "SAME_UPPER"> (normal, w)',
         "its first convolution pads by itself",

@@ -18,7 +18,6 @@ from invariclip.export import swap
 from invariclip.export.assemble import export_artifact
 from invariclip.export.graphs import trace as tracing
 from invariclip.export.graphs.body import body_digest
-from invariclip.export.graphs.trace import read_facts
 from invariclip.files import sha256_file
 from invariclip.pixels import find_pictures
 
@@ -80,7 +79,7 @@ def test_it_answers_like_a_full_rebuild(built, swapped, tiny_pictures, name, bef
     assert manifest.space_id == read_manifest(source).space_id == read_manifest(rebuilt).space_id
 
 
-def test_every_file_says_the_new_facts_and_the_rest_is_the_same(built, swapped):
+def test_every_file_says_the_new_facts_and_the_rest_is_the_same(built, swapped, facts_in):
     source = built(LARGE, ("cat", "dog"))
     before = {path.name: sha256_file(path) for path in source.iterdir()}
     manifest, out = swapped(source)
@@ -91,7 +90,7 @@ def test_every_file_says_the_new_facts_and_the_rest_is_the_same(built, swapped):
     # onnx refuses weights in a file of two names
     assert {path.stat().st_nlink for folder in (source, out) for path in folder.iterdir()} == {1}
     for name in ("image.onnx", "text.onnx"):
-        facts = read_facts(out / name)
+        facts = facts_in(out / name)
         assert facts.pop("tower") == name
         plain = json.loads((out / "manifest.json").read_text())
         plain.pop("variants")

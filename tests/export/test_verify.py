@@ -83,7 +83,7 @@ def judge(loaded, shipped, tiny_projection, tiny_pictures, tmp_path):
         if wrap:
             opener = candidate.opener
             candidate = replace(
-                candidate, opener=lambda name, path, threads: wrap(path, opener(name, path, threads=threads))
+                candidate, opener=lambda name, path, **options: wrap(path, opener(name, path, **options))
             )
         looked_at = evidence.pictures_of(pictures or [tiny_pictures], reference.pixels)
         return verify.check({"float32": candidate}, looked_at, bounds)["float32"]

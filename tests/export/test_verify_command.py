@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import socket
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -41,6 +43,34 @@ def blue(tiny_artifact, tmp_path):
     object.__setattr__(variant, "image", describe_file(folder, "image.onnx"))
     write_manifest(folder, manifest)
     return folder
+
+
+@pytest.mark.parametrize("name", ["hf-hub:owner/name", "vit", "../vit", "local-dir:/tmp"])
+def test_a_manifest_is_not_followed_to_a_hub_or_a_folder(tiny_artifact, tmp_path, monkeypatch, capsys, name):
+    def refuse(*_, **__):
+        raise AssertionError("reached for the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    folder = shutil.copytree(tiny_artifact, tmp_path / "x.icm")
+    manifest = read_manifest(folder)
+    write_manifest(folder, replace(manifest, model=replace(manifest.model, name=name)))
+    with pytest.raises(SystemExit) as stopped:
+        main(["verify", str(folder), "--quiet"])
+    said = capsys.readouterr()
+    assert (stopped.value.code, said.out, said.err.count("\n")) == (2, "", 1)
+    assert f"was exported from {name!r}" in said.err
+    assert said.err.endswith("say where the model is with --model\n")
+
+
+@pytest.mark.parametrize(("name", "message"), [("reference", "from another checkpoint"), ("ViT-B-32", "no weights")])
+def test_a_manifest_is_followed_to_what_comes_along(tiny_artifact, tmp_path, capsys, name, message):
+    folder = shutil.copytree(tiny_artifact, tmp_path / "x.icm")
+    manifest = read_manifest(folder)
+    write_manifest(folder, replace(manifest, model=replace(manifest.model, name=name)))
+    with pytest.raises(SystemExit):
+        main(["verify", str(folder), "--quiet"])
+    assert message in capsys.readouterr().err
 
 
 BOTH = ("--backend", "onnxruntime", "--backend", "openvino")

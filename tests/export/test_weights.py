@@ -156,11 +156,26 @@ def test_an_index_that_leads_astray_is_refused(tmp_path, changes, message):
         weights.read_state_dict(write_shards(tmp_path, **changes))
 
 
-@pytest.mark.parametrize("content", ["{", "[1]", '{"weight_map": 3}', "{}"])
-def test_a_damaged_index_is_named(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{", r"index\.json: not readable as JSON \("),
+        ("[" * 100_000, r"index\.json: not readable as JSON \("),
+        ("[1]", "not an index of weights, it holds a list"),
+        ('{"weight_map": 3}', "not an index of weights, it has no readable weight_map"),
+        ("{}", "not an index of weights, it has no readable weight_map"),
+    ],
+)
+def test_a_damaged_index_is_named(tmp_path, content, reason):
     (tmp_path / "m.safetensors.index.json").write_text(content)
-    with pytest.raises(CheckpointError, match="not an index of weights, it has no readable weight_map"):
+    with pytest.raises(CheckpointError, match=reason):
         weights.read_state_dict(tmp_path / "m.safetensors.index.json")
+
+
+def test_a_huge_index_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "_MAX_INDEX", 10)
+    with pytest.raises(CheckpointError, match="more than 10 bytes; not an index of weights"):
+        weights.read_state_dict(write_shards(tmp_path))
 
 
 def test_fitting_takes_the_tensors_themselves_and_empties_the_rest():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from invariclip.backends import BACKENDS, open_backend, require_backend
+from invariclip.backends.threads import calls_at_once
 from invariclip.errors import ArtifactError, InputError
 
 TOWERS = ("image.onnx", "text.onnx")
@@ -60,27 +61,111 @@ def test_an_engine_says_what_runs(engine, name):
     assert said["engine"] == name
     assert said["threads"] == 1
     assert said["version"]
+    assert said["processor"]
+    assert (said["computes in"], said["spinning"]) == ("float32", False)
     if name == "openvino":
-        assert (said["computes in"], said["execution provider"], said["execution mode"]) == ("f32", "CPU", "accuracy")
+        assert (said["execution provider"], said["execution mode"]) == ("CPU", "accuracy")
+        assert said["products"]["float32"] == sum(said["products"].values()) > 5
+
+
+@pytest.fixture
+def arithmetic(monkeypatch):
+    """A processor that says it can compute in this and nothing else; a fresh one each time it is asked."""
+    from invariclip.backends import openvino
+
+    def can(*words):
+        class Core(openvino.openvino.Core):
+            def get_property(self, device, name):
+                return list(words)
+
+        monkeypatch.setattr(openvino.openvino, "Core", Core)
+
+    return can
+
+
+@pytest.mark.parametrize(("compute", "word"), [("bfloat16", "BF16"), ("float16", "FP16")])
+def test_an_arithmetic_runs_where_the_processor_has_it_and_is_refused_elsewhere(
+    tiny_artifact, arithmetic, compute, word
+):
+    import openvino
+
+    path = tiny_artifact / "image.onnx"
+    if word in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        backend = open_backend("openvino", path, threads=1, compute=compute)
+        said = backend.describe()
+        assert said["computes in"] == compute
+        assert said["products"][compute] > 5
+        off = np.abs(backend.run(batch("image.onnx", 4))["embedding"] - engine_answer(path)).max()
+        assert 1e-5 < off < 0.1
+    other = "FP16" if word == "BF16" else "BF16"
+    arithmetic("FP32", other)
+    with pytest.raises(InputError, match=f"no {compute} arithmetic; available: float32, "):
+        open_backend("openvino", path, threads=1, compute=compute)
+    with pytest.raises(InputError, match=f"float32 on the CPU, not {compute}; the backend openvino can"):
+        open_backend("onnxruntime", path, compute=compute)
+
+
+def engine_answer(path):
+    return open_backend("onnxruntime", path, threads=1).run(batch("image.onnx", 4))["embedding"]
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-def test_threads_do_not_share_answers(engine, name):
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_share_one_session_and_no_answers(name, threads, tiny_artifact):
+    backend = open_backend(name, tiny_artifact / "image.onnx", threads=threads)
+    asked = [batch("image.onnx", 1 + seed % 3, seed) for seed in range(50)]
+    alone = [backend.run(inputs) for inputs in asked]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda _: [backend.run(inputs) for inputs in asked], range(8)))
+    for answers in together:
+        for got, wanted in zip(answers, alone, strict=True):
+            assert all(np.array_equal(got[name], wanted[name]) for name in wanted)
+
+
+def test_openvino_has_no_more_requests_than_calls_at_once(tiny_artifact):
+    backend = open_backend("openvino", tiny_artifact / "image.onnx", threads=1)
+    inputs = batch("image.onnx", 16)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: backend.run(inputs), range(64)))
+    assert 1 <= backend._idle.qsize() <= calls_at_once(1) == 2
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_refused_input_gives_its_turn_back(name, tiny_artifact):
+    backend = open_backend(name, tiny_artifact / "text.onnx", threads=1)
+    ids = batch("text.onnx", 2)["input_ids"]
+    for _ in range(2 * calls_at_once(1) + 1):
+        with pytest.raises(InputError, match="cannot answer this input"):
+            backend.run({"input_ids": np.tile(ids, 3)})  # longer than the context
+    assert backend.run({"input_ids": ids})["embedding"].shape == (2, 8)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("writable", [True, False])
+def test_answers_stay_and_inputs_are_never_written(engine, name, writable):
     backend = engine(name)
-    asked = [batch("image.onnx", 1 + seed % 3, seed) for seed in range(24)]
-    alone = [backend.run(inputs)["embedding"] for inputs in asked]
-    with ThreadPoolExecutor(6) as pool:
-        together = list(pool.map(lambda inputs: backend.run(inputs)["embedding"], asked * 4))
-    for got, wanted in zip(together, alone * 4, strict=True):
-        assert np.abs(got - wanted).max() <= 1e-6
+    inputs = batch("image.onnx", 3, 1)
+    kept = inputs["pixels"].copy()
+    inputs["pixels"].flags.writeable = writable
+    first = backend.run(inputs)
+    answers = {name: value.copy() for name, value in first.items()}
+    for seed in (2, 3):
+        backend.run(batch("image.onnx", 3, seed))
+    assert all(np.array_equal(first[name], answers[name]) for name in answers)
+    assert np.array_equal(inputs["pixels"], kept)
+    # what callers do to their arrays afterwards is their affair
+    inputs["pixels"].flags.writeable = True
+    inputs["pixels"][:] = 0
+    assert all(np.array_equal(first[name], answers[name]) for name in answers)
 
 
-def test_answers_are_copies(engine):
-    backend = engine("openvino")
-    first = backend.run(batch("image.onnx", 3, 1))["embedding"]
-    kept = first.copy()
-    backend.run(batch("image.onnx", 3, 2))
-    assert np.array_equal(first, kept)
+@pytest.mark.parametrize("name", BACKENDS)
+def test_an_input_need_not_be_contiguous(engine, name):
+    whole = batch("image.onnx", 6)["pixels"]
+    strided = engine(name).run({"pixels": whole[::2]})["embedding"]
+    assert np.array_equal(strided, engine(name).run({"pixels": whole[::2].copy()})["embedding"])
+    mirrored = engine(name).run({"pixels": whole[:, :, ::-1]})["embedding"]
+    assert np.array_equal(mirrored, engine(name).run({"pixels": whole[:, :, ::-1].copy()})["embedding"])
 
 
 def test_only_the_named_outputs(engine):

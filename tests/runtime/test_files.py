@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 
 from invariclip.artifact import checked_path, describe_file, read_manifest
-from invariclip.backends import threads
 from invariclip.embeddings import Embeddings, read_embeddings, write_embeddings
 from invariclip.errors import ArtifactError, InputError
 from invariclip.files import new_directory, write_atomically
 from invariclip.manifest import MANIFEST, FileFacts, ModelFacts, Step, space_id
 from invariclip.pixels import PixelSpec
-from invariclip.prompts import class_bank, expand
+from invariclip.prompts import class_bank
 from invariclip.tokenizer import TextSpec
 
 
@@ -135,26 +134,7 @@ def test_embeddings_round_trip_and_refuse_another_space(tmp_path):
             read_embeddings(path)
 
 
-def test_prompts_keep_the_order_and_refuse_nonsense():
-    assert expand(["cat", "dog"], ["a {}.", "{}"]) == ["a cat.", "cat", "a dog.", "dog"]
-    for classes, templates in [([], ["{}"]), (["a"], []), (["a", "a"], ["{}"]), ([" "], ["{}"]), (["a"], ["no slot"])]:
-        with pytest.raises(InputError):
-            expand(classes, templates)
-
-
 def test_the_bank_is_the_unit_mean_of_unit_prompts():
     vectors = np.eye(4)[[0, 1, 2, 2]]
     bank = class_bank(lambda texts: vectors[: len(texts)], ["x", "y"], ["{}", "a {}"])
     np.testing.assert_allclose(bank, [[0.5**0.5, 0.5**0.5, 0, 0], [0, 0, 1, 0]])
-
-
-@pytest.mark.parametrize(("content", "cores"), [("max 100000", None), ("150000 100000", 1.5), ("", None)])
-def test_threads_follow_the_cgroup_and_the_affinity(tmp_path, monkeypatch, content, cores):
-    quota = tmp_path / "cpu.max"
-    quota.write_text(content)
-    monkeypatch.setattr(threads, "_CGROUP_V2", quota)
-    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _: set(range(64)))
-    assert threads.cgroup_cores() == cores
-    assert threads.available_threads() == (64 if cores is None else 2)
-    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _: {3})
-    assert threads.available_threads() == 1

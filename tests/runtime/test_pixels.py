@@ -132,7 +132,7 @@ def test_bad_pictures_are_one_typed_line(tmp_path, make, reason):
 
 
 def test_a_picture_above_the_limit_is_refused_before_it_is_decoded(monkeypatch):
-    monkeypatch.setattr("invariclip.pixels.MAX_PICTURE_PIXELS", 100)
+    monkeypatch.setattr("invariclip.decode.MAX_PICTURE_PIXELS", 100)
     with pytest.raises(InputError, match="above the limit"):
         pixels(encoded(picture(11, 10), "PNG"), spec_of())
 

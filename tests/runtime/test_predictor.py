@@ -136,7 +136,65 @@ def test_says_what_really_runs(model):
         "engine": "onnxruntime",
         "version": model.describe()["version"],
         "execution provider": "CPUExecutionProvider",
+        "processor": model.describe()["processor"],
         "computes in": "float32",
         "threads": 1,
+        "spinning": False,
+        "variant": "float32",
         "precision": "float32",
+        "chosen by": "default",
+        "batch sizes": "powers of two",
+        "pixel mode": "exact",
+        "text cache": model.describe()["text cache"],
     }
+
+
+class Counting:
+    """An engine that notes how many rows each run had."""
+
+    def __init__(self, inner):
+        self.inner, self.rows = inner, []
+
+    def run(self, inputs, outputs=None):
+        self.rows.append(len(next(iter(inputs.values()))))
+        return self.inner.run(inputs, outputs)
+
+
+@pytest.mark.parametrize(("batch_size", "rows"), [(16, [8, 4]), (7, [8, 4, 1]), (5, [4, 1, 4, 1, 2]), (3, [4] * 4)])
+def test_pictures_run_in_powers_of_two(tiny_artifact, paths, batch_size, rows):
+    model = invariclip.load(tiny_artifact, threads=1)
+    whole = model.embed_images(paths, batch_size=1)
+    model._image = counting = Counting(model._image)
+    got = model.embed_images(paths, batch_size=batch_size)
+    assert counting.rows == rows
+    np.testing.assert_allclose(got, whole, atol=1e-6)
+    counting.rows.clear()
+    model.probabilities(paths, batch_size=batch_size)
+    assert counting.rows == rows
+
+
+def test_warm_up_runs_each_batch_size_once(tiny_artifact, paths):
+    model = invariclip.load(tiny_artifact, threads=1)
+    model._image = counting = Counting(model._image)
+    model.warm_up()
+    assert counting.rows == [1]
+    counting.rows.clear()
+    model.warm_up([1, 7, 8, 13], texts=True)
+    assert counting.rows == [1, 4, 8]
+    assert model._text._opened is not None
+    swapped = model.with_classes(["tree", "cat"])
+    counting.rows.clear()
+    swapped.warm_up((2,))
+    assert counting.rows == [2]
+    for wrong in ([0], [1, 5000]):
+        with pytest.raises(InputError, match="batch sizes must be from 1 to 1024"):
+            model.warm_up(wrong)
+
+
+def test_a_changed_graph_is_told_from_one_that_an_engine_cannot_load(tiny_artifact, tmp_path):
+    copy = tmp_path / "copy.icm"
+    shutil.copytree(tiny_artifact, copy)
+    graph = copy / "image.onnx"
+    graph.write_bytes(b"x" * graph.stat().st_size)  # the engine fails too, and first
+    with pytest.raises(ArtifactError, match="digest differs"):
+        invariclip.load(copy)

@@ -38,6 +38,17 @@ def test_the_bank_is_the_mean_by_hand_however_it_streams(classes, templates, at_
         np.testing.assert_allclose(row, mean / np.linalg.norm(mean), atol=1e-14)
 
 
+def test_a_class_comes_in_all_its_templates_before_the_next():
+    seen = []
+
+    def watched(texts):
+        seen.extend(texts)
+        return embed(texts)
+
+    prompts.class_bank(watched, ["cat", "dog"], ["a {}.", "{}"])
+    assert seen == ["a cat.", "cat", "a dog.", "dog"]
+
+
 def test_the_mean_is_taken_after_the_projection():
     from invariclip.projection import Projection
 

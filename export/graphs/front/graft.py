@@ -31,7 +31,7 @@ def add_front(model: ir.Model, spec: PixelSpec, form: FrontForm) -> None:
 
     Afterwards the input `pixels` is uint8 [batch, height, width, 3] with all three free; everything else is computed
     from its shape. A picture that has the tower's size already passes unchanged. How near the result is to the host's,
-    and for which pictures, is at `BOUNDS`; `front_agreement` measures it.
+    and for which pictures, is at `BOUNDS`.
 
     An engine must run `matmul` in float32: in bfloat16, which OpenVINO takes by default on some CPUs, a third of the
     values are up to 2 levels off. Products in TensorFloat-32 lose nothing, since their operands fit its 11 bits.
@@ -85,6 +85,16 @@ def front_alone(model: ir.Model) -> ir.Model:
         raise ArtifactError("this graph has no front; export it with pixels in the graph")
     graph = ir.convenience.extract(model.graph, [IMAGE_INPUT], [FITTED])
     return ir.Model(graph, ir_version=model.ir_version)
+
+
+def form_of(model: ir.Model) -> FrontForm:
+    """The form of a graph's front, read off its nodes: an ONNX Resize of the front's own, or products.
+
+    Args:
+        model: A graph that went through `add_front`, or what `front_alone` made of it.
+    """
+    own = (node for node in model.graph if (node.name or "").startswith(PREFIX))
+    return "resize" if any(node.op_type == "Resize" for node in own) else "matmul"
 
 
 def _check_spec(spec: PixelSpec) -> None:

@@ -122,9 +122,16 @@ def _why_not(node: ir.Node) -> str | None:
     weight = node.inputs[1]
     if weight is None or weight.const_value is None or int(node.attributes.get_int("group", 1)) != 1:
         return "its first convolution is grouped, or its weights are not constant"
+    bias = _bias(node)
+    if bias is not None and bias.const_value is None:
+        return "its first convolution has a bias that is not constant"
     if node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET":
         return "its first convolution pads by itself"
     return None
+
+
+def _bias(node: ir.Node) -> ir.Value | None:
+    return node.inputs[2] if len(node.inputs) > 2 else None
 
 
 def _pads(node: ir.Node) -> bool:
@@ -140,9 +147,9 @@ def _fold(graph: ir.Graph, node: ir.Node, end: _Affine, *, keep_shift: bool, sou
     if keep_shift:
         return
     extra = (weight * end.shift.reshape(1, _CHANNELS, 1, 1)).sum(axis=(1, 2, 3))
-    given = node.inputs[2] if len(node.inputs) > 2 else None
-    if given is not None and given.const_value is not None:
-        extra = extra + given.const_value.numpy().astype(np.float64)
+    given = _bias(node)
+    if given is not None:
+        extra = extra + given.const_value.numpy().astype(np.float64)  # type: ignore[union-attr]
     bias = _initializer(graph, f"pixel_bias_{number}", extra.astype(np.float32))
     if len(node.inputs) > 2:
         node.replace_input_with(2, bias)

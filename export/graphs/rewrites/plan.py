@@ -13,7 +13,7 @@ from invariclip.export.graphs.rewrites.rewrite import NotApplicableError, Rewrit
 from invariclip.manifest import Step
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
     import onnx_ir as ir
 
@@ -35,7 +35,7 @@ def _length_is_free(model: ir.Model) -> str | None:
     return None if shape is not None and not isinstance(shape[1], int) else "the graph takes texts of one length only"
 
 
-def _without(*kinds: str) -> object:
+def _without(*kinds: str) -> Callable[[ir.Model], str | None]:
     def holds(model: ir.Model) -> str | None:
         found = sorted({node.op_type for node in model.graph if node.op_type in kinds})
         return f"the graph still has {', '.join(found)}" if found else None
@@ -76,7 +76,7 @@ REWRITES: tuple[Rewrite, ...] = (
         ("image",),
         "average pooling to one number is one ReduceMean; torch exports it with an index computation around it",
         module=encoder.average_plainly,
-        holds=_without("Range"),  # type: ignore[arg-type]
+        holds=_without("Range"),
     ),
     Rewrite(
         "text-cut",
@@ -90,7 +90,7 @@ REWRITES: tuple[Rewrite, ...] = (
         ("text",),
         "the end-of-text token is picked by Gather instead of GatherND",
         module=encoder.pick_plainly,
-        holds=_without("GatherND"),  # type: ignore[arg-type]
+        holds=_without("GatherND"),
     ),
     Rewrite(
         "normalisation",

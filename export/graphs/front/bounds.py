@@ -1,0 +1,35 @@
+"""How far a front's pixels may be from the host's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class FrontBounds:
+    """What a front keeps on a picture of any size and content; the reference is `invariclip.pixels.pixels`.
+
+    Attributes:
+        max_levels: Largest difference of any channel of any pixel, in levels of 255.
+        share_off: Share of one picture's channel values that differ at all.
+    """
+
+    max_levels: int
+    share_off: float
+
+
+BOUNDS = {
+    ("matmul", "bicubic"): FrontBounds(1, 0.01),
+    ("matmul", "bilinear"): FrontBounds(1, 0.01),
+    ("resize", "bicubic"): FrontBounds(2, 0.02),
+    ("resize", "bilinear"): FrontBounds(2, 0.35),
+}
+"""By form and `PixelSpec.interpolation`, with room over the worst of a thousand random pictures each.
+
+`matmul` was equal to the host on 99.6 % of them (bicubic) and on all (bilinear), and else a few values in a million
+were one level off. `resize` was equal on 53 % and 63 %; the worst had 0.7 % and 22 % of their values off, where small
+ratios of whole numbers put many sums halfway between two levels. They hold for pictures up to `TALLEST` times as tall
+as wide.
+"""
+TALLEST = 100
+"""Above this, Pillow shortens a tall picture by columns first, which no front does: up to 28 levels off."""

@@ -1,0 +1,110 @@
+"""How many tokens are left after each block, and what a tower costs with so many."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from invariclip.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+Schedule: TypeAlias = tuple[int, ...]
+"""Tokens left after each block but the last, the class token among them. The last answers for the class token alone."""
+
+MERGE_FLOPS = 2e7
+"""What one merge costs beside its arithmetic, in operations: some twenty small operators."""
+
+
+@dataclass(frozen=True)
+class TowerShape:
+    """What an image tower's cost follows from.
+
+    Attributes:
+        blocks: Transformer blocks.
+        tokens: Tokens before the first block, those of `prefix` among them.
+        prefix: Tokens at the front that are never merged: the class token, and registers.
+        width: Components of a token, E.
+        inner: Components of all heads' queries together.
+        keyed: Weights that every token goes through for attention, whether its answer is wanted or not: keys, values.
+        asked: Weights that a token goes through whose answer is wanted: query, output.
+        mlp: Weights of the MLP.
+        stem: Multiplications before the first block.
+    """
+
+    blocks: int
+    tokens: int
+    prefix: int
+    width: int
+    inner: int
+    keyed: int
+    asked: int
+    mlp: int
+    stem: int
+
+    @property
+    def all(self) -> Schedule:
+        """The schedule that merges nothing."""
+        return (self.tokens,) * (self.blocks - 1)
+
+    def fewest(self, before: int) -> int:
+        """How few tokens one merge can leave of `before`: every second patch token can go, rounded up."""
+        patches = before - self.prefix
+        return self.prefix + (patches // 2 if patches > 1 else patches)
+
+    def require(self, schedule: Sequence[int]) -> Schedule:
+        """The schedule, if a tower of this shape can have it.
+
+        Raises:
+            InputError: It cannot.
+        """
+        if len(schedule) != self.blocks - 1:
+            raise InputError(
+                f"a schedule of tokens has a number for every block but the last: {self.blocks - 1}, "
+                f"not {len(schedule)}"
+            )
+        before = self.tokens
+        for place, after in enumerate(schedule):
+            least = self.fewest(before)
+            if not least <= after <= before:
+                raise InputError(
+                    f"block {place + 1} of {self.blocks} gets {before} tokens and can leave {least} to {before} of "
+                    f"them, not {after}"
+                )
+            before = after
+        return tuple(int(after) for after in schedule)
+
+    def merges(self, schedule: Schedule) -> int:
+        """How many blocks merge."""
+        return sum(before != after for before, after in zip((self.tokens, *schedule[:-1]), schedule, strict=True))
+
+    def flops(self, schedule: Schedule, *, merge: float = MERGE_FLOPS) -> float:
+        """What a picture costs: twice its multiplications, and an extra for each merge.
+
+        Args:
+            schedule: One that `require` lets pass.
+            merge: Operations that one merge is worth beside its arithmetic.
+        """
+        products, before = float(self.stem), self.tokens
+        for after in schedule:
+            products += before * (self.keyed + self.asked) + 2 * before * before * self.inner + after * self.mlp
+            if after != before:
+                products += before * before * self.width + before * after * self.width + merge / 2
+            before = after
+        return 2 * (products + before * self.keyed + 2 * before * self.inner + self.asked + self.mlp)
+
+    def saving(self, schedule: Schedule, *, merge: float = MERGE_FLOPS) -> float:
+        """Share of the whole tower's cost that a schedule saves; below zero where merging costs more than it saves."""
+        return 1 - self.flops(schedule, merge=merge) / self.flops(self.all)
+
+
+def written(schedule: Sequence[int]) -> str:
+    """A schedule in words for plans and reports: `197 ×2, 99 ×9`."""
+    runs: list[list[int]] = []
+    for tokens in schedule:
+        if runs and runs[-1][0] == tokens:
+            runs[-1][1] += 1
+        else:
+            runs.append([tokens, 1])
+    return ", ".join(f"{tokens} ×{count}" for tokens, count in runs)

@@ -1,0 +1,53 @@
+"""The image graph with fewer tokens: the schedule that the contract allows on the calibration pictures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from invariclip.errors import ContractError
+from invariclip.export.graphs.tokens import image_shape
+from invariclip.export.graphs.tokens.search import fewest_tokens
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from invariclip.export.contract.figures import Figures
+    from invariclip.export.graphs.tokens.search import Found
+    from invariclip.export.models.checkpoint import Checkpoint
+    from invariclip.export.precision.variants import Workshop
+
+TRIALS = 12
+"""Schedules that are tried: each is a trace and a run of the calibration pictures."""
+FILE = "image.tokens.onnx"
+
+
+def fewer_tokens(
+    workshop: Workshop, folder: Path, trace: Callable[[Sequence[int], Path], None], checkpoint: Checkpoint
+) -> tuple[Path, Found]:
+    """Searches a schedule and writes the float32 graph that has it.
+
+    Args:
+        workshop: The contract to ask, and the engine that answers.
+        folder: Where the graph goes.
+        trace: Writes the image graph with a schedule.
+        checkpoint: The model.
+
+    Returns:
+        The file, and what was tried.
+
+    Raises:
+        InputError: The tower's tokens cannot be merged.
+        ContractError: No schedule keeps the contract.
+    """
+    target = folder / FILE
+
+    def ask(schedule: Sequence[int]) -> Figures:
+        trace(schedule, target)
+        return workshop.trials.figures(target, backend=workshop.backend, threads=workshop.threads)
+
+    found = fewest_tokens(image_shape(checkpoint), ask, workshop.trials.bounds, trials=TRIALS)
+    if found.best is None:
+        raise ContractError(found.lines()[1] if found.nearest else "no schedule of tokens saves anything")
+    trace(found.best.schedule, target)
+    return target, found

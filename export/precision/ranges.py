@@ -1,0 +1,118 @@
+"""What flows into each product while calibration pictures pass: ranges, means and second moments, streamed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnxruntime
+
+from invariclip.backends.threads import available_threads
+from invariclip.errors import ContractError
+from invariclip.export.graphs.trace import write_graph
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    import onnx_ir as ir
+    from numpy.typing import NDArray
+
+
+@dataclass
+class Flow:
+    """Statistics of one value [..., K] over every row that was seen.
+
+    Attributes:
+        low: Smallest number, at most 0.
+        high: Largest number, at least 0.
+        peaks: float32 [K], the largest |number| of each channel.
+        total: float64 [K], the sum of the rows.
+        moments: float32 [K, K], the sum of outer products of the rows.
+        rows: How many rows.
+    """
+
+    low: float
+    high: float
+    peaks: NDArray[np.float32]
+    total: NDArray[np.float64]
+    moments: NDArray[np.float32]
+    rows: int = 0
+
+    @classmethod
+    def empty(cls, width: int) -> Flow:
+        """Of no row yet."""
+        return cls(0.0, 0.0, np.zeros(width, np.float32), np.zeros(width), np.zeros((width, width), np.float32))
+
+    def add(self, rows: NDArray[np.float32]) -> None:
+        """Takes rows [n, K] in.
+
+        Raises:
+            ContractError: One of them is NaN or infinite.
+        """
+        if not np.isfinite(rows).all():
+            raise ContractError("a value inside the graph is NaN or infinite on a calibration picture")
+        self.low = min(self.low, float(rows.min()))
+        self.high = max(self.high, float(rows.max()))
+        np.maximum(self.peaks, np.abs(rows).max(axis=0), out=self.peaks)
+        self.total += rows.sum(axis=0, dtype=np.float64)
+        self.moments += rows.T @ rows
+        self.rows += len(rows)
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """float64 [K], the mean row."""
+        return self.total / max(self.rows, 1)
+
+
+def flows_of(
+    model: ir.Model,
+    values: Sequence[str],
+    batches: Iterable[NDArray[np.uint8]],
+    *,
+    threads: int | None = None,
+) -> dict[str, Flow]:
+    """Runs calibration pictures through a float32 graph and looks at some of its values.
+
+    Args:
+        model: The graph; it is unchanged afterwards.
+        values: Names of float32 values [N, ..., K].
+        batches: uint8 [n, H, W, 3]; every batch is let go before the next.
+        threads: Of ONNX Runtime; None takes what this process may use.
+
+    Raises:
+        ContractError: A value is not finite, or no picture came.
+    """
+    wanted = list(dict.fromkeys(values))
+    flows: dict[str, Flow] = {}
+    with TemporaryDirectory() as folder:
+        session = _looking(model, wanted, Path(folder) / "looking.onnx", threads or available_threads())
+        for batch in batches:
+            answers = session.run(wanted, {session.get_inputs()[0].name: batch})
+            for name, answer in zip(wanted, answers, strict=True):
+                rows = np.asarray(answer, dtype=np.float32).reshape(-1, answer.shape[-1])
+                if name not in flows:
+                    flows[name] = Flow.empty(rows.shape[1])
+                flows[name].add(rows)
+    if wanted and not flows:
+        raise ContractError("no calibration picture came")
+    return flows
+
+
+def _looking(model: ir.Model, values: Sequence[str], path: Path, threads: int) -> onnxruntime.InferenceSession:
+    """A session whose graph also answers the values. The edit of the graph is undone at once."""
+    graph, before = model.graph, list(model.graph.outputs)
+    named = {value.name: value for node in graph for value in node.outputs}
+    more = [named[name] for name in values if name in named and named[name] not in before]
+    graph.outputs.extend(more)
+    try:
+        write_graph(model, path)
+    finally:
+        for _ in more:  # one by one: deleting a slice leaves the values marked as outputs
+            graph.outputs.pop()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -1,0 +1,98 @@
+"""The contract asked again and again of one image tower, while a search looks for a variant that keeps it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from invariclip.backends import open_backend
+from invariclip.export.contract import answers, evidence
+from invariclip.export.contract.comparison import measure
+from invariclip.export.contract.figures import failures
+from invariclip.manifest import EMBEDDING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from invariclip.console import Progress
+    from invariclip.export.contract.answers import Shown
+    from invariclip.export.contract.candidate import Job
+    from invariclip.export.contract.evidence import Pictures
+    from invariclip.export.contract.figures import Figures, Thresholds
+    from invariclip.manifest import Compute
+
+BATCH = 16
+ALTERED = 64
+
+
+@dataclass
+class Trials:
+    """Reference answers, once; then any number of graphs.
+
+    Attributes:
+        job: What they must answer like.
+        bounds: What they must keep.
+        shown: The pictures, and the reference's answers.
+        bank: float64 [K, d], what best matches are sought in.
+        asked: How many graphs were tried.
+    """
+
+    job: Job
+    bounds: Thresholds
+    shown: Shown
+    bank: NDArray[np.float64]
+    asked: int = field(default=0)
+
+    @classmethod
+    def look(cls, job: Job, pictures: Pictures, bounds: Thresholds, progress: Progress) -> Trials:
+        """Runs the reference's image tower on every picture.
+
+        Raises:
+            InputError: No picture can be read.
+            CheckpointError: The checkpoint itself answers with NaN or infinity.
+        """
+        steps = -(-len(pictures.paths) // BATCH)
+        shown = answers.show(
+            lambda: progress(pictures.batches(BATCH), total=steps, desc="reference, image tower"),
+            job.checkpoint.encode_images,
+            alter=set(evidence.spread(range(len(pictures.paths)), ALTERED)),
+        )
+        quiet = answers.Shown(
+            lambda: pictures.batches(BATCH), shown.raw, shown.first, shown.altered_rows, shown.altered,
+            shown.altered_raw,
+        )  # fmt: skip
+        bank = job.bank
+        if bank is None:
+            ids = evidence.ids_of(evidence.PROMPTS, job.checkpoint.tokenizer)
+            bank = answers.project(job.checkpoint.encode_texts(ids), job.projection)
+        return cls(job, bounds, quiet, bank)
+
+    def figures(
+        self, image: Path, *, backend: str, compute: Compute = "float32", threads: int | None = None
+    ) -> Figures:
+        """What a graph answers, measured.
+
+        Raises:
+            ArtifactError: The engine cannot load it.
+            ContractError: It cannot answer.
+        """
+        self.asked += 1
+        opened = open_backend(backend, image, threads=threads, compute=compute)
+        seen = answers.compare(opened, self.shown, self.job.projection, self.shown.batches())
+        checkpoint = self.job.checkpoint
+        return measure(seen, self.bank, logit_scale=checkpoint.logit_scale, logit_bias=checkpoint.logit_bias)
+
+    def cost(self, image: Path, *, backend: str, threads: int | None = None) -> float:
+        """1 - the mean cosine to the reference on a few pictures: what a part of a search ranks by."""
+        opened = open_backend(backend, image, threads=threads)
+        got = opened.run({opened.input_names[0]: self.shown.first}, (EMBEDDING,))[EMBEDDING].astype(np.float64)
+        wanted = answers.project(self.shown.raw[: len(got)], self.job.projection)
+        return float(1 - (got * wanted).sum(axis=1).mean())
+
+    def broken(self, figures: Figures) -> list[str]:
+        """Every bound that figures break, in words."""
+        return list(failures("image", figures, self.bounds).values())

@@ -1,0 +1,155 @@
+"""Variants that an artifact may have beside float32: what they are called, and how their files are made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import onnx_ir as ir
+
+from invariclip.errors import ContractError, InputError
+from invariclip.export.graphs.trace import write_graph
+from invariclip.export.precision import library
+from invariclip.export.precision.half import halve
+from invariclip.export.precision.mixed import groups_of, mix
+from invariclip.export.precision.qdq import Recipe, quantise, rounded
+from invariclip.export.precision.ranges import flows_of
+from invariclip.export.precision.sites import flops, sites_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from invariclip.console import Progress
+    from invariclip.export.contract.figures import Figures
+    from invariclip.export.precision.mixed import Group, Mix
+    from invariclip.export.precision.trials import Trials
+    from invariclip.manifest import Compute
+
+Method = Literal["none", "float16", "mixed", "dynamic", "static", "nncf"]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How a variant comes about.
+
+    Attributes:
+        method: What is done to the image graph's weights: `mixed` is our own int8 (see `qdq`, `mixed`), `dynamic` and
+            `static` are ONNX Runtime's, `nncf` is NNCF's.
+        precision: What the manifest says that they are in then.
+        compute: What the engine may compute the rest in.
+        fewer_tokens: Whether similar patch tokens are merged on the way.
+    """
+
+    method: Method
+    precision: str
+    compute: Compute = "float32"
+    fewer_tokens: bool = False
+
+
+KINDS: dict[str, Kind] = {
+    "bfloat16": Kind("none", "float32", "bfloat16"),
+    "float16": Kind("float16", "float16"),
+    "int8": Kind("mixed", "int8"),
+    "int8-dynamic": Kind("dynamic", "int8"),
+    "int8-static": Kind("static", "int8"),
+    "int8-nncf": Kind("nncf", "int8"),
+    "tokens": Kind("none", "float32", fewer_tokens=True),
+    "tokens-bfloat16": Kind("none", "float32", "bfloat16", fewer_tokens=True),
+    "tokens-int8": Kind("mixed", "int8", fewer_tokens=True),
+}
+"""What `--variant` knows."""
+
+
+def require_kinds(names: Iterable[str]) -> None:
+    """Makes sure that every variant is known, before minutes of work.
+
+    Raises:
+        InputError: One is not.
+    """
+    for name in names:
+        if name not in KINDS:
+            raise InputError(f"no variant is called {name!r}; available: {', '.join(KINDS)}")
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What making a variant needs.
+
+    Attributes:
+        calibration: Gives the calibration pictures anew at every call: uint8 [n, H, W, 3], batch by batch.
+        trials: The contract to ask while looking for a mix.
+        backend: The engine that is asked.
+        threads: Its threads.
+        progress: `console.bar` or `console.silent`.
+    """
+
+    calibration: Callable[[], Iterable[NDArray[np.uint8]]]
+    trials: Trials
+    backend: str
+    threads: int | None
+    progress: Progress
+
+    def make(self, method: Method, source: Path, target: Path) -> dict[str, Any]:
+        """Writes one image graph in another precision.
+
+        Args:
+            method: See `Kind`; not `none`.
+            source: The float32 graph.
+            target: The file to write.
+
+        Returns:
+            A report for the manifest.
+
+        Raises:
+            ContractError: Nothing could be quantised, or no mix keeps the contract.
+            MissingExtraError: The library that the method needs is not installed.
+        """
+        if method == "float16":
+            model = ir.load(source)
+            count = halve(model)
+            write_graph(model, target)
+            return {"method": method, "weights": count}
+        if method == "mixed":
+            return {"method": method, **self._mixed(source, target).to_json()}
+        if method == "dynamic":
+            library.dynamic(source, target)
+        elif method == "static":
+            library.static(source, target, self.calibration())
+        else:
+            library.nncf(source, target, self.calibration())
+        return {"method": method}
+
+    def _mixed(self, source: Path, target: Path) -> Mix:
+        model = ir.load(source)
+        sites = sites_of(model)
+        if not sites:
+            raise ContractError("it has no product with constant weights that int8 could take over")
+        flows = flows_of(model, [site.value for site in sites], self.calibration(), threads=self.threads)
+        weights = rounded(model, sites, flows, Recipe(), progress=self.progress)
+
+        def write(chosen: Sequence[Group]) -> None:
+            graph = ir.load(source)
+            quantise(graph, [site for group in chosen for site in group.sites], flows, weights)
+            write_graph(graph, target)
+
+        def ask(chosen: Sequence[Group]) -> Figures:
+            write(chosen)
+            return self.trials.figures(target, backend=self.backend, threads=self.threads)
+
+        def cost(chosen: Sequence[Group]) -> float:
+            write(chosen)
+            return self.trials.cost(target, backend=self.backend, threads=self.threads)
+
+        found = mix(
+            groups_of(sites, lambda site: flops(model, site)), ask, self.trials.broken, cost_of=cost,
+            progress=self.progress,
+        )  # fmt: skip
+        if found.figures is None:
+            lines = found.trials[0]["broken"]
+            raise ContractError(f"no mix of int8 and float32 keeps the contract; int8 everywhere: {'; '.join(lines)}")
+        write(found.chosen)
+        return found

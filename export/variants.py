@@ -1,0 +1,222 @@
+"""Further variants of an artifact: other precisions and fewer tokens, made from its float32 graphs, judged like them.
+
+A variant is listed on the engines where it keeps the contract at the level asked for. One that keeps it nowhere is left
+out, its files with it, and the manifest says by how much it missed.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from invariclip.artifact import describe_file
+from invariclip.errors import ContractError, InputError, LeftOutWarning
+from invariclip.export.contract import evidence, verify
+from invariclip.export.contract.candidate import Candidate
+from invariclip.export.contract.evidence import Pictures, spread
+from invariclip.export.contract.figures import THRESHOLDS
+from invariclip.export.graphs.trace import write_facts
+from invariclip.export.precision.fewer import fewer_tokens
+from invariclip.export.precision.trials import Trials
+from invariclip.export.precision.variants import KINDS, Workshop, require_kinds
+from invariclip.pixels import find_pictures
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from invariclip.console import Progress
+    from invariclip.export.contract.candidate import Job, Verdict
+    from invariclip.export.contract.figures import Thresholds
+    from invariclip.export.precision.variants import Kind
+    from invariclip.fidelity import Fidelity
+    from invariclip.manifest import Manifest, Variant
+
+BASE = "float32"
+"""The variant that every artifact has, and the others are made from."""
+CALIBRATION = 96
+"""Pictures that ranges and moments are taken from, each as it is and under one intervention."""
+_BATCH = 8
+_SEED = 1
+"""Of those interventions; the contract's own draws have another."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What further variants an artifact should have.
+
+    Attributes:
+        names: See `precision.variants.KINDS`.
+        level: The fidelity that they have to reach.
+        bounds: That level's bounds; None takes the level's own.
+        calibration: Pictures to calibrate on; None takes bundled ones that the contract does not look at.
+    """
+
+    names: tuple[str, ...] = ()
+    level: Fidelity = "fast"
+    bounds: Thresholds | None = None
+    calibration: tuple[str | Path, ...] | None = None
+
+
+def require_wish(wish: Wish, pixels_in_graph: str | None) -> None:
+    """Makes sure that every variant can be made, before minutes of work.
+
+    Raises:
+        InputError: One is not known, or the image graph would resize pictures itself.
+    """
+    require_kinds(wish.names)
+    if wish.names and pixels_in_graph is not None:
+        raise InputError("variants take pictures prepared by the host: leave --pixels-in-graph or --variant out")
+
+
+def with_variants(
+    manifest: Manifest,
+    folder: Path,
+    job: Job,
+    wish: Wish,
+    pictures: Pictures,
+    *,
+    backends: Sequence[str],
+    threads: int | None,
+    progress: Progress,
+    trace: Callable[[Sequence[int], Path], None],
+) -> Manifest:
+    """Makes, judges and lists further variants in an artifact's folder that holds its float32 graphs.
+
+    Args:
+        manifest: The artifact's, with the variant `float32`.
+        folder: Where its files are.
+        job: What every variant must answer like.
+        wish: Which ones.
+        pictures: What the contract looks at.
+        backends: Engines to judge on; a variant needs one of them.
+        threads: The engines'.
+        progress: `console.bar` or `console.silent`.
+        trace: Writes the image graph again with so many tokens after each block.
+
+    Returns:
+        The manifest with what passed in `variants`, and the rest in `left_out`.
+    """
+    if not wish.names:
+        return manifest
+    base = manifest.variants[BASE]
+    bounds = wish.bounds or THRESHOLDS[wish.level]
+    spare = Pictures(spare_pictures(wish, pictures), job.checkpoint.pixels)
+    trials = Trials.look(job, spare, bounds, progress)
+    made: dict[str, Variant] = {}
+    left: dict[str, str] = {}
+    sources: dict[bool, tuple[Path, dict[str, Any]]] = {False: (folder / base.image.path, {})}
+    for name in wish.names:
+        kind = KINDS[name]
+        engine = _engine(kind, backends)
+        workshop = Workshop(partial(_batches, spare), trials, engine or "", threads, progress)
+        try:
+            if engine is None:
+                raise ContractError(f"none of {', '.join(backends)} computes in {kind.compute}; add --backend openvino")
+            if kind.fewer_tokens and True not in sources:
+                thin, found = fewer_tokens(workshop, folder, trace, job.checkpoint)
+                sources[True] = thin, {"tokens": found.lines()}
+            source, report = sources[kind.fewer_tokens]
+            made[name] = _made(name, kind, base, source, report, folder, workshop)
+        except (ContractError, InputError) as error:
+            left[name] = str(error)
+    for file in {variant.image.path for variant in made.values()} - {base.image.path}:
+        write_facts(folder / file, manifest.facts(file))
+    # the digests once more: the facts were added after the files were made
+    made = {name: replace(one, image=describe_file(folder, one.image.path)) for name, one in made.items()}
+    verdicts = _judged(folder, job, wish, bounds, pictures, made, backends, threads, progress)
+    for name, variant in made.items():
+        passed = {engine: verdict.parity for engine, verdict in verdicts[name].items() if not verdict.broken}
+        if passed:
+            made[name] = replace(variant, parity=passed)
+        else:
+            left[name] = "; ".join(f"{engine}: {verdict.reason}" for engine, verdict in verdicts[name].items())
+    for name, why in left.items():
+        warnings.warn(f"variant {name} is left out: {why}", LeftOutWarning, stacklevel=2)
+    listed = {**manifest.variants, **{name: one for name, one in made.items() if name not in left}}
+    _drop_unlisted(folder, listed)
+    return replace(manifest, variants=listed, left_out=left)
+
+
+def _judged(
+    folder: Path, job: Job, wish: Wish, bounds: Thresholds, pictures: Pictures, made: Mapping[str, Variant],
+    backends: Sequence[str], threads: int | None, progress: Progress,
+) -> dict[str, dict[str, Verdict]]:  # fmt: skip
+    """Every variant on every engine that can compute it, by name and engine."""
+    candidates, places = {}, {}
+    for name, variant in made.items():
+        for engine in backends:
+            if variant.compute != "float32" and engine != "openvino":
+                continue
+            key = f"{name} on {engine}"
+            places[key] = name, engine
+            candidates[key] = Candidate.open(
+                folder / variant.image.path, folder / variant.text.path, job, backend=engine, level=wish.level,
+                compute=variant.compute, text_compute=variant.text_compute, threads=threads,
+            )  # fmt: skip
+    found: dict[str, dict[str, Verdict]] = {name: {} for name in made}
+    verdicts = verify.check(candidates, pictures, bounds, progress=progress) if candidates else {}
+    for key, verdict in verdicts.items():
+        name, engine = places[key]
+        found[name][engine] = verdict
+    return found
+
+
+def _drop_unlisted(folder: Path, listed: Mapping[str, Variant]) -> None:
+    """Takes away graphs that no variant names."""
+    kept = {file.path for variant in listed.values() for file in (variant.image, variant.text)}
+    for path in folder.glob("*.onnx"):
+        if path.name not in kept:
+            path.unlink()
+            path.with_name(f"{path.name}.data").unlink(missing_ok=True)
+
+
+def _made(
+    name: str, kind: Kind, base: Variant, source: Path, report: dict[str, Any], folder: Path, workshop: Workshop
+) -> Variant:
+    """One variant's image graph and how it came to be."""
+    target = source
+    if kind.method != "none":
+        target = folder / f"image.{name}.onnx"
+        report = {**report, **workshop.make(kind.method, source, target)}
+    return replace(
+        base,
+        precision=kind.precision,
+        compute=kind.compute,
+        image=describe_file(folder, target.name),
+        made=report,
+        parity={},
+    )
+
+
+def _engine(kind: Kind, backends: Sequence[str]) -> str | None:
+    """The engine that a search asks: OpenVINO first, which is the faster one in int8."""
+    able = [name for name in backends if kind.compute == "float32" or name == "openvino"]
+    return "openvino" if "openvino" in able else next(iter(able), None)
+
+
+def spare_pictures(wish: Wish, judged: Pictures) -> list[Path]:
+    """What to calibrate on: the wish's own pictures, or bundled ones that the contract does not look at.
+
+    Raises:
+        InputError: A path does not exist or a folder is empty.
+    """
+    if wish.calibration:
+        return find_pictures(list(wish.calibration))
+    from invariclip.export.reference import pictures_path
+
+    bundled = find_pictures([pictures_path()])
+    apart = [path for path in bundled if path not in set(judged.paths)]
+    return spread(apart or bundled, CALIBRATION)
+
+
+def _batches(pictures: Pictures) -> Iterator[NDArray[np.uint8]]:
+    """Calibration pictures as they are and under an intervention each, so that ranges hold for both."""
+    for batch in pictures.batches(_BATCH):
+        yield batch
+        yield evidence.altered(batch, _SEED)
