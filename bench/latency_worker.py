@@ -97,10 +97,11 @@ def main() -> None:
     # Libraries print to standard output as they like: it becomes standard error, and answers get a pipe of their own
     pipe = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    warnings.simplefilter("ignore")  # other libraries' remarks on their own future
-    warnings.filterwarnings("default", module="invariclip")
+    warnings.simplefilter("ignore")  # libraries' remarks on their future; ours were heard when the files were prepared
     try:
         _serve(lambda answer: print_line(pipe, answer))
+    except BrokenPipeError:  # nobody is left to hear it; exiting in order would try to write what is left once more
+        os._exit(1)
     except BaseException as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         print_line(pipe, {"error": reason[:500]})

@@ -128,14 +128,15 @@ def export_artifact(
         written = write_files(job, folder, build, progress)
         towers = folder / IMAGE_FILE, folder / TEXT_FILE
         candidates = {name: verify.Candidate.open(*towers, job, backend=name, threads=threads) for name in backends}
-        verdicts = verify.check(candidates, checked, thresholds, progress=progress)
+        seen = verify.look(checkpoint, checked, progress)
+        verdicts = verify.check(candidates, checked, thresholds, seen=seen, progress=progress)
         for name, verdict in verdicts.items():
             verdict.require(f"{target.name}: the {FLOAT32} variant on {name}")
         files = describe_file(folder, IMAGE_FILE), describe_file(folder, TEXT_FILE)
         parity = {name: verdict.parity for name, verdict in verdicts.items()}
         variant = Variant(FLOAT32, *files, parity, written.text_length, written.front)
         manifest = with_variants(
-            replace(written.manifest, variants={FLOAT32: variant}), folder, job, wanted, checked, backends=backends,
+            replace(written.manifest, variants={FLOAT32: variant}), folder, job, wanted, seen, backends=backends,
             threads=threads, progress=progress, trace=partial(_write_thinned, job, build),
         )  # fmt: skip
         write_manifest(folder, manifest)

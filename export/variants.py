@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from invariclip.console import Progress
     from invariclip.export.contract.candidate import Job, Verdict
     from invariclip.export.contract.figures import Thresholds
+    from invariclip.export.contract.verify import Evidence
     from invariclip.export.precision.variants import Kind
     from invariclip.fidelity import Fidelity
     from invariclip.manifest import Manifest, Variant
@@ -79,7 +80,7 @@ def with_variants(
     folder: Path,
     job: Job,
     wish: Wish,
-    pictures: Pictures,
+    seen: Evidence,
     *,
     backends: Sequence[str],
     threads: int | None,
@@ -93,7 +94,7 @@ def with_variants(
         folder: Where its files are.
         job: What every variant must answer like.
         wish: Which ones.
-        pictures: What the contract looks at.
+        seen: What the contract looks at, and what the reference answers.
         backends: Engines to judge on; a variant needs one of them.
         threads: The engines'.
         progress: `console.bar` or `console.silent`.
@@ -106,7 +107,7 @@ def with_variants(
         return manifest
     base = manifest.variants[BASE]
     bounds = wish.bounds or THRESHOLDS[wish.level]
-    spare = Pictures(spare_pictures(wish, pictures), job.checkpoint.pixels)
+    spare = Pictures(spare_pictures(wish, seen.pictures), job.checkpoint.pixels)
     trials = Trials.look(job, spare, bounds, progress)
     made: dict[str, Variant] = {}
     left: dict[str, str] = {}
@@ -129,7 +130,7 @@ def with_variants(
         write_facts(folder / file, manifest.facts(file))
     # the digests once more: the facts were added after the files were made
     made = {name: replace(one, image=describe_file(folder, one.image.path)) for name, one in made.items()}
-    verdicts = _judged(folder, job, wish, bounds, pictures, made, backends, threads, progress)
+    verdicts = _judged(folder, job, wish, bounds, seen, made, backends, threads, progress)
     for name, variant in made.items():
         passed = {engine: verdict.parity for engine, verdict in verdicts[name].items() if not verdict.broken}
         if passed:
@@ -144,7 +145,7 @@ def with_variants(
 
 
 def _judged(
-    folder: Path, job: Job, wish: Wish, bounds: Thresholds, pictures: Pictures, made: Mapping[str, Variant],
+    folder: Path, job: Job, wish: Wish, bounds: Thresholds, seen: Evidence, made: Mapping[str, Variant],
     backends: Sequence[str], threads: int | None, progress: Progress,
 ) -> dict[str, dict[str, Verdict]]:  # fmt: skip
     """Every variant on every engine that can compute it, by name and engine."""
@@ -160,7 +161,7 @@ def _judged(
                 compute=variant.compute, text_compute=variant.text_compute, threads=threads,
             )  # fmt: skip
     found: dict[str, dict[str, Verdict]] = {name: {} for name in made}
-    verdicts = verify.check(candidates, pictures, bounds, progress=progress) if candidates else {}
+    verdicts = verify.check(candidates, seen.pictures, bounds, seen=seen, progress=progress) if candidates else {}
     for key, verdict in verdicts.items():
         name, engine = places[key]
         found[name][engine] = verdict

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from invariclip.backends import BACKENDS, DEFAULT_BACKEND
-from invariclip.errors import ArtifactError, InputError, ProfileError, ProfileWarning
+from invariclip.backends import BACKENDS, DEFAULT_BACKEND, require_backend
+from invariclip.errors import ArtifactError, InputError, ProfileError, ProfileWarning, UnprovedBackendWarning
 from invariclip.fidelity import LEVELS, reaches, require_level
 from invariclip.files import sha256_file
 from invariclip.machine import engine_versions, is_installed, this_machine
@@ -54,7 +54,7 @@ def choose(
     objective: str | None = None,
     profile: str | os.PathLike[str] | None = None,
 ) -> Chosen:
-    """Picks a variant and an engine; the arguments are those of `predictor.load`.
+    """Picks a variant and an engine; the arguments are those of `loading.load`.
 
     Raises:
         ArtifactError: No variant reaches the fidelity, or none has the name.
@@ -242,3 +242,24 @@ def _listed(manifest: Manifest, level: Fidelity) -> str:
         if keeps(variant, engine, level)
     ]
     return ", ".join(pairs) or "none"
+
+
+def require_right(folder: Path, variant: Variant, backend: str) -> None:
+    """Refuses an engine that is known to answer a graph wrongly, and says so where one was never tried.
+
+    Raises:
+        InputError: The graph resizes by ONNX's Resize, which other engines than ONNX Runtime compute differently.
+    """
+    require_backend(backend)
+    if variant.front == "resize" and backend != DEFAULT_BACKEND:
+        raise InputError(
+            f"{folder}: its image graph resizes by ONNX's Resize, which {backend} computes differently; "
+            f"use {DEFAULT_BACKEND}, or export with --pixels-in-graph matmul"
+        )
+    if backend not in variant.parity:
+        warnings.warn(
+            f"{folder}: was proved on {', '.join(variant.parity) or 'no engine'}, not on {backend}; "
+            f"`invariclip verify --backend {backend}` tells whether it answers alike",
+            UnprovedBackendWarning,
+            stacklevel=4,
+        )

@@ -271,7 +271,7 @@ def embed(
 def _open(
     artifact: Path, projection: Path | None, backend: str | None, threads: int | None, pixel_mode: PixelMode
 ) -> Model:
-    from invariclip.predictor import load
+    from invariclip.loading import load
 
     other = None if projection is None else read_projection(projection)
     model = load(artifact, backend=backend, threads=threads, pixel_mode=pixel_mode)

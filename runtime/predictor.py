@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import threading
-import warnings
 from contextlib import closing
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from invariclip.answers import Answer, Prediction, class_probabilities, ranked
-from invariclip.artifact import checked_meanwhile, read_manifest
-from invariclip.backends import DEFAULT_BACKEND, open_backend, require_backend
+from invariclip.artifact import checked_meanwhile
+from invariclip.backends import DEFAULT_BACKEND, open_backend
 from invariclip.backends.threads import available_threads
 from invariclip.batching import plan, run_in_buckets
-from invariclip.choice import choose
+from invariclip.choice import require_right
 from invariclip.console import silent
-from invariclip.errors import ArtifactError, InputError, ProjectionError, UnprovedBackendWarning
+from invariclip.errors import ArtifactError, InputError, ProjectionError
 from invariclip.manifest import EMBEDDING, IMAGE_INPUT, PROBABILITIES, PROJECTION_INPUT, space_id
 from invariclip.pixels import require_pixel_mode
 from invariclip.prompts import DEFAULT_TEMPLATES, check_prompts, class_bank
@@ -26,20 +24,20 @@ from invariclip.text_cache import DEFAULT_TEXT_CACHE, TextCache
 from invariclip.text_tower import TextTower
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Generator, Iterator, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
     from invariclip.console import Progress
-    from invariclip.manifest import Manifest, Variant
+    from invariclip.manifest import Manifest
     from invariclip.pixels import PixelMode
     from invariclip.projection import Projection
     from invariclip.streams import Batch, Pictures, Unreadable
 
     _Answering = Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], NDArray[np.float32]]]
 
-__all__ = ["DEFAULT_BATCH", "EXCHANGING_BACKENDS", "Answer", "Model", "Prediction", "load"]
+__all__ = ["DEFAULT_BATCH", "EXCHANGING_BACKENDS", "Answer", "Model", "Prediction"]
 
 T = TypeVar("T")
 
@@ -75,7 +73,7 @@ class Model:
             raise ArtifactError(
                 f"{folder}: no variant {variant!r}; available: {', '.join(manifest.variants) or 'none'}"
             )
-        _require_right(folder, manifest.variants[variant], backend)
+        require_right(folder, manifest.variants[variant], backend)
         self.manifest = manifest
         self.classes: tuple[str, ...] = manifest.classes
         self.templates: tuple[str, ...] = manifest.templates or DEFAULT_TEMPLATES
@@ -303,70 +301,3 @@ class Model:
             if self._bank is None:
                 self._bank = class_bank(self.embed_texts, self.classes, self.templates).astype(np.float32)
             return self._bank
-
-
-def _require_right(folder: Path, variant: Variant, backend: str) -> None:
-    """Refuses an engine that is known to answer a graph wrongly, and says so where one was never tried.
-
-    Raises:
-        InputError: The graph resizes by ONNX's Resize, which other engines than ONNX Runtime compute differently.
-    """
-    require_backend(backend)
-    if variant.front == "resize" and backend != DEFAULT_BACKEND:
-        raise InputError(
-            f"{folder}: its image graph resizes by ONNX's Resize, which {backend} computes differently; "
-            f"use {DEFAULT_BACKEND}, or export with --pixels-in-graph matmul"
-        )
-    if backend not in variant.parity:
-        warnings.warn(
-            f"{folder}: was proved on {', '.join(variant.parity) or 'no engine'}, not on {backend}; "
-            f"`invariclip verify --backend {backend}` tells whether it answers alike",
-            UnprovedBackendWarning,
-            stacklevel=4,
-        )
-
-
-def load(
-    folder: str | os.PathLike[str],
-    *,
-    variant: str | None = None,
-    backend: str | None = None,
-    threads: int | None = None,
-    fidelity: str | None = None,
-    objective: str | None = None,
-    profile: str | os.PathLike[str] | None = None,
-    pixel_mode: PixelMode = "exact",
-    text_cache: int = DEFAULT_TEXT_CACHE,
-) -> Model:
-    """Opens an artifact; what is not named is taken from this machine's profile, else it is the safe default.
-
-    Args:
-        folder: The `name.icm` folder.
-        variant: One of those that the manifest lists.
-        backend: The engine, one of `invariclip.backends.BACKENDS`.
-        threads: Threads of the engine; None takes the profile's, or what affinity and cgroup allow.
-        fidelity: A level that the variant must have been proved at: `exact`, `near` or `fast`.
-        objective: Whose profile to take: `latency` (the default) or `throughput`.
-        profile: The profile's file where it does not lie in the folder (see `invariclip tune --profile`).
-        pixel_mode: `exact`, or `fast`, which decodes large JPEGs smaller (see `pixels.pixels`).
-        text_cache: Embeddings of texts that are kept (see `text_cache.TextCache`); 0 keeps none.
-
-    Raises:
-        ArtifactError: Not an artifact, damaged, of another schema version, or without that variant.
-        InputError: No engine, level or objective has the name, or what is named was not proved at `fidelity`; or a bad
-            `pixel_mode` or `text_cache`.
-        MissingExtraError: The engine's package is not installed.
-        ProfileError: The file `profile` is damaged, stale or of another machine.
-
-    Warns:
-        ProfileWarning: This machine's profile lies in the folder and cannot be used.
-    """
-    where, manifest = Path(folder), read_manifest(folder)
-    chosen = choose(
-        where, manifest, variant=variant, backend=backend, threads=threads, fidelity=fidelity, objective=objective,
-        profile=profile,
-    )  # fmt: skip
-    return Model(
-        where, manifest, variant=chosen.variant, backend=chosen.backend, threads=chosen.threads, chosen_by=chosen.by,
-        pixel_mode=pixel_mode, text_cache=text_cache,
-    )  # fmt: skip

@@ -31,7 +31,7 @@ class TextTower:
     """Texts to embeddings. Classifying with baked classes needs none, so nothing is opened before the first text."""
 
     def __init__(self, folder: Path, manifest: Manifest, variant: str, *, backend: str, threads: int | None) -> None:
-        """Remembers what to open; the arguments are those of `predictor.load`."""
+        """Remembers what to open; the arguments are those of `loading.load`."""
         self._folder, self._manifest, self._variant = folder, manifest, manifest.variants[variant]
         self._backend, self._threads = backend, threads
         self._lock = threading.Lock()

@@ -49,7 +49,7 @@ ALTERED = 64
 """Pictures that are also shown under an intervention."""
 TOWERS = ("image", "text")
 
-__all__ = ["Candidate", "Job", "Verdict", "check", "prepare", "project"]
+__all__ = ["Candidate", "Evidence", "Job", "Verdict", "check", "look", "prepare", "project"]
 
 
 def prepare(
@@ -73,6 +73,7 @@ def check(
     pictures: Pictures,
     bounds: Thresholds | Mapping[str, Thresholds] | None = None,
     *,
+    seen: Evidence | None = None,
     progress: Progress = silent,
 ) -> dict[str, Verdict]:
     """Holds graphs of one checkpoint against it.
@@ -84,6 +85,7 @@ def check(
         candidates: Graphs by name; all their jobs have the same checkpoint.
         pictures: What to look at.
         bounds: What they must keep, for all or by the candidates' names; None takes their levels' own.
+        seen: From `look`, where the reference was run on these pictures already; None runs it.
         progress: `console.bar` or `console.silent`.
 
     Returns:
@@ -95,7 +97,7 @@ def check(
         ContractError: A graph cannot answer at all, or with vectors of another width.
         CheckpointError: The checkpoint itself answers with NaN or infinity.
     """
-    seen = _look(next(iter(candidates.values())).job.checkpoint, pictures, progress)
+    seen = seen or look(next(iter(candidates.values())).job.checkpoint, pictures, progress)
     verdicts = {}
     for name, candidate in candidates.items():
         limits = bounds.get(name) if isinstance(bounds, Mapping) else bounds
@@ -107,7 +109,7 @@ def check(
 
 
 @dataclass(frozen=True)
-class _Evidence:
+class Evidence:
     """What all candidates are held against: inputs, the reference's answers, and the host's pixels."""
 
     checkpoint: Checkpoint
@@ -118,10 +120,16 @@ class _Evidence:
     pixel_levels: float
     pixel_causes: list[str]
     front_raw: list[NDArray[np.float32]] = field(default_factory=list)
+    texts: dict[tuple[Any, ...], Comparison] = field(default_factory=dict)
 
 
-def _look(checkpoint: Checkpoint, pictures: Pictures, progress: Progress) -> _Evidence:
-    """Runs the reference on everything once."""
+def look(checkpoint: Checkpoint, pictures: Pictures, progress: Progress) -> Evidence:
+    """Runs the reference on everything once.
+
+    Raises:
+        InputError: No picture can be read.
+        CheckpointError: The checkpoint itself answers with NaN or infinity.
+    """
     steps = -(-len(pictures.paths) // BATCH)
     images = answers.show(
         lambda: progress(pictures.batches(BATCH), total=steps, desc="reference, image tower"),
@@ -143,10 +151,10 @@ def _look(checkpoint: Checkpoint, pictures: Pictures, progress: Progress) -> _Ev
         "text": replace(texts, batches=lambda: iter(parts)),
     }
     raw = RawPictures(pictures.readable, checkpoint.pixels)
-    return _Evidence(checkpoint, pictures, raw, shown, prompts, levels, causes)
+    return Evidence(checkpoint, pictures, raw, shown, prompts, levels, causes)
 
 
-def _judge(name: str, candidate: Candidate, seen: _Evidence, bounds: Thresholds, progress: Progress) -> Verdict:
+def _judge(name: str, candidate: Candidate, seen: Evidence, bounds: Thresholds, progress: Progress) -> Verdict:
     """Both towers of one candidate, one after the other."""
     job, checkpoint = candidate.job, seen.checkpoint
     sides: dict[str, Comparison] = {}
@@ -154,6 +162,11 @@ def _judge(name: str, candidate: Candidate, seen: _Evidence, bounds: Thresholds,
     front, trial = _Front(), {**THRESHOLDS, candidate.level: bounds}
     for tower in TOWERS:
         shown = seen.shown[tower]
+        # variants often share a text graph: what one engine answered with it stands for all of them
+        key = (candidate.text, candidate.backend, candidate.text_compute, candidate.threads, candidate.opener, id(job))
+        if tower == "text" and key in seen.texts:
+            sides[tower] = seen.texts[key]
+            continue
         backend = candidate.opened(tower)
         engine = engine or backend.describe()
         batches = progress(shown.batches(), total=-(-len(shown.raw) // BATCH), desc=f"{name}, {tower} tower")
@@ -161,6 +174,8 @@ def _judge(name: str, candidate: Candidate, seen: _Evidence, bounds: Thresholds,
         any_size = tower == "image" and pictures_check.is_any_size(backend)
         if any_size:
             sides[tower].levels["front_cosine"] = _front_cosine(backend, job, seen)
+        if tower == "text":
+            seen.texts[key] = sides[tower]
         del backend  # the next tower is loaded only when this one's memory is free
         if any_size:
             front = _front(candidate, seen, bounds)
@@ -196,7 +211,7 @@ def _judge(name: str, candidate: Candidate, seen: _Evidence, bounds: Thresholds,
     return Verdict(figures["image"], figures["text"], broken, parity, causes)
 
 
-def _front_cosine(backend: Backend, job: Job, seen: _Evidence) -> float:
+def _front_cosine(backend: Backend, job: Job, seen: Evidence) -> float:
     """Smallest cosine between decoded pictures through the graph's own resize and through the host's."""
     spec, worst = seen.checkpoint.pixels, 1.0
     for place, picture in enumerate(seen.raw):
@@ -231,7 +246,7 @@ class _Front:
         return replace(bounds, max_front_levels=min(bounds.max_front_levels, self.most))
 
 
-def _front(candidate: Candidate, seen: _Evidence, bounds: Thresholds) -> _Front:
+def _front(candidate: Candidate, seen: Evidence, bounds: Thresholds) -> _Front:
     """Asks the graph's own resize, opened once and alone, in the candidate's engine."""
     spec = seen.checkpoint.pixels
     form, run = pictures_check.open_front(candidate.image, backend=candidate.backend, threads=candidate.threads)

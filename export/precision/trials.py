@@ -89,8 +89,9 @@ class Trials:
     def cost(self, image: Path, *, backend: str, threads: int | None = None) -> float:
         """1 - the mean cosine to the reference on a few pictures: what a part of a search ranks by."""
         opened = open_backend(backend, image, threads=threads)
-        got = opened.run({opened.input_names[0]: self.shown.first}, (EMBEDDING,))[EMBEDDING].astype(np.float64)
-        wanted = answers.project(self.shown.raw[: len(got)], self.job.projection)
+        few = self.shown.first[: len(self.shown.raw)]
+        got = opened.run({opened.input_names[0]: few}, (EMBEDDING,))[EMBEDDING].astype(np.float64)
+        wanted = answers.project(self.shown.raw[: len(few)], self.job.projection)
         return float(1 - (got * wanted).sum(axis=1).mean())
 
     def broken(self, figures: Figures) -> list[str]:

@@ -51,6 +51,12 @@ def test_a_process_that_is_killed_is_named(tiny_artifact):
             worker.turn(1, 1)
 
 
+def test_it_ends_with_the_one_who_asked(tiny_artifact):
+    with Worker(artifact_candidate("ours", tiny_artifact), threads=1) as worker:
+        worker._process.stdin.close()
+        assert worker._process.wait(timeout=60) == 0
+
+
 class Fixed:
     """A candidate that notes when it was asked; it stops at its `last` turn."""
 
@@ -82,6 +88,7 @@ def test_two_of_one_name_are_refused(tiny_artifact):
         measure([artifact_candidate("ours", tiny_artifact)] * 2)
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize")
 @pytest.mark.parametrize("compute", ["float32", "int8"])
 def test_a_peak_multiplies_matrices_of_its_own_arithmetic(compute):
     opened = KINDS["peak"](Candidate("peak", "peak", "", compute=compute), 1)

@@ -21,8 +21,8 @@ from invariclip.export.models.families import FAMILIES, ROBERTA_BASE, load_famil
 from invariclip.export.models.reparameterize import foldable, reparameterized
 from invariclip.export.models.shorten import shorten, shortened
 from invariclip.export.models.stand_in import write_tokenizer
+from invariclip.loading import load
 from invariclip.pixels import stack
-from invariclip.predictor import load
 
 VISION = {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8}
 TEXTS = ["a photo of a dog", "", "the moon, and a key: two things in one long text that does not fit", "x", "a cat"]

@@ -166,15 +166,13 @@ class _Search:
         if not members:
             return True
         # the dearest that is still worth it: where it fails, so do the cheaper ones
-        first = self.passes(members[0])
-        low, high = 0, len(members)
-        while first and high - low > 1:
-            middle = (low + high) // 2
-            verdict = self.passes(members[middle])
-            if verdict is None:
-                return False
-            low, high = (middle, high) if verdict else (low, middle)
-        return first is not None
+        verdict = self.passes(members[0])
+        while verdict is not None and members:
+            middle = len(members) // 2
+            tried, verdict = members[middle], self.passes(members[middle])
+            left = members[middle + 1 :] if verdict else members[:middle]
+            members = [schedule for schedule in left if self.worth(schedule)] if tried else []
+        return verdict is not None
 
     def refine(self) -> bool:
         """Fewer tokens at one merge after the other, in ever smaller steps."""

@@ -1,0 +1,62 @@
+"""`load`: an artifact opened as this machine's profile says, or as the caller does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from invariclip.artifact import read_manifest
+from invariclip.choice import choose
+from invariclip.predictor import Model
+from invariclip.text_cache import DEFAULT_TEXT_CACHE
+
+if TYPE_CHECKING:
+    import os
+
+    from invariclip.pixels import PixelMode
+
+
+def load(
+    folder: str | os.PathLike[str],
+    *,
+    variant: str | None = None,
+    backend: str | None = None,
+    threads: int | None = None,
+    fidelity: str | None = None,
+    objective: str | None = None,
+    profile: str | os.PathLike[str] | None = None,
+    pixel_mode: PixelMode = "exact",
+    text_cache: int = DEFAULT_TEXT_CACHE,
+) -> Model:
+    """Opens an artifact; what is not named is taken from this machine's profile, else it is the safe default.
+
+    Args:
+        folder: The `name.icm` folder.
+        variant: One of those that the manifest lists.
+        backend: The engine, one of `invariclip.backends.BACKENDS`.
+        threads: Threads of the engine; None takes the profile's, or what affinity and cgroup allow.
+        fidelity: A level that the variant must have been proved at: `exact`, `near` or `fast`.
+        objective: Whose profile to take: `latency` (the default) or `throughput`.
+        profile: The profile's file where it does not lie in the folder (see `invariclip tune --profile`).
+        pixel_mode: `exact`, or `fast`, which decodes large JPEGs smaller (see `pixels.pixels`).
+        text_cache: Embeddings of texts that are kept (see `text_cache.TextCache`); 0 keeps none.
+
+    Raises:
+        ArtifactError: Not an artifact, damaged, of another schema version, or without that variant.
+        InputError: No engine, level or objective has the name, or what is named was not proved at `fidelity`; or a bad
+            `pixel_mode` or `text_cache`.
+        MissingExtraError: The engine's package is not installed.
+        ProfileError: The file `profile` is damaged, stale or of another machine.
+
+    Warns:
+        ProfileWarning: This machine's profile lies in the folder and cannot be used.
+    """
+    where, manifest = Path(folder), read_manifest(folder)
+    chosen = choose(
+        where, manifest, variant=variant, backend=backend, threads=threads, fidelity=fidelity, objective=objective,
+        profile=profile,
+    )  # fmt: skip
+    return Model(
+        where, manifest, variant=chosen.variant, backend=chosen.backend, threads=chosen.threads, chosen_by=chosen.by,
+        pixel_mode=pixel_mode, text_cache=text_cache,
+    )  # fmt: skip

@@ -1,0 +1,134 @@
+"""Variants beside float32: made, judged, listed with what they reach, or left out with the reason."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import invariclip
+from invariclip.artifact import checked_path, read_manifest
+from invariclip.errors import InputError, LeftOutWarning
+from invariclip.export.assemble import Build, export_artifact
+from invariclip.export.contract.figures import THRESHOLDS
+from invariclip.export.graphs.tokens import TowerShape
+from invariclip.export.precision import variants as kinds
+from invariclip.export.variants import Wish, spare_pictures
+from invariclip.fidelity import reached
+from invariclip.pixels import find_pictures
+
+LOOSE = replace(
+    THRESHOLDS["fast"], min_top1=0.5, min_top5=0.0, min_cosine=0.9, max_abs_diff=0.5, max_invariance_gap=0.1,
+    max_batch_diff=0.2,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory, checkpoint, tiny_pictures, tiny_projection):
+    """Exports the tiny checkpoint with variants; answers the artifact's folder."""
+
+    def of(*names, bounds=LOOSE, how=None, backends=("onnxruntime", "openvino")):
+        out = tmp_path_factory.mktemp("variants") / "tiny.icm"
+        export_artifact(
+            checkpoint("vit"), out, projection=tiny_projection, classes=("cat", "dog", "tree"), how=how,
+            pictures=find_pictures([tiny_pictures]), backends=backends, threads=1,
+            wish=Wish(names, "fast", bounds, tuple(find_pictures([tiny_pictures]))),
+        )  # fmt: skip
+        return out
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def everything(export):
+    """An artifact with most kinds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("invariclip.export.precision.sites.MIN_WEIGHTS", 1)
+        # a tower this small saves nothing by merging, if a merge costs what it does on a real one
+        for method in (TowerShape.flops, TowerShape.saving):
+            patch.setitem(method.__kwdefaults__, "merge", 0.0)
+        return export("float16", "int8", "int8-dynamic", "tokens", "tokens-int8")
+
+
+def test_what_passes_is_listed_with_what_it_reaches(everything):
+    manifest = read_manifest(everything)
+    assert set(manifest.variants) | set(manifest.left_out) == {
+        "float32", "float16", "int8", "int8-dynamic", "tokens", "tokens-int8",
+    }  # fmt: skip
+    assert {"float16", "int8", "tokens-int8"} <= set(manifest.variants)
+    precisions = {name: variant.precision for name, variant in manifest.variants.items()}
+    assert (precisions["float32"], precisions["float16"], precisions["int8"]) == ("float32", "float16", "int8")
+    for name, variant in manifest.variants.items():
+        checked_path(everything, variant.image)
+        for record in variant.parity.values():
+            assert record["passed"] is True
+            assert record["level"] == ("exact" if name == "float32" else "fast")
+            assert reached(record) is not None
+    graphs = {path.name for path in everything.glob("*.onnx")}
+    assert graphs == {file.path for one in manifest.variants.values() for file in (one.image, one.text)}
+
+
+def test_variants_answer_almost_alike_and_not_the_same(everything, tiny_pictures):
+    paths = find_pictures([tiny_pictures])
+    manifest = read_manifest(everything)
+    wanted = invariclip.load(everything, variant="float32", backend="onnxruntime").embed_images(paths)
+    for name, variant in manifest.variants.items():
+        for backend in variant.parity:
+            model = invariclip.load(everything, variant=name, backend=backend)
+            got = model.embed_images(paths)
+            assert (got * wanted).sum(axis=1).min() > 0.9
+            assert model.describe()["precision"] == variant.precision
+            if name in ("int8", "float16"):
+                assert np.abs(got - wanted).max() > 0
+
+
+def test_the_manifest_tells_how_each_was_made(everything):
+    made = {name: variant.made for name, variant in read_manifest(everything).variants.items()}
+    assert made["float32"] == {}
+    assert made["int8"]["int8_share"] == 1
+    assert made["int8"]["trials"][0]["broken"] == []
+    assert "tokens" in made["tokens-int8"]
+    json.dumps(made)
+
+
+def test_what_fails_is_left_out_with_its_reason_and_its_file(export, monkeypatch):
+    monkeypatch.setattr("invariclip.export.precision.sites.MIN_WEIGHTS", 1)
+    with pytest.warns(LeftOutWarning, match="variant int8 is left out: no mix of int8 and float32 keeps the contract"):
+        out = export("int8", bounds=replace(LOOSE, max_abs_diff=0.0), backends=("onnxruntime",))
+    manifest = read_manifest(out)
+    assert list(manifest.variants) == ["float32"]
+    assert "max |Δ|" in manifest.left_out["int8"]
+    assert not list(out.glob("image.int8*"))
+
+
+def test_a_variant_that_fails_at_the_end_is_left_out(export):
+    with pytest.warns(LeftOutWarning, match="variant float16 is left out: onnxruntime: image max"):
+        out = export("float16", bounds=replace(LOOSE, max_abs_diff=1e-9), backends=("onnxruntime",))
+    assert list(read_manifest(out).variants) == ["float32"]
+    assert not list(out.glob("*float16*"))
+
+
+def test_an_engine_that_lacks_the_arithmetic_is_a_reason(export):
+    with pytest.warns(LeftOutWarning, match="none of onnxruntime computes in bfloat16"):
+        out = export("bfloat16", backends=("onnxruntime",))
+    assert "bfloat16" in read_manifest(out).left_out
+
+
+def test_mistakes_show_before_any_work(export):
+    with pytest.raises(InputError, match="no variant is called 'int4'"):
+        export("int4")
+    with pytest.raises(InputError, match="leave --pixels-in-graph or --variant out"):
+        export("int8", how=Build(pixels_in_graph="resize"))
+
+
+def test_calibration_is_on_pictures_that_the_contract_does_not_look_at(checkpoint):
+    from invariclip.export.contract.evidence import pictures_of
+
+    judged = pictures_of(None, checkpoint("vit").pixels)
+    spare = spare_pictures(Wish(), judged)
+    assert len(spare) == 96
+    assert not set(spare) & set(judged.paths)
+
+
+def test_every_kind_names_a_method_that_the_workshop_knows():
+    assert {kind.method for kind in kinds.KINDS.values()} == {"none", "float16", "mixed", "dynamic", "static", "nncf"}
