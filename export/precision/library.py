@@ -6,6 +6,8 @@ They are candidates like our own, judged by the same contract.
 from __future__ import annotations
 
 import logging
+import sys
+from importlib import import_module
 from importlib.util import find_spec
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -57,8 +59,7 @@ def nncf(source: Path, target: Path, batches: Iterable[NDArray[np.uint8]], *, sa
     """
     if find_spec("nncf") is None:
         raise MissingExtraError('int8 by NNCF needs the package nncf: pip install "invariclip[nncf]"')
-    import nncf as library
-
+    library = _nncf()
     library.set_log_level(logging.ERROR)
     model = onnx.load(str(source))
     name = model.graph.input[0].name
@@ -67,6 +68,17 @@ def nncf(source: Path, target: Path, batches: Iterable[NDArray[np.uint8]], *, sa
         model, library.Dataset(pictures), subset_size=len(pictures), model_type=library.ModelType.TRANSFORMER
     )
     onnx.save(quantised, str(target))
+
+
+def _nncf() -> Any:
+    """NNCF, imported without openvino_telemetry, through which it would report its use over the network."""
+    kept = {name: sys.modules.pop(name) for name in list(sys.modules) if name.startswith("openvino_telemetry")}
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+    try:
+        return import_module("nncf")
+    finally:
+        del sys.modules["openvino_telemetry"]
+        sys.modules.update(kept)
 
 
 def _single(batches: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:

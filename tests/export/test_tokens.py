@@ -125,6 +125,26 @@ def test_merging_moves_the_answers_a_little_and_more_merging_more(thinned, deep,
     assert 0.5 < many < some < 1 - 1e-6
 
 
+def test_tokens_are_compared_by_their_keys_and_merged_between_attention_and_mlp(deep, batch):
+    subject = Subject("image", part_of(deep.module, "image"), deep.pixels)
+    rewrite_encoder(subject, torch.zeros(1, 3, 32, 32), NAMES)
+    thin_tokens(subject, SCHEDULE)
+    (stack,) = subject.encoder.visual.transformer.resblocks
+    seen = {}
+    stack.register_forward_pre_hook(lambda _, given: seen.update(tokens=given[0]))
+    stack.merges[0].register_forward_hook(lambda _, given, gave: seen.update(given=given, gave=gave))
+    stack.blocks[0].mlp.register_forward_pre_hook(lambda _, given: seen.update(mlp=given[0]))
+    with torch.inference_mode():
+        ImageTower(subject.encoder, deep.pixels)(torch.from_numpy(batch(deep, 2)))
+        block = stack.blocks[0]
+        normed = block.norm_1(seen["tokens"])
+        x, size, metric = seen["given"]
+        assert torch.equal(x, seen["tokens"] + block.attention(normed))
+        assert size is None
+        assert torch.equal(metric, block.attention.k(normed))
+        assert torch.equal(seen["mlp"], block.norm_2(seen["gave"][0]))
+
+
 def test_equal_tokens_merge_without_a_trace(thinned, deep):
     # without positions the patches of one colour are equal, and proportional attention weighs what they became as many
     positions = deep.module.visual.positional_embedding.data

@@ -10,7 +10,7 @@ from invariclip.errors import InputError
 from invariclip.export.contract.figures import Figures, Thresholds
 from invariclip.export.graphs.tokens.families import FAMILIES, Family
 from invariclip.export.graphs.tokens.schedule import TowerShape, written
-from invariclip.export.graphs.tokens.search import fewest_tokens
+from invariclip.export.graphs.tokens.search import WORTH, fewest_tokens
 
 E2 = 768 * 768
 B16 = TowerShape(12, 197, 1, 768, 768, 2 * E2, 2 * E2, 8 * E2, 196 * E2)
@@ -112,11 +112,12 @@ def test_what_is_found_was_asked_and_passes_and_is_the_cheapest_of_all_that_pass
 @given(st.integers(600, 2000))
 def test_bisection_ends_beside_the_bound(threshold):
     family = Family("after every block", (), "linear")
-    members = list(family.members(B16))
     found = fewest_tokens(B16, by_total(threshold), BOUNDS, families=[family], trials=9)
-    reachable = [schedule for schedule in members if sum(schedule) >= threshold and B16.saving(schedule) >= 0.01]
-    assume(reachable)
-    assert found.best.schedule == min(reachable, key=B16.flops)
+    reachable = [schedule for schedule in family.members(B16) if sum(schedule) >= threshold]
+    best = max((B16.saving(schedule) for schedule in reachable), default=0.0)
+    assume(best >= WORTH)
+    # what is left out would not have been worth a trial; refining may go below the family
+    assert found.best.saving > best - WORTH
 
 
 def test_refining_ends_beside_the_best_there_is():
@@ -145,17 +146,12 @@ def test_what_a_family_leaves(family, left, wanted):
     assert family.schedule(B16, left) == wanted
 
 
-def test_a_family_that_cannot_beat_the_best_is_asked_once():
-    seen = []
-
-    def ask(schedule):
-        seen.append(schedule)
-        return figures(0.95 if len({197, *schedule}) > 3 else 0.85)  # more than two merges pass, whatever they leave
-
-    found = fewest_tokens(B16, ask, BOUNDS, families=[FAMILIES[0], FAMILIES[1], FAMILIES[2]], trials=40)
-    once = [schedule for schedule in seen if len({197, *schedule}) <= 3 and schedule in set(FAMILIES[1].members(B16))]
-    assert len(once) <= 1
-    assert found.best is not None
+def test_a_family_whose_dearest_member_fails_is_asked_once():
+    found = fewest_tokens(B16, lambda schedule: figures(0.85), BOUNDS, families=FAMILIES[:3])
+    assert [trial.schedule for trial in found.trials] == [
+        next(schedule for schedule in family.members(B16) if B16.saving(schedule) >= WORTH) for family in FAMILIES[:3]
+    ]
+    assert found.complete
 
 
 def test_where_nothing_passes_it_says_by_how_much_the_nearest_misses():

@@ -166,12 +166,14 @@ class _Search:
         if not members:
             return True
         # the dearest that is still worth it: where it fails, so do the cheaper ones
-        verdict = self.passes(members[0])
+        verdict, members = self.passes(members[0]), members[1:]
+        if verdict is False:
+            return True
         while verdict is not None and members:
             middle = len(members) // 2
-            tried, verdict = members[middle], self.passes(members[middle])
-            left = members[middle + 1 :] if verdict else members[:middle]
-            members = [schedule for schedule in left if self.worth(schedule)] if tried else []
+            verdict = self.passes(members[middle])
+            members = members[middle + 1 :] if verdict else members[:middle]
+            members = [schedule for schedule in members if self.worth(schedule)]
         return verdict is not None
 
     def refine(self) -> bool:
