@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from invariclip.bench.record import Record
     from invariclip.console import Progress
 
+_SCRATCH = ".scratch-"
 _ROOM = 400_000_000
 """Bytes that a process needs beside twice its weights."""
 
@@ -89,10 +91,10 @@ class Session:
         with ExitStack() as stack:
             workers = []
             for entry in self._able():
-                worker = self._start(entry)
+                worker = self._start(entry) if self._lacks(entry) else None
                 if worker is not None:
                     workers.append(stack.enter_context(worker))
-            if not any(worker.name not in self._record.peaks for worker in workers):
+            if not workers and not self._record.accuracy:
                 raise InputError(f"no candidate runs here: {'; '.join(sorted(set(self._reasons.values())))}")
             self._note()
             for batch in self._plan.batches:
@@ -102,6 +104,14 @@ class Session:
 
     def _able(self) -> list[Entry]:
         return [entry for entry in self._entries if entry.candidate.name not in self._reasons]
+
+    def _lacks(self, entry: Entry) -> bool:
+        """Whether something of a candidate is still to be measured; a round needs all of them."""
+        if any(len(self._record.rounds.get(str(batch), ())) < self._plan.rounds for batch in self._plan.batches):
+            return True
+        name = entry.candidate.name
+        answered = entry.group == PEAK or name in self._record.accuracy
+        return not answered or (entry.group == OURS and name not in self._record.stages)
 
     def _flops(self, batch: int) -> float:
         return self._record.flops.get(str(batch)) or graph_flops(self._prepared.folder / PLAIN, batch)
@@ -193,7 +203,9 @@ class Session:
         towers = [worker for worker in workers if groups[worker.name].group != PEAK]
         for worker in towers:
             self._record.memory.setdefault(worker.name, worker.ask({"do": "memory"})["peak_bytes"])
-        with TemporaryDirectory(dir=self._path.parent) as scratch:
+        for left in self._path.parent.glob(f"{_SCRATCH}*"):  # of a run that was killed
+            shutil.rmtree(left)
+        with TemporaryDirectory(dir=self._path.parent, prefix=_SCRATCH) as scratch:
             for worker in self._progress(towers, total=len(towers), desc="answers"):
                 if worker.name not in self._record.accuracy:
                     self._guard(

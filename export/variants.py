@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from invariclip.export.contract.candidate import Job, Verdict
     from invariclip.export.contract.figures import Thresholds
     from invariclip.export.contract.verify import Evidence
-    from invariclip.export.precision.variants import Kind
+    from invariclip.export.graphs.tokens.search import Found
+    from invariclip.export.precision.variants import Kind, Method
     from invariclip.fidelity import Fidelity
     from invariclip.manifest import Manifest, Variant
 
@@ -109,23 +110,8 @@ def with_variants(
     bounds = wish.bounds or THRESHOLDS[wish.level]
     spare = Pictures(spare_pictures(wish, seen.pictures), job.checkpoint.pixels)
     trials = Trials.look(job, spare, bounds, progress)
-    made: dict[str, Variant] = {}
-    left: dict[str, str] = {}
-    sources: dict[bool, tuple[Path, dict[str, Any]]] = {False: (folder / base.image.path, {})}
-    for name in wish.names:
-        kind = KINDS[name]
-        engine = _engine(kind, backends)
-        workshop = Workshop(partial(_batches, spare), trials, engine or "", threads, progress)
-        try:
-            if engine is None:
-                raise ContractError(f"none of {', '.join(backends)} computes in {kind.compute}; add --backend openvino")
-            if kind.fewer_tokens and True not in sources:
-                thin, found = fewer_tokens(workshop, folder, trace, job.checkpoint)
-                sources[True] = thin, {"tokens": found.lines()}
-            source, report = sources[kind.fewer_tokens]
-            made[name] = _made(name, kind, base, source, report, folder, workshop)
-        except (ContractError, InputError) as error:
-            left[name] = str(error)
+    workshop = Workshop(partial(_batches, spare), trials, "", threads, progress)
+    made, left = _made(manifest, folder, wish, backends, workshop, partial(fewer_tokens, folder=folder, trace=trace))
     for file in {variant.image.path for variant in made.values()} - {base.image.path}:
         write_facts(folder / file, manifest.facts(file))
     # the digests once more: the facts were added after the files were made
@@ -178,21 +164,40 @@ def _drop_unlisted(folder: Path, listed: Mapping[str, Variant]) -> None:
 
 
 def _made(
-    name: str, kind: Kind, base: Variant, source: Path, report: dict[str, Any], folder: Path, workshop: Workshop
-) -> Variant:
-    """One variant's image graph and how it came to be."""
-    target = source
-    if kind.method != "none":
-        target = folder / f"image.{name}.onnx"
-        report = {**report, **workshop.make(kind.method, source, target)}
-    return replace(
-        base,
-        precision=kind.precision,
-        compute=kind.compute,
-        image=describe_file(folder, target.name),
-        made=report,
-        parity={},
-    )
+    manifest: Manifest, folder: Path, wish: Wish, backends: Sequence[str], workshop: Workshop,
+    thin: Callable[..., tuple[Path, Found]],
+) -> tuple[dict[str, Variant], dict[str, str]]:  # fmt: skip
+    """Every variant whose graph could be made, not yet judged; and why the others could not."""
+    made: dict[str, Variant] = {}
+    left: dict[str, str] = {}
+    base = manifest.variants[BASE]
+    # graphs by what was done to them: several variants may share one
+    graphs: dict[tuple[Method, bool], tuple[Path, dict[str, Any]]] = {("none", False): (folder / base.image.path, {})}
+    for name in wish.names:
+        kind = KINDS[name]
+        engine = _engine(kind, backends)
+        if engine is None:
+            left[name] = f"none of {', '.join(backends)} computes in {kind.compute}; add --backend openvino"
+            continue
+        here = replace(workshop, backend=engine)
+        try:
+            if kind.fewer_tokens and ("none", True) not in graphs:
+                path, found = thin(here)
+                graphs["none", True] = path, {"tokens": found.lines()}
+            key = kind.method, kind.fewer_tokens
+            if key not in graphs:
+                source, report = graphs["none", kind.fewer_tokens]
+                target = folder / f"image.{name.removesuffix('-bfloat16')}.onnx"
+                graphs[key] = target, {**report, **here.make(kind.method, source, target)}
+        except (ContractError, InputError) as error:
+            left[name] = str(error)
+            continue
+        image, report = graphs[key]
+        made[name] = replace(
+            base, precision=kind.precision, compute=kind.compute, image=describe_file(folder, image.name),
+            made=report, parity={},
+        )  # fmt: skip
+    return made, left
 
 
 def _engine(kind: Kind, backends: Sequence[str]) -> str | None:

@@ -14,16 +14,15 @@ if TYPE_CHECKING:
 
     from invariclip.export.contract.figures import Figures
     from invariclip.export.graphs.tokens.search import Found
-    from invariclip.export.models.checkpoint import Checkpoint
     from invariclip.export.precision.variants import Workshop
 
-TRIALS = 12
+TRIALS = 8
 """Schedules that are tried: each is a trace and a run of the calibration pictures."""
 FILE = "image.tokens.onnx"
 
 
 def fewer_tokens(
-    workshop: Workshop, folder: Path, trace: Callable[[Sequence[int], Path], None], checkpoint: Checkpoint
+    workshop: Workshop, *, folder: Path, trace: Callable[[Sequence[int], Path], None]
 ) -> tuple[Path, Found]:
     """Searches a schedule and writes the float32 graph that has it.
 
@@ -31,7 +30,6 @@ def fewer_tokens(
         workshop: The contract to ask, and the engine that answers.
         folder: Where the graph goes.
         trace: Writes the image graph with a schedule.
-        checkpoint: The model.
 
     Returns:
         The file, and what was tried.
@@ -46,7 +44,7 @@ def fewer_tokens(
         trace(schedule, target)
         return workshop.trials.figures(target, backend=workshop.backend, threads=workshop.threads)
 
-    found = fewest_tokens(image_shape(checkpoint), ask, workshop.trials.bounds, trials=TRIALS)
+    found = fewest_tokens(image_shape(workshop.trials.job.checkpoint), ask, workshop.trials.bounds, trials=TRIALS)
     if found.best is None:
         raise ContractError(found.lines()[1] if found.nearest else "no schedule of tokens saves anything")
     trace(found.best.schedule, target)

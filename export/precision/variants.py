@@ -54,12 +54,14 @@ KINDS: dict[str, Kind] = {
     "bfloat16": Kind("none", "float32", "bfloat16"),
     "float16": Kind("float16", "float16"),
     "int8": Kind("mixed", "int8"),
+    "int8-bfloat16": Kind("mixed", "int8", "bfloat16"),
     "int8-dynamic": Kind("dynamic", "int8"),
     "int8-static": Kind("static", "int8"),
     "int8-nncf": Kind("nncf", "int8"),
     "tokens": Kind("none", "float32", fewer_tokens=True),
     "tokens-bfloat16": Kind("none", "float32", "bfloat16", fewer_tokens=True),
     "tokens-int8": Kind("mixed", "int8", fewer_tokens=True),
+    "tokens-int8-bfloat16": Kind("mixed", "int8", "bfloat16", fewer_tokens=True),
 }
 """What `--variant` knows."""
 

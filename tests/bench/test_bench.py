@@ -150,7 +150,7 @@ def test_the_summary_and_the_table_say_all_of_it(measured):
     assert "around / encode" in report.stage_table(summary)
 
 
-def test_a_run_goes_on_where_it_stopped_and_refuses_another_comparison(measured, prepared, few, out):
+def test_a_run_goes_on_where_it_stopped_and_refuses_another_comparison(measured, prepared, few, out, monkeypatch):
     again = open_record(out / "bench.json", prepared.key)
     first = [one.turns for one in again.rounds["1"]]
     assert first
@@ -161,6 +161,8 @@ def test_a_run_goes_on_where_it_stopped_and_refuses_another_comparison(measured,
     assert [one.turns for one in stored.rounds["1"][:2]] == first
     assert list(stored.rounds["1"][2].turns) == ["ONNX Runtime float32"]
     assert stored.cold == starts
+    monkeypatch.setattr(Session, "_start", lambda *_: pytest.fail("nothing is left to do"))
+    Session(stored, out / "bench.json", few, prepared, replace(PLAN, rounds=3)).run()
     with pytest.raises(InputError, match="its checkpoint differ"):
         open_record(out / "bench.json", {**prepared.key, "checkpoint": "another"})
     (out / "bench.json").write_text("[]")

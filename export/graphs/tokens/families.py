@@ -44,6 +44,8 @@ class Family:
     def schedule(self, shape: TowerShape, left: int) -> Schedule:
         """The one that leaves `left` tokens at the end, or as few as its merges can.
 
+        Numbers are even where they can be: see `Merge` on odd ones.
+
         Args:
             shape: The tower.
             left: Tokens, those of `shape.prefix` and one more at least.
@@ -58,7 +60,8 @@ class Family:
                     aim = patches * (wanted / patches) ** share
                 else:
                     aim = patches + (wanted - patches) * share
-                tokens = min(tokens, max(shape.fewest(tokens), shape.prefix + round(aim)))
+                wanted_now = max(shape.fewest(tokens), shape.prefix + round(aim))
+                tokens = min(tokens, wanted_now + wanted_now % 2)
             schedule.append(tokens)
         return tuple(schedule)
 

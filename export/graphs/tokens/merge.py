@@ -40,6 +40,8 @@ class Merge(nn.Module):
         place = torch.arange(before, dtype=torch.int32)
         source = (place >= prefix) & ((place - prefix) % 2 == 0)
         self.prefix, self.gone = prefix, before - after
+        # a bfloat16 product over an odd number of rows takes four times as long: then the prefix goes past it
+        self.past = prefix if before % 2 and not (before - prefix) % 2 else 0
         self.targets_at = prefix + int(source.sum()) - self.gone
         target_place = self.targets_at + torch.div(place - prefix, 2, rounding_mode="floor").to(torch.int32)
         # below any cosine, so that what is no source is the last to go
@@ -47,7 +49,7 @@ class Merge(nn.Module):
         self.register_buffer("earlier", place[:, None] < place[None, :], persistent=False)
         self.register_buffer("is_source", source[None], persistent=False)
         self.register_buffer("fixed", torch.where(place < prefix, place, target_place)[None], persistent=False)
-        self.register_buffer("places", torch.arange(after, dtype=torch.int32)[:, None], persistent=False)
+        self.register_buffer("places", torch.arange(self.past, after, dtype=torch.int32)[:, None], persistent=False)
 
     def forward(
         self, x: torch.Tensor, size: torch.Tensor | None, metric: torch.Tensor
@@ -62,11 +64,18 @@ class Merge(nn.Module):
         Returns:
             Tokens, [N, K, E], and how many patches each stands for, [N, 1, K].
         """
-        moved = (self.places == self.slots(metric)).to(x.dtype)
+        slots = self.slots(metric)
+        moved = (self.places == slots[..., self.past :]).to(x.dtype)
         if size is not None:
-            moved = moved * size
+            moved = moved * size[..., self.past :]
         together = moved.sum(dim=-1, keepdim=True)
-        return (moved / together) @ x, together.transpose(1, 2)
+        tokens, sizes = (moved / together) @ x[:, self.past :], together.transpose(1, 2)
+        if self.past:
+            # ones for as many pictures as there are, where no sizes are given
+            alone = (slots >= 0).to(x.dtype) if size is None else size
+            tokens = torch.cat([x[:, : self.past], tokens], dim=1)
+            sizes = torch.cat([alone[..., : self.past], sizes], dim=2)
+        return tokens, sizes
 
     def slots(self, metric: torch.Tensor) -> torch.Tensor:
         """Where each token goes, int32 [N, 1, L] of 0 … K-1, from the metric [N, L, C]."""

@@ -178,8 +178,8 @@ class _Search:
 
     def refine(self) -> bool:
         """Fewer tokens at one merge after the other, in ever smaller steps."""
-        step = self.shape.tokens // 8
-        while step and self.best is not None:
+        step = 2 ** (self.shape.tokens // 8).bit_length() // 2  # a power of two, so that even numbers stay even
+        while step > 1 and self.best is not None:
             before = self.best
             for schedule in self._smaller(before.schedule, step):
                 verdict = self.passes(schedule) if self.worth(schedule) else False
