@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import base64
-import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from invariclip.backends import DEFAULT_BACKEND
 from invariclip.backends.threads import available_threads
+from invariclip.bench.plots import INK, new_figure, svg
 from invariclip.files import write_atomically
 from invariclip.parity import PARITY_HEADER, parity_rows
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 GALLERY = 18
 """Pictures with changed answers on the page; up to four of them are ones that became wrong."""
 TEMPLATE = Path(__file__).with_name("demo.html")
-_BEFORE, _AFTER, _INK = "#9aa7b5", "#1a7f4b", "#1c2430"
+_BEFORE, _AFTER = "#9aa7b5", "#1a7f4b"
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def picture_source(path: Path) -> str:
 
 def accuracy_plot(labels: Sequence[str], before: Sequence[float], after: Sequence[float]) -> str:
     """Bars before and after, in percent, one pair per label."""
-    figure, axes = _figure("Top-1 on unseen styles (%)")
+    figure, axes = new_figure("Top-1 on unseen styles (%)", 5.2, 3.4)
     places = range(len(labels))
     for shift, values, colour, name in ((-0.2, before, _BEFORE, "before"), (0.2, after, _AFTER, "after")):
         bars = axes.bar([place + shift for place in places], values, 0.38, color=colour, label=name)
@@ -68,28 +68,28 @@ def accuracy_plot(labels: Sequence[str], before: Sequence[float], after: Sequenc
     axes.set_xticks(list(places), labels, fontsize=8)
     axes.set_ylim(0, max([*before, *after, 1.0]) * 1.18)
     axes.legend(frameon=False, fontsize=8)
-    return _svg(figure)
+    return svg(figure)
 
 
 def spectrum_plot(eigenvalues: NDArray[np.float64], title: str) -> str:
     """The estimator's spectrum, from the direction that is most kept to the one that is least."""
-    figure, axes = _figure(title)
+    figure, axes = new_figure(title, 5.2, 3.4)
     axes.plot(range(1, len(eigenvalues) + 1), eigenvalues, color=_AFTER, linewidth=1.8)
     axes.set_xlabel("direction", fontsize=8)
-    return _svg(figure)
+    return svg(figure)
 
 
 def curve_plot(names: Sequence[str], gains: Sequence[tuple[float, float, float]], chosen: str, title: str) -> str:
     """Candidates of the selection, (value, low, high) each, in points; the chosen one is marked."""
-    figure, axes = _figure(title)
+    figure, axes = new_figure(title, 5.2, 3.4)
     for place, (name, (value, low, high)) in enumerate(zip(names, gains, strict=True)):
         colour = _AFTER if name == chosen else _BEFORE
         axes.plot([low, high], [place, place], color=colour, linewidth=1.6)
         axes.plot(value, place, "o", color=colour, markersize=5)
-    axes.axvline(0, color=_INK, linewidth=0.8, linestyle=":")
+    axes.axvline(0, color=INK, linewidth=0.8, linestyle=":")
     axes.set_yticks(range(len(names)), names, fontsize=7)
     axes.invert_yaxis()
-    return _svg(figure)
+    return svg(figure)
 
 
 def write_page(path: Path, demo: Demo) -> None:
@@ -179,21 +179,3 @@ def _plots(demo: Demo) -> list[str]:
     if demo.calibration.projection.eigenvalues.size:
         plots.append(spectrum_plot(demo.calibration.projection.eigenvalues, f"Spectrum of {demo.chosen}"))
     return plots
-
-
-def _figure(title: str) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure  # the object interface: no global state, no display
-
-    figure = Figure(figsize=(5.2, 3.4), layout="constrained")
-    axes = figure.subplots()
-    axes.set_title(title, fontsize=10, loc="left", color=_INK)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=8)
-    return figure, axes
-
-
-def _svg(figure: Any) -> str:
-    stream = io.StringIO()
-    figure.savefig(stream, format="svg", metadata={"Date": None})
-    text = stream.getvalue()
-    return text[text.index("<svg") :]

@@ -165,10 +165,18 @@ class _Search:
         members = [schedule for schedule in members if self.worth(schedule)]
         if not members:
             return True
-        # the dearest that is still worth it: where it fails, so do the cheaper ones
-        verdict, members = self.passes(members[0]), members[1:]
-        if verdict is False:
-            return True
+        verdict: bool | None = None
+        # with nothing found yet the middle tells most; with something found, whether the family has a chance at all
+        if self.best is None:
+            middle = len(members) // 2
+            verdict = self.passes(members[middle])
+            members = members[middle + 1 :] if verdict else members[:middle]
+        if not verdict and members:
+            # the dearest that is still worth it: where it fails, so do the cheaper ones
+            verdict, members = self.passes(members[0]), members[1:]
+            if not verdict:
+                return verdict is not None
+        members = [schedule for schedule in members if self.worth(schedule)]
         while verdict is not None and members:
             middle = len(members) // 2
             verdict = self.passes(members[middle])

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from invariclip.errors import InputError
 from invariclip.export.graphs.rewrites.blocks import written_out
 from invariclip.export.graphs.rewrites.encoder import IMAGE_BLOCKS
 from invariclip.export.graphs.rewrites.rewrite import NotApplicableError
@@ -63,11 +64,19 @@ def image_shape(checkpoint: Checkpoint) -> TowerShape:
     """What a checkpoint's image tower costs, and which schedules it can have.
 
     Raises:
-        NotApplicableError: Its tokens cannot be merged.
+        InputError: Its tokens cannot be merged.
     """
     encoder = part_of(checkpoint.module, "image")
-    _, blocks = _blocks(encoder)
-    return _shape(encoder, [written_out(block) for block in blocks])
+    try:
+        _, blocks = _blocks(encoder)
+        return _shape(encoder, [written_out(block) for block in blocks])
+    except NotApplicableError as error:
+        raise refusal("image", error) from None
+
+
+def refusal(tower: str, reason: NotApplicableError) -> InputError:
+    """What someone hears who asked for fewer tokens of a tower that does not fit."""
+    return InputError(f"the {tower} tower cannot have fewer tokens: {reason}; export it with all")
 
 
 def _blocks(encoder: nn.Module) -> tuple[str, list[Any]]:
