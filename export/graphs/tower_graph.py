@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from invariclip.errors import InputError
 from invariclip.export.contract import evidence
 from invariclip.export.graphs.fold import Folded, fold_images, fold_texts, left_open, probe_pictures
 from invariclip.export.graphs.head import expose_projection
@@ -19,7 +18,7 @@ from invariclip.export.graphs.rewrites import (
     rewrite_encoder,
     rewrite_graph,
 )
-from invariclip.export.graphs.tokens import name_merges, thin_tokens
+from invariclip.export.graphs.tokens import name_merges, refusal, thin_tokens
 from invariclip.export.graphs.towers import ImageTower, TextTower, part_of
 from invariclip.export.graphs.trace import traced
 from invariclip.manifest import EMBEDDING, IMAGE_INPUT, TEXT_INPUT, Step
@@ -127,7 +126,7 @@ def _thinned(subject: Subject, tokens: Sequence[int]) -> Step:
     try:
         return Step("tokens", True, thin_tokens(subject, tokens))
     except NotApplicableError as error:
-        raise InputError(f"the {subject.tower} tower cannot have fewer tokens: {error}; export it with all") from None
+        raise refusal(subject.tower, error) from None
 
 
 def _folded(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from invariclip.export.graphs.tokens.search import Found
     from invariclip.export.precision.variants import Workshop
 
-TRIALS = 8
+TRIALS = 14
 """Schedules that are tried: each is a trace and a run of the calibration pictures."""
 FILE = "image.tokens.onnx"
 

@@ -228,6 +228,13 @@ def test_a_tower_that_does_not_fit_is_refused(kind, name, reason):
         tower_graph(kind(name), "image", tokens=(9,))
 
 
+def test_the_shape_of_a_tower_that_does_not_fit_is_refused_in_the_same_words(kind):
+    with pytest.raises(InputError, match="the image tower cannot have fewer tokens: it has no transformer blocks"):
+        image_shape(kind("resnet"))
+    with pytest.raises(InputError, match="turned by their position"):
+        image_shape(kind("eva"))
+
+
 def test_texts_are_refused_and_so_is_a_tower_without_its_rewrites(deep):
     with pytest.raises(InputError, match="the text tower cannot have fewer tokens: its tokens are words"):
         tower_graph(deep, "text", tokens=SCHEDULE)

@@ -148,12 +148,19 @@ def test_what_a_family_leaves(family, left, wanted):
     assert family.schedule(B16, left) == wanted
 
 
-def test_a_family_whose_dearest_member_fails_is_asked_once():
+def test_a_family_without_a_chance_is_asked_twice_and_once_where_something_was_found():
     found = fewest_tokens(B16, lambda schedule: figures(0.85), BOUNDS, families=FAMILIES[:3])
-    assert [trial.schedule for trial in found.trials] == [
-        next(schedule for schedule in family.members(B16) if B16.saving(schedule) >= WORTH) for family in FAMILIES[:3]
-    ]
+    assert len(found.trials) == 6  # the middle of each, and the dearest
     assert found.complete
+    # merging once passes, however much; merging twice does not
+    once, twice = FAMILIES[1], FAMILIES[2]
+    found = fewest_tokens(
+        B16, lambda schedule: figures(0.95 if len(set(schedule)) == 1 else 0.85), BOUNDS, families=[once, twice]
+    )
+    merged_twice = [trial.schedule for trial in found.trials if len(set(trial.schedule)) == 2]
+    assert found.best.schedule[0] == 102  # 100 saves less than a hundredth more
+    assert merged_twice[:1] == [s for s in twice.members(B16) if B16.saving(s) >= found.best.saving + WORTH][:1]
+    assert not set(merged_twice[1:]) & set(twice.members(B16))
 
 
 def test_where_nothing_passes_it_says_by_how_much_the_nearest_misses():
