@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from invariclip.console import silent
+from invariclip.errors import ContractError
 from invariclip.export.precision.rounding import compensated, nearest, sharing
 from invariclip.export.precision.sites import constant
 from invariclip.export.precision.smooth import factors
@@ -190,8 +191,9 @@ def _divide_norm(model: ir.Model, value: ir.Value, divisor: NDArray[np.float32],
     """The division of a LayerNormalization's output, folded into its own scale and bias; every user is in `keep`."""
     norm = value.producer()
     if norm is None or not all(use.node in keep for use in value.uses()):
-        msg = f"{value.name} serves others than the products that are quantised"
-        raise ValueError(msg)
+        raise ContractError(
+            f"{value.name} serves others than the products that are quantised; quantise without smoothing"
+        )
     for place in (1, 2):
         old = norm.inputs[place] if place < len(norm.inputs) else None
         if old is not None and old.const_value is not None:

@@ -11,6 +11,7 @@ from invariclip.backends import open_backend
 from invariclip.export.contract import answers, evidence
 from invariclip.export.contract.comparison import measure
 from invariclip.export.contract.figures import failures
+from invariclip.export.contract.verify import ALTERED, BATCH
 from invariclip.manifest import EMBEDDING
 
 if TYPE_CHECKING:
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
     from invariclip.export.contract.evidence import Pictures
     from invariclip.export.contract.figures import Figures, Thresholds
     from invariclip.manifest import Compute
-
-BATCH = 16
-ALTERED = 64
 
 
 @dataclass

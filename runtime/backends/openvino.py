@@ -92,7 +92,6 @@ class OpenVinoBackend:
             raise ArtifactError(
                 f"{path}: OpenVINO {VERSION} would run it in {kind.get_type_name()}, not {compute}; take another one"
             )
-        self._compute = compute
         self.threads = int(self._compiled.get_property(properties.inference_num_threads))
         # Compiling may give a port further names; the model as it was read has the graph's own.
         self.input_names = tuple(str(port.get_any_name()) for port in model.inputs)
