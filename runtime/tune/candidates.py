@@ -27,14 +27,14 @@ class Candidate:
         backend: The engine.
         threads: Its threads.
         claimed: The closest level that its parity record reaches; it is checked against this one's bounds.
-        plain: Whether it computes in float32, so that of equals the simpler is picked.
+        plain: How many of weights and arithmetic are float32, 0 to 2, so that of equals the simpler is picked.
     """
 
     variant: str
     backend: str
     threads: int
     claimed: Fidelity
-    plain: bool
+    plain: int
 
     @property
     def name(self) -> str:
@@ -42,9 +42,9 @@ class Candidate:
         return f"{self.variant} on {self.backend}, {self.threads} thread{'s' if self.threads > 1 else ''}"
 
     @property
-    def preference(self) -> tuple[int, int, bool, bool]:
+    def preference(self) -> tuple[int, int, bool, int]:
         """Smaller is better where speed says nothing: closer, then fewer threads, the default engine, float32."""
-        return LEVELS.index(self.claimed), self.threads, self.backend != DEFAULT_BACKEND, not self.plain
+        return LEVELS.index(self.claimed), self.threads, self.backend != DEFAULT_BACKEND, -self.plain
 
 
 def enumerate_candidates(
@@ -69,7 +69,7 @@ def enumerate_candidates(
             if reason or claimed is None:
                 left_out.append({"candidate": f"{name} on {backend}", "why": reason})
                 continue
-            plain = variant.precision == "float32" and variant.compute == "float32"
+            plain = (variant.precision, variant.compute).count("float32")
             found += [Candidate(name, backend, count, claimed, plain) for count in threads]
     return found, left_out
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from invariclip.errors import ContractError, InputError
 from invariclip.export.graphs.trace import write_graph
+from invariclip.export.precision import library
 from invariclip.export.precision.half import halve
 from invariclip.export.precision.mixed import groups_of, mix
 from invariclip.export.precision.qdq import Recipe, quantise, rounded
@@ -264,6 +265,19 @@ def test_a_mix_always_keeps_the_bound_and_puts_no_more_back_than_its_order_needs
         # with one group fewer put back, the bound is broken
         kept = sum(harm[group.value] for group in found.chosen)
         assert kept + harm[found.back[-1].value] > 0.1 - 1e-9
+
+
+@pytest.mark.parametrize("method", ["dynamic", "static", "nncf"])
+def test_the_libraries_quantise_too(tmp_path, method):
+    if method == "nncf":
+        pytest.importorskip("nncf", reason="nncf is not installed")
+    rng = np.random.default_rng(7)
+    model, seen, asked = layer(rng), pictures(rng, 20), pictures(rng, 8)
+    source, target = tmp_path / "float.onnx", tmp_path / f"{method}.onnx"
+    wanted = answers(model, source, asked)
+    getattr(library, method)(source, target, *([] if method == "dynamic" else [[seen[:10], seen[10:]]]))
+    session = onnxruntime.InferenceSession(str(target), providers=["CPUExecutionProvider"])
+    assert 0 < error(session.run(["embedding"], {"pixels": asked})[0], wanted) < 5e-3
 
 
 def test_unknown_variants_are_refused():
