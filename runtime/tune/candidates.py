@@ -27,7 +27,7 @@ class Candidate:
         backend: The engine.
         threads: Its threads.
         claimed: The closest level that its parity record reaches; it is checked against this one's bounds.
-        plain: How many of weights and arithmetic are float32, 0 to 2, so that of equals the simpler is picked.
+        plain: Its `plainness`, so that of equals the simpler is picked.
     """
 
     variant: str
@@ -69,9 +69,13 @@ def enumerate_candidates(
             if reason or claimed is None:
                 left_out.append({"candidate": f"{name} on {backend}", "why": reason})
                 continue
-            plain = (variant.precision, variant.compute).count("float32")
-            found += [Candidate(name, backend, count, claimed, plain) for count in threads]
+            found += [Candidate(name, backend, count, claimed, plainness(variant)) for count in threads]
     return found, left_out
+
+
+def plainness(variant: Variant) -> int:
+    """How many of a variant's weights and arithmetic are float32, 0 to 2."""
+    return (variant.precision, variant.compute).count("float32")
 
 
 def default_threads(available: int) -> tuple[int, ...]:

@@ -18,7 +18,13 @@ from invariclip.errors import ArtifactError, ContractError, InputError, ProfileE
 from invariclip.fidelity import LEVELS, reaches, require_level
 from invariclip.machine import available_memory, load_before, this_machine
 from invariclip.profile import Choice, Profile, changes, profile_path, read_profile, write_profile
-from invariclip.tune.candidates import Candidate, enumerate_candidates, require_candidates, require_threads
+from invariclip.tune.candidates import (
+    Candidate,
+    enumerate_candidates,
+    plainness,
+    require_candidates,
+    require_threads,
+)
 from invariclip.tune.halving import Search, middle, stages_for
 from invariclip.tune.verdict import decide
 
@@ -193,8 +199,7 @@ def _yardstick(folder: Path, manifest: Manifest, basis: Basis) -> Candidate:
             f"{folder}: {variant} on {backend}, which the others would be checked against, was not proved exact; "
             "export it again"
         )
-    plain = facts.precision == "float32" and facts.compute == "float32"
-    return Candidate(variant, backend, basis.threads[-1], LEVELS[0], plain)
+    return Candidate(variant, backend, basis.threads[-1], LEVELS[0], plainness(facts))
 
 
 def _seats(folder: Path, manifest: Manifest) -> int:

@@ -274,7 +274,7 @@ def test_a_process_that_dies_is_left_out_and_the_others_go_on(plant):
 
 def test_what_cannot_be_opened_says_why(tiny_artifact):
     with pytest.raises(StoppedError, match="no variant 'absent'; available: float32"):
-        Process(tiny_artifact, Candidate("absent", ORT, 1, "exact", True))
+        Process(tiny_artifact, Candidate("absent", ORT, 1, "exact", 2))
 
 
 def interrupting(after):

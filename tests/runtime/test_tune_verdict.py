@@ -14,13 +14,13 @@ from invariclip.tune.checks import MIN_COSINE, PICTURES, check_pictures, disagre
 from invariclip.tune.halving import middle, stages_for
 from invariclip.tune.verdict import MARGIN, Entry, Timed, decide, interval, survivors
 
-SIMPLE = Entry(Candidate("float32", "onnxruntime", 1, "exact", True), 1)
+SIMPLE = Entry(Candidate("float32", "onnxruntime", 1, "exact", 2), 1)
 OTHERS = [
-    Entry(Candidate("float32", "onnxruntime", 1, "exact", True), 4),
-    Entry(Candidate("bfloat16", "onnxruntime", 1, "exact", False), 1),
-    Entry(Candidate("float32", "openvino", 1, "exact", True), 1),
-    Entry(Candidate("float32", "onnxruntime", 2, "exact", True), 1),
-    Entry(Candidate("int8", "onnxruntime", 1, "fast", False), 1),
+    Entry(Candidate("float32", "onnxruntime", 1, "exact", 2), 4),
+    Entry(Candidate("bfloat16", "onnxruntime", 1, "exact", 0), 1),
+    Entry(Candidate("float32", "openvino", 1, "exact", 2), 1),
+    Entry(Candidate("float32", "onnxruntime", 2, "exact", 2), 1),
+    Entry(Candidate("int8", "onnxruntime", 1, "fast", 0), 1),
 ]
 """Each less preferred than the one before it, and than `SIMPLE`."""
 
