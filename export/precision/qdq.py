@@ -15,6 +15,8 @@ import onnx_ir as ir
 
 from invariclip.console import silent
 from invariclip.errors import ContractError
+from invariclip.export.graphs.rewrites.patches import MIDDLE, PATCHES, patches_as_bytes
+from invariclip.export.precision.clipping import clipped, step
 from invariclip.export.precision.rounding import compensated, nearest, sharing
 from invariclip.export.precision.sites import constant
 from invariclip.export.precision.smooth import factors
@@ -28,8 +30,6 @@ if TYPE_CHECKING:
     from invariclip.export.precision.ranges import Flow
     from invariclip.export.precision.sites import Site
 
-LEVELS = 255
-
 
 @dataclass(frozen=True)
 class Recipe:
@@ -38,10 +38,12 @@ class Recipe:
     Attributes:
         smoothing: α of SmoothQuant for values that come from a LayerNormalization; None leaves them as they are.
         compensate: Round weights by GPTQ rather than to the nearest.
+        clip: Cut off a value's outermost numbers where that errs less, see `clipping`.
     """
 
     smoothing: float | None = None
     compensate: bool = True
+    clip: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,13 +108,48 @@ def rounded(
     return found
 
 
-def quantise(model: ir.Model, sites: Sequence[Site], flows: Mapping[str, Flow], weights: Mapping[str, Rounded]) -> None:
+def ranges_of(
+    model: ir.Model, sites: Sequence[Site], flows: Mapping[str, Flow], weights: Mapping[str, Rounded], *, clip: bool
+) -> dict[str, tuple[float, float]]:
+    """What the levels of each value go from and to, after the division of smoothing.
+
+    Args:
+        model: The float32 graph.
+        sites: Its products.
+        flows: Of every value that they read.
+        weights: From `rounded`.
+        clip: See `Recipe`.
+    """
+    found: dict[str, tuple[float, float]] = {}
+    for site in sites:
+        if site.value in found:
+            continue
+        flow, divisor = flows[site.value], weights[site.node].divisor
+        if site.value == PATCHES:  # bytes less a byte: a level each, and nothing is rounded
+            middle = float(constant(model, MIDDLE))
+            found[site.value] = -middle, 255 - middle
+            continue
+        low, high, rows = flow.low, flow.high, flow.sample.rows
+        if divisor is not None:
+            # the range after the division is bounded by the channels' peaks
+            peak, least = float((flow.peaks / divisor).max()), float(divisor.min())
+            low, high, rows = max(-peak, low / least), min(peak, high / least), rows / divisor
+        found[site.value] = clipped(rows, low, high) if clip else (low, high)
+    return found
+
+
+def quantise(
+    model: ir.Model,
+    sites: Sequence[Site],
+    ranges: Mapping[str, tuple[float, float]],
+    weights: Mapping[str, Rounded],
+) -> None:
     """Puts int8 into a graph, in place.
 
     Args:
         model: The float32 graph.
         sites: The products that become int8; the others stay float32.
-        flows: Of every value that they read.
+        ranges: From `ranges_of`.
         weights: From `rounded`.
     """
     nodes = {node.name: node for node in model.graph}
@@ -124,31 +161,31 @@ def quantise(model: ir.Model, sites: Sequence[Site], flows: Mapping[str, Flow], 
         source = nodes[group[0].node].inputs[0]
         if source is None:
             continue
-        low, high = flows[value].low, flows[value].high
         if divisor is not None:
             _divide_norm(model, source, divisor, keep=[nodes[s.node] for s in group])
-            # the range after the division is bounded by the channels' peaks
-            peak = float((flows[value].peaks / divisor).max())
-            low, high = max(-peak, low / float(divisor.min())), min(peak, high / float(divisor.min()))
+        low, high = ranges[value]
         given = _through_eight_bits(model, source, low, high, nodes[group[0].node])
         for site in group:
             _take(model, nodes[site.node], site, given, weights[site.node])
 
 
 def _through_eight_bits(model: ir.Model, source: ir.Value, low: float, high: float, before: ir.Node) -> ir.Value:
-    """The value rounded to uint8 levels from low to high; zero is a level of its own, as padding and ReLU need."""
-    scale = max((high - low) / LEVELS, 1e-12)
-    zero = int(np.clip(np.rint(-low / scale), 0, LEVELS))
+    """The value rounded to uint8 levels from low to high."""
+    scale, zero = step(low, high)
     name = source.name
-    step = _initializer(model, f"{name}_scale", np.array(scale, dtype=np.float32))
+    size = _initializer(model, f"{name}_scale", np.array(scale, dtype=np.float32))
     point = _initializer(model, f"{name}_zero_point", np.array(zero, dtype=np.uint8))
-    q = ir.node("QuantizeLinear", [source, step, point], name=f"{name}_quantize")
-    dq = ir.node("DequantizeLinear", [q.outputs[0], step, point], name=f"{name}_dequantize")
-    q.outputs[0].name, dq.outputs[0].name = f"{name}_uint8", f"{name}_rounded"
-    q.outputs[0].shape = dq.outputs[0].shape = source.shape
-    q.outputs[0].dtype, dq.outputs[0].dtype = ir.DataType.UINT8, ir.DataType.FLOAT
-    model.graph.insert_before(before, [q, dq])
-    return dq.outputs[0]
+    levels = patches_as_bytes(model) if name == PATCHES else None
+    if levels is None:
+        q = ir.node("QuantizeLinear", [source, size, point], name=f"{name}_quantize")
+        levels = q.outputs[0]
+        levels.name, levels.shape, levels.dtype = f"{name}_uint8", source.shape, ir.DataType.UINT8
+        model.graph.insert_before(before, [q])
+    dq = ir.node("DequantizeLinear", [levels, size, point], name=f"{name}_dequantize")
+    rounded_ = dq.outputs[0]
+    rounded_.name, rounded_.shape, rounded_.dtype = f"{name}_rounded", source.shape, ir.DataType.FLOAT
+    model.graph.insert_before(before, [dq])
+    return rounded_
 
 
 def _take(model: ir.Model, node: ir.Node, site: Site, given: ir.Value, weights: Rounded) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -11,14 +11,18 @@ import numpy as np
 import onnxruntime
 
 from invariclip.backends.threads import available_threads
+from invariclip.console import silent
 from invariclip.errors import ContractError
 from invariclip.export.graphs.trace import write_graph
+from invariclip.export.precision.clipping import Sample
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     import onnx_ir as ir
     from numpy.typing import NDArray
+
+    from invariclip.console import Progress
 
 
 @dataclass
@@ -32,6 +36,7 @@ class Flow:
         total: float64 [K], the sum of the rows.
         moments: float32 [K, K], the sum of outer products of the rows.
         rows: How many rows.
+        sample: Some of them.
     """
 
     low: float
@@ -40,6 +45,7 @@ class Flow:
     total: NDArray[np.float64]
     moments: NDArray[np.float32]
     rows: int = 0
+    sample: Sample = field(default_factory=Sample)
 
     @classmethod
     def empty(cls, width: int) -> Flow:
@@ -60,6 +66,7 @@ class Flow:
         self.total += rows.sum(axis=0, dtype=np.float64)
         self.moments += rows.T @ rows
         self.rows += len(rows)
+        self.sample.add(rows)
 
     @property
     def mean(self) -> NDArray[np.float64]:
@@ -73,6 +80,7 @@ def flows_of(
     batches: Iterable[NDArray[np.uint8]],
     *,
     threads: int | None = None,
+    progress: Progress = silent,
 ) -> dict[str, Flow]:
     """Runs calibration pictures through a float32 graph and looks at some of its values.
 
@@ -81,6 +89,7 @@ def flows_of(
         values: Names of float32 values [N, ..., K].
         batches: uint8 [n, H, W, 3]; every batch is let go before the next.
         threads: Of ONNX Runtime; None takes what this process may use.
+        progress: `console.bar` or `console.silent`.
 
     Raises:
         ContractError: A value is not finite, or no picture came.
@@ -89,7 +98,7 @@ def flows_of(
     flows: dict[str, Flow] = {}
     with TemporaryDirectory() as folder:
         session = _looking(model, wanted, Path(folder) / "looking.onnx", threads or available_threads())
-        for batch in batches:
+        for batch in progress(batches, total=None, desc="calibration pictures"):
             answers = session.run(wanted, {session.get_inputs()[0].name: batch})
             for name, answer in zip(wanted, answers, strict=True):
                 rows = np.asarray(answer, dtype=np.float32).reshape(-1, answer.shape[-1])

@@ -43,8 +43,7 @@ def sites_of(model: ir.Model) -> list[Site]:
 
     Products of two values (attention's scores and sums) stay: they are a small part of the work, and softmax's output
     is what eight bits fit worst. So do the class head (its weights are exchanged without recalibration), a front's
-    resize, the projection as an input, and convolutions: a patch embedding reads raw pixels, and is under a tenth of
-    a transformer.
+    resize, the projection as an input, and convolutions. A patch embedding is a product already (`rewrites.patches`).
     """
     found = []
     for node in model.graph:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import onnx_ir as ir
 
@@ -12,12 +13,12 @@ from invariclip.export.graphs.trace import write_graph
 from invariclip.export.precision import library
 from invariclip.export.precision.half import halve
 from invariclip.export.precision.mixed import groups_of, mix
-from invariclip.export.precision.qdq import Recipe, quantise, rounded
+from invariclip.export.precision.qdq import Recipe, quantise, ranges_of, rounded
 from invariclip.export.precision.ranges import flows_of
 from invariclip.export.precision.sites import flops, sites_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -26,10 +27,17 @@ if TYPE_CHECKING:
     from invariclip.console import Progress
     from invariclip.export.contract.figures import Figures
     from invariclip.export.precision.mixed import Group, Mix
+    from invariclip.export.precision.qdq import Rounded
     from invariclip.export.precision.trials import Trials
     from invariclip.manifest import Compute
 
+SMOOTHING = (None, 0.5)
+"""SmoothQuant's α in the recipes that are tried, each with clipped ranges and without: which is best differs."""
 Method = Literal["none", "float16", "mixed", "dynamic", "static", "nncf"]
+
+
+Write: TypeAlias = "Callable[[Sequence[Group]], None]"
+"""Writes the graph with these groups in int8."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +124,7 @@ class Workshop:
             write_graph(model, target)
             return {"method": method, "weights": count}
         if method == "mixed":
-            return {"method": method, **self._mixed(source, target).to_json()}
+            return {"method": method, **self._mixed(source, target)}
         if method == "dynamic":
             library.dynamic(source, target)
         elif method == "static":
@@ -125,33 +133,77 @@ class Workshop:
             library.nncf(source, target, self.calibration())
         return {"method": method}
 
-    def _mixed(self, source: Path, target: Path) -> Mix:
+    def _mixed(self, source: Path, target: Path) -> dict[str, Any]:
         model = ir.load(source)
         sites = sites_of(model)
         if not sites:
             raise ContractError("it has no product with constant weights that int8 could take over")
-        flows = flows_of(model, [site.value for site in sites], self.calibration(), threads=self.threads)
-        weights = rounded(model, sites, flows, Recipe(), progress=self.progress)
+        flows = flows_of(
+            model, [site.value for site in sites], self.calibration(), threads=self.threads, progress=self.progress
+        )
+        groups = groups_of(sites, lambda site: flops(model, site))
+        tried: list[tuple[float, Recipe, Write]] = []
+        for smoothing in SMOOTHING:
+            weights = rounded(model, sites, flows, Recipe(smoothing), progress=self.progress)
+            for clip in (False, True):
+                ranges = ranges_of(model, sites, flows, weights, clip=clip)
+                write: Write = partial(_write, source, target, ranges, weights)
+                write(groups)
+                tried.append((self._cost(target), Recipe(smoothing, clip=clip), write))
+        tried.sort(key=lambda one: one[0])
+        recipe, found = self._fitting(tried, groups, target)
+        return {
+            "recipe": asdict(recipe),
+            "recipes": [{**asdict(one), "cosine_cost": cost} for cost, one, _ in tried],
+            **found.to_json(),
+        }
 
-        def write(chosen: Sequence[Group]) -> None:
-            graph = ir.load(source)
-            quantise(graph, [site for group in chosen for site in group.sites], flows, weights)
-            write_graph(graph, target)
+    def _fitting(
+        self, tried: Sequence[tuple[float, Recipe, Write]], groups: list[Group], target: Path
+    ) -> tuple[Recipe, Mix]:
+        """The first recipe that keeps the contract with int8 everywhere; else the nearest one, with groups put back."""
+        for _, recipe, write in tried:
+            write(groups)
+            figures = self._figures(target)
+            if not self.trials.broken(figures):
+                return recipe, mix(groups, partial(_known, figures), lambda _: [])
+        _, recipe, write = tried[0]
 
         def ask(chosen: Sequence[Group]) -> Figures:
             write(chosen)
-            return self.trials.figures(target, backend=self.backend, threads=self.threads)
+            return self._figures(target)
 
-        def cost(chosen: Sequence[Group]) -> float:
+        def cost_of(chosen: Sequence[Group]) -> float:
             write(chosen)
-            return self.trials.cost(target, backend=self.backend, threads=self.threads)
+            return self._cost(target)
 
-        found = mix(
-            groups_of(sites, lambda site: flops(model, site)), ask, self.trials.broken, cost_of=cost,
-            progress=self.progress,
-        )  # fmt: skip
+        found = mix(groups, ask, self.trials.broken, cost_of=cost_of, progress=self.progress)
         if found.figures is None:
             lines = found.trials[0]["broken"]
             raise ContractError(f"no mix of int8 and float32 keeps the contract; int8 everywhere: {'; '.join(lines)}")
         write(found.chosen)
-        return found
+        return recipe, found
+
+    def _figures(self, target: Path) -> Figures:
+        return self.trials.figures(target, backend=self.backend, threads=self.threads)
+
+    def _cost(self, target: Path) -> float:
+        return self.trials.cost(target, backend=self.backend, threads=self.threads)
+
+
+def _known(figures: Figures, chosen: Sequence[Group]) -> Figures:
+    del chosen
+    return figures
+
+
+def _write(
+    source: Path,
+    target: Path,
+    ranges: Mapping[str, tuple[float, float]],
+    weights: Mapping[str, Rounded],
+    chosen: Sequence[Group],
+) -> None:
+    """A float32 graph's file again, with these groups in int8."""
+    graph = ir.load(source)
+    quantise(graph, [site for group in chosen for site in group.sites], ranges, weights)
+    write_graph(graph, target)

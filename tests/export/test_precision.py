@@ -15,7 +15,7 @@ from invariclip.export.graphs.trace import write_graph
 from invariclip.export.precision import library
 from invariclip.export.precision.half import halve
 from invariclip.export.precision.mixed import groups_of, mix
-from invariclip.export.precision.qdq import Recipe, quantise, rounded
+from invariclip.export.precision.qdq import Recipe, quantise, ranges_of, rounded
 from invariclip.export.precision.ranges import Flow, flows_of
 from invariclip.export.precision.rounding import compensated, nearest, sharing
 from invariclip.export.precision.sites import flops, sites_of
@@ -78,10 +78,12 @@ def int8(rng, tmp_path, recipe=None, **how):
     wanted = answers(model, tmp_path / "float.onnx", asked)
     sites = sites_of(model)
     flows = flows_of(model, [site.value for site in sites], [seen[:20], seen[20:]], threads=1)
-    weights = rounded(model, sites, flows, recipe or Recipe())
+    recipe = recipe or Recipe()
+    weights = rounded(model, sites, flows, recipe)
+    ranges = ranges_of(model, sites, flows, weights, clip=recipe.clip)
     rng.bit_generator.state = state
     model = layer(rng, **how)
-    quantise(model, sites, flows, weights)
+    quantise(model, sites, ranges, weights)
     return wanted, answers(model, tmp_path / "int8.onnx", asked)
 
 
@@ -157,7 +159,9 @@ def test_nan_inside_and_no_pictures_are_refused():
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("recipe", [Recipe(), Recipe(compensate=False), Recipe(smoothing=0.5)])
+@pytest.mark.parametrize(
+    "recipe", [Recipe(), Recipe(compensate=False), Recipe(smoothing=0.5), Recipe(clip=True), Recipe(0.5, clip=True)]
+)
 def test_int8_answers_almost_like_float32(tmp_path, bias, recipe):
     wanted, got = int8(np.random.default_rng(2), tmp_path, recipe, bias=bias)
     assert 0 < error(got, wanted) < 5e-3

@@ -97,7 +97,7 @@ def test_normalisation_goes_into_a_stem(stem):
     wanted = run(model, pictures())
     assert normalisation.not_normalised(model) == "pixels still go through Div"
     subject = of_image()
-    (step, _) = rewrite_graph(model, subject, ("normalisation",))
+    step, *_ = rewrite_graph(model, subject, ("normalisation",))
     assert (step.name, step.applied, step.detail) == ("normalisation", True, said)
     require_held(model, subject)  # also where nobody tidies up behind it
     kinds = [node.op_type for node in model.graph]
@@ -288,5 +288,6 @@ def test_graph_rewrites_can_be_switched_off():
     steps = rewrite_graph(model, of_image(), [name for name in NAMES if name not in ("normalisation", "tidy")])
     assert [(step.name, step.applied, step.detail) for step in steps] == [
         ("normalisation", False, "switched off"),
+        ("patch-product", False, "needs normalisation"),
         ("tidy", False, "switched off"),
     ]

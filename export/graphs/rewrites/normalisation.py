@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from invariclip.export.graphs.rewrites.rewrite import Subject
 
+CENTRED = "centred_pixels"
+"""float32 [N, H, W, 3]: pixels less a whole number, which is no normalisation (see `patches`)."""
 _CHANNELS = 3
 
 
@@ -36,7 +38,7 @@ class _Affine:
 def fold_normalisation(model: ir.Model, subject: Subject) -> str:
     """Takes the normalisation out of the image graph."""
     del subject
-    start = _pixels(model.graph)
+    start = pixels_of(model.graph)
     end = _followed(start)
     if end.value is start:
         raise NotApplicableError("its pixels are not normalised before the first convolution")
@@ -49,7 +51,7 @@ def fold_normalisation(model: ir.Model, subject: Subject) -> str:
     source = start
     if padded:
         offset = (end.shift / end.scale).astype(np.float32).reshape(1, _CHANNELS, 1, 1)
-        shifted = ir.node("Add", [start, _initializer(model.graph, "pixel_shift", offset)])
+        shifted = ir.node("Add", [start, initializer(model.graph, "pixel_shift", offset)])
         shifted.outputs[0].name = "shifted_pixels"
         shifted.outputs[0].type, shifted.outputs[0].shape = start.type, start.shape
         model.graph.insert_before(convolutions[0], shifted)
@@ -63,15 +65,21 @@ def fold_normalisation(model: ir.Model, subject: Subject) -> str:
 
 def not_normalised(model: ir.Model) -> str | None:
     """What is wrong with a graph whose normalisation should be gone, or None."""
-    value = _pixels(model.graph)
+    value = pixels_of(model.graph)
+    if any(user.node.outputs[0].name == CENTRED for user in value.uses()):
+        return None
     kinds = {use.node.op_type for use in value.uses()}
     if kinds == {"Conv"} or (kinds == {"Add"} and {u.node.op_type for u in _only(value).outputs[0].uses()} == {"Conv"}):
         return None
     return f"pixels still go through {', '.join(sorted(kinds))}"
 
 
-def _pixels(graph: ir.Graph) -> ir.Value:
-    """The pixels as float32 [N, 3, H, W]: after the cast and the transpose."""
+def pixels_of(graph: ir.Graph) -> ir.Value:
+    """The pixels as float32 [N, 3, H, W]: after the cast and the transpose.
+
+    Raises:
+        NotApplicableError: The graph takes no pixels.
+    """
     value = next((item for item in graph.inputs if item.name == IMAGE_INPUT), None)
     if value is None:
         raise NotApplicableError(f"the graph has no input {IMAGE_INPUT}")
@@ -143,14 +151,14 @@ def _fold(graph: ir.Graph, node: ir.Node, end: _Affine, *, keep_shift: bool, sou
     weight = old.const_value.numpy().astype(np.float64)  # type: ignore[union-attr]
     scaled = weight * end.scale.reshape(1, _CHANNELS, 1, 1)
     node.replace_input_with(0, source)
-    node.replace_input_with(1, _initializer(graph, f"pixel_weight_{number}", scaled.astype(np.float32)))
+    node.replace_input_with(1, initializer(graph, f"pixel_weight_{number}", scaled.astype(np.float32)))
     if keep_shift:
         return
     extra = (weight * end.shift.reshape(1, _CHANNELS, 1, 1)).sum(axis=(1, 2, 3))
     given = _bias(node)
     if given is not None:
         extra = extra + given.const_value.numpy().astype(np.float64)  # type: ignore[union-attr]
-    bias = _initializer(graph, f"pixel_bias_{number}", extra.astype(np.float32))
+    bias = initializer(graph, f"pixel_bias_{number}", extra.astype(np.float32))
     if len(node.inputs) > 2:
         node.replace_input_with(2, bias)
         return
@@ -168,10 +176,10 @@ def _remove(graph: ir.Graph, start: ir.Value, end: ir.Value) -> None:
         graph.remove(node, safe=True)
 
 
-def _initializer(graph: ir.Graph, name: str, array: NDArray[np.float32]) -> ir.Value:
-    value = ir.Value(
-        name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(array.shape), const_value=ir.tensor(array)
-    )
+def initializer(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Value:
+    """A constant of a graph."""
+    tensor = ir.tensor(array)
+    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
     graph.register_initializer(value)
     return value
 

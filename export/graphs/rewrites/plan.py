@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from invariclip.errors import ContractError, InputError
-from invariclip.export.graphs.rewrites import encoder, normalisation, tidy
+from invariclip.export.graphs.rewrites import encoder, normalisation, patches, tidy
 from invariclip.export.graphs.rewrites.rewrite import NotApplicableError, Rewrite
 from invariclip.manifest import Step
 
@@ -98,6 +98,14 @@ REWRITES: tuple[Rewrite, ...] = (
         "mean and standard deviation are in the weights of the first convolution",
         graph=normalisation.fold_normalisation,
         holds=normalisation.not_normalised,
+    ),
+    Rewrite(
+        "patch-product",
+        ("image",),
+        "a convolution whose stride is its kernel is one product of patches and a matrix, and needs no planes",
+        graph=patches.unfold_patches,
+        holds=patches.unfolded,
+        needs=("normalisation",),
     ),
     Rewrite(
         "tidy",
