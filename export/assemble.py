@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import platform
+import warnings
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from invariclip import __version__
 from invariclip.artifact import describe_file, require_replaceable, write_manifest
 from invariclip.backends import DEFAULT_BACKEND, require_backend
 from invariclip.console import silent
-from invariclip.export.contract import evidence, figures, verify
+from invariclip.errors import LeftOutWarning
+from invariclip.export.contract import evidence, fast_pixels, figures, verify
 from invariclip.export.graphs.front import add_front
 from invariclip.export.graphs.head import attach_head
 from invariclip.export.graphs.rewrites import NAMES
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from invariclip.console import Progress
+    from invariclip.export.contract.evidence import Pictures
     from invariclip.export.contract.figures import Thresholds
     from invariclip.export.contract.verify import Job
     from invariclip.export.graphs.rewrites import Tower
@@ -56,11 +59,13 @@ class Build:
         pixels_in_graph: Put a front before the image tower that takes uint8 pictures of any size: `resize` (ONNX's
             Resize, for ONNX Runtime) or `matmul` (two products, which TensorRT builds); None leaves that to the host.
         projection_as_input: Leave the projection as a matrix that may be exchanged at any run.
+        fast_pixels: Hold the fast pixel mode against the exact one, so that it can be asked for at run time.
     """
 
     rewrites: tuple[str, ...] = NAMES
     pixels_in_graph: Literal["resize", "matmul"] | None = None
     projection_as_input: bool = False
+    fast_pixels: bool = False
 
 
 @dataclass(frozen=True)
@@ -139,8 +144,18 @@ def export_artifact(
             replace(written.manifest, variants={FLOAT32: variant}), folder, job, wanted, seen, backends=backends,
             threads=threads, progress=progress, trace=partial(_write_thinned, job, build),
         )  # fmt: skip
+        if build.fast_pixels:
+            manifest = replace(manifest, fast_pixels=_fast_pixels(job, checked, wanted, progress))
         write_manifest(folder, manifest)
     return manifest
+
+
+def _fast_pixels(job: Job, pictures: Pictures, wish: Wish, progress: Progress) -> dict[str, Any]:
+    """The record of the fast pixel mode, at the bounds of the level that variants have to keep."""
+    record = fast_pixels.prove(job, pictures, wish.bounds or figures.THRESHOLDS[wish.level], progress=progress)
+    if not record["passed"]:
+        warnings.warn(f"the fast pixel mode is left out: {'; '.join(record['broken'])}", LeftOutWarning, stacklevel=3)
+    return record
 
 
 def _write_thinned(job: Job, how: Build, tokens: Sequence[int], path: Path) -> None:

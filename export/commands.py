@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 from click.core import ParameterSource
@@ -58,6 +58,11 @@ _OF_CLASSES = {
     "--calibration", multiple=True, type=click.Path(path_type=Path),
     help="Pictures and folders that int8 is calibrated on [default: bundled ones].",
 )  # fmt: skip
+@click.option(
+    "--fast-pixels",
+    is_flag=True,
+    help="Prove the fast pixel mode on JPEGs of three sizes, so that it may be asked for.",
+)
 @zero_shot_options
 @click.option(
     "--classes-only",
@@ -71,7 +76,7 @@ _OF_CLASSES = {
 def export(
     ctx: click.Context, model: str, projection: Path | None, projection_as_input: bool,
     pixels_in_graph: Literal["resize", "matmul"] | None, without: tuple[str, ...], backends: tuple[str, ...],
-    variants: tuple[str, ...], fidelity: Fidelity, calibration: tuple[Path, ...],
+    variants: tuple[str, ...], fidelity: Fidelity, calibration: tuple[Path, ...], fast_pixels: bool,
     classes: str | None, classes_file: Path | None, templates: tuple[str, ...], templates_file: Path | None,
     template_name: str | None, classes_only: Path | None, out: Path, checkpoint: Path | None,
     random_weights: int | None, tokenizer: str | None, images: tuple[Path, ...], limits: Limits, threads: int | None,
@@ -107,7 +112,7 @@ def export(
         templates=prompts or DEFAULT_TEMPLATES,
         pictures=images or None,
         thresholds=bounds_of(limits),
-        how=Build(rewrites, pixels_in_graph, projection_as_input),
+        how=Build(rewrites, pixels_in_graph, projection_as_input, fast_pixels),
         backends=backends or (DEFAULT_BACKEND,),
         wish=Wish(variants, fidelity, bounds_of(limits, fidelity), calibration or None),
         threads=threads,
@@ -133,6 +138,8 @@ def _show(manifest: Manifest, out: Path, as_json: bool) -> None:
     say(f"{out}: {_summary(manifest)}")
     for name, why in manifest.left_out.items():
         say(f"left out: {name}: {why}")
+    if manifest.fast_pixels:
+        say(_fast_pixels(manifest.fast_pixels))
     for name, variant in manifest.variants.items():
         for backend, record in variant.parity.items():
             say(f"\n{name} on {backend}, fidelity {reached(record) or 'none'}")
@@ -144,6 +151,15 @@ def _show(manifest: Manifest, out: Path, as_json: bool) -> None:
                     f"classes probabilities are within {head['probability_diff']:.1e} of float64 "
                     f"on {head['pictures']} pictures"
                 )
+
+
+def _fast_pixels(record: dict[str, Any]) -> str:
+    words = "passed" if record["passed"] else f"left out: {'; '.join(record['broken'])}"
+    return (
+        f"fast pixels on {record['items']} JPEGs: {words}; cosine to the exact mode at least "
+        f"{record['cosine_min']:.6f}, bytes off by {record['mean_levels']:.2f} in the mean and "
+        f"{record['max_levels']:g} at most"
+    )
 
 
 def _summary(manifest: Manifest) -> str:

@@ -18,10 +18,13 @@ from invariclip.parity import parity_table
 from invariclip.projection import read_projection
 
 if TYPE_CHECKING:
+    from invariclip.console import Progress
+    from invariclip.export.contract.candidate import Job
+    from invariclip.export.contract.evidence import Pictures
     from invariclip.export.contract.verify import Verdict
     from invariclip.export.options import Limits
     from invariclip.fidelity import Fidelity
-    from invariclip.manifest import Variant
+    from invariclip.manifest import Manifest, Variant
 
 
 @click.command()
@@ -48,11 +51,7 @@ def verify(
     own = projection is None
     if own and manifest.projection_file is not None:
         projection = checked_path(artifact, manifest.projection_file)
-    checked_path(artifact, manifest.tokenizer)
-    paths = {
-        name: (checked_path(artifact, variant.image), checked_path(artifact, variant.text))
-        for name, variant in manifest.variants.items()
-    }
+    paths = _checked_paths(artifact, manifest)
     from invariclip.export.contract import evidence
     from invariclip.export.contract.manifest_check import OTHER, disagreements
     from invariclip.export.contract.verify import Candidate, check, prepare
@@ -83,19 +82,46 @@ def verify(
     pictures = evidence.pictures_of(images or None, loaded.pixels)
     pictures.require_readable()
     verdicts = check(candidates, pictures, bounds, progress=silent if quiet else bar)
-    failed = {name: verdict for name, verdict in verdicts.items() if verdict.broken}
+    fast = _fast_pixels(manifest, job, pictures, limits, progress=silent if quiet else bar)
+    failed = {name: verdict.reason for name, verdict in verdicts.items() if verdict.broken}
+    failed |= {"the fast pixel mode": "; ".join(fast)} if fast else {}
     if as_json:
         places = dict(zip(candidates, product(paths, backends), strict=True))
-        emit_json({"artifact": str(artifact), "passed": not failed, **_as_json(verdicts, places)})
+        emit_json({"artifact": str(artifact), "passed": not failed, **_as_json(verdicts, places), "fast_pixels": fast})
     else:
         for name, verdict in verdicts.items():
             say(f"{artifact}, {name}")
             say(parity_table(verdict.parity))
     # the table is the result and is out already, so the failure is one more line and not an exception
     if failed:
-        lines = "; ".join(f"{name}: {verdict.reason}" for name, verdict in failed.items())
+        lines = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
         note(f"invariclip: {artifact} does not answer like its checkpoint: {lines}")
     return 1 if failed else 0
+
+
+def _checked_paths(artifact: Path, manifest: Manifest) -> dict[str, tuple[Path, Path]]:
+    """Image and text graph of each variant, after a look at every digest.
+
+    Raises:
+        ArtifactError: A file is missing or changed.
+    """
+    checked_path(artifact, manifest.tokenizer)
+    return {
+        name: (checked_path(artifact, variant.image), checked_path(artifact, variant.text))
+        for name, variant in manifest.variants.items()
+    }
+
+
+def _fast_pixels(manifest: Manifest, job: Job, pictures: Pictures, limits: Limits, *, progress: Progress) -> list[str]:
+    """What the fast pixel mode breaks of its own bounds or the user's, where the artifact promises it."""
+    promised = manifest.fast_pixels
+    if promised.get("passed") is not True:
+        return []
+    from invariclip.export.contract.fast_pixels import prove
+
+    own = {name: float(promised[name]) for name in ("min_cosine", "min_top1")}
+    bounds = bounds_of({**own, **{name: value for name, value in limits.items() if value is not None}}, "fast")
+    return list(prove(job, pictures, bounds, progress=progress)["broken"])
 
 
 def _own_model(name: str, artifact: Path) -> str:

@@ -13,6 +13,7 @@ from invariclip.fidelity import LEVELS, reaches, require_level
 from invariclip.files import sha256_file
 from invariclip.machine import engine_versions, is_installed, this_machine
 from invariclip.manifest import MANIFEST
+from invariclip.pixels import require_pixel_mode
 from invariclip.profile import OBJECTIVES, Basis, changes, profile_path, read_profile
 
 if TYPE_CHECKING:
@@ -263,3 +264,19 @@ def require_right(folder: Path, variant: Variant, backend: str) -> None:
             UnprovedBackendWarning,
             stacklevel=4,
         )
+
+
+def require_proved_pixels(folder: Path, manifest: Manifest, mode: str) -> None:
+    """Makes sure that a pixel mode exists, and that the fast one kept the contract in this artifact.
+
+    Raises:
+        InputError: It does not, or did not.
+    """
+    require_pixel_mode(mode)
+    if mode == "exact" or manifest.fast_pixels.get("passed") is True:
+        return
+    broken = manifest.fast_pixels.get("broken")
+    fact = f"failed ({'; '.join(map(str, broken))})" if broken else "was not proved"
+    raise InputError(
+        f"{folder}: the fast pixel mode {fact} at its export; leave it out, or export with --fast-pixels to prove it"
+    )

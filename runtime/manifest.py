@@ -160,7 +160,11 @@ class Variant:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything a runtime needs to know of an artifact; `left_out`: variants that failed the contract, and why."""
+    """Everything a runtime needs to know of an artifact.
+
+    `left_out`: variants that failed the contract, and why. `fast_pixels`: how far the fast pixel mode is from the exact
+    one and whether that passed, as `export.contract.fast_pixels` says it; empty where nobody asked.
+    """
 
     model: ModelFacts
     pixels: PixelSpec
@@ -176,6 +180,7 @@ class Manifest:
     opset: int
     producer: dict[str, str]
     left_out: dict[str, str] = field(default_factory=dict)
+    fast_pixels: dict[str, Any] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -195,7 +200,11 @@ class Manifest:
     def facts(self, tower: str) -> dict[str, Any]:
         """What the ONNX file `tower` says of itself: the manifest without the variants."""
         return {
-            **{key: value for key, value in self.to_json().items() if key not in ("variants", "left_out")},
+            **{
+                key: value
+                for key, value in self.to_json().items()
+                if key not in ("variants", "left_out", "fast_pixels")
+            },
             "tower": tower,
         }
 

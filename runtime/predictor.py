@@ -13,11 +13,10 @@ from invariclip.artifact import checked_meanwhile
 from invariclip.backends import DEFAULT_BACKEND, open_backend
 from invariclip.backends.threads import available_threads
 from invariclip.batching import plan, run_in_buckets
-from invariclip.choice import require_right
+from invariclip.choice import require_proved_pixels, require_right
 from invariclip.console import silent
 from invariclip.errors import ArtifactError, InputError, ProjectionError
 from invariclip.manifest import EMBEDDING, IMAGE_INPUT, PROBABILITIES, PROJECTION_INPUT, space_id
-from invariclip.pixels import require_pixel_mode
 from invariclip.prompts import DEFAULT_TEMPLATES, check_prompts, class_bank
 from invariclip.streams import DEFAULT_BATCH, LOOK_AHEAD, PictureReader
 from invariclip.text_cache import DEFAULT_TEXT_CACHE, TextCache
@@ -68,7 +67,7 @@ class Model:
             InputError: No engine is called `backend`, no pixel mode `pixel_mode`, or `text_cache` is out of range.
             MissingExtraError: Its package is not installed.
         """
-        require_pixel_mode(pixel_mode)
+        require_proved_pixels(folder, manifest, pixel_mode)
         if variant not in manifest.variants:
             raise ArtifactError(
                 f"{folder}: no variant {variant!r}; available: {', '.join(manifest.variants) or 'none'}"

@@ -106,6 +106,20 @@ def tiny_artifact(tmp_path_factory, tiny_checkpoint, tiny_pictures, tiny_project
 
 
 @pytest.fixture
+def promising(tiny_artifact, tmp_path):
+    """The tiny artifact again, with a manifest that says that the fast pixel mode passed."""
+    import shutil
+    from dataclasses import replace
+
+    from invariclip.artifact import read_manifest, write_manifest
+
+    folder = shutil.copytree(tiny_artifact, tmp_path / "promising.icm")
+    record = {"passed": True, "broken": [], "min_cosine": 0.985, "min_top1": 0.9}
+    write_manifest(folder, replace(read_manifest(folder), fast_pixels=record))
+    return folder
+
+
+@pytest.fixture
 def run(capsys):
     """Runs the command line; returns exit code, standard output, standard error."""
     from invariclip.cli import main

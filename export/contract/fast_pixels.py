@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from invariclip.console import silent
 from invariclip.errors import InputError
+from invariclip.export.contract.answers import project
 from invariclip.export.contract.comparison import agreement
-from invariclip.export.contract.evidence import spread
+from invariclip.export.contract.evidence import PROMPTS, ids_of, spread
 from invariclip.pixels import open_picture, pixels
 
 if TYPE_CHECKING:
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from invariclip.console import Progress
+    from invariclip.export.contract.candidate import Job
+    from invariclip.export.contract.evidence import Pictures
+    from invariclip.export.contract.figures import Thresholds
     from invariclip.pixels import PixelSpec
 
 SIZES = ((640, 480), (1800, 1350), (4000, 3000))
@@ -34,6 +40,7 @@ SHOWN = 24
 """Pictures that are shown in each size."""
 QUALITY = 90
 _MAX_SIDE = 8192
+_BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -81,13 +88,58 @@ def as_jpeg(image: Image.Image, size: tuple[int, int], quality: int = QUALITY) -
     return stream.getvalue()
 
 
+def prove(job: Job, pictures: Pictures, bounds: Thresholds, *, progress: Progress = silent) -> dict[str, Any]:
+    """Holds the fast mode against the exact one at a level's bounds, as the checkpoint itself sees both.
+
+    Which engine answers does not matter: what the mode changes is the pixels, and every variant was held against the
+    checkpoint already.
+
+    Args:
+        job: The checkpoint, its projection, and the classes, whose place prompts take where there are none.
+        pictures: What to make JPEGs of.
+        bounds: `min_cosine` and `min_top1` are asked.
+        progress: `console.bar` or `console.silent`.
+
+    Returns:
+        The record that `Manifest.fast_pixels` keeps: figures, bounds, what they `broken`, and `passed`.
+
+    Raises:
+        InputError: No picture can be read.
+    """
+    chosen = spread(pictures.readable, SHOWN)
+    pairs = fast_pairs(progress(chosen, total=len(chosen), desc="fast pixels"), job.checkpoint.pixels)
+    bank = job.bank
+    if bank is None:
+        prompts = job.checkpoint.encode_texts(ids_of(PROMPTS, job.checkpoint.tokenizer))
+        bank = project(prompts, job.projection)
+
+    def encode(batch: NDArray[np.uint8]) -> NDArray[np.float64]:
+        parts = [job.checkpoint.encode_images(batch[start : start + _BATCH]) for start in range(0, len(batch), _BATCH)]
+        return project(np.concatenate(parts), job.projection)
+
+    figures = fast_figures(pairs, encode, bank)
+    broken = []
+    if not figures.cosine_min >= bounds.min_cosine:
+        broken.append(f"cosine to the exact mode {figures.cosine_min:.6f}, below {bounds.min_cosine:g}")
+    if figures.top1_agreement is not None and not figures.top1_agreement >= bounds.min_top1:
+        broken.append(f"the same best match on {figures.top1_agreement:.2%}, below {bounds.min_top1:.2%}")
+    return {
+        **figures.to_json(),
+        "sizes": [list(size) for size in SIZES],
+        "min_cosine": bounds.min_cosine,
+        "min_top1": bounds.min_top1,
+        "broken": broken,
+        "passed": not broken,
+    }
+
+
 def fast_pairs(
-    paths: Sequence[Path], spec: PixelSpec, sizes: Sequence[tuple[int, int]] = SIZES
+    paths: Iterable[Path], spec: PixelSpec, sizes: Sequence[tuple[int, int]] = SIZES
 ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
     """Some of the pictures as JPEGs of each size, through the exact mode and through the fast one.
 
     Args:
-        paths: Readable pictures; up to `SHOWN` of them are taken, evenly spread.
+        paths: Readable pictures.
         spec: How the tower wants them.
         sizes: Width and height of the JPEGs.
 
@@ -97,7 +149,7 @@ def fast_pairs(
     Raises:
         InputError: A picture cannot be read.
     """
-    for path in spread(paths, SHOWN):
+    for path in paths:
         image = open_picture(path)
         for size in sizes:
             data = as_jpeg(image, size)

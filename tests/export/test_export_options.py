@@ -10,6 +10,8 @@ from PIL import Image
 import invariclip
 from invariclip.artifact import read_manifest
 from invariclip.backends import open_backend
+from invariclip.errors import InputError
+from invariclip.pixels import pixels
 
 
 def test_a_graph_of_any_size_with_a_rewrite_left_out(run, tiny_checkpoint, tiny_pictures, tmp_path):
@@ -32,7 +34,7 @@ def test_a_graph_of_any_size_with_a_rewrite_left_out(run, tiny_checkpoint, tiny_
     assert "not applied  switched off" in rows["text", "text-cut"]
     assert "not applied  switched off" in rows["image", "tidy"]
     assert "applied      2 blocks" in rows["image", "plain-attention"]
-    assert "scale and shift, into 1 convolution" in rows["image", "normalisation"]
+    assert "scale and shift, into 1 convolution" in rows["image", "normalisation", "patch-product"]
     code, plain, _ = run("inspect", out, "--plan", "--json")
     steps = json.loads(plain)["text"]
     assert {"name": "text-cut", "applied": False, "detail": "switched off"} in steps
@@ -49,7 +51,7 @@ def test_the_plan_of_a_plain_export(tiny_artifact):
     variant = manifest.variants["float32"]
     assert (variant.text_length, variant.front) == ("dynamic", "host")
     assert {tower: [step.name for step in steps if step.applied] for tower, steps in manifest.plan.items()} == {
-        "image": ["plain-attention", "attention-biases", "pooled-last-block", "normalisation"],
+        "image": ["plain-attention", "attention-biases", "pooled-last-block", "normalisation", "patch-product"],
         "text": ["plain-attention", "attention-biases", "pooled-last-block", "text-cut", "plain-pooling", "tidy"],
     }
     stored = {item.key: item.value for item in onnx.load(tiny_artifact / "text.onnx").metadata_props}
@@ -72,3 +74,30 @@ def test_mistakes_are_one_line(run, tiny_checkpoint, tmp_path, options, words):
     assert words in err
     assert err.count("\n") == 1
     assert not (tmp_path / "x.icm").exists()
+
+
+def red_and_blue_swapped_where_fast(data, spec, mode="exact"):
+    return pixels(data, spec)[..., :: 1 if mode == "exact" else -1]
+
+
+def test_the_fast_pixel_mode_is_proved_where_it_is_asked_for(
+    run, tiny_checkpoint, tiny_pictures, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("invariclip.export.contract.fast_pixels.SHOWN", 2)
+    out = tmp_path / "x.icm"
+    wanted = ("export", "--model", tiny_checkpoint, "--images", tiny_pictures, "--fast-pixels", "-o", out, "--quiet")
+    code, stdout, err = run(*wanted)
+    assert (code, err) == (0, "")
+    assert "fast pixels on 6 JPEGs: passed; cosine to the exact mode at least 0.99" in stdout
+    record = read_manifest(out).fast_pixels
+    assert (record["passed"], record["broken"], record["items"], record["sizes"][0]) == (True, [], 6, [640, 480])
+    assert record["cosine_min"] >= record["min_cosine"] == 0.985
+    assert invariclip.load(out, pixel_mode="fast").describe()["pixel mode"] == "fast"
+
+    monkeypatch.setattr("invariclip.export.contract.fast_pixels.pixels", red_and_blue_swapped_where_fast)
+    code, stdout, err = run(*wanted)
+    assert (code, err.count("\n")) == (0, 1)
+    assert "the fast pixel mode is left out: cosine to the exact mode" in err
+    assert "left out: cosine to the exact mode" in stdout
+    with pytest.raises(InputError, match=r"the fast pixel mode failed \(cosine"):
+        invariclip.load(out, pixel_mode="fast")

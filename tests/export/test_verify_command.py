@@ -14,6 +14,7 @@ from invariclip.artifact import describe_file, read_manifest, write_manifest
 from invariclip.cli import main
 from invariclip.export.options import bounds_of
 from invariclip.parity import FAILED, PARITY_HEADER, parity_rows
+from invariclip.pixels import pixels
 
 
 @pytest.fixture
@@ -157,3 +158,17 @@ def test_mistakes_are_one_line(run, tiny_artifact, options, message):
     code, out, err = run(tiny_artifact, *options)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert message in err
+
+
+def test_a_promised_pixel_mode_is_looked_at_again(run, promising, monkeypatch):
+    monkeypatch.setattr("invariclip.export.contract.fast_pixels.SHOWN", 2)
+    code, out, err = run(promising, "--json")
+    assert (code, err, json.loads(out)["fast_pixels"]) == (0, "", [])
+    monkeypatch.setattr(
+        "invariclip.export.contract.fast_pixels.pixels",
+        lambda data, spec, mode="exact": pixels(data, spec)[..., :: 1 if mode == "exact" else -1],
+    )
+    code, out, err = run(promising)
+    assert (code, err.count("\n")) == (1, 1)
+    assert "the fast pixel mode: cosine to the exact mode 0." in err
+    assert "below 0.985" in err

@@ -51,8 +51,8 @@ def test_unreadable_pictures_are_named_and_the_others_answered(tiny_artifact, br
     assert [len(found["predictions"]), len(found["unreadable"])] == [1, 2]
 
 
-def test_the_fast_pixel_mode_can_be_asked_for(tiny_artifact, tiny_pictures):
-    done = json.loads(invariclip("predict", tiny_artifact, tiny_pictures, "--json", "--pixel-mode", "fast").stdout)
+def test_the_fast_pixel_mode_can_be_asked_for(promising, tiny_pictures):
+    done = json.loads(invariclip("predict", promising, tiny_pictures, "--json", "--pixel-mode", "fast").stdout)
     assert done["engine"]["pixel mode"] == "fast"
     assert len(done["predictions"]) == 12
 

@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 import invariclip
 from invariclip.answers import Answer, class_probabilities, ranked
+from invariclip.artifact import read_manifest, write_manifest
 from invariclip.errors import InputError
 from invariclip.pixels import find_pictures
 
@@ -80,16 +82,25 @@ def test_a_wrong_call_is_refused_before_the_first_answer(model):
         model.stream("cat.png")
 
 
-def test_the_pixel_mode_is_the_models(tiny_artifact, tmp_path):
+def test_the_pixel_mode_is_the_models(promising, tmp_path):
     from PIL import Image
 
     path = tmp_path / "noise.jpg"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8)).save(path)
-    exact, fast = (invariclip.load(tiny_artifact, threads=1, pixel_mode=mode) for mode in ("exact", "fast"))
+    exact, fast = (invariclip.load(promising, threads=1, pixel_mode=mode) for mode in ("exact", "fast"))
     assert [exact.describe()["pixel mode"], fast.describe()["pixel mode"]] == ["exact", "fast"]
     assert np.abs(exact.embed_images([path]) - fast.embed_images([path])).max() > 1e-5
     with pytest.raises(InputError, match="no pixel mode is called 'quick'"):
-        invariclip.load(tiny_artifact, pixel_mode="quick")
+        invariclip.load(promising, pixel_mode="quick")
+
+
+def test_the_fast_pixel_mode_has_to_be_proved(tiny_artifact, promising):
+    with pytest.raises(InputError, match=r"the fast pixel mode was not proved at its export; .* --fast-pixels"):
+        invariclip.load(tiny_artifact, pixel_mode="fast")
+    manifest = read_manifest(promising)
+    write_manifest(promising, replace(manifest, fast_pixels={"passed": False, "broken": ["cosine 0.9, below 0.985"]}))
+    with pytest.raises(InputError, match=r"the fast pixel mode failed \(cosine 0.9, below 0.985\) at its export"):
+        invariclip.load(promising, pixel_mode="fast")
 
 
 def test_ranking_and_probabilities_by_hand():
