@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from invariclip.backends import DEFAULT_BACKEND, require_backend
 from invariclip.calibrate.estimators import ESTIMATORS
 from invariclip.calibrate.fit import Calibration, Options
 from invariclip.calibrate.fit import calibrate as fit_projection
 from invariclip.calibrate.pictures import Picture, keep, read_pictures
 from invariclip.calibrate.report import summary_json, summary_text
-from invariclip.calibrate.stages import default_cache, run_build
+from invariclip.calibrate.stages import Serving, default_cache, run_build
 from invariclip.commands import CLASS_OPTIONS, TEMPLATE_OPTIONS, class_names, prompt_templates
 from invariclip.console import bar, emit_json, note, say, silent
 from invariclip.errors import InputError
+from invariclip.fidelity import LEVELS
 from invariclip.interventions import INTERVENTIONS, parse_kinds
 from invariclip.projection import write_projection
 from invariclip.prompts import DEFAULT_TEMPLATES
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
     from invariclip.calibrate.select import Objective
     from invariclip.export.models.checkpoint import Checkpoint
+    from invariclip.fidelity import Fidelity
 
 FITTED_SPLITS = ("train", "calibrate")
 """Splits that are taken where a manifest has that column: pictures marked `test` are for measuring alone."""
@@ -102,9 +105,17 @@ def calibrate(out: Path, as_json: bool, quiet: bool, cache: Path | None, **given
 @CLASS_OPTIONS[0]
 @CLASS_OPTIONS[1]
 @click.option("--work", type=click.Path(path_type=Path), help="Folder of finished stages; OUT.work by default.")
+@click.option("--backend", "backends", multiple=True, help="As for `export`; repeatable [default: onnxruntime].")
+@click.option("--variant", "variants", multiple=True, help="As for `export`; repeatable.")
+@click.option(
+    "--fidelity", type=click.Choice(LEVELS), default="fast", show_default=True, help="What variants must keep."
+)
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="The artifact, NAME.icm.")
 def build(
     out: Path,
+    backends: tuple[str, ...],
+    variants: tuple[str, ...],
+    fidelity: Fidelity,
     work: Path | None,
     classes: str | None,
     classes_file: Path | None,
@@ -115,6 +126,12 @@ def build(
 ) -> None:
     """Calibrate, export and verify in one go; run it again to continue where it stopped."""
     names = class_names(classes, classes_file)
+    for name in backends:
+        require_backend(name)
+    if variants:
+        from invariclip.export.precision.variants import require_kinds
+
+        require_kinds(variants)
     checkpoint, pictures, options = prepare(given)
     folder = work or out.with_name(out.name + ".work")
     result, facts = run_build(
@@ -125,6 +142,7 @@ def build(
         work=folder,
         cache=cache or folder / "embeddings",
         classes=names,
+        serving=Serving(backends or (DEFAULT_BACKEND,), variants, fidelity),
         progress=silent if quiet else bar,
         tell=note,
     )

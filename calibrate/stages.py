@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import invariclip
 from invariclip.artifact import checked_path, read_manifest
+from invariclip.backends import DEFAULT_BACKEND
 from invariclip.calibrate.fit import Calibration, Options, calibrate
 from invariclip.calibrate.select import Selection
 from invariclip.console import Progress, silent
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from invariclip.calibrate.pictures import Picture
     from invariclip.export.models.checkpoint import Checkpoint
+    from invariclip.fidelity import Fidelity
     from invariclip.manifest import Manifest
 
 EXPORTED = "exported.json"
@@ -34,6 +36,21 @@ def default_cache() -> Path:
     return (Path(root) if root else Path.home() / ".cache") / "invariclip" / "embeddings"
 
 
+@dataclass(frozen=True)
+class Serving:
+    """What an artifact is for.
+
+    Attributes:
+        backends: Engines that have to keep the contract.
+        variants: Further variants beside float32, see `export --variant`.
+        fidelity: The level that those have to keep.
+    """
+
+    backends: tuple[str, ...] = (DEFAULT_BACKEND,)
+    variants: tuple[str, ...] = ()
+    fidelity: Fidelity = "fast"
+
+
 def run_build(
     checkpoint: Checkpoint,
     pictures: Sequence[Picture],
@@ -43,6 +60,7 @@ def run_build(
     work: Path,
     cache: Path,
     classes: Sequence[str] = (),
+    serving: Serving | None = None,
     progress: Progress = silent,
     tell: Callable[[str], None] = lambda _: None,
 ) -> tuple[Calibration, dict[str, Any]]:
@@ -56,6 +74,7 @@ def run_build(
         work: Keeps `projection-<digest>.safetensors` and which artifact was made from what.
         cache: Keeps embeddings.
         classes: Names to bake in.
+        serving: What the artifact is for; None takes float32 on ONNX Runtime.
         progress: Progress display.
         tell: Takes one line about every stage.
 
@@ -78,21 +97,27 @@ def run_build(
     # No projection needs no fold and no multiplication: the artifact then is that of the checkpoint alone.
     projection = None if result.projection.estimator == "identity" else result.projection
     digest = projection.digest if projection else "identity"
-    key = _digest(
-        ["export-1", invariclip.__version__, checkpoint.sha256, digest, list(classes), list(options.templates)]
-    )
+    wanted = serving or Serving()
+    asked = [list(classes), list(options.templates), asdict(wanted)]
+    key = _digest(["export-2", invariclip.__version__, checkpoint.sha256, digest, *asked])
     manifest = _read_artifact(out, work, key)
     if manifest is None:
         tell("2/2 export and verify")
         from invariclip.export.assemble import export_artifact
+        from invariclip.export.variants import Wish
 
+        paths = [str(picture.path) for picture in pictures]
+        # what variants are calibrated on must not be what they are judged on
+        judged, seen = (paths[::2], tuple(paths[1::2])) if wanted.variants and len(paths) > 1 else (paths, None)
         manifest = export_artifact(
             checkpoint,
             out,
             projection=projection,
             classes=classes,
             templates=options.templates,
-            pictures=[str(picture.path) for picture in pictures],
+            pictures=judged,
+            backends=wanted.backends,
+            wish=Wish(wanted.variants, wanted.fidelity, calibration=seen),
             progress=progress,
         )
         write_atomically(work / EXPORTED, json.dumps({str(out.resolve()): [key, manifest.space_id]}))

@@ -42,7 +42,9 @@ if TYPE_CHECKING:
 BASE = "float32"
 """The variant that every artifact has, and the others are made from."""
 CALIBRATION = 96
-"""Pictures that ranges and moments are taken from, each as it is and under one intervention."""
+"""Bundled pictures that ranges and moments are taken from, each as it is and under one intervention."""
+LOOKED_AT = 240
+"""Bundled pictures that a search asks the contract on: of fewer, one alone decides whether 99.5 % is kept."""
 _BATCH = 8
 _SEED = 1
 """Of those interventions; the contract's own draws have another."""
@@ -108,9 +110,10 @@ def with_variants(
         return manifest
     base = manifest.variants[BASE]
     bounds = wish.bounds or THRESHOLDS[wish.level]
-    spare = Pictures(spare_pictures(wish, seen.pictures), job.checkpoint.pixels)
-    trials = Trials.look(job, spare, bounds, progress)
-    workshop = Workshop(partial(_batches, spare), trials, "", threads, progress)
+    spare = spare_pictures(wish, seen.pictures)
+    calibration = Pictures(spare if wish.calibration else spread(spare, CALIBRATION), job.checkpoint.pixels)
+    trials = Trials.look(job, Pictures(spare, job.checkpoint.pixels), bounds, progress)
+    workshop = Workshop(partial(_batches, calibration), trials, "", threads, progress)
     made, left = _made(manifest, folder, wish, backends, workshop, partial(fewer_tokens, folder=folder, trace=trace))
     for file in {variant.image.path for variant in made.values()} - {base.image.path}:
         write_facts(folder / file, manifest.facts(file))
@@ -207,7 +210,7 @@ def _engine(kind: Kind, backends: Sequence[str]) -> str | None:
 
 
 def spare_pictures(wish: Wish, judged: Pictures) -> list[Path]:
-    """What to calibrate on: the wish's own pictures, or bundled ones that the contract does not look at.
+    """What to search on: the wish's own pictures, or bundled ones that the contract does not look at.
 
     Raises:
         InputError: A path does not exist or a folder is empty.
@@ -218,7 +221,7 @@ def spare_pictures(wish: Wish, judged: Pictures) -> list[Path]:
 
     bundled = find_pictures([pictures_path()])
     apart = [path for path in bundled if path not in set(judged.paths)]
-    return spread(apart or bundled, CALIBRATION)
+    return spread(apart or bundled, LOOKED_AT)
 
 
 def _batches(pictures: Pictures) -> Iterator[NDArray[np.uint8]]:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from invariclip.backends import DEFAULT_BACKEND, open_backend, require_backend
 from invariclip.errors import ContractError
+from invariclip.export.contract.answers import project
+from invariclip.export.contract.evidence import PROMPTS, ids_of
 from invariclip.fidelity import require_level
 
 if TYPE_CHECKING:
@@ -41,6 +43,13 @@ class Job:
     classes: tuple[str, ...]
     templates: tuple[str, ...]
     bank: NDArray[np.float64] | None
+
+    def bank_or_prompts(self) -> NDArray[np.float64]:
+        """float64 [K, d], what best matches are sought in: the classes, or a list of prompts without them."""
+        if self.bank is not None:
+            return self.bank
+        ids = ids_of(PROMPTS, self.checkpoint.tokenizer)
+        return project(self.checkpoint.encode_texts(ids), self.projection)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from invariclip.console import silent
 from invariclip.errors import InputError
 from invariclip.export.contract.answers import project
 from invariclip.export.contract.comparison import agreement
-from invariclip.export.contract.evidence import PROMPTS, ids_of, spread
+from invariclip.export.contract.evidence import spread
 from invariclip.pixels import open_picture, pixels
 
 if TYPE_CHECKING:
@@ -108,16 +108,12 @@ def prove(job: Job, pictures: Pictures, bounds: Thresholds, *, progress: Progres
     """
     chosen = spread(pictures.readable, SHOWN)
     pairs = fast_pairs(progress(chosen, total=len(chosen), desc="fast pixels"), job.checkpoint.pixels)
-    bank = job.bank
-    if bank is None:
-        prompts = job.checkpoint.encode_texts(ids_of(PROMPTS, job.checkpoint.tokenizer))
-        bank = project(prompts, job.projection)
 
     def encode(batch: NDArray[np.uint8]) -> NDArray[np.float64]:
         parts = [job.checkpoint.encode_images(batch[start : start + _BATCH]) for start in range(0, len(batch), _BATCH)]
         return project(np.concatenate(parts), job.projection)
 
-    figures = fast_figures(pairs, encode, bank)
+    figures = fast_figures(pairs, encode, job.bank_or_prompts())
     broken = []
     if not figures.cosine_min >= bounds.min_cosine:
         broken.append(f"cosine to the exact mode {figures.cosine_min:.6f}, below {bounds.min_cosine:g}")

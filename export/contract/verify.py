@@ -130,12 +130,7 @@ def look(checkpoint: Checkpoint, pictures: Pictures, progress: Progress) -> Evid
         InputError: No picture can be read.
         CheckpointError: The checkpoint itself answers with NaN or infinity.
     """
-    steps = -(-len(pictures.paths) // BATCH)
-    images = answers.show(
-        lambda: progress(pictures.batches(BATCH), total=steps, desc="reference, image tower"),
-        checkpoint.encode_images,
-        alter=set(evidence.spread(range(len(pictures.paths)), ALTERED)),
-    )
+    images = look_at_pictures(checkpoint, pictures, progress)
     ids = evidence.ids_of(evidence.TEXTS, checkpoint.tokenizer)
     parts = [ids[start : start + BATCH] for start in range(0, len(ids), BATCH)]
     texts = answers.show(
@@ -146,12 +141,25 @@ def look(checkpoint: Checkpoint, pictures: Pictures, progress: Progress) -> Evid
     levels = pictures_check.pixel_levels(pictures.readable, checkpoint.pixels)
     causes = pixel_causes(pictures.readable, checkpoint.pixels) if levels else []
     prompts = checkpoint.encode_texts(evidence.ids_of(evidence.PROMPTS, checkpoint.tokenizer))
-    shown = {
-        "image": replace(images, batches=lambda: pictures.batches(BATCH)),
-        "text": replace(texts, batches=lambda: iter(parts)),
-    }
+    shown = {"image": images, "text": replace(texts, batches=lambda: iter(parts))}
     raw = RawPictures(pictures.readable, checkpoint.pixels)
     return Evidence(checkpoint, pictures, raw, shown, prompts, levels, causes)
+
+
+def look_at_pictures(checkpoint: Checkpoint, pictures: Pictures, progress: Progress) -> Shown:
+    """The reference's image tower alone; the pictures are shown to candidates without a second progress bar.
+
+    Raises:
+        InputError: No picture can be read.
+        CheckpointError: The checkpoint itself answers with NaN or infinity.
+    """
+    steps = -(-len(pictures.paths) // BATCH)
+    images = answers.show(
+        lambda: progress(pictures.batches(BATCH), total=steps, desc="reference, image tower"),
+        checkpoint.encode_images,
+        alter=set(evidence.spread(range(len(pictures.paths)), ALTERED)),
+    )
+    return replace(images, batches=lambda: pictures.batches(BATCH))
 
 
 def _judge(name: str, candidate: Candidate, seen: Evidence, bounds: Thresholds, progress: Progress) -> Verdict:

@@ -5,8 +5,10 @@ They are candidates like our own, judged by the same contract.
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
+from contextlib import redirect_stdout
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import islice
@@ -64,9 +66,14 @@ def nncf(source: Path, target: Path, batches: Iterable[NDArray[np.uint8]], *, sa
     model = onnx.load(str(source))
     name = model.graph.input[0].name
     pictures = [{name: picture[None]} for picture in islice(_single(batches), samples)]
-    quantised = library.quantize(
-        model, library.Dataset(pictures), subset_size=len(pictures), model_type=library.ModelType.TRANSFORMER
-    )
+    attends = any(node.op_type == "Softmax" for node in model.graph.node)
+    with redirect_stdout(io.StringIO()):  # its progress bars; a command's answer goes there
+        quantised = library.quantize(
+            model,
+            library.Dataset(pictures),
+            subset_size=len(pictures),
+            model_type=library.ModelType.TRANSFORMER if attends else None,
+        )
     onnx.save(quantised, str(target))
 
 

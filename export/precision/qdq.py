@@ -18,7 +18,7 @@ from invariclip.errors import ContractError
 from invariclip.export.graphs.rewrites.patches import MIDDLE, PATCHES, patches_as_bytes
 from invariclip.export.precision.clipping import clipped, step
 from invariclip.export.precision.rounding import compensated, nearest, sharing
-from invariclip.export.precision.sites import constant
+from invariclip.export.precision.sites import constant, matrix
 from invariclip.export.precision.smooth import factors
 
 if TYPE_CHECKING:
@@ -85,22 +85,21 @@ def rounded(
     }
     divisors: dict[str, NDArray[np.float32]] = {}
     if recipe.smoothing is not None:
-        for value in dict.fromkeys(site.value for site in sites):
-            if value in normalised:
-                matrices = [constant(model, site.weights) for site in sites if site.value == value]
-                divisors[value] = factors(flows[value].peaks, matrices, recipe.smoothing)
+        for value in dict.fromkeys(site.value for site in sites if site.value in normalised):
+            matrices = [matrix(model, site) for site in sites if site.value == value]
+            divisors[value] = factors(flows[value].peaks, matrices, recipe.smoothing)
     found = {}
     shares: dict[str, NDArray[np.float32]] = {}
     for site in progress(list(sites), total=len(sites), desc="weights to int8"):
-        divisor, flow = divisors.get(site.value), flows[site.value]
-        weights, mean = constant(model, site.weights), flow.mean
+        divisor, flow = divisors.get(site.value), flows[site.reading]
+        weights, mean = matrix(model, site), flow.mean
         if divisor is not None:
             weights, mean = weights * divisor[:, None], mean / divisor
         if recipe.compensate:
-            if site.value not in shares:
+            if site.reading not in shares:
                 moments = flow.moments if divisor is None else flow.moments / np.outer(divisor, divisor)
-                shares[site.value] = sharing(moments)
-            levels, scales = compensated(weights, shares[site.value])
+                shares[site.reading] = sharing(moments)
+            levels, scales = compensated(weights, shares[site.reading])
         else:
             levels, scales = nearest(weights)
         off = weights.astype(np.float64) - levels.astype(np.float64) * scales
@@ -124,7 +123,7 @@ def ranges_of(
     for site in sites:
         if site.value in found:
             continue
-        flow, divisor = flows[site.value], weights[site.node].divisor
+        flow, divisor = flows[site.reading], weights[site.node].divisor
         if site.value == PATCHES:  # bytes less a byte: a level each, and nothing is rounded
             middle = float(constant(model, MIDDLE))
             found[site.value] = -middle, 255 - middle
@@ -190,20 +189,36 @@ def _through_eight_bits(model: ir.Model, source: ir.Value, low: float, high: flo
 
 def _take(model: ir.Model, node: ir.Node, site: Site, given: ir.Value, weights: Rounded) -> None:
     """Lets a product read the rounded value and int8 weights."""
-    name = site.weights
-    levels = _initializer(model, f"{site.node}_int8", weights.levels)
+    old, levels, axis = node.inputs[1], weights.levels, 1
+    if site.window is not None:
+        axis, levels = 0, np.ascontiguousarray(levels.T).reshape(constant(model, site.weights).shape)
+    held = _initializer(model, f"{site.node}_int8", levels)
     scales = _initializer(model, f"{site.node}_scales", weights.scales)
     zeros = _initializer(model, f"{site.node}_zeros", np.zeros(len(weights.scales), np.int8))
-    dq = ir.node("DequantizeLinear", [levels, scales, zeros], {"axis": 1}, name=f"{site.node}_weights")
+    dq = ir.node("DequantizeLinear", [held, scales, zeros], {"axis": axis}, name=f"{site.node}_weights")
     dq.outputs[0].name = f"{site.node}_weights_rounded"
-    dq.outputs[0].dtype, dq.outputs[0].shape = ir.DataType.FLOAT, ir.Shape(weights.levels.shape)
+    dq.outputs[0].dtype, dq.outputs[0].shape = ir.DataType.FLOAT, ir.Shape(levels.shape)
     model.graph.insert_before(node, [dq])
-    old = node.inputs[1]
     node.replace_input_with(0, given)
     node.replace_input_with(1, dq.outputs[0])
     if old is not None and not list(old.uses()):
-        model.graph.initializers.pop(name)
-    _correct(model, node, site, weights.correction)
+        model.graph.initializers.pop(site.weights)
+    if site.window is None:
+        _correct(model, node, site, weights.correction)
+    else:
+        _correct_conv(model, node, site, weights.correction)
+
+
+def _correct_conv(model: ir.Model, node: ir.Node, site: Site, correction: NDArray[np.float64]) -> None:
+    """The mean's shift into a convolution's own bias. Windows over the border see fewer numbers, and shift less."""
+    held = 0.0 if site.bias is None else constant(model, site.bias)
+    moved = _initializer(model, f"{site.node}_bias", (held + correction).astype(np.float32))
+    old = node.inputs[2] if len(node.inputs) > 2 else None
+    if len(node.inputs) < 3:
+        node.resize_inputs(3)
+    node.replace_input_with(2, moved)
+    if old is not None and site.bias is not None and not list(old.uses()):
+        model.graph.initializers.pop(site.bias)
 
 
 def _correct(model: ir.Model, node: ir.Node, site: Site, correction: NDArray[np.float64]) -> None:
@@ -243,6 +258,8 @@ def _is_free(norm: ir.Node, sites: Sequence[Site]) -> bool:
     nodes = {site.node for site in sites}
     output = norm.outputs[0]
     users = list(output.uses())
+    if any(site.value == output.name and site.window is not None for site in sites):
+        return False
     constant_scale = norm.inputs[1] is not None and norm.inputs[1].const_value is not None
     return (
         constant_scale and bool(users) and not output.is_graph_output() and all(use.node.name in nodes for use in users)

@@ -23,11 +23,17 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.console import Progress
+    from invariclip.export.precision.sites import Site
+    from invariclip.export.precision.windows import Window
+
+
+POSITIONS = 100
+"""Of a convolution's windows, how many of each picture are looked at, about: they overlap, and are many."""
 
 
 @dataclass
 class Flow:
-    """Statistics of one value [..., K] over every row that was seen.
+    """Statistics of what one product multiplies, [..., K], over every row that was seen.
 
     Attributes:
         low: Smallest number, at most 0.
@@ -76,38 +82,46 @@ class Flow:
 
 def flows_of(
     model: ir.Model,
-    values: Sequence[str],
+    sites: Sequence[Site],
     batches: Iterable[NDArray[np.uint8]],
     *,
     threads: int | None = None,
     progress: Progress = silent,
 ) -> dict[str, Flow]:
-    """Runs calibration pictures through a float32 graph and looks at some of its values.
+    """Runs calibration pictures through a float32 graph and looks at what its products multiply.
 
     Args:
         model: The graph; it is unchanged afterwards.
-        values: Names of float32 values [N, ..., K].
+        sites: The products.
         batches: uint8 [n, H, W, 3]; every batch is let go before the next.
         threads: Of ONNX Runtime; None takes what this process may use.
         progress: `console.bar` or `console.silent`.
 
+    Returns:
+        By `Site.reading`. Of a convolution's rows, evenly spread ones are taken, `POSITIONS` of each picture.
+
     Raises:
         ContractError: A value is not finite, or no picture came.
     """
-    wanted = list(dict.fromkeys(values))
+    readings = {site.reading: site for site in sites}
+    wanted = list(dict.fromkeys(site.value for site in sites))
     flows: dict[str, Flow] = {}
     with TemporaryDirectory() as folder:
         session = _looking(model, wanted, Path(folder) / "looking.onnx", threads or available_threads())
         for batch in progress(batches, total=None, desc="calibration pictures"):
-            answers = session.run(wanted, {session.get_inputs()[0].name: batch})
-            for name, answer in zip(wanted, answers, strict=True):
-                rows = np.asarray(answer, dtype=np.float32).reshape(-1, answer.shape[-1])
+            answers = dict(zip(wanted, session.run(wanted, {session.get_inputs()[0].name: batch}), strict=True))
+            for name, site in readings.items():
+                rows = _rows(np.asarray(answers[site.value], dtype=np.float32), site.window)
                 if name not in flows:
                     flows[name] = Flow.empty(rows.shape[1])
                 flows[name].add(rows)
     if wanted and not flows:
         raise ContractError("no calibration picture came")
     return flows
+
+
+def _rows(answer: NDArray[np.float32], window: Window | None) -> NDArray[np.float32]:
+    return answer.reshape(-1, answer.shape[-1]) if window is None else window.rows(answer, POSITIONS)
 
 
 def _looking(model: ir.Model, values: Sequence[str], path: Path, threads: int) -> onnxruntime.InferenceSession:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from invariclip.backends import open_backend
-from invariclip.export.contract import answers, evidence
+from invariclip.export.contract import answers
 from invariclip.export.contract.comparison import measure
 from invariclip.export.contract.figures import failures
-from invariclip.export.contract.verify import ALTERED, BATCH
+from invariclip.export.contract.verify import look_at_pictures
 from invariclip.manifest import EMBEDDING
 
 if TYPE_CHECKING:
@@ -53,21 +53,8 @@ class Trials:
             InputError: No picture can be read.
             CheckpointError: The checkpoint itself answers with NaN or infinity.
         """
-        steps = -(-len(pictures.paths) // BATCH)
-        shown = answers.show(
-            lambda: progress(pictures.batches(BATCH), total=steps, desc="reference, image tower"),
-            job.checkpoint.encode_images,
-            alter=set(evidence.spread(range(len(pictures.paths)), ALTERED)),
-        )
-        quiet = answers.Shown(
-            lambda: pictures.batches(BATCH), shown.raw, shown.first, shown.altered_rows, shown.altered,
-            shown.altered_raw,
-        )  # fmt: skip
-        bank = job.bank
-        if bank is None:
-            ids = evidence.ids_of(evidence.PROMPTS, job.checkpoint.tokenizer)
-            bank = answers.project(job.checkpoint.encode_texts(ids), job.projection)
-        return cls(job, bounds, quiet, bank)
+        shown = look_at_pictures(job.checkpoint, pictures, progress)
+        return cls(job, bounds, shown, job.bank_or_prompts())
 
     def figures(
         self, image: Path, *, backend: str, compute: Compute = "float32", threads: int | None = None

@@ -138,9 +138,7 @@ class Workshop:
         sites = sites_of(model)
         if not sites:
             raise ContractError("it has no product with constant weights that int8 could take over")
-        flows = flows_of(
-            model, [site.value for site in sites], self.calibration(), threads=self.threads, progress=self.progress
-        )
+        flows = flows_of(model, sites, self.calibration(), threads=self.threads, progress=self.progress)
         groups = groups_of(sites, lambda site: flops(model, site))
         tried: list[tuple[float, Recipe, Write]] = []
         for smoothing in SMOOTHING:

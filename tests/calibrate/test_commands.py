@@ -107,6 +107,22 @@ def stub(exported):
     return export_artifact
 
 
+def test_build_makes_variants_and_judges_them_on_other_pictures(run, common, manifest, tmp_path):
+    command = ["build", *common, "--estimator", "identity", "--variant", "float16", "--fidelity", "near"]
+    code, _, err = run(*command, "--backend", "onnxruntime", "--backend", "openvino", "-o", tmp_path / "x.icm")
+    assert code == 0, err
+    made = json.loads((tmp_path / "x.icm" / "manifest.json").read_text())["variants"]
+    assert sorted(made) == ["float16", "float32"]
+    assert sorted(made["float16"]["parity"]) == ["onnxruntime", "openvino"]
+    judged = made["float16"]["parity"]["openvino"]["image"]["items"]
+    assert 0 < judged < len(list(manifest.parent.rglob("*.png")))
+    code, _, err = run(*command, "-o", tmp_path / "x.icm")  # another engine: exported again, not fitted again
+    assert (code, err.count("done before")) == (0, 1)
+    code, _, err = run("build", *common, "--variant", "int4", "-o", tmp_path / "y.icm")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "no variant is called 'int4'" in err
+
+
 def test_build_without_gain_exports_the_checkpoint_alone(run, common, tmp_path, monkeypatch):
     exported = []
     monkeypatch.setattr("invariclip.export.assemble.export_artifact", stub(exported))

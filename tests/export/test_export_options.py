@@ -34,7 +34,8 @@ def test_a_graph_of_any_size_with_a_rewrite_left_out(run, tiny_checkpoint, tiny_
     assert "not applied  switched off" in rows["text", "text-cut"]
     assert "not applied  switched off" in rows["image", "tidy"]
     assert "applied      2 blocks" in rows["image", "plain-attention"]
-    assert "scale and shift, into 1 convolution" in rows["image", "normalisation", "patch-product"]
+    assert "scale and shift, into 1 convolution" in rows["image", "normalisation"]
+    assert "patches of" in rows["image", "patch-product"]
     code, plain, _ = run("inspect", out, "--plan", "--json")
     steps = json.loads(plain)["text"]
     assert {"name": "text-cut", "applied": False, "detail": "switched off"} in steps

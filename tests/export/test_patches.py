@@ -118,7 +118,7 @@ def test_what_is_no_patch_embedding_stays(kind):
 
 def int8(model, seen):
     sites = sites_of(model)
-    flows = flows_of(model, [site.value for site in sites], [seen], threads=1)
+    flows = flows_of(model, sites, [seen], threads=1)
     weights = rounded(model, sites, flows, Recipe())
     ranges = ranges_of(model, sites, flows, weights, clip=True)
     assert ranges == {PATCHES: (-115.0, 140.0)}  # whatever was seen: a level for every byte
