@@ -38,16 +38,19 @@ def graph_flops(path: Path, batch: int) -> float:
         raise InputError(f"batch must be at least 1, not {batch}")
     model = onnx.load(str(path), load_external_data=False)
     weights = {value.name for value in model.graph.initializer}  # older files list them among the inputs too
-    for value in model.graph.input:
-        if value.name in weights:
-            continue
+    pictures = [value for value in model.graph.input if value.name not in weights]
+    names = {value.type.tensor_type.shape.dim[0].dim_param for value in pictures}
+    written = {value.name: _shape(value, {name: batch for name in names if name}) for value in model.graph.value_info}
+    for value in pictures:
         value.type.tensor_type.shape.dim[0].dim_value = batch
     for value in (*model.graph.output, *model.graph.value_info):
         value.type.tensor_type.ClearField("shape")  # written for any batch; found anew for this one
     del model.graph.value_info[:]
     _drop_weights(model.graph)
     inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    shapes = {value.name: _shape(value) for value in (*inferred.value_info, *inferred.input, *inferred.output)}
+    found = {value.name: _shape(value) for value in (*inferred.value_info, *inferred.input, *inferred.output)}
+    # what inference cannot follow, such as a shape that is computed on the way, the file may say itself
+    shapes = written | {name: shape for name, shape in found.items() if shape and all(side > 0 for side in shape)}
     shapes.update({value.name: tuple(value.dims) for value in inferred.initializer})
     return float(sum(_of(node, shapes) for node in inferred.node if node.op_type in COUNTED))
 
@@ -79,6 +82,6 @@ def _known(node: NodeProto, name: str, shapes: Mapping[str, tuple[int, ...]]) ->
     return shape
 
 
-def _shape(value: onnx.ValueInfoProto) -> tuple[int, ...]:
-    """Sides, 0 where one is not known."""
-    return tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+def _shape(value: onnx.ValueInfoProto, named: Mapping[str, int] | None = None) -> tuple[int, ...]:
+    """Sides, by name where they have one; 0 where one is not known."""
+    return tuple(dim.dim_value or (named or {}).get(dim.dim_param, 0) for dim in value.type.tensor_type.shape.dim)

@@ -55,3 +55,28 @@ def test_a_shape_that_cannot_be_known_is_named(tmp_path):
         graph_flops(saved(tmp_path, nodes, {"w": (7, 5)}, ["n", 7], [None, 5]), 1)
     with pytest.raises(InputError, match="batch must be at least 1"):
         graph_flops(tmp_path / "g.onnx", 0)
+
+
+def test_a_shape_that_is_computed_on_the_way_is_taken_from_the_file(tmp_path):
+    info = onnx.helper.make_tensor_value_info
+    make = onnx.helper.make_node
+    held = [
+        onnx.numpy_helper.from_array(np.ones((12, 5), np.float32), "w"),
+        onnx.numpy_helper.from_array(np.array([6.0], np.float32), "half"),
+    ]
+    nodes = [
+        make("Shape", ["x"], ["sides"], start=0, end=1),
+        make("Cast", ["half"], ["six"], to=onnx.TensorProto.INT64),
+        make("Add", ["six", "six"], ["twelve"]),
+        make("Concat", ["sides", "twelve"], ["target"], axis=0),
+        make("Reshape", ["x", "target"], ["view"]),
+        make("Gemm", ["view", "w"], ["y"]),
+    ]
+    graph = onnx.helper.make_graph(nodes, "g", [info("x", 1, ["n", 3, 4])], [info("y", 1, None)], held)
+    graph.value_info.append(info("view", 1, ["n", 12]))
+    graph.output[0].CopyFrom(info("y", 1, ["n", 5]))
+    onnx.save(
+        onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10),
+        tmp_path / "g.onnx",
+    )
+    assert graph_flops(tmp_path / "g.onnx", 7) == 2 * 7 * 12 * 5
