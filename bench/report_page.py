@@ -61,13 +61,22 @@ def verdicts(record: Record, summary: dict[str, Any]) -> list[str]:
                 parts.append(f"{level}: {best}, {_range(rows[best]['ratio'])}")
         if batch in summary["best_peer"]:
             peer = summary["best_peer"][batch]
-            parts.append(f"best peer: {peer}, {_range(rows[peer]['ratio'])}")
+            parts.append(f"best peer: {peer}, {_range(rows[peer]['ratio'])}{_alike(record, summary, peer)}")
             against = summary["against_best_peer"].get(batch, {})
             if against:
                 best = max(against, key=lambda name: against[name]["value"])
-                parts.append(f"{best} is {_range(against[best])} the best peer")
+                parts.append(f"{best} is {_range(against[best])} the best peer{_alike(record, summary, best)}")
         lines.append(f"Batch {batch}. " + "; ".join(parts) + ".")
     return lines
+
+
+def _alike(record: Record, summary: dict[str, Any], name: str) -> str:
+    """How alike a candidate's answers are, for a sentence about its speed; empty where they were not compared."""
+    figures = record.accuracy.get(name)
+    if figures is None or figures["cosine_min"] is None:
+        return ""
+    level = summary["levels"].get(name) or "no level"
+    return f" ({level}: cosine {figures['cosine_min']:.4f}, top-1 {figures['top1_agreement']:.1%})"
 
 
 def engine_text(engine: dict[str, Any]) -> str:

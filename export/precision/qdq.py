@@ -80,12 +80,9 @@ def rounded(
         recipe: How.
         progress: `console.bar` or `console.silent`.
     """
-    normalised = {
-        node.outputs[0].name for node in model.graph if node.op_type == "LayerNormalization" and _is_free(node, sites)
-    }
     divisors: dict[str, NDArray[np.float32]] = {}
     if recipe.smoothing is not None:
-        for value in dict.fromkeys(site.value for site in sites if site.value in normalised):
+        for value in smoothable(model, sites):
             matrices = [matrix(model, site) for site in sites if site.value == value]
             divisors[value] = factors(flows[value].peaks, matrices, recipe.smoothing)
     found = {}
@@ -105,6 +102,12 @@ def rounded(
         off = weights.astype(np.float64) - levels.astype(np.float64) * scales
         found[site.node] = Rounded(levels, scales, mean @ off, divisor)
     return found
+
+
+def smoothable(model: ir.Model, sites: Sequence[Site]) -> list[str]:
+    """Values that SmoothQuant may divide: of norms whose output goes into quantised matrix products alone."""
+    free = [node for node in model.graph if node.op_type == "LayerNormalization" and _is_free(node, sites)]
+    return [node.outputs[0].name or "" for node in free]
 
 
 def ranges_of(

@@ -13,7 +13,7 @@ from invariclip.export.graphs.trace import write_graph
 from invariclip.export.precision import library
 from invariclip.export.precision.half import halve
 from invariclip.export.precision.mixed import groups_of, mix
-from invariclip.export.precision.qdq import Recipe, quantise, ranges_of, rounded
+from invariclip.export.precision.qdq import Recipe, quantise, ranges_of, rounded, smoothable
 from invariclip.export.precision.ranges import flows_of
 from invariclip.export.precision.sites import flops, sites_of
 
@@ -141,7 +141,7 @@ class Workshop:
         flows = flows_of(model, sites, self.calibration(), threads=self.threads, progress=self.progress)
         groups = groups_of(sites, lambda site: flops(model, site))
         tried: list[tuple[float, Recipe, Write]] = []
-        for smoothing in SMOOTHING:
+        for smoothing in SMOOTHING if smoothable(model, sites) else (None,):
             weights = rounded(model, sites, flows, Recipe(smoothing), progress=self.progress)
             for clip in (False, True):
                 ranges = ranges_of(model, sites, flows, weights, clip=clip)

@@ -46,6 +46,7 @@ def test_ratios_peaks_and_the_best_peer():
     assert found["warnings"] == []
     (line,) = verdicts(record(), found)
     assert line.startswith("Batch 1. exact: ours, 5.00 × (5.00 … 5.00); best peer: peer")
+    assert line.endswith("the best peer (exact: cosine 1.0000, top-1 100.0%).")
 
 
 def test_our_cold_start_is_held_against_the_same_engine():

@@ -15,7 +15,7 @@ from invariclip.export.graphs.trace import write_graph
 from invariclip.export.precision import library
 from invariclip.export.precision.half import halve
 from invariclip.export.precision.mixed import groups_of, mix
-from invariclip.export.precision.qdq import Recipe, quantise, ranges_of, rounded
+from invariclip.export.precision.qdq import Recipe, quantise, ranges_of, rounded, smoothable
 from invariclip.export.precision.ranges import Flow, flows_of
 from invariclip.export.precision.rounding import compensated, nearest, sharing
 from invariclip.export.precision.sites import flops, sites_of
@@ -176,6 +176,12 @@ def test_the_mean_of_the_outputs_stays(tmp_path):
     wanted, got = int8(np.random.default_rng(3), tmp_path, Recipe(compensate=False))
     shift = np.abs((got - wanted).mean(axis=(0, 1))).max()
     assert shift < 0.25 * np.abs(got - wanted).max()
+
+
+def test_what_can_be_smoothed_is_what_goes_into_products_alone():
+    model = layer(np.random.default_rng(0))
+    assert smoothable(model, sites_of(model)) == ["normed"]
+    assert smoothable(model, sites_of(model)[:1]) == []  # the other product would read divided numbers
 
 
 def test_smoothing_helps_where_one_channel_is_far_larger(tmp_path):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from invariclip.export.graphs.trace import write_graph
-from invariclip.export.precision.qdq import Recipe, quantise, ranges_of, rounded
+from invariclip.export.precision.qdq import Recipe, quantise, ranges_of, rounded, smoothable
 from invariclip.export.precision.ranges import flows_of
 from invariclip.export.precision.sites import flops, matrix, sites_of
 from invariclip.export.precision.windows import Window, window_of
@@ -111,6 +111,7 @@ def test_a_convolutional_tower_in_int8(tmp_path, clip):
         model = net(np.random.default_rng(0))
         sites = sites_of(model)
         assert [site.node for site in sites] == ["conv_stem", "conv_one", "conv_two", "conv_side"]
+        assert smoothable(model, sites) == []
         assert flops(model, sites[1]) == 64 * 64 * 9 * 8 * 8
         assert matrix(model, sites[3]).shape == (64, 64)
         flows = flows_of(model, sites, [seen[:12], seen[12:]], threads=1)

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from invariclip.export.graphs.rewrites.rewrite import Subject
 
-CENTRED = "centred_pixels"
-"""float32 [N, H, W, 3]: pixels less a whole number, which is no normalisation (see `patches`)."""
+STRIPS = "pixel_strips"
+"""Where pixels go that are cut into patches instead of convolved (see `patches`)."""
 _CHANNELS = 3
 
 
@@ -66,7 +66,7 @@ def fold_normalisation(model: ir.Model, subject: Subject) -> str:
 def not_normalised(model: ir.Model) -> str | None:
     """What is wrong with a graph whose normalisation should be gone, or None."""
     value = pixels_of(model.graph)
-    if any(user.node.outputs[0].name == CENTRED for user in value.uses()):
+    if any(user.node.outputs[0].name == STRIPS for user in value.uses()):
         return None
     kinds = {use.node.op_type for use in value.uses()}
     if kinds == {"Conv"} or (kinds == {"Add"} and {u.node.op_type for u in _only(value).outputs[0].uses()} == {"Conv"}):

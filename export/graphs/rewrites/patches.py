@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from invariclip.export.graphs.rewrites.normalisation import CENTRED, initializer, pixels_of
+from invariclip.export.graphs.rewrites.normalisation import STRIPS, initializer, pixels_of
 from invariclip.export.graphs.rewrites.rewrite import NotApplicableError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ PATCHES = "pixel_patches"
 """float32 [N, patches, kh · kw · 3]: whole numbers, pixels less their middle level."""
 MIDDLE = "pixel_middle"
 """The level that was taken away, float32 []."""
-STRIPS, SORTED = "pixel_strips", "pixel_strips_by_patch"
+SORTED, RAW = "pixel_strips_by_patch", "pixel_rows"
 _NHWC_TO_NCHW = [0, 3, 1, 2]
 
 
@@ -68,13 +68,13 @@ def unfold_patches(model: ir.Model, subject: Subject) -> str:
 
     long, count = high * wide * channels, rows * columns
     cut = np.array([0, rows, high, columns, wide * channels])
-    level = constant(MIDDLE, np.array(middle, np.float32))
-    centred = op("Sub", CENTRED, stem.pixels, level, shape=[rows * high, columns * wide, channels])
-    strips = op("Reshape", STRIPS, centred, constant("pixel_strips_shape", cut), shape=[*map(int, cut[1:])])
+    strips = op("Reshape", STRIPS, stem.pixels, constant("pixel_strips_shape", cut), shape=[*map(int, cut[1:])])
     order = [rows, columns, high, wide * channels]
     sorted_ = op("Transpose", SORTED, strips, shape=order, perm=[0, 1, 3, 2, 4])
     flat = constant("pixel_patches_shape", np.array([0, count, long]))
-    patches = op("Reshape", PATCHES, sorted_, flat, shape=[count, long])
+    raw = op("Reshape", RAW, sorted_, flat, shape=[count, long])
+    # last, where rows are long: engines are slow on rows of three numbers
+    patches = op("Sub", PATCHES, raw, constant(MIDDLE, np.array(middle, np.float32)), shape=[count, long])
     weights = constant("patch_weight", matrix.astype(np.float32))
     product = op("MatMul", "patch_product", patches, weights, shape=[count, width])
     tokens = op("Add", "patch_tokens", product, constant("patch_bias", bias.astype(np.float32)), shape=[count, width])
@@ -84,22 +84,26 @@ def unfold_patches(model: ir.Model, subject: Subject) -> str:
 
 
 def patches_as_bytes(model: ir.Model) -> ir.Value | None:
-    """Lets `PATCHES` be cut from the pixels' bytes themselves, uint8 [N, patches, kh · kw · 3], level m meaning zero.
+    """Cuts patches from the pixels' bytes themselves, uint8 [N, patches, kh · kw · 3]: for int8, level m is zero.
 
     Returns:
-        `PATCHES`; None, and nothing is changed, where a front hands over floats.
+        The bytes of `PATCHES`, before its level is taken away; None, and nothing is changed, where a front hands over
+        floats.
     """
     made = {value.name: node for node in model.graph for value in node.outputs}
-    floats = made[CENTRED].inputs[0]
+    floats = made[STRIPS].inputs[0]
     cast = None if floats is None else floats.producer()
     pixels = None if cast is None or cast.op_type != "Cast" else cast.inputs[0]
     if pixels is None or pixels.dtype != ir.DataType.UINT8:
         return None
     made[STRIPS].replace_input_with(0, pixels)
-    for name in (STRIPS, SORTED, PATCHES):
+    for name in (STRIPS, SORTED, RAW):
         made[name].outputs[0].dtype = ir.DataType.UINT8
-    _remove(model.graph, made[CENTRED])
-    return made[PATCHES].outputs[0]
+    made[PATCHES].outputs[0].replace_all_uses_with(made[RAW].outputs[0])
+    model.graph.remove(made[PATCHES], safe=True)
+    if cast is not None and not any(value.uses() for value in cast.outputs):
+        model.graph.remove(cast, safe=True)
+    return made[RAW].outputs[0]
 
 
 def unfolded(model: ir.Model) -> str | None:
