@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 POSITIONS = 100
-"""Of a convolution's windows, how many of each picture are looked at, about: they overlap, and are many."""
+"""Of a picture's tokens or windows, how many go into means and moments, about; all of them go into the range."""
 
 
 @dataclass
@@ -36,8 +36,8 @@ class Flow:
     """Statistics of what one product multiplies, [..., K], over every row that was seen.
 
     Attributes:
-        low: Smallest number, at most 0.
-        high: Largest number, at least 0.
+        low: Smallest number of all, at most 0.
+        high: Largest number of all, at least 0.
         peaks: float32 [K], the largest |number| of each channel.
         total: float64 [K], the sum of the rows.
         moments: float32 [K, K], the sum of outer products of the rows.
@@ -58,16 +58,19 @@ class Flow:
         """Of no row yet."""
         return cls(0.0, 0.0, np.zeros(width, np.float32), np.zeros(width), np.zeros((width, width), np.float32))
 
-    def add(self, rows: NDArray[np.float32]) -> None:
-        """Takes rows [n, K] in.
+    def widen(self, numbers: NDArray[np.float32]) -> None:
+        """Takes numbers of any shape into the range.
 
         Raises:
             ContractError: One of them is NaN or infinite.
         """
-        if not np.isfinite(rows).all():
+        if not np.isfinite(numbers).all():
             raise ContractError("a value inside the graph is NaN or infinite on a calibration picture")
-        self.low = min(self.low, float(rows.min()))
-        self.high = max(self.high, float(rows.max()))
+        self.low = min(self.low, float(numbers.min()))
+        self.high = max(self.high, float(numbers.max()))
+
+    def add(self, rows: NDArray[np.float32]) -> None:
+        """Takes rows [n, K] into everything else."""
         np.maximum(self.peaks, np.abs(rows).max(axis=0), out=self.peaks)
         self.total += rows.sum(axis=0, dtype=np.float64)
         self.moments += rows.T @ rows
@@ -98,7 +101,7 @@ def flows_of(
         progress: `console.bar` or `console.silent`.
 
     Returns:
-        By `Site.reading`. Of a convolution's rows, evenly spread ones are taken, `POSITIONS` of each picture.
+        By `Site.reading`; of each picture about `POSITIONS` rows, evenly spread, and the range of all.
 
     Raises:
         ContractError: A value is not finite, or no picture came.
@@ -111,9 +114,11 @@ def flows_of(
         for batch in progress(batches, total=None, desc="calibration pictures"):
             answers = dict(zip(wanted, session.run(wanted, {session.get_inputs()[0].name: batch}), strict=True))
             for name, site in readings.items():
-                rows = _rows(np.asarray(answers[site.value], dtype=np.float32), site.window)
+                answer = np.asarray(answers[site.value], dtype=np.float32)
+                rows = _rows(answer, site.window)
                 if name not in flows:
                     flows[name] = Flow.empty(rows.shape[1])
+                flows[name].widen(answer)
                 flows[name].add(rows)
     if wanted and not flows:
         raise ContractError("no calibration picture came")
@@ -121,7 +126,10 @@ def flows_of(
 
 
 def _rows(answer: NDArray[np.float32], window: Window | None) -> NDArray[np.float32]:
-    return answer.reshape(-1, answer.shape[-1]) if window is None else window.rows(answer, POSITIONS)
+    if window is not None:
+        return window.rows(answer, POSITIONS)
+    by_picture = answer.reshape(len(answer), -1, answer.shape[-1])
+    return by_picture[:, :: max(1, round(by_picture.shape[1] / POSITIONS))].reshape(-1, answer.shape[-1])
 
 
 def _looking(model: ir.Model, values: Sequence[str], path: Path, threads: int) -> onnxruntime.InferenceSession:

@@ -153,7 +153,7 @@ def test_statistics_are_those_of_all_rows_whatever_the_batches():
 def test_nan_inside_and_no_pictures_are_refused():
     flow, model = Flow.empty(2), layer(np.random.default_rng(0))
     with pytest.raises(ContractError, match="NaN or infinite on a calibration picture"):
-        flow.add(np.array([[1, np.nan]], np.float32))
+        flow.widen(np.array([[1, np.nan]], np.float32))
     with pytest.raises(ContractError, match="no calibration picture came"):
         flows_of(model, sites_of(model), [], threads=1)
 
