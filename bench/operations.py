@@ -6,13 +6,12 @@ import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 import numpy as np
 
 from invariclip.artifact import checked_path, read_manifest
-from invariclip.backends.threads import chosen_threads
 from invariclip.console import say
 from invariclip.errors import ArtifactError
 
@@ -77,21 +76,14 @@ def profile(image: Path, compute: Compute, batch: int, threads: int | None) -> l
         compute: What its float32 parts are computed in.
         batch: Pictures (noise) per run.
         threads: OpenVINO's; None takes what this process may use.
-    """
-    import openvino
-    from openvino import properties
-    from openvino.properties import hint
 
-    kind = {"float32": openvino.Type.f32, "bfloat16": openvino.Type.bf16, "float16": openvino.Type.f16}[compute]
-    core = openvino.Core()
-    config: dict[Any, Any] = {
-        hint.inference_precision: kind,
-        hint.performance_mode: hint.PerformanceMode.LATENCY,
-        hint.enable_cpu_pinning: False,
-        properties.inference_num_threads: chosen_threads(threads),
-        properties.enable_profiling: True,
-    }
-    compiled = core.compile_model(core.read_model(str(image)), "CPU", config)
+    Raises:
+        ArtifactError: OpenVINO cannot load it, or would run it in another arithmetic.
+        InputError: The processor lacks the arithmetic.
+    """
+    from invariclip.backends.openvino import compile_graph
+
+    _, compiled = compile_graph(image, threads=threads, compute=compute, profiled=True)
     shape = [side.get_length() if side.is_static else batch for side in compiled.inputs[0].get_partial_shape()]
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     request = compiled.create_infer_request()

@@ -44,7 +44,7 @@ BASE = "float32"
 CALIBRATION = 96
 """Bundled pictures that ranges and moments are taken from, each as it is and under one intervention."""
 LOOKED_AT = 240
-"""Bundled pictures that a search asks the contract on: of fewer, one alone decides whether 99.5 % is kept."""
+"""Pictures at most that a search asks the contract on: of far fewer, one alone decides whether 99.5 % is kept."""
 _BATCH = 8
 _SEED = 1
 """Of those interventions; the contract's own draws have another."""
@@ -112,7 +112,7 @@ def with_variants(
     bounds = wish.bounds or THRESHOLDS[wish.level]
     spare = spare_pictures(wish, seen.pictures)
     calibration = Pictures(spare if wish.calibration else spread(spare, CALIBRATION), job.checkpoint.pixels)
-    trials = Trials.look(job, Pictures(spare, job.checkpoint.pixels), bounds, progress)
+    trials = Trials.look(job, Pictures(spread(spare, LOOKED_AT), job.checkpoint.pixels), bounds, progress)
     workshop = Workshop(partial(_batches, calibration), trials, "", threads, progress)
     made, left = _made(manifest, folder, wish, backends, workshop, partial(fewer_tokens, folder=folder, trace=trace))
     for file in {variant.image.path for variant in made.values()} - {base.image.path}:
@@ -210,7 +210,7 @@ def _engine(kind: Kind, backends: Sequence[str]) -> str | None:
 
 
 def spare_pictures(wish: Wish, judged: Pictures) -> list[Path]:
-    """What to search on: the wish's own pictures, or bundled ones that the contract does not look at.
+    """What to calibrate and search on: the wish's own pictures, or bundled ones that the contract does not look at.
 
     Raises:
         InputError: A path does not exist or a folder is empty.
@@ -221,7 +221,7 @@ def spare_pictures(wish: Wish, judged: Pictures) -> list[Path]:
 
     bundled = find_pictures([pictures_path()])
     apart = [path for path in bundled if path not in set(judged.paths)]
-    return spread(apart or bundled, LOOKED_AT)
+    return apart or bundled
 
 
 def _batches(pictures: Pictures) -> Iterator[NDArray[np.uint8]]:

@@ -245,6 +245,20 @@ def _listed(manifest: Manifest, level: Fidelity) -> str:
     return ", ".join(pairs) or "none"
 
 
+def require_openable(folder: Path, manifest: Manifest, variant: str, backend: str, pixel_mode: str) -> Variant:
+    """The variant of this name, once it is known that it may run in an engine with pictures read in a mode.
+
+    Raises:
+        ArtifactError: There is no such variant.
+        InputError: See `require_right` and `require_proved_pixels`.
+    """
+    require_proved_pixels(folder, manifest, pixel_mode)
+    if variant not in manifest.variants:
+        raise ArtifactError(f"{folder}: no variant {variant!r}; available: {', '.join(manifest.variants) or 'none'}")
+    require_right(folder, manifest.variants[variant], backend)
+    return manifest.variants[variant]
+
+
 def require_right(folder: Path, variant: Variant, backend: str) -> None:
     """Refuses an engine that is known to answer a graph wrongly, and says so where one was never tried.
 
@@ -262,7 +276,7 @@ def require_right(folder: Path, variant: Variant, backend: str) -> None:
             f"{folder}: was proved on {', '.join(variant.parity) or 'no engine'}, not on {backend}; "
             f"`invariclip verify --backend {backend}` tells whether it answers alike",
             UnprovedBackendWarning,
-            stacklevel=4,
+            stacklevel=_STACK,
         )
 
 

@@ -13,7 +13,7 @@ from invariclip.artifact import checked_meanwhile
 from invariclip.backends import DEFAULT_BACKEND, open_backend
 from invariclip.backends.threads import available_threads
 from invariclip.batching import plan, run_in_buckets
-from invariclip.choice import require_proved_pixels, require_right
+from invariclip.choice import require_openable
 from invariclip.console import silent
 from invariclip.errors import ArtifactError, InputError, ProjectionError
 from invariclip.manifest import EMBEDDING, IMAGE_INPUT, PROBABILITIES, PROJECTION_INPUT, space_id
@@ -67,12 +67,7 @@ class Model:
             InputError: No engine is called `backend`, no pixel mode `pixel_mode`, or `text_cache` is out of range.
             MissingExtraError: Its package is not installed.
         """
-        require_proved_pixels(folder, manifest, pixel_mode)
-        if variant not in manifest.variants:
-            raise ArtifactError(
-                f"{folder}: no variant {variant!r}; available: {', '.join(manifest.variants) or 'none'}"
-            )
-        require_right(folder, manifest.variants[variant], backend)
+        chosen = require_openable(folder, manifest, variant, backend, pixel_mode)
         self.manifest = manifest
         self.classes: tuple[str, ...] = manifest.classes
         self.templates: tuple[str, ...] = manifest.templates or DEFAULT_TEMPLATES
@@ -80,7 +75,6 @@ class Model:
         self.backend = backend
         self.chosen_by = chosen_by
         self._folder = folder
-        chosen = manifest.variants[variant]
         with checked_meanwhile(folder, chosen.image) as graph:
             self._image = open_backend(backend, graph, threads=threads, compute=chosen.compute)
         self._text = TextTower(folder, manifest, variant, backend=backend, threads=threads)

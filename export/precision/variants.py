@@ -160,14 +160,17 @@ class Workshop:
         self, tried: Sequence[tuple[float, Recipe, Write]], groups: list[Group], target: Path
     ) -> tuple[Recipe, Mix]:
         """The first recipe that keeps the contract with int8 everywhere; else the nearest one, with groups put back."""
+        everywhere: list[Figures] = []
         for _, recipe, write in tried:
             write(groups)
-            figures = self._figures(target)
-            if not self.trials.broken(figures):
-                return recipe, mix(groups, partial(_known, figures), lambda _: [])
+            everywhere.append(self._figures(target))
+            if not self.trials.broken(everywhere[-1]):
+                return recipe, mix(groups, lambda _: everywhere[-1], self.trials.broken)
         _, recipe, write = tried[0]
 
         def ask(chosen: Sequence[Group]) -> Figures:
+            if len(chosen) == len(groups):
+                return everywhere[0]
             write(chosen)
             return self._figures(target)
 
@@ -187,11 +190,6 @@ class Workshop:
 
     def _cost(self, target: Path) -> float:
         return self.trials.cost(target, backend=self.backend, threads=self.threads)
-
-
-def _known(figures: Figures, chosen: Sequence[Group]) -> Figures:
-    del chosen
-    return figures
 
 
 def _write(

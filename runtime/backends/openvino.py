@@ -66,32 +66,7 @@ class OpenVinoBackend:
             ArtifactError: The file is not a graph that this OpenVINO can load, or it would run in another arithmetic.
             InputError: `threads` is below 1, or this processor lacks the arithmetic.
         """
-        wanted = chosen_threads(threads)
-        config = {
-            hint.inference_precision: _TYPES[compute],
-            hint.execution_mode: hint.ExecutionMode.ACCURACY
-            if compute == "float32"
-            else hint.ExecutionMode.PERFORMANCE,
-            hint.performance_mode: hint.PerformanceMode.LATENCY,
-            # The affinity mask and the quota were counted already; pinning to cores of the host would fight them.
-            hint.enable_cpu_pinning: False,
-            properties.inference_num_threads: wanted,
-            "CPU_RUNTIME_CACHE_CAPACITY": _KEPT_PRIMITIVES,
-        }
-        try:
-            core = openvino.Core()
-            _require_arithmetic(core, compute)
-            model = core.read_model(str(path))
-            self._compiled = core.compile_model(model, DEVICE, config)
-        except InputError:
-            raise
-        except Exception as error:  # OpenVINO's exceptions share no base class of their own
-            raise ArtifactError(f"{path}: OpenVINO {VERSION} cannot load it: {_reason(error)}") from error
-        kind = self._compiled.get_property(hint.inference_precision)
-        if kind != _TYPES[compute]:
-            raise ArtifactError(
-                f"{path}: OpenVINO {VERSION} would run it in {kind.get_type_name()}, not {compute}; take another one"
-            )
+        model, self._compiled = compile_graph(path, threads=threads, compute=compute)
         self.threads = int(self._compiled.get_property(properties.inference_num_threads))
         # Compiling may give a port further names; the model as it was read has the graph's own.
         self.input_names = tuple(str(port.get_any_name()) for port in model.inputs)
@@ -168,6 +143,44 @@ class OpenVinoBackend:
                 raise InputError(
                     f"{self._path}: input {name} is {value.dtype} {list(value.shape)}; it takes {dtype} {shape}"
                 )
+
+
+def compile_graph(
+    path: Path, *, threads: int | None = None, compute: Compute = "float32", profiled: bool = False
+) -> tuple[Any, Any]:
+    """The graph as it was read, and compiled; arguments and errors are those of `OpenVinoBackend`.
+
+    Args:
+        path: The ONNX file.
+        threads: Threads that inference may use.
+        compute: What float32 parts of the graph are computed in.
+        profiled: Let infer requests time every layer, which takes a little time itself.
+    """
+    config = {
+        hint.inference_precision: _TYPES[compute],
+        hint.execution_mode: hint.ExecutionMode.ACCURACY if compute == "float32" else hint.ExecutionMode.PERFORMANCE,
+        hint.performance_mode: hint.PerformanceMode.LATENCY,
+        # The affinity mask and the quota were counted already; pinning to cores of the host would fight them.
+        hint.enable_cpu_pinning: False,
+        properties.inference_num_threads: chosen_threads(threads),
+        properties.enable_profiling: profiled,
+        "CPU_RUNTIME_CACHE_CAPACITY": _KEPT_PRIMITIVES,
+    }
+    try:
+        core = openvino.Core()
+        _require_arithmetic(core, compute)
+        model = core.read_model(str(path))
+        compiled = core.compile_model(model, DEVICE, config)
+    except InputError:
+        raise
+    except Exception as error:  # OpenVINO's exceptions share no base class of their own
+        raise ArtifactError(f"{path}: OpenVINO {VERSION} cannot load it: {_reason(error)}") from error
+    kind = compiled.get_property(hint.inference_precision)
+    if kind != _TYPES[compute]:
+        raise ArtifactError(
+            f"{path}: OpenVINO {VERSION} would run it in {kind.get_type_name()}, not {compute}; take another one"
+        )
+    return model, compiled
 
 
 def _require_arithmetic(core: Any, compute: Compute) -> None:

@@ -126,7 +126,7 @@ def test_calibration_is_on_pictures_that_the_contract_does_not_look_at(checkpoin
 
     judged = pictures_of(None, checkpoint("vit").pixels)
     spare = spare_pictures(Wish(), judged)
-    assert len(spare) == 240
+    assert len(spare) > 240
     assert not set(spare) & set(judged.paths)
 
 
