@@ -16,7 +16,7 @@ from invariclip.errors import ContractError, InputError, LeftOutWarning
 from invariclip.export.contract import evidence, verify
 from invariclip.export.contract.candidate import Candidate
 from invariclip.export.contract.evidence import Pictures, spread
-from invariclip.export.contract.figures import THRESHOLDS
+from invariclip.export.contract.figures import THRESHOLDS, searched
 from invariclip.export.graphs.trace import write_facts
 from invariclip.export.precision.fewer import fewer_tokens
 from invariclip.export.precision.trials import Trials
@@ -112,7 +112,7 @@ def with_variants(
     bounds = wish.bounds or THRESHOLDS[wish.level]
     spare = spare_pictures(wish, seen.pictures)
     calibration = Pictures(spare if wish.calibration else spread(spare, CALIBRATION), job.checkpoint.pixels)
-    trials = Trials.look(job, Pictures(spread(spare, LOOKED_AT), job.checkpoint.pixels), bounds, progress)
+    trials = Trials.look(job, Pictures(spread(spare, LOOKED_AT), job.checkpoint.pixels), searched(bounds), progress)
     workshop = Workshop(partial(_batches, calibration), trials, "", threads, progress)
     made, left = _made(manifest, folder, wish, backends, workshop, partial(fewer_tokens, folder=folder, trace=trace))
     for file in {variant.image.path for variant in made.values()} - {base.image.path}:
