@@ -1,0 +1,90 @@
+"""What was left out, by reason: counted in full, with a few examples by name."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+EXAMPLES = 5
+"""Examples that are kept of every problem."""
+
+UNREADABLE = "unreadable"
+NOT_FINITE = "not finite"
+ZERO = "zero embedding"
+SAME = "pair of one thing with itself"
+LONE = "without a partner"
+"""Reasons that several sources have; a source may have others."""
+
+WORDS = {
+    UNREADABLE: "cannot be read or decoded",
+    NOT_FINITE: "their embedding holds NaN or infinity",
+    ZERO: "their embedding is zero",
+    SAME: "both members of the pair are the same",
+    LONE: "stand in one environment only: no natural pair",
+}
+
+
+@dataclass
+class Tally:
+    """Counts of problems. Tallies of shards add up.
+
+    Attributes:
+        counts: Reason → how many rows, pairs or files.
+        examples: Reason → the first few by name.
+    """
+
+    counts: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, reason: str, names: Sequence[str] = (), count: int | None = None) -> None:
+        """Counts something that was left out.
+
+        Args:
+            reason: One of the constants above, or words of the source's own.
+            names: What it was.
+            count: How many; as many as there are names by default.
+        """
+        number = len(names) if count is None else count
+        if number:
+            self.counts[reason] += number
+            kept = self.examples.setdefault(reason, [])
+            kept.extend(list(names)[: EXAMPLES - len(kept)])
+
+    def merge(self, other: Tally) -> None:
+        """Adds another tally's counts, and its examples as far as there is room."""
+        for reason, number in other.counts.items():
+            self.add(reason, other.examples.get(reason, ()), number)
+
+    def lines(self) -> list[str]:
+        """One line for every reason."""
+        return [
+            f"{number:,} left out: {WORDS.get(reason, reason)}" + self._such(reason)
+            for reason, number in sorted(self.counts.items())
+        ]
+
+    def _such(self, reason: str) -> str:
+        named = self.examples.get(reason)
+        return f", such as {named[0]}" if named else ""
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            reason: {"count": number, "examples": self.examples.get(reason, [])}
+            for reason, number in sorted(self.counts.items())
+        }
+
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any]) -> Tally:
+        """Reads what `to_json` wrote.
+
+        Raises:
+            KeyError: Something is missing.
+        """
+        tally = cls()
+        for reason, told in plain.items():
+            tally.add(reason, told["examples"], told["count"])
+        return tally
