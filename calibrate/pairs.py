@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from invariclip.calibrate.moments import Moments, of_pairs, of_points
+from invariclip.calibrate.moments import combined, of_pairs, of_points
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
+
+    from invariclip.calibrate.moments import Moments
 
 UNCHANGED = -1
 """The kind of a row that is a picture as it is."""
@@ -176,10 +178,7 @@ def fitted_moments(
     parts = [of_pairs(table.vectors[p.first], table.vectors[p.second], p.weights) for p in taken if len(p)]
     if captions is not None and seen.any():
         parts.append(of_pairs(table.vectors[seen], captions[table.labels[seen]]))
-    total = of_points(table.vectors[seen])
-    for part in parts:
-        total = total + part.scaled(1.0 / part.pair_weight)
-    return total
+    return combined([of_points(table.vectors[seen]), *parts], [1.0] * (len(parts) + 1))
 
 
 def _pairs(
