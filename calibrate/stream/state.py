@@ -1,13 +1,13 @@
-"""All that a calibration keeps of what it has seen: sums by source and kind, which shards they are of, what was left out.
+"""What a calibration keeps of what it has seen: sums by source and kind, of which shards, and what was left out.
 
 It is a file as well, `moments.safetensors`: states of different shards can be merged, one can be taken out of another,
-and a run continues from it. A shard is in it whole or not at all, by its digest, so none is ever counted twice.
+and a run goes on from it. A shard is in it whole or not at all, by its digest, so none is ever counted twice.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from invariclip.files import write_atomically
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from invariclip.calibrate.stream.blocks import Shard
 
@@ -100,7 +100,9 @@ class State:
         strange = other.done.keys() - self.done.keys()
         if strange:
             source, name = other.done[min(strange)]
-            raise InputError(f"{source}: {name} is not counted here, with {len(strange) - 1} more; it cannot be taken out")
+            raise InputError(
+                f"{source}: {name} is not counted here, with {len(strange) - 1} more; it cannot be taken out"
+            )
         for key, found in other.sums.items():
             self.sums[key] = self.sums[key] - found
             if not self.sums[key].points and not self.sums[key].pairs:
@@ -117,29 +119,38 @@ class State:
             weights: Source → weight, also of its points; 1 where none is named.
         """
         total = empty(self.width)
-        for group in self.groups(weights):
-            total = total + group
+        for _, found, weight in self._weighed(weights):
+            total = total + found.scaled(weight)
         return total
 
     def groups(self, weights: Mapping[str, float] | None = None) -> list[Moments]:
         """`combined`, apart by groups of shards that have pairs, each with its share of all points."""
-        given = weights or {}
-        strange = given.keys() - {source for source, _, _ in self.sums}
-        if strange:
-            raise InputError(f"no source is called {min(strange)!r}; available: {', '.join(self.sources())}")
         used = sorted({group for _, part, group in self.sums if part != POINTS}) or [0]
+        total = {group: empty(self.width) for group in used}
+        for (_, part, group), found, weight in self._weighed(weights):
+            if part != POINTS:
+                total[group] = total[group] + found.scaled(weight)
+                continue
+            share = found.scaled(weight / len(used))
+            # The shares are of the same points: what tells how many there are must add up to theirs.
+            squares, fourth = share.point_weight_squares * len(used), share.point_fourth * len(used)
+            share = replace(share, points=0, point_weight_squares=squares, point_fourth=fourth)
+            for each in used:
+                total[each] = total[each] + share
+        return list(total.values())
+
+    def _weighed(self, weights: Mapping[str, float] | None) -> Iterator[tuple[tuple[str, str, int], Moments, float]]:
+        """All sums in a fixed order, with what they are multiplied by."""
+        given = weights or {}
+        strange = given.keys() - set(self.sources())
+        if strange:
+            raise InputError(f"no source is called {min(strange)!r}; available: {', '.join(self.sources()) or 'none'}")
         whole: dict[tuple[str, str], float] = {}
         for (source, part, _), found in self.sums.items():
             whole[source, part] = whole.get((source, part), 0.0) + found.pair_weight
-        total = {group: empty(self.width) for group in used}
-        for (source, part, group), found in sorted(self.sums.items()):
-            weight = given.get(source, 1.0)
-            if part == POINTS:
-                for each in used:
-                    total[each] = total[each] + found.shared(weight, len(used))
-            elif whole[source, part] > 0:
-                total[group] = total[group] + found.scaled(weight / whole[source, part])
-        return list(total.values())
+        for key, found in sorted(self.sums.items()):
+            weight = given.get(key[0], 1.0)
+            yield key, found, weight if key[1] == POINTS else weight / whole[key[:2]] if whole[key[:2]] > 0 else 0.0
 
     def sources(self) -> list[str]:
         """Names of the sources that something is counted of."""
