@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 import invariclip
 from invariclip.calibrate.moments import Moments, empty
@@ -180,6 +180,11 @@ class State:
 
 def write_state(path: str | os.PathLike[str], state: State) -> None:
     """Writes a state atomically."""
+    write_atomically(Path(path), state_to_bytes(state))
+
+
+def state_to_bytes(state: State) -> bytes:
+    """The content of a state's file: safetensors."""
     tensors, entries = {}, []
     for place, ((source, part, group), moments) in enumerate(state.sums.items()):
         plain = {each.name: getattr(moments, each.name) for each in fields(moments)}
@@ -198,7 +203,7 @@ def write_state(path: str | os.PathLike[str], state: State) -> None:
         "done": {digest: list(what) for digest, what in state.done.items()},
         "left_out": {source: tally.to_json() for source, tally in state.tallies.items()},
     }
-    write_atomically(Path(path), save(tensors, {_KEY: json.dumps(facts, ensure_ascii=False)}))
+    return save(tensors, {_KEY: json.dumps(facts, ensure_ascii=False)})
 
 
 def read_state(path: str | os.PathLike[str]) -> State:
@@ -212,14 +217,23 @@ def read_state(path: str | os.PathLike[str]) -> State:
         raise InputError(f"{where}: no such moments file; `invariclip calibrate --sources` writes one")
     if where.stat().st_size > MAX_STATE_BYTES:
         raise InputError(f"{where}: larger than any moments ({where.stat().st_size:,} bytes)")
+    return state_from_bytes(where.read_bytes(), str(where))
+
+
+def state_from_bytes(content: bytes, where: str) -> State:
+    """Reads what `state_to_bytes` made; `where` is what errors call it.
+
+    Raises:
+        InputError: Damaged, or of another schema.
+    """
     try:
-        with safe_open(where, framework="numpy") as tensors:
-            facts = json.loads((tensors.metadata() or {})[_KEY])
-            if facts["schema"] != STATE_SCHEMA:
-                raise InputError(f"{where}: schema {facts['schema']} is not known; this version reads {STATE_SCHEMA}")
-            held = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 -- not a mapping
+        held = load(content)
+        length = int.from_bytes(content[:8], "little")
+        facts = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][_KEY])
+        if facts["schema"] != STATE_SCHEMA:
+            raise InputError(f"{where}: schema {facts['schema']} is not known; this version reads {STATE_SCHEMA}")
         return _state(facts, held)
-    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, OSError) as error:
+    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{where}: not moments written by invariclip ({error})") from error
 
 
