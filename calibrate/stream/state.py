@@ -7,7 +7,7 @@ and a run goes on from it. A shard is in it whole or not at all, by its digest, 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,20 +124,12 @@ class State:
         return total
 
     def groups(self, weights: Mapping[str, float] | None = None) -> list[Moments]:
-        """`combined`, apart by groups of shards that have pairs, each with its share of all points."""
-        used = sorted({group for _, part, group in self.sums if part != POINTS}) or [0]
-        total = {group: empty(self.width) for group in used}
+        """`combined`, apart: all points, then the pairs of every group of shards. See `confidence.confidence`."""
+        total: dict[int, Moments] = {}
         for (_, part, group), found, weight in self._weighed(weights):
-            if part != POINTS:
-                total[group] = total[group] + found.scaled(weight)
-                continue
-            share = found.scaled(weight / len(used))
-            # The shares are of the same points: what tells how many there are must add up to theirs.
-            squares, fourth = share.point_weight_squares * len(used), share.point_fourth * len(used)
-            share = replace(share, points=0, point_weight_squares=squares, point_fourth=fourth)
-            for each in used:
-                total[each] = total[each] + share
-        return list(total.values())
+            place = -1 if part == POINTS else group
+            total[place] = total.get(place, empty(self.width)) + found.scaled(weight)
+        return [total[place] for place in sorted(total)]
 
     def _weighed(self, weights: Mapping[str, float] | None) -> Iterator[tuple[tuple[str, str, int], Moments, float]]:
         """All sums in a fixed order, with what they are multiplied by."""

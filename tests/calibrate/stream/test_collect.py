@@ -129,6 +129,7 @@ def test_groups_add_up_to_the_whole(tmp_path):
     state = collect([files(tmp_path / "data", 12)])
     groups, whole = state.groups(), state.combined()
     assert len(groups) > 3
+    assert [bool(group.points) for group in groups] == [True] + [False] * (len(groups) - 1)
     for name in ("point_weight", "point_weight_squares", "point_fourth", "pair_weight", "point_outer", "pair_outer"):
         np.testing.assert_allclose(sum(getattr(g, name) for g in groups), getattr(whole, name), rtol=1e-12, atol=1e-15)
     assert sum(group.pairs for group in groups) == whole.pairs == 6000
