@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 MOMENTS_SCHEMA = 2
 MAX_MOMENTS_BYTES = 1 << 32
 """Two float64 matrices of 16,384 × 16,384."""
-_CHUNK = 4096
+_CHUNK = 2048
 """Rows that are weighed and multiplied at a time, so that memory stays flat in the number of rows."""
 _ROUNDING = 1e-9
 """What subtraction may leave below zero, relative to what was subtracted from, before it counts as a mistake."""
@@ -38,7 +38,7 @@ _ROUNDING = 1e-9
 class Moments:
     """Sums over points z and over pair differences Δ = z₁ - z₂ (CLIP-ICM, the estimator's Σ and Σ_Δ).
 
-    The squared weights and the fourth powers are what the error of Σ and Σ_Δ is told from, see `ledoit_wolf`.
+    The squared weights and the fourth powers are what the error of Σ and Σ_Δ is told from, see `little_data`.
 
     Attributes:
         points: How many points were added.
@@ -193,10 +193,10 @@ def of_points(vectors: NDArray[np.floating[Any]], weights: NDArray[np.float64] |
     w = _weights(weights, len(vectors))
     linear, outer, fourth = np.zeros(vectors.shape[1]), np.zeros((vectors.shape[1],) * 2), 0.0
     for part in _chunks(len(vectors)):
-        rows, roots = _weighed(vectors[part].astype(np.float64), w, part)
+        rows, roots, powers = _weighed(vectors[part].astype(np.float64), w, part)
         linear += rows.sum(axis=0) if roots is None else roots @ rows
         outer += rows.T @ rows
-        fourth += _fourth(rows)
+        fourth += powers
     total, squares = (float(len(vectors)),) * 2 if w is None else (float(w.sum()), float(w @ w))
     return replace(
         empty(len(linear)),
@@ -210,7 +210,11 @@ def of_points(vectors: NDArray[np.floating[Any]], weights: NDArray[np.float64] |
 
 
 def of_pairs(
-    first: NDArray[np.floating[Any]], second: NDArray[np.floating[Any]], weights: NDArray[np.float64] | None = None
+    first: NDArray[np.floating[Any]],
+    second: NDArray[np.floating[Any]],
+    weights: NDArray[np.float64] | None = None,
+    *,
+    independent: float | None = None,
 ) -> Moments:
     """Moments of pairs: of their differences alone, since a point may be in many pairs (see `of_points`).
 
@@ -218,6 +222,8 @@ def of_pairs(
         first: [P, D].
         second: [P, D].
         weights: [P], zero or more; all one by default.
+        independent: How many of the pairs are independent at most, where they share members: k pictures make
+            k(k-1)/2 pairs, whose differences have only k - 1 degrees of freedom. All by default.
 
     Raises:
         InputError: A value is not finite, a weight negative, or the shapes differ.
@@ -229,10 +235,13 @@ def of_pairs(
     for part in _chunks(len(first)):
         with np.errstate(invalid="ignore"):  # ∞ - ∞, which is refused below
             delta = np.subtract(first[part], second[part], dtype=np.float64)
-        rows, _ = _weighed(delta, w, part)
+        rows, _, powers = _weighed(delta, w, part)
         outer += rows.T @ rows
-        fourth += _fourth(rows)
+        fourth += powers
     total, squares = (float(len(first)),) * 2 if w is None else (float(w.sum()), float(w @ w))
+    if independent is not None and 0 < squares * independent < total**2:
+        # As if so many pairs of equal weight had been seen: the error of the sums grows in proportion.
+        squares, fourth = total**2 / independent, fourth * (total**2 / independent / squares)
     return replace(
         empty(len(outer)),
         pairs=len(first),
@@ -328,21 +337,18 @@ def _chunks(count: int) -> list[slice]:
 
 def _weighed(
     rows: NDArray[np.float64], weights: NDArray[np.float64] | None, part: slice
-) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
-    """The rows times the roots of their weights, and the roots, so that one array times itself is the weighted sum.
+) -> tuple[NDArray[np.float64], NDArray[np.float64] | None, float]:
+    """The rows times the roots of their weights, those roots, and Σ w² ‖z‖⁴.
 
-    Of an array and its own transpose BLAS computes half (SYRK); two different factors would cost twice as much.
+    One array times itself is then the weighted sum, of which BLAS computes half (SYRK); two different factors would
+    cost twice as much.
     """
-    if not np.isfinite(rows).all():
-        raise InputError("an embedding has values that are not finite; leave that picture out")
-    if weights is None:
-        return rows, None
-    roots = np.sqrt(weights[part])
-    rows *= roots[:, None]
-    return rows, roots
-
-
-def _fourth(rows: NDArray[np.float64]) -> float:
-    """Σ ‖row‖⁴; of rows times the roots of their weights that is Σ w² ‖z‖⁴."""
+    roots = None if weights is None else np.sqrt(weights[part])
+    if roots is not None:
+        with np.errstate(invalid="ignore"):  # 0 · ∞, which is refused below
+            rows *= roots[:, None]
+    # Squared lengths tell of every value that is not finite, and save a pass over the rows.
     squares = np.einsum("nd,nd->n", rows, rows)
-    return float(squares @ squares)
+    if not np.isfinite(squares).all():
+        raise InputError("an embedding has values that are not finite; leave that picture out")
+    return rows, roots, float(squares @ squares)
