@@ -144,22 +144,48 @@ def calibrate(
             f"no pair: {facts['unpaired_concepts']} of {facts['concepts']} concepts stand in one environment only, and "
             "there are no interventions; add other environments, or --interventions all"
         )
-    selection, chosen = _choose(table, bank, options, progress)
-    moments = fitted_moments(table, captions=bank if chosen.captions else None, seed=options.seed)
+    selection, chosen = choose(table, bank, options, progress)
+    captions = bank if chosen.captions else None
     facts["caption_pairs"] = int(table.unchanged.sum()) if chosen.captions else 0
+    moments = fitted_moments(table, captions=captions, seed=options.seed)
+    parts = grouped_moments(table, captions=captions, seed=options.seed)
+    return conclude(encoder, chosen, selection, moments, parts, facts, options)
+
+
+def conclude(
+    encoder: Encoder | None,
+    chosen: Candidate,
+    selection: Selection | None,
+    moments: Moments,
+    parts: Sequence[Moments],
+    facts: dict[str, Any],
+    options: Options,
+) -> Calibration:
+    """Fits what was chosen, and says what there is to say about it.
+
+    Args:
+        encoder: Whose projection it is; None where embeddings were given, whose encoder nobody knows.
+        chosen: The candidate.
+        selection: What it was chosen from, if anything.
+        moments: What to fit on.
+        parts: The same, apart by groups of pairs: see `confidence`.
+        facts: JSON-ready, of the data.
+        options: What was asked for.
+
+    Raises:
+        ProjectionError: The candidate cannot be fitted.
+    """
     projection = (
-        identity(encoder.embed_dim)
+        identity(moments.width)
         if chosen.estimator == "identity"
         else fit(moments, chosen.estimator, chosen.rank, chosen.strength)
     )
-    facts |= diagnose(projection, moments)
-    parts = grouped_moments(table, captions=bank if chosen.captions else None, seed=options.seed)
     sure = confidence(parts, chosen.estimator, chosen.rank, chosen.strength, seed=options.seed)
-    facts["confidence"] = sure.to_json() if sure else None
+    facts = {**facts, **diagnose(projection, moments), "confidence": sure.to_json() if sure else None}
     provenance = {
         "invariclip": invariclip.__version__,
         "numpy": np.__version__,
-        "checkpoint_sha256": encoder.sha256,
+        "checkpoint_sha256": encoder.sha256 if encoder else None,
         "options": options.to_json(),
         "pictures": facts,
         "selection": selection.to_json() if selection else None,
@@ -223,7 +249,7 @@ def tabulate(
     return table, facts
 
 
-def _choose(
+def choose(
     table: Table, bank: NDArray[np.float64] | None, options: Options, progress: Progress
 ) -> tuple[Selection | None, Candidate]:
     """The candidate to fit, and the scores if any could be had; a fully named candidate needs none."""

@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("ray", reason="Ray is not installed: pip install invariclip[ray]")
 
 from invariclip.calibrate.stream.blocks import Block, Shard
+from invariclip.calibrate.stream.cluster import Cluster
 from invariclip.calibrate.stream.collect import collect
 from invariclip.calibrate.stream.ray_engine import RayEngine
 from invariclip.calibrate.stream.state import read_state
@@ -81,7 +82,7 @@ def test_two_killed_workers_change_nothing(cluster, tmp_path):
     killer = threading.Thread(target=kill_two, daemon=True)
     killer.start()
     source = Slow(str(seen), seconds=0.4)
-    state = collect([source], engine=RayEngine(workers=2), state_file=tmp_path / "m", save_every=0)
+    state = collect([source], engine=RayEngine(Cluster(workers=2)), state_file=tmp_path / "m", save_every=0)
     killer.join(timeout=1)
     assert len(killed) == 2
     assert state.done == alone.done
@@ -95,14 +96,14 @@ def test_two_killed_workers_change_nothing(cluster, tmp_path):
 
 def test_a_shard_that_cannot_be_read_is_named_and_taken_up_again(cluster, tmp_path):
     with pytest.raises(InputError, match=r"1 of 12 shards .*slow: part 3: the tape is torn; the other 11 are kept"):
-        collect([Slow(str(tmp_path), torn=3)], engine=RayEngine(workers=2), state_file=tmp_path / "m")
+        collect([Slow(str(tmp_path), torn=3)], engine=RayEngine(Cluster(workers=2)), state_file=tmp_path / "m")
     for path in tmp_path.glob("*-*"):
         path.unlink()
-    state = collect([Slow(str(tmp_path))], engine=RayEngine(workers=2), state_file=tmp_path / "m")
+    state = collect([Slow(str(tmp_path))], engine=RayEngine(Cluster(workers=2)), state_file=tmp_path / "m")
     assert [path.name.split("-")[0] for path in tmp_path.glob("*-*")] == ["3"]  # nothing else was read again
     assert len(state.done) == 12
 
 
 def test_workers_below_one():
     with pytest.raises(InputError, match="--workers must be 1 or more, not 0"):
-        RayEngine(workers=0)
+        Cluster(workers=0)
