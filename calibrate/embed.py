@@ -145,6 +145,23 @@ def embed(
     return Embedded(vectors, np.asarray(kept), tuple(sorted(reasons.items())), tuple(d or "" for d in digests))
 
 
+def shown(job: Job, digest: str, spec: PixelSpec) -> NDArray[np.uint8]:
+    """What the encoder is shown for a job, uint8 [H, W, 3].
+
+    Args:
+        job: A picture, changed or as it is.
+        digest: sha256 of the picture's file.
+        spec: How the encoder wants its pictures.
+
+    Raises:
+        InputError: The picture cannot be read.
+    """
+    seen = pixels(job.path, spec)
+    if job.kind is None:
+        return seen
+    return np.asarray(intervene(Image.fromarray(seen), job.kind, digest, job.seed))
+
+
 def embed_texts(encoder: TextEncoder, texts: list[str], *, batch: int = 256) -> NDArray[np.float64]:
     """Texts to unit-length embeddings, float64 [N, D]."""
     rows = [
@@ -219,14 +236,10 @@ def _fill(
     """Computes what the store lacks; the reasons of failures go to `reasons`."""
 
     def prepare(index: int) -> NDArray[np.uint8] | str:
-        job = jobs[index]
         try:
-            seen = pixels(job.path, encoder.pixels)
+            return shown(jobs[index], digests[index] or "", encoder.pixels)
         except InputError as error:
             return str(error)
-        if job.kind is None:
-            return seen
-        return np.asarray(intervene(Image.fromarray(seen), job.kind, digests[index] or "", job.seed))
 
     keys, indices = list(todo), list(todo.values())
     pending: dict[bytes, NDArray[np.float32]] = {}
