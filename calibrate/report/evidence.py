@@ -43,7 +43,7 @@ class Evidence:
         ranks: int64 [N], the order in which rows are drawn as examples: by content and seed, whatever their order.
         spec: How the encoder wants its pictures.
         seed: Of the interventions.
-        retrieval: Nearest pictures before and after.
+        retrieval: Nearest pictures and class texts, before and after.
         gaps: How far pairs are apart, before and after.
         leakage: How well an environment can be told, before and after.
         concepts_left_out: Whether `gaps` and `leakage` are of concepts that the projection had not seen.
@@ -56,7 +56,7 @@ class Evidence:
     ranks: NDArray[np.int64]
     spec: PixelSpec
     seed: int
-    retrieval: Retrieval
+    retrieval: Retrieval | None
     gaps: Gaps | None
     leakage: tuple[Change, ...]
     concepts_left_out: bool
@@ -108,7 +108,11 @@ def gather(
     used = [int(plain.kept[origin]) for origin in table.origins]
     digests = tuple(plain.digests[index] for index in used)
     ranks = _ranks(table, digests, options.seed)
-    fit_on = _fitter(encoder, table, options, result)
+    candidate = chosen_candidate(options, result)
+    bank = None
+    if candidate.captions or options.objective in ("zero-shot", "both"):
+        bank = bank_of(encoder, table.label_names, options.templates)
+    fit_on = _fitter(candidate, bank if candidate.captions else None, options.seed)
     spaces = held_out_spaces(table, fit_on, options.seed)
     return Evidence(
         table=table,
@@ -117,7 +121,7 @@ def gather(
         ranks=ranks,
         spec=encoder.pixels,
         seed=options.seed,
-        retrieval=retrieve(table, fit_on, ranks, options.seed, progress=progress),
+        retrieval=retrieve(table, fit_on, bank=bank, ranks=ranks, seed=options.seed, progress=progress),
         gaps=gaps(table, spaces, options.seed),
         leakage=tuple(leakage(table, spaces, ranks, options.seed)),
         concepts_left_out=len(spaces) > 1,
@@ -133,15 +137,14 @@ def chosen_candidate(options: Options, result: Calibration) -> Candidate:
 
 
 def _fitter(
-    encoder: Encoder, table: Table, options: Options, result: Calibration
+    candidate: Candidate, captions: NDArray[np.float64] | None, seed: int
 ) -> Callable[[Table], Projection | None]:
-    candidate = chosen_candidate(options, result)
-    bank = bank_of(encoder, table.label_names, options.templates) if candidate.captions else None
+    """How rows of a table become the candidate's projection; None for no projection."""
 
     def fit_on(rows: Table) -> Projection | None:
         if candidate.estimator == "identity":
             return None
-        moments = fitted_moments(rows, captions=bank, seed=options.seed)
+        moments = fitted_moments(rows, captions=captions, seed=seed)
         return fit(moments, candidate.estimator, candidate.rank, candidate.strength)
 
     return fit_on

@@ -10,24 +10,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from invariclip.calibrate.report.retrieval import right
-
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from invariclip.calibrate.report.evidence import Evidence
+    from invariclip.calibrate.report.retrieval import Retrieval
 
 THUMBNAIL = 112
 """Pixels of the longer side."""
 MAX_BYTES = 4000
-"""Of one small picture. A page has at most 154 of them (48 in pairs that were changed, 36 natural ones, 70 around
-retrievals): below 1 MB, base64 included."""
+"""Of one small picture. A page has at most 170 of them (48 in pairs that were changed, 36 natural ones, 86 around what
+was found): below 1 MB, base64 included."""
 CHANGED_PAIRS = 24
 OF_A_KIND = 2
 NATURAL_CONCEPTS = 6
 NATURAL_ENVIRONMENTS = 6
-RETRIEVALS = 5
-"""Of each sort: those that became right and those that became wrong."""
+RETRIEVALS, TEXTS = 5, 8
+"""By the nearest picture and by the nearest class text: of those that became right, and of those that became wrong."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ def changed_pairs(evidence: Evidence) -> list[dict[str, Any]]:
     found = []
     for kind in kinds:
         rows = np.flatnonzero(table.kinds == kind)
-        for row in _spread(evidence, rows)[:each]:
+        names = [evidence.pictures[row].environment for row in rows]
+        for row in rows[_in_turns(evidence.ranks[rows], names)][:each].tolist():
             origin = int(table.origins[row])
             gap = 1 - float(table.vectors[row] @ table.vectors[origin])
             pair = {"kind": table.kind_names[kind], "gap": gap}
@@ -88,47 +90,83 @@ def natural_rows(evidence: Evidence) -> list[dict[str, Any]]:
     return found
 
 
-def changed_retrievals(evidence: Evidence) -> list[tuple[str, int, list[dict[str, Any]]]]:
-    """Queries whose nearest picture became right, and those whose became wrong: title, how many, the first drawn."""
-    retrieval, table = evidence.retrieval, evidence.table
-    if retrieval.after is None:
+@dataclass(frozen=True)
+class Turned:
+    """Queries whose answer turned right, or turned wrong.
+
+    Attributes:
+        title: Which of the two.
+        count: How many there are.
+        cards: The first ones drawn: `query` (a thumbnail) and `sides`, each a word and its answers, of which each is
+            a thumbnail or None, a name, and whether it is of the query's class.
+    """
+
+    title: str
+    count: int
+    cards: list[dict[str, Any]]
+
+
+def turned(evidence: Evidence, retrieval: Retrieval, *, texts: bool) -> list[Turned]:
+    """Queries that became right, and those that became wrong; none where there is no projection.
+
+    Args:
+        evidence: What they are drawn from.
+        retrieval: Its retrieval.
+        texts: Go by the nearest class text; by the nearest picture otherwise.
+    """
+    answers = retrieval.texts if texts else retrieval.pictures
+    if answers is None or answers.after is None:
         return []
-    old = right(table, retrieval.queries, retrieval.before)
-    new = right(table, retrieval.queries, retrieval.after)
+    old, new = correct(evidence, retrieval, answers.before), correct(evidence, retrieval, answers.after)
     found = []
     for title, changed in (("became right", ~old & new), ("became wrong", old & ~new)):
-        places = {int(retrieval.queries[place]): place for place in np.flatnonzero(changed)}
-        shown = _spread(evidence, np.fromiter(places, dtype=np.int64, count=len(places)))[:RETRIEVALS]
-        cards = []
-        for row in shown:
-            sides = (
-                ("without", retrieval.before[places[row]]),
-                ("with", retrieval.after[places[row]]),
-            )
-            cards.append(
-                {
-                    "query": _thumbnail(evidence, row),
-                    "sides": [(side, [_answer(evidence, row, int(other)) for other in rows]) for side, rows in sides],
-                }
-            )
-        found.append((title, len(places), cards))
+        places = np.flatnonzero(changed)
+        names = [retrieval.groups[place] for place in places]
+        drawn = _in_turns(evidence.ranks[retrieval.queries[places]], names)[: TEXTS if texts else RETRIEVALS]
+        sides = (("without", answers.before), ("with", answers.after))
+        cards = [
+            {
+                "query": _thumbnail(evidence, int(retrieval.queries[place])),
+                "sides": [(word, _found(evidence, retrieval, place, side[place], texts)) for word, side in sides],
+            }
+            for place in places[drawn]
+        ]
+        found.append(Turned(title, len(places), cards))
     return found
 
 
-def _answer(evidence: Evidence, query: int, row: int) -> tuple[Thumbnail, bool]:
+def correct(evidence: Evidence, retrieval: Retrieval, nearest: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether what is nearest is of the query's class, bool [Q].
+
+    Args:
+        evidence: Knows the classes.
+        retrieval: The queries.
+        nearest: int64 [Q, T], one side of the retrieval's answers.
+    """
     labels = evidence.table.labels
-    return _thumbnail(evidence, row), bool(labels[query] == labels[row])
+    texts = retrieval.texts is not None and (nearest is retrieval.texts.before or nearest is retrieval.texts.after)
+    return np.asarray((nearest[:, 0] if texts else labels[nearest[:, 0]]) == labels[retrieval.queries])
 
 
-def _spread(evidence: Evidence, rows: NDArray[np.int64]) -> list[int]:
-    """Rows in the order in which they are drawn, the environments taking turns."""
-    turns: dict[int, int] = {}
+def _found(
+    evidence: Evidence, retrieval: Retrieval, place: int, codes: NDArray[np.int64], texts: bool
+) -> list[tuple[Thumbnail | None, str, bool]]:
+    table = evidence.table
+    own = table.labels[retrieval.queries[place]]
+    if texts:
+        return [(None, table.label_names[code], bool(code == own)) for code in codes.tolist()]
+    pictures = [_thumbnail(evidence, row) for row in codes.tolist()]
+    return [(item, item.name, bool(table.labels[row] == own)) for item, row in zip(pictures, codes, strict=True)]
+
+
+def _in_turns(ranks: NDArray[np.int64], groups: Sequence[str]) -> list[int]:
+    """Places in the order in which they are drawn, the groups taking turns."""
+    turns: dict[str, int] = {}
     keyed = []
-    for row in rows[np.argsort(evidence.ranks[rows])]:
-        environment = int(evidence.table.environments[row])
-        turns[environment] = turns.get(environment, -1) + 1
-        keyed.append((turns[environment], int(evidence.ranks[row]), int(row)))
-    return [row for _, _, row in sorted(keyed)]
+    for place in np.argsort(ranks).tolist():
+        turns[groups[place]] = turns.get(groups[place], -1) + 1
+        keyed.append((turns[groups[place]], int(ranks[place]), place))
+    return [place for _, _, place in sorted(keyed)]
 
 
 def _thumbnail(evidence: Evidence, row: int) -> Thumbnail:

@@ -68,7 +68,7 @@ def drawing() -> Iterator[None]:
     import matplotlib as mpl
 
     colours = ("text.color", "axes.labelcolor", "axes.titlecolor", "axes.edgecolor", "xtick.color", "ytick.color")
-    settings = dict.fromkeys(colours, INK) | {
+    settings: Any = dict.fromkeys(colours, INK) | {
         # Names of classes and environments come from outside: a dollar is no formula.
         "text.parse_math": False,
         "svg.fonttype": "none",
@@ -87,9 +87,9 @@ def new_figure(title: str, width: float, height: float) -> tuple[Any, Any]:
 
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
-    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_title(title, fontsize=11, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=8.5)
+    axes.tick_params(labelsize=9.5)
     return figure, axes
 
 

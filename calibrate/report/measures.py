@@ -149,7 +149,7 @@ def leakage(table: Table, spaces: list[Space], ranks: NDArray[np.int64], seed: i
         seen = _read(table, spaces, where, ranks, within) if spaces[0].projection is not None else None
         found += [
             Change(
-                f"{reader}, {'within a class' if within else 'any class'}",
+                f"{reader}, {'within class' if within else 'any class'}",
                 len(where),
                 bootstrap.intervals(plain[reader])[-1],
                 bootstrap.intervals(seen[reader])[-1] if seen else None,
@@ -198,7 +198,7 @@ def _read(
 ) -> dict[str, NDArray[np.bool_]]:
     """Which rows' environment each reader names, bool [len(rows)]."""
     environments = table.environments[rows]
-    correct = {name: np.zeros(len(rows), dtype=np.bool_) for name in ("nearest centroid", "linear")}
+    correct = {name: np.zeros(len(rows), dtype=np.bool_) for name in ("centroid", "linear")}
     for space in spaces:
         seen = space.see(table.vectors[rows])
         if within:
@@ -212,7 +212,7 @@ def _read(
             if not test.any() or test.all():
                 continue
             named = {
-                "nearest centroid": _by_centroid(seen[~test], environments[~test], seen[test]),
+                "centroid": _by_centroid(seen[~test], environments[~test], seen[test]),
                 "linear": _by_line(seen[~test], environments[~test], seen[test]),
             }
             for name, answers in named.items():
@@ -232,7 +232,7 @@ def _by_centroid(
 ) -> NDArray[np.int64]:
     codes = np.unique(environments)
     centroids = np.stack([seen[environments == code].mean(axis=0) for code in codes])
-    return codes[np.argmax(asked @ centroids.T - (centroids**2).sum(axis=1) / 2, axis=1)]
+    return np.asarray(codes[np.argmax(asked @ centroids.T - (centroids**2).sum(axis=1) / 2, axis=1)])
 
 
 def _by_line(
@@ -247,4 +247,4 @@ def _by_line(
     gram = inputs.T @ (weights * inputs)
     ridge = max(RIDGE * float(np.trace(gram)) / len(gram), np.finfo(np.float64).tiny)
     solved = np.linalg.solve(gram + ridge * np.eye(len(gram)), inputs.T @ (weights * targets))
-    return codes[np.argmax((asked - centre) @ solved, axis=1)]
+    return np.asarray(codes[np.argmax((asked - centre) @ solved, axis=1)])

@@ -12,11 +12,11 @@ import numpy as np
 
 from invariclip.calibrate.evaluate import Bootstrap
 from invariclip.calibrate.report.evidence import Evidence, chosen_candidate
-from invariclip.calibrate.report.examples import changed_pairs, changed_retrievals, natural_rows
+from invariclip.calibrate.report.examples import changed_pairs, correct, natural_rows, turned
 from invariclip.calibrate.report.look import write_html
 from invariclip.calibrate.report.plots import Bar, bar_plot, curve_plot, curves, spectrum_plot
-from invariclip.calibrate.report.retrieval import NEAREST, right
-from invariclip.calibrate.report.verdict import conclude, interval_text
+from invariclip.calibrate.report.retrieval import NEAREST, Answers, Retrieval
+from invariclip.calibrate.report.verdict import conclude, signed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,9 +69,7 @@ def write_page(path: Path, result: Calibration, options: Options, evidence: Evid
         spectrum=_spectrum(result, str(candidate)),
         changed=changed_pairs(evidence),
         natural=natural_rows(evidence),
-        retrievals=changed_retrievals(evidence),
-        retrieved=_retrieved(evidence),
-        retrieved_left_out=evidence.retrieval.left_out,
+        retrieval=_retrieval(evidence),
         concepts_left_out=evidence.concepts_left_out,
         gaps=_gaps(evidence),
         leakage=_leakage(evidence),
@@ -80,7 +78,7 @@ def write_page(path: Path, result: Calibration, options: Options, evidence: Evid
         other_facts={
             name: json.dumps(facts[name], indent=2, ensure_ascii=False) for name in facts if name not in KNOWN_FACTS
         },
-        text=interval_text,
+        signed=signed,
         nearest=NEAREST,
     )
 
@@ -128,28 +126,45 @@ def _spectrum(result: Calibration, name: str) -> dict[str, Any] | None:
     }
 
 
-def _retrieved(evidence: Evidence) -> list[dict[str, Any]]:
-    """Per environment and over all of them: how often the nearest picture shows the query's class."""
-    table, retrieval = evidence.table, evidence.retrieval
-    if not len(retrieval.queries):
-        return []
-    before = right(table, retrieval.queries, retrieval.before)
-    after = before if retrieval.after is None else right(table, retrieval.queries, retrieval.after)
-    environments = table.environments[retrieval.queries]
-    bootstrap = Bootstrap(table.concepts[retrieval.queries], environments, seed=evidence.seed)
-    old, new = bootstrap.intervals(before), bootstrap.intervals(after)
-    masks = [environments == code for code in bootstrap.codes] + [np.ones(len(environments), dtype=np.bool_)]
-    names = [table.environment_names[int(code)] for code in bootstrap.codes] + ["mean"]
+def _retrieval(evidence: Evidence) -> dict[str, Any] | None:
+    """The nearest pictures and class texts: how often right, and examples that turned."""
+    retrieval = evidence.retrieval
+    if retrieval is None:
+        return None
+    sections = [("Nearest picture", retrieval.pictures, False), ("Nearest class text", retrieval.texts, True)]
+    return {
+        "left_out": retrieval.left_out,
+        "sections": [
+            {
+                "title": title,
+                "rows": _found(evidence, retrieval, answers),
+                "turned": turned(evidence, retrieval, texts=texts),
+            }
+            for title, answers, texts in sections
+            if answers is not None
+        ],
+    }
+
+
+def _found(evidence: Evidence, retrieval: Retrieval, answers: Answers) -> list[dict[str, Any]]:
+    """Per group of queries and over all of them: how often the nearest is of the query's class."""
+    before = correct(evidence, retrieval, answers.before)
+    after = before if answers.after is None else correct(evidence, retrieval, answers.after)
+    names, groups = np.unique(np.asarray(retrieval.groups), return_inverse=True)
+    bootstrap = Bootstrap(evidence.table.concepts[retrieval.queries], groups, seed=evidence.seed)
+    masks = [groups == code for code in range(len(names))] + [np.ones(len(groups), dtype=np.bool_)]
     return [
         {
             "name": name,
             "queries": int(mask.sum()),
-            "before": old[place],
-            "after": new[place],
+            "before": old,
+            "after": new,
             "fixed": int((mask & ~before & after).sum()),
             "broken": int((mask & before & ~after).sum()),
         }
-        for place, (name, mask) in enumerate(zip(names, masks, strict=True))
+        for name, mask, old, new in zip(
+            [*names.tolist(), "mean"], masks, bootstrap.intervals(before), bootstrap.intervals(after), strict=True
+        )
     ]
 
 

@@ -71,10 +71,10 @@ def bar_plot(title: str, bars: Sequence[Bar], *, unit: str, reference: tuple[flo
         if reference:
             axes.axvline(reference[0], color=SOFT, linewidth=1, linestyle="--", label=reference[1])
         axes.set_yticks(range(len(bars)), [label(bar.name) for bar in bars])
-        axes.set_xlabel(unit, fontsize=8.5)
+        axes.set_xlabel(unit, fontsize=9.5)
         axes.invert_yaxis()
         if paired or reference:
-            figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8.5)
+            figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9.5)
         return svg(figure, f"Bar plot. {title}; the figures stand in the table below.")
 
 
@@ -82,7 +82,7 @@ def curve_plot(curve: Curve, chosen: Candidate) -> str:
     """Gain over no projection along a setting, a line for each value of the other one; the chosen one is ringed."""
     values = sorted({_setting(scored, curve.axis) for line in curve.lines.values() for scored in line})
     with drawing():
-        figure, axes = new_figure(curve.title, WIDTH, 3.1 + 0.16 * ((len(curve.lines) + 1) // 2))
+        figure, axes = new_figure(curve.title, WIDTH, 3.1 + 0.17 * ((len(curve.lines) + 2) // 3))
         axes.axhline(0, color=SOFT, linewidth=1, linestyle="--")
         for number, (name, line) in enumerate(curve.lines.items()):
             colour, marker = SERIES[number % len(SERIES)], MARKERS[number % len(MARKERS)]
@@ -109,14 +109,14 @@ def curve_plot(curve: Curve, chosen: Candidate) -> str:
                         xytext=(0, 4),
                         textcoords="offset points",
                         ha="center",
-                        fontsize=8.5,
+                        fontsize=9.5,
                     )
         axes.set_xticks(range(len(values)), [f"{value:g}" for value in values])
         axes.margins(y=0.12)
-        axes.set_xlabel(curve.axis, fontsize=8.5)
-        axes.set_ylabel("points over no projection", fontsize=8.5)
+        axes.set_xlabel(curve.axis, fontsize=9.5)
+        axes.set_ylabel("points over no projection", fontsize=9.5)
         if len(curve.lines) > 1:
-            figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8.5)
+            figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9.5)
         return svg(figure, f"Line plot. {curve.title}; the figures stand in the table of all candidates.")
 
 
@@ -127,8 +127,8 @@ def spectrum_plot(eigenvalues: NDArray[np.float64], title: str, rank: int) -> st
         axes.plot(range(1, len(eigenvalues) + 1), eigenvalues, color=AFTER, linewidth=1.8)
         if rank < len(eigenvalues):
             axes.axvline(rank + 0.5, color=INK, linewidth=1, linestyle="--", label=f"kept: the first {rank}")
-            figure.legend(loc="outside lower center", frameon=False, fontsize=8.5)
-        axes.set_xlabel("direction, the most invariant first", fontsize=8.5)
+            figure.legend(loc="outside lower center", frameon=False, fontsize=9.5)
+        axes.set_xlabel("direction, the most invariant first", fontsize=9.5)
         return svg(figure, f"Line plot. {title}; the figures stand in the table below.")
 
 
@@ -150,7 +150,7 @@ def curves(selection: Selection) -> list[Curve]:
                     continue
                 lines: dict[str, list[Scored]] = {}
                 for one in sorted(some, key=lambda one: _setting(one, axis)):
-                    lines.setdefault(_line(one, other), []).append(one)
+                    lines.setdefault(_line(one, other, crowded), []).append(one)
                 added = " (with captions)" if captions else ""
                 panels.append(Curve(f"{estimator}: gain by {axis}{added}", axis, lines))
     return panels
@@ -161,8 +161,8 @@ def _setting(scored: Scored, axis: str) -> float:
     return -1.0 if value is None else float(value)
 
 
-def _line(scored: Scored, other: str) -> str:
+def _line(scored: Scored, other: str, crowded: bool) -> str:
     value = _setting(scored, other)
     words = [f"{other[-1]} = {value:g}"] if value > 0 else []
-    words += ["with captions"] if scored.candidate.captions else []
+    words += ["with captions"] if scored.candidate.captions and not crowded else []
     return ", ".join(words) or "pairs of pictures"

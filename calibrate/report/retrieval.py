@@ -1,4 +1,4 @@
-"""Each picture's nearest pictures of the other environments, before and after a projection that did not see it."""
+"""What pictures find, before and after a projection that did not see them: the nearest pictures, and class texts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from invariclip.calibrate.folds import Fold, make_folds
+from invariclip.calibrate.folds import CHANGED, Fold, make_folds
 from invariclip.console import Progress, silent
 from invariclip.errors import InputError
 
@@ -26,105 +26,136 @@ _CELLS = 1 << 23
 
 
 @dataclass(frozen=True)
-class Retrieval:
-    """Rows of the table, by cosine.
+class Answers:
+    """What every query finds, by cosine: codes of pictures (rows of the table) or of classes, the nearest first.
 
     Attributes:
-        queries: int64 [Q], the rows asked about.
-        before: int64 [Q, T], the nearest rows without a projection, nearest first.
+        before: int64 [Q, T], without a projection.
         after: int64 [Q, T], with it; None where there is no projection.
+    """
+
+    before: NDArray[np.int64]
+    after: NDArray[np.int64] | None
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """Queries, and what they find.
+
+    Attributes:
+        queries: int64 [Q], rows of the table.
+        groups: The name under which each query counts, see `folds.Fold`.
+        pictures: The nearest rows of the support.
+        texts: The nearest class text, T = 1; None where no class texts were embedded.
         left_out: Whether each query was left out of the fit (see `folds`), or was fitted on.
     """
 
     queries: NDArray[np.int64]
-    before: NDArray[np.int64]
-    after: NDArray[np.int64] | None
+    groups: tuple[str, ...]
+    pictures: Answers
+    texts: Answers | None
     left_out: bool
-
-
-def right(table: Table, queries: NDArray[np.int64], nearest: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Whether each query's nearest picture shows its class, bool [Q]."""
-    return np.asarray(table.labels[nearest[:, 0]] == table.labels[queries])
 
 
 def retrieve(
     table: Table,
     fit_on: Callable[[Table], Projection | None],
+    *,
+    bank: NDArray[np.float64] | None,
     ranks: NDArray[np.int64],
     seed: int,
-    *,
     progress: Progress = silent,
-) -> Retrieval:
-    """Asks each picture for the nearest ones of the other environments; with one environment, changed pictures ask.
+) -> Retrieval | None:
+    """Asks what selection asks (see `folds`), for the nearest pictures instead of the nearest class mean.
 
-    The projection of every fold is fitted without the query's environment and concept (with one environment: without
-    its kind of intervention). Where nothing can be left out it has seen all, and `left_out` says so.
+    The projection of every fold is fitted without the query's environment, concept and kind of intervention, as far as
+    each can be left out. Where nothing can, it has seen all, and `left_out` says so.
 
     Args:
         table: All rows.
         fit_on: Rows → projection; None for no projection.
+        bank: [K, D], unit length: class texts by label code, before any projection.
         ranks: int64 [N], the order in which rows are drawn where there are more than `MAX_QUERIES`.
         seed: Of the folds.
         progress: Progress display.
+
+    Returns:
+        None where no picture has another one to find.
     """
     try:
         folds, left_out = make_folds(table, seed=seed)[1], True
     except InputError:
         folds, left_out = _everything(table), False
-    whole = fit_on(table) if not left_out else None
-    open_rows = _askable(table, ranks)
-    found: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64] | None]] = []
+    open_rows = _drawn(folds, ranks)
+    queries, groups, pictures, texts = [], [], [], []
     for fold in progress(folds, total=len(folds), desc="retrieving"):
-        queries, support = np.flatnonzero(fold.queries & open_rows), np.flatnonzero(fold.support)
-        if not len(queries) or not len(support):
+        rows, support = np.flatnonzero(fold.queries & open_rows), np.flatnonzero(fold.support)
+        if not len(rows) or not len(support):
             continue
         # Several folds may ask about one row, with other kinds left out; the first one counts.
-        open_rows[queries] = False
-        projection = fit_on(table.where(fold.fit)) if left_out else whole
-        before = _nearest(table.vectors, queries, support)
-        after = None if projection is None else _nearest(projection.apply(table.vectors), queries, support)
-        found.append((queries, before, after))
-    if not found:
-        nothing = np.empty(0, dtype=np.int64)
-        return Retrieval(nothing, nothing.reshape(0, NEAREST), None, left_out)
-    width = min(before.shape[1] for _, before, _ in found)
-    afters = [after[:, :width] for _, _, after in found if after is not None]
+        open_rows[rows] = False
+        names = dict(zip(np.flatnonzero(fold.queries).tolist(), fold.groups, strict=True))
+        queries.append(rows)
+        groups += [names[row] for row in rows.tolist()]
+        projection = fit_on(table.where(fold.fit))
+        sides = [_unchanged] if projection is None else [_unchanged, projection.apply]
+        found = [_nearest(see(table.vectors[rows]), see(table.vectors[support]), NEAREST) for see in sides]
+        pictures.append([support[places] for places in found])
+        if bank is not None:
+            texts.append([_nearest(see(table.vectors[rows]), see(bank), 1) for see in sides])
+    if not queries:
+        return None
     return Retrieval(
-        queries=np.concatenate([queries for queries, _, _ in found]),
-        before=np.concatenate([before[:, :width] for _, before, _ in found]),
-        after=np.concatenate(afters) if afters else None,
-        left_out=left_out,
+        np.concatenate(queries), tuple(groups), _joined(pictures), _joined(texts) if texts else None, left_out
     )
 
 
-def _askable(table: Table, ranks: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """The rows that may ask, bool [N]: pictures as they are, or changed ones where there is one environment."""
-    many = len(np.unique(table.environments)) > 1
-    rows = np.flatnonzero(table.unchanged if many else ~table.unchanged)
-    mask = np.zeros(len(table.vectors), dtype=np.bool_)
+def _unchanged(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+    return vectors
+
+
+def _drawn(folds: list[Fold], ranks: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """The rows that are asked about, bool [N]: all that a fold asks about, or the first ones drawn of them."""
+    rows = np.flatnonzero(np.any([fold.queries for fold in folds], axis=0))
+    mask = np.zeros(len(ranks), dtype=np.bool_)
     mask[rows[np.argsort(ranks[rows])][:MAX_QUERIES]] = True
     return mask
 
 
+def _joined(parts: list[list[NDArray[np.int64]]]) -> Answers:
+    """Folds below each other; a small one may have found fewer."""
+    width = min(part[0].shape[1] for part in parts)
+    sides = [np.concatenate([part[side][:, :width] for part in parts]) for side in range(len(parts[0]))]
+    return Answers(sides[0], sides[1] if len(sides) > 1 else None)
+
+
 def _everything(table: Table) -> list[Fold]:
-    """Where nothing can be left out: all is fitted on; each environment asks the others, a single one itself."""
+    """Where nothing can be left out: each environment asks the others, or changed pictures those as they are."""
     codes = np.unique(table.environments)
-    all_rows = np.ones(len(table.vectors), dtype=np.bool_)
-    if len(codes) == 1:
-        return [Fold(all_rows, table.unchanged, ~table.unchanged, ())]
-    return [
-        Fold(all_rows, table.unchanged & (table.environments != code), table.environments == code, ()) for code in codes
-    ]
+    everything = np.ones(len(table.vectors), dtype=np.bool_)
+    folds = []
+    for code in codes:
+        own = table.environments == code
+        queries, support = (own, ~own) if len(codes) > 1 else (~table.unchanged, own)
+        name = table.environment_names[int(code)]
+        groups = tuple(name if plain else name + CHANGED for plain in table.unchanged[queries])
+        folds.append(Fold(everything, table.unchanged & support, queries, groups))
+    return folds
 
 
-def _nearest(vectors: NDArray[np.float64], queries: NDArray[np.int64], support: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The rows of `support` nearest to each query by cosine, int64 [Q, T], T at most `NEAREST`."""
-    count, pool = min(NEAREST, len(support)), vectors[support].T
-    step = max(1, _CELLS // len(support))
+def _nearest(queries: NDArray[np.float64], pool: NDArray[np.float64], count: int) -> NDArray[np.int64]:
+    """The rows of a pool nearest to each query by cosine, int64 [Q, T], T at most `count`.
+
+    Args:
+        queries: [Q, d], unit length.
+        pool: [M, d], unit length.
+        count: How many.
+    """
+    count, step = min(count, len(pool)), max(1, _CELLS // len(pool))
     parts = []
     for start in range(0, len(queries), step):
-        cosines = vectors[queries[start : start + step]] @ pool
-        some = np.argpartition(-cosines, count - 1, axis=1)[:, :count]
+        cosines = queries[start : start + step] @ pool.T
+        some = np.sort(np.argpartition(-cosines, count - 1, axis=1)[:, :count], axis=1)
         order = np.argsort(-np.take_along_axis(cosines, some, axis=1), axis=1, kind="stable")
-        parts.append(support[np.take_along_axis(some, order, axis=1)])
+        parts.append(np.take_along_axis(some, order, axis=1))
     return np.concatenate(parts)

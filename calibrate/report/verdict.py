@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from invariclip.calibrate.evaluate import Interval
     from invariclip.calibrate.fit import Calibration, Options
     from invariclip.calibrate.select import Scored, Selection
 
@@ -32,10 +31,9 @@ class Conclusion:
     sentences: tuple[str, ...]
 
 
-def interval_text(interval: Interval, *, signed: bool = False) -> str:
-    """`80.9 (79.1 … 82.6)`, with signs for differences."""
-    form = "+.1f" if signed else ".1f"
-    return f"{interval.value:{form}} ({interval.low:{form}} … {interval.high:{form}})"
+def signed(value: float, digits: int = 1) -> str:
+    """A difference, with a true minus: `−1.0`."""
+    return f"{value:+.{digits}f}".replace("-", "−")
 
 
 def conclude(result: Calibration, options: Options) -> Conclusion:
@@ -68,7 +66,7 @@ def _none(selection: Selection, *, asked: bool) -> Conclusion:
         None,
         "Nothing is clearly better than no projection: the encoder's embeddings stay as they are.",
         (
-            f"The best of {len(others)} projections, {best.candidate}, was {_points(best)} points from no projection "
+            f"The best of {len(others)} projections, {best.candidate}, was {_points(best)} from no projection "
             "on what was left out; that is within one standard error, so it was not taken.",
             _how(selection),
         ),
@@ -84,7 +82,7 @@ def _projection(selection: Selection, scored: Scored, *, asked: bool) -> Conclus
         helps, verb = False, "loses"
     else:
         helps, verb = None, "changes little that can be told from chance:"
-    headline = f"{scored.candidate} {taken} {verb} {_points(scored)} points over no projection where it was left out."
+    headline = f"{scored.candidate} {taken} {verb} {_points(scored)} over no projection where it was left out."
     sentences = [f"Right answers went from {before.value:.1f} % to {after.value:.1f} % on average. {_how(selection)}"]
     changes = {
         name: new.value - old.value
@@ -93,7 +91,7 @@ def _projection(selection: Selection, scored: Scored, *, asked: bool) -> Conclus
     }
     worse = sorted((name for name in changes if changes[name] < 0), key=lambda name: changes[name])
     if worse:
-        listed = ", ".join(f"{name} {changes[name]:+.1f}" for name in worse[:3])
+        listed = ", ".join(f"{name} {signed(changes[name])}" for name in worse[:3])
         more = f" and {len(worse) - 3} more" if len(worse) > 3 else ""
         sentences.append(f"It is worse on {len(worse)} of the {len(changes)} parts that were left out: {listed}{more}.")
     else:
@@ -109,4 +107,5 @@ def _how(selection: Selection) -> str:
 
 
 def _points(scored: Scored) -> str:
-    return f"{scored.gain.value:+.1f} (95 % interval {scored.gain.low:+.1f} … {scored.gain.high:+.1f})"
+    gain = scored.gain
+    return f"{signed(gain.value)} points (95 % interval {signed(gain.low)} … {signed(gain.high)})"
