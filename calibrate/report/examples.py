@@ -21,24 +21,34 @@ if TYPE_CHECKING:
 THUMBNAIL = 112
 """Pixels of the longer side."""
 MAX_BYTES = 4000
-"""Of one small picture. A page has at most 170 of them (48 in pairs that were changed, 36 natural ones, 86 around what
+"""Of one small picture. A page has at most 156 of them (48 in pairs that were changed, 36 natural ones, 72 around what
 was found): below 1 MB, base64 included."""
 CHANGED_PAIRS = 24
 OF_A_KIND = 2
 NATURAL_CONCEPTS = 6
 NATURAL_ENVIRONMENTS = 6
-RETRIEVALS, TEXTS = 5, 8
+RETRIEVALS, TEXTS = 4, 8
 """By the nearest picture and by the nearest class text: of those that became right, and of those that became wrong."""
 
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A picture of the page: `src` is a data URI, `alt` says what it shows."""
+    """A picture of the page.
+
+    Attributes:
+        src: A data URI.
+        name: Its class.
+        setting: Its environment, and how it was changed, if it was.
+    """
 
     src: str
-    alt: str
     name: str
-    environment: str
+    setting: str
+
+    @property
+    def alt(self) -> str:
+        """What it shows, for those who do not see it."""
+        return f"{self.name}, {self.setting}"
 
 
 def data_uri(pixels: NDArray[np.uint8]) -> str:
@@ -84,7 +94,9 @@ def natural_rows(evidence: Evidence) -> list[dict[str, Any]]:
             continue
         chosen = [members[environment] for environment in sorted(members)][:NATURAL_ENVIRONMENTS]
         pictures = [_thumbnail(evidence, row) for row in chosen]
-        found.append({"name": table.concept_names[concept], "pictures": pictures})
+        concept_name = table.concept_names[concept]
+        name = pictures[0].name
+        found.append({"name": name, "concept": "" if concept_name == name else concept_name, "pictures": pictures})
         if len(found) == NATURAL_CONCEPTS:
             break
     return found
@@ -172,9 +184,4 @@ def _in_turns(ranks: NDArray[np.int64], groups: Sequence[str]) -> list[int]:
 def _thumbnail(evidence: Evidence, row: int) -> Thumbnail:
     picture, kind = evidence.pictures[row], int(evidence.table.kinds[row])
     changed = "" if kind < 0 else f", {evidence.table.kind_names[kind]}"
-    return Thumbnail(
-        src=data_uri(evidence.shown(row)),
-        alt=f"{picture.name}, {picture.environment}{changed}",
-        name=picture.name,
-        environment=picture.environment,
-    )
+    return Thumbnail(data_uri(evidence.shown(row)), picture.name, picture.environment + changed)
