@@ -17,6 +17,7 @@ from invariclip.calibrate.pairs import Table, fitted_moments
 from invariclip.calibrate.pictures import SkippedPictureWarning
 from invariclip.calibrate.report.measures import Change, Gaps, gaps, held_out_spaces, leakage
 from invariclip.calibrate.report.retrieval import Retrieval, retrieve
+from invariclip.calibrate.versions import changed_versions
 from invariclip.console import Progress, silent
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ class Evidence:
         digests: Of every row, the sha256 of that picture's file.
         ranks: int64 [N], the order in which rows are drawn as examples: by content and seed, whatever their order.
         spec: How the encoder wants its pictures.
-        seed: Of the interventions.
+        jobs: Of every row, how its picture was made.
+        seed: Of everything that is drawn.
         retrieval: Nearest pictures and class texts, before and after.
         gaps: How far pairs are apart, before and after.
         leakage: How well an environment can be told, before and after.
@@ -55,6 +57,7 @@ class Evidence:
     digests: tuple[str, ...]
     ranks: NDArray[np.int64]
     spec: PixelSpec
+    jobs: tuple[Job, ...]
     seed: int
     retrieval: Retrieval | None
     gaps: Gaps | None
@@ -68,11 +71,7 @@ class Evidence:
         Raises:
             InputError: The file cannot be read any more.
         """
-        return shown(self._job(row), self.digests[row], self.spec)
-
-    def _job(self, row: int) -> Job:
-        kind = int(self.table.kinds[row])
-        return Job(self.pictures[row].path, None if kind < 0 else self.table.kind_names[kind], self.seed)
+        return shown(self.jobs[row], self.digests[row], self.spec)
 
 
 def gather(
@@ -105,8 +104,12 @@ def gather(
         warnings.simplefilter("ignore", SkippedPictureWarning)
         plain = embed(encoder, [Job(picture.path) for picture in pictures], cache=cache, progress=progress)
         table, _ = tabulate(encoder, pictures, options, cache=cache, progress=progress)
-    used = [int(plain.kept[origin]) for origin in table.origins]
-    digests = tuple(plain.digests[index] for index in used)
+    used = [pictures[index] for index in plain.kept]
+    digests = [plain.digests[index] for index in plain.kept]
+    versions = changed_versions(used, digests, options.kinds, draws=options.draws, seed=options.seed)
+    changed = {(version.origin, version.kind): version.job for version in versions}
+    rows = list(zip(table.origins.tolist(), table.kinds.tolist(), strict=True))
+    jobs = tuple(changed[row] if row in changed else Job(used[row[0]].path) for row in rows)
     ranks = _ranks(table, digests, options.seed)
     candidate = chosen_candidate(options, result)
     bank = None
@@ -116,10 +119,11 @@ def gather(
     spaces = held_out_spaces(table, fit_on, options.seed)
     return Evidence(
         table=table,
-        pictures=tuple(pictures[index] for index in used),
-        digests=digests,
+        pictures=tuple(used[origin] for origin in table.origins),
+        digests=tuple(digests[origin] for origin in table.origins),
         ranks=ranks,
         spec=encoder.pixels,
+        jobs=jobs,
         seed=options.seed,
         retrieval=retrieve(table, fit_on, bank=bank, ranks=ranks, seed=options.seed, progress=progress),
         gaps=gaps(table, spaces, options.seed),
@@ -152,11 +156,10 @@ def _fitter(
 
 def _ranks(table: Table, digests: Sequence[str], seed: int) -> NDArray[np.int64]:
     """Every row's place in a random order that content and seed alone decide."""
+    columns = (table.origins, table.kinds, table.concepts, table.environments)
     keys = [
-        hashlib.sha256(f"{seed}\n{digest}\n{kind}\n{concept}\n{environment}".encode()).digest()
-        for digest, kind, concept, environment in zip(
-            digests, table.kinds, table.concepts, table.environments, strict=True
-        )
+        hashlib.sha256(f"{seed}\n{digests[origin]}\n{kind}\n{concept}\n{environment}".encode()).digest()
+        for origin, kind, concept, environment in zip(*columns, strict=True)
     ]
     order = sorted(range(len(keys)), key=keys.__getitem__)
     ranks = np.empty(len(keys), dtype=np.int64)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +31,7 @@ KNOWN_FACTS = (
     "environments",
     "unpaired_concepts",
     "skipped",
+    "declined",
     "pictures_sha256",
     "natural_pairs",
     "interventional_pairs",
@@ -74,7 +74,7 @@ def write_page(path: Path, result: Calibration, options: Options, evidence: Evid
         gaps=_gaps(evidence),
         leakage=_leakage(evidence),
         skipped=skipped_by_reason(facts["skipped"], evidence.given),
-        options=json.dumps(asdict(options), indent=2, ensure_ascii=False),
+        options=json.dumps(options.to_json(), indent=2, ensure_ascii=False),
         other_facts={
             name: json.dumps(facts[name], indent=2, ensure_ascii=False) for name in facts if name not in KNOWN_FACTS
         },
