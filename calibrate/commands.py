@@ -13,7 +13,7 @@ from invariclip.calibrate.estimators import ESTIMATORS
 from invariclip.calibrate.fit import Calibration, Options
 from invariclip.calibrate.fit import calibrate as fit_projection
 from invariclip.calibrate.pictures import Picture, keep, read_pictures
-from invariclip.calibrate.report import summary_json, summary_text
+from invariclip.calibrate.report import require_page_packages, summary_json, summary_text
 from invariclip.calibrate.stages import Serving, default_cache, run_build
 from invariclip.commands import CLASS_OPTIONS, TEMPLATE_OPTIONS, class_names, prompt_templates
 from invariclip.console import bar, emit_json, note, say, silent
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from invariclip.calibrate.select import Objective
+    from invariclip.console import Progress
     from invariclip.export.models.checkpoint import Checkpoint
     from invariclip.fidelity import Fidelity
 
@@ -73,6 +74,9 @@ def fitting_options(command: Callable[..., Any]) -> Callable[..., Any]:
         *TEMPLATE_OPTIONS,
         click.option("--seed", default=0, show_default=True, type=int),
         click.option("--cache", type=click.Path(path_type=Path), help="Folder that keeps embeddings across runs."),
+        click.option(
+            "--report", type=click.Path(dir_okay=False, path_type=Path), help="Also write a page about it, FILE.html."
+        ),
         click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output."),
         click.option("--quiet", is_flag=True, help="No progress."),
     )
@@ -89,18 +93,22 @@ def fitting_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.command()
 @fitting_options
 @click.option("-o", "--out", default=Path("projection.safetensors"), show_default=True, type=click.Path(path_type=Path))
-def calibrate(out: Path, as_json: bool, quiet: bool, cache: Path | None, **given: Any) -> None:
+def calibrate(out: Path, report: Path | None, as_json: bool, quiet: bool, cache: Path | None, **given: Any) -> None:
     """Fit the invariant projection from pictures of the same things in several environments.
 
     Estimator, rank and strength are chosen on environments, interventions and concepts that are left out in turn; where
     nothing beats no projection, the identity is written and said.
     """
+    if report:
+        require_page_packages("--report")
     checkpoint, pictures, options = prepare(given)
-    result = fit_projection(
-        checkpoint, pictures, options, cache=cache or default_cache(), progress=silent if quiet else bar
-    )
+    cache, progress = cache or default_cache(), silent if quiet else bar
+    result = fit_projection(checkpoint, pictures, options, cache=cache, progress=progress)
     write_projection(out, result.projection)
-    _answer(result, {"projection": str(out)}, as_json)
+    facts = {"projection": str(out)}
+    if report:
+        facts |= _write_report(report, checkpoint, pictures, options, result, cache, progress)
+    _answer(result, facts, as_json)
 
 
 @click.command()
@@ -122,6 +130,7 @@ def build(
     work: Path | None,
     classes: str | None,
     classes_file: Path | None,
+    report: Path | None,
     as_json: bool,
     quiet: bool,
     cache: Path | None,
@@ -135,20 +144,25 @@ def build(
         from invariclip.export.precision.variants import require_kinds
 
         require_kinds(variants)
+    if report:
+        require_page_packages("--report")
     checkpoint, pictures, options = prepare(given)
     folder = work or out.with_name(out.name + ".work")
+    cache, progress = cache or folder / "embeddings", silent if quiet else bar
     result, facts = run_build(
         checkpoint,
         pictures,
         options,
         out=out,
         work=folder,
-        cache=cache or folder / "embeddings",
+        cache=cache,
         classes=names,
         serving=Serving(backends or (DEFAULT_BACKEND,), variants, fidelity),
-        progress=silent if quiet else bar,
+        progress=progress,
         tell=note,
     )
+    if report:
+        facts |= _write_report(report, checkpoint, pictures, options, result, cache, progress)
     _answer(result, facts, as_json)
 
 
@@ -206,6 +220,23 @@ def choose_pictures(
             raise InputError(f"{source}: no picture has split train or calibrate; name the split with --split")
         told = f"fitting on split {', '.join(splits)}; pictures of other splits are not touched"
     return keep(pictures, environments=_names(environments) if environments else None, splits=splits), told
+
+
+def _write_report(
+    path: Path,
+    checkpoint: Checkpoint,
+    pictures: list[Picture],
+    options: Options,
+    result: Calibration,
+    cache: Path,
+    progress: Progress,
+) -> dict[str, Any]:
+    from invariclip.calibrate.report.evidence import gather
+    from invariclip.calibrate.report.page import write_page
+
+    evidence = gather(checkpoint, pictures, options, result, cache=cache, progress=progress)
+    write_page(path, result, options, evidence)
+    return {"report": str(path)}
 
 
 def _answer(result: Calibration, facts: dict[str, Any], as_json: bool) -> None:

@@ -204,8 +204,9 @@ def tabulate(
     """Embeds pictures and their changed versions, and lists them as a table.
 
     Returns:
-        The table, and JSON-ready counts: `pictures`, `concepts`, `environments`, `unpaired_concepts`, `skipped`,
-        `declined` (label → pictures that the intervention did not apply to), `pictures_sha256` (over content, concept
+        The table, whose first rows are the pictures that could be used, in the order given; and JSON-ready counts:
+        `pictures`, `concepts`, `environments`, `unpaired_concepts`, `skipped`, `declined` (label → pictures that the
+        intervention did not apply to), `pictures_sha256` (over content, concept
         and environment of every picture used).
 
     Raises:
