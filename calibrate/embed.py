@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -20,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from invariclip.calibrate.pictures import SkippedPictureWarning
+from invariclip.calibrate.sources.encode import BATCH, Ready, encoded
 from invariclip.console import Progress, silent
 from invariclip.errors import InputError
 from invariclip.files import sha256_file, write_atomically
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-BATCH = 32
 PART = 256
 """Embeddings per cache file: what a kill can cost."""
 
@@ -218,38 +217,28 @@ def _fill(
 ) -> None:
     """Computes what the store lacks; the reasons of failures go to `reasons`."""
 
-    def prepare(index: int) -> NDArray[np.uint8] | str:
+    def prepare(todo: tuple[bytes, int]) -> Ready[tuple[bytes, int]]:
+        index = todo[1]
         job = jobs[index]
         try:
             seen = pixels(job.path, encoder.pixels)
         except InputError as error:
-            return str(error)
-        if job.kind is None:
-            return seen
-        return np.asarray(intervene(Image.fromarray(seen), job.kind, digests[index] or "", job.seed))
+            return Ready(todo, reason=str(error))
+        if job.kind is not None:
+            seen = np.asarray(intervene(Image.fromarray(seen), job.kind, digests[index] or "", job.seed))
+        return Ready(todo, [seen])
 
-    keys, indices = list(todo), list(todo.values())
     pending: dict[bytes, NDArray[np.float32]] = {}
-    starts = range(0, len(keys), BATCH)
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        ahead = list(pool.map(prepare, indices[:BATCH]))
-        for start in progress(starts, total=len(starts), desc="embedding"):
-            batch = ahead
-            # The next batch decodes while this one is in the encoder.
-            upcoming = [pool.submit(prepare, index) for index in indices[start + BATCH : start + 2 * BATCH]]
-            good = [(offset, item) for offset, item in enumerate(batch) if not isinstance(item, str)]
-            for offset, item in enumerate(batch):
-                if isinstance(item, str):
-                    reasons[indices[start + offset]] = item
-            vectors = encoder.encode_images(np.stack([item for _, item in good])) if good else ()
-            for (offset, _), vector in zip(good, vectors, strict=True):
-                if np.isfinite(vector).all() and np.any(vector):
-                    pending[keys[start + offset]] = np.asarray(vector, dtype=np.float32)
-                else:
-                    index = indices[start + offset]
-                    reasons[index] = f"{jobs[index].path}: its embedding is zero or not finite"
-            ahead = [future.result() for future in upcoming]
-            if len(pending) >= PART:
-                store.add(pending)
-                pending = {}
+    results = encoded(encoder, todo.items(), prepare, batch=BATCH, workers=workers)
+    for ready, rows in progress(results, total=len(todo), desc="embedding"):
+        key, index = ready.item
+        if ready.reason:
+            reasons[index] = ready.reason
+        elif np.isfinite(rows).all() and rows.any():
+            pending[key] = rows[0]
+        else:
+            reasons[index] = f"{jobs[index].path}: its embedding is zero or not finite"
+        if len(pending) >= PART:
+            store.add(pending)
+            pending = {}
     store.add(pending)
