@@ -163,7 +163,11 @@ def inside_folder(where: Path, number: int, given: str, allow_outside: bool) -> 
     path = where.parent / given
     if allow_outside:
         return path
-    if Path(given).is_absolute() or not path.resolve().is_relative_to(where.parent.resolve()):
+    try:
+        inside = not Path(given).is_absolute() and path.resolve().is_relative_to(where.parent.resolve())
+    except (OSError, ValueError, RuntimeError) as error:  # a NUL in the name, or links that go round
+        raise InputError(f"{where}: line {number} names {given!r}, which no file can be called ({error})") from error
+    if not inside:
         raise InputError(f"{where}: line {number} names {given!r}, outside its folder (--allow-outside permits it)")
     return path
 

@@ -11,11 +11,10 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from invariclip.calibrate.embed import Encoder
@@ -43,7 +42,7 @@ class Shard:
     @property
     def digest(self) -> str:
         """32 hexadecimal digits that name the shard."""
-        text = json.dumps([self.source, self.spec], sort_keys=True, ensure_ascii=False)
+        text = json.dumps([self.source, self.spec], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
