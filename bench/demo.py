@@ -18,7 +18,7 @@ from invariclip.calibrate.fit import Options, calibrate
 from invariclip.console import bar, emit_json, say, silent, table
 from invariclip.export.assemble import export_artifact
 from invariclip.export.models.checkpoint import load_checkpoint
-from invariclip.interventions import INTERVENTIONS
+from invariclip.interventions import PAPER
 from invariclip.parity import parity_table
 from invariclip.projection import write_projection
 
@@ -60,7 +60,7 @@ def run(out: Path, *, rounds: int, progress: Progress) -> Demo:
     """Calibrates, exports with and without the projection, classifies, and times; everything lands below `out`."""
     bundled = bundle()
     checkpoint = load_checkpoint("reference")
-    options = Options(interventions=tuple(INTERVENTIONS), objective="both", templates=TEMPLATES, seed=SEED)
+    options = Options(interventions=PAPER, objective="both", templates=TEMPLATES, seed=SEED)
     calibration = calibrate(checkpoint, bundled.fit, options, cache=out / "cache", progress=progress)
     write_projection(out / "projection.safetensors", calibration.projection)
     before, after = out / "before.icm", out / "after.icm"

@@ -19,7 +19,7 @@ from invariclip.commands import CLASS_OPTIONS, TEMPLATE_OPTIONS, class_names, pr
 from invariclip.console import bar, emit_json, note, say, silent
 from invariclip.errors import InputError
 from invariclip.fidelity import LEVELS
-from invariclip.interventions import INTERVENTIONS, parse_kinds
+from invariclip.interventions import CATALOGUE, GROUPS, parse_kinds
 from invariclip.projection import write_projection
 from invariclip.prompts import DEFAULT_TEMPLATES
 
@@ -49,7 +49,10 @@ def fitting_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--environments", help="Only these, with commas."),
         click.option("--split", help="Only these, with commas, or `all`; train,calibrate where the manifest says."),
         click.option(
-            "--interventions", default="all", show_default=True, help=f"all, none, or of: {', '.join(INTERVENTIONS)}."
+            "--interventions",
+            default="all",
+            show_default=True,
+            help=f"none, or with commas of: {', '.join([*GROUPS, *CATALOGUE])}; or a YAML or JSON file.",
         ),
         click.option(
             "--draws", default=2, show_default=True, type=click.IntRange(1), help="Interventions per picture."

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -21,13 +22,13 @@ from safetensors.numpy import load_file, save
 from invariclip.calibrate.pictures import SkippedPictureWarning
 from invariclip.calibrate.sources.encode import BATCH, Ready, encoded
 from invariclip.console import Progress, silent
-from invariclip.errors import InputError
+from invariclip.errors import InputError, NotApplicableError
 from invariclip.files import sha256_file, write_atomically
-from invariclip.interventions import intervene
+from invariclip.interventions import Kind, intervene, resolve
 from invariclip.pixels import PixelSpec, pixels
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -80,11 +81,13 @@ class Job:
         path: The picture's file.
         kind: The intervention to apply, or None for the picture as it is.
         seed: Seed of the intervention; without meaning where there is none.
+        donor: The second picture's file, for interventions that need one.
     """
 
     path: Path
-    kind: str | None = None
+    kind: Kind | None = None
     seed: int = 0
+    donor: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -95,12 +98,14 @@ class Embedded:
         vectors: float64 [N, D], unit length.
         kept: int64 [N], which job each row is of, ascending.
         skipped: Job index and reason of every picture that could not be used.
+        declined: Job index and reason of every intervention that does not apply to its picture.
         digests: For every job the sha256 of its file; empty where that could not be read.
     """
 
     vectors: NDArray[np.float64]
     kept: NDArray[np.int64]
     skipped: tuple[tuple[int, str], ...]
+    declined: tuple[tuple[int, str], ...]
     digests: tuple[str, ...]
 
 
@@ -110,7 +115,8 @@ def embed(
     """Embeds pictures; what the cache already holds is not computed again.
 
     A picture that cannot be read, or whose embedding is not finite or zero, is skipped with a warning and named in
-    the result: it never reaches the moments.
+    the result: it never reaches the moments. So is one that an intervention does not apply to, with one warning for
+    all of the intervention's.
 
     Args:
         encoder: Takes the pictures.
@@ -123,7 +129,7 @@ def embed(
         InputError: No picture at all could be used.
     """
     digests, reasons = _digests(jobs)
-    keys = [None if digest is None else _key(digest, job) for digest, job in zip(digests, jobs, strict=True)]
+    keys = [None if index in reasons else _key(digests, job) for index, job in enumerate(jobs)]
     store = _Store(encoder, cache)
     todo: dict[bytes, int] = {}
     for index, key in enumerate(keys):
@@ -134,14 +140,24 @@ def embed(
     for index, key in enumerate(keys):
         if key is not None and key not in store.rows:
             reasons.setdefault(index, reasons.get(todo[key], "cannot be used"))
-    for reason in dict.fromkeys(reasons.values()):
+    declined = {index: reason for index, reason in reasons.items() if isinstance(reason, _Declined)}
+    skipped = {index: reason for index, reason in reasons.items() if index not in declined}
+    for reason in dict.fromkeys(skipped.values()):
         warnings.warn(f"skipped: {reason}", SkippedPictureWarning, stacklevel=2)
+    for reason, count in sorted(Counter(declined.values()).items()):
+        warnings.warn(f"left out on {count} pictures: {reason}", SkippedPictureWarning, stacklevel=2)
     if not kept:
         first = next(iter(reasons.values()), "there are no pictures")
         raise InputError(f"no picture could be embedded; the first: {first}")
     vectors = np.stack([store.rows[keys[index] or b""] for index in kept]).astype(np.float64)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    return Embedded(vectors, np.asarray(kept), tuple(sorted(reasons.items())), tuple(d or "" for d in digests))
+    return Embedded(
+        vectors=vectors,
+        kept=np.asarray(kept),
+        skipped=tuple(sorted(skipped.items())),
+        declined=tuple(sorted(declined.items())),
+        digests=tuple(digests.get(job.path, "") for job in jobs),
+    )
 
 
 def embed_texts(encoder: TextEncoder, texts: list[str], *, batch: int = 256) -> NDArray[np.float64]:
@@ -183,33 +199,65 @@ class _Store:
         self.rows.update(rows)
 
 
-def _digests(jobs: Sequence[Job]) -> tuple[list[str | None], dict[int, str]]:
-    """Every job's file digest, each file read once, and the reasons of those that cannot be read."""
-    known: dict[Path, str | None] = {}
+class _Declined(str):
+    """Why an intervention was left out on a picture that is good in itself."""
+
+    __slots__ = ()
+
+
+def _digests(jobs: Sequence[Job]) -> tuple[dict[Path, str], dict[int, str]]:
+    """Every file's digest, each read once, and the reasons of jobs with a file that cannot be read."""
+    known: dict[Path, str] = {}
+    unreadable: dict[Path, str] = {}
     reasons: dict[int, str] = {}
     for index, job in enumerate(jobs):
-        if job.path not in known:
-            try:
-                known[job.path] = sha256_file(job.path)
-            except OSError as error:
-                known[job.path] = None
-                reasons[index] = f"{job.path}: {error.strerror or error}"
-        if known[job.path] is None:
-            reasons.setdefault(index, f"{job.path}: cannot be read")
-    return [known[job.path] for job in jobs], reasons
+        for path in (job.path, job.donor):
+            if path is None:
+                continue
+            if path not in known and path not in unreadable:
+                try:
+                    known[path] = sha256_file(path)
+                except OSError as error:
+                    unreadable[path] = f"{path}: {error.strerror or error}"
+            if path in unreadable:
+                reasons.setdefault(index, unreadable[path])
+    return known, reasons
 
 
-def _key(digest: str, job: Job) -> bytes:
-    """Names one embedding within a space: content, intervention, seed. The version changes with the interventions."""
-    what = f"{digest}\n-" if job.kind is None else f"{digest}\n{job.kind}-1\n{job.seed}"
+def _key(digests: Mapping[Path, str], job: Job) -> bytes:
+    """Names one embedding within a space: content, intervention, seed, donor.
+
+    The version changes with what an intervention does; parameters and label are in its identity.
+    """
+    what = f"{digests[job.path]}\n-"
+    if job.kind is not None:
+        identity = resolve(job.kind).identity
+        named = identity if isinstance(identity, str) else json.dumps(identity, sort_keys=True)
+        donor = f"\n{digests[job.donor]}" if job.donor else ""
+        what = f"{digests[job.path]}\n{named}-1\n{job.seed}{donor}"
     return hashlib.sha256(what.encode()).digest()
+
+
+def _prepare(job: Job, spec: PixelSpec, digests: Mapping[Path, str]) -> NDArray[np.uint8] | str:
+    """What the tower sees of a job, or why there is nothing."""
+    try:
+        seen = pixels(job.path, spec)
+        donor = Image.fromarray(pixels(job.donor, spec)) if job.donor else None
+    except InputError as error:
+        return str(error)
+    if job.kind is None:
+        return seen
+    try:
+        return np.asarray(intervene(Image.fromarray(seen), job.kind, digests[job.path], job.seed, donor))
+    except NotApplicableError as error:
+        return _Declined(f"{resolve(job.kind).label}: {error}")
 
 
 def _fill(
     encoder: Encoder,
     store: _Store,
     jobs: Sequence[Job],
-    digests: Sequence[str | None],
+    digests: Mapping[Path, str],
     todo: dict[bytes, int],
     reasons: dict[int, str],
     workers: int,
@@ -218,15 +266,8 @@ def _fill(
     """Computes what the store lacks; the reasons of failures go to `reasons`."""
 
     def prepare(todo: tuple[bytes, int]) -> Ready[tuple[bytes, int]]:
-        index = todo[1]
-        job = jobs[index]
-        try:
-            seen = pixels(job.path, encoder.pixels)
-        except InputError as error:
-            return Ready(todo, reason=str(error))
-        if job.kind is not None:
-            seen = np.asarray(intervene(Image.fromarray(seen), job.kind, digests[index] or "", job.seed))
-        return Ready(todo, [seen])
+        seen = _prepare(jobs[todo[1]], encoder.pixels, digests)
+        return Ready(todo, reason=seen) if isinstance(seen, str) else Ready(todo, [seen])
 
     pending: dict[bytes, NDArray[np.float32]] = {}
     results = encoded(encoder, todo.items(), prepare, batch=BATCH, workers=workers)

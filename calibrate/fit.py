@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -22,9 +23,10 @@ from invariclip.calibrate.pairs import (
 )
 from invariclip.calibrate.pictures import summarise
 from invariclip.calibrate.select import Objective, Selection, select
+from invariclip.calibrate.versions import changed_versions
 from invariclip.console import Progress, silent
 from invariclip.errors import InputError
-from invariclip.interventions import choose_kinds
+from invariclip.interventions import Chosen, Kind, resolve
 from invariclip.projection import Projection, identity
 from invariclip.prompts import DEFAULT_TEMPLATES, class_bank
 
@@ -43,7 +45,8 @@ class Options:
     """What to fit; None means that selection chooses.
 
     Attributes:
-        interventions: Kinds to draw from for every picture; empty for natural pairs alone.
+        interventions: Kinds to draw from for every picture, a name standing for the kind with its defaults; empty for
+            natural pairs alone.
         draws: Changed versions of every picture.
         estimator: `auto`, or one of `estimators.ESTIMATORS`.
         rank: d.
@@ -54,7 +57,7 @@ class Options:
         seed: Of everything that is drawn.
     """
 
-    interventions: tuple[str, ...] = ()
+    interventions: tuple[Kind, ...] = ()
     draws: int = 2
     estimator: str = "auto"
     rank: int | None = None
@@ -63,6 +66,11 @@ class Options:
     captions: bool | None = None
     templates: tuple[str, ...] = DEFAULT_TEMPLATES
     seed: int = 0
+
+    @property
+    def kinds(self) -> tuple[Chosen, ...]:
+        """The interventions with their labels and parameters."""
+        return tuple(resolve(kind) for kind in self.interventions)
 
     @property
     def tried_captions(self) -> tuple[bool, ...]:
@@ -78,6 +86,10 @@ class Options:
         if self.estimator == "auto" or (needs_strength and self.strength is None) or (needs_rank and self.rank is None):
             return None
         return Candidate(self.estimator, self.rank, self.strength, bool(self.captions))
+
+    def to_json(self) -> dict[str, Any]:
+        """All of them, every intervention with its label, kind and parameters."""
+        return asdict(self) | {"interventions": [kind.to_json() for kind in self.kinds]}
 
 
 @dataclass(frozen=True)
@@ -143,7 +155,7 @@ def calibrate(
         "invariclip": invariclip.__version__,
         "numpy": np.__version__,
         "checkpoint_sha256": encoder.sha256,
-        "options": asdict(options),
+        "options": options.to_json(),
         "pictures": facts,
         "selection": selection.to_json() if selection else None,
     }
@@ -162,25 +174,25 @@ def tabulate(
 
     Returns:
         The table, and JSON-ready counts: `pictures`, `concepts`, `environments`, `unpaired_concepts`, `skipped`,
-        `pictures_sha256` (over content, concept and environment of every picture used).
+        `declined` (label → pictures that the intervention did not apply to), `pictures_sha256` (over content, concept
+        and environment of every picture used).
 
     Raises:
-        InputError: No picture could be used.
+        InputError: No picture could be used, or an intervention needs a second picture and there is none.
     """
     plain = embed(encoder, [Job(picture.path) for picture in pictures], cache=cache, progress=progress)
     used = [pictures[index] for index in plain.kept]
     digests = [plain.digests[index] for index in plain.kept]
-    jobs, origins = [], []
-    for row, (picture, digest) in enumerate(zip(used, digests, strict=True)):
-        for kind in choose_kinds(options.interventions, digest, options.seed, options.draws):
-            jobs.append(Job(picture.path, kind, options.seed))
-            origins.append(row)
+    asked = options.kinds
+    versions = changed_versions(used, digests, asked, draws=options.draws, seed=options.seed)
     vectors, kinds, sources = plain.vectors, [UNCHANGED] * len(used), list(range(len(used)))
-    if jobs:
-        changed = embed(encoder, jobs, cache=cache, progress=progress)
+    declined: Counter[str] = Counter()
+    if versions:
+        changed = embed(encoder, [version.job for version in versions], cache=cache, progress=progress)
         vectors = np.concatenate([vectors, changed.vectors])
-        kinds += [options.interventions.index(jobs[index].kind or "") for index in changed.kept]
-        sources += [origins[index] for index in changed.kept]
+        kinds += [versions[index].kind for index in changed.kept]
+        sources += [versions[index].origin for index in changed.kept]
+        declined.update(asked[versions[index].kind].label for index, _ in changed.declined)
     rows = [used[row] for row in sources]
     concepts, concept_names = codes([picture.concept for picture in rows])
     labels, label_names = codes([picture.name for picture in rows])
@@ -195,11 +207,12 @@ def tabulate(
         concept_names=concept_names,
         label_names=label_names,
         environment_names=environment_names,
-        kind_names=options.interventions,
+        kind_names=tuple(kind.label for kind in asked),
     )
     lines = sorted(f"{d}\t{p.concept}\t{p.environment}" for d, p in zip(digests, used, strict=True))
     facts = summarise(used) | {
         "skipped": [reason for _, reason in plain.skipped],
+        "declined": dict(sorted(declined.items())),
         "pictures_sha256": hashlib.sha256("\n".join(lines).encode()).hexdigest(),
     }
     return table, facts

@@ -26,6 +26,9 @@ def summary_text(result: Calibration) -> str:
         lines.append(f"unpaired   {facts['unpaired_concepts']} concepts stand in one environment only: no natural pair")
     if facts["skipped"]:
         lines.append(f"skipped    {len(facts['skipped'])} pictures, such as {facts['skipped'][0]}")
+    if facts["declined"]:
+        counts = ", ".join(f"{label} {count}" for label, count in facts["declined"].items())
+        lines.append(f"declined   interventions that did not apply to a picture: {counts}")
     strength = "" if projection.strength is None else f", λ = {projection.strength:g}"
     lines.append(f"projection {projection.estimator}{strength}, {projection.rank} of {projection.embed_dim} dimensions")
     if projection.estimator != "identity":

@@ -17,6 +17,10 @@ class InputError(InvariclipError):
     """A picture, text, folder or table that the caller gave cannot be used."""
 
 
+class NotApplicableError(InputError):
+    """A picture has not what an intervention changes, such as a background apart from the rest."""
+
+
 class ArtifactError(InvariclipError):
     """An exported artifact is incomplete, damaged, unsafe or of an unknown schema."""
 

@@ -24,7 +24,7 @@ from invariclip.calibrate.pictures import Picture, read_pictures
 from invariclip.calibrate.select import Objective, Selection, select
 from invariclip.console import Progress, bar, note, silent
 from invariclip.files import sha256_file, write_atomically
-from invariclip.interventions import INTERVENTIONS
+from invariclip.interventions import PAPER
 from invariclip.projection import Projection, identity
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class World:
 
 def embed_set(encoder: Encoder, pictures: Sequence[Picture], cache: Path, seed: int, progress: Progress) -> World:
     """Embeds the whole set; what is fitted on also under interventions, exactly as `calibrate` does it."""
-    options = Options(interventions=tuple(INTERVENTIONS), seed=seed)
+    options = Options(interventions=PAPER, seed=seed)
     fit_on = [p for p in pictures if p.environment in TRAINING_STYLES and p.split in ("train", "calibrate")]
     train, _ = tabulate(encoder, fit_on, options, cache=cache, progress=progress)
     table, _ = tabulate(encoder, pictures, replace(options, interventions=()), cache=cache, progress=progress)

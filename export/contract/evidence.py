@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from invariclip.errors import InputError
-from invariclip.interventions import INTERVENTIONS, choose_kinds, intervene
+from invariclip.interventions import PAPER, choose_kinds, intervene
 from invariclip.pixels import find_pictures, pixels
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def altered(batch: NDArray[np.uint8], seed: int = 0) -> NDArray[np.uint8]:
     changed = []
     for picture in batch:
         key = hashlib.sha256(picture.tobytes()).hexdigest()
-        (kind,) = choose_kinds(tuple(INTERVENTIONS), key, seed)
+        (kind,) = choose_kinds(PAPER, key, seed)
         changed.append(np.asarray(intervene(Image.fromarray(picture), kind, key, seed)))
     return np.stack(changed)
 

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from invariclip.errors import InputError
-from invariclip.interventions import INTERVENTIONS, choose_kinds, intervene, parse_kinds
+from invariclip.interventions import PAPER, choose_kinds, intervene, parse_kinds
 
 
 @pytest.fixture
@@ -13,7 +13,7 @@ def picture():
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8))
 
 
-@pytest.mark.parametrize("kind", INTERVENTIONS)
+@pytest.mark.parametrize("kind", PAPER)
 def test_changes_the_picture_and_nothing_of_its_form(picture, kind):
     before = picture.tobytes()
     changed = intervene(picture, kind, "a", 0)
@@ -22,7 +22,7 @@ def test_changes_the_picture_and_nothing_of_its_form(picture, kind):
     assert picture.tobytes() == before
 
 
-@pytest.mark.parametrize("kind", INTERVENTIONS)
+@pytest.mark.parametrize("kind", PAPER)
 def test_same_key_and_seed_same_result(picture, kind):
     first = intervene(picture, kind, "a", 3).tobytes()
     intervene(picture, "colour-jitter", "b", 3)  # what was done before does not matter
@@ -51,7 +51,7 @@ def test_palette_and_transparent_pictures_are_taken(picture):
 
 
 def test_choice_is_by_key_without_repetition_and_uses_all_kinds():
-    kinds = tuple(INTERVENTIONS)
+    kinds = tuple(PAPER)
     drawn = [choose_kinds(kinds, str(key), 0) for key in range(700)]
     assert drawn == [choose_kinds(kinds, str(key), 0) for key in range(700)]
     counts = [sum(kind in chosen for chosen in drawn) for kind in kinds]
@@ -61,7 +61,7 @@ def test_choice_is_by_key_without_repetition_and_uses_all_kinds():
 
 
 def test_names():
-    assert parse_kinds("all") == tuple(INTERVENTIONS)
+    assert parse_kinds("all") == tuple(PAPER)
     assert parse_kinds("none") == ()
     assert parse_kinds("invert, greyscale,invert") == ("invert", "greyscale")
     with pytest.raises(InputError, match=r"'blurr'; available: all, none, colour-jitter"):

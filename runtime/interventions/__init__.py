@@ -1,0 +1,23 @@
+"""Image interventions: the same picture, changed in ways that leave its class alone (docs/interventions.md)."""
+
+from invariclip.interventions.base import DonorIntervention, Intervention, Range, parameter
+from invariclip.interventions.catalogue import CATALOGUE, GROUPS, PAPER, Chosen, Kind, resolve
+from invariclip.interventions.config import parse_kinds, read_kinds
+from invariclip.interventions.draw import choose_kinds, intervene
+
+__all__ = [
+    "CATALOGUE",
+    "GROUPS",
+    "PAPER",
+    "Chosen",
+    "DonorIntervention",
+    "Intervention",
+    "Kind",
+    "Range",
+    "choose_kinds",
+    "intervene",
+    "parameter",
+    "parse_kinds",
+    "read_kinds",
+    "resolve",
+]
