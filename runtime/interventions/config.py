@@ -22,10 +22,12 @@ from invariclip.interventions.base import described
 from invariclip.interventions.catalogue import CATALOGUE, GROUPS, Chosen, resolve, unknown
 
 SUFFIXES = (".yaml", ".yml", ".json")
-LARGEST = 1 << 20
+LARGEST = 1 << 16
 """Bytes that a file may have."""
 LONGEST = 64
 """Characters of a label."""
+DEEPEST = 8
+"""Levels of a YAML file; its parser is slow on deeper ones."""
 
 
 def parse_kinds(text: str) -> tuple[Chosen, ...]:
@@ -147,9 +149,14 @@ def _from_yaml(text: str) -> Any:
             'interventions in YAML need the package pyyaml: pip install "invariclip[calibrate]"; JSON needs none'
         ) from error
     try:
-        # aliases, which could blow a small file up, have no use here
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise ValueError("YAML aliases (*name) are not taken; write the values out")
+        depth = 0
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            # aliases could blow a small file up, and have no use here
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError("YAML aliases (*name) are not taken; write the values out")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST:
+                raise ValueError(f"more than {DEEPEST} levels deep")
         waiting = [yaml.compose(text, Loader=yaml.SafeLoader)]
         while waiting:
             node = waiting.pop()

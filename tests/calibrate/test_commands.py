@@ -35,6 +35,17 @@ def test_json_is_one_document(run, common, tmp_path):
     assert answer["projection"] == str(tmp_path / "p.safetensors")
 
 
+def test_strengths_come_from_a_file(run, common, tmp_path):
+    (tmp_path / "kinds.yaml").write_text("- style-exchange\n- fog: {density: 0.5}\n")
+    fitted = ["--estimator", "shrinkage", "--strength", "3", "--interventions", tmp_path / "kinds.yaml"]
+    code, _, err = run("calibrate", *common, *fitted, "-o", tmp_path / "p.safetensors")
+    assert code == 0, err
+    provenance = read_projection(tmp_path / "p.safetensors").provenance
+    assert [kind["label"] for kind in provenance["options"]["interventions"]] == ["style-exchange", "fog"]
+    assert provenance["options"]["interventions"][1]["parameters"]["density"] == [0.5, 0.5]
+    assert provenance["pictures"]["interventional_pairs"] == 54
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -42,6 +53,7 @@ def test_json_is_one_document(run, common, tmp_path):
         (["--rank", "-3"], "above zero"),
         (["--strength", "inf"], "above zero"),
         (["--interventions", "blurr"], "available: all, none"),
+        (["--interventions", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
         (["--environments", "mauve"], "available: blue, green, red"),
         (["--split", "val"], "no picture has split 'val'"),
         (["--estimator", "icm", "--rank", "99", "--strength", "1"], "rank 99 is not from 1 to the encoder's width 24"),

@@ -1,15 +1,18 @@
 """Embeddings come from the serving pixels, are kept, and survive kills and damage."""
 
+import hashlib
+
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file
 
 from invariclip.calibrate import embed as module
 from invariclip.calibrate.embed import Job, embed, embed_texts
 from invariclip.calibrate.pictures import SkippedPictureWarning, read_pictures
 from invariclip.errors import InputError
 from invariclip.files import sha256_file
-from invariclip.interventions import intervene
+from invariclip.interventions import CATALOGUE, Chosen, intervene, resolve
 from invariclip.pixels import stack
 
 
@@ -37,6 +40,66 @@ def test_changed_pictures_are_changed_as_the_tower_sees_them(world, jobs):
     changed = np.asarray(intervene(Image.fromarray(picture), "invert", sha256_file(job.path), 5))
     result = embed(world.LinearEncoder(), [jobs[0], job])
     assert np.allclose(result.vectors[1], expected(world.LinearEncoder(), changed[None])[0])
+
+
+def test_a_donor_is_seen_as_the_tower_sees_it(world, jobs):
+    job = Job(jobs[0].path, "style-exchange", 5, jobs[25].path)
+    picture, donor = map(Image.fromarray, stack([job.path, job.donor], world.SPEC))
+    changed = np.asarray(intervene(picture, "style-exchange", sha256_file(job.path), 5, donor))
+    result = embed(world.LinearEncoder(), [job])
+    assert np.allclose(result.vectors[0], expected(world.LinearEncoder(), changed[None])[0])
+
+
+def test_keys_of_the_papers_seven_are_those_of_the_first_release(world, jobs, tmp_path):
+    """Else what caches hold would be made again."""
+    embed(world.LinearEncoder(), [jobs[0], Job(jobs[0].path, "invert", 5)], cache=tmp_path)
+    (part,) = tmp_path.rglob("*.safetensors")
+    digest = sha256_file(jobs[0].path)
+    keys = [hashlib.sha256(text.encode()).digest() for text in (f"{digest}\n-", f"{digest}\ninvert-1\n5")]
+    assert [bytes(key) for key in load_file(part)["keys"]] == keys
+
+
+def test_all_that_a_changed_picture_depends_on_is_in_its_key(world, jobs, tmp_path):
+    path, donor, other = (job.path for job in jobs[:3])
+    exchange = Chosen("style-exchange", CATALOGUE["style-exchange"](window=0.4))
+    weaker = Chosen("style-exchange", CATALOGUE["style-exchange"](window=0.4, strength=0.1))
+    blur = Chosen("gaussian-blur", CATALOGUE["gaussian-blur"](deviation=3))
+    different = [
+        Job(path, exchange, 0, donor),
+        Job(path, exchange, 0, other),
+        Job(path, exchange, 1, donor),
+        Job(path, weaker, 0, donor),
+        Job(path, Chosen("again", exchange.change), 0, donor),
+        Job(path, blur),
+        Job(path, "gaussian-blur"),
+    ]
+    vectors = embed(world.LinearEncoder(), different, cache=tmp_path).vectors
+    assert len({row.tobytes() for row in vectors}) == len(different)
+    encoder = world.LinearEncoder()
+    named = [Job(path, resolve("gaussian-blur")), *different]
+    assert np.array_equal(embed(encoder, named, cache=tmp_path).vectors, vectors[[-1, *range(7)]])
+    assert encoder.batches == []
+
+
+def test_interventions_that_do_not_apply_are_counted_with_one_warning(world, jobs):
+    """The drawn patterns run to the border, so there is no background."""
+    asked = [*jobs[:5], *(Job(job.path, "background-texture") for job in jobs[:5])]
+    with pytest.warns(SkippedPictureWarning, match="left out on 5 pictures: background-texture: the border") as caught:
+        result = embed(world.LinearEncoder(), asked)
+    assert len(caught) == 1
+    assert result.kept.tolist() == [0, 1, 2, 3, 4]
+    assert [index for index, _ in result.declined] == [5, 6, 7, 8, 9]
+    assert result.skipped == ()
+
+
+def test_a_donor_that_cannot_be_read_is_named(world, jobs):
+    jobs[2].path.unlink()
+    with pytest.warns(SkippedPictureWarning) as caught:
+        result = embed(world.LinearEncoder(), [jobs[0], Job(jobs[0].path, "style-exchange", 0, jobs[2].path)])
+    assert len(caught) == 1
+    assert str(jobs[2].path) in result.skipped[0][1]
+    with pytest.raises(InputError, match="style-exchange needs a second picture"):
+        embed(world.LinearEncoder(), [Job(jobs[0].path, "style-exchange")])
 
 
 def test_order_and_batches_do_not_matter(world, jobs, monkeypatch):

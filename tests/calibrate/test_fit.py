@@ -5,7 +5,9 @@ import pytest
 
 from invariclip.calibrate.fit import Options, calibrate, tabulate
 from invariclip.calibrate.pictures import SkippedPictureWarning, read_pictures
+from invariclip.calibrate.report import summary_text
 from invariclip.errors import InputError
+from invariclip.interventions import parse_kinds
 from invariclip.projection import read_projection, write_projection
 
 
@@ -21,6 +23,40 @@ def test_table_lists_what_was_embedded(world, pictures):
     assert (table.concepts[table.origins] == table.concepts).all()
     assert facts["environments"] == {"blue": 10, "green": 10, "red": 10}
     assert table.kind_names == ("invert", "greyscale")
+
+
+def test_strengths_and_labels_go_into_table_and_provenance(world, pictures, tmp_path):
+    file = tmp_path / "kinds.json"
+    file.write_text('{"weak": {"kind": "style-exchange", "strength": 0.2}, "style-exchange": null, "invert": null}')
+    options = Options(interventions=parse_kinds(str(file)), draws=3, estimator="shrinkage", strength=1.0)
+    table, facts = tabulate(world.LinearEncoder(), pictures, options)
+    assert table.kind_names == ("weak", "style-exchange", "invert")
+    assert np.bincount(table.kinds[~table.unchanged]).tolist() == [30, 30, 30]
+    moved = [np.linalg.norm((table.vectors - table.vectors[table.origins])[table.kinds == k]) for k in range(2)]
+    assert moved[0] < moved[1]
+    assert facts["declined"] == {}
+    told = calibrate(world.LinearEncoder(), pictures, options).projection.provenance["options"]["interventions"]
+    assert told[0] == {
+        "label": "weak",
+        "kind": "style-exchange",
+        "parameters": {"strength": [0.2, 0.2], "window": [0.01, 0.05]},
+    }
+    named = Options(interventions=("invert",)).to_json()
+    assert named["interventions"] == [{"label": "invert", "kind": "invert", "parameters": {}}]
+
+
+def test_interventions_that_do_not_apply_are_counted(world, pictures):
+    options = Options(interventions=("invert", "background-texture"), estimator="shrinkage", strength=1.0)
+    with pytest.warns(SkippedPictureWarning, match="left out on 30 pictures: background-texture"):
+        result = calibrate(world.LinearEncoder(), pictures, options)
+    assert result.facts["declined"] == {"background-texture": 30}
+    assert result.facts["interventional_pairs"] == 30
+    assert "declined   interventions that did not apply to a picture: background-texture 30" in summary_text(result)
+
+
+def test_one_picture_cannot_borrow(world, pictures):
+    with pytest.raises(InputError, match="style-exchange needs a second picture and there is none"):
+        tabulate(world.LinearEncoder(), pictures[:1], Options(interventions=("style-exchange",)))
 
 
 def test_a_bad_picture_takes_its_versions_with_it(world, pictures):
