@@ -11,7 +11,6 @@ import hashlib
 import json
 import warnings
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -21,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from invariclip.calibrate.pictures import SkippedPictureWarning
+from invariclip.calibrate.sources.encode import BATCH, Ready, encoded
 from invariclip.console import Progress, silent
 from invariclip.errors import InputError, NotApplicableError
 from invariclip.files import sha256_file, write_atomically
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-BATCH = 32
 PART = 256
 """Embeddings per cache file: what a kill can cost."""
 
@@ -280,31 +279,21 @@ def _fill(
 ) -> None:
     """Computes what the store lacks; the reasons of failures go to `reasons`."""
 
-    def prepare(index: int) -> NDArray[np.uint8] | str:
-        return _prepare(jobs[index], encoder.pixels, digests)
+    def prepare(todo: tuple[bytes, int]) -> Ready[tuple[bytes, int]]:
+        seen = _prepare(jobs[todo[1]], encoder.pixels, digests)
+        return Ready(todo, reason=seen) if isinstance(seen, str) else Ready(todo, [seen])
 
-    keys, indices = list(todo), list(todo.values())
     pending: dict[bytes, NDArray[np.float32]] = {}
-    starts = range(0, len(keys), BATCH)
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        ahead = list(pool.map(prepare, indices[:BATCH]))
-        for start in progress(starts, total=len(starts), desc="embedding"):
-            batch = ahead
-            # The next batch decodes while this one is in the encoder.
-            upcoming = [pool.submit(prepare, index) for index in indices[start + BATCH : start + 2 * BATCH]]
-            good = [(offset, item) for offset, item in enumerate(batch) if not isinstance(item, str)]
-            for offset, item in enumerate(batch):
-                if isinstance(item, str):
-                    reasons[indices[start + offset]] = item
-            vectors = encoder.encode_images(np.stack([item for _, item in good])) if good else ()
-            for (offset, _), vector in zip(good, vectors, strict=True):
-                if np.isfinite(vector).all() and np.any(vector):
-                    pending[keys[start + offset]] = np.asarray(vector, dtype=np.float32)
-                else:
-                    index = indices[start + offset]
-                    reasons[index] = f"{jobs[index].path}: its embedding is zero or not finite"
-            ahead = [future.result() for future in upcoming]
-            if len(pending) >= PART:
-                store.add(pending)
-                pending = {}
+    results = encoded(encoder, todo.items(), prepare, batch=BATCH, workers=workers)
+    for ready, rows in progress(results, total=len(todo), desc="embedding"):
+        key, index = ready.item
+        if ready.reason:
+            reasons[index] = ready.reason
+        elif np.isfinite(rows).all() and rows.any():
+            pending[key] = rows[0]
+        else:
+            reasons[index] = f"{jobs[index].path}: its embedding is zero or not finite"
+        if len(pending) >= PART:
+            store.add(pending)
+            pending = {}
     store.add(pending)

@@ -18,6 +18,7 @@ from invariclip.calibrate.estimators import fit
 from invariclip.calibrate.pairs import (
     UNCHANGED,
     Table,
+    codes,
     fitted_moments,
     grouped_moments,
     interventional_pairs,
@@ -226,9 +227,9 @@ def tabulate(
         sources += [versions[index].origin for index in changed.kept]
         declined.update(asked[versions[index].kind].label for index, _ in changed.declined)
     rows = [used[row] for row in sources]
-    concepts, concept_names = _codes([picture.concept for picture in rows])
-    labels, label_names = _codes([picture.name for picture in rows])
-    environments, environment_names = _codes([picture.environment for picture in rows])
+    concepts, concept_names = codes([picture.concept for picture in rows])
+    labels, label_names = codes([picture.name for picture in rows])
+    environments, environment_names = codes([picture.environment for picture in rows])
     table = Table(
         vectors=vectors,
         concepts=concepts,
@@ -297,8 +298,3 @@ def bank_of(encoder: Encoder, names: Sequence[str], templates: Sequence[str]) ->
         raise InputError("this checkpoint takes no texts; use --objective prototypes")
     texts = cast("TextEncoder", encoder)
     return class_bank(lambda prompts: embed_texts(texts, prompts), list(names), list(templates))
-
-
-def _codes(names: Sequence[str]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    values, codes = np.unique(np.asarray(names), return_inverse=True)
-    return codes.astype(np.int64), tuple(str(value) for value in values)

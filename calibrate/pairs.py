@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import TYPE_CHECKING
@@ -126,7 +128,8 @@ def natural_pairs(table: Table, *, seed: int = 0, per_group: int = PAIRS_PER_GRO
 
     Args:
         table: Changed rows are not paired here.
-        seed: Draws the pairs where a concept has more than `per_group` between two environments.
+        seed: Draws the pairs where a concept has more than `per_group` between two environments; by the names of
+            the three, so that a part of the concepts gives the same pairs as all of them.
         per_group: Most pairs of one concept between two environments.
     """
     order = np.flatnonzero(table.unchanged)
@@ -138,11 +141,15 @@ def natural_pairs(table: Table, *, seed: int = 0, per_group: int = PAIRS_PER_GRO
         if len(rows):
             groups.setdefault(int(table.concepts[rows[0]]), []).append(rows)
     first, second, weights = [], [], []
-    rng = np.random.default_rng(seed)
     for members in groups.values():
         for a, b in combinations(members, 2):
             count = len(a) * len(b)
-            chosen = np.arange(count) if count <= per_group else np.sort(rng.choice(count, per_group, replace=False))
+            if count <= per_group:
+                chosen = np.arange(count)
+            else:
+                named = [table.concept_names[table.concepts[a[0]]]]
+                named += [table.environment_names[table.environments[rows[0]]] for rows in (a, b)]
+                chosen = np.sort(seeded(seed, *named).choice(count, per_group, replace=False))
             first.append(a[chosen // len(b)])
             second.append(b[chosen % len(b)])
             weights.append(np.full(len(chosen), 2 / len(members) / len(chosen)))
@@ -228,6 +235,18 @@ def _taken(table: Table, sources: Sources, seed: int) -> list[Pairs]:
     taken = [natural_pairs(table, seed=seed)] if sources.natural else []
     taken += [interventional_pairs(table)] if sources.interventions else []
     return [pairs for pairs in taken if len(pairs)]
+
+
+def seeded(*parts: str | int) -> np.random.Generator:
+    """A generator of its own for every combination of parts."""
+    digest = hashlib.sha256(json.dumps(parts).encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:16], "little"))
+
+
+def codes(names: Sequence[str]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Codes int64 [N] into the names in sorted order, and those names."""
+    values, found = np.unique(np.asarray(names, dtype=np.str_), return_inverse=True)
+    return found.astype(np.int64), tuple(str(value) for value in values)
 
 
 def _pairs(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import warnings
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from invariclip.calibrate.sources.lines import read_records
 from invariclip.errors import InputError
 from invariclip.pixels import PICTURE_SUFFIXES
 
@@ -74,7 +73,7 @@ def read_pictures(source: str | os.PathLike[str], *, allow_outside: bool = False
         return _read_folder(where)
     if not where.is_file():
         raise InputError(f"{where}: no such file or folder; give a manifest (.jsonl, .csv) or a folder")
-    rows = _read_rows(where)
+    rows = list(read_records(where))
     if not rows:
         raise InputError(f"{where}: the manifest lists no picture")
     found = _columns(where, rows[0][1])
@@ -121,29 +120,6 @@ def summarise(pictures: Sequence[Picture]) -> dict[str, Any]:
     }
 
 
-def _read_rows(where: Path) -> list[tuple[int, dict[str, Any]]]:
-    """The rows of a manifest with their line numbers."""
-    try:
-        text = where.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{where}: cannot be read as UTF-8 text ({error})") from error
-    if where.suffix.lower() in (".csv", ".tsv"):
-        reader = csv.DictReader(text.splitlines(), delimiter="\t" if where.suffix.lower() == ".tsv" else ",")
-        return [(reader.line_num, row) for row in reader]
-    rows = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{where}: line {number} is not JSON ({error}); a manifest is .jsonl or .csv") from error
-        if not isinstance(row, dict):
-            raise InputError(f"{where}: line {number} is not a JSON object")
-        rows.append((number, row))
-    return rows
-
-
 def _columns(where: Path, row: dict[str, Any]) -> dict[str, str]:
     """Which column of the manifest stands for each of `ALIASES`."""
     found = {}
@@ -170,7 +146,7 @@ def _picture(where: Path, number: int, row: dict[str, Any], found: dict[str, str
         cells[column] = "" if value is None else str(value)
     concept = cells.get("concept", cells.get("name", ""))
     return Picture(
-        path=_inside(where, number, cells["path"], allow_outside),
+        path=inside_folder(where, number, cells["path"], allow_outside),
         concept=concept,
         name=cells.get("name", concept),
         environment=cells["environment"],
@@ -178,12 +154,20 @@ def _picture(where: Path, number: int, row: dict[str, Any], found: dict[str, str
     )
 
 
-def _inside(where: Path, number: int, given: str, allow_outside: bool) -> Path:
-    """The file that a manifest names; a manifest from elsewhere must not make us read arbitrary files."""
+def inside_folder(where: Path, number: int, given: str, allow_outside: bool) -> Path:
+    """The file that a manifest names; a manifest from elsewhere must not make us read arbitrary files.
+
+    Raises:
+        InputError: It lies outside the manifest's folder, and that is not allowed.
+    """
     path = where.parent / given
     if allow_outside:
         return path
-    if Path(given).is_absolute() or not path.resolve().is_relative_to(where.parent.resolve()):
+    try:
+        inside = not Path(given).is_absolute() and path.resolve().is_relative_to(where.parent.resolve())
+    except (OSError, ValueError, RuntimeError) as error:  # a NUL in the name, or links that go round
+        raise InputError(f"{where}: line {number} names {given!r}, which no file can be called ({error})") from error
+    if not inside:
         raise InputError(f"{where}: line {number} names {given!r}, outside its folder (--allow-outside permits it)")
     return path
 

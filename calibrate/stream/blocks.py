@@ -42,7 +42,7 @@ class Shard:
     @property
     def digest(self) -> str:
         """32 hexadecimal digits that name the shard."""
-        text = json.dumps([self.source, self.spec], sort_keys=True, ensure_ascii=False)
+        text = json.dumps([self.source, self.spec], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

@@ -1,0 +1,225 @@
+"""Pictures and texts to unit-length rows in bounded memory: the next pictures decode while the encoder runs."""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
+
+import numpy as np
+
+from invariclip.calibrate.sources.changes import NO_CHANGES, Changes, digest_of
+from invariclip.calibrate.stream.tally import UNREADABLE
+from invariclip.errors import InputError
+from invariclip.pixels import pixels
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from invariclip.calibrate.embed import Encoder, TextEncoder
+    from invariclip.calibrate.stream.tally import Tally
+
+BATCH = 32
+"""Pictures that the encoder takes at a time."""
+WORKERS = 2
+"""Threads that decode."""
+TEXTS_AT_ONCE = 256
+HELD_BYTES = 256 << 20
+"""Most encoded bytes that wait for a thread: pictures from an archive are held as they are read."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ready(Generic[T]):
+    """An item whose pictures are decoded, or the reason why they cannot be.
+
+    Attributes:
+        item: What was asked for.
+        pictures: uint8 [H, W, 3] each, as the tower sees them; none where there is a reason.
+        digest: sha256 of the content, where whoever decodes tells it.
+        labels: What was done to each picture but the first, likewise.
+        reason: Why there are none; empty where there are.
+    """
+
+    item: T
+    pictures: Sequence[NDArray[np.uint8]] = ()
+    digest: str = ""
+    labels: tuple[str, ...] = ()
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One picture to embed.
+
+    Attributes:
+        picture: Its file, or its encoded bytes.
+        name: What a person knows it by.
+        place: A number by which the caller knows it.
+    """
+
+    picture: Path | bytes
+    name: str
+    place: int = 0
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A picture and its changed versions, embedded.
+
+    Attributes:
+        name: The request's.
+        place: The request's.
+        digest: sha256 of the content.
+        row: float64 [D], unit length; not finite, or zero, where that is what the encoder answered.
+        versions: float64 [k, D], likewise.
+        labels: What made each version.
+    """
+
+    name: str
+    place: int
+    digest: str
+    row: NDArray[np.float64]
+    versions: NDArray[np.float64]
+    labels: tuple[str, ...]
+
+
+def encode_pictures(
+    encoder: Encoder,
+    requests: Iterable[Request],
+    tally: Tally,
+    *,
+    changes: Changes = NO_CHANGES,
+    workers: int = WORKERS,
+) -> Iterator[Seen]:
+    """Embeds pictures, and changed versions of each, in the order of the requests; each file is decoded once.
+
+    Args:
+        encoder: Takes the pictures.
+        requests: Taken one by one, a batch ahead of what is given.
+        tally: Is told of every picture that cannot be read.
+        changes: Which versions of every picture to make.
+        workers: Threads that decode.
+    """
+
+    def prepare(request: Request) -> Ready[Request]:
+        try:
+            digest = digest_of(request.picture)
+            plain = pixels(request.picture, encoder.pixels)
+        except (InputError, OSError) as error:
+            return Ready(request, reason=str(error))
+        changed = changes.versions(plain, digest)
+        return Ready(
+            request, [plain, *(picture for _, picture in changed)], digest, tuple(label for label, _ in changed)
+        )
+
+    def size(request: Request) -> int:
+        return len(request.picture) if isinstance(request.picture, bytes) else 0
+
+    for ready, rows in encoded(encoder, requests, prepare, size=size, batch=BATCH, workers=workers):
+        if ready.reason:
+            tally.add(UNREADABLE, [ready.item.name])
+        else:
+            unit = unit_rows(rows)
+            yield Seen(ready.item.name, ready.item.place, ready.digest, unit[0], unit[1:], ready.labels)
+
+
+def encode_texts(encoder: Encoder, texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Embeds texts.
+
+    Returns:
+        Their ids, int64 [N, L], and float64 [N, D], unit length where they are finite and not zero.
+
+    Raises:
+        InputError: The encoder has no text tower.
+    """
+    if not hasattr(encoder, "encode_texts"):
+        raise InputError("this checkpoint takes no texts; leave the sources of texts out")
+    tower = cast("TextEncoder", encoder)
+    ids = tower.tokenizer(list(texts))
+    rows = [tower.encode_texts(ids[start : start + TEXTS_AT_ONCE]) for start in range(0, len(ids), TEXTS_AT_ONCE)]
+    return ids, unit_rows(np.concatenate(rows))
+
+
+def encoded(
+    encoder: Encoder,
+    items: Iterable[T],
+    prepare: Callable[[T], Ready[T]],
+    *,
+    size: Callable[[T], int] = lambda _: 0,
+    batch: int = BATCH,
+    workers: int = WORKERS,
+) -> Iterator[tuple[Ready[T], NDArray[np.float32]]]:
+    """Decodes in threads and encodes in batches, in the order of the items.
+
+    Args:
+        encoder: Takes the pictures.
+        items: Taken one by one, `batch` ahead of what is given.
+        prepare: Decodes an item's pictures.
+        size: Bytes that an item holds while it waits.
+        batch: Pictures in a batch; an item's stay together unless they are more.
+        workers: Threads.
+
+    Yields:
+        Every item, and float32 [pictures, D] as the encoder gave it.
+    """
+    waiting: list[Ready[T]] = []
+    filled = 0
+    for ready in _prepared(items, prepare, size, batch, workers):
+        if waiting and (filled + len(ready.pictures) > batch or len(waiting) == batch):
+            yield from _through(encoder, waiting, batch)
+            waiting, filled = [], 0
+        waiting.append(ready)
+        filled += len(ready.pictures)
+    yield from _through(encoder, waiting, batch)
+
+
+def unit_rows(rows: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Rows scaled to length 1, float64 [N, D]; what is not finite or zero stays as it is, for who counts it."""
+    rows = np.asarray(rows, dtype=np.float64)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    lengths[~np.isfinite(lengths) | (lengths == 0)] = 1
+    return np.asarray(rows / lengths)
+
+
+def usable(rows: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which rows are finite and not zero, bool [N]."""
+    return np.asarray(np.isfinite(rows).all(axis=-1) & rows.any(axis=-1))
+
+
+def _prepared(
+    items: Iterable[T], prepare: Callable[[T], Ready[T]], size: Callable[[T], int], ahead: int, workers: int
+) -> Iterator[Ready[T]]:
+    """What `prepare` makes of every item, in order; at most `ahead` items and `HELD_BYTES` are under way."""
+    pool = ThreadPoolExecutor(max(1, workers))
+    try:
+        pending = deque()
+        held = 0
+        for item in items:
+            pending.append((pool.submit(prepare, item), size(item)))
+            held += size(item)
+            while len(pending) > ahead or (held > HELD_BYTES and len(pending) > 1):
+                future, freed = pending.popleft()
+                held -= freed
+                yield future.result()
+        while pending:
+            yield pending.popleft()[0].result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _through(
+    encoder: Encoder, waiting: Sequence[Ready[T]], batch: int
+) -> Iterator[tuple[Ready[T], NDArray[np.float32]]]:
+    pictures = [picture for ready in waiting for picture in ready.pictures]
+    rows = np.empty((len(pictures), encoder.embed_dim), dtype=np.float32)
+    for start in range(0, len(pictures), batch):
+        rows[start : start + batch] = encoder.encode_images(np.stack(pictures[start : start + batch]))
+    ends = np.cumsum([len(ready.pictures) for ready in waiting], dtype=np.int64)
+    for ready, end in zip(waiting, ends, strict=True):
+        yield ready, rows[end - len(ready.pictures) : end]

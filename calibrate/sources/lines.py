@@ -1,0 +1,165 @@
+"""Records of JSONL, CSV and TSV files, read in ranges: no file is held whole."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from invariclip.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+MAX_RECORD = 1 << 20
+"""Bytes of a record at most."""
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+"""Endings of files with a header; all others are JSONL."""
+_MARK = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class Span:
+    """A range of whole records.
+
+    Attributes:
+        start: Its first byte.
+        end: The byte after its last.
+        line: The number of its first line, from 1.
+        records: How many it holds.
+    """
+
+    start: int
+    end: int
+    line: int
+    records: int
+
+
+@dataclass(frozen=True)
+class _Raw:
+    """One record as it stands in the file: where it begins and ends, and its first line's number."""
+
+    start: int
+    end: int
+    line: int
+    content: bytes
+
+
+def spans(path: Path, records: int) -> list[Span]:
+    """Cuts a file into ranges of `records` records, in one pass; a header belongs to none.
+
+    Raises:
+        InputError: It cannot be read, or a record is longer than `MAX_RECORD`.
+    """
+    found: list[Span] = []
+    started: _Raw | None = None
+    count = 0
+    last = 0
+    with _opened(path) as stream:
+        for raw in _body(path, stream, None):
+            if started is None:
+                started = raw
+            count, last = count + 1, raw.end
+            if count == records:
+                found.append(Span(started.start, last, started.line, count))
+                started, count = None, 0
+    if started is not None:
+        found.append(Span(started.start, last, started.line, count))
+    return found
+
+
+def read_records(path: Path, span: Span | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Records with their lines' numbers: a JSON object each, or the cells by the header's names.
+
+    Args:
+        path: The file; its ending tells what it is, see `DELIMITERS`.
+        span: A range of it; all by default.
+
+    Raises:
+        InputError: It cannot be read, is not UTF-8, or a record cannot be parsed.
+    """
+    delimiter = DELIMITERS.get(path.suffix.lower())
+    with _opened(path) as stream:
+        header: list[str] | None = None
+        if delimiter is not None:
+            first = next(_raw(path, stream, Span(0, 0, 1, 1)), None)
+            header = _cells(path, first, delimiter) if first else None
+        for raw in _body(path, stream, span):
+            if header is None or delimiter is None:
+                yield raw.line, _object(path, raw)
+                continue
+            cells = _cells(path, raw, delimiter)
+            if any(cells[len(header) :]):
+                raise InputError(f"{path}: line {raw.line} has {len(cells)} cells, the header {len(header)}")
+            yield raw.line, dict(zip(header, cells, strict=False))
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def _body(path: Path, stream: BinaryIO, span: Span | None) -> Iterator[_Raw]:
+    """The records of a range, or all but the header."""
+    whole = _raw(path, stream, span)
+    if span is None and path.suffix.lower() in DELIMITERS:
+        next(whole, None)
+    yield from whole
+
+
+def _raw(path: Path, stream: BinaryIO, span: Span | None) -> Iterator[_Raw]:
+    """Records as bytes, empty lines left out.
+
+    A cell in quotes may hold line breaks; a quote in it is doubled, so that a record ends where the quotes are even.
+    """
+    quoted = path.suffix.lower() in DELIMITERS
+    wanted = span.records if span else -1
+    position, line = (span.start, span.line) if span else (0, 1)
+    stream.seek(position)
+    while wanted:
+        start, first = position, line
+        content = b""
+        while True:
+            part = stream.readline(MAX_RECORD + 1)
+            content += part
+            position, line = position + len(part), line + 1
+            if len(content) > MAX_RECORD:
+                raise InputError(f"{path}: line {first} is longer than {MAX_RECORD:,} bytes; is the file JSONL or CSV?")
+            if not part or not (quoted and content.count(b'"') % 2):
+                break
+        if not content:
+            return
+        content = content.removeprefix(_MARK) if start == 0 else content
+        if content.strip():
+            wanted -= 1
+            yield _Raw(start, position, first, content)
+
+
+def _text(path: Path, raw: _Raw) -> str:
+    try:
+        return raw.content.decode("utf-8").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: line {raw.line} cannot be read as UTF-8 text ({error})") from error
+
+
+def _cells(path: Path, raw: _Raw, delimiter: str) -> list[str]:
+    try:
+        return next(csv.reader([_text(path, raw)], delimiter=delimiter, strict=True), [])
+    except csv.Error as error:
+        raise InputError(f"{path}: line {raw.line} is not CSV ({error})") from error
+
+
+def _object(path: Path, raw: _Raw) -> dict[str, Any]:
+    try:
+        row = json.loads(_text(path, raw))
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path}: line {raw.line} is not JSON ({error}); a manifest or a list of pairs is .jsonl, .csv or .tsv"
+        ) from error
+    if not isinstance(row, dict):
+        raise InputError(f"{path}: line {raw.line} is not a JSON object")
+    return row
