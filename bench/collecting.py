@@ -50,7 +50,7 @@ def seconds_of_products(rows: int, width: int) -> float:
 
 def seconds_of_collecting(folder: Path) -> tuple[float, int]:
     """From files to moments, with a state file; and how many pairs were counted."""
-    source = Embeddings("pairs", first=str(folder / "first-*.npy"), second=str(folder / "second-*.npy"))
+    source = Embeddings("pairs", first=str(folder / "first-*.npy"), second=str(folder / "second-*.npy"), points="first")
     with tempfile.TemporaryDirectory() as kept:
         started = time.perf_counter()
         state = collect([source], state_file=Path(kept) / "moments.safetensors")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from invariclip.artifact import checked_meanwhile, checked_path, read_manifest
 from invariclip.backends import open_backend
 from invariclip.batching import run_in_buckets
 from invariclip.choice import choose, require_openable
-from invariclip.errors import InputError
+from invariclip.errors import InputError, MissingExtraError
 from invariclip.manifest import EMBEDDING, IMAGE_INPUT, TEXT_INPUT
 from invariclip.text_tower import cut_to_longest
 from invariclip.tokenizer import Tokenizer
@@ -23,7 +24,44 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.backends import Backend
+    from invariclip.calibrate.embed import Encoder
     from invariclip.pixels import PixelSpec
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How an encoder is opened, here or in a worker elsewhere.
+
+    Attributes:
+        model: See `export.models.checkpoint.load_checkpoint`, as of the next two.
+        checkpoint: The weights' file.
+        tokenizer: The tokenizer's folder.
+        artifact: An artifact to embed with; the others then have no say.
+    """
+
+    model: str
+    checkpoint: Path | None = None
+    tokenizer: str | None = None
+    artifact: Path | None = None
+
+    def open(self) -> Encoder:
+        """Opens it.
+
+        Raises:
+            CheckpointError: The checkpoint cannot be loaded.
+            ArtifactError: The artifact cannot be opened.
+            InputError: The artifact holds a projection.
+            MissingExtraError: PyTorch is not installed.
+        """
+        if self.artifact is not None:
+            return ArtifactEncoder(self.artifact)
+        try:
+            from invariclip.export.models.checkpoint import load_checkpoint
+        except ModuleNotFoundError as error:
+            raise MissingExtraError(
+                f'a checkpoint needs {error.name}: pip install "invariclip[export]"; or name an --artifact'
+            ) from error
+        return cast("Encoder", load_checkpoint(self.model, self.checkpoint, tokenizer=self.tokenizer))
 
 
 class ArtifactEncoder:

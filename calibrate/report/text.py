@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from invariclip.calibrate.diagnostics import few
+from invariclip.calibrate.stream.tally import Tally
 from invariclip.console import table
 
 if TYPE_CHECKING:
@@ -15,6 +16,23 @@ if TYPE_CHECKING:
 def summary_text(result: Calibration) -> str:
     """What was fitted on, what was chosen, and how it did on what was left out."""
     facts, projection = result.facts, result.projection
+    lines = _sources(facts) if "sources" in facts else _pictures(facts)
+    strength = "" if projection.strength is None else f", λ = {projection.strength:g}"
+    lines.append(f"projection {projection.estimator}{strength}, {projection.rank} of {projection.embed_dim} dimensions")
+    if projection.estimator != "identity":
+        lines += [
+            f"keeps      {facts['kept_variation']:.0%} of what varies between pictures, "
+            f"{facts['kept_movement']:.0%} of what environments and interventions move",
+            f"spectrum   {_spectrum(facts['spectrum'])}",
+            *_sureness(facts, projection.embed_dim, projection.rank),
+        ]
+    if result.selection:
+        lines += [*_verdict(result.selection), "", _scores(result.selection), ""]
+    return "\n".join(lines)
+
+
+def _pictures(facts: dict[str, Any]) -> list[str]:
+    """What was fitted on, where it was pictures."""
     environments = ", ".join(f"{name} {count}" for name, count in facts["environments"].items())
     lines = [
         f"pictures   {facts['pictures']} of {facts['concepts']} concepts ({environments})",
@@ -28,18 +46,19 @@ def summary_text(result: Calibration) -> str:
     if facts["declined"]:
         counts = ", ".join(f"{label} {count}" for label, count in facts["declined"].items())
         lines.append(f"declined   interventions that did not apply to a picture: {counts}")
-    strength = "" if projection.strength is None else f", λ = {projection.strength:g}"
-    lines.append(f"projection {projection.estimator}{strength}, {projection.rank} of {projection.embed_dim} dimensions")
-    if projection.estimator != "identity":
-        lines += [
-            f"keeps      {facts['kept_variation']:.0%} of what varies between pictures, "
-            f"{facts['kept_movement']:.0%} of what environments and interventions move",
-            f"spectrum   {_spectrum(facts['spectrum'])}",
-            *_sureness(facts, projection.embed_dim, projection.rank),
-        ]
-    if result.selection:
-        lines += [*_verdict(result.selection), "", _scores(result.selection), ""]
-    return "\n".join(lines)
+    return lines
+
+
+def _sources(facts: dict[str, Any]) -> list[str]:
+    """What was fitted on, where it was collected from sources."""
+    lines = [f"shards     {facts['shards']:,}"]
+    for source, counts in facts["sources"].items():
+        told = ", ".join(f"{number:,} {part}" for part, number in counts.items())
+        weight = facts["weights"].get(source, 1.0)
+        lines.append(f"source     {source}: {told}" + (f", weight {weight:g}" if weight != 1 else ""))
+    for source, plain in facts["left_out"].items():
+        lines += [f"left out   {source}: {line}" for line in Tally.from_json(plain).lines()]
+    return lines
 
 
 def summary_json(result: Calibration) -> dict[str, Any]:

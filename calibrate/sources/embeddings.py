@@ -45,7 +45,7 @@ class Embeddings:
     path: str | None = None
     first: str | None = None
     second: str | None = None
-    points: Literal["first", "both", "none"] = "first"
+    points: Literal["first", "both", "none"] = "both"
 
     @property
     def needs_encoder(self) -> bool:

@@ -40,7 +40,7 @@ def test_every_kind_of_file_gives_the_same_moments(given, tmp_path, monkeypatch)
     parquet(tmp_path / "all.parquet", {"first": first, "second": second, "weights": weights}, row_group_size=256)
     wanted = of_points(unit(first)) + of_pairs(unit(first), unit(second), weights)
     for file, shards in (("all.safetensors", 4), ("all.parquet", 4)):
-        source = Embeddings("e", path=str(tmp_path / file))
+        source = Embeddings("e", path=str(tmp_path / file), points="first")
         assert len(source.shards()) == shards
         found = collect([source]).combined()
         np.testing.assert_allclose(found.sigma, wanted.sigma, rtol=1e-12, atol=1e-14, err_msg=file)

@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import signal
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def files(folder, count, rows=500, seed=0):
         first = rng.normal(size=(rows, WIDTH)).astype(np.float32)
         np.save(folder / f"a{k:02}.npy", first)
         np.save(folder / f"b{k:02}.npy", first + rng.normal(size=first.shape).astype(np.float32))
-    return Embeddings("given", first=str(folder / "a*.npy"), second=str(folder / "b*.npy"))
+    return Embeddings("given", first=str(folder / "a*.npy"), second=str(folder / "b*.npy"), points="first")
 
 
 def bits(state):
@@ -77,7 +77,7 @@ def test_new_shards_continue_an_old_state(tmp_path):
     source = files(tmp_path / "data", 2)
     collect([source], state_file=tmp_path / "m")
     more = files(tmp_path / "more", 2, seed=1)
-    more = Embeddings("more", first=more.first, second=more.second)
+    more = replace(more, name="more")
     state = collect([source, more], state_file=tmp_path / "m")
     assert state.counts() == {"given": {"pairs": 1000, "points": 1000}, "more": {"pairs": 1000, "points": 1000}}
     whole = collect([source, more]).combined()
@@ -95,7 +95,7 @@ def test_a_file_that_changed_since_is_not_counted_again(tmp_path):
 
 def test_states_merge_and_come_apart(tmp_path):
     one, two = files(tmp_path / "one", 2), files(tmp_path / "two", 3, seed=1)
-    two = Embeddings("two", first=two.first, second=two.second)
+    two = replace(two, name="two")
     both, first, second = collect([one, two]), collect([one]), collect([two])
     with pytest.raises(InputError, match="is in both"):
         both.merge(second)
@@ -112,7 +112,7 @@ def test_states_merge_and_come_apart(tmp_path):
 
 def test_sources_count_by_their_weights_not_by_their_pairs(tmp_path):
     few, many = files(tmp_path / "few", 1, rows=20), files(tmp_path / "many", 3, seed=1)
-    many = Embeddings("many", first=many.first, second=many.second)
+    many = replace(many, name="many")
     state = collect([few, many])
     alone = {name: collect([source]).combined() for name, source in (("few", few), ("many", many))}
     found = state.combined({"given": 3.0})
