@@ -160,6 +160,25 @@ def embed(
     )
 
 
+def shown(job: Job, digest: str, spec: PixelSpec) -> NDArray[np.uint8]:
+    """What the encoder is shown for a job, uint8 [H, W, 3].
+
+    Args:
+        job: A picture, changed or as it is.
+        digest: sha256 of the picture's file.
+        spec: How the encoder wants its pictures.
+
+    Raises:
+        InputError: The picture or the donor cannot be read.
+        NotApplicableError: The intervention does not apply to the picture.
+    """
+    seen = pixels(job.path, spec)
+    if job.kind is None:
+        return seen
+    donor = Image.fromarray(pixels(job.donor, spec)) if job.donor else None
+    return np.asarray(intervene(Image.fromarray(seen), job.kind, digest, job.seed, donor))
+
+
 def embed_texts(encoder: TextEncoder, texts: list[str], *, batch: int = 256) -> NDArray[np.float64]:
     """Texts to unit-length embeddings, float64 [N, D]."""
     rows = [
@@ -239,18 +258,13 @@ def _key(digests: Mapping[Path, str], job: Job) -> bytes:
 
 
 def _prepare(job: Job, spec: PixelSpec, digests: Mapping[Path, str]) -> NDArray[np.uint8] | str:
-    """What the tower sees of a job, or why there is nothing."""
+    """What the encoder is shown for a job, or why there is nothing."""
     try:
-        seen = pixels(job.path, spec)
-        donor = Image.fromarray(pixels(job.donor, spec)) if job.donor else None
+        return shown(job, digests[job.path], spec)
+    except NotApplicableError as error:
+        return _Declined(f"{resolve(job.kind or '').label}: {error}")
     except InputError as error:
         return str(error)
-    if job.kind is None:
-        return seen
-    try:
-        return np.asarray(intervene(Image.fromarray(seen), job.kind, digests[job.path], job.seed, donor))
-    except NotApplicableError as error:
-        return _Declined(f"{resolve(job.kind).label}: {error}")
 
 
 def _fill(

@@ -11,6 +11,8 @@ import numpy as np
 
 import invariclip
 from invariclip.calibrate.candidates import Candidate, grid
+from invariclip.calibrate.confidence import confidence
+from invariclip.calibrate.diagnostics import diagnose
 from invariclip.calibrate.embed import Encoder, Job, TextEncoder, embed, embed_texts
 from invariclip.calibrate.estimators import fit
 from invariclip.calibrate.pairs import (
@@ -18,6 +20,7 @@ from invariclip.calibrate.pairs import (
     Table,
     codes,
     fitted_moments,
+    grouped_moments,
     interventional_pairs,
     natural_pairs,
 )
@@ -36,7 +39,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from invariclip.calibrate.moments import Moments
     from invariclip.calibrate.pictures import Picture
 
 
@@ -99,7 +101,8 @@ class Calibration:
     Attributes:
         projection: To be written; its provenance holds the rest as JSON.
         selection: Scores of every candidate, or None where nothing could be left out.
-        facts: JSON-ready: counts of pictures, pairs and skipped files, kept energies.
+        facts: JSON-ready: counts of pictures, pairs and skipped files, what `diagnostics.diagnose` tells, and
+            `confidence`, None where there is nothing to be unsure of.
     """
 
     projection: Projection
@@ -142,19 +145,48 @@ def calibrate(
             f"no pair: {facts['unpaired_concepts']} of {facts['concepts']} concepts stand in one environment only, and "
             "there are no interventions; add other environments, or --interventions all"
         )
-    selection, chosen = _choose(table, bank, options, progress)
-    moments = fitted_moments(table, captions=bank if chosen.captions else None, seed=options.seed)
+    selection, chosen = choose(table, bank, options, progress)
+    captions = bank if chosen.captions else None
     facts["caption_pairs"] = int(table.unchanged.sum()) if chosen.captions else 0
+    moments = fitted_moments(table, captions=captions, seed=options.seed)
+    parts = grouped_moments(table, captions=captions, seed=options.seed)
+    return conclude(encoder, chosen, selection, moments, parts, facts, options)
+
+
+def conclude(
+    encoder: Encoder | None,
+    chosen: Candidate,
+    selection: Selection | None,
+    moments: Moments,
+    parts: Sequence[Moments],
+    facts: dict[str, Any],
+    options: Options,
+) -> Calibration:
+    """Fits what was chosen, and says what there is to say about it.
+
+    Args:
+        encoder: Whose projection it is; None where embeddings were given, whose encoder nobody knows.
+        chosen: The candidate.
+        selection: What it was chosen from, if anything.
+        moments: What to fit on.
+        parts: The same, apart by groups of pairs: see `confidence`.
+        facts: JSON-ready, of the data.
+        options: What was asked for.
+
+    Raises:
+        ProjectionError: The candidate cannot be fitted.
+    """
     projection = (
-        identity(encoder.embed_dim)
+        identity(moments.width)
         if chosen.estimator == "identity"
         else fit(moments, chosen.estimator, chosen.rank, chosen.strength)
     )
-    facts |= energies(projection, moments)
+    sure = confidence(parts, chosen.estimator, chosen.rank, chosen.strength, seed=options.seed)
+    facts = {**facts, **diagnose(projection, moments), "confidence": sure.to_json() if sure else None}
     provenance = {
         "invariclip": invariclip.__version__,
         "numpy": np.__version__,
-        "checkpoint_sha256": encoder.sha256,
+        "checkpoint_sha256": encoder.sha256 if encoder else None,
         "options": options.to_json(),
         "pictures": facts,
         "selection": selection.to_json() if selection else None,
@@ -173,8 +205,9 @@ def tabulate(
     """Embeds pictures and their changed versions, and lists them as a table.
 
     Returns:
-        The table, and JSON-ready counts: `pictures`, `concepts`, `environments`, `unpaired_concepts`, `skipped`,
-        `declined` (label → pictures that the intervention did not apply to), `pictures_sha256` (over content, concept
+        The table, whose first rows are the pictures that could be used, in the order given; and JSON-ready counts:
+        `pictures`, `concepts`, `environments`, `unpaired_concepts`, `skipped`, `declined` (label → pictures that the
+        intervention did not apply to), `pictures_sha256` (over content, concept
         and environment of every picture used).
 
     Raises:
@@ -218,19 +251,7 @@ def tabulate(
     return table, facts
 
 
-def energies(projection: Projection, moments: Moments) -> dict[str, float]:
-    """What is kept of the variation between pictures and of what the environment moves, as shares of 1.
-
-    tr(Aᵀ Σ A) / tr(Σ) and tr(Aᵀ Σ_Δ A) / tr(Σ_Δ), with A scaled so that the direction it keeps best keeps its length.
-    """
-    A = projection.A_inv / np.linalg.norm(projection.A_inv, 2)
-    shares = {}
-    for name, moment in (("kept_variation", moments.sigma), ("kept_movement", moments.sigma_delta)):
-        shares[name] = round(float(np.trace(A.T @ moment @ A) / np.trace(moment)), 4)
-    return shares
-
-
-def _choose(
+def choose(
     table: Table, bank: NDArray[np.float64] | None, options: Options, progress: Progress
 ) -> tuple[Selection | None, Candidate]:
     """The candidate to fit, and the scores if any could be had; a fully named candidate needs none."""

@@ -68,7 +68,7 @@ def make_folds(table: Table, *, seed: int = 0, concept_parts: int = CONCEPT_PART
     """
     environments = [int(code) for code in np.unique(table.environments[table.unchanged])]
     kinds = [int(code) for code in np.unique(table.kinds[~table.unchanged])]
-    parts = _concept_masks(table, concept_parts, seed)
+    parts = concept_masks(table, concept_parts, seed)
     concepts = "no concepts" if len(parts) == 1 else f"a {_share(len(parts))} of the concepts"
     if len(environments) >= 3 or (len(environments) == 2 and kinds):
         # A single kind cannot be left out where it is all there is to fit on: then it is fitted on and not scored.
@@ -140,8 +140,11 @@ def _others(part: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return np.ones_like(part) if part.all() else ~part
 
 
-def _concept_masks(table: Table, count: int, seed: int) -> list[NDArray[np.bool_]]:
-    """Masks over rows, one for each part of the concepts, by the concepts' names and the seed alone."""
+def concept_masks(table: Table, count: int, seed: int) -> list[NDArray[np.bool_]]:
+    """Masks over rows, bool [N] each, one for each part of the concepts, by the concepts' names and the seed alone.
+
+    One mask of all rows where there are fewer than `CONCEPTS_TO_PART` concepts.
+    """
     if count <= 1 or len(np.unique(table.concepts)) < CONCEPTS_TO_PART:
         return [np.ones(len(table.concepts), dtype=np.bool_)]
     ranked = sorted(range(len(table.concept_names)), key=lambda code: _hash(table.concept_names[code], seed))

@@ -21,6 +21,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     # name: (module:attribute, extra that it needs, one line of help)
     "demo": ("invariclip.bench.demo:demo", "bench", "See the whole path on the bundled pictures, in a few minutes."),
     "calibrate": ("invariclip.calibrate.commands:calibrate", "calibrate", "Fit the invariant projection from pairs."),
+    "moments": (
+        "invariclip.calibrate.moments_commands:moments",
+        "calibrate",
+        "Show, merge and subtract what calibration keeps of its data.",
+    ),
     "export": ("invariclip.export.commands:export", "export", "Write a verified ONNX artifact of a checkpoint."),
     "build": (
         "invariclip.calibrate.commands:build",

@@ -59,6 +59,13 @@ class Tally:
         for reason, number in other.counts.items():
             self.add(reason, other.examples.get(reason, ()), number)
 
+    def subtract(self, other: Tally) -> None:
+        """Takes another tally's counts out; the examples stay as far as something is left of their reason."""
+        self.counts.subtract(other.counts)
+        for reason in [reason for reason, number in self.counts.items() if number <= 0]:
+            del self.counts[reason]
+            self.examples.pop(reason, None)
+
     def lines(self) -> list[str]:
         """One line for every reason."""
         return [

@@ -1,0 +1,168 @@
+"""The plots of a calibration's page: each narrow enough for a telephone, two side by side elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from invariclip.calibrate.report.look import AFTER, BEFORE, INK, SERIES, SOFT, drawing, label, new_figure, svg
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from invariclip.calibrate.candidates import Candidate
+    from invariclip.calibrate.evaluate import Interval
+    from invariclip.calibrate.select import Scored, Selection
+
+WIDTH = 4.9
+"""Inches; 353 points, as wide as a telephone's screen in pixels."""
+MARKERS = "osD^vP"
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A name with a measure without the projection and, if there is one, with it."""
+
+    name: str
+    before: Interval
+    after: Interval | None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Candidates of one estimator along one of its settings.
+
+    Attributes:
+        title: Of the panel.
+        axis: What varies along the panel: `rank d` or `λ`.
+        lines: Name of the line → its candidates.
+    """
+
+    title: str
+    axis: str
+    lines: dict[str, list[Scored]]
+
+
+def bar_plot(title: str, bars: Sequence[Bar], *, unit: str, reference: tuple[float, str] | None = None) -> str:
+    """A bar or two for every name, with 95 % intervals.
+
+    Args:
+        title: Above the plot.
+        bars: From top to bottom.
+        unit: Under the axis.
+        reference: A value to mark, and its name.
+    """
+    paired = any(bar.after is not None for bar in bars)
+    with drawing():
+        figure, axes = new_figure(title, WIDTH, (0.42 if paired else 0.3) * len(bars) + (1.1 if paired else 0.85))
+        sides = (("without", BEFORE, -0.2), ("with the projection", AFTER, 0.2)) if paired else (("", BEFORE, 0.0),)
+        for name, colour, shift in sides:
+            values = [bar.after if name.startswith("with ") else bar.before for bar in bars]
+            known = [(place, value) for place, value in enumerate(values) if value is not None]
+            places = [place + shift for place, _ in known]
+            axes.barh(places, [v.value for _, v in known], 0.38 if paired else 0.6, color=colour, label=name)
+            for place, value in zip(places, (value for _, value in known), strict=True):
+                axes.plot([value.low, value.high], [place, place], color=INK, linewidth=1)
+        top = max(max(bar.before.high, bar.after.high if bar.after else 0) for bar in bars)
+        axes.set_xlim(0, max(top, 1e-9) * 1.04)
+        if reference:
+            axes.axvline(reference[0], color=SOFT, linewidth=1, linestyle="--", label=reference[1])
+        axes.set_yticks(range(len(bars)), [label(bar.name) for bar in bars])
+        axes.set_xlabel(unit, fontsize=9.5)
+        axes.invert_yaxis()
+        if paired or reference:
+            figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9.5)
+        return svg(figure, f"Bar plot. {title}; the figures stand in the table below.")
+
+
+def curve_plot(curve: Curve, chosen: Candidate) -> str:
+    """Gain over no projection along a setting, a line for each value of the other one; the chosen one is ringed."""
+    values = sorted({_setting(scored, curve.axis) for line in curve.lines.values() for scored in line})
+    with drawing():
+        figure, axes = new_figure(curve.title, WIDTH, 3.1 + 0.17 * ((len(curve.lines) + 2) // 3))
+        axes.axhline(0, color=SOFT, linewidth=1, linestyle="--")
+        for number, (name, line) in enumerate(curve.lines.items()):
+            colour, marker = SERIES[number % len(SERIES)], MARKERS[number % len(MARKERS)]
+            # Lines stand a little beside each other, so that their intervals do not hide each other.
+            shift = 0.09 * (number - (len(curve.lines) - 1) / 2)
+            places = [values.index(_setting(scored, curve.axis)) + shift for scored in line]
+            axes.plot(
+                places,
+                [scored.gain.value for scored in line],
+                color=colour,
+                marker=marker,
+                markersize=4.5,
+                linewidth=1.3,
+                linestyle="--" if line[0].candidate.captions else "-",
+                label=name,
+            )
+            for place, scored in zip(places, line, strict=True):
+                axes.plot([place, place], [scored.gain.low, scored.gain.high], color=colour, linewidth=1)
+                if scored.candidate == chosen:
+                    axes.plot(place, scored.gain.value, "o", markersize=12, mfc="none", mec=INK, mew=1.6)
+                    axes.annotate(
+                        "chosen",
+                        (place, scored.gain.high),
+                        xytext=(0, 4),
+                        textcoords="offset points",
+                        ha="center",
+                        fontsize=9.5,
+                    )
+        axes.set_xticks(range(len(values)), [f"{value:g}" for value in values])
+        axes.margins(y=0.12)
+        axes.set_xlabel(curve.axis, fontsize=9.5)
+        axes.set_ylabel("points over no projection", fontsize=9.5)
+        if len(curve.lines) > 1:
+            figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9.5)
+        return svg(figure, f"Line plot. {curve.title}; the figures stand in the table of all candidates.")
+
+
+def spectrum_plot(eigenvalues: NDArray[np.float64], title: str, rank: int) -> str:
+    """The estimator's spectrum, from the direction that is most kept to the one that is least; the cut is marked."""
+    with drawing():
+        figure, axes = new_figure(title, WIDTH, 3.1)
+        axes.plot(range(1, len(eigenvalues) + 1), eigenvalues, color=AFTER, linewidth=1.8)
+        if rank < len(eigenvalues):
+            axes.axvline(rank + 0.5, color=INK, linewidth=1, linestyle="--", label=f"kept: the first {rank}")
+            figure.legend(loc="outside lower center", frameon=False, fontsize=9.5)
+        axes.set_xlabel("direction, the most invariant first", fontsize=9.5)
+        return svg(figure, f"Line plot. {title}; the figures stand in the table below.")
+
+
+def curves(selection: Selection) -> list[Curve]:
+    """A panel for every estimator and setting that was tried in two values or more.
+
+    Where an estimator has both settings, what was fitted with captions has panels of its own: the lines would be too
+    many to tell apart.
+    """
+    panels = []
+    tried = [one for one in selection.curve if one.candidate.estimator != "identity"]
+    for estimator in dict.fromkeys(one.candidate.estimator for one in tried):
+        members = [one for one in tried if one.candidate.estimator == estimator]
+        crowded = len({_setting(one, "rank d") for one in members}) > 1 < len({_setting(one, "λ") for one in members})
+        for axis, other in (("rank d", "λ"), ("λ", "rank d")):
+            for captions in sorted({one.candidate.captions for one in members}) if crowded else [None]:
+                some = [one for one in members if captions is None or one.candidate.captions == captions]
+                if len({_setting(one, axis) for one in some}) < 2:
+                    continue
+                lines: dict[str, list[Scored]] = {}
+                for one in sorted(some, key=lambda one: _setting(one, axis)):
+                    lines.setdefault(_line(one, other, crowded), []).append(one)
+                added = " (with captions)" if captions else ""
+                panels.append(Curve(f"{estimator}: gain by {axis}{added}", axis, lines))
+    return panels
+
+
+def _setting(scored: Scored, axis: str) -> float:
+    value = scored.candidate.rank if axis == "rank d" else scored.candidate.strength
+    return -1.0 if value is None else float(value)
+
+
+def _line(scored: Scored, other: str, crowded: bool) -> str:
+    value = _setting(scored, other)
+    words = [f"{other[-1]} = {value:g}"] if value > 0 else []
+    words += ["with captions"] if scored.candidate.captions and not crowded else []
+    return ", ".join(words) or "pairs of pictures"

@@ -1,0 +1,139 @@
+"""A calibration in words: a short table for people, the same as JSON for programs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from invariclip.calibrate.diagnostics import few
+from invariclip.calibrate.stream.tally import Tally
+from invariclip.console import table
+
+if TYPE_CHECKING:
+    from invariclip.calibrate.fit import Calibration
+    from invariclip.calibrate.select import Scored, Selection
+
+
+def summary_text(result: Calibration) -> str:
+    """What was fitted on, what was chosen, and how it did on what was left out."""
+    facts, projection = result.facts, result.projection
+    lines = _sources(facts) if "sources" in facts else _pictures(facts)
+    strength = "" if projection.strength is None else f", λ = {projection.strength:g}"
+    lines.append(f"projection {projection.estimator}{strength}, {projection.rank} of {projection.embed_dim} dimensions")
+    if projection.estimator != "identity":
+        lines += [
+            f"keeps      {facts['kept_variation']:.0%} of what varies between pictures, "
+            f"{facts['kept_movement']:.0%} of what environments and interventions move",
+            f"spectrum   {_spectrum(facts['spectrum'])}",
+            *_sureness(facts, projection.embed_dim, projection.rank),
+        ]
+    if result.selection:
+        lines += [*_verdict(result.selection), "", _scores(result.selection), ""]
+    return "\n".join(lines)
+
+
+def _pictures(facts: dict[str, Any]) -> list[str]:
+    """What was fitted on, where it was pictures."""
+    environments = ", ".join(f"{name} {count}" for name, count in facts["environments"].items())
+    lines = [
+        f"pictures   {facts['pictures']} of {facts['concepts']} concepts ({environments})",
+        f"pairs      {facts['natural_pairs']} natural, {facts['interventional_pairs']} interventional, "
+        f"{facts['caption_pairs']} with captions",
+    ]
+    if facts["unpaired_concepts"]:
+        lines.append(f"unpaired   {facts['unpaired_concepts']} concepts stand in one environment only: no natural pair")
+    if facts["skipped"]:
+        lines.append(f"skipped    {len(facts['skipped'])} pictures, such as {facts['skipped'][0]}")
+    if facts["declined"]:
+        counts = ", ".join(f"{label} {count}" for label, count in facts["declined"].items())
+        lines.append(f"declined   interventions that did not apply to a picture: {counts}")
+    return lines
+
+
+def _sources(facts: dict[str, Any]) -> list[str]:
+    """What was fitted on, where it was collected from sources."""
+    lines = [f"shards     {facts['shards']:,}"]
+    for source, counts in facts["sources"].items():
+        told = ", ".join(f"{number:,} {part}" for part, number in counts.items())
+        weight = facts["weights"].get(source, 1.0)
+        lines.append(f"source     {source}: {told}" + (f", weight {weight:g}" if weight != 1 else ""))
+    for source, plain in facts["left_out"].items():
+        lines += [f"left out   {source}: {line}" for line in Tally.from_json(plain).lines()]
+    return lines
+
+
+def summary_json(result: Calibration) -> dict[str, Any]:
+    """The same, JSON-ready, with the whole selection curve."""
+    projection = result.projection
+    return {
+        "estimator": projection.estimator,
+        "strength": projection.strength,
+        "rank": projection.rank,
+        "embed_dim": projection.embed_dim,
+        "sha256": projection.digest,
+        "facts": result.facts,
+        "selection": result.selection.to_json() if result.selection else None,
+    }
+
+
+def _verdict(selection: Selection) -> list[str]:
+    chosen = selection.result()
+    lines = [
+        f"left out   {selection.left_out}",
+        f"scored     {selection.objective} on {selection.queries} pictures, {len(selection.curve)} candidates",
+    ]
+    if chosen.candidate.estimator == "identity":
+        lines.append("verdict    nothing is clearly better than no projection: the identity is written")
+    else:
+        sure = "above" if chosen.gain.low > 0 else "NOT clearly above"
+        lines.append(f"verdict    {_gain(chosen)} points mean, {sure} no projection where it was left out")
+    return lines
+
+
+def _scores(selection: Selection) -> str:
+    """Before and after, for everything that was left out; the figures that selection itself looked at."""
+    before, after = selection.baseline(), selection.result()
+    rows = [
+        [name, f"{old.value:.1f}", f"{new.value:.1f}", f"{new.value - old.value:+.1f}"]
+        for (name, old), new in zip(before.accuracy.items(), after.accuracy.values(), strict=True)
+    ]
+    return table(["left out", "none %", "chosen %", "gain"], rows)
+
+
+def _gain(scored: Scored) -> str:
+    return f"{scored.gain.value:+.1f} [{scored.gain.low:+.1f}, {scored.gain.high:+.1f}]"
+
+
+def _spectrum(quantiles: dict[str, float]) -> str:
+    highest, *inner, lowest = quantiles.values()
+    return f"highest {highest:.3g}, quartiles {' / '.join(f'{value:.3g}' for value in inner)}, lowest {lowest:.3g}"
+
+
+def _sureness(facts: dict[str, Any], width: int, rank: int) -> list[str]:
+    """How sure the fit is, and whether it is from little data."""
+    lines = []
+    sure = facts["confidence"]
+    if sure is None:
+        lines.append("sure       not known: too few concepts for resamples, or nothing is cut")
+    elif rank < width:
+        lines.append(
+            f"sure       to {_angle(sure['mean_angle'])} of the kept subspace on average, to "
+            f"{_angle(sure['largest_angle'])} along its worst direction"
+        )
+    else:
+        deviation = sure["deviation"]
+        lines.append(
+            f"sure       to {_angle(sure['mean_angle'])} on average of the {sure['rank']} directions that move most; "
+            f"similarities to {deviation['median']:.0%} (95 %: {deviation['high']:.0%})"
+        )
+    if few(facts, width):
+        points, pairs = facts["sigma"], facts["sigma_delta"]
+        done = f"{facts['mixed']:.0%} of both moments is an identity" if facts["mixed"] else "moments are as they were"
+        lines.append(
+            f"few data   as good as {points['effective']:.0f} independent pictures and {pairs['effective']:.0f} pairs in "
+            f"{width} dimensions: by Ledoit and Wolf {points['identity']:.0%} and {pairs['identity']:.0%} noise; {done}"
+        )
+    return lines
+
+
+def _angle(spread: dict[str, float]) -> str:
+    return f"{spread['median']:.0f}° (95 %: {spread['high']:.0f}°)"

@@ -1,0 +1,111 @@
+"""What a calibration comes to, in plain words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from invariclip.calibrate.fit import Calibration, Options
+    from invariclip.calibrate.select import Scored, Selection
+
+_SCORED = {
+    "zero-shot": "by the nearest class text",
+    "prototypes": "by the nearest class mean of the other pictures",
+    "both": "by the nearest class text and by the nearest class mean, half each",
+}
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """The first thing on the page.
+
+    Attributes:
+        helps: True for a gain that the interval bears out, False for a loss, None for neither.
+        headline: One sentence.
+        sentences: What more there is to know before it is used.
+    """
+
+    helps: bool | None
+    headline: str
+    sentences: tuple[str, ...]
+
+
+def signed(value: float, digits: int = 1) -> str:
+    """A difference, with a true minus: `−1.0`."""
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
+def conclude(result: Calibration, options: Options) -> Conclusion:
+    """The conclusion of a calibration.
+
+    Args:
+        result: What was fitted.
+        options: What was asked for: a candidate that they name in full was not chosen.
+    """
+    if result.selection is None:
+        name = str(options.fixed())
+        return Conclusion(
+            None,
+            f"{name} was fitted as asked for; whether it helps is not known.",
+            ("Nothing could be left out to measure on: there are too few environments, interventions or concepts.",),
+        )
+    selection = result.selection
+    scored = selection.result()
+    if scored.candidate.estimator == "identity":
+        return _none(selection, asked=options.fixed() is not None)
+    return _projection(selection, scored, asked=options.fixed() is not None)
+
+
+def _none(selection: Selection, *, asked: bool) -> Conclusion:
+    others = [one for one in selection.curve if one.candidate.estimator != "identity"]
+    if asked or not others:
+        return Conclusion(None, "No projection, as asked for: the encoder's embeddings stay as they are.", ())
+    best = max(others, key=lambda one: one.gain.value)
+    return Conclusion(
+        None,
+        "Nothing is clearly better than no projection: the encoder's embeddings stay as they are.",
+        (
+            f"The best of {len(others)} projections, {best.candidate}, was {_points(best)} from no projection "
+            "on what was left out; that is within one standard error, so it was not taken.",
+            _how(selection),
+        ),
+    )
+
+
+def _projection(selection: Selection, scored: Scored, *, asked: bool) -> Conclusion:
+    gain, before, after = scored.gain, selection.baseline().accuracy["mean"], scored.accuracy["mean"]
+    taken = "was asked for and" if asked else "was chosen and"
+    if gain.low > 0:
+        helps, verb = True, "gains"
+    elif gain.high < 0:
+        helps, verb = False, "loses"
+    else:
+        helps, verb = None, "changes little that can be told from chance:"
+    headline = f"{scored.candidate} {taken} {verb} {_points(scored)} over no projection where it was left out."
+    sentences = [f"Right answers went from {before.value:.1f} % to {after.value:.1f} % on average. {_how(selection)}"]
+    changes = {
+        name: new.value - old.value
+        for (name, old), new in zip(selection.baseline().accuracy.items(), scored.accuracy.values(), strict=True)
+        if name != "mean"
+    }
+    worse = sorted((name for name in changes if changes[name] < 0), key=lambda name: changes[name])
+    if worse:
+        listed = ", ".join(f"{name} {signed(changes[name])}" for name in worse[:3])
+        more = f" and {len(worse) - 3} more" if len(worse) > 3 else ""
+        sentences.append(f"It is worse on {len(worse)} of the {len(changes)} parts that were left out: {listed}{more}.")
+    else:
+        sentences.append(f"None of the {len(changes)} parts that were left out got worse.")
+    return Conclusion(helps, headline, tuple(sentences))
+
+
+def _how(selection: Selection) -> str:
+    return (
+        f"Left out of the fit: {selection.left_out}. Scored {_SCORED.get(selection.objective, selection.objective)}, "
+        f"on {selection.queries:,} pictures."
+    )
+
+
+def _points(scored: Scored) -> str:
+    gain = scored.gain
+    return f"{signed(gain.value)} points (95 % interval {signed(gain.low)} … {signed(gain.high)})"

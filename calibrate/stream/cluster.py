@@ -1,0 +1,113 @@
+"""A Ray cluster: an existing one, or one started on this machine for the while. Items go through workers, in order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from invariclip.errors import InputError, MissingExtraError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where workers run.
+
+    Attributes:
+        address: An existing cluster's, such as `auto` or `ray://head:10001`; None starts a local one.
+        workers: Workers at most; None takes one for every CPU of the cluster.
+    """
+
+    address: str | None = None
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        """Looks whether Ray is there; nothing is started yet.
+
+        Raises:
+            InputError: `workers` is below 1.
+            MissingExtraError: Ray is not installed.
+        """
+        if self.workers is not None and self.workers < 1:
+            raise InputError(f"--workers must be 1 or more, not {self.workers}")
+        try:
+            import ray.data  # noqa: F401
+        except ImportError as error:
+            raise MissingExtraError('--engine ray needs Ray: pip install "invariclip[ray]"') from error
+
+    def over(
+        self, items: Sequence[T], make: Callable[..., Callable[[T], Any]], arguments: Sequence[Any]
+    ) -> Iterator[Any]:
+        """What a worker answers to each item, in the order of the items.
+
+        A worker that dies is started anew, and what it had not answered is asked again.
+
+        Args:
+            items: They travel to the workers, once.
+            make: Called once in every worker with `arguments`; what it returns is called with every item.
+            arguments: Of `make`.
+
+        Raises:
+            InputError: The cluster cannot be reached, or an item was not answered.
+        """
+        import ray
+        import ray.data
+
+        if not items:
+            return
+        started = self._connect()
+        try:
+            context = ray.data.DataContext.get_current()
+            context.execution_options.preserve_order = True
+            context.enable_progress_bars = False
+            places = ray.data.from_items([{"place": k} for k in range(len(items))], override_num_blocks=len(items))
+            most = min(len(items), self.workers or max(1, int(ray.cluster_resources().get("CPU", 1))))
+            answers = places.map_batches(
+                _Worker,
+                batch_size=1,
+                compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most),
+                fn_constructor_args=(list(items), make, tuple(arguments)),
+                num_cpus=1,
+            )
+            awaited = 0
+            for row in answers.iter_rows():
+                if row["place"] != awaited:
+                    break
+                yield row["answer"]
+                awaited += 1
+            if awaited != len(items):
+                raise InputError(f"{items[awaited]} did not come back from its worker; run it again")
+        finally:
+            if started:
+                ray.shutdown()
+
+    def _connect(self) -> bool:
+        """Joins the cluster; True where it was started here, and so has to be stopped here."""
+        import ray
+
+        if ray.is_initialized():
+            return False
+        try:
+            ray.init(address=self.address, log_to_driver=False, include_dashboard=False, logging_level="ERROR")
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise InputError(f"no Ray cluster at {self.address or 'this machine'}: {error}") from error
+        return True
+
+
+class _Worker:
+    """One process of the cluster."""
+
+    def __init__(self, items: list[Any], make: Callable[..., Callable[[Any], Any]], arguments: tuple[Any, ...]) -> None:
+        self._items, self._call = items, make(*arguments)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        place = int(batch["place"][0])
+        answer = np.empty(1, dtype=object)
+        answer[0] = self._call(self._items[place])
+        return {"place": np.array([place]), "answer": answer}
