@@ -123,9 +123,9 @@ class _Checked(tarfile.TarInfo):
         """
         try:
             info = super().frombuf(buf, encoding, errors)
-        except tarfile.EOFHeaderError:  # the blocks of zeros that end every whole tar
-            raise
         except tarfile.HeaderError as error:
+            if len(buf) == tarfile.BLOCKSIZE and not any(buf):  # the blocks of zeros that end every whole tar
+                raise
             raise tarfile.ReadError(str(error)) from error
         if info.size < 0 or (info.type in _EXTENDED and info.size > MAX_HEADER):
             raise tarfile.ReadError(f"a header announces {info.size} bytes")
@@ -138,7 +138,7 @@ def _members(path: Path, tally: Tally) -> Iterator[tuple[str, bytes | None]]:
     try:
         with path.open("rb") as stream, tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Checked) as tar:
             while (member := tar.next()) is not None:
-                tar.members.clear()  # it keeps a list of all that it has seen
+                tar.members.clear()  # type: ignore[attr-defined] # a list of all that it has seen
                 place, last = member.offset, member.name
                 yield member.name, _content(tar, member, tally)
             place = tar.offset

@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from invariclip.errors import InputError
-from invariclip.files import sha256_file
-from invariclip.interventions import INTERVENTIONS, choose_kinds, intervene
+from invariclip.interventions import Chosen, choose_kinds, intervene, resolve
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable
 
     from numpy.typing import NDArray
+
+    from invariclip.interventions import Kind
+
+
+@dataclass(frozen=True)
+class Versions:
+    """The changed versions of one picture.
+
+    Attributes:
+        pictures: uint8 [H, W, 3] each.
+        labels: What made each.
+        declined: Labels and reasons of those that could not be made.
+    """
+
+    pictures: list[NDArray[np.uint8]] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+    declined: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -29,7 +44,7 @@ class Changes:
         seed: What is drawn depends on it and on the picture's content, and nothing else.
     """
 
-    kinds: tuple[str, ...] = ()
+    kinds: tuple[Kind, ...] = ()
     draws: int = 2
     seed: int = 0
 
@@ -39,35 +54,46 @@ class Changes:
         Raises:
             InputError: A kind is not known, or there are fewer than one draw.
         """
-        unknown = [kind for kind in self.kinds if kind not in INTERVENTIONS]
-        if unknown:
-            raise InputError(f"no intervention is called {unknown[0]!r}; available: {', '.join(INTERVENTIONS)}")
+        object.__setattr__(self, "kinds", tuple(resolve(kind) for kind in self.kinds))
         if self.draws < 1:
             raise InputError(f"draws must be one or more, not {self.draws}; for none leave the interventions out")
 
-    def versions(self, picture: NDArray[np.uint8], digest: str) -> list[tuple[str, NDArray[np.uint8]]]:
-        """The changed versions of one picture, and what each is called.
+    @property
+    def chosen(self) -> tuple[Chosen, ...]:
+        """The kinds with their labels and parameters."""
+        return tuple(resolve(kind) for kind in self.kinds)
+
+    @property
+    def needs_donor(self) -> bool:
+        """Whether a kind takes something from a second picture."""
+        return any(kind.change.needs_donor for kind in self.chosen)
+
+    def versions(
+        self, picture: NDArray[np.uint8], digest: str, donor: Callable[[str], NDArray[np.uint8] | None]
+    ) -> Versions:
+        """The changed versions of one picture.
 
         Args:
             picture: uint8 [H, W, 3], as the tower sees it.
             digest: sha256 of its content.
+            donor: The second picture for an intervention's label, as the tower sees it; None if there is none.
         """
-        chosen = choose_kinds(self.kinds, digest, self.seed, self.draws)
-        image = Image.fromarray(picture) if chosen else None
-        return [(kind, np.asarray(intervene(image, kind, digest, self.seed))) for kind in chosen if image]
+        made = Versions()
+        image = Image.fromarray(picture)
+        for kind in choose_kinds(self.chosen, digest, self.seed, self.draws):
+            try:
+                lent = donor(kind.label) if kind.change.needs_donor else None
+                second = None if lent is None else Image.fromarray(lent)
+                made.pictures.append(np.asarray(intervene(image, kind, digest, self.seed, second)))
+                made.labels.append(kind.label)
+            except InputError as error:  # not applicable to this picture, or nothing to borrow from
+                made.declined.append(f"{kind.label}: {error}")
+        return made
 
     def to_json(self) -> dict[str, Any] | None:
         """What the versions depend on beside the pictures; None where there are none."""
-        return {"kinds": list(self.kinds), "draws": self.draws, "seed": self.seed} if self.kinds else None
+        kinds = [kind.to_json() for kind in self.chosen]
+        return {"kinds": kinds, "draws": self.draws, "seed": self.seed} if kinds else None
 
 
 NO_CHANGES = Changes()
-
-
-def digest_of(picture: Path | bytes) -> str:
-    """Hexadecimal sha256 of a picture's content.
-
-    Raises:
-        OSError: The file cannot be read.
-    """
-    return hashlib.sha256(picture).hexdigest() if isinstance(picture, bytes) else sha256_file(picture)

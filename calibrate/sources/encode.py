@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar, cast
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, cast
 
 import numpy as np
 
-from invariclip.calibrate.sources.changes import NO_CHANGES, Changes, digest_of
+from invariclip.calibrate.sources.changes import NO_CHANGES, Changes, Versions
 from invariclip.calibrate.stream.tally import UNREADABLE
 from invariclip.errors import InputError
+from invariclip.files import sha256_file
 from invariclip.pixels import pixels
 
 if TYPE_CHECKING:
@@ -31,25 +33,24 @@ TEXTS_AT_ONCE = 256
 HELD_BYTES = 256 << 20
 """Most encoded bytes that wait for a thread: pictures from an archive are held as they are read."""
 
+DECLINED = "changed versions that could not be made"
+
+S = TypeVar("S")
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Ready(Generic[T]):
-    """An item whose pictures are decoded, or the reason why they cannot be.
+    """Pictures that are decoded, or the reason why they cannot be.
 
     Attributes:
-        item: What was asked for.
+        item: What they are of.
         pictures: uint8 [H, W, 3] each, as the tower sees them; none where there is a reason.
-        digest: sha256 of the content, where whoever decodes tells it.
-        labels: What was done to each picture but the first, likewise.
         reason: Why there are none; empty where there are.
     """
 
     item: T
     pictures: Sequence[NDArray[np.uint8]] = ()
-    digest: str = ""
-    labels: tuple[str, ...] = ()
     reason: str = ""
 
 
@@ -61,11 +62,24 @@ class Request:
         picture: Its file, or its encoded bytes.
         name: What a person knows it by.
         place: A number by which the caller knows it.
+        lenders: Other pictures at hand, for `Donor`.
     """
 
     picture: Path | bytes
     name: str
     place: int = 0
+    lenders: tuple[bytes, ...] = ()
+
+
+class Donor(Protocol):
+    """Chooses the second picture for an intervention that needs one."""
+
+    def __call__(self, request: Request, digest: str, label: str) -> Path | bytes | None:
+        """Its file or bytes, by the content of the first and the intervention's label alone; None if there is none.
+
+        Raises:
+            InputError: There is none.
+        """
 
 
 @dataclass(frozen=True)
@@ -89,12 +103,22 @@ class Seen:
     labels: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class _Decoded:
+    """What is known of a picture once it is decoded."""
+
+    request: Request
+    digest: str = ""
+    versions: Versions = field(default_factory=Versions)
+
+
 def encode_pictures(
     encoder: Encoder,
     requests: Iterable[Request],
     tally: Tally,
     *,
     changes: Changes = NO_CHANGES,
+    donor: Donor = lambda request, digest, label: None,
     workers: int = WORKERS,
 ) -> Iterator[Seen]:
     """Embeds pictures, and changed versions of each, in the order of the requests; each file is decoded once.
@@ -102,31 +126,37 @@ def encode_pictures(
     Args:
         encoder: Takes the pictures.
         requests: Taken one by one, a batch ahead of what is given.
-        tally: Is told of every picture that cannot be read.
+        tally: Is told of every picture that cannot be read, and of every version that cannot be made.
         changes: Which versions of every picture to make.
+        donor: Chooses second pictures.
         workers: Threads that decode.
     """
 
-    def prepare(request: Request) -> Ready[Request]:
+    def prepare(request: Request) -> Ready[_Decoded]:
         try:
-            digest = digest_of(request.picture)
+            digest = _digest(request.picture)
             plain = pixels(request.picture, encoder.pixels)
         except (InputError, OSError) as error:
-            return Ready(request, reason=str(error))
-        changed = changes.versions(plain, digest)
-        return Ready(
-            request, [plain, *(picture for _, picture in changed)], digest, tuple(label for label, _ in changed)
-        )
+            return Ready(_Decoded(request), reason=str(error))
+
+        def lend(label: str) -> NDArray[np.uint8] | None:
+            lender = donor(request, digest, label)
+            return None if lender is None else pixels(lender, encoder.pixels)
+
+        versions = changes.versions(plain, digest, lend)
+        return Ready(_Decoded(request, digest, versions), [plain, *versions.pictures])
 
     def size(request: Request) -> int:
         return len(request.picture) if isinstance(request.picture, bytes) else 0
 
     for ready, rows in encoded(encoder, requests, prepare, size=size, batch=BATCH, workers=workers):
+        request, versions = ready.item.request, ready.item.versions
+        tally.add(DECLINED, [f"{request.name} ({declined})" for declined in versions.declined])
         if ready.reason:
-            tally.add(UNREADABLE, [ready.item.name])
+            tally.add(UNREADABLE, [request.name])
         else:
             unit = unit_rows(rows)
-            yield Seen(ready.item.name, ready.item.place, ready.digest, unit[0], unit[1:], ready.labels)
+            yield Seen(request.name, request.place, ready.item.digest, unit[0], unit[1:], tuple(versions.labels))
 
 
 def encode_texts(encoder: Encoder, texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -148,10 +178,10 @@ def encode_texts(encoder: Encoder, texts: Sequence[str]) -> tuple[NDArray[np.int
 
 def encoded(
     encoder: Encoder,
-    items: Iterable[T],
-    prepare: Callable[[T], Ready[T]],
+    items: Iterable[S],
+    prepare: Callable[[S], Ready[T]],
     *,
-    size: Callable[[T], int] = lambda _: 0,
+    size: Callable[[S], int] = lambda _: 0,
     batch: int = BATCH,
     workers: int = WORKERS,
 ) -> Iterator[tuple[Ready[T], NDArray[np.float32]]]:
@@ -166,7 +196,7 @@ def encoded(
         workers: Threads.
 
     Yields:
-        Every item, and float32 [pictures, D] as the encoder gave it.
+        What was made ready, and float32 [pictures, D] as the encoder gave it.
     """
     waiting: list[Ready[T]] = []
     filled = 0
@@ -192,13 +222,22 @@ def usable(rows: NDArray[np.float64]) -> NDArray[np.bool_]:
     return np.asarray(np.isfinite(rows).all(axis=-1) & rows.any(axis=-1))
 
 
+def _digest(picture: Path | bytes) -> str:
+    """Hexadecimal sha256 of a picture's content.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    return hashlib.sha256(picture).hexdigest() if isinstance(picture, bytes) else sha256_file(picture)
+
+
 def _prepared(
-    items: Iterable[T], prepare: Callable[[T], Ready[T]], size: Callable[[T], int], ahead: int, workers: int
+    items: Iterable[S], prepare: Callable[[S], Ready[T]], size: Callable[[S], int], ahead: int, workers: int
 ) -> Iterator[Ready[T]]:
     """What `prepare` makes of every item, in order; at most `ahead` items and `HELD_BYTES` are under way."""
     pool = ThreadPoolExecutor(max(1, workers))
     try:
-        pending = deque()
+        pending: deque[tuple[Future[Ready[T]], int]] = deque()
         held = 0
         for item in items:
             pending.append((pool.submit(prepare, item), size(item)))

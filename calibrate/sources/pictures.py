@@ -8,21 +8,25 @@ natural pairs are a shard of their own, drawn from at most `LARGE` of its pictur
 from __future__ import annotations
 
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from invariclip.calibrate.layouts import find_layout, read_layout
 from invariclip.calibrate.pairs import UNCHANGED, Table, codes, natural_pairs, seeded
 from invariclip.calibrate.pictures import keep, read_pictures
 from invariclip.calibrate.sources.changes import NO_CHANGES, Changes
-from invariclip.calibrate.sources.encode import Request, Seen, encode_pictures, usable
+from invariclip.calibrate.sources.encode import Donor, Request, Seen, encode_pictures, usable
 from invariclip.calibrate.sources.gather import INTERVENTIONS, NATURAL, Gather
 from invariclip.calibrate.sources.stamps import require_unchanged, stamp
 from invariclip.calibrate.stream.blocks import BLOCK_ROWS, Shard
 from invariclip.calibrate.stream.tally import LONE, NOT_FINITE, UNREADABLE, ZERO
+from invariclip.calibrate.versions import Donors
 from invariclip.errors import InputError
+from invariclip.files import sha256_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -58,6 +62,7 @@ class Pictures:
         points: Take the pictures as points.
         seed: Draws natural pairs where a concept has very many.
         allow_outside: Accept a manifest whose paths leave its folder.
+        layout: A set of DomainBed by name, whose folder `path` is (see `calibrate.layouts`); empty for any other.
     """
 
     name: str
@@ -70,6 +75,7 @@ class Pictures:
     points: bool = True
     seed: int = 0
     allow_outside: bool = False
+    layout: str = ""
 
     @property
     def needs_encoder(self) -> bool:
@@ -116,7 +122,8 @@ class Pictures:
         files, root = spec["files"], Path(spec["root"])
         changes = self.changes if spec["changes"] else NO_CHANGES
         gather, good = Gather(), list[Seen]()
-        for seen in encode_pictures(encoder, _requests(root, files, tally), tally, changes=changes):
+        requests, donor = _requests(root, files, tally), _donor(root, files, changes)
+        for seen in encode_pictures(encoder, requests, tally, changes=changes, donor=donor):
             if take(seen, gather, tally, points=spec["points"]) and spec["natural"]:
                 good.append(seen)
             yield from gather.full()
@@ -131,6 +138,9 @@ class Pictures:
 
     def _listed(self) -> tuple[list[Picture], list[str]]:
         """The pictures to take, and the environments that a folder names and that hold none."""
+        if self.layout:
+            pictures = read_layout(find_layout(self.layout), self.path)  # whole, or it raises
+            return keep(pictures, environments=self.environments, splits=self.splits), []
         pictures = read_pictures(self.path, allow_outside=self.allow_outside)
         empty: list[str] = []
         if Path(self.path).is_dir():
@@ -215,6 +225,16 @@ def _requests(root: Path, files: Files, tally: Tally) -> Iterator[Request]:
             yield Request(root / file, file, place)
         else:
             tally.add(UNREADABLE, [file])
+
+
+def _donor(root: Path, files: Files, changes: Changes) -> Donor:
+    """Second pictures from the same shard, of another environment where there is one."""
+    there = []
+    for file, _, environment, listed in files if changes.needs_donor else ():
+        with suppress(OSError):  # it is told where it is decoded
+            there += [(sha256_file(root / file), environment, root / file)] if listed else []
+    donors = Donors(there)
+    return lambda request, digest, label: donors.choose(digest, files[request.place][2], label, changes.seed)
 
 
 def _pair_up(good: Sequence[Seen], files: Files, seed: int, gather: Gather, tally: Tally) -> None:

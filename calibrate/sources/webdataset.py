@@ -6,11 +6,13 @@ Members are read as they come, in one pass, and never written to disk.
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from invariclip.calibrate.pairs import seeded
 from invariclip.calibrate.sources.archive import Sample, archives, samples
 from invariclip.calibrate.sources.changes import NO_CHANGES, Changes
 from invariclip.calibrate.sources.encode import Request, Seen, encode_pictures
@@ -29,6 +31,12 @@ if TYPE_CHECKING:
     from invariclip.calibrate.stream.tally import Tally
 
 ALONE = "samples with one usable picture: no natural pair"
+
+LENDERS = 16
+"""Pictures of earlier samples that are held for interventions that need a second picture."""
+
+LENT_BYTES = 4 << 20
+"""Bytes of such a picture at most."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +102,8 @@ class WebDataset:
         path = Path(shard.spec["path"])
         require_unchanged(path, shard.spec["stamp"])
         gather, good = Gather(), list[Seen]()
-        for picture in encode_pictures(encoder, _requests(samples(path, tally)), tally, changes=self.changes):
+        requests = _requests(samples(path, tally), LENDERS if self.changes.needs_donor else 0)
+        for picture in encode_pictures(encoder, requests, tally, changes=self.changes, donor=self._donor):
             if good and picture.place != good[0].place:
                 self._pair_up(good, gather, tally)
                 good = []
@@ -103,6 +112,12 @@ class WebDataset:
             yield from gather.full()
         self._pair_up(good, gather, tally)
         yield from gather.rest()
+
+    def _donor(self, request: Request, digest: str, label: str) -> bytes | None:
+        """One of the pictures at hand, never one of the same sample."""
+        if not request.lenders:
+            return None
+        return request.lenders[seeded("donor", digest, label, self.changes.seed).integers(len(request.lenders))]
 
     def _pair_up(self, good: Sequence[Seen], gather: Gather, tally: Tally) -> None:
         """Natural pairs of a sample's pictures."""
@@ -117,7 +132,12 @@ class WebDataset:
                 gather.pair(NATURAL, first.row, second.row, 2 / len(good), f"{first.name} | {second.name}")
 
 
-def _requests(found: Iterator[Sample]) -> Iterator[Request]:
+def _requests(found: Iterator[Sample], lenders: int) -> Iterator[Request]:
+    """The pictures of samples, each with some of the samples before it to borrow from."""
+    before: deque[bytes] = deque(maxlen=lenders)
     for place, sample in enumerate(found):
+        at_hand = tuple(before)
         for name, content in sample.pictures:
-            yield Request(content, name, place)
+            yield Request(content, name, place, at_hand)
+            if len(content) <= LENT_BYTES:
+                before.append(content)

@@ -2,7 +2,7 @@
 
 from invariclip.interventions.base import DonorIntervention, Intervention, Range, parameter
 from invariclip.interventions.catalogue import CATALOGUE, GROUPS, PAPER, Chosen, Kind, resolve
-from invariclip.interventions.config import parse_kinds, read_kinds
+from invariclip.interventions.config import kinds_of, parse_kinds, read_kinds
 from invariclip.interventions.draw import choose_kinds, intervene
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Range",
     "choose_kinds",
     "intervene",
+    "kinds_of",
     "parameter",
     "parse_kinds",
     "read_kinds",

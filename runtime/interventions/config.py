@@ -13,21 +13,17 @@ A file holds a list or a mapping (docs/interventions.md):
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from invariclip.errors import InputError, MissingExtraError
+from invariclip.errors import InputError
 from invariclip.interventions.base import described
 from invariclip.interventions.catalogue import CATALOGUE, GROUPS, Chosen, resolve, unknown
+from invariclip.plain import read_plain
 
 SUFFIXES = (".yaml", ".yml", ".json")
-LARGEST = 1 << 16
-"""Bytes that a file may have."""
 LONGEST = 64
 """Characters of a label."""
-DEEPEST = 8
-"""Levels of a YAML file; its parser is slow on deeper ones."""
 
 
 def parse_kinds(text: str) -> tuple[Chosen, ...]:
@@ -52,22 +48,34 @@ def read_kinds(path: Path) -> tuple[Chosen, ...]:
         InputError: It cannot be read, or an entry, a name or a value cannot be used; the line names the file.
         MissingExtraError: It is YAML and PyYAML is not installed.
     """
-    content = _load(path)
+    return kinds_of(read_plain(path, "interventions"), str(path))
+
+
+def kinds_of(content: Any, where: str) -> tuple[Chosen, ...]:
+    """Interventions of a file's content: a list or a mapping.
+
+    Args:
+        content: Of plain types.
+        where: What to call it in messages.
+
+    Raises:
+        InputError: An entry, a name or a value cannot be used.
+    """
     if content in (None, [], {}):
-        raise InputError(f"{path}: lists no intervention; --interventions none does without")
+        raise InputError(f"{where}: lists no intervention; --interventions none does without")
     if not isinstance(content, list | dict):
-        raise InputError(f"{path}: holds neither a list nor a mapping of interventions")
+        raise InputError(f"{where}: holds neither a list nor a mapping of interventions")
     entries = content if isinstance(content, list) else [{label: given} for label, given in content.items()]
     chosen: dict[str, Chosen] = {}
     for number, entry in enumerate(entries, 1):
         try:
             found = _entry(entry)
         except InputError as error:
-            raise InputError(f"{path}: entry {number}: {error}") from error
+            raise InputError(f"{where}: entry {number}: {error}") from error
         for kind in found:
             if kind.label in chosen:
                 raise InputError(
-                    f"{path}: entry {number}: {kind.label!r} stands there twice; give one another label, as in "
+                    f"{where}: entry {number}: {kind.label!r} stands there twice; give one another label, as in "
                     f"{{my-{kind.label}: {{kind: {kind.change.name}}}}}"
                 )
             chosen[kind.label] = kind
@@ -110,69 +118,3 @@ def _build(label: str, given: dict[Any, Any]) -> Chosen:
         if name not in known:
             raise unknown(f"parameter of {kind}", str(name)[:LONGEST], known)
     return Chosen(label, CATALOGUE[kind](**values))
-
-
-def _load(path: Path) -> Any:
-    """The file's content, of plain types alone.
-
-    Raises:
-        InputError: Missing, too large, not text, not parseable, or with a name twice in one mapping.
-    """
-    try:
-        with path.open("rb") as stream:
-            raw = stream.read(LARGEST + 1)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
-    if len(raw) > LARGEST:
-        raise InputError(f"{path}: larger than {LARGEST} bytes; that is no list of interventions")
-    try:
-        text = raw.decode("utf-8-sig")
-        return _from_json(text) if path.suffix.lower() == ".json" else _from_yaml(text)
-    except (ValueError, RecursionError) as error:
-        # a parser's own message goes over several lines
-        raise InputError(f"{path}: not readable: {' '.join(str(error).split())[:200]}") from error
-
-
-def _from_json(text: str) -> Any:
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        _refuse_repeats([name for name, _ in pairs])
-        return dict(pairs)
-
-    return json.loads(text, object_pairs_hook=once)
-
-
-def _from_yaml(text: str) -> Any:
-    try:
-        import yaml
-    except ImportError as error:
-        raise MissingExtraError(
-            'interventions in YAML need the package pyyaml: pip install "invariclip[calibrate]"; JSON needs none'
-        ) from error
-    try:
-        depth = 0
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            # aliases could blow a small file up, and have no use here
-            if isinstance(event, yaml.AliasEvent):
-                raise ValueError("YAML aliases (*name) are not taken; write the values out")
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > DEEPEST:
-                raise ValueError(f"more than {DEEPEST} levels deep")
-        waiting = [yaml.compose(text, Loader=yaml.SafeLoader)]
-        while waiting:
-            node = waiting.pop()
-            if isinstance(node, yaml.MappingNode):
-                _refuse_repeats([key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)])
-                waiting += [value for _, value in node.value]
-            elif isinstance(node, yaml.SequenceNode):
-                waiting += node.value
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(str(error)) from error
-
-
-def _refuse_repeats(names: list[str]) -> None:
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            raise ValueError(f"{name[:LONGEST]!r} stands twice in one mapping; the second would replace the first")
-        seen.add(name)
