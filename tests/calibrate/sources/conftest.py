@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from invariclip.calibrate.moments import empty, of_pairs, of_points
+from invariclip.calibrate.pairs import SAME_DISTANCE
 from invariclip.calibrate.sources.encode import usable
 from invariclip.calibrate.stream.tally import Tally
 from invariclip.pixels import PixelSpec
@@ -64,7 +65,7 @@ class Read:
 
 
 def read_all(source, encoder):
-    """Reads every shard, and leaves out what is not finite or zero, as the engine does."""
+    """Reads every shard, and leaves out what is not finite, zero or twice the same, as the engine does."""
     tally = Tally()
     points, parts, blocks = empty(encoder.embed_dim), {}, []
     for shard in source.shards():
@@ -76,6 +77,7 @@ def read_all(source, encoder):
             if block.first is not None:
                 assert len(block.first) == len(block.pair_names)
                 good = usable(block.first) & usable(block.second)
+                good &= np.linalg.norm(block.first - block.second, axis=1) > SAME_DISTANCE
                 weights = np.ones(len(good)) if block.weights is None else block.weights
                 moments = of_pairs(block.first[good], block.second[good], weights[good])
                 parts[block.part] = parts.get(block.part, empty(encoder.embed_dim)) + moments
