@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from invariclip.calibrate.moments import Moments
     from invariclip.calibrate.pictures import Picture
 
 
