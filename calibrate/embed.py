@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+NO_EMBEDDING = "its embedding is zero or not finite"
 PART = 256
 """Embeddings per cache file: what a kill can cost."""
 
@@ -292,7 +293,7 @@ def _fill(
         elif np.isfinite(rows).all() and rows.any():
             pending[key] = rows[0]
         else:
-            reasons[index] = f"{jobs[index].path}: its embedding is zero or not finite"
+            reasons[index] = f"{jobs[index].path}: {NO_EMBEDDING}"
         if len(pending) >= PART:
             store.add(pending)
             pending = {}

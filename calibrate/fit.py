@@ -21,10 +21,10 @@ from invariclip.calibrate.pairs import (
     codes,
     fitted_moments,
     grouped_moments,
-    interventional_pairs,
-    natural_pairs,
+    taken_pairs,
 )
 from invariclip.calibrate.pictures import summarise
+from invariclip.calibrate.problems import problems
 from invariclip.calibrate.select import Objective, Selection, select
 from invariclip.calibrate.versions import changed_versions
 from invariclip.console import Progress, silent
@@ -137,9 +137,11 @@ def calibrate(
     table, facts = tabulate(encoder, pictures, options, cache=cache, progress=progress)
     needs_bank = options.captions or options.objective != "prototypes"
     bank = bank_of(encoder, table.label_names, options.templates) if needs_bank else None
+    found = taken_pairs(table, seed=options.seed)
     facts |= {
-        "natural_pairs": len(natural_pairs(table, seed=options.seed)),
-        "interventional_pairs": len(interventional_pairs(table)),
+        "natural_pairs": len(found["natural"]),
+        "interventional_pairs": len(found["interventions"]),
+        "problems": problems(table, pictures, found, facts["skipped"], seed=options.seed).to_json(),
     }
     if not facts["natural_pairs"] and not facts["interventional_pairs"]:
         raise InputError(

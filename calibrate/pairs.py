@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 UNCHANGED = -1
 """The kind of a row that is a picture as it is."""
 
+SAME_DISTANCE = 1e-5
+"""Two unit vectors nearer than this are one, but for the rounding of float32 in another batch."""
+_CHUNK = 4096
+"""Pairs that are compared at a time."""
+
 PAIRS_PER_GROUP = 64
 """Most pairs of one concept between two environments: all of them up to eight pictures in each."""
 
@@ -193,7 +198,8 @@ def fitted_moments(
         seed: See `natural_pairs`.
     """
     seen = table.unchanged
-    parts = [pairs.moments(table) for pairs in _taken(table, sources, seed)]
+    found = taken_pairs(table, sources, seed=seed)
+    parts = [pairs.moments(table) for pairs in found.values() if len(pairs)]
     if captions is not None and seen.any():
         parts.append(of_pairs(table.vectors[seen], captions[table.labels[seen]]))
     return combined([of_points(table.vectors[seen]), *parts], [1.0] * (len(parts) + 1))
@@ -214,7 +220,7 @@ def grouped_moments(
         One for every group that holds a concept; they add up to `fitted_moments`.
     """
     seen = table.unchanged
-    found = _taken(table, sources, seed)
+    found = [pairs for pairs in taken_pairs(table, sources, seed=seed).values() if len(pairs)]
     weights = [float(pairs.weights.sum()) for pairs in found]
     group = np.asarray([group_of(name, seed) for name in table.concept_names])[table.concepts]
     parts = []
@@ -231,10 +237,31 @@ def grouped_moments(
     return parts
 
 
-def _taken(table: Table, sources: Sources, seed: int) -> list[Pairs]:
-    taken = [natural_pairs(table, seed=seed)] if sources.natural else []
-    taken += [interventional_pairs(table)] if sources.interventions else []
-    return [pairs for pairs in taken if len(pairs)]
+def taken_pairs(table: Table, sources: Sources = ALL_SOURCES, *, seed: int = 0) -> dict[str, Pairs]:
+    """The pairs of every source, by its name, without those whose members are the same (see `same_pairs`).
+
+    Args:
+        table: The rows.
+        sources: Which pairs to take.
+        seed: See `natural_pairs`.
+    """
+    return {name: pairs.where(~same_pairs(table, pairs)) for name, pairs in all_pairs(table, sources, seed).items()}
+
+
+def all_pairs(table: Table, sources: Sources = ALL_SOURCES, seed: int = 0) -> dict[str, Pairs]:
+    """The pairs of every source, by its name, the useless ones too."""
+    found = {"natural": natural_pairs(table, seed=seed)} if sources.natural else {}
+    return found | ({"interventions": interventional_pairs(table)} if sources.interventions else {})
+
+
+def same_pairs(table: Table, pairs: Pairs) -> NDArray[np.bool_]:
+    """Which pairs have one embedding twice, bool [P]: one file in two environments, greyscale of a grey picture."""
+    same = np.zeros(len(pairs), dtype=np.bool_)
+    for start in range(0, len(pairs), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        delta = table.vectors[pairs.first[part]] - table.vectors[pairs.second[part]]
+        same[part] = np.einsum("ij,ij->i", delta, delta) <= SAME_DISTANCE**2
+    return same
 
 
 def seeded(*parts: str | int) -> np.random.Generator:

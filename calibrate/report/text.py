@@ -39,10 +39,7 @@ def _pictures(facts: dict[str, Any]) -> list[str]:
         f"pairs      {facts['natural_pairs']} natural, {facts['interventional_pairs']} interventional, "
         f"{facts['caption_pairs']} with captions",
     ]
-    if facts["unpaired_concepts"]:
-        lines.append(f"unpaired   {facts['unpaired_concepts']} concepts stand in one environment only: no natural pair")
-    if facts["skipped"]:
-        lines.append(f"skipped    {len(facts['skipped'])} pictures, such as {facts['skipped'][0]}")
+    lines += [f"problem    {line}" for line in Tally.from_json(facts["problems"]).lines()]
     if facts["declined"]:
         counts = ", ".join(f"{label} {count}" for label, count in facts["declined"].items())
         lines.append(f"declined   interventions that did not apply to a picture: {counts}")
@@ -57,7 +54,7 @@ def _sources(facts: dict[str, Any]) -> list[str]:
         weight = facts["weights"].get(source, 1.0)
         lines.append(f"source     {source}: {told}" + (f", weight {weight:g}" if weight != 1 else ""))
     for source, plain in facts["left_out"].items():
-        lines += [f"left out   {source}: {line}" for line in Tally.from_json(plain).lines()]
+        lines += [f"problem    {source}: {line}" for line in Tally.from_json(plain).lines()]
     return lines
 
 

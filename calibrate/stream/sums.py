@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from invariclip.calibrate.moments import Moments, empty
+from invariclip.calibrate.pairs import SAME_DISTANCE
 from invariclip.calibrate.stream.tally import NOT_FINITE, SAME, ZERO, Tally
 from invariclip.errors import InputError
 
@@ -91,7 +92,7 @@ class Sums:
         # One number says it of both members: NaN and infinity survive a sum, and a zero a product.
         both = np.where((squares > 0) & (others > 0), squares + others, squares * others)
         good = self._told("pair", both, block.pair_names)
-        same = good & (moved == 0)
+        same = good & (moved <= SAME_DISTANCE**2)
         self._tell(SAME, "pair", same, block.pair_names)
         self._seen["pair"] += len(first)
         self._sum(block.part, deltas, good & ~same, weights, moved)

@@ -17,15 +17,24 @@ NOT_FINITE = "not finite"
 ZERO = "zero embedding"
 SAME = "pair of one thing with itself"
 LONE = "without a partner"
+SINGLE = "concept with a single picture"
+SINGLE_OF_CLASS = "class with a single picture"
+EMPTY = "environment without a picture"
+ALIKE = "environment without variance"
 """Reasons that several sources have; a source may have others."""
 
 WORDS = {
-    UNREADABLE: "cannot be read or decoded",
-    NOT_FINITE: "their embedding holds NaN or infinity",
-    ZERO: "their embedding is zero",
-    SAME: "both members of the pair are the same",
-    LONE: "stand in one environment only: no natural pair",
+    UNREADABLE: "left out: cannot be read or decoded",
+    NOT_FINITE: "left out: their embedding holds NaN or infinity",
+    ZERO: "left out: their embedding is zero",
+    SAME: "left out: both members of the pair are the same",
+    LONE: "concepts of several pictures in one environment alone: no natural pair",
+    SINGLE: "concepts with a single picture: no natural pair",
+    SINGLE_OF_CLASS: "classes with a single picture",
+    EMPTY: "environments without a picture that can be used",
+    ALIKE: "environments whose pictures all have one embedding: no variance to tell from movement",
 }
+"""What each is called in a line."""
 
 
 @dataclass
@@ -69,7 +78,7 @@ class Tally:
     def lines(self) -> list[str]:
         """One line for every reason."""
         return [
-            f"{number:,} left out: {WORDS.get(reason, reason)}" + self._such(reason)
+            f"{number:,} {WORDS.get(reason, reason)}" + self._such(reason)
             for reason, number in sorted(self.counts.items())
         ]
 

@@ -37,7 +37,7 @@ def test_given_embeddings_need_no_model(run, given, tmp_path):
     code, said, err = run("calibrate", "--sources", tmp_path / "sources.json", *FIXED, "-o", out)
     assert code == 0, err
     assert "source     given: 899 pairs, 899 points" in said
-    assert "left out   given: 2 left out: their embedding holds NaN or infinity, such as a.npy, row 5" in said
+    assert "problem    given: 2 left out: their embedding holds NaN or infinity, such as a.npy, row 5" in said
     good = np.arange(900) != 5
     first, second = (unit(rows[good]) for rows in given)
     wanted = fit(of_points(first) + of_pairs(first, second), "shrinkage", strength=3)

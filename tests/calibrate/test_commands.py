@@ -76,7 +76,7 @@ def test_bad_pictures_are_warned_of(run, common, manifest, tmp_path):
     code, out, err = run("calibrate", *common, "--interventions", "none", "-o", tmp_path / "p.safetensors")
     assert code == 0
     assert "warning: skipped" in err
-    assert "skipped    1 pictures" in out
+    assert "problem    1 left out: cannot be read or decoded" in out
 
 
 def test_build_goes_all_the_way_and_resumes(run, common, manifest, tmp_path, monkeypatch):
