@@ -21,7 +21,7 @@ from invariclip.calibrate.pairs import (
     natural_pairs,
 )
 from invariclip.calibrate.pictures import summarise
-from invariclip.calibrate.select import Objective, Selection, select
+from invariclip.calibrate.select import TEXT_OBJECTIVES, Objective, Selection, select
 from invariclip.calibrate.versions import changed_versions
 from invariclip.console import Progress, silent
 from invariclip.errors import InputError
@@ -75,7 +75,7 @@ class Options:
     def tried_captions(self) -> tuple[bool, ...]:
         """With captions as pairs, without, or both."""
         if self.captions is None:
-            return (False, True) if self.objective != "prototypes" else (False,)
+            return (False, True) if self.objective in TEXT_OBJECTIVES else (False,)
         return (self.captions,)
 
     def fixed(self) -> Candidate | None:
@@ -130,7 +130,7 @@ def calibrate(
         ProjectionError: The options name an estimator that cannot be fitted.
     """
     table, facts = tabulate(encoder, pictures, options, cache=cache, progress=progress)
-    needs_bank = options.captions or options.objective != "prototypes"
+    needs_bank = options.captions or options.objective in TEXT_OBJECTIVES
     bank = bank_of(encoder, table.label_names, options.templates) if needs_bank else None
     facts |= {
         "natural_pairs": len(natural_pairs(table, seed=options.seed)),

@@ -65,9 +65,7 @@ def _layout(name: str, folder: str, environments: str, classes: str, **more: Any
 LAYOUTS: dict[str, Layout] = {
     layout.name: layout
     for layout in (
-        _layout(
-            "PACS", "PACS", "art_painting/cartoon/photo/sketch", "dog elephant giraffe guitar horse house person"
-        ),
+        _layout("PACS", "PACS", "art_painting/cartoon/photo/sketch", "dog elephant giraffe guitar horse house person"),
         _layout("VLCS", "VLCS", "Caltech101/LabelMe/SUN09/VOC2007", "bird car chair dog person"),
         _layout(
             "OfficeHome",
