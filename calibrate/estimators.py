@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from invariclip.calibrate.little_data import regularised
 from invariclip.errors import ProjectionError
 from invariclip.projection import Projection
 
@@ -94,7 +95,7 @@ def decompose(moments: Moments, estimator: str, strength: float | None = None) -
       nothing.
       Where fewer pictures than dimensions leave Σ singular, 0/0 decides; a ridge of `RIDGE` · mean-eig(Σ) on *both*
       sides gives a direction that no picture excites μ = 1, so that it stands behind all that carry signal. A ridge
-      on Σ alone would call it perfectly invariant.
+      on Σ alone would call it perfectly invariant. With few pairs the ridge is larger: see `little_data`.
     - `shrinkage`: the symmetric (I + λ Σ_Δ / mean-eig(Σ_Δ))^(-1/2); keeps every direction, shortens those that move.
     - `identity`: no change.
 
@@ -158,8 +159,8 @@ def _icm(moments: Moments, strength: float) -> Basis:
 
 
 def _generalised(moments: Moments) -> Basis:
-    sigma, moved = moments.sigma, moments.sigma_delta
-    ridge = RIDGE * float(np.trace(sigma)) / moments.width * np.eye(moments.width)
+    sigma, moved, _ = regularised(moments)
+    ridge = RIDGE * float(np.trace(moments.sigma)) / moments.width * np.eye(moments.width)
     # Through the Cholesky factor, as LAPACK's sygv does; with the ridge Σ is positive definite.
     inverse = np.linalg.inv(np.linalg.cholesky(sigma + ridge))
     values, vectors = np.linalg.eigh(inverse @ (moved + ridge) @ inverse.T)

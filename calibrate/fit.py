@@ -11,12 +11,15 @@ import numpy as np
 
 import invariclip
 from invariclip.calibrate.candidates import Candidate, grid
+from invariclip.calibrate.confidence import confidence
+from invariclip.calibrate.diagnostics import diagnose
 from invariclip.calibrate.embed import Encoder, Job, TextEncoder, embed, embed_texts
 from invariclip.calibrate.estimators import fit
 from invariclip.calibrate.pairs import (
     UNCHANGED,
     Table,
     fitted_moments,
+    grouped_moments,
     interventional_pairs,
     natural_pairs,
 )
@@ -35,7 +38,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from invariclip.calibrate.moments import Moments
     from invariclip.calibrate.pictures import Picture
 
 
@@ -98,7 +100,8 @@ class Calibration:
     Attributes:
         projection: To be written; its provenance holds the rest as JSON.
         selection: Scores of every candidate, or None where nothing could be left out.
-        facts: JSON-ready: counts of pictures, pairs and skipped files, kept energies.
+        facts: JSON-ready: counts of pictures, pairs and skipped files, what `diagnostics.diagnose` tells, and
+            `confidence`, None where there is nothing to be unsure of.
     """
 
     projection: Projection
@@ -149,7 +152,10 @@ def calibrate(
         if chosen.estimator == "identity"
         else fit(moments, chosen.estimator, chosen.rank, chosen.strength)
     )
-    facts |= energies(projection, moments)
+    facts |= diagnose(projection, moments)
+    parts = grouped_moments(table, captions=bank if chosen.captions else None, seed=options.seed)
+    sure = confidence(parts, chosen.estimator, chosen.rank, chosen.strength, seed=options.seed)
+    facts["confidence"] = sure.to_json() if sure else None
     provenance = {
         "invariclip": invariclip.__version__,
         "numpy": np.__version__,
@@ -215,18 +221,6 @@ def tabulate(
         "pictures_sha256": hashlib.sha256("\n".join(lines).encode()).hexdigest(),
     }
     return table, facts
-
-
-def energies(projection: Projection, moments: Moments) -> dict[str, float]:
-    """What is kept of the variation between pictures and of what the environment moves, as shares of 1.
-
-    tr(Aᵀ Σ A) / tr(Σ) and tr(Aᵀ Σ_Δ A) / tr(Σ_Δ), with A scaled so that the direction it keeps best keeps its length.
-    """
-    A = projection.A_inv / np.linalg.norm(projection.A_inv, 2)
-    shares = {}
-    for name, moment in (("kept_variation", moments.sigma), ("kept_movement", moments.sigma_delta)):
-        shares[name] = round(float(np.trace(A.T @ moment @ A) / np.trace(moment)), 4)
-    return shares
 
 
 def _choose(

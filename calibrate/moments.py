@@ -1,13 +1,14 @@
 """The sufficient statistics of a calibration: two D×D matrices and their counts, in float64.
 
-They are sums, so they stream, merge, and weigh: what is fitted from a million pairs needs no more memory than what is
-fitted from ten, and two runs over halves of the data add up to one run over all of it.
+They are sums, so they stream, merge, weigh and can be taken apart: what is fitted from a million pairs needs no more
+memory than what is fitted from ten, two runs over halves of the data add up to one run over all of it, and all of it
+less one environment is what was seen elsewhere.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,34 +21,49 @@ from invariclip.files import write_atomically
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-MOMENTS_SCHEMA = 1
-_CHUNK = 8192
-"""Rows whose differences are formed at a time, so that memory stays flat in the number of pairs."""
+MOMENTS_SCHEMA = 2
+MAX_MOMENTS_BYTES = 1 << 32
+"""Two float64 matrices of 16,384 × 16,384."""
+_CHUNK = 2048
+"""Rows that are weighed and multiplied at a time, so that memory stays flat in the number of rows."""
+_ROUNDING = 1e-9
+"""What subtraction may leave below zero, relative to what was subtracted from, before it counts as a mistake."""
 
 
 @dataclass(frozen=True)
 class Moments:
     """Sums over points z and over pair differences Δ = z₁ - z₂ (CLIP-ICM, the estimator's Σ and Σ_Δ).
 
+    The squared weights and the fourth powers are what the error of Σ and Σ_Δ is told from, see `little_data`.
+
     Attributes:
         points: How many points were added.
-        point_weight: Their total weight.
+        point_weight: Their total weight Σ w.
+        point_weight_squares: Σ w².
+        point_fourth: Σ w² ‖z‖⁴.
         point_sum: float64 [D], Σ w z.
         point_outer: float64 [D, D], Σ w z zᵀ.
         pairs: How many pairs were added.
-        pair_weight: Their total weight.
+        pair_weight: Their total weight Σ w.
+        pair_weight_squares: Σ w².
+        pair_fourth: Σ w² ‖Δ‖⁴.
         pair_outer: float64 [D, D], Σ w Δ Δᵀ.
     """
 
     points: int
     point_weight: float
+    point_weight_squares: float
+    point_fourth: float
     point_sum: NDArray[np.float64]
     point_outer: NDArray[np.float64]
     pairs: int
     pair_weight: float
+    pair_weight_squares: float
+    pair_fourth: float
     pair_outer: NDArray[np.float64]
 
     @property
@@ -79,6 +95,16 @@ class Moments:
             )
         return self.pair_outer / self.pair_weight
 
+    @property
+    def effective_points(self) -> float:
+        """How many equally weighted points would be as many: (Σ w)² / Σ w² (Kish, Survey Sampling, 1965)."""
+        return self.point_weight**2 / self.point_weight_squares if self.point_weight_squares > 0 else 0.0
+
+    @property
+    def effective_pairs(self) -> float:
+        """How many equally weighted pairs would be as many: (Σ w)² / Σ w²."""
+        return self.pair_weight**2 / self.pair_weight_squares if self.pair_weight_squares > 0 else 0.0
+
     def __add__(self, other: Moments) -> Moments:
         """The moments of both sets together.
 
@@ -89,29 +115,69 @@ class Moments:
             raise InputError(f"moments of width {self.width} and {other.width} cannot be added")
         return Moments(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
 
+    def __sub__(self, other: Moments) -> Moments:
+        """The moments without a part that was added to them before, such as those of one environment.
+
+        Raises:
+            InputError: They are of different widths, or `other` cannot be a part of these: a count, a weight or a
+                second moment would be negative.
+        """
+        if self.width != other.width:
+            raise InputError(f"moments of width {self.width} and {other.width} cannot be subtracted")
+        left = {f.name: getattr(self, f.name) - getattr(other, f.name) for f in fields(self)}
+        for name, rest in left.items():
+            # The sum of the points may have any sign; of the matrices the diagonal may not.
+            whole, least = getattr(self, name), rest
+            if isinstance(rest, np.ndarray):
+                if name == "point_sum":
+                    continue
+                whole, least = np.trace(whole), np.diag(rest).min()
+            if least < -_ROUNDING * whole:
+                raise InputError(
+                    f"the moments to subtract are not a part of these: {name.replace('_', ' ')} would be negative; "
+                    "subtract only what was added, with the same weights"
+                )
+            if isinstance(rest, float):
+                left[name] = max(rest, 0.0)
+        rest = Moments(**left)
+        # Nothing is left of a kind: what rounding leaves of its sums must not pass for data.
+        nothing = empty(self.width)
+        points = rest if rest.points else nothing
+        pairs = rest if rest.pairs else nothing
+        return replace(points, **{f.name: getattr(pairs, f.name) for f in fields(rest) if f.name.startswith("pair")})
+
     def scaled(self, weight: float) -> Moments:
         """Every weight multiplied by `weight`; the counts say what was really seen and stay.
 
         Raises:
             InputError: The weight is negative or not finite.
         """
-        if not (np.isfinite(weight) and weight >= 0):
-            raise InputError(f"a weight must be zero or more, not {weight}")
+        return self._rescaled(weight, weight)
+
+    def _rescaled(self, points: float, pairs: float) -> Moments:
+        """The weights of all points and those of all pairs, each multiplied by a number."""
+        for weight in (points, pairs):
+            if not (np.isfinite(weight) and weight >= 0):
+                raise InputError(f"a weight must be zero or more, not {weight}")
         return Moments(
             points=self.points,
-            point_weight=self.point_weight * weight,
-            point_sum=self.point_sum * weight,
-            point_outer=self.point_outer * weight,
+            point_weight=self.point_weight * points,
+            point_weight_squares=self.point_weight_squares * points**2,
+            point_fourth=self.point_fourth * points**2,
+            point_sum=self.point_sum * points,
+            point_outer=self.point_outer * points,
             pairs=self.pairs,
-            pair_weight=self.pair_weight * weight,
-            pair_outer=self.pair_outer * weight,
+            pair_weight=self.pair_weight * pairs,
+            pair_weight_squares=self.pair_weight_squares * pairs**2,
+            pair_fourth=self.pair_fourth * pairs**2,
+            pair_outer=self.pair_outer * pairs,
         )
 
 
 def empty(width: int) -> Moments:
     """The moments of nothing, for embeddings of width D."""
     square = np.zeros((width, width))
-    return Moments(0, 0.0, np.zeros(width), square, 0, 0.0, square.copy())
+    return Moments(0, 0.0, 0.0, 0.0, np.zeros(width), square, 0, 0.0, 0.0, 0.0, square.copy())
 
 
 def of_points(vectors: NDArray[np.floating[Any]], weights: NDArray[np.float64] | None = None) -> Moments:
@@ -125,18 +191,30 @@ def of_points(vectors: NDArray[np.floating[Any]], weights: NDArray[np.float64] |
         InputError: A value is not finite, or a weight negative.
     """
     w = _weights(weights, len(vectors))
-    total = empty(vectors.shape[1])
-    linear, outer = total.point_sum, total.point_outer
-    for start in range(0, len(vectors), _CHUNK):
-        rows = _finite(vectors[start : start + _CHUNK])
-        scaled = rows * w[start : start + _CHUNK, None]
-        linear = linear + scaled.sum(axis=0)
-        outer = outer + scaled.T @ rows
-    return Moments(len(vectors), float(w.sum()), linear, outer, 0, 0.0, total.pair_outer)
+    linear, outer, fourth = np.zeros(vectors.shape[1]), np.zeros((vectors.shape[1],) * 2), 0.0
+    for part in _chunks(len(vectors)):
+        rows, roots, powers = _weighed(vectors[part].astype(np.float64), w, part)
+        linear += rows.sum(axis=0) if roots is None else roots @ rows
+        outer += rows.T @ rows
+        fourth += powers
+    total, squares = (float(len(vectors)),) * 2 if w is None else (float(w.sum()), float(w @ w))
+    return replace(
+        empty(len(linear)),
+        points=len(vectors),
+        point_weight=total,
+        point_weight_squares=squares,
+        point_fourth=fourth,
+        point_sum=linear,
+        point_outer=outer,
+    )
 
 
 def of_pairs(
-    first: NDArray[np.floating[Any]], second: NDArray[np.floating[Any]], weights: NDArray[np.float64] | None = None
+    first: NDArray[np.floating[Any]],
+    second: NDArray[np.floating[Any]],
+    weights: NDArray[np.float64] | None = None,
+    *,
+    independent: float | None = None,
 ) -> Moments:
     """Moments of pairs: of their differences alone, since a point may be in many pairs (see `of_points`).
 
@@ -144,6 +222,8 @@ def of_pairs(
         first: [P, D].
         second: [P, D].
         weights: [P], zero or more; all one by default.
+        independent: How many of the pairs are independent at most, where they share members: k pictures make
+            k(k-1)/2 pairs, whose differences have only k - 1 degrees of freedom. All by default.
 
     Raises:
         InputError: A value is not finite, a weight negative, or the shapes differ.
@@ -151,13 +231,45 @@ def of_pairs(
     if first.shape != second.shape:
         raise InputError(f"the members of pairs have shapes {list(first.shape)} and {list(second.shape)}")
     w = _weights(weights, len(first))
-    total = empty(first.shape[1])
-    outer = total.pair_outer
-    for start in range(0, len(first), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        delta = _finite(first[part]) - _finite(second[part])
-        outer = outer + (delta * w[part, None]).T @ delta
-    return Moments(0, 0.0, total.point_sum, total.point_outer, len(first), float(w.sum()), outer)
+    outer, fourth = np.zeros((first.shape[1],) * 2), 0.0
+    for part in _chunks(len(first)):
+        with np.errstate(invalid="ignore"):  # ∞ - ∞, which is refused below
+            delta = np.subtract(first[part], second[part], dtype=np.float64)
+        rows, _, powers = _weighed(delta, w, part)
+        outer += rows.T @ rows
+        fourth += powers
+    total, squares = (float(len(first)),) * 2 if w is None else (float(w.sum()), float(w @ w))
+    if independent is not None and 0 < squares * independent < total**2:
+        # As if so many pairs of equal weight had been seen: the error of the sums grows in proportion.
+        squares, fourth = total**2 / independent, fourth * (total**2 / independent / squares)
+    return replace(
+        empty(len(outer)),
+        pairs=len(first),
+        pair_weight=total,
+        pair_weight_squares=squares,
+        pair_fourth=fourth,
+        pair_outer=outer,
+    )
+
+
+def combined(parts: Sequence[Moments], weights: Sequence[float]) -> Moments:
+    """Several sources of pairs together, each counting by a weight of its own, however many pairs it has.
+
+    Args:
+        parts: The pairs of every one are scaled to a total weight of its entry in `weights`; points are added as they
+            are. One without pairs adds its points.
+        weights: Zero or more, one for every part.
+
+    Raises:
+        InputError: There is no part, the weights are not as many as the parts, one is negative or not finite, or the
+            widths differ.
+    """
+    if not parts or len(parts) != len(weights):
+        raise InputError(f"{len(parts)} moments and {len(weights)} weights cannot be combined; give one weight to each")
+    total = empty(parts[0].width)
+    for part, weight in zip(parts, weights, strict=True):
+        total = total + part._rescaled(1.0, weight / part.pair_weight if part.pair_weight > 0 else weight)
+    return total
 
 
 def write_moments(path: str | os.PathLike[str], moments: Moments) -> None:
@@ -173,35 +285,70 @@ def read_moments(path: str | os.PathLike[str]) -> Moments:
     """Reads what `write_moments` wrote.
 
     Raises:
-        InputError: The file is missing, damaged, or not moments of this schema.
+        InputError: The file is missing, too large, damaged, or not moments of this schema.
     """
     where = Path(path)
     if not where.is_file():
         raise InputError(f"{where}: no such moments file")
+    if where.stat().st_size > MAX_MOMENTS_BYTES:
+        raise InputError(f"{where}: larger than any moments ({where.stat().st_size:,} bytes)")
     try:
         with safe_open(where, framework="numpy") as tensors:
-            facts = json.loads((tensors.metadata() or {})["invariclip.moments"])
+            facts = dict(json.loads((tensors.metadata() or {})["invariclip.moments"]))
             arrays = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 -- not a mapping
-        if facts.pop("schema") != MOMENTS_SCHEMA:
-            raise InputError(f"{where}: its schema is not known; this version reads {MOMENTS_SCHEMA}")
+        schema = facts.pop("schema")
         moments = Moments(**facts, **arrays)
     except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
         raise InputError(f"{where}: not moments written by invariclip ({error})") from error
-    square = (moments.width, moments.width)
-    if moments.point_outer.shape != square or moments.pair_outer.shape != square:
-        raise InputError(f"{where}: damaged, its matrices are not {square[0]}×{square[1]}")
+    if schema != MOMENTS_SCHEMA:
+        raise InputError(f"{where}: schema {schema!r} is not known; this version reads {MOMENTS_SCHEMA}")
+    _check(where, moments, set(arrays))
     return moments
 
 
-def _weights(weights: NDArray[np.float64] | None, count: int) -> NDArray[np.float64]:
+def _check(where: Path, moments: Moments, arrays: set[str]) -> None:
+    """Refuses a file whose numbers cannot be sums of anything, so that no later step meets them."""
+    width = moments.point_sum.shape[0] if "point_sum" in arrays and moments.point_sum.ndim == 1 else 0
+    shapes = {"point_sum": (width,), "point_outer": (width, width), "pair_outer": (width, width)}
+    if arrays != set(shapes) or width < 1:
+        raise InputError(f"{where}: damaged, it does not hold {', '.join(shapes)}")
+    for name, shape in shapes.items():
+        array = getattr(moments, name)
+        if array.shape != shape or array.dtype != np.float64 or not np.isfinite(array).all():
+            raise InputError(f"{where}: damaged, {name} is not {list(shape)} of finite float64 values")
+    for name in (f.name for f in fields(moments) if f.name not in arrays):
+        value = getattr(moments, name)
+        kinds = (int,) if name in ("points", "pairs") else (int, float)
+        if isinstance(value, bool) or not isinstance(value, kinds) or not 0 <= value < np.inf:
+            raise InputError(f"{where}: damaged, {name} is {value!r}, not a number of zero or more")
+
+
+def _weights(weights: NDArray[np.float64] | None, count: int) -> NDArray[np.float64] | None:
     if weights is None:
-        return np.ones(count)
+        return None
     if weights.shape != (count,) or not np.isfinite(weights).all() or (weights < 0).any():
         raise InputError(f"weights must be {count} finite numbers of zero or more")
     return weights.astype(np.float64)
 
 
-def _finite(rows: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    if not np.isfinite(rows).all():
+def _chunks(count: int) -> list[slice]:
+    return [slice(start, start + _CHUNK) for start in range(0, count, _CHUNK)]
+
+
+def _weighed(
+    rows: NDArray[np.float64], weights: NDArray[np.float64] | None, part: slice
+) -> tuple[NDArray[np.float64], NDArray[np.float64] | None, float]:
+    """The rows times the roots of their weights, those roots, and Σ w² ‖z‖⁴.
+
+    One array times itself is then the weighted sum, of which BLAS computes half (SYRK); two different factors would
+    cost twice as much.
+    """
+    roots = None if weights is None else np.sqrt(weights[part])
+    if roots is not None:
+        with np.errstate(invalid="ignore"):  # 0 · ∞, which is refused below
+            rows *= roots[:, None]
+    # Squared lengths tell of every value that is not finite, and save a pass over the rows.
+    squares = np.einsum("nd,nd->n", rows, rows)
+    if not np.isfinite(squares).all():
         raise InputError("an embedding has values that are not finite; leave that picture out")
-    return rows.astype(np.float64)
+    return rows, roots, float(squares @ squares)

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from invariclip.calibrate.moments import Moments, of_pairs, of_points
+from invariclip.calibrate.confidence import group_of
+from invariclip.calibrate.moments import combined, of_pairs, of_points
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
+
+    from invariclip.calibrate.moments import Moments
 
 UNCHANGED = -1
 """The kind of a row that is a picture as it is."""
@@ -84,6 +87,18 @@ class Pairs:
 
     def __len__(self) -> int:
         return len(self.first)
+
+    def where(self, mask: NDArray[np.bool_]) -> Pairs:
+        """The pairs of a mask, bool [P]."""
+        return Pairs(self.first[mask], self.second[mask], self.weights[mask])
+
+    def moments(self, table: Table) -> Moments:
+        """Moments of the differences; pairs of k pictures of one concept count as k - 1 independent ones at most."""
+        members = np.unique(np.concatenate([self.first, self.second]))
+        independent = len(members) - len(np.unique(table.concepts[members]))
+        return of_pairs(
+            table.vectors[self.first], table.vectors[self.second], self.weights, independent=float(independent)
+        )
 
 
 @dataclass(frozen=True)
@@ -171,15 +186,48 @@ def fitted_moments(
         seed: See `natural_pairs`.
     """
     seen = table.unchanged
-    taken = [natural_pairs(table, seed=seed)] if sources.natural else []
-    taken += [interventional_pairs(table)] if sources.interventions else []
-    parts = [of_pairs(table.vectors[p.first], table.vectors[p.second], p.weights) for p in taken if len(p)]
+    parts = [pairs.moments(table) for pairs in _taken(table, sources, seed)]
     if captions is not None and seen.any():
         parts.append(of_pairs(table.vectors[seen], captions[table.labels[seen]]))
-    total = of_points(table.vectors[seen])
-    for part in parts:
-        total = total + part.scaled(1.0 / part.pair_weight)
-    return total
+    return combined([of_points(table.vectors[seen]), *parts], [1.0] * (len(parts) + 1))
+
+
+def grouped_moments(
+    table: Table, sources: Sources = ALL_SOURCES, *, captions: NDArray[np.float64] | None = None, seed: int = 0
+) -> list[Moments]:
+    """The same moments apart, as `confidence.confidence` draws from them: concepts are spread over groups by name.
+
+    Args:
+        table: See `fitted_moments`, as are the others.
+        sources: Which pairs to take.
+        captions: [K, D], unit length, or None.
+        seed: Of the pairs and of the groups.
+
+    Returns:
+        One for every group that holds a concept; they add up to `fitted_moments`.
+    """
+    seen = table.unchanged
+    found = _taken(table, sources, seed)
+    weights = [float(pairs.weights.sum()) for pairs in found]
+    group = np.asarray([group_of(name, seed) for name in table.concept_names])[table.concepts]
+    parts = []
+    for code in np.unique(group):
+        rows = seen & (group == code)
+        part = of_points(table.vectors[rows])
+        for pairs, weight in zip(found, weights, strict=True):
+            own = pairs.where(group[pairs.first] == code)
+            if len(own):
+                part = part + own.moments(table).scaled(1 / weight)
+        if captions is not None and rows.any():
+            part = part + of_pairs(table.vectors[rows], captions[table.labels[rows]]).scaled(1 / float(seen.sum()))
+        parts.append(part)
+    return parts
+
+
+def _taken(table: Table, sources: Sources, seed: int) -> list[Pairs]:
+    taken = [natural_pairs(table, seed=seed)] if sources.natural else []
+    taken += [interventional_pairs(table)] if sources.interventions else []
+    return [pairs for pairs in taken if len(pairs)]
 
 
 def _pairs(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from invariclip.calibrate.diagnostics import few
 from invariclip.console import table
 
 if TYPE_CHECKING:
@@ -35,7 +34,8 @@ def summary_text(result: Calibration) -> str:
         lines += [
             f"keeps      {facts['kept_variation']:.0%} of what varies between pictures, "
             f"{facts['kept_movement']:.0%} of what environments and interventions move",
-            f"spectrum   {_spectrum(projection.eigenvalues)}",
+            f"spectrum   {_spectrum(facts['spectrum'])}",
+            *_sureness(facts, projection.embed_dim, projection.rank),
         ]
     if result.selection:
         lines += [*_verdict(result.selection), "", _scores(result.selection), ""]
@@ -84,6 +84,37 @@ def _gain(scored: Scored) -> str:
     return f"{scored.gain.value:+.1f} [{scored.gain.low:+.1f}, {scored.gain.high:+.1f}]"
 
 
-def _spectrum(eigenvalues: np.ndarray[Any, np.dtype[np.float64]]) -> str:
-    highest, upper, middle, lower, lowest = np.quantile(eigenvalues, [1, 0.75, 0.5, 0.25, 0])
-    return f"highest {highest:.3g}, quartiles {upper:.3g} / {middle:.3g} / {lower:.3g}, lowest {lowest:.3g}"
+def _spectrum(quantiles: list[float]) -> str:
+    highest, *inner, lowest = quantiles
+    return f"highest {highest:.3g}, quartiles {' / '.join(f'{value:.3g}' for value in inner)}, lowest {lowest:.3g}"
+
+
+def _sureness(facts: dict[str, Any], width: int, rank: int) -> list[str]:
+    """How sure the fit is, and whether it is from little data."""
+    lines = []
+    sure = facts["confidence"]
+    if sure is None:
+        lines.append("sure       not known: too few concepts for resamples, or nothing is cut")
+    elif rank < width:
+        lines.append(
+            f"sure       to {_angle(sure['mean_angle'])} of the kept subspace on average, to "
+            f"{_angle(sure['largest_angle'])} along its worst direction"
+        )
+    else:
+        deviation = sure["deviation"]
+        lines.append(
+            f"sure       to {_angle(sure['mean_angle'])} on average of the {sure['rank']} directions that move most; "
+            f"similarities to {deviation['median']:.0%} (95 %: {deviation['high']:.0%})"
+        )
+    if few(facts, width):
+        points, pairs = facts["sigma"], facts["sigma_delta"]
+        done = f"{facts['mixed']:.0%} of both moments is an identity" if facts["mixed"] else "moments are as they were"
+        lines.append(
+            f"few data   as good as {points['effective']:.0f} independent pictures and {pairs['effective']:.0f} pairs "
+            f"in {width} dimensions, {points['identity']:.0%} and {pairs['identity']:.0%} noise (Ledoit-Wolf); {done}"
+        )
+    return lines
+
+
+def _angle(spread: dict[str, float]) -> str:
+    return f"{spread['median']:.0f}° (95 %: {spread['high']:.0f}°)"

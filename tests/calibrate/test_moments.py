@@ -1,27 +1,39 @@
 """Moments are sums: order, splitting and weights do not matter beyond rounding."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
-from invariclip.calibrate.moments import Moments, empty, of_pairs, of_points, read_moments, write_moments
+from invariclip.calibrate.moments import (
+    MOMENTS_SCHEMA,
+    Moments,
+    combined,
+    empty,
+    of_pairs,
+    of_points,
+    read_moments,
+    write_moments,
+)
 from invariclip.errors import InputError
 
 settings.register_profile("calibrate", max_examples=40, deadline=None)
 settings.load_profile("calibrate")
 
 ARRAYS = ("point_sum", "point_outer", "pair_outer")
+SCALARS = ("point_weight", "point_weight_squares", "point_fourth", "pair_weight", "pair_weight_squares", "pair_fourth")
 
 
-def same(a: Moments, b: Moments):
+def same(a: Moments, b: Moments, scale: Moments | None = None):
+    """Equal to 1e-12 of the largest value, of `scale` where rounding is relative to something larger."""
     assert (a.points, a.pairs) == (b.points, b.pairs)
-    assert a.point_weight == pytest.approx(b.point_weight)
-    assert a.pair_weight == pytest.approx(b.pair_weight)
-    for name in ARRAYS:
-        assert np.allclose(getattr(a, name), getattr(b, name), rtol=1e-12, atol=1e-12)
+    for name in (*SCALARS, *ARRAYS):
+        one, other, whole = (getattr(each, name) for each in (a, b, scale or a))
+        assert np.abs(np.subtract(one, other)).max() <= 1e-12 * max(np.abs(whole).max(), 1e-300), name
 
 
 def sample(seed, count, width):
@@ -70,6 +82,57 @@ def test_a_weight_is_a_repetition(seed, count, width, times):
     assert np.allclose(weighted.pair_outer, repeated.pair_outer)
 
 
+@given(seeds, counts, widths)
+def test_a_repeated_pair_is_one_of_weight_two(seed, count, width):
+    """To the matrices, that is; a repetition claims to be another observation, which a weight does not."""
+    first, second, weights = sample(seed, count, width)
+    twice = whole(*(np.concatenate([part, part[:1]]) for part in (first, second, weights)))
+    weights[0] *= 2
+    heavier = whole(first, second, weights)
+    assert np.allclose(twice.sigma, heavier.sigma, rtol=1e-12, atol=1e-12)
+    assert np.allclose(twice.sigma_delta, heavier.sigma_delta, rtol=1e-12, atol=1e-12)
+    assert (twice.points, twice.pairs) == (count + 1, count + 1)
+    assert twice.effective_pairs >= heavier.effective_pairs
+
+
+@given(seeds, st.integers(1, 40), st.integers(1, 40), widths)
+def test_what_was_added_can_be_subtracted(seed, count, other, width):
+    """Leaving one environment out equals never having seen it."""
+    rest, left_out = whole(*sample(seed, count, width)), whole(*sample(seed + 1, other, width))
+    same((rest + left_out) - left_out, rest, scale=rest + left_out)
+
+
+@given(seeds, counts, widths)
+def test_nothing_is_left_of_moments_less_themselves(seed, count, width):
+    """Not even what rounding leaves when the parts were added in another order."""
+    a, b, c = (whole(*sample(seed + i, count, width)) for i in range(3))
+    same((a + b + c) - (c + a + b), empty(width))
+
+
+@given(seeds, counts, widths, st.floats(0.1, 10), st.floats(0.1, 10))
+def test_sources_count_by_their_weights_alone(seed, count, width, a, b):
+    """However many pairs a source has, and whatever they weighed before."""
+    points = of_points(sample(seed, count, width)[0])
+    few, many = (of_pairs(*sample(seed + extra, count * extra, width)) for extra in (1, 5))
+    total = combined([points, few, many.scaled(7)], [1, a, b])
+    assert total.pair_weight == pytest.approx(a + b)
+    assert np.allclose(total.sigma_delta, (a * few.sigma_delta + b * many.sigma_delta) / (a + b))
+    assert np.array_equal(total.point_outer, points.point_outer)
+    assert (total.points, total.pairs) == (count, 6 * count)
+
+
+@given(seeds, counts, widths)
+def test_scalars_are_their_sums(seed, count, width):
+    first, second, weights = sample(seed, count, width)
+    moments = whole(first, second, weights)
+    assert moments.point_fourth == pytest.approx(sum(w**2 * (z @ z) ** 2 for w, z in zip(weights, first, strict=True)))
+    delta = first - second
+    assert moments.pair_fourth == pytest.approx(sum(w**2 * (d @ d) ** 2 for w, d in zip(weights, delta, strict=True)))
+    assert moments.effective_pairs == pytest.approx(weights.sum() ** 2 / (weights**2).sum())
+    assert moments.effective_points == pytest.approx(moments.effective_pairs)
+    assert moments.effective_points <= count * (1 + 1e-9)
+
+
 @given(seeds, counts, widths, st.floats(0.1, 10))
 def test_scaling_keeps_the_means_and_the_counts(seed, count, width, factor):
     moments = whole(*sample(seed, count, width))
@@ -77,6 +140,7 @@ def test_scaling_keeps_the_means_and_the_counts(seed, count, width, factor):
     assert np.allclose(scaled.sigma, moments.sigma)
     assert np.allclose(scaled.sigma_delta, moments.sigma_delta)
     assert (scaled.points, scaled.pairs) == (moments.points, moments.pairs)
+    assert scaled.effective_pairs == pytest.approx(moments.effective_pairs)
 
 
 @given(seeds, counts, widths)
@@ -102,9 +166,42 @@ def test_on_disk_bit_for_bit(tmp_path):
     moments = whole(*sample(3, 10, 5))
     write_moments(tmp_path / "m.safetensors", moments)
     again = read_moments(tmp_path / "m.safetensors")
-    for name in ARRAYS:
+    for name in (*ARRAYS, *SCALARS, "points", "pairs"):
         assert np.array_equal(getattr(again, name), getattr(moments, name))
-    assert (again.points, again.pair_weight) == (moments.points, moments.pair_weight)
+
+
+def test_more_rows_than_are_multiplied_at_a_time():
+    first, second, weights = sample(5, 9000, 3)
+    moments = whole(first, second, weights)
+    assert np.allclose(moments.point_outer, (first * weights[:, None]).T @ first, rtol=1e-12)
+    assert np.allclose(moments.pair_outer, ((first - second) * weights[:, None]).T @ (first - second), rtol=1e-12)
+    assert np.allclose(of_points(first.astype(np.float32)).point_sum, first.astype(np.float32).sum(0, dtype=np.float64))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema": 1}, "schema 1 is not known"),
+        ({"points": "many"}, "points is 'many'"),
+        ({"pairs": 1.5}, "pairs is 1.5"),
+        ({"pair_weight": float("nan")}, "pair_weight is nan"),
+        ({"point_fourth": -1.0}, "point_fourth is -1.0"),
+        ({"unknown": 1}, "not moments"),
+        ({"point_sum": np.ones(())}, "does not hold point_sum"),
+        ({"pair_outer": np.ones((5, 4))}, r"pair_outer is not \[5, 5\]"),
+        ({"pair_outer": np.ones((5, 5), np.float32)}, "finite float64"),
+        ({"point_outer": np.full((5, 5), np.inf)}, "finite float64"),
+    ],
+)
+def test_damaged_files(tmp_path, change, message):
+    moments = whole(*sample(3, 10, 5))
+    arrays = {name: getattr(moments, name) for name in ARRAYS}
+    facts = {"schema": MOMENTS_SCHEMA, "points": 10, "pairs": 10, **{name: getattr(moments, name) for name in SCALARS}}
+    for name, value in change.items():
+        (arrays if isinstance(value, np.ndarray) else facts)[name] = value
+    save_file(arrays, tmp_path / "m.safetensors", {"invariclip.moments": json.dumps(facts)})
+    with pytest.raises(InputError, match=message):
+        read_moments(tmp_path / "m.safetensors")
 
 
 def test_refusals(tmp_path):
@@ -125,6 +222,21 @@ def test_refusals(tmp_path):
         _ = empty(2).sigma
     with pytest.raises(InputError, match="weight"):
         empty(2).scaled(-1)
+    with pytest.raises(InputError, match="width 2 and 3"):
+        empty(2) - empty(3)
+    with pytest.raises(InputError, match="not a part of these: points would be negative"):
+        of_points(rows) - of_points(np.ones((4, 2)))
+    with pytest.raises(InputError, match="not a part of these: pair weight would be negative"):
+        of_pairs(rows, rows * 2) - of_pairs(rows, rows * 2).scaled(2)
+    with pytest.raises(InputError, match="not a part of these: point outer would be negative"):
+        of_points(rows) - of_points(rows[:2] * [[1.3, 0.1]])
+    with pytest.raises(InputError, match="2 moments and 1 weights"):
+        combined([empty(2), empty(2)], [1.0])
+    with pytest.raises(InputError, match="0 moments"):
+        combined([], [])
+    for part in (of_pairs(rows, rows * 2), empty(2)):
+        with pytest.raises(InputError, match="zero or more, not -"):
+            combined([part], [-3.0])
     with pytest.raises(InputError, match="no such"):
         read_moments(tmp_path / "none")
     (tmp_path / "bad").write_bytes(b"not safetensors")
