@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from invariclip.calibrate.evaluate import Bootstrap
+from invariclip.calibrate.folds import CHANGED
 from invariclip.calibrate.report.evidence import Evidence, chosen_candidate
 from invariclip.calibrate.report.examples import changed_pairs, correct, natural_rows, turned
 from invariclip.calibrate.report.look import write_html
@@ -112,7 +113,11 @@ def _environments(result: Calibration) -> dict[str, Any] | None:
         Bar(name, before, scored.accuracy[name] if projected else None)
         for name, before in result.selection.baseline().accuracy.items()
     ]
-    return {"bars": bars, "plot": bar_plot("Right answers where it was left out", bars, unit="% right")}
+    return {
+        "bars": bars,
+        "changed": any(bar.name.endswith(CHANGED) for bar in bars),
+        "plot": bar_plot("Right answers where it was left out", bars, unit="% right"),
+    }
 
 
 def _spectrum(result: Calibration, name: str) -> dict[str, Any] | None:
