@@ -3,7 +3,6 @@
 import io
 import json
 import re
-import shutil
 import sys
 import tarfile
 from pathlib import Path
@@ -147,11 +146,11 @@ def test_yaml_needs_its_package(tmp_path, monkeypatch):
 
 def test_domainbed(desk, reading):
     classes = ["dog", "elephant", "giraffe", "guitar", "horse", "house", "person"]
-    for environment in ("art_painting", "cartoon", "photo", "sketch"):
+    for turns, environment in enumerate(("art_painting", "cartoon", "photo", "sketch")):
         for name in classes:
             folder = desk / "data" / "PACS" / environment / name
             folder.mkdir(parents=True)
-            shutil.copy(desk / "photos" / "day" / "dog" / "0.png", folder / "1.png")
+            Image.open(desk / "photos" / "day" / "dog" / "0.png").rotate(90 * turns).save(folder / "1.png")
     entry = {"kind": "domainbed", "set": "pacs", "path": str(desk / "data"), "environments": ["photo", "sketch"]}
     (source,) = sources_of({"sources": [entry]})
     read = reading.read_all(source, reading.Rowwise())
