@@ -55,7 +55,7 @@ def fitting_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--objective",
             default="auto",
             show_default=True,
-            type=click.Choice(["auto", "zero-shot", "prototypes", "both"]),
+            type=click.Choice(["auto", "zero-shot", "prototypes", "both", "probe"]),
             help="What selection scores; auto is both where the model takes texts.",
         ),
         click.option(

@@ -169,7 +169,8 @@ def _drawn(fixed: Moments, parts: Sequence[Moments], times: NDArray[np.int64]) -
             added = getattr(part, name)
             # In place: new matrices for every term would take longer than the arithmetic.
             sums[name] += np.multiply(added, often, out=buffer) if np.ndim(added) == 2 else np.multiply(added, often)
-    return Moments(**{name: value if value.ndim else value.item() for name, value in sums.items()})
+    values: dict[str, Any] = {name: value if value.ndim else value.item() for name, value in sums.items()}
+    return Moments(**values)
 
 
 def _compared(basis: Basis, rank: int | None) -> int:

@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 _ROUNDING = 1e-14
 """Eigenvalues below this share of the largest are rounding, and the condition is then told as none."""
-_QUANTILES = {"highest": 1.0, "upper": 0.75, "median": 0.5, "lower": 0.25, "lowest": 0.0}
+_QUANTILES = (1.0, 0.75, 0.5, 0.25, 0.0)
 
 
 def diagnose(projection: Projection, moments: Moments) -> dict[str, Any]:
     """JSON-ready facts of a fitted projection.
 
     - `kept_variation`, `kept_movement`: see `energies`.
-    - `spectrum`: quantiles of the estimator's eigenvalues (all of them are in the projection's file); None for the
-      identity.
+    - `spectrum`: of the estimator's eigenvalues the highest, the quartiles downwards, and the lowest (all of them are
+      in the projection's file); None for the identity.
     - `sigma`, `sigma_delta`: `effective`, the effective count of observations; `condition`, the largest eigenvalue over
       the smallest, or None where the matrix is singular; `rank`, how many eigenvalues are above rounding; `identity`,
       the share of the identity that Ledoit and Wolf's mix would have, above zero only for little data.
@@ -77,7 +77,5 @@ def _matrix(second: NDArray[np.float64], effective: float, share: float) -> dict
     }
 
 
-def _quantiles(values: NDArray[np.float64]) -> dict[str, float] | None:
-    if not len(values):
-        return None
-    return {name: float(f"{np.quantile(values, share):.6g}") for name, share in _QUANTILES.items()}
+def _quantiles(values: NDArray[np.float64]) -> list[float] | None:
+    return [float(f"{np.quantile(values, share):.6g}") for share in _QUANTILES] if len(values) else None

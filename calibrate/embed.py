@@ -15,16 +15,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-from PIL import Image
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from invariclip.calibrate.pictures import SkippedPictureWarning
+from invariclip.calibrate.sources.changes import changed
 from invariclip.calibrate.sources.encode import BATCH, Ready, encoded
 from invariclip.console import Progress, silent
 from invariclip.errors import InputError, NotApplicableError
 from invariclip.files import sha256_file, write_atomically
-from invariclip.interventions import Kind, intervene, resolve
+from invariclip.interventions import Kind, resolve
 from invariclip.pixels import PixelSpec, pixels
 
 if TYPE_CHECKING:
@@ -171,13 +171,13 @@ def shown(job: Job, digest: str, spec: PixelSpec) -> NDArray[np.uint8]:
 
     Raises:
         InputError: The picture or the donor cannot be read.
-        NotApplicableError: The intervention does not apply to the picture.
+        NotApplicableError: The intervention does not apply to the picture, or changes nothing in it.
     """
     seen = pixels(job.path, spec)
     if job.kind is None:
         return seen
-    donor = Image.fromarray(pixels(job.donor, spec)) if job.donor else None
-    return np.asarray(intervene(Image.fromarray(seen), job.kind, digest, job.seed, donor))
+    donor = pixels(job.donor, spec) if job.donor else None
+    return changed(seen, job.kind, digest, job.seed, donor)
 
 
 def embed_texts(encoder: TextEncoder, texts: list[str], *, batch: int = 256) -> NDArray[np.float64]:
@@ -254,7 +254,7 @@ def _key(digests: Mapping[Path, str], job: Job) -> bytes:
         identity = resolve(job.kind).identity
         named = identity if isinstance(identity, str) else json.dumps(identity, sort_keys=True)
         donor = f"\n{digests[job.donor]}" if job.donor else ""
-        what = f"{digests[job.path]}\n{named}-1\n{job.seed}{donor}"
+        what = f"{digests[job.path]}\n{named}-2\n{job.seed}{donor}"
     return hashlib.sha256(what.encode()).digest()
 
 

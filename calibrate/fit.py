@@ -25,7 +25,7 @@ from invariclip.calibrate.pairs import (
 )
 from invariclip.calibrate.pictures import summarise
 from invariclip.calibrate.problems import problems
-from invariclip.calibrate.select import Objective, Selection, select
+from invariclip.calibrate.select import TEXT_OBJECTIVES, Objective, Selection, select
 from invariclip.calibrate.versions import changed_versions
 from invariclip.console import Progress, silent
 from invariclip.errors import InputError
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from invariclip.calibrate.moments import Moments
     from invariclip.calibrate.pictures import Picture
 
 
@@ -78,7 +79,7 @@ class Options:
     def tried_captions(self) -> tuple[bool, ...]:
         """With captions as pairs, without, or both."""
         if self.captions is None:
-            return (False, True) if self.objective != "prototypes" else (False,)
+            return (False, True) if self.objective in TEXT_OBJECTIVES else (False,)
         return (self.captions,)
 
     def fixed(self) -> Candidate | None:
@@ -134,7 +135,7 @@ def calibrate(
         ProjectionError: The options name an estimator that cannot be fitted.
     """
     table, facts = tabulate(encoder, pictures, options, cache=cache, progress=progress)
-    needs_bank = options.captions or options.objective != "prototypes"
+    needs_bank = options.captions or options.objective in TEXT_OBJECTIVES
     bank = bank_of(encoder, table.label_names, options.templates) if needs_bank else None
     found = taken_pairs(table, seed=options.seed)
     facts |= {

@@ -7,27 +7,18 @@ less one environment is what was seen elsewhere.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from invariclip.errors import InputError
-from invariclip.files import write_atomically
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-MOMENTS_SCHEMA = 2
-MAX_MOMENTS_BYTES = 1 << 32
-"""Two float64 matrices of 16,384 × 16,384."""
 _CHUNK = 2048
 """Rows that are weighed and multiplied at a time, so that memory stays flat in the number of rows."""
 _ROUNDING = 1e-9
@@ -270,57 +261,6 @@ def combined(parts: Sequence[Moments], weights: Sequence[float]) -> Moments:
     for part, weight in zip(parts, weights, strict=True):
         total = total + part._rescaled(1.0, weight / part.pair_weight if part.pair_weight > 0 else weight)
     return total
-
-
-def write_moments(path: str | os.PathLike[str], moments: Moments) -> None:
-    """Writes moments atomically, as safetensors."""
-    values = {f.name: getattr(moments, f.name) for f in fields(moments)}
-    arrays = {name: np.ascontiguousarray(value) for name, value in values.items() if isinstance(value, np.ndarray)}
-    facts = {name: value for name, value in values.items() if name not in arrays}
-    content = save(arrays, {"invariclip.moments": json.dumps({"schema": MOMENTS_SCHEMA, **facts}, sort_keys=True)})
-    write_atomically(Path(path), content)
-
-
-def read_moments(path: str | os.PathLike[str]) -> Moments:
-    """Reads what `write_moments` wrote.
-
-    Raises:
-        InputError: The file is missing, too large, damaged, or not moments of this schema.
-    """
-    where = Path(path)
-    if not where.is_file():
-        raise InputError(f"{where}: no such moments file")
-    if where.stat().st_size > MAX_MOMENTS_BYTES:
-        raise InputError(f"{where}: larger than any moments ({where.stat().st_size:,} bytes)")
-    try:
-        with safe_open(where, framework="numpy") as tensors:
-            facts = dict(json.loads((tensors.metadata() or {})["invariclip.moments"]))
-            arrays = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 -- not a mapping
-        schema = facts.pop("schema")
-        moments = Moments(**facts, **arrays)
-    except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
-        raise InputError(f"{where}: not moments written by invariclip ({error})") from error
-    if schema != MOMENTS_SCHEMA:
-        raise InputError(f"{where}: schema {schema!r} is not known; this version reads {MOMENTS_SCHEMA}")
-    _check(where, moments, set(arrays))
-    return moments
-
-
-def _check(where: Path, moments: Moments, arrays: set[str]) -> None:
-    """Refuses a file whose numbers cannot be sums of anything, so that no later step meets them."""
-    width = moments.point_sum.shape[0] if "point_sum" in arrays and moments.point_sum.ndim == 1 else 0
-    shapes = {"point_sum": (width,), "point_outer": (width, width), "pair_outer": (width, width)}
-    if arrays != set(shapes) or width < 1:
-        raise InputError(f"{where}: damaged, it does not hold {', '.join(shapes)}")
-    for name, shape in shapes.items():
-        array = getattr(moments, name)
-        if array.shape != shape or array.dtype != np.float64 or not np.isfinite(array).all():
-            raise InputError(f"{where}: damaged, {name} is not {list(shape)} of finite float64 values")
-    for name in (f.name for f in fields(moments) if f.name not in arrays):
-        value = getattr(moments, name)
-        kinds = (int,) if name in ("points", "pairs") else (int, float)
-        if isinstance(value, bool) or not isinstance(value, kinds) or not 0 <= value < np.inf:
-            raise InputError(f"{where}: damaged, {name} is {value!r}, not a number of zero or more")
 
 
 def _weights(weights: NDArray[np.float64] | None, count: int) -> NDArray[np.float64] | None:

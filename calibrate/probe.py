@@ -84,7 +84,7 @@ def fit_probe(vectors: NDArray[np.floating[Any]], labels: NDArray[np.int64], C: 
     return Probe(classes.astype(np.int64), np.asarray(weights, np.float64), np.asarray(bias, np.float64), float(C))
 
 
-def choose_C(
+def choose_penalty(
     vectors: NDArray[np.floating[Any]],
     labels: NDArray[np.int64],
     environments: NDArray[np.int64],

@@ -1,8 +1,8 @@
 """What is wrong with the pictures of a calibration: each kind of problem counted, with examples by name.
 
-Some things are left out (files that cannot be read, embeddings that are none, pairs that are no pairs); others are taken
-and weaken the result (a concept with one picture gives no pair, an environment whose pictures all look alike tells
-nothing). All are told.
+Some things are left out (files that cannot be read, embeddings that are none, pairs that are no pairs); others are
+taken and weaken the result (a concept with one picture gives no pair, an environment whose pictures all look alike
+tells nothing). All are told.
 """
 
 from __future__ import annotations

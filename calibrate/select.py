@@ -10,8 +10,9 @@ import numpy as np
 from invariclip.calibrate.candidates import Candidate
 from invariclip.calibrate.estimators import Basis, decompose, decompose_all, removed
 from invariclip.calibrate.evaluate import Bootstrap, Interval, prototypes, unit, zero_shot
-from invariclip.calibrate.folds import CONCEPT_PARTS, Fold, make_folds
+from invariclip.calibrate.folds import CONCEPT_PARTS, CONCEPTS_TO_PART, Fold, make_folds
 from invariclip.calibrate.pairs import ALL_SOURCES, Sources, Table, fitted_moments
+from invariclip.calibrate.probe import fit_probe
 from invariclip.console import Progress, silent
 from invariclip.errors import InputError
 
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 
     from invariclip.calibrate.moments import Moments
 
-Objective: TypeAlias = Literal["zero-shot", "prototypes", "both"]
+Objective: TypeAlias = Literal["zero-shot", "prototypes", "both", "probe"]
+TEXT_OBJECTIVES: tuple[Objective, ...] = ("zero-shot", "both")
+"""Those that compare pictures with class names."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Scored:
         accuracy: Percent right per left-out environment or kind, by name; their mean stands under `mean`.
         gain: Paired difference of the mean to no projection, in points, with its bootstrap interval.
         behind: Paired difference of the mean to the best candidate's, in points: zero or less.
-        behind_error: Standard error of `behind`, by bootstrap over concepts.
+        behind_error: Standard error of `behind`, by bootstrap over concepts (pictures where concepts are few).
     """
 
     candidate: Candidate
@@ -156,7 +159,9 @@ def select(
         table: Embedded pictures of the training environments alone.
         candidates: From `candidates.grid`; must hold the identity.
         objective: `prototypes` (classes from pictures of the other environments), `zero-shot` (classes from `bank`),
-            or `both`, which counts a picture's two answers half each.
+            `both`, which counts a picture's two answers half each, or `probe` (logistic regression on pictures of the
+            other environments, with the published C). Best what will be used: what suits one is not the best for
+            another, and a probe can do without what prototypes stumble over.
         bank: [K, D], unit length: class embeddings by label code, before any projection.
         sources: Which pairs of pictures are fitted on; candidates say whether captions, from the bank, are too.
         concept_parts: See `folds.make_folds`.
@@ -166,7 +171,7 @@ def select(
     Raises:
         InputError: Nothing can be left out, no candidate is the identity, or `bank` is missing.
     """
-    if bank is None and (objective != "prototypes" or any(candidate.captions for candidate in candidates)):
+    if bank is None and (objective in TEXT_OBJECTIVES or any(candidate.captions for candidate in candidates)):
         raise InputError("zero-shot and captions need class names and a checkpoint with a text tower")
     if Candidate("identity") not in candidates:
         raise InputError("no projection must be among the candidates: what is gained is measured against it")
@@ -185,8 +190,8 @@ def select(
     named = [name for fold in folds for name in fold.groups]
     names = sorted(set(named))
     groups = np.asarray([names.index(name) for name in named])
-    concepts = np.concatenate([table.concepts[fold.queries] for fold in folds])
-    bootstrap = Bootstrap(concepts, groups, seed=seed)
+    units = _units(table)
+    bootstrap = Bootstrap(np.concatenate([units[fold.queries] for fold in folds]), groups, seed=seed)
     flat = {candidate: np.concatenate(parts) for candidate, parts in scores.items()}
     best = max(candidates, key=lambda candidate: bootstrap.samples(flat[candidate])[0, -1])
     curve = tuple(
@@ -232,8 +237,9 @@ class _Scorer:
         self._given = {"queries": table.vectors[fold.queries]}
         if objective != "zero-shot":
             self._given["support"] = table.vectors[fold.support]
-        if objective != "prototypes" and bank is not None:
+        if objective in TEXT_OBJECTIVES and bank is not None:
             self._given["bank"] = bank
+        self._probe = objective == "probe"
         self._axes: NDArray[np.float64] | None = None
         self._turned: dict[str, NDArray[np.float64]] = {}
 
@@ -243,12 +249,22 @@ class _Scorer:
             self._axes = basis.axes
             self._turned = {name: vectors @ basis.axes for name, vectors in self._given.items()}
         seen = {name: unit(vectors[:, :rank] * basis.factors[:rank]) for name, vectors in self._turned.items()}
-        answers = []
-        if "support" in seen:
+        answers: list[NDArray[np.bool_]] = []
+        if self._probe:
+            answers.append(fit_probe(seen["support"], self.support_labels).correct(seen["queries"], self.labels))
+        elif "support" in seen:
             answers.append(prototypes(seen["support"], self.support_labels, seen["queries"], self.labels))
         if "bank" in seen:
             answers.append(zero_shot(seen["queries"], self.labels, seen["bank"]))
         return np.asarray(np.mean(answers, axis=0))
+
+
+def _units(table: Table) -> NDArray[np.int64]:
+    """What is resampled, by row: concepts; pictures where concepts are so few that they are the classes themselves.
+
+    A handful of concepts is not a sample of concepts yet to come, and seven drawn from seven say little.
+    """
+    return table.concepts if len(np.unique(table.concepts)) >= CONCEPTS_TO_PART else table.origins
 
 
 def _behind(bootstrap: Bootstrap, scores: NDArray[np.float64], best: NDArray[np.float64]) -> float:

@@ -201,8 +201,6 @@ def _read(
     correct = {name: np.zeros(len(rows), dtype=np.bool_) for name in ("centroid", "linear")}
     for space in spaces:
         seen = space.see(table.vectors[rows])
-        if within:
-            seen = seen - _class_means(seen, table.labels[rows])
         tests = [space.held[rows]]
         if tests[0].all():
             # Concepts are too few to be left out: pictures are, in the order in which they would be drawn.
@@ -211,20 +209,32 @@ def _read(
         for test in tests:
             if not test.any() or test.all():
                 continue
+            inputs = seen - _class_means(seen, table.labels[rows], test) if within else seen
             named = {
-                "centroid": _by_centroid(seen[~test], environments[~test], seen[test]),
-                "linear": _by_line(seen[~test], environments[~test], seen[test]),
+                "centroid": _by_centroid(inputs[~test], environments[~test], inputs[test]),
+                "linear": _by_line(inputs[~test], environments[~test], inputs[test]),
             }
             for name, answers in named.items():
                 correct[name][test] = answers == environments[test]
     return correct
 
 
-def _class_means(vectors: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
+def _class_means(
+    vectors: NDArray[np.float64], labels: NDArray[np.int64], test: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """For every row the mean of its class, [N, d]: of the rows not tested, or, of a class only tested, of those.
+
+    A mean over both would tell: where a class has a picture in each environment, the tested one would be what
+    the others lack.
+    """
+    own = np.zeros(len(labels), dtype=np.bool_)
+    own[test] = ~np.isin(labels[test], labels[~test])
     _, codes = np.unique(labels, return_inverse=True)
-    sums = np.zeros((codes.max() + 1, vectors.shape[1]))
-    np.add.at(sums, codes, vectors)
-    return np.asarray((sums / np.bincount(codes)[:, None])[codes])
+    sums, counts = np.zeros((codes.max() + 1, vectors.shape[1])), np.zeros(codes.max() + 1)
+    counted = ~test | own
+    np.add.at(sums, codes[counted], vectors[counted])
+    np.add.at(counts, codes[counted], 1)
+    return np.asarray((sums / counts[:, None])[codes])
 
 
 def _by_centroid(

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from invariclip.calibrate.evaluate import Bootstrap
+from invariclip.calibrate.folds import CHANGED
 from invariclip.calibrate.report.evidence import Evidence, chosen_candidate
 from invariclip.calibrate.report.examples import changed_pairs, correct, natural_rows, turned
 from invariclip.calibrate.report.look import write_html
 from invariclip.calibrate.report.plots import Bar, bar_plot, curve_plot, curves, spectrum_plot
 from invariclip.calibrate.report.retrieval import NEAREST, Answers, Retrieval
 from invariclip.calibrate.report.verdict import conclude, signed
+from invariclip.calibrate.select import Selection
+from invariclip.calibrate.stream.tally import Tally
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
 TEMPLATE = Path(__file__).with_name("page.html")
 SPECTRUM_ROWS = 25
 KNOWN_FACTS = (
+    "problems",
     "pictures",
     "concepts",
     "environments",
@@ -54,6 +59,9 @@ def write_page(path: Path, result: Calibration, options: Options, evidence: Evid
     Raises:
         InputError: The file cannot be written, or a picture cannot be read any more.
     """
+    if result.selection is not None:
+        # Rounded as in the projection's file: the page of a finished run is then the same as that of the run itself.
+        result = replace(result, selection=Selection.from_json(result.selection.to_json()))
     candidate, facts = chosen_candidate(options, result), result.facts
     write_html(
         path,
@@ -74,6 +82,7 @@ def write_page(path: Path, result: Calibration, options: Options, evidence: Evid
         gaps=_gaps(evidence),
         leakage=_leakage(evidence),
         skipped=skipped_by_reason(facts["skipped"], evidence.given),
+        problems=Tally.from_json(facts["problems"]).lines(),
         options=json.dumps(options.to_json(), indent=2, ensure_ascii=False),
         other_facts={
             name: json.dumps(facts[name], indent=2, ensure_ascii=False) for name in facts if name not in KNOWN_FACTS
@@ -112,7 +121,11 @@ def _environments(result: Calibration) -> dict[str, Any] | None:
         Bar(name, before, scored.accuracy[name] if projected else None)
         for name, before in result.selection.baseline().accuracy.items()
     ]
-    return {"bars": bars, "plot": bar_plot("Right answers where it was left out", bars, unit="% right")}
+    return {
+        "bars": bars,
+        "changed": any(bar.name.endswith(CHANGED) for bar in bars),
+        "plot": bar_plot("Right answers where it was left out", bars, unit="% right"),
+    }
 
 
 def _spectrum(result: Calibration, name: str) -> dict[str, Any] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from invariclip.calibrate.report.look import AFTER, BEFORE, INK, SERIES, SOFT, drawing, label, new_figure, svg
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 WIDTH = 4.9
 """Inches; 353 points, as wide as a telephone's screen in pixels."""
 MARKERS = "osD^vP"
+STRAIGHT = 2
+"""Points over or under no projection up to which the axis of a curve is linear."""
 
 
 @dataclass(frozen=True)
@@ -113,11 +115,26 @@ def curve_plot(curve: Curve, chosen: Candidate) -> str:
                     )
         axes.set_xticks(range(len(values)), [f"{value:g}" for value in values])
         axes.margins(y=0.12)
+        _bend(axes)
         axes.set_xlabel(curve.axis, fontsize=9.5)
         axes.set_ylabel("points over no projection", fontsize=9.5)
         if len(curve.lines) > 1:
-            figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9.5)
+            columns = 4 if len(curve.lines) == 4 else 3
+            figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=9.5, columnspacing=1.2)
         return svg(figure, f"Line plot. {curve.title}; the figures stand in the table of all candidates.")
+
+
+def _bend(axes: Any) -> None:
+    """Draws large gains and losses closer together: what is chosen differs by a point, what cuts too deep by thirty."""
+    low, high = axes.get_ylim()
+    if max(-low, high) <= 4 * STRAIGHT:
+        return
+    axes.set_yscale("symlog", linthresh=STRAIGHT, linscale=1.2)
+    ticks = [sign * size for size in (50, 20, 10, 5, 2, 1) for sign in (-1, 1)] + [0]
+    shown = sorted(tick for tick in ticks if low <= tick <= high)
+    axes.set_ylim(low, max(high, 0.6))
+    axes.set_yticks(shown, [f"{tick:+d}".replace("-", "−") if tick else "0" for tick in shown])
+    axes.set_yticks([], minor=True)
 
 
 def spectrum_plot(eigenvalues: NDArray[np.float64], title: str, rank: int) -> str:

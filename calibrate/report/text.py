@@ -100,8 +100,8 @@ def _gain(scored: Scored) -> str:
     return f"{scored.gain.value:+.1f} [{scored.gain.low:+.1f}, {scored.gain.high:+.1f}]"
 
 
-def _spectrum(quantiles: dict[str, float]) -> str:
-    highest, *inner, lowest = quantiles.values()
+def _spectrum(quantiles: list[float]) -> str:
+    highest, *inner, lowest = quantiles
     return f"highest {highest:.3g}, quartiles {' / '.join(f'{value:.3g}' for value in inner)}, lowest {lowest:.3g}"
 
 
@@ -126,8 +126,8 @@ def _sureness(facts: dict[str, Any], width: int, rank: int) -> list[str]:
         points, pairs = facts["sigma"], facts["sigma_delta"]
         done = f"{facts['mixed']:.0%} of both moments is an identity" if facts["mixed"] else "moments are as they were"
         lines.append(
-            f"few data   as good as {points['effective']:.0f} independent pictures and {pairs['effective']:.0f} pairs in "
-            f"{width} dimensions: by Ledoit and Wolf {points['identity']:.0%} and {pairs['identity']:.0%} noise; {done}"
+            f"few data   as good as {points['effective']:.0f} independent pictures and {pairs['effective']:.0f} pairs "
+            f"in {width} dimensions, {points['identity']:.0%} and {pairs['identity']:.0%} noise (Ledoit-Wolf); {done}"
         )
     return lines
 

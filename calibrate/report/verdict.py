@@ -62,27 +62,29 @@ def _none(selection: Selection, *, asked: bool) -> Conclusion:
     if asked or not others:
         return Conclusion(None, "No projection, as asked for: the encoder's embeddings stay as they are.", ())
     best = max(others, key=lambda one: one.gain.value)
+    if best.gain.value > 0:
+        why = f"The best of {len(others)} projections, {best.candidate}, gained {_points(best)} on what was left out; "
+        why += "that is within one standard error of nothing, so it was not taken."
+    else:
+        why = f"None of {len(others)} projections gained on what was left out; the best was {best.candidate}: "
+        why += f"{_points(best)}."
     return Conclusion(
         None,
         "Nothing is clearly better than no projection: the encoder's embeddings stay as they are.",
-        (
-            f"The best of {len(others)} projections, {best.candidate}, was {_points(best)} from no projection "
-            "on what was left out; that is within one standard error, so it was not taken.",
-            _how(selection),
-        ),
+        (why, _how(selection)),
     )
 
 
 def _projection(selection: Selection, scored: Scored, *, asked: bool) -> Conclusion:
     gain, before, after = scored.gain, selection.baseline().accuracy["mean"], scored.accuracy["mean"]
-    taken = "was asked for and" if asked else "was chosen and"
+    taken = "was asked for" if asked else "was chosen"
     if gain.low > 0:
-        helps, verb = True, "gains"
+        helps, headline = True, f"gains {_points(scored)} over no projection where it was left out."
     elif gain.high < 0:
-        helps, verb = False, "loses"
+        helps, headline = False, f"loses against no projection where it was left out: {_points(scored)}."
     else:
-        helps, verb = None, "changes little that can be told from chance:"
-    headline = f"{scored.candidate} {taken} {verb} {_points(scored)} over no projection where it was left out."
+        helps, headline = None, f"changes {_points(scored)} where it was left out: that may be chance."
+    headline = f"{scored.candidate} {taken} and {headline}"
     sentences = [f"Right answers went from {before.value:.1f} % to {after.value:.1f} % on average. {_how(selection)}"]
     changes = {
         name: new.value - old.value

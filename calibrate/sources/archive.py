@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from invariclip.calibrate.stream.tally import Tally
 
-MAX_ARCHIVES = 1_000_000
+MAX_ARCHIVES = 100_000
 MAX_MEMBER = 64 << 20
 """Bytes of a picture at most."""
 MAX_SAMPLE = 256 << 20

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from invariclip.errors import InputError
+from invariclip.errors import InputError, NotApplicableError
 from invariclip.interventions import Chosen, choose_kinds, intervene, resolve
 
 if TYPE_CHECKING:
@@ -79,12 +79,10 @@ class Changes:
             donor: The second picture for an intervention's label, as the tower sees it; None if there is none.
         """
         made = Versions()
-        image = Image.fromarray(picture)
         for kind in choose_kinds(self.chosen, digest, self.seed, self.draws):
             try:
                 lent = donor(kind.label) if kind.change.needs_donor else None
-                second = None if lent is None else Image.fromarray(lent)
-                made.pictures.append(np.asarray(intervene(image, kind, digest, self.seed, second)))
+                made.pictures.append(changed(picture, kind, digest, self.seed, lent))
                 made.labels.append(kind.label)
             except InputError as error:  # not applicable to this picture, or nothing to borrow from
                 made.declined.append(f"{kind.label}: {error}")
@@ -97,3 +95,26 @@ class Changes:
 
 
 NO_CHANGES = Changes()
+
+
+def changed(
+    picture: NDArray[np.uint8], kind: Kind, digest: str, seed: int, donor: NDArray[np.uint8] | None = None
+) -> NDArray[np.uint8]:
+    """One picture under one intervention, which must change something: else it would be paired with itself.
+
+    Args:
+        picture: uint8 [H, W, 3], as the tower sees it.
+        kind: What to do.
+        digest: sha256 of its content.
+        seed: The run's seed.
+        donor: The second picture, as the tower sees it.
+
+    Raises:
+        NotApplicableError: The picture stays as it is, such as a grey one made grey; or see `intervene`.
+        InputError: A second picture is needed and there is none.
+    """
+    second = None if donor is None else Image.fromarray(donor)
+    made = np.asarray(intervene(Image.fromarray(picture), kind, digest, seed, second))
+    if np.array_equal(made, picture):
+        raise NotApplicableError("it changes nothing in this picture")
+    return made

@@ -23,7 +23,7 @@ from invariclip.calibrate.sources.encode import Donor, Request, Seen, encode_pic
 from invariclip.calibrate.sources.gather import INTERVENTIONS, NATURAL, Gather
 from invariclip.calibrate.sources.stamps import require_unchanged, stamp
 from invariclip.calibrate.stream.blocks import BLOCK_ROWS, Shard
-from invariclip.calibrate.stream.tally import LONE, NOT_FINITE, UNREADABLE, ZERO
+from invariclip.calibrate.stream.tally import EMPTY, LONE, NOT_FINITE, SINGLE, UNREADABLE, ZERO
 from invariclip.calibrate.versions import Donors
 from invariclip.errors import InputError
 from invariclip.files import sha256_file
@@ -40,8 +40,6 @@ CONCEPTS = 64
 """Concepts of a shard at most."""
 LARGE = BLOCK_ROWS
 """Pictures of a shard at most: their embeddings are held until its natural pairs are made."""
-SINGLE = "concepts with a single picture: no natural pair"
-EMPTY = "environments without a picture"
 
 Files = list[list[Any]]
 """Of every picture: path below the root, concept, environment, stamp (see `stamps.stamp`)."""

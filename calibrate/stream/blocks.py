@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -46,6 +46,16 @@ class Shard:
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
+class Names(Protocol):
+    """Names of rows: a tuple or list, or something that makes them when they are asked for."""
+
+    def __len__(self) -> int:
+        """As many as there are rows, or none."""
+
+    def __getitem__(self, place: int, /) -> str:
+        """The name of one."""
+
+
 @dataclass(frozen=True)
 class Block:
     """Rows to take into the moments. They need not have unit length; what is not finite or zero is left out and told.
@@ -65,8 +75,8 @@ class Block:
     second: NDArray[np.floating[Any]] | None = None
     weights: NDArray[np.float64] | None = None
     part: str = "pairs"
-    point_names: Sequence[str] = field(default=())
-    pair_names: Sequence[str] = field(default=())
+    point_names: Names = ()
+    pair_names: Names = ()
 
 
 class Source(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -67,7 +68,8 @@ class Cluster:
             context.execution_options.preserve_order = True
             context.enable_progress_bars = False
             places = ray.data.from_items([{"place": k} for k in range(len(items))], override_num_blocks=len(items))
-            most = min(len(items), self.workers or max(1, int(ray.cluster_resources().get("CPU", 1))))
+            resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+            most = min(len(items), self.workers or max(1, int(resources.get("CPU", 1))))
             answers = places.map_batches(
                 _Worker,
                 batch_size=1,
@@ -94,7 +96,7 @@ class Cluster:
         if ray.is_initialized():
             return False
         try:
-            ray.init(address=self.address, log_to_driver=False, include_dashboard=False, logging_level="ERROR")
+            ray.init(address=self.address, log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise InputError(f"no Ray cluster at {self.address or 'this machine'}: {error}") from error
         return True

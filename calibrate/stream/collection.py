@@ -1,7 +1,8 @@
 """Embeddings of a whole collection of pictures by Ray: parquet parts, each written whole, so that a run can go on.
 
-A part's name holds a digest of all that its content depends on: the artifact's space and variant, and its pictures with
-their sizes and times. What is there already is not embedded again, and what belongs to another run is never taken for it.
+A part's name holds a digest of all that its content depends on: the artifact's space and variant, and its pictures
+with their sizes and times. What is there already is not embedded again, and what belongs to another run is never taken
+for it.
 """
 
 from __future__ import annotations

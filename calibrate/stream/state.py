@@ -238,7 +238,11 @@ def _state(facts: dict[str, Any], held: dict[str, Any]) -> State:
         matrices = {name: held.get(f"{place}.{name}", np.zeros(shape)) for name, shape in shapes.items()}
         for name, matrix in matrices.items():
             if matrix.shape != shapes[name] or matrix.dtype != np.float64 or not np.isfinite(matrix).all():
-                raise ValueError(f"its {name} of {key[0]} is damaged")
+                raise ValueError(f"its {name} of {key[0]} is not {list(shapes[name])} of finite float64 values")
+        for name, value in entry.items():
+            kinds = (int,) if name in ("points", "pairs") else (int, float)
+            if isinstance(value, bool) or not isinstance(value, kinds) or not 0 <= value < np.inf:
+                raise ValueError(f"its {name} of {key[0]} is {value!r}, not a number of zero or more")
         state.sums[key] = Moments(**entry, **matrices)
     state.done = {digest: (what[0], what[1]) for digest, what in facts["done"].items()}
     state.tallies = {source: Tally.from_json(plain) for source, plain in facts["left_out"].items()}

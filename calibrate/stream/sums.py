@@ -18,11 +18,9 @@ from invariclip.calibrate.stream.tally import NOT_FINITE, SAME, ZERO, Tally
 from invariclip.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
 
-    from invariclip.calibrate.stream.blocks import Block
+    from invariclip.calibrate.stream.blocks import Block, Names
 
 POINTS = "points"
 """The part that Σ is made of; all others are kinds of pairs."""
@@ -68,7 +66,7 @@ class Sums:
         """The sums so far, by part."""
         return {part: running.moments(part) for part, running in sorted(self._running.items())}
 
-    def _take_points(self, rows: NDArray[np.float64], squares: NDArray[np.float64], names: Sequence[str]) -> None:
+    def _take_points(self, rows: NDArray[np.float64], squares: NDArray[np.float64], names: Names) -> None:
         good = self._told("row", squares, names)
         self._seen["row"] += len(rows)
         self._sum(POINTS, rows, good, np.ones(len(rows)), np.ones(len(rows)))
@@ -110,17 +108,20 @@ class Sums:
                 rows[part] /= np.sqrt(squares[part])[:, None]
         return squares
 
-    def _told(self, what: str, squares: NDArray[np.float64], names: Sequence[str]) -> NDArray[np.bool_]:
+    def _told(self, what: str, squares: NDArray[np.float64], names: Names) -> NDArray[np.bool_]:
         """Which rows are embeddings, bool [n]; the others are counted."""
         finite, zero = np.isfinite(squares), squares == 0
         self._tell(NOT_FINITE, what, ~finite, names)
         self._tell(ZERO, what, zero, names)
-        return finite & ~zero
+        return np.asarray(finite & ~zero)
 
-    def _tell(self, reason: str, what: str, bad: NDArray[np.bool_], names: Sequence[str]) -> None:
+    def _tell(self, reason: str, what: str, bad: NDArray[np.bool_], names: Names) -> None:
         if bad.any():
             places = np.flatnonzero(bad)
-            known = [names[place] if names else f"{self._name}, {what} {self._seen[what] + place}" for place in places]
+            known = [
+                names[place] if names else f"{self._name}, {what} {self._seen[what] + place}"
+                for place in places.tolist()
+            ]
             self.tally.add(reason, known)
 
     def _weights(self, given: NDArray[np.float64] | None, count: int) -> NDArray[np.float64]:

@@ -118,10 +118,9 @@ def _checked(what: str, value: Any, limits: tuple[float, float], default: Any) -
 
 def _number(what: str, value: Any, limits: tuple[float, float], *, whole: bool) -> float:
     needed = f"{what} must be a {'whole ' if whole else ''}number from {limits[0]:g} to {limits[1]:g}"
-    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+    right = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    if not (right and limits[0] <= value <= limits[1]):
         # it comes from a file and may be anything, of any length
-        given = repr(value)[:40] if isinstance(value, (str, float, bool)) else f"a {type(value).__name__}"
+        given = repr(value)[:40] if isinstance(value, (str, float, int)) else f"a {type(value).__name__}"
         raise InputError(f"{needed}, not {given}")
-    if not limits[0] <= value <= limits[1]:
-        raise InputError(f"{needed}, not {value:g}")
     return value if whole else float(value)

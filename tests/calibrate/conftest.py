@@ -100,6 +100,25 @@ class Scm:
         inv = self._inv(labels)
         return self._embed(inv, labels, environment), self._embed(inv, others, (environment + 1) % 3)
 
+    def table(self, objects=300):
+        """Things with a z_inv of their own, each seen once in every training environment, at unit length."""
+        labels = self.rng.integers(0, self.classes, objects)
+        inv = self._inv(labels)
+        rows = [self._embed(inv, labels, environment) for environment in range(3)]
+        vectors = np.concatenate(rows)
+        count = 3 * objects
+        return Table(
+            vectors=vectors / np.linalg.norm(vectors, axis=1, keepdims=True),
+            concepts=np.tile(np.arange(objects), 3),
+            labels=np.tile(labels, 3),
+            environments=np.repeat(np.arange(3), objects),
+            kinds=np.full(count, UNCHANGED),
+            origins=np.arange(count),
+            concept_names=tuple(f"c{i}" for i in range(objects)),
+            label_names=tuple(f"l{i}" for i in range(self.classes)),
+            environment_names=("a", "b", "c"),
+        )
+
     def _inv(self, labels):
         return self.centres[labels] + 0.35 * self.rng.normal(size=(len(labels), self.invariant))
 

@@ -105,7 +105,7 @@ def test_an_artifact_embeds_instead_of_the_checkpoint(run, manifest, tiny_checkp
 
 
 def test_moments_merge_and_come_apart(run, given, tmp_path):
-    entry = {"kind": "embeddings", "name": "more", "first": "a.npy", "second": "b.npy", "points": "none"}
+    entry = {"kind": "embeddings", "name": "more", "first": "a.npy", "second": "b.npy", "points": "both"}
     (tmp_path / "more.json").write_text(json.dumps({"sources": [entry]}))
     for name in ("sources", "more"):
         out = tmp_path / f"{name}.p"
@@ -114,7 +114,7 @@ def test_moments_merge_and_come_apart(run, given, tmp_path):
     both = tmp_path / "both.m"
     code, out, err = run("moments", "merge", tmp_path / "sources.m", tmp_path / "more.m", "-o", both, "--json")
     assert code == 0, err
-    assert json.loads(out)["counts"] == {"given": {"pairs": 899, "points": 899}, "more": {"pairs": 899}}
+    assert json.loads(out)["counts"] == {"given": {"pairs": 899, "points": 899}, "more": {"pairs": 899, "points": 1799}}
     code, _, err = run("moments", "merge", both, tmp_path / "more.m", "-o", tmp_path / "x.m")
     assert (code, "it would count twice" in err) == (2, True)
     code, out, err = run("moments", "subtract", both, tmp_path / "more.m", "-o", tmp_path / "left.m")

@@ -46,6 +46,20 @@ def test_strengths_come_from_a_file(run, common, tmp_path):
     assert provenance["pictures"]["interventional_pairs"] == 54
 
 
+def test_a_report_is_written_beside_and_again_from_a_finished_build(run, common, tmp_path):
+    command = [*common, "--interventions", "invert,equalize", "--estimator", "shrinkage", "--strength", "3"]
+    first = tmp_path / "first.html"
+    code, out, err = run("calibrate", *command, "--report", first, "--json", "-o", tmp_path / "p.safetensors")
+    assert code == 0, err
+    assert json.loads(out)["report"] == str(first)
+    run("build", *command, "-o", tmp_path / "x.icm")
+    second = tmp_path / "second.html"
+    code, out, err = run("build", *command, "-o", tmp_path / "x.icm", "--report", second)
+    assert (code, err.count("done before")) == (0, 2)
+    assert str(second) in out
+    assert second.read_text(encoding="utf-8") == first.read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -87,6 +87,22 @@ def test_provenance_tells_all_and_survives_the_file(world, pictures, tmp_path):
     assert provenance["options"]["seed"] == 4
     assert len(provenance["selection"]["curve"]) > 20
     assert provenance["pictures"]["skipped"] == []
+    assert provenance["pictures"]["sigma"]["effective"] == 30
+
+
+def test_the_summary_says_how_sure_and_from_how_little(world, tmp_path):
+    pictures = read_pictures(world.draw_pictures(tmp_path, concepts=30))
+    for options, sure in (
+        (Options(estimator="icm", rank=8, strength=3.0), "of the kept subspace on average"),
+        (Options(estimator="shrinkage", strength=3.0), "directions that move most; similarities to"),
+        (Options(estimator="icm", rank=24, strength=3.0), "not known"),
+    ):
+        result = calibrate(world.LinearEncoder(), pictures, options)
+        text = summary_text(result)
+        assert sure in text
+        assert "few data   as good as 90 independent pictures and" in text
+        assert (result.facts["confidence"] is None) == (sure == "not known")
+        assert result.projection.provenance["pictures"]["confidence"] == result.facts["confidence"]
 
 
 def test_reproducible_whatever_the_order(world, pictures):

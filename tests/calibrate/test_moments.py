@@ -1,23 +1,18 @@
 """Moments are sums: order, splitting and weights do not matter beyond rounding."""
 
 import itertools
-import json
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import save_file
 
 from invariclip.calibrate.moments import (
-    MOMENTS_SCHEMA,
     Moments,
     combined,
     empty,
     of_pairs,
     of_points,
-    read_moments,
-    write_moments,
 )
 from invariclip.errors import InputError
 
@@ -162,14 +157,6 @@ def test_float32_is_accumulated_in_float64():
     assert of_points(rows).point_outer[0, 0] == pytest.approx(20000 * (1 + 2**-20) ** 2, rel=1e-13)
 
 
-def test_on_disk_bit_for_bit(tmp_path):
-    moments = whole(*sample(3, 10, 5))
-    write_moments(tmp_path / "m.safetensors", moments)
-    again = read_moments(tmp_path / "m.safetensors")
-    for name in (*ARRAYS, *SCALARS, "points", "pairs"):
-        assert np.array_equal(getattr(again, name), getattr(moments, name))
-
-
 def test_more_rows_than_are_multiplied_at_a_time():
     first, second, weights = sample(5, 9000, 3)
     moments = whole(first, second, weights)
@@ -178,33 +165,7 @@ def test_more_rows_than_are_multiplied_at_a_time():
     assert np.allclose(of_points(first.astype(np.float32)).point_sum, first.astype(np.float32).sum(0, dtype=np.float64))
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"schema": 1}, "schema 1 is not known"),
-        ({"points": "many"}, "points is 'many'"),
-        ({"pairs": 1.5}, "pairs is 1.5"),
-        ({"pair_weight": float("nan")}, "pair_weight is nan"),
-        ({"point_fourth": -1.0}, "point_fourth is -1.0"),
-        ({"unknown": 1}, "not moments"),
-        ({"point_sum": np.ones(())}, "does not hold point_sum"),
-        ({"pair_outer": np.ones((5, 4))}, r"pair_outer is not \[5, 5\]"),
-        ({"pair_outer": np.ones((5, 5), np.float32)}, "finite float64"),
-        ({"point_outer": np.full((5, 5), np.inf)}, "finite float64"),
-    ],
-)
-def test_damaged_files(tmp_path, change, message):
-    moments = whole(*sample(3, 10, 5))
-    arrays = {name: getattr(moments, name) for name in ARRAYS}
-    facts = {"schema": MOMENTS_SCHEMA, "points": 10, "pairs": 10, **{name: getattr(moments, name) for name in SCALARS}}
-    for name, value in change.items():
-        (arrays if isinstance(value, np.ndarray) else facts)[name] = value
-    save_file(arrays, tmp_path / "m.safetensors", {"invariclip.moments": json.dumps(facts)})
-    with pytest.raises(InputError, match=message):
-        read_moments(tmp_path / "m.safetensors")
-
-
-def test_refusals(tmp_path):
+def test_refusals():
     rows = np.ones((3, 2))
     with pytest.raises(InputError, match="not finite"):
         of_points(np.array([[1.0, np.nan]]))
@@ -237,8 +198,3 @@ def test_refusals(tmp_path):
     for part in (of_pairs(rows, rows * 2), empty(2)):
         with pytest.raises(InputError, match="zero or more, not -"):
             combined([part], [-3.0])
-    with pytest.raises(InputError, match="no such"):
-        read_moments(tmp_path / "none")
-    (tmp_path / "bad").write_bytes(b"not safetensors")
-    with pytest.raises(InputError, match="not moments"):
-        read_moments(tmp_path / "bad")

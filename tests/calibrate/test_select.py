@@ -1,6 +1,7 @@
 """Selection finds what helps, says so when nothing does, and never looks at what it fits on."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from invariclip.calibrate.candidates import Candidate, grid
 from invariclip.calibrate.estimators import fit
 from invariclip.calibrate.evaluate import prototypes, unit, zero_shot
 from invariclip.calibrate.pairs import UNCHANGED, Table, fitted_moments
+from invariclip.calibrate.probe import fit_probe
 from invariclip.calibrate.select import Selection, select
 from invariclip.errors import InputError
 
@@ -156,3 +158,43 @@ def test_refusals():
         select(shifted(concepts=8), [Candidate("icm", 2, 1.0)])
     with pytest.raises(InputError, match="zero-shot and captions need"):
         select(shifted(concepts=8), grid(WIDTH), objective="zero-shot")
+
+
+def test_the_probe_is_scored_as_it_will_be_used():
+    """Every score of the curve is the accuracy of a probe on the environment left out, by hand."""
+    table = shifted(concepts=4, environments=3)
+    table = replace(
+        table,
+        vectors=np.concatenate([table.vectors, shifted(concepts=4, environments=3, seed=1).vectors]),
+        **{
+            name: np.concatenate([getattr(table, name)] * 2) for name in ("concepts", "labels", "environments", "kinds")
+        },
+        origins=np.arange(24),
+    )
+    candidates = [Candidate("identity"), Candidate("shrinkage", None, 3.0)]
+    selection = select(table, candidates, objective="probe")
+    for scored in selection.curve:
+        for code, name in enumerate(table.environment_names):
+            left = table.environments == code
+            pick = scored.candidate
+            what = fit(fitted_moments(table.where(~left)), pick.estimator, pick.rank, pick.strength)
+            z = what.apply(table.vectors)
+            right = fit_probe(z[~left], table.labels[~left]).correct(z[left], table.labels[left])
+            assert scored.accuracy[name].value == pytest.approx(100 * right.mean())
+    assert selection.to_json()["objective"] == "probe"
+
+
+def test_few_concepts_are_classes_and_pictures_are_resampled():
+    """With seven classes a resample of classes would say little; four times the pictures halve the interval."""
+    rng = np.random.default_rng(0)
+    widths = []
+    for copies in (8, 32):
+        count = 4 * 3 * copies
+        concepts, environments = np.arange(count) % 4, np.arange(count) // 4 % 3
+        vectors = unit(rng.normal(size=(4, 6))[concepts] + 1.2 * rng.normal(size=(count, 6)))
+        names = tuple("abcd")
+        kinds, origins = np.full(count, UNCHANGED), np.arange(count)
+        table = Table(vectors, concepts, concepts, environments, kinds, origins, names, names, tuple("xyz"))
+        mean = select(table, [Candidate("identity"), Candidate("shrinkage", None, 1.0)]).baseline().accuracy["mean"]
+        widths.append(mean.high - mean.low)
+    assert 1.4 < widths[0] / widths[1] < 2.8

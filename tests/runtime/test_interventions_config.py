@@ -129,6 +129,7 @@ def test_bad_yaml_is_one_line_that_names_the_file(tmp_path, text, said):
         ("[" * 60_000, "not readable"),
         ('{"fog": {"density": Infinity}}', "must be a number from 0 to 10, not inf"),
         ('{"fog": {"density": 1e999}}', "not inf"),
+        ('{"fog": {"density": 1' + "0" * 999 + "}}", "not 10{39}$"),
         ("3", "neither a list nor a mapping"),
     ],
 )

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from invariclip.calibrate.moments import empty, of_pairs, of_points
+from invariclip.calibrate.pairs import SAME_DISTANCE
 from invariclip.calibrate.sources.encode import usable
 from invariclip.calibrate.stream.tally import Tally
-from invariclip.pixels import PixelSpec
+from invariclip.pixels import PixelSpec, pixels
 
 SIZE = 16
+SPEC = PixelSpec((SIZE, SIZE), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 @dataclass
@@ -22,8 +24,8 @@ class Rowwise:
 
     width: int = 24
     sha256: str = "0" * 64
-    pixels: PixelSpec = PixelSpec((SIZE, SIZE), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    refuse: str = ""
+    pixels: PixelSpec = SPEC
+    refuse: object = None
 
     def __post_init__(self):
         self.matrix = np.random.default_rng(0).normal(size=(self.width, SIZE * SIZE * 3))
@@ -36,7 +38,13 @@ class Rowwise:
 
     def encode_images(self, batch):
         self.batches.append(len(batch))
-        return np.stack([(self.matrix @ (picture.ravel() / 255)).astype(np.float32) for picture in batch])
+        return np.stack([self._row(picture) for picture in batch])
+
+    def _row(self, picture):
+        """NaN for the one picture that is refused."""
+        if np.array_equal(picture, self.refuse):
+            return np.full(self.width, np.nan, dtype=np.float32)
+        return (self.matrix @ (picture.ravel() / 255)).astype(np.float32)
 
     def tokenizer(self, texts):
         return np.asarray([list(text.lower().encode()[:32].ljust(32)) for text in texts], dtype=np.int64)
@@ -64,7 +72,7 @@ class Read:
 
 
 def read_all(source, encoder):
-    """Reads every shard, and leaves out what is not finite or zero, as the engine does."""
+    """Reads every shard, and leaves out what is not finite, zero or twice the same, as the engine does."""
     tally = Tally()
     points, parts, blocks = empty(encoder.embed_dim), {}, []
     for shard in source.shards():
@@ -76,6 +84,7 @@ def read_all(source, encoder):
             if block.first is not None:
                 assert len(block.first) == len(block.pair_names)
                 good = usable(block.first) & usable(block.second)
+                good &= np.linalg.norm(block.first - block.second, axis=1) > SAME_DISTANCE
                 weights = np.ones(len(good)) if block.weights is None else block.weights
                 moments = of_pairs(block.first[good], block.second[good], weights[good])
                 parts[block.part] = parts.get(block.part, empty(encoder.embed_dim)) + moments
@@ -93,4 +102,6 @@ def assert_same(one, other, bound=1e-12):
 @pytest.fixture(scope="session")
 def reading():
     """The helpers of this file, by name."""
-    return SimpleNamespace(Rowwise=Rowwise, read_all=read_all, assert_same=assert_same)
+    return SimpleNamespace(
+        Rowwise=Rowwise, read_all=read_all, assert_same=assert_same, pixels_of=lambda picture: pixels(picture, SPEC)
+    )

@@ -1,12 +1,13 @@
 """Pictures as a source: the same moments as in memory, and nothing left out without a word."""
 
 import json
+import os
 import pickle
-from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -15,18 +16,20 @@ from invariclip.calibrate.pairs import Sources, fitted_moments
 from invariclip.calibrate.pictures import SkippedPictureWarning, read_pictures
 from invariclip.calibrate.sources import pictures as module
 from invariclip.calibrate.sources.changes import Changes
+from invariclip.calibrate.sources.encode import DECLINED
 from invariclip.calibrate.sources.pictures import EMPTY, SINGLE, Pictures
 from invariclip.calibrate.stream import tally as reasons
+from invariclip.calibrate.stream.collect import collect
 from invariclip.errors import InputError
 from invariclip.export.reference import __file__ as reference
-from pathlib import Path
 
 KINDS = ("greyscale", "invert", "posterize")
+CHANGES = Changes(KINDS, draws=2)
+BOTH = Sources()
 
 
-def in_memory(encoder, path, changes=None, sources=Sources()):
-    options = Options(interventions=changes.kinds, draws=changes.draws) if changes else Options()
-    table, facts = tabulate(encoder, read_pictures(path), options)
+def in_memory(encoder, path, changes=CHANGES, sources=BOTH):
+    table, facts = tabulate(encoder, read_pictures(path), Options(interventions=changes.kinds, draws=changes.draws))
     return fitted_moments(table, sources), facts
 
 
@@ -41,19 +44,161 @@ def write_folder(root, layout, seed=0):
     return root
 
 
+def rewrite(path, content):
+    """Other content of the same size, and another time of change."""
+    facts = path.stat()
+    path.write_bytes(content)
+    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns + 1))
+
+
 def test_the_bundled_subset_gives_the_moments_of_the_path_in_memory(reading, tmp_path):
     folder = Path(reference).parent
-    lines = (folder / "pictures.jsonl").read_text(encoding="utf-8").splitlines()[::4]
-    assert len({json.loads(line)["style"] for line in lines}) > 1
+    rows = [json.loads(line) for line in (folder / "pictures.jsonl").read_text(encoding="utf-8").splitlines()]
+    concepts = sorted({row["concept"] for row in rows})[::6]
+    rows = [{**row, "file": str(folder / row["file"])} for row in rows if row["concept"] in concepts]
     manifest = tmp_path / "subset.jsonl"
-    rows = [json.loads(line) for line in lines]
-    manifest.write_text("\n".join(json.dumps({**row, "file": str(folder / row["file"])}) for row in rows))
-    changes = Changes(KINDS, draws=2)
+    manifest.write_text("\n".join(map(json.dumps, rows)))
     encoder = reading.Rowwise()
-    options = Options(interventions=changes.kinds, draws=changes.draws)
-    table, facts = tabulate(encoder, read_pictures(manifest, allow_outside=True), options)
-    read = reading.read_all(Pictures("set", str(manifest), changes=changes, allow_outside=True), encoder)
-    reading.assert_same(read.moments, fitted_moments(table))
-    assert read.parts["natural"].pairs > 50
-    assert read.parts["interventions"].pairs == 2 * len(lines)
-    assert read.tally.counts[reasons.LONE] + read.tally.counts[SINGLE] == facts["unpaired_concepts"]
+    options = Options(interventions=CHANGES.kinds, draws=CHANGES.draws)
+    with pytest.warns(SkippedPictureWarning, match="greyscale: it changes nothing"):  # drawings in black and white
+        table, facts = tabulate(encoder, read_pictures(manifest, allow_outside=True), options)
+    source = Pictures("set", str(manifest), changes=CHANGES, allow_outside=True)
+    state = collect([source], encoder)
+    reading.assert_same(state.combined(), fitted_moments(table))
+    assert state.combined().pairs > 100
+    told = reading.read_all(source, encoder).tally.counts
+    assert told[reasons.LONE] + told[SINGLE] == facts["unpaired_concepts"]
+    assert told[DECLINED] == sum(facts["declined"].values())
+
+
+@settings(max_examples=8, deadline=None)
+@given(size=st.integers(1, 12), rows=st.integers(2, 40))
+def test_the_size_of_shards_and_blocks_does_not_change_the_moments(reading, tmp_path_factory, size, rows):
+    root = tmp_path_factory.mktemp("folder")
+    write_folder(root, {f"{environment}/c{number}": 1 + number % 3 for environment in "abc" for number in range(6)})
+    encoder = reading.Rowwise()
+    source = Pictures("p", str(root), changes=CHANGES)
+    whole = reading.read_all(source, encoder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "CONCEPTS", size)
+        patch.setattr("invariclip.calibrate.sources.gather.BLOCK_ROWS", rows)
+        cut = reading.read_all(source, encoder)
+        assert len(source.shards()) == -(-6 // size)
+    assert max(len(part) for block in cut.blocks for part in (block.points, block.first) if part is not None) <= rows
+    reading.assert_same(cut.moments, whole.moments)
+    reading.assert_same(whole.moments, in_memory(encoder, root)[0])
+
+
+@pytest.mark.parametrize(("natural", "changed", "points"), [(1, 0, 1), (0, 1, 1), (1, 0, 0), (0, 0, 1)])
+def test_parts_can_be_left_out(reading, tmp_path, natural, changed, points):
+    write_folder(tmp_path, {f"{environment}/{concept}": 2 for environment in "ab" for concept in "xy"})
+    encoder = reading.Rowwise()
+    changes = CHANGES if changed else Changes()
+    source = Pictures("p", str(tmp_path), natural=bool(natural), changes=changes, points=bool(points))
+    read = reading.read_all(source, encoder)
+    expected, _ = in_memory(encoder, tmp_path, changes, Sources(bool(natural), bool(changed)))
+    assert sorted(read.parts) == ["interventions"] * changed + ["natural"] * natural
+    assert read.points.points == 8 * points
+    assert np.allclose(read.moments.pair_outer, expected.pair_outer, atol=1e-12)
+
+
+def test_nothing_to_take(tmp_path):
+    write_folder(tmp_path, {"a/x": 1})
+    with pytest.raises(InputError, match="neither points nor natural pairs nor interventions"):
+        Pictures("p", str(tmp_path), natural=False, points=False).shards()
+    source = Pictures("p", str(tmp_path))
+    blocks = source.read(source.shards()[0], None, reasons.Tally())
+    with pytest.raises(InputError, match="need an encoder"):
+        list(blocks)
+
+
+def test_what_cannot_be_used_is_named_and_not_counted(reading, tmp_path):
+    layout = {"a/x": 3, "b/x": 3, "a/alone": 2, "b/single": 1, "a/cut": 1, "b/cut": 1}
+    write_folder(tmp_path, layout)
+    cut = tmp_path / "a/cut/a-cut-0.png"
+    Image.open(cut).convert("RGB").resize((64, 64)).save(cut.with_suffix(".jpg"))
+    cut.unlink()
+    cut = cut.with_suffix(".jpg")
+    cut.write_bytes(cut.read_bytes()[:300])
+    (tmp_path / "sketch" / "x").mkdir(parents=True)
+    encoder = reading.Rowwise()
+    read = reading.read_all(Pictures("p", str(tmp_path), changes=CHANGES), encoder)
+    found = read.tally.to_json()
+    assert found[reasons.UNREADABLE] == {"count": 1, "examples": ["a/cut/a-cut-0.jpg"]}
+    assert found[reasons.LONE] == {"count": 1, "examples": ["alone"]}
+    assert sorted(found[SINGLE]["examples"]) == ["cut", "single"]
+    assert found[EMPTY] == {"count": 1, "examples": ["sketch"]}
+    with pytest.warns(SkippedPictureWarning):
+        expected, _ = in_memory(encoder, tmp_path)
+    reading.assert_same(read.moments, expected)
+
+
+def test_embeddings_that_are_not_numbers(reading, tmp_path):
+    write_folder(tmp_path, {"a/x": 3, "b/x": 2})
+    files = sorted(tmp_path.rglob("*.png"))
+    Image.new("RGB", (20, 20)).save(files[1])  # all black: this encoder answers zero
+    encoder = reading.Rowwise(refuse=reading.pixels_of(files[3]))
+    changes = Changes(("invert",), draws=1)
+    source = Pictures("p", str(tmp_path), changes=changes)
+    state = collect([source], encoder)
+    with pytest.warns(SkippedPictureWarning, match="zero or not finite"):
+        expected, _ = in_memory(encoder, tmp_path, changes)
+    reading.assert_same(state.combined(), expected)
+    assert state.combined().points == 3
+    silent = reading.read_all(Pictures("p", str(tmp_path), points=False), encoder).tally.to_json()
+    assert silent[reasons.ZERO] == {"count": 1, "examples": ["a/x/a-x-1.png"]}
+    assert silent[reasons.NOT_FINITE] == {"count": 1, "examples": ["b/x/b-x-0.png"]}
+
+
+def test_a_large_concept_is_cut(reading, tmp_path, monkeypatch):
+    write_folder(tmp_path, {"a/big": 30, "b/big": 5, "a/x": 2, "b/x": 2})
+    encoder = reading.Rowwise()
+    whole = reading.read_all(Pictures("p", str(tmp_path), changes=CHANGES), encoder)
+    monkeypatch.setattr(module, "LARGE", 12)
+    source = Pictures("p", str(tmp_path), changes=CHANGES)
+    cut = reading.read_all(source, encoder)
+    assert [len(shard.spec["files"]) for shard in source.shards()] == [11, 12, 12, 11, 4]
+    reading.assert_same(cut.points, whole.points)
+    reading.assert_same(cut.parts["interventions"], whole.parts["interventions"])
+    assert cut.parts["natural"].pairs == 6 * 5 + 2 * 2
+    assert cut.parts["natural"].pair_weight == pytest.approx(whole.parts["natural"].pair_weight)
+    assert not cut.tally.counts
+
+
+def test_donors_lie_in_the_same_shard(reading, tmp_path):
+    write_folder(tmp_path, {"a/x": 3, "b/x": 3})
+    encoder = reading.Rowwise()
+    changes = Changes(("style-exchange",), draws=1)
+    read = reading.read_all(Pictures("p", str(tmp_path), changes=changes), encoder)
+    reading.assert_same(read.moments, in_memory(encoder, tmp_path, changes)[0])
+    (tmp_path / "lone").mkdir()
+    write_folder(tmp_path / "lone", {"a/x": 1})
+    lone = reading.read_all(Pictures("p", str(tmp_path / "lone"), changes=changes), encoder)
+    assert lone.tally.counts[DECLINED] == 1
+    assert "interventions" not in lone.parts
+
+
+def test_another_content_is_another_shard(reading, tmp_path):
+    write_folder(tmp_path, {"a/x": 1, "b/x": 1})
+    source = Pictures("p", str(tmp_path))
+    (before,) = source.shards()
+    assert [shard.digest for shard in source.shards()] == [before.digest]
+    file = next(tmp_path.rglob("*.png"))
+    rewrite(file, file.read_bytes()[::-1])
+    (after,) = source.shards()
+    assert after.digest != before.digest
+    with pytest.raises(InputError, match="has changed since"):
+        list(source.read(before, reading.Rowwise(), reasons.Tally()))
+    other = Pictures("p", str(tmp_path), changes=CHANGES)
+    assert other.shards()[0].digest != after.digest
+    assert pickle.loads(pickle.dumps(other)).shards() == other.shards()  # noqa: S301 -- our own bytes
+
+
+def test_filters(reading, tmp_path):
+    write_folder(tmp_path, {"a/x": 1, "b/x": 1, "c/x": 1})
+    (tmp_path / "none").mkdir()
+    read = reading.read_all(Pictures("p", str(tmp_path), environments=("a", "b", "none")), reading.Rowwise())
+    assert (read.points.points, read.parts["natural"].pairs) == (2, 1)
+    assert read.tally.to_json()[EMPTY]["examples"] == ["none"]
+    with pytest.raises(InputError, match="no picture has environment 'q'"):
+        Pictures("p", str(tmp_path), environments=("a", "q")).shards()

@@ -1,5 +1,6 @@
 """Shards → state: the same bits however often a run is killed; nothing counted twice, nothing lost without a name."""
 
+import json
 import multiprocessing
 import os
 import signal
@@ -12,7 +13,7 @@ import pytest
 from invariclip.calibrate.sources.embeddings import Embeddings
 from invariclip.calibrate.stream.blocks import Block, Shard
 from invariclip.calibrate.stream.collect import collect
-from invariclip.calibrate.stream.state import read_state, write_state
+from invariclip.calibrate.stream.state import read_state, state_from_bytes, state_to_bytes, write_state
 from invariclip.calibrate.stream.tally import NOT_FINITE
 from invariclip.errors import InputError
 
@@ -196,3 +197,28 @@ def test_states_that_cannot_be_read(tmp_path):
             read_state(path)
     with pytest.raises(InputError, match="no such moments file"):
         read_state(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda facts: facts["sums"][0].update(points="many"), "points of given is 'many'"),
+        (lambda facts: facts["sums"][0].update(pairs=1.5), "pairs of given is 1.5"),
+        (lambda facts: facts["sums"][0].update(pair_weight=float("nan")), "pair_weight of given is nan"),
+        (lambda facts: facts["sums"][0].update(point_fourth=-1.0), "point_fourth of given is -1.0"),
+        (lambda facts: facts["sums"][0].update(unknown=1), "not moments written by invariclip"),
+        (lambda facts: facts["sums"][0].pop("pair_fourth"), "not moments written by invariclip"),
+        (lambda facts: facts.update(width=WIDTH + 1), "is not .* of finite float64 values"),
+        (lambda facts: facts.pop("done"), "not moments written by invariclip"),
+    ],
+)
+def test_states_whose_facts_are_damaged(tmp_path, change, told):
+    content = state_to_bytes(collect([files(tmp_path / "data", 1)]))
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    facts = json.loads(header["__metadata__"]["invariclip.state"])
+    change(facts)
+    header["__metadata__"]["invariclip.state"] = json.dumps(facts)
+    head = json.dumps(header).encode()
+    with pytest.raises(InputError, match=told):
+        state_from_bytes(len(head).to_bytes(8, "little") + head + content[8 + length :], "m")

@@ -1,0 +1,110 @@
+"""`python -m invariclip.bench.domains PACS`: fits on all environments but one, scores on that one, writes the page."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+
+from invariclip.bench.domains.encoders import RESNET18, Precision, load_encoder
+from invariclip.bench.domains.page import plot, render
+from invariclip.bench.domains.summary import summarise
+from invariclip.bench.domains.trial import Settings, run_trial
+from invariclip.calibrate.layouts import find_layout, read_layout
+from invariclip.console import bar, note, silent
+from invariclip.errors import InvariclipError
+from invariclip.files import write_atomically
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from invariclip.calibrate.pictures import Picture
+
+
+@click.command()
+@click.argument("name")
+@click.option("--data", type=click.Path(path_type=Path), default=Path("../shared/data"), show_default=True,
+              help="The set's folder, or the one that holds it.")  # fmt: skip
+@click.option("--encoder", default=RESNET18, show_default=True, help="resnet18 (ImageNet), or as `calibrate --model`.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="Weights of an encoder that needs some.")
+@click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True,
+              help="Of resnet18's features.")  # fmt: skip
+@click.option("--seeds", type=click.IntRange(1), default=5, show_default=True, help="How many, counted from 0.")
+@click.option("--draws", type=click.IntRange(1), default=Settings().draws, show_default=True,
+              help="Changed versions of every picture.")  # fmt: skip
+@click.option("--work", type=click.Path(path_type=Path), default=Path("build/domains"), show_default=True,
+              help="Keeps embeddings and trials: an interrupted run goes on from there.")  # fmt: skip
+@click.option("--packages", type=click.Path(path_type=Path), default=Path("build/stylebench/packages"),
+              show_default=True, help="Where fetched packages are kept.")  # fmt: skip
+@click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("docs/domains.md"), show_default=True,
+              help="The page; .json and .svg too.")  # fmt: skip
+@click.option("--quiet", is_flag=True, help="No progress.")
+def main(
+    name: str,
+    data: Path,
+    encoder: str,
+    checkpoint: Path | None,
+    precision: str,
+    seeds: int,
+    draws: int,
+    work: Path,
+    packages: Path,
+    out: Path,
+    quiet: bool,
+) -> None:
+    """Scores every projection on each environment of the set NAME, unseen in fitting and in selection."""
+    layout = find_layout(name)
+    pictures = read_layout(layout, data)
+    loaded = load_encoder(encoder, packages, checkpoint=checkpoint, precision=cast("Precision", precision))
+    settings = Settings(draws=draws)
+    trials = []
+    for seed in range(seeds):
+        for test in layout.environments:
+            if not quiet:
+                note(f"{layout.name}: {test} unseen, seed {seed}")
+            trials.append(
+                run_trial(
+                    loaded,
+                    pictures,
+                    test,
+                    seed,
+                    settings,
+                    folder=work / "trials",
+                    cache=work / "embeddings",
+                    progress=silent if quiet else bar,
+                )
+            )
+    result = {
+        "set": layout.name,
+        "pictures": _counts(pictures),
+        "classes": layout.class_count,
+        "encoder": {"name": encoder, "sha256": loaded.sha256, "precision": precision, "width": loaded.embed_dim},
+        "settings": asdict(settings),
+        "seeds": seeds,
+        "skipped": sorted({reason for trial in trials for reason in trial["pictures"]["skipped"]}),
+        **summarise(trials),
+        "curves": [
+            {key: trial[key] for key in ("test", "seed", "selections")} for trial in trials if not trial["seed"]
+        ],
+    }
+    write_atomically(out.with_suffix(".json"), json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    write_atomically(out.with_suffix(".svg"), plot(result))
+    write_atomically(out, render(result))
+    note(f"wrote {out}, its .json and its .svg")
+
+
+def _counts(pictures: Sequence[Picture]) -> dict[str, Any]:
+    return dict(sorted(Counter(picture.environment for picture in pictures).items()))
+
+
+if __name__ == "__main__":
+    try:
+        main(standalone_mode=True)
+    except InvariclipError as error:
+        note(f"error: {error}")
+        sys.exit(error.exit_code)

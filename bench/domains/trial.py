@@ -1,0 +1,251 @@
+"""One trial: fitted and selected on all environments but one, scored on that one; kept whole, so that a run resumes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from invariclip.calibrate import baselines
+from invariclip.calibrate.candidates import Candidate, grid
+from invariclip.calibrate.estimators import fit
+from invariclip.calibrate.fit import Options, bank_of, tabulate
+from invariclip.calibrate.invariance import domain_leakage, invariance_gap
+from invariclip.calibrate.pairs import Sources, Table, fitted_moments, interventional_pairs
+from invariclip.calibrate.select import Objective, Selection, select
+from invariclip.calibrate.unseen import Map, Way, answers, base_classes
+from invariclip.console import Progress, silent
+from invariclip.files import write_atomically
+from invariclip.interventions.catalogue import PAPER
+from invariclip.projection import identity
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from invariclip.calibrate.embed import Encoder
+    from invariclip.calibrate.moments import Moments
+    from invariclip.calibrate.pictures import Picture
+
+ESTIMATORS = ("icm", "generalised", "shrinkage")
+STYLE = "style-exchange"
+MAIN = "auto, for the probe"
+INTERVENTIONS, SAME_CLASS = Sources(natural=False), Sources(interventions=False)
+OWN_C = ("none", MAIN, "shrinkage", "centring")
+"""Rows for which C is chosen as well: that costs as much as all the rest."""
+
+
+TRIAL_VERSION = 1
+"""Changes when trials would come out differently."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a trial depends on besides pictures and encoder.
+
+    Attributes:
+        interventions: Names of the kinds that every picture's changed versions are drawn from.
+        draws: Changed versions of every picture; the paper has one.
+        templates: Prompts, for encoders that take texts.
+    """
+
+    interventions: tuple[str, ...] = (*PAPER, STYLE)
+    draws: int = 1
+    templates: tuple[str, ...] = ("a photo of a {}.",)
+
+    def options(self, seed: int) -> Options:
+        """As calibration takes them."""
+        return Options(interventions=self.interventions, draws=self.draws, templates=self.templates, seed=seed)
+
+
+@dataclass(frozen=True)
+class World:
+    """The embedded pictures of one trial.
+
+    Attributes:
+        seen: The training environments with their changed versions, whose donors are training pictures too.
+        unseen: The test environment; its changed versions serve the invariance gap alone.
+        bank: Class embeddings by the label codes of `seen`, or None without a text tower.
+        seed: Of everything that is drawn.
+    """
+
+    seen: Table
+    unseen: Table
+    bank: NDArray[np.float64] | None
+    seed: int
+
+    @property
+    def ways(self) -> tuple[Way, ...]:
+        """How classes are named here."""
+        return ("probe", "prototypes") if self.bank is None else ("probe", "prototypes", "zero-shot")
+
+
+def run_trial(
+    encoder: Encoder,
+    pictures: Sequence[Picture],
+    test: str,
+    seed: int,
+    settings: Settings,
+    *,
+    folder: Path,
+    cache: Path,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """A trial's result, from its file if it was run before.
+
+    Args:
+        encoder: Takes the pictures.
+        pictures: Of all environments.
+        test: The environment that is unseen.
+        seed: Of interventions, donors, folds, pairs and of which classes are base classes.
+        settings: The rest.
+        folder: Where results are kept, under a digest of all that goes into them.
+        cache: Where embeddings are kept.
+        progress: Progress display.
+    """
+    names = "\n".join(f"{p.environment}\t{p.concept}\t{p.path.name}" for p in pictures)
+    given = json.dumps([TRIAL_VERSION, encoder.sha256, encoder.pixels.to_json(), names, test, seed, asdict(settings)])
+    file = folder / f"{test}-{seed}-{hashlib.sha256(given.encode()).hexdigest()[:16]}.json"
+    if file.is_file():
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    options = settings.options(seed)
+    parts = [[p for p in pictures if (p.environment == test) == own] for own in (False, True)]
+    (seen, facts), (unseen, _) = (tabulate(encoder, part, options, cache=cache, progress=progress) for part in parts)
+    bank = bank_of(encoder, seen.label_names, settings.templates) if hasattr(encoder, "encode_texts") else None
+    result = {"test": test, "seed": seed, "pictures": facts, **evaluate(World(seen, unseen, bank, seed), progress)}
+    write_atomically(file, json.dumps(result, ensure_ascii=False) + "\n")
+    return result
+
+
+def evaluate(world: World, progress: Progress = silent) -> dict[str, Any]:
+    """Every projection of the table on one test environment.
+
+    Returns:
+        JSON-ready: `labels` (of the test pictures, in words), `rows` (name → {`chosen`, `answers` (way → packed),
+        `leakage`, `gap`}), `sources` (which pairs → the same), `open` (name → the same), `selections`.
+    """
+    selections = {way: _select(world, world.seen, way, INTERVENTIONS, progress) for way in ("probe", "prototypes")}
+    moments = fitted_moments(world.seen, INTERVENTIONS, seed=world.seed)
+    picks = {MAIN: selections["probe"].chosen, "auto, for prototypes": selections["prototypes"].chosen}
+    picks |= {name: best_of(selections["probe"], name) for name in ESTIMATORS}
+    width = world.seen.vectors.shape[1]
+    maps: dict[str, Map] = {"none": identity(width)}
+    maps |= {name: _fitted(moments, pick) for name, pick in picks.items()}
+    chosen = {name: str(pick) for name, pick in picks.items()}
+    for each in fitted_baselines(world, moments, picks["icm"]):
+        maps[each.name] = each
+        chosen[each.name] = str(picks["icm"]) if each.name == "published" else ""
+    rows = {name: _row(world, name, what, chosen.get(name, "")) for name, what in maps.items()}
+    return {
+        "labels": [world.unseen.label_names[code] for code in world.unseen.labels[world.unseen.unchanged]],
+        "rows": rows,
+        "sources": _by_source(world, progress),
+        "open": _open(world, progress),
+        "selections": {way: selection.to_json() for way, selection in selections.items()},
+    }
+
+
+def best_of(selection: Selection, estimator: str) -> Candidate:
+    """One estimator's best candidate on what was left out, also where no projection is better."""
+    own = [scored for scored in selection.curve if scored.candidate.estimator == estimator]
+    return max(own, key=lambda scored: scored.behind).candidate
+
+
+def fitted_baselines(world: World, moments: Moments, icm: Candidate) -> list[baselines.Baseline]:
+    """Everything that a projection is compared with; what needs a rank or λ takes those of `icm`.
+
+    Args:
+        world: Only its training environments are looked at.
+        moments: Of those.
+        icm: The candidate of `icm` that selection puts first.
+    """
+    plain = world.seen.where(world.seen.unchanged)
+    rank, strength = icm.rank or moments.width, icm.strength or 1.0
+    return [
+        baselines.centring(moments),
+        baselines.whitening(moments),
+        baselines.pca(moments, rank),
+        baselines.within_class(plain.vectors, plain.labels),
+        baselines.lda(plain.vectors, plain.labels),
+        baselines.published(moments, rank, strength),
+    ]
+
+
+def unpack(packed: str, count: int) -> NDArray[np.bool_]:
+    """Answers as `rows` hold them, bool [count]."""
+    return np.unpackbits(np.frombuffer(bytes.fromhex(packed), dtype=np.uint8), count=count).astype(np.bool_)
+
+
+def _row(world: World, name: str, what: Map, chosen: str) -> dict[str, Any]:
+    ways: tuple[Way, ...] = (*world.ways, "probe, own C") if name in OWN_C else world.ways
+    found = _answers(world, what, chosen, ways)
+    both = [table.where(table.unchanged) for table in (world.seen, world.unseen)]
+    vectors = np.concatenate([what.apply(table.vectors) for table in both])
+    # Codes differ between the two tables where a class or an environment is missing in one; names do not.
+    names = [np.asarray(table.label_names)[table.labels] for table in both]
+    places = [np.asarray(table.environment_names)[table.environments] for table in both]
+    labels, environments = (np.unique(np.concatenate(x), return_inverse=True)[1] for x in (names, places))
+    leak = domain_leakage(vectors, labels, environments, seed=world.seed)
+    pairs = interventional_pairs(world.unseen)
+    gap = None
+    if len(pairs) > 1:
+        shown = what.apply(world.unseen.vectors)
+        gap = invariance_gap(shown[pairs.first], shown[pairs.second])
+    return found | {"leakage": leak.accuracy, "chance": leak.chance, "gap": gap}
+
+
+def _by_source(world: World, progress: Progress) -> dict[str, Any]:
+    """Shrinkage, λ selected for the probe each time, from other pairs."""
+    table, found = world.seen, {}
+    style = np.isin(table.kinds, [code for code, name in enumerate(table.kind_names) if name == STYLE])
+    plain = table.unchanged
+    for name, mask, sources in (
+        ("the seven", plain | ~style, INTERVENTIONS),
+        ("style exchange", plain | style, INTERVENTIONS),
+        ("same class", plain, SAME_CLASS),
+        ("all three", np.ones_like(plain), Sources()),
+    ):
+        part = table.where(mask)
+        if sources.interventions and part.unchanged.all():
+            continue
+        pick = _select(world, part, "probe", sources, progress, estimator="shrinkage").chosen
+        what = _fitted(fitted_moments(part, sources, seed=world.seed), pick)
+        found[name] = _answers(world, what, str(pick), world.ways)
+    return found
+
+
+def _open(world: World, progress: Progress) -> dict[str, Any]:
+    """Fitted and selected on the base classes alone; all classes are told apart, by prototypes and by name."""
+    table = world.seen
+    base = base_classes(table.label_names, world.seed)
+    part = table.where(np.asarray([name in base for name in table.label_names])[table.labels])
+    pick = _select(world, part, "prototypes", INTERVENTIONS, progress).chosen
+    what = _fitted(fitted_moments(part, INTERVENTIONS, seed=world.seed), pick)
+    maps: dict[str, tuple[Map, str]] = {"none": (identity(table.vectors.shape[1]), ""), "auto": (what, str(pick))}
+    return {
+        "base": sorted(base),
+        "rows": {name: _answers(world, each, said, world.ways) for name, (each, said) in maps.items()},
+    }
+
+
+def _select(
+    world: World, table: Table, objective: Objective, sources: Sources, progress: Progress, *, estimator: str = "auto"
+) -> Selection:
+    candidates = grid(table.vectors.shape[1], estimator=estimator)
+    return select(table, candidates, objective=objective, sources=sources, seed=world.seed, progress=progress)
+
+
+def _fitted(moments: Moments, pick: Candidate) -> Map:
+    return fit(moments, pick.estimator, pick.rank, pick.strength)
+
+
+def _answers(world: World, what: Map, chosen: str, ways: Sequence[Way]) -> dict[str, Any]:
+    found: Mapping[Way, NDArray[np.bool_]] = {
+        way: answers(what, world.seen, world.unseen, way, bank=world.bank) for way in ways
+    }
+    return {"chosen": chosen, "answers": {way: np.packbits(right).tobytes().hex() for way, right in found.items()}}
