@@ -27,14 +27,15 @@ def summarise(world: World, trials: Sequence[Mapping[str, Any]]) -> dict[str, An
         trials: Results of `trial.run_trial`, one for each seed.
 
     Returns:
-        JSON-ready: `rows`, `pairs` (name → scores, see `_scores`), and `learnt` and `never_seen`: `none` and `auto`
-        over concepts that the reference checkpoint was trained on, and over the others.
+        JSON-ready: `rows` (name → scores, see `_scores`), `pairs` (the same, of the trials that have it), and `learnt`
+        and `never_seen`: `none` and `auto` over concepts that the reference checkpoint was trained on, and over the
+        others.
     """
     everything = np.ones(int(world.queries.sum()), dtype=np.bool_)
     rows = [trial["rows"] for trial in trials]
     few = [{name: row[name] for name in (NONE, "auto")} for row in rows]
     # Other pairs are held against no projection, which stands among the rows.
-    pairs = [{NONE: trial["rows"][NONE], **trial["pairs"]} for trial in trials]
+    pairs = [{NONE: trial["rows"][NONE], **trial["pairs"]} for trial in trials if trial["pairs"]]
     return {
         "rows": _scores(world, rows, everything),
         "pairs": _scores(world, pairs, everything),
@@ -55,20 +56,18 @@ def _scores(world: World, parts: Sequence[Mapping[str, Any]], mask: NDArray[np.b
     samples: dict[str, NDArray[np.float64]] = {}
     found: dict[str, Any] = {}
     for name in parts[0]:
-        having = [part[name] for part in parts if name in part]
-        answers = [unpack(row["answers"], len(mask))[mask] for row in having]
+        answers = [unpack(part[name]["answers"], len(mask))[mask] for part in parts]
         own = samples[name] = np.stack([bootstrap.samples(right) for right in answers])
-        # What only the first seeds have is held against no projection under those.
-        differences = own - samples[NONE][: len(own)]
+        differences = own - samples[NONE]
         by_seed = differences[:, 0, -1]
-        measured = [key for key in ("left_out", "left_out_changed") if key in having[0]]
+        measured = [key for key in ("left_out", "left_out_changed") if key in parts[0][name]]
         found[name] = {
             **dict(zip(columns, intervals(own), strict=True)),
             "difference": intervals(differences)[-1],
             "by_seed": [round(float(value), 3) for value in by_seed],
             "spread": round(float(by_seed.std(ddof=1)), 3) if len(by_seed) > 1 else None,
-            "chosen": [row["chosen"] for row in having],
-            **{key: round(float(np.mean([row[key] for row in having])), 3) for key in measured},
+            "chosen": [part[name]["chosen"] for part in parts],
+            **{key: round(float(np.mean([part[name][key] for part in parts])), 3) for key in measured},
         }
     return found
 

@@ -37,7 +37,7 @@ KINDS = {SEVEN: PAPER, EVERYTHING: tuple(CATALOGUE)}
 
 
 def kinds_of(seed: int) -> dict[str, tuple[str, ...]]:
-    """The lists of one seed: all eighteen are an aside, and the first seed's alone, for they cost as much again."""
+    """The lists of one seed: which pairs are best is asked under the first seed alone, for it costs as much again."""
     return KINDS if seed == 0 else {SEVEN: KINDS[SEVEN]}
 
 
@@ -81,7 +81,8 @@ def evaluate(world: World, way: Way, progress: Progress = silent) -> dict[str, A
 
     Returns:
         JSON-ready: `rows` (name → {`chosen`, `answers` packed}), `pairs` (the same, with `left_out`: the gain on
-        unchanged pictures of left-out training styles), `selection` (the whole curve).
+        unchanged pictures of left-out training styles; empty where the world has one list of interventions only),
+        `selection` (the whole curve).
     """
     train = world.train[SEVEN]
     width = train.vectors.shape[1]
@@ -124,9 +125,9 @@ def _baselines(world: World, icm: Candidate) -> dict[str, Map]:
 
 def _by_pairs(world: World, way: Way, progress: Progress) -> dict[str, Any]:
     """Shrinkage fitted on other pairs, λ selected for each."""
-    found = {}
+    found: dict[str, Any] = {}
     for name, (listed, sources, captions) in PAIRS.items():
-        if (captions and way == "prototypes") or listed not in world.train:
+        if EVERYTHING not in world.train or (captions and way == "prototypes"):
             continue
         width = world.train[listed].vectors.shape[1]
         selection = _select(
