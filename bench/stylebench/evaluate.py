@@ -7,12 +7,11 @@ held-out styles over all concepts.
 from __future__ import annotations
 
 import json
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import click
-import numpy as np
 
 from invariclip.bench.stylebench.sources import HELD_OUT_STYLES, TRAINING_STYLES
 from invariclip.calibrate.pictures import read_pictures
@@ -48,7 +47,7 @@ def evaluate_command(data: Path, checkpoint: Path | None, seeds: int, precision:
     from invariclip.bench.stylebench.encoders import Trunk
     from invariclip.bench.stylebench.evaluate_page import plot, render
     from invariclip.bench.stylebench.summary import summarise
-    from invariclip.bench.stylebench.trial import kinds_of, run_trial
+    from invariclip.bench.stylebench.trial import KINDS, SEVEN, pairs, rows, run_trial
     from invariclip.bench.stylebench.world import embed_worlds
     from invariclip.export.models.checkpoint import load_checkpoint
 
@@ -58,8 +57,9 @@ def evaluate_command(data: Path, checkpoint: Path | None, seeds: int, precision:
     trunk = Trunk(loaded, cast("Precision", precision))
 
     @cache
-    def worlds(seed: int) -> dict[str, World]:
-        return embed_worlds(loaded, trunk, pictures, kinds_of(seed), work / "embeddings", seed, bar)
+    def worlds(seed: int, *lists: str) -> dict[str, World]:
+        kinds = {name: KINDS[name] for name in lists}
+        return embed_worlds(loaded, trunk, pictures, kinds, work / "embeddings", seed, bar)
 
     known = {"trunk": trunk.sha256, "manifest": sha256_file(manifest)}
     trials: dict[tuple[str, Way], list[dict[str, Any]]] = {table: [] for table in TABLES}
@@ -67,11 +67,18 @@ def evaluate_command(data: Path, checkpoint: Path | None, seeds: int, precision:
         for encoder, way in TABLES:
             note(f"seed {seed}: {encoder}, {way}")
             key = {**known, "encoder": encoder, "seed": seed}
-            trials[encoder, way].append(
-                run_trial(lambda seed=seed, name=encoder: worlds(seed)[name], key, way, work / "trials", bar)  # type: ignore[misc]
-            )
-    some = worlds(0)
-    first = some["reference"]
+            make = partial(lambda seed, name: worlds(seed, SEVEN)[name], seed, encoder)
+            trials[encoder, way].append(run_trial(rows, make, key, way, work / "trials", bar))
+    tables = {}
+    for encoder, way in TABLES:
+        note(f"which pairs: {encoder}, {way}")
+        key = {**known, "encoder": encoder, "seed": 0}
+        make = partial(lambda name: worlds(0, *KINDS)[name], encoder)
+        by_pairs = run_trial(pairs, make, key, way, work / "trials", bar)
+        own = trials[encoder, way]
+        found = summarise(worlds(0, SEVEN)[encoder], own, by_pairs)
+        tables[f"{encoder}, {way}"] = found | {"curve": own[0]["selection"]}
+    first = worlds(0, SEVEN)["reference"]
     result = {
         "checkpoint_sha256": loaded.sha256,
         "manifest_sha256": known["manifest"],
@@ -80,12 +87,7 @@ def evaluate_command(data: Path, checkpoint: Path | None, seeds: int, precision:
         "pictures": {style: int(first.rows([style]).sum()) for style in (*TRAINING_STYLES, *HELD_OUT_STYLES)},
         "concepts": len(first.table.concept_names),
         "learnt_concepts": len(first.learnt),
-        "changed": {name: int(np.sum(~table.unchanged)) for name, table in first.train.items()},
-        "tables": {
-            f"{encoder}, {way}": summarise(some[encoder], trials[encoder, way])
-            | {"curve": trials[encoder, way][0]["selection"]}
-            for encoder, way in TABLES
-        },
+        "tables": tables,
     }
     write_atomically(out.with_suffix(".json"), json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     write_atomically(out, render(result))

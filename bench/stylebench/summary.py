@@ -19,26 +19,26 @@ if TYPE_CHECKING:
 NONE = "none"
 
 
-def summarise(world: World, trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def summarise(world: World, trials: Sequence[Mapping[str, Any]], by_pairs: Mapping[str, Any]) -> dict[str, Any]:
     """The figures of one encoder by one protocol.
 
     Args:
         world: Says what the queries are; the same under every seed.
-        trials: Results of `trial.run_trial`, one for each seed.
+        trials: Results of `trial.rows`, one for each seed.
+        by_pairs: That of `trial.pairs` under the first seed.
 
     Returns:
-        JSON-ready: `rows` (name → scores, see `_scores`), `pairs` (the same, of the trials that have it), and `learnt`
-        and `never_seen`: `none` and `auto` over concepts that the reference checkpoint was trained on, and over the
-        others.
+        JSON-ready: `rows` and `pairs` (name → scores, see `_scores`), and `learnt` and `never_seen`: `none` and `auto`
+        over concepts that the reference checkpoint was trained on, and over the others.
     """
     everything = np.ones(int(world.queries.sum()), dtype=np.bool_)
     rows = [trial["rows"] for trial in trials]
     few = [{name: row[name] for name in (NONE, "auto")} for row in rows]
     # Other pairs are held against no projection, which stands among the rows.
-    pairs = [{NONE: trial["rows"][NONE], **trial["pairs"]} for trial in trials if trial["pairs"]]
+    pairs = {NONE: rows[0][NONE], **by_pairs["rows"]}
     return {
         "rows": _scores(world, rows, everything),
-        "pairs": _scores(world, pairs, everything),
+        "pairs": _scores(world, [pairs], everything),
         "learnt": _scores(world, few, world.is_learnt),
         "never_seen": _scores(world, few, ~world.is_learnt),
     }

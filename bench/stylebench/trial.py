@@ -33,14 +33,7 @@ VERSION = 1
 """Changes when trials would come out differently."""
 SEVEN, EVERYTHING = "the seven", "all eighteen"
 KINDS = {SEVEN: PAPER, EVERYTHING: tuple(CATALOGUE)}
-"""Lists that changed versions are drawn from; the table's own is the first, as `calibrate` has it."""
-
-
-def kinds_of(seed: int) -> dict[str, tuple[str, ...]]:
-    """The lists of one seed: which pairs are best is asked under the first seed alone, for it costs as much again."""
-    return KINDS if seed == 0 else {SEVEN: KINDS[SEVEN]}
-
-
+"""Lists that changed versions are drawn from; the rows' own is the first, as `calibrate` has it."""
 ESTIMATORS = ("icm", "generalised", "shrinkage")
 NATURAL, CHANGES = Sources(interventions=False), Sources(natural=False)
 PAIRS: dict[str, tuple[str, Sources, bool]] = {
@@ -56,33 +49,38 @@ PAIRS: dict[str, tuple[str, Sources, bool]] = {
 
 
 def run_trial(
-    make: Callable[[], World], key: dict[str, Any], way: Way, folder: Path, progress: Progress = silent
+    part: Callable[[World, Way, Progress], dict[str, Any]],
+    make: Callable[[], World],
+    key: dict[str, Any],
+    way: Way,
+    folder: Path,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """A trial's result, from its file if it was run before.
 
     Args:
+        part: `rows` or `pairs`.
         make: Gives the world; not called where there is a file.
         key: JSON-ready: what the world depends on, with `encoder` and `seed` among it.
         way: The protocol: what is selected for and scored by.
         folder: Where results are kept, under a digest of all that goes into them.
         progress: Progress display.
     """
-    given = json.dumps([VERSION, key, way, KINDS, DRAWS, TEMPLATES], sort_keys=True)
-    name = f"{key['encoder']}-{way}-{key['seed']}-{hashlib.sha256(given.encode()).hexdigest()[:16]}.json"
-    if (folder / name).is_file():
-        return dict(json.loads((folder / name).read_text(encoding="utf-8")))
-    result = evaluate(make(), way, progress)
-    write_atomically(folder / name, json.dumps(result, ensure_ascii=False) + "\n")
+    given = json.dumps([VERSION, part.__name__, key, way, KINDS, DRAWS, TEMPLATES], sort_keys=True)
+    digest = hashlib.sha256(given.encode()).hexdigest()[:16]
+    file = folder / f"{key['encoder']}-{way}-{part.__name__}-{key['seed']}-{digest}.json"
+    if file.is_file():
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    result = part(make(), way, progress)
+    write_atomically(file, json.dumps(result, ensure_ascii=False) + "\n")
     return result
 
 
-def evaluate(world: World, way: Way, progress: Progress = silent) -> dict[str, Any]:
-    """Every row for one protocol.
+def rows(world: World, way: Way, progress: Progress = silent) -> dict[str, Any]:
+    """Every estimator and baseline by one protocol.
 
     Returns:
-        JSON-ready: `rows` (name → {`chosen`, `answers` packed}), `pairs` (the same, with `left_out`: the gain on
-        unchanged pictures of left-out training styles; empty where the world has one list of interventions only),
-        `selection` (the whole curve).
+        JSON-ready: `rows` (name → {`chosen`, `answers` packed}), `selection` (the whole curve).
     """
     train = world.train[SEVEN]
     width = train.vectors.shape[1]
@@ -90,11 +88,34 @@ def evaluate(world: World, way: Way, progress: Progress = silent) -> dict[str, A
     picks = {name: best_of(selection, name) for name in ESTIMATORS} | {"auto": selection.chosen}
     maps: dict[str, Map] = {name: _fitted(world, SEVEN, ALL_SOURCES, pick) for name, pick in picks.items()}
     chosen = {name: str(pick) for name, pick in picks.items()}
-    rows = {
+    found = {
         name: _row(world, way, what, chosen.get(name, ""))
         for name, what in (_baselines(world, picks["icm"]) | maps).items()
     }
-    return {"rows": rows, "pairs": _by_pairs(world, way, progress), "selection": selection.to_json()}
+    return {"rows": found, "selection": selection.to_json()}
+
+
+def pairs(world: World, way: Way, progress: Progress = silent) -> dict[str, Any]:
+    """Shrinkage fitted on other pairs, λ selected for each.
+
+    Returns:
+        JSON-ready: `rows`, as `rows` has them, each with what selection saw: `left_out`, the gain on unchanged pictures
+        of left-out training styles, and `left_out_changed`, that on changed ones.
+    """
+    found: dict[str, Any] = {}
+    for name, (listed, sources, captions) in PAIRS.items():
+        if captions and way == "prototypes":
+            continue
+        width = world.train[listed].vectors.shape[1]
+        selection = _select(
+            world, way, listed, sources, grid(width, estimator="shrinkage", captions=(captions,)), progress
+        )
+        pick = selection.chosen
+        found[name] = _row(world, way, _fitted(world, listed, sources, pick), str(pick)) | {
+            "left_out": _gain(selection, changed=False),
+            "left_out_changed": _gain(selection, changed=True),
+        }
+    return {"rows": found}
 
 
 def best_of(selection: Selection, estimator: str) -> Candidate:
@@ -121,24 +142,6 @@ def _baselines(world: World, icm: Candidate) -> dict[str, Map]:
         "pca": baselines.pca(moments, rank),
         "published": baselines.published(moments, rank, icm.strength or 1.0),
     }
-
-
-def _by_pairs(world: World, way: Way, progress: Progress) -> dict[str, Any]:
-    """Shrinkage fitted on other pairs, λ selected for each."""
-    found: dict[str, Any] = {}
-    for name, (listed, sources, captions) in PAIRS.items():
-        if EVERYTHING not in world.train or (captions and way == "prototypes"):
-            continue
-        width = world.train[listed].vectors.shape[1]
-        selection = _select(
-            world, way, listed, sources, grid(width, estimator="shrinkage", captions=(captions,)), progress
-        )
-        pick = selection.chosen
-        found[name] = _row(world, way, _fitted(world, listed, sources, pick), str(pick)) | {
-            "left_out": _gain(selection, changed=False),
-            "left_out_changed": _gain(selection, changed=True),
-        }
-    return found
 
 
 def _gain(selection: Selection, *, changed: bool) -> float:
