@@ -126,13 +126,13 @@ def curve_plot(curve: Curve, chosen: Candidate) -> str:
 
 def _bend(axes: Any) -> None:
     """Draws large gains and losses closer together: what is chosen differs by a point, what cuts too deep by thirty."""
-    low, high = axes.get_ylim()
+    low, high = 1.15 * axes.dataLim.y0, max(1.15 * axes.dataLim.y1, 0.6)
     if max(-low, high) <= 4 * STRAIGHT:
         return
     axes.set_yscale("symlog", linthresh=STRAIGHT, linscale=1.2)
+    axes.set_ylim(low, high)
     ticks = [sign * size for size in (50, 20, 10, 5, 2, 1) for sign in (-1, 1)] + [0]
     shown = sorted(tick for tick in ticks if low <= tick <= high)
-    axes.set_ylim(low, max(high, 0.6))
     axes.set_yticks(shown, [f"{tick:+d}".replace("-", "−") if tick else "0" for tick in shown])
     axes.set_yticks([], minor=True)
 
