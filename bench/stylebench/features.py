@@ -126,7 +126,7 @@ def cached_features(
         if not path.is_file():
             # an altered view may lose some digits: bfloat16 is three times as fast on CPUs that know it
             dtype = torch.bfloat16 if view else torch.float32
-            fast = _fused(trunk, dtype)
+            fast = fused(trunk, dtype)
             beside = path.with_suffix(".part.npy")
             np.save(beside, compute_features(fast, preprocess, root, pictures, view, seed, dtype))
             beside.replace(path)
@@ -134,7 +134,7 @@ def cached_features(
     return np.stack(stacked)
 
 
-def _fused(trunk: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
+def fused(trunk: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
     """The same trunk with its operations fused for the CPU: three times as fast, equal to rounding."""
     example = torch.zeros(BATCH, 3, CROP, CROP, dtype=dtype).contiguous(memory_format=torch.channels_last)
     with torch.no_grad(), warnings.catch_warnings():
@@ -142,8 +142,8 @@ def _fused(trunk: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
         trunk = copy.deepcopy(trunk).to(dtype)
         trunk = trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         traced = torch.jit.trace(trunk, example, check_trace=False)  # type: ignore[no-untyped-call]
-        fused: torch.nn.Module = torch.jit.optimize_for_inference(torch.jit.freeze(traced))
-    return fused
+        found: torch.nn.Module = torch.jit.optimize_for_inference(torch.jit.freeze(traced))
+    return found
 
 
 def _state_digest(module: torch.nn.Module) -> str:

@@ -1,0 +1,186 @@
+"""One trial: every row of the table for one encoder under one seed; kept whole, so that a run resumes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from invariclip.bench.stylebench.world import DRAWS, TEMPLATES, answers
+from invariclip.calibrate import baselines
+from invariclip.calibrate.candidates import Candidate, grid
+from invariclip.calibrate.estimators import fit
+from invariclip.calibrate.folds import CHANGED
+from invariclip.calibrate.pairs import ALL_SOURCES, Sources, fitted_moments
+from invariclip.calibrate.select import Selection, select
+from invariclip.console import Progress, silent
+from invariclip.files import write_atomically
+from invariclip.interventions import CATALOGUE, PAPER
+from invariclip.projection import identity
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from invariclip.bench.stylebench.world import Map, Way, World
+    from invariclip.calibrate.moments import Moments
+
+VERSION = 1
+"""Changes when trials would come out differently."""
+SEVEN, EVERYTHING = "the seven", "all eighteen"
+KINDS = {SEVEN: PAPER, EVERYTHING: tuple(CATALOGUE)}
+"""Lists that changed versions are drawn from; the rows' own is the first, as `calibrate` has it."""
+ESTIMATORS = ("icm", "generalised", "shrinkage")
+NATURAL, CHANGES = Sources(interventions=False), Sources(natural=False)
+PAIRS: dict[str, tuple[str, Sources, bool]] = {
+    "natural": (SEVEN, NATURAL, False),
+    "the seven": (SEVEN, CHANGES, False),
+    "natural + the seven": (SEVEN, ALL_SOURCES, False),
+    "all eighteen": (EVERYTHING, CHANGES, False),
+    "natural + all eighteen": (EVERYTHING, ALL_SOURCES, False),
+    "natural + captions": (SEVEN, NATURAL, True),
+    "natural + the seven + captions": (SEVEN, ALL_SOURCES, True),
+}
+"""The list, which pairs of pictures, and whether captions."""
+
+
+def run_trial(
+    part: Callable[[World, Way, Progress], dict[str, Any]],
+    make: Callable[[], World],
+    key: dict[str, Any],
+    way: Way,
+    folder: Path,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """A trial's result, from its file if it was run before.
+
+    Args:
+        part: `rows` or `pairs`.
+        make: Gives the world; not called where there is a file.
+        key: JSON-ready: what the world depends on, with `encoder` and `seed` among it.
+        way: The protocol: what is selected for and scored by.
+        folder: Where results are kept, under a digest of all that goes into them.
+        progress: Progress display.
+    """
+    given = json.dumps([VERSION, part.__name__, key, way, KINDS, DRAWS, TEMPLATES], sort_keys=True)
+    digest = hashlib.sha256(given.encode()).hexdigest()[:16]
+    file = folder / f"{key['encoder']}-{way}-{part.__name__}-{key['seed']}-{digest}.json"
+    if file.is_file():
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    result = part(make(), way, progress)
+    write_atomically(file, json.dumps(result, ensure_ascii=False) + "\n")
+    return result
+
+
+def rows(world: World, way: Way, progress: Progress = silent) -> dict[str, Any]:
+    """Every estimator and baseline by one protocol.
+
+    Returns:
+        JSON-ready: `rows` (name → {`chosen`, `answers` packed}), `selection` (the whole curve).
+    """
+    train = world.train[SEVEN]
+    width = train.vectors.shape[1]
+    selection = _select(world, way, SEVEN, ALL_SOURCES, grid(width, captions=_tried(way)), progress)
+    picks = {name: best_of(selection, name) for name in ESTIMATORS} | {"auto": selection.chosen}
+    maps: dict[str, Map] = {name: _fitted(world, SEVEN, ALL_SOURCES, pick) for name, pick in picks.items()}
+    chosen = {name: str(pick) for name, pick in picks.items()}
+    found = {
+        name: _row(world, way, what, chosen.get(name, ""))
+        for name, what in (_baselines(world, picks["icm"]) | maps).items()
+    }
+    return {"rows": found, "selection": selection.to_json()}
+
+
+def pairs(world: World, way: Way, progress: Progress = silent) -> dict[str, Any]:
+    """Shrinkage fitted on other pairs, λ selected for each.
+
+    Returns:
+        JSON-ready: `rows`, as `rows` has them, each with what selection saw: `left_out`, the gain on unchanged pictures
+        of left-out training styles, and `left_out_changed`, that on changed ones.
+    """
+    found: dict[str, Any] = {}
+    for name, (listed, sources, captions) in PAIRS.items():
+        if captions and way == "prototypes":
+            continue
+        width = world.train[listed].vectors.shape[1]
+        selection = _select(
+            world, way, listed, sources, grid(width, estimator="shrinkage", captions=(captions,)), progress
+        )
+        pick = selection.chosen
+        found[name] = _row(world, way, _fitted(world, listed, sources, pick), str(pick)) | {
+            "left_out": _gain(selection, changed=False),
+            "left_out_changed": _gain(selection, changed=True),
+        }
+    return {"rows": found}
+
+
+def best_of(selection: Selection, estimator: str) -> Candidate:
+    """One estimator's best candidate on what was left out, also where no projection is better."""
+    own = [scored for scored in selection.curve if scored.candidate.estimator == estimator]
+    return max(own, key=lambda scored: scored.behind).candidate
+
+
+def unpack(packed: str, count: int) -> NDArray[np.bool_]:
+    """Answers as `rows` hold them, bool [count]."""
+    return np.unpackbits(np.frombuffer(bytes.fromhex(packed), dtype=np.uint8), count=count).astype(np.bool_)
+
+
+def _baselines(world: World, icm: Candidate) -> dict[str, Map]:
+    """What needs no pairs, and the published order at the rank and λ that were chosen for `icm`."""
+    train = world.train[SEVEN]
+    seen, rank = train.unchanged, icm.rank or train.vectors.shape[1]
+    moments = _moments(world, SEVEN, ALL_SOURCES, icm.captions)
+    return {
+        "none": baselines.none(moments.width),
+        "centring": baselines.centring(moments),
+        "whitening": baselines.whitening(moments),
+        "lda": baselines.lda(train.vectors[seen], train.labels[seen]),
+        "pca": baselines.pca(moments, rank),
+        "published": baselines.published(moments, rank, icm.strength or 1.0),
+    }
+
+
+def _gain(selection: Selection, *, changed: bool) -> float:
+    """What was chosen against no projection on left-out training styles, in points: changed pictures, or the others."""
+    means = []
+    for scored in (selection.result(), selection.baseline()):
+        groups = [name for name in scored.accuracy if name != "mean" and name.endswith(CHANGED) == changed]
+        means.append(np.mean([scored.accuracy[name].value for name in groups]))
+    return round(float(means[0] - means[1]), 3)
+
+
+def _tried(way: Way) -> tuple[bool, ...]:
+    return (False,) if way == "prototypes" else (False, True)
+
+
+def _select(
+    world: World, way: Way, listed: str, sources: Sources, candidates: list[Candidate], progress: Progress
+) -> Selection:
+    return select(
+        world.train[listed],
+        candidates,
+        objective=way,
+        bank=world.train_bank,
+        sources=sources,
+        seed=world.seed,
+        progress=progress,
+    )
+
+
+def _moments(world: World, listed: str, sources: Sources, captions: bool) -> Moments:
+    bank = world.train_bank if captions else None
+    return fitted_moments(world.train[listed], sources, captions=bank, seed=world.seed)
+
+
+def _fitted(world: World, listed: str, sources: Sources, pick: Candidate) -> Map:
+    if pick.estimator == "identity":
+        return identity(world.table.vectors.shape[1])
+    return fit(_moments(world, listed, sources, pick.captions), pick.estimator, pick.rank, pick.strength)
+
+
+def _row(world: World, way: Way, what: Map, chosen: str) -> dict[str, Any]:
+    return {"chosen": chosen, "answers": np.packbits(answers(world, what, way)).tobytes().hex()}
