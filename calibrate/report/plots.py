@@ -104,22 +104,16 @@ def curve_plot(curve: Curve, chosen: Candidate) -> str:
             for place, scored in zip(places, line, strict=True):
                 axes.plot([place, place], [scored.gain.low, scored.gain.high], color=colour, linewidth=1)
                 if scored.candidate == chosen:
-                    axes.plot(place, scored.gain.value, "o", markersize=12, mfc="none", mec=INK, mew=1.6)
-                    axes.annotate(
-                        "chosen",
-                        (place, scored.gain.high),
-                        xytext=(0, 4),
-                        textcoords="offset points",
-                        ha="center",
-                        fontsize=9.5,
-                    )
+                    ring = {"markersize": 12, "mfc": "none", "mec": INK, "mew": 1.6, "linestyle": "none"}
+                    axes.plot(place, scored.gain.value, "o", **ring, label="chosen")
         axes.set_xticks(range(len(values)), [f"{value:g}" for value in values])
         axes.margins(y=0.12)
         _bend(axes)
         axes.set_xlabel(curve.axis, fontsize=9.5)
         axes.set_ylabel("points over no projection", fontsize=9.5)
-        if len(curve.lines) > 1:
-            columns = 4 if len(curve.lines) == 4 else 3
+        names = axes.get_legend_handles_labels()[1]
+        if len(names) > 1:
+            columns = 4 if len(names) == 4 else 3
             figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=9.5, columnspacing=1.2)
         return svg(figure, f"Line plot. {curve.title}; the figures stand in the table of all candidates.")
 
