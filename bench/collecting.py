@@ -7,7 +7,6 @@ in memory, in a process of their own, and taking turns with the collecting of th
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from pathlib import Path
 import click
 import numpy as np
 
+from invariclip.bench.machine import peak_bytes
 from invariclip.calibrate.sources.embeddings import Embeddings
 from invariclip.calibrate.stream.blocks import BLOCK_ROWS
 from invariclip.calibrate.stream.collect import collect
@@ -125,7 +125,7 @@ def _measure(what: str, rows: int, width: int, folder: Path) -> dict[str, float]
     seconds, pairs = seconds_of_collecting(folder)
     if pairs != rows:
         raise InvariclipError(f"{pairs} of {rows} pairs were counted")
-    return {"seconds": seconds, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    return {"seconds": seconds, "peak_mb": peak_bytes() / 2**20}
 
 
 if __name__ == "__main__":

@@ -10,12 +10,12 @@ import os
 import sys
 import time
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from invariclip.bench.engines import open_candidate
+from invariclip.bench.machine import peak_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,18 +78,6 @@ QUESTIONS: dict[str, Callable[[Opened, dict[str, Any]], dict[str, Any]]] = {
     "stages": answer_stages,
     "head": answer_head,
 }
-
-
-def peak_bytes() -> int:
-    """This process's high-water mark of resident memory, in bytes."""
-    status = Path("/proc/self/status")
-    if status.is_file():  # `ru_maxrss` may be the parent's, whose memory this process was born with
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
-    import resource
-
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
 
 
 def main() -> None:

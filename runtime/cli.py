@@ -45,7 +45,12 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "bench": ("invariclip.bench.commands:bench", "bench", "Time an artifact beside PyTorch, plain engines and NNCF."),
     "inspect": ("invariclip.commands:inspect", "", "Show what an artifact is and what it was proved to do."),
     "predict": ("invariclip.commands:predict", "", "Classify pictures."),
-    "embed": ("invariclip.commands:embed", "", "Write embeddings of pictures or texts to safetensors."),
+    "embed": ("invariclip.embed_command:embed", "", "Write embeddings of pictures or texts to safetensors."),
+}
+
+FURTHER: dict[str, tuple[str, str]] = {
+    # what a command of the runtime hands on to another room: (module:attribute, extra)
+    "embed --engine ray": ("invariclip.calibrate.stream.collection:embed_pictures", "ray"),
 }
 
 
@@ -67,15 +72,7 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         target, extra, _ = COMMANDS[cmd_name]
-        module, _, attribute = target.partition(":")
-        try:
-            command: click.Command = getattr(importlib.import_module(module), attribute)
-        except ModuleNotFoundError as error:
-            if not extra or (error.name or "").startswith("invariclip"):
-                raise
-            raise MissingExtraError(
-                f'`invariclip {cmd_name}` needs {error.name}: pip install "invariclip[{extra}]"'
-            ) from error
+        command: click.Command = _imported(cmd_name, target, extra)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -83,6 +80,25 @@ class LazyGroup(click.Group):
         del ctx
         with formatter.section("Commands"):
             formatter.write_dl([(name, help_line) for name, (_, _, help_line) in COMMANDS.items()])
+
+
+def other_room(what: str) -> Any:
+    """What a command of the runtime hands on to another room, by its key in `FURTHER`.
+
+    Raises:
+        MissingExtraError: Its optional dependencies are not installed.
+    """
+    return _imported(what, *FURTHER[what])
+
+
+def _imported(what: str, target: str, extra: str) -> Any:
+    module, _, attribute = target.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        if not extra or (error.name or "").startswith("invariclip"):
+            raise
+        raise MissingExtraError(f'`invariclip {what}` needs {error.name}: pip install "invariclip[{extra}]"') from error
 
 
 @click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -1,4 +1,4 @@
-"""The commands that need the lean runtime alone: inspect, predict, embed."""
+"""The commands that need the lean runtime alone: inspect, predict; and the options that commands share."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import numpy as np
 
 from invariclip.artifact import checked_path, read_manifest
 from invariclip.backends import BACKENDS, DEFAULT_BACKEND
 from invariclip.choice import profile_of
 from invariclip.console import bar, emit_json, note, say, silent, table
-from invariclip.embeddings import Embeddings, write_embeddings
 from invariclip.errors import InputError
 from invariclip.parity import parity_table
 from invariclip.pixels import PIXEL_MODES, find_pictures
@@ -23,8 +21,6 @@ from invariclip.prompts import TEMPLATE_SETS, read_templates, template_set
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from numpy.typing import NDArray
 
     from invariclip.manifest import Manifest
     from invariclip.pixels import Picture, PixelMode
@@ -203,7 +199,7 @@ def predict(
     names = class_names(classes, classes_file)
     prompts = prompt_templates(templates, templates_file, template_name)
     progress = silent if quiet or as_json else bar
-    model = _open(artifact, projection, backend, threads, pixel_mode)
+    model = open_model(artifact, projection, backend, threads, pixel_mode)
     names = names or model.classes
     # Other prompts or another projection give the artifact's own classes other embeddings
     if names and (names != model.classes or prompts or projection is not None):
@@ -215,7 +211,7 @@ def predict(
     bad: list[dict[str, str]] = []
     paths = find_pictures(pictures)
     shown = progress(paths, total=len(paths), desc="pictures")
-    for answer in model.stream(shown, batch_size=batch_size, unreadable=_noting(bad)):
+    for answer in model.stream(shown, batch_size=batch_size, unreadable=noting(bad)):
         prediction = answer.prediction(top_k)
         results.append({"picture": str(answer.picture), "label": prediction.label,
                         "probability": prediction.probability,
@@ -227,50 +223,10 @@ def predict(
     return 2 if bad else 0
 
 
-@click.command()
-@ARTIFACT
-@click.argument("pictures", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--text", "texts", multiple=True, help="Embed this text instead of pictures; repeatable.")
-@click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="The safetensors file to write.")
-@OTHER_PROJECTION
-@BATCH
-@PIXEL_MODE
-@BACKEND
-@THREADS
-@JSON
-@QUIET
-def embed(
-    artifact: Path, pictures: tuple[Path, ...], texts: tuple[str, ...], out: Path, projection: Path | None,
-    batch_size: int, pixel_mode: PixelMode, backend: str | None, threads: int | None, as_json: bool, quiet: bool,
-) -> int:  # fmt: skip
-    """Write unit-length embeddings with their paths (or texts) and the id of their space."""
-    if bool(pictures) == bool(texts):
-        raise InputError("give pictures, or --text, and not both")
-    model = _open(artifact, projection, backend, threads, pixel_mode)
-    items: list[str] = list(texts)
-    rows: list[NDArray[np.float32]] = list(model.embed_texts(items)) if texts else []
-    bad: list[dict[str, str]] = []
-    if pictures:
-        paths = find_pictures(pictures)
-        shown = (silent if quiet or as_json else bar)(paths, total=len(paths), desc="pictures")
-        for answer in model.stream(shown, batch_size=batch_size, unreadable=_noting(bad), classes=False):
-            items.append(str(answer.picture))
-            rows.append(answer.embedding)
-    if not rows:
-        raise InputError("no picture could be read; nothing was written")
-    write_embeddings(out, Embeddings(np.stack(rows), tuple(items), model.space_id))
-    if as_json:
-        emit_json(
-            {"out": str(out), "count": len(items), "width": model.width, "space_id": model.space_id, "unreadable": bad}
-        )
-    else:
-        say(f"{len(items)} embeddings of width {model.width} in {out} (space {model.space_id})")
-    return 2 if bad else 0
-
-
-def _open(
+def open_model(
     artifact: Path, projection: Path | None, backend: str | None, threads: int | None, pixel_mode: PixelMode
 ) -> Model:
+    """The artifact as the options say, with another projection where one is named."""
     from invariclip.loading import load
 
     other = None if projection is None else read_projection(projection)
@@ -278,7 +234,7 @@ def _open(
     return model if other is None else model.with_projection(other)
 
 
-def _noting(bad: list[dict[str, str]]) -> Callable[[int, Picture, InputError], None]:
+def noting(bad: list[dict[str, str]]) -> Callable[[int, Picture, InputError], None]:
     """Names a picture that cannot be read on standard error, and keeps it with the reason."""
 
     def unreadable(_place: int, picture: Picture, error: InputError) -> None:

@@ -1,5 +1,6 @@
 """Every command and every Python block of the README runs as written, on tiny files of the names it uses."""
 
+import json
 import re
 import shlex
 import shutil
@@ -27,6 +28,8 @@ def desk(tmp_path_factory, tiny_checkpoint, tiny_pictures, tiny_artifact):
     shutil.copytree(tiny_pictures, folder / "pictures")
     shutil.copytree(tiny_artifact, folder / "mine.icm")
     shutil.copy(tiny_pictures / "00.png", folder / "cat.png")
+    sources = [{"kind": "pictures", "path": "pairs", "interventions": "all"}]
+    (folder / "sources.json").write_text(json.dumps({"sources": sources}))
     # The same things in two environments: pairs/<environment>/<class>/<file>
     for index, path in enumerate(sorted(tiny_pictures.iterdir())):
         for environment in ("day", "night"):

@@ -42,7 +42,7 @@ class Trunk:
         """
         tower: Any = checkpoint.module.visual
         head = getattr(getattr(tower, "head", None), "proj", None)
-        if not isinstance(head, torch.nn.Linear) or head.bias is not None:
+        if not isinstance(head, torch.nn.Linear) or getattr(head, "bias", None) is not None:
             raise CheckpointError(
                 f"{checkpoint.name}: its image tower is not a trunk with a linear head and no bias; the table is for "
                 "checkpoints that `train` wrote"

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 THUMBNAIL = 112
 """Pixels of the longer side."""
 MAX_BYTES = 4000
-"""Of one small picture. A page has at most 156 of them (48 in pairs that were changed, 36 natural ones, 72 around what
+"""Of one small picture. A page has at most 152 of them (48 in pairs that were changed, 36 natural ones, 68 around what
 was found): below 1 MB, base64 included."""
 CHANGED_PAIRS = 24
 OF_A_KIND = 2
 NATURAL_CONCEPTS = 6
 NATURAL_ENVIRONMENTS = 6
-RETRIEVALS, TEXTS = 4, 8
+RETRIEVALS, TEXTS = 4, 6
 """By the nearest picture and by the nearest class text: of those that became right, and of those that became wrong."""
 
 

@@ -85,7 +85,9 @@ def write_page(path: Path, result: Calibration, options: Options, evidence: Evid
         problems=Tally.from_json(facts["problems"]).lines(),
         options=json.dumps(options.to_json(), indent=2, ensure_ascii=False),
         other_facts={
-            name: json.dumps(facts[name], indent=2, ensure_ascii=False) for name in facts if name not in KNOWN_FACTS
+            name: json.dumps(facts[name], indent=2, ensure_ascii=False, sort_keys=True)
+            for name in sorted(facts)
+            if name not in KNOWN_FACTS
         },
         signed=signed,
         nearest=NEAREST,

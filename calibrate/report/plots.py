@@ -104,35 +104,29 @@ def curve_plot(curve: Curve, chosen: Candidate) -> str:
             for place, scored in zip(places, line, strict=True):
                 axes.plot([place, place], [scored.gain.low, scored.gain.high], color=colour, linewidth=1)
                 if scored.candidate == chosen:
-                    axes.plot(place, scored.gain.value, "o", markersize=12, mfc="none", mec=INK, mew=1.6)
-                    axes.annotate(
-                        "chosen",
-                        (place, scored.gain.high),
-                        xytext=(0, 4),
-                        textcoords="offset points",
-                        ha="center",
-                        fontsize=9.5,
-                    )
+                    ring = {"markersize": 12, "mfc": "none", "mec": INK, "mew": 1.6, "linestyle": "none"}
+                    axes.plot(place, scored.gain.value, "o", **ring, label="chosen")
         axes.set_xticks(range(len(values)), [f"{value:g}" for value in values])
         axes.margins(y=0.12)
         _bend(axes)
         axes.set_xlabel(curve.axis, fontsize=9.5)
         axes.set_ylabel("points over no projection", fontsize=9.5)
-        if len(curve.lines) > 1:
-            columns = 4 if len(curve.lines) == 4 else 3
+        names = axes.get_legend_handles_labels()[1]
+        if len(names) > 1:
+            columns = 4 if len(names) == 4 else 3
             figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=9.5, columnspacing=1.2)
         return svg(figure, f"Line plot. {curve.title}; the figures stand in the table of all candidates.")
 
 
 def _bend(axes: Any) -> None:
     """Draws large gains and losses closer together: what is chosen differs by a point, what cuts too deep by thirty."""
-    low, high = axes.get_ylim()
+    low, high = 1.15 * axes.dataLim.y0, max(1.15 * axes.dataLim.y1, 0.6)
     if max(-low, high) <= 4 * STRAIGHT:
         return
     axes.set_yscale("symlog", linthresh=STRAIGHT, linscale=1.2)
+    axes.set_ylim(low, high)
     ticks = [sign * size for size in (50, 20, 10, 5, 2, 1) for sign in (-1, 1)] + [0]
     shown = sorted(tick for tick in ticks if low <= tick <= high)
-    axes.set_ylim(low, max(high, 0.6))
     axes.set_yticks(shown, [f"{tick:+d}".replace("-", "−") if tick else "0" for tick in shown])
     axes.set_yticks([], minor=True)
 

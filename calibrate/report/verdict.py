@@ -13,6 +13,7 @@ _SCORED = {
     "zero-shot": "by the nearest class text",
     "prototypes": "by the nearest class mean of the other pictures",
     "both": "by the nearest class text and by the nearest class mean, half each",
+    "probe": "by logistic regression on the other pictures",
 }
 
 

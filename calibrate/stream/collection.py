@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from invariclip.artifact import read_manifest
+from invariclip.calibrate.stream.cluster import Cluster
 from invariclip.console import Progress, silent
 from invariclip.errors import InputError
 from invariclip.files import write_atomically
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from invariclip.calibrate.stream.cluster import Cluster
     from invariclip.predictor import Model
 
 PART_PICTURES = 1024
@@ -43,6 +43,7 @@ class Opening:
     variant: str | None = None
     backend: str | None = None
     threads: int | None = 1
+    batch_size: int = 16
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,24 @@ def embed_collection(
     return facts
 
 
+def embed_pictures(
+    artifact: Path,
+    pictures: Sequence[Path],
+    out: Path,
+    *,
+    backend: str | None,
+    threads: int | None,
+    batch_size: int,
+    address: str | None,
+    workers: int | None,
+    progress: Progress,
+) -> dict[str, Any]:
+    """`embed_collection` as the command line asks for it; a worker has one thread unless told otherwise."""
+    opening = Opening(str(artifact.resolve()), None, backend, threads or 1, batch_size)
+    paths = [path.resolve() for path in pictures]
+    return embed_collection(opening, paths, out.resolve(), cluster=Cluster(address, workers), progress=progress)
+
+
 def parts_of(opening: Opening, space_id: str, pictures: Sequence[Path], *, size: int = PART_PICTURES) -> list[Part]:
     """The parts of a collection, in the order of its pictures.
 
@@ -130,8 +149,10 @@ class _Embedder:
     def __init__(self, opening: Opening, out: str) -> None:
         from invariclip.loading import load
 
-        plain = asdict(opening)
-        self._model: Model = load(plain.pop("artifact"), **plain)
+        self._model: Model = load(
+            opening.artifact, variant=opening.variant, backend=opening.backend, threads=opening.threads
+        )
+        self._batch_size = opening.batch_size
         self._out = Path(out)
 
     def __call__(self, part: Part) -> str:
@@ -140,6 +161,7 @@ class _Embedder:
         answers = list(
             self._model.stream(
                 list(part.pictures),
+                batch_size=self._batch_size,
                 unreadable=lambda _place, picture, error: unreadable.append([str(picture), str(error)]),
                 classes=False,
             )

@@ -9,8 +9,10 @@ from click.testing import CliRunner
 from PIL import Image
 
 from invariclip.bench.domains import __main__ as command
+from invariclip.bench.domains import trial as trial_module
 from invariclip.bench.domains.summary import summarise
 from invariclip.bench.domains.trial import MAIN, Settings, World, evaluate, run_trial, unpack
+from invariclip.calibrate.candidates import Candidate
 from invariclip.calibrate.evaluate import unit
 from invariclip.calibrate.layouts import LAYOUTS, read_layout
 from invariclip.calibrate.pairs import UNCHANGED, Table
@@ -34,6 +36,23 @@ class LinearEncoder:
         self.batches.append(len(batch))
         matrix = np.random.default_rng(0).normal(size=(SIZE * SIZE * 3, WIDTH))
         return (batch.reshape(len(batch), -1) / 255 @ matrix).astype(np.float32)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_candidates():
+    """One of every estimator, so that a trial takes a second."""
+    few = {
+        "auto": [
+            Candidate("identity"),
+            Candidate("shrinkage", None, 1.0),
+            Candidate("generalised", 8),
+            Candidate("icm", 8, 1.0),
+        ],
+        "shrinkage": [Candidate("identity"), Candidate("shrinkage", None, 1.0)],
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trial_module, "grid", lambda _, *, estimator: few[estimator])
+        yield
 
 
 @pytest.fixture(scope="module")
