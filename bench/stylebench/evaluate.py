@@ -40,9 +40,13 @@ TABLES: tuple[tuple[str, Way], ...] = (
               help="Of the trunk; bfloat16 is five times as fast where the processor multiplies in it.")  # fmt: skip
 @click.option("--work", type=click.Path(path_type=Path), default=DATA / "table", show_default=True,
               help="Keeps embeddings and trials: an interrupted run goes on from there.")  # fmt: skip
+@click.option("--pairs/--no-pairs", "with_pairs", default=True, show_default=True,
+              help="Ask also which pairs are best, under the first seed.")  # fmt: skip
 @click.option("-o", "--out", type=click.Path(path_type=Path), default=PAGE, show_default=True,
               help="The page; .json and .svg too.")  # fmt: skip
-def evaluate_command(data: Path, checkpoint: Path | None, seeds: int, precision: str, work: Path, out: Path) -> None:
+def evaluate_command(
+    data: Path, checkpoint: Path | None, seeds: int, precision: str, work: Path, with_pairs: bool, out: Path
+) -> None:
     """Scores every estimator and baseline on the held-out styles and writes the committed table."""
     from invariclip.bench.stylebench.encoders import Trunk
     from invariclip.bench.stylebench.evaluate_page import plot, render
@@ -71,11 +75,12 @@ def evaluate_command(data: Path, checkpoint: Path | None, seeds: int, precision:
             trials[encoder, way].append(run_trial(rows, make, key, way, work / "trials", bar))
     tables = {}
     for encoder, way in TABLES:
-        note(f"which pairs: {encoder}, {way}")
-        key = {**known, "encoder": encoder, "seed": 0}
-        make = partial(lambda name: worlds(0, *KINDS)[name], encoder)
-        by_pairs = run_trial(pairs, make, key, way, work / "trials", bar)
-        own = trials[encoder, way]
+        own, by_pairs = trials[encoder, way], None
+        if with_pairs:
+            note(f"which pairs: {encoder}, {way}")
+            key = {**known, "encoder": encoder, "seed": 0}
+            make = partial(lambda name: worlds(0, *KINDS)[name], encoder)
+            by_pairs = run_trial(pairs, make, key, way, work / "trials", bar)
         found = summarise(worlds(0, SEVEN)[encoder], own, by_pairs)
         tables[f"{encoder}, {way}"] = found | {"curve": own[0]["selection"]}
     first = worlds(0, SEVEN)["reference"]

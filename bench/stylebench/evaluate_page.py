@@ -75,9 +75,9 @@ def render(result: dict[str, Any]) -> str:
         "- **Baselines.** Centring, whitening and PCA of the training pictures, LDA of them by concept; PCA has the "
         "rank that `icm` was given. `published order` is that `icm` with the other end of the spectrum, as the "
         "published code has it.\n"
-        f"- **Seeds.** {result['seeds']}. A seed draws the interventions and their strengths, the folds of concepts "
-        "that selection leaves out, and the bootstrap. Encoders, pictures and splits are the same throughout, so rows "
-        "that need no changed pictures have no spread.\n"
+        f"- **{_seeds(result)}** A seed draws the interventions and their strengths, the folds of concepts "
+        "that selection leaves out, and the bootstrap. Encoders, pictures and splits are the same throughout: no "
+        "projection, centring, whitening and LDA do not vary.\n"
         "- **Brackets.** 95 % intervals by bootstrap over concepts and seeds together; differences are paired. "
         "`seeds` is the standard deviation of the difference over seeds. They do not cover the choice of encoder.\n"
         "- **Read the gains as those of a development set.** No run fits or selects on the held-out styles, but how "
@@ -85,7 +85,7 @@ def render(result: dict[str, Any]) -> str:
         "designed with held-out scores of the reference and of an earlier checkpoint in view; `calibrate/select.py` "
         "says how it was checked on PACS.",
         *[_scored(result, name) for name in _TITLES],
-        _pairs(result),
+        *([_pairs(result)] if all(table["pairs"] for table in result["tables"].values()) else []),
         _breakdown(result),
         "Made by `python -m invariclip.bench.stylebench evaluate`; `stylebench.json` has all digits, every seed's "
         "difference and choice, and the first seed's curves of selection.",
@@ -95,6 +95,10 @@ def render(result: dict[str, Any]) -> str:
 
 def _styles(result: dict[str, Any]) -> list[str]:
     return [style for style in HELD_OUT_STYLES if result["pictures"].get(style)]
+
+
+def _seeds(result: dict[str, Any]) -> str:
+    return f"{result['seeds']} seeds." if result["seeds"] > 1 else "One seed only: nothing here says what others give."
 
 
 def _goals(result: dict[str, Any]) -> str:

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 NONE = "none"
 
 
-def summarise(world: World, trials: Sequence[Mapping[str, Any]], by_pairs: Mapping[str, Any]) -> dict[str, Any]:
+def summarise(world: World, trials: Sequence[Mapping[str, Any]], by_pairs: Mapping[str, Any] | None) -> dict[str, Any]:
     """The figures of one encoder by one protocol.
 
     Args:
         world: Says what the queries are; the same under every seed.
         trials: Results of `trial.rows`, one for each seed.
-        by_pairs: That of `trial.pairs` under the first seed.
+        by_pairs: That of `trial.pairs` under the first seed, or None.
 
     Returns:
         JSON-ready: `rows` and `pairs` (name → scores, see `_scores`), and `learnt` and `never_seen`: `none` and `auto`
@@ -35,10 +35,10 @@ def summarise(world: World, trials: Sequence[Mapping[str, Any]], by_pairs: Mappi
     rows = [trial["rows"] for trial in trials]
     few = [{name: row[name] for name in (NONE, "auto")} for row in rows]
     # Other pairs are held against no projection, which stands among the rows.
-    pairs = {NONE: rows[0][NONE], **by_pairs["rows"]}
+    pairs = [{NONE: rows[0][NONE], **by_pairs["rows"]}] if by_pairs else []
     return {
         "rows": _scores(world, rows, everything),
-        "pairs": _scores(world, [pairs], everything),
+        "pairs": _scores(world, pairs, everything) if pairs else {},
         "learnt": _scores(world, few, world.is_learnt),
         "never_seen": _scores(world, few, ~world.is_learnt),
     }
