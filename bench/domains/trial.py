@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from invariclip.calibrate.moments import Moments
     from invariclip.calibrate.pictures import Picture
 
+Plain = Literal["probe", "prototypes", "zero-shot"]
 ESTIMATORS = ("icm", "generalised", "shrinkage")
 STYLE = "style-exchange"
 MAIN = "auto, for the probe"
@@ -80,8 +81,8 @@ class World:
     seed: int
 
     @property
-    def ways(self) -> tuple[Way, ...]:
-        """How classes are named here."""
+    def ways(self) -> tuple[Plain, ...]:
+        """How classes are named here; each is selected for, and every row is scored by all."""
         return ("probe", "prototypes") if self.bank is None else ("probe", "prototypes", "zero-shot")
 
 
@@ -129,9 +130,10 @@ def evaluate(world: World, progress: Progress = silent) -> dict[str, Any]:
         JSON-ready: `labels` (of the test pictures, in words), `rows` (name → {`chosen`, `answers` (way → packed),
         `leakage`, `gap`}), `sources` (which pairs → the same), `open` (name → the same), `selections`.
     """
-    selections = {way: _select(world, world.seen, way, INTERVENTIONS, progress) for way in ("probe", "prototypes")}
+    selections = {way: _select(world, world.seen, way, INTERVENTIONS, progress) for way in world.ways}
     moments = fitted_moments(world.seen, INTERVENTIONS, seed=world.seed)
-    picks = {MAIN: selections["probe"].chosen, "auto, for prototypes": selections["prototypes"].chosen}
+    picks = {MAIN: selections["probe"].chosen}
+    picks |= {f"auto, for {way}": selections[way].chosen for way in world.ways if way != "probe"}
     picks |= {name: best_of(selections["probe"], name) for name in ESTIMATORS}
     width = world.seen.vectors.shape[1]
     maps: dict[str, Map] = {"none": identity(width)}
@@ -241,7 +243,11 @@ def _select(
     world: World, table: Table, objective: Objective, sources: Sources, progress: Progress, *, estimator: str = "auto"
 ) -> Selection:
     candidates = grid(table.vectors.shape[1], estimator=estimator)
-    return select(table, candidates, objective=objective, sources=sources, seed=world.seed, progress=progress)
+    # A table of base classes has other codes than the bank's; none is selected for by name.
+    bank = world.bank if objective == "zero-shot" else None
+    return select(
+        table, candidates, objective=objective, bank=bank, sources=sources, seed=world.seed, progress=progress
+    )
 
 
 def _fitted(moments: Moments, pick: Candidate) -> Map:

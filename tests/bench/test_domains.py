@@ -144,6 +144,17 @@ def test_a_trial_says_everything_that_the_table_needs(trial):
     assert set(result["rows"][MAIN]["answers"]) == {"probe", "probe, own C", "prototypes"}
 
 
+def test_an_encoder_with_a_text_tower_is_scored_and_selected_by_name():
+    seen, unseen = table([0, 1, 2], kinds=2), table([3], kinds=2)
+    bank = unit(np.stack([seen.vectors[seen.labels == label].mean(axis=0) for label in range(4)]))
+    result = evaluate(World(seen, unseen, bank, 0))
+    assert result["selections"]["zero-shot"]["objective"] == "zero-shot"
+    right = unpack(result["rows"]["none"]["answers"]["zero-shot"], 24)
+    new = unseen.where(unseen.unchanged)
+    assert np.array_equal(right, np.argmax(new.vectors @ bank.T, axis=1) == new.labels)
+    assert "zero-shot" in result["open"]["rows"]["auto"]["answers"]
+
+
 def packed(bits):
     return np.packbits(np.asarray(bits, dtype=bool)).tobytes().hex()
 
