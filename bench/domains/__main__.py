@@ -94,7 +94,7 @@ def main(
     }
     write_atomically(out.with_suffix(".json"), json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     write_atomically(out.with_suffix(".svg"), plot(result))
-    write_atomically(out, render(result))
+    write_atomically(out, render(result, out.stem))
     note(f"wrote {out}, its .json and its .svg")
 
 
