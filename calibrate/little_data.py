@@ -30,6 +30,8 @@ ENOUGH = 5
 """Times D: from that many on, a second moment is taken as it is."""
 _MOST = 0.999
 """The largest share of the identity: with nothing but it, every direction would be as good as any other."""
+_ROUNDING = 1e-9
+"""Effective counts come from sums of weights: 30 pairs of weight 0.2 are 29.999999999999996."""
 _NOTHING = 1e-10
 """An eigenvalue below this share of the largest is zero but for rounding (float32 embeddings leave 1e-14)."""
 
@@ -40,7 +42,7 @@ def shares(moments: Moments) -> tuple[float, float]:
     Raises:
         InputError: The moments hold no picture or no pair.
     """
-    few = ENOUGH * moments.width
+    few = ENOUGH * moments.width * (1 - _ROUNDING)
     points = pairs = 0.0
     if moments.effective_points < few:
         points = intensity(moments.sigma, moments.effective_points, moments.point_fourth, moments.point_weight)
