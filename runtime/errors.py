@@ -33,6 +33,10 @@ class ProjectionError(InvariclipError):
     """A projection is damaged, degenerate, or its width is not the checkpoint's."""
 
 
+class SemanticsError(InvariclipError):
+    """Learned templates are damaged, or belong to another checkpoint or projection."""
+
+
 class MissingExtraError(InvariclipError):
     """A command needs an optional dependency that is not installed."""
 

@@ -139,35 +139,44 @@ class Tokenizer:
         """
         return cls(read_tokenizer_json(path), spec)
 
-    def __call__(self, texts: str | Sequence[str]) -> NDArray[np.int64]:
+    def __call__(self, texts: str | Sequence[str], prefix: Sequence[int] = ()) -> NDArray[np.int64]:
         """Ids of each text, padded to the context.
 
         A text that does not fit is cut, the special tokens around it staying as in open_clip, with a warning.
+
+        Args:
+            texts: One or several.
+            prefix: Ids that stand before every text's own, behind the special tokens, and are never cut: those of a
+                learned template (`semantics.context_ids`).
 
         Returns:
             int64 [N, context_length].
 
         Raises:
-            InputError: Something in `texts` is not a string.
+            InputError: Something in `texts` is not a string, or the prefix leaves no room for a text.
         """
         given = [texts] if isinstance(texts, str) else list(texts)
         for text in given:
             if not isinstance(text, str):
                 raise InputError(f"texts must be strings, not {type(text).__name__}")
-        spec = self.spec
+        spec, room = self.spec, self.spec.room - len(prefix)
+        if room < 1:
+            raise InputError(
+                f"{len(prefix)} ids before a text leave it no room in context_length {spec.context_length}"
+            )
         rows = np.full((len(given), spec.context_length), spec.pad_token_id, dtype=np.int64)
         cleaned = [_CLEANERS[spec.clean](text) for text in given]
         for number, encoding in enumerate(self._tokenizer.encode_batch(cleaned, add_special_tokens=False)):
             ids = encoding.ids
-            if len(ids) > spec.room:
+            if len(ids) > room:
                 warnings.warn(
-                    f"text of {len(ids) + spec.context_length - spec.room} tokens cut to context_length "
+                    f"text of {len(ids) + spec.context_length - room} tokens cut to context_length "
                     f"{spec.context_length}: {given[number][:60]!r}",
                     TruncatedTextWarning,
                     stacklevel=2,
                 )
-                ids = ids[: spec.room] if spec.cut_side == "right" else ids[-spec.room :]
-            self._place(rows[number], [*spec.start_token_ids, *ids, *spec.end_token_ids])
+                ids = ids[:room] if spec.cut_side == "right" else ids[-room:]
+            self._place(rows[number], [*spec.start_token_ids, *prefix, *ids, *spec.end_token_ids])
         if spec.zeroed_token_id is not None:
             rows[rows == spec.zeroed_token_id] = 0
         return rows

@@ -1,0 +1,84 @@
+"""Several templates' evidence for the classes, fused into one answer that says how unsure it is (CDC, trusted
+classification).
+
+Template m takes a picture's logits for evidence e_k ≥ 0 of K classes. That is an opinion: belief b_k = e_k / S and
+uncertainty u = K / S with S = Σ e + K, so Σ b_k + u = 1. Opinions are put together by Dempster's reduced rule. Over M
+of them it needs no loop: with q_k = Π_m (b_k^m + u^m) and U = Π_m u^m,
+
+    b_k = (q_k - U) / n,    u = U / n,    n = Σ_k (q_k - U) + U.
+
+S cancels in q_k / U = Π_m (1 + e_k^m / K), so all that is needed is
+
+    r_k = Σ_m log(1 + e_k^m / K) = Σ_m softplus(log e_k^m - log K),
+    b_k = expm1(r_k) / n',    u = 1 / n',    n' = 1 + Σ_k expm1(r_k).
+
+Every r_k is zero or more, so nothing cancels; the largest is taken out before anything is exponentiated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, eq=False)
+class Fused:
+    """What all templates say together.
+
+    Attributes:
+        belief: [..., K], from 0 to 1; with `uncertainty` they sum to 1.
+        uncertainty: [...], u from 0 (sure) to 1 (no evidence for anything).
+    """
+
+    belief: NDArray[np.floating[Any]]
+    uncertainty: NDArray[np.floating[Any]]
+
+    @property
+    def probabilities(self) -> NDArray[np.floating[Any]]:
+        """[..., K], the belief and an equal part of what is unsure: b_k + u / K, the mean of the fused Dirichlet."""
+        return np.asarray(self.belief + self.uncertainty[..., None] / self.belief.shape[-1])
+
+
+def fuse(log_evidence: NDArray[np.floating[Any]]) -> Fused:
+    """Fuses M opinions on K classes by Dempster's reduced rule, in its closed form and in log space.
+
+    Args:
+        log_evidence: log e, [..., M, K], finite. -inf, no evidence at all, is allowed.
+
+    Returns:
+        Belief and uncertainty, in the same dtype.
+    """
+    classes = log_evidence.shape[-1]
+    strength = np.logaddexp(0, log_evidence - np.log(classes).astype(log_evidence.dtype))
+    # Each template's best first, so that the sum over templates rounds what tells good classes apart, not their height
+    highest = strength.max(axis=-1, keepdims=True)
+    behind = (strength - highest).sum(axis=-2)
+    height = highest.sum(axis=-2)
+    best = behind.max(axis=-1, keepdims=True)
+    share = np.exp(behind - best) * -np.expm1(-(behind + height))  # expm1(r_k), over exp of the largest r
+    nothing = np.exp(-(best + height))
+    total = share.sum(axis=-1, keepdims=True) + nothing
+    return Fused(share / total, (nothing / total)[..., 0])
+
+
+def log_evidence(
+    cosines: NDArray[np.floating[Any]],
+    logit_scale: float,
+    evidence_scale: NDArray[np.floating[Any]],
+    evidence_bias: NDArray[np.floating[Any]],
+) -> NDArray[np.floating[Any]]:
+    """log e = a_m · τ · cos + c_m: evidence grows with how near a picture is to a class, not only with who is nearest.
+
+    Args:
+        cosines: [..., M, K], of pictures and class embeddings by template.
+        logit_scale: τ.
+        evidence_scale: a, [M].
+        evidence_bias: c, [M].
+    """
+    scale = (evidence_scale * logit_scale).astype(cosines.dtype)[:, None]
+    return np.asarray(cosines * scale + evidence_bias.astype(cosines.dtype)[:, None])
