@@ -48,8 +48,8 @@ _OF_CLASSES = {
 @click.option("--backend", "backends", multiple=True, help="Engine to verify on; repeatable [default: onnxruntime].")
 @click.option(
     "--variant", "variants", multiple=True, metavar="NAME",
-    help="A further variant: bfloat16, float16, int8, int8-bfloat16, int8-dynamic, int8-static, int8-nncf, tokens, "
-    "tokens-bfloat16, tokens-int8, tokens-int8-bfloat16; repeatable.",
+    help="A further variant: bfloat16, float16, float16-islands, int8, int8-bfloat16, int8-symmetric, int8-dynamic, "
+    "int8-static, int8-nncf, tokens, tokens-bfloat16, tokens-int8, tokens-int8-bfloat16; repeatable.",
 )  # fmt: skip
 @click.option(
     "--fidelity", type=click.Choice(LEVELS), default="fast", show_default=True, help="What variants must keep."

@@ -23,10 +23,10 @@ from invariclip.errors import ContractError, InvariclipError
 from invariclip.export.contract import evidence
 from invariclip.export.contract.answers import project
 from invariclip.export.contract.figures import SIZES
-from invariclip.export.graphs.tensorrt_gate import build_on_cpu
 from invariclip.export.graphs.tower_graph import tower_graph
 from invariclip.export.graphs.trace import weight_bytes, write_graph
 from invariclip.export.models.families import family, load_family
+from invariclip.export.tensorrt.gate import build_on_cpu
 from invariclip.manifest import EMBEDDING
 from invariclip.pixels import stack
 from invariclip.projection import Projection

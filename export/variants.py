@@ -19,8 +19,9 @@ from invariclip.export.contract.evidence import Pictures, spread
 from invariclip.export.contract.figures import THRESHOLDS, searched
 from invariclip.export.graphs.trace import write_facts
 from invariclip.export.precision.fewer import fewer_tokens
+from invariclip.export.precision.islands import NORMS
 from invariclip.export.precision.trials import Trials
-from invariclip.export.precision.variants import KINDS, Workshop, require_kinds
+from invariclip.export.precision.variants import KINDS, Workshop, require_kinds, write_islands
 from invariclip.pixels import find_pictures
 
 if TYPE_CHECKING:
@@ -115,10 +116,14 @@ def with_variants(
     trials = Trials.look(job, Pictures(spread(spare, LOOKED_AT), job.checkpoint.pixels), searched(bounds), progress)
     workshop = Workshop(partial(_batches, calibration), trials, "", threads, progress)
     made, left = _made(manifest, folder, wish, backends, workshop, partial(fewer_tokens, folder=folder, trace=trace))
-    for file in {variant.image.path for variant in made.values()} - {base.image.path}:
+    files = {file.path for variant in made.values() for file in (variant.image, variant.text)}
+    for file in files - {base.image.path, base.text.path}:
         write_facts(folder / file, manifest.facts(file))
     # the digests once more: the facts were added after the files were made
-    made = {name: replace(one, image=describe_file(folder, one.image.path)) for name, one in made.items()}
+    made = {
+        name: replace(one, image=describe_file(folder, one.image.path), text=describe_file(folder, one.text.path))
+        for name, one in made.items()
+    }
     verdicts = _judged(folder, job, wish, bounds, seen, made, backends, threads, progress)
     for name, variant in made.items():
         passed = {engine: verdict.parity for engine, verdict in verdicts[name].items() if not verdict.broken}
@@ -196,11 +201,22 @@ def _made(
             left[name] = str(error)
             continue
         image, report = graphs[key]
+        text = _text_of(kind, folder, base)
         made[name] = replace(
             base, precision=kind.precision, compute=kind.compute, image=describe_file(folder, image.name),
-            made=report, parity={},
+            text=describe_file(folder, text), made=report, parity={},
         )  # fmt: skip
     return made, left
+
+
+def _text_of(kind: Kind, folder: Path, base: Variant) -> str:
+    """The text graph's file: the float32 one, or one in float16 that variants share."""
+    if not kind.text_islands:
+        return base.text.path
+    target = folder / "text.float16-islands.onnx"
+    if not target.is_file():
+        write_islands(folder / base.text.path, target, NORMS)
+    return target.name
 
 
 def _engine(kind: Kind, backends: Sequence[str]) -> str | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from invariclip.artifact import checked_path, read_manifest
-from invariclip.backends import BACKENDS, DEFAULT_BACKEND, require_backend
+from invariclip.backends import ALL_BACKENDS, DEFAULT_BACKEND, require_backend
 from invariclip.console import bar, emit_json, note, say, silent
 from invariclip.errors import CheckpointError, ContractError
 from invariclip.export.options import bounds_of, load, shared
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 )
 @click.option("--projection", type=click.Path(path_type=Path), help="Hold it against another one [default: its own].")
 @click.option(
-    "--backend", "backends", multiple=True, help=f"Repeatable: {', '.join(BACKENDS)} [default: {DEFAULT_BACKEND}]."
+    "--backend", "backends", multiple=True, help=f"Repeatable: {', '.join(ALL_BACKENDS)} [default: {DEFAULT_BACKEND}]."
 )
 @shared
 def verify(

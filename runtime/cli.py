@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "export",
         "Check an artifact against its checkpoint on real pictures.",
     ),
+    "engines": ("invariclip.export.tensorrt.commands:engines", "export", "Build TensorRT engines of an artifact."),
     "tune": (
         "invariclip.tune.commands:command",
         "",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from invariclip.artifact import checked_path, read_manifest
-from invariclip.backends import BACKENDS, DEFAULT_BACKEND
+from invariclip.backends import ALL_BACKENDS, DEFAULT_BACKEND
 from invariclip.choice import profile_of
 from invariclip.console import bar, emit_json, note, say, silent, table
 from invariclip.errors import InputError
@@ -35,7 +35,7 @@ THREADS = click.option(
 BATCH = click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True)
 BACKEND = click.option(
     "--backend",
-    type=click.Choice(BACKENDS),
+    type=click.Choice(ALL_BACKENDS),
     help=f"The engine [default: what `invariclip tune` chose on this machine, else {DEFAULT_BACKEND}].",
 )
 PIXEL_MODE = click.option(

@@ -41,6 +41,10 @@ class MissingExtraError(InvariclipError):
     """A command needs an optional dependency that is not installed."""
 
 
+class DeviceError(InvariclipError):
+    """A GPU, its driver or its library is missing, too old or known to be wrong, or it failed at work."""
+
+
 class ContractError(InvariclipError):
     """The exported graph does not answer like its reference within the stated bounds."""
 
@@ -75,3 +79,7 @@ class UntrueVariantWarning(UserWarning):
 
 class LeftOutWarning(UserWarning):
     """A variant that was asked for did not keep the contract, and is not in the artifact."""
+
+
+class KernelCacheWarning(UserWarning):
+    """Kernels that were compiled for a GPU cannot be kept, and are compiled again at the next start."""

@@ -12,6 +12,7 @@ from invariclip.text_cache import DEFAULT_TEXT_CACHE
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Mapping
 
     from invariclip.pixels import PixelMode
 
@@ -27,25 +28,28 @@ def load(
     profile: str | os.PathLike[str] | None = None,
     pixel_mode: PixelMode = "exact",
     text_cache: int = DEFAULT_TEXT_CACHE,
+    engine_options: Mapping[str, str] | None = None,
 ) -> Model:
     """Opens an artifact; what is not named is taken from this machine's profile, else it is the safe default.
 
     Args:
         folder: The `name.icm` folder.
         variant: One of those that the manifest lists.
-        backend: The engine, one of `invariclip.backends.BACKENDS`.
+        backend: The engine, one of `invariclip.backends.ALL_BACKENDS`.
         threads: Threads of the engine; None takes the profile's, or what affinity and cgroup allow.
         fidelity: A level that the variant must have been proved at: `exact`, `near` or `fast`.
         objective: Whose profile to take: `latency` (the default) or `throughput`.
         profile: The profile's file where it does not lie in the folder (see `invariclip tune --profile`).
         pixel_mode: `exact`, or `fast`, which decodes large JPEGs smaller (see `pixels.pixels`).
         text_cache: Embeddings of texts that are kept (see `text_cache.TextCache`); 0 keeps none.
+        engine_options: Of a GPU's engine, see `backends.open_backend`.
 
     Raises:
         ArtifactError: Not an artifact, damaged, of another schema version, or without that variant.
         InputError: No engine, level or objective has the name, or what is named was not proved at `fidelity`; or a bad
             `pixel_mode` or `text_cache`.
         MissingExtraError: The engine's package is not installed.
+        DeviceError: The engine needs a GPU, driver or library that is missing, too old or known to be wrong.
         ProfileError: The file `profile` is damaged, stale or of another machine.
 
     Warns:
@@ -58,5 +62,5 @@ def load(
     )  # fmt: skip
     return Model(
         where, manifest, variant=chosen.variant, backend=chosen.backend, threads=chosen.threads, chosen_by=chosen.by,
-        pixel_mode=pixel_mode, text_cache=text_cache,
+        pixel_mode=pixel_mode, text_cache=text_cache, engine_options=engine_options,
     )  # fmt: skip

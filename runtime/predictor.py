@@ -23,7 +23,7 @@ from invariclip.text_cache import DEFAULT_TEXT_CACHE, TextCache
 from invariclip.text_tower import TextTower
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -59,6 +59,7 @@ class Model:
         chosen_by: str = "caller",
         pixel_mode: PixelMode = "exact",
         text_cache: int = DEFAULT_TEXT_CACHE,
+        engine_options: Mapping[str, str] | None = None,
     ) -> None:
         """Opens the image tower now and the text tower when a text first needs it.
 
@@ -66,6 +67,7 @@ class Model:
             ArtifactError: The variant does not exist, or a file is missing or changed.
             InputError: No engine is called `backend`, no pixel mode `pixel_mode`, or `text_cache` is out of range.
             MissingExtraError: Its package is not installed.
+            DeviceError: It needs a GPU, driver or library that is missing, too old or known to be wrong.
         """
         chosen = require_openable(folder, manifest, variant, backend, pixel_mode)
         self.manifest = manifest
@@ -76,8 +78,10 @@ class Model:
         self.chosen_by = chosen_by
         self._folder = folder
         with checked_meanwhile(folder, chosen.image) as graph:
-            self._image = open_backend(backend, graph, threads=threads, compute=chosen.compute)
-        self._text = TextTower(folder, manifest, variant, backend=backend, threads=threads)
+            self._image = open_backend(
+                backend, graph, threads=threads, compute=chosen.compute, options=engine_options
+            )
+        self._text = TextTower(folder, manifest, variant, backend=backend, threads=threads, options=engine_options)
         self._space_id = manifest.space_id
         self._reader = PictureReader(manifest.pixels, pixel_mode, workers=available_threads())
         self._cache = TextCache(text_cache)

@@ -30,10 +30,19 @@ if TYPE_CHECKING:
 class TextTower:
     """Texts to embeddings. Classifying with baked classes needs none, so nothing is opened before the first text."""
 
-    def __init__(self, folder: Path, manifest: Manifest, variant: str, *, backend: str, threads: int | None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        variant: str,
+        *,
+        backend: str,
+        threads: int | None,
+        options: Mapping[str, str] | None = None,
+    ) -> None:
         """Remembers what to open; the arguments are those of `loading.load`."""
         self._folder, self._manifest, self._variant = folder, manifest, manifest.variants[variant]
-        self._backend, self._threads = backend, threads
+        self._backend, self._threads, self._options = backend, threads, options
         self._lock = threading.Lock()
         self._opened: tuple[Tokenizer, Backend] | None = None
 
@@ -74,7 +83,10 @@ class TextTower:
                 with checked_meanwhile(self._folder, self._variant.text) as graph:
                     self._opened = (
                         Tokenizer.from_file(tokenizer, self._manifest.text),
-                        open_backend(self._backend, graph, threads=self._threads, compute=self._variant.text_compute),
+                        open_backend(
+                            self._backend, graph, threads=self._threads, compute=self._variant.text_compute,
+                            options=self._options,
+                        ),
                     )
             return self._opened
 

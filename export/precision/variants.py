@@ -12,10 +12,12 @@ from invariclip.errors import ContractError, InputError
 from invariclip.export.graphs.trace import write_graph
 from invariclip.export.precision import library
 from invariclip.export.precision.half import halve
+from invariclip.export.precision.islands import LADDER, to_float16
 from invariclip.export.precision.mixed import groups_of, mix
 from invariclip.export.precision.qdq import Recipe, quantise, ranges_of, rounded, smoothable
 from invariclip.export.precision.ranges import flows_of
 from invariclip.export.precision.sites import flops, sites_of
+from invariclip.export.precision.symmetric import to_symmetric
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
     from invariclip.console import Progress
     from invariclip.export.contract.figures import Figures
+    from invariclip.export.precision.islands import Islands
     from invariclip.export.precision.mixed import Group, Mix
     from invariclip.export.precision.qdq import Rounded
     from invariclip.export.precision.trials import Trials
@@ -33,9 +36,11 @@ if TYPE_CHECKING:
 
 SMOOTHING = (None, 0.5)
 """SmoothQuant's α in the recipes that are tried, each with clipped ranges and without: which is best differs."""
-Method = Literal["none", "float16", "mixed", "dynamic", "static", "nncf"]
+Method = Literal["none", "float16", "islands", "mixed", "symmetric", "dynamic", "static", "nncf"]
 
 
+Finish: TypeAlias = "Callable[[ir.Model], None]"
+"""What is done to a graph after its groups are in int8."""
 Write: TypeAlias = "Callable[[Sequence[Group]], None]"
 """Writes the graph with these groups in int8."""
 
@@ -45,24 +50,29 @@ class Kind:
     """How a variant comes about.
 
     Attributes:
-        method: What is done to the image graph's weights: `mixed` is our own int8 (see `qdq`, `mixed`), `dynamic` and
-            `static` are ONNX Runtime's, `nncf` is NNCF's.
+        method: What is done to the image graph: `float16` stores weights so and `islands` computes so (see `half`,
+            `islands`); `mixed` is our own int8 (see `qdq`, `mixed`) and `symmetric` the same as TensorRT takes it;
+            `dynamic` and `static` are ONNX Runtime's, `nncf` is NNCF's.
         precision: What the manifest says that they are in then.
         compute: What the engine may compute the rest in.
         fewer_tokens: Whether similar patch tokens are merged on the way.
+        text_islands: Whether the text graph computes in float16 too, with islands.
     """
 
     method: Method
     precision: str
     compute: Compute = "float32"
     fewer_tokens: bool = False
+    text_islands: bool = False
 
 
 KINDS: dict[str, Kind] = {
     "bfloat16": Kind("none", "float32", "bfloat16"),
     "float16": Kind("float16", "float16"),
+    "float16-islands": Kind("islands", "float16", text_islands=True),
     "int8": Kind("mixed", "int8"),
     "int8-bfloat16": Kind("mixed", "int8", "bfloat16"),
+    "int8-symmetric": Kind("symmetric", "int8", text_islands=True),
     "int8-dynamic": Kind("dynamic", "int8"),
     "int8-static": Kind("static", "int8"),
     "int8-nncf": Kind("nncf", "int8"),
@@ -123,8 +133,10 @@ class Workshop:
             count = halve(model)
             write_graph(model, target)
             return {"method": method, "weights": count}
-        if method == "mixed":
-            return {"method": method, **self._mixed(source, target)}
+        if method == "islands":
+            return {"method": method, **self._islands(source, target)}
+        if method in ("mixed", "symmetric"):
+            return {"method": method, **self._mixed(source, target, _for_tensorrt if method == "symmetric" else None)}
         if method == "dynamic":
             library.dynamic(source, target)
         elif method == "static":
@@ -133,7 +145,17 @@ class Workshop:
             library.nncf(source, target, self.calibration())
         return {"method": method}
 
-    def _mixed(self, source: Path, target: Path) -> dict[str, Any]:
+    def _islands(self, source: Path, target: Path) -> dict[str, Any]:
+        """float16 with as few islands as the contract allows."""
+        broken: list[str] = []
+        for name, keep in LADDER:
+            islands = write_islands(source, target, keep)
+            broken = list(self.trials.broken(self._figures(target)))
+            if not broken:
+                return {"islands": name, **asdict(islands)}
+        raise ContractError(f"float16 keeps the contract with no islands; {name}: {'; '.join(broken)}")
+
+    def _mixed(self, source: Path, target: Path, finish: Finish | None = None) -> dict[str, Any]:
         model = ir.load(source)
         sites = sites_of(model)
         if not sites:
@@ -145,7 +167,7 @@ class Workshop:
             weights = rounded(model, sites, flows, Recipe(smoothing), progress=self.progress)
             for clip in (False, True):
                 ranges = ranges_of(model, sites, flows, weights, clip=clip)
-                write: Write = partial(_write, source, target, ranges, weights)
+                write: Write = partial(_write, source, target, ranges, weights, finish=finish)
                 write(groups)
                 tried.append((self._cost(target), Recipe(smoothing, clip=clip), write))
         tried.sort(key=lambda one: one[0])
@@ -198,8 +220,34 @@ def _write(
     ranges: Mapping[str, tuple[float, float]],
     weights: Mapping[str, Rounded],
     chosen: Sequence[Group],
+    finish: Finish | None = None,
 ) -> None:
     """A float32 graph's file again, with these groups in int8."""
     graph = ir.load(source)
     quantise(graph, [site for group in chosen for site in group.sites], ranges, weights)
+    if finish is not None:
+        finish(graph)
     write_graph(graph, target)
+
+
+def _for_tensorrt(graph: ir.Model) -> None:
+    """int8 as TensorRT takes it, and float16 for what stays of floats."""
+    to_symmetric(graph)
+    to_float16(graph)
+
+
+def write_islands(source: Path, target: Path, keep: Iterable[str]) -> Islands:
+    """A float32 graph's file again, in float16 outside of islands.
+
+    Args:
+        source: The float32 graph.
+        target: The file to write.
+        keep: Operators that stay float32, see `islands.LADDER`.
+
+    Raises:
+        ContractError: Nothing in it can compute in float16, or the graph is not valid ONNX then.
+    """
+    graph = ir.load(source)
+    islands = to_float16(graph, keep)
+    write_graph(graph, target)
+    return islands

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from invariclip.errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -50,7 +51,18 @@ _ENGINES = {
     "openvino": ("OpenVinoBackend", "invariclip[openvino]"),
 }
 BACKENDS = tuple(_ENGINES)
-"""The names that `open_backend` knows; each is also the name of the package that it needs."""
+"""The engines of the CPU; each is also the name of the package that it needs."""
+# name: (module, class in it, packages of which one is needed, what to install)
+_GPU_ENGINES = {
+    "tensorrt": ("tensorrt", "TensorRtBackend", ("tensorrt", "tensorrt_rtx"), "tensorrt"),
+    "onnxruntime-cuda": ("onnxruntime_gpu", "CudaBackend", ("onnxruntime",), "gpu"),
+    "onnxruntime-tensorrt": ("onnxruntime_gpu", "TensorRtProviderBackend", ("onnxruntime",), "gpu"),
+    "onnxruntime-tensorrt-rtx": ("onnxruntime_gpu", "TensorRtRtxProviderBackend", ("onnxruntime",), "gpu"),
+}
+GPU_BACKENDS = tuple(_GPU_ENGINES)
+"""The engines of a GPU. They are opened where they are named and nowhere else: no default leads to one."""
+ALL_BACKENDS = (*BACKENDS, *GPU_BACKENDS)
+"""The names that `open_backend` knows."""
 
 
 def require_backend(name: str) -> None:
@@ -60,31 +72,58 @@ def require_backend(name: str) -> None:
         InputError: No engine has this name.
         MissingExtraError: Its package is not installed.
     """
-    if name not in _ENGINES:
-        raise InputError(f"no backend is called {name!r}; available: {', '.join(BACKENDS)}")
-    try:
-        found = find_spec(name) is not None
-    except ValueError:  # an interpreter that was told that the package is not there
-        found = False
-    if not found:
+    if name not in ALL_BACKENDS:
+        raise InputError(f"no backend is called {name!r}; available: {', '.join(ALL_BACKENDS)}")
+    if name in _GPU_ENGINES:
+        _, _, packages, extra = _GPU_ENGINES[name]
+        if not any(map(_is_there, packages)):
+            raise MissingExtraError(
+                f'backend {name!r} needs the package {" or ".join(packages)}: pip install "invariclip[{extra}]"'
+            )
+    elif not _is_there(name):
         raise MissingExtraError(f'backend {name!r} needs the package {name}: pip install "{_ENGINES[name][1]}"')
 
 
-def open_backend(name: str, path: Path, *, threads: int | None = None, compute: Compute = "float32") -> Backend:
+def open_backend(
+    name: str,
+    path: Path,
+    *,
+    threads: int | None = None,
+    compute: Compute = "float32",
+    options: Mapping[str, str] | None = None,
+) -> Backend:
     """Loads an ONNX file into an engine.
 
     Args:
-        name: One of `BACKENDS`.
+        name: One of `ALL_BACKENDS`.
         path: The ONNX file; external data, where it has some, lies beside it.
         threads: Threads of the engine; None takes what affinity and cgroup allow.
         compute: What its arithmetic may be where the graph is float32.
+        options: Of a GPU's engine: see `backends.tensorrt.OPTIONS`, or the provider's own names.
 
     Raises:
-        InputError: No engine has this name, `threads` is below 1, or it cannot compute like that on this processor.
+        InputError: No engine has this name, it has no such options, `threads` is below 1, or it cannot compute like
+            that on this processor.
         MissingExtraError: The engine's package is not installed.
+        DeviceError: It needs a GPU, driver or library that is missing, too old or known to be wrong.
         ArtifactError: The engine cannot load the file.
     """
     require_backend(name)
+    if name in _GPU_ENGINES:
+        module, of, _, _ = _GPU_ENGINES[name]
+        on_gpu: Backend = getattr(import_module(f"invariclip.backends.{module}"), of)(
+            path, threads=threads, compute=compute, options=options
+        )
+        return on_gpu
+    if options:
+        raise InputError(f"backend {name!r} has no options; a GPU's have: {', '.join(GPU_BACKENDS)}")
     engine = getattr(import_module(f"invariclip.backends.{name}"), _ENGINES[name][0])
     backend: Backend = engine(path, threads=threads, compute=compute)
     return backend
+
+
+def _is_there(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ValueError:  # an interpreter that was told that the package is not there
+        return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from invariclip.backends import BACKENDS, DEFAULT_BACKEND
+from invariclip.backends import BACKENDS, DEFAULT_BACKEND, GPU_BACKENDS
 from invariclip.errors import InputError
 from invariclip.fidelity import LEVELS, reached, reaches
 from invariclip.machine import is_installed
@@ -116,6 +116,8 @@ def require_candidates(
 
 def _why_not(variant: Variant, backend: str, record: Any, fidelity: Fidelity) -> str:
     """Why a pair is no candidate; empty if it is one."""
+    if backend in GPU_BACKENDS:
+        return "it runs on a GPU, and the search is among the engines of the processor"
     if backend not in BACKENDS:
         return f"no engine of this version is called {backend!r:.40}"
     if not isinstance(record, dict) or record.get("passed") is not True:

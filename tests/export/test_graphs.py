@@ -10,9 +10,9 @@ import pytest
 
 from invariclip.backends import open_backend
 from invariclip.export.graphs.head import attach_head
-from invariclip.export.graphs.tensorrt_gate import build_on_cpu
 from invariclip.export.graphs.tower_graph import tower_graph
 from invariclip.export.graphs.trace import weight_bytes, write_graph
+from invariclip.export.tensorrt.gate import build_on_cpu
 from invariclip.manifest import EMBEDDING, PROJECTION_INPUT
 from invariclip.projection import Projection
 

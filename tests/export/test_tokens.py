@@ -196,7 +196,7 @@ def test_the_graph_needs_nothing_that_sorts_or_scatters_and_names_what_must_stay
 
 def test_tensorrt_takes_it(graph):
     pytest.importorskip("tensorrt_rtx", reason='TensorRT-RTX: pip install "invariclip[tensorrt-rtx]"')
-    from invariclip.export.graphs.tensorrt_gate import build_on_cpu
+    from invariclip.export.tensorrt.gate import build_on_cpu
 
     assert build_on_cpu(graph[1]).engine_bytes > 10_000
 

@@ -12,9 +12,9 @@ from invariclip.backends import open_backend
 from invariclip.errors import ContractError, MissingExtraError
 from invariclip.export.graphs.front import add_front
 from invariclip.export.graphs.head import attach_head
-from invariclip.export.graphs.tensorrt_gate import _shapes, build_on_cpu
 from invariclip.export.graphs.tower_graph import tower_graph
 from invariclip.export.graphs.trace import write_graph
+from invariclip.export.tensorrt.gate import build_on_cpu
 from invariclip.projection import Projection
 
 needs_tensorrt = pytest.mark.skipif(

@@ -1,0 +1,1 @@
+"""One command that proves and times a checkpoint on a GPU machine, offline."""
