@@ -78,9 +78,7 @@ class Model:
         self.chosen_by = chosen_by
         self._folder = folder
         with checked_meanwhile(folder, chosen.image) as graph:
-            self._image = open_backend(
-                backend, graph, threads=threads, compute=chosen.compute, options=engine_options
-            )
+            self._image = open_backend(backend, graph, threads=threads, compute=chosen.compute, options=engine_options)
         self._text = TextTower(folder, manifest, variant, backend=backend, threads=threads, options=engine_options)
         self._space_id = manifest.space_id
         self._reader = PictureReader(manifest.pixels, pixel_mode, workers=available_threads())

@@ -84,7 +84,10 @@ class TextTower:
                     self._opened = (
                         Tokenizer.from_file(tokenizer, self._manifest.text),
                         open_backend(
-                            self._backend, graph, threads=self._threads, compute=self._variant.text_compute,
+                            self._backend,
+                            graph,
+                            threads=self._threads,
+                            compute=self._variant.text_compute,
                             options=self._options,
                         ),
                     )

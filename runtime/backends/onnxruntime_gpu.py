@@ -58,9 +58,11 @@ _CACHES = {
 
 
 class OnnxRuntimeGpuBackend:
-    """One ONNX graph in one session on a GPU; `PROVIDER` is set by the three classes below."""
+    """One ONNX graph in one session on a GPU; `PROVIDER` is set by the classes below."""
 
     PROVIDER = ""
+    MEMORY = "cuda"
+    """What ONNX Runtime calls the GPU's memory."""
 
     def __init__(
         self,
@@ -183,7 +185,7 @@ class OnnxRuntimeGpuBackend:
             if len(self._bound) >= MAX_GRAPHS:
                 return self._bound_run(inputs, names)
             shapes = {name: value.shape for name, value in self._bound_run(inputs, names).items()}
-            bound = _Binding(self._session, inputs, shapes, self._device_id(), len(self._bound) + 1)
+            bound = _Binding(self._session, inputs, shapes, (self.MEMORY, self._device_id()), len(self._bound) + 1)
             self._bound[key] = bound
         return bound.run(self._session, inputs, names)
 
@@ -217,19 +219,19 @@ class _Binding:
         session: Any,
         inputs: dict[str, NDArray[Any]],
         outputs: dict[str, tuple[int, ...]],
-        device: int,
+        memory: tuple[str, int],
         number: int,
     ) -> None:
         self._binding = session.io_binding()
         self._options = onnxruntime.RunOptions()
         self._options.add_run_config_entry("gpu_graph_id", str(number))
         self._given = {
-            name: onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value), "cuda", device)
+            name: onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value), *memory)
             for name, value in inputs.items()
         }
         kinds = {item.name: _dtype(item.type) for item in session.get_outputs()}
         self._answers = {
-            name: onnxruntime.OrtValue.ortvalue_from_shape_and_type(list(shape), kinds[name], "cuda", device)
+            name: onnxruntime.OrtValue.ortvalue_from_shape_and_type(list(shape), kinds[name], *memory)
             for name, shape in outputs.items()
         }
         for name, value in self._given.items():
