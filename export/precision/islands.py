@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
 
 from invariclip.errors import ContractError
 from invariclip.manifest import EMBEDDING, PROJECTION_INPUT
@@ -68,6 +69,7 @@ def to_float16(model: ir.Model, keep: Iterable[str] = NORMS) -> Islands:
     Raises:
         ContractError: Nothing in it can compute in float16.
     """
+    _require_types(model)
     graph = model.graph
     opset = model.opset_imports.get("", 0)
     kept_operators = set(keep)
@@ -95,6 +97,24 @@ def to_float16(model: ir.Model, keep: Iterable[str] = NORMS) -> Islands:
     writer.restore()
     _drop_unused(graph)
     return Islands(dict(sorted(halved.items())), dict(sorted(kept.items())), writer.casts)
+
+
+def _require_types(model: ir.Model) -> None:
+    """Gives every value its type: one that is not known could stand between two types unnoticed.
+
+    Raises:
+        ContractError: onnx cannot tell one.
+    """
+    if not _untyped(model):
+        return
+    ShapeInferencePass()(model)
+    unknown = _untyped(model)
+    if unknown:
+        raise ContractError(f"{model.graph.name}: it is not known what type these have: {', '.join(unknown[:5])}")
+
+
+def _untyped(model: ir.Model) -> list[str]:
+    return [value.name or "" for node in model.graph for value in node.outputs if value.dtype is None]
 
 
 class _Writer:

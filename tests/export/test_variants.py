@@ -131,4 +131,38 @@ def test_calibration_is_on_pictures_that_the_contract_does_not_look_at(checkpoin
 
 
 def test_every_kind_names_a_method_that_the_workshop_knows():
-    assert {kind.method for kind in kinds.KINDS.values()} == {"none", "float16", "mixed", "dynamic", "static", "nncf"}
+    assert {kind.method for kind in kinds.KINDS.values()} == {
+        "none", "float16", "islands", "mixed", "symmetric", "dynamic", "static", "nncf",
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def for_gpus(export):
+    """An artifact with the variants that TensorRT takes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("invariclip.export.precision.sites.MIN_WEIGHTS", 1)
+        return export("float16-islands", "int8-symmetric", backends=("onnxruntime",))
+
+
+@pytest.mark.parametrize(("name", "precision"), [("float16-islands", "float16"), ("int8-symmetric", "int8")])
+def test_variants_for_gpus_keep_the_contract_on_the_cpu_and_are_what_tensorrt_takes(for_gpus, name, precision):
+    import onnx_ir as ir
+
+    from invariclip.export.precision.symmetric import uint8_values
+    from invariclip.export.tensorrt.plan import plan_engine
+
+    manifest = read_manifest(for_gpus)
+    variant = manifest.variants[name]
+    assert (variant.precision, variant.compute, list(variant.parity)) == (precision, "float32", ["onnxruntime"])
+    assert plan_engine(checked_path(for_gpus, variant.image)).precision == precision
+    assert not uint8_values(ir.load(for_gpus / variant.image.path))
+    # both share a text graph in float16, which was judged with them
+    assert variant.text.path == "text.float16-islands.onnx"
+    assert plan_engine(checked_path(for_gpus, variant.text), longest=16).precision == "float16"
+    plain, model = invariclip.load(for_gpus), invariclip.load(for_gpus, variant=name)
+    texts = ["a photo of a cat.", "two dogs"]
+    cosines = (model.embed_texts(texts) * plain.embed_texts(texts)).sum(axis=1)
+    assert cosines.min() > 0.9999
+    if name == "float16-islands":
+        assert variant.made["islands"] == "norms, softmax and head"
+        assert variant.made["halved"]["MatMul"] > 5

@@ -1,7 +1,8 @@
-"""TensorRT-RTX's own word on the portable graphs, without a GPU: they parse and build; a Resize front does not."""
+"""TensorRT-RTX's own word, without a GPU: what ships parses and builds in every precision; a Resize front does not."""
 
 import importlib.util
 import sys
+from functools import cache
 
 import numpy as np
 import onnx
@@ -14,6 +15,12 @@ from invariclip.export.graphs.front import add_front
 from invariclip.export.graphs.head import attach_head
 from invariclip.export.graphs.tower_graph import tower_graph
 from invariclip.export.graphs.trace import write_graph
+from invariclip.export.models.checkpoint import load_checkpoint
+from invariclip.export.precision.islands import to_float16
+from invariclip.export.precision.qdq import Recipe, quantise, ranges_of, rounded
+from invariclip.export.precision.ranges import flows_of
+from invariclip.export.precision.sites import sites_of
+from invariclip.export.precision.symmetric import to_symmetric
 from invariclip.export.tensorrt.gate import build_on_cpu
 from invariclip.projection import Projection
 
@@ -94,10 +101,77 @@ def test_without_it_the_extra_is_named(monkeypatch, tmp_path):
         build_on_cpu(tmp_path / "x.onnx")
 
 
-def test_profiles():
-    assert _shapes((-1, 224, 224, 3), 77) == [(1, 224, 224, 3), (8, 224, 224, 3), (32, 224, 224, 3)]
-    assert _shapes((-1, -1), 77) == [(1, 1), (8, 16), (32, 77)]
-    assert _shapes((-1, -1), 7) == [(1, 1), (8, 7), (32, 7)]
-    assert _shapes((-1, 64), 77) == [(1, 64), (8, 64), (32, 64)]
-    assert _shapes((-1, -1, -1, 3), 77) == [(1, 32, 32, 3), (8, 480, 480, 3), (32, 1024, 1024, 3)]
-    assert _shapes((512, 64), 77) == [(512, 64)] * 3
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """A real architecture's image or text tower, of first and last blocks, in a precision: its file."""
+    folder = tmp_path_factory.mktemp("real")
+
+    @cache
+    def short(name):
+        return load_checkpoint(name, allow_random=True, short=True)
+
+    @cache
+    def whole(name, tower):
+        loaded = short(name)
+        model = tower_graph(loaded, tower).model
+        if tower == "image":
+            bank = np.random.default_rng(0).normal(size=(5, loaded.module.visual.output_dim))
+            attach_head(model, bank / np.linalg.norm(bank, axis=1, keepdims=True), 100.0, None)
+        return ir.to_proto(model)
+
+    def of(name, tower, precision):
+        model = ir.from_proto(whole(name, tower))
+        if precision == "float16":
+            to_float16(model)
+        elif precision == "int8":
+            quantised(model)
+            to_symmetric(model)
+            to_float16(model)
+        path = folder / f"{name}.{tower}.{precision}.onnx"
+        write_graph(model, path)
+        return path
+
+    return of
+
+
+def quantised(model):
+    """Every product in int8, its ranges from two pictures of noise."""
+    sites = sites_of(model)
+    rng = np.random.default_rng(0)
+    flows = flows_of(model, sites, [rng.integers(0, 256, (2, 224, 224, 3), dtype=np.uint8)], threads=2)
+    recipe = Recipe(compensate=False)
+    weights = rounded(model, sites, flows, recipe)
+    quantise(model, sites, ranges_of(model, sites, flows, weights, clip=False), weights)
+
+
+@needs_tensorrt
+@pytest.mark.parametrize(
+    ("name", "tower", "precision"),
+    [
+        (name, tower, precision)
+        for name, tower in (("ViT-B-32", "image"), ("ViT-B-32", "text"), ("RN50", "image"))
+        for precision in ("float32", "float16", "int8")
+        if (tower, precision) != ("text", "int8")  # no variant has its text tower in int8
+    ],
+)
+def test_real_towers_build_in_every_precision(real, name, tower, precision):
+    path = real(name, tower, precision)
+    gate = build_on_cpu(path)
+    assert gate.precision == precision
+    assert gate.engine_bytes > path.stat().st_size / 4
+
+
+@needs_tensorrt
+def test_uint8_levels_are_refused_with_the_variant_that_has_none(tmp_path):
+    text = """<ir_version: 10, opset_import: ["" : 20]> g (float[batch, 4] x) => (float[batch, 4] y)
+    <float s = {0.1}, uint8 o = {7}, int8[4, 4] w = {1,0,0,0,0,1,0,0,0,0,1,0,0,0,0,1}, int8 z = {0}> {
+        q = QuantizeLinear (x, s, o) d = DequantizeLinear (q, s, o) u = DequantizeLinear (w, s, z) y = MatMul (d, u)
+    }"""
+    path = tmp_path / "unsigned.onnx"
+    model = ir.from_proto(onnx.parser.parse_model(text))
+    write_graph(model, path)
+    with pytest.raises(ContractError, match=r"^unsigned\.onnx: holds uint8 levels .*--variant int8-symmetric$"):
+        build_on_cpu(path)
+    to_symmetric(model)
+    write_graph(model, path)
+    assert build_on_cpu(path).precision == "int8"

@@ -1,4 +1,6 @@
-"""A GPU's boundary, and nothing above it, played on the host: CUDA runtime calls, and a library that loads an engine."""
+"""A GPU's boundary, and nothing above it, played on the host: CUDA's calls, and a library that loads an engine."""
+
+# ruff: noqa: N802, N815 - the calls have the names that CUDA gave them
 
 import ctypes
 import itertools

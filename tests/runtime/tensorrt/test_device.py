@@ -86,7 +86,7 @@ def test_the_real_bindings_have_every_call_and_tell_the_same():
     if code == real.cudaError_t.cudaSuccess:
         assert gpu_count(real) >= 1
     else:
-        with pytest.raises(DeviceError, match="driver|GPU"):
+        with pytest.raises(DeviceError, match=r"driver|GPU"):
             gpu_count(real)
 
 
@@ -95,5 +95,5 @@ def test_the_backend_refuses_a_machine_without_a_gpu(tmp_path):
     path = tmp_path / "image.onnx"
     path.write_bytes(b"a graph")
     # a driver, a GPU or an engine is missing; whichever comes first is an error and no fallback
-    with pytest.raises((DeviceError, MissingExtraError, ArtifactError), match="driver|GPU|cuda-bindings|engine"):
+    with pytest.raises((DeviceError, MissingExtraError, ArtifactError), match=r"driver|GPU|cuda-bindings|engine"):
         open_backend("tensorrt", path)
