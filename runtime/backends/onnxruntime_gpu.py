@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from invariclip.manifest import Compute
 
 CPU = "CPUExecutionProvider"
+UNCAPTURED = -1
+"""What ONNX Runtime calls a run that is not to be captured; without a number it is captured as number 0."""
 MAX_GRAPHS = 64
 """Sets of shapes whose work is captured; further ones run without."""
 WORK = frozenset(
@@ -174,7 +176,7 @@ class OnnxRuntimeGpuBackend:
             binding.bind_cpu_input(name, np.ascontiguousarray(value))
         for name in names:
             binding.bind_output(name)
-        self._session.run_with_iobinding(binding)
+        self._session.run_with_iobinding(binding, _graph_options(UNCAPTURED))
         return dict(zip(names, binding.copy_outputs_to_cpu(), strict=True))
 
     def _captured_run(self, inputs: dict[str, NDArray[Any]], names: tuple[str, ...]) -> dict[str, NDArray[Any]]:
@@ -223,8 +225,7 @@ class _Binding:
         number: int,
     ) -> None:
         self._binding = session.io_binding()
-        self._options = onnxruntime.RunOptions()
-        self._options.add_run_config_entry("gpu_graph_id", str(number))
+        self._options = _graph_options(number)
         self._given = {
             name: onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value), *memory)
             for name, value in inputs.items()
@@ -295,6 +296,13 @@ def provider_options(provider: str, path: Path, given: Mapping[str, str] | None)
     """
     caches = {name: str(path.parent / "engines") for name in _CACHES.get(provider, ())}
     return {**DEFAULTS[provider], **caches, _GRAPHS[provider]: "1", **{k: str(v) for k, v in (given or {}).items()}}
+
+
+def _graph_options(number: int) -> Any:
+    """Options of a run whose work is captured, or launched, under a number."""
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry("gpu_graph_id", str(number))
+    return options
 
 
 def _dtype(kind: str) -> Any:

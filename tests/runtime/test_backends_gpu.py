@@ -148,6 +148,20 @@ def test_bound_runs_answer_like_the_cpu_engine(stand_in, tiny_artifact, captures
     assert (said["execution provider"], said["CUDA graphs"]) == (CPU, captures == "1")
 
 
+def test_memory_that_moves_is_never_captured_and_each_set_of_shapes_has_its_number(stand_in, monkeypatch):
+    backend, numbers = stand_in(), []
+    real = onnxruntime.InferenceSession.run_with_iobinding
+
+    def spy(session, binding, options=None):
+        numbers.append(int(options.get_run_config_entry("gpu_graph_id")))
+        return real(session, binding, options)
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run_with_iobinding", spy)
+    for rows in (1, 1, 3, 1):
+        backend.run(pixels(rows))
+    assert numbers == [-1, 1, 1, -1, 2, 1]
+
+
 def test_captures_are_bounded(stand_in, monkeypatch):
     monkeypatch.setattr(onnxruntime_gpu, "MAX_GRAPHS", 2)
     backend = stand_in()

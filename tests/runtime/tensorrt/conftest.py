@@ -170,6 +170,25 @@ class Engine:
     def get_tensor_shape(self, name):
         return (-1, 2, WIDTH) if name == "pixels" else (-1, WIDTH)
 
+    def create_runtime_config(self):
+        engine = self
+
+        class Cache:
+            content = b""
+
+            def serialize(self):
+                compiled = self.content + b"k" * engine.contexts
+                return memoryview(compiled)
+
+            def deserialize(self, content):
+                self.content = bytes(content)
+                return self.content != b"of another driver"
+
+        config = SimpleNamespace(create_runtime_cache=Cache)
+        config.set_runtime_cache = lambda cache: setattr(config, "cache", cache)
+        self.config = config
+        return config
+
     def create_execution_context(self, config=None):
         self.contexts += 1
         return Context(self)
@@ -212,7 +231,8 @@ def paper_library(cuda, name="tensorrt", version="11.4.0"):
 
     trt = SimpleNamespace(
         ILogger=Logger, Runtime=Runtime, Refitter=Refitter, Weights=lambda values: values, nptype=lambda kind: kind,
-        __version__=version,
+        __version__=version, CudaGraphStrategy=SimpleNamespace(DISABLED="disabled"),
+        DynamicShapesKernelSpecializationStrategy=SimpleNamespace(EAGER="eager"),
     )  # fmt: skip
     library = Library(name, version, trt)
     return library, engines
@@ -263,8 +283,8 @@ def loaded(monkeypatch, cuda, graph):
     """Opens the backend on the paper GPU; answers it, its engine and the CUDA calls."""
     from invariclip.backends import tensorrt
 
-    def of(**options):
-        library, engines = paper_library(cuda)
+    def of(*, library=("tensorrt", "11.4.0"), **options):
+        library, engines = paper_library(cuda, *library)
         monkeypatch.setattr(tensorrt, "open_library", lambda name: library)
         backend = tensorrt.TensorRtBackend(graph, options={key: str(value) for key, value in options.items()})
         return backend, engines[-1]

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from invariclip.errors import ArtifactError, DeviceError, InputError
+from invariclip.errors import ArtifactError, DeviceError, InputError, KernelCacheWarning
 
 
 def pixels(rows, seed=0):
@@ -190,3 +190,36 @@ def test_a_changed_missing_or_unreadable_engine_is_refused(loaded, graph, tools)
     path.with_name(f"{path.name}.json").write_text('{"schema_version": 99}')
     with pytest.raises(ArtifactError, match="schema_version 99 is not known"):
         loaded()
+
+
+RTX = ("tensorrt_rtx", "1.7.1")
+
+
+def test_kernels_that_tensorrt_rtx_compiles_are_kept_for_the_next_start(loaded, graph, tools):
+    path = tools.place(graph, library=RTX[0], library_version=RTX[1], gpu="any", capability="any")
+    cache = path.with_suffix(".kernels")
+    backend, engine = loaded(library=RTX)
+    assert not cache.exists()
+    assert np.array_equal(backend.run({"pixels": pixels(2)})["embedding"], wanted(pixels(2)))
+    assert cache.read_bytes() == b"k"
+    assert engine.config.dynamic_shapes_kernel_specialization_strategy == "eager"
+    assert engine.config.cuda_graph_strategy == "disabled"
+    backend.run({"pixels": pixels(2)})
+    assert cache.read_bytes() == b"kk"
+    backend.run({"pixels": pixels(2)})  # no new context: nothing to keep
+    assert cache.read_bytes() == b"kk"
+    _, again = loaded(library=RTX)
+    assert again.config.cache.content == b"kk"
+
+
+def test_kernels_that_cannot_be_kept_are_a_warning_and_no_error(loaded, graph, tools, monkeypatch):
+    from invariclip.tensorrt import jit
+
+    def refuse(path, content):
+        raise InputError(f"{path}: cannot be written (Read-only file system)")
+
+    monkeypatch.setattr(jit, "write_atomically", refuse)
+    tools.place(graph, library=RTX[0], library_version=RTX[1], gpu="any", capability="9.0,12.0")
+    backend, _ = loaded(library=RTX)
+    with pytest.warns(KernelCacheWarning, match="are not kept: .*Read-only file system"):
+        backend.run({"pixels": pixels(2)})
