@@ -11,8 +11,17 @@ import onnxruntime
 import pytest
 
 from invariclip import load
-from invariclip.backends import ALL_BACKENDS, BACKENDS, GPU_BACKENDS, onnxruntime_gpu, open_backend, require_backend
-from invariclip.backends.onnxruntime_gpu import CPU, OnnxRuntimeGpuBackend, nodes_elsewhere, provider_options
+from invariclip.backends import (
+    ALL_BACKENDS,
+    BACKENDS,
+    GPU_BACKENDS,
+    onnxruntime_gpu,
+    open_backend,
+    providers,
+    require_backend,
+)
+from invariclip.backends.onnxruntime_gpu import OnnxRuntimeGpuBackend
+from invariclip.backends.providers import CPU, nodes_elsewhere, provider_options
 from invariclip.errors import ArtifactError, DeviceError, InputError, MissingExtraError
 
 PROVIDERS = {
@@ -29,8 +38,8 @@ class OnCpu(OnnxRuntimeGpuBackend):
 
 @pytest.fixture
 def stand_in(monkeypatch, tiny_artifact):
-    monkeypatch.setitem(onnxruntime_gpu.DEFAULTS, CPU, {})
-    monkeypatch.setitem(onnxruntime_gpu._GRAPHS, CPU, "captures")
+    monkeypatch.setitem(providers.DEFAULTS, CPU, {})
+    monkeypatch.setitem(providers.GRAPHS, CPU, "captures")
 
     def of(tower="image.onnx", captures="1", kind=OnCpu):
         # the CPU provider has no option of that name, so it must not see it
@@ -70,7 +79,7 @@ def test_a_provider_that_is_not_there_is_an_error_that_names_what_is(tiny_artifa
 
 
 def test_both_packages_installed_is_told(tiny_artifact, monkeypatch):
-    monkeypatch.setattr(onnxruntime_gpu, "_is_installed", lambda package: True)
+    monkeypatch.setattr(providers, "_is_installed", lambda package: True)
     with pytest.raises(DeviceError, match="uninstall onnxruntime onnxruntime-gpu, then install onnxruntime-gpu alone"):
         open_backend("onnxruntime-cuda", tiny_artifact / "image.onnx")
 
