@@ -254,7 +254,8 @@ def _pair_up(good: Sequence[Seen], files: Files, seed: int, gather: Gather, tall
     pairs = natural_pairs(table, seed=seed)
     for first, second, weight in zip(pairs.first, pairs.second, pairs.weights, strict=True):
         one, other = good[first], good[second]
-        gather.pair(NATURAL, one.row, other.row, float(weight), f"{one.name} | {other.name}")
+        tie = (int(first), int(second), int(concepts[first]))
+        gather.pair(NATURAL, one.row, other.row, float(weight), f"{one.name} | {other.name}", tie)
     seen_in: dict[str, set[str]] = defaultdict(set)
     for seen in good:
         seen_in[files[seen.place][1]].add(files[seen.place][2])

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from invariclip.calibrate.fit import Options, tabulate
+from invariclip.calibrate.little_data import shares
 from invariclip.calibrate.pairs import Sources, fitted_moments
 from invariclip.calibrate.pictures import SkippedPictureWarning, read_pictures
 from invariclip.calibrate.sources import pictures as module
@@ -20,6 +21,7 @@ from invariclip.calibrate.sources.encode import DECLINED
 from invariclip.calibrate.sources.pictures import EMPTY, SINGLE, Pictures
 from invariclip.calibrate.stream import tally as reasons
 from invariclip.calibrate.stream.collect import collect
+from invariclip.calibrate.stream.state import state_from_bytes, state_to_bytes
 from invariclip.errors import InputError
 from invariclip.export.reference import __file__ as reference
 
@@ -66,6 +68,7 @@ def test_the_bundled_subset_gives_the_moments_of_the_path_in_memory(reading, tmp
     state = collect([source], encoder)
     reading.assert_same(state.combined(), fitted_moments(table))
     assert state.combined().pairs > 100
+    assert state.combined().effective_pairs == pytest.approx(fitted_moments(table).effective_pairs, rel=1e-12)
     told = reading.read_all(source, encoder).tally.counts
     assert told[reasons.LONE] + told[SINGLE] == facts["unpaired_concepts"]
     assert told[DECLINED] == sum(facts["declined"].values())
@@ -87,6 +90,32 @@ def test_the_size_of_shards_and_blocks_does_not_change_the_moments(reading, tmp_
     assert max(len(part) for block in cut.blocks for part in (block.points, block.first) if part is not None) <= rows
     reading.assert_same(cut.moments, whole.moments)
     reading.assert_same(whole.moments, in_memory(encoder, root)[0])
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    pictures=st.dictionaries(
+        st.sampled_from([f"{e}/c{n}" for e in "abc" for n in range(5)]), st.integers(1, 5), min_size=6
+    ),
+    size=st.integers(1, 3),
+    changes=st.sampled_from([Changes(), CHANGES]),
+)
+def test_pairs_count_for_as_many_independent_ones_as_in_memory(reading, tmp_path_factory, pictures, size, changes):
+    """However concepts are cut into shards, and shards into groups: else little data would be shrunk by another share."""
+    root = write_folder(tmp_path_factory.mktemp("folder"), pictures)
+    encoder = reading.Rowwise()
+    wanted, _ = in_memory(encoder, root, changes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "CONCEPTS", size)
+        state = collect([Pictures("p", str(root), changes=changes)], encoder)
+    state = state_from_bytes(state_to_bytes(state), "m")
+    found, groups = state.combined(), state.groups()
+    assert found.pairs == wanted.pairs
+    for each in (found, sum(groups[1:], start=groups[0])):
+        assert each.effective_pairs == pytest.approx(wanted.effective_pairs, rel=1e-12)
+        assert each.pair_fourth * each.crowding == pytest.approx(wanted.pair_fourth * wanted.crowding, rel=1e-9)
+    if wanted.pairs:
+        assert shares(found) == pytest.approx(shares(wanted), rel=1e-9)
 
 
 @pytest.mark.parametrize(("natural", "changed", "points"), [(1, 0, 1), (0, 1, 1), (1, 0, 0), (0, 0, 1)])
