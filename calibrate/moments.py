@@ -95,7 +95,7 @@ class Moments:
 
     @property
     def effective_pairs(self) -> float:
-        """How many independent pairs of equal weight would be as many: (Σ w)² / Σ w², or `pair_independent` if fewer."""
+        """How many independent pairs of equal weight would be as many: (Σ w)² / Σ w², `pair_independent` at most."""
         if self.pair_weight_squares <= 0:
             return 0.0
         return min(self.pair_weight**2 / self.pair_weight_squares, float(self.pair_independent))

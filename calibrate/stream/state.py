@@ -145,10 +145,10 @@ class State:
             numbers = replace(empty(0), **{name: getattr(found, name) for name in _PAIR_NUMBERS})
             whole[source, part] = whole.get((source, part), empty(0)) + numbers
         for key, found in sorted(self.sums.items()):
-            weight, part = given.get(key[0], 1.0), whole[key[:2]]
+            weight, pairs = given.get(key[0], 1.0), whole[key[:2]]
             if key[1] != POINTS:
-                weight = weight / part.pair_weight if part.pair_weight > 0 else 0.0
-            yield key, found.crowded(part.crowding), weight
+                weight = weight / pairs.pair_weight if pairs.pair_weight > 0 else 0.0
+            yield key, found.crowded(pairs.crowding), weight
 
     def sources(self) -> list[str]:
         """Names of the sources that something is counted of."""

@@ -101,7 +101,7 @@ def test_the_size_of_shards_and_blocks_does_not_change_the_moments(reading, tmp_
     changes=st.sampled_from([Changes(), CHANGES]),
 )
 def test_pairs_count_for_as_many_independent_ones_as_in_memory(reading, tmp_path_factory, pictures, size, changes):
-    """However concepts are cut into shards, and shards into groups: else little data would be shrunk by another share."""
+    """However concepts are cut into shards, and shards into groups: else a stream would shrink little data less."""
     root = write_folder(tmp_path_factory.mktemp("folder"), pictures)
     encoder = reading.Rowwise()
     wanted, _ = in_memory(encoder, root, changes)

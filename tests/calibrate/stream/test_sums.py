@@ -81,9 +81,10 @@ def test_pairs_that_share_members_are_counted_by_what_is_left_of_them():
     first, second = rows(5), rows(5, 1)
     second[4] = first[4]
     triangle = np.asarray([[0, 1, 0], [0, 2, 0], [1, 2, 0]])
+    more = np.concatenate([triangle + np.asarray([3, 3, 1]), [[6, 7, 2], [8, 9, 3]]])
     sums = Sums(WIDTH, "s")
     sums.add(Block(first=first[:3], second=second[:3], ties=triangle))
-    sums.add(Block(first=first, second=second, ties=np.asarray([*triangle + [3, 3, 1], [6, 7, 2], [8, 9, 3]])))
+    sums.add(Block(first=first, second=second, ties=more))
     found = sums.moments()["pairs"]
     assert (found.pairs, found.pair_independent) == (7, 2 + 2 + 1)  # the last is a pair of one thing with itself
     assert found.effective_pairs == 5
