@@ -13,7 +13,8 @@ from invariclip.calibrate import baselines
 from invariclip.calibrate.candidates import Candidate, grid
 from invariclip.calibrate.estimators import fit
 from invariclip.calibrate.fit import Options, bank_of, tabulate
-from invariclip.calibrate.invariance import domain_leakage, invariance_gap
+from invariclip.calibrate.invariance import invariance_gap
+from invariclip.calibrate.leakage import domain_leakage
 from invariclip.calibrate.pairs import Sources, Table, fitted_moments, interventional_pairs
 from invariclip.calibrate.select import Objective, Selection, select
 from invariclip.calibrate.unseen import Map, Way, answers, base_classes
