@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
+# Tests run in this many processes; a file's tests stay together, so that what they share is made once.
+WORKERS ?= 2
+
 .PHONY: demo test lint format clean help
 
 help:
@@ -22,7 +25,7 @@ demo: $(VENV)/.installed
 	$(BIN)/invariclip demo --out build/demo
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 # mypy wants one folder named like the package; pyproject.toml maps several folders to it, so link them together.
 build/typing: $(VENV)/.installed
