@@ -166,7 +166,7 @@ def _selection_text(demo: Demo) -> str:
         f"{selection.left_out}. Scored on {selection.queries} pictures that each fit had not seen, it gained "
         f"{scored.gain.value:+.1f} points (95 % interval {scored.gain.low:+.1f} … {scored.gain.high:+.1f}) over no "
         "projection. No projection is kept where it is within one standard error of the best candidate; otherwise the "
-        "best is taken."
+        "best is taken, of equally good ones the one that answers most clearly."
     )
 
 

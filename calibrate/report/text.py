@@ -78,6 +78,8 @@ def _verdict(selection: Selection) -> list[str]:
         f"left out   {selection.left_out}",
         f"scored     {selection.objective} on {selection.queries} pictures, {len(selection.curve)} candidates",
     ]
+    if selection.separations:
+        lines.append(f"chosen     the clearest answers of {len(selection.separations)} equally good candidates")
     if chosen.candidate.estimator == "identity":
         lines.append("verdict    nothing is clearly better than no projection: the identity is written")
     else:
