@@ -150,7 +150,7 @@ def _fold_numbers(strata: NDArray[np.int64], parts: int, seed: int) -> NDArray[n
 
 
 def _class_means(
-    vectors: NDArray[np.float64], labels: NDArray[np.int64], test: NDArray[np.bool_]
+    vectors: NDArray[np.floating[Any]], labels: NDArray[np.int64], test: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
     """For every row the mean of its class, [N, d]: of the rows not tested, or, of a class only tested, of those.
 
@@ -168,7 +168,7 @@ def _class_means(
 
 
 def _by_centroid(
-    seen: NDArray[np.float64], environments: NDArray[np.int64], asked: NDArray[np.float64]
+    seen: NDArray[np.floating[Any]], environments: NDArray[np.int64], asked: NDArray[np.floating[Any]]
 ) -> NDArray[np.int64]:
     codes = np.unique(environments)
     centroids = np.stack([seen[environments == code].mean(axis=0) for code in codes])
@@ -176,7 +176,7 @@ def _by_centroid(
 
 
 def _by_line(
-    seen: NDArray[np.float64], environments: NDArray[np.int64], asked: NDArray[np.float64]
+    seen: NDArray[np.floating[Any]], environments: NDArray[np.int64], asked: NDArray[np.floating[Any]]
 ) -> NDArray[np.int64]:
     codes, places, counts = np.unique(environments, return_inverse=True, return_counts=True)
     # Every environment weighs the same, however many pictures it has.
