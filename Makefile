@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-# Tests run in this many processes; a file's tests stay together, so that what they share is made once.
+# Tests run in this many processes, one thread each: libraries that share two cores wait for each other. A file's tests
+# stay together, so that what they share is made once.
 WORKERS ?= 2
 
 .PHONY: demo test lint format clean help
@@ -25,7 +26,7 @@ demo: $(VENV)/.installed
 	$(BIN)/invariclip demo --out build/demo
 
 test: lint
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 # mypy wants one folder named like the package; pyproject.toml maps several folders to it, so link them together.
 build/typing: $(VENV)/.installed

@@ -11,8 +11,7 @@ import numpy as np
 
 from invariclip.backends import DEFAULT_BACKEND
 from invariclip.backends.threads import available_threads
-from invariclip.bench.plots import INK, new_figure, svg
-from invariclip.files import write_atomically
+from invariclip.calibrate.report.look import AFTER, BEFORE, SOFT, drawing, label, new_figure, svg, write_html
 from invariclip.parity import PARITY_HEADER, parity_rows
 
 if TYPE_CHECKING:
@@ -28,7 +27,8 @@ if TYPE_CHECKING:
 GALLERY = 18
 """Pictures with changed answers on the page; up to four of them are ones that became wrong."""
 TEMPLATE = Path(__file__).with_name("demo.html")
-_BEFORE, _AFTER = "#9aa7b5", "#1a7f4b"
+WIDTH, HEIGHT = 4.9, 3.4
+"""Inches of a plot; 4.9 are as wide as a telephone's screen in pixels."""
 
 
 @dataclass(frozen=True)
@@ -60,46 +60,51 @@ def picture_source(path: Path) -> str:
 
 def accuracy_plot(labels: Sequence[str], before: Sequence[float], after: Sequence[float]) -> str:
     """Bars before and after, in percent, one pair per label."""
-    figure, axes = new_figure("Top-1 on unseen styles (%)", 5.2, 3.4)
-    places = range(len(labels))
-    for shift, values, colour, name in ((-0.2, before, _BEFORE, "before"), (0.2, after, _AFTER, "after")):
-        bars = axes.bar([place + shift for place in places], values, 0.38, color=colour, label=name)
-        axes.bar_label(bars, fmt="%.1f", fontsize=8, padding=2)
-    axes.set_xticks(list(places), labels, fontsize=8)
-    axes.set_ylim(0, max([*before, *after, 1.0]) * 1.18)
-    axes.legend(frameon=False, fontsize=8)
-    return svg(figure)
+    title = "Top-1 on unseen styles (%)"
+    with drawing():
+        figure, axes = new_figure(title, WIDTH, 0.55 * len(labels) + 1.1)
+        places = range(len(labels))
+        for shift, values, colour, name in ((-0.2, before, BEFORE, "before"), (0.2, after, AFTER, "after")):
+            bars = axes.barh([place + shift for place in places], values, 0.38, color=colour, label=name)
+            axes.bar_label(bars, fmt="%.1f", fontsize=9.5, padding=2)
+        axes.set_yticks(list(places), [label(name) for name in labels])
+        axes.set_xlim(0, max([*before, *after, 1.0]) * 1.15)
+        axes.invert_yaxis()
+        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9.5)
+        return svg(figure, f"Bar plot. {title}; the figures stand in the table of accuracy.")
 
 
 def spectrum_plot(eigenvalues: NDArray[np.float64], title: str) -> str:
     """The estimator's spectrum, from the direction that is most kept to the one that is least."""
-    figure, axes = new_figure(title, 5.2, 3.4)
-    axes.plot(range(1, len(eigenvalues) + 1), eigenvalues, color=_AFTER, linewidth=1.8)
-    axes.set_xlabel("direction", fontsize=8)
-    return svg(figure)
+    with drawing():
+        figure, axes = new_figure(title, WIDTH, HEIGHT)
+        axes.plot(range(1, len(eigenvalues) + 1), eigenvalues, color=AFTER, linewidth=1.8)
+        axes.set_xlabel("direction", fontsize=9.5)
+        return svg(figure, f"Line plot. {title}, falling from {eigenvalues[0]:.3g} to {eigenvalues[-1]:.3g}.")
 
 
 def curve_plot(names: Sequence[str], gains: Sequence[tuple[float, float, float]], chosen: str, title: str) -> str:
     """Candidates of the selection, (value, low, high) each, in points; the chosen one is marked."""
-    figure, axes = new_figure(title, 5.2, 3.4)
-    for place, (name, (value, low, high)) in enumerate(zip(names, gains, strict=True)):
-        colour = _AFTER if name == chosen else _BEFORE
-        axes.plot([low, high], [place, place], color=colour, linewidth=1.6)
-        axes.plot(value, place, "o", color=colour, markersize=5)
-    axes.axvline(0, color=INK, linewidth=0.8, linestyle=":")
-    axes.set_yticks(range(len(names)), names, fontsize=7)
-    axes.invert_yaxis()
-    return svg(figure)
+    with drawing():
+        figure, axes = new_figure(title, WIDTH, 0.26 * len(names) + 0.9)
+        for place, (name, (value, low, high)) in enumerate(zip(names, gains, strict=True)):
+            colour = AFTER if name == chosen else BEFORE
+            axes.plot([low, high], [place, place], color=colour, linewidth=1.6)
+            axes.plot(value, place, "o", color=colour, markersize=5)
+        axes.axvline(0, color=SOFT, linewidth=1, linestyle=":")
+        axes.set_yticks(range(len(names)), [label(name) for name in names])
+        axes.invert_yaxis()
+        best = f"{names[0]} at {gains[0][0]:+.1f}" if names else "none"
+        return svg(figure, f"Interval plot. {title}, best first: {best}.")
 
 
 def write_page(path: Path, demo: Demo) -> None:
     """Renders the page with autoescaping and writes it atomically."""
-    import jinja2
-
     bundled, manifest = demo.bundled, demo.manifest
     fixed, broken = _changed(demo)
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    write_html(
+        path,
+        TEMPLATE,
         picture_count=len(bundled.pictures),
         concept_count=len({picture.concept for picture in bundled.pictures}),
         class_count=len(bundled.classes),
@@ -121,7 +126,6 @@ def write_page(path: Path, demo: Demo) -> None:
         files=[f"{file.name:24} {file.stat().st_size:>12,} bytes" for file in sorted(demo.artifact.iterdir())],
         provenance=", ".join(f"{name} {value}" for name, value in manifest.producer.items()),
     )
-    write_atomically(path, page)
 
 
 def _style_row(bundled: Bundle) -> list[dict[str, str]]:
@@ -162,7 +166,7 @@ def _selection_text(demo: Demo) -> str:
         f"{selection.left_out}. Scored on {selection.queries} pictures that each fit had not seen, it gained "
         f"{scored.gain.value:+.1f} points (95 % interval {scored.gain.low:+.1f} … {scored.gain.high:+.1f}) over no "
         "projection. No projection is kept where it is within one standard error of the best candidate; otherwise the "
-        "best is taken."
+        "best is taken, of equally good ones the one that answers most clearly."
     )
 
 
@@ -175,7 +179,7 @@ def _plots(demo: Demo) -> list[str]:
         curve = sorted(selection.curve, key=lambda scored: -scored.gain.value)[:16]
         names = [str(scored.candidate) for scored in curve]
         gains = [(scored.gain.value, scored.gain.low, scored.gain.high) for scored in curve]
-        plots.append(curve_plot(names, gains, demo.chosen, "Gain over none on what was left out (points)"))
+        plots.append(curve_plot(names, gains, demo.chosen, "Gain over none where left out (points)"))
     if demo.calibration.projection.eigenvalues.size:
         plots.append(spectrum_plot(demo.calibration.projection.eigenvalues, f"Spectrum of {demo.chosen}"))
     return plots

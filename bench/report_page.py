@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from invariclip.bench import report_plots as plots
 from invariclip.bench.peers import OURS
 from invariclip.bench.stages import CLASSES, STAGES
-from invariclip.files import write_atomically
+from invariclip.calibrate.report.look import write_html
 
 if TYPE_CHECKING:
     from invariclip.bench.record import Record
@@ -30,10 +30,9 @@ def write_page(path: Path, record: Record, summary: dict[str, Any]) -> None:
         record: What was measured.
         summary: What `report.summarise` says of it.
     """
-    import jinja2
-
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    write_html(
+        path,
+        TEMPLATE,
         record=record,
         summary=summary,
         verdicts=verdicts(record, summary),
@@ -44,7 +43,6 @@ def write_page(path: Path, record: Record, summary: dict[str, Any]) -> None:
         classes=CLASSES,
         noise={batch: _noise(rounds) for batch, rounds in record.rounds.items()},
     )
-    write_atomically(path, page)
 
 
 def verdicts(record: Record, summary: dict[str, Any]) -> list[str]:

@@ -19,7 +19,7 @@ from invariclip.prompts import DEFAULT_TEMPLATES
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from invariclip.calibrate.select import Objective
+    from invariclip.calibrate.scorer import Objective
 
 FITTED_SPLITS = ("train", "calibrate")
 """Splits that are taken where a manifest has that column: pictures marked `test` are for measuring alone."""

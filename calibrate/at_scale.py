@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from invariclip.calibrate.fit import bank_of, choose, conclude, tabulate
-from invariclip.calibrate.select import TEXT_OBJECTIVES
+from invariclip.calibrate.scorer import TEXT_OBJECTIVES
 from invariclip.calibrate.stream.collect import collect, encoder_digest
 from invariclip.calibrate.stream.state import read_state
 from invariclip.console import Progress, silent

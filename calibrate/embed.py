@@ -1,9 +1,4 @@
-"""Pictures to unit-length embeddings, through the pixels that serving uses; kept on disk, so that a kill costs little.
-
-Embeddings lie in small files `CACHE/<space>/<digest>.safetensors`, each written whole. `<space>` names checkpoint,
-pixels and encoder version; a row's key names the file's content and what was done to it. Nothing is ever changed in
-place, so runs may share a cache, and a damaged file costs only its own rows.
-"""
+"""Pictures to unit-length embeddings, through the pixels that serving uses; what was computed before is read back."""
 
 from __future__ import annotations
 
@@ -15,15 +10,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
 
+from invariclip.calibrate.embed_cache import Declined, Store
 from invariclip.calibrate.pictures import SkippedPictureWarning
 from invariclip.calibrate.sources.changes import changed
 from invariclip.calibrate.sources.encode import BATCH, Ready, encoded
 from invariclip.console import Progress, silent
 from invariclip.errors import InputError, NotApplicableError
-from invariclip.files import sha256_file, write_atomically
+from invariclip.files import sha256_file
 from invariclip.interventions import Kind, resolve
 from invariclip.pixels import PixelSpec, pixels
 
@@ -131,17 +125,18 @@ def embed(
     """
     digests, reasons = _digests(jobs)
     keys = [None if index in reasons else _key(digests, job) for index, job in enumerate(jobs)]
-    store = _Store(encoder, cache)
+    space = json.dumps([encoder.sha256, encoder.pixels.to_json(), "rows-1"], sort_keys=True)
+    store = Store(cache, space, encoder.embed_dim)
     todo: dict[bytes, int] = {}
     for index, key in enumerate(keys):
-        if key is not None and key not in store.rows:
+        if key is not None and key not in store.rows and key not in store.declined:
             todo.setdefault(key, index)
     _fill(encoder, store, jobs, digests, todo, reasons, workers, progress)
     kept = [index for index, key in enumerate(keys) if key is not None and key in store.rows]
     for index, key in enumerate(keys):
         if key is not None and key not in store.rows:
-            reasons.setdefault(index, reasons.get(todo[key], "cannot be used"))
-    declined = {index: reason for index, reason in reasons.items() if isinstance(reason, _Declined)}
+            reasons.setdefault(index, store.declined.get(key) or reasons[todo[key]])
+    declined = {index: reason for index, reason in reasons.items() if isinstance(reason, Declined)}
     skipped = {index: reason for index, reason in reasons.items() if index not in declined}
     for reason in dict.fromkeys(skipped.values()):
         warnings.warn(f"skipped: {reason}", SkippedPictureWarning, stacklevel=2)
@@ -190,41 +185,6 @@ def embed_texts(encoder: TextEncoder, texts: list[str], *, batch: int = 256) -> 
     return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
 
 
-class _Store:
-    """Rows by key, and the files that keep them."""
-
-    def __init__(self, encoder: Encoder, cache: Path | None) -> None:
-        self.rows: dict[bytes, NDArray[np.float32]] = {}
-        space = json.dumps([encoder.sha256, encoder.pixels.to_json(), "rows-1"], sort_keys=True)
-        self.folder = cache / hashlib.sha256(space.encode()).hexdigest()[:16] if cache else None
-        if self.folder and self.folder.is_dir():
-            for part in sorted(self.folder.glob("*.safetensors")):
-                self._read(part, encoder.embed_dim)
-
-    def _read(self, part: Path, embed_dim: int) -> None:
-        try:
-            tensors = load_file(part)
-            keys, vectors = tensors["keys"], tensors["vectors"]
-        except (SafetensorError, KeyError, OSError):
-            return  # its rows are made again
-        if keys.shape == (len(vectors), 32) and vectors.shape[1:] == (embed_dim,):
-            self.rows.update(zip(map(bytes, keys), vectors, strict=True))
-
-    def add(self, rows: dict[bytes, NDArray[np.float32]]) -> None:
-        """Keeps rows, on disk first."""
-        if self.folder and rows:
-            keys = np.frombuffer(b"".join(rows), dtype=np.uint8).reshape(-1, 32)
-            content = save({"keys": keys, "vectors": np.stack(list(rows.values()))})
-            write_atomically(self.folder / f"{hashlib.sha256(content).hexdigest()[:32]}.safetensors", content)
-        self.rows.update(rows)
-
-
-class _Declined(str):
-    """Why an intervention was left out on a picture that is good in itself."""
-
-    __slots__ = ()
-
-
 def _digests(jobs: Sequence[Job]) -> tuple[dict[Path, str], dict[int, str]]:
     """Every file's digest, each read once, and the reasons of jobs with a file that cannot be read."""
     known: dict[Path, str] = {}
@@ -263,14 +223,14 @@ def _prepare(job: Job, spec: PixelSpec, digests: Mapping[Path, str]) -> NDArray[
     try:
         return shown(job, digests[job.path], spec)
     except NotApplicableError as error:
-        return _Declined(f"{resolve(job.kind or '').label}: {error}")
+        return Declined(f"{resolve(job.kind or '').label}: {error}")
     except InputError as error:
         return str(error)
 
 
 def _fill(
     encoder: Encoder,
-    store: _Store,
+    store: Store,
     jobs: Sequence[Job],
     digests: Mapping[Path, str],
     todo: dict[bytes, int],
@@ -285,16 +245,19 @@ def _fill(
         return Ready(todo, reason=seen) if isinstance(seen, str) else Ready(todo, [seen])
 
     pending: dict[bytes, NDArray[np.float32]] = {}
+    declined: dict[bytes, Declined] = {}
     results = encoded(encoder, todo.items(), prepare, batch=BATCH, workers=workers)
     for ready, rows in progress(results, total=len(todo), desc="embedding"):
         key, index = ready.item
-        if ready.reason:
+        if isinstance(ready.reason, Declined):
+            declined[key] = ready.reason
+        elif ready.reason:
             reasons[index] = ready.reason
         elif np.isfinite(rows).all() and rows.any():
             pending[key] = rows[0]
         else:
             reasons[index] = f"{jobs[index].path}: {NO_EMBEDDING}"
-        if len(pending) >= PART:
-            store.add(pending)
-            pending = {}
-    store.add(pending)
+        if len(pending) + len(declined) >= PART:
+            store.add(pending, declined)
+            pending, declined = {}, {}
+    store.add(pending, declined)

@@ -73,6 +73,27 @@ def prototypes(
     Raises:
         InputError: There is no support.
     """
+    classes, bank = prototype_bank(support, support_labels)
+    place = np.searchsorted(classes, labels)
+    known = np.isin(labels, classes)
+    return zero_shot(queries, np.where(known, place, -1), bank)
+
+
+def prototype_bank(
+    support: NDArray[np.floating[Any]], support_labels: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The means of classes, at unit length.
+
+    Args:
+        support: [M, d], unit length.
+        support_labels: int64 [M].
+
+    Returns:
+        int64 [K], the classes in ascending order, and float64 [K, d].
+
+    Raises:
+        InputError: There is no support.
+    """
     if not len(support):
         raise InputError("class prototypes need support pictures, and there are none")
     classes, codes = np.unique(support_labels, return_inverse=True)
@@ -80,10 +101,7 @@ def prototypes(
     np.add.at(sums, codes, support)
     # Opposite pictures may cancel to a zero mean; such a class then never wins.
     lengths = np.linalg.norm(sums, axis=1, keepdims=True)
-    bank = np.divide(sums, lengths, out=np.zeros_like(sums), where=lengths > 0)
-    place = np.searchsorted(classes, labels)
-    known = np.isin(labels, classes)
-    return zero_shot(queries, np.where(known, place, -1), bank)
+    return classes, np.divide(sums, lengths, out=np.zeros_like(sums), where=lengths > 0)
 
 
 def unit(vectors: NDArray[np.floating[Any]]) -> NDArray[np.float64]:

@@ -25,7 +25,8 @@ from invariclip.calibrate.pairs import (
 )
 from invariclip.calibrate.pictures import summarise
 from invariclip.calibrate.problems import problems
-from invariclip.calibrate.select import TEXT_OBJECTIVES, Objective, Selection, select
+from invariclip.calibrate.scorer import TEXT_OBJECTIVES, Objective
+from invariclip.calibrate.select import Selection, select
 from invariclip.calibrate.versions import changed_versions
 from invariclip.console import Progress, silent
 from invariclip.errors import InputError

@@ -47,7 +47,8 @@ def shares(moments: Moments) -> tuple[float, float]:
     if moments.effective_points < few:
         points = intensity(moments.sigma, moments.effective_points, moments.point_fourth, moments.point_weight)
     if moments.effective_pairs < few:
-        pairs = intensity(moments.sigma_delta, moments.effective_pairs, moments.pair_fourth, moments.pair_weight)
+        fourth = moments.pair_fourth * moments.crowding
+        pairs = intensity(moments.sigma_delta, moments.effective_pairs, fourth, moments.pair_weight)
     return points, pairs
 
 
@@ -70,7 +71,7 @@ def regularised(moments: Moments) -> tuple[NDArray[np.float64], NDArray[np.float
     """
     sigma, moved = moments.sigma, moments.sigma_delta
     share = min(shares(moments)[1], _MOST)
-    if share > 0 and rank(moved) < min(moments.width, int(moments.effective_pairs)):
+    if share > 0 and rank(moved) < min(moments.width, int(moments.effective_pairs * (1 + _ROUNDING))):
         share = 0.0
     identity = share * np.trace(moved) / moments.width * np.eye(moments.width)
     return (1 - share) * sigma + identity, (1 - share) * moved + identity, share

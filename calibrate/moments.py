@@ -42,6 +42,7 @@ class Moments:
         pair_weight: Their total weight Σ w.
         pair_weight_squares: Σ w².
         pair_fourth: Σ w² ‖Δ‖⁴.
+        pair_independent: How many of the pairs are independent at most, see `of_pairs`.
         pair_outer: float64 [D, D], Σ w Δ Δᵀ.
     """
 
@@ -55,6 +56,7 @@ class Moments:
     pair_weight: float
     pair_weight_squares: float
     pair_fourth: float
+    pair_independent: int
     pair_outer: NDArray[np.float64]
 
     @property
@@ -93,8 +95,10 @@ class Moments:
 
     @property
     def effective_pairs(self) -> float:
-        """How many equally weighted pairs would be as many: (Σ w)² / Σ w²."""
-        return self.pair_weight**2 / self.pair_weight_squares if self.pair_weight_squares > 0 else 0.0
+        """How many independent pairs of equal weight would be as many: (Σ w)² / Σ w², `pair_independent` at most."""
+        if self.pair_weight_squares <= 0:
+            return 0.0
+        return min(self.pair_weight**2 / self.pair_weight_squares, float(self.pair_independent))
 
     def __add__(self, other: Moments) -> Moments:
         """The moments of both sets together.
@@ -145,6 +149,23 @@ class Moments:
         """
         return self._rescaled(weight, weight)
 
+    @property
+    def crowding(self) -> float:
+        """How many times fewer the pairs count as they share members: 1 where all of them are independent.
+
+        Such pairs come from one source: what is independent in one says nothing of another's, whose weights differ.
+        """
+        squares = self.pair_weight_squares * self.pair_independent
+        return max(1.0, self.pair_weight**2 / squares) if squares > 0 else 1.0
+
+    def crowded(self, times: float) -> Moments:
+        """As if so many times fewer pairs of equal weight had been seen: the error of the sums grows in proportion.
+
+        A source whose pairs share members has to be `crowded` by its `crowding` before it is scaled beside others;
+        then it is so in the sum as well.
+        """
+        return replace(self, pair_weight_squares=self.pair_weight_squares * times, pair_fourth=self.pair_fourth * times)
+
     def _rescaled(self, points: float, pairs: float) -> Moments:
         """The weights of all points and those of all pairs, each multiplied by a number."""
         for weight in (points, pairs):
@@ -161,6 +182,7 @@ class Moments:
             pair_weight=self.pair_weight * pairs,
             pair_weight_squares=self.pair_weight_squares * pairs**2,
             pair_fourth=self.pair_fourth * pairs**2,
+            pair_independent=self.pair_independent,
             pair_outer=self.pair_outer * pairs,
         )
 
@@ -168,7 +190,7 @@ class Moments:
 def empty(width: int) -> Moments:
     """The moments of nothing, for embeddings of width D."""
     square = np.zeros((width, width))
-    return Moments(0, 0.0, 0.0, 0.0, np.zeros(width), square, 0, 0.0, 0.0, 0.0, square.copy())
+    return Moments(0, 0.0, 0.0, 0.0, np.zeros(width), square, 0, 0.0, 0.0, 0.0, 0, square.copy())
 
 
 def of_points(vectors: NDArray[np.floating[Any]], weights: NDArray[np.float64] | None = None) -> Moments:
@@ -205,7 +227,7 @@ def of_pairs(
     second: NDArray[np.floating[Any]],
     weights: NDArray[np.float64] | None = None,
     *,
-    independent: float | None = None,
+    independent: int | None = None,
 ) -> Moments:
     """Moments of pairs: of their differences alone, since a point may be in many pairs (see `of_points`).
 
@@ -230,15 +252,13 @@ def of_pairs(
         outer += rows.T @ rows
         fourth += powers
     total, squares = (float(len(first)),) * 2 if w is None else (float(w.sum()), float(w @ w))
-    if independent is not None and 0 < squares * independent < total**2:
-        # As if so many pairs of equal weight had been seen: the error of the sums grows in proportion.
-        squares, fourth = total**2 / independent, fourth * (total**2 / independent / squares)
     return replace(
         empty(len(outer)),
         pairs=len(first),
         pair_weight=total,
         pair_weight_squares=squares,
         pair_fourth=fourth,
+        pair_independent=len(first) if independent is None else independent,
         pair_outer=outer,
     )
 
@@ -259,6 +279,7 @@ def combined(parts: Sequence[Moments], weights: Sequence[float]) -> Moments:
         raise InputError(f"{len(parts)} moments and {len(weights)} weights cannot be combined; give one weight to each")
     total = empty(parts[0].width)
     for part, weight in zip(parts, weights, strict=True):
+        part = part.crowded(part.crowding)
         total = total + part._rescaled(1.0, weight / part.pair_weight if part.pair_weight > 0 else weight)
     return total
 

@@ -103,9 +103,7 @@ class Pairs:
         """Moments of the differences; pairs of k pictures of one concept count as k - 1 independent ones at most."""
         members = np.unique(np.concatenate([self.first, self.second]))
         independent = len(members) - len(np.unique(table.concepts[members]))
-        return of_pairs(
-            table.vectors[self.first], table.vectors[self.second], self.weights, independent=float(independent)
-        )
+        return of_pairs(table.vectors[self.first], table.vectors[self.second], self.weights, independent=independent)
 
 
 @dataclass(frozen=True)
@@ -230,7 +228,8 @@ def grouped_moments(
         for pairs, weight in zip(found, weights, strict=True):
             own = pairs.where(group[pairs.first] == code)
             if len(own):
-                part = part + own.moments(table).scaled(1 / weight)
+                mine = own.moments(table)
+                part = part + mine.crowded(mine.crowding).scaled(1 / weight)
         if captions is not None and rows.any():
             part = part + of_pairs(table.vectors[rows], captions[table.labels[rows]]).scaled(1 / float(seen.sum()))
         parts.append(part)

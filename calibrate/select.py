@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from invariclip.calibrate.candidates import Candidate
-from invariclip.calibrate.estimators import Basis, decompose, decompose_all, removed
-from invariclip.calibrate.evaluate import Bootstrap, Interval, prototypes, unit, zero_shot
+from invariclip.calibrate.estimators import removed
+from invariclip.calibrate.evaluate import Bootstrap, Interval
 from invariclip.calibrate.folds import CONCEPT_PARTS, CONCEPTS_TO_PART, Fold, make_folds
 from invariclip.calibrate.pairs import ALL_SOURCES, Sources, Table, fitted_moments
-from invariclip.calibrate.probe import fit_probe
+from invariclip.calibrate.scorer import TEXT_OBJECTIVES, Objective, Scorer, bases
+from invariclip.calibrate.separation import separation
 from invariclip.console import Progress, silent
 from invariclip.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from invariclip.calibrate.moments import Moments
+    from invariclip.calibrate.estimators import Basis
 
-Objective: TypeAlias = Literal["zero-shot", "prototypes", "both", "probe"]
-TEXT_OBJECTIVES: tuple[Objective, ...] = ("zero-shot", "both")
-"""Those that compare pictures with class names."""
+_EQUAL = 1e-9
+"""Points by which two equal accuracies may differ for rounding."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,8 @@ class Selection:
         left_out: One line on what was left out in turn.
         queries: How many pictures were scored.
         curve: Every candidate, in the order of the grid.
+        separations: Where several candidates were equally good and better than none, how clearly each of them answered
+            (see `separation`), by its name; empty elsewhere.
     """
 
     chosen: Candidate
@@ -100,6 +102,7 @@ class Selection:
     left_out: str
     queries: int
     curve: tuple[Scored, ...]
+    separations: dict[str, float] = field(default_factory=dict)
 
     def result(self, candidate: Candidate | None = None) -> Scored:
         """The scores of a candidate, of the chosen one by default."""
@@ -119,7 +122,7 @@ class Selection:
         """
         curve = tuple(Scored.from_json(scored) for scored in plain["curve"])
         chosen = next(scored.candidate for scored in curve if str(scored.candidate) == plain["chosen"])
-        return cls(chosen, plain["objective"], plain["left_out"], plain["queries"], curve)
+        return cls(chosen, plain["objective"], plain["left_out"], plain["queries"], curve, plain["separations"])
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready, for the provenance."""
@@ -129,6 +132,7 @@ class Selection:
             "left_out": self.left_out,
             "queries": self.queries,
             "curve": [scored.to_json() for scored in self.curve],
+            "separations": {name: round(value, 4) for name, value in self.separations.items()},
         }
 
 
@@ -146,7 +150,8 @@ def select(
     """Scores every candidate on what is left out (see `folds`) and chooses by a one-standard-error rule.
 
     The rule: no projection, if it is within one standard error of the best candidate; otherwise the best one, and of
-    equally good ones the one that removes least. The standard error is that of the *paired* difference, over concepts:
+    equally good ones the one that answers most clearly (see `separation`), then the one that removes least. The
+    standard error is that of the *paired* difference, over concepts:
     candidates fail on much the same pictures, and an unpaired error would call nearly all of them equal. The usual
     form of the rule, the mildest of all candidates within one standard error, is not used: an environment not seen yet
     differs by more than one left out here, so what looks equally good here is too mild there. Both rules were tried:
@@ -154,6 +159,11 @@ def select(
     ImageNet ResNet-18, seed 0, each domain kept out of selection in turn): none 55.7 % by prototypes and 63.1 % by a
     linear probe, the mildest 65.3 and 66.1, the best 66.5 and 67.2: the better of two
     rules, so a little flattered.
+
+    Equally good ones are many where what is left out is easy: in linear SCMs of 32 dimensions with 80 things seven of
+    the candidates answered everything. There the mildest of them lost 2.6 points on the unseen environment against the
+    oracle, on average over 16 worlds, and 20.9 at worst; the clearest 0.5 and 1.4, where the best of all candidates
+    lost 0.3 and 1.2.
 
     Args:
         table: Embedded pictures of the training environments alone.
@@ -180,13 +190,10 @@ def select(
     scores: dict[Candidate, list[NDArray[np.float64]]] = {candidate: [] for candidate in candidates}
     taken: dict[Candidate, list[float]] = {candidate: [] for candidate in candidates}
     for fold in progress(folds, total=len(folds), desc="selecting"):
-        score = _Scorer(table, fold, objective, bank)
-        for captions in {candidate.captions for candidate in candidates}:
-            own = [candidate for candidate in candidates if candidate.captions == captions]
-            moments = fitted_moments(table.where(fold.fit), sources, captions=bank if captions else None, seed=seed)
-            for candidate, basis in _bases(moments, own).items():
-                scores[candidate].append(score(basis, candidate.rank))
-                taken[candidate].append(removed(basis.factors[: candidate.rank], table.vectors.shape[1]))
+        score = Scorer(table, fold, objective, bank)
+        for candidate, basis in _fitted(table, fold, candidates, bank, sources, seed):
+            scores[candidate].append(score(basis, candidate.rank))
+            taken[candidate].append(removed(basis.factors[: candidate.rank], table.vectors.shape[1]))
     named = [name for fold in folds for name in fold.groups]
     names = sorted(set(named))
     groups = np.asarray([names.index(name) for name in named])
@@ -205,58 +212,51 @@ def select(
         )
         for candidate in candidates
     )
-    chosen = min(curve, key=lambda scored: (-scored.behind, scored.removed))
     none = next(scored for scored in curve if scored.candidate.estimator == "identity")
+    equal = [scored for scored in curve if scored.behind >= -_EQUAL]
+    separations: dict[str, float] = {}
     if none.behind >= -none.behind_error:
-        chosen = none
-    return Selection(chosen.candidate, objective, left_out, len(groups), curve)
+        equal = [none]
+    elif len(equal) > 1:
+        separations = _separations(table, folds, [scored.candidate for scored in equal], objective, bank, sources, seed)
+    chosen = min(equal, key=lambda scored: (-separations.get(str(scored.candidate), 0.0), scored.removed))
+    return Selection(chosen.candidate, objective, left_out, len(groups), curve, separations)
 
 
-def _bases(moments: Moments, candidates: Sequence[Candidate]) -> dict[Candidate, Basis]:
-    """Every candidate's basis; one eigendecomposition serves all ranks, and for shrinkage all λ too."""
-    found: dict[Candidate, Basis] = {}
-    for estimator in dict.fromkeys(candidate.estimator for candidate in candidates):
-        strengths = [c.strength for c in candidates if c.estimator == estimator and c.strength is not None]
-        if not strengths:
-            found[Candidate(estimator)] = decompose(moments, estimator)
-            continue
-        unique = list(dict.fromkeys(strengths))
-        for basis in decompose_all(moments, estimator, unique):
-            found[Candidate(estimator, None, basis.strength)] = basis
-    return {candidate: found[replace(candidate, rank=None, captions=False)] for candidate in candidates}
+def _fitted(
+    table: Table,
+    fold: Fold,
+    candidates: Sequence[Candidate],
+    bank: NDArray[np.float64] | None,
+    sources: Sources,
+    seed: int,
+) -> Iterator[tuple[Candidate, Basis]]:
+    """Every candidate as fitted on one fold."""
+    for captions in {candidate.captions for candidate in candidates}:
+        own = [candidate for candidate in candidates if candidate.captions == captions]
+        moments = fitted_moments(table.where(fold.fit), sources, captions=bank if captions else None, seed=seed)
+        yield from bases(moments, own).items()
 
 
-class _Scorer:
-    """Scores one fold; embeddings are turned into an estimator's axes once, of which candidates take their parts.
-
-    Cosines do not change when the axes are turned, so the symmetric A_inv of shrinkage needs no turning back.
-    """
-
-    def __init__(self, table: Table, fold: Fold, objective: Objective, bank: NDArray[np.float64] | None) -> None:
-        self.labels, self.support_labels = table.labels[fold.queries], table.labels[fold.support]
-        self._given = {"queries": table.vectors[fold.queries]}
-        if objective != "zero-shot":
-            self._given["support"] = table.vectors[fold.support]
-        if objective in TEXT_OBJECTIVES and bank is not None:
-            self._given["bank"] = bank
-        self._probe = objective == "probe"
-        self._axes: NDArray[np.float64] | None = None
-        self._turned: dict[str, NDArray[np.float64]] = {}
-
-    def __call__(self, basis: Basis, rank: int | None) -> NDArray[np.float64]:
-        """Share of right answers, 0 to 1, for every query."""
-        if self._axes is not basis.axes:
-            self._axes = basis.axes
-            self._turned = {name: vectors @ basis.axes for name, vectors in self._given.items()}
-        seen = {name: unit(vectors[:, :rank] * basis.factors[:rank]) for name, vectors in self._turned.items()}
-        answers: list[NDArray[np.bool_]] = []
-        if self._probe:
-            answers.append(fit_probe(seen["support"], self.support_labels).correct(seen["queries"], self.labels))
-        elif "support" in seen:
-            answers.append(prototypes(seen["support"], self.support_labels, seen["queries"], self.labels))
-        if "bank" in seen:
-            answers.append(zero_shot(seen["queries"], self.labels, seen["bank"]))
-        return np.asarray(np.mean(answers, axis=0))
+def _separations(
+    table: Table,
+    folds: Sequence[Fold],
+    candidates: Sequence[Candidate],
+    objective: Objective,
+    bank: NDArray[np.float64] | None,
+    sources: Sources,
+    seed: int,
+) -> dict[str, float]:
+    """How clearly each candidate answers, by its name; of several ways of answering the mean."""
+    found: dict[Candidate, list[list[NDArray[np.float64]]]] = {candidate: [] for candidate in candidates}
+    for fold in folds:
+        score = Scorer(table, fold, objective, bank)
+        for candidate, basis in _fitted(table, fold, candidates, bank, sources, seed):
+            found[candidate].append(score.margins(basis, candidate.rank))
+    return {
+        str(candidate): float(np.mean([separation(np.concatenate(way)) for way in zip(*parts, strict=True)]))
+        for candidate, parts in found.items()
+    }
 
 
 def _units(table: Table) -> NDArray[np.int64]:

@@ -85,7 +85,7 @@ def run_build(
         InputError: See `fit.calibrate`.
         ContractError: The exported graph does not answer like the checkpoint.
     """
-    key = _digest(["calibrate-2", invariclip.__version__, checkpoint.sha256, options.to_json(), _contents(pictures)])
+    key = _digest(["calibrate-3", invariclip.__version__, checkpoint.sha256, options.to_json(), _contents(pictures)])
     stored = work / f"projection-{key[:16]}.safetensors"
     result = _read_calibration(stored)
     if result is None:

@@ -13,9 +13,10 @@ from invariclip.calibrate import baselines
 from invariclip.calibrate.candidates import Candidate, grid
 from invariclip.calibrate.estimators import fit
 from invariclip.calibrate.fit import Options, bank_of, tabulate
-from invariclip.calibrate.invariance import domain_leakage, invariance_gap
+from invariclip.calibrate.invariance import invariance_gap
+from invariclip.calibrate.leakage import domain_leakage
 from invariclip.calibrate.pairs import Sources, Table, fitted_moments, interventional_pairs
-from invariclip.calibrate.select import Objective, Selection, select
+from invariclip.calibrate.select import Selection, select
 from invariclip.calibrate.unseen import Map, Way, answers, base_classes
 from invariclip.console import Progress, silent
 from invariclip.files import write_atomically
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from invariclip.calibrate.embed import Encoder
     from invariclip.calibrate.moments import Moments
     from invariclip.calibrate.pictures import Picture
+    from invariclip.calibrate.scorer import Objective
 
 Plain = Literal["probe", "prototypes", "zero-shot"]
 ESTIMATORS = ("icm", "generalised", "shrinkage")

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from invariclip.bench.gpu.cases import BATCHES, MODELS, TOWERS, Case, cases, plan
+from invariclip.calibrate.report.look import require_page_packages
 from invariclip.console import emit_json, note, say, table
 from invariclip.errors import InvariclipError
 from invariclip.files import write_atomically
@@ -50,9 +51,10 @@ def main(
 
 def _measured(questions: list[Case], minutes: float, out: Path, *, short: bool) -> dict[str, Any]:
     deadline = time.monotonic() + 60 * minutes
+    require_page_packages("python -m invariclip.bench.gpu")
     from invariclip.bench.gpu.files import Workshop
     from invariclip.bench.gpu.measure import machine, measure
-    from invariclip.bench.gpu.page import as_page, cells
+    from invariclip.bench.gpu.page import cells, write_page
 
     folder = out / "graphs"
     record: dict[str, Any] = {
@@ -65,7 +67,7 @@ def _measured(questions: list[Case], minutes: float, out: Path, *, short: bool) 
         write_atomically(out / "bench.json", json.dumps(record, indent=1, ensure_ascii=False))
 
     measure(questions, Workshop(folder, short), deadline=deadline, keep=keep)
-    write_atomically(out / "index.html", as_page(record))
+    write_page(out / "index.html", record)
     return record
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import html
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from invariclip.bench.plots import new_figure, svg
+from invariclip.bench.gpu.cases import CANDIDATES
+from invariclip.calibrate.report.look import AFTER, BEFORE, drawing, label, new_figure, svg, write_html
 from invariclip.console import table
 
 if TYPE_CHECKING:
@@ -13,14 +14,11 @@ if TYPE_CHECKING:
 
 GOAL_BEFORE, GOAL_OURS, GOAL = "torch.compile float16", "invariclip, TensorRT float16 islands", 1.3
 """What is compared for the goal: batch 1, pictures, times of the GPU."""
+OURS = frozenset(one.name for one in CANDIDATES if one.graph == "ours" and one.engine == "tensorrt")
 HEADER = ["case", "candidate", "GPU p50", "p99", "end to end p50", "p99", "of peak", "cosine min", "ready in"]
-_STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#1c2430}"
-    "table{border-collapse:collapse;width:100%}td,th{padding:.25rem .6rem;text-align:left;"
-    "border-bottom:1px solid #d8dee8;font-variant-numeric:tabular-nums}"
-    "@media(prefers-color-scheme:dark){body{background:#12161d;color:#dfe6f0}td,th{border-color:#2c3644}"
-    "svg{background:#fff;border-radius:.4rem}}"
-)
+TEMPLATE = Path(__file__).with_name("page.html")
+WIDTH = 5.0
+"""Inches of a plot; about as wide as a telephone's screen in pixels."""
 
 
 def cells(row: dict[str, Any]) -> list[str]:
@@ -55,20 +53,21 @@ def goals(rows: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def as_page(record: dict[str, Any]) -> str:
-    """The record as one HTML file that needs no other."""
-    body = "".join(
-        f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells(row))}</tr>" for row in record["rows"]
-    )
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in HEADER)
-    facts = html.escape(", ".join(f"{name} {value}" for name, value in _flat(record["machine"]).items()))
-    said = "".join(f"<li>{html.escape(line)}</li>" for line in goals(record["rows"]))
-    plots = "".join(_plot(record, tower) for tower in ("image", "text"))
-    return (
-        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-        f"<title>CLIP on a GPU</title><style>{_STYLE}</style><h1>CLIP on a GPU</h1>"
-        f"<p>{html.escape(record['date'])}. {facts}. Random weights; times in milliseconds.</p>"
-        f"<ul>{said}</ul>{plots}<table><tr>{head}</tr>{body}</table></html>"
+def write_page(path: Path, record: dict[str, Any]) -> None:
+    """Writes the record as one HTML file that needs no other.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    write_html(
+        path,
+        TEMPLATE,
+        record=record,
+        facts=_flat(record["machine"]),
+        goals=goals(record["rows"]),
+        plots=[plot for tower in ("image", "text") if (plot := _plot(record, tower))],
+        header=HEADER,
+        rows=[(row["candidate"] in OURS, cells(row)) for row in record["rows"]],
     )
 
 
@@ -77,11 +76,15 @@ def _plot(record: dict[str, Any], tower: str) -> str:
     rows = [row for row in record["rows"] if row["tower"] == tower and row["batch"] == 1 and row.get("device_p50_ms")]
     if not rows:
         return ""
-    figure, axes = new_figure(f"{tower}, batch 1: median time of the GPU, ms", 8, 0.3 * len(rows) + 1)
-    names = [f"{row['model']}: {row['candidate']}" for row in rows]
-    axes.barh(names, [row["device_p50_ms"] for row in rows])
-    axes.invert_yaxis()
-    return f"<figure>{svg(figure)}</figure>"
+    title = f"{tower}, batch 1: the GPU's median, ms"
+    with drawing():
+        figure, axes = new_figure(title, WIDTH, 0.3 * len(rows) + 1.1)
+        for place, row in enumerate(rows):
+            axes.barh(place, row["device_p50_ms"], 0.66, color=AFTER if row["candidate"] in OURS else BEFORE)
+        names = [label(f"{row['model']} {row['candidate']}") for row in rows]
+        axes.set_yticks(range(len(rows)), names, fontsize=9)
+        axes.invert_yaxis()
+        return svg(figure, f"Bar plot. {title}; the figures stand in the table.")
 
 
 def _ms(value: float | None) -> str:

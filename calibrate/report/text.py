@@ -78,10 +78,12 @@ def _verdict(selection: Selection) -> list[str]:
         f"left out   {selection.left_out}",
         f"scored     {selection.objective} on {selection.queries} pictures, {len(selection.curve)} candidates",
     ]
+    if selection.separations:
+        lines.append(f"chosen     the clearest answers of {len(selection.separations)} equally good candidates")
     if chosen.candidate.estimator == "identity":
         lines.append("verdict    nothing is clearly better than no projection: the identity is written")
     else:
-        sure = "above" if chosen.gain.low > 0 else "NOT clearly above"
+        sure = "above" if chosen.gain.low > 0 else ("BELOW" if chosen.gain.high < 0 else "NOT clearly above")
         lines.append(f"verdict    {_gain(chosen)} points mean, {sure} no projection where it was left out")
     return lines
 

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from invariclip.calibrate.sources.ties import Tie
+
 NATURAL = "natural"
 INTERVENTIONS = "interventions"
 TEXTS = "texts"
@@ -24,6 +26,7 @@ class _Pair(NamedTuple):
     second: NDArray[np.float64]
     weight: float
     name: str
+    tie: Tie | None
 
 
 class Gather:
@@ -38,10 +41,16 @@ class Gather:
         self._points.append((row, name))
 
     def pair(
-        self, part: str, first: NDArray[np.float64], second: NDArray[np.float64], weight: float, name: str
+        self,
+        part: str,
+        first: NDArray[np.float64],
+        second: NDArray[np.float64],
+        weight: float,
+        name: str,
+        tie: Tie | None = None,
     ) -> None:
-        """Adds a pair, [D] each, to a part."""
-        self._pairs.setdefault(part, []).append(_Pair(first, second, weight, name))
+        """Adds a pair, [D] each, to a part, all of whose pairs have a tie or none."""
+        self._pairs.setdefault(part, []).append(_Pair(first, second, weight, name, tie))
 
     def full(self) -> Iterator[Block]:
         """The blocks that are full; call it after every few rows, so that no more than they are held."""
@@ -66,10 +75,12 @@ def _of_points(points: Sequence[tuple[NDArray[np.float64], str]]) -> Block:
 
 
 def _of_pairs(part: str, pairs: Sequence[_Pair]) -> Block:
+    ties = [pair.tie for pair in pairs if pair.tie is not None]
     return Block(
         first=np.stack([pair.first for pair in pairs]),
         second=np.stack([pair.second for pair in pairs]),
         weights=np.asarray([pair.weight for pair in pairs]),
+        ties=np.asarray(ties, dtype=np.int64) if ties else None,
         part=part,
         pair_names=[pair.name for pair in pairs],
     )

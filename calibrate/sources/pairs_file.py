@@ -13,6 +13,7 @@ from invariclip.calibrate.sources.encode import Request, Seen, encode_pictures
 from invariclip.calibrate.sources.gather import NATURAL, Gather
 from invariclip.calibrate.sources.lines import Span, spans
 from invariclip.calibrate.sources.stamps import require_file, require_unchanged, stamp
+from invariclip.calibrate.sources.ties import ties_of
 from invariclip.calibrate.stream.blocks import Shard
 from invariclip.calibrate.stream.tally import SAME, UNREADABLE
 from invariclip.errors import InputError
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 Points = Literal["both", "first", "none"]
 """Which members of pairs are taken as points."""
 RECORDS = 1024
-"""Pairs of a shard: the embeddings of their pictures are held together."""
+"""Pairs of a shard: the embeddings of their pictures are held together, and what they share is known within it."""
 
 HALF = "pairs of which a picture cannot be read"
 
@@ -99,7 +100,7 @@ class PairsFile:
             raise InputError(f"{shard.name}: a picture has changed since the shards were listed; start again")
         seen = self._embedded(pairs, encoder, tally)
         gather = Gather()
-        for pair in pairs:
+        for pair, tie in zip(pairs, ties_of([(pair.first, pair.second) for pair in pairs]), strict=True):
             first, second = seen.get(pair.first), seen.get(pair.second)
             name = f"{pair.first} | {pair.second}"
             if pair.first == pair.second or (first and second and first.digest == second.digest):
@@ -107,7 +108,7 @@ class PairsFile:
             elif first is None or second is None:
                 tally.add(HALF, [name])
             else:
-                gather.pair(NATURAL, first.row, second.row, pair.weight, name)
+                gather.pair(NATURAL, first.row, second.row, pair.weight, name, tie)
                 for member in (first, second)[: {"both": 2, "first": 1, "none": 0}[self.points]]:
                     gather.point(member.row, member.name)
             yield from gather.full()

@@ -7,7 +7,7 @@ natural pairs are a shard of their own, drawn from at most `LARGE` of its pictur
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +20,11 @@ from invariclip.calibrate.pairs import UNCHANGED, Table, codes, natural_pairs, s
 from invariclip.calibrate.pictures import keep, read_pictures
 from invariclip.calibrate.sources.changes import NO_CHANGES, Changes
 from invariclip.calibrate.sources.encode import Donor, Request, Seen, encode_pictures, usable
+from invariclip.calibrate.sources.environments import Environments
 from invariclip.calibrate.sources.gather import INTERVENTIONS, NATURAL, Gather
 from invariclip.calibrate.sources.stamps import require_unchanged, stamp
 from invariclip.calibrate.stream.blocks import BLOCK_ROWS, Shard
-from invariclip.calibrate.stream.tally import EMPTY, LONE, NOT_FINITE, SINGLE, UNREADABLE, ZERO
+from invariclip.calibrate.stream.tally import EMPTY, LONE, NOT_FINITE, SINGLE, SINGLE_OF_CLASS, UNREADABLE, ZERO
 from invariclip.calibrate.versions import Donors
 from invariclip.errors import InputError
 from invariclip.files import sha256_file
@@ -103,8 +104,10 @@ class Pictures:
             if self.points or self.changes.kinds:
                 parts = [group[start : start + LARGE] for start in range(0, len(group), LARGE)]
                 found += [self._shard(part, False, self.points, self.changes) for part in parts]
-        if empty:
-            found[0] = Shard(found[0].source, found[0].name, {**found[0].spec, "empty": empty})
+        classes = Counter(picture.name for picture in pictures)
+        told = {"empty": empty, "single": sorted(name for name, number in classes.items() if number == 1)}
+        if any(told.values()):  # what is known of the whole set is told with its first shard
+            found[0] = Shard(found[0].source, found[0].name, {**found[0].spec, **told})
         return found
 
     def read(self, shard: Shard, encoder: Encoder | None, tally: Tally) -> Iterator[Block]:
@@ -117,14 +120,21 @@ class Pictures:
             raise InputError(f"{self.name}: pictures need an encoder; name a checkpoint")
         spec = shard.spec
         tally.add(EMPTY, spec.get("empty", ()))
+        tally.add(SINGLE_OF_CLASS, spec.get("single", ()))
         files, root = spec["files"], Path(spec["root"])
         changes = self.changes if spec["changes"] else NO_CHANGES
         gather, good = Gather(), list[Seen]()
+        environments = Environments(environment for _, _, environment, _ in files)
         requests, donor = _requests(root, files, tally), _donor(root, files, changes)
         for seen in encode_pictures(encoder, requests, tally, changes=changes, donor=donor):
-            if take(seen, gather, tally, points=spec["points"]) and spec["natural"]:
-                good.append(seen)
+            if take(seen, gather, tally, points=spec["points"]):
+                environments.add(files[seen.place][2], seen.row)
+                good += [seen] if spec["natural"] else []
             yield from gather.full()
+        if (
+            spec["points"] == self.points
+        ):  # else it is the natural pairs of a concept whose pictures are told of elsewhere
+            environments.tell(tally)
         if spec["natural"]:
             _pair_up(good, files, self.seed, gather, tally)
         yield from gather.rest()
@@ -254,7 +264,8 @@ def _pair_up(good: Sequence[Seen], files: Files, seed: int, gather: Gather, tall
     pairs = natural_pairs(table, seed=seed)
     for first, second, weight in zip(pairs.first, pairs.second, pairs.weights, strict=True):
         one, other = good[first], good[second]
-        gather.pair(NATURAL, one.row, other.row, float(weight), f"{one.name} | {other.name}")
+        tie = (int(first), int(second), int(concepts[first]))
+        gather.pair(NATURAL, one.row, other.row, float(weight), f"{one.name} | {other.name}", tie)
     seen_in: dict[str, set[str]] = defaultdict(set)
     for seen in good:
         seen_in[files[seen.place][1]].add(files[seen.place][2])

@@ -15,6 +15,7 @@ from invariclip.calibrate.sources.encode import encode_texts
 from invariclip.calibrate.sources.gather import TEXTS, Gather
 from invariclip.calibrate.sources.lines import Span, spans
 from invariclip.calibrate.sources.stamps import require_file, require_unchanged
+from invariclip.calibrate.sources.ties import ties_of
 from invariclip.calibrate.stream.blocks import BLOCK_ROWS, Shard
 from invariclip.calibrate.stream.tally import SAME
 from invariclip.errors import InputError
@@ -162,12 +163,12 @@ def _blocks(source: str, pairs: Sequence[Listed], encoder: Encoder | None, tally
     place = {text: index for index, text in enumerate(texts)}
     ids, rows = encode_texts(encoder, texts)
     gather = Gather()
-    for pair in pairs:
+    for pair, tie in zip(pairs, ties_of([(pair.first, pair.second) for pair in pairs]), strict=True):
         first, second = place[pair.first], place[pair.second]
         name = f"{pair.first} | {pair.second}"
         if np.array_equal(ids[first], ids[second]):
             tally.add(SAME, [name])
         else:
-            gather.pair(TEXTS, rows[first], rows[second], pair.weight, name)
+            gather.pair(TEXTS, rows[first], rows[second], pair.weight, name, tie)
         yield from gather.full()
     yield from gather.rest()

@@ -101,16 +101,16 @@ class WebDataset:
             raise InputError(f"{self.name}: pictures need an encoder; name a checkpoint")
         path = Path(shard.spec["path"])
         require_unchanged(path, shard.spec["stamp"])
-        gather, good = Gather(), list[Seen]()
+        gather, good, done = Gather(), list[Seen](), 0
         requests = _requests(samples(path, tally), LENDERS if self.changes.needs_donor else 0)
         for picture in encode_pictures(encoder, requests, tally, changes=self.changes, donor=self._donor):
             if good and picture.place != good[0].place:
-                self._pair_up(good, gather, tally)
-                good = []
+                self._pair_up(good, done, gather, tally)
+                good, done = [], done + len(good)
             if take(picture, gather, tally, points=self.points):
                 good.append(picture)
             yield from gather.full()
-        self._pair_up(good, gather, tally)
+        self._pair_up(good, done, gather, tally)
         yield from gather.rest()
 
     def _donor(self, request: Request, digest: str, label: str) -> bytes | None:
@@ -119,17 +119,18 @@ class WebDataset:
             return None
         return request.lenders[seeded("donor", digest, label, self.changes.seed).integers(len(request.lenders))]
 
-    def _pair_up(self, good: Sequence[Seen], gather: Gather, tally: Tally) -> None:
-        """Natural pairs of a sample's pictures."""
+    def _pair_up(self, good: Sequence[Seen], before: int, gather: Gather, tally: Tally) -> None:
+        """Natural pairs of a sample's pictures; there were so many pictures before them."""
         if not self.natural:
             return
         if len(good) == 1 and not self.changes.kinds:
             tally.add(ALONE, [good[0].name])
-        for first, second in combinations(good, 2):
+        for (one, first), (other, second) in combinations(enumerate(good, start=before), 2):
+            name = f"{first.name} | {second.name}"
             if first.digest == second.digest:
-                tally.add(SAME, [f"{first.name} | {second.name}"])
+                tally.add(SAME, [name])
             else:
-                gather.pair(NATURAL, first.row, second.row, 2 / len(good), f"{first.name} | {second.name}")
+                gather.pair(NATURAL, first.row, second.row, 2 / len(good), name, (one, other, first.place))
 
 
 def _requests(found: Iterator[Sample], lenders: int) -> Iterator[Request]:

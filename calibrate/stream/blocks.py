@@ -65,6 +65,8 @@ class Block:
         first: [p, D], the first members of pairs; None for none.
         second: [p, D], the second ones.
         weights: float64 [p], of the pairs; None for one each.
+        ties: int64 [p, 3], numbers within the shard of a pair's two members and of the thing that both show: of k
+            pictures of one thing at most k - 1 pairs are independent. None where no two pairs share a member.
         part: What kind of pairs they are, such as `natural`: each kind of a source counts the same, see `State`.
         point_names: What each point is, for the summary of problems; a number of the row where it is empty.
         pair_names: Likewise for pairs.
@@ -74,6 +76,7 @@ class Block:
     first: NDArray[np.floating[Any]] | None = None
     second: NDArray[np.floating[Any]] | None = None
     weights: NDArray[np.float64] | None = None
+    ties: NDArray[np.int64] | None = None
     part: str = "pairs"
     point_names: Names = ()
     pair_names: Names = ()

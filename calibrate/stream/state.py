@@ -7,7 +7,7 @@ and a run goes on from it. A shard is in it whole or not at all, by its digest, 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,11 +28,13 @@ if TYPE_CHECKING:
 
     from invariclip.calibrate.stream.blocks import Shard
 
-STATE_SCHEMA = 1
+STATE_SCHEMA = 2
 MAX_STATE_BYTES = 8 << 30
 GROUPS = 16
 """Pairs are kept in as many sums, by shard, so that a bootstrap over groups can tell how sure the projection is."""
 _KEY = "invariclip.state"
+_PAIR_NUMBERS = ("pairs", "pair_weight", "pair_weight_squares", "pair_fourth", "pair_independent")
+_COUNTS = ("points", "pairs", "pair_independent")
 _MATRICES = ("point_sum", "point_outer", "pair_outer")
 
 
@@ -137,12 +139,16 @@ class State:
         strange = given.keys() - set(self.sources())
         if strange:
             raise InputError(f"no source is called {min(strange)!r}; available: {', '.join(self.sources()) or 'none'}")
-        whole: dict[tuple[str, str], float] = {}
-        for (source, part, _), found in self.sums.items():
-            whole[source, part] = whole.get((source, part), 0.0) + found.pair_weight
+        whole: dict[tuple[str, str], Moments] = {}
+        for (source, part, _), found in sorted(self.sums.items()):
+            # Of a part whose pairs share members the groups together say how many are independent, not each by itself.
+            numbers = replace(empty(0), **{name: getattr(found, name) for name in _PAIR_NUMBERS})
+            whole[source, part] = whole.get((source, part), empty(0)) + numbers
         for key, found in sorted(self.sums.items()):
-            weight = given.get(key[0], 1.0)
-            yield key, found, weight if key[1] == POINTS else weight / whole[key[:2]] if whole[key[:2]] > 0 else 0.0
+            weight, pairs = given.get(key[0], 1.0), whole[key[:2]]
+            if key[1] != POINTS:
+                weight = weight / pairs.pair_weight if pairs.pair_weight > 0 else 0.0
+            yield key, found.crowded(pairs.crowding), weight
 
     def sources(self) -> list[str]:
         """Names of the sources that something is counted of."""
@@ -240,7 +246,7 @@ def _state(facts: dict[str, Any], held: dict[str, Any]) -> State:
             if matrix.shape != shapes[name] or matrix.dtype != np.float64 or not np.isfinite(matrix).all():
                 raise ValueError(f"its {name} of {key[0]} is not {list(shapes[name])} of finite float64 values")
         for name, value in entry.items():
-            kinds = (int,) if name in ("points", "pairs") else (int, float)
+            kinds = (int,) if name in _COUNTS else (int, float)
             if isinstance(value, bool) or not isinstance(value, kinds) or not 0 <= value < np.inf:
                 raise ValueError(f"its {name} of {key[0]} is {value!r}, not a number of zero or more")
         state.sums[key] = Moments(**entry, **matrices)

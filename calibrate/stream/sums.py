@@ -54,7 +54,7 @@ class Sums:
         """Takes a block in.
 
         Raises:
-            InputError: Its width is another, its members are not as many, or its weights cannot be used.
+            InputError: Its width is another, its members or ties are not as many, or its weights cannot be used.
         """
         if block.points is not None and block.points is not block.first:
             rows, _ = self._room(len(block.points))
@@ -69,12 +69,14 @@ class Sums:
     def _take_points(self, rows: NDArray[np.float64], squares: NDArray[np.float64], names: Names) -> None:
         good = self._told("row", squares, names)
         self._seen["row"] += len(rows)
-        self._sum(POINTS, rows, good, np.ones(len(rows)), np.ones(len(rows)))
+        self._sum(POINTS, rows, good, np.ones(len(rows)), np.ones(len(rows)), None)
 
     def _take_pairs(self, block: Block, first: NDArray[Any], second: NDArray[Any]) -> None:
         if first.shape != second.shape:
             raise InputError(f"{self._name}: {len(first)} first members of pairs and {len(second)} second ones")
         weights = self._weights(block.weights, len(first))
+        if block.ties is not None and block.ties.shape != (len(first), 3):
+            raise InputError(f"{self._name}: {len(first)} pairs, and ties of shape {list(block.ties.shape)}")
         rows, deltas = self._room(len(first))
         squares, others, moved = np.empty((3, len(first)))
         for start in range(0, len(first), _SLICE):
@@ -93,7 +95,7 @@ class Sums:
         same = good & (moved <= SAME_DISTANCE**2)
         self._tell(SAME, "pair", same, block.pair_names)
         self._seen["pair"] += len(first)
-        self._sum(block.part, deltas, good & ~same, weights, moved)
+        self._sum(block.part, deltas, good & ~same, weights, moved, block.ties)
 
     def _unit(self, given: NDArray[Any], rows: NDArray[np.float64]) -> NDArray[np.float64]:
         """Writes rows of unit length, and returns the squares of the lengths that they had."""
@@ -143,11 +145,15 @@ class Sums:
         good: NDArray[np.bool_],
         weights: NDArray[np.float64],
         squares: NDArray[np.float64],
+        ties: NDArray[np.int64] | None,
     ) -> None:
         if not good.all():
             rows, weights, squares = rows[good], weights[good], squares[good]
+            ties = None if ties is None else ties[good]
         if len(rows):
-            self._running.setdefault(part, _Running(self.width)).add(rows, weights, squares, linear=part == POINTS)
+            running = self._running.setdefault(part, _Running(self.width))
+            running.add(rows, weights, squares, linear=part == POINTS)
+            running.tie(len(rows), ties)
 
 
 class _Running:
@@ -158,6 +164,9 @@ class _Running:
         self.weight = self.weight_squares = self.fourth = 0.0
         self.linear = np.zeros(width)
         self.outer = np.zeros((width, width))
+        self._untied = 0
+        self._members: set[int] = set()
+        self._things: set[int] = set()
 
     def add(
         self, rows: NDArray[np.float64], weights: NDArray[np.float64], squares: NDArray[np.float64], *, linear: bool
@@ -170,6 +179,14 @@ class _Running:
         if linear:
             self.linear += rows.sum(axis=0)
         self.outer += rows.T @ rows
+
+    def tie(self, count: int, ties: NDArray[np.int64] | None) -> None:
+        """Takes in which members the rows share; a shard is bounded, and so are its numbers."""
+        if ties is None:
+            self._untied += count
+        else:
+            self._members.update(ties[:, :2].ravel().tolist())
+            self._things.update(ties[:, 2].tolist())
 
     def moments(self, part: str) -> Moments:
         """As moments of points or of pairs."""
@@ -190,5 +207,6 @@ class _Running:
             pair_weight=self.weight,
             pair_weight_squares=self.weight_squares,
             pair_fourth=self.fourth,
+            pair_independent=self._untied + len(self._members) - len(self._things),
             pair_outer=self.outer,
         )

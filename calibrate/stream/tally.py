@@ -21,6 +21,8 @@ SINGLE = "concept with a single picture"
 SINGLE_OF_CLASS = "class with a single picture"
 EMPTY = "environment without a picture"
 ALIKE = "environment without variance"
+EMPTY_HERE = "environment without a picture in a shard"
+ALIKE_HERE = "environment without variance in a shard"
 """Reasons that several sources have; a source may have others."""
 
 WORDS = {
@@ -33,6 +35,8 @@ WORDS = {
     SINGLE_OF_CLASS: "classes with a single picture",
     EMPTY: "environments without a picture that can be used",
     ALIKE: "environments whose pictures all have one embedding: no variance to tell from movement",
+    EMPTY_HERE: "times that an environment has no picture in a shard that can be used",
+    ALIKE_HERE: "times that all of an environment's pictures in a shard have one embedding",
 }
 """What each is called in a line."""
 

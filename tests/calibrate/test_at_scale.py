@@ -82,7 +82,7 @@ def test_pictures_are_collected_and_selected_on(run, manifest, tiny_checkpoint, 
     assert (shown["width"], bool(shown["encoder"])) == (24, True)
 
 
-def test_an_artifact_embeds_instead_of_the_checkpoint(run, manifest, tiny_checkpoint, tmp_path):
+def test_an_artifact_embeds_instead_of_the_checkpoint(run, manifest, tiny_checkpoint, tiny_artifact, tmp_path):
     code, _, err = run("export", "--model", tiny_checkpoint, "-o", tmp_path / "tiny.icm", "--quiet")
     assert code == 0, err
     common = ["--pictures", manifest, "--cache", tmp_path / "cache", *FIXED]
@@ -95,13 +95,9 @@ def test_an_artifact_embeds_instead_of_the_checkpoint(run, manifest, tiny_checkp
     assert second.provenance["checkpoint_sha256"] == first.provenance["checkpoint_sha256"]
     np.testing.assert_allclose(second.A_inv, first.A_inv, rtol=0, atol=1e-5)
     # An artifact that has a projection in it would calibrate the projected space, and say it was the checkpoint's.
-    code, _, err = run(
-        "export", "--model", tiny_checkpoint, "--projection", one, "-o", tmp_path / "projected.icm", "--quiet"
-    )
-    assert code == 0, err
-    code, _, err = run("calibrate", *common, "--artifact", tmp_path / "projected.icm", "-o", two)
+    code, _, err = run("calibrate", *common, "--artifact", tiny_artifact, "-o", two)
     assert code == 2
-    assert "has a projection in it (shrinkage)" in err
+    assert "has a projection in it (icm)" in err
 
 
 def test_moments_merge_and_come_apart(run, given, tmp_path):

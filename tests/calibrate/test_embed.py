@@ -8,7 +8,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from invariclip.calibrate import embed as module
-from invariclip.calibrate.embed import Job, embed, embed_texts
+from invariclip.calibrate.embed import Job, embed, embed_texts, shown
 from invariclip.calibrate.pictures import SkippedPictureWarning, read_pictures
 from invariclip.errors import InputError
 from invariclip.files import sha256_file
@@ -90,6 +90,36 @@ def test_interventions_that_do_not_apply_are_counted_with_one_warning(world, job
     assert result.kept.tolist() == [0, 1, 2, 3, 4]
     assert [index for index, _ in result.declined] == [5, 6, 7, 8, 9]
     assert result.skipped == ()
+
+
+@pytest.mark.filterwarnings("ignore:left out on")
+def test_what_does_not_apply_is_not_tried_again(world, jobs, tmp_path, monkeypatch):
+    asked = [*jobs[:2], *(Job(job.path, "background-texture") for job in jobs[:5])]
+    first = embed(world.LinearEncoder(), asked, cache=tmp_path)
+    tried = []
+    monkeypatch.setattr(module, "shown", lambda job, *rest: tried.append(job) or shown(job, *rest))
+    again = embed(world.LinearEncoder(), asked, cache=tmp_path)
+    assert again.declined == first.declined
+    assert [index for index, _ in again.declined] == [2, 3, 4, 5, 6]
+    assert tried == []
+    # another seed, another picture, and another size of the texture are other questions
+    wider = Chosen("background-texture", CATALOGUE["background-texture"](tolerance=7))
+    path = jobs[0].path
+    others = [Job(path, "background-texture", 1), Job(jobs[7].path, "background-texture"), Job(path, wider)]
+    embed(world.LinearEncoder(), [*asked, *others], cache=tmp_path)
+    assert tried == others
+
+
+@pytest.mark.filterwarnings("ignore:left out on")
+@pytest.mark.parametrize("damage", [b"", b"[1]", b'{"xy": "a"}', b"\xff" * 9, b'{"00": "' + b"a" * (1 << 20) + b'"}'])
+def test_a_damaged_record_of_what_does_not_apply_costs_a_try(world, jobs, tmp_path, damage):
+    asked = [jobs[0], Job(jobs[0].path, "background-texture")]
+    first = embed(world.LinearEncoder(), asked, cache=tmp_path)
+    (kept,) = tmp_path.rglob("*.declined.json")
+    whole = kept.read_bytes()
+    kept.write_bytes(damage)
+    assert embed(world.LinearEncoder(), asked, cache=tmp_path).declined == first.declined
+    assert kept.read_bytes() == whole
 
 
 def test_a_donor_that_cannot_be_read_is_named(world, jobs):

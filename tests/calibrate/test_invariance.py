@@ -1,4 +1,4 @@
-"""Leakage sees the environment and not the class; the gap is a share of the distance between pictures."""
+"""The gap is a share of the distance between pictures."""
 
 import numpy as np
 import pytest
@@ -6,54 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from invariclip.calibrate.evaluate import unit
-from invariclip.calibrate.invariance import domain_leakage, invariance_gap
+from invariclip.calibrate.invariance import apart, invariance_gap, moved
 from invariclip.errors import InputError
-
-
-def world(*, shift, count=240, width=8, seed=0, shares=(0.5, 0.5, 0.5)):
-    """Two classes in three environments, of different shares, each environment shifted along an axis of its own."""
-    rng = np.random.default_rng(seed)
-    environments = np.arange(count) % 3
-    labels = (rng.random(count) < np.asarray(shares)[environments]).astype(np.int64)
-    rows = 0.5 * rng.normal(size=(count, width))
-    rows[:, 0] += np.where(labels == 1, 2.0, -2.0)
-    rows[np.arange(count), 1 + environments] += shift
-    return unit(rows), labels, environments
-
-
-def test_a_shift_leaks_and_noise_does_not():
-    clear, none = domain_leakage(*world(shift=2.0)), domain_leakage(*world(shift=0.0))
-    assert clear.accuracy > 85
-    assert abs(none.accuracy - none.chance) < 12
-    assert clear.chance == pytest.approx(100 / 3)
-
-
-def test_the_class_does_not_give_the_environment_away():
-    """Environments hold the classes in very different shares, and nothing else tells them apart."""
-    vectors, labels, environments = world(shift=0.0, shares=(0.05, 0.5, 0.95), count=600)
-    assert abs(domain_leakage(vectors, labels, environments).accuracy - 100 / 3) < 10
-    # were the class not taken away, it would: from the class alone more than half are right
-    guess = np.asarray([0, 2])[labels]
-    assert np.mean([(guess == environments)[environments == code].mean() for code in range(3)]) > 0.6
-
-
-def test_it_is_the_same_for_equal_seeds_and_scales():
-    vectors, labels, environments = world(shift=0.6)
-    first = domain_leakage(vectors, labels, environments, seed=1)
-    assert first == domain_leakage(vectors, labels, environments, seed=1)
-    assert first.accuracy == pytest.approx(domain_leakage(7 * vectors, labels, environments, seed=1).accuracy, abs=0.5)
-
-
-def test_a_class_of_one_environment_does_not_count():
-    vectors, labels, environments = world(shift=0.0)
-    alone = labels == 1
-    labels = np.where(alone, 10 + environments, labels)
-    only = ~alone
-    assert domain_leakage(vectors, labels, environments) == domain_leakage(
-        vectors[only], labels[only], environments[only]
-    )
-    with pytest.raises(InputError, match="class with pictures in two environments"):
-        domain_leakage(vectors, environments, environments)
 
 
 @given(st.integers(0, 10**6), st.floats(0, 3))
@@ -81,3 +35,14 @@ def test_what_has_no_gap_is_said():
         invariance_gap(same[:1], same[:1])
     with pytest.raises(InputError, match="no distance"):
         invariance_gap(same, same)
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=12), st.integers(0, 10**6))
+def test_sums_are_those_of_a_loop_over_pairs(groups, seed):
+    rows = unit(np.random.default_rng(seed).normal(size=(len(groups), 3)))
+    pairs = [(a, b) for a in range(len(groups)) for b in range(len(groups)) if groups[a] != groups[b]]
+    total, count = apart(rows, np.asarray(groups))
+    assert count == len(pairs)
+    assert total == pytest.approx(sum(1 - rows[a] @ rows[b] for a, b in pairs), abs=1e-10)
+    first, second = (rows[[pair[side] for pair in pairs]] for side in (0, 1))
+    assert moved(first, second) == pytest.approx([1 - rows[a] @ rows[b] for a, b in pairs], abs=1e-12)

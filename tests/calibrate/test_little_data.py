@@ -76,9 +76,9 @@ def test_enough_data_is_taken_as_it_is():
 def test_pairs_that_share_pictures_count_as_fewer():
     rows = rows_of(1, 60, 10)
     pairs = of_pairs(rows[:30], rows[30:])
-    fewer = of_pairs(rows[:30], rows[30:], independent=15.0)
+    fewer = of_pairs(rows[:30], rows[30:], independent=15)
     assert (pairs.effective_pairs, fewer.effective_pairs) == (30, pytest.approx(15))
-    assert of_pairs(rows[:30], rows[30:], independent=45.0).effective_pairs == 30
+    assert of_pairs(rows[:30], rows[30:], independent=45).effective_pairs == 30
     assert np.array_equal(fewer.pair_outer, pairs.pair_outer)
     points = of_points(rows)
     assert shares(points + fewer)[1] > shares(points + pairs)[1]

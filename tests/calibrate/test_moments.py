@@ -128,6 +128,22 @@ def test_scalars_are_their_sums(seed, count, width):
     assert moments.effective_points <= count * (1 + 1e-9)
 
 
+@given(seeds, counts, widths, st.lists(st.integers(1, 40), min_size=1, max_size=4), st.floats(0.1, 10))
+def test_no_sum_has_more_independent_pairs_than_its_parts_have(seed, count, width, independent, weight):
+    """However parts are weighed, added, and combined: sources of shared members do not gain any by it."""
+    parts = [of_pairs(*sample(seed + place, count, width), independent=each) for place, each in enumerate(independent)]
+    shared = [min(part.effective_pairs, each) for part, each in zip(parts, independent, strict=True)]
+    assert [part.effective_pairs for part in parts] == pytest.approx(shared)
+    crowded = [part.crowded(part.crowding) for part in parts]
+    assert [part.effective_pairs for part in crowded] == pytest.approx(shared)
+    assert [part.crowding for part in crowded] == pytest.approx([1] * len(parts))
+    total = combined(parts, [weight, *[1.0] * (len(parts) - 1)])
+    weights = np.asarray([weight, *[1.0] * (len(parts) - 1)])
+    # Kish, of parts whose own variance goes as one over their counts
+    assert total.effective_pairs == pytest.approx(weights.sum() ** 2 / (weights**2 / shared).sum())
+    assert total.effective_pairs <= sum(independent) * (1 + 1e-9)
+
+
 @given(seeds, counts, widths, st.floats(0.1, 10))
 def test_scaling_keeps_the_means_and_the_counts(seed, count, width, factor):
     moments = whole(*sample(seed, count, width))

@@ -156,7 +156,7 @@ def test_where_nothing_helps_the_page_says_so(world, tmp_path, pictures):
     assert result.projection.estimator == "identity"
     self_contained(page)
     assert "Nothing is clearly better than no projection" in page.text
-    assert "None of 4 projections gained" in page.text
+    assert "None of 6 projections gained" in page.text
     assert "became right" not in page.text
     assert page.rows("left out")[0] == ["left out", "right %"]
     assert ">chosen</text>" not in page.source

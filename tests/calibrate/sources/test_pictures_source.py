@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from invariclip.calibrate.fit import Options, tabulate
+from invariclip.calibrate.little_data import shares
 from invariclip.calibrate.pairs import Sources, fitted_moments
 from invariclip.calibrate.pictures import SkippedPictureWarning, read_pictures
 from invariclip.calibrate.sources import pictures as module
@@ -19,7 +21,8 @@ from invariclip.calibrate.sources.changes import Changes
 from invariclip.calibrate.sources.encode import DECLINED
 from invariclip.calibrate.sources.pictures import EMPTY, SINGLE, Pictures
 from invariclip.calibrate.stream import tally as reasons
-from invariclip.calibrate.stream.collect import collect
+from invariclip.calibrate.stream.collect import collect, read_shard
+from invariclip.calibrate.stream.state import State, state_from_bytes, state_to_bytes
 from invariclip.errors import InputError
 from invariclip.export.reference import __file__ as reference
 
@@ -66,6 +69,7 @@ def test_the_bundled_subset_gives_the_moments_of_the_path_in_memory(reading, tmp
     state = collect([source], encoder)
     reading.assert_same(state.combined(), fitted_moments(table))
     assert state.combined().pairs > 100
+    assert state.combined().effective_pairs == pytest.approx(fitted_moments(table).effective_pairs, rel=1e-12)
     told = reading.read_all(source, encoder).tally.counts
     assert told[reasons.LONE] + told[SINGLE] == facts["unpaired_concepts"]
     assert told[DECLINED] == sum(facts["declined"].values())
@@ -87,6 +91,32 @@ def test_the_size_of_shards_and_blocks_does_not_change_the_moments(reading, tmp_
     assert max(len(part) for block in cut.blocks for part in (block.points, block.first) if part is not None) <= rows
     reading.assert_same(cut.moments, whole.moments)
     reading.assert_same(whole.moments, in_memory(encoder, root)[0])
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    pictures=st.dictionaries(
+        st.sampled_from([f"{e}/c{n}" for e in "abc" for n in range(5)]), st.integers(1, 5), min_size=6
+    ),
+    size=st.integers(1, 3),
+    changes=st.sampled_from([Changes(), CHANGES]),
+)
+def test_pairs_count_for_as_many_independent_ones_as_in_memory(reading, tmp_path_factory, pictures, size, changes):
+    """However concepts are cut into shards, and shards into groups: else a stream would shrink little data less."""
+    root = write_folder(tmp_path_factory.mktemp("folder"), pictures)
+    encoder = reading.Rowwise()
+    wanted, _ = in_memory(encoder, root, changes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "CONCEPTS", size)
+        state = collect([Pictures("p", str(root), changes=changes)], encoder)
+    state = state_from_bytes(state_to_bytes(state), "m")
+    found, groups = state.combined(), state.groups()
+    assert found.pairs == wanted.pairs
+    for each in (found, sum(groups[1:], start=groups[0])):
+        assert each.effective_pairs == pytest.approx(wanted.effective_pairs, rel=1e-12)
+        assert each.pair_fourth * each.crowding == pytest.approx(wanted.pair_fourth * wanted.crowding, rel=1e-9)
+    if wanted.pairs:
+        assert shares(found) == pytest.approx(shares(wanted), rel=1e-9)
 
 
 @pytest.mark.parametrize(("natural", "changed", "points"), [(1, 0, 1), (0, 1, 1), (1, 0, 0), (0, 0, 1)])
@@ -148,6 +178,85 @@ def test_embeddings_that_are_not_numbers(reading, tmp_path):
     silent = reading.read_all(Pictures("p", str(tmp_path), points=False), encoder).tally.to_json()
     assert silent[reasons.ZERO] == {"count": 1, "examples": ["a/x/a-x-1.png"]}
     assert silent[reasons.NOT_FINITE] == {"count": 1, "examples": ["b/x/b-x-0.png"]}
+
+
+def test_every_fault_is_named_counted_and_not_in_the_moments(reading, tmp_path):
+    """All of them at once; what is left is the moments of what is good, and of nothing else."""
+    good = {f"{environment}/c{number}": 2 for environment in "ab" for number in range(4)}
+    write_folder(tmp_path, good)
+    encoder = reading.Rowwise()
+    before = collect([Pictures("p", str(tmp_path), changes=CHANGES)], encoder)
+    assert before.tallies["p"].counts == {}
+    array = np.random.default_rng(9).integers(0, 256, (2, 20, 20, 3), dtype=np.uint8)
+    faulty = {
+        "nan/c0/refused.png": Image.fromarray(array[0]),
+        "nan/c1/zero.png": Image.new("RGB", (20, 20)),
+        "alike/x0/one.png": Image.fromarray(array[1]),
+        "alike/x0/two.png": Image.fromarray(array[1]),
+        "twin/x0/same.png": Image.fromarray(array[1]),
+    }
+    for name, picture in faulty.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        picture.save(tmp_path / name)
+    (tmp_path / "torn/only").mkdir(parents=True)
+    (tmp_path / "torn/only/torn.png").write_bytes(b"no picture")
+    (tmp_path / "mist/c0").mkdir(parents=True)
+    encoder.refuse = reading.pixels_of(tmp_path / "nan/c0/refused.png")
+    # Without interventions the twins are in no pair but those of themselves; points they are like any others.
+    source = Pictures("p", str(tmp_path))
+    state = collect([source], encoder)
+    assert {name: told["count"] for name, told in state.tallies["p"].to_json().items()} == {
+        reasons.UNREADABLE: 1,
+        reasons.NOT_FINITE: 1,
+        reasons.ZERO: 1,
+        reasons.SAME: 2,
+        reasons.EMPTY: 1,
+        reasons.EMPTY_HERE: 2,
+        reasons.ALIKE_HERE: 1,
+        reasons.SINGLE_OF_CLASS: 1,
+    }
+    examples = state.tallies["p"].examples
+    assert examples[reasons.UNREADABLE] == ["torn/only/torn.png"]
+    assert examples[reasons.NOT_FINITE] == ["nan/c0/refused.png"]
+    assert examples[reasons.SAME] == ["alike/x0/one.png | twin/x0/same.png", "alike/x0/two.png | twin/x0/same.png"]
+    assert (examples[reasons.EMPTY], examples[reasons.EMPTY_HERE]) == (["mist"], ["nan", "torn"])
+    assert (examples[reasons.ALIKE_HERE], examples[reasons.SINGLE_OF_CLASS]) == (["alike"], ["only"])
+    moments = {key[1]: found for key, found in state.sums.items()}
+    wanted = {key[1]: found for key, found in before.sums.items()}
+    assert (moments["points"].points, moments["natural"].pairs) == (16 + 3, 16)
+    np.testing.assert_allclose(moments["natural"].pair_outer, wanted["natural"].pair_outer, rtol=0, atol=1e-12)
+    assert moments["natural"].pair_independent == wanted["natural"].pair_independent == 4 * 3
+    for faulty_one in ("nan", "torn", "alike", "twin", "mist"):
+        shutil.rmtree(tmp_path / faulty_one)
+    again = collect([Pictures("p", str(tmp_path))], encoder).combined()
+    np.testing.assert_allclose(again.sigma_delta, state.combined().sigma_delta, rtol=0, atol=1e-12)
+
+
+@settings(max_examples=10, deadline=None)
+@given(order=st.permutations(range(6)), size=st.integers(1, 3))
+def test_states_of_some_shards_merge_in_any_order(reading, tmp_path_factory, order, size):
+    """With their counts of faults and of independent pairs, to rounding."""
+    root = write_folder(tmp_path_factory.mktemp("folder"), {f"{e}/c{n}": 2 for e in "abc" for n in range(6)})
+    (root / "a/c3/a-c3-0.png").write_bytes(b"no picture")
+    encoder = reading.Rowwise()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "CONCEPTS", size)
+        source = Pictures("p", str(root))
+        whole = collect([source], encoder)
+        parts = []
+        for shard in source.shards():
+            part = State(encoder.embed_dim, whole.encoder)
+            found = read_shard(source, shard, encoder.embed_dim, encoder)
+            part.add(shard, found.moments, found.tally)
+            parts.append(part)
+    total = State(encoder.embed_dim, whole.encoder)
+    for place in order:
+        if place < len(parts):
+            total.merge(parts[place])
+    assert total.done == whole.done
+    assert total.tallies["p"].to_json() == whole.tallies["p"].to_json()
+    reading.assert_same(total.combined(), whole.combined())
+    assert total.combined().effective_pairs == pytest.approx(whole.combined().effective_pairs, rel=1e-12)
 
 
 def test_a_large_concept_is_cut(reading, tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from invariclip.calibrate.moments import of_pairs
 from invariclip.calibrate.sources import texts as module
 from invariclip.calibrate.sources.texts import TemplatePairs, TextPairs
 from invariclip.calibrate.stream import tally as reasons
+from invariclip.calibrate.stream.collect import collect
 from invariclip.errors import InputError
 
 TEMPLATES = ("a photo of a {}", "a sketch of a {}", "the {} as a toy")
@@ -43,6 +44,7 @@ def test_every_two_templates_of_a_class(reading, monkeypatch):
     assert np.allclose(read.parts["texts"].sigma_delta, 2 * within)
     assert read.parts["texts"].pairs == 3 * len(list(combinations(TEMPLATES, 2)))
     assert read.parts["texts"].pair_weight == pytest.approx(3 * 2)
+    assert collect([source], encoder).combined().effective_pairs == pytest.approx(3 * 2)
     monkeypatch.setattr(module, "BLOCK_ROWS", 3)
     assert len(source.shards()) == 3
     reading.assert_same(reading.read_all(source, encoder).parts["texts"], read.parts["texts"])

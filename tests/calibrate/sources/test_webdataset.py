@@ -17,6 +17,7 @@ from invariclip.calibrate.sources.changes import Changes
 from invariclip.calibrate.sources.encode import DECLINED
 from invariclip.calibrate.sources.webdataset import ALONE, WebDataset
 from invariclip.calibrate.stream import tally as reasons
+from invariclip.calibrate.stream.collect import collect
 from invariclip.errors import InputError
 
 
@@ -58,6 +59,8 @@ def test_the_pictures_of_a_sample_are_natural_pairs(reading, tmp_path, mode):
     codes, names = np.repeat(np.arange(3), 3), ("0", "1", "2")
     table = Table(vectors, codes, codes, np.tile(np.arange(3), 3), np.full(9, -1), np.arange(9), names, names, names)
     reading.assert_same(read.moments, fitted_moments(table))
+    state = collect([of(tmp_path / "a.tar")], encoder)
+    assert state.combined().effective_pairs == pytest.approx(3 * 2) == fitted_moments(table).effective_pairs
     assert read.tally.to_json() == {NO_PICTURE: {"count": 1, "examples": ["003"]}}
 
 

@@ -189,7 +189,7 @@ def test_states_that_cannot_be_read(tmp_path):
         content[:-100],
         content[:200],
         b"\xff" * 64,
-        content.replace(b'\\"schema\\": 1', b'\\"schema\\": 9'),
+        content.replace(b'\\"schema\\": 2', b'\\"schema\\": 9'),
     ):
         assert damaged != content
         path.write_bytes(damaged)
@@ -204,6 +204,7 @@ def test_states_that_cannot_be_read(tmp_path):
     [
         (lambda facts: facts["sums"][0].update(points="many"), "points of given is 'many'"),
         (lambda facts: facts["sums"][0].update(pairs=1.5), "pairs of given is 1.5"),
+        (lambda facts: facts["sums"][0].update(pair_independent=0.5), "pair_independent of given is 0.5"),
         (lambda facts: facts["sums"][0].update(pair_weight=float("nan")), "pair_weight of given is nan"),
         (lambda facts: facts["sums"][0].update(point_fourth=-1.0), "point_fourth of given is -1.0"),
         (lambda facts: facts["sums"][0].update(unknown=1), "not moments written by invariclip"),

@@ -24,7 +24,7 @@ def rows(folder):
     return facts, items, np.concatenate([np.stack(table["embedding"].to_numpy()) for table in tables])
 
 
-def test_parts_hold_what_the_model_answers(run, tiny_artifact, tiny_pictures, tmp_path, parts):
+def test_parts_hold_what_the_model_answers(run, tiny_artifact, tiny_pictures, tmp_path, parts, request):
     out, bad = tmp_path / "out", tmp_path / "bad.jpg"
     bad.write_bytes(b"no picture")
     pictures = [*sorted(tiny_pictures.iterdir())[:7], bad]
@@ -44,6 +44,7 @@ def test_parts_hold_what_the_model_answers(run, tiny_artifact, tiny_pictures, tm
     files = sorted(out.glob("*.parquet"))
     before = {path: path.stat().st_mtime_ns for path in files}
     files[1].unlink()
+    request.getfixturevalue("cluster")  # the first run started one of its own, and stopped it
     run("embed", tiny_artifact, *pictures, "-o", out, "--engine", "ray", "--workers", "1", "--quiet")
     after = {path: path.stat().st_mtime_ns for path in sorted(out.glob("*.parquet"))}
     assert [after[path] == before[path] for path in files] == [True, False, True]

@@ -48,15 +48,6 @@ class Slow:
         yield Block(points=first, first=first, second=rng.normal(size=(200, WIDTH)))
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    import ray
-
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
-
-
 def pids(folder):
     return {int(path.name.split("-")[1]) for path in folder.iterdir()}
 

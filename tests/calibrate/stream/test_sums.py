@@ -77,6 +77,21 @@ def test_a_pair_of_one_thing_with_itself_is_no_pair():
     assert sums.tally.examples[SAME] == ["c", "e"]
 
 
+def test_pairs_that_share_members_are_counted_by_what_is_left_of_them():
+    first, second = rows(5), rows(5, 1)
+    second[4] = first[4]
+    triangle = np.asarray([[0, 1, 0], [0, 2, 0], [1, 2, 0]])
+    more = np.concatenate([triangle + np.asarray([3, 3, 1]), [[6, 7, 2], [8, 9, 3]]])
+    sums = Sums(WIDTH, "s")
+    sums.add(Block(first=first[:3], second=second[:3], ties=triangle))
+    sums.add(Block(first=first, second=second, ties=more))
+    found = sums.moments()["pairs"]
+    assert (found.pairs, found.pair_independent) == (7, 2 + 2 + 1)  # the last is a pair of one thing with itself
+    assert found.effective_pairs == 5
+    sums.add(Block(first=rows(4, 2), second=rows(4, 3)))  # of these nothing is known: each is independent
+    assert sums.moments()["pairs"].pair_independent == 9
+
+
 def test_nothing_good_gives_no_moments():
     sums = Sums(WIDTH, "s")
     sums.add(Block(points=np.zeros((4, WIDTH))))
@@ -93,6 +108,10 @@ def test_nothing_good_gives_no_moments():
         (Block(first=rows(2), second=rows(2, 1), weights=np.array([1.0, -1.0])), "finite numbers of zero or more"),
         (Block(first=rows(2), second=rows(2, 1), weights=np.array([1.0, np.nan])), "finite numbers of zero or more"),
         (Block(first=rows(2), second=rows(2, 1), weights=np.ones(3)), "must be 2 finite numbers"),
+        (
+            Block(first=rows(2), second=rows(2, 1), ties=np.ones((2, 2), dtype=np.int64)),
+            r"2 pairs, and ties of shape \[2, 2",
+        ),
     ],
 )
 def test_blocks_that_cannot_be_used(block, told):
