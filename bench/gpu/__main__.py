@@ -54,7 +54,7 @@ def _measured(questions: list[Case], minutes: float, out: Path, *, short: bool) 
     require_page_packages("python -m invariclip.bench.gpu")
     from invariclip.bench.gpu.files import Workshop
     from invariclip.bench.gpu.measure import machine, measure
-    from invariclip.bench.gpu.page import cells, write_page
+    from invariclip.bench.gpu.page import line, write_page
 
     folder = out / "graphs"
     record: dict[str, Any] = {
@@ -63,7 +63,7 @@ def _measured(questions: list[Case], minutes: float, out: Path, *, short: bool) 
 
     def keep(row: dict[str, Any]) -> None:
         record["rows"].append(row)
-        note("  ".join(cell for cell in cells(row) if cell))
+        note(line(row))
         write_atomically(out / "bench.json", json.dumps(record, indent=1, ensure_ascii=False))
 
     measure(questions, Workshop(folder, short), deadline=deadline, keep=keep)

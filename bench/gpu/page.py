@@ -22,9 +22,7 @@ WIDTH = 5.0
 
 
 def cells(row: dict[str, Any]) -> list[str]:
-    """A row of the record as text; one without figures says why in place of them."""
-    if "total_p50_ms" not in row:
-        return [row["case"], row["candidate"], f"not measured: {row.get('reason', 'unknown')}", *[""] * 6]
+    """A row of the record that has figures, as text."""
     share = row.get("peak_share")
     return [
         row["case"], row["candidate"], _ms(row.get("device_p50_ms")), _ms(row.get("device_p99_ms")),
@@ -33,10 +31,33 @@ def cells(row: dict[str, Any]) -> list[str]:
     ]  # fmt: skip
 
 
+def line(row: dict[str, Any]) -> str:
+    """A row as one line, while the work goes on."""
+    if not has_figures(row):
+        return f"{row['case']}  {row['candidate']}  not measured: {row['reason']}"
+    return "  ".join(cells(row))
+
+
+def has_figures(row: dict[str, Any]) -> bool:
+    """Whether a row was timed; one that was not has a reason."""
+    return "total_p50_ms" in row
+
+
+def not_measured(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What has no figures, a line for each candidate and reason with the cases that it holds for."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        if not has_figures(row):
+            found.setdefault((row["candidate"], row["reason"]), []).append(row["case"])
+    return [f"{candidate}: {reason} ({', '.join(names)})" for (candidate, reason), names in found.items()]
+
+
 def as_text(record: dict[str, Any]) -> str:
-    """The record as an aligned table, with the goal's ratios above it."""
-    lines = [*goals(record["rows"]), "", table(HEADER, [cells(row) for row in record["rows"]])]
-    return "\n".join(lines)
+    """The record as an aligned table, with the goal's ratios above it and what is missing below."""
+    rows = record["rows"]
+    lines = [*goals(rows), "", table(HEADER, [cells(row) for row in rows if has_figures(row)])]
+    left = not_measured(rows)
+    return "\n".join([*lines, *(["", "Not measured:", *left] if left else [])])
 
 
 def goals(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -67,7 +88,8 @@ def write_page(path: Path, record: dict[str, Any]) -> None:
         goals=goals(record["rows"]),
         plots=[plot for tower in ("image", "text") if (plot := _plot(record, tower))],
         header=HEADER,
-        rows=[(row["candidate"] in OURS, cells(row)) for row in record["rows"]],
+        rows=[(row["candidate"] in OURS, cells(row)) for row in record["rows"] if has_figures(row)],
+        left=not_measured(record["rows"]),
     )
 
 
