@@ -21,7 +21,7 @@ Compute = Literal["float32", "bfloat16", "float16"]
 """What an engine's arithmetic may be in the parts of a graph that are float32 in the file."""
 
 IMAGE_INPUT, TEXT_INPUT = "pixels", "input_ids"
-EMBEDDING, LOGITS, PROBABILITIES = "embedding", "logits", "probabilities"
+EMBEDDING, LOGITS, PROBABILITIES, UNCERTAINTY = "embedding", "logits", "probabilities", "uncertainty"
 PROJECTION_INPUT = "projection"
 """Names inside the graphs. The last one is an initializer that may be overridden, in towers exported that way."""
 METADATA_KEY = "invariclip"
