@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,19 +19,27 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from invariclip.console import silent
 from invariclip.errors import SemanticsError
 from invariclip.files import write_atomically
+from invariclip.manifest import SemanticsFacts
+from invariclip.prompts import class_bank
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
+
+    from invariclip.console import Progress
 
 SEMANTICS_SCHEMA = 1
 MAX_SEMANTICS_BYTES = 1 << 28
 MAX_LEARNED = 16
 """Learned templates beside the hand-written one."""
 MAX_CONTEXT_TOKENS = 64
+LEARNED_TEXT = "{}."
+"""What stands behind a learned template's vectors: the class's name."""
 _FACTS = "invariclip.semantics"
 
 
@@ -99,6 +108,12 @@ class Semantics:
         parts = [np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).tobytes() for array in arrays]
         return hashlib.sha256(b"\n".join([head.encode(), *parts])).hexdigest()
 
+    @property
+    def facts(self) -> SemanticsFacts:
+        """What a manifest says of it."""
+        scale, bias = (tuple(map(float, values)) for values in (self.evidence_scale, self.evidence_bias))
+        return SemanticsFacts(self.digest, self.learned, self.context_tokens, scale, bias, self.abstain_above)
+
     def require_owner(self, checkpoint_sha256: str, projection_sha256: str | None) -> None:
         """Refuses another checkpoint or another projection than those it was trained with.
 
@@ -127,6 +142,43 @@ def context_ids(template: int, tokens: int) -> tuple[int, ...]:
     """
     first = (template - 1) * tokens
     return tuple(-1 - place for place in range(first, first + tokens))
+
+
+def class_banks(
+    embed: Callable[[list[str], tuple[int, ...]], NDArray[np.floating]],
+    classes: Sequence[str],
+    templates: Sequence[str],
+    facts: SemanticsFacts,
+    *,
+    progress: Progress = silent,
+) -> NDArray[np.float64]:
+    """Unit-length class embeddings of every template: the hand-written prompts' mean first, then each learned one's.
+
+    Args:
+        embed: Texts, and the ids before each, to unit-length embeddings [N, d], in a tower that reads the vectors.
+        classes: K class names.
+        templates: The hand-written prompts with one `{}` each.
+        facts: Of the learned templates.
+        progress: `console.bar` or `console.silent`.
+
+    Returns:
+        float64 [M + 1, K, d].
+
+    Raises:
+        InputError: What `prompts.check_prompts` refuses, prompts without a mean direction, or vectors that leave a text
+            no room.
+    """
+    banks = [class_bank(lambda texts: embed(texts, ()), classes, templates, progress=progress)]
+    for template in range(1, facts.learned + 1):
+        before = context_ids(template, facts.context_tokens)
+        banks.append(class_bank(partial(_behind, embed, before), classes, (LEARNED_TEXT,), progress=progress))
+    return np.stack(banks)
+
+
+def _behind(
+    embed: Callable[[list[str], tuple[int, ...]], NDArray[np.floating]], before: tuple[int, ...], texts: list[str]
+) -> NDArray[np.floating]:
+    return embed(texts, before)
 
 
 def write_semantics(path: str | os.PathLike[str], semantics: Semantics) -> None:

@@ -19,7 +19,7 @@ from invariclip.manifest import EMBEDDING, LOGITS, PROBABILITIES, PROJECTION_INP
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from invariclip.semantics import Semantics
+    from invariclip.manifest import SemanticsFacts
 
 CLASS_BANK, LOGIT_SCALE, LOGIT_BIAS = "class_bank", "logit_scale", "logit_bias"
 MATRIX = "matrix"
@@ -34,7 +34,7 @@ def attach_head(
     bank: NDArray[np.float64] | None,
     logit_scale: float,
     logit_bias: float | None,
-    semantics: Semantics | None = None,
+    learned: SemanticsFacts | None = None,
 ) -> None:
     """Puts the classes after `embedding`, in place of any that stand there; without a bank it takes them away.
 
@@ -50,7 +50,7 @@ def attach_head(
         bank: Unit class embeddings, float64 [K, d], or None; with learned templates [M + 1, K, d].
         logit_scale: Temperature τ, already exponentiated.
         logit_bias: Added to the logits, or None.
-        semantics: The learned templates, or None.
+        learned: Facts of the learned templates, or None.
 
     Raises:
         ArtifactError: The graph has no float32 output `embedding`, or answers more than a class head does.
@@ -59,12 +59,12 @@ def attach_head(
     graph = model.graph
     embedding = _embedding(graph)
     if bank is not None:
-        _check_bank(bank, embedding, semantics)
+        _check_bank(bank, embedding, learned)
     _remove_head(graph, embedding)
     if bank is None:
         return
-    if semantics is not None:
-        opinions.attach(graph, embedding, bank, semantics, logit_scale, logit_bias)
+    if learned is not None:
+        opinions.attach(graph, embedding, bank, learned, logit_scale, logit_bias)
         return
     free_names(graph, (CLASS_BANK, LOGIT_SCALE, LOGIT_BIAS, _COSINES, _SCALED, LOGITS, PROBABILITIES))
     shape = ir.Shape([embedding.shape[0] if embedding.shape is not None else "batch", len(bank)])
@@ -119,15 +119,13 @@ def _embedding(graph: ir.Graph) -> ir.Value:
     return value
 
 
-def _check_bank(bank: NDArray[np.float64], embedding: ir.Value, semantics: Semantics | None) -> None:
+def _check_bank(bank: NDArray[np.float64], embedding: ir.Value, learned: SemanticsFacts | None) -> None:
     width = embedding.shape[1] if embedding.shape is not None and len(embedding.shape) == 2 else None
-    axes = (None,) if semantics is None else (semantics.learned + 1, None)
-    wanted = "[K" if semantics is None else f"[{semantics.learned + 1}, K"
-    fits = bank.ndim == len(axes) + 1 and all(
-        size in (None, given) for size, given in zip(axes, bank.shape, strict=False)
-    )
+    templates = [] if learned is None else [learned.learned + 1]
+    wanted = ", ".join(map(str, [*templates, "K", width]))
+    fits = bank.ndim == len(templates) + 2 and list(bank.shape[: len(templates)]) == templates
     if not fits or not bank.size or (isinstance(width, int) and bank.shape[-1] != width):
-        raise InputError(f"a class bank of shape {list(bank.shape)} does not fit; it must be {wanted}, {width}]")
+        raise InputError(f"a class bank of shape {list(bank.shape)} does not fit; the embedding needs [{wanted}]")
     if bank.size * 4 > MAX_BANK_BYTES:
         raise InputError(f"a class bank of {bank.size * 4:,} bytes is above {MAX_BANK_BYTES:,}; bake in fewer classes")
     if not np.isfinite(bank).all():

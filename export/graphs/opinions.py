@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from invariclip.semantics import Semantics
+    from invariclip.manifest import SemanticsFacts
 
 BANK, HEIGHT = "evidence_bank", "evidence_height"
 _PREFIX = "evidence_"
@@ -44,7 +44,7 @@ def attach(
     graph: ir.Graph,
     embedding: ir.Value,
     bank: NDArray[np.float64],
-    semantics: Semantics,
+    facts: SemanticsFacts,
     logit_scale: float,
     logit_bias: float | None,
 ) -> None:
@@ -57,13 +57,13 @@ def attach(
         graph: Changed in place.
         embedding: [batch, d].
         bank: Unit class embeddings by template, float64 [M + 1, K, d].
-        semantics: How a template's cosines become evidence.
+        facts: How a template's cosines become evidence.
         logit_scale: Temperature τ, already exponentiated.
         logit_bias: Added to the logits alone (SigLIP); evidence has `evidence_bias` instead. Or None.
     """
     templates, classes, width = bank.shape
-    slope = semantics.evidence_scale * logit_scale
-    height = semantics.evidence_bias - np.log(classes)
+    slope = np.array(facts.evidence_scale) * logit_scale
+    height = np.array(facts.evidence_bias) - np.log(classes)
     pen = _Pen(graph, embedding)
     flat = np.ascontiguousarray((bank * slope[:, None, None]).reshape(-1, width).T)
     # One product with the scale in the bank and the rest as its bias: at batch 1 reading the bank is what a head costs
@@ -71,7 +71,7 @@ def attach(
         "Gemm", [embedding, pen.value(BANK, flat), pen.value(HEIGHT, np.repeat(height, classes))], "opinions",
         [templates * classes],
     )  # fmt: skip
-    logits = _logits(pen, x, classes, float(1 / semantics.evidence_scale[0]), float(height[0]), logit_bias or 0.0)
+    logits = _logits(pen, x, classes, float(1 / facts.evidence_scale[0]), float(height[0]), logit_bias or 0.0)
     strength = pen.op("Reshape", [_softplus(pen, x, templates), pen.shape("by_template", [-1, templates, classes])],
                       "by_template_and_class", [templates, classes])  # fmt: skip
     belief, unsure = _fused(pen, strength, classes)

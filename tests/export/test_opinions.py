@@ -16,16 +16,14 @@ from invariclip.export.contract.dempster import pairwise
 from invariclip.export.graphs import head, opinions
 from invariclip.export.graphs.tensorrt_gate import build_on_cpu
 from invariclip.export.graphs.trace import write_graph
-from invariclip.semantics import Semantics
+from invariclip.manifest import SemanticsFacts
 
 WIDTH = 16
 ENGINES = ("onnxruntime", "openvino")
 
 
 def semantics_of(scale, bias):
-    scale = np.asarray(scale, dtype=np.float64)
-    context = np.zeros((len(scale) - 1, 1, 4), dtype=np.float32)
-    return Semantics(context, scale, np.asarray(bias, dtype=np.float64), ("a photo of a {}.",), "c" * 64)
+    return SemanticsFacts("c" * 64, len(scale) - 1, 4, tuple(map(float, scale)), tuple(map(float, bias)))
 
 
 def graph_of(dtype=ir.DataType.FLOAT, width=WIDTH):
@@ -57,8 +55,8 @@ def world(seed, templates, classes, rows, scale, width=WIDTH, alike=0.7):
 
 def wanted(embedding, bank, semantics, logit_scale=100.0):
     cosines = np.einsum("nd,mkd->nmk", embedding.astype(np.float64), bank)
-    height = semantics.evidence_bias[:, None]
-    return cosines, *pairwise(cosines * (semantics.evidence_scale * logit_scale)[:, None] + height)
+    scale, height = np.array(semantics.evidence_scale), np.array(semantics.evidence_bias)
+    return cosines, *pairwise(cosines * (scale * logit_scale)[:, None] + height[:, None])
 
 
 def headed(bank, semantics, bias=None, width=WIDTH):
@@ -112,7 +110,7 @@ def run(model, x):
 def test_evidence_of_any_height_is_exact(seed, learned, classes, scale, level):
     """Also where all of it is tiny: then it is the sum over classes that tells how unsure the whole is."""
     embedding, bank, semantics = world(seed, learned + 1, classes, 2, scale)
-    semantics = semantics_of(semantics.evidence_scale, semantics.evidence_bias + level)
+    semantics = semantics_of(semantics.evidence_scale, np.array(semantics.evidence_bias) + level)
     given = embedding.astype(np.float32)
     got = run(headed(bank, semantics), given)
     _, probabilities, uncertainty = wanted(given, bank, semantics)
@@ -189,7 +187,7 @@ def test_heads_of_both_kinds_take_each_others_place():
 
 @pytest.mark.parametrize("shape", [(3, 4, WIDTH), (2, 0, WIDTH), (2, WIDTH), (2, 3, WIDTH + 1)])
 def test_banks_that_do_not_fit_are_refused(shape):
-    with pytest.raises(InputError, match=r"it must be \[2, K, 16\]"):
+    with pytest.raises(InputError, match=r"needs \[2, K, 16\]"):
         head.attach_head(graph_of(), np.ones(shape), 100.0, None, semantics_of([1, 1], [0, 0]))
 
 
