@@ -270,10 +270,6 @@ def still_proved(record: dict[str, Any], head: dict[str, Any], *, had_classes: b
         head: What was measured of the new ones.
         had_classes: Whether best matches were sought among old classes; then those figures are gone too.
     """
-    image = {
-        name: None
-        if name in ("probability_diff", "uncertainty_diff") or (had_classes and name.startswith("top"))
-        else value
-        for name, value in record["image"].items()
-    }
+    gone = ("probability_diff", "uncertainty_diff", *(("top",) if had_classes else ()))
+    image = {name: None if name.startswith(gone) else value for name, value in record["image"].items()}
     return {**record, "image": image, "head": head}

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from invariclip.export.options import Limits
     from invariclip.fidelity import Fidelity
     from invariclip.manifest import Manifest, Variant
+    from invariclip.semantics import Semantics
 
 
 @click.command()
@@ -50,10 +51,7 @@ def verify(
         require_backend(backend)
     manifest = read_manifest(artifact)
     own = projection is None
-    if manifest.cdc is not None and not own:
-        raise InputError(
-            f"{artifact}: its learned templates belong to its own projection, so it cannot be held against another one"
-        )
+    semantics = _own_semantics(artifact, manifest, own=own)
     if own and manifest.projection_file is not None:
         projection = checked_path(artifact, manifest.projection_file)
     paths = _checked_paths(artifact, manifest)
@@ -70,7 +68,6 @@ def verify(
     matrix = None if projection is None else read_projection(projection)
     if matrix is not None:
         matrix.require_width(loaded.embed_dim, loaded.name)
-    semantics = None if manifest.cdc_file is None else read_semantics(checked_path(artifact, manifest.cdc_file))
     wrong = disagreements(manifest, artifact, loaded, matrix if own else OTHER, semantics)
     if wrong:
         raise ContractError(f"{artifact}: {'; '.join(wrong)}")
@@ -116,6 +113,21 @@ def _checked_paths(artifact: Path, manifest: Manifest) -> dict[str, tuple[Path, 
         name: (checked_path(artifact, variant.image), checked_path(artifact, variant.text))
         for name, variant in manifest.variants.items()
     }
+
+
+def _own_semantics(artifact: Path, manifest: Manifest, *, own: bool) -> Semantics | None:
+    """The artifact's learned templates.
+
+    Raises:
+        InputError: They are in the space of its own projection, and it is to be held against another one.
+    """
+    if manifest.cdc_file is None:
+        return None
+    if not own:
+        raise InputError(
+            f"{artifact}: its learned templates belong to its own projection, so it cannot be held against another one"
+        )
+    return read_semantics(checked_path(artifact, manifest.cdc_file))
 
 
 def _fast_pixels(manifest: Manifest, job: Job, pictures: Pictures, limits: Limits, *, progress: Progress) -> list[str]:

@@ -55,19 +55,12 @@ OTHER_PROJECTION = click.option(
 )
 
 
-class Uncertainty(click.ParamType):
-    """A number from 0 to 1, or `calibrated`."""
-
-    name = "uncertainty"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The word stays; anything else must be a number, which `threshold` bounds."""
-        if value == CALIBRATED:
-            return value
-        try:
-            return float(value)
-        except ValueError:
-            self.fail(f"{value!r} is neither a number from 0 to 1 nor {CALIBRATED!r}", param, ctx)
+def _number_or_word(_ctx: click.Context, _param: click.Parameter, value: str | None) -> float | str | None:
+    """A number as one; `threshold` refuses other words than `calibrated`."""
+    try:
+        return None if value is None else float(value)
+    except ValueError:
+        return value
 
 
 CLASS_OPTIONS = (
@@ -215,7 +208,8 @@ def _learned(manifest: Manifest) -> list[list[str]]:
 @click.option("--top-k", type=click.IntRange(min=1), default=3, show_default=True)
 @click.option(
     "--abstain-above",
-    type=Uncertainty(),
+    metavar="U",
+    callback=_number_or_word,
     help=f"Give no label where the uncertainty is above this, from 0 to 1, or {CALIBRATED}.",
 )
 @BATCH
@@ -227,8 +221,8 @@ def _learned(manifest: Manifest) -> list[list[str]]:
 def predict(
     artifact: Path, pictures: tuple[Path, ...], classes: str | None, classes_file: Path | None,
     templates: tuple[str, ...], templates_file: Path | None, template_name: str | None, projection: Path | None,
-    top_k: int, abstain_above: AbstainAbove, batch_size: int, pixel_mode: PixelMode, backend: str | None, threads: int | None, as_json: bool,
-    quiet: bool,
+    top_k: int, abstain_above: AbstainAbove, batch_size: int, pixel_mode: PixelMode, backend: str | None,
+    threads: int | None, as_json: bool, quiet: bool,
 ) -> int:  # fmt: skip
     """Classify pictures (files or folders). Unreadable ones are named, and make the exit code 2."""
     names = class_names(classes, classes_file)

@@ -10,7 +10,7 @@ import numpy as np
 from invariclip.answers import Answers, class_probabilities, fused_probabilities
 from invariclip.console import silent
 from invariclip.errors import InputError
-from invariclip.prompts import check_prompts, class_bank
+from invariclip.prompts import class_bank
 from invariclip.semantics import class_banks
 
 if TYPE_CHECKING:
@@ -32,15 +32,13 @@ class HostHead:
 
         Args:
             manifest: The artifact's.
-            classes: K names.
-            templates: Hand-written prompts with one `{}`.
+            classes: K names, which `prompts.check_prompts` took.
+            templates: Hand-written prompts, likewise.
             embed: Texts, and ids before each, to unit-length embeddings [N, d].
 
         Raises:
-            InputError: No class, an empty or repeated one, a template without `{}`, or other prompts than those that
-                learned templates were trained beside.
+            InputError: The prompts are others than those that learned templates were trained beside.
         """
-        check_prompts(classes, templates)
         if manifest.cdc is not None and templates != manifest.templates:
             raise InputError(
                 "the artifact's learned templates were trained beside the prompts "

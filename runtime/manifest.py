@@ -274,7 +274,7 @@ class Manifest:
                     "tokenizer": FileFacts(**plain["tokenizer"]),
                     "projection": ProjectionFacts(**projection) if projection else None,
                     "projection_file": FileFacts(**projection_file) if projection_file else None,
-                    "cdc": SemanticsFacts(**{key: _frozen(item) for key, item in cdc.items()}) if cdc else None,
+                    "cdc": _semantics(cdc) if cdc else None,
                     "cdc_file": FileFacts(**cdc_file) if cdc_file else None,
                     "classes": tuple(plain["classes"]),
                     "templates": tuple(plain["templates"]),
@@ -287,8 +287,9 @@ class Manifest:
             raise ArtifactError(f"the manifest is not understood ({error!r}); its fields are: {known}") from error
 
 
-def _frozen(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
+def _semantics(plain: dict[str, Any]) -> SemanticsFacts:
+    lists = {name: tuple(plain[name]) for name in ("evidence_scale", "evidence_bias")}
+    return SemanticsFacts(**{**plain, **lists})
 
 
 def _is_finite(value: object) -> bool:

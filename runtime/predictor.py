@@ -18,7 +18,7 @@ from invariclip.console import silent
 from invariclip.errors import ArtifactError, InputError, ProjectionError
 from invariclip.host_head import HostHead
 from invariclip.manifest import EMBEDDING, IMAGE_INPUT, PROBABILITIES, PROJECTION_INPUT, UNCERTAINTY, space_id
-from invariclip.prompts import DEFAULT_TEMPLATES
+from invariclip.prompts import DEFAULT_TEMPLATES, check_prompts
 from invariclip.streams import DEFAULT_BATCH, LOOK_AHEAD, PictureReader
 from invariclip.text_cache import DEFAULT_TEXT_CACHE, TextCache
 from invariclip.text_tower import TextTower
@@ -222,6 +222,7 @@ class Model:
                 learned templates were trained beside.
         """
         chosen = tuple(templates or self.manifest.templates or DEFAULT_TEMPLATES)
+        check_prompts(classes, chosen)
         head = HostHead(self.manifest, tuple(classes), chosen, self._embed_behind)
         head.bank(progress)
         return self._but(classes=head.classes, templates=chosen, _head=head)

@@ -85,8 +85,10 @@ class Semantics:
         numbers = (self.context, self.evidence_scale, self.evidence_bias)
         if not all(np.isfinite(array).all() for array in numbers) or not (self.evidence_scale > 0).all():
             raise SemanticsError("the learned templates hold values that are not finite, or no scale above 0")
-        if not self.templates:
-            raise SemanticsError("the hand-written template is missing")
+        if not self.templates or not all(isinstance(one, str) and one.count("{}") == 1 for one in self.templates):
+            raise SemanticsError(
+                f"the hand-written prompts need one {{}} each for the class name, not {list(self.templates)!r:.80}"
+            )
         if self.abstain_above is not None and not 0 <= self.abstain_above <= 1:
             raise SemanticsError(f"abstain_above {self.abstain_above} is not an uncertainty, from 0 to 1")
 
@@ -191,7 +193,7 @@ def write_semantics(path: str | os.PathLike[str], semantics: Semantics) -> None:
         "abstain_above": semantics.abstain_above,
         "provenance": semantics.provenance,
     }
-    tensors = {
+    tensors: dict[str, NDArray[Any]] = {
         "context": np.ascontiguousarray(semantics.context, dtype=np.float32),
         "evidence_scale": np.ascontiguousarray(semantics.evidence_scale, dtype=np.float64),
         "evidence_bias": np.ascontiguousarray(semantics.evidence_bias, dtype=np.float64),
@@ -216,13 +218,16 @@ def read_semantics(path: str | os.PathLike[str]) -> Semantics:
             arrays = [tensors.get_tensor(name) for name in ("context", "evidence_scale", "evidence_bias")]
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise SemanticsError(f"{where}: no learned templates written by `invariclip cdc` ({error})") from error
+    if not isinstance(facts, dict) or not isinstance(facts.get("templates"), list):
+        raise SemanticsError(f"{where}: no learned templates written by `invariclip cdc` (its facts are {facts!r:.60})")
+    context, scale, bias = arrays
     if facts.get("schema") != SEMANTICS_SCHEMA or [str(a.dtype) for a in arrays] != ["float32", "float64", "float64"]:
         raise SemanticsError(
             f"{where}: schema {facts.get('schema')!r} is not known; this version reads {SEMANTICS_SCHEMA}"
         )
     try:
         return Semantics(
-            *arrays, tuple(facts["templates"]), facts["checkpoint_sha256"], facts["projection_sha256"],
+            context, scale, bias, tuple(facts["templates"]), facts["checkpoint_sha256"], facts["projection_sha256"],
             facts["abstain_above"], facts["provenance"],
         )  # fmt: skip
     except (KeyError, TypeError) as error:

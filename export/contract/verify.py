@@ -82,18 +82,13 @@ def prepare(
     def embed(texts: list[str], before: tuple[int, ...] = ()) -> NDArray[np.float64]:
         return project(checkpoint.encode_texts(checkpoint.tokenizer(texts, prefix=before)), projection)
 
-    if not classes or semantics is None:
-        learned = None if semantics is None else semantics.facts
-        return Job(
-            checkpoint,
-            projection,
-            classes,
-            templates,
-            class_bank(embed, classes, templates) if classes else None,
-            learned,
-        )
-    banks = class_banks(embed, classes, templates, semantics.facts)
-    return Job(checkpoint, projection, classes, templates, banks[0], semantics.facts, banks)
+    learned = None if semantics is None else semantics.facts
+    if not classes:
+        return Job(checkpoint, projection, classes, templates, None, learned)
+    if learned is None:
+        return Job(checkpoint, projection, classes, templates, class_bank(embed, classes, templates))
+    banks = class_banks(embed, classes, templates, learned)
+    return Job(checkpoint, projection, classes, templates, banks[0], learned, banks)
 
 
 def check(

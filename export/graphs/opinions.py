@@ -37,7 +37,10 @@ BANK, HEIGHT = "evidence_bank", "evidence_height"
 _PREFIX = "evidence_"
 DEGREE = 4
 """Of the polynomial in s² for atanh(s) / s on [0, 1/9]; its relative error is below 4e-8, which float32 cannot tell."""
-_DTYPES = {ir.DataType.FLOAT: np.float32, ir.DataType.FLOAT16: np.float16}
+_DTYPES: dict[ir.DataType, type[np.float32 | np.float16]] = {
+    ir.DataType.FLOAT: np.float32,
+    ir.DataType.FLOAT16: np.float16,
+}
 
 
 def attach(

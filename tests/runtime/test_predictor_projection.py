@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import invariclip
-from invariclip import host_head, predictor
+from invariclip import host_head
 from invariclip.artifact import read_manifest
 from invariclip.embeddings import read_embeddings
 from invariclip.errors import ArtifactError, InputError, ProjectionError
