@@ -47,7 +47,8 @@ class ContextEmbedding(nn.Module):
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Int64 ids [N, L] → rows [N, L, width]; an id below -M·n is out of range, as one beyond the vocabulary is."""
         words = self.vocabulary(ids.clamp_min(0))
-        learned = self.context.reshape(-1, self.context.shape[-1])[(-1 - ids).clamp_min(0)]
+        rows = self.context.reshape(-1, self.context.shape[-1])
+        learned = nn.functional.embedding((-1 - ids).clamp_min(0), rows)
         return torch.where((ids < 0)[..., None], learned.to(words.dtype), words)
 
 
