@@ -15,7 +15,8 @@ from invariclip.backends.threads import available_threads
 from invariclip.batching import plan, run_in_buckets
 from invariclip.choice import require_openable
 from invariclip.console import silent
-from invariclip.errors import ArtifactError, InputError, ProjectionError
+from invariclip.errors import InputError
+from invariclip.exchange import EXCHANGING_BACKENDS, require_exchangeable
 from invariclip.host_head import HostHead
 from invariclip.manifest import EMBEDDING, IMAGE_INPUT, PROBABILITIES, PROJECTION_INPUT, UNCERTAINTY, space_id
 from invariclip.prompts import DEFAULT_TEMPLATES, check_prompts
@@ -44,8 +45,6 @@ T = TypeVar("T")
 
 _TEXTS = 64
 LARGEST_WARM_UP = 1024
-EXCHANGING_BACKENDS = ("onnxruntime",)
-"""Engines that let an initializer be overridden at a run; the others read it as a constant."""
 
 
 class Model:
@@ -241,27 +240,8 @@ class Model:
             InputError: The engine cannot exchange it, or learned templates were trained in the artifact's own space.
             ProjectionError: It is of another shape.
         """
-        if self.manifest.cdc is not None:
-            raise InputError(
-                f"{self._folder}: its learned templates were trained in the space of its own projection, so that one "
-                "cannot be exchanged; train templates with the other one and export again"
-            )
-        facts, model = self.manifest.projection, self.manifest.model
-        how = "none" if facts is None else f"image {facts.image_fold}, text {facts.text_fold}"
-        if facts is None or {facts.image_fold, facts.text_fold} != {"input"}:
-            raise ArtifactError(
-                f"{self._folder}: its projection cannot be exchanged ({how}); export it again with "
-                "--projection FILE --projection-as-input-initializer"
-            )
-        if self.backend not in EXCHANGING_BACKENDS:
-            raise InputError(
-                f"backend {self.backend!r} cannot exchange the projection; available: {', '.join(EXCHANGING_BACKENDS)}"
-            )
-        if projection.A_inv.shape != (model.embed_dim, facts.rank):
-            raise ProjectionError(
-                f"the projection is {projection.embed_dim} → {projection.rank}, the artifact's towers take "
-                f"{model.embed_dim} → {facts.rank}; calibrate with --rank {facts.rank}, or export again"
-            )
+        require_exchangeable(self._folder, self.manifest, self.backend, projection)
+        model = self.manifest.model
         matrix = np.ascontiguousarray(projection.A_inv, dtype=np.float32)
         other = self._but(
             _feeds={PROJECTION_INPUT: matrix},
