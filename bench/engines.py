@@ -81,6 +81,17 @@ def _graph(candidate: Candidate, threads: int) -> Opened:
     return Opened(lambda batch: backend.run({name: batch}, (EMBEDDING,))[EMBEDDING], make, backend.describe())
 
 
+def _whole(candidate: Candidate, threads: int) -> Opened:
+    """A graph of ours that is asked for all that it answers, not for the embedding alone."""
+    from invariclip.backends import open_backend
+
+    backend = open_backend(candidate.backend, Path(candidate.model), threads=threads)
+    name = backend.input_names[0]
+    return Opened(
+        lambda batch: backend.run({name: batch}), _pictures(_sides(backend.input_shapes[name])), backend.describe()
+    )
+
+
 def _onnxruntime(candidate: Candidate, threads: int) -> Opened:
     import onnxruntime
 
@@ -212,6 +223,7 @@ def _texts(length: int) -> Batch:
 KINDS: dict[str, Callable[[Candidate, int], Opened]] = {
     "artifact": _artifact,
     "graph": _graph,
+    "whole": _whole,
     "onnxruntime": _onnxruntime,
     "openvino": _openvino,
     "peak": _peak,

@@ -31,7 +31,8 @@ class Candidate:
     Attributes:
         name: How the table calls it.
         kind: One of `engines.KINDS`: `pytorch` (the original checkpoint's image tower), `artifact` (an artifact's, as
-            `load` serves it), `graph` (an ONNX file of either tower in one of our backends), `onnxruntime`, `openvino`
+            `load` serves it), `graph` (an ONNX file of either tower in one of our backends),
+            `whole` (the same of an image tower, asked for its classes too), `onnxruntime`, `openvino`
             (a file in an engine as its documentation says, without us) or `peak` (large matrix products).
         model: open_clip model for `pytorch`, artifact folder for `artifact`, file for the others, empty for `peak`.
         checkpoint: Weights file for `pytorch`, or None.
