@@ -10,7 +10,7 @@ from invariclip.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-STRENGTHS = {"shrinkage": (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0), "icm": (0.3, 1.0, 3.0, 10.0)}
+STRENGTHS = {"shrinkage": (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0), "icm": (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)}
 RANK_SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 7 / 8)
 
 

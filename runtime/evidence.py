@@ -1,9 +1,8 @@
-"""Several templates' evidence for the classes, fused into one answer that says how unsure it is (CDC, trusted
-classification).
+"""Several templates' evidence for the classes, fused into one answer that says how unsure it is.
 
-Template m takes a picture's logits for evidence e_k ≥ 0 of K classes. That is an opinion: belief b_k = e_k / S and
-uncertainty u = K / S with S = Σ e + K, so Σ b_k + u = 1. Opinions are put together by Dempster's reduced rule. Over M
-of them it needs no loop: with q_k = Π_m (b_k^m + u^m) and U = Π_m u^m,
+CDC's trusted classification (arXiv 2410.12816). Template m takes a picture's logits for evidence e_k ≥ 0 of K classes.
+That is an opinion: belief b_k = e_k / S and uncertainty u = K / S with S = Σ e + K, so Σ b_k + u = 1. Opinions are put
+together by Dempster's reduced rule. Over M of them it needs no loop: with q_k = Π_m (b_k^m + u^m) and U = Π_m u^m,
 
     b_k = (q_k - U) / n,    u = U / n,    n = Σ_k (q_k - U) + U.
 
@@ -72,7 +71,7 @@ def log_evidence(
     evidence_scale: NDArray[np.floating[Any]],
     evidence_bias: NDArray[np.floating[Any]],
 ) -> NDArray[np.floating[Any]]:
-    """log e = a_m · τ · cos + c_m: evidence grows with how near a picture is to a class, not only with who is nearest.
+    """The log of each template's evidence, a_m · τ · cos + c_m: it grows with how near a class is.
 
     Args:
         cosines: [..., M, K], of pictures and class embeddings by template.

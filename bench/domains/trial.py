@@ -41,7 +41,7 @@ OWN_C = ("none", MAIN, "centring", "within-class")
 """Rows for which C is chosen as well: that costs as much as all the rest."""
 
 
-TRIAL_VERSION = 1
+TRIAL_VERSION = 2
 """Changes when trials would come out differently."""
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from invariclip.bench.stylebench.world import Map, Way, World
     from invariclip.calibrate.moments import Moments
 
-VERSION = 1
+VERSION = 2
 """Changes when trials would come out differently."""
 SEVEN, EVERYTHING = "the seven", "all eighteen"
 KINDS = {SEVEN: PAPER, EVERYTHING: tuple(CATALOGUE)}
