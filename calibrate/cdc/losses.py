@@ -98,7 +98,7 @@ def consistency_loss(logits: torch.Tensor, hand_written: torch.Tensor) -> torch.
 
 
 def fused_log_evidence(opinions: Sequence[torch.Tensor]) -> torch.Tensor:
-    """log e of the opinions fused: K·expm1(r) with r = Σ_m log(1 + e_m / K), see `invariclip.evidence`.
+    """Log e of the opinions fused: K·expm1(r) with r = Σ_m log(1 + e_m / K), see `invariclip.evidence`.
 
     Args:
         opinions: log e of each template, [N, K] each.
@@ -110,8 +110,11 @@ def fused_log_evidence(opinions: Sequence[torch.Tensor]) -> torch.Tensor:
     strength = torch.stack([torch.logaddexp(one - log_classes, torch.zeros_like(one)) for one in opinions])
     height = strength.sum(dim=0).clamp(min=_LEAST)
     # log expm1(r) = r + log(1 - exp(-r)) where r is large; the mild slope keeps the branch not taken finite
-    return torch.where(
-        height > 1,
-        height + torch.log(-torch.expm1(-height.clamp(min=0.5))),
-        torch.log(torch.expm1(height.clamp(max=2.0))),
-    ) + log_classes
+    return (
+        torch.where(
+            height > 1,
+            height + torch.log(-torch.expm1(-height.clamp(min=0.5))),
+            torch.log(torch.expm1(height.clamp(max=2.0))),
+        )
+        + log_classes
+    )

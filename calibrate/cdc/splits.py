@@ -31,9 +31,7 @@ class Split:
     held: NDArray[np.int64]
 
 
-def split_rows(
-    labels: NDArray[np.int64], *, shots: int | None, validation: float, held: float, seed: int
-) -> Split:
+def split_rows(labels: NDArray[np.int64], *, shots: int | None, validation: float, held: float, seed: int) -> Split:
     """Draws the three parts class by class, so that each knows as many classes as it can.
 
     Few-shot: `shots` pictures to learn from, up to as many (and `VALIDATION_SHOTS`) to validate on, the rest is held

@@ -1,4 +1,4 @@
-"""The uncertainty above which to abstain, so that what is answered is seldom wrong: a promise, tested before it is made.
+"""The uncertainty above which to abstain, so that what is answered is seldom wrong: a promise, and tested as one.
 
 The promise: with probability `confidence` over the pictures that are held back, P(wrong | u ≤ threshold) ≤ target, for
 pictures that come from where those came from. A threshold is accepted if the Clopper-Pearson upper bound of the risk of
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 GRID = 50
 """Thresholds that are tried."""
 STARTS = 3
-"""Walks."""
+"""Walks: from two and six times the fewest pictures that could prove anything, and from half of all."""
 
 
 @dataclass(frozen=True)
@@ -102,12 +102,12 @@ def choose_threshold(
         raise InputError(f"target risk {target} and confidence {confidence} must lie between 0 and 1")
     thresholds = np.unique(np.quantile(grid, np.linspace(0, 1, GRID), method="inverted_cdf"))
     error = (1 - confidence) / STARTS
-    # The fewest pictures that prove anything, none of them wrong; which start to take must not depend on the held ones
+    # None wrong among so few proves it; where walks start must not depend on the held pictures, only on how many
     fewest = np.log(error) / np.log1p(-target)
     expected = len(uncertainty) * (grid[None, :] <= thresholds[:, None]).mean(axis=1)
-    first = int(np.searchsorted(expected, fewest))
+    starts = np.searchsorted(expected, [2 * fewest, 6 * fewest, len(uncertainty) / 2])
     best: int | None = None
-    for start in np.unique(np.linspace(first, len(thresholds), STARTS, endpoint=False).astype(int)):
+    for start in np.unique(starts):
         for place in range(start, len(thresholds)):
             accepted = uncertainty <= thresholds[place]
             if upper_bound(int(wrong[accepted].sum()), int(accepted.sum()), error) > target:
