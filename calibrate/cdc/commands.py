@@ -25,23 +25,36 @@ from invariclip.semantics import write_semantics
 @click.option("--model", default="reference", show_default=True, help="Architecture, folder or hf-hub: id.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="File with the model's weights.")
 @click.option("--tokenizer", metavar="DIR", help="Folder with tokenizer.json, or hf-hub: id; see `export`.")
-@click.option("--pictures", type=click.Path(path_type=Path),
-              help="Manifest (.jsonl, .csv) or environment/class/file folders; the bundled pictures by default.")  # fmt: skip
+@click.option(
+    "--pictures",
+    type=click.Path(path_type=Path),
+    help="Manifest (.jsonl, .csv) or environment/class/file folders; the bundled pictures by default.",
+)
 @click.option("--allow-outside", is_flag=True, help="Accept a manifest's paths outside of its folder.")
 @click.option("--environments", help="Only these, with commas.")
 @click.option("--split", help="Only these, with commas, or `all`; train,calibrate where the manifest says.")
 @click.option("--projection", type=click.Path(path_type=Path), help="Learn in the space of this projection.")
-@click.option("--templates-learned", "learned", default=4, show_default=True, type=int,
-              help="Learned templates beside the hand-written one.")  # fmt: skip
+@click.option(
+    "--templates-learned",
+    "learned",
+    default=4,
+    show_default=True,
+    type=int,
+    help="Learned templates beside the hand-written one.",
+)
 @click.option("--context-tokens", default=4, show_default=True, type=int, help="Vectors a template.")
 @click.option("--augmentations", help=f"One a learned template, with commas: names of interventions, or {PLAIN}.")
 @click.option("--shots", type=click.IntRange(1, MAX_SHOTS), help="Training pictures a class; all by default.")
 @click.option("--steps", default=200, show_default=True, type=click.IntRange(1), help="Training steps at most.")
-@click.option("--rate", default=0.05, show_default=True, type=float,
-              help="Learning rate, in units of the vocabulary's spread.")  # fmt: skip
+@click.option(
+    "--rate", default=0.05, show_default=True, type=float, help="Learning rate, in units of the vocabulary's spread."
+)
 @click.option("--without", multiple=True, type=click.Choice(DEFAULT_LOSSES), help="Leave a loss out; repeatable.")
-@click.option("--target-risk", type=float,
-              help="Also find the uncertainty to abstain above, so that this share of answers at most is wrong.")  # fmt: skip
+@click.option(
+    "--target-risk",
+    type=float,
+    help="Also find the uncertainty to abstain above, so that this share of answers at most is wrong.",
+)
 @click.option("--confidence", default=0.95, show_default=True, type=float, help="With what probability that is kept.")
 @TEMPLATE_OPTIONS[0]
 @TEMPLATE_OPTIONS[1]
