@@ -45,7 +45,7 @@ from invariclip.semantics import write_semantics
 @click.option("--context-tokens", default=4, show_default=True, type=int, help="Vectors a template.")
 @click.option("--augmentations", help=f"One a learned template, with commas: names of interventions, or {PLAIN}.")
 @click.option("--shots", type=click.IntRange(1, MAX_SHOTS), help="Training pictures a class; all by default.")
-@click.option("--steps", default=200, show_default=True, type=click.IntRange(1), help="Training steps at most.")
+@click.option("--steps", default=100, show_default=True, type=click.IntRange(1), help="Training steps at most.")
 @click.option(
     "--rate", default=0.05, show_default=True, type=float, help="Learning rate, in units of the vocabulary's spread."
 )

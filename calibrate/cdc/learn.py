@@ -113,21 +113,20 @@ def learn_from(
     )  # fmt: skip
     trains, checks = np.isin(rows, split.train), np.isin(rows, split.validation)
     hand_written = hand_written_bank(cast("TextEncoder", checkpoint), seen.names, options.templates, projection)
+    # Augmented versions count too: evidence has to be earned under change as well
+    shown = np.concatenate([seen.vectors[split.validation], *views[:, checks]])
+    shown_labels = np.tile(seen.labels[split.validation], 1 + options.learned)
     task = Task(
         names=seen.names,
         hand_written=hand_written,
         views=views[:, trains],
         labels=seen.labels[rows[trains]],
-        validation=seen.vectors[split.validation],
-        validation_labels=seen.labels[split.validation],
+        validation=shown,
+        validation_labels=shown_labels,
     )
     trained = train(checkpoint, task, options, projection, work=cache / "cdc" if cache else None, progress=progress)
     bank = full_bank(checkpoint, trained.context, hand_written, seen.names, projection)
-    # Augmented versions count too: evidence has to be earned under change as well
-    shown = np.concatenate([task.validation, *views[:, checks]])
-    answers = np.tile(task.validation_labels, 1 + options.learned)
-    misleading = options.misleading if "misleading" in options.losses else 0.0
-    scales = fit_scales(shown, answers, bank, checkpoint.logit_scale, misleading=misleading, seed=options.seed)
+    scales = fit_scales(shown, shown_labels, bank, checkpoint.logit_scale, seed=options.seed)
     threshold = None
     if options.target_risk is not None:
         threshold = threshold_of(seen, split, bank, checkpoint.logit_scale, scales, options)

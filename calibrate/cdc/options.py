@@ -69,12 +69,12 @@ class Options:
     misleading: float = 0.1
     diversity: float = 0.1
     consistency: float = 1.0
-    steps: int = 200
-    pictures: int = 128
-    classes: int = 48
+    steps: int = 100
+    pictures: int = 96
+    classes: int = 32
     rate: float = 0.05
     noise: float = 0.2
-    check_every: int = 20
+    check_every: int = 10
     patience: int = 3
     validation: float = 0.2
     held: float = 0.2

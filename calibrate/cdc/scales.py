@@ -1,10 +1,13 @@
 """How a template's cosines become evidence: two numbers a template, fitted on all classes and on unseen pictures.
 
-Training sees few classes a step and pictures that it learns by heart, so its own scales would be too sure.
+Training sees few classes a step and pictures that it learns by heart, so its own scales would be too sure. What is
+fitted here are both things that users read: the probabilities, by the log loss of the right class, and u, as what it
+then is: the probability that the answer is wrong, by the log loss of that.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,7 +19,7 @@ from invariclip.calibrate.cdc import losses
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-MOST_LOGITS = 1 << 24
+MOST_LOGITS = 1 << 21
 """Of all templates and pictures together: beyond that, pictures are drawn."""
 _PRIOR = 1e-3
 """Weight of (log a)²: templates that say the same could otherwise take any share of the scale."""
@@ -44,20 +47,16 @@ def fit_scales(
     bank: NDArray[np.float64],
     logit_scale: float,
     *,
-    misleading: float,
     seed: int = 0,
 ) -> Scales:
-    """Fits a > 0 and c of every template, by L-BFGS on the trusted cross-entropy of the fused opinion.
-
-    The divergence of the misleading evidence is part of it: it is the evidence that a picture has whose class is not
-    among those asked for, and what keeps that near nothing.
+    """Fits a > 0 and c of every template by L-BFGS, in float64.
 
     Args:
-        vectors: float64 [N, d], unit length; pictures that the vectors were not learnt from.
+        vectors: float64 [N, d], unit length; of pictures that the templates were not learnt from, and of which some
+            should be hard: with none answered wrong, u would be told that it is always nought.
         labels: int64 [N].
         bank: float64 [M + 1, K, d], every template's class embeddings.
         logit_scale: τ.
-        misleading: Weight of that divergence.
         seed: Of the draw where there are too many pictures.
     """
     templates, classes = bank.shape[:2]
@@ -69,19 +68,38 @@ def fit_scales(
     wanted = torch.from_numpy(labels)
     own = [float(one.gather(1, wanted[:, None]).mean()) for one in logits]
     log_scale = torch.zeros(templates, dtype=torch.float64, requires_grad=True)
-    bias = torch.tensor([np.log(classes) - mean for mean in own], dtype=torch.float64, requires_grad=True)
+    bias = torch.tensor([math.log(classes) - mean for mean in own], dtype=torch.float64, requires_grad=True)
     optimiser = torch.optim.LBFGS([log_scale, bias], max_iter=_ROUNDS, line_search_fn="strong_wolfe")
 
-    def closure() -> torch.Tensor:
-        optimiser.zero_grad()
+    def loss() -> torch.Tensor:
         opinions = [log_scale[m].exp() * one + bias[m] for m, one in enumerate(logits)]
-        fused = losses.fused_log_evidence(opinions)
-        loss = losses.evidential_loss(fused, wanted).mean() + _PRIOR * (log_scale**2).mean()
-        if misleading:
-            loss = loss + misleading * losses.misleading_loss(fused, wanted).mean()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss
+        return served_loss(losses.fused_log_evidence(opinions), wanted) + _PRIOR * (log_scale**2).mean()
+
+    def closure() -> float:
+        optimiser.zero_grad()
+        value = loss()
+        value.backward()  # type: ignore[no-untyped-call]
+        return float(value.detach())
 
     optimiser.step(closure)  # type: ignore[no-untyped-call]
-    final = float(closure())
+    with torch.no_grad():
+        final = float(loss())
     return Scales(log_scale.detach().exp().numpy(), bias.detach().numpy(), final)
+
+
+def served_loss(log_evidence: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """-log p_y - log P(right or wrong, as it was | u), the mean over pictures.
+
+    Args:
+        log_evidence: log e of the fused opinion, [N, K]: p_k = (e_k + 1) / S and u = K / S with S = Σ e + K.
+        labels: int64 [N].
+    """
+    log_classes = math.log(log_evidence.shape[1])
+    evidence = log_evidence.logsumexp(dim=1)
+    total = torch.logaddexp(evidence, torch.zeros_like(evidence) + log_classes)
+    own = log_evidence.gather(1, labels[:, None])[:, 0]
+    of_class = total - torch.logaddexp(own, torch.zeros_like(own))
+    right = log_evidence.detach().argmax(dim=1) == labels
+    # -log(1 - u) = -log(Σ e / S), -log u = -log(K / S)
+    of_doubt = total - torch.where(right, evidence, torch.full_like(evidence, log_classes))
+    return (of_class + of_doubt).mean()

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from invariclip.export.models.checkpoint import Checkpoint
     from invariclip.projection import Projection
 
-VALIDATION_CLASSES = 128
+VALIDATION_CLASSES = 64
 """Classes that a look at the validation pictures takes at most; drawn once."""
 _EVIDENCE_RATE = 0.05
 """Adam's, of the logarithm of a template's scale and of its bias."""
@@ -41,7 +41,7 @@ class Task:
         hand_written: float64 [K, d], template 0's class embeddings.
         views: float64 [M, R, d], training pictures under each template's augmentation.
         labels: int64 [R].
-        validation: float64 [V, d], pictures as they are.
+        validation: float64 [V, d], pictures that are not learnt from: as they are, and under every augmentation.
         validation_labels: int64 [V].
     """
 
