@@ -85,7 +85,7 @@ def ask(folder: Path, bundled: Bundle, progress: Progress) -> Answers:
     indices, embeddings = [], []
     starts = range(0, len(paths), 16)
     for start in progress(starts, total=len(starts), desc=f"classify with {folder.name}"):
-        embedding, probabilities = model.answer(paths[start : start + 16])
+        embedding, probabilities, _ = model.answer(paths[start : start + 16])
         indices.append(probabilities.argmax(axis=1))
         embeddings.append(embedding)
     return Answers(np.concatenate(indices).astype(np.int64), np.concatenate(embeddings))

@@ -146,10 +146,7 @@ def _read_artifact(out: Path, work: Path, key: str) -> Manifest | None:
         manifest = read_manifest(out)
         if recorded != [key, manifest.space_id]:
             return None
-        files = [manifest.tokenizer, *([manifest.projection_file] if manifest.projection_file else [])]
-        for variant in manifest.variants.values():
-            files += [variant.image, variant.text]
-        for entry in files:
+        for entry in manifest.files:
             checked_path(out, entry)
     except (OSError, ValueError, AttributeError, ArtifactError):
         return None

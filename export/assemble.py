@@ -14,7 +14,7 @@ from invariclip import __version__
 from invariclip.artifact import describe_file, require_replaceable, write_manifest
 from invariclip.backends import DEFAULT_BACKEND, require_backend
 from invariclip.console import silent
-from invariclip.errors import LeftOutWarning
+from invariclip.errors import InputError, LeftOutWarning
 from invariclip.export.contract import evidence, fast_pixels, figures, verify
 from invariclip.export.graphs.front import add_front
 from invariclip.export.graphs.head import attach_head
@@ -27,10 +27,13 @@ from invariclip.files import new_directory, write_atomically
 from invariclip.manifest import Manifest, ModelFacts, ProjectionFacts, Variant, space_id
 from invariclip.projection import write_projection
 from invariclip.prompts import DEFAULT_TEMPLATES, check_prompts
+from invariclip.semantics import write_semantics
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
+
+    import onnx_ir as ir
 
     from invariclip.console import Progress
     from invariclip.export.contract.evidence import Pictures
@@ -41,13 +44,10 @@ if TYPE_CHECKING:
     from invariclip.export.models.checkpoint import Checkpoint
     from invariclip.manifest import Front, TextLength
     from invariclip.projection import Projection
+    from invariclip.semantics import Semantics
 
-IMAGE_FILE, TEXT_FILE, TOKENIZER_FILE, PROJECTION_FILE = (
-    "image.onnx",
-    "text.onnx",
-    "tokenizer.json",
-    "projection.safetensors",
-)
+IMAGE_FILE, TEXT_FILE, LEARNED_TEXT_FILE = "image.onnx", "text.onnx", "text.cdc.onnx"
+TOKENIZER_FILE, PROJECTION_FILE, SEMANTICS_FILE = "tokenizer.json", "projection.safetensors", "cdc.safetensors"
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,11 @@ class Build:
 
 @dataclass(frozen=True)
 class Written:
-    """What `write_files` wrote: the manifest without variants, and what the variant has to say of its graphs."""
+    """What `write_files` wrote: the manifest without variants, and what the variant has to say of its two graphs."""
 
     manifest: Manifest
+    image: str
+    text: str
     text_length: TextLength
     front: Front
 
@@ -83,7 +85,8 @@ def export_artifact(
     *,
     projection: Projection | None = None,
     classes: Sequence[str] = (),
-    templates: Sequence[str] = DEFAULT_TEMPLATES,
+    templates: Sequence[str] | None = None,
+    semantics: Semantics | None = None,
     pictures: Sequence[str | Path] | None = None,
     thresholds: Thresholds = figures.EXACT,
     how: Build | None = None,
@@ -99,7 +102,10 @@ def export_artifact(
         out: The artifact's folder, by convention `name.icm`. An artifact that stands there is replaced.
         projection: A_inv to fold in, or None.
         classes: Class names to bake into the image graph.
-        templates: Prompt templates of the classes.
+        templates: Prompt templates of the classes; None takes those that the learned templates were trained beside, or
+            the default.
+        semantics: Learned templates: the classes are answered by all of them, with an uncertainty, and the text graph
+            reads their vectors.
         pictures: Files and folders to verify on; None takes the bundled ones.
         thresholds: Bounds of the contract.
         how: How the graphs are made; None takes every rewrite, pictures prepared by the host, the projection folded.
@@ -113,6 +119,7 @@ def export_artifact(
 
     Raises:
         ProjectionError: The projection is of another width.
+        SemanticsError: The learned templates belong to another checkpoint or projection.
         ContractError: The graph cannot be exported, or does not answer like the checkpoint.
         InputError: Bad classes or templates, no readable picture, or a folder that cannot be written.
     """
@@ -124,20 +131,26 @@ def export_artifact(
         require_backend(name)
     checked = evidence.pictures_of(pictures, checkpoint.pixels)
     checked.require_readable()
-    if classes:
-        check_prompts(classes, templates)
-    job = verify.prepare(checkpoint, projection, tuple(classes), tuple(templates))
     build, wanted = how or Build(), wish or Wish()
+    prompts = _prompts(templates, semantics)
+    if classes:
+        check_prompts(classes, prompts)
+    if semantics is not None and build.projection_as_input:
+        raise InputError(
+            "learned templates were trained in the space of one projection, so it cannot stay exchangeable; leave "
+            "--cdc or --projection-as-input-initializer out"
+        )
+    job = verify.prepare(checkpoint, projection, tuple(classes), prompts, semantics)
     require_wish(wanted, build.pixels_in_graph)
     with new_directory(target) as folder:
-        written = write_files(job, folder, build, progress)
-        towers = folder / IMAGE_FILE, folder / TEXT_FILE
+        written = write_files(job, folder, build, progress, semantics)
+        towers = folder / written.image, folder / written.text
         candidates = {name: verify.Candidate.open(*towers, job, backend=name, threads=threads) for name in backends}
-        seen = verify.look(checkpoint, checked, progress)
+        seen = verify.look(job.checkpoint, checked, progress)
         verdicts = verify.check(candidates, checked, thresholds, seen=seen, progress=progress)
         for name, verdict in verdicts.items():
             verdict.require(f"{target.name}: the {FLOAT32} variant on {name}")
-        files = describe_file(folder, IMAGE_FILE), describe_file(folder, TEXT_FILE)
+        files = describe_file(folder, written.image), describe_file(folder, written.text)
         parity = {name: verdict.parity for name, verdict in verdicts.items()}
         variant = Variant(FLOAT32, *files, parity, written.text_length, written.front)
         manifest = with_variants(
@@ -148,6 +161,22 @@ def export_artifact(
             manifest = replace(manifest, fast_pixels=_fast_pixels(job, checked, wanted, progress))
         write_manifest(folder, manifest)
     return manifest
+
+
+def _prompts(templates: Sequence[str] | None, semantics: Semantics | None) -> tuple[str, ...]:
+    """The hand-written prompts.
+
+    Raises:
+        InputError: Others are given than the learned templates were trained beside.
+    """
+    if semantics is None:
+        return tuple(templates or DEFAULT_TEMPLATES)
+    if templates is not None and tuple(templates) != semantics.templates:
+        raise InputError(
+            f"the learned templates were trained beside the prompts {' | '.join(semantics.templates)}; leave other "
+            "templates out, or train with them"
+        )
+    return semantics.templates
 
 
 def _fast_pixels(job: Job, pictures: Pictures, wish: Wish, progress: Progress) -> dict[str, Any]:
@@ -164,25 +193,32 @@ def _write_thinned(job: Job, how: Build, tokens: Sequence[int], path: Path) -> N
         job.checkpoint, "image", job.projection, rewrites=how.rewrites, projection_as_input=how.projection_as_input,
         tokens=tokens,
     )  # fmt: skip
-    attach_head(graph.model, job.bank, job.checkpoint.logit_scale, job.checkpoint.logit_bias)
+    _attach(graph.model, job)
     write_graph(graph.model, path)
 
 
-def write_files(job: Job, folder: Path, how: Build, progress: Progress) -> Written:
+def _attach(model: ir.Model, job: Job) -> None:
+    head, checkpoint = job.head, job.checkpoint
+    attach_head(model, head.bank if head else None, checkpoint.logit_scale, checkpoint.logit_bias, job.learned)
+
+
+def write_files(job: Job, folder: Path, how: Build, progress: Progress, semantics: Semantics | None = None) -> Written:
     """Writes every file but the manifest; its manifest lists no variant yet."""
     checkpoint, projection = job.checkpoint, job.projection
     write_atomically(folder / TOKENIZER_FILE, checkpoint.tokenizer.model_json)
     if projection is not None:
         write_projection(folder / PROJECTION_FILE, projection)
+    if semantics is not None:
+        write_semantics(folder / SEMANTICS_FILE, semantics)
     graphs: dict[str, TowerFacts] = {}
     # One tower at a time: of a large model two graphs beside the checkpoint would not fit
-    pending: dict[Tower, str] = {"image": IMAGE_FILE, "text": TEXT_FILE}
+    pending: dict[Tower, str] = {"image": IMAGE_FILE, "text": LEARNED_TEXT_FILE if semantics else TEXT_FILE}
     for tower, file in progress(list(pending.items()), total=len(pending), desc="trace"):
         graph = tower_graph(
             checkpoint, tower, projection, rewrites=how.rewrites, projection_as_input=how.projection_as_input
         )
         if tower == "image":
-            attach_head(graph.model, job.bank, checkpoint.logit_scale, checkpoint.logit_bias)
+            _attach(graph.model, job)
             if how.pixels_in_graph is not None:
                 add_front(graph.model, checkpoint.pixels, how.pixels_in_graph)
         write_graph(graph.model, folder / file)
@@ -209,11 +245,14 @@ def write_files(job: Job, folder: Path, how: Build, progress: Progress) -> Writt
         ),
         opset=OPSET,
         producer=producer(checkpoint),
+        cdc=job.learned,
+        cdc_file=describe_file(folder, SEMANTICS_FILE) if semantics else None,
     )
     for file in pending.values():
         write_facts(folder / file, manifest.facts(file))
     return Written(
         manifest,
+        **pending,
         text_length="dynamic" if graphs["text"].applied("text-cut") else "fixed",
         front=how.pixels_in_graph or "host",
     )

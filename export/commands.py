@@ -16,7 +16,7 @@ from invariclip.export.options import bounds_of, load, shared
 from invariclip.fidelity import LEVELS, reached
 from invariclip.parity import parity_table
 from invariclip.projection import read_projection
-from invariclip.prompts import DEFAULT_TEMPLATES
+from invariclip.semantics import read_semantics
 
 if TYPE_CHECKING:
     from invariclip.export.options import Limits
@@ -33,6 +33,10 @@ _OF_CLASSES = {
 @click.command()
 @click.option("--model", default="reference", show_default=True, help="reference, open_clip name, folder, or hf-hub:…")
 @click.option("--projection", type=click.Path(path_type=Path), help="What `invariclip calibrate` wrote.")
+@click.option(
+    "--cdc", type=click.Path(path_type=Path),
+    help="Learned templates, what `invariclip cdc` wrote: answers then say how unsure they are.",
+)  # fmt: skip
 @click.option(
     "--projection-as-input-initializer",
     "projection_as_input",
@@ -74,7 +78,7 @@ _OF_CLASSES = {
 @shared
 @click.pass_context
 def export(
-    ctx: click.Context, model: str, projection: Path | None, projection_as_input: bool,
+    ctx: click.Context, model: str, projection: Path | None, cdc: Path | None, projection_as_input: bool,
     pixels_in_graph: Literal["resize", "matmul"] | None, without: tuple[str, ...], backends: tuple[str, ...],
     variants: tuple[str, ...], fidelity: Fidelity, calibration: tuple[Path, ...], fast_pixels: bool,
     classes: str | None, classes_file: Path | None, templates: tuple[str, ...], templates_file: Path | None,
@@ -98,6 +102,7 @@ def export(
     if projection_as_input and projection is None:
         raise InputError("--projection-as-input-initializer needs the projection to start with: give --projection FILE")
     matrix = None if projection is None else read_projection(projection)
+    semantics = None if cdc is None else read_semantics(cdc)
     from invariclip.export.assemble import Build, export_artifact
     from invariclip.export.graphs.rewrites import chosen
     from invariclip.export.variants import Wish
@@ -109,7 +114,8 @@ def export(
         out,
         projection=matrix,
         classes=names,
-        templates=prompts or DEFAULT_TEMPLATES,
+        templates=prompts or None,
+        semantics=semantics,
         pictures=images or None,
         thresholds=bounds_of(limits),
         how=Build(rewrites, pixels_in_graph, projection_as_input, fast_pixels),
@@ -146,9 +152,11 @@ def _show(manifest: Manifest, out: Path, as_json: bool) -> None:
             say(parity_table(record))
             if "head" in record:
                 head = record["head"]
+                unsure = head.get("uncertainty_diff")
+                also = "" if unsure is None else f" and the uncertainty within {unsure:.1e}"
                 say(
                     "the figures are those of the export, the graph before the classes being the same; with the new "
-                    f"classes probabilities are within {head['probability_diff']:.1e} of float64 "
+                    f"classes probabilities are within {head['probability_diff']:.1e} of float64{also} "
                     f"on {head['pictures']} pictures"
                 )
 
@@ -168,4 +176,5 @@ def _summary(manifest: Manifest) -> str:
     if projection is not None:
         how = f"image {projection.image_fold}, text {projection.text_fold}"
         folded = f"{projection.estimator} {manifest.model.embed_dim} → {projection.rank} ({how})"
-    return f"{manifest.model.name}, {folded}, {len(manifest.classes)} classes, space {manifest.space_id}"
+    learned = "" if manifest.cdc is None else f", {manifest.cdc.learned} learned templates"
+    return f"{manifest.model.name}, {folded}{learned}, {len(manifest.classes)} classes, space {manifest.space_id}"

@@ -22,18 +22,20 @@ from invariclip.backends import DEFAULT_BACKEND, open_backend
 from invariclip.console import silent
 from invariclip.errors import ContractError, InputError
 from invariclip.export.contract import evidence
-from invariclip.export.contract.figures import EXACT, THRESHOLDS, max_diff, probabilities
+from invariclip.export.contract.class_head import ClassHead
+from invariclip.export.contract.figures import EXACT, THRESHOLDS, max_diff
 from invariclip.export.graphs.body import body_digest
 from invariclip.export.graphs.head import attach_head
 from invariclip.fidelity import require_level
 from invariclip.files import new_directory, write_atomically
-from invariclip.manifest import EMBEDDING, IMAGE_INPUT, METADATA_KEY, PROBABILITIES, FileFacts
+from invariclip.manifest import EMBEDDING, IMAGE_INPUT, METADATA_KEY, PROBABILITIES, UNCERTAINTY, FileFacts
 from invariclip.prompts import DEFAULT_TEMPLATES, check_prompts, class_bank
+from invariclip.semantics import class_banks
 from invariclip.text_tower import TextTower
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 
 _BEST = "float32"
 """The variant whose text graph embeds the classes of all of them, where it is there."""
+A_PROBABILITY, AN_UNCERTAINTY = "a probability", "an uncertainty"
 _BATCH = 16
 _TEXTS = 64
 MAX_GRAPH_BYTES = 2_000_000_000
@@ -87,14 +90,20 @@ def swap_classes(
         raise InputError("new classes are needed: name them with --classes or --classes-file")
     prompts = tuple(templates or old.templates or DEFAULT_TEMPLATES)
     check_prompts(classes, prompts)
+    if old.cdc is not None and prompts != old.templates:
+        raise InputError(
+            f"{source}: its learned templates were trained beside the prompts {' | '.join(old.templates)}; leave other "
+            "templates out, or train with them and export again"
+        )
     require_replaceable(target)
-    entries = {entry.path: entry for entry in files_of(old)}
+    entries = {entry.path: entry for entry in old.files}
     paths = {name: checked_path(source, entry) for name, entry in entries.items()}
     looked_at = evidence.pictures_of(pictures, old.pixels)
     looked_at.require_readable()
     teacher = _BEST if _BEST in old.variants else next(iter(old.variants))
     manifest = replace(old, classes=tuple(classes), templates=prompts)
     bank = _embedded(source, manifest, teacher, threads, progress)
+    wanted = ClassHead(bank, manifest.model.logit_scale, manifest.model.logit_bias, manifest.cdc)
     with new_directory(target) as folder:
         new_files, bodies = _write_files(manifest, paths, folder, bank)
         spoilt = [name for name, entry in entries.items() if new_files[name].data_sha256 != entry.data_sha256]
@@ -105,25 +114,27 @@ def swap_classes(
         runs = [(name, backend) for name, variant in variants.items() for backend in variant.parity]
         for name, backend in progress(runs, total=len(runs), desc="check heads"):
             image = folder / variants[name].image.path
-            difference = head_difference(
-                image, looked_at, bank, manifest, backend=backend, threads=threads, compute=variants[name].compute
+            differences = head_differences(
+                image, looked_at, wanted, backend=backend, threads=threads, compute=variants[name].compute
             )
             # rounding of float32 bounds a float32 head; any other arithmetic is held to the level it was listed with
             level = require_level(variants[name].parity[backend]["level"])
             own = max_probability_diff
             if variants[name].compute != "float32":
                 own = max(own, THRESHOLDS[level].max_probability_diff)
-            if not difference <= own:  # a NaN must fail
-                raise ContractError(
-                    f"{image.name} on {backend}: a probability of the new classes is off by {difference:.3g}, "
-                    f"above {own:g}"
-                )
+            for what, difference in differences.items():
+                if not difference <= own:  # a NaN must fail
+                    raise ContractError(
+                        f"{image.name} on {backend}: {what} of the new classes is off by {difference:.3g}, "
+                        f"above {own:g}"
+                    )
             head = {
                 "bank": f"text graph of {teacher}",
                 "body_sha256": bodies[image.name],
                 "pictures": len(looked_at.readable),
-                "probability_diff": difference,
+                "probability_diff": differences[A_PROBABILITY],
                 "max_probability_diff": own,
+                **({"uncertainty_diff": differences[AN_UNCERTAINTY]} if manifest.cdc else {}),
             }
             parity = variants[name].parity
             parity = {**parity, backend: still_proved(parity[backend], head, had_classes=bool(old.classes))}
@@ -133,26 +144,27 @@ def swap_classes(
     return manifest
 
 
-def head_difference(
+def head_differences(
     path: Path,
     pictures: Pictures,
-    bank: NDArray[np.float64],
-    manifest: Manifest,
+    head: ClassHead,
     *,
     backend: str = DEFAULT_BACKEND,
     threads: int | None = None,
     compute: Compute = "float32",
-) -> float:
-    """Largest difference of an image graph's probabilities from float64, computed from its own embeddings.
+) -> dict[str, float]:
+    """Largest difference of what an image graph says of its classes from float64, computed from its own embeddings.
 
     Args:
         path: An image graph with classes.
         pictures: What to look at.
-        bank: Unit class embeddings, float64 [K, d].
-        manifest: For the temperature and the bias.
+        head: What it must answer.
         backend: The engine that runs it.
         threads: Its threads; None takes what this process may use.
         compute: What it may compute in.
+
+    Returns:
+        `A_PROBABILITY` and, of learned templates, `AN_UNCERTAINTY` to the difference; NaN where an answer is one.
 
     Raises:
         ArtifactError: The graph cannot be loaded.
@@ -160,41 +172,28 @@ def head_difference(
         MissingExtraError: The engine is not installed.
     """
     engine = open_backend(backend, path, threads=threads, compute=compute)
-    differences = []
+    differences: dict[str, list[float]] = {}
     for batch in pictures.batches(_BATCH):
-        answers = engine.run({IMAGE_INPUT: batch}, (EMBEDDING, PROBABILITIES))
-        cosines = answers[EMBEDDING].astype(np.float64) @ bank.T
-        wanted = probabilities(cosines, manifest.model.logit_scale, manifest.model.logit_bias)
-        differences.append(max_diff(answers[PROBABILITIES], wanted))
-    return float(np.max(differences))
-
-
-def files_of(manifest: Manifest) -> list[FileFacts]:
-    """Every file that a manifest names, each once."""
-    return list(dict.fromkeys(_entries(manifest)))
+        answers = engine.run({IMAGE_INPUT: batch})
+        probabilities, uncertainty = head.answers(answers[EMBEDDING].astype(np.float64))
+        differences.setdefault(A_PROBABILITY, []).append(max_diff(answers[PROBABILITIES], probabilities))
+        if uncertainty is not None:
+            differences.setdefault(AN_UNCERTAINTY, []).append(max_diff(answers[UNCERTAINTY], uncertainty))
+    return {what: float(np.max(seen)) for what, seen in differences.items()}
 
 
 def _embedded(
     source: Path, manifest: Manifest, variant: str, threads: int | None, progress: Progress
 ) -> NDArray[np.float64]:
-    """The bank, from the text graph of the artifact at `source`, which is closed again afterwards."""
+    """The bank or the banks, from the text graph of the artifact at `source`, which is closed again afterwards."""
     tower = TextTower(source, manifest, variant, backend=DEFAULT_BACKEND, threads=threads)
 
-    def embed(prompts: list[str]) -> NDArray[np.float32]:
-        return tower.embed(prompts, _TEXTS, {})
+    def embed(prompts: list[str], before: tuple[int, ...] = ()) -> NDArray[np.float32]:
+        return tower.embed(prompts, _TEXTS, {}, before=before)
 
+    if manifest.cdc is not None:
+        return class_banks(embed, manifest.classes, manifest.templates, manifest.cdc, progress=progress)
     return class_bank(embed, manifest.classes, manifest.templates, progress=progress)
-
-
-def _entries(value: Any) -> Iterator[FileFacts]:
-    if isinstance(value, FileFacts):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _entries(item)
-    elif is_dataclass(value):
-        for field in fields(value):
-            yield from _entries(getattr(value, field.name))
 
 
 def _with_files(value: Any, new: dict[str, FileFacts]) -> Any:
@@ -248,9 +247,9 @@ def _with_facts(path: Path, target: Path, manifest: Manifest) -> None:
 def _with_head(path: Path, target: Path, manifest: Manifest, bank: NDArray[np.float64]) -> str:
     """Writes an image graph with another head; answers the digest of the body, which both have."""
     if path.stat().st_size + bank.size * 4 > MAX_GRAPH_BYTES:
-        raise InputError(f"{path.name}: {len(bank):,} classes would make the graph larger than protobuf allows")
+        raise InputError(f"{path.name}: {bank.shape[-2]:,} classes would make the graph larger than protobuf allows")
     model = ir.load(path)
-    attach_head(model, bank, manifest.model.logit_scale, manifest.model.logit_bias)
+    attach_head(model, bank, manifest.model.logit_scale, manifest.model.logit_bias, manifest.cdc)
     model.metadata_props[METADATA_KEY] = _facts(manifest, path.name)
     ir.save(model, target)
     before, after = body_digest(path), body_digest(target)
@@ -271,8 +270,6 @@ def still_proved(record: dict[str, Any], head: dict[str, Any], *, had_classes: b
         head: What was measured of the new ones.
         had_classes: Whether best matches were sought among old classes; then those figures are gone too.
     """
-    image = {
-        name: None if name == "probability_diff" or (had_classes and name.startswith("top")) else value
-        for name, value in record["image"].items()
-    }
+    gone = ("probability_diff", "uncertainty_diff", *(("top",) if had_classes else ()))
+    image = {name: None if name.startswith(gone) else value for name, value in record["image"].items()}
     return {**record, "image": image, "head": head}

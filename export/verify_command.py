@@ -11,11 +11,12 @@ import click
 from invariclip.artifact import checked_path, read_manifest
 from invariclip.backends import BACKENDS, DEFAULT_BACKEND, require_backend
 from invariclip.console import bar, emit_json, note, say, silent
-from invariclip.errors import CheckpointError, ContractError
+from invariclip.errors import CheckpointError, ContractError, InputError
 from invariclip.export.options import bounds_of, load, shared
 from invariclip.fidelity import LEVELS, require_level
 from invariclip.parity import parity_table
 from invariclip.projection import read_projection
+from invariclip.semantics import read_semantics
 
 if TYPE_CHECKING:
     from invariclip.console import Progress
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from invariclip.export.options import Limits
     from invariclip.fidelity import Fidelity
     from invariclip.manifest import Manifest, Variant
+    from invariclip.semantics import Semantics
 
 
 @click.command()
@@ -49,6 +51,7 @@ def verify(
         require_backend(backend)
     manifest = read_manifest(artifact)
     own = projection is None
+    semantics = _own_semantics(artifact, manifest, own=own)
     if own and manifest.projection_file is not None:
         projection = checked_path(artifact, manifest.projection_file)
     paths = _checked_paths(artifact, manifest)
@@ -65,10 +68,10 @@ def verify(
     matrix = None if projection is None else read_projection(projection)
     if matrix is not None:
         matrix.require_width(loaded.embed_dim, loaded.name)
-    wrong = disagreements(manifest, artifact, loaded, matrix if own else OTHER)
+    wrong = disagreements(manifest, artifact, loaded, matrix if own else OTHER, semantics)
     if wrong:
         raise ContractError(f"{artifact}: {'; '.join(wrong)}")
-    job = prepare(loaded, matrix, manifest.classes, manifest.templates)
+    job = prepare(loaded, matrix, manifest.classes, manifest.templates, semantics)
     candidates, bounds = {}, {}
     for variant, backend in product(paths, backends):
         name, facts = f"{variant} on {backend}", manifest.variants[variant]
@@ -110,6 +113,21 @@ def _checked_paths(artifact: Path, manifest: Manifest) -> dict[str, tuple[Path, 
         name: (checked_path(artifact, variant.image), checked_path(artifact, variant.text))
         for name, variant in manifest.variants.items()
     }
+
+
+def _own_semantics(artifact: Path, manifest: Manifest, *, own: bool) -> Semantics | None:
+    """The artifact's learned templates.
+
+    Raises:
+        InputError: They are in the space of its own projection, and it is to be held against another one.
+    """
+    if manifest.cdc_file is None:
+        return None
+    if not own:
+        raise InputError(
+            f"{artifact}: its learned templates belong to its own projection, so it cannot be held against another one"
+        )
+    return read_semantics(checked_path(artifact, manifest.cdc_file))
 
 
 def _fast_pixels(manifest: Manifest, job: Job, pictures: Pictures, limits: Limits, *, progress: Progress) -> list[str]:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from invariclip.abstaining import WITHOUT_UNCERTAINTY, require_threshold
 from invariclip.errors import InputError
+from invariclip.evidence import fuse, log_evidence
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
+
+    from invariclip.manifest import SemanticsFacts
 
 
 @dataclass(frozen=True)
@@ -20,14 +24,33 @@ class Prediction:
     """What a picture was taken for.
 
     Attributes:
-        label: The most probable class.
-        probability: Its probability, from 0 to 1 (softmax over all classes; per class for sigmoid models).
+        label: The most probable class; None where the model abstains.
+        probability: The most probable class's probability, from 0 to 1 (softmax over all classes; per class for sigmoid
+            models; belief and a share of what is unsure for learned templates).
         ranking: The `top_k` classes with their probabilities, best first.
+        uncertainty: From 0, sure, to 1, no evidence for any class; None of an artifact without learned templates.
+        abstained: Whether the uncertainty was above what the caller allowed.
     """
 
-    label: str
+    label: str | None
     probability: float
     ranking: tuple[tuple[str, float], ...]
+    uncertainty: float | None = None
+    abstained: bool = False
+
+
+class Answers(NamedTuple):
+    """What `Model.answer` gives: a row a picture.
+
+    Attributes:
+        embeddings: float32 [N, d], of unit length.
+        probabilities: float32 [N, K].
+        uncertainty: float32 [N]; None of an artifact without learned templates.
+    """
+
+    embeddings: NDArray[np.float32]
+    probabilities: NDArray[np.float32]
+    uncertainty: NDArray[np.float32] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +63,7 @@ class Answer:
         embedding: float32 [d], of unit length.
         probabilities: float32 [K], in the order of `classes`; None where there are no classes.
         classes: The K class names.
+        uncertainty: From 0 to 1, of an artifact with learned templates; else None.
     """
 
     place: int
@@ -47,34 +71,74 @@ class Answer:
     embedding: NDArray[np.float32]
     probabilities: NDArray[np.float32] | None
     classes: tuple[str, ...]
+    uncertainty: float | None = None
 
-    def prediction(self, top_k: int = 5) -> Prediction:
+    def prediction(self, top_k: int = 5, *, abstain_above: float | None = None) -> Prediction:
         """The best classes.
 
+        Args:
+            top_k: How many.
+            abstain_above: The uncertainty above which no label is given, see `abstaining.threshold`.
+
         Raises:
-            InputError: There are no classes, or `top_k` is below 1.
+            InputError: There are no classes, a number is out of range, or there is no uncertainty to abstain by.
         """
         if self.probabilities is None:
             raise InputError("the artifact has no classes; give some with with_classes([...])")
-        return ranked(self.probabilities, self.classes, top_k)
+        return ranked(
+            self.probabilities, self.classes, top_k, uncertainty=self.uncertainty, abstain_above=abstain_above
+        )
 
 
-def ranked(probabilities: NDArray[np.float32], classes: Sequence[str], top_k: int) -> Prediction:
+def ranked(
+    probabilities: NDArray[np.float32],
+    classes: Sequence[str],
+    top_k: int,
+    *,
+    uncertainty: float | None = None,
+    abstain_above: float | None = None,
+) -> Prediction:
     """The best classes of one picture; of equal ones, the first comes first.
 
     Args:
         probabilities: float32 [K].
         classes: K names.
         top_k: How many.
+        uncertainty: Of an artifact with learned templates; else None.
+        abstain_above: The uncertainty above which no label is given; None always gives one.
 
     Raises:
-        InputError: `top_k` is below 1.
+        InputError: A number is out of range, or there is no uncertainty to abstain by.
     """
     if top_k < 1:
         raise InputError(f"top_k must be at least 1, not {top_k}")
+    if abstain_above is not None:
+        require_threshold(abstain_above)
+        if uncertainty is None:
+            raise InputError(WITHOUT_UNCERTAINTY)
     order = np.argsort(-probabilities, kind="stable")[:top_k]
     ranking = tuple((classes[place], float(probabilities[place])) for place in order)
-    return Prediction(*ranking[0], ranking)
+    # `not u <= bound`: an uncertainty that is NaN is no reason to be sure
+    abstained = abstain_above is not None and not uncertainty <= abstain_above  # type: ignore[operator]
+    return Prediction(None if abstained else ranking[0][0], ranking[0][1], ranking, uncertainty, abstained)
+
+
+def fused_probabilities(
+    embeddings: NDArray[np.float32], banks: NDArray[np.float64], logit_scale: float, facts: SemanticsFacts
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Probabilities [N, K] and uncertainty [N] of all templates together, see `evidence`; computed in float64.
+
+    Args:
+        embeddings: float32 [N, d], of unit length.
+        banks: float64 [M + 1, K, d], the classes' by template, of unit length.
+        logit_scale: τ.
+        facts: How a template's logits become evidence.
+    """
+    templates, classes, width = banks.shape
+    cosines = embeddings.astype(np.float64) @ banks.reshape(-1, width).T
+    scale, bias = np.array(facts.evidence_scale), np.array(facts.evidence_bias)
+    fused = fuse(log_evidence(cosines.reshape(-1, templates, classes), logit_scale, scale, bias))
+    return fused.probabilities.astype(np.float32), fused.uncertainty.astype(np.float32)
 
 
 def class_probabilities(

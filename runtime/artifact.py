@@ -2,6 +2,8 @@
 
 manifest.json           the manifest's dataclasses as JSON
 image.onnx, text.onnx   the towers, projection folded in; their metadata_props repeat the facts
+text.cdc.onnx           in place of text.onnx where there are learned templates: it reads their vectors too
+cdc.safetensors         the learned templates, and how their logits become evidence
 tokenizer.json          for texts
 projection.safetensors  A_inv and what it came from, where there is one
 """

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from invariclip.abstaining import CALIBRATED, threshold
 from invariclip.artifact import checked_path, read_manifest
 from invariclip.backends import BACKENDS, DEFAULT_BACKEND
 from invariclip.choice import profile_of
@@ -22,6 +23,8 @@ from invariclip.prompts import TEMPLATE_SETS, read_templates, template_set
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from invariclip.abstaining import AbstainAbove
+    from invariclip.answers import Prediction
     from invariclip.manifest import Manifest
     from invariclip.pixels import Picture, PixelMode
     from invariclip.predictor import Model
@@ -50,6 +53,14 @@ OTHER_PROJECTION = click.option(
     type=click.Path(path_type=Path),
     help="Another projection of the same shape, for artifacts exported with --projection-as-input-initializer.",
 )
+
+
+def _number_or_word(_ctx: click.Context, _param: click.Parameter, value: str | None) -> float | str | None:
+    """A number as one; `threshold` refuses other words than `calibrated`."""
+    try:
+        return None if value is None else float(value)
+    except ValueError:
+        return value
 
 
 CLASS_OPTIONS = (
@@ -111,9 +122,7 @@ def prompt_templates(
 def inspect(artifact: Path, plan: bool, as_json: bool) -> None:
     """Show what an artifact is and what it was proved to do; every file's digest is checked."""
     manifest = read_manifest(artifact)
-    entries = [manifest.tokenizer, *([manifest.projection_file] if manifest.projection_file else [])]
-    for variant in manifest.variants.values():
-        entries += [variant.image, variant.text]
+    entries = manifest.files
     for entry in entries:
         checked_path(artifact, entry)
     if as_json:
@@ -165,6 +174,7 @@ def _facts(manifest: Manifest) -> list[list[str]]:
         ["model", manifest.model.name],
         ["checkpoint sha256", manifest.model.checkpoint_sha256],
         ["projection", folded],
+        *_learned(manifest),
         ["embedding space", manifest.space_id],
         ["logit_scale", f"{manifest.model.logit_scale:g}"],
         ["pixels", f"{size}, {manifest.pixels.interpolation}, {manifest.pixels.resize_mode}"],
@@ -177,12 +187,31 @@ def _facts(manifest: Manifest) -> list[list[str]]:
     ]
 
 
+def _learned(manifest: Manifest) -> list[list[str]]:
+    learned = manifest.cdc
+    if learned is None:
+        return []
+    limit = "not calibrated" if learned.abstain_above is None else f"calibrated to {learned.abstain_above:g}"
+    pairs = zip(learned.evidence_scale, learned.evidence_bias, strict=True)
+    return [
+        ["learned templates", f"{learned.learned} of {learned.context_tokens} vectors, sha256 {learned.sha256[:16]}"],
+        ["evidence", "; ".join(f"{scale:.3g} · logit {bias:+.3g}" for scale, bias in pairs)],
+        ["abstains above", limit],
+    ]
+
+
 @click.command()
 @ARTIFACT
 @click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path))
 @zero_shot_options
 @OTHER_PROJECTION
 @click.option("--top-k", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option(
+    "--abstain-above",
+    metavar="U",
+    callback=_number_or_word,
+    help=f"Give no label where the uncertainty is above this, from 0 to 1, or {CALIBRATED}.",
+)
 @BATCH
 @PIXEL_MODE
 @BACKEND
@@ -192,14 +221,15 @@ def _facts(manifest: Manifest) -> list[list[str]]:
 def predict(
     artifact: Path, pictures: tuple[Path, ...], classes: str | None, classes_file: Path | None,
     templates: tuple[str, ...], templates_file: Path | None, template_name: str | None, projection: Path | None,
-    top_k: int, batch_size: int, pixel_mode: PixelMode, backend: str | None, threads: int | None, as_json: bool,
-    quiet: bool,
+    top_k: int, abstain_above: AbstainAbove, batch_size: int, pixel_mode: PixelMode, backend: str | None,
+    threads: int | None, as_json: bool, quiet: bool,
 ) -> int:  # fmt: skip
     """Classify pictures (files or folders). Unreadable ones are named, and make the exit code 2."""
     names = class_names(classes, classes_file)
     prompts = prompt_templates(templates, templates_file, template_name)
     progress = silent if quiet or as_json else bar
     model = open_model(artifact, projection, backend, threads, pixel_mode)
+    limit = threshold(model.manifest.cdc, abstain_above)
     names = names or model.classes
     # Other prompts or another projection give the artifact's own classes other embeddings
     if names and (names != model.classes or prompts or projection is not None):
@@ -212,15 +242,23 @@ def predict(
     paths = find_pictures(pictures)
     shown = progress(paths, total=len(paths), desc="pictures")
     for answer in model.stream(shown, batch_size=batch_size, unreadable=noting(bad)):
-        prediction = answer.prediction(top_k)
+        prediction = answer.prediction(top_k, abstain_above=limit)
         results.append({"picture": str(answer.picture), "label": prediction.label,
                         "probability": prediction.probability,
-                        "ranking": [list(pair) for pair in prediction.ranking]})  # fmt: skip
+                        "ranking": [list(pair) for pair in prediction.ranking],
+                        "uncertainty": prediction.uncertainty, "abstained": prediction.abstained})  # fmt: skip
         if not as_json:
-            say(f"{answer.picture}  " + "  ".join(f"{label} {p:.1%}" for label, p in prediction.ranking))
+            say(f"{answer.picture}  {_in_words(prediction)}")
     if as_json:
         emit_json({"engine": model.describe(), "space_id": model.space_id, "predictions": results, "unreadable": bad})
     return 2 if bad else 0
+
+
+def _in_words(prediction: Prediction) -> str:
+    words = [f"{label} {share:.1%}" for label, share in prediction.ranking]
+    if prediction.uncertainty is not None:
+        words.append(f"unsure {prediction.uncertainty:.1%}")
+    return "  ".join(["not sure:" if prediction.abstained else "", *words]).strip()
 
 
 def open_model(

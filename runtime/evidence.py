@@ -54,13 +54,10 @@ def fuse(log_evidence: NDArray[np.floating[Any]]) -> Fused:
     """
     classes = log_evidence.shape[-1]
     strength = np.logaddexp(0, log_evidence - np.log(classes).astype(log_evidence.dtype))
-    # Each template's best first, so that the sum over templates rounds what tells good classes apart, not their height
-    highest = strength.max(axis=-1, keepdims=True)
-    behind = (strength - highest).sum(axis=-2)
-    height = highest.sum(axis=-2)
-    best = behind.max(axis=-1, keepdims=True)
-    share = np.exp(behind - best) * -np.expm1(-(behind + height))  # expm1(r_k), over exp of the largest r
-    nothing = np.exp(-(best + height))
+    together = strength.sum(axis=-2)
+    best = together.max(axis=-1, keepdims=True)
+    share = np.exp(together - best) * -np.expm1(-together)  # expm1(r_k), over exp of the largest r
+    nothing = np.exp(-best)
     total = share.sum(axis=-1, keepdims=True) + nothing
     return Fused(share / total, (nothing / total)[..., 0])
 

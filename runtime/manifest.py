@@ -21,7 +21,7 @@ Compute = Literal["float32", "bfloat16", "float16"]
 """What an engine's arithmetic may be in the parts of a graph that are float32 in the file."""
 
 IMAGE_INPUT, TEXT_INPUT = "pixels", "input_ids"
-EMBEDDING, LOGITS, PROBABILITIES = "embedding", "logits", "probabilities"
+EMBEDDING, LOGITS, PROBABILITIES, UNCERTAINTY = "embedding", "logits", "probabilities", "uncertainty"
 PROJECTION_INPUT = "projection"
 """Names inside the graphs. The last one is an initializer that may be overridden, in towers exported that way."""
 METADATA_KEY = "invariclip"
@@ -74,6 +74,37 @@ class ProjectionFacts:
     rank: int
     image_fold: str
     text_fold: str
+
+
+@dataclass(frozen=True)
+class SemanticsFacts:
+    """The learned templates that a text graph reads and an image graph's classes are in; see `semantics.Semantics`.
+
+    `learned` and `context_tokens` are M and n; `evidence_scale` and `evidence_bias` have M + 1 values, the first of the
+    hand-written template. `abstain_above` is the uncertainty that was calibrated for a target risk, or None.
+    """
+
+    sha256: str
+    learned: int
+    context_tokens: int
+    evidence_scale: tuple[float, ...]
+    evidence_bias: tuple[float, ...]
+    abstain_above: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses what no export writes.
+
+        Raises:
+            ArtifactError: A field is of another type or out of range.
+        """
+        counts = [self.learned, self.context_tokens]
+        numbers = [*self.evidence_scale, *self.evidence_bias]
+        sizes = {len(self.evidence_scale), len(self.evidence_bias)}
+        limit, scales = self.abstain_above, self.evidence_scale
+        whole = all(type(count) is int and count >= 1 for count in counts) and all(map(_is_finite, numbers))
+        whole = whole and all(scale > 0 for scale in scales)
+        if not whole or sizes != {self.learned + 1} or not (limit is None or (_is_finite(limit) and 0 <= limit <= 1)):
+            raise ArtifactError(f"the manifest's learned templates are not understood: {self}")
 
 
 @dataclass(frozen=True)
@@ -163,7 +194,8 @@ class Manifest:
     """Everything a runtime needs to know of an artifact.
 
     `left_out`: variants that failed the contract, and why. `fast_pixels`: how far the fast pixel mode is from the exact
-    one and whether that passed, as `export.contract.fast_pixels` says it; empty where nobody asked.
+    one and whether that passed, as `export.contract.fast_pixels` says it; empty where nobody asked. `cdc`, `cdc_file`:
+    learned templates, where there are some; the classes' hand-written prompts are then the ones of that file.
     """
 
     model: ModelFacts
@@ -181,7 +213,16 @@ class Manifest:
     producer: dict[str, str]
     left_out: dict[str, str] = field(default_factory=dict)
     fast_pixels: dict[str, Any] = field(default_factory=dict)
+    cdc: SemanticsFacts | None = None
+    cdc_file: FileFacts | None = None
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def files(self) -> tuple[FileFacts, ...]:
+        """Every file that it names, each once."""
+        beside = [entry for entry in (self.projection_file, self.cdc_file) if entry is not None]
+        graphs = [entry for variant in self.variants.values() for entry in (variant.image, variant.text)]
+        return tuple(dict.fromkeys([self.tokenizer, *beside, *graphs]))
 
     @property
     def width(self) -> int:
@@ -223,6 +264,7 @@ class Manifest:
         try:
             projection = plain["projection"]
             projection_file = plain["projection_file"]
+            cdc, cdc_file = plain.get("cdc"), plain.get("cdc_file")
             return cls(
                 **{
                     **plain,
@@ -232,6 +274,8 @@ class Manifest:
                     "tokenizer": FileFacts(**plain["tokenizer"]),
                     "projection": ProjectionFacts(**projection) if projection else None,
                     "projection_file": FileFacts(**projection_file) if projection_file else None,
+                    "cdc": _semantics(cdc) if cdc else None,
+                    "cdc_file": FileFacts(**cdc_file) if cdc_file else None,
                     "classes": tuple(plain["classes"]),
                     "templates": tuple(plain["templates"]),
                     "plan": {tower: tuple(Step(**step) for step in steps) for tower, steps in plain["plan"].items()},
@@ -241,6 +285,11 @@ class Manifest:
         except (KeyError, TypeError, AttributeError) as error:
             known = ", ".join(field.name for field in fields(cls))
             raise ArtifactError(f"the manifest is not understood ({error!r}); its fields are: {known}") from error
+
+
+def _semantics(plain: dict[str, Any]) -> SemanticsFacts:
+    lists = {name: tuple(plain[name]) for name in ("evidence_scale", "evidence_bias")}
+    return SemanticsFacts(**{**plain, **lists})
 
 
 def _is_finite(value: object) -> bool:

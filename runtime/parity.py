@@ -30,6 +30,7 @@ _FIGURES = (
     ("top1_ties", "ties of best match", "d", "", ""),
     ("top5_ties", "ties of five best", "d", "", ""),
     ("probability_diff", "probability max |Δ|", ".2e", "max_probability_diff", "≤"),
+    ("uncertainty_diff", "uncertainty max |Δ|", ".2e", "max_uncertainty_diff", "≤"),
     ("gap_reference", "invariance gap of the reference", ".5f", "", ""),
     ("gap", "invariance gap", ".5f", "", ""),
     ("gap_increase", "invariance gap's increase", ".1e", "max_invariance_gap", "≤"),

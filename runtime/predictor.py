@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from invariclip.answers import Answer, Prediction, class_probabilities, ranked
+from invariclip.abstaining import CALIBRATED, threshold
+from invariclip.answers import Answer, Answers, Prediction, ranked
 from invariclip.artifact import checked_meanwhile
 from invariclip.backends import DEFAULT_BACKEND, open_backend
 from invariclip.backends.threads import available_threads
@@ -16,8 +16,9 @@ from invariclip.batching import plan, run_in_buckets
 from invariclip.choice import require_openable
 from invariclip.console import silent
 from invariclip.errors import ArtifactError, InputError, ProjectionError
-from invariclip.manifest import EMBEDDING, IMAGE_INPUT, PROBABILITIES, PROJECTION_INPUT, space_id
-from invariclip.prompts import DEFAULT_TEMPLATES, check_prompts, class_bank
+from invariclip.host_head import HostHead
+from invariclip.manifest import EMBEDDING, IMAGE_INPUT, PROBABILITIES, PROJECTION_INPUT, UNCERTAINTY, space_id
+from invariclip.prompts import DEFAULT_TEMPLATES, check_prompts
 from invariclip.streams import DEFAULT_BATCH, LOOK_AHEAD, PictureReader
 from invariclip.text_cache import DEFAULT_TEXT_CACHE, TextCache
 from invariclip.text_tower import TextTower
@@ -28,18 +29,20 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from invariclip.abstaining import AbstainAbove
     from invariclip.console import Progress
     from invariclip.manifest import Manifest
     from invariclip.pixels import PixelMode
     from invariclip.projection import Projection
     from invariclip.streams import Batch, Pictures, Unreadable
 
-    _Answering = Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], NDArray[np.float32]]]
+    _Answering = Callable[[NDArray[np.uint8]], Answers]
 
-__all__ = ["DEFAULT_BATCH", "EXCHANGING_BACKENDS", "Answer", "Model", "Prediction"]
+__all__ = ["CALIBRATED", "DEFAULT_BATCH", "EXCHANGING_BACKENDS", "Answer", "Answers", "Model", "Prediction"]
 
 T = TypeVar("T")
 
+_TEXTS = 64
 LARGEST_WARM_UP = 1024
 EXCHANGING_BACKENDS = ("onnxruntime",)
 """Engines that let an initializer be overridden at a run; the others read it as a constant."""
@@ -82,9 +85,7 @@ class Model:
         self._reader = PictureReader(manifest.pixels, pixel_mode, workers=available_threads())
         self._cache = TextCache(text_cache)
         self._feeds: dict[str, NDArray[np.float32]] = {}  # what every run is fed beside pictures or ids
-        self._baked = True  # the classes are those of the graph
-        self._bank: NDArray[np.float32] | None = None  # of the others, embedded when first needed
-        self._lock = threading.Lock()
+        self._head: HostHead | None = None  # answers in place of the graph's own classes
 
     @property
     def width(self) -> int:
@@ -105,7 +106,7 @@ class Model:
         blocks = self._over(pictures, batch_size, self._embed)
         return np.concatenate(blocks) if blocks else np.empty((0, self.width), dtype=np.float32)
 
-    def embed_texts(self, texts: Sequence[str], *, batch_size: int = 64) -> NDArray[np.float32]:
+    def embed_texts(self, texts: Sequence[str], *, batch_size: int = _TEXTS) -> NDArray[np.float32]:
         """Unit-length embeddings of texts, float32 [N, d]; a text longer than the context is cut with a warning.
 
         Raises:
@@ -115,10 +116,8 @@ class Model:
             [texts] if isinstance(texts, str) else list(texts), batch_size, self._feeds, self._cache
         )
 
-    def answer(
-        self, pictures: Pictures, *, batch_size: int = DEFAULT_BATCH
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Embeddings [N, d] and class probabilities [N, K] in one pass, float32.
+    def answer(self, pictures: Pictures, *, batch_size: int = DEFAULT_BATCH) -> Answers:
+        """Embeddings, class probabilities and, of learned templates, the uncertainty, in one pass.
 
         Raises:
             InputError: There are no classes, a picture cannot be read, or `batch_size` is below 1.
@@ -127,9 +126,15 @@ class Model:
             raise InputError("the artifact has no classes; give some with with_classes([...])")
         blocks = self._over(pictures, batch_size, self._answer)
         if not blocks:
-            return np.empty((0, self.width), dtype=np.float32), np.empty((0, len(self.classes)), dtype=np.float32)
-        embeddings, probabilities = zip(*blocks, strict=True)
-        return np.concatenate(embeddings), np.concatenate(probabilities)
+            none = np.empty(0, dtype=np.float32)
+            rows = none.reshape(0, self.width), none.reshape(0, len(self.classes))
+            return Answers(*rows, none if self.manifest.cdc else None)
+        unsure = [block.uncertainty for block in blocks if block.uncertainty is not None]
+        return Answers(
+            np.concatenate([block.embeddings for block in blocks]),
+            np.concatenate([block.probabilities for block in blocks]),
+            np.concatenate(unsure) if unsure else None,
+        )
 
     def probabilities(self, pictures: Pictures, *, batch_size: int = DEFAULT_BATCH) -> NDArray[np.float32]:
         """Class probabilities, float32 [N, K], in the order of `classes`.
@@ -137,17 +142,40 @@ class Model:
         Raises:
             InputError: There are no classes, a picture cannot be read, or `batch_size` is below 1.
         """
-        return self.answer(pictures, batch_size=batch_size)[1]
+        return self.answer(pictures, batch_size=batch_size).probabilities
 
-    def classify(self, pictures: Pictures, *, top_k: int = 5, batch_size: int = DEFAULT_BATCH) -> list[Prediction]:
+    def classify(
+        self,
+        pictures: Pictures,
+        *,
+        top_k: int = 5,
+        batch_size: int = DEFAULT_BATCH,
+        abstain_above: AbstainAbove = None,
+    ) -> list[Prediction]:
         """The best classes of each picture, in order.
 
+        Args:
+            pictures: What to classify.
+            top_k: How many classes are ranked.
+            batch_size: Pictures to a run.
+            abstain_above: The uncertainty above which no label is given: a number, `CALIBRATED`, or None, which
+                always gives one.
+
         Raises:
-            InputError: There are no classes, a picture cannot be read, or a number is below 1.
+            InputError: There are no classes, a picture cannot be read, a number is out of range, or the artifact has no
+                learned templates to abstain by.
         """
         if top_k < 1:
             raise InputError(f"top_k must be at least 1, not {top_k}")
-        return [ranked(row, self.classes, top_k) for row in self.probabilities(pictures, batch_size=batch_size)]
+        limit = threshold(self.manifest.cdc, abstain_above)
+        answers = self.answer(pictures, batch_size=batch_size)
+        unsure: Sequence[float | None] = (
+            [None] * len(answers.probabilities) if answers.uncertainty is None else answers.uncertainty.tolist()
+        )
+        return [
+            ranked(row, self.classes, top_k, uncertainty=one, abstain_above=limit)
+            for row, one in zip(answers.probabilities, unsure, strict=True)
+        ]
 
     def stream(
         self,
@@ -187,14 +215,17 @@ class Model:
             templates: Prompts with one `{}`, see `prompts.template_set`; None takes the artifact's own, or the default.
             progress: `console.bar` or `console.silent`.
 
+        Learned templates stay: the classes are embedded in all of them, and the evidence is fused here.
+
         Raises:
-            InputError: No class, an empty or repeated one, or a template without `{}`.
+            InputError: No class, an empty or repeated one, a template without `{}`, or other prompts than those that
+                learned templates were trained beside.
         """
         chosen = tuple(templates or self.manifest.templates or DEFAULT_TEMPLATES)
         check_prompts(classes, chosen)
-        names = tuple(classes)
-        bank = class_bank(self.embed_texts, names, chosen, progress=progress).astype(np.float32)
-        return self._but(classes=names, templates=chosen, _baked=False, _bank=bank)
+        head = HostHead(self.manifest, tuple(classes), chosen, self._embed_behind)
+        head.bank(progress)
+        return self._but(classes=head.classes, templates=chosen, _head=head)
 
     def with_projection(self, projection: Projection) -> Model:
         """The same model with another projection of the same shape; nothing is loaded or exported again.
@@ -207,9 +238,14 @@ class Model:
 
         Raises:
             ArtifactError: The artifact was exported with its projection folded in, or without one.
-            InputError: The engine cannot exchange it.
+            InputError: The engine cannot exchange it, or learned templates were trained in the artifact's own space.
             ProjectionError: It is of another shape.
         """
+        if self.manifest.cdc is not None:
+            raise InputError(
+                f"{self._folder}: its learned templates were trained in the space of its own projection, so that one "
+                "cannot be exchanged; train templates with the other one and export again"
+            )
         facts, model = self.manifest.projection, self.manifest.model
         how = "none" if facts is None else f"image {facts.image_fold}, text {facts.text_fold}"
         if facts is None or {facts.image_fold, facts.text_fold} != {"input"}:
@@ -227,13 +263,15 @@ class Model:
                 f"{model.embed_dim} → {facts.rank}; calibrate with --rank {facts.rank}, or export again"
             )
         matrix = np.ascontiguousarray(projection.A_inv, dtype=np.float32)
-        return self._but(
+        other = self._but(
             _feeds={PROJECTION_INPUT: matrix},
             _space_id=space_id(model.checkpoint_sha256, projection.digest, self.manifest.pixels, self.manifest.text),
             _cache=TextCache(self._cache.limit),  # another space: nothing that is kept belongs to it
-            _baked=False,
-            _bank=None,
+            _head=None,
         )
+        if self.classes:
+            other._head = HostHead(self.manifest, self.classes, self.templates, other._embed_behind)
+        return other
 
     def warm_up(self, batch_sizes: Sequence[int] = (1,), *, texts: bool = False) -> None:
         """Answers blank pictures, so that the first real ones of these batch sizes need not wait for an engine.
@@ -268,29 +306,30 @@ class Model:
     def _streamed(self, batches: Generator[Batch, None, None], answer: _Answering | None) -> Iterator[Answer]:
         with closing(batches):
             for batch in batches:
-                embeddings, rows = answer(batch.pixels) if answer else (self._embed(batch.pixels), None)
+                said = answer(batch.pixels) if answer else None
+                embeddings = self._embed(batch.pixels) if said is None else said.embeddings
                 for number, (place, picture) in enumerate(zip(batch.places, batch.pictures, strict=True)):
-                    row = None if rows is None else rows[number]
-                    yield Answer(place, picture, embeddings[number], row, self.classes if answer else ())
+                    if said is None:
+                        yield Answer(place, picture, embeddings[number], None, ())
+                        continue
+                    unsure = None if said.uncertainty is None else float(said.uncertainty[number])
+                    yield Answer(place, picture, embeddings[number], said.probabilities[number], self.classes, unsure)
 
     def _but(self, **changes: Any) -> Model:
         other = object.__new__(Model)
-        other.__dict__.update(self.__dict__, _lock=threading.Lock(), **changes)
+        other.__dict__.update(self.__dict__, **changes)
         return other
 
     def _embed(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
         outputs = run_in_buckets(self._image, IMAGE_INPUT, batch, (EMBEDDING,), feeds=self._feeds)
         return np.asarray(outputs[EMBEDDING])
 
-    def _answer(self, batch: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        if self._baked:
-            outputs = run_in_buckets(self._image, IMAGE_INPUT, batch, (EMBEDDING, PROBABILITIES))
-            return outputs[EMBEDDING], outputs[PROBABILITIES]
-        embedding, model = self._embed(batch), self.manifest.model
-        return embedding, class_probabilities(embedding, self._own_bank(), model.logit_scale, model.logit_bias)
+    def _embed_behind(self, texts: list[str], before: tuple[int, ...]) -> NDArray[np.float32]:
+        return self._text.embed(texts, _TEXTS, self._feeds, self._cache, before)
 
-    def _own_bank(self) -> NDArray[np.float32]:
-        with self._lock:
-            if self._bank is None:
-                self._bank = class_bank(self.embed_texts, self.classes, self.templates).astype(np.float32)
-            return self._bank
+    def _answer(self, batch: NDArray[np.uint8]) -> Answers:
+        if self._head is not None:
+            return self._head.answers(self._embed(batch))
+        wanted = (EMBEDDING, PROBABILITIES, *([UNCERTAINTY] if self.manifest.cdc else []))
+        outputs = run_in_buckets(self._image, IMAGE_INPUT, batch, wanted)
+        return Answers(outputs[EMBEDDING], outputs[PROBABILITIES], outputs.get(UNCERTAINTY))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,19 +19,27 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from invariclip.console import silent
 from invariclip.errors import SemanticsError
 from invariclip.files import write_atomically
+from invariclip.manifest import SemanticsFacts
+from invariclip.prompts import class_bank
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
+
+    from invariclip.console import Progress
 
 SEMANTICS_SCHEMA = 1
 MAX_SEMANTICS_BYTES = 1 << 28
 MAX_LEARNED = 16
 """Learned templates beside the hand-written one."""
 MAX_CONTEXT_TOKENS = 64
+LEARNED_TEXT = "{}."
+"""What stands behind a learned template's vectors: the class's name."""
 _FACTS = "invariclip.semantics"
 
 
@@ -76,8 +85,10 @@ class Semantics:
         numbers = (self.context, self.evidence_scale, self.evidence_bias)
         if not all(np.isfinite(array).all() for array in numbers) or not (self.evidence_scale > 0).all():
             raise SemanticsError("the learned templates hold values that are not finite, or no scale above 0")
-        if not self.templates:
-            raise SemanticsError("the hand-written template is missing")
+        if not self.templates or not all(isinstance(one, str) and one.count("{}") == 1 for one in self.templates):
+            raise SemanticsError(
+                f"the hand-written prompts need one {{}} each for the class name, not {list(self.templates)!r:.80}"
+            )
         if self.abstain_above is not None and not 0 <= self.abstain_above <= 1:
             raise SemanticsError(f"abstain_above {self.abstain_above} is not an uncertainty, from 0 to 1")
 
@@ -98,6 +109,12 @@ class Semantics:
         arrays = (self.context, self.evidence_scale, self.evidence_bias)
         parts = [np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).tobytes() for array in arrays]
         return hashlib.sha256(b"\n".join([head.encode(), *parts])).hexdigest()
+
+    @property
+    def facts(self) -> SemanticsFacts:
+        """What a manifest says of it."""
+        scale, bias = (tuple(map(float, values)) for values in (self.evidence_scale, self.evidence_bias))
+        return SemanticsFacts(self.digest, self.learned, self.context_tokens, scale, bias, self.abstain_above)
 
     def require_owner(self, checkpoint_sha256: str, projection_sha256: str | None) -> None:
         """Refuses another checkpoint or another projection than those it was trained with.
@@ -129,6 +146,43 @@ def context_ids(template: int, tokens: int) -> tuple[int, ...]:
     return tuple(-1 - place for place in range(first, first + tokens))
 
 
+def class_banks(
+    embed: Callable[[list[str], tuple[int, ...]], NDArray[np.floating]],
+    classes: Sequence[str],
+    templates: Sequence[str],
+    facts: SemanticsFacts,
+    *,
+    progress: Progress = silent,
+) -> NDArray[np.float64]:
+    """Unit-length class embeddings of every template: the hand-written prompts' mean first, then each learned one's.
+
+    Args:
+        embed: Texts, and the ids before each, to unit-length embeddings [N, d], in a tower that reads the vectors.
+        classes: K class names.
+        templates: The hand-written prompts with one `{}` each.
+        facts: Of the learned templates.
+        progress: `console.bar` or `console.silent`.
+
+    Returns:
+        float64 [M + 1, K, d].
+
+    Raises:
+        InputError: What `prompts.check_prompts` refuses, prompts without a mean direction, or vectors that leave a text
+            no room.
+    """
+    banks = [class_bank(lambda texts: embed(texts, ()), classes, templates, progress=progress)]
+    for template in range(1, facts.learned + 1):
+        before = context_ids(template, facts.context_tokens)
+        banks.append(class_bank(partial(_behind, embed, before), classes, (LEARNED_TEXT,), progress=progress))
+    return np.stack(banks)
+
+
+def _behind(
+    embed: Callable[[list[str], tuple[int, ...]], NDArray[np.floating]], before: tuple[int, ...], texts: list[str]
+) -> NDArray[np.floating]:
+    return embed(texts, before)
+
+
 def write_semantics(path: str | os.PathLike[str], semantics: Semantics) -> None:
     """Writes `cdc.safetensors` atomically: the arrays, and the rest as metadata."""
     facts = {
@@ -139,7 +193,7 @@ def write_semantics(path: str | os.PathLike[str], semantics: Semantics) -> None:
         "abstain_above": semantics.abstain_above,
         "provenance": semantics.provenance,
     }
-    tensors = {
+    tensors: dict[str, NDArray[Any]] = {
         "context": np.ascontiguousarray(semantics.context, dtype=np.float32),
         "evidence_scale": np.ascontiguousarray(semantics.evidence_scale, dtype=np.float64),
         "evidence_bias": np.ascontiguousarray(semantics.evidence_bias, dtype=np.float64),
@@ -164,13 +218,16 @@ def read_semantics(path: str | os.PathLike[str]) -> Semantics:
             arrays = [tensors.get_tensor(name) for name in ("context", "evidence_scale", "evidence_bias")]
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise SemanticsError(f"{where}: no learned templates written by `invariclip cdc` ({error})") from error
+    if not isinstance(facts, dict) or not isinstance(facts.get("templates"), list):
+        raise SemanticsError(f"{where}: no learned templates written by `invariclip cdc` (its facts are {facts!r:.60})")
+    context, scale, bias = arrays
     if facts.get("schema") != SEMANTICS_SCHEMA or [str(a.dtype) for a in arrays] != ["float32", "float64", "float64"]:
         raise SemanticsError(
             f"{where}: schema {facts.get('schema')!r} is not known; this version reads {SEMANTICS_SCHEMA}"
         )
     try:
         return Semantics(
-            *arrays, tuple(facts["templates"]), facts["checkpoint_sha256"], facts["projection_sha256"],
+            context, scale, bias, tuple(facts["templates"]), facts["checkpoint_sha256"], facts["projection_sha256"],
             facts["abstain_above"], facts["provenance"],
         )  # fmt: skip
     except (KeyError, TypeError) as error:

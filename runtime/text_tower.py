@@ -38,7 +38,12 @@ class TextTower:
         self._opened: tuple[Tokenizer, Backend] | None = None
 
     def embed(
-        self, texts: list[str], batch_size: int, feeds: Mapping[str, NDArray[Any]], cache: TextCache | None = None
+        self,
+        texts: list[str],
+        batch_size: int,
+        feeds: Mapping[str, NDArray[Any]],
+        cache: TextCache | None = None,
+        before: tuple[int, ...] = (),
     ) -> NDArray[np.float32]:
         """Unit-length embeddings, float32 [N, d].
 
@@ -47,6 +52,7 @@ class TextTower:
             batch_size: Texts per run.
             feeds: Further inputs of the graph, by name.
             cache: What was embedded with the same `feeds` before; None embeds everything.
+            before: Ids before every text, see `semantics.context_ids`; the graph must be one that reads them.
 
         Raises:
             InputError: Something is not a string, or `batch_size` is below 1.
@@ -63,7 +69,7 @@ class TextTower:
 
         blocks = []
         for start in range(0, len(texts), batch_size):
-            ids = tokenizer(texts[start : start + batch_size])
+            ids = tokenizer(texts[start : start + batch_size], prefix=before)
             blocks.append(run(ids) if cache is None else cache.rows(ids, run))
         return np.concatenate(blocks) if blocks else np.empty((0, self._manifest.width), dtype=np.float32)
 

@@ -11,7 +11,7 @@ from invariclip.errors import CheckpointError, ContractError
 from invariclip.export.contract.comparison import Comparison
 from invariclip.export.contract.evidence import altered
 from invariclip.export.contract.figures import SIZES, max_diff
-from invariclip.manifest import EMBEDDING, PROBABILITIES
+from invariclip.manifest import EMBEDDING, PROBABILITIES, UNCERTAINTY
 from invariclip.text_tower import cut_to_longest
 
 if TYPE_CHECKING:
@@ -120,8 +120,8 @@ def compare(
         if seen.worst is None or off > seen.worst[0]:
             seen.worst = off, batch, answers[EMBEDDING], count
         seen.candidate.append(answers[EMBEDDING])
-        if PROBABILITIES in answers:
-            seen.probabilities.append(answers[PROBABILITIES])
+        for name, kept in ((PROBABILITIES, seen.probabilities), (UNCERTAINTY, seen.uncertainty)):
+            kept += [answers[name]] if name in answers else []
         for name, value in answers.items():
             if np.issubdtype(value.dtype, np.floating):
                 seen.non_finite[name] = seen.non_finite.get(name, 0) + int((~np.isfinite(value)).sum())

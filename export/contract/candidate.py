@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from invariclip.backends import DEFAULT_BACKEND, open_backend, require_backend
 from invariclip.errors import ContractError
 from invariclip.export.contract.answers import project
+from invariclip.export.contract.class_head import ClassHead
 from invariclip.export.contract.evidence import PROMPTS, ids_of
 from invariclip.fidelity import require_level
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from invariclip.export.contract.figures import Figures
     from invariclip.export.models.checkpoint import Checkpoint
     from invariclip.fidelity import Fidelity
-    from invariclip.manifest import Compute
+    from invariclip.manifest import Compute, SemanticsFacts
     from invariclip.projection import Projection
 
 
@@ -36,6 +37,8 @@ class Job:
         classes: Names that are baked in.
         templates: Prompt templates of the classes.
         bank: float64 [K, d] unit class embeddings of the reference, or None without classes.
+        learned: Facts of the learned templates, or None. The checkpoint's text tower reads their vectors then.
+        banks: float64 [M + 1, K, d], class embeddings by template, where there are both; `bank` is the first.
     """
 
     checkpoint: Checkpoint
@@ -43,6 +46,16 @@ class Job:
     classes: tuple[str, ...]
     templates: tuple[str, ...]
     bank: NDArray[np.float64] | None
+    learned: SemanticsFacts | None = None
+    banks: NDArray[np.float64] | None = None
+
+    @property
+    def head(self) -> ClassHead | None:
+        """What the classes must be answered like."""
+        bank = self.bank if self.learned is None else self.banks
+        if bank is None:
+            return None
+        return ClassHead(bank, self.checkpoint.logit_scale, self.checkpoint.logit_bias, self.learned)
 
     def bank_or_prompts(self) -> NDArray[np.float64]:
         """float64 [K, d], what best matches are sought in: the classes, or a list of prompts without them."""

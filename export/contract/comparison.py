@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from invariclip.export.contract.figures import SIZES, Figures, max_diff, probabilities
+from invariclip.errors import ContractError
+from invariclip.export.contract.figures import SIZES, Figures, max_diff
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from invariclip.export.contract.class_head import ClassHead
 
 TIE = 1e-6
 """Cosines closer than this are a tie: float32 unit vectors of a thousand components do not tell them apart."""
@@ -25,6 +28,7 @@ class Comparison:
         reference: float64 [N, d] unit embeddings.
         candidate: float32 [n, d] of the graph, batch by batch.
         probabilities: float32 [n, K] of the graph, where it has classes.
+        uncertainty: float32 [n] of the graph, where it has learned templates.
         non_finite: Values that are NaN or infinite, of each float output.
         batch_diff: Largest difference seen between a row alone and in a batch.
         rerun_diff: Largest difference seen between two runs.
@@ -39,6 +43,7 @@ class Comparison:
     reference: NDArray[np.float64]
     candidate: list[NDArray[np.float32]] = field(default_factory=list)
     probabilities: list[NDArray[np.float32]] = field(default_factory=list)
+    uncertainty: list[NDArray[np.float32]] = field(default_factory=list)
     non_finite: dict[str, int] = field(default_factory=dict)
     batch_diff: float = 0.0
     rerun_diff: float = 0.0
@@ -50,17 +55,14 @@ class Comparison:
     worst: tuple[float, NDArray[Any], NDArray[np.float32], int] | None = None
 
 
-def measure(
-    seen: Comparison, bank: NDArray[np.float64], *, logit_scale: float = 1.0, logit_bias: float | None = None
-) -> Figures:
+def measure(seen: Comparison, bank: NDArray[np.float64], head: ClassHead | None = None) -> Figures:
     """The figures of one tower.
 
     Args:
         seen: Answers of both sides on at least one input.
         bank: float64 [K, d] unit vectors of the reference in which both sides' best match is sought; where classes are
             baked in, theirs.
-        logit_scale: Temperature of the classes.
-        logit_bias: Bias of the classes (SigLIP), or None.
+        head: What the classes must be answered like, where some are baked in.
     """
     wanted, got = seen.reference, np.concatenate(seen.candidate).astype(np.float64)
     cosines = _cosines(wanted, got)
@@ -69,9 +71,7 @@ def measure(
     top5: tuple[float | None, int | None] = (None, None)
     if len(bank) > TOP:
         top5 = agreement(scores, candidate_scores, TOP)
-    difference = None
-    if seen.probabilities:
-        difference = max_diff(np.concatenate(seen.probabilities), probabilities(scores, logit_scale, logit_bias))
+    said = {} if head is None else _said(seen, *head.answers(wanted))
     by_size: dict[str, Any] = {f"batch_{size}": seen.by_size.get(size, 0.0) for size in SIZES}
     return Figures(
         items=len(wanted),
@@ -87,7 +87,7 @@ def measure(
         **by_size,
         top5_agreement=top5[0],
         top5_ties=top5[1],
-        probability_diff=difference,
+        **said,
         **_gap(seen, got),
         **seen.levels,
     )
@@ -129,6 +129,25 @@ def invariance_gap(plain: NDArray[Any], altered: NDArray[Any]) -> float:
 
 def _cosines(unit: NDArray[np.float64], got: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray((unit * got).sum(axis=1) / np.maximum(np.linalg.norm(got, axis=1), 1e-30))
+
+
+def _said(
+    seen: Comparison, probabilities: NDArray[np.float64], uncertainty: NDArray[np.float64] | None
+) -> dict[str, Any]:
+    """How far a graph's classes are from what the reference says of its own embeddings.
+
+    Raises:
+        ContractError: The graph does not answer what it should.
+    """
+    pairs = {"probability": (seen.probabilities, probabilities), "uncertainty": (seen.uncertainty, uncertainty)}
+    for name, (got, wanted) in pairs.items():
+        if bool(got) != (wanted is not None):
+            raise ContractError(f"the graph {'answers' if got else 'does not answer'} a class head's {name}")
+    return {
+        f"{name}_diff": max_diff(np.concatenate(got), wanted)
+        for name, (got, wanted) in pairs.items()
+        if wanted is not None
+    }
 
 
 def _gap(seen: Comparison, got: NDArray[np.float64]) -> dict[str, Any]:

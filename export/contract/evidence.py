@@ -13,6 +13,7 @@ from PIL import Image
 from invariclip.errors import InputError
 from invariclip.interventions import PAPER, choose_kinds, intervene
 from invariclip.pixels import find_pictures, pixels
+from invariclip.semantics import LEARNED_TEXT, context_ids
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -36,6 +37,8 @@ _THINGS = (
     "lighthouse", "bridge", "castle", "tractor", "rocket", "candle", "piano", "drum", "scissors", "envelope",
 )  # fmt: skip
 _MANNERS = ("{}", "a photo of a {}.", "a flat sticker of a {}", "a black and white line drawing of a {}, on paper")
+_BEHIND = 8
+"""Things that are put behind each learned template's vectors."""
 _ODD = (
     "",
     "日本の城と桜",
@@ -158,6 +161,20 @@ def altered(batch: NDArray[np.uint8], seed: int = 0) -> NDArray[np.uint8]:
         (kind,) = choose_kinds(PAPER, key, seed)
         changed.append(np.asarray(intervene(Image.fromarray(picture), kind, key, seed)))
     return np.stack(changed)
+
+
+def ids_behind(contexts: tuple[int, int], tokenizer: Tokenizer) -> NDArray[np.int64]:
+    """Ids of some things behind the vectors of each learned template, int64 [N, L].
+
+    Args:
+        contexts: M and n, see `semantics.context_ids`.
+        tokenizer: The checkpoint's.
+    """
+    learned, tokens = contexts
+    texts = [LEARNED_TEXT.format(thing) for thing in spread(_THINGS, _BEHIND)]
+    return np.concatenate(
+        [tokenizer(texts, prefix=context_ids(template, tokens)) for template in range(1, learned + 1)]
+    )
 
 
 def ids_of(texts: Sequence[str], tokenizer: Tokenizer) -> NDArray[np.int64]:

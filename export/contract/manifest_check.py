@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from invariclip.export.models.checkpoint import Checkpoint
     from invariclip.manifest import Manifest
     from invariclip.projection import Projection
+    from invariclip.semantics import Semantics
 
 
 OTHER: Final = "other"
@@ -24,7 +25,11 @@ OTHER: Final = "other"
 
 
 def disagreements(
-    manifest: Manifest, artifact: Path, checkpoint: Checkpoint, projection: Projection | Literal["other"] | None
+    manifest: Manifest,
+    artifact: Path,
+    checkpoint: Checkpoint,
+    projection: Projection | Literal["other"] | None,
+    semantics: Semantics | None = None,
 ) -> list[str]:
     """Every fact of a manifest that is not the checkpoint's, in words; empty if they agree.
 
@@ -36,6 +41,7 @@ def disagreements(
         artifact: Its folder.
         checkpoint: The original model.
         projection: What the artifact is said to hold, or `OTHER`.
+        semantics: Learned templates that lie in it, or None.
 
     Raises:
         ArtifactError: The tokenizer is missing, changed, or not one.
@@ -47,6 +53,9 @@ def disagreements(
         "logit_scale": (manifest.model.logit_scale, checkpoint.logit_scale),
         "logit_bias": (manifest.model.logit_bias, checkpoint.logit_bias),
     }
+    if semantics is not None or manifest.cdc is not None:
+        pairs["cdc"] = manifest.cdc, semantics.facts if semantics else None
+        pairs["templates"] = manifest.templates, semantics.templates if semantics else None
     if projection != OTHER:
         digest = projection.digest if projection else None
         space = space_id(checkpoint.sha256, digest, checkpoint.pixels, checkpoint.tokenizer.spec)

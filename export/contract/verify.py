@@ -27,10 +27,12 @@ from invariclip.export.contract.diagnose_pixels import front_causes, pixel_cause
 from invariclip.export.contract.figures import THRESHOLDS, Thresholds, failures
 from invariclip.export.contract.pictures_check import RawPictures
 from invariclip.export.graphs.front import BOUNDS
+from invariclip.export.models.contexts import contexts_of, with_semantics
 from invariclip.fidelity import LEVELS
 from invariclip.manifest import EMBEDDING
 from invariclip.pixels import pixels
 from invariclip.prompts import class_bank
+from invariclip.semantics import class_banks
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from invariclip.export.contract.evidence import Pictures
     from invariclip.export.models.checkpoint import Checkpoint
     from invariclip.projection import Projection
+    from invariclip.semantics import Semantics
 
 BATCH = 16
 """Rows per run; the last batch is smaller."""
@@ -53,19 +56,39 @@ __all__ = ["Candidate", "Evidence", "Job", "Verdict", "check", "look", "prepare"
 
 
 def prepare(
-    checkpoint: Checkpoint, projection: Projection | None, classes: tuple[str, ...], templates: tuple[str, ...]
+    checkpoint: Checkpoint,
+    projection: Projection | None,
+    classes: tuple[str, ...],
+    templates: tuple[str, ...],
+    semantics: Semantics | None = None,
 ) -> Job:
     """A job whose class embeddings come from the reference: PyTorch in float32, projection and mean in float64.
 
+    Args:
+        checkpoint: The original model.
+        projection: A_inv, or None.
+        classes: Names to bake in.
+        templates: Their hand-written prompts.
+        semantics: Learned templates; the job's checkpoint then reads their vectors as well.
+
     Raises:
         InputError: Bad classes or templates.
+        SemanticsError: The learned templates belong to another checkpoint or projection, or do not fit its text tower.
     """
+    if semantics is not None:
+        semantics.require_owner(checkpoint.sha256, None if projection is None else projection.digest)
+        checkpoint = replace(checkpoint, module=with_semantics(checkpoint.module, semantics))
 
-    def embed(texts: list[str]) -> NDArray[np.float64]:
-        return project(checkpoint.encode_texts(checkpoint.tokenizer(texts)), projection)
+    def embed(texts: list[str], before: tuple[int, ...] = ()) -> NDArray[np.float64]:
+        return project(checkpoint.encode_texts(checkpoint.tokenizer(texts, prefix=before)), projection)
 
-    bank = class_bank(embed, classes, templates) if classes else None
-    return Job(checkpoint, projection, classes, templates, bank)
+    learned = None if semantics is None else semantics.facts
+    if not classes:
+        return Job(checkpoint, projection, classes, templates, None, learned)
+    if learned is None:
+        return Job(checkpoint, projection, classes, templates, class_bank(embed, classes, templates))
+    banks = class_banks(embed, classes, templates, learned)
+    return Job(checkpoint, projection, classes, templates, banks[0], learned, banks)
 
 
 def check(
@@ -132,6 +155,9 @@ def look(checkpoint: Checkpoint, pictures: Pictures, progress: Progress) -> Evid
     """
     images = look_at_pictures(checkpoint, pictures, progress)
     ids = evidence.ids_of(evidence.TEXTS, checkpoint.tokenizer)
+    learned = contexts_of(checkpoint.module)
+    if learned is not None:
+        ids = np.concatenate([ids, evidence.ids_behind(learned, checkpoint.tokenizer)])
     parts = [ids[start : start + BATCH] for start in range(0, len(ids), BATCH)]
     texts = answers.show(
         lambda: progress(parts, total=len(parts), desc="reference, text tower"),
@@ -193,7 +219,7 @@ def _judge(name: str, candidate: Candidate, seen: Evidence, bounds: Thresholds, 
     bounds = trial[candidate.level]
     bank = job.bank if job.bank is not None else project(seen.prompts, job.projection)
     figures = {
-        "image": measure(sides["image"], bank, logit_scale=checkpoint.logit_scale, logit_bias=checkpoint.logit_bias),
+        "image": measure(sides["image"], bank, job.head),
         "text": measure(sides["text"], sides["image"].reference),
     }
     failed = {tower: failures(tower, figures[tower], bounds) for tower in TOWERS}

@@ -12,12 +12,14 @@ import numpy as np
 import onnx_ir as ir
 
 from invariclip.errors import ArtifactError, ContractError, InputError
-from invariclip.manifest import EMBEDDING, LOGITS, PROBABILITIES, PROJECTION_INPUT
+from invariclip.export.graphs import opinions
+from invariclip.export.graphs.ends import append, constant, downstream, free_names
+from invariclip.manifest import EMBEDDING, LOGITS, PROBABILITIES, PROJECTION_INPUT, UNCERTAINTY
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from numpy.typing import NDArray
+
+    from invariclip.manifest import SemanticsFacts
 
 CLASS_BANK, LOGIT_SCALE, LOGIT_BIAS = "class_bank", "logit_scale", "logit_bias"
 MATRIX = "matrix"
@@ -28,7 +30,11 @@ MAX_BANK_BYTES = 1 << 30
 
 
 def attach_head(
-    model: ir.Model, bank: NDArray[np.float64] | None, logit_scale: float, logit_bias: float | None
+    model: ir.Model,
+    bank: NDArray[np.float64] | None,
+    logit_scale: float,
+    logit_bias: float | None,
+    learned: SemanticsFacts | None = None,
 ) -> None:
     """Puts the classes after `embedding`, in place of any that stand there; without a bank it takes them away.
 
@@ -36,11 +42,15 @@ def attach_head(
     of the logits, or their sigmoid where there is a bias (SigLIP). Initializers: `class_bank` float32 [d, K],
     `logit_scale` and `logit_bias` float32 scalars.
 
+    With learned templates the logits are the hand-written template's, the probabilities all templates' together, and
+    there is a third answer, uncertainty [batch]; see `opinions`.
+
     Args:
         model: A graph with the output `embedding`, float32 [batch, d]. Changed in place.
-        bank: Unit class embeddings, float64 [K, d], or None.
+        bank: Unit class embeddings, float64 [K, d], or None; with learned templates [M + 1, K, d].
         logit_scale: Temperature τ, already exponentiated.
         logit_bias: Added to the logits, or None.
+        learned: Facts of the learned templates, or None.
 
     Raises:
         ArtifactError: The graph has no float32 output `embedding`, or answers more than a class head does.
@@ -49,23 +59,26 @@ def attach_head(
     graph = model.graph
     embedding = _embedding(graph)
     if bank is not None:
-        _check_bank(bank, embedding)
+        _check_bank(bank, embedding, learned)
     _remove_head(graph, embedding)
     if bank is None:
         return
-    _free_names(graph, (CLASS_BANK, LOGIT_SCALE, LOGIT_BIAS, _COSINES, _SCALED, LOGITS, PROBABILITIES))
+    if learned is not None:
+        opinions.attach(graph, embedding, bank, learned, logit_scale, logit_bias)
+        return
+    free_names(graph, (CLASS_BANK, LOGIT_SCALE, LOGIT_BIAS, _COSINES, _SCALED, LOGITS, PROBABILITIES))
     shape = ir.Shape([embedding.shape[0] if embedding.shape is not None else "batch", len(bank)])
-    weights = _constant(graph, CLASS_BANK, np.ascontiguousarray(bank.T, dtype=np.float32))
-    scale = _constant(graph, LOGIT_SCALE, np.array(logit_scale, dtype=np.float32))
-    cosines = _append(graph, "MatMul", [embedding, weights], _COSINES, shape)
+    weights = constant(graph, CLASS_BANK, np.ascontiguousarray(bank.T, dtype=np.float32))
+    scale = constant(graph, LOGIT_SCALE, np.array(logit_scale, dtype=np.float32))
+    cosines = append(graph, "MatMul", [embedding, weights], _COSINES, shape)
     if logit_bias is None:
-        logits = _append(graph, "Mul", [cosines, scale], LOGITS, shape)
-        probabilities = _append(graph, "Softmax", [logits], PROBABILITIES, shape, {"axis": -1})
+        logits = append(graph, "Mul", [cosines, scale], LOGITS, shape)
+        probabilities = append(graph, "Softmax", [logits], PROBABILITIES, shape, {"axis": -1})
     else:
-        bias = _constant(graph, LOGIT_BIAS, np.array(logit_bias, dtype=np.float32))
-        scaled = _append(graph, "Mul", [cosines, scale], _SCALED, shape)
-        logits = _append(graph, "Add", [scaled, bias], LOGITS, shape)
-        probabilities = _append(graph, "Sigmoid", [logits], PROBABILITIES, shape)
+        bias = constant(graph, LOGIT_BIAS, np.array(logit_bias, dtype=np.float32))
+        scaled = append(graph, "Mul", [cosines, scale], _SCALED, shape)
+        logits = append(graph, "Add", [scaled, bias], LOGITS, shape)
+        probabilities = append(graph, "Sigmoid", [logits], PROBABILITIES, shape)
     graph.outputs.extend([logits, probabilities])
 
 
@@ -93,7 +106,7 @@ def expose_projection(model: ir.Model) -> None:
             "trace the tower with the projection unfolded, and expose it before any other rewrite"
         )
     if value.name != PROJECTION_INPUT:
-        _free_names(graph, (PROJECTION_INPUT,))
+        free_names(graph, (PROJECTION_INPUT,))
         value.name = PROJECTION_INPUT
     graph.inputs.append(value)
 
@@ -106,35 +119,26 @@ def _embedding(graph: ir.Graph) -> ir.Value:
     return value
 
 
-def _check_bank(bank: NDArray[np.float64], embedding: ir.Value) -> None:
+def _check_bank(bank: NDArray[np.float64], embedding: ir.Value, learned: SemanticsFacts | None) -> None:
     width = embedding.shape[1] if embedding.shape is not None and len(embedding.shape) == 2 else None
-    if bank.ndim != 2 or not len(bank) or (isinstance(width, int) and bank.shape[1] != width):
-        raise InputError(f"a class bank of shape {list(bank.shape)} does not fit; the embedding needs [K, {width}]")
+    templates = [] if learned is None else [learned.learned + 1]
+    wanted = ", ".join(map(str, [*templates, "K", width]))
+    fits = bank.ndim == len(templates) + 2 and list(bank.shape[: len(templates)]) == templates
+    if not fits or not bank.size or (isinstance(width, int) and bank.shape[-1] != width):
+        raise InputError(f"a class bank of shape {list(bank.shape)} does not fit; the embedding needs [{wanted}]")
     if bank.size * 4 > MAX_BANK_BYTES:
         raise InputError(f"a class bank of {bank.size * 4:,} bytes is above {MAX_BANK_BYTES:,}; bake in fewer classes")
     if not np.isfinite(bank).all():
         raise InputError("the class bank holds values that are not finite; embed the classes again")
 
 
-def _downstream(value: ir.Value) -> set[ir.Node]:
-    """Every node that a value reaches."""
-    reached: set[ir.Node] = set()
-    waiting = list(value.consumers())
-    while waiting:
-        node = waiting.pop()
-        if node not in reached:
-            reached.add(node)
-            waiting += [user for output in node.outputs for user in output.consumers()]
-    return reached
-
-
 def _remove_head(graph: ir.Graph, embedding: ir.Value) -> None:
-    nodes = _downstream(embedding)
+    nodes = downstream(embedding)
     names = {output.name for node in nodes for output in node.outputs if output.is_graph_output()}
-    if names - {LOGITS, PROBABILITIES}:
+    if names - {LOGITS, PROBABILITIES, UNCERTAINTY}:
         raise ArtifactError(
             f"the graph answers {', '.join(sorted(map(str, names)))} from the embedding, not only "
-            f"{LOGITS} and {PROBABILITIES}; this head cannot be exchanged"
+            f"{LOGITS}, {PROBABILITIES} and {UNCERTAINTY}; this head cannot be exchanged"
         )
     given = [value for node in nodes for value in node.inputs if value is not None and value.is_initializer()]
     for output in [output for output in graph.outputs if output.name in names]:
@@ -143,34 +147,3 @@ def _remove_head(graph: ir.Graph, embedding: ir.Value) -> None:
     for value in given:
         if value.name is not None and not value.uses() and value.name in graph.initializers:
             del graph.initializers[value.name]
-
-
-def _free_names(graph: ir.Graph, names: Iterable[str]) -> None:
-    """Renames inner values and weights that bear a name that is about to be given."""
-    wanted = set(names)
-    inner = [output for node in graph.all_nodes() for output in node.outputs]
-    for value in (*inner, *list(graph.initializers.values())):
-        if value.name in wanted:
-            value.name = f"{value.name}_inner"
-
-
-def _constant(graph: ir.Graph, name: str, array: NDArray[np.float32]) -> ir.Value:
-    tensor = ir.tensor(array, name=name)
-    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
-    graph.register_initializer(value)
-    return value
-
-
-def _append(
-    graph: ir.Graph,
-    operator: str,
-    inputs: list[ir.Value],
-    name: str,
-    shape: ir.Shape,
-    attributes: dict[str, int] | None = None,
-) -> ir.Value:
-    node = ir.node(operator, inputs, attributes or {}, name=f"head_{name}")
-    (output,) = node.outputs
-    output.name, output.shape, output.type = name, ir.Shape(shape), ir.TensorType(ir.DataType.FLOAT)
-    graph.append(node)
-    return output

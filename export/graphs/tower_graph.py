@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from invariclip.export.contract import evidence
@@ -21,6 +22,7 @@ from invariclip.export.graphs.rewrites import (
 from invariclip.export.graphs.tokens import name_merges, refusal, thin_tokens
 from invariclip.export.graphs.towers import ImageTower, TextTower, part_of
 from invariclip.export.graphs.trace import traced
+from invariclip.export.models.contexts import contexts_of
 from invariclip.manifest import EMBEDDING, IMAGE_INPUT, TEXT_INPUT, Step
 
 if TYPE_CHECKING:
@@ -74,7 +76,8 @@ def tower_graph(
     """Builds one tower's graph.
 
     Args:
-        checkpoint: The original model; it stays unchanged.
+        checkpoint: The original model; it stays unchanged. A text tower that reads learned vectors (`models.contexts`)
+            gives a graph that reads them too.
         tower: `image` or `text`.
         projection: A_inv to put in, or None.
         rewrites: Names of the rewrites that are switched on.
@@ -87,9 +90,11 @@ def tower_graph(
         ContractError: torch cannot export the tower, or a rewrite does not keep its word.
     """
     probe = _probe(checkpoint, tower)
+    contexts = contexts_of(checkpoint.module) if tower == "text" else None
     folded = _folded(checkpoint, tower, projection, probe, as_input=projection_as_input)
     subject = Subject(tower, part_of(folded.module, tower), checkpoint.pixels)
-    steps = rewrite_encoder(subject, probe, rewrites)
+    steps = [] if contexts is None else [_learned(contexts)]
+    steps += rewrite_encoder(subject, probe, rewrites)
     if tokens is not None:
         steps.append(_thinned(subject, tokens))
     if tower == "image":
@@ -119,7 +124,15 @@ def tower_graph(
 def _probe(checkpoint: Checkpoint, tower: Tower) -> torch.Tensor:
     if tower == "image":
         return probe_pictures(*checkpoint.pixels.image_size)
-    return torch.from_numpy(evidence.ids_of(evidence.PROMPTS[:3], checkpoint.tokenizer))
+    ids, contexts = evidence.ids_of(evidence.PROMPTS[:3], checkpoint.tokenizer), contexts_of(checkpoint.module)
+    if contexts is not None:
+        ids = np.concatenate([ids, evidence.ids_behind(contexts, checkpoint.tokenizer)])
+    return torch.from_numpy(ids)
+
+
+def _learned(contexts: tuple[int, int]) -> Step:
+    learned, tokens = contexts
+    return Step("learned-templates", True, f"{learned} templates of {tokens} vectors are read as ids below 0")
 
 
 def _thinned(subject: Subject, tokens: Sequence[int]) -> Step:

@@ -47,7 +47,8 @@ class ContextEmbedding(nn.Module):
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Int64 ids [N, L] → rows [N, L, width]; an id below -M·n is out of range, as one beyond the vocabulary is."""
         words = self.vocabulary(ids.clamp_min(0))
-        learned = self.context.reshape(-1, self.context.shape[-1])[(-1 - ids).clamp_min(0)]
+        rows = self.context.reshape(-1, self.context.shape[-1])
+        learned = nn.functional.embedding((-1 - ids).clamp_min(0), rows)
         return torch.where((ids < 0)[..., None], learned.to(words.dtype), words)
 
 
@@ -57,20 +58,24 @@ def token_embedding(module: nn.Module) -> tuple[str, nn.Embedding]:
     Raises:
         CheckpointError: Its text tower has none that is known.
     """
+    path, found = _looked_up_in(module)
+    if not isinstance(found, nn.Embedding):
+        raise CheckpointError(
+            f"{type(module).__name__}: no token embedding was found in its text tower, so it cannot take learned "
+            "templates; known are those of open_clip's own towers and of Hugging Face's"
+        )
+    return path, found
+
+
+def _looked_up_in(module: nn.Module) -> tuple[str, Any]:
     for path in ("token_embedding", "text.token_embedding"):
         found = find(module, path)
-        if isinstance(found, nn.Embedding):
+        if found is not None:
             return path, found
     tower: Any = find(module, "text.transformer")  # of Hugging Face
-    if hasattr(tower, "get_input_embeddings"):
-        inner = tower.get_input_embeddings()
-        path = next((name for name, part in tower.named_modules() if part is inner), "")
-        if isinstance(inner, nn.Embedding) and path:
-            return f"text.transformer.{path}", inner
-    raise CheckpointError(
-        f"{type(module).__name__}: no token embedding was found in its text tower, so it cannot take learned "
-        "templates; known are those of open_clip's own towers and of Hugging Face's"
-    )
+    inner = tower.get_input_embeddings() if hasattr(tower, "get_input_embeddings") else None
+    names = [] if inner is None else [name for name, part in tower.named_modules() if part is inner]
+    return f"text.transformer.{names[0]}" if names else "", inner
 
 
 def with_context_rows(module: nn.Module, context: torch.Tensor) -> nn.Module:
@@ -91,6 +96,15 @@ def with_context_rows(module: nn.Module, context: torch.Tensor) -> nn.Module:
             f"{embedding.embedding_dim} wide"
         )
     return with_replaced(module, path.split("."), ContextEmbedding(embedding, context))
+
+
+def contexts_of(module: nn.Module) -> tuple[int, int] | None:
+    """M and n of the learned vectors that a model's text tower reads, or None."""
+    found = _looked_up_in(module)[1]
+    if not isinstance(found, ContextEmbedding):
+        return None
+    templates, tokens, _ = found.context.shape
+    return int(templates), int(tokens)
 
 
 def with_semantics(module: nn.Module, semantics: Semantics) -> nn.Module:

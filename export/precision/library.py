@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from invariclip.errors import MissingExtraError
+from invariclip.export.graphs.ends import HEAD
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -36,7 +37,7 @@ def dynamic(source: Path, target: Path) -> None:
     with _Quiet():
         quantize_dynamic(
             source, target, per_channel=True, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"],
-            nodes_to_exclude=_moving_products(source),
+            nodes_to_exclude=_left_out(source),
         )  # fmt: skip
 
 
@@ -48,7 +49,7 @@ def static(source: Path, target: Path, batches: Iterable[NDArray[np.uint8]]) -> 
         quantize_static(
             source, target, _reader(source, batches), quant_format=QuantFormat.QDQ, per_channel=True,
             op_types_to_quantize=["MatMul", "Gemm"], activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
-            nodes_to_exclude=_moving_products(source), calibrate_method=CalibrationMethod.MinMax,
+            nodes_to_exclude=_left_out(source), calibrate_method=CalibrationMethod.MinMax,
             extra_options={"WeightSymmetric": True},
         )  # fmt: skip
 
@@ -73,6 +74,7 @@ def nncf(source: Path, target: Path, batches: Iterable[NDArray[np.uint8]], *, sa
             library.Dataset(pictures),
             subset_size=len(pictures),
             model_type=library.ModelType.TRANSFORMER if attends else None,
+            ignored_scope=library.IgnoredScope(names=_head(model)),
         )
     onnx.save(quantised, str(target))
 
@@ -93,11 +95,16 @@ def _single(batches: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]
         yield from batch
 
 
-def _moving_products(source: Path) -> list[str]:
-    """Products of two values: attention's scores and sums, which stay float32."""
-    graph = onnx.load(str(source), load_external_data=False).graph
-    held = {item.name for item in graph.initializer}
-    return [node.name for node in graph.node if node.op_type == "MatMul" and not held.intersection(node.input)]
+def _left_out(source: Path) -> list[str]:
+    """What stays float32: products of two values (attention's scores and sums), and the class head."""
+    model = onnx.load(str(source), load_external_data=False)
+    held = {item.name for item in model.graph.initializer}
+    moving = [node.name for node in model.graph.node if node.op_type == "MatMul" and not held.intersection(node.input)]
+    return moving + _head(model)
+
+
+def _head(model: onnx.ModelProto) -> list[str]:
+    return [node.name for node in model.graph.node if node.name.startswith(HEAD)]
 
 
 def _reader(source: Path, batches: Iterable[NDArray[np.uint8]]) -> Any:

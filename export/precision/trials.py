@@ -68,8 +68,7 @@ class Trials:
         self.asked += 1
         opened = open_backend(backend, image, threads=threads, compute=compute)
         seen = answers.compare(opened, self.shown, self.job.projection, self.shown.batches())
-        checkpoint = self.job.checkpoint
-        return measure(seen, self.bank, logit_scale=checkpoint.logit_scale, logit_bias=checkpoint.logit_bias)
+        return measure(seen, self.bank, self.job.head)
 
     def cost(self, image: Path, *, backend: str, threads: int | None = None) -> float:
         """1 - the mean cosine to the reference on a few pictures: what a part of a search ranks by."""

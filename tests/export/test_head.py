@@ -134,10 +134,10 @@ def test_graphs_that_no_head_fits_are_refused():
     model = small()
     (embedding,) = model.graph.outputs
     extra = ir.node("Neg", [embedding])
-    extra.outputs[0].name, extra.outputs[0].type = "uncertainty", ir.TensorType(ir.DataType.FLOAT)
+    extra.outputs[0].name, extra.outputs[0].type = "distance", ir.TensorType(ir.DataType.FLOAT)
     model.graph.append(extra)
     model.graph.outputs.append(extra.outputs[0])
-    with pytest.raises(ArtifactError, match="the graph answers uncertainty from the embedding"):
+    with pytest.raises(ArtifactError, match="the graph answers distance from the embedding"):
         head.attach_head(model, unit_rows(3), 1.0, None)
 
 

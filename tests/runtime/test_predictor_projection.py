@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import invariclip
-from invariclip import predictor
+from invariclip import host_head
 from invariclip.artifact import read_manifest
 from invariclip.embeddings import read_embeddings
 from invariclip.errors import ArtifactError, InputError, ProjectionError
@@ -127,8 +127,8 @@ def test_other_classes_before_or_after(model, rebuilt, other, paths):
 
 def test_classes_are_embedded_once_and_only_when_asked_for(model, other, paths, monkeypatch):
     calls = []
-    bank = predictor.class_bank
-    monkeypatch.setattr(predictor, "class_bank", lambda *given, **options: calls.append(1) or bank(*given, **options))
+    bank = host_head.class_bank
+    monkeypatch.setattr(host_head, "class_bank", lambda *given, **options: calls.append(1) or bank(*given, **options))
     changed = model.with_projection(other)
     changed.embed_images(paths)
     assert calls == []

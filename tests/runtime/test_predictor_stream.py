@@ -30,7 +30,8 @@ def paths(tiny_pictures):
 @given(order=st.lists(st.integers(0, 11), max_size=20), batch_size=st.integers(1, 9), look_ahead=st.integers(0, 3))
 def test_a_stream_answers_as_the_list_does(model, paths, order, batch_size, look_ahead):
     pictures = [paths[place] for place in order]
-    embeddings, probabilities = model.answer(pictures, batch_size=batch_size)
+    embeddings, probabilities, unsure = model.answer(pictures, batch_size=batch_size)
+    assert unsure is None
     seen = list(model.stream(iter(pictures), batch_size=batch_size, look_ahead=look_ahead))
     assert [(answer.place, answer.picture) for answer in seen] == list(enumerate(pictures))
     for answer, row, chances in zip(seen, embeddings, probabilities, strict=True):

@@ -148,3 +148,23 @@ def test_a_file_that_is_missing_or_too_large_is_refused(tmp_path, monkeypatch):
     (tmp_path / "tokenizer.json").write_text("{  }")
     with pytest.raises(ArtifactError, match="4 bytes are too many"):
         Tokenizer.from_file(tmp_path / "tokenizer.json", TextSpec(8))
+
+
+def test_ids_before_a_text_stand_behind_the_special_tokens_and_are_never_cut(tiny_checkpoint):
+    from invariclip.export.models.checkpoint import load_checkpoint
+
+    tokenizer = load_checkpoint(str(tiny_checkpoint)).tokenizer
+    plain, behind = tokenizer("a cat"), tokenizer("a cat", prefix=(-1, -2, -3))
+    start = len(tokenizer.spec.start_token_ids)
+    np.testing.assert_array_equal(behind[0, start : start + 3], [-1, -2, -3])
+    np.testing.assert_array_equal(behind[0, start + 3 :], plain[0, start:-3])
+    np.testing.assert_array_equal(tokenizer("a cat", prefix=()), plain)
+    room = tokenizer.spec.room
+    before = tuple(range(-1, -room, -1))  # one id of the text is left
+    with pytest.warns(TruncatedTextWarning):
+        full = tokenizer("a cat on a mat", prefix=before)
+    np.testing.assert_array_equal(full[0, start : start + room - 1], before)
+    assert full[0, start + room - 1] == plain[0, start]
+    assert full[0, -1] == tokenizer.spec.end_token_ids[0]
+    with pytest.raises(InputError, match="leave it no room"):
+        tokenizer("a cat", prefix=(*before, -99))

@@ -1,0 +1,151 @@
+"""The closed form against the pairwise rule, written out here and not as the library writes it; and its laws."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from invariclip.evidence import fuse, log_evidence
+
+
+def opinions(seed, templates, classes, spread=4.0, shift=0.0):
+    return spread * np.random.default_rng(seed).normal(size=(templates, classes)) + shift
+
+
+def opinion(logs):
+    evidence = np.exp(logs)
+    strength = evidence.sum() + len(evidence)
+    return evidence / strength, len(evidence) / strength
+
+
+def dempster(one, other):
+    """b_k = (b_k b'_k + b_k u' + b'_k u) / (1 - C), u = u u' / (1 - C); C is the mass of pairs that conflict.
+
+    1 - C is the mass of all other pairs: taken from 1 it would lose every digit where templates disagree strongly.
+    """
+    (b, u), (c, v) = one, other
+    agreed, left = b * c + b * v + c * u, u * v
+    kept = agreed.sum() + left
+    return agreed / kept, left / kept
+
+
+def pairwise(logs):
+    fused = opinion(logs[0])
+    for further in logs[1:]:
+        fused = dempster(fused, opinion(further))
+    return fused
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    templates=st.integers(1, 17),
+    classes=st.integers(1, 1000),
+    spread=st.floats(0, 4),
+    shift=st.floats(-10, 4),
+)
+def test_the_closed_form_is_the_pairwise_rule(seed, templates, classes, spread, shift):
+    logs = opinions(seed, templates, classes, spread, shift)
+    belief, uncertainty = pairwise(logs)
+    fused = fuse(logs)
+    np.testing.assert_allclose(fused.belief, belief, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(fused.uncertainty, uncertainty, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(fused.belief.sum() + fused.uncertainty, 1, atol=1e-12)
+    np.testing.assert_allclose(fused.probabilities.sum(), 1, atol=1e-12)
+    assert 0 <= fused.uncertainty <= 1
+
+
+def test_at_full_size():
+    logs = opinions(0, 17, 1000)
+    belief, uncertainty = pairwise(logs)
+    assert np.abs(fuse(logs).belief - belief).max() <= 1e-12
+    assert abs(fuse(logs).uncertainty - uncertainty) <= 1e-12
+
+
+@given(evidence=st.lists(st.lists(st.integers(0, 50), min_size=4, max_size=4), min_size=1, max_size=6))
+def test_the_rule_as_published_in_fractions(evidence):
+    """Without rounding, the conflict C summed over pairs of different classes."""
+    fused = None
+    for row in evidence:
+        strength = Fraction(sum(row) + 4)
+        b, u = [number / strength for number in row], 4 / strength
+        if fused is not None:
+            c, v = fused
+            conflict = sum(b[i] * c[j] for i in range(4) for j in range(4) if i != j)
+            b = [(b[k] * c[k] + b[k] * v + c[k] * u) / (1 - conflict) for k in range(4)]
+            u = u * v / (1 - conflict)
+        fused = b, u
+    with np.errstate(divide="ignore"):
+        got = fuse(np.log(np.array(evidence, dtype=np.float64)))
+    np.testing.assert_allclose(got.belief, [float(number) for number in fused[0]], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(got.uncertainty, float(fused[1]), rtol=0, atol=1e-12)
+
+
+@given(seed=st.integers(0, 999), templates=st.integers(2, 9), classes=st.integers(1, 30))
+def test_the_order_of_templates_is_nothing(seed, templates, classes):
+    logs = opinions(seed, templates, classes)
+    shuffled = logs[np.random.default_rng(seed).permutation(templates)]
+    np.testing.assert_allclose(fuse(shuffled).belief, fuse(logs).belief, atol=1e-13)
+
+
+@given(seed=st.integers(0, 999), cut=st.integers(1, 5), classes=st.integers(1, 30))
+def test_fusing_what_was_fused_is_fusing_all(seed, cut, classes):
+    """Associative: a fused opinion is one again, with e_k = K · b_k / u."""
+    logs = opinions(seed, 6, classes)
+    halves = [fuse(part) for part in (logs[:cut], logs[cut:])]
+    with np.errstate(divide="ignore"):
+        again = np.stack([np.log(classes * half.belief / half.uncertainty) for half in halves])
+    np.testing.assert_allclose(fuse(again).belief, fuse(logs).belief, atol=1e-12)
+    np.testing.assert_allclose(fuse(again).uncertainty, fuse(logs).uncertainty, atol=1e-12)
+
+
+@given(seed=st.integers(0, 999), classes=st.integers(2, 30))
+def test_a_template_that_knows_nothing_changes_nothing(seed, classes):
+    logs = opinions(seed, 3, classes)
+    silent = np.vstack([logs, np.full((1, classes), -np.inf)])
+    np.testing.assert_array_equal(fuse(silent).belief, fuse(logs).belief)
+    nothing = fuse(silent[3:])
+    assert nothing.uncertainty == 1
+    np.testing.assert_array_equal(nothing.probabilities, np.full(classes, 1 / classes))
+
+
+def test_a_second_template_that_agrees_makes_it_surer():
+    logs = opinions(1, 1, 5)
+    assert fuse(np.vstack([logs, logs])).uncertainty < fuse(logs).uncertainty
+
+
+@pytest.mark.parametrize("height", [1e4, 1e6, 1e300])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_extremes_stay_numbers(height, dtype):
+    height = min(height, float(np.finfo(dtype).max) / 100)
+    for logs in (np.full((17, 9), height), np.full((17, 9), -height), height * np.sign(opinions(2, 17, 9))):
+        fused = fuse(logs.astype(dtype))
+        assert np.isfinite(fused.belief).all()
+        assert 0 <= fused.uncertainty <= 1
+        np.testing.assert_allclose(fused.belief.sum() + fused.uncertainty, 1, atol=1e-5)
+
+
+@given(seed=st.integers(0, 999), templates=st.integers(1, 17), shift=st.floats(-30, 4))
+def test_float32_is_near(seed, templates, shift):
+    logs = opinions(seed, templates, 200, 3.0, shift).astype(np.float32)
+    exact, single = fuse(logs.astype(np.float64)), fuse(logs)
+    assert single.belief.dtype == np.float32
+    np.testing.assert_allclose(single.belief, exact.belief, atol=2e-6)
+    np.testing.assert_allclose(single.uncertainty, exact.uncertainty, atol=2e-6)
+
+
+def test_many_pictures_at_once():
+    logs = np.stack([opinions(seed, 4, 7) for seed in range(6)]).reshape(2, 3, 4, 7)
+    fused = fuse(logs)
+    assert (fused.belief.shape, fused.uncertainty.shape, fused.probabilities.shape) == ((2, 3, 7), (2, 3), (2, 3, 7))
+    np.testing.assert_array_equal(fused.belief[1, 2], fuse(logs[1, 2]).belief)
+
+
+def test_evidence_by_template():
+    cosines = np.random.default_rng(0).uniform(-1, 1, (5, 3, 4))
+    got = log_evidence(cosines, 100.0, np.array([1.0, 0.5, 0.1]), np.array([0.0, -3.0, 2.0]))
+    np.testing.assert_allclose(got[:, 1], 50 * cosines[:, 1] - 3.0)
+    np.testing.assert_allclose(got[:, 2], 10 * cosines[:, 2] + 2.0)
+    assert log_evidence(cosines.astype(np.float32), 100.0, np.ones(3), np.zeros(3)).dtype == np.float32
