@@ -23,7 +23,9 @@ def plot(result: dict[str, Any]) -> str:
         curve = result["curves"][row]
         left.plot(100 * np.linspace(0, 1, len(curve)), 100 * np.asarray(curve), color=colour, label=row)
         bins = [one for one in result["bins"][row] if one[0]]
-        right.plot([100 * one[1] for one in bins], [100 * one[2] for one in bins], "o-", ms=3.5, color=colour, label=row)
+        right.plot(
+            [100 * one[1] for one in bins], [100 * one[2] for one in bins], "o-", ms=3.5, color=colour, label=row
+        )
     right.plot([0, 100], [0, 100], color=INK, lw=0.8, ls=":")
     for axes, title, across, up in (
         (left, "Risk of what is answered, held-out styles", "answered, %", "wrong, %"),

@@ -28,7 +28,9 @@ def summarise(trials: Mapping[tuple[str, int], Mapping[str, Any]], seeds: int) -
         `projections`, `bins` and `curves` of the rows that are drawn.
     """
     rows = {
-        row: {group: _figures([trials[row, seed]["scores"][group] for seed in range(seeds)]) for group in (SEEN, UNSEEN)}
+        row: {
+            group: _figures([trials[row, seed]["scores"][group] for seed in range(seeds)]) for group in (SEEN, UNSEEN)
+        }
         for row in ROWS
     }
     drawn = (ZERO_SHOT, SINGLE, MAIN)

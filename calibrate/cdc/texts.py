@@ -13,7 +13,7 @@ from invariclip.export.graphs.rewrites.encoder import cut_texts
 from invariclip.export.graphs.towers import NORM_FLOOR, part_of
 from invariclip.export.models.contexts import token_embedding, with_context_rows
 from invariclip.prompts import class_bank
-from invariclip.semantics import context_ids
+from invariclip.semantics import LEARNED_TEXT, context_ids
 from invariclip.text_tower import cut_to_longest
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class LearnedTexts:
             InputError: The vectors leave a name no room.
         """
         learned, tokens = self.context.shape[:2]
-        texts = [f"{name}." for name in names]
+        texts = [LEARNED_TEXT.replace("{}", name) for name in names]
         rows = [self._tokenizer(texts, prefix=context_ids(m, tokens)) for m in range(1, learned + 1)]
         return self._shortened(np.concatenate(rows)).reshape(learned, len(texts), -1)
 

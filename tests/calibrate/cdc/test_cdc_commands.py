@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from invariclip.projection import write_projection
+from invariclip.artifact import read_manifest
+from invariclip.projection import read_projection, write_projection
 from invariclip.semantics import read_semantics
 
 
@@ -60,3 +61,46 @@ def test_mistakes_are_one_line_and_exit_2(run, common, tmp_path, options, said):
     assert said in err
     assert "Traceback" not in err
     assert not (tmp_path / "cdc.safetensors").exists()
+
+
+def test_calibrate_learns_templates_in_its_own_space(run, common, tmp_path):
+    fitted = ["--interventions", "none", "--estimator", "shrinkage", "--strength", "3", "--captions"]
+    options = [*common[:4], "--cache", tmp_path / "cache", *fitted, "--cdc", tmp_path / "cdc.safetensors"]
+    code, out, err = run("calibrate", *options, "--target-risk", "0.2", "--json", "-o", tmp_path / "p.safetensors")
+    assert code == 0, err
+    semantics = read_semantics(tmp_path / "cdc.safetensors")
+    assert semantics.projection_sha256 == read_projection(tmp_path / "p.safetensors").digest
+    assert json.loads(out)["cdc_facts"]["sha256"] == semantics.digest
+    assert "threshold" in err
+
+
+def test_build_learns_templates_bakes_them_in_and_resumes(run, common, tmp_path):
+    fitted = ["--interventions", "none", "--estimator", "shrinkage", "--strength", "3"]
+    command = [
+        "build",
+        *common[:4],
+        "--quiet",
+        *fitted,
+        "--cdc",
+        "--classes",
+        "thing 1,thing 2",
+        "-o",
+        tmp_path / "x.icm",
+    ]
+    code, out, err = run(*command)
+    assert code == 0, err
+    assert "2/3 learn templates" in err
+    manifest = read_manifest(tmp_path / "x.icm")
+    assert manifest.cdc.learned == 4
+    code, _, err = run(*command)
+    assert (code, err.count("done before")) == (0, 3)
+
+
+def test_a_target_risk_needs_templates(run, common, tmp_path):
+    for command in ("calibrate", "build"):
+        code, _, err = run(command, *common[:4], "--target-risk", "0.1", "-o", tmp_path / "x")
+        assert code == 2
+        assert "add --cdc" in err
+    code, _, err = run("calibrate", "--artifact", tmp_path, "--cdc", tmp_path / "c", "-o", tmp_path / "x")
+    assert code == 2
+    assert "leave out --artifact" in err
