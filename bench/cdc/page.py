@@ -59,7 +59,7 @@ def _reasons(result: dict[str, Any]) -> str:
     if any("harmonic" in name for name in missed):
         seen = result["rows"][ZERO_SHOT][SEEN]["harmonic"]["mean"]
         told.append(
-            f"The encoder learnt every one of these concepts in the training styles, where zero-shot is at {seen:.1f} % "
+            f"The encoder learnt all of these concepts in the training styles, where zero-shot is at {seen:.1f} % "
             "already: few-shot pictures of those styles have next to nothing left to teach a template, and what it "
             "learns of them says little about a style that the image tower misplaces."
         )
@@ -78,8 +78,8 @@ def _protocol(result: dict[str, Any]) -> str:
     counts, pictures = result["counts"], result["pictures"]
     spaces = ", ".join(dict.fromkeys(result["projections"]))
     return (
-        f"- **Classes.** Of the concepts that the reference checkpoint learnt, half are base ({counts['base_classes']}) "
-        f"and half new ({counts['new_classes']}), drawn anew by each seed. New classes are named among new classes.\n"
+        f"- **Classes.** Of the concepts that the reference checkpoint learnt, half are base "
+        f"({counts['base_classes']}) and half new ({counts['new_classes']}), drawn anew by each seed. New classes are named among new classes.\n"
         f"- **Few-shot.** {SHOTS} pictures of a base class in the five training styles ({counts['train']}); "
         f"{counts['validation']} more stop the training and fit the evidence; the rest is scored.\n"
         f"- **Scored** on {pictures[SEEN][0]} base and {pictures[SEEN][1]} new pictures in the training styles, "

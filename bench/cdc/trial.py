@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from invariclip.export.models.checkpoint import Checkpoint
     from invariclip.semantics import Semantics
 
-VERSION = 1
+VERSION = 2
 """Changes when trials would come out differently."""
 POINTS = 50
 """Of a kept risk-coverage curve."""

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 MOST_LOGITS = 1 << 21
 """Of all templates and pictures together: beyond that, pictures are drawn."""
 _PRIOR = 1e-3
-"""Weight of (log a)²: templates that say the same could otherwise take any share of the scale."""
+"""Weight of what tells templates' scales apart: those that say the same could otherwise share it any way, and some be
+left without a say."""
 _ROUNDS = 60
 
 
@@ -66,14 +67,19 @@ def fit_scales(
         vectors, labels = vectors[rows], labels[rows]
     logits = [torch.from_numpy(logit_scale * vectors @ one.T) for one in bank]
     wanted = torch.from_numpy(labels)
-    own = [float(one.gather(1, wanted[:, None]).mean()) for one in logits]
+    # Centred on the right class's logits, so that a scale can turn without moving what it is about
+    centre = torch.stack([one.gather(1, wanted[:, None]).mean() for one in logits])
     log_scale = torch.zeros(templates, dtype=torch.float64, requires_grad=True)
-    bias = torch.tensor([math.log(classes) - mean for mean in own], dtype=torch.float64, requires_grad=True)
-    optimiser = torch.optim.LBFGS([log_scale, bias], max_iter=_ROUNDS, line_search_fn="strong_wolfe")
+    # All of them together then see as much evidence as there is doubt in the right class of a usual picture
+    level = math.log(classes) + math.log(math.expm1(1 / templates))
+    height = torch.full((templates,), level, dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.LBFGS([log_scale, height], max_iter=_ROUNDS, line_search_fn="strong_wolfe")
 
     def loss() -> torch.Tensor:
-        opinions = [log_scale[m].exp() * one + bias[m] for m, one in enumerate(logits)]
-        return served_loss(losses.fused_log_evidence(opinions), wanted) + _PRIOR * (log_scale**2).mean()
+        scale = log_scale.exp()
+        opinions = [scale[m] * (one - centre[m]) + height[m] for m, one in enumerate(logits)]
+        apart = log_scale.var(correction=0) + height.var(correction=0)
+        return served_loss(losses.fused_log_evidence(opinions), wanted) + _PRIOR * (apart + (log_scale**2).mean())
 
     def closure() -> float:
         optimiser.zero_grad()
@@ -84,7 +90,9 @@ def fit_scales(
     optimiser.step(closure)  # type: ignore[no-untyped-call]
     with torch.no_grad():
         final = float(loss())
-    return Scales(log_scale.detach().exp().numpy(), bias.detach().numpy(), final)
+        scale = log_scale.exp()
+        bias = height - scale * centre
+    return Scales(scale.numpy(), bias.numpy(), final)
 
 
 def served_loss(log_evidence: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

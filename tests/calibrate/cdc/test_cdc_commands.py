@@ -87,7 +87,7 @@ def test_build_learns_templates_bakes_them_in_and_resumes(run, common, tmp_path)
         "-o",
         tmp_path / "x.icm",
     ]
-    code, out, err = run(*command)
+    code, _, err = run(*command)
     assert code == 0, err
     assert "2/3 learn templates" in err
     manifest = read_manifest(tmp_path / "x.icm")
