@@ -78,9 +78,10 @@ def _protocol(result: dict[str, Any]) -> str:
     counts, pictures = result["counts"], result["pictures"]
     spaces = ", ".join(dict.fromkeys(result["projections"]))
     return (
-        f"- **Classes.** Of the concepts that the reference checkpoint learnt, half are base "
-        f"({counts['base_classes']}) and half new ({counts['new_classes']}), drawn anew by each seed. New classes are named among new classes.\n"
-        f"- **Few-shot.** {SHOTS} pictures of a base class in the five training styles ({counts['train']}); "
+        "- **Classes.** Of the concepts that the reference checkpoint learnt, half are base "
+        f"({counts['base_classes']}) and half new ({counts['new_classes']}), drawn anew by each seed. New classes are "
+        "named among new classes.\n"
+        f"- **Few-shot.** {SHOTS} pictures of a base class, in the training styles ({counts['train']}); "
         f"{counts['validation']} more stop the training and fit the evidence; the rest is scored.\n"
         f"- **Scored** on {pictures[SEEN][0]} base and {pictures[SEEN][1]} new pictures in the training styles, "
         f"{pictures[UNSEEN][0]} and {pictures[UNSEEN][1]} in the four held-out ones (accuracy: mean over styles). The "

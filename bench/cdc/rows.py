@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -58,8 +58,8 @@ class Answers:
     """
 
     classes: NDArray[np.int64]
-    confidence: NDArray[np.float64]
-    doubts: dict[str, NDArray[np.float64]]
+    confidence: NDArray[np.floating[Any]]
+    doubts: dict[str, NDArray[np.floating[Any]]]
 
 
 def answer(
@@ -77,7 +77,7 @@ def answer(
     if row in (ZERO_SHOT, SINGLE):
         logits = logit_scale * vectors @ bank[0 if row == ZERO_SHOT else 1].T
         doubts = uncertainties(logits)
-        return Answers(logits.argmax(axis=1), 1 - doubts["max-softmax"], doubts)
+        return Answers(logits.argmax(axis=1), 1 - doubts["max-softmax"], {**doubts})
     if semantics is None:
         raise ValueError(f"{row} needs learned templates")
     if row == MEAN:
@@ -87,8 +87,8 @@ def answer(
         return Answers(probability.argmax(axis=1), highest, {"max-softmax": 1 - highest, "entropy": spread})
     fused = fused_answers(vectors, bank, logit_scale, semantics.evidence_scale, semantics.evidence_bias)
     highest = fused.probabilities.max(axis=1)
-    doubts = {"u": fused.uncertainty, "1 - max b": 1 - fused.belief.max(axis=1)}
-    return Answers(fused.belief.argmax(axis=1), highest, doubts)
+    own: dict[str, NDArray[np.floating[Any]]] = {"u": fused.uncertainty, "1 - max b": 1 - fused.belief.max(axis=1)}
+    return Answers(fused.belief.argmax(axis=1), highest, own)
 
 
 def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:

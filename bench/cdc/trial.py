@@ -91,11 +91,11 @@ def _trial(
     tests = world.base.vectors[split.held], world.base.labels[split.held]
     news = world.new.vectors, world.new.labels
     environments = np.asarray([p.environment for p in world.base.used])[split.held], _styles(world.new.used)
-    scores = {SEEN: _score(row, checkpoint, banks, tests, news, environments, semantics)}
+    scores = {SEEN: _score(row, checkpoint.logit_scale, banks, tests, news, environments, semantics)}
     tests = world.base_unseen.vectors, held_out_labels(world.base_unseen, world.base)
     news = world.new_unseen.vectors, held_out_labels(world.new_unseen, world.new)
     environments = _styles(world.base_unseen.used), _styles(world.new_unseen.used)
-    scores[UNSEEN] = _score(row, checkpoint, banks, tests, news, environments, semantics)
+    scores[UNSEEN] = _score(row, checkpoint.logit_scale, banks, tests, news, environments, semantics)
     space = world.projection
     return {
         "scores": scores,
@@ -115,7 +115,7 @@ def _trial(
 def _bank(
     checkpoint: Checkpoint, world: World, names: tuple[str, ...], semantics: Semantics | None
 ) -> NDArray[np.float64]:
-    hand_written = hand_written_bank(checkpoint, names, TEMPLATES, world.projection)  # type: ignore[arg-type]
+    hand_written = hand_written_bank(checkpoint, names, TEMPLATES, world.projection)
     if semantics is None:
         return hand_written[None]
     return full_bank(checkpoint, semantics.context, hand_written, names, world.projection)
@@ -123,7 +123,7 @@ def _bank(
 
 def _score(
     row: str,
-    checkpoint: Checkpoint,
+    tau: float,
     banks: list[NDArray[np.float64]],
     base: tuple[NDArray[np.float64], NDArray[np.int64]],
     new: tuple[NDArray[np.float64], NDArray[np.int64]],
@@ -131,7 +131,6 @@ def _score(
     semantics: Semantics | None,
 ) -> dict[str, Any]:
     """Every figure of one group of styles; accuracies are means over styles, the others over all pictures."""
-    tau = checkpoint.logit_scale
     known = answer(row, base[0], banks[0], tau, semantics)
     fresh = answer(row, new[0], banks[1], tau, semantics)
     # Pictures of new classes, asked about among base classes: there is no right answer

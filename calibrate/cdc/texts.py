@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -117,7 +117,7 @@ def starting_context(checkpoint: Checkpoint, options: Options) -> tuple[NDArray[
     are several): at the last n of them, behind the vocabulary's mean where there are fewer. Seeded noise on top tells
     templates apart.
     """
-    table = cast("torch.Tensor", token_embedding(checkpoint.module)[1].weight).detach().float().numpy()
+    table = token_embedding(checkpoint.module)[1].weight.detach().float().numpy()
     spread = float(table.std())
     rng = np.random.default_rng([options.seed, 29])
     count = options.context_tokens

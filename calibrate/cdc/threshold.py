@@ -76,9 +76,9 @@ class Threshold:
 
 
 def choose_threshold(
-    uncertainty: NDArray[np.float64],
+    uncertainty: NDArray[np.floating[Any]],
     wrong: NDArray[np.bool_],
-    grid: NDArray[np.float64],
+    grid: NDArray[np.floating[Any]],
     *,
     target: float,
     confidence: float,
