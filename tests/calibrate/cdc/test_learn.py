@@ -15,7 +15,8 @@ from invariclip.calibrate.cdc.texts import LearnedTexts, hand_written_bank, star
 from invariclip.calibrate.embed import embed_texts
 from invariclip.calibrate.pictures import read_pictures
 from invariclip.errors import InputError, SemanticsError
-from invariclip.semantics import read_semantics, write_semantics
+from invariclip.export.models.contexts import with_semantics
+from invariclip.semantics import Semantics, class_banks, read_semantics, write_semantics
 
 OPTIONS = Options(
     learned=2, context_tokens=3, steps=8, check_every=4, classes=6, pictures=16, target_risk=0.9, confidence=0.6,
@@ -107,6 +108,25 @@ def test_what_is_learnt_is_seeded_written_and_answers(checkpoint, pictures, tiny
     np.testing.assert_allclose(np.linalg.norm(bank, axis=2), 1)
     answer = fused_answers(bank[0], bank, checkpoint.logit_scale, read.evidence_scale, read.evidence_bias)
     np.testing.assert_allclose(answer.belief.sum(axis=1) + answer.uncertainty, 1)
+
+
+def test_class_embeddings_are_those_that_are_exported(checkpoint, tiny_projection):
+    options = Options(learned=2, context_tokens=3, templates=("a photo of a {}.", "a sketch of a {}."))
+    context, _ = starting_context(checkpoint, options)
+    ones = np.ones(3)
+    semantics = Semantics(context, ones, ones, options.templates, checkpoint.sha256, tiny_projection.digest)
+    exported = replace(checkpoint, module=with_semantics(checkpoint.module, semantics))
+
+    def embed(texts, before):
+        return tiny_projection.apply(exported.encode_texts(exported.tokenizer(texts, prefix=before)))
+
+    names = ("cat", "a much longer name", "dog")
+    theirs = class_banks(embed, names, options.templates, semantics.facts)
+    ours = full_bank(
+        checkpoint, context, hand_written_bank(checkpoint, names, options.templates, tiny_projection), names,
+        tiny_projection,
+    )  # fmt: skip
+    np.testing.assert_allclose(ours, theirs, atol=2e-6)
 
 
 def test_a_stopped_training_goes_on_to_the_same_result(checkpoint, pictures, tmp_path, monkeypatch):
