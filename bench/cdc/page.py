@@ -80,8 +80,8 @@ def _caveats(result: dict[str, Any]) -> str:
     kept = result["best_steps"][SINGLE]
     untrained = sum(step == 0 for step in kept)
     return (
-        f"Two things to know of the baselines. Under {untrained} of {len(kept)} seeds no step of *{SINGLE}* lowered its "
-        "validation loss, so what stands there is its start, the hand-written words with noise: being above it says "
+        f"Two things to know of the baselines. Under {untrained} of {len(kept)} seeds no step of *{SINGLE}* lowered "
+        "its validation loss, so what stands there is its start, the hand-written words with noise: being above it says "
         "nothing about tuning. And zero-shot has the checkpoint's own temperature, while the scales of evidence are "
         "fitted on validation pictures: the gain in calibration error is that of fitting and of fusing together, and a "
         "temperature fitted on the same pictures is not in the table."
@@ -100,7 +100,7 @@ def _protocol(result: dict[str, Any]) -> str:
         f"- **Scored** on {pictures[SEEN][0]} base and {pictures[SEEN][1]} new pictures in the training styles, "
         f"{pictures[UNSEEN][0]} and {pictures[UNSEEN][1]} in the four held-out ones (accuracy: mean over styles). The "
         "encoder itself was trained on the training styles' pictures, so figures there are those of a training set.\n"
-        f"- **Space.** That of the projection which calibration chooses for zero-shot on base and calibration concepts "
+        "- **Space.** That of the projection which calibration chooses for zero-shot on base and calibration concepts "
         f"({spaces}); every row is in it. Image trunk in {result['precision']}.\n"
         f"- **{result['seeds']} seeds**: of halves, shots, starts and steps; ± is their standard deviation. Learning "
         "rate, steps and the evidence's fit were set on the training styles alone, on other halves, without a projection, and on pictures "
