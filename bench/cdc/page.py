@@ -81,10 +81,10 @@ def _caveats(result: dict[str, Any]) -> str:
     untrained = sum(step == 0 for step in kept)
     return (
         f"Two things to know of the baselines. Under {untrained} of {len(kept)} seeds no step of *{SINGLE}* lowered "
-        "its validation loss, so what stands there is its start, the hand-written words with noise: being above it says "
-        "nothing about tuning. And zero-shot has the checkpoint's own temperature, while the scales of evidence are "
-        "fitted on validation pictures: the gain in calibration error is that of fitting and of fusing together, and a "
-        "temperature fitted on the same pictures is not in the table."
+        "its validation loss, so what stands there is its start, the hand-written words with noise: being above it "
+        "says nothing about tuning. And zero-shot has the checkpoint's own temperature, while the scales of evidence "
+        "are fitted on validation pictures: the gain in calibration error is that of fitting and of fusing together, "
+        "and a temperature fitted on the same pictures is not in the table."
     )
 
 
@@ -103,9 +103,10 @@ def _protocol(result: dict[str, Any]) -> str:
         "- **Space.** That of the projection which calibration chooses for zero-shot on base and calibration concepts "
         f"({spaces}); every row is in it. Image trunk in {result['precision']}.\n"
         f"- **{result['seeds']} seeds**: of halves, shots, starts and steps; ± is their standard deviation. Learning "
-        "rate, steps and the evidence's fit were set on the training styles alone, on other halves, without a projection, and on pictures "
-        "changed by the paper's seven interventions; nothing was chosen on held-out styles. Held-out scores of "
-        "the first seed had been printed when the fit of the scales took its final form, which keeps every template a say."
+        "rate, steps and the evidence's fit were set on the training styles alone: on other halves, without a "
+        "projection, on pictures changed by the paper's seven interventions. Nothing was chosen on held-out styles, "
+        "but held-out scores of the first seed had been printed when the fit of the scales took its final form, which "
+        "keeps every template a say."
     )
 
 
