@@ -9,6 +9,7 @@ import click
 
 from invariclip.backends import DEFAULT_BACKEND, require_backend
 from invariclip.calibrate.asked import fitting_options, options_of, pictures_of
+from invariclip.calibrate.cdc.beside import TARGET_RISK, learning_of, write_templates
 from invariclip.calibrate.encoders import Opening
 from invariclip.calibrate.fit import calibrate as fit_projection
 from invariclip.calibrate.report import require_page_packages, summary_json, summary_text
@@ -47,9 +48,13 @@ if TYPE_CHECKING:
 @click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="Of --sources.")
 @click.option("--ray-address", help="An existing Ray cluster; a local one is started by default.")
 @click.option("--workers", type=int, help="Ray workers at most; one for every CPU of the cluster by default.")
+@click.option("--cdc", type=click.Path(path_type=Path), help="Also learn templates as `cdc` does; its file.")
+@TARGET_RISK
 @click.option("-o", "--out", default=Path("projection.safetensors"), show_default=True, type=click.Path(path_type=Path))
 def calibrate(
     out: Path,
+    cdc: Path | None,
+    target_risk: float | None,
     report: Path | None,
     as_json: bool,
     quiet: bool,
@@ -71,6 +76,12 @@ def calibrate(
     """
     if report:
         require_page_packages("--report")
+    learning = learning_of(cdc is not None, target_risk, given)
+    if learning and (artifact or sources or moments):
+        raise InputError(
+            "--cdc learns through a checkpoint in PyTorch, from --pictures; leave out --artifact, --sources and "
+            "--moments, or run `invariclip cdc --projection` afterwards"
+        )
     cache, progress = cache or default_cache(), silent if quiet else bar
     opening = Opening(given["model"], given["checkpoint"], given["tokenizer"], artifact)
     if sources or moments:
@@ -97,6 +108,8 @@ def calibrate(
     facts = {"projection": str(out)}
     if report:
         facts |= _write_report(report, encoder, pictures, options, result, cache, progress)
+    if cdc and learning:
+        facts |= write_templates(cdc, encoder, pictures, learning, result, cache, progress)
     _answer(result, facts, as_json)
 
 
@@ -110,9 +123,13 @@ def calibrate(
 @click.option(
     "--fidelity", type=click.Choice(LEVELS), default="fast", show_default=True, help="What variants must keep."
 )
+@click.option("--cdc", is_flag=True, help="Also learn templates as `cdc` does: answers then say how unsure they are.")
+@TARGET_RISK
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="The artifact, NAME.icm.")
 def build(
     out: Path,
+    cdc: bool,
+    target_risk: float | None,
     backends: tuple[str, ...],
     variants: tuple[str, ...],
     fidelity: Fidelity,
@@ -136,6 +153,7 @@ def build(
     if report:
         require_page_packages("--report")
     options = options_of(given)
+    learning = learning_of(cdc, target_risk, given)
     pictures, told = pictures_of(given)
     # Torch is loaded only once it is known that there is something to do.
     from invariclip.export.models.checkpoint import load_checkpoint
@@ -153,6 +171,7 @@ def build(
         cache=cache,
         classes=names,
         serving=Serving(backends or (DEFAULT_BACKEND,), variants, fidelity),
+        learning=learning,
         progress=progress,
         tell=note,
     )
@@ -190,4 +209,5 @@ def _answer(result: Calibration, facts: dict[str, Any], as_json: bool) -> None:
         return
     say(summary_text(result))
     for name, value in facts.items():
-        say(f"{name:<10} {value}")
+        if name != "cdc_facts":
+            say(f"{name:<10} {value}")

@@ -15,17 +15,21 @@ from invariclip.backends import DEFAULT_BACKEND
 from invariclip.calibrate.fit import Calibration, Options, calibrate
 from invariclip.calibrate.select import Selection
 from invariclip.console import Progress, silent
-from invariclip.errors import ArtifactError, InputError, ProjectionError
+from invariclip.errors import ArtifactError, InputError, ProjectionError, SemanticsError
 from invariclip.files import sha256_file, write_atomically
 from invariclip.projection import read_projection, write_projection
+from invariclip.semantics import read_semantics, write_semantics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from invariclip.calibrate.cdc.options import Options as Learning
     from invariclip.calibrate.pictures import Picture
     from invariclip.export.models.checkpoint import Checkpoint
     from invariclip.fidelity import Fidelity
     from invariclip.manifest import Manifest
+    from invariclip.projection import Projection
+    from invariclip.semantics import Semantics
 
 EXPORTED = "exported.json"
 
@@ -61,10 +65,11 @@ def run_build(
     cache: Path,
     classes: Sequence[str] = (),
     serving: Serving | None = None,
+    learning: Learning | None = None,
     progress: Progress = silent,
     tell: Callable[[str], None] = lambda _: None,
 ) -> tuple[Calibration, dict[str, Any]]:
-    """Calibrates, then exports and verifies; a stage whose inputs did not change is not run again.
+    """Calibrates, learns templates if asked, exports and verifies; what has the same inputs as before is not run again.
 
     Args:
         checkpoint: The original model.
@@ -75,6 +80,7 @@ def run_build(
         cache: Keeps embeddings.
         classes: Names to bake in.
         serving: What the artifact is for; None takes float32 on ONNX Runtime.
+        learning: What templates to learn (CDC), in the projection's space; None learns none.
         progress: Progress display.
         tell: Takes one line about every stage.
 
@@ -85,24 +91,31 @@ def run_build(
         InputError: See `fit.calibrate`.
         ContractError: The exported graph does not answer like the checkpoint.
     """
-    key = _digest(["calibrate-3", invariclip.__version__, checkpoint.sha256, options.to_json(), _contents(pictures)])
+    stages, contents = 2 if learning is None else 3, _contents(pictures)
+    key = _digest(["calibrate-3", invariclip.__version__, checkpoint.sha256, options.to_json(), contents])
     stored = work / f"projection-{key[:16]}.safetensors"
     result = _read_calibration(stored)
     if result is None:
-        tell("1/2 calibrate")
+        tell(f"1/{stages} calibrate")
         result = calibrate(checkpoint, pictures, options, cache=cache, progress=progress)
         write_projection(stored, result.projection)
     else:
-        tell(f"1/2 calibrate: done before, {stored.name}")
+        tell(f"1/{stages} calibrate: done before, {stored.name}")
     # No projection needs no fold and no multiplication: the artifact then is that of the checkpoint alone.
     projection = None if result.projection.estimator == "identity" else result.projection
     digest = projection.digest if projection else "identity"
     wanted = serving or Serving()
-    asked = [list(classes), list(options.templates), asdict(wanted)]
+    semantics = None
+    if learning is not None:
+        asked = [digest, learning.to_json(), contents]
+        key = _digest(["cdc-1", invariclip.__version__, checkpoint.sha256, *asked])
+        file = work / f"cdc-{key[:16]}.safetensors"
+        semantics = _learnt(checkpoint, pictures, learning, projection, file, cache, progress, tell)
+    asked = [list(classes), list(options.templates), asdict(wanted), *([semantics.digest] if semantics else [])]
     key = _digest(["export-2", invariclip.__version__, checkpoint.sha256, digest, *asked])
     manifest = _read_artifact(out, work, key)
     if manifest is None:
-        tell("2/2 export and verify")
+        tell(f"{stages}/{stages} export and verify")
         from invariclip.export.assemble import export_artifact
         from invariclip.export.variants import Wish
 
@@ -115,6 +128,7 @@ def run_build(
             projection=projection,
             classes=classes,
             templates=options.templates,
+            semantics=semantics,
             pictures=judged,
             backends=wanted.backends,
             wish=Wish(wanted.variants, wanted.fidelity, calibration=seen),
@@ -122,9 +136,37 @@ def run_build(
         )
         write_atomically(work / EXPORTED, json.dumps({str(out.resolve()): [key, manifest.space_id]}))
     else:
-        tell(f"2/2 export and verify: done before, {out}")
+        tell(f"{stages}/{stages} export and verify: done before, {out}")
     parity = {name: variant.parity for name, variant in manifest.variants.items()}
-    return result, {"artifact": str(out), "space": manifest.space_id, "parity": parity}
+    facts = {"artifact": str(out), "space": manifest.space_id, "parity": parity}
+    return result, facts | ({"templates": str(file)} if semantics else {})
+
+
+def _learnt(
+    checkpoint: Checkpoint,
+    pictures: Sequence[Picture],
+    learning: Learning,
+    projection: Projection | None,
+    file: Path,
+    cache: Path,
+    progress: Progress,
+    tell: Callable[[str], None],
+) -> Semantics:
+    """The learned templates, from their file if they were learnt before."""
+    try:
+        semantics = read_semantics(file)
+    except SemanticsError:
+        tell("2/3 learn templates")
+    else:
+        tell(f"2/3 learn templates: done before, {file.name}")
+        return semantics
+    from invariclip.calibrate.cdc.learn import learn
+
+    result = learn(checkpoint, pictures, learning, projection, cache=cache, progress=progress)
+    if result.threshold is not None:
+        tell(result.threshold.sentence())
+    write_semantics(file, result.semantics)
+    return result.semantics
 
 
 def _read_calibration(stored: Path) -> Calibration | None:

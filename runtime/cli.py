@@ -21,6 +21,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     # name: (module:attribute, extra that it needs, one line of help)
     "demo": ("invariclip.bench.demo:demo", "bench", "See the whole path on the bundled pictures, in a few minutes."),
     "calibrate": ("invariclip.calibrate.commands:calibrate", "calibrate", "Fit the invariant projection from pairs."),
+    "cdc": (
+        "invariclip.calibrate.cdc.commands:cdc",
+        "calibrate",
+        "Learn templates beside the hand-written one, and how sure answers are.",
+    ),
     "moments": (
         "invariclip.calibrate.moments_commands:moments",
         "calibrate",

@@ -1,0 +1,81 @@
+"""`python -m invariclip.bench.cdc`: the table of CDC on the multi-style picture set; writes docs/cdc.md."""
+
+from __future__ import annotations
+
+import json
+import sys
+from functools import cache as once
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import click
+
+from invariclip.bench.cdc.rows import ROWS
+from invariclip.calibrate.pictures import read_pictures
+from invariclip.console import bar, note
+from invariclip.errors import InvariclipError
+from invariclip.files import sha256_file, write_atomically
+
+if TYPE_CHECKING:
+    from invariclip.bench.cdc.world import World
+    from invariclip.bench.stylebench.encoders import Precision
+
+DATA = Path("build/stylebench")
+PAGE = Path("docs/cdc.md")
+
+
+@click.command()
+@click.option("--data", type=click.Path(path_type=Path), default=DATA, show_default=True, help="The built picture set.")
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="How many, counted from 0.")
+@click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default="bfloat16", show_default=True,
+              help="Of the image trunk.")  # fmt: skip
+@click.option("--work", type=click.Path(path_type=Path), default=Path("build/cdc"), show_default=True,
+              help="Keeps embeddings, trainings and scores: an interrupted run goes on from there.")  # fmt: skip
+@click.option("-o", "--out", type=click.Path(path_type=Path), default=PAGE, show_default=True,
+              help="The page; .json and .svg too.")  # fmt: skip
+def main(data: Path, seeds: int, precision: str, work: Path, out: Path) -> None:
+    """Learns every row of the table under every seed, scores it, and writes the page."""
+    from invariclip.bench.cdc.page import render
+    from invariclip.bench.cdc.plots import plot
+    from invariclip.bench.cdc.summary import summarise
+    from invariclip.bench.cdc.trial import run_trial
+    from invariclip.bench.cdc.world import Images, make_world
+    from invariclip.export.models.checkpoint import load_checkpoint
+
+    manifest = data / "manifest.jsonl"
+    pictures = read_pictures(manifest)
+    checkpoint = load_checkpoint("reference")
+    images = Images(checkpoint, cast("Precision", precision))
+    embeddings = work / "embeddings"
+
+    @once
+    def world(seed: int) -> World:
+        note(f"seed {seed}: classes, projection, embeddings")
+        return make_world(images, pictures, seed, embeddings, bar)
+
+    key = {"images": images.sha256, "manifest": sha256_file(manifest)}
+    trials = {}
+    for seed in range(seeds):
+        for row in ROWS:
+            note(f"seed {seed}: {row}")
+            trials[row, seed] = run_trial(
+                row, seed, key, partial(world, seed), (checkpoint, images), work / "trials", embeddings, bar
+            )
+    result = summarise(trials, seeds) | {
+        "checkpoint_sha256": checkpoint.sha256,
+        "manifest_sha256": key["manifest"],
+        "precision": precision,
+    }
+    write_atomically(out.with_suffix(".json"), json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    write_atomically(out, render(result))
+    write_atomically(out.with_suffix(".svg"), plot(result))
+    note(f"wrote {out}, its .json and its .svg")
+
+
+if __name__ == "__main__":
+    try:
+        main(standalone_mode=True)
+    except InvariclipError as error:
+        note(f"error: {error}")
+        sys.exit(error.exit_code)

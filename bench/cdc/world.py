@@ -1,0 +1,115 @@
+"""The picture set as the table of CDC sees it: base and new classes, seen and unseen styles, the space it is all in."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from invariclip.bench.stylebench.encoders import Trunk
+from invariclip.bench.stylebench.sources import HELD_OUT_STYLES, TRAINING_STYLES
+from invariclip.calibrate.cdc.views import Pictures, embed_pictures
+from invariclip.calibrate.fit import Options, calibrate
+from invariclip.console import Progress, silent
+from invariclip.interventions import PAPER
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from invariclip.bench.stylebench.encoders import Precision
+    from invariclip.calibrate.pictures import Picture
+    from invariclip.export.models.checkpoint import Checkpoint
+    from invariclip.pixels import PixelSpec
+    from invariclip.projection import Projection
+    from invariclip.tokenizer import Tokenizer
+
+TEMPLATES = ("a picture of a {}.",)
+
+
+class Images:
+    """A reference checkpoint as an encoder whose pictures go through its trunk in another precision."""
+
+    def __init__(self, checkpoint: Checkpoint, precision: Precision) -> None:
+        """Takes the checkpoint; its texts stay in float32."""
+        self._trunk = Trunk(checkpoint, precision)
+        self._checkpoint = checkpoint
+        self.pixels: PixelSpec = checkpoint.pixels
+        self.embed_dim: int = checkpoint.embed_dim
+        self.sha256 = hashlib.sha256(f"{self._trunk.sha256}\nhead".encode()).hexdigest()
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The checkpoint's."""
+        return self._checkpoint.tokenizer
+
+    def encode_images(self, batch: NDArray[np.uint8], /) -> NDArray[np.float32]:
+        """uint8 [N, H, W, 3] to float32 [N, D]."""
+        return np.asarray(self._trunk.encode_images(batch) @ self._trunk.head.T, dtype=np.float32)
+
+    def encode_texts(self, ids: NDArray[np.int64], /) -> NDArray[np.float32]:
+        """As the checkpoint does."""
+        return self._checkpoint.encode_texts(ids)
+
+
+@dataclass(frozen=True, eq=False)
+class World:
+    """Half of the learnt concepts to learn templates from, the other half new to them.
+
+    Attributes:
+        base: Pictures of base classes in the training styles.
+        new: Pictures of new classes in the training styles.
+        base_unseen: Pictures of base classes in the held-out styles; `labels` are places in `base.names`.
+        new_unseen: The same of new classes.
+        projection: The space of all vectors, or None.
+    """
+
+    base: Pictures
+    new: Pictures
+    base_unseen: Pictures
+    new_unseen: Pictures
+    projection: Projection | None
+
+
+def make_world(
+    images: Images, pictures: Sequence[Picture], seed: int, cache: Path, progress: Progress = silent
+) -> World:
+    """Draws the halves, fits the projection that `calibrate` chooses, and embeds everything in its space.
+
+    The projection is fitted and selected on the training styles of the base concepts and of those that no encoder has
+    learnt (split `calibrate`): it has seen neither new classes nor held-out styles.
+
+    Args:
+        images: The encoder.
+        pictures: The whole set.
+        seed: Of the halves, and of what selection draws.
+        cache: Keeps embeddings.
+        progress: Progress display.
+    """
+    seen = [p for p in pictures if p.environment in TRAINING_STYLES]
+    learnt = sorted({p.name for p in seen if p.split == "train"})
+    order = np.random.default_rng([seed, 53]).permutation(len(learnt))
+    half = len(learnt) // 2
+    base = {learnt[index] for index in order[:half]}
+    new = set(learnt) - base
+    fit_on = [p for p in seen if p.split == "calibrate" or p.name in base]
+    # The seed of what interventions draw stays the same, so that one set of embeddings serves every seed
+    options = Options(interventions=PAPER, objective="zero-shot", templates=TEMPLATES)
+    found = calibrate(images, fit_on, options, cache=cache, progress=progress).projection
+    projection = None if found.estimator == "identity" else found
+    parts = []
+    for styles in (TRAINING_STYLES, HELD_OUT_STYLES):
+        for names in (base, new):
+            some = [p for p in pictures if p.environment in styles and p.name in names]
+            parts.append(embed_pictures(images, some, projection, cache=cache, progress=progress))
+    return World(parts[0], parts[1], parts[2], parts[3], projection)
+
+
+def held_out_labels(unseen: Pictures, seen: Pictures) -> NDArray[np.int64]:
+    """Labels of pictures in held-out styles, as places in the classes of the training styles."""
+    places = {name: place for place, name in enumerate(seen.names)}
+    return np.asarray([places[name] for name in unseen.names], dtype=np.int64)[unseen.labels]

@@ -1,0 +1,113 @@
+"""How a template's cosines become evidence: two numbers a template, fitted on all classes and on unseen pictures.
+
+Training sees few classes a step and pictures that it learns by heart, so its own scales would be too sure. What is
+fitted here are both things that users read: the probabilities, by the log loss of the right class, and u, as what it
+then is: the probability that the answer is wrong, by the log loss of that.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from invariclip.calibrate.cdc import losses
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+MOST_LOGITS = 1 << 21
+"""Of all templates and pictures together: beyond that, pictures are drawn."""
+_PRIOR = 1e-3
+"""Weight of what tells templates' scales apart: those that say the same could otherwise share it any way, and some be
+left without a say."""
+_ROUNDS = 60
+
+
+@dataclass(frozen=True, eq=False)
+class Scales:
+    """Evidence of each template, log e = a · τ · cos + c.
+
+    Attributes:
+        scale: float64 [M + 1], a.
+        bias: float64 [M + 1], c.
+        loss: Of the fit.
+    """
+
+    scale: NDArray[np.float64]
+    bias: NDArray[np.float64]
+    loss: float
+
+
+def fit_scales(
+    vectors: NDArray[np.float64],
+    labels: NDArray[np.int64],
+    bank: NDArray[np.float64],
+    logit_scale: float,
+    *,
+    seed: int = 0,
+) -> Scales:
+    """Fits a > 0 and c of every template by L-BFGS, in float64.
+
+    Args:
+        vectors: float64 [N, d], unit length; of pictures that the templates were not learnt from, and of which some
+            should be hard: with none answered wrong, u would be told that it is always nought.
+        labels: int64 [N].
+        bank: float64 [M + 1, K, d], every template's class embeddings.
+        logit_scale: τ.
+        seed: Of the draw where there are too many pictures.
+    """
+    templates, classes = bank.shape[:2]
+    most = max(MOST_LOGITS // (templates * classes), 1)
+    if len(vectors) > most:
+        rows = np.sort(np.random.default_rng([seed, 41]).choice(len(vectors), most, replace=False))
+        vectors, labels = vectors[rows], labels[rows]
+    logits = [torch.from_numpy(logit_scale * vectors @ one.T) for one in bank]
+    wanted = torch.from_numpy(labels)
+    # Centred on the right class's logits, so that a scale can turn without moving what it is about
+    centre = torch.stack([one.gather(1, wanted[:, None]).mean() for one in logits])
+    log_scale = torch.zeros(templates, dtype=torch.float64, requires_grad=True)
+    # All of them together then see as much evidence as there is doubt in the right class of a usual picture
+    level = math.log(classes) + math.log(math.expm1(1 / templates))
+    height = torch.full((templates,), level, dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.LBFGS([log_scale, height], max_iter=_ROUNDS, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        scale = log_scale.exp()
+        opinions = [scale[m] * (one - centre[m]) + height[m] for m, one in enumerate(logits)]
+        apart = log_scale.var(correction=0) + height.var(correction=0)
+        return served_loss(losses.fused_log_evidence(opinions), wanted) + _PRIOR * (apart + (log_scale**2).mean())
+
+    def closure() -> float:
+        optimiser.zero_grad()
+        value = loss()
+        value.backward()  # type: ignore[no-untyped-call]
+        return float(value.detach())
+
+    optimiser.step(closure)  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        final = float(loss())
+        scale = log_scale.exp()
+        bias = height - scale * centre
+    return Scales(scale.numpy(), bias.numpy(), final)
+
+
+def served_loss(log_evidence: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """-log p_y - log P(right or wrong, as it was | u), the mean over pictures.
+
+    Args:
+        log_evidence: log e of the fused opinion, [N, K]: p_k = (e_k + 1) / S and u = K / S with S = Σ e + K.
+        labels: int64 [N].
+    """
+    log_classes = math.log(log_evidence.shape[1])
+    evidence = log_evidence.logsumexp(dim=1)
+    total = torch.logaddexp(evidence, torch.zeros_like(evidence) + log_classes)
+    own = log_evidence.gather(1, labels[:, None])[:, 0]
+    of_class = total - torch.logaddexp(own, torch.zeros_like(own))
+    right = log_evidence.detach().argmax(dim=1) == labels
+    # -log(1 - u) = -log(Σ e / S), -log u = -log(K / S)
+    of_doubt = total - torch.where(right, evidence, torch.full_like(evidence, log_classes))
+    return (of_class + of_doubt).mean()

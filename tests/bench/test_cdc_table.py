@@ -1,0 +1,76 @@
+"""CDC's table: rows that answer, seeds put together, a page of the figures alone."""
+
+import json
+
+import numpy as np
+import pytest
+
+from invariclip.bench.cdc import rows, trial
+from invariclip.bench.cdc.page import render
+from invariclip.bench.cdc.plots import plot
+from invariclip.bench.cdc.summary import summarise
+from invariclip.semantics import Semantics
+
+
+@pytest.fixture
+def scored():
+    """Scores of every row under two seeds, on made-up embeddings."""
+    rng = np.random.default_rng(0)
+    bank = rng.normal(size=(9, 6, 8))
+    bank /= np.linalg.norm(bank, axis=2, keepdims=True)
+    found = {}
+    for seed in range(2):
+        for row, options in rows.ROWS.items():
+            learned = options.learned if options else 1
+            semantics = Semantics(
+                np.zeros((learned, 4, 2), np.float32), np.ones(learned + 1), np.zeros(learned + 1), ("a {}",), "0" * 64
+            )
+            scores = {}
+            for group in (trial.SEEN, trial.UNSEEN):
+                labels = rng.integers(6, size=(2, 40))
+                vectors = bank[0][labels] + 0.3 * rng.normal(size=(2, 40, 8))
+                vectors /= np.linalg.norm(vectors, axis=2, keepdims=True)
+                scores[group] = trial._score(
+                    row, 10.0, [bank[: learned + 1]] * 2, (vectors[0], labels[0]), (vectors[1], labels[1]),
+                    (np.repeat(["a", "b"], 20), np.repeat(["a", "b"], 20)), semantics if options else None,
+                )  # fmt: skip
+            found[row, seed] = {
+                "scores": scores, "learnt": {"best_step": 10}, "evidence": None, "projection": "none",
+                "counts": {"base_classes": 6, "new_classes": 6, "train": 12, "validation": 12, "base_tests": 40},
+            }  # fmt: skip
+    return found
+
+
+def test_a_group_of_styles_is_scored_by_its_definitions(scored):
+    one = scored[rows.MAIN, 0]["scores"][trial.UNSEEN]
+    assert one["harmonic"] == pytest.approx(2 / (1 / one["base"] + 1 / one["new"]))
+    assert one["base"] == pytest.approx(np.mean([one["styles"][style][0] for style in "ab"]))
+    assert next(iter(one["auroc_wrong"])) == "u"
+    assert sum(count for count, _, _ in one["bins"]) == 80
+    assert one["curve"][-1] == pytest.approx(1 - (one["base"] + one["new"]) / 200, abs=1e-4)
+
+
+def test_seeds_are_put_together_and_shown(scored):
+    result = summarise(scored, 2) | {"precision": "bfloat16"}
+    result = json.loads(json.dumps(result, allow_nan=False))
+    values = [scored[rows.MAIN, seed]["scores"][trial.UNSEEN]["harmonic"] for seed in range(2)]
+    shown = result["rows"][rows.MAIN][trial.UNSEEN]["harmonic"]
+    assert (shown["mean"], shown["sd"]) == pytest.approx((np.mean(values), np.std(values, ddof=1)), abs=1e-4)
+    goal = result["goals"][0]
+    assert goal["reached"] == (min(goal["by_seed"]) > 0)
+    page = render(result)
+    assert f"{shown['mean']:.1f} ± {shown['sd']:.1f}" in page
+    assert all(row in page for row in rows.ROWS if row != rows.MAIN)
+    assert plot(result).startswith("<?xml")
+
+
+def test_mean_of_softmax_is_the_mean():
+    rng = np.random.default_rng(1)
+    vectors, bank = rng.normal(size=(5, 4)), rng.normal(size=(2, 3, 4))
+    semantics = Semantics(np.zeros((1, 1, 2), np.float32), np.ones(2), np.zeros(2), ("a {}",), "0" * 64)
+    found = rows.answer(rows.MEAN, vectors, bank, 2.0, semantics)
+    powers = [np.exp(2 * vectors @ own.T) for own in bank]
+    mean = sum(p / p.sum(axis=1, keepdims=True) for p in powers) / 2
+    np.testing.assert_allclose(found.confidence, mean.max(axis=1))
+    with pytest.raises(ValueError, match="needs learned templates"):
+        rows.answer(rows.MAIN, vectors, bank, 2.0, None)
