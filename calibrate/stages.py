@@ -107,12 +107,12 @@ def run_build(
     wanted = serving or Serving()
     semantics = None
     if learning is not None:
-        asked = [digest, learning.to_json(), contents]
-        key = _digest(["cdc-1", invariclip.__version__, checkpoint.sha256, *asked])
+        key = _digest(["cdc-1", invariclip.__version__, checkpoint.sha256, digest, learning.to_json(), contents])
         file = work / f"cdc-{key[:16]}.safetensors"
         semantics = _learnt(checkpoint, pictures, learning, projection, file, cache, progress, tell)
-    asked = [list(classes), list(options.templates), asdict(wanted), *([semantics.digest] if semantics else [])]
-    key = _digest(["export-2", invariclip.__version__, checkpoint.sha256, digest, *asked])
+    learnt = [semantics.digest, semantics.abstain_above] if semantics else []
+    served = [list(classes), list(options.templates), asdict(wanted), *learnt]
+    key = _digest(["export-2", invariclip.__version__, checkpoint.sha256, digest, *served])
     manifest = _read_artifact(out, work, key)
     if manifest is None:
         tell(f"{stages}/{stages} export and verify")

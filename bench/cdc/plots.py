@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from invariclip.bench.cdc.rows import MAIN, SINGLE, ZERO_SHOT
-from invariclip.bench.plots import INK
+from invariclip.calibrate.report.look import INK
 
 COLOURS = {ZERO_SHOT: "#9aa7b5", SINGLE: "#c77d1e", MAIN: "#1a7f4b"}
 
