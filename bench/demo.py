@@ -14,6 +14,7 @@ from invariclip.backends.threads import available_threads
 from invariclip.bench import latency
 from invariclip.bench.bundled import SEED, ask, bundle, score, verdict
 from invariclip.bench.demo_page import Demo, write_page
+from invariclip.bench.demo_unsure import make_unsure
 from invariclip.calibrate.fit import Options, calibrate
 from invariclip.console import bar, emit_json, say, silent, table
 from invariclip.export.assemble import export_artifact
@@ -49,6 +50,12 @@ def demo(out: Path, rounds: int, as_json: bool, quiet: bool) -> None:
                 "parity": result.manifest.variants["float32"].parity,
                 "latency": [timing.to_json() for timing in result.timings],
                 "artifact": str(result.artifact),
+                "unsure": {
+                    "artifact": str(result.unsure.artifact),
+                    "right_of_the_surer_half": result.unsure.halves[0],
+                    "right_of_the_other_half": result.unsure.halves[1],
+                    "auroc": result.unsure.separation,
+                },
                 "page": str(page),
             }
         )
@@ -81,6 +88,7 @@ def run(out: Path, *, rounds: int, progress: Progress) -> Demo:
         latency.artifact_candidate("ONNX, no projection", before),
         latency.artifact_candidate("ONNX, projection folded in", after),
     ]
+    unsure = make_unsure(checkpoint, bundled, calibration.projection, TEMPLATES, out, seed=SEED, progress=progress)
     helped, sentence = verdict(accuracy, calibration.projection.estimator)
     return Demo(
         bundled=bundled,
@@ -90,6 +98,7 @@ def run(out: Path, *, rounds: int, progress: Progress) -> Demo:
         timings=latency.measure(candidates, rounds=rounds, progress=progress),
         manifest=read_manifest(after),
         artifact=after,
+        unsure=unsure,
         helped=helped,
         verdict=sentence,
     )
@@ -112,4 +121,11 @@ def _print(result: Demo, page: Path) -> None:
         for t in result.timings
     ]  # fmt: skip
     say(table(["candidate", "batch", "median", "p95", "against PyTorch"], timings))
-    say(f"\n{result.verdict}\n\nArtifact: {result.artifact}\nPage:     {page}")
+    unsure = result.unsure
+    say("\nHow unsure an answer is: learned templates beside the prompt, in one graph with the projection")
+    least = [
+        [one.picture.name, one.picture.environment, one.answer, f"{one.uncertainty:.2f}"] for one in unsure.least_sure
+    ]
+    say(table(["least sure of", "style", "answer", "uncertainty"], least))
+    say(f"\n{unsure.sentence}")
+    say(f"\n{result.verdict}\n\nArtifact: {result.artifact}\nUnsure:   {unsure.artifact}\nPage:     {page}")

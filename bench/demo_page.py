@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.bench.bundled import Accuracy, Answers, Bundle
+    from invariclip.bench.demo_unsure import Told, Unsure
     from invariclip.bench.latency import Timing
     from invariclip.calibrate.fit import Calibration
     from invariclip.manifest import Manifest
@@ -42,6 +43,7 @@ class Demo:
     timings: list[Timing]
     manifest: Manifest
     artifact: Path
+    unsure: Unsure
     helped: bool
     verdict: str
 
@@ -123,6 +125,14 @@ def write_page(path: Path, demo: Demo) -> None:
         latency=demo.timings,
         threads=available_threads(),
         artifact=demo.artifact,
+        unsure={
+            "artifact": demo.unsure.artifact,
+            "sentence": demo.unsure.sentence,
+            "ends": [
+                ("Least sure", [_told(one) for one in demo.unsure.least_sure]),
+                ("Surest", [_told(one) for one in demo.unsure.surest]),
+            ],
+        },
         files=[f"{file.name:24} {file.stat().st_size:>12,} bytes" for file in sorted(demo.artifact.iterdir())],
         provenance=", ".join(f"{name} {value}" for name, value in manifest.producer.items()),
     )
@@ -148,6 +158,17 @@ def _changed(demo: Demo) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
         item = {"src": picture_source(picture.path), "truth": picture.name, "style": picture.environment}
         (fixed if right[1] else broken).append({**item, "before": names[0], "after": names[1]})
     return fixed, broken
+
+
+def _told(one: Told) -> dict[str, object]:
+    return {
+        "src": picture_source(one.picture.path),
+        "truth": one.picture.name,
+        "style": one.picture.environment,
+        "answer": one.answer,
+        "right": one.right,
+        "uncertainty": one.uncertainty,
+    }
 
 
 def _shuffled(items: list[dict[str, str]], count: int) -> list[dict[str, str]]:

@@ -8,6 +8,7 @@ import pytest
 from invariclip.artifact import read_manifest
 from invariclip.bench.bundled import FIT_SPLITS, Accuracy, Answers, bundle, score, verdict
 from invariclip.bench.demo_page import Demo, write_page
+from invariclip.bench.demo_unsure import SHOWN, Told, Unsure
 from invariclip.bench.latency import Timing
 from invariclip.calibrate.fit import Calibration
 
@@ -58,6 +59,27 @@ def test_the_verdict_claims_a_gain_only_where_the_interval_does():
     assert "no gain" in sentence
 
 
+def unsure_of(bundled, right):
+    """Held-out pictures in their order, each less sure than the one before."""
+    held_out = [p for p in bundled.pictures if p.environment in bundled.held_out_styles]
+    told = [
+        Told(picture, picture.name if right(place) else "another <thing>", place / len(held_out))
+        for place, picture in enumerate(held_out)
+    ]
+    return Unsure(Path("unsure.icm"), tuple(told))
+
+
+def test_how_unsure_is_said_in_halves(bundled):
+    count = len(unsure_of(bundled, lambda place: True).told)
+    apart = unsure_of(bundled, lambda place: place < count // 2)
+    assert (apart.halves, apart.separation) == ((1, 0), 1)
+    assert "100.0% are answered right; of the other half, 0.0% (AUROC 1.00)" in apart.sentence
+    assert unsure_of(bundled, lambda place: place >= count // 2).separation == 0
+    assert np.isnan(unsure_of(bundled, lambda place: True).separation)
+    assert apart.least_sure[0] == apart.told[-1]
+    assert apart.surest[0] == apart.told[0]
+
+
 def test_the_page_is_one_file_that_shows_what_changed(bundled, tiny_artifact, tiny_projection, tmp_path):
     before = answers(bundled, np.zeros(len(bundled.pictures), bool))
     after = answers(bundled, np.arange(len(bundled.pictures)) % 2 == 0)
@@ -69,6 +91,7 @@ def test_the_page_is_one_file_that_shows_what_changed(bundled, tiny_artifact, ti
         timings=[Timing("PyTorch <eager>", 1, 2.0, 3.0, 1.0, 1.0, 1.0, 10)],
         manifest=read_manifest(tiny_artifact),
         artifact=Path(tiny_artifact),
+        unsure=unsure_of(bundled, lambda place: place % 3 > 0),
         helped=True,
         verdict="A gain.",
     )
@@ -76,5 +99,6 @@ def test_the_page_is_one_file_that_shows_what_changed(bundled, tiny_artifact, ti
     page = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert "PyTorch &lt;eager&gt;" in page
     assert 'src="http' not in page
-    assert page.count("<figure>") == len({p.environment for p in bundled.pictures}) + 14
+    assert page.count("<figure>") == len({p.environment for p in bundled.pictures}) + 14 + 2 * SHOWN
+    assert "another &lt;thing&gt;" in page
     assert "<svg" in page
