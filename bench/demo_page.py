@@ -200,7 +200,7 @@ def _plots(demo: Demo) -> list[str]:
         curve = sorted(selection.curve, key=lambda scored: -scored.gain.value)[:16]
         names = [str(scored.candidate) for scored in curve]
         gains = [(scored.gain.value, scored.gain.low, scored.gain.high) for scored in curve]
-        plots.append(curve_plot(names, gains, demo.chosen, "Gain over none where left out (points)"))
+        plots.append(curve_plot(names, gains, demo.chosen, "Gain where left out (points)"))
     if demo.calibration.projection.eigenvalues.size:
         plots.append(spectrum_plot(demo.calibration.projection.eigenvalues, f"Spectrum of {demo.chosen}"))
     return plots

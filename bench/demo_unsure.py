@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 STEPS = 60
 """Of training: some twenty seconds; on these pictures it stops by itself before that."""
-SHOWN = 9
+SHOWN = 12
 """Pictures at each end."""
 
 
