@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -37,8 +38,10 @@ def test_it_answers_like_open_clip(model_folder, checkpoint, tiny_pictures):
     with torch.inference_mode():
         wanted = model.encode_image(torch.stack([transform(Image.open(path)) for path in paths])).numpy()
         wanted_texts = model.encode_text(tokenizer(["a cat", "zwei Hunde"])).numpy()
-    np.testing.assert_array_equal(loaded.encode_images(stack(paths, loaded.pixels)), wanted)
-    np.testing.assert_array_equal(loaded.encode_texts(loaded.tokenizer(["a cat", "zwei Hunde"])), wanted_texts)
+    # not bit by bit: on some processors a product's last digit follows where in memory its weights lie
+    close = partial(np.testing.assert_allclose, rtol=1e-5, atol=2e-6)
+    close(loaded.encode_images(stack(paths, loaded.pixels)), wanted)
+    close(loaded.encode_texts(loaded.tokenizer(["a cat", "zwei Hunde"])), wanted_texts)
     assert loaded.logit_scale == pytest.approx(model.logit_scale.exp().item(), rel=1e-6)
     assert (loaded.name, loaded.embed_dim, loaded.logit_bias, loaded.source) == ("vit", 24, None, WEIGHTS)
     assert not loaded.module.training

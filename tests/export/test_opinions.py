@@ -14,8 +14,8 @@ from invariclip.backends import open_backend
 from invariclip.errors import InputError
 from invariclip.export.contract.dempster import pairwise
 from invariclip.export.graphs import head, opinions
-from invariclip.export.graphs.tensorrt_gate import build_on_cpu
 from invariclip.export.graphs.trace import write_graph
+from invariclip.export.tensorrt.gate import build_on_cpu
 from invariclip.manifest import SemanticsFacts
 
 WIDTH = 16
