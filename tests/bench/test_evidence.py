@@ -57,6 +57,7 @@ def test_the_command_writes_both_files(tmp_path, monkeypatch):
     # 1 / 0.98 is two percent more, and the interval turns round with it
     assert "| evidence, M = 8 | 12.34 | +2.04% [+1.03%, +3.07%] | 12.34 | +2.04% [+1.03%, +3.07%] |" in text
     assert "| evidence, M = 1 | 12.34 | – | 12.34 | – |" in text
+    assert "batch 1: missed." in text
     assert "## openvino" in text
 
 
@@ -73,3 +74,16 @@ def test_too_few_rounds_are_refused():
     run = CliRunner().invoke(evidence.evidence, ["--rounds", "1"])
     assert run.exit_code == 2
     assert "3" in run.output
+
+
+def test_the_goal_is_kept_missed_or_not_told():
+    def said(low, high):
+        rows = [
+            Timing(name, 1, 1.0, 1.0, 1.0, low, high, 9) for name in (evidence.BARE, evidence.SOFTMAX, evidence.ONE)
+        ]
+        rows.append(Timing(evidence.EIGHT, 1, 1.0, 1.0, 1.0, low, high, 9))
+        return evidence.page("tiny", 7, [evidence.Group("openvino", "1 thread", rows)])
+
+    assert "batch 1: kept." in said(0.995, 1.02)
+    assert "batch 1: missed." in said(0.9, 0.98)
+    assert "batch 1: not told" in said(0.95, 1.05)
