@@ -1,6 +1,14 @@
 """Several templates' evidence for the classes, fused into one answer that says how unsure it is.
 
-CDC's trusted classification (arXiv 2410.12816). Template m takes a picture's logits for evidence e_k ≥ 0 of K classes.
+CDC's trusted classification (arXiv 2410.12816). Template m takes a picture's logits for evidence e_k ≥ 0 of K classes:
+
+    e_k^m = K · exp(c_m) · p_k^m · P^m / (1 - P^m),    p^m = softmax(a_m · τ · cos^m),    P^m = max_k p_k^m.
+
+So a template has as much evidence as its best class has odds against all its rivals, and shares it among the classes as
+its softmax does. With c = 0 and one template, u below is 1 - P: the chance that the answer is wrong, if the softmax is
+calibrated. Evidence that counts how near classes are (e = exp(a · τ · cos + c), the plain reading) is large for two
+classes alike as well, and tells wrong answers worse than a softmax does (docs/cdc.md).
+
 That is an opinion: belief b_k = e_k / S and uncertainty u = K / S with S = Σ e + K, so Σ b_k + u = 1. Opinions are put
 together by Dempster's reduced rule. Over M of them it needs no loop: with q_k = Π_m (b_k^m + u^m) and U = Π_m u^m,
 
@@ -23,6 +31,9 @@ import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+MOST = 1e4
+"""Of log evidence, either way; it is more than any picture has, and float16 still adds up seventeen templates of it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,13 +79,29 @@ def log_evidence(
     evidence_scale: NDArray[np.floating[Any]],
     evidence_bias: NDArray[np.floating[Any]],
 ) -> NDArray[np.floating[Any]]:
-    """The log of each template's evidence, a_m · τ · cos + c_m: it grows with how near a class is.
+    """The log of each template's evidence: log K + log p_k + log(P / (1 - P)) + c, see above.
 
     Args:
-        cosines: [..., M, K], of pictures and class embeddings by template.
+        cosines: [..., M, K], of pictures and class embeddings by template. A single class has no rivals: its evidence
+            is e^`MOST`.
         logit_scale: τ.
         evidence_scale: a, [M].
         evidence_bias: c, [M].
     """
-    scale = (evidence_scale * logit_scale).astype(cosines.dtype)[:, None]
-    return np.asarray(cosines * scale + evidence_bias.astype(cosines.dtype)[:, None])
+    dtype = cosines.dtype
+    logits = cosines * (evidence_scale * logit_scale).astype(dtype)[:, None]
+    best = logits.argmax(axis=-1)[..., None]
+    top = np.take_along_axis(logits, best, axis=-1)
+    rivals = logits.copy()
+    np.put_along_axis(rivals, best, -np.inf, axis=-1)
+    odds = np.minimum(top - _log_sum_exp(rivals), MOST).astype(dtype)
+    # log P = -log(1 + exp(-odds)): nothing cancels where P is nearly 1
+    height = odds - np.logaddexp(0, -odds) + evidence_bias.astype(dtype)[:, None]
+    return np.asarray(logits - top + np.clip(height, -MOST, MOST) + np.log(cosines.shape[-1]).astype(dtype))
+
+
+def _log_sum_exp(values: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
+    """Over the last axis, kept; -inf where all of it is."""
+    most = np.maximum(values.max(axis=-1, keepdims=True), np.finfo(values.dtype).min)
+    with np.errstate(divide="ignore"):
+        return np.asarray(most + np.log(np.exp(values - most).sum(axis=-1, keepdims=True)))

@@ -13,7 +13,7 @@ from invariclip.errors import ArtifactError
 from invariclip.pixels import PixelSpec
 from invariclip.tokenizer import TextSpec
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 TextLength = Literal["fixed", "dynamic"]
 Front = Literal["host", "resize", "matmul"]

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from invariclip.console import Progress
 
-SEMANTICS_SCHEMA = 1
+SEMANTICS_SCHEMA = 2
 MAX_SEMANTICS_BYTES = 1 << 28
 MAX_LEARNED = 16
 """Learned templates beside the hand-written one."""
@@ -49,7 +49,7 @@ class Semantics:
 
     Attributes:
         context: float32 [M, n, width], the learned templates' vectors.
-        evidence_scale: float64 [M + 1], a: log e = a · logit_scale · cos + c; template 0 first.
+        evidence_scale: float64 [M + 1], a of `evidence.log_evidence`; template 0 first.
         evidence_bias: float64 [M + 1], c.
         templates: The hand-written prompts with one `{}`; template 0 is the mean of a class's embeddings in them.
         checkpoint_sha256: Of the checkpoint whose text tower the vectors belong to.

@@ -1,4 +1,4 @@
-"""The table's figure: risk against coverage, and confidence against accuracy, on held-out styles."""
+"""The table's figure: risk against coverage, and confidence against accuracy, on held-out style."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from invariclip.bench.cdc.rows import MAIN, SINGLE, ZERO_SHOT
+from invariclip.bench.cdc.rows import MAIN, ZERO_SHOT, ZERO_SHOT_FITTED
 from invariclip.calibrate.report.look import INK
 
-COLOURS = {ZERO_SHOT: "#9aa7b5", SINGLE: "#c77d1e", MAIN: "#1a7f4b"}
+COLOURS = {ZERO_SHOT: "#9aa7b5", ZERO_SHOT_FITTED: "#c77d1e", MAIN: "#1a7f4b"}
 
 
 def plot(result: dict[str, Any]) -> str:
@@ -28,8 +28,8 @@ def plot(result: dict[str, Any]) -> str:
         )
     right.plot([0, 100], [0, 100], color=INK, lw=0.8, ls=":")
     for axes, title, across, up in (
-        (left, "Risk of what is answered, held-out styles", "answered, %", "wrong, %"),
-        (right, "Confidence and accuracy, held-out styles", "confidence, %", "right, %"),
+        (left, "Risk of what is answered, held-out style", "answered, %", "wrong, %"),
+        (right, "Confidence and accuracy, held-out style", "confidence, %", "right, %"),
     ):
         axes.set_title(title, fontsize=10, loc="left", color=INK)
         axes.set_xlabel(across, fontsize=8)

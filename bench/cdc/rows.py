@@ -18,9 +18,12 @@ if TYPE_CHECKING:
 
     from invariclip.semantics import Semantics
 
-SHOTS = 2
-"""Training pictures of a class: each concept has four or five in the training styles."""
+SHOTS = 1
+"""Training pictures of a class: each concept has two or three in the styles adapted to."""
 MAIN, ZERO_SHOT, SINGLE, MEAN = "CDC", "zero-shot", "single template, softmax", "mean of softmax"
+ZERO_SHOT_FITTED, SINGLE_FITTED = "zero-shot, temperature fitted", "single template, temperature fitted"
+FITTED = (ZERO_SHOT_FITTED, SINGLE_FITTED)
+"""Rows whose softmax has a temperature of its own, fitted on the pictures that CDC fits its evidence on."""
 _FOUR = tuple(resolve(name) for name in DEFAULT_AUGMENTATIONS[:4])
 OPTIONS = Options(templates=TEMPLATES, shots=SHOTS, augmentations=_FOUR)
 
@@ -30,9 +33,14 @@ def _of(learned: int) -> Options:
     return replace(OPTIONS, learned=learned, augmentations=tuple(_FOUR[m % len(_FOUR)] for m in range(learned)))
 
 
+_SOFTMAX = replace(OPTIONS, learned=1, losses=("softmax",), augmentations=(None,))
+"""As CoOp learns (Zhou et al., IJCV 2022): one template, the cross-entropy of its softmax."""
+
 ROWS: dict[str, Options | None] = {
     ZERO_SHOT: None,
-    SINGLE: replace(OPTIONS, learned=1, losses=("softmax",), augmentations=(None,)),
+    ZERO_SHOT_FITTED: None,
+    SINGLE: _SOFTMAX,
+    SINGLE_FITTED: _SOFTMAX,
     MAIN: OPTIONS,
     MEAN: OPTIONS,
     "M = 1": _of(1),
@@ -70,12 +78,12 @@ def answer(
     Args:
         row: One of `ROWS`.
         vectors: float64 [N, d].
-        bank: float64 [M + 1, K, d]; for `ZERO_SHOT` template 0 is looked at alone.
+        bank: float64 [M + 1, K, d]; rows of one template are answered by the last of it.
         logit_scale: τ.
-        semantics: What was learnt for it; None for `ZERO_SHOT`.
+        semantics: What was learnt for it, if anything.
     """
-    if row in (ZERO_SHOT, SINGLE):
-        logits = logit_scale * vectors @ bank[0 if row == ZERO_SHOT else 1].T
+    if row in (ZERO_SHOT, SINGLE, *FITTED):
+        logits = logit_scale * vectors @ bank[-1].T
         doubts = uncertainties(logits)
         return Answers(logits.argmax(axis=1), 1 - doubts["max-softmax"], {**doubts})
     if semantics is None:

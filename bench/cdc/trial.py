@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from invariclip.bench.cdc.rows import OPTIONS, ROWS, Answers, answer
-from invariclip.bench.cdc.world import TEMPLATES, held_out_labels
+from invariclip.bench.cdc.rows import FITTED, OPTIONS, ROWS, Answers, answer
+from invariclip.bench.cdc.world import TEMPLATES, places_of
 from invariclip.calibrate.cdc.evaluate import auroc, harmonic_mean, reliability, risk_coverage
 from invariclip.calibrate.cdc.learn import full_bank, learn_from
+from invariclip.calibrate.cdc.scales import fit_temperature
 from invariclip.calibrate.cdc.splits import split_rows
 from invariclip.calibrate.cdc.texts import hand_written_bank
+from invariclip.calibrate.cdc.views import augmented
 from invariclip.console import Progress, silent
 from invariclip.files import write_atomically
 
@@ -26,14 +28,18 @@ if TYPE_CHECKING:
 
     from invariclip.bench.cdc.world import Images, World
     from invariclip.calibrate.cdc.options import Options
+    from invariclip.calibrate.cdc.splits import Split
+    from invariclip.calibrate.cdc.views import Pictures
     from invariclip.export.models.checkpoint import Checkpoint
     from invariclip.semantics import Semantics
 
-VERSION = 2
+    Tests = tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.str_]]
+
+VERSION = 3
 """Changes when trials would come out differently."""
 POINTS = 50
 """Of a kept risk-coverage curve."""
-SEEN, UNSEEN = "training styles", "held-out styles"
+SEEN, UNSEEN = "adapted styles", "held-out style"
 
 
 def run_trial(
@@ -87,24 +93,30 @@ def _trial(
             encoder=images, cache=cache, progress=progress,
         )  # fmt: skip
         semantics, learnt = found.semantics, {k: found.facts[k] for k in ("steps", "best_step", "curve")}
-    banks = [_bank(checkpoint, world, names, semantics) for names in (world.base.names, world.new.names)]
-    tests = world.base.vectors[split.held], world.base.labels[split.held]
-    news = world.new.vectors, world.new.labels
-    environments = np.asarray([p.environment for p in world.base.used])[split.held], _styles(world.new.used)
-    scores = {SEEN: _score(row, checkpoint.logit_scale, banks, tests, news, environments, semantics)}
-    tests = world.base_unseen.vectors, held_out_labels(world.base_unseen, world.base)
-    news = world.new_unseen.vectors, held_out_labels(world.new_unseen, world.new)
-    environments = _styles(world.base_unseen.used), _styles(world.new_unseen.used)
-    scores[UNSEEN] = _score(row, checkpoint.logit_scale, banks, tests, news, environments, semantics)
+    banks = [_bank(checkpoint, world, names, semantics) for names in (world.base_names, world.new_names)]
+    tau = checkpoint.logit_scale
+    if row in FITTED:
+        bank = _bank(checkpoint, world, world.base.names, semantics)
+        tau = _temperature(tau, bank[-1], world, split, images, cache)
+    held = world.base.vectors[split.held], world.base.labels[split.held], _styles(world.base.used)[split.held]
+    held = held[0], places_of(world.base, world.base_names)[split.held], held[2]
+    scores = {
+        SEEN: _score(row, tau, banks, held, _tests(world.new, world.new_names), semantics),
+        UNSEEN: _score(row, tau, banks, _tests(world.base_unseen, world.base_names),
+                       _tests(world.new_unseen, world.new_names), semantics),
+    }  # fmt: skip
     space = world.projection
     return {
         "scores": scores,
         "learnt": learnt,
         "evidence": [semantics.evidence_scale.tolist(), semantics.evidence_bias.tolist()] if semantics else None,
+        "temperature": tau,
+        "held_out": world.held_out,
         "projection": f"{space.estimator} λ={space.strength} d={space.rank}" if space else "none",
         "counts": {
-            "base_classes": len(world.base.names),
-            "new_classes": len(world.new.names),
+            "base_classes": len(world.base_names),
+            "new_classes": len(world.new_names),
+            "taught_classes": len(world.base.names),
             "train": len(split.train),
             "validation": len(split.validation),
             "base_tests": len(split.held),
@@ -121,23 +133,41 @@ def _bank(
     return full_bank(checkpoint, semantics.context, hand_written, names, world.projection)
 
 
+def _temperature(
+    tau: float, bank: NDArray[np.float64], world: World, split: Split, images: Images, cache: Path
+) -> float:
+    """Fitted on what CDC fits its evidence on: validation pictures as they are and augmented."""
+    rows, labels = split.validation, world.base.labels[split.validation]
+    views, _ = augmented(images, world.base, rows, OPTIONS.views, world.projection,
+                         seed=OPTIONS.augmentation_seed, cache=cache)  # fmt: skip
+    shown = np.concatenate([world.base.vectors[rows], *views])
+    return fit_temperature(shown @ bank.T, np.tile(labels, 1 + len(views)), tau)
+
+
+def _tests(pictures: Pictures, names: tuple[str, ...]) -> Tests:
+    return pictures.vectors, places_of(pictures, names), _styles(pictures.used)
+
+
 def _score(
-    row: str,
-    tau: float,
-    banks: list[NDArray[np.float64]],
-    base: tuple[NDArray[np.float64], NDArray[np.int64]],
-    new: tuple[NDArray[np.float64], NDArray[np.int64]],
-    environments: tuple[NDArray[np.str_], NDArray[np.str_]],
-    semantics: Semantics | None,
+    row: str, tau: float, banks: list[NDArray[np.float64]], base: Tests, new: Tests, semantics: Semantics | None
 ) -> dict[str, Any]:
-    """Every figure of one group of styles; accuracies are means over styles, the others over all pictures."""
+    """Every figure of one group of styles; accuracies are means over styles, the others over all pictures.
+
+    Args:
+        row: As in `answer`.
+        tau: The temperature of its softmax.
+        banks: Of base classes and of new ones.
+        base: Vectors, labels, styles.
+        new: The same of new classes.
+        semantics: What was learnt, if anything.
+    """
     known = answer(row, base[0], banks[0], tau, semantics)
     fresh = answer(row, new[0], banks[1], tau, semantics)
     # Pictures of new classes, asked about among base classes: there is no right answer
     unknown = answer(row, new[0], banks[0], tau, semantics)
     rights = known.classes == base[1], fresh.classes == new[1]
     right = np.concatenate(rights)
-    accuracy = [_by_style(own, styles) for own, styles in zip(rights, environments, strict=True)]
+    accuracy = [_by_style(own, tests[2]) for own, tests in zip(rights, (base, new), strict=True)]
     bins = reliability(np.concatenate([known.confidence, fresh.confidence]), right)
     doubts = {name: np.concatenate([known.doubts[name], fresh.doubts[name]]) for name in known.doubts}
     own = next(iter(doubts))

@@ -1,4 +1,4 @@
-"""The picture set as the table of CDC sees it: base and new classes, seen and unseen styles, the space it is all in."""
+"""The picture set as the table of CDC sees it: base and new classes, styles to adapt to and one held out, the space."""
 
 from __future__ import annotations
 
@@ -61,11 +61,14 @@ class World:
     """Half of the learnt concepts to learn templates from, the other half new to them.
 
     Attributes:
-        base: Pictures of base classes in the training styles.
-        new: Pictures of new classes in the training styles.
-        base_unseen: Pictures of base classes in the held-out styles; `labels` are places in `base.names`.
+        base: Pictures of base classes in the styles adapted to, which the encoder was never trained on.
+        new: Pictures of new classes in the same styles.
+        base_unseen: Pictures of base classes in the held-out style.
         new_unseen: The same of new classes.
         projection: The space of all vectors, or None.
+        held_out: The held-out style.
+        base_names: Every base class, sorted; not each has pictures in all styles.
+        new_names: Every new class, sorted.
     """
 
     base: Pictures
@@ -73,6 +76,9 @@ class World:
     base_unseen: Pictures
     new_unseen: Pictures
     projection: Projection | None
+    held_out: str
+    base_names: tuple[str, ...]
+    new_names: tuple[str, ...]
 
 
 def make_world(
@@ -81,12 +87,13 @@ def make_world(
     """Draws the halves, fits the projection that `calibrate` chooses, and embeds everything in its space.
 
     The projection is fitted and selected on the training styles of the base concepts and of those that no encoder has
-    learnt (split `calibrate`): it has seen neither new classes nor held-out styles.
+    learnt (split `calibrate`): it has seen neither new classes nor any of the four styles. Of those, one is held out,
+    another one with every seed, and templates are learnt from the other three.
 
     Args:
         images: The encoder.
         pictures: The whole set.
-        seed: Of the halves, and of what selection draws.
+        seed: Of the halves; the style held out is number `seed` of the four, and round again.
         cache: Keeps embeddings.
         progress: Progress display.
     """
@@ -101,15 +108,16 @@ def make_world(
     options = Options(interventions=PAPER, objective="zero-shot", templates=TEMPLATES)
     found = calibrate(images, fit_on, options, cache=cache, progress=progress).projection
     projection = None if found.estimator == "identity" else found
+    held_out = HELD_OUT_STYLES[seed % len(HELD_OUT_STYLES)]
     parts = []
-    for styles in (TRAINING_STYLES, HELD_OUT_STYLES):
+    for styles in ([style for style in HELD_OUT_STYLES if style != held_out], [held_out]):
         for names in (base, new):
             some = [p for p in pictures if p.environment in styles and p.name in names]
             parts.append(embed_pictures(images, some, projection, cache=cache, progress=progress))
-    return World(parts[0], parts[1], parts[2], parts[3], projection)
+    return World(parts[0], parts[1], parts[2], parts[3], projection, held_out, tuple(sorted(base)), tuple(sorted(new)))
 
 
-def held_out_labels(unseen: Pictures, seen: Pictures) -> NDArray[np.int64]:
-    """Labels of pictures in held-out styles, as places in the classes of the training styles."""
-    places = {name: place for place, name in enumerate(seen.names)}
-    return np.asarray([places[name] for name in unseen.names], dtype=np.int64)[unseen.labels]
+def places_of(pictures: Pictures, names: Sequence[str]) -> NDArray[np.int64]:
+    """Labels of pictures as places in a list of classes that has all of theirs."""
+    places = {name: place for place, name in enumerate(names)}
+    return np.asarray([places[name] for name in pictures.names], dtype=np.int64)[pictures.labels]

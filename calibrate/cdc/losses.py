@@ -27,6 +27,24 @@ def digamma_exp(log_x: torch.Tensor) -> torch.Tensor:
     return torch.where(log_x < _FAR, near, log_x)
 
 
+def log_evidence(logits: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """One template's log e = log K + log p_k + log(P / (1 - P)) + c with p = softmax(a · logits), see `evidence`.
+
+    Args:
+        logits: τ · cos, [N, K] of two classes or more.
+        scale: a.
+        bias: c.
+
+    Returns:
+        [N, K].
+    """
+    scaled = scale * logits
+    top, best = scaled.max(dim=1, keepdim=True)
+    odds = top - scaled.scatter(1, best, -torch.inf).logsumexp(dim=1, keepdim=True)
+    height = odds + torch.nn.functional.logsigmoid(odds) + bias
+    return scaled - top + height + math.log(logits.shape[1])
+
+
 def evidential_loss(log_evidence: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Σ_k y_k (ψ(S) - ψ(α_k)) with α = e + 1: the mean cross-entropy under the Dirichlet (Sensoy et al., NeurIPS 2018).
 

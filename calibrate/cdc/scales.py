@@ -29,7 +29,7 @@ _ROUNDS = 60
 
 @dataclass(frozen=True, eq=False)
 class Scales:
-    """Evidence of each template, log e = a · τ · cos + c.
+    """What makes evidence of each template's cosines, see `invariclip.evidence`.
 
     Attributes:
         scale: float64 [M + 1], a.
@@ -67,18 +67,16 @@ def fit_scales(
         vectors, labels = vectors[rows], labels[rows]
     logits = [torch.from_numpy(logit_scale * vectors @ one.T) for one in bank]
     wanted = torch.from_numpy(labels)
-    # Centred on the right class's logits, so that a scale can turn without moving what it is about
-    centre = torch.stack([one.gather(1, wanted[:, None]).mean() for one in logits])
     log_scale = torch.zeros(templates, dtype=torch.float64, requires_grad=True)
-    # All of them together then see as much evidence as there is doubt in the right class of a usual picture
-    level = math.log(classes) + math.log(math.expm1(1 / templates))
-    height = torch.full((templates,), level, dtype=torch.float64, requires_grad=True)
-    optimiser = torch.optim.LBFGS([log_scale, height], max_iter=_ROUNDS, line_search_fn="strong_wolfe")
+    # All of them together then have as much evidence as doubt where a usual template's odds are even
+    start = math.log(math.expm1(math.log(2) / templates))
+    bias = torch.full((templates,), start, dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.LBFGS([log_scale, bias], max_iter=_ROUNDS, line_search_fn="strong_wolfe")
 
     def loss() -> torch.Tensor:
         scale = log_scale.exp()
-        opinions = [scale[m] * (one - centre[m]) + height[m] for m, one in enumerate(logits)]
-        apart = log_scale.var(correction=0) + height.var(correction=0)
+        opinions = [losses.log_evidence(one, scale[m], bias[m]) for m, one in enumerate(logits)]
+        apart = log_scale.var(correction=0) + bias.var(correction=0)
         return served_loss(losses.fused_log_evidence(opinions), wanted) + _PRIOR * (apart + (log_scale**2).mean())
 
     def closure() -> float:
@@ -90,9 +88,29 @@ def fit_scales(
     optimiser.step(closure)  # type: ignore[no-untyped-call]
     with torch.no_grad():
         final = float(loss())
-        scale = log_scale.exp()
-        bias = height - scale * centre
-    return Scales(scale.numpy(), bias.numpy(), final)
+    return Scales(log_scale.detach().exp().numpy(), bias.detach().numpy(), final)
+
+
+def fit_temperature(cosines: NDArray[np.float64], labels: NDArray[np.int64], logit_scale: float) -> float:
+    """τ of a softmax, by the log loss of the right class (Guo et al., ICML 2017); L-BFGS on its logarithm, float64.
+
+    Args:
+        cosines: [N, K].
+        labels: int64 [N].
+        logit_scale: Where to start.
+    """
+    given, wanted = torch.from_numpy(cosines), torch.from_numpy(labels)
+    log_tau = torch.tensor(math.log(logit_scale), dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.LBFGS([log_tau], max_iter=_ROUNDS, line_search_fn="strong_wolfe")
+
+    def closure() -> float:
+        optimiser.zero_grad()
+        value = torch.nn.functional.cross_entropy(log_tau.exp() * given, wanted)
+        value.backward()  # type: ignore[no-untyped-call]
+        return float(value.detach())
+
+    optimiser.step(closure)  # type: ignore[no-untyped-call]
+    return math.exp(float(log_tau.detach()))
 
 
 def served_loss(log_evidence: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

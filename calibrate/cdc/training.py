@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -100,7 +99,7 @@ def train(
     """
     start, spread = starting_context(checkpoint, options)
     learner = _Learner(checkpoint, task, options, projection, start, spread)
-    asked = ["training-1", checkpoint.sha256, projection.digest if projection else None, options.to_json(), task.digest]
+    asked = ["training-2", checkpoint.sha256, projection.digest if projection else None, options.to_json(), task.digest]
     key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
     file = work / f"cdc-{key[:16]}.safetensors" if work else None
     state = learner.begin(file, key)
@@ -137,11 +136,9 @@ class _Learner:
             torch.from_numpy(array).float() for array in (task.views, task.hand_written, task.validation)
         )
         self.labels, self.validation_labels = task.labels, task.validation_labels
-        own = (self.views.mean(dim=0) * self.hand_written[torch.from_numpy(task.labels)]).sum(dim=1).mean()
-        # A picture like those seen then has evidence K for its class, and a belief of one half
-        bias = math.log(min(len(task.names), options.classes)) - self.tau * float(own)
+        # Every template starts with the chance of being wrong for its uncertainty
         self.log_scale = torch.nn.Parameter(torch.zeros(options.learned + 1))
-        self.bias = torch.nn.Parameter(torch.full((options.learned + 1,), bias))
+        self.bias = torch.nn.Parameter(torch.zeros(options.learned + 1))
         self.optimiser = torch.optim.Adam(
             [
                 {"params": [self.context], "lr": options.rate * spread},
@@ -201,7 +198,7 @@ class _Learner:
     def _opinions(self, logits: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Each template's log e, template 0 first."""
         scale = self.log_scale.exp()
-        return [scale[m] * own + self.bias[m] for m, own in enumerate(logits)]
+        return [losses.log_evidence(own, scale[m], self.bias[m]) for m, own in enumerate(logits)]
 
     def _loss(
         self, views: torch.Tensor, labels: torch.Tensor, texts: torch.Tensor, hand_written: torch.Tensor, number: int

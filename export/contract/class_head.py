@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from invariclip.export.contract.dempster import pairwise
+from invariclip.export.contract.dempster import earned, pairwise
 from invariclip.export.contract.figures import probabilities
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class ClassHead:
         said, unsure = [], []
         # A row at a time: pairs of a thousand classes and sixteen templates are not held for all pictures at once
         for embedding in embeddings:
-            one, doubt = pairwise((self.bank @ embedding) * slopes[:, None] + heights[:, None])
+            one, doubt = pairwise(earned((self.bank @ embedding) * slopes[:, None], heights))
             said.append(one)
             unsure.append(doubt)
         return np.array(said), np.array(unsure)

@@ -14,6 +14,22 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+def earned(logits: NDArray[np.float64], bias: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The log of each template's evidence, K · exp(c) · p_k · P / (1 - P), class by class: [M, K] of logits [M, K].
+
+    p is the template's softmax and P its largest part; 1 - P is summed over the other classes.
+    """
+    found = np.empty_like(logits)
+    for row, (own, height) in enumerate(zip(logits, bias, strict=True)):
+        best = int(own.argmax())
+        others = np.delete(own, best)
+        against = np.logaddexp.reduce(others - own[best]) if len(others) else -1e4
+        odds = min(-against, 1e4)
+        chance = own - np.logaddexp.reduce(own)
+        found[row] = chance + np.clip(odds + height, -1e4, 1e4) + np.log(len(own))
+    return found
+
+
 def opinion(log_evidence: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """One template's belief [..., K] and uncertainty [...]: e / S and K / S, S = Σ e + K; any height of evidence."""
     classes = log_evidence.shape[-1]

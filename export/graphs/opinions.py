@@ -1,12 +1,15 @@
 """The class head of learned templates: every template's evidence, fused, and how unsure the whole is (CDC).
 
 `runtime.evidence` has the formula. Here it is in operators that every engine has, without a loop over templates: one
-product of the embedding with all M + 1 banks, then
+product of the embedding with all M + 1 banks, q_mk = a_m · τ · cos_mk, then with k* the best class of template m
 
-    x_mk = a_m · τ · cos_mk + c_m - log K,    r_k = Σ_m log(1 + exp x_mk),
-    e_k = exp(r_k) - 1,    b_k = e_k / (1 + Σ e),    u = 1 / (1 + Σ e).
+    o_m = q_mk* - log Σ_{k ≠ k*} exp q_mk,    x_mk = q_mk - q_mk* + o_m - log(1 + exp(-o_m)) + c_m,
+    r_k = Σ_m log(1 + exp x_mk),    e_k = exp(r_k) - 1,    b_k = e_k / (1 + Σ e),    u = 1 / (1 + Σ e).
 
 What is asked of the arithmetic:
+- What a template's logits have in common falls out of x. So the mean class is taken from each bank beforehand: what is
+  left is small, and half precision rounds it ten times less. One more column gives the hand-written logits theirs back.
+- The rivals are summed without the best class: 1 - P itself would be nothing but rounding where P is nearly 1.
 - Little evidence for each of a thousand classes adds up, so log(1 + y) must not be Log(1 + y), which is 0 where y is
   below the dtype's step. It is 2 · atanh(s) with s = y / (2 + y), which is 1/3 at most, by a polynomial in s². Likewise
   1 - exp(-r) is 2t / (1 + t) with t = tanh(r / 2).
@@ -23,6 +26,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.polynomial import Chebyshev, Polynomial
 
+from invariclip.evidence import MOST
 from invariclip.export.graphs.ends import append, constant, free_names
 from invariclip.manifest import LOGITS, PROBABILITIES, UNCERTAINTY
 
@@ -66,17 +70,17 @@ def attach(
     """
     templates, classes, width = bank.shape
     slope = np.array(facts.evidence_scale) * logit_scale
-    height = np.array(facts.evidence_bias) - np.log(classes)
+    mean = bank.mean(axis=1)
     pen = _Pen(graph, embedding)
-    flat = np.ascontiguousarray((bank * slope[:, None, None]).reshape(-1, width).T)
-    # One product with the scale in the bank and the rest as its bias: at batch 1 reading the bank is what a head costs
-    x = pen.op(
-        "Gemm", [embedding, pen.value(BANK, flat), pen.value(HEIGHT, np.repeat(height, classes))], "opinions",
-        [templates * classes],
-    )  # fmt: skip
-    logits = _logits(pen, x, classes, float(1 / facts.evidence_scale[0]), float(height[0]), logit_bias or 0.0)
-    strength = pen.op("Reshape", [_softplus(pen, x, templates), pen.shape("by_template", [-1, templates, classes])],
-                      "by_template_and_class", [templates, classes])  # fmt: skip
+    own = ((bank - mean[:, None]) * slope[:, None, None]).reshape(-1, width)
+    flat = np.ascontiguousarray(np.concatenate([own, logit_scale * mean[:1]]).T)
+    # One product with the scale in the bank: at batch 1 reading the bank is what a head costs
+    product = pen.op("MatMul", [embedding, pen.value(BANK, flat)], "product", [templates * classes + 1])
+    logits = _logits(pen, product, templates * classes, classes, facts.evidence_scale[0], logit_bias)
+    opinions = pen.cut(product, 0, templates * classes, "opinions")
+    q = pen.op("Reshape", [opinions, pen.shape("by_template", [-1, templates, classes])], "q", [templates, classes])
+    x = _evidence(pen, q, np.array(facts.evidence_bias), templates, classes)
+    strength = _softplus(pen, x, [templates, classes], float(np.finfo(pen.dtype).max) / (2 * templates))
     belief, unsure = _fused(pen, strength, classes)
     share = pen.op("Mul", [unsure, pen.value("one_class", 1 / classes)], "share_of_the_unsure", [1])
     probabilities = pen.op("Add", [belief, share], PROBABILITIES, [classes])
@@ -95,30 +99,54 @@ def log1p_polynomial() -> NDArray[np.float64]:
     return np.asarray(Chebyshev.interpolate(twice_atanh_over, DEGREE, domain=[0, 1 / 9]).convert(kind=Polynomial).coef)
 
 
-def _logits(pen: _Pen, x: ir.Value, classes: int, ratio: float, height: float, bias: float) -> ir.Value:
-    """The hand-written template's own logits: its opinion's height and scale taken out again."""
-    first = pen.op(
-        "Slice", [x, pen.shape("first_class", [0]), pen.shape("classes", [classes]), pen.shape("class_axis", [1])],
-        "hand_written", [classes],
-    )  # fmt: skip
-    scaled = pen.op("Mul", [first, pen.value("logit_ratio", ratio)], "scaled", [classes])
-    return pen.op("Add", [scaled, pen.value("logit_offset", bias - height * ratio)], LOGITS, [classes])
+def _logits(pen: _Pen, product: ir.Value, end: int, classes: int, scale: float, bias: float | None) -> ir.Value:
+    """The hand-written template's own logits: its scale taken out, and what all classes have in common put back."""
+    scaled = pen.op("Mul", [pen.cut(product, 0, classes, "hand_written"), pen.value("logit_ratio", 1 / scale)],
+                    "scaled", [classes])  # fmt: skip
+    common = pen.cut(product, end, end + 1, "common")
+    if bias is not None:
+        common = pen.op("Add", [common, pen.value("logit_bias", bias)], "common_and_bias", [1])
+    return pen.op("Add", [scaled, common], LOGITS, [classes])
 
 
-def _softplus(pen: _Pen, x: ir.Value, templates: int) -> ir.Value:
-    """log(1 + exp x), by template and class, bounded so that the sum over templates stays in the dtype."""
-    width = [x.shape[-1]] if x.shape is not None else []
-    highest = float(np.finfo(pen.dtype).max) / (2 * templates)
-    y = pen.op("Exp", [pen.op("Neg", [pen.op("Abs", [x], "far", width)], "near", width)], "y", width)
-    s = pen.op("Div", [y, pen.op("Add", [y, pen.value("two", 2.0)], "y_plus_2", width)], "s", width)
-    square = pen.op("Mul", [s, s], "s_squared", width)
-    *lower, series = [pen.value(f"p{power}", number) for power, number in enumerate(log1p_polynomial())]
+def _evidence(pen: _Pen, q: ir.Value, bias: NDArray[np.float64], templates: int, classes: int) -> ir.Value:
+    """x: the log of a template's evidence for a class, less log K; [batch, M + 1, K]."""
+    whole, each = [templates, classes], [templates, 1]
+    last = pen.shape("class_axis", [-1])
+    top = pen.op("ReduceMax", [q, last], "top", each, keepdims=1)
+    place = pen.op("ArgMax", [q], "best_class", each, dtype=ir.DataType.INT64, axis=-1, keepdims=1)
+    is_best = pen.op("Equal", [place, pen.shape("class_numbers", range(classes))], "is_best", whole,
+                     dtype=ir.DataType.BOOL)  # fmt: skip
+    # Far below any rival; where there is none (one class), the odds are this
+    rivals = pen.op("Where", [is_best, pen.value("far_below", -float(np.finfo(pen.dtype).max) / 4), q], "rivals", whole)
+    second = pen.op("ReduceMax", [rivals, last], "second", each, keepdims=1)
+    near = pen.op("Exp", [pen.op("Sub", [rivals, second], "behind_second", whole)], "near_second", whole)
+    crowd = pen.op("Log", [pen.op("ReduceSum", [near, last], "rivals_sum", each, keepdims=1)], "rivals_log", each)
+    odds = pen.op("Sub", [pen.op("Sub", [top, second], "lead", each), crowd], "odds", each)
+    chance = _softplus(pen, pen.op("Neg", [odds], "odds_against", each), each, MOST, "odds_")
+    held = pen.value(HEIGHT, np.clip(bias, -MOST, MOST)[:, None])
+    height = pen.op("Add", [pen.op("Sub", [odds, chance], "odds_and_chance", each), held], "height_unbounded", each)
+    bounded = pen.op("Clip", [height, pen.value("lowest_height", -MOST), pen.value("highest_height", MOST)],
+                     "height_bounded", each)  # fmt: skip
+    return pen.op("Add", [pen.op("Sub", [q, top], "behind_top", whole), bounded], "x", whole)
+
+
+def _softplus(pen: _Pen, x: ir.Value, shape: list[int], highest: float, prefix: str = "") -> ir.Value:
+    """log(1 + exp x), at most `highest` and log 2."""
+
+    def name(plain: str) -> str:
+        return prefix + plain
+
+    y = pen.op("Exp", [pen.op("Neg", [pen.op("Abs", [x], name("far"), shape)], name("near"), shape)], name("y"), shape)
+    s = pen.op("Div", [y, pen.op("Add", [y, pen.value(name("two"), 2.0)], name("y_plus_2"), shape)], name("s"), shape)
+    square = pen.op("Mul", [s, s], name("s_squared"), shape)
+    *lower, series = [pen.value(name(f"p{power}"), number) for power, number in enumerate(log1p_polynomial())]
     for power in reversed(range(len(lower))):
-        series = pen.op("Mul", [series, square], f"times_{power}", width)
-        series = pen.op("Add", [series, lower[power]], f"plus_{power}", width)
-    rest = pen.op("Mul", [series, s], "log1p", width)
-    ends = [pen.value("nothing", 0.0), pen.value("highest", highest)]
-    return pen.op("Add", [pen.op("Clip", [x, *ends], "positive", width), rest], "softplus", width)
+        series = pen.op("Mul", [series, square], name(f"times_{power}"), shape)
+        series = pen.op("Add", [series, lower[power]], name(f"plus_{power}"), shape)
+    rest = pen.op("Mul", [series, s], name("log1p"), shape)
+    ends = [pen.value(name("nothing"), 0.0), pen.value(name("highest"), highest)]
+    return pen.op("Add", [pen.op("Clip", [x, *ends], name("positive"), shape), rest], name("softplus"), shape)
 
 
 def _fused(pen: _Pen, strength: ir.Value, classes: int) -> tuple[ir.Value, ir.Value]:
@@ -147,10 +175,22 @@ class _Pen:
         self.dtype = _DTYPES[self._type]
 
     def op(
-        self, operator: str, inputs: Sequence[ir.Value], name: str, shape: Sequence[Any], **attributes: int
+        self,
+        operator: str,
+        inputs: Sequence[ir.Value],
+        name: str,
+        shape: Sequence[Any],
+        dtype: ir.DataType | None = None,
+        **attributes: int,
     ) -> ir.Value:
-        """A node whose one output is [batch, *shape]."""
-        return append(self._graph, operator, inputs, self._free(name), [self._batch, *shape], attributes, self._type)
+        """A node whose one output is [batch, *shape], of the head's dtype if not another."""
+        kind = dtype or self._type
+        return append(self._graph, operator, inputs, self._free(name), [self._batch, *shape], attributes, kind)
+
+    def cut(self, rows: ir.Value, start: int, end: int, name: str) -> ir.Value:
+        """Columns of [batch, width]."""
+        bounds = [self.shape(f"{name}_{what}", [at]) for what, at in (("from", start), ("to", end), ("axis", 1))]
+        return self.op("Slice", [rows, *bounds], name, [end - start])
 
     def value(self, name: str, numbers: float | NDArray[np.float64]) -> ir.Value:
         """A constant of the head's dtype."""

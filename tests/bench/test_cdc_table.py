@@ -30,13 +30,16 @@ def scored():
                 labels = rng.integers(6, size=(2, 40))
                 vectors = bank[0][labels] + 0.3 * rng.normal(size=(2, 40, 8))
                 vectors /= np.linalg.norm(vectors, axis=2, keepdims=True)
+                styles = np.repeat(["a", "b"], 20)
+                tests = [(vectors[half], labels[half], styles) for half in (0, 1)]
                 scores[group] = trial._score(
-                    row, 10.0, [bank[: learned + 1]] * 2, (vectors[0], labels[0]), (vectors[1], labels[1]),
-                    (np.repeat(["a", "b"], 20), np.repeat(["a", "b"], 20)), semantics if options else None,
-                )  # fmt: skip
+                    row, 10.0, [bank[: learned + 1 if options else 1]] * 2, *tests, semantics if options else None
+                )
             found[row, seed] = {
                 "scores": scores, "learnt": {"best_step": 10}, "evidence": None, "projection": "none",
-                "counts": {"base_classes": 6, "new_classes": 6, "train": 12, "validation": 12, "base_tests": 40},
+                "temperature": 10.0 + seed, "held_out": "ab"[seed],
+                "counts": {"base_classes": 6, "new_classes": 6, "taught_classes": 6, "train": 12, "validation": 12,
+                           "base_tests": 40},
             }  # fmt: skip
     return found
 

@@ -12,7 +12,7 @@ from onnx.reference import ReferenceEvaluator
 
 from invariclip.backends import open_backend
 from invariclip.errors import InputError
-from invariclip.export.contract.dempster import pairwise
+from invariclip.export.contract.dempster import earned, pairwise
 from invariclip.export.graphs import head, opinions
 from invariclip.export.graphs.trace import write_graph
 from invariclip.export.tensorrt.gate import build_on_cpu
@@ -41,7 +41,7 @@ def unit(rng, *shape):
 
 
 def world(seed, templates, classes, rows, scale, width=WIDTH, alike=0.7):
-    """Unit embeddings near classes, banks that agree in part, and heights where evidence is neither all nor nothing."""
+    """Unit embeddings near classes, banks that agree in part, and evidence that is neither all nor nothing."""
     rng = np.random.default_rng(seed)
     shared = unit(rng, classes, width)
     bank = unit(rng, templates, classes, width) * (1 - alike) + alike * shared
@@ -49,14 +49,19 @@ def world(seed, templates, classes, rows, scale, width=WIDTH, alike=0.7):
     embedding = shared[rng.integers(classes, size=rows)] + unit(rng, rows, width)
     embedding /= np.linalg.norm(embedding, axis=1, keepdims=True)
     slopes = scale * rng.uniform(0.5, 1.5, templates) / 100
-    heights = -100 * slopes * rng.uniform(0.4, 1.0, templates) + np.log(rng.uniform(1, classes, templates))
+    heights = rng.uniform(-2, 1, templates)
     return embedding, bank, semantics_of(slopes, heights)
 
 
 def wanted(embedding, bank, semantics, logit_scale=100.0):
     cosines = np.einsum("nd,mkd->nmk", embedding.astype(np.float64), bank)
     scale, height = np.array(semantics.evidence_scale), np.array(semantics.evidence_bias)
-    return cosines, *pairwise(cosines * (scale * logit_scale)[:, None] + height[:, None])
+    return cosines, *rule(cosines * (scale * logit_scale)[:, None], height)
+
+
+def rule(logits, bias):
+    """Evidence by its definition, fused by the pairwise rule: [N, M, K] to [N, K] and [N]."""
+    return pairwise(np.stack([earned(own, np.asarray(bias)) for own in logits]))
 
 
 def headed(bank, semantics, bias=None, width=WIDTH):
@@ -121,7 +126,8 @@ def test_evidence_of_any_height_is_exact(seed, learned, classes, scale, level):
 def test_a_thousand_traces_of_evidence_are_not_lost():
     """log(1 + y) taken literally loses y = 2e-8 here, and u would be 1."""
     bank = np.tile(np.eye(1, WIDTH), (2, 1000, 1))
-    semantics = semantics_of([1e-9, 1e-9], [np.log(2e-5)] * 2)
+    # a thousand classes alike: p is 1/1000 for each, the odds of the best 1/999
+    semantics = semantics_of([1e-9, 1e-9], [np.log(2e-8 * 1000 * 999)] * 2)
     got = run(headed(bank, semantics), np.eye(1, WIDTH, dtype=np.float32))
     exact = 1 / (1 + 1000 * ((1 + 2e-8) ** 2 - 1))
     assert exact < 1 - 3.9e-5
@@ -137,8 +143,8 @@ def test_in_float16_it_is_near(learned, classes, tmp_path):
     model = halved(bank, semantics, width=64)
     held = {name: value.const_value.numpy().astype(np.float64) for name, value in model.graph.initializers.items()}
     # the same numbers that the graph holds, so that what is measured is the arithmetic
-    x = given.astype(np.float64) @ held["evidence_bank"] + held["evidence_height"] + np.log(classes)
-    probabilities, uncertainty = pairwise(x.reshape(4, learned + 1, classes))
+    q = given.astype(np.float64) @ held["evidence_bank"][:, :-1]
+    probabilities, uncertainty = rule(q.reshape(4, learned + 1, classes), held["evidence_height"][:, 0])
     write_graph(model, tmp_path / "half.onnx")
     for got in (run(model, given), open_backend("onnxruntime", tmp_path / "half.onnx", threads=1).run({"x": given})):
         assert got["probabilities"].dtype == np.float16

@@ -10,7 +10,7 @@ import invariclip
 from invariclip.artifact import read_manifest
 from invariclip.errors import ContractError, InputError, SemanticsError
 from invariclip.export.assemble import Build, export_artifact
-from invariclip.export.contract.dempster import pairwise
+from invariclip.export.contract.dempster import earned, pairwise
 from invariclip.export.models.contexts import with_semantics
 from invariclip.export.swap import swap_classes
 from invariclip.export.variants import Wish
@@ -65,7 +65,7 @@ def wanted(checkpoint, semantics, tiny_projection, tiny_pictures):
         banks = [bank / np.linalg.norm(bank, axis=1, keepdims=True) for bank in banks]
         cosines = np.einsum("nd,mkd->nmk", images, np.stack(banks))
         slopes = loaded.logit_scale * semantics.evidence_scale
-        return pairwise(cosines * slopes[:, None] + semantics.evidence_bias[:, None])
+        return pairwise(np.stack([earned(own * slopes[:, None], semantics.evidence_bias) for own in cosines]))
 
     return of
 

@@ -49,7 +49,7 @@ def test_probabilities_and_u_are_calibrated_on_other_pictures():
     logits = tau * others @ bank[0].T
     softmax = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     plain = reliability(softmax.max(axis=1), softmax.argmax(axis=1) == truth).error
-    assert reliability(answer.probabilities.max(axis=1), right).error < min(0.08, 0.5 * plain)
+    assert reliability(answer.probabilities.max(axis=1), right).error < min(0.08, 0.6 * plain)
     assert reliability(1 - answer.uncertainty, right).error < 0.1
     # every template has a say: leaving its evidence out changes the answer's strength
     for template in range(len(bank)):
