@@ -149,8 +149,8 @@ def page(found: Mapping[str, Any]) -> str:
         "",
         "*In place*: the tower runs, then the end alone on its embedding, on what the tower left in the caches; ends "
         f"take turns behind one and the same tower, in each of {found['processes']} processes. *Over M = 1* is tower "
-        "and end, over tower and evidence of one learned template beside the hand-written one; median and 95 % interval over "
-        "processes.",
+        "and end, over tower and evidence of one learned template beside the hand-written one; median and 95 % "
+        "interval over processes.",
         "",
         f"*Whole graphs*: one process per graph, {found['rounds']} rounds in turns; the interval is over rounds. Two "
         "processes differ by a few percent for where their weights lie in memory alone, which rounds do not average "

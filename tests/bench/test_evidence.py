@@ -2,15 +2,23 @@
 
 import json
 
+import numpy as np
 import onnx
+import pytest
 from click.testing import CliRunner
 
-from invariclip.bench import evidence
+from invariclip.bench import ends, evidence
+from invariclip.bench.engines import Opened
 from invariclip.bench.latency import Timing
+from invariclip.bench.summary import Interval
 
 
 def timing(name, batch, ratio):
     return Timing(name, batch, 12.34, 13.0, ratio, ratio * 0.99, ratio * 1.01, 30)
+
+
+def spread(value, below, above):
+    return Interval(value, value - below, value + above, 9)
 
 
 def test_the_graphs_differ_in_their_ends_alone(tiny_checkpoint, tmp_path, monkeypatch):
@@ -18,7 +26,7 @@ def test_the_graphs_differ_in_their_ends_alone(tiny_checkpoint, tmp_path, monkey
 
     monkeypatch.setattr(evidence, "load_checkpoint", lambda *_, **__: load_checkpoint(str(tiny_checkpoint)))
     written = evidence.write_graphs("tiny", 7, tmp_path, 1)
-    graphs = {name: onnx.load(path).graph for name, path in written.items()}
+    graphs = {name: onnx.load(path).graph for name, path in written.whole.items()}
     outputs = {name: [output.name for output in graph.output] for name, graph in graphs.items()}
     assert outputs[evidence.BARE] == ["embedding"]
     assert outputs[evidence.SOFTMAX] == ["embedding", "logits", "probabilities"]
@@ -26,7 +34,13 @@ def test_the_graphs_differ_in_their_ends_alone(tiny_checkpoint, tmp_path, monkey
     banks = {
         name: list(item.dims) for name, graph in graphs.items() for item in graph.initializer if "_bank" in item.name
     }
-    assert banks == {evidence.SOFTMAX: [24, 7], evidence.ONE: [24, 14], evidence.EIGHT: [24, 63]}
+    assert banks == {evidence.SOFTMAX: [24, 7], evidence.ONE: [24, 15], evidence.EIGHT: [24, 64]}
+    alone = {name: onnx.load(path).graph for name, path in written.ends.items()}
+    assert list(alone) == [evidence.ONE, evidence.EIGHT, evidence.SOFTMAX]
+    for name, graph in alone.items():
+        assert [output.name for output in graph.output] == outputs[name]
+        own = [item for item in graphs[name].initializer if "_bank" in item.name]
+        assert [item for item in graph.initializer if "_bank" in item.name] == own
     # eight templates take no more nodes than one
     assert len(graphs[evidence.ONE].node) == len(graphs[evidence.EIGHT].node)
 
@@ -42,9 +56,23 @@ def test_the_command_writes_both_files(tmp_path, monkeypatch):
             for batch in batches
         ]
 
+    def measure_ends(tower, given, backend, *, batches, processes, **_):
+        assert (tower, backend, processes) == (tmp_path / f"{evidence.BARE}.onnx", "openvino", 9)
+        over = {evidence.ONE: 1.0, evidence.EIGHT: 1.005, evidence.SOFTMAX: 0.999}
+        return [
+            ends.EndCost(
+                name, batch, 50.0, 0.5, Interval(over[name], over[name] - 0.001, over[name] + 0.001 * batch, 9)
+            )
+            for name in given
+            for batch in batches
+        ]
+
     names = (evidence.BARE, evidence.SOFTMAX, evidence.ONE, evidence.EIGHT)
-    monkeypatch.setattr(evidence, "write_graphs", lambda *_: {name: tmp_path / f"{name}.onnx" for name in names})
+    files = {name: tmp_path / f"{name}.onnx" for name in names}
+    alone = {name: files[name] for name in (evidence.ONE, evidence.EIGHT, evidence.SOFTMAX)}
+    monkeypatch.setattr(evidence, "write_graphs", lambda *_: evidence.Graphs(files, alone))
     monkeypatch.setattr(evidence, "measure", measure)
+    monkeypatch.setattr(evidence, "measure_ends", measure_ends)
     monkeypatch.setattr(evidence, "version", lambda _: "1.0")
     out = tmp_path / "evidence.md"
     run = CliRunner().invoke(evidence.evidence, ["--backend", "openvino", "-o", str(out)], standalone_mode=False)
@@ -57,8 +85,52 @@ def test_the_command_writes_both_files(tmp_path, monkeypatch):
     # 1 / 0.98 is two percent more, and the interval turns round with it
     assert "| evidence, M = 8 | 12.34 | +2.04% [+1.03%, +3.07%] | 12.34 | +2.04% [+1.03%, +3.07%] |" in text
     assert "| evidence, M = 1 | 12.34 | – | 12.34 | – |" in text
-    assert "batch 1: missed." in text
+    assert "| evidence, M = 8 | 0.500 | +0.50% [+0.40%, +0.60%] | 0.500 | +0.50% [+0.40%, +3.70%] |" in text
     assert "## openvino" in text
+    assert "batch 1: kept." in text
+    assert "batch 32: not told: the interval holds both." in text
+
+
+def test_ends_are_timed_behind_the_tower(tmp_path, monkeypatch):
+    """One turn after the other, each end on what the tower answered; then put together by the definition."""
+    asked = []
+
+    class Backend:
+        def __init__(self, name):
+            self.name = name
+
+        def run(self, feeds):
+            asked.append((self.name, feeds[ends.EMBEDDING_INPUT].shape))
+
+    monkeypatch.setattr("invariclip.backends.open_backend", lambda _, path, **__: Backend(path.name))
+    tower = Opened(lambda batch: batch * 2, lambda count: np.ones((count, 3)), {})
+    question = {"ends": {"a": "a.onnx", "b": "b.onnx"}, "backend": "openvino", "threads": 1, "batch": 4}
+    found = ends.time_ends(tower, {**question, "repetitions": 3})
+    assert [name for name, _ in asked[:4]] == ["a.onnx", "b.onnx", "b.onnx", "a.onnx"]
+    assert {shape for _, shape in asked} == {(4, 3)}
+    assert {part: {name: len(times) for name, times in own.items()} for part, own in found.items()} == {
+        "tower": {"a": 3, "b": 3}, "end": {"a": 3, "b": 3},
+    }  # fmt: skip
+    answers = [
+        {"tower": {"a": [1.0, 1.0], "b": [1.0, 3.0]}, "end": {"a": [0.1], "b": [0.21]}},
+        {"tower": {"a": [2.0], "b": [2.0]}, "end": {"a": [0.1], "b": [0.52]}},
+    ]
+    first, other = ends.costs(answers, 4)
+    assert (first.name, first.over.value, other.end_ms) == ("a", 1.0, pytest.approx(365))
+    assert other.over.value == pytest.approx(np.mean([1.21 / 1.1, 2.52 / 2.1]))
+
+
+def test_ends_run_in_a_process(tiny_checkpoint, tmp_path, monkeypatch):
+    from invariclip.export.models.checkpoint import load_checkpoint
+
+    monkeypatch.setattr(evidence, "load_checkpoint", lambda *_, **__: load_checkpoint(str(tiny_checkpoint)))
+    graphs = evidence.write_graphs("tiny", 7, tmp_path, 1)
+    found = ends.measure_ends(
+        graphs.whole[evidence.BARE], graphs.ends, "onnxruntime", batches=(1, 2), processes=1, repetitions={1: 3, 2: 2},
+        threads=1,
+    )  # fmt: skip
+    assert [(one.name, one.batch) for one in found] == [(name, batch) for batch in (1, 2) for name in graphs.ends]
+    assert all(one.end_ms > 0 < one.tower_ms for one in found)
 
 
 def test_an_image_graph_is_asked_for_all_its_answers(tiny_artifact):
@@ -76,14 +148,9 @@ def test_too_few_rounds_are_refused():
     assert "3" in run.output
 
 
-def test_the_goal_is_kept_missed_or_not_told():
-    def said(low, high):
-        rows = [
-            Timing(name, 1, 1.0, 1.0, 1.0, low, high, 9) for name in (evidence.BARE, evidence.SOFTMAX, evidence.ONE)
-        ]
-        rows.append(Timing(evidence.EIGHT, 1, 1.0, 1.0, 1.0, low, high, 9))
-        return evidence.page("tiny", 7, [evidence.Group("openvino", "1 thread", rows)])
-
-    assert "batch 1: kept." in said(0.995, 1.02)
-    assert "batch 1: missed." in said(0.9, 0.98)
-    assert "batch 1: not told" in said(0.95, 1.05)
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"), [(0.98, 1.005, "kept."), (1.02, 1.1, "missed."), (0.95, 1.05, "not told: ")]
+)
+def test_the_goal_is_kept_missed_or_not_told(low, high, verdict):
+    over = Interval(1.0, low, high, 9).to_json()
+    assert f"batch 1: {verdict}" in evidence._verdict({"batch": 1, "over": over})
