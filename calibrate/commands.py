@@ -9,7 +9,7 @@ import click
 
 from invariclip.backends import DEFAULT_BACKEND, require_backend
 from invariclip.calibrate.asked import fitting_options, options_of, pictures_of
-from invariclip.calibrate.cdc.beside import TARGET_RISK, learning_of, write_templates
+from invariclip.calibrate.cdc.beside import TARGET_RISK, learning_of, write_page_of, write_templates
 from invariclip.calibrate.encoders import Opening
 from invariclip.calibrate.fit import calibrate as fit_projection
 from invariclip.calibrate.report import require_page_packages, summary_json, summary_text
@@ -109,7 +109,7 @@ def calibrate(
     if report:
         facts |= _write_report(report, encoder, pictures, options, result, cache, progress)
     if cdc and learning:
-        facts |= write_templates(cdc, encoder, pictures, learning, result, cache, progress)
+        facts |= write_templates(cdc, encoder, pictures, learning, result, cache, progress, report=report)
     _answer(result, facts, as_json)
 
 
@@ -177,6 +177,9 @@ def build(
     )
     if report:
         facts |= _write_report(report, checkpoint, pictures, options, result, cache, progress)
+        if learning:
+            file = Path(facts["templates"])
+            facts |= write_page_of(file, checkpoint, pictures, learning, result, cache, progress, report=report)
     _answer(result, facts, as_json)
 
 

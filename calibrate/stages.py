@@ -101,13 +101,14 @@ def run_build(
         write_projection(stored, result.projection)
     else:
         tell(f"1/{stages} calibrate: done before, {stored.name}")
-    # No projection needs no fold and no multiplication: the artifact then is that of the checkpoint alone.
-    projection = None if result.projection.estimator == "identity" else result.projection
+    projection = served_projection(result)
     digest = projection.digest if projection else "identity"
     wanted = serving or Serving()
     semantics = None
     if learning is not None:
-        key = _digest(["cdc-1", invariclip.__version__, checkpoint.sha256, digest, learning.to_json(), contents])
+        # Which pictures are learnt from is drawn by their order
+        ordered = _contents(pictures, in_order=True)
+        key = _digest(["cdc-2", invariclip.__version__, checkpoint.sha256, digest, learning.to_json(), ordered])
         file = work / f"cdc-{key[:16]}.safetensors"
         semantics = _learnt(checkpoint, pictures, learning, projection, file, cache, progress, tell)
     learnt = [semantics.digest, semantics.abstain_above] if semantics else []
@@ -140,6 +141,11 @@ def run_build(
     parity = {name: variant.parity for name, variant in manifest.variants.items()}
     facts = {"artifact": str(out), "space": manifest.space_id, "parity": parity}
     return result, facts | ({"templates": str(file)} if semantics else {})
+
+
+def served_projection(result: Calibration) -> Projection | None:
+    """The projection, or None for the identity: no fold, no multiplication, the artifact of the checkpoint alone."""
+    return None if result.projection.estimator == "identity" else result.projection
 
 
 def _learnt(
@@ -195,8 +201,8 @@ def _read_artifact(out: Path, work: Path, key: str) -> Manifest | None:
     return manifest
 
 
-def _contents(pictures: Sequence[Picture]) -> list[list[str]]:
-    """What the pictures are, by content, in an order of its own."""
+def _contents(pictures: Sequence[Picture], *, in_order: bool = False) -> list[list[str]]:
+    """What the pictures are, by content, in an order of its own or in theirs."""
     rows = []
     for picture in pictures:
         try:
@@ -206,7 +212,7 @@ def _contents(pictures: Sequence[Picture]) -> list[list[str]]:
         rows.append([digest, picture.concept, picture.name, picture.environment])
     if not rows:
         raise InputError("there are no pictures to build from")
-    return sorted(rows)
+    return rows if in_order else sorted(rows)
 
 
 def _digest(value: Any) -> str:

@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from invariclip.calibrate.cdc.options import Options
+from invariclip.calibrate.stages import served_projection
 from invariclip.commands import prompt_templates
 from invariclip.console import note
 from invariclip.errors import InputError
 from invariclip.prompts import DEFAULT_TEMPLATES
-from invariclip.semantics import write_semantics
+from invariclip.semantics import read_semantics, write_semantics
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from invariclip.calibrate.cdc.learn import Learnt
     from invariclip.calibrate.embed import Encoder
     from invariclip.calibrate.fit import Calibration
     from invariclip.calibrate.pictures import Picture
@@ -50,8 +52,20 @@ def write_templates(
     result: Calibration,
     cache: Path,
     progress: Progress,
+    *,
+    report: Path | None = None,
 ) -> dict[str, Any]:
     """Learns in the space of a projection that was just fitted, and writes the file.
+
+    Args:
+        path: The file.
+        encoder: The checkpoint.
+        pictures: What to learn from.
+        learning: What to learn.
+        result: The calibration whose projection it is.
+        cache: Keeps embeddings, and where the training stands.
+        progress: Progress display.
+        report: The calibration's page; that of the templates is written beside it. None writes none.
 
     Returns:
         JSON-ready: where it lies, and what was learnt.
@@ -63,4 +77,49 @@ def write_templates(
     write_semantics(path, learnt.semantics)
     if learnt.threshold is not None:
         note(learnt.threshold.sentence())
-    return {"cdc": str(path), "cdc_facts": summary_json(learnt)}
+    facts = {"cdc": str(path), "cdc_facts": summary_json(learnt)}
+    return facts | _write_beside(report, learnt, learning, pictures)
+
+
+def write_page_of(
+    templates: Path,
+    checkpoint: Checkpoint,
+    pictures: list[Picture],
+    learning: Options,
+    result: Calibration,
+    cache: Path,
+    progress: Progress,
+    *,
+    report: Path,
+) -> dict[str, Any]:
+    """Writes the page of templates that `build` has learnt, now or in an earlier run.
+
+    Args:
+        templates: Their file.
+        checkpoint: As for `write_templates`.
+        pictures: As for `write_templates`.
+        learning: As for `write_templates`.
+        result: As for `write_templates`.
+        cache: The folder that embeddings were kept in.
+        progress: Progress display.
+        report: The calibration's page; that of the templates is written beside it.
+
+    Returns:
+        JSON-ready: where the page lies.
+    """
+    from invariclip.calibrate.cdc.recall import recall
+
+    projection = served_projection(result)
+    semantics = read_semantics(templates)
+    learnt = recall(checkpoint, pictures, learning, semantics, projection, cache=cache, progress=progress)
+    return _write_beside(report, learnt, learning, pictures)
+
+
+def _write_beside(report: Path | None, learnt: Learnt, learning: Options, pictures: list[Picture]) -> dict[str, Any]:
+    if report is None:
+        return {}
+    from invariclip.calibrate.cdc.report.page import page_beside, write_page
+
+    path = page_beside(report)
+    write_page(path, learnt, learning, pictures)
+    return {"cdc_report": str(path)}

@@ -11,6 +11,7 @@ from invariclip.calibrate.asked import choose_pictures
 from invariclip.calibrate.cdc.learn import Learnt, learn
 from invariclip.calibrate.cdc.options import DEFAULT_LOSSES, MAX_SHOTS, PLAIN, Augmentation, Options
 from invariclip.calibrate.cdc.summary import summary_json, summary_text
+from invariclip.calibrate.report import require_page_packages
 from invariclip.calibrate.stages import default_cache
 from invariclip.commands import TEMPLATE_OPTIONS, prompt_templates
 from invariclip.console import bar, emit_json, note, say, silent
@@ -61,15 +62,26 @@ from invariclip.semantics import write_semantics
 @TEMPLATE_OPTIONS[2]
 @click.option("--seed", default=0, show_default=True, type=int)
 @click.option("--cache", type=click.Path(path_type=Path), help="Keeps embeddings and trainings across runs.")
+@click.option("--report", type=click.Path(path_type=Path), help="Also write the result with plots, as one HTML file.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 @click.option("-o", "--out", default=Path("cdc.safetensors"), show_default=True, type=click.Path(path_type=Path))
-def cdc(out: Path, projection: Path | None, cache: Path | None, as_json: bool, quiet: bool, **given: Any) -> None:
+def cdc(
+    out: Path,
+    projection: Path | None,
+    cache: Path | None,
+    report: Path | None,
+    as_json: bool,
+    quiet: bool,
+    **given: Any,
+) -> None:
     """Learn several templates beside the hand-written one, and how sure an answer is.
 
     Encoders stay frozen: pictures are embedded once, under each template's augmentation, and kept. An interrupted run
     goes on where it stopped. Export the result with `export --cdc`.
     """
+    if report:
+        require_page_packages("--report")
     options = _options_of(given)
     pictures, told = choose_pictures(given["pictures"], given["environments"], given["split"], given["allow_outside"])
     space = read_projection(projection) if projection else None
@@ -83,16 +95,22 @@ def cdc(out: Path, projection: Path | None, cache: Path | None, as_json: bool, q
         checkpoint, pictures, options, space, cache=cache or default_cache(), progress=silent if quiet else bar
     )
     write_semantics(out, result.semantics)
-    answer(result, out, as_json=as_json)
+    if report:
+        from invariclip.calibrate.cdc.report.page import write_page
+
+        write_page(report, result, options, pictures)
+    answer(result, out, report, as_json=as_json)
 
 
-def answer(result: Learnt, out: Path, *, as_json: bool) -> None:
-    """Prints what was learnt and where it lies."""
+def answer(result: Learnt, out: Path, report: Path | None, *, as_json: bool) -> None:
+    """Prints what was learnt, where it lies, and where its page does."""
     if as_json:
-        emit_json({"cdc": str(out), **summary_json(result)})
+        emit_json({"cdc": str(out), **({"report": str(report)} if report else {}), **summary_json(result)})
         return
     say(summary_text(result))
     say(f"templates  {out}")
+    if report:
+        say(f"report     {report}")
 
 
 def _options_of(given: dict[str, Any]) -> Options:

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 import invariclip
-from invariclip.calibrate.cdc.evaluate import auroc, reliability, risk_coverage, uncertainties
 from invariclip.calibrate.cdc.opinions import fused_answers
 from invariclip.calibrate.cdc.scales import Scales, fit_scales
+from invariclip.calibrate.cdc.scored import Scored, scored_of, scores_json
 from invariclip.calibrate.cdc.splits import Split, split_rows
 from invariclip.calibrate.cdc.texts import LearnedTexts, hand_written_bank
 from invariclip.calibrate.cdc.threshold import Threshold, choose_threshold
@@ -43,11 +43,15 @@ class Learnt:
         semantics: To be written; its provenance holds the rest as JSON.
         threshold: What was found for the target risk, or None where none was asked for.
         facts: JSON-ready: counts, the training's course, scores on pictures that training did not see.
+        scored: Those pictures, and what answers about them are made of.
+        projection: In whose space all of it is, or None.
     """
 
     semantics: Semantics
     threshold: Threshold | None
     facts: dict[str, Any]
+    scored: Scored
+    projection: Projection | None
 
 
 def learn(
@@ -131,7 +135,8 @@ def learn_from(
     if options.target_risk is not None:
         threshold = threshold_of(seen, split, bank, checkpoint.logit_scale, scales, options)
     facts = _facts(seen, split, declined, trained, scales, threshold)
-    facts["scores"] = _scores(seen, split, bank, checkpoint.logit_scale, scales)
+    scored = scored_of(seen, split, bank, checkpoint.logit_scale, scales, checkpoint.pixels)
+    facts["scores"] = scores_json(scored)
     semantics = Semantics(
         context=trained.context,
         evidence_scale=scales.scale,
@@ -148,7 +153,7 @@ def learn_from(
         "options": options.to_json(),
         "facts": facts,
     }
-    return Learnt(replace(semantics, provenance=provenance), threshold, facts)
+    return Learnt(replace(semantics, provenance=provenance), threshold, facts, scored, projection)
 
 
 def full_bank(
@@ -182,6 +187,12 @@ def threshold_of(
     )
 
 
+def pictures_digest(seen: Pictures) -> str:
+    """sha256 over all pictures' contents, classes and environments, whatever their order."""
+    lines = sorted(f"{d}\t{p.name}\t{p.environment}" for d, p in zip(seen.digests, seen.used, strict=True))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
 def _facts(
     seen: Pictures,
     split: Split,
@@ -190,7 +201,6 @@ def _facts(
     scales: Scales,
     threshold: Threshold | None,
 ) -> dict[str, Any]:
-    lines = sorted(f"{d}\t{p.name}\t{p.environment}" for d, p in zip(seen.digests, seen.used, strict=True))
     return {
         "pictures": len(seen.labels),
         "classes": len(seen.names),
@@ -200,36 +210,10 @@ def _facts(
         "held": len(split.held),
         "skipped": list(seen.skipped),
         "declined": declined,
-        "pictures_sha256": hashlib.sha256("\n".join(lines).encode()).hexdigest(),
+        "pictures_sha256": pictures_digest(seen),
         "steps": trained.steps,
         "best_step": trained.best_step,
         "curve": [[step, loss] for step, loss in trained.curve],
         "evidence_loss": scales.loss,
         "threshold": threshold.to_json() if threshold else None,
     }
-
-
-def _scores(
-    seen: Pictures, split: Split, bank: NDArray[np.float64], logit_scale: float, scales: Scales
-) -> dict[str, Any]:
-    """The hand-written template's softmax beside the fused answer, on held-back pictures where there are any."""
-    where, rows = ("held", split.held) if len(split.held) else ("validation", split.validation)
-    vectors, labels = seen.vectors[rows], seen.labels[rows]
-    logits = logit_scale * vectors @ bank[0].T
-    doubts = uncertainties(logits)
-    fused = fused_answers(vectors, bank, logit_scale, scales.scale, scales.bias)
-    sides = {
-        "hand-written": (1 - doubts["max-softmax"], logits.argmax(axis=1), doubts["max-softmax"]),
-        "cdc": (fused.probabilities.max(axis=1), fused.belief.argmax(axis=1), fused.uncertainty),
-    }
-    found: dict[str, Any] = {"on": where, "pictures": len(rows)}
-    for name, (sure, answers, doubt) in sides.items():
-        right = answers == labels
-        apart = auroc(doubt, ~right)
-        found[name] = {
-            "accuracy": round(100 * float(right.mean()), 3),
-            "ece": round(reliability(sure, right).error, 5),
-            "auroc_wrong": None if np.isnan(apart) else round(apart, 5),
-            "aurc": round(float(risk_coverage(doubt, right).mean()), 5),
-        }
-    return found

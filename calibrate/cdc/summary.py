@@ -20,7 +20,7 @@ def summary_text(result: Learnt) -> str:
         f"templates  {semantics.learned} learned, {semantics.context_tokens} vectors each, beside "
         f"{', '.join(repr(template) for template in semantics.templates[:2])}"
         + (f" and {len(semantics.templates) - 2} more" if len(semantics.templates) > 2 else ""),
-        _course(facts),
+        f"training   {course(facts)}",
     ]
     if facts["declined"]:
         counts = ", ".join(f"{label} {count}" for label, count in facts["declined"].items())
@@ -46,15 +46,16 @@ def summary_json(result: Learnt) -> dict[str, Any]:
     }
 
 
-def _course(facts: dict[str, Any]) -> str:
+def course(facts: dict[str, Any]) -> str:
+    """How far training went, in words."""
     losses = dict(map(tuple, facts["curve"]))
     start, best = losses[0], losses[facts["best_step"]]
     if facts["best_step"] == 0:
         return (
-            f"training   {facts['steps']} steps made validation loss no better than the start's {start:.3f}: the "
-            "templates are the hand-written words with noise; more pictures, or a smaller --rate, may help"
+            f"{facts['steps']} steps made validation loss no better than the start's {start:.3f}: the templates are "
+            "the hand-written words with noise; more pictures, or a smaller --rate, may help"
         )
-    return f"training   {facts['steps']} steps, best at {facts['best_step']}: validation loss {start:.3f} → {best:.3f}"
+    return f"{facts['steps']} steps, best at {facts['best_step']}: validation loss {start:.3f} → {best:.3f}"
 
 
 def _scores(scores: dict[str, Any]) -> str:

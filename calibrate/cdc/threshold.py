@@ -61,6 +61,14 @@ class Threshold:
             "held": self.held,
         }
 
+    @classmethod
+    def from_json(cls, facts: dict[str, Any]) -> Threshold:
+        """What `to_json` gave."""
+        return cls(
+            facts["abstain_above"], facts["target_risk"], facts["confidence"], facts["accepted"], facts["wrong"],
+            facts["bound"], facts["held"],
+        )  # fmt: skip
+
     def sentence(self) -> str:
         """In words."""
         promise = f"wrong answers ≤ {self.target:.1%} with {self.confidence:.0%} confidence"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -44,6 +44,16 @@ class Pictures:
     used: tuple[Picture, ...]
     digests: tuple[str, ...]
     skipped: tuple[str, ...]
+
+    def part(self, rows: NDArray[np.int64]) -> Pictures:
+        """Some of them, in this order; of the same classes."""
+        return replace(
+            self,
+            vectors=self.vectors[rows],
+            labels=self.labels[rows],
+            used=tuple(self.used[row] for row in rows),
+            digests=tuple(self.digests[row] for row in rows),
+        )
 
 
 def embed_pictures(

@@ -1,14 +1,13 @@
-"""Which pairs and which retrievals the page shows: drawn by content and seed, never by hand; as small pictures."""
+"""Which pairs and which retrievals the page shows: drawn by content and seed, never by hand."""
 
 from __future__ import annotations
 
-import base64
-import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
+
+from invariclip.calibrate.report.thumbnails import Thumbnail, data_uri
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,51 +17,12 @@ if TYPE_CHECKING:
     from invariclip.calibrate.report.evidence import Evidence
     from invariclip.calibrate.report.retrieval import Retrieval
 
-THUMBNAIL = 112
-"""Pixels of the longer side."""
-MAX_BYTES = 4000
-"""Of one small picture. A page has at most 152 of them (48 in pairs that were changed, 36 natural ones, 68 around what
-was found): below 1 MB, base64 included."""
 CHANGED_PAIRS = 24
 OF_A_KIND = 2
 NATURAL_CONCEPTS = 6
 NATURAL_ENVIRONMENTS = 6
 RETRIEVALS, TEXTS = 4, 6
 """By the nearest picture and by the nearest class text: of those that became right, and of those that became wrong."""
-
-
-@dataclass(frozen=True)
-class Thumbnail:
-    """A picture of the page.
-
-    Attributes:
-        src: A data URI.
-        name: Its class.
-        setting: Its environment, and how it was changed, if it was.
-    """
-
-    src: str
-    name: str
-    setting: str
-
-    @property
-    def alt(self) -> str:
-        """What it shows, for those who do not see it."""
-        return f"{self.name}, {self.setting}"
-
-
-def data_uri(pixels: NDArray[np.uint8]) -> str:
-    """uint8 [H, W, 3] as a WebP of at most `MAX_BYTES` bytes."""
-    image = Image.fromarray(pixels)
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    content = b""
-    for quality in (80, 60, 40, 20, 5):
-        stream = io.BytesIO()
-        image.save(stream, "WEBP", quality=quality, method=6)
-        content = stream.getvalue()
-        if len(content) <= MAX_BYTES:
-            break
-    return f"data:image/webp;base64,{base64.b64encode(content).decode()}"
 
 
 def changed_pairs(evidence: Evidence) -> list[dict[str, Any]]:

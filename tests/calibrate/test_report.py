@@ -10,7 +10,7 @@ import pytest
 
 from invariclip.calibrate.fit import Options, calibrate
 from invariclip.calibrate.pictures import Picture, SkippedPictureWarning, read_pictures
-from invariclip.calibrate.report import examples, summary_json
+from invariclip.calibrate.report import summary_json, thumbnails
 from invariclip.calibrate.report.evidence import gather
 from invariclip.calibrate.report.look import require_page_packages
 from invariclip.calibrate.report.page import skipped_by_reason, write_page
@@ -242,7 +242,7 @@ def test_a_path_may_hold_colons():
 
 def test_small_pictures_are_small_and_true():
     noise = np.random.default_rng(0).integers(0, 256, (300, 200, 3), dtype=np.uint8)
-    assert len(examples.data_uri(noise)) * 3 / 4 < examples.MAX_BYTES + 100
+    assert len(thumbnails.data_uri(noise)) * 3 / 4 < thumbnails.MAX_BYTES + 100
 
 
 def test_missing_packages_are_named_before_the_work(monkeypatch):

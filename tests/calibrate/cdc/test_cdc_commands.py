@@ -92,8 +92,11 @@ def test_build_learns_templates_bakes_them_in_and_resumes(run, common, tmp_path)
     assert "2/3 learn templates" in err
     manifest = read_manifest(tmp_path / "x.icm")
     assert manifest.cdc.learned == 4
-    code, _, err = run(*command)
+    code, out, err = run(*command, "--report", tmp_path / "r.html")
     assert (code, err.count("done before")) == (0, 3)
+    # the page of templates that were learnt before
+    assert f"cdc_report {tmp_path / 'r.cdc.html'}" in out
+    assert manifest.cdc.sha256 in (tmp_path / "r.cdc.html").read_text()
 
 
 def test_a_target_risk_needs_templates(run, common, tmp_path):
