@@ -175,7 +175,7 @@ def threshold_of(
     held = fused_answers(seen.vectors[split.held], bank, logit_scale, scales.scale, scales.bias)
     return choose_threshold(
         held.uncertainty,
-        held.belief.argmax(axis=1) != seen.labels[split.held],
+        held.probabilities.argmax(axis=1) != seen.labels[split.held],
         grid.uncertainty,
         target=options.target_risk or 0.0,
         confidence=options.confidence,
@@ -220,7 +220,7 @@ def _scores(
     fused = fused_answers(vectors, bank, logit_scale, scales.scale, scales.bias)
     sides = {
         "hand-written": (1 - doubts["max-softmax"], logits.argmax(axis=1), doubts["max-softmax"]),
-        "cdc": (fused.probabilities.max(axis=1), fused.belief.argmax(axis=1), fused.uncertainty),
+        "cdc": (fused.probabilities.max(axis=1), fused.probabilities.argmax(axis=1), fused.uncertainty),
     }
     found: dict[str, Any] = {"on": where, "pictures": len(rows)}
     for name, (sure, answers, doubt) in sides.items():
