@@ -9,7 +9,7 @@ import numpy as np
 
 from invariclip.abstaining import WITHOUT_UNCERTAINTY, require_threshold
 from invariclip.errors import InputError
-from invariclip.evidence import fuse, log_evidence
+from invariclip.evidence import fuse, opinions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -137,7 +137,7 @@ def fused_probabilities(
     templates, classes, width = banks.shape
     cosines = embeddings.astype(np.float64) @ banks.reshape(-1, width).T
     scale, bias = np.array(facts.evidence_scale), np.array(facts.evidence_bias)
-    fused = fuse(log_evidence(cosines.reshape(-1, templates, classes), logit_scale, scale, bias))
+    fused = fuse(*opinions(cosines.reshape(-1, templates, classes), logit_scale, scale, bias))
     return fused.probabilities.astype(np.float32), fused.uncertainty.astype(np.float32)
 
 

@@ -20,6 +20,11 @@ S cancels in q_k / U = Π_m (1 + e_k^m / K), so all that is needed is
     b_k = expm1(r_k) / n',    u = 1 / n',    n' = 1 + Σ_k expm1(r_k).
 
 Every r_k is zero or more, so nothing cancels; the largest is taken out before anything is exponentiated.
+
+Probabilities are b_k + u · p_k^0: what no template is sure of falls back to the hand-written one's softmax. It is
+subjective logic's projected probability with that softmax for the base rate (Jøsang, Subjective Logic, 2016, 3.5). A
+base rate of 1/K, the paper's, would spread the doubt over classes that nothing speaks for. With one template and c = 0
+the probabilities are p itself.
 """
 
 from __future__ import annotations
@@ -43,22 +48,25 @@ class Fused:
     Attributes:
         belief: [..., K], from 0 to 1; with `uncertainty` they sum to 1.
         uncertainty: [...], u from 0 (sure) to 1 (no evidence for anything).
+        base_rate: [..., K], what is thought of classes without evidence; its parts sum to 1.
     """
 
     belief: NDArray[np.floating[Any]]
     uncertainty: NDArray[np.floating[Any]]
+    base_rate: NDArray[np.floating[Any]]
 
     @property
     def probabilities(self) -> NDArray[np.floating[Any]]:
-        """[..., K], the belief and an equal part of what is unsure: b_k + u / K, the mean of the fused Dirichlet."""
-        return np.asarray(self.belief + self.uncertainty[..., None] / self.belief.shape[-1])
+        """Of the classes, b + u · base_rate, [..., K]."""
+        return np.asarray(self.belief + self.uncertainty[..., None] * self.base_rate)
 
 
-def fuse(log_evidence: NDArray[np.floating[Any]]) -> Fused:
+def fuse(log_evidence: NDArray[np.floating[Any]], base_rate: NDArray[np.floating[Any]]) -> Fused:
     """Fuses M opinions on K classes by Dempster's reduced rule, in its closed form and in log space.
 
     Args:
         log_evidence: log e, [..., M, K], finite. -inf, no evidence at all, is allowed.
+        base_rate: [..., K].
 
     Returns:
         Belief and uncertainty, in the same dtype.
@@ -70,16 +78,16 @@ def fuse(log_evidence: NDArray[np.floating[Any]]) -> Fused:
     share = np.exp(together - best) * -np.expm1(-together)  # expm1(r_k), over exp of the largest r
     nothing = np.exp(-best)
     total = share.sum(axis=-1, keepdims=True) + nothing
-    return Fused(share / total, (nothing / total)[..., 0])
+    return Fused(share / total, (nothing / total)[..., 0], base_rate)
 
 
-def log_evidence(
+def opinions(
     cosines: NDArray[np.floating[Any]],
     logit_scale: float,
     evidence_scale: NDArray[np.floating[Any]],
     evidence_bias: NDArray[np.floating[Any]],
-) -> NDArray[np.floating[Any]]:
-    """The log of each template's evidence: log K + log p_k + log(P / (1 - P)) + c, see above.
+) -> tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]]]:
+    """The log of each template's evidence, log K + log p_k + log(P / (1 - P)) + c, and the hand-written one's softmax.
 
     Args:
         cosines: [..., M, K], of pictures and class embeddings by template. A single class has no rivals: its evidence
@@ -87,6 +95,9 @@ def log_evidence(
         logit_scale: τ.
         evidence_scale: a, [M].
         evidence_bias: c, [M].
+
+    Returns:
+        log e, [..., M, K], and p of the first template, [..., K].
     """
     dtype = cosines.dtype
     logits = cosines * (evidence_scale * logit_scale).astype(dtype)[:, None]
@@ -96,8 +107,10 @@ def log_evidence(
     np.put_along_axis(rivals, best, -np.inf, axis=-1)
     odds = np.minimum(top - _log_sum_exp(rivals), MOST).astype(dtype)
     # log P = -log(1 + exp(-odds)): nothing cancels where P is nearly 1
-    height = odds - np.logaddexp(0, -odds) + evidence_bias.astype(dtype)[:, None]
-    return np.asarray(logits - top + np.clip(height, -MOST, MOST) + np.log(cosines.shape[-1]).astype(dtype))
+    chance = -np.logaddexp(0, -odds)
+    height = odds + chance + evidence_bias.astype(dtype)[:, None]
+    evidence = logits - top + np.clip(height, -MOST, MOST) + np.log(cosines.shape[-1]).astype(dtype)
+    return np.asarray(evidence), np.exp((logits - top + chance)[..., 0, :])
 
 
 def _log_sum_exp(values: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:

@@ -29,8 +29,8 @@ def render(result: dict[str, Any]) -> str:
         "### Uncertainty",
         "AUROC: the chance that a wrong answer (or a picture of a class that is not among those asked about) is more "
         "uncertain than a right answer (or a picture of a class that is). AURC: the area under risk against coverage; "
-        "low is good. `u` is what an artifact answers and abstains by; `1 - max b` is what is missing to the answer's "
-        "belief.",
+        "low is good. `u` is what an artifact answers and abstains by; `1 - max p` is what its "
+        "probability misses to one.",
         _uncertainty(result),
         "### What each part gives",
         f"Learned templates (M), and parts left out, all else as in {MAIN}. With more than four templates the four "

@@ -95,8 +95,8 @@ def answer(
         return Answers(probability.argmax(axis=1), highest, {"max-softmax": 1 - highest, "entropy": spread})
     fused = fused_answers(vectors, bank, logit_scale, semantics.evidence_scale, semantics.evidence_bias)
     highest = fused.probabilities.max(axis=1)
-    own: dict[str, NDArray[np.floating[Any]]] = {"u": fused.uncertainty, "1 - max b": 1 - fused.belief.max(axis=1)}
-    return Answers(fused.belief.argmax(axis=1), highest, own)
+    own: dict[str, NDArray[np.floating[Any]]] = {"u": fused.uncertainty, "1 - max p": 1 - highest}
+    return Answers(fused.probabilities.argmax(axis=1), highest, own)
 
 
 def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:

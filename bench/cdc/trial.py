@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     Tests = tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.str_]]
 
-VERSION = 3
+VERSION = 4
 """Changes when trials would come out differently."""
 POINTS = 50
 """Of a kept risk-coverage curve."""

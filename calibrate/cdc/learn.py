@@ -180,7 +180,7 @@ def threshold_of(
     held = fused_answers(seen.vectors[split.held], bank, logit_scale, scales.scale, scales.bias)
     return choose_threshold(
         held.uncertainty,
-        held.belief.argmax(axis=1) != seen.labels[split.held],
+        held.probabilities.argmax(axis=1) != seen.labels[split.held],
         grid.uncertainty,
         target=options.target_risk or 0.0,
         confidence=options.confidence,

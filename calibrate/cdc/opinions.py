@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from invariclip.evidence import Fused, fuse, log_evidence
+from invariclip.evidence import Fused, fuse, opinions
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -32,13 +32,15 @@ def fused_answers(
         bias: c, [M + 1].
 
     Returns:
-        Belief [N, K] and uncertainty [N].
+        Belief and base rate [N, K], uncertainty [N].
     """
     step = max(_CHUNK // (bank.shape[0] * bank.shape[1]), 1)
     parts = []
     for start in range(0, len(vectors), step):
         cosines = np.einsum("nd,mkd->nmk", vectors[start : start + step], bank, optimize=True)
-        parts.append(fuse(log_evidence(cosines, logit_scale, scale, bias)))
+        parts.append(fuse(*opinions(cosines, logit_scale, scale, bias)))
     if not parts:
-        return Fused(np.empty((0, bank.shape[1])), np.empty(0))
-    return Fused(np.concatenate([p.belief for p in parts]), np.concatenate([p.uncertainty for p in parts]))
+        return Fused(np.empty((0, bank.shape[1])), np.empty(0), np.empty((0, bank.shape[1])))
+    return Fused(
+        *(np.concatenate([getattr(part, name) for part in parts]) for name in ("belief", "uncertainty", "base_rate"))
+    )

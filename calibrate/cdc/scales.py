@@ -77,7 +77,9 @@ def fit_scales(
         scale = log_scale.exp()
         opinions = [losses.log_evidence(one, scale[m], bias[m]) for m, one in enumerate(logits)]
         apart = log_scale.var(correction=0) + bias.var(correction=0)
-        return served_loss(losses.fused_log_evidence(opinions), wanted) + _PRIOR * (apart + (log_scale**2).mean())
+        base_rate = (scale[0] * logits[0]).log_softmax(dim=1)
+        served = served_loss(losses.fused_log_evidence(opinions), base_rate, wanted)
+        return served + _PRIOR * (apart + (log_scale**2).mean())
 
     def closure() -> float:
         optimiser.zero_grad()
@@ -113,19 +115,21 @@ def fit_temperature(cosines: NDArray[np.float64], labels: NDArray[np.int64], log
     return math.exp(float(log_tau.detach()))
 
 
-def served_loss(log_evidence: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def served_loss(log_evidence: torch.Tensor, base_rate: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """-log p_y - log P(right or wrong, as it was | u), the mean over pictures.
 
     Args:
-        log_evidence: log e of the fused opinion, [N, K]: p_k = (e_k + 1) / S and u = K / S with S = Σ e + K.
+        log_evidence: log e of the fused opinion, [N, K]: p_k = b_k + u · base rate, b = e / S, u = K / S, S = Σ e + K.
+        base_rate: Its logarithm, [N, K]: the hand-written template's softmax.
         labels: int64 [N].
     """
     log_classes = math.log(log_evidence.shape[1])
     evidence = log_evidence.logsumexp(dim=1)
     total = torch.logaddexp(evidence, torch.zeros_like(evidence) + log_classes)
-    own = log_evidence.gather(1, labels[:, None])[:, 0]
-    of_class = total - torch.logaddexp(own, torch.zeros_like(own))
-    right = log_evidence.detach().argmax(dim=1) == labels
+    own, fallback = (rows.gather(1, labels[:, None])[:, 0] for rows in (log_evidence, base_rate))
+    of_class = total - torch.logaddexp(own, fallback + log_classes)
+    # The answer is the likeliest class, log(b_k + u · base rate) but for the total
+    right = torch.logaddexp(log_evidence, base_rate + log_classes).detach().argmax(dim=1) == labels
     # -log(1 - u) = -log(Σ e / S), -log u = -log(K / S)
     of_doubt = total - torch.where(right, evidence, torch.full_like(evidence, log_classes))
     return (of_class + of_doubt).mean()

@@ -119,7 +119,7 @@ def sides(scored: Scored) -> tuple[Side, Side]:
     logits = scored.logit_scale * vectors @ scored.bank[0].T
     doubt = uncertainties(logits)["max-softmax"]
     fused = fused_answers(vectors, scored.bank, scored.logit_scale, scored.scale, scored.bias)
-    plain, answers = logits.argmax(axis=1), fused.belief.argmax(axis=1)
+    plain, answers = logits.argmax(axis=1), fused.probabilities.argmax(axis=1)
     sure = np.asarray(fused.probabilities.max(axis=1), dtype=np.float64)
     return (
         Side(HAND_WRITTEN, plain, plain == labels, 1 - doubt, doubt),

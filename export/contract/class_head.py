@@ -41,7 +41,8 @@ class ClassHead:
         said, unsure = [], []
         # A row at a time: pairs of a thousand classes and sixteen templates are not held for all pictures at once
         for embedding in embeddings:
-            one, doubt = pairwise(earned((self.bank @ embedding) * slopes[:, None], heights))
-            said.append(one)
+            logits = (self.bank @ embedding) * slopes[:, None]
+            belief, doubt = pairwise(earned(logits, heights))
+            said.append(belief + doubt * probabilities(logits[:1], 1.0, None)[0])
             unsure.append(doubt)
         return np.array(said), np.array(unsure)

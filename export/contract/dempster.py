@@ -58,11 +58,10 @@ def pairwise(log_evidence: NDArray[np.float64]) -> tuple[NDArray[np.float64], ND
         log_evidence: float64 [..., M, K].
 
     Returns:
-        Probabilities [..., K], b_k + u / K, and uncertainty [...].
+        Belief [..., K] and uncertainty [...].
     """
     templates = np.moveaxis(log_evidence, -2, 0)
     fused = opinion(templates[0])
     for further in templates[1:]:
         fused = combine(fused, opinion(further))
-    belief, unsure = fused
-    return belief + unsure[..., None] / belief.shape[-1], unsure
+    return fused

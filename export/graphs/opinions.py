@@ -57,7 +57,8 @@ def attach(
 ) -> None:
     """Puts the head behind `embedding`, where no other stands, and adds its three answers to the graph's outputs.
 
-    logits [batch, K] are the hand-written template's τ · cos (+ bias); probabilities [batch, K] are b_k + u / K;
+    logits [batch, K] are the hand-written template's τ · cos (+ bias); probabilities [batch, K] are b + u · p,
+    p the hand-written template's softmax at its evidence's scale;
     uncertainty is [batch]. The whole head is in the embedding's dtype, float32 or float16.
 
     Args:
@@ -79,10 +80,10 @@ def attach(
     logits = _logits(pen, product, templates * classes, classes, facts.evidence_scale[0], logit_bias)
     opinions = pen.cut(product, 0, templates * classes, "opinions")
     q = pen.op("Reshape", [opinions, pen.shape("by_template", [-1, templates, classes])], "q", [templates, classes])
-    x = _evidence(pen, q, np.array(facts.evidence_bias), templates, classes)
+    x, base_rate = _evidence(pen, q, np.array(facts.evidence_bias), templates, classes)
     strength = _softplus(pen, x, [templates, classes], float(np.finfo(pen.dtype).max) / (2 * templates))
     belief, unsure = _fused(pen, strength, classes)
-    share = pen.op("Mul", [unsure, pen.value("one_class", 1 / classes)], "share_of_the_unsure", [1])
+    share = pen.op("Mul", [base_rate, unsure], "share_of_the_unsure", [classes])
     probabilities = pen.op("Add", [belief, share], PROBABILITIES, [classes])
     uncertainty = pen.op("Reshape", [unsure, pen.shape("one_each", [-1])], UNCERTAINTY, [])
     graph.outputs.extend([logits, probabilities, uncertainty])
@@ -109,8 +110,10 @@ def _logits(pen: _Pen, product: ir.Value, end: int, classes: int, scale: float, 
     return pen.op("Add", [scaled, common], LOGITS, [classes])
 
 
-def _evidence(pen: _Pen, q: ir.Value, bias: NDArray[np.float64], templates: int, classes: int) -> ir.Value:
-    """x: the log of a template's evidence for a class, less log K; [batch, M + 1, K]."""
+def _evidence(
+    pen: _Pen, q: ir.Value, bias: NDArray[np.float64], templates: int, classes: int
+) -> tuple[ir.Value, ir.Value]:
+    """Log of a template's evidence for a class less log K, [batch, M + 1, K]; template 0's softmax, [batch, K]."""
     whole, each = [templates, classes], [templates, 1]
     last = pen.shape("class_axis", [-1])
     top = pen.op("ReduceMax", [q, last], "top", each, keepdims=1)
@@ -128,7 +131,12 @@ def _evidence(pen: _Pen, q: ir.Value, bias: NDArray[np.float64], templates: int,
     height = pen.op("Add", [pen.op("Sub", [odds, chance], "odds_and_chance", each), held], "height_unbounded", each)
     bounded = pen.op("Clip", [height, pen.value("lowest_height", -MOST), pen.value("highest_height", MOST)],
                      "height_bounded", each)  # fmt: skip
-    return pen.op("Add", [pen.op("Sub", [q, top], "behind_top", whole), bounded], "x", whole)
+    behind = pen.op("Sub", [q, top], "behind_top", whole)
+    first = [pen.cut(rows, 0, 1, f"first_{name}", [1, width]) for rows, name, width in (
+        (behind, "behind", classes), (chance, "chance", 1))]  # fmt: skip
+    softmax = pen.op("Exp", [pen.op("Sub", first, "first_log", [1, classes])], "first_softmax", [1, classes])
+    base_rate = pen.op("Reshape", [softmax, pen.shape("by_class", [-1, classes])], "base_rate", [classes])
+    return pen.op("Add", [behind, bounded], "x", whole), base_rate
 
 
 def _softplus(pen: _Pen, x: ir.Value, shape: list[int], highest: float, prefix: str = "") -> ir.Value:
@@ -187,10 +195,10 @@ class _Pen:
         kind = dtype or self._type
         return append(self._graph, operator, inputs, self._free(name), [self._batch, *shape], attributes, kind)
 
-    def cut(self, rows: ir.Value, start: int, end: int, name: str) -> ir.Value:
-        """Columns of [batch, width]."""
+    def cut(self, rows: ir.Value, start: int, end: int, name: str, shape: Sequence[int] | None = None) -> ir.Value:
+        """From `start` to `end` along the axis behind the batch; what is left is of `shape`, or all there is."""
         bounds = [self.shape(f"{name}_{what}", [at]) for what, at in (("from", start), ("to", end), ("axis", 1))]
-        return self.op("Slice", [rows, *bounds], name, [end - start])
+        return self.op("Slice", [rows, *bounds], name, shape or [end - start])
 
     def value(self, name: str, numbers: float | NDArray[np.float64]) -> ir.Value:
         """A constant of the head's dtype."""

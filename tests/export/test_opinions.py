@@ -61,7 +61,9 @@ def wanted(embedding, bank, semantics, logit_scale=100.0):
 
 def rule(logits, bias):
     """Evidence by its definition, fused by the pairwise rule: [N, M, K] to [N, K] and [N]."""
-    return pairwise(np.stack([earned(own, np.asarray(bias)) for own in logits]))
+    belief, unsure = pairwise(np.stack([earned(own, np.asarray(bias)) for own in logits]))
+    powers = np.exp(logits[:, 0] - logits[:, 0].max(axis=-1, keepdims=True))
+    return belief + unsure[:, None] * powers / powers.sum(axis=-1, keepdims=True), unsure
 
 
 def headed(bank, semantics, bias=None, width=WIDTH):

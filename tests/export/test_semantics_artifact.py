@@ -65,7 +65,9 @@ def wanted(checkpoint, semantics, tiny_projection, tiny_pictures):
         banks = [bank / np.linalg.norm(bank, axis=1, keepdims=True) for bank in banks]
         cosines = np.einsum("nd,mkd->nmk", images, np.stack(banks))
         slopes = loaded.logit_scale * semantics.evidence_scale
-        return pairwise(np.stack([earned(own * slopes[:, None], semantics.evidence_bias) for own in cosines]))
+        belief, unsure = pairwise(np.stack([earned(own * slopes[:, None], semantics.evidence_bias) for own in cosines]))
+        powers = np.exp(slopes[0] * cosines[:, 0])
+        return belief + unsure[:, None] * powers / powers.sum(axis=1, keepdims=True), unsure
 
     return of
 

@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from invariclip.evidence import fuse, log_evidence
+from invariclip import evidence
+
+
+def fuse(logs):
+    """With every class as likely as another before there is evidence."""
+    classes = logs.shape[-1]
+    return evidence.fuse(logs, np.full((*logs.shape[:-2], classes), 1 / classes, logs.dtype))
 
 
 def opinions(seed, templates, classes, spread=4.0, shift=0.0):
@@ -146,33 +152,48 @@ def test_many_pictures_at_once():
 def test_evidence_by_template():
     cosines = np.random.default_rng(0).uniform(-1, 1, (5, 3, 4))
     scale, bias = np.array([0.1, 0.05, 0.01]), np.array([0.0, -3.0, 2.0])
-    got = log_evidence(cosines, 100.0, scale, bias)
+    got, base_rate = evidence.opinions(cosines, 100.0, scale, bias)
     for m in range(3):
         powers = np.exp(100 * scale[m] * cosines[:, m])
         chance = powers / powers.sum(axis=1, keepdims=True)
         best = chance.max(axis=1, keepdims=True)
         np.testing.assert_allclose(np.exp(got[:, m]), 4 * np.exp(bias[m]) * chance * best / (1 - best), rtol=1e-9)
-    assert log_evidence(cosines.astype(np.float32), 100.0, scale, bias).dtype == np.float32
+        if m == 0:
+            np.testing.assert_allclose(base_rate, chance, rtol=1e-12)
+    assert [array.dtype for array in evidence.opinions(cosines.astype(np.float32), 100.0, scale, bias)] == [
+        np.float32
+    ] * 2
 
 
 @given(seed=st.integers(0, 99), classes=st.integers(2, 50), scale=st.floats(0.1, 100))
 def test_one_template_is_unsure_by_the_chance_that_it_is_wrong(seed, classes, scale):
     cosines = np.random.default_rng(seed).uniform(-1, 1, (6, 1, classes))
-    fused = fuse(log_evidence(cosines, scale, np.ones(1), np.zeros(1)))
+    fused = evidence.fuse(*evidence.opinions(cosines, scale, np.ones(1), np.zeros(1)))
     powers = np.exp(scale * (cosines[:, 0] - cosines.max(axis=-1)))
     chance = powers / powers.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(fused.uncertainty, 1 - chance.max(axis=1), atol=1e-12)
     np.testing.assert_allclose(fused.belief, chance * chance.max(axis=1, keepdims=True), atol=1e-12)
+    np.testing.assert_allclose(fused.probabilities, chance, atol=1e-12)
+
+
+@given(seed=st.integers(0, 99), templates=st.integers(1, 17), classes=st.integers(1, 40), shift=st.floats(-9, 9))
+def test_probabilities_sum_to_one_and_fall_back_to_the_first_template(seed, templates, classes, shift):
+    cosines = np.random.default_rng(seed).uniform(-1, 1, (3, templates, classes))
+    scale = np.linspace(1, 2, templates)
+    logs, base_rate = evidence.opinions(cosines, 20.0, scale, np.full(templates, shift))
+    np.testing.assert_allclose(evidence.fuse(logs, base_rate).probabilities.sum(axis=1), 1, atol=1e-12)
+    if classes > 1:
+        np.testing.assert_allclose(evidence.fuse(logs - 200, base_rate).probabilities, base_rate, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("cosine", [-1.0, 0.0, 1.0])
 def test_a_single_class_has_no_rivals(dtype, cosine):
-    fused = fuse(log_evidence(np.full((2, 3, 1), cosine, dtype), 100.0, np.ones(3), np.zeros(3)))
+    fused = evidence.fuse(*evidence.opinions(np.full((2, 3, 1), cosine, dtype), 100.0, np.ones(3), np.zeros(3)))
     np.testing.assert_array_equal(fused.belief, 1)
     np.testing.assert_array_equal(fused.uncertainty, 0)
 
 
 def test_classes_that_tie_are_each_others_rivals():
-    one = log_evidence(np.array([[[0.5, 0.5, -1.0]]]), 100.0, np.ones(1), np.zeros(1))
+    one, _ = evidence.opinions(np.array([[[0.5, 0.5, -1.0]]]), 100.0, np.ones(1), np.zeros(1))
     assert fuse(one).uncertainty[0] == pytest.approx(0.5)

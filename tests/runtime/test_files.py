@@ -10,7 +10,7 @@ from invariclip.artifact import checked_path, describe_file, read_manifest
 from invariclip.embeddings import Embeddings, read_embeddings, write_embeddings
 from invariclip.errors import ArtifactError, InputError
 from invariclip.files import new_directory, write_atomically
-from invariclip.manifest import MANIFEST, FileFacts, ModelFacts, Step, space_id
+from invariclip.manifest import MANIFEST, SCHEMA_VERSION, FileFacts, ModelFacts, Step, space_id
 from invariclip.pixels import PixelSpec
 from invariclip.prompts import class_bank
 from invariclip.tokenizer import TextSpec
@@ -65,8 +65,12 @@ def test_files_outside_changed_or_missing_are_refused(tmp_path):
         ("{", "not readable as JSON"),
         ("[]", "JSON object"),
         ('{"schema_version": 99}', "schema_version 99"),
-        ('{"schema_version": 1}', "not understood"),
-        (json.dumps({"schema_version": 1, "projection": None, "projection_file": None, "model": 3}), "not understood"),
+        ('{"schema_version": 1}', "schema_version 1 is not known.*: export again"),
+        (json.dumps({"schema_version": SCHEMA_VERSION}), "not understood"),
+        (
+            json.dumps({"schema_version": SCHEMA_VERSION, "projection": None, "projection_file": None, "model": 3}),
+            "not understood",
+        ),
     ],
 )
 def test_damaged_manifests_are_one_typed_line(tmp_path, content, reason):

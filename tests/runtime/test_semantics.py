@@ -104,7 +104,7 @@ def facts_changed(path, old, new):
         (lambda path: path.write_bytes(b""), "no learned templates"),
         (lambda path: path.write_bytes(path.read_bytes()[:200]), "no learned templates"),
         (lambda path: save_file(load_file(path), path), "no learned templates"),
-        (lambda path: facts_changed(path, b'\\"schema\\": 1', b'\\"schema\\": 7'), "schema 7 is not known"),
+        (lambda path: facts_changed(path, b'\\"schema\\": 2', b'\\"schema\\": 7'), "schema 7 is not known"),
         (lambda path: facts_changed(path, b"abstain_above", b"abstain_avobe"), "no learned templates"),
         (lambda path: facts_changed(path, b": 0.25", b": 9.25"), "not an uncertainty"),
     ],

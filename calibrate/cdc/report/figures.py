@@ -92,7 +92,8 @@ class Template:
         accuracy: Percent right by its nearest class embedding alone.
         agreement: Percent of pictures that it answers as all together do.
         uncertainty: Mean u of its opinion alone.
-        without: Percent right of all the others together.
+        without: Percent right of all the others together; without the hand-written one, doubt falls back to the first
+            learned one's softmax.
     """
 
     name: str
@@ -218,7 +219,7 @@ def _templates(scored: Scored, cdc: Side, options: Options, bootstrap: Bootstrap
     for m in every:
         own, rest = every[m : m + 1], np.delete(every, m)
         answers = (vectors @ scored.bank[m].T).argmax(axis=1)
-        others = _fused(scored, rest).belief.argmax(axis=1)
+        others = _fused(scored, rest).probabilities.argmax(axis=1)
         found.append(
             Template(
                 name=f"learned {m}" if m else "hand-written",

@@ -9,7 +9,7 @@ from scipy.special import digamma
 from torch.distributions import Dirichlet, kl_divergence
 
 from invariclip.calibrate.cdc import losses
-from invariclip.evidence import fuse
+from invariclip.evidence import fuse, opinions
 
 
 def _logs(seed, shape, low=-6.0, high=6.0):
@@ -68,7 +68,7 @@ def test_fused_evidence_is_the_closed_form_of_serving(seed, templates, classes):
     opinions = _logs(seed, (templates, 4, classes), -8, 8)
     log_evidence = losses.fused_log_evidence(list(opinions))
     # e = K·b/u: the opinion that has this belief and uncertainty
-    fused = fuse(opinions.permute(1, 0, 2).numpy())
+    fused = fuse(opinions.permute(1, 0, 2).numpy(), np.full((4, classes), 1 / classes))
     reference = np.log(classes * fused.belief / fused.uncertainty[:, None])
     np.testing.assert_allclose(log_evidence.numpy(), reference, atol=1e-8)
 
@@ -98,3 +98,15 @@ def test_consistency_is_the_divergence_from_the_hand_written_template():
     ).sum(1)
     torch.testing.assert_close(losses.consistency_loss(logits, hand_written), reference)
     torch.testing.assert_close(losses.consistency_loss(logits, logits), torch.zeros(4, dtype=torch.float64))
+
+
+def test_evidence_is_that_of_serving():
+    logits = _logs(5, (6, 9), -4, 4)
+    wanted, _ = opinions(logits.numpy()[:, None], 1.0, np.array([1.7]), np.array([-0.4]))
+    scale, bias = torch.tensor(1.7, dtype=torch.float64), torch.tensor(-0.4, dtype=torch.float64)
+    np.testing.assert_allclose(losses.log_evidence(logits, scale, bias).numpy(), wanted[:, 0], atol=1e-12)
+    steep = (100 * logits.float()).requires_grad_()
+    found = losses.log_evidence(steep, scale.float(), bias.float())
+    (gradient,) = torch.autograd.grad(found.sum(), steep)
+    assert torch.isfinite(found).all()
+    assert torch.isfinite(gradient).all()

@@ -26,13 +26,17 @@ def _world(seed, count, classes=8, width=16, templates=3, noise=0.9):
 
 
 def test_the_loss_is_that_of_what_is_served():
-    opinions = np.random.default_rng(0).normal(size=(2, 6, 5))
-    labels = np.asarray([0, 1, 2, 3, 4, 0])
-    fused = fuse(np.swapaxes(opinions, 0, 1))
-    right = fused.belief.argmax(axis=1) == labels
+    rng = np.random.default_rng(0)
+    opinions, labels = rng.normal(size=(2, 6, 5)), np.asarray([0, 1, 2, 3, 4, 0])
+    base_rate = rng.dirichlet(np.ones(5), size=6)
+    fused = fuse(np.swapaxes(opinions, 0, 1), base_rate)
+    right = fused.probabilities.argmax(axis=1) == labels
+    assert 0 < right.sum() < 6
     of_doubt = np.where(right, -np.log1p(-fused.uncertainty), -np.log(fused.uncertainty))
     reference = np.mean(-np.log(fused.probabilities[np.arange(6), labels]) + of_doubt)
-    ours = served_loss(fused_log_evidence([*torch.from_numpy(opinions)]), torch.from_numpy(labels))
+    ours = served_loss(
+        fused_log_evidence([*torch.from_numpy(opinions)]), torch.from_numpy(np.log(base_rate)), torch.from_numpy(labels)
+    )
     assert float(ours) == pytest.approx(reference)
 
 
