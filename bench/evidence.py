@@ -78,19 +78,19 @@ def write_graphs(model: str, classes: int, folder: Path, threads: int | None) ->
     bank /= np.linalg.norm(bank, axis=-1, keepdims=True)
     written = Graphs({}, {})
     for place, name in enumerate((BARE, ONE, EIGHT, SOFTMAX)):
-        for model, kind, files in ((graph, "whole", written.whole), (_end(checkpoint.embed_dim), "end", written.ends)):
+        for one, kind, files in ((graph, "whole", written.whole), (_end(checkpoint.embed_dim), "end", written.ends)):
             if name in LEARNED:
                 count = LEARNED[name] + 1
                 facts = SemanticsFacts("", count - 1, 1, (1.0,) * count, (-2.0,) * count)
-                attach_head(model, bank[:count], checkpoint.logit_scale, None, facts)
+                attach_head(one, bank[:count], checkpoint.logit_scale, None, facts)
             elif name == SOFTMAX:
-                attach_head(model, bank[0], checkpoint.logit_scale, None)
+                attach_head(one, bank[0], checkpoint.logit_scale, None)
             elif kind == "end":
                 continue
             else:
-                attach_head(model, None, checkpoint.logit_scale, None)
+                attach_head(one, None, checkpoint.logit_scale, None)
             files[name] = folder / f"{kind}{place}.onnx"
-            write_graph(model, files[name])
+            write_graph(one, files[name])
     return written
 
 
