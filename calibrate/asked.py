@@ -65,7 +65,9 @@ def fitting_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--seed", default=0, show_default=True, type=int),
         click.option("--cache", type=click.Path(path_type=Path), help="Folder that keeps embeddings across runs."),
         click.option(
-            "--report", type=click.Path(dir_okay=False, path_type=Path), help="Also write a page about it, FILE.html."
+            "--report",
+            type=click.Path(dir_okay=False, path_type=Path),
+            help="Also write a page about it, FILE.html; with --cdc, FILE.cdc.html about the templates.",
         ),
         click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output."),
         click.option("--quiet", is_flag=True, help="No progress."),

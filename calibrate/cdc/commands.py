@@ -62,7 +62,9 @@ from invariclip.semantics import write_semantics
 @TEMPLATE_OPTIONS[2]
 @click.option("--seed", default=0, show_default=True, type=int)
 @click.option("--cache", type=click.Path(path_type=Path), help="Keeps embeddings and trainings across runs.")
-@click.option("--report", type=click.Path(path_type=Path), help="Also write the result with plots, as one HTML file.")
+@click.option(
+    "--report", type=click.Path(dir_okay=False, path_type=Path), help="Also write a page about it, FILE.html."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 @click.option("-o", "--out", default=Path("cdc.safetensors"), show_default=True, type=click.Path(path_type=Path))

@@ -297,6 +297,9 @@ def test_cdc_writes_its_page(run, common, tmp_path, monkeypatch):
     assert page.rows("scores")[1][1].split()[0] == f"{facts['scores']['cdc']['accuracy']:.1f}"
     code, out, _ = run("cdc", *common, *small, "--report", tmp_path / "page.html", "--json")
     assert json.loads(out)["report"] == str(tmp_path / "page.html")
+    code, _, err = run("cdc", *common, *small, "--report", tmp_path)
+    assert code == 2
+    assert "is a directory" in err
     monkeypatch.setattr("invariclip.calibrate.report.look.find_spec", lambda name: None)
     code, _, err = run("cdc", *common, "--report", tmp_path / "other.html", "--model", "/nowhere")
     assert (code, err.count("\n")) == (MissingExtraError.exit_code, 1)
