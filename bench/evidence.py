@@ -78,19 +78,18 @@ def write_graphs(model: str, classes: int, folder: Path, threads: int | None) ->
     bank /= np.linalg.norm(bank, axis=-1, keepdims=True)
     written = Graphs({}, {})
     for place, name in enumerate((BARE, ONE, EIGHT, SOFTMAX)):
-        for one, kind, files in ((graph, "whole", written.whole), (_end(checkpoint.embed_dim), "end", written.ends)):
+        targets = [(graph, written.whole, "whole")]
+        if name != BARE:
+            targets.append((_end(checkpoint.embed_dim), written.ends, "end"))
+        for target, files, kind in targets:
             if name in LEARNED:
                 count = LEARNED[name] + 1
                 facts = SemanticsFacts("", count - 1, 1, (1.0,) * count, (-2.0,) * count)
-                attach_head(one, bank[:count], checkpoint.logit_scale, None, facts)
-            elif name == SOFTMAX:
-                attach_head(one, bank[0], checkpoint.logit_scale, None)
-            elif kind == "end":
-                continue
+                attach_head(target, bank[:count], checkpoint.logit_scale, None, facts)
             else:
-                attach_head(one, None, checkpoint.logit_scale, None)
+                attach_head(target, bank[0] if name == SOFTMAX else None, checkpoint.logit_scale, None)
             files[name] = folder / f"{kind}{place}.onnx"
-            write_graph(one, files[name])
+            write_graph(target, files[name])
     return written
 
 

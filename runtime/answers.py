@@ -26,7 +26,7 @@ class Prediction:
     Attributes:
         label: The most probable class; None where the model abstains.
         probability: The most probable class's probability, from 0 to 1 (softmax over all classes; per class for sigmoid
-            models; belief and a share of what is unsure for learned templates).
+            models; belief, and doubt shared as the hand-written template has it, for learned templates).
         ranking: The `top_k` classes with their probabilities, best first.
         uncertainty: From 0, sure, to 1, no evidence for any class; None of an artifact without learned templates.
         abstained: Whether the uncertainty was above what the caller allowed.
