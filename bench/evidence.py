@@ -84,7 +84,7 @@ def write_graphs(model: str, classes: int, folder: Path, threads: int | None) ->
         for target, files, kind in targets:
             if name in LEARNED:
                 count = LEARNED[name] + 1
-                facts = SemanticsFacts("", count - 1, 1, (1.0,) * count, (-2.0,) * count)
+                facts = SemanticsFacts("", count - 1, 1, (1.0,) * count, (-2.0,) * count, (0.2,) * count)
                 attach_head(target, bank[:count], checkpoint.logit_scale, None, facts)
             else:
                 attach_head(target, bank[0] if name == SOFTMAX else None, checkpoint.logit_scale, None)

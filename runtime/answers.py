@@ -136,8 +136,8 @@ def fused_probabilities(
     """
     templates, classes, width = banks.shape
     cosines = embeddings.astype(np.float64) @ banks.reshape(-1, width).T
-    scale, bias = np.array(facts.evidence_scale), np.array(facts.evidence_bias)
-    fused = fuse(*opinions(cosines.reshape(-1, templates, classes), logit_scale, scale, bias))
+    numbers = map(np.array, (facts.evidence_scale, facts.evidence_bias, facts.background))
+    fused = fuse(*opinions(cosines.reshape(-1, templates, classes), logit_scale, *numbers))
     return fused.probabilities.astype(np.float32), fused.uncertainty.astype(np.float32)
 
 

@@ -192,10 +192,10 @@ def _learned(manifest: Manifest) -> list[list[str]]:
     if learned is None:
         return []
     limit = "not calibrated" if learned.abstain_above is None else f"calibrated to {learned.abstain_above:g}"
-    pairs = zip(learned.evidence_scale, learned.evidence_bias, strict=True)
+    numbers = zip(learned.evidence_scale, learned.evidence_bias, learned.background, strict=True)
     return [
         ["learned templates", f"{learned.learned} of {learned.context_tokens} vectors, sha256 {learned.sha256[:16]}"],
-        ["evidence", "; ".join(f"{scale:.3g} · logit {bias:+.3g}" for scale, bias in pairs)],
+        ["evidence", "; ".join(f"scale {a:.3g}, bias {c:+.3g}, background {r:.3g}" for a, c, r in numbers)],
         ["abstains above", limit],
     ]
 

@@ -2,12 +2,14 @@
 
 CDC's trusted classification (arXiv 2410.12816). Template m takes a picture's logits for evidence e_k ≥ 0 of K classes:
 
-    e_k^m = K · exp(c_m) · p_k^m · P^m / (1 - P^m),    p^m = softmax(a_m · τ · cos^m),    P^m = max_k p_k^m.
+    e_k^m = K · exp(c_m) · p_k^m · w_k*^m / (Σ_{j ≠ k*} w_j^m + w_0^m),    w_k^m = exp(a_m · τ · cos_k^m),
 
-So a template has as much evidence as its best class has odds against all its rivals, and shares it among the classes as
-its softmax does. With c = 0 and one template, u below is 1 - P: the chance that the answer is wrong, if the softmax is
-calibrated. Evidence that counts how near classes are (e = exp(a · τ · cos + c), the plain reading) is large for two
-classes alike as well, and tells wrong answers worse than a softmax does (docs/cdc.md).
+with p^m the softmax w^m / Σ w^m, k* its best class, and w_0^m = exp(a_m · τ · r_m) a background rival at cosine r_m. So
+a template has as much evidence as its best class has odds against all its rivals, and shares it among the classes as
+its softmax does. Without a background, with c = 0 and one template, u below is 1 - max p: the chance that the answer is
+wrong, if the softmax is calibrated. The background is what a picture of none of the classes is held against, however
+few classes are asked about. Evidence that counts how near classes are (e = exp(a · τ · cos + c), the plain reading) is
+large for two classes alike as well, and tells wrong answers worse than a softmax does (docs/cdc.md).
 
 That is an opinion: belief b_k = e_k / S and uncertainty u = K / S with S = Σ e + K, so Σ b_k + u = 1. Opinions are put
 together by Dempster's reduced rule. Over M of them it needs no loop: with q_k = Π_m (b_k^m + u^m) and U = Π_m u^m,
@@ -86,29 +88,31 @@ def opinions(
     logit_scale: float,
     evidence_scale: NDArray[np.floating[Any]],
     evidence_bias: NDArray[np.floating[Any]],
+    background: NDArray[np.floating[Any]],
 ) -> tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]]]:
-    """The log of each template's evidence, log K + log p_k + log(P / (1 - P)) + c, and the hand-written one's softmax.
+    """The log of each template's evidence, and the hand-written one's softmax; see above.
 
     Args:
-        cosines: [..., M, K], of pictures and class embeddings by template. A single class has no rivals: its evidence
-            is e^`MOST`.
+        cosines: [..., M, K], of pictures and class embeddings by template.
         logit_scale: τ.
         evidence_scale: a, [M].
         evidence_bias: c, [M].
+        background: r, [M].
 
     Returns:
         log e, [..., M, K], and p of the first template, [..., K].
     """
     dtype = cosines.dtype
-    logits = cosines * (evidence_scale * logit_scale).astype(dtype)[:, None]
+    slope = (evidence_scale * logit_scale)[:, None]
+    logits, behind = cosines * slope.astype(dtype), (slope * background[:, None]).astype(dtype)
     best = logits.argmax(axis=-1)[..., None]
     top = np.take_along_axis(logits, best, axis=-1)
     rivals = logits.copy()
     np.put_along_axis(rivals, best, -np.inf, axis=-1)
-    odds = np.minimum(top - _log_sum_exp(rivals), MOST).astype(dtype)
-    # log P = -log(1 + exp(-odds)): nothing cancels where P is nearly 1
-    chance = -np.logaddexp(0, -odds)
-    height = odds + chance + evidence_bias.astype(dtype)[:, None]
+    crowd = _log_sum_exp(rivals)
+    # The log of the best p, -log(1 + exp(crowd - top)): nothing cancels where p is nearly 1
+    chance = -np.logaddexp(0, crowd - top)
+    height = top - np.logaddexp(crowd, behind) + chance + evidence_bias.astype(dtype)[:, None]
     evidence = logits - top + np.clip(height, -MOST, MOST) + np.log(cosines.shape[-1]).astype(dtype)
     return np.asarray(evidence), np.exp((logits - top + chance)[..., 0, :])
 

@@ -80,8 +80,9 @@ class ProjectionFacts:
 class SemanticsFacts:
     """The learned templates that a text graph reads and an image graph's classes are in; see `semantics.Semantics`.
 
-    `learned` and `context_tokens` are M and n; `evidence_scale` and `evidence_bias` have M + 1 values, the first of the
-    hand-written template. `abstain_above` is the uncertainty that was calibrated for a target risk, or None.
+    `learned` and `context_tokens` are M and n; `evidence_scale`, `evidence_bias` and `background` have M + 1 values,
+    the first of the hand-written template. `abstain_above` is the uncertainty that was calibrated for a target risk, or
+    None.
     """
 
     sha256: str
@@ -89,6 +90,7 @@ class SemanticsFacts:
     context_tokens: int
     evidence_scale: tuple[float, ...]
     evidence_bias: tuple[float, ...]
+    background: tuple[float, ...]
     abstain_above: float | None = None
 
     def __post_init__(self) -> None:
@@ -98,8 +100,8 @@ class SemanticsFacts:
             ArtifactError: A field is of another type or out of range.
         """
         counts = [self.learned, self.context_tokens]
-        numbers = [*self.evidence_scale, *self.evidence_bias]
-        sizes = {len(self.evidence_scale), len(self.evidence_bias)}
+        numbers = [*self.evidence_scale, *self.evidence_bias, *self.background]
+        sizes = {len(self.evidence_scale), len(self.evidence_bias), len(self.background)}
         limit, scales = self.abstain_above, self.evidence_scale
         whole = all(type(count) is int and count >= 1 for count in counts) and all(map(_is_finite, numbers))
         whole = whole and all(scale > 0 for scale in scales)
@@ -288,7 +290,7 @@ class Manifest:
 
 
 def _semantics(plain: dict[str, Any]) -> SemanticsFacts:
-    lists = {name: tuple(plain[name]) for name in ("evidence_scale", "evidence_bias")}
+    lists = {name: tuple(plain[name]) for name in ("evidence_scale", "evidence_bias", "background")}
     return SemanticsFacts(**{**plain, **lists})
 
 

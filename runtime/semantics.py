@@ -41,6 +41,7 @@ MAX_CONTEXT_TOKENS = 64
 LEARNED_TEXT = "{}."
 """What stands behind a learned template's vectors: the class's name."""
 _FACTS = "invariclip.semantics"
+_ARRAYS = ("context", "evidence_scale", "evidence_bias", "background")
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +52,7 @@ class Semantics:
         context: float32 [M, n, width], the learned templates' vectors.
         evidence_scale: float64 [M + 1], a of `evidence.log_evidence`; template 0 first.
         evidence_bias: float64 [M + 1], c.
+        background: float64 [M + 1], r, the cosine of what a picture of none of the classes is held against.
         templates: The hand-written prompts with one `{}`; template 0 is the mean of a class's embeddings in them.
         checkpoint_sha256: Of the checkpoint whose text tower the vectors belong to.
         projection_sha256: Digest of the projection in whose space they were trained, or None.
@@ -61,6 +63,7 @@ class Semantics:
     context: NDArray[np.float32]
     evidence_scale: NDArray[np.float64]
     evidence_bias: NDArray[np.float64]
+    background: NDArray[np.float64]
     templates: tuple[str, ...]
     checkpoint_sha256: str
     projection_sha256: str | None = None
@@ -80,9 +83,11 @@ class Semantics:
                 f"{MAX_CONTEXT_TOKENS}"
             )
         wanted = (shape[0] + 1,)
-        if self.evidence_scale.shape != wanted or self.evidence_bias.shape != wanted:
-            raise SemanticsError(f"evidence_scale and evidence_bias need {wanted[0]} values, one a template")
-        numbers = (self.context, self.evidence_scale, self.evidence_bias)
+        if {self.evidence_scale.shape, self.evidence_bias.shape, self.background.shape} != {wanted}:
+            raise SemanticsError(
+                f"evidence_scale, evidence_bias and background need {wanted[0]} values, one a template"
+            )
+        numbers = (self.context, self.evidence_scale, self.evidence_bias, self.background)
         if not all(np.isfinite(array).all() for array in numbers) or not (self.evidence_scale > 0).all():
             raise SemanticsError("the learned templates hold values that are not finite, or no scale above 0")
         if not self.templates or not all(isinstance(one, str) and one.count("{}") == 1 for one in self.templates):
@@ -106,15 +111,18 @@ class Semantics:
     def digest(self) -> str:
         """sha256 over all that an answer depends on: shapes and values, little-endian, and the hand-written prompts."""
         head = json.dumps([list(self.context.shape), list(self.templates)])
-        arrays = (self.context, self.evidence_scale, self.evidence_bias)
+        arrays = (self.context, self.evidence_scale, self.evidence_bias, self.background)
         parts = [np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).tobytes() for array in arrays]
         return hashlib.sha256(b"\n".join([head.encode(), *parts])).hexdigest()
 
     @property
     def facts(self) -> SemanticsFacts:
         """What a manifest says of it."""
-        scale, bias = (tuple(map(float, values)) for values in (self.evidence_scale, self.evidence_bias))
-        return SemanticsFacts(self.digest, self.learned, self.context_tokens, scale, bias, self.abstain_above)
+        numbers = (self.evidence_scale, self.evidence_bias, self.background)
+        scale, bias, background = (tuple(map(float, values)) for values in numbers)
+        return SemanticsFacts(
+            self.digest, self.learned, self.context_tokens, scale, bias, background, self.abstain_above
+        )
 
     def require_owner(self, checkpoint_sha256: str, projection_sha256: str | None) -> None:
         """Refuses another checkpoint or another projection than those it was trained with.
@@ -197,6 +205,7 @@ def write_semantics(path: str | os.PathLike[str], semantics: Semantics) -> None:
         "context": np.ascontiguousarray(semantics.context, dtype=np.float32),
         "evidence_scale": np.ascontiguousarray(semantics.evidence_scale, dtype=np.float64),
         "evidence_bias": np.ascontiguousarray(semantics.evidence_bias, dtype=np.float64),
+        "background": np.ascontiguousarray(semantics.background, dtype=np.float64),
     }
     write_atomically(Path(path), save(tensors, {_FACTS: json.dumps(facts, sort_keys=True)}))
 
@@ -215,19 +224,18 @@ def read_semantics(path: str | os.PathLike[str]) -> Semantics:
     try:
         with safe_open(where, framework="numpy") as tensors:
             facts = json.loads((tensors.metadata() or {})[_FACTS])
-            arrays = [tensors.get_tensor(name) for name in ("context", "evidence_scale", "evidence_bias")]
+            arrays = [tensors.get_tensor(name) for name in _ARRAYS]
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise SemanticsError(f"{where}: no learned templates written by `invariclip cdc` ({error})") from error
     if not isinstance(facts, dict) or not isinstance(facts.get("templates"), list):
         raise SemanticsError(f"{where}: no learned templates written by `invariclip cdc` (its facts are {facts!r:.60})")
-    context, scale, bias = arrays
-    if facts.get("schema") != SEMANTICS_SCHEMA or [str(a.dtype) for a in arrays] != ["float32", "float64", "float64"]:
+    if facts.get("schema") != SEMANTICS_SCHEMA or [str(a.dtype) for a in arrays] != ["float32", *["float64"] * 3]:
         raise SemanticsError(
             f"{where}: schema {facts.get('schema')!r} is not known; this version reads {SEMANTICS_SCHEMA}"
         )
     try:
         return Semantics(
-            context, scale, bias, tuple(facts["templates"]), facts["checkpoint_sha256"], facts["projection_sha256"],
+            *arrays, tuple(facts["templates"]), facts["checkpoint_sha256"], facts["projection_sha256"],
             facts["abstain_above"], facts["provenance"],
         )  # fmt: skip
     except (KeyError, TypeError) as error:

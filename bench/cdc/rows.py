@@ -93,7 +93,8 @@ def answer(
         highest = probability.max(axis=1)
         spread = -(probability * np.log(np.maximum(probability, 1e-300))).sum(axis=1)
         return Answers(probability.argmax(axis=1), highest, {"max-softmax": 1 - highest, "entropy": spread})
-    fused = fused_answers(vectors, bank, logit_scale, semantics.evidence_scale, semantics.evidence_bias)
+    numbers = semantics.evidence_scale, semantics.evidence_bias, semantics.background
+    fused = fused_answers(vectors, bank, logit_scale, *numbers)
     highest = fused.probabilities.max(axis=1)
     own: dict[str, NDArray[np.floating[Any]]] = {"u": fused.uncertainty, "1 - max p": 1 - highest}
     return Answers(fused.probabilities.argmax(axis=1), highest, own)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     Tests = tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.str_]]
 
-VERSION = 4
+VERSION = 5
 """Changes when trials would come out differently."""
 POINTS = 50
 """Of a kept risk-coverage curve."""
@@ -109,7 +109,9 @@ def _trial(
     return {
         "scores": scores,
         "learnt": learnt,
-        "evidence": [semantics.evidence_scale.tolist(), semantics.evidence_bias.tolist()] if semantics else None,
+        "evidence": [own.tolist() for own in (semantics.evidence_scale, semantics.evidence_bias, semantics.background)]
+        if semantics
+        else None,
         "temperature": tau,
         "held_out": world.held_out,
         "projection": f"{space.estimator} λ={space.strength} d={space.rank}" if space else "none",

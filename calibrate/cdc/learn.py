@@ -141,6 +141,7 @@ def learn_from(
         context=trained.context,
         evidence_scale=scales.scale,
         evidence_bias=scales.bias,
+        background=scales.background,
         templates=options.templates,
         checkpoint_sha256=checkpoint.sha256,
         projection_sha256=projection.digest if projection else None,
@@ -176,8 +177,8 @@ def threshold_of(
     Raises:
         InputError: None is held back.
     """
-    grid = fused_answers(seen.vectors[split.validation], bank, logit_scale, scales.scale, scales.bias)
-    held = fused_answers(seen.vectors[split.held], bank, logit_scale, scales.scale, scales.bias)
+    grid = fused_answers(seen.vectors[split.validation], bank, logit_scale, *scales.numbers)
+    held = fused_answers(seen.vectors[split.held], bank, logit_scale, *scales.numbers)
     return choose_threshold(
         held.uncertainty,
         held.probabilities.argmax(axis=1) != seen.labels[split.held],

@@ -21,6 +21,7 @@ def fused_answers(
     logit_scale: float,
     scale: NDArray[np.float64],
     bias: NDArray[np.float64],
+    background: NDArray[np.float64],
 ) -> Fused:
     """All templates' opinions, fused.
 
@@ -30,6 +31,7 @@ def fused_answers(
         logit_scale: τ.
         scale: a, [M + 1].
         bias: c, [M + 1].
+        background: r, [M + 1].
 
     Returns:
         Belief and base rate [N, K], uncertainty [N].
@@ -38,7 +40,7 @@ def fused_answers(
     parts = []
     for start in range(0, len(vectors), step):
         cosines = np.einsum("nd,mkd->nmk", vectors[start : start + step], bank, optimize=True)
-        parts.append(fuse(*opinions(cosines, logit_scale, scale, bias)))
+        parts.append(fuse(*opinions(cosines, logit_scale, scale, bias, background)))
     if not parts:
         return Fused(np.empty((0, bank.shape[1])), np.empty(0), np.empty((0, bank.shape[1])))
     return Fused(

@@ -64,7 +64,7 @@ def recall(
     )
     hand_written = hand_written_bank(cast("TextEncoder", checkpoint), seen.names, semantics.templates, projection)
     bank = full_bank(checkpoint, semantics.context, hand_written, seen.names, projection)
-    scales = Scales(semantics.evidence_scale, semantics.evidence_bias, facts["evidence_loss"])
+    scales = Scales(semantics.evidence_scale, semantics.evidence_bias, semantics.background, facts["evidence_loss"])
     scored = scored_of(seen, split, bank, checkpoint.logit_scale, scales, checkpoint.pixels)
     threshold = Threshold.from_json(facts["threshold"]) if facts["threshold"] else None
     return Learnt(semantics, threshold, facts, scored, projection)

@@ -34,12 +34,19 @@ class Scales:
     Attributes:
         scale: float64 [M + 1], a.
         bias: float64 [M + 1], c.
+        background: float64 [M + 1], r.
         loss: Of the fit.
     """
 
     scale: NDArray[np.float64]
     bias: NDArray[np.float64]
+    background: NDArray[np.float64]
     loss: float
+
+    @property
+    def numbers(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """a, c and r, as `opinions.fused_answers` takes them."""
+        return self.scale, self.bias, self.background
 
 
 def fit_scales(
@@ -90,7 +97,9 @@ def fit_scales(
     optimiser.step(closure)  # type: ignore[no-untyped-call]
     with torch.no_grad():
         final = float(loss())
-    return Scales(log_scale.detach().exp().numpy(), bias.detach().numpy(), final)
+        levels = [losses.usual_background(one, a) for one, a in zip(logits, log_scale.exp(), strict=True)]
+    background = torch.stack(levels).numpy() / logit_scale
+    return Scales(log_scale.detach().exp().numpy(), bias.detach().numpy(), background, final)
 
 
 def fit_temperature(cosines: NDArray[np.float64], labels: NDArray[np.int64], logit_scale: float) -> float:

@@ -31,8 +31,7 @@ class Scored:
         pictures: N of them, as they are.
         bank: float64 [M + 1, K, d], every template's class embeddings, the hand-written one's first.
         logit_scale: τ.
-        scale: float64 [M + 1], a of each template's evidence.
-        bias: float64 [M + 1], c.
+        scales: What makes evidence of each template's cosines.
         pixels: How the encoder wants its pictures.
     """
 
@@ -40,8 +39,7 @@ class Scored:
     pictures: Pictures
     bank: NDArray[np.float64]
     logit_scale: float
-    scale: NDArray[np.float64]
-    bias: NDArray[np.float64]
+    scales: Scales
     pixels: PixelSpec
 
 
@@ -110,7 +108,7 @@ def scored_of(
     """
     held = bool(len(split.held))
     chosen = seen.part(split.held if held else split.validation)
-    return Scored(held, chosen, bank, logit_scale, scales.scale, scales.bias, pixels)
+    return Scored(held, chosen, bank, logit_scale, scales, pixels)
 
 
 def sides(scored: Scored) -> tuple[Side, Side]:
@@ -118,7 +116,7 @@ def sides(scored: Scored) -> tuple[Side, Side]:
     vectors, labels = scored.pictures.vectors, scored.pictures.labels
     logits = scored.logit_scale * vectors @ scored.bank[0].T
     doubt = uncertainties(logits)["max-softmax"]
-    fused = fused_answers(vectors, scored.bank, scored.logit_scale, scored.scale, scored.bias)
+    fused = fused_answers(vectors, scored.bank, scored.logit_scale, *scored.scales.numbers)
     plain, answers = logits.argmax(axis=1), fused.probabilities.argmax(axis=1)
     sure = np.asarray(fused.probabilities.max(axis=1), dtype=np.float64)
     return (

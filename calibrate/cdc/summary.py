@@ -41,6 +41,7 @@ def summary_json(result: Learnt) -> dict[str, Any]:
         "context_tokens": semantics.context_tokens,
         "evidence_scale": semantics.evidence_scale.tolist(),
         "evidence_bias": semantics.evidence_bias.tolist(),
+        "background": semantics.background.tolist(),
         "sha256": semantics.digest,
         "facts": result.facts,
     }

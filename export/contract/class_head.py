@@ -37,12 +37,12 @@ class ClassHead:
         if self.learned is None:
             return probabilities(embeddings @ self.bank.T, self.logit_scale, self.logit_bias), None
         slopes = np.array(self.learned.evidence_scale) * self.logit_scale
-        heights = np.array(self.learned.evidence_bias)
+        heights, background = np.array(self.learned.evidence_bias), np.array(self.learned.background)
         said, unsure = [], []
         # A row at a time: pairs of a thousand classes and sixteen templates are not held for all pictures at once
         for embedding in embeddings:
             logits = (self.bank @ embedding) * slopes[:, None]
-            belief, doubt = pairwise(earned(logits, heights))
+            belief, doubt = pairwise(earned(logits, heights, slopes * background))
             said.append(belief + doubt * probabilities(logits[:1], 1.0, None)[0])
             unsure.append(doubt)
         return np.array(said), np.array(unsure)

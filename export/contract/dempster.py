@@ -14,19 +14,25 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def earned(logits: NDArray[np.float64], bias: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The log of each template's evidence, K · exp(c) · p_k · P / (1 - P), class by class: [M, K] of logits [M, K].
+def earned(
+    logits: NDArray[np.float64], bias: NDArray[np.float64], background: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The log of each template's evidence by its definition, template by template.
 
-    p is the template's softmax and P its largest part; 1 - P is summed over the other classes.
+    Args:
+        logits: a · τ · cos, float64 [M, K].
+        bias: c, [M].
+        background: a · τ · r, [M].
+
+    Returns:
+        log(K · e^c · p_k · odds), [M, K]: p the softmax, odds those of the best class against the others and the
+        background.
     """
     found = np.empty_like(logits)
-    for row, (own, height) in enumerate(zip(logits, bias, strict=True)):
+    for row, (own, height, behind) in enumerate(zip(logits, bias, background, strict=True)):
         best = int(own.argmax())
-        others = np.delete(own, best)
-        against = np.logaddexp.reduce(others - own[best]) if len(others) else -1e4
-        odds = min(-against, 1e4)
-        chance = own - np.logaddexp.reduce(own)
-        found[row] = chance + np.clip(odds + height, -1e4, 1e4) + np.log(len(own))
+        odds = own[best] - np.logaddexp.reduce(np.append(np.delete(own, best), behind))
+        found[row] = own - np.logaddexp.reduce(own) + np.clip(odds + height, -1e4, 1e4) + np.log(len(own))
     return found
 
 

@@ -1,14 +1,16 @@
 """The class head of learned templates: every template's evidence, fused, and how unsure the whole is (CDC).
 
 `runtime.evidence` has the formula. Here it is in operators that every engine has, without a loop over templates: one
-product of the embedding with all M + 1 banks, q_mk = a_m · τ · cos_mk, then with k* the best class of template m
+product of the embedding with all M + 1 banks, q_mk = a_m · τ · cos_mk, then with k* the best class of template m and
+g_m = a_m · τ · r_m its background
 
-    o_m = q_mk* - log Σ_{k ≠ k*} exp q_mk,    x_mk = q_mk - q_mk* + o_m - log(1 + exp(-o_m)) + c_m,
+    s_m = log Σ_{k ≠ k*} exp q_mk,    x_mk = q_mk - log(1 + exp(s_m - q_mk*)) - log(exp s_m + exp g_m) + c_m,
     r_k = Σ_m log(1 + exp x_mk),    e_k = exp(r_k) - 1,    b_k = e_k / (1 + Σ e),    u = 1 / (1 + Σ e).
 
 What is asked of the arithmetic:
-- What a template's logits have in common falls out of x. So the mean class is taken from each bank beforehand: what is
-  left is small, and half precision rounds it ten times less. One more column gives the hand-written logits theirs back.
+- What a template's logits have in common falls out of its softmax. So the mean class is taken from each bank
+  beforehand: what is left is small, and half precision rounds it ten times less. One more column a template is that
+  mean, for the background and for the hand-written logits.
 - The rivals are summed without the best class: 1 - P itself would be nothing but rounding where P is nearly 1.
 - Little evidence for each of a thousand classes adds up, so log(1 + y) must not be Log(1 + y), which is 0 where y is
   below the dtype's step. It is 2 · atanh(s) with s = y / (2 + y), which is 1/3 at most, by a polynomial in s². Likewise
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 
     from invariclip.manifest import SemanticsFacts
 
-BANK, HEIGHT = "evidence_bank", "evidence_height"
+BANK, HEIGHT, BACKGROUND = "evidence_bank", "evidence_height", "evidence_background"
 _PREFIX = "evidence_"
 DEGREE = 4
 """Of the polynomial in s² for atanh(s) / s on [0, 1/9]; its relative error is below 4e-8, which float32 cannot tell."""
@@ -74,13 +76,18 @@ def attach(
     mean = bank.mean(axis=1)
     pen = _Pen(graph, embedding)
     own = ((bank - mean[:, None]) * slope[:, None, None]).reshape(-1, width)
-    flat = np.ascontiguousarray(np.concatenate([own, logit_scale * mean[:1]]).T)
+    flat = np.ascontiguousarray(np.concatenate([own, mean * slope[:, None]]).T)
     # One product with the scale in the bank: at batch 1 reading the bank is what a head costs
-    product = pen.op("MatMul", [embedding, pen.value(BANK, flat)], "product", [templates * classes + 1])
-    logits = _logits(pen, product, templates * classes, classes, facts.evidence_scale[0], logit_bias)
-    opinions = pen.cut(product, 0, templates * classes, "opinions")
-    q = pen.op("Reshape", [opinions, pen.shape("by_template", [-1, templates, classes])], "q", [templates, classes])
-    x, base_rate = _evidence(pen, q, np.array(facts.evidence_bias), templates, classes)
+    cells = templates * classes
+    product = pen.op("MatMul", [embedding, pen.value(BANK, flat)], "product", [cells + templates])
+    logits = _logits(pen, product, cells, classes, facts.evidence_scale[0], logit_bias)
+    q = pen.op("Reshape", [pen.cut(product, 0, cells, "opinions"), pen.shape("by_template", [-1, templates, classes])],
+               "q", [templates, classes])  # fmt: skip
+    means = pen.op("Reshape", [pen.cut(product, cells, cells + templates, "means"),
+                               pen.shape("each_template", [-1, templates, 1])], "q_mean", [templates, 1])  # fmt: skip
+    level = pen.value(BACKGROUND, (slope * np.array(facts.background))[:, None])
+    behind = pen.op("Sub", [level, means], "behind_all", [templates, 1])
+    x, base_rate = _evidence(pen, q, behind, np.array(facts.evidence_bias), templates, classes)
     strength = _softplus(pen, x, [templates, classes], float(np.finfo(pen.dtype).max) / (2 * templates))
     belief, unsure = _fused(pen, strength, classes)
     share = pen.op("Mul", [base_rate, unsure], "share_of_the_unsure", [classes])
@@ -101,17 +108,17 @@ def log1p_polynomial() -> NDArray[np.float64]:
 
 
 def _logits(pen: _Pen, product: ir.Value, end: int, classes: int, scale: float, bias: float | None) -> ir.Value:
-    """The hand-written template's own logits: its scale taken out, and what all classes have in common put back."""
-    scaled = pen.op("Mul", [pen.cut(product, 0, classes, "hand_written"), pen.value("logit_ratio", 1 / scale)],
-                    "scaled", [classes])  # fmt: skip
+    """The hand-written template's own logits: what all classes have in common put back, and its scale taken out."""
     common = pen.cut(product, end, end + 1, "common")
-    if bias is not None:
-        common = pen.op("Add", [common, pen.value("logit_bias", bias)], "common_and_bias", [1])
-    return pen.op("Add", [scaled, common], LOGITS, [classes])
+    scaled = pen.op("Add", [pen.cut(product, 0, classes, "hand_written"), common], "scaled", [classes])
+    if bias is None:
+        return pen.op("Mul", [scaled, pen.value("logit_ratio", 1 / scale)], LOGITS, [classes])
+    plain = pen.op("Mul", [scaled, pen.value("logit_ratio", 1 / scale)], "unbiased", [classes])
+    return pen.op("Add", [plain, pen.value("logit_bias", bias)], LOGITS, [classes])
 
 
 def _evidence(
-    pen: _Pen, q: ir.Value, bias: NDArray[np.float64], templates: int, classes: int
+    pen: _Pen, q: ir.Value, background: ir.Value, bias: NDArray[np.float64], templates: int, classes: int
 ) -> tuple[ir.Value, ir.Value]:
     """Log of a template's evidence for a class less log K, [batch, M + 1, K]; template 0's softmax, [batch, K]."""
     whole, each = [templates, classes], [templates, 1]
@@ -120,15 +127,19 @@ def _evidence(
     place = pen.op("ArgMax", [q], "best_class", each, dtype=ir.DataType.INT64, axis=-1, keepdims=1)
     is_best = pen.op("Equal", [place, pen.shape("class_numbers", range(classes))], "is_best", whole,
                      dtype=ir.DataType.BOOL)  # fmt: skip
-    # Far below any rival; where there is none (one class), the odds are this
-    rivals = pen.op("Where", [is_best, pen.value("far_below", -float(np.finfo(pen.dtype).max) / 4), q], "rivals", whole)
+    # Far below any rival: a single class has the background alone
+    lowest = pen.value("far_below", -float(np.finfo(pen.dtype).max) / 4)
+    rivals = pen.op("Where", [is_best, lowest, q], "rivals", whole)
     second = pen.op("ReduceMax", [rivals, last], "second", each, keepdims=1)
     near = pen.op("Exp", [pen.op("Sub", [rivals, second], "behind_second", whole)], "near_second", whole)
     crowd = pen.op("Log", [pen.op("ReduceSum", [near, last], "rivals_sum", each, keepdims=1)], "rivals_log", each)
-    odds = pen.op("Sub", [pen.op("Sub", [top, second], "lead", each), crowd], "odds", each)
-    chance = _softplus(pen, pen.op("Neg", [odds], "odds_against", each), each, MOST, "odds_")
+    against = pen.op("Add", [second, crowd], "against", each)
+    chance = _softplus(pen, pen.op("Sub", [against, top], "odds_against", each), each, MOST, "odds_")
+    beyond = _softplus(pen, pen.op("Sub", [against, background], "over_background", each), each, MOST, "all_")
+    everything = pen.op("Add", [background, beyond], "against_all", each)
+    lead = pen.op("Sub", [top, everything], "lead", each)
     held = pen.value(HEIGHT, np.clip(bias, -MOST, MOST)[:, None])
-    height = pen.op("Add", [pen.op("Sub", [odds, chance], "odds_and_chance", each), held], "height_unbounded", each)
+    height = pen.op("Add", [pen.op("Sub", [lead, chance], "lead_and_chance", each), held], "height_unbounded", each)
     bounded = pen.op("Clip", [height, pen.value("lowest_height", -MOST), pen.value("highest_height", MOST)],
                      "height_bounded", each)  # fmt: skip
     behind = pen.op("Sub", [q, top], "behind_top", whole)

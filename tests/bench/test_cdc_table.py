@@ -23,8 +23,9 @@ def scored():
         for row, options in rows.ROWS.items():
             learned = options.learned if options else 1
             semantics = Semantics(
-                np.zeros((learned, 4, 2), np.float32), np.ones(learned + 1), np.zeros(learned + 1), ("a {}",), "0" * 64
-            )
+                np.zeros((learned, 4, 2), np.float32), np.ones(learned + 1), np.zeros(learned + 1),
+                np.full(learned + 1, 0.1), ("a {}",), "0" * 64,
+            )  # fmt: skip
             scores = {}
             for group in (trial.SEEN, trial.UNSEEN):
                 labels = rng.integers(6, size=(2, 40))
@@ -76,7 +77,7 @@ def test_seeds_are_put_together_and_shown(scored):
 def test_mean_of_softmax_is_the_mean():
     rng = np.random.default_rng(1)
     vectors, bank = rng.normal(size=(5, 4)), rng.normal(size=(2, 3, 4))
-    semantics = Semantics(np.zeros((1, 1, 2), np.float32), np.ones(2), np.zeros(2), ("a {}",), "0" * 64)
+    semantics = Semantics(np.zeros((1, 1, 2), np.float32), np.ones(2), np.zeros(2), np.zeros(2), ("a {}",), "0" * 64)
     found = rows.answer(rows.MEAN, vectors, bank, 2.0, semantics)
     powers = [np.exp(2 * vectors @ own.T) for own in bank]
     mean = sum(p / p.sum(axis=1, keepdims=True) for p in powers) / 2

@@ -22,8 +22,9 @@ WIDTH = 16
 ENGINES = ("onnxruntime", "openvino")
 
 
-def semantics_of(scale, bias):
-    return SemanticsFacts("c" * 64, len(scale) - 1, 4, tuple(map(float, scale)), tuple(map(float, bias)))
+def semantics_of(scale, bias, background=0.1):
+    numbers = [tuple(map(float, np.broadcast_to(own, len(scale)))) for own in (scale, bias, background)]
+    return SemanticsFacts("c" * 64, len(scale) - 1, 4, *numbers)
 
 
 def graph_of(dtype=ir.DataType.FLOAT, width=WIDTH):
@@ -50,18 +51,20 @@ def world(seed, templates, classes, rows, scale, width=WIDTH, alike=0.7):
     embedding /= np.linalg.norm(embedding, axis=1, keepdims=True)
     slopes = scale * rng.uniform(0.5, 1.5, templates) / 100
     heights = rng.uniform(-2, 1, templates)
-    return embedding, bank, semantics_of(slopes, heights)
+    return embedding, bank, semantics_of(slopes, heights, rng.uniform(-0.2, 0.7, templates))
 
 
 def wanted(embedding, bank, semantics, logit_scale=100.0):
     cosines = np.einsum("nd,mkd->nmk", embedding.astype(np.float64), bank)
-    scale, height = np.array(semantics.evidence_scale), np.array(semantics.evidence_bias)
-    return cosines, *rule(cosines * (scale * logit_scale)[:, None], height)
+    slope = np.array(semantics.evidence_scale) * logit_scale
+    return cosines, *rule(cosines * slope[:, None], semantics.evidence_bias, slope * semantics.background)
 
 
-def rule(logits, bias):
+def rule(logits, bias, background):
     """Evidence by its definition, fused by the pairwise rule: [N, M, K] to [N, K] and [N]."""
-    belief, unsure = pairwise(np.stack([earned(own, np.asarray(bias)) for own in logits]))
+    behind = np.broadcast_to(background, logits.shape[:2])
+    evidence = [earned(own, np.asarray(bias), level) for own, level in zip(logits, behind, strict=True)]
+    belief, unsure = pairwise(np.stack(evidence))
     powers = np.exp(logits[:, 0] - logits[:, 0].max(axis=-1, keepdims=True))
     return belief + unsure[:, None] * powers / powers.sum(axis=-1, keepdims=True), unsure
 
@@ -128,8 +131,8 @@ def test_evidence_of_any_height_is_exact(seed, learned, classes, scale, level):
 def test_a_thousand_traces_of_evidence_are_not_lost():
     """log(1 + y) taken literally loses y = 2e-8 here, and u would be 1."""
     bank = np.tile(np.eye(1, WIDTH), (2, 1000, 1))
-    # a thousand classes alike: p is 1/1000 for each, the odds of the best 1/999
-    semantics = semantics_of([1e-9, 1e-9], [np.log(2e-8 * 1000 * 999)] * 2)
+    # a thousand classes alike, and a background like them: p is 1/1000 for each, the odds of the best too
+    semantics = semantics_of([1e-9, 1e-9], [np.log(2e-8 * 1000 * 1000)] * 2)
     got = run(headed(bank, semantics), np.eye(1, WIDTH, dtype=np.float32))
     exact = 1 / (1 + 1000 * ((1 + 2e-8) ** 2 - 1))
     assert exact < 1 - 3.9e-5
@@ -145,8 +148,10 @@ def test_in_float16_it_is_near(learned, classes, tmp_path):
     model = halved(bank, semantics, width=64)
     held = {name: value.const_value.numpy().astype(np.float64) for name, value in model.graph.initializers.items()}
     # the same numbers that the graph holds, so that what is measured is the arithmetic
-    q = given.astype(np.float64) @ held["evidence_bank"][:, :-1]
-    probabilities, uncertainty = rule(q.reshape(4, learned + 1, classes), held["evidence_height"][:, 0])
+    product = given.astype(np.float64) @ held["evidence_bank"]
+    q, means = product[:, : -learned - 1].reshape(4, learned + 1, classes), product[:, -learned - 1 :]
+    background = held["evidence_background"][:, 0] - means
+    probabilities, uncertainty = rule(q, held["evidence_height"][:, 0], background)
     write_graph(model, tmp_path / "half.onnx")
     for got in (run(model, given), open_backend("onnxruntime", tmp_path / "half.onnx", threads=1).run({"x": given})):
         assert got["probabilities"].dtype == np.float16

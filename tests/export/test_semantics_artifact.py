@@ -27,8 +27,8 @@ def semantics(checkpoint, tiny_projection):
     rng = np.random.default_rng(5)
     return Semantics(
         (0.02 * rng.normal(size=(LEARNED, TOKENS, WIDTH))).astype(np.float32),
-        np.array([0.2, 0.1, 0.3]), np.array([-1.0, 0.5, -3.0]), PROMPTS, checkpoint("vit").sha256,
-        tiny_projection.digest, abstain_above=0.3,
+        np.array([0.2, 0.1, 0.3]), np.array([-1.0, 0.5, -3.0]), np.array([0.1, -0.2, 0.3]), PROMPTS,
+        checkpoint("vit").sha256, tiny_projection.digest, abstain_above=0.3,
     )  # fmt: skip
 
 
@@ -65,7 +65,8 @@ def wanted(checkpoint, semantics, tiny_projection, tiny_pictures):
         banks = [bank / np.linalg.norm(bank, axis=1, keepdims=True) for bank in banks]
         cosines = np.einsum("nd,mkd->nmk", images, np.stack(banks))
         slopes = loaded.logit_scale * semantics.evidence_scale
-        belief, unsure = pairwise(np.stack([earned(own * slopes[:, None], semantics.evidence_bias) for own in cosines]))
+        numbers = semantics.evidence_bias, slopes * semantics.background
+        belief, unsure = pairwise(np.stack([earned(own * slopes[:, None], *numbers) for own in cosines]))
         powers = np.exp(slopes[0] * cosines[:, 0])
         return belief + unsure[:, None] * powers / powers.sum(axis=1, keepdims=True), unsure
 

@@ -149,26 +149,30 @@ def test_many_pictures_at_once():
     np.testing.assert_array_equal(fused.belief[1, 2], fuse(logs[1, 2]).belief)
 
 
+NONE = np.full(1, -1e6)
+"""A background that no class sees."""
+
+
 def test_evidence_by_template():
     cosines = np.random.default_rng(0).uniform(-1, 1, (5, 3, 4))
-    scale, bias = np.array([0.1, 0.05, 0.01]), np.array([0.0, -3.0, 2.0])
-    got, base_rate = evidence.opinions(cosines, 100.0, scale, bias)
+    scale, bias, background = np.array([0.1, 0.05, 0.01]), np.array([0.0, -3.0, 2.0]), np.array([0.3, -0.9, 0.0])
+    got, base_rate = evidence.opinions(cosines, 100.0, scale, bias, background)
     for m in range(3):
         powers = np.exp(100 * scale[m] * cosines[:, m])
-        chance = powers / powers.sum(axis=1, keepdims=True)
-        best = chance.max(axis=1, keepdims=True)
-        np.testing.assert_allclose(np.exp(got[:, m]), 4 * np.exp(bias[m]) * chance * best / (1 - best), rtol=1e-9)
+        best = powers.max(axis=1, keepdims=True)
+        chance, against = powers / powers.sum(axis=1, keepdims=True), powers.sum(axis=1, keepdims=True) - best
+        odds = best / (against + np.exp(100 * scale[m] * background[m]))
+        np.testing.assert_allclose(np.exp(got[:, m]), 4 * np.exp(bias[m]) * chance * odds, rtol=1e-9)
         if m == 0:
             np.testing.assert_allclose(base_rate, chance, rtol=1e-12)
-    assert [array.dtype for array in evidence.opinions(cosines.astype(np.float32), 100.0, scale, bias)] == [
-        np.float32
-    ] * 2
+    single = evidence.opinions(cosines.astype(np.float32), 100.0, scale, bias, background)
+    assert [array.dtype for array in single] == [np.float32] * 2
 
 
 @given(seed=st.integers(0, 99), classes=st.integers(2, 50), scale=st.floats(0.1, 100))
 def test_one_template_is_unsure_by_the_chance_that_it_is_wrong(seed, classes, scale):
     cosines = np.random.default_rng(seed).uniform(-1, 1, (6, 1, classes))
-    fused = evidence.fuse(*evidence.opinions(cosines, scale, np.ones(1), np.zeros(1)))
+    fused = evidence.fuse(*evidence.opinions(cosines, scale, np.ones(1), np.zeros(1), NONE))
     powers = np.exp(scale * (cosines[:, 0] - cosines.max(axis=-1)))
     chance = powers / powers.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(fused.uncertainty, 1 - chance.max(axis=1), atol=1e-12)
@@ -178,22 +182,32 @@ def test_one_template_is_unsure_by_the_chance_that_it_is_wrong(seed, classes, sc
 
 @given(seed=st.integers(0, 99), templates=st.integers(1, 17), classes=st.integers(1, 40), shift=st.floats(-9, 9))
 def test_probabilities_sum_to_one_and_fall_back_to_the_first_template(seed, templates, classes, shift):
-    cosines = np.random.default_rng(seed).uniform(-1, 1, (3, templates, classes))
-    scale = np.linspace(1, 2, templates)
-    logs, base_rate = evidence.opinions(cosines, 20.0, scale, np.full(templates, shift))
+    rng = np.random.default_rng(seed)
+    cosines = rng.uniform(-1, 1, (3, templates, classes))
+    numbers = np.linspace(1, 2, templates), np.full(templates, shift), rng.uniform(-1, 1, templates)
+    logs, base_rate = evidence.opinions(cosines, 20.0, *numbers)
     np.testing.assert_allclose(evidence.fuse(logs, base_rate).probabilities.sum(axis=1), 1, atol=1e-12)
-    if classes > 1:
-        np.testing.assert_allclose(evidence.fuse(logs - 200, base_rate).probabilities, base_rate, atol=1e-12)
+    np.testing.assert_allclose(evidence.fuse(logs - 200, base_rate).probabilities, base_rate, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("cosine", [-1.0, 0.0, 1.0])
-def test_a_single_class_has_no_rivals(dtype, cosine):
-    fused = evidence.fuse(*evidence.opinions(np.full((2, 3, 1), cosine, dtype), 100.0, np.ones(3), np.zeros(3)))
+def test_a_picture_of_none_of_the_classes_is_held_against_the_background(dtype):
+    """However few they are: one class alone, or two of which one is a little nearer."""
+    for far in ([0.05], [0.05, 0.02]):
+        numbers = np.full(2, 0.5), np.zeros(2), np.full(2, 0.2)
+        cosines = np.tile(np.array(far, dtype), (2, 1))
+        near = cosines + np.array([[0.4] + [0.0] * (len(far) - 1)], dtype)
+        unsure, sure = (evidence.fuse(*evidence.opinions(one, 100.0, *numbers)).uncertainty for one in (cosines, near))
+        assert unsure > 0.99
+        assert sure < 0.01
+
+
+def test_a_single_class_that_nothing_is_held_against_is_sure():
+    fused = evidence.fuse(*evidence.opinions(np.zeros((2, 1, 1)), 100.0, np.ones(1), np.zeros(1), NONE))
     np.testing.assert_array_equal(fused.belief, 1)
     np.testing.assert_array_equal(fused.uncertainty, 0)
 
 
 def test_classes_that_tie_are_each_others_rivals():
-    one, _ = evidence.opinions(np.array([[[0.5, 0.5, -1.0]]]), 100.0, np.ones(1), np.zeros(1))
+    one, _ = evidence.opinions(np.array([[[0.5, 0.5, -1.0]]]), 100.0, np.ones(1), np.zeros(1), NONE)
     assert fuse(one).uncertainty[0] == pytest.approx(0.5)

@@ -24,6 +24,7 @@ def semantics(learned=2, tokens=3, width=5, seed=0, **fields):
     context = rng.normal(size=(learned, tokens, width)).astype(np.float32)
     scale, bias = rng.uniform(0.1, 1, learned + 1), rng.normal(size=learned + 1)
     given = {"templates": ("a photo of a {}.",), "checkpoint_sha256": "c" * 64, "abstain_above": 0.25}
+    given["background"] = rng.uniform(-0.5, 0.5, learned + 1)
     return Semantics(context, scale, bias, **{**given, "provenance": {"seed": seed}, **fields})
 
 
@@ -35,14 +36,14 @@ def path(tmp_path):
 
 def test_what_is_written_is_read(path):
     wanted, got = semantics(), read_semantics(path)
-    for name in ("context", "evidence_scale", "evidence_bias"):
+    for name in ("context", "evidence_scale", "evidence_bias", "background"):
         np.testing.assert_array_equal(getattr(got, name), getattr(wanted, name))
         assert getattr(got, name).dtype == getattr(wanted, name).dtype
     for name in ("templates", "checkpoint_sha256", "projection_sha256", "abstain_above", "provenance", "digest"):
         assert getattr(got, name) == getattr(wanted, name)
     assert (got.learned, got.context_tokens) == (2, 3)
     assert got.facts == SemanticsFacts(
-        got.digest, 2, 3, tuple(wanted.evidence_scale), tuple(wanted.evidence_bias), 0.25
+        got.digest, 2, 3, tuple(wanted.evidence_scale), tuple(wanted.evidence_bias), tuple(wanted.background), 0.25
     )
 
 
@@ -52,10 +53,11 @@ def test_the_digest_sees_all_that_an_answer_depends_on():
         replace(one, context=one.context + np.float32(1e-3)),
         replace(one, evidence_scale=one.evidence_scale * 2),
         replace(one, evidence_bias=one.evidence_bias + 1),
+        replace(one, background=one.background + 0.1),
         replace(one, templates=("{}",)),
         replace(one, context=one.context.reshape(2, 5, 3)),
     ]
-    assert len({one.digest, *(other.digest for other in others)}) == 6
+    assert len({one.digest, *(other.digest for other in others)}) == 1 + len(others)
     assert replace(one, provenance={}, abstain_above=None).digest == one.digest
 
 
@@ -67,6 +69,7 @@ def test_the_digest_sees_all_that_an_answer_depends_on():
         ({"context": np.zeros((2, 65, 2), np.float32)}, "n up to 64"),
         ({"evidence_scale": np.ones(2)}, "need 3 values"),
         ({"evidence_bias": np.ones(4)}, "need 3 values"),
+        ({"background": np.ones(2)}, "need 3 values"),
         ({"evidence_scale": np.array([1.0, 0.0, 1.0])}, "no scale above 0"),
         ({"evidence_bias": np.array([1.0, np.nan, 1.0])}, "not finite"),
         ({"templates": ()}, "need one {} each"),

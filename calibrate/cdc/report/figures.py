@@ -224,8 +224,8 @@ def _templates(scored: Scored, cdc: Side, options: Options, bootstrap: Bootstrap
             Template(
                 name=f"learned {m}" if m else "hand-written",
                 seen=seen[m],
-                scale=float(scored.scale[m]),
-                bias=float(scored.bias[m]),
+                scale=float(scored.scales.scale[m]),
+                bias=float(scored.scales.bias[m]),
                 accuracy=bootstrap.intervals(answers == labels)[-1],
                 agreement=100 * float((answers == cdc.answers).mean()),
                 uncertainty=float(_fused(scored, own).uncertainty.mean()),
@@ -237,8 +237,8 @@ def _templates(scored: Scored, cdc: Side, options: Options, bootstrap: Bootstrap
 
 def _fused(scored: Scored, places: NDArray[np.int64]) -> Fused:
     """What some of the templates say together."""
-    scale, bias = scored.scale[places], scored.bias[places]
-    return fused_answers(scored.pictures.vectors, scored.bank[places], scored.logit_scale, scale, bias)
+    numbers = (own[places] for own in scored.scales.numbers)
+    return fused_answers(scored.pictures.vectors, scored.bank[places], scored.logit_scale, *numbers)
 
 
 def _examples(scored: Scored, plain: Side, cdc: Side) -> tuple[tuple[Example, ...], tuple[Example, ...]]:

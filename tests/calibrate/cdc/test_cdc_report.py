@@ -15,6 +15,7 @@ from invariclip.calibrate.cdc.recall import recall
 from invariclip.calibrate.cdc.report.figures import figures_of
 from invariclip.calibrate.cdc.report.page import page_beside, write_page
 from invariclip.calibrate.cdc.report.verdict import conclude
+from invariclip.calibrate.cdc.scales import Scales
 from invariclip.calibrate.cdc.scored import Scored
 from invariclip.calibrate.cdc.threshold import Threshold
 from invariclip.calibrate.cdc.views import Pictures
@@ -84,7 +85,8 @@ def made(manifest, tiny_projection, world):
         names = tuple(name.format(number) for number in range(classes))
         used = tuple(Picture(paths[i % len(paths)], "c", names[labels[i]], "one") for i in range(count))
         pictures = Pictures(vectors, labels, names, used, tuple(f"{i:064x}" for i in range(count)), ())
-        scored = Scored(True, pictures, bank, 10.0, np.array([1.0, 1.5, 0.7]), np.array([-2.0, -1.5, -3.0]), world.SPEC)
+        scales = Scales(np.array([1.0, 1.5, 0.7]), np.array([-2.0, -1.5, -3.0]), np.array([0.1, 0.2, -0.1]), 0.5)
+        scored = Scored(True, pictures, bank, 10.0, scales, world.SPEC)
         semantics = SimpleNamespace(
             learned=2, context_tokens=3, abstain_above=above, templates=("a {}.",), digest="1" * 64,
             checkpoint_sha256="2" * 64, projection_sha256=tiny_projection.digest, provenance=VERSIONS,
@@ -98,7 +100,7 @@ def made(manifest, tiny_projection, world):
 
 def fused_of(scored, places=slice(None)):
     cosines = np.einsum("nd,mkd->nmk", scored.pictures.vectors, scored.bank[places])
-    return fuse(*opinions(cosines, scored.logit_scale, scored.scale[places], scored.bias[places]))
+    return fuse(*opinions(cosines, scored.logit_scale, *(own[places] for own in scored.scales.numbers)))
 
 
 def test_the_page_shows_what_the_answers_are(made, tmp_path):
@@ -152,8 +154,8 @@ def test_the_page_shows_what_the_answers_are(made, tmp_path):
     for m, row in enumerate(page.rows("templates")):
         alone = (scored.pictures.vectors @ scored.bank[m].T).argmax(axis=1)
         rest = fused_of(scored, [one for one in range(3) if one != m]).probabilities.argmax(axis=1)
-        assert row[1] == f"{scored.scale[m]:.3f}"
-        assert float(row[2].replace("−", "-")) == scored.bias[m]
+        assert row[1] == f"{scored.scales.scale[m]:.3f}"
+        assert float(row[2].replace("−", "-")) == scored.scales.bias[m]
         assert row[3].split()[0] == f"{100 * (alone == labels).mean():.1f}"
         assert row[4] == f"{100 * (alone == fused.probabilities.argmax(axis=1)).mean():.1f}"
         assert row[5] == f"{fused_of(scored, [m]).uncertainty.mean():.3f}"

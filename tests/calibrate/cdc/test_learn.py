@@ -106,7 +106,9 @@ def test_what_is_learnt_is_seeded_written_and_answers(checkpoint, pictures, tiny
         tiny_projection,
     )
     np.testing.assert_allclose(np.linalg.norm(bank, axis=2), 1)
-    answer = fused_answers(bank[0], bank, checkpoint.logit_scale, read.evidence_scale, read.evidence_bias)
+    answer = fused_answers(
+        bank[0], bank, checkpoint.logit_scale, read.evidence_scale, read.evidence_bias, read.background
+    )
     np.testing.assert_allclose(answer.belief.sum(axis=1) + answer.uncertainty, 1)
 
 
@@ -114,7 +116,7 @@ def test_class_embeddings_are_those_that_are_exported(checkpoint, tiny_projectio
     options = Options(learned=2, context_tokens=3, templates=("a photo of a {}.", "a sketch of a {}."))
     context, _ = starting_context(checkpoint, options)
     ones = np.ones(3)
-    semantics = Semantics(context, ones, ones, options.templates, checkpoint.sha256, tiny_projection.digest)
+    semantics = Semantics(context, ones, ones, ones, options.templates, checkpoint.sha256, tiny_projection.digest)
     exported = replace(checkpoint, module=with_semantics(checkpoint.module, semantics))
 
     def embed(texts, before):

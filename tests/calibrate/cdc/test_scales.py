@@ -47,7 +47,7 @@ def test_probabilities_and_u_are_calibrated_on_other_pictures():
     again = fit_scales(vectors, labels, bank, tau)
     np.testing.assert_array_equal(scales.bias, again.bias)
     others, truth, _ = _world(2, 4000)
-    answer = fused_answers(others, bank, tau, scales.scale, scales.bias)
+    answer = fused_answers(others, bank, tau, *scales.numbers)
     right = answer.belief.argmax(axis=1) == truth
     assert 0.3 < right.mean() < 0.95
     logits = tau * others @ bank[0].T
