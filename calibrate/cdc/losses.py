@@ -23,7 +23,10 @@ BELOW = 2.0
 """How far the background lies below the usual rivals, as a logarithm: a seventh of them. Among the classes that were
 learnt it changes little; of two classes it is most of what a picture of neither is held against. Chosen on pictures of
 training styles that interventions had changed (docs/cdc.md)."""
-(x) of log x, for any x that is not tiny."""
+
+
+def digamma_exp(log_x: torch.Tensor) -> torch.Tensor:
+    """ψ(x) of log x, for any x that is not tiny."""
     near = torch.digamma(torch.exp(log_x.clamp(max=_FAR)))
     return torch.where(log_x < _FAR, near, log_x)
 
