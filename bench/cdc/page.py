@@ -6,7 +6,8 @@ from importlib.resources import files
 from typing import Any
 
 from invariclip.bench.cdc.rows import MAIN, MEAN, SHOTS, SINGLE, SINGLE_FITTED, ZERO_SHOT, ZERO_SHOT_FITTED
-from invariclip.bench.cdc.trial import SEEN, UNSEEN
+from invariclip.bench.cdc.summary import BY_DOUBT
+from invariclip.bench.cdc.trial import FEW, SEEN, UNSEEN
 
 ABLATIONS = (
     "M = 1", "M = 2", MAIN, "M = 8", "softmax for evidential", "without misleading", "without diversity",
@@ -28,7 +29,8 @@ def render(result: dict[str, Any]) -> str:
         _baselines(result),
         "### Uncertainty",
         "AUROC: the chance that a wrong answer (or a picture of a class that is not among those asked about) is more "
-        "uncertain than a right answer (or a picture of a class that is). AURC: the area under risk against coverage; "
+        "uncertain than a right answer (or a picture of a class that is); *of 2 classes*: where no more are asked about, "
+        "drawn fifty times. AURC: the area under risk against coverage; "
         "low is good. `u` is what an artifact answers and abstains by; `1 - max p` is what its "
         "probability misses to one.",
         _uncertainty(result),
@@ -142,12 +144,20 @@ def _accuracy(result: dict[str, Any], rows: tuple[str, ...]) -> str:
 
 
 def _uncertainty(result: dict[str, Any]) -> str:
-    header = ["held-out style", "by", "AUROC wrong", "AUROC unknown class", "AURC", "ECE"]
+    header = [
+        "held-out style",
+        "by",
+        "AUROC wrong",
+        "AUROC unknown class",
+        *(f"of {count} classes" for count in FEW),
+        "AURC",
+        "ECE",
+    ]
     lines = []
     for row in (ZERO_SHOT, ZERO_SHOT_FITTED, SINGLE, SINGLE_FITTED, MEAN, MAIN):
         scores = result["rows"][row][UNSEEN]
         for place, doubt in enumerate(scores["auroc_wrong"]):
-            figures = [_pm(scores[name][doubt], 3) for name in ("auroc_wrong", "auroc_unknown", "aurc")]
+            figures = [_pm(scores[name][doubt], 3) for name in BY_DOUBT]
             lines.append([_name(row) if not place else "", doubt, *figures, _pm(scores["ece"], 3) if not place else ""])
     return _table(header, lines)
 

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from invariclip.bench.cdc.rows import FITTED, MAIN, ROWS, SINGLE, SINGLE_FITTED, ZERO_SHOT, ZERO_SHOT_FITTED
-from invariclip.bench.cdc.trial import SEEN, UNSEEN
+from invariclip.bench.cdc.trial import FEW, SEEN, UNSEEN
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PLAIN = ("base", "new", "harmonic", "ece")
-BY_DOUBT = ("auroc_wrong", "auroc_unknown", "aurc")
+BY_DOUBT = ("auroc_wrong", "auroc_unknown", *(f"auroc_of_{count}" for count in FEW), "aurc")
 
 
 def summarise(trials: Mapping[tuple[str, int], Mapping[str, Any]], seeds: int) -> dict[str, Any]:
@@ -75,7 +75,11 @@ def goals(rows: Mapping[str, Any], styles: Sequence[str]) -> list[dict[str, Any]
     ours = rows[MAIN][UNSEEN]
     for row in (ZERO_SHOT, ZERO_SHOT_FITTED, SINGLE_FITTED):
         other = rows[row][UNSEEN]
-        for what, figure in (("wrong answers", "auroc_wrong"), ("unknown classes", "auroc_unknown")):
+        for what, figure in (
+            ("wrong answers", "auroc_wrong"),
+            ("unknown classes", "auroc_unknown"),
+            *((f"unknown classes, of {count} asked about,", f"auroc_of_{count}") for count in FEW),
+        ):
             found.append(
                 _goal(f"AUROC of u for {what} above max-softmax of {row}", ours[figure]["u"],
                       other[figure]["max-softmax"], styles, 3)

@@ -39,6 +39,10 @@ VERSION = 5
 """Changes when trials would come out differently."""
 POINTS = 50
 """Of a kept risk-coverage curve."""
+FEW = (2, 20)
+"""Classes asked about, where pictures of none of them are to be told."""
+DRAWS = 50
+"""Of so few classes."""
 SEEN, UNSEEN = "adapted styles", "held-out style"
 
 
@@ -184,6 +188,7 @@ def _score(
         ],
         "auroc_wrong": {name: auroc(doubt, ~right) for name, doubt in doubts.items()},
         "auroc_unknown": {name: _unknown(known, unknown, name) for name in doubts},
+        **{f"auroc_of_{count}": _of_few(row, tau, banks[0], base, new[0], semantics, count) for count in FEW},
         "aurc": {name: float(risk_coverage(doubt, right).mean()) for name, doubt in doubts.items()},
         "curve": _curve(doubts[own], right),
         "pictures": [len(base[1]), len(new[1])],
@@ -202,6 +207,27 @@ def _by_style(right: NDArray[np.bool_], styles: NDArray[np.str_]) -> dict[str, f
 def _unknown(known: Answers, unknown: Answers, name: str) -> float:
     doubt = np.concatenate([known.doubts[name], unknown.doubts[name]])
     return auroc(doubt, np.arange(len(doubt)) >= len(known.classes))
+
+
+def _of_few(
+    row: str,
+    tau: float,
+    bank: NDArray[np.float64],
+    base: Tests,
+    unknown: NDArray[np.float64],
+    semantics: Semantics | None,
+    count: int,
+) -> dict[str, float]:
+    """AUROC by doubt, where so many base classes are asked about: pictures of them against pictures of new classes."""
+    rng, present = np.random.default_rng([59, count]), np.unique(base[1])
+    found: dict[str, list[float]] = {}
+    for _ in range(DRAWS):
+        classes = np.sort(rng.choice(present, min(count, len(present)), replace=False))
+        known = base[0][np.isin(base[1], classes)]
+        said = answer(row, np.concatenate([known, unknown]), bank[:, classes], tau, semantics)
+        for name, doubt in said.doubts.items():
+            found.setdefault(name, []).append(auroc(doubt, np.arange(len(doubt)) >= len(known)))
+    return {name: float(np.mean(values)) for name, values in found.items()}
 
 
 def _curve(doubt: NDArray[np.float64], right: NDArray[np.bool_]) -> list[float]:

@@ -99,7 +99,7 @@ def train(
     """
     start, spread = starting_context(checkpoint, options)
     learner = _Learner(checkpoint, task, options, projection, start, spread)
-    asked = ["training-2", checkpoint.sha256, projection.digest if projection else None, options.to_json(), task.digest]
+    asked = ["training-3", checkpoint.sha256, projection.digest if projection else None, options.to_json(), task.digest]
     key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
     file = work / f"cdc-{key[:16]}.safetensors" if work else None
     state = learner.begin(file, key)
