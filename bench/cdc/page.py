@@ -29,8 +29,8 @@ def render(result: dict[str, Any]) -> str:
         _baselines(result),
         "### Uncertainty",
         "AUROC: the chance that a wrong answer (or a picture of a class that is not among those asked about) is more "
-        "uncertain than a right answer (or a picture of a class that is); *of 2 classes*: where no more are asked about, "
-        "drawn fifty times. AURC: the area under risk against coverage; "
+        "uncertain than a right answer (or a picture of a class that is); *of 2 classes*: where no more are asked "
+        "about, drawn fifty times. AURC: the area under risk against coverage; "
         "low is good. `u` is what an artifact answers and abstains by; `1 - max p` is what its "
         "probability misses to one.",
         _uncertainty(result),
