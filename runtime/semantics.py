@@ -233,9 +233,10 @@ def read_semantics(path: str | os.PathLike[str]) -> Semantics:
         raise SemanticsError(
             f"{where}: schema {facts.get('schema')!r} is not known; this version reads {SEMANTICS_SCHEMA}"
         )
+    context, scale, bias, background = arrays
     try:
         return Semantics(
-            *arrays, tuple(facts["templates"]), facts["checkpoint_sha256"], facts["projection_sha256"],
+            context, scale, bias, background, tuple(facts["templates"]), facts["checkpoint_sha256"], facts["projection_sha256"],
             facts["abstain_above"], facts["provenance"],
         )  # fmt: skip
     except (KeyError, TypeError) as error:
