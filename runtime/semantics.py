@@ -236,8 +236,8 @@ def read_semantics(path: str | os.PathLike[str]) -> Semantics:
     context, scale, bias, background = arrays
     try:
         return Semantics(
-            context, scale, bias, background, tuple(facts["templates"]), facts["checkpoint_sha256"], facts["projection_sha256"],
-            facts["abstain_above"], facts["provenance"],
+            context, scale, bias, background, tuple(facts["templates"]), facts["checkpoint_sha256"],
+            facts["projection_sha256"], facts["abstain_above"], facts["provenance"],
         )  # fmt: skip
     except (KeyError, TypeError) as error:
         raise SemanticsError(f"{where}: no learned templates written by `invariclip cdc` ({error!r})") from error
