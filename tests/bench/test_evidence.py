@@ -34,13 +34,14 @@ def test_the_graphs_differ_in_their_ends_alone(tiny_checkpoint, tmp_path, monkey
     banks = {
         name: list(item.dims) for name, graph in graphs.items() for item in graph.initializer if "_bank" in item.name
     }
-    assert banks == {evidence.SOFTMAX: [24, 7], evidence.ONE: [24, 15], evidence.EIGHT: [24, 64]}
+    assert banks == {evidence.SOFTMAX: [24, 7], evidence.ONE: [24, 16], evidence.EIGHT: [24, 72]}
     alone = {name: onnx.load(path).graph for name, path in written.ends.items()}
     assert list(alone) == [evidence.ONE, evidence.EIGHT, evidence.SOFTMAX]
     for name, graph in alone.items():
         assert [output.name for output in graph.output] == outputs[name]
         own = [item for item in graphs[name].initializer if "_bank" in item.name]
         assert [item for item in graph.initializer if "_bank" in item.name] == own
+    assert evidence._bank_bytes(written.ends[evidence.EIGHT]) == 4 * 24 * 72
     # eight templates take no more nodes than one
     assert len(graphs[evidence.ONE].node) == len(graphs[evidence.EIGHT].node)
 
@@ -59,10 +60,16 @@ def test_the_command_writes_both_files(tmp_path, monkeypatch):
     def measure_ends(tower, given, backend, *, batches, processes, **_):
         assert (tower, backend, processes) == (tmp_path / f"{evidence.BARE}.onnx", "openvino", 9)
         over = {evidence.ONE: 1.0, evidence.EIGHT: 1.005, evidence.SOFTMAX: 0.999}
+        took = {evidence.ONE: 0.5, evidence.EIGHT: 0.75, evidence.SOFTMAX: 0.5}
+        spread = {name: (value - 0.001, value + 0.001) for name, value in over.items()}
         return [
             ends.EndCost(
-                name, batch, 50.0, 0.5, Interval(over[name], over[name] - 0.001, over[name] + 0.001 * batch, 9)
-            )
+                name,
+                batch,
+                50.0,
+                took[name],
+                Interval(over[name], spread[name][0], spread[name][1] + 0.001 * (batch - 1), 9),
+            )  # fmt: skip
             for name in given
             for batch in batches
         ]
@@ -73,6 +80,7 @@ def test_the_command_writes_both_files(tmp_path, monkeypatch):
     monkeypatch.setattr(evidence, "write_graphs", lambda *_: evidence.Graphs(files, alone))
     monkeypatch.setattr(evidence, "measure", measure)
     monkeypatch.setattr(evidence, "measure_ends", measure_ends)
+    monkeypatch.setattr(evidence, "_bank_bytes", lambda path: 9_000_000 if path == files[evidence.EIGHT] else 2_000_000)
     monkeypatch.setattr(evidence, "version", lambda _: "1.0")
     out = tmp_path / "evidence.md"
     run = CliRunner().invoke(evidence.evidence, ["--backend", "openvino", "-o", str(out)], standalone_mode=False)
@@ -85,9 +93,10 @@ def test_the_command_writes_both_files(tmp_path, monkeypatch):
     # 1 / 0.98 is two percent more, and the interval turns round with it
     assert "| evidence, M = 8 | 12.34 | +2.04% [+1.03%, +3.07%] | 12.34 | +2.04% [+1.03%, +3.07%] |" in text
     assert "| evidence, M = 1 | 12.34 | – | 12.34 | – |" in text
-    assert "| evidence, M = 8 | 0.500 | +0.50% [+0.40%, +0.60%] | 0.500 | +0.50% [+0.40%, +3.70%] |" in text
+    assert "| evidence, M = 8 | 0.750 | +0.50% [+0.40%, +0.60%] | 0.750 | +0.50% [+0.40%, +3.70%] |" in text
     assert "## openvino" in text
     assert "batch 1: kept." in text
+    assert "7.0 MB more of class embeddings are read, in 0.25 ms more, 28 GB/s." in text
     assert "batch 32: not told: the interval holds both." in text
 
 
