@@ -69,7 +69,7 @@ def test_the_command_writes_both_files(tmp_path, monkeypatch):
                 50.0,
                 took[name],
                 Interval(over[name], spread[name][0], spread[name][1] + 0.001 * (batch - 1), 9),
-            )  # fmt: skip
+            )
             for name in given
             for batch in batches
         ]
