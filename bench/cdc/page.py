@@ -129,7 +129,9 @@ def _protocol(result: dict[str, Any]) -> str:
         f"calibration concepts ({spaces}); every row is in it. Image trunk in {result['precision']}.\n"
         f"- **{result['seeds']} seeds**: of halves, held-out style, shots, starts and steps; ± is their standard "
         "deviation. The form of evidence, learning rate and steps were chosen on pictures of the training styles that "
-        "interventions had changed (as if invert, solarize, fog and noise were the four styles), without a projection."
+        "interventions had changed (as if invert, solarize, fog and noise were the four styles), without a "
+        "projection. Nothing was chosen on the unseen styles, but this table had been read twice before the form was "
+        "final: with no base rate but 1/K, and with no background."
     )
 
 

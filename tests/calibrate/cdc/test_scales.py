@@ -7,7 +7,7 @@ import torch
 from invariclip.calibrate.cdc.evaluate import reliability
 from invariclip.calibrate.cdc.losses import fused_log_evidence
 from invariclip.calibrate.cdc.opinions import fused_answers
-from invariclip.calibrate.cdc.scales import fit_scales, served_loss
+from invariclip.calibrate.cdc.scales import fit_scales, fit_temperature, served_loss
 from invariclip.evidence import fuse
 
 
@@ -60,3 +60,16 @@ def test_probabilities_and_u_are_calibrated_on_other_pictures():
         cosines = others @ bank[template].T
         strength = scales.scale[template] * tau * cosines.max(axis=1) + scales.bias[template] - np.log(8)
         assert np.quantile(strength, 0.9) > -3
+
+
+def test_the_temperature_is_that_which_drew_the_labels():
+    rng = np.random.default_rng(3)
+    cosines = rng.uniform(-1, 1, (4000, 6))
+    labels = np.array([rng.choice(6, p=p) for p in torch.from_numpy(7.0 * cosines).softmax(dim=1).numpy()])
+    found = fit_temperature(cosines, labels, 50.0)
+    assert found == pytest.approx(7.0, rel=0.06)
+    logits, wanted = torch.from_numpy(cosines), torch.from_numpy(labels)
+    losses = [
+        float(torch.nn.functional.cross_entropy(tau * logits, wanted)) for tau in (0.97 * found, found, 1.03 * found)
+    ]
+    assert losses[1] < min(losses[0], losses[2])
