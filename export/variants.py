@@ -1,7 +1,7 @@
 """Further variants of an artifact: other precisions and fewer tokens, made from its float32 graphs, judged like them.
 
-A variant is listed on the engines where it keeps the contract at the level asked for. One that keeps it nowhere is left
-out, its files with it, and the manifest says by how much it missed.
+A variant is listed on the engines where it keeps the contract at the level asked for. An engine where it does not is
+left out, and where it keeps it nowhere the variant is, its files with it; the manifest says by how much each missed.
 """
 
 from __future__ import annotations
@@ -127,10 +127,12 @@ def with_variants(
     verdicts = _judged(folder, job, wish, bounds, seen, made, backends, threads, progress)
     for name, variant in made.items():
         passed = {engine: verdict.parity for engine, verdict in verdicts[name].items() if not verdict.broken}
+        missed = {engine: verdict.reason for engine, verdict in verdicts[name].items() if verdict.broken}
         if passed:
             made[name] = replace(variant, parity=passed)
+            left |= {f"{name} on {engine}": reason for engine, reason in missed.items()}
         else:
-            left[name] = "; ".join(f"{engine}: {verdict.reason}" for engine, verdict in verdicts[name].items())
+            left[name] = "; ".join(f"{engine}: {reason}" for engine, reason in missed.items())
     for name, why in left.items():
         warnings.warn(f"variant {name} is left out: {why}", LeftOutWarning, stacklevel=2)
     listed = {**manifest.variants, **{name: one for name, one in made.items() if name not in left}}

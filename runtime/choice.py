@@ -250,11 +250,17 @@ def require_openable(folder: Path, manifest: Manifest, variant: str, backend: st
 
     Raises:
         ArtifactError: There is no such variant.
-        InputError: See `require_right` and `require_proved_pixels`.
+        InputError: The variant broke the contract on this engine; see also `require_right` and `require_proved_pixels`.
     """
     require_proved_pixels(folder, manifest, pixel_mode)
     if variant not in manifest.variants:
         raise ArtifactError(f"{folder}: no variant {variant!r}; available: {', '.join(manifest.variants) or 'none'}")
+    missed = manifest.left_out.get(f"{variant} on {backend}")
+    if missed is not None:
+        raise InputError(
+            f"{folder}: {variant} broke the contract on {backend} when it was exported ({missed}); "
+            f"it was proved on {', '.join(manifest.variants[variant].parity)}"
+        )
     require_right(folder, manifest.variants[variant], backend)
     return manifest.variants[variant]
 

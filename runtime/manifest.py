@@ -195,9 +195,10 @@ class Variant:
 class Manifest:
     """Everything a runtime needs to know of an artifact.
 
-    `left_out`: variants that failed the contract, and why. `fast_pixels`: how far the fast pixel mode is from the exact
-    one and whether that passed, as `export.contract.fast_pixels` says it; empty where nobody asked. `cdc`, `cdc_file`:
-    learned templates, where there are some; the classes' hand-written prompts are then the ones of that file.
+    `left_out`: what failed the contract, and why: a variant, or where it passed elsewhere `variant on engine`.
+    `fast_pixels`: how far the fast pixel mode is from the exact one and whether that passed, as
+    `export.contract.fast_pixels` says it; empty where nobody asked. `cdc`, `cdc_file`: learned templates, where there
+    are some; the classes' hand-written prompts are then the ones of that file.
     """
 
     model: ModelFacts

@@ -9,6 +9,7 @@ import pytest
 import invariclip
 from invariclip.artifact import checked_path, read_manifest
 from invariclip.errors import InputError, LeftOutWarning
+from invariclip.export import variants
 from invariclip.export.assemble import Build, export_artifact
 from invariclip.export.contract.figures import THRESHOLDS
 from invariclip.export.graphs.tokens import TowerShape
@@ -106,6 +107,32 @@ def test_a_variant_that_fails_at_the_end_is_left_out(export):
         out = export("float16", bounds=replace(LOOSE, max_abs_diff=1e-9), backends=("onnxruntime",))
     assert list(read_manifest(out).variants) == ["float32"]
     assert not list(out.glob("*float16*"))
+
+
+def test_an_engine_that_misses_is_told_where_another_passes(export, monkeypatch):
+    check = variants.verify.check
+
+    def one_misses(candidates, *given, **named):
+        verdicts = check(candidates, *given, **named)
+        broken = {key: replace(one, broken=["image max |Δ| 9 above 1"]) for key, one in verdicts.items()}
+        return {key: broken[key] if key.endswith("openvino") else one for key, one in verdicts.items()}
+
+    # the float32 artifact is judged first, by the very same function: only the variants' turn may miss
+    judge = variants._judged
+
+    def judged(*given):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(variants.verify, "check", one_misses)
+            return judge(*given)
+
+    monkeypatch.setattr(variants, "_judged", judged)
+    with pytest.warns(LeftOutWarning, match="variant float16 on openvino is left out: image max"):
+        out = export("float16")
+    manifest = read_manifest(out)
+    assert list(manifest.variants["float16"].parity) == ["onnxruntime"]
+    assert manifest.left_out == {"float16 on openvino": "image max |Δ| 9 above 1"}
+    with pytest.raises(InputError, match=r"broke the contract on openvino .* it was proved on onnxruntime"):
+        invariclip.load(out, variant="float16", backend="openvino")
 
 
 def test_an_engine_that_lacks_the_arithmetic_is_a_reason(export):
