@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from invariclip.bench.cdc.rows import ROWS
+from invariclip.bench.cdc.rows import COMPARED, ROWS
 from invariclip.calibrate.pictures import read_pictures
 from invariclip.console import bar, note
 from invariclip.errors import InvariclipError
@@ -27,14 +27,17 @@ PAGE = Path("docs/cdc.md")
 
 @click.command()
 @click.option("--data", type=click.Path(path_type=Path), default=DATA, show_default=True, help="The built picture set.")
+@click.option("--model", default="reference", show_default=True,
+              help="As `calibrate --model`; its image tower has to be a trunk with a linear head.")  # fmt: skip
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="How many, counted from 0.")
 @click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default="bfloat16", show_default=True,
               help="Of the image trunk.")  # fmt: skip
+@click.option("--ablations/--no-ablations", default=True, show_default=True, help="Rows with parts left out, too.")
 @click.option("--work", type=click.Path(path_type=Path), default=Path("build/cdc"), show_default=True,
               help="Keeps embeddings, trainings and scores: an interrupted run goes on from there.")  # fmt: skip
 @click.option("-o", "--out", type=click.Path(path_type=Path), default=PAGE, show_default=True,
               help="The page; .json and .svg too.")  # fmt: skip
-def main(data: Path, seeds: int, precision: str, work: Path, out: Path) -> None:
+def main(data: Path, model: str, seeds: int, precision: str, ablations: bool, work: Path, out: Path) -> None:
     """Learns every row of the table under every seed, scores it, and writes the page."""
     from invariclip.bench.cdc.page import render
     from invariclip.bench.cdc.plots import plot
@@ -45,7 +48,7 @@ def main(data: Path, seeds: int, precision: str, work: Path, out: Path) -> None:
 
     manifest = data / "manifest.jsonl"
     pictures = read_pictures(manifest)
-    checkpoint = load_checkpoint("reference")
+    checkpoint = load_checkpoint(model)
     images = Images(checkpoint, cast("Precision", precision))
     embeddings = work / "embeddings"
 
@@ -57,12 +60,13 @@ def main(data: Path, seeds: int, precision: str, work: Path, out: Path) -> None:
     key = {"images": images.sha256, "manifest": sha256_file(manifest)}
     trials = {}
     for seed in range(seeds):
-        for row in ROWS:
+        for row in ROWS if ablations else COMPARED:
             note(f"seed {seed}: {row}")
             trials[row, seed] = run_trial(
                 row, seed, key, partial(world, seed), (checkpoint, images), work / "trials", embeddings, bar
             )
     result = summarise(trials, seeds) | {
+        "model": checkpoint.name,
         "checkpoint_sha256": checkpoint.sha256,
         "manifest_sha256": key["manifest"],
         "precision": precision,

@@ -53,6 +53,8 @@ ROWS: dict[str, Options | None] = {
     "without augmentation": replace(OPTIONS, augmentations=(None,) * 4),
 }
 """What is learnt for each row. `MEAN` answers by `MAIN`'s templates."""
+COMPARED = (ZERO_SHOT, ZERO_SHOT_FITTED, SINGLE, SINGLE_FITTED, MEAN, MAIN)
+"""The table; the other rows show what each part gives."""
 
 
 @dataclass(frozen=True, eq=False)

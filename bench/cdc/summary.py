@@ -23,18 +23,19 @@ def summarise(trials: Mapping[tuple[str, int], Mapping[str, Any]], seeds: int) -
     """The table's figures.
 
     Args:
-        trials: What `trial.run_trial` gave, by row and seed.
+        trials: What `trial.run_trial` gave, by row and seed; rows of `ROWS` may be missing, those of `COMPARED` not.
         seeds: How many seeds there are, from 0.
 
     Returns:
         JSON-ready: `rows` (name → group of styles → figure → {mean, sd, by_seed}), `goals`, `seeds`, `counts`,
         `projections`, `bins` and `curves` of the rows that are drawn.
     """
+    learnt = [row for row in ROWS if (row, 0) in trials]
     rows = {
         row: {
             group: _figures([trials[row, seed]["scores"][group] for seed in range(seeds)]) for group in (SEEN, UNSEEN)
         }
-        for row in ROWS
+        for row in learnt
     }
     drawn = (ZERO_SHOT, ZERO_SHOT_FITTED, MAIN)
     return {
@@ -49,7 +50,7 @@ def summarise(trials: Mapping[tuple[str, int], Mapping[str, Any]], seeds: int) -
         "temperatures": {row: [trials[row, s]["temperature"] for s in range(seeds)] for row in (ZERO_SHOT, *FITTED)},
         "projections": [trials[ZERO_SHOT, seed]["projection"] for seed in range(seeds)],
         "evidence": trials[MAIN, 0]["evidence"],
-        "best_steps": {row: [trials[row, s]["learnt"].get("best_step") for s in range(seeds)] for row in ROWS},
+        "best_steps": {row: [trials[row, s]["learnt"].get("best_step") for s in range(seeds)] for row in learnt},
         "bins": {row: _bins([trials[row, s]["scores"][UNSEEN]["bins"] for s in range(seeds)]) for row in drawn},
         "curves": {
             row: np.mean([trials[row, s]["scores"][UNSEEN]["curve"] for s in range(seeds)], axis=0).round(5).tolist()

@@ -56,6 +56,21 @@ def subset_command(data: Path, out: Path) -> None:
     note(f"wrote {len(pictures)} pictures, {size / 1e6:.2f} MB, to {out}")
 
 
+@main.command("locked")
+@click.option("--data", type=click.Path(path_type=Path), default=DATA, show_default=True, help="The built set.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("build/locked"), show_default=True)
+def locked_command(data: Path, out: Path) -> None:
+    """Trains a second model: a published sentence encoder and the reference's trunk, one matrix between them."""
+    from invariclip.bench.stylebench.locked import Settings, train_locked
+
+    record = train_locked(data, out, Settings(), bar)
+    rows = [
+        [style, *(f"{name}: {value}" for name, value in found.items())] for style, found in record["zero_shot"].items()
+    ]
+    say(table(["zero-shot", "%", "%"], [row + [""] * (3 - len(row)) for row in rows]))
+    note(f"wrote {out}")
+
+
 @main.command("train")
 @click.option("--data", type=click.Path(path_type=Path), default=DATA, show_default=True, help="The built set.")
 @click.option("--out", type=click.Path(path_type=Path), default=REFERENCE, show_default=True, help="Where to write.")
