@@ -72,7 +72,7 @@ def main(data: Path, model: str, seeds: int, precision: str, ablations: bool, wo
         "precision": precision,
     }
     write_atomically(out.with_suffix(".json"), json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    write_atomically(out, render(result))
+    write_atomically(out, render(result, out.with_suffix(".svg").name))
     write_atomically(out.with_suffix(".svg"), plot(result))
     note(f"wrote {out}, its .json and its .svg")
 

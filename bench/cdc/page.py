@@ -8,6 +8,7 @@ from typing import Any
 from invariclip.bench.cdc.rows import MAIN, MEAN, SHOTS, SINGLE, SINGLE_FITTED, ZERO_SHOT, ZERO_SHOT_FITTED
 from invariclip.bench.cdc.summary import BY_DOUBT
 from invariclip.bench.cdc.trial import FEW, SEEN, UNSEEN
+from invariclip.export.models.sources import REFERENCE
 
 ABLATIONS = (
     "M = 1", "M = 2", MAIN, "M = 8", "softmax for evidential", "without misleading", "without diversity",
@@ -16,12 +17,18 @@ ABLATIONS = (
 _HEAD = "head.md"
 
 
-def render(result: dict[str, Any]) -> str:
-    """The page."""
+def render(result: dict[str, Any], figure: str = "cdc.svg") -> str:
+    """The page.
+
+    Args:
+        result: The JSON's content; the bundled reference's has the account of how CDC works as its head.
+        figure: The plot's name beside the page.
+    """
+    ablations = [row for row in ABLATIONS if row in result["rows"]]
     parts = [
-        files("invariclip.bench.cdc").joinpath(_HEAD).read_text(encoding="utf-8").strip(),
+        _head(result),
         "## Base classes to new ones, styles adapted to and one held out",
-        "![Risk and coverage; confidence and accuracy](cdc.svg)",
+        f"![Risk and coverage; confidence and accuracy]({figure})",
         _goals(result),
         _protocol(result),
         "### Accuracy",
@@ -34,14 +41,39 @@ def render(result: dict[str, Any]) -> str:
         "low is good. `u` is what an artifact answers and abstains by; `1 - max p` is what its "
         "probability misses to one.",
         _uncertainty(result),
-        "### What each part gives",
-        f"Learned templates (M), and parts left out, all else as in {MAIN}. With more than four templates the four "
-        "augmentations go round. *Softmax for evidential*: the cross-entropy of each template's softmax in place of "
-        "the trusted one. Held-out style.",
-        _ablations(result),
-        "Made by `python -m invariclip.bench.cdc`; `cdc.json` has every seed's figures.",
     ]
-    return "\n\n".join(parts) + "\n"
+    if len(ablations) > 1:
+        parts += [
+            "### What each part gives",
+            f"Learned templates (M), and parts left out, all else as in {MAIN}. With more than four templates the four "
+            "augmentations go round. *Softmax for evidential*: the cross-entropy of each template's softmax in place "
+            "of the trusted one. Held-out style.",
+            _ablations(result, ablations),
+        ]
+    plot = figure.removesuffix(".svg")
+    return "\n\n".join([*parts, f"Made by `{_command(result)}`; `{plot}.json` has every seed's figures."]) + "\n"
+
+
+def _bundled(result: dict[str, Any]) -> bool:
+    return str(result.get("model", REFERENCE)) == REFERENCE
+
+
+def _command(result: dict[str, Any]) -> str:
+    if _bundled(result):
+        return "python -m invariclip.bench.cdc"
+    return f"python -m invariclip.bench.cdc --model build/{result['model']}"
+
+
+def _head(result: dict[str, Any]) -> str:
+    if _bundled(result):
+        return files("invariclip.bench.cdc").joinpath(_HEAD).read_text(encoding="utf-8").strip()
+    return (
+        f"# CDC's table on another model: {result['model']}\n\nThe same protocol as [cdc.md](cdc.md), which says how "
+        "CDC works here, on a model with a text tower that knows a language: `python -m invariclip.bench.stylebench "
+        "locked` puts a published sentence encoder (MiniLM, six layers, Apache-2.0) beside the reference's ImageNet "
+        "trunk, both as they are, and learns one matrix between them on the training styles. It is a weaker classifier "
+        "than the bundled reference, whose text tower was trained on these very names."
+    )
 
 
 def _goals(result: dict[str, Any]) -> str:
@@ -71,13 +103,18 @@ def _reasons(result: dict[str, Any]) -> list[str]:
         single, ours = (
             f"{base:+.1f} points on base classes and {new:+.1f} on new ones" for base, new in moved.values()
         )
+        little = (
+            "a template's vectors, which stand before every class's name, find little to say in this text tower, which "
+            "learnt 666 names in one form of prompt"
+            if _bundled(result)
+            else "one picture of a class in styles that the image tower never saw teaches vectors, which stand before "
+            "every class's name, little that holds"
+        )
         told.append(
             "**Why no more right answers.** The pictures leave room (zero-shot is right on "
-            f"{rows[ZERO_SHOT]['harmonic']['mean']:.0f} %), but a template's vectors, which stand before every class's "
-            "name, find little to say in this text tower, which learnt 666 names in one form of prompt: in the adapted "
-            f"styles a single template moves by {single}. CDC, tied to the hand-written prompt, moves by {ours}: it "
-            "keeps what tuning loses on new classes, and wins nothing on base ones. What the image tower misplaces in "
-            "an unseen style, no prompt puts back."
+            f"{rows[ZERO_SHOT]['harmonic']['mean']:.0f} %), but {little}: in the adapted "
+            f"styles a single template moves by {single}. CDC, tied to the hand-written prompt, moves by {ours}. What "
+            "the image tower misplaces in an unseen style, no prompt puts back."
         )
     if any("AUROC" in name for name in missed):
         ours, plain = (result["rows"][name][UNSEEN]["auroc_wrong"] for name in (MAIN, ZERO_SHOT_FITTED))
@@ -114,8 +151,14 @@ def _protocol(result: dict[str, Any]) -> str:
         every = [own[part] for own in pictures[group]]
         return f"{min(every)} to {max(every)}"
 
+    seen = (
+        "Nothing was chosen on the unseen styles, but this table had been read twice before the form was final: with "
+        "no base rate but 1/K, and with no background."
+        if _bundled(result)
+        else "Nothing was chosen with this model in view."
+    )
     return (
-        "- **Classes.** Of the concepts that the reference checkpoint learnt, half are base "
+        "- **Classes.** Of the concepts that the checkpoint learnt, half are base "
         f"({counts['base_classes']}) and half new ({counts['new_classes']}), drawn anew by each seed. New classes are "
         "named among new classes.\n"
         f"- **Styles.** Four that the encoder never saw ({styles}). Each seed holds another one out; templates are "
@@ -130,8 +173,7 @@ def _protocol(result: dict[str, Any]) -> str:
         f"- **{result['seeds']} seeds**: of halves, held-out style, shots, starts and steps; ± is their standard "
         "deviation. The form of evidence, learning rate and steps were chosen on pictures of the training styles that "
         "interventions had changed (as if invert, solarize, fog and noise were the four styles), without a "
-        "projection. Nothing was chosen on the unseen styles, but this table had been read twice before the form was "
-        "final: with no base rate but 1/K, and with no background."
+        f"projection. {seen}"
     )
 
 
@@ -164,10 +206,10 @@ def _uncertainty(result: dict[str, Any]) -> str:
     return _table(header, lines)
 
 
-def _ablations(result: dict[str, Any]) -> str:
+def _ablations(result: dict[str, Any], rows: list[str]) -> str:
     header = ["", "base", "new", "harmonic mean", "ECE", "AUROC wrong, u", "AUROC unknown, u", "best step"]
     lines = []
-    for row in ABLATIONS:
+    for row in rows:
         scores = result["rows"][row][UNSEEN]
         steps = "/".join(str(step) for step in result["best_steps"][row])
         lines.append([

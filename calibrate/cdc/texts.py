@@ -36,7 +36,8 @@ class LearnedTexts:
 
     Attributes:
         context: float32 [M, n, width].
-        cut: Whether texts are cut to the longest of a batch, which is exact for causal towers alone.
+        cut: Whether texts are cut to the longest of a batch, which is exact for towers that are causal, or that mask
+            their padding.
     """
 
     def __init__(self, checkpoint: Checkpoint, context: torch.Tensor, projection: Projection | None = None) -> None:
@@ -57,8 +58,8 @@ class LearnedTexts:
         try:
             cut_texts(subject)
             self.cut = True
-        except NotApplicableError:  # its padding takes part: every text at full length
-            self.cut = False
+        except NotApplicableError:  # where its padding takes part, every text goes at full length
+            self.cut = _masks_padding(subject.encoder)
         self._encoder: Any = subject.encoder
         self._matrix = None if projection is None else torch.from_numpy(projection.A_inv.astype(np.float32))
 
@@ -92,6 +93,16 @@ class LearnedTexts:
 
     def _shortened(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         return cut_to_longest(rows, self._tokenizer.spec) if self.cut else np.ascontiguousarray(rows)
+
+
+def _masks_padding(encoder: Any) -> bool:
+    """Whether a text tower neither attends to padding nor pools it: Hugging Face's, as open_clip wraps them."""
+    from open_clip.hf_model import ClsLastHiddenStatePooler, ClsPooler, HFTextEncoder, MeanPooler
+
+    text = getattr(encoder, "text", None)
+    return isinstance(text, HFTextEncoder) and isinstance(
+        text.pooler, MeanPooler | ClsPooler | ClsLastHiddenStatePooler
+    )
 
 
 def hand_written_bank(

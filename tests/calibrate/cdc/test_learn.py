@@ -16,6 +16,7 @@ from invariclip.calibrate.embed import embed_texts
 from invariclip.calibrate.pictures import read_pictures
 from invariclip.errors import InputError, SemanticsError
 from invariclip.export.models.contexts import with_semantics
+from invariclip.export.models.families import load_family
 from invariclip.semantics import Semantics, class_banks, read_semantics, write_semantics
 
 OPTIONS = Options(
@@ -67,6 +68,19 @@ def test_gradients_reach_the_vectors_alone(checkpoint, tiny_projection):
     with torch.no_grad():
         whole = replace_cut(texts, ["cat", "dog"])
     np.testing.assert_allclose(found.detach().numpy(), whole.numpy(), atol=1e-6)
+
+
+def test_a_tower_that_masks_its_padding_reads_texts_no_longer_than_they_are():
+    loaded = load_family("roberta-ViT-B-32", short=True)
+    start, _ = starting_context(loaded, Options(learned=2, context_tokens=3))
+    texts = LearnedTexts(loaded, torch.from_numpy(start))
+    ids = texts.ids(["cat", "very big dog"])
+    assert texts.cut
+    assert ids.shape[-1] < loaded.tokenizer.spec.context_length
+    short = texts.bank(ids)
+    with torch.no_grad():
+        whole = replace_cut(texts, ["cat", "very big dog"]).double().numpy()
+    np.testing.assert_allclose(short, whole, atol=1e-6)
 
 
 def replace_cut(texts, names):
