@@ -58,8 +58,8 @@ class LearnedTexts:
         try:
             cut_texts(subject)
             self.cut = True
-        except NotApplicableError:  # where its padding takes part, every text goes at full length
-            self.cut = _masks_padding(subject.encoder)
+        except NotApplicableError:  # its padding takes part: every text at full length
+            self.cut = False
         self._encoder: Any = subject.encoder
         self._matrix = None if projection is None else torch.from_numpy(projection.A_inv.astype(np.float32))
 
@@ -93,16 +93,6 @@ class LearnedTexts:
 
     def _shortened(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         return cut_to_longest(rows, self._tokenizer.spec) if self.cut else np.ascontiguousarray(rows)
-
-
-def _masks_padding(encoder: Any) -> bool:
-    """Whether a text tower neither attends to padding nor pools it: Hugging Face's, as open_clip wraps them."""
-    from open_clip.hf_model import ClsLastHiddenStatePooler, ClsPooler, HFTextEncoder, MeanPooler
-
-    text = getattr(encoder, "text", None)
-    return isinstance(text, HFTextEncoder) and isinstance(
-        text.pooler, MeanPooler | ClsPooler | ClsLastHiddenStatePooler
-    )
 
 
 def hand_written_bank(

@@ -92,6 +92,8 @@ class Mean(nn.Module):
 
 def cut_texts(subject: Subject) -> str:
     """Texts no longer than they are."""
+    if masks_padding(subject.encoder):
+        return "none of the padding has to be there: it is masked"
     text = TextEncoder.of(subject.encoder)
     if text.cls_emb is not None:
         raise NotApplicableError("its class token stands after the padding and has the last position's embedding")
@@ -101,6 +103,15 @@ def cut_texts(subject: Subject) -> str:
         raise NotApplicableError("it pools the last place, which is padding")
     subject.encoder = text.changed(cut=True)
     return f"from 1 to {len(text.positional_embedding)} ids"
+
+
+def masks_padding(encoder: Any) -> bool:
+    """Whether a text tower neither attends to its padding nor pools it: Hugging Face's, as open_clip wraps them."""
+    from open_clip.hf_model import ClsLastHiddenStatePooler, ClsPooler, HFTextEncoder, MeanPooler
+
+    text = getattr(encoder, "text", None)
+    poolers = MeanPooler | ClsPooler | ClsLastHiddenStatePooler
+    return isinstance(text, HFTextEncoder) and isinstance(text.pooler, poolers)
 
 
 def pick_plainly(subject: Subject) -> str:

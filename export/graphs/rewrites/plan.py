@@ -81,7 +81,8 @@ REWRITES: tuple[Rewrite, ...] = (
     Rewrite(
         "text-cut",
         ("text",),
-        "in a causal tower nothing after the end of a text reaches its embedding, so a batch is as long as its longest",
+        "nothing behind a text's end reaches its embedding where the tower is causal or masks its padding, so a batch "
+        "is as long as its longest",
         module=encoder.cut_texts,
         holds=_length_is_free,
     ),
