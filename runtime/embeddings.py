@@ -48,13 +48,19 @@ class Embeddings:
         return self.vectors @ other.vectors.T
 
 
-def write_embeddings(path: str | os.PathLike[str], embeddings: Embeddings) -> None:
-    """Writes one safetensors file atomically: `embeddings`, and items and space as metadata."""
+def embeddings_bytes(embeddings: Embeddings) -> bytes:
+    """One safetensors file: `embeddings`, and items and space as metadata."""
     metadata = {
         "invariclip.space_id": embeddings.space_id,
         "invariclip.items": json.dumps(embeddings.items, ensure_ascii=False),
     }
-    write_atomically(Path(path), save({"embeddings": np.ascontiguousarray(embeddings.vectors)}, metadata))
+    content: bytes = save({"embeddings": np.ascontiguousarray(embeddings.vectors)}, metadata)
+    return content
+
+
+def write_embeddings(path: str | os.PathLike[str], embeddings: Embeddings) -> None:
+    """Writes `embeddings_bytes` atomically."""
+    write_atomically(Path(path), embeddings_bytes(embeddings))
 
 
 def read_embeddings(path: str | os.PathLike[str]) -> Embeddings:
