@@ -93,6 +93,9 @@ class _Count:
 
 async def _apart(request: Request, limits: Limits, count: _Count) -> Body:
     query = from_pairs(request.query_params.multi_items())
+    coding = request.headers.get("content-encoding", "identity").strip().lower()
+    if coding != "identity":
+        raise RefusedError(415, f"a body with content-encoding {coding[:60]!r} is not taken; send it as it is")
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind.startswith("image/") or kind == "application/octet-stream":
         data = b"".join([chunk async for chunk in count.chunks()])

@@ -45,7 +45,7 @@ async def error_answer(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
     headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
     if status == 405:
-        allowed = headers.get("Allow", headers.get("allow", ""))
+        allowed = ", ".join(sorted(headers.get("Allow", "").split(", ")))
         return as_json({"error": f"{request.method} is not taken here; available: {allowed}"}, status, headers)
     return as_json({"error": f"nothing is at {request.url.path[:100]}; available: {_ROUTES}"}, status, headers)
 

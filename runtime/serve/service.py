@@ -186,6 +186,12 @@ class Service:
 
     def _see(self, seen: list[Seen]) -> list[Row]:
         batch = np.stack([one.pixels for one in seen])
+        try:
+            return self._rows(batch, seen)
+        except InputError as error:  # the pictures were found good: what fails now is not their senders' fault
+            raise RuntimeError(str(error)) from error
+
+    def _rows(self, batch: NDArray[np.uint8], seen: list[Seen]) -> list[Row]:
         if not any(one.classes for one in seen):
             return [Row(row, None, None) for row in self.model.embed_images(batch, batch_size=len(batch))]
         embeddings, probabilities, unsure = self.model.answer(batch, batch_size=len(batch))
