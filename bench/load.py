@@ -37,7 +37,7 @@ from invariclip.machine import this_machine
 from invariclip.pixels import find_pictures
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 START_SECONDS = 300
 PICTURES = 32
@@ -152,10 +152,10 @@ def load(
     candidates = [_named(one) for one in others] or [*OURS, *(THEIRS if model else ())]
     weights = () if random_weights is None else ("--random-weights", str(random_weights))
     of = ("--model", model, *weights) if model else ()
-    with TemporaryDirectory() as folder, ExitStack() as stack:
+    commands = {one.name: one.command(artifact, of, threads) for one in candidates}
+    with TemporaryDirectory() as folder:
         sent = _pictures(Path(folder), side)
-        servers = {one.name: stack.enter_context(started(one.command(artifact, of, threads))) for one in candidates}
-        turns = list(_turns(servers, Path(folder), clients, rounds, seconds))
+        turns = measure(commands, Path(folder), clients, rounds, seconds)
     setting = {
         "processor": this_machine().processor, "threads": threads or available_threads(), "rounds": rounds,
         "seconds": seconds, "pictures": sent, "date": time.strftime("%Y-%m-%d"),
@@ -168,6 +168,26 @@ def load(
     write_atomically(out, with_tables(out.read_text(encoding="utf-8"), groups))
     note(f"{out}, {data}")
     return 0
+
+
+def measure(
+    commands: Mapping[str, Sequence[str]], pictures: Path, clients: Sequence[int], rounds: int, seconds: float
+) -> list[Turn]:
+    """Starts every server, lets them take turns, and ends them.
+
+    Args:
+        commands: What starts each, by name.
+        pictures: A folder of those that are sent.
+        clients: How many ask at a time.
+        rounds: Turns of each server with each number of clients.
+        seconds: Of a turn.
+
+    Raises:
+        InputError: A server did not start, or did not answer.
+    """
+    with ExitStack() as stack:
+        servers = {name: stack.enter_context(started(command)) for name, command in commands.items()}
+        return list(_turns(servers, pictures, clients, rounds, seconds))
 
 
 @contextmanager

@@ -51,6 +51,10 @@ async def read_body(request: Request, limits: Limits, held: Held) -> tuple[Body,
     count = _Count(request, limits, held)
     try:
         return await _apart(request, limits, count), count.taken
+    except (InputError, RefusedError):
+        held.give_back(count.taken)
+        await _drain(request, limits.body)
+        raise
     except BaseException:
         held.give_back(count.taken)
         raise
@@ -69,26 +73,26 @@ class _Count:
         Raises:
             RefusedError: It is larger than a body may be, or than all may be together.
         """
+        too_large = RefusedError(413, f"the body is too large; up to {self._limits.body:,} bytes are taken at once")
         stated = self._request.headers.get("content-length", "")
         if stated.isdecimal() and int(stated[:20]) > self._limits.body:
-            await self._refuse()
+            raise too_large
         async for chunk in self._request.stream():
             if self.taken + len(chunk) > self._limits.body:
-                await self._refuse()
+                raise too_large
             self._held.take(len(chunk))
             self.taken += len(chunk)
             yield chunk
 
-    async def _refuse(self) -> None:
-        """Lets a client that sends before it listens finish, without keeping anything; then says no."""
-        left = self._limits.body
-        with suppress(TimeoutError, ClientDisconnect, RuntimeError):
-            async with asyncio.timeout(_DRAIN_SECONDS):
-                async for chunk in self._request.stream():
-                    left -= len(chunk)
-                    if left < 0:
-                        break
-        raise RefusedError(413, f"the body is too large; up to {self._limits.body:,} bytes are taken at once")
+
+async def _drain(request: Request, most: int) -> None:
+    """Lets a client that sends before it listens finish, so that it hears why it is refused; nothing is kept."""
+    with suppress(TimeoutError, ClientDisconnect, RuntimeError):  # RuntimeError: all of it was read
+        async with asyncio.timeout(_DRAIN_SECONDS):
+            async for chunk in request.stream():
+                most -= len(chunk)
+                if most < 0:
+                    break
 
 
 async def _apart(request: Request, limits: Limits, count: _Count) -> Body:

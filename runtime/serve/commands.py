@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from PIL import Image
 
 from invariclip.abstaining import CALIBRATED
 from invariclip.commands import (
@@ -21,7 +22,7 @@ from invariclip.commands import (
     prompt_templates,
     zero_shot_options,
 )
-from invariclip.errors import InputError, TruncatedTextWarning
+from invariclip.errors import InputError
 from invariclip.fidelity import LEVELS
 from invariclip.loading import load
 from invariclip.profile import OBJECTIVES
@@ -101,8 +102,8 @@ def serve(
     if names and (names != model.classes or prompts or other is not None):
         model = model.with_classes(names, prompts or None)
     logging.basicConfig(format="invariclip: %(asctime)s %(levelname)s %(message)s")
-    # Answers say which texts were cut; Python would also keep a record of every one of them
-    warnings.simplefilter("ignore", TruncatedTextWarning)
+    # A picture's size has bounds of ours; Python would keep a record of every size that Pillow warns of
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     metrics = Metrics()
     service = Service(
         model, limits, Batching(max_batch, max_wait_ms / 1000, decode_threads), abstain_above=abstain_above,

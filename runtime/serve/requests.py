@@ -89,12 +89,16 @@ def from_json(data: bytes) -> dict[str, Any]:
         RefusedError: It is none.
     """
     try:
-        plain = json.loads(data)
+        plain = json.loads(data, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise RefusedError(400, f"the body cannot be read as JSON: {error}") from error
     if not isinstance(plain, dict):
         raise RefusedError(400, 'the body must be a JSON object, such as {"pictures": ["<base64>"]}')
     return plain
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON's")
 
 
 def merged(query: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from invariclip.serve.service import Service
 
 _BACKLOG = 2048
+_KEEP_ALIVE = 75  # seconds an idle connection stays: longer than proxies keep theirs, or they would meet a closed one
 
 
 def listening(host: str, port: int) -> socket.socket:
@@ -73,6 +74,7 @@ def run(
     app, api = application(service, metrics, api_keys=api_keys, cors_origins=cors_origins)
     config = uvicorn.Config(
         app, log_config=None, access_log=False, lifespan="off", ws="none", server_header=False, backlog=_BACKLOG,
+        timeout_keep_alive=_KEEP_ALIVE,
         timeout_graceful_shutdown=grace,
     )  # fmt: skip
     server = uvicorn.Server(config)

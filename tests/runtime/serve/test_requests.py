@@ -140,7 +140,9 @@ def test_fields_of_queries_and_bodies():
         merged({"a": 1}, {"a": 2})
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"[1]", b'"x"', b"\xff", b"[" * 100_000, b'{"a": ' + b"9" * 9999 + b"}"])
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b"[1]", b'"x"', b"\xff", b"[" * 100_000, b'{"a": ' + b"9" * 9999 + b"}", b'{"top": NaN}']
+)
 def test_what_is_no_json_object_is_refused(data):
     with pytest.raises(RefusedError) as refused:
         from_json(data)
