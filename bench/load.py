@@ -87,6 +87,7 @@ class Turn:
         per_second: Answers a second.
         p50, p95, p99: Of the answers' latencies, in ms.
         batch: Pictures to a run of the engine, in the mean.
+        cpu_ms: The server's processor time for an answer: busy neighbours change it far less than they do the clock.
         steal: Share of the processors' time that other machines of the host took.
         others: Share that other programs of this machine took.
     """
@@ -101,6 +102,7 @@ class Turn:
     p95: float
     p99: float
     batch: float
+    cpu_ms: float
     steal: float | None
     others: float | None
 
@@ -139,14 +141,16 @@ class Server:
 @click.option("--random-weights", type=int, help="The seed of the checkpoint's weights, if they are random.")
 @click.option("--candidate", "others", multiple=True, metavar="NAME=OPTIONS", help="In place of ours: other options.")
 @click.option("--side", type=click.IntRange(min=16), help="Send JPEGs of this side [default: the bundled pictures].")
-@click.option("--clients", multiple=True, type=click.IntRange(min=1), default=(1, 4, 16, 64), show_default=True)
+@click.option("--clients", multiple=True, type=click.IntRange(min=1), default=(1, 4, 16), show_default=True)
 @click.option("--rounds", type=click.IntRange(min=3), default=5, show_default=True)
+@click.option("--warm", type=click.FloatRange(min=0), default=2.0, show_default=True, help="Seconds before, uncounted.")
 @click.option("--seconds", type=click.FloatRange(min=0.1), default=5.0, show_default=True)
 @click.option("--threads", type=click.IntRange(min=1))
 @click.option("--out", "-o", type=click.Path(path_type=Path), default=Path("docs/serve.md"), show_default=True)
 def load(
     artifact: Path, title: str, model: str | None, random_weights: int | None, others: tuple[str, ...],
-    side: int | None, clients: tuple[int, ...], rounds: int, seconds: float, threads: int | None, out: Path,
+    side: int | None, clients: tuple[int, ...], rounds: int, warm: float, seconds: float, threads: int | None,
+    out: Path,
 ) -> int:  # fmt: skip
     """Time an artifact's server under load, with and without batching; tables of other titles stay as they were."""
     candidates = [_named(one) for one in others] or [*OURS, *(THEIRS if model else ())]
@@ -155,7 +159,7 @@ def load(
     commands = {one.name: one.command(artifact, of, threads) for one in candidates}
     with TemporaryDirectory() as folder:
         sent = _pictures(Path(folder), side)
-        turns = measure(commands, Path(folder), clients, rounds, seconds)
+        turns = measure(commands, Path(folder), clients, rounds, warm, seconds)
     setting = {
         "processor": this_machine().processor, "threads": threads or available_threads(), "rounds": rounds,
         "seconds": seconds, "pictures": sent, "date": time.strftime("%Y-%m-%d"),
@@ -171,7 +175,12 @@ def load(
 
 
 def measure(
-    commands: Mapping[str, Sequence[str]], pictures: Path, clients: Sequence[int], rounds: int, seconds: float
+    commands: Mapping[str, Sequence[str]],
+    pictures: Path,
+    clients: Sequence[int],
+    rounds: int,
+    warm: float,
+    seconds: float,
 ) -> list[Turn]:
     """Starts every server, lets them take turns, and ends them.
 
@@ -180,14 +189,15 @@ def measure(
         pictures: A folder of those that are sent.
         clients: How many ask at a time.
         rounds: Turns of each server with each number of clients.
-        seconds: Of a turn.
+        warm: Seconds of a turn that are not counted: as long as an answer takes at least.
+        seconds: That are.
 
     Raises:
         InputError: A server did not start, or did not answer.
     """
     with ExitStack() as stack:
         servers = {name: stack.enter_context(started(command)) for name, command in commands.items()}
-        return list(_turns(servers, pictures, clients, rounds, seconds))
+        return list(_turns(servers, pictures, clients, rounds, warm, seconds))
 
 
 @contextmanager
@@ -235,23 +245,26 @@ def _pictures(folder: Path, side: int | None) -> str:
 
 
 def _turns(
-    servers: dict[str, Server], folder: Path, clients: Sequence[int], rounds: int, seconds: float
+    servers: dict[str, Server], folder: Path, clients: Sequence[int], rounds: int, warm: float, seconds: float
 ) -> Iterator[Turn]:
     plan = [(number, many, name) for number in range(rounds) for many in clients for name in _rotated(servers, number)]
     for number, many, name in bar(plan, total=len(plan), desc="turns"):
         server = servers[name]
-        before, ticks, own = server.batches(), Ticks.now(), _own_s(server)
+        before, ticks, own, cpu = server.batches(), Ticks.now(), _own_s(server), server.cpu_s()
         command = [sys.executable, "-m", "invariclip.bench.load_client", str(server.port), str(folder), "--clients",
-                   str(many), "--seconds", str(seconds)]  # fmt: skip
+                   str(many), "--warm", str(warm), "--seconds", str(seconds)]  # fmt: skip
         told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        took = server.cpu_s() - cpu
         after, shares = server.batches(), Ticks.now().since(ticks, _own_s(server) - own)
         times, good = told["latencies_ms"], told["statuses"].get("200", 0)
         if not good or len(times) != good:
             raise InputError(f"{name} with {many} clients: answered with {told['statuses'] or 'nothing'}")
+        pictures = after[0] - before[0]
         p50, p95, p99 = np.percentile(times, (50, 95, 99))
         yield Turn(
-            name, many, number, good, len(times) - good, good / told["seconds"], float(p50), float(p95), float(p99),
-            (after[0] - before[0]) / max(1.0, after[1] - before[1]), shares["steal"], shares["others"],
+            name, many, number, good, len(times) - good, good / seconds, float(p50), float(p95), float(p99),
+            pictures / max(1.0, after[1] - before[1]), 1000 * took / max(1.0, pictures), shares["steal"],
+            shares["others"],
         )  # fmt: skip
 
 

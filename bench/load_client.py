@@ -18,8 +18,6 @@ from invariclip.console import emit_json
 from invariclip.pixels import find_pictures
 
 HOST = "127.0.0.1"
-WARM = 0.5
-"""Seconds at the beginning that are not counted."""
 
 
 def request_of(picture: bytes) -> bytes:
@@ -36,14 +34,13 @@ class Load:
         self.latencies: list[float] = []
         self.statuses: Counter[str] = Counter()
 
-    async def run(self, clients: int, seconds: float) -> float:
-        """Asks for `WARM` and then for so many seconds; the seconds in which answers were counted."""
-        begin = time.perf_counter() + WARM
+    async def run(self, clients: int, warm: float, seconds: float) -> None:
+        """Asks for `warm` seconds, which are not counted, and then for so many more."""
+        begin = time.perf_counter() + warm
         end = begin + seconds
         async with asyncio.TaskGroup() as group:
             for number in range(clients):
                 group.create_task(self._client(number, begin, end))
-        return seconds
 
     async def _client(self, number: int, begin: float, end: float) -> None:
         reader, writer = await asyncio.open_connection(HOST, self._port)
@@ -67,12 +64,13 @@ class Load:
 @click.argument("port", type=int)
 @click.argument("pictures", type=click.Path(path_type=Path, exists=True))
 @click.option("--clients", type=click.IntRange(min=1), required=True)
+@click.option("--warm", type=click.FloatRange(min=0), required=True)
 @click.option("--seconds", type=click.FloatRange(min=0.1), required=True)
-def client(port: int, pictures: Path, clients: int, seconds: float) -> None:
+def client(port: int, pictures: Path, clients: int, warm: float, seconds: float) -> None:
     """Ask a server for so many seconds."""
     load = Load(port, [request_of(path.read_bytes()) for path in find_pictures([pictures])])
-    counted = asyncio.run(load.run(clients, seconds))
-    emit_json({"seconds": counted, "latencies_ms": load.latencies, "statuses": dict(load.statuses)})
+    asyncio.run(load.run(clients, warm, seconds))
+    emit_json({"latencies_ms": load.latencies, "statuses": dict(load.statuses)})
 
 
 if __name__ == "__main__":

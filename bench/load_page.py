@@ -12,7 +12,18 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 BEGIN, END = "<!-- tables of bench.load -->", "<!-- end of the tables -->"
-HEAD = ["clients", "server", "answers/s", "rounds from to", "p50 ms", "p95 ms", "p99 ms", "pictures a run", "× first"]
+HEAD = [
+    "clients",
+    "server",
+    "answers/s",
+    "rounds from to",
+    "p50 ms",
+    "p95 ms",
+    "p99 ms",
+    "pictures a run",
+    "CPU ms",
+    "× first",
+]
 
 
 def with_tables(page: str, groups: dict[str, Any]) -> str:
@@ -65,5 +76,5 @@ def _row(turns: Sequence[dict[str, Any]], clients: int, name: str, first: str) -
     return [
         str(clients), name, f"{median(speed):.1f}", f"{min(speed):.1f} to {max(speed):.1f}",
         *(f"{median(of(name, what)):.0f}" for what in ("p50", "p95", "p99")),
-        f"{median(of(name, 'batch')):.1f}", compared,
+        f"{median(of(name, 'batch')):.1f}", f"{median(of(name, 'cpu_ms')):.1f}", compared,
     ]  # fmt: skip

@@ -39,7 +39,7 @@ class Limits:
         prompts: Classes times templates of a request.
         class_sets: Class sets that are kept.
         queue: Pictures, or texts, that wait.
-        seconds: From a request's first byte to its answer.
+        seconds: From a request's head to its answer.
     """
 
     body: int = 32 * MIB

@@ -20,7 +20,8 @@ PAGE = f"before\n{BEGIN}\nold\n{END}\nafter\n"
 def turn(candidate, clients, number, per_second, **more):
     return {
         "candidate": candidate, "clients": clients, "round": number, "answers": 10, "refused": 0,
-        "per_second": per_second, "p50": 10.4, "p95": 20.0, "p99": 30.0, "batch": 3.96, "steal": 0.01, "others": 0.5,
+        "per_second": per_second, "p50": 10.4, "p95": 20.0, "p99": 30.0, "batch": 3.96, "cpu_ms": 21.04,
+        "steal": 0.01, "others": 0.5,
         **more,
     }  # fmt: skip
 
@@ -41,7 +42,7 @@ def test_the_table_holds_medians_and_ratios_of_the_same_round(group):
     assert "old" not in page
     assert "other programs took 50% of the processors' time in the median turn, 50% at most" in page
     rows = [line for line in page.splitlines() if line.startswith("| 4")]
-    assert rows[0] == "| 4 | batched | 30.0 | 20.0 to 40.0 | 10 | 20 | 30 | 4.0 |  |"
+    assert rows[0] == "| 4 | batched | 30.0 | 20.0 to 40.0 | 10 | 20 | 30 | 4.0 | 21.0 |  |"
     # 15/30, 20/20, 10/40: the median of the rounds' own ratios, not the ratio of the medians
     assert rows[1].endswith("| 0.50 [0.25, 1.00] |")
     assert with_tables(page, {"Tiny": group}) == page
@@ -77,7 +78,7 @@ def test_tiny_servers_under_load(tiny_checkpoint, tiny_pictures, tmp_path):
     )
     candidates = [OURS[0], OURS[1], THEIRS[0]]
     commands = {one.name: one.command(artifact, ("--model", str(tiny_checkpoint)), 1) for one in candidates}
-    turns = measure(commands, tiny_pictures, (4,), 2, 0.2)
+    turns = measure(commands, tiny_pictures, (4,), 2, 0.2, 0.2)
     assert [one.candidate for one in turns] == [
         "batched", "one at a time", "PyTorch, batched", "one at a time", "PyTorch, batched", "batched"
     ]  # fmt: skip
@@ -86,6 +87,7 @@ def test_tiny_servers_under_load(tiny_checkpoint, tiny_pictures, tmp_path):
         assert one.answers == pytest.approx(one.per_second * 0.2)
         assert 0 < one.p50 <= one.p95 <= one.p99
         assert 1 <= one.batch <= 4
+        assert one.cpu_ms > 0
         assert one.batch == 1 or "batched" in one.candidate
 
 
@@ -102,7 +104,7 @@ def test_the_command_writes_page_and_record(tiny_artifact, tmp_path):
     done = CliRunner().invoke(
         load,
         [str(tiny_artifact), "--title", "Tiny", "--candidate", "plain=", "--clients", "1", "--rounds", "3",
-         "--seconds", "0.1", "--threads", "1", "--side", "64", "-o", str(out)],
+         "--warm", "0.1", "--seconds", "0.1", "--threads", "1", "--side", "64", "-o", str(out)],
         catch_exceptions=False, standalone_mode=False,
     )  # fmt: skip
     assert done.return_value == 0

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from invariclip.errors import InputError
+from invariclip.errors import InputError, TruncatedTextWarning
 from invariclip.serve.limits import Held, Limits, RefusedError
 from invariclip.serve.service import Batching, Named, Service
+from invariclip.tokenizer import hearing_cuts
 
 # What the contract allows between a row alone and in a batch (`max_batch_diff`), a component in float32
 IN_A_BATCH = 1e-5
@@ -113,6 +114,18 @@ def test_texts_are_cut_with_a_warning_to_their_own_callers(model):
     assert alone.warning is None
     np.testing.assert_array_equal(alone.embedding, model.embed_texts([short])[0])
     assert service.close(20)
+
+
+def test_cut_texts_are_heard_in_their_own_thread_alone(model):
+    long = "word " * 30
+    with hearing_cuts() as heard, ThreadPoolExecutor(1) as pool:
+        with pytest.warns(TruncatedTextWarning, match="cut to context_length 16"):
+            pool.submit(model.embed_texts, [long]).result(20)
+        assert heard == {}
+        model.embed_texts([long, "short"])
+    assert list(heard) == [long]
+    with pytest.warns(TruncatedTextWarning):
+        model.embed_texts([long])
 
 
 def test_which_classes_are_meant(model):
