@@ -38,6 +38,13 @@ class Prediction:
     uncertainty: float | None = None
     abstained: bool = False
 
+    def to_json(self) -> dict[str, Any]:
+        """What `predict --json` and the server say of a picture."""
+        return {
+            "label": self.label, "probability": self.probability, "ranking": [list(pair) for pair in self.ranking],
+            "uncertainty": self.uncertainty, "abstained": self.abstained,
+        }  # fmt: skip
+
 
 class Answers(NamedTuple):
     """What `Model.answer` gives: a row a picture.

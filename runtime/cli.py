@@ -52,6 +52,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "inspect": ("invariclip.commands:inspect", "", "Show what an artifact is and what it was proved to do."),
     "predict": ("invariclip.commands:predict", "", "Classify pictures."),
     "embed": ("invariclip.embed_command:embed", "", "Write embeddings of pictures or texts to safetensors."),
+    "serve": ("invariclip.serve.commands:serve", "serve", "Answer over HTTP, in batches of many clients' requests."),
 }
 
 FURTHER: dict[str, tuple[str, str]] = {

@@ -55,8 +55,8 @@ OTHER_PROJECTION = click.option(
 )
 
 
-def _number_or_word(_ctx: click.Context, _param: click.Parameter, value: str | None) -> float | str | None:
-    """A number as one; `threshold` refuses other words than `calibrated`."""
+def number_or_word(_ctx: click.Context, _param: click.Parameter, value: str | None) -> float | str | None:
+    """An option's value: a number as one; `threshold` refuses other words than `calibrated`."""
     try:
         return None if value is None else float(value)
     except ValueError:
@@ -209,7 +209,7 @@ def _learned(manifest: Manifest) -> list[list[str]]:
 @click.option(
     "--abstain-above",
     metavar="U",
-    callback=_number_or_word,
+    callback=number_or_word,
     help=f"Give no label where the uncertainty is above this, from 0 to 1, or {CALIBRATED}.",
 )
 @BATCH
@@ -243,10 +243,7 @@ def predict(
     shown = progress(paths, total=len(paths), desc="pictures")
     for answer in model.stream(shown, batch_size=batch_size, unreadable=noting(bad)):
         prediction = answer.prediction(top_k, abstain_above=limit)
-        results.append({"picture": str(answer.picture), "label": prediction.label,
-                        "probability": prediction.probability,
-                        "ranking": [list(pair) for pair in prediction.ranking],
-                        "uncertainty": prediction.uncertainty, "abstained": prediction.abstained})  # fmt: skip
+        results.append({"picture": str(answer.picture), **prediction.to_json()})
         if not as_json:
             say(f"{answer.picture}  {_in_words(prediction)}")
     if as_json:

@@ -109,6 +109,22 @@ def open_reduced(
     return _in_one_line(name, decoded)
 
 
+def picture_facts(picture: Picture) -> tuple[str, Size]:
+    """What kind of picture it is, by Pillow's name of the format, and its size; only its head is read.
+
+    An array or an image that was made in memory is of no format: an empty name.
+
+    Raises:
+        InputError: It is missing, not a picture, or too large.
+    """
+
+    def read() -> tuple[str, Size]:
+        image = _opened(picture, picture_name(picture))
+        return image.format or "", image.size
+
+    return _in_one_line(picture_name(picture), read)
+
+
 def picture_name(picture: Picture) -> str:
     """What to call a picture in an error message."""
     if isinstance(picture, (str, os.PathLike)):

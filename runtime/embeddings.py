@@ -16,6 +16,7 @@ from invariclip.files import write_atomically
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -48,13 +49,21 @@ class Embeddings:
         return self.vectors @ other.vectors.T
 
 
-def write_embeddings(path: str | os.PathLike[str], embeddings: Embeddings) -> None:
-    """Writes one safetensors file atomically: `embeddings`, and items and space as metadata."""
+def embeddings_bytes(embeddings: Embeddings, warnings: Sequence[str] = ()) -> bytes:
+    """One safetensors file: `embeddings`, and items and space as metadata, with what was warned of, if anything."""
     metadata = {
         "invariclip.space_id": embeddings.space_id,
         "invariclip.items": json.dumps(embeddings.items, ensure_ascii=False),
     }
-    write_atomically(Path(path), save({"embeddings": np.ascontiguousarray(embeddings.vectors)}, metadata))
+    if warnings:
+        metadata["invariclip.warnings"] = json.dumps(warnings, ensure_ascii=False)
+    content: bytes = save({"embeddings": np.ascontiguousarray(embeddings.vectors)}, metadata)
+    return content
+
+
+def write_embeddings(path: str | os.PathLike[str], embeddings: Embeddings) -> None:
+    """Writes `embeddings_bytes` atomically."""
+    write_atomically(Path(path), embeddings_bytes(embeddings))
 
 
 def read_embeddings(path: str | os.PathLike[str]) -> Embeddings:

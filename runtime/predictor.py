@@ -19,6 +19,7 @@ from invariclip.errors import InputError
 from invariclip.exchange import EXCHANGING_BACKENDS, require_exchangeable
 from invariclip.host_head import HostHead
 from invariclip.manifest import EMBEDDING, IMAGE_INPUT, PROBABILITIES, PROJECTION_INPUT, UNCERTAINTY, space_id
+from invariclip.pixels import pixels
 from invariclip.prompts import DEFAULT_TEMPLATES, check_prompts
 from invariclip.streams import DEFAULT_BATCH, LOOK_AHEAD, PictureReader
 from invariclip.text_cache import DEFAULT_TEXT_CACHE, TextCache
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from invariclip.abstaining import AbstainAbove
     from invariclip.console import Progress
     from invariclip.manifest import Manifest
-    from invariclip.pixels import PixelMode
+    from invariclip.pixels import Picture, PixelMode
     from invariclip.projection import Projection
     from invariclip.streams import Batch, Pictures, Unreadable
 
@@ -97,6 +98,19 @@ class Model:
     def space_id(self) -> str:
         """Names the embedding space; compare vectors only where it is equal."""
         return self._space_id
+
+    @property
+    def head(self) -> HostHead | None:
+        """What answers with the classes from embeddings; None where the graph itself does, or there are none."""
+        return self._head
+
+    def prepare(self, picture: Picture) -> NDArray[np.uint8]:
+        """One picture as the tower sees it, uint8 [H, W, 3]; several, stacked, are what every method takes too.
+
+        Raises:
+            InputError: It cannot be read.
+        """
+        return pixels(picture, self.manifest.pixels, self._reader.mode)
 
     def embed_images(self, pictures: Pictures, *, batch_size: int = DEFAULT_BATCH) -> NDArray[np.float32]:
         """Unit-length embeddings of pictures, float32 [N, d].

@@ -9,6 +9,8 @@ from __future__ import annotations
 import html
 import string
 import warnings
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,7 +20,7 @@ import tokenizers
 from invariclip.errors import ArtifactError, InputError, TruncatedTextWarning
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -29,6 +31,21 @@ _MAX_FILE = 256 * 2**20
 """Bytes of a `tokenizer.json`; the largest published ones have 35 MB."""
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
+_HEARD: ContextVar[dict[str, str] | None] = ContextVar("cut texts", default=None)
+
+
+@contextmanager
+def hearing_cuts() -> Iterator[dict[str, str]]:
+    """Collects texts that are cut in this thread, with what would be warned of, in place of the warnings.
+
+    Python's own way of catching warnings is shared by all threads: a server could not tell whose text was cut.
+    """
+    heard: dict[str, str] = {}
+    token = _HEARD.set(heard)
+    try:
+        yield heard
+    finally:
+        _HEARD.reset(token)
 
 
 @dataclass(frozen=True)
@@ -169,12 +186,15 @@ class Tokenizer:
         for number, encoding in enumerate(self._tokenizer.encode_batch(cleaned, add_special_tokens=False)):
             ids = encoding.ids
             if len(ids) > room:
-                warnings.warn(
+                message = (
                     f"text of {len(ids) + spec.context_length - room} tokens cut to context_length "
-                    f"{spec.context_length}: {given[number][:60]!r}",
-                    TruncatedTextWarning,
-                    stacklevel=2,
+                    f"{spec.context_length}: {given[number][:60]!r}"
                 )
+                heard = _HEARD.get()
+                if heard is None:
+                    warnings.warn(message, TruncatedTextWarning, stacklevel=2)
+                else:
+                    heard[given[number]] = message
                 ids = ids[:room] if spec.cut_side == "right" else ids[-room:]
             self._place(rows[number], [*spec.start_token_ids, *prefix, *ids, *spec.end_token_ids])
         if spec.zeroed_token_id is not None:

@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ COMMANDS = [
     line
     for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
     for line in block.replace("\\\n", " ").splitlines()
-    if line.startswith("invariclip ") and not line.startswith("invariclip demo")
+    if line.startswith(("invariclip ", "curl ")) and not line.startswith("invariclip demo")
 ]
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
@@ -48,8 +49,37 @@ def run(desk, *arguments):
     return subprocess.run([sys.executable, *arguments], cwd=desk, capture_output=True, text=True, check=False)
 
 
+def served(desk, command):
+    """The server of a command, on a free port in place of the one that it names."""
+    words = ["-m", *shlex.split(command, comments=True), "--port", "0"]
+    process = subprocess.Popen([sys.executable, *words], cwd=desk, stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:
+        if found := re.search(r" at http://[\d.]+:(\d+)$", line.strip()):
+            return process, found[1]
+    return pytest.fail(f"{command}\nended with {process.wait()}")
+
+
+def asked(desk, command, port):
+    if shutil.which("curl") is None:
+        pytest.skip("no curl here")
+    words = shlex.split(command.replace("localhost:8000", f"127.0.0.1:{port}"))
+    done = subprocess.run([*words, "--silent", "--fail-with-body"], cwd=desk, capture_output=True, check=False)
+    assert done.returncode == 0, f"{command}\n{done.stdout}"
+
+
 def test_commands_in_order(desk):
+    serving, port = None, ""
     for command in COMMANDS:
+        if command.startswith("invariclip serve"):
+            serving, port = served(desk, command)
+            continue
+        if serving and not command.startswith("curl "):
+            serving.send_signal(signal.SIGTERM)
+            assert serving.wait(30) == 0
+            serving = None
+        if command.startswith("curl "):
+            asked(desk, command, port)
+            continue
         done = run(desk, "-m", *shlex.split(command, comments=True))
         assert done.returncode == 0, f"{command}\n{done.stderr}"
 

@@ -37,6 +37,17 @@ def test_a_command_without_its_extra_says_what_to_install():
     assert done.stderr.count("\n") == 1
 
 
+def test_the_server_without_its_extra_says_what_to_install():
+    web = ("starlette", "uvicorn", "prometheus_client", "python_multipart")
+    block = f"import sys; sys.modules.update(dict.fromkeys({web!r}, None));"
+    done = run(f"{block} from invariclip.cli import main; main(['serve', '--help'])")
+    assert done.returncode == 2
+    assert 'pip install "invariclip[serve]"' in done.stderr
+    assert done.stderr.count("\n") == 1
+    done = run(f"{block} {BLOCK} import invariclip.serve.service, invariclip.serve.requests")
+    assert done.returncode == 0, done.stderr
+
+
 def imported(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):

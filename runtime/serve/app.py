@@ -1,0 +1,227 @@
+"""The web application: routes, and who waits for what."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.routing import Route
+
+from invariclip.abstaining import threshold
+from invariclip.embeddings import Embeddings, embeddings_bytes
+from invariclip.serve import requests
+from invariclip.serve.bodies import read_body
+from invariclip.serve.describe import described
+from invariclip.serve.guard import Guard, as_json, error_answer
+from invariclip.serve.limits import Held, RefusedError
+from invariclip.serve.metrics import CONTENT_TYPE
+from invariclip.serve.page import page
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+    from concurrent.futures import Future
+    from typing import TypeVar
+
+    from starlette.requests import Request
+
+    from invariclip.serve.batcher import Batcher, Ticket
+    from invariclip.serve.limits import Limits
+    from invariclip.serve.metrics import Metrics
+    from invariclip.serve.requests import Body, Classify, Embed
+    from invariclip.serve.service import Named, Row, Service
+
+    T = TypeVar("T")
+    R = TypeVar("R")
+
+ROUTES = ("/", "/healthz", "/readyz", "/metrics", "/v1/model", "/v1/classify", "/v1/embed")
+SAFETENSORS = "application/octet-stream"
+_INLINE = 10_000  # probabilities that are ranked in the event loop; more would hold up others
+
+
+class Api:
+    """The endpoints of a service.
+
+    Attributes:
+        ready: Whether it is warm and takes work.
+    """
+
+    def __init__(self, service: Service, metrics: Metrics) -> None:
+        self.service, self.metrics = service, metrics
+        self.ready = False
+        self._held = Held(service.limits.bodies)
+
+    async def health(self, _request: Request) -> Response:
+        """Alive."""
+        return as_json({"status": "alive"})
+
+    async def readiness(self, _request: Request) -> Response:
+        """Warm and taking work."""
+        if not self.ready:
+            raise RefusedError(503, "warming up; ask again", {"retry-after": "1"})
+        return as_json({"status": "ready"})
+
+    async def counted(self, _request: Request) -> Response:
+        """Prometheus' numbers."""
+        return Response(self.metrics.text(), headers={"content-type": CONTENT_TYPE})
+
+    async def model(self, _request: Request) -> Response:
+        """What the artifact is."""
+        return as_json(described(self.service))
+
+    async def classify(self, request: Request) -> Response:
+        """Pictures to their best classes."""
+        async with self._asked(request, requests.classify) as asked:
+            return await unless_gone(request, self._classified(asked))
+
+    async def embed(self, request: Request) -> Response:
+        """Pictures or texts to embeddings."""
+        async with self._asked(request, requests.embed) as asked:
+            return await unless_gone(request, self._embedded(asked, SAFETENSORS in request.headers.get("accept", "")))
+
+    @asynccontextmanager
+    async def _asked(self, request: Request, read: Callable[[Body, Limits], T]) -> AsyncIterator[T]:
+        """A question, read within the bounds, whose answer is waited for no longer than they say."""
+        limits = self.service.limits
+        began = asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout(limits.seconds):
+                body, held = await read_body(request, limits, self._held)
+        except TimeoutError as error:
+            raise RefusedError(408, f"the request did not come in within {limits.seconds:g} s") from error
+        try:
+            async with asyncio.timeout_at(began + limits.seconds):
+                # base64 of many pictures would hold up everybody else
+                yield await asyncio.to_thread(read, body, limits) if "pictures" in body.fields else read(body, limits)
+        except TimeoutError as error:
+            raise RefusedError(504, f"no answer within {limits.seconds:g} s; send less, or later") from error
+        finally:
+            self._held.give_back(held)
+
+    async def _classified(self, asked: Classify) -> Response:
+        service = self.service
+        said = service.abstain_above
+        if asked.abstain_above is not requests.UNSAID:
+            said = threshold(service.model.manifest.cdc, asked.abstain_above)  # type: ignore[arg-type]
+        key = service.class_key(asked.classes, asked.templates)
+        model = service.model
+        warnings: tuple[str, ...] = ()
+        if key is not None:
+            wait = service.class_sets.ask(*key)
+            try:
+                made = await finished(wait.future)
+                model, warnings = made.model, made.warnings
+            finally:
+                wait.leave()
+        rows = await self._rows(asked.pictures, classes=key is None)
+        told = (rows, model, asked.top, said)
+        large = len(rows) * len(model.classes) > _INLINE
+        predictions = await asyncio.to_thread(service.predictions, *told) if large else service.predictions(*told)
+        answers = [
+            {"picture": picture.name, **prediction.to_json()}
+            for picture, prediction in zip(asked.pictures, predictions, strict=True)
+        ]
+        return as_json({"space_id": service.model.space_id, "predictions": answers, "warnings": list(warnings)})
+
+    async def _embedded(self, asked: Embed, safetensors: bool) -> Response:
+        service = self.service
+        rows: Sequence[Any]
+        if asked.texts:
+            rows = await answered(service.texts, list(asked.texts))
+            items, warnings = asked.texts, [row.warning for row in rows if row.warning]
+        else:
+            rows = await self._rows(asked.pictures, classes=False)
+            items, warnings = tuple(picture.name for picture in asked.pictures), []
+        vectors = np.stack([row.embedding for row in rows])
+        space = service.model.space_id
+        if safetensors:
+            content = embeddings_bytes(Embeddings(vectors, items, space), warnings)
+            return Response(content, media_type=SAFETENSORS, headers={"x-space-id": space})
+        return as_json(
+            {"space_id": space, "width": service.model.width, "items": list(items), "embeddings": vectors.tolist(),
+             "warnings": warnings}
+        )  # fmt: skip
+
+    async def _rows(self, pictures: Sequence[Named], *, classes: bool) -> list[Row]:
+        return await answered(self.service.pictures, [(picture, classes) for picture in pictures])
+
+
+async def answered(batcher: Batcher[T, Any, R], items: list[T]) -> list[R]:
+    """What a batcher answers; if nobody waits for it any more, it is taken back."""
+    ticket: Ticket[R] = batcher.submit(items)
+    try:
+        return await finished(ticket.future)
+    finally:
+        ticket.drop()
+
+
+async def finished(future: Future[T]) -> T:
+    """Waits for another thread's result."""
+    return await asyncio.wrap_future(future)
+
+
+async def unless_gone(request: Request, answer: Coroutine[Any, Any, T]) -> T:
+    """The answer; given up when the client goes away, so that what waits for it is not worked on.
+
+    Raises:
+        ClientDisconnect: It went away.
+    """
+    work, watch = asyncio.ensure_future(answer), asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait((work, watch), return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            return work.result()
+        raise ClientDisconnect
+    finally:
+        for task in (work, watch):
+            task.cancel()
+        await asyncio.gather(work, watch, return_exceptions=True)
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def application(
+    service: Service, metrics: Metrics, *, api_keys: tuple[str, ...] = (), cors_origins: tuple[str, ...] = ()
+) -> tuple[Starlette, Api]:
+    """The application, and its endpoints, which know whether it is ready.
+
+    Args:
+        service: Who answers.
+        metrics: Counts.
+        api_keys: One of them is demanded, if there are any.
+        cors_origins: Other sites whose pages may ask.
+    """
+    api = Api(service, metrics)
+    metrics.watch(service)
+    middleware = [Middleware(Guard, metrics=metrics, routes=ROUTES, api_keys=api_keys)]
+    if cors_origins:
+        headers = ["authorization", "content-type"]
+        cors = Middleware(
+            CORSMiddleware,
+            allow_origins=list(cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=headers,
+            expose_headers=["x-space-id", "retry-after"],
+        )
+        middleware.insert(0, cors)
+    routes = [
+        Route("/", page()),
+        Route("/healthz", api.health),
+        Route("/readyz", api.readiness),
+        Route("/metrics", api.counted),
+        Route("/v1/model", api.model),
+        Route("/v1/classify", api.classify, methods=["POST"]),
+        Route("/v1/embed", api.embed, methods=["POST"]),
+    ]
+    return Starlette(
+        routes=routes, middleware=middleware, exception_handlers={404: error_answer, 405: error_answer}
+    ), api

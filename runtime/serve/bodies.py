@@ -1,0 +1,141 @@
+"""A request's body into memory: counted while it comes in, then taken apart by its content type."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
+
+from invariclip.errors import InputError
+from invariclip.serve.limits import RefusedError
+from invariclip.serve.requests import Body, from_json, from_pairs, merged
+from invariclip.serve.service import Named
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from starlette.requests import Request
+
+    from invariclip.serve.limits import Held, Limits
+
+LARGE = 1 << 18
+"""Bytes above which JSON is read in a thread, not in the event loop."""
+KINDS = "image/*, application/octet-stream (one picture), multipart/form-data, application/json"
+_DRAIN_SECONDS = 2.0
+_FIELD_BYTES = 1 << 20
+
+
+class _InMemory(MultiPartParser):
+    spool_max_size = 1 << 62  # a body is bounded, and no picture is written to a disk
+
+
+async def read_body(request: Request, limits: Limits, held: Held) -> tuple[Body, int]:
+    """Reads and takes apart a body.
+
+    Args:
+        request: The request.
+        limits: What it may bring.
+        held: Counts its bytes; they are taken back if this raises.
+
+    Returns:
+        The body, and how many bytes of `held` it took, for the caller to give back.
+
+    Raises:
+        RefusedError: It is too large, malformed, or of no known type.
+        InputError: A field is given twice.
+        ClientDisconnect: The client went away.
+    """
+    count = _Count(request, limits, held)
+    try:
+        return await _apart(request, limits, count), count.taken
+    except (InputError, RefusedError):
+        held.give_back(count.taken)
+        await _drain(request, limits.body)
+        raise
+    except BaseException:
+        held.give_back(count.taken)
+        raise
+
+
+class _Count:
+    """A body's bytes, counted as they come."""
+
+    def __init__(self, request: Request, limits: Limits, held: Held) -> None:
+        self._request, self._limits, self._held = request, limits, held
+        self.taken = 0
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        """The body in pieces.
+
+        Raises:
+            RefusedError: It is larger than a body may be, or than all may be together.
+        """
+        too_large = RefusedError(413, f"the body is too large; up to {self._limits.body:,} bytes are taken at once")
+        stated = self._request.headers.get("content-length", "")
+        if stated.isdecimal() and int(stated[:20]) > self._limits.body:
+            raise too_large
+        async for chunk in self._request.stream():
+            if self.taken + len(chunk) > self._limits.body:
+                raise too_large
+            self._held.take(len(chunk))
+            self.taken += len(chunk)
+            yield chunk
+
+
+async def _drain(request: Request, most: int) -> None:
+    """Lets a client that sends before it listens finish, so that it hears why it is refused; nothing is kept."""
+    with suppress(TimeoutError, ClientDisconnect, RuntimeError):  # RuntimeError: all of it was read
+        async with asyncio.timeout(_DRAIN_SECONDS):
+            async for chunk in request.stream():
+                most -= len(chunk)
+                if most < 0:
+                    break
+
+
+async def _apart(request: Request, limits: Limits, count: _Count) -> Body:
+    query = from_pairs(request.query_params.multi_items())
+    coding = request.headers.get("content-encoding", "identity").strip().lower()
+    if coding != "identity":
+        raise RefusedError(415, f"a body with content-encoding {coding[:60]!r} is not taken; send it as it is")
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind.startswith("image/") or kind == "application/octet-stream":
+        data = b"".join([chunk async for chunk in count.chunks()])
+        return Body(query, (Named("0", data),) if data else ())
+    if kind == "application/json":
+        data = b"".join([chunk async for chunk in count.chunks()])
+        fields = await asyncio.to_thread(from_json, data) if len(data) > LARGE else from_json(data)
+        return Body(merged(query, fields))
+    if kind == "multipart/form-data":
+        return await _multipart(request, limits, count, query)
+    raise RefusedError(
+        415, f"a body of type {kind[:60]!r} is not taken; available: {KINDS}; the header is content-type"
+    )
+
+
+async def _multipart(request: Request, limits: Limits, count: _Count, query: dict[str, object]) -> Body:
+    parser = _InMemory(
+        request.headers, count.chunks(), max_files=limits.pictures,
+        max_fields=limits.classes + limits.templates + limits.texts, max_part_size=_FIELD_BYTES,
+    )  # fmt: skip
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        if error.message.startswith("Too many files"):
+            raise RefusedError(413, f"too many pictures; up to {limits.pictures} are taken at once") from error
+        raise RefusedError(400, f"the body cannot be read as multipart/form-data: {error.message}") from error
+    except (KeyError, ValueError, LookupError) as error:  # no boundary, an unknown charset
+        raise RefusedError(400, f"the body cannot be read as multipart/form-data: {error!r}") from error
+    pictures: list[Named] = []
+    pairs: list[tuple[str, str]] = []
+    for name, value in form.multi_items():
+        if isinstance(value, str):
+            pairs.append((name, value))
+        elif name != "pictures":
+            raise InputError(f"a file belongs in the field pictures, not in {name!r:.60}")
+        else:
+            pictures.append(Named(value.filename or str(len(pictures)), await value.read()))
+    await form.close()
+    return Body(merged(query, from_pairs(pairs)), tuple(pictures))

@@ -1,0 +1,120 @@
+"""Around every request: keys, counts, and errors as one line of JSON, never a traceback."""
+
+from __future__ import annotations
+
+import hmac
+import json
+import logging
+import time
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from invariclip.errors import InputError
+from invariclip.serve.batcher import QueueFullError, StoppedError
+from invariclip.serve.limits import RefusedError
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from invariclip.serve.metrics import Metrics
+
+log = logging.getLogger("invariclip.serve")
+OPEN = ("/", "/healthz", "/readyz")
+"""What is answered without a key: health, and the page, which holds nothing of the artifact."""
+GONE = 499
+"""Counted for a client that went away; nobody gets it."""
+
+
+def as_json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """An answer in JSON.
+
+    Raises:
+        ValueError: A number is not finite.
+    """
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return Response(text.encode("utf-8", "replace"), status, headers, media_type="application/json")
+
+
+async def error_answer(request: Request, error: Exception) -> Response:
+    """What Starlette refuses by itself, in our words."""
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
+    if status == 405:
+        allowed = ", ".join(sorted(headers.get("Allow", "").split(", ")))
+        return as_json({"error": f"{request.method} is not taken here; available: {allowed}"}, status, headers)
+    return as_json({"error": f"nothing is at {request.url.path[:100]}; available: {_ROUTES}"}, status, headers)
+
+
+_ROUTES = "POST /v1/classify, POST /v1/embed, GET /v1/model, GET /healthz, GET /readyz, GET /metrics, GET /"
+
+
+def refusal(error: Exception) -> Response:
+    """What an exception says to the client; one that nobody foresaw gets an id that stands in the log."""
+    if isinstance(error, RefusedError):
+        return _line(error, error.status, error.headers)
+    if isinstance(error, QueueFullError):
+        return _line(error, 503, {"retry-after": str(error.retry_after)})
+    if isinstance(error, StoppedError):
+        return _line(error, 503, {"retry-after": "1"})
+    if isinstance(error, InputError):
+        return _line(error, 422, {})
+    number = uuid.uuid4().hex[:12]
+    log.error("error %s", number, exc_info=error)
+    return as_json({"error": f"the server failed; its log says why under {number}"}, 500)
+
+
+def _line(error: Exception, status: int, headers: dict[str, str]) -> Response:
+    return as_json({"error": " ".join(str(error).split())}, status, headers)
+
+
+class Guard:
+    """An ASGI application around another."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, routes: tuple[str, ...], api_keys: tuple[str, ...]) -> None:
+        self._app, self._metrics, self._routes = app, metrics, routes
+        self._keys = tuple(key.encode() for key in api_keys)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began, status = time.monotonic(), 0
+
+        async def noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            if self._keys and scope["path"] not in OPEN and not self._known(scope):
+                answer = as_json({"error": _WITHOUT_KEY}, 401, {"www-authenticate": "Bearer"})
+                await answer(scope, receive, noting)
+            else:
+                await self._app(scope, receive, noting)
+        except ClientDisconnect:
+            status = GONE
+        except Exception as error:
+            if status:
+                raise  # half an answer is out, and cannot become another
+            await refusal(error)(scope, receive, noting)
+        finally:
+            route = scope["path"] if scope["path"] in self._routes else "other"
+            self._metrics.requests.labels(route, str(status or GONE)).inc()
+            self._metrics.request_seconds.labels(route).observe(time.monotonic() - began)
+
+    def _known(self, scope: Scope) -> bool:
+        headers = dict(scope["headers"])
+        given = headers.get(b"authorization", b"")
+        key = given[7:].strip() if given[:7].lower() == b"bearer " else headers.get(b"x-api-key", b"")
+        # Every key is compared, in a time that does not depend on how much of it is right
+        return bool(sum([hmac.compare_digest(key, known) for known in self._keys]))
+
+
+_WITHOUT_KEY = "this needs a key: send the header authorization: Bearer KEY, or x-api-key: KEY"

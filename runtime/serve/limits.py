@@ -1,0 +1,110 @@
+"""How much a request may bring, and how much all requests together."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from invariclip.errors import InputError, InvariclipError
+
+MIB = 1 << 20
+
+
+class RefusedError(InvariclipError):
+    """A request that is not answered.
+
+    Attributes:
+        status: HTTP's number for why.
+        headers: Headers of the answer.
+    """
+
+    def __init__(self, status: int, message: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status, self.headers = status, headers or {}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds; what goes beyond is refused with 413 before it is worked on.
+
+    Attributes:
+        body: Bytes of a request's body.
+        bodies: Bytes of all bodies that are held at a time; more are refused with 503.
+        pictures: Pictures of a request.
+        pixels: Pixels of a picture, by its own head, before it is decoded.
+        texts: Texts of a request.
+        characters: Of one text, class name or template.
+        classes: Class names of a request.
+        templates: Prompt templates of a request.
+        prompts: Classes times templates of a request.
+        class_sets: Class sets that are kept.
+        queue: Pictures, or texts, that wait.
+        seconds: From a request's head to its answer.
+    """
+
+    body: int = 32 * MIB
+    bodies: int = 512 * MIB
+    pictures: int = 64
+    pixels: int = 50_000_000
+    texts: int = 1_000
+    characters: int = 2_000
+    classes: int = 1_000
+    templates: int = 100
+    prompts: int = 10_000
+    class_sets: int = 32
+    queue: int = 256
+    seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        """Refuses numbers that answer nobody.
+
+        Raises:
+            InputError: One is not above 0, or a request may bring more than can wait or be held.
+        """
+        for field in fields(self):
+            if not getattr(self, field.name) > 0:
+                raise InputError(f"the limit {field.name} must be above 0, not {getattr(self, field.name)}")
+        if self.pictures > self.queue:
+            raise InputError(
+                f"a request may bring {self.pictures} pictures and only {self.queue} may wait; raise --queue or lower "
+                "--max-pictures"
+            )
+        if self.body > self.bodies:
+            raise InputError(f"a body of {self.body:,} bytes is more than the {self.bodies:,} that may be held in all")
+
+    def to_json(self) -> dict[str, Any]:
+        """What `/v1/model` says of them."""
+        return asdict(self)
+
+    def require(self, count: int, what: str, limit: int) -> None:
+        """Refuses too many.
+
+        Raises:
+            RefusedError: There are.
+        """
+        if count > limit:
+            raise RefusedError(413, f"{count:,} {what} are too many; up to {limit:,} are taken at once")
+
+
+class Held:
+    """Bytes of all bodies that are in memory; only the event loop touches it."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.now = limit, 0
+
+    def take(self, count: int) -> None:
+        """Counts bytes that have come in.
+
+        Raises:
+            RefusedError: With them there are too many.
+        """
+        if self.now + count > self.limit:
+            raise RefusedError(
+                503, f"requests of {self.now:,} bytes are being answered, and up to {self.limit:,} are held; try again",
+                {"retry-after": "1"},
+            )  # fmt: skip
+        self.now += count
+
+    def give_back(self, count: int) -> None:
+        """Counts bytes that were let go."""
+        self.now -= count

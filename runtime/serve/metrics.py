@@ -1,0 +1,84 @@
+"""What the server counts, for Prometheus."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+if TYPE_CHECKING:
+    from invariclip.serve.service import Service
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+
+class Metrics:
+    """A registry of its own: two servers in one process do not meet."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "invariclip_requests", "Requests by route and status.", ["route", "status"], registry=self.registry
+        )
+        self.request_seconds = Histogram(
+            "invariclip_request_seconds", "From a request's head to the end of its answer.", ["route"],
+            buckets=SECONDS, registry=self.registry,
+        )  # fmt: skip
+        self._items = Counter("invariclip_items", "Items answered by the engine.", ["kind"], registry=self.registry)
+        self._batches = Histogram(
+            "invariclip_batch_size", "Items to a run of the engine.", ["kind"], buckets=BATCHES, registry=self.registry
+        )
+        self._stages = Histogram(
+            "invariclip_stage_seconds",
+            "decode: making one item ready. queue: ready, and waiting for the engine. engine: one batch.",
+            ["kind", "stage"], buckets=SECONDS, registry=self.registry,
+        )  # fmt: skip
+
+    def watcher(self, kind: str) -> Stages:
+        """What a batcher tells of items of a kind, `pictures` or `texts`."""
+        return Stages(
+            self._items.labels(kind),
+            self._batches.labels(kind),
+            *(self._stages.labels(kind, stage) for stage in ("decode", "queue", "engine")),
+        )
+
+    def watch(self, service: Service) -> None:
+        """Shows how full a service's queues are."""
+        depth = Gauge("invariclip_queue_depth", "Items that no engine has taken yet.", ["kind"], registry=self.registry)
+        depth.labels("pictures").set_function(lambda: service.pictures.waiting)
+        depth.labels("texts").set_function(lambda: service.texts.waiting)
+        kept = Gauge("invariclip_class_sets", "Class sets of requests that are kept.", registry=self.registry)
+        kept.set_function(lambda: service.class_sets.kept)
+        made = Gauge("invariclip_class_sets_embedded", "Class sets embedded so far.", registry=self.registry)
+        made.set_function(lambda: service.class_sets.embedded)
+
+    def text(self) -> bytes:
+        """All of it, in Prometheus' own format."""
+        return generate_latest(self.registry)
+
+
+class Stages:
+    """A `batcher.Watcher` that counts."""
+
+    def __init__(
+        self, items: Counter, batches: Histogram, decode: Histogram, queue: Histogram, engine: Histogram
+    ) -> None:
+        self._items, self._batches = items, batches
+        self._decode, self._queue, self._engine = decode, queue, engine
+
+    def prepared(self, seconds: float) -> None:
+        """An item was made ready."""
+        self._decode.observe(seconds)
+
+    def waited(self, seconds: float) -> None:
+        """A ready item was taken by the engine."""
+        self._queue.observe(seconds)
+
+    def ran(self, rows: int, seconds: float) -> None:
+        """The engine answered a batch."""
+        self._items.inc(rows)
+        self._batches.observe(rows)
+        self._engine.observe(seconds)

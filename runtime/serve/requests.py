@@ -1,0 +1,238 @@
+"""What a request asks, from its query and its body; nothing is guessed, and no field is ignored."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from invariclip.abstaining import CALIBRATED
+from invariclip.errors import InputError
+from invariclip.prompts import TEMPLATE_SETS, check_prompts, template_set
+from invariclip.serve.limits import RefusedError
+from invariclip.serve.service import Named
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from invariclip.abstaining import AbstainAbove
+    from invariclip.serve.limits import Limits
+
+Pairs: TypeAlias = "Iterable[tuple[str, str]]"
+
+CLASSIFY_FIELDS = ("pictures", "classes", "templates", "abstain_above", "top")
+EMBED_FIELDS = ("pictures", "texts")
+DEFAULT_TOP = 3
+UNSAID = object()
+"""In place of `abstain_above` where a request does not say it: null says never to abstain."""
+
+
+@dataclass(frozen=True)
+class Body:
+    """A request's body, taken apart.
+
+    Attributes:
+        fields: By name, texts of a query or form, or JSON's values.
+        pictures: Those that came as bytes; JSON's are still in `fields`.
+    """
+
+    fields: Mapping[str, Any]
+    pictures: tuple[Named, ...] = ()
+
+
+@dataclass(frozen=True)
+class Classify:
+    """A question to `/v1/classify`; None takes the server's own.
+
+    Attributes:
+        pictures: What to classify.
+        classes: Class names.
+        templates: Prompts.
+        abstain_above: A number, `calibrated`, None for never, or `UNSAID`.
+        top: How many classes are ranked.
+    """
+
+    pictures: tuple[Named, ...]
+    classes: tuple[str, ...] | None
+    templates: tuple[str, ...] | None
+    abstain_above: AbstainAbove | object
+    top: int
+
+
+@dataclass(frozen=True)
+class Embed:
+    """A question to `/v1/embed`: pictures, or texts."""
+
+    pictures: tuple[Named, ...]
+    texts: tuple[str, ...]
+
+
+def from_pairs(pairs: Pairs) -> dict[str, Any]:
+    """Fields of a query or a form: one value as a text, a repeated one as a list of them."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name not in found:
+            found[name] = value
+        elif isinstance(found[name], list):
+            found[name].append(value)
+        else:
+            found[name] = [found[name], value]
+    return found
+
+
+def from_json(data: bytes) -> dict[str, Any]:
+    """Fields of a JSON object.
+
+    Raises:
+        RefusedError: It is none.
+    """
+    try:
+        plain = json.loads(data, parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        raise RefusedError(400, f"the body cannot be read as JSON: {error}") from error
+    if not isinstance(plain, dict):
+        raise RefusedError(400, 'the body must be a JSON object, such as {"pictures": ["<base64>"]}')
+    return plain
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON's")
+
+
+def merged(query: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of the query and of the body together.
+
+    Raises:
+        InputError: One is in both.
+    """
+    twice = sorted(set(query) & set(fields))
+    if twice:
+        raise InputError(f"{twice[0]} is given in the query and in the body; give it once")
+    return {**query, **fields}
+
+
+def classify(body: Body, limits: Limits) -> Classify:
+    """Reads a question to `/v1/classify`.
+
+    Raises:
+        InputError: A field is unknown or of another type, or there is no picture.
+        RefusedError: There is too much of something.
+    """
+    fields = _known(body.fields, CLASSIFY_FIELDS)
+    pictures = _pictures(body, limits)
+    if not pictures:
+        raise InputError("no picture; send one as the body, as multipart files, or as base64 in the field pictures")
+    classes = _texts(fields.get("classes"), "classes", limits, limits.classes, split=True)
+    templates = _templates(fields.get("templates"), limits)
+    if classes is not None:
+        limits.require(len(classes) * len(templates or ("",)), "prompts (classes times templates)", limits.prompts)
+    if classes is not None or templates is not None:
+        check_prompts(classes or ("class",), templates or ("{}",))
+    top = _whole(fields.get("top", DEFAULT_TOP), "top")
+    return Classify(pictures, classes, templates, _threshold(fields.get("abstain_above", UNSAID)), top)
+
+
+def embed(body: Body, limits: Limits) -> Embed:
+    """Reads a question to `/v1/embed`.
+
+    Raises:
+        InputError: A field is unknown or of another type, or there are not either pictures or texts.
+        RefusedError: There is too much of something.
+    """
+    fields = _known(body.fields, EMBED_FIELDS)
+    pictures = _pictures(body, limits)
+    texts = _texts(fields.get("texts"), "texts", limits, limits.texts) or ()
+    if bool(pictures) == bool(texts):
+        raise InputError("give pictures, or texts, and not both")
+    return Embed(pictures, texts)
+
+
+def _known(fields: Mapping[str, Any], known: tuple[str, ...]) -> Mapping[str, Any]:
+    strange = sorted(set(fields) - set(known))
+    if strange:
+        raise InputError(f"no field is called {strange[0]!r:.60}; available: {', '.join(known)}")
+    return fields
+
+
+def _pictures(body: Body, limits: Limits) -> tuple[Named, ...]:
+    given = body.fields.get("pictures")
+    if given is None:
+        limits.require(len(body.pictures), "pictures", limits.pictures)
+        return body.pictures
+    listed = given if isinstance(given, list) else [given]
+    limits.require(len(listed) + len(body.pictures), "pictures", limits.pictures)
+    return (*body.pictures, *(_from_base64(place, one) for place, one in enumerate(listed)))
+
+
+def _from_base64(place: int, given: Any) -> Named:
+    """A picture as a text, or as `{"name": ..., "data": ...}`."""
+    name: Any = str(place)
+    if isinstance(given, dict):
+        if not set(given) <= {"name", "data"}:
+            raise InputError(f"picture {place}: an object has the fields name and data")
+        name, given = given.get("name", name), given.get("data")
+    if not isinstance(name, str) or not isinstance(given, str):
+        raise InputError(f'picture {place}: give base64 as a text, or {{"name": text, "data": base64}}')
+    if given.startswith("data:"):
+        given = given.partition(",")[2]
+    try:
+        return Named(name, base64.b64decode("".join(given.split()), validate=True))
+    except (binascii.Error, ValueError) as error:
+        raise InputError(f"picture {place}: not base64 ({error})") from error
+
+
+def _texts(given: Any, what: str, limits: Limits, limit: int, *, split: bool = False) -> tuple[str, ...] | None:
+    """One text or a list of them. `split`: a single one is cut at its commas, as `--classes` is."""
+    if given is None:
+        return None
+    listed = [part.strip() for part in given.split(",") if part.strip()] if isinstance(given, str) and split else given
+    listed = [listed] if isinstance(listed, str) else listed
+    if not isinstance(listed, list) or not all(isinstance(one, str) for one in listed):
+        raise InputError(f"{what} must be a list of texts")
+    if not listed:
+        raise InputError(f"{what} is empty; leave it out, or name some")
+    limits.require(len(listed), what, limit)
+    limits.require(max(map(len, listed)), f"characters in one of {what}", limits.characters)
+    for one in listed:
+        try:
+            one.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"{what} must be Unicode: {one!r:.60} holds half a character") from error
+    return tuple(listed)
+
+
+def _templates(given: Any, limits: Limits) -> tuple[str, ...] | None:
+    """Prompts, or the name of a set of them."""
+    if isinstance(given, str) and "{}" not in given:
+        if given not in TEMPLATE_SETS:
+            raise InputError(
+                f"templates: {given!r:.60} is no prompt with one {{}} and no set's name; "
+                f"available: {', '.join(TEMPLATE_SETS)}"
+            )
+        given = list(template_set(given))
+    return _texts(given, "templates", limits, limits.templates)
+
+
+def _whole(given: Any, what: str) -> int:
+    text = isinstance(given, str) and given.isdecimal() and given.isascii() and len(given) < 10
+    number = int(given) if text else given
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise InputError(f"{what} must be a whole number from 1 on, not {given!r:.60}")
+    return number
+
+
+def _threshold(given: Any) -> AbstainAbove | object:
+    if given is None or given is UNSAID:
+        return UNSAID if given is UNSAID else None
+    if given == CALIBRATED:
+        return CALIBRATED
+    if isinstance(given, str):
+        try:
+            return float(given)
+        except ValueError:
+            pass
+    elif isinstance(given, int | float) and not isinstance(given, bool):
+        return float(given) if abs(given) <= 1 else 2.0  # a huge whole number is no float; `threshold` says what is
+    raise InputError(f"abstain_above must be a number from 0 to 1 or {CALIBRATED!r}, not {given!r:.60}")

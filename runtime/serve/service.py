@@ -1,0 +1,206 @@
+"""What is asked of an artifact, answered in batches: pictures and texts to rows, class sets beside them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from invariclip.abstaining import threshold
+from invariclip.answers import Answers, ranked
+from invariclip.backends.threads import available_threads
+from invariclip.batching import buckets
+from invariclip.decode import picture_facts, picture_name
+from invariclip.errors import InputError
+from invariclip.serve.batcher import Batcher, quiet
+from invariclip.serve.classes import ClassSets
+from invariclip.serve.limits import Limits, RefusedError
+from invariclip.tokenizer import hearing_cuts
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from invariclip.abstaining import AbstainAbove
+    from invariclip.answers import Prediction
+    from invariclip.predictor import Model
+    from invariclip.serve.batcher import Watcher
+
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+"""What is decoded. Pillow knows more, and some of those start other programs."""
+PENDING_SETS = 16
+TEXTS_TO_A_BATCH = 64
+
+
+class Named(NamedTuple):
+    """A picture as it came: what to call it, and its encoded bytes."""
+
+    name: str
+    data: bytes
+
+
+class Seen(NamedTuple):
+    """A decoded picture; `classes`: whether the artifact's own classes are to be answered with."""
+
+    pixels: NDArray[np.uint8]
+    classes: bool
+
+
+class Row(NamedTuple):
+    """What the image tower says of a picture: float32 [d]; float32 [K] and its uncertainty, where asked for."""
+
+    embedding: NDArray[np.float32]
+    probabilities: NDArray[np.float32] | None
+    uncertainty: float | None
+
+
+class TextRow(NamedTuple):
+    """What the text tower says of a text: float32 [d]; the warning where it was cut."""
+
+    embedding: NDArray[np.float32]
+    warning: str | None
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How requests are put together, and on how many threads.
+
+    Attributes:
+        max_batch: Pictures to a run of the engine.
+        max_wait: Seconds that a picture may wait for company while the engine is free.
+        decoders: Threads that decode; None takes what affinity and cgroup allow.
+    """
+
+    max_batch: int = 16
+    max_wait: float = 0.0
+    decoders: int | None = None
+
+
+class Service:
+    """A model that many callers share; `close` ends its threads."""
+
+    def __init__(
+        self,
+        model: Model,
+        limits: Limits | None = None,
+        batching: Batching | None = None,
+        *,
+        abstain_above: AbstainAbove = None,
+        pictures: Watcher = quiet,
+        texts: Watcher = quiet,
+    ) -> None:
+        """Starts the threads; nothing is warm yet.
+
+        Args:
+            model: Answers with its own classes, where it has some, if a request brings none.
+            limits: What a request may bring.
+            batching: How requests are put together.
+            abstain_above: The uncertainty above which no label is given, unless a request says otherwise.
+            pictures: Is told of pictures and their batches.
+            texts: Likewise of texts.
+
+        Raises:
+            InputError: `abstain_above` cannot be had of the artifact, or `max_batch` is below 1.
+        """
+        self.model, self.limits = model, limits or Limits()
+        self.abstain_above = threshold(model.manifest.cdc, abstain_above)
+        batching = batching or Batching()
+        self.pictures: Batcher[tuple[Named, bool], Seen, Row] = Batcher(
+            self._decode, self._see, max_batch=batching.max_batch, queue=self.limits.queue, watcher=pictures,
+            max_wait=batching.max_wait, workers=batching.decoders or available_threads(), name="pictures",
+        )  # fmt: skip
+        self.texts: Batcher[str, str, TextRow] = Batcher(
+            lambda text: text, self._read, max_batch=TEXTS_TO_A_BATCH, queue=max(self.limits.texts, self.limits.queue),
+            watcher=texts, name="texts",
+        )  # fmt: skip
+        self.class_sets = ClassSets(model, limit=self.limits.class_sets, pending=PENDING_SETS)
+
+    def warm_up(self) -> None:
+        """Meets every batch size once, and opens the text tower."""
+        self.model.warm_up(buckets(self.pictures.max_batch), texts=True)
+
+    def class_key(
+        self, classes: Sequence[str] | None, templates: Sequence[str] | None
+    ) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+        """The set that is meant, for `class_sets`; None where the model answers with its own classes.
+
+        Raises:
+            InputError: There are no classes.
+        """
+        names = tuple(classes or self.model.classes)
+        prompts = tuple(templates or self.model.templates)
+        if not names:
+            raise InputError("the artifact has no classes; give some in the field classes")
+        same = names == self.model.classes and prompts == self.model.templates
+        return None if same else (names, prompts)
+
+    def predictions(self, rows: Sequence[Row], model: Model, top: int, abstain_above: float | None) -> list[Prediction]:
+        """The best classes of each picture.
+
+        Args:
+            rows: Of the pictures.
+            model: With the classes that were asked for; the service's own answers from the rows' probabilities.
+            top: How many classes are ranked.
+            abstain_above: See `abstaining.threshold`.
+
+        Raises:
+            InputError: A number is out of range.
+        """
+        answers = self._answers(rows, model)
+        unsure = [None] * len(rows) if answers.uncertainty is None else answers.uncertainty.tolist()
+        return [
+            ranked(probabilities, model.classes, top, uncertainty=one, abstain_above=abstain_above)
+            for probabilities, one in zip(answers.probabilities, unsure, strict=True)
+        ]
+
+    def close(self, seconds: float = 0.0) -> bool:
+        """Answers what waits for so long, then ends; whether everything was answered."""
+        self.class_sets.close()
+        done = self.pictures.close(seconds)
+        return self.texts.close(seconds) and done
+
+    def _answers(self, rows: Sequence[Row], model: Model) -> Answers:
+        embeddings = np.stack([row.embedding for row in rows])
+        if model is not self.model and model.head is not None:
+            return model.head.answers(embeddings)
+        probabilities: list[Any] = [row.probabilities for row in rows]
+        unsure: list[Any] = [row.uncertainty for row in rows]
+        known = all(one is not None for one in unsure)
+        return Answers(embeddings, np.stack(probabilities), np.array(unsure, np.float32) if known else None)
+
+    def _decode(self, asked: tuple[Named, bool]) -> Seen:
+        (name, data), classes = asked
+        try:
+            kind, (width, height) = picture_facts(data)
+            if kind not in FORMATS:
+                raise InputError(f"a picture of format {kind} is not taken; available: {', '.join(FORMATS)}")
+            if width * height > self.limits.pixels:
+                raise RefusedError(
+                    413, f"picture {name}: {width}x{height} pixels are too many; up to {self.limits.pixels:,} are taken"
+                )
+            return Seen(self.model.prepare(data), classes)
+        except InputError as error:
+            raise InputError(f"picture {name}: {str(error).removeprefix(f'{picture_name(data)}: ')}") from error
+
+    def _see(self, seen: list[Seen]) -> list[Row]:
+        batch = np.stack([one.pixels for one in seen])
+        try:
+            return self._rows(batch, seen)
+        except InputError as error:  # the pictures were found good: what fails now is not their senders' fault
+            raise RuntimeError(str(error)) from error
+
+    def _rows(self, batch: NDArray[np.uint8], seen: list[Seen]) -> list[Row]:
+        if not any(one.classes for one in seen):
+            return [Row(row, None, None) for row in self.model.embed_images(batch, batch_size=len(batch))]
+        embeddings, probabilities, unsure = self.model.answer(batch, batch_size=len(batch))
+        return [
+            Row(embeddings[place], probabilities[place], None if unsure is None else float(unsure[place]))
+            for place in range(len(seen))
+        ]
+
+    def _read(self, texts: list[str]) -> list[TextRow]:
+        with hearing_cuts() as heard:
+            rows = self.model.embed_texts(texts)
+        return [TextRow(row, heard.get(text)) for row, text in zip(rows, texts, strict=True)]

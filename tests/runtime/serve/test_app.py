@@ -1,0 +1,280 @@
+"""The endpoints over a real connection: answers as the model and `predict` give them, refusals as one line."""
+
+import base64
+import json
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from invariclip.embeddings import read_embeddings
+from invariclip.pixels import find_pictures
+from invariclip.serve.limits import Limits
+from invariclip.serve.metrics import Metrics
+from invariclip.serve.service import Service
+from invariclip.tokenizer import hearing_cuts
+
+
+@pytest.fixture(scope="module")
+def ask(model, serving):
+    limits = Limits(body=200_000, pictures=4, texts=4, classes=5, templates=3, prompts=8, seconds=20)
+    with serving(Service(model, limits)) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def unsure(unsure_model, serving):
+    with serving(Service(unsure_model, abstain_above="calibrated")) as client:
+        yield client
+
+
+def test_classify_says_what_predict_says(ask, run, tiny_artifact, tiny_pictures, pictures):
+    path = find_pictures([tiny_pictures])[0]
+    code, out, _ = run("predict", tiny_artifact, path, "--json", "--threads", 1)
+    assert code == 0
+    told = json.loads(out)
+    answer = ask.classify(pictures[0])
+    assert answer.status == 200
+    assert answer.json == {
+        "space_id": told["space_id"],
+        "predictions": [{**told["predictions"][0], "picture": "0"}],
+        "warnings": [],
+    }
+
+
+def test_pictures_come_as_a_body_as_files_or_as_base64(ask, pictures):
+    [raw] = ask.classify(pictures[0], "?top=1").json["predictions"]
+    assert len(raw["ranking"]) == 1
+    text = base64.b64encode(pictures[0]).decode()
+    answers = [
+        ask.form("/v1/classify", [("pictures", "a.png", pictures[0]), ("top", "1")]),
+        ask.json("/v1/classify", {"pictures": [{"name": "a.png", "data": text}], "top": 1}),
+        ask.form("/v1/classify?top=1", [("pictures", "a.png", pictures[0])]),
+    ]
+    for answer in answers:
+        assert answer.json["predictions"] == [{**raw, "picture": "a.png"}]
+    octets = ask("POST", "/v1/classify?top=1", pictures[0], "application/octet-stream")
+    assert octets.json["predictions"] == [raw]
+    several = ask.form("/v1/classify", [("pictures", f"{n}.png", data) for n, data in enumerate(pictures[:4])])
+    assert [one["picture"] for one in several.json["predictions"]] == ["0.png", "1.png", "2.png", "3.png"]
+
+
+def test_classes_and_templates_of_a_request(ask, model, pictures):
+    other = model.with_classes(["sun", "a moon, full"], ["a sketch of a {}."])
+    [alone] = other.classify(pictures[:1])
+    answers = [
+        ask.json(
+            "/v1/classify",
+            {"pictures": [base64.b64encode(pictures[0]).decode()], "classes": ["sun", "a moon, full"],
+             "templates": "a sketch of a {}."},
+        ),
+        ask.classify(
+            pictures[0], "?classes=sun&classes=a%20moon,%20full&templates=a%20sketch%20of%20a%20%7B%7D."
+        ),
+    ]  # fmt: skip
+    for answer in answers:
+        assert answer.json["predictions"] == [{"picture": "0", **alone.to_json()}]
+    cut = ask.classify(pictures[0], f"?classes={'word%20' * 30},sun").json["warnings"]
+    assert len(cut) == 1
+    assert "cut to context_length 16" in cut[0]
+
+
+def test_uncertainty_and_abstaining(unsure, unsure_model, pictures):
+    [alone] = unsure_model.classify(pictures[:1], abstain_above="calibrated")
+    assert alone.abstained  # random weights are sure of nothing
+    default = unsure.classify(pictures[0]).json["predictions"]
+    assert default == [{"picture": "0", **alone.to_json()}]
+    assert default[0]["label"] is None
+    assert default[0]["uncertainty"] > 0.3
+    never = unsure.json("/v1/classify", {"pictures": [base64.b64encode(pictures[0]).decode()], "abstain_above": None})
+    assert never.json["predictions"][0]["label"] == alone.ranking[0][0]
+    for query, abstained in (("?abstain_above=1", False), ("?abstain_above=0", True)):
+        assert unsure.classify(pictures[0], query).json["predictions"][0]["abstained"] is abstained
+    other = unsure.classify(pictures[0], "?classes=sun,moon").json["predictions"][0]
+    [swapped] = unsure_model.with_classes(["sun", "moon"]).classify(pictures[:1], abstain_above=0.3)
+    assert other == {"picture": "0", **swapped.to_json()}
+    assert unsure.classify(pictures[0], "?abstain_above=2").status == 422
+
+
+def test_embed(ask, model, pictures, tmp_path):
+    texts = ["a cat", "word " * 30]
+    with hearing_cuts():
+        wanted = model.embed_texts(texts)
+    told = ask.json("/v1/embed", {"texts": texts})
+    assert told.status == 200
+    assert told.json["space_id"] == model.space_id
+    assert told.json["items"] == texts
+    assert len(told.json["warnings"]) == 1
+    np.testing.assert_array_equal(np.float32(told.json["embeddings"]), wanted)
+    image = ask("POST", "/v1/embed", pictures[0], "image/png").json
+    assert image["width"] == 8
+    np.testing.assert_array_equal(np.float32(image["embeddings"]), model.embed_images(pictures[:1]))
+    file = ask(
+        "POST", "/v1/embed", json.dumps({"texts": texts}), "application/json",
+        headers={"accept": "application/octet-stream"},
+    )  # fmt: skip
+    assert file.headers["content-type"] == "application/octet-stream"
+    assert file.headers["x-space-id"] == model.space_id
+    path = tmp_path / "texts.safetensors"
+    path.write_bytes(file.body)
+    read = read_embeddings(path)
+    assert (read.items, read.space_id) == (tuple(texts), model.space_id)
+    np.testing.assert_array_equal(read.vectors, wanted)
+    assert b"invariclip.warnings" in file.body
+
+
+def test_the_model_says_what_it_is(ask, unsure, model):
+    told = ask("GET", "/v1/model").json
+    assert told["classes"] == ["cat", "dog", "tree"]
+    assert told["space_id"] == model.space_id
+    assert told["variant"] == "float32"
+    assert told["engine"]["engine"] == "onnxruntime"
+    assert told["parity"] == model.manifest.variants["float32"].parity["onnxruntime"]
+    assert told["semantics"] is None
+    assert told["limits"]["pictures"] == 4
+    learned = unsure("GET", "/v1/model").json
+    assert learned["semantics"]["learned"] == 2
+    assert learned["abstain_above"] == 0.3
+
+
+def test_health_and_readiness(ask):
+    assert ask("GET", "/healthz").json == {"status": "alive"}
+    assert ask("GET", "/readyz").json == {"status": "ready"}
+    ask.api.ready = False
+    try:
+        cold = ask("GET", "/readyz")
+        assert (cold.status, cold.headers["retry-after"]) == (503, "1")
+        assert "warming up" in cold.error
+        assert ask("GET", "/healthz").status == 200
+    finally:
+        ask.api.ready = True
+
+
+def test_metrics(model, serving, pictures):
+    metrics = Metrics()
+    with serving(Service(model, pictures=metrics.watcher("pictures")), metrics) as ask:
+        ask.classify(pictures[0])
+        ask.classify(b"nothing")
+        ask("GET", "/nowhere/1")
+        text = ask("GET", "/metrics")
+    assert text.headers["content-type"].startswith("text/plain")
+    lines = dict(line.rsplit(" ", 1) for line in text.body.decode().splitlines() if not line.startswith("#"))
+    counts = {name: float(value) for name, value in lines.items()}
+    assert counts['invariclip_requests_total{route="/v1/classify",status="200"}'] == 1
+    assert counts['invariclip_requests_total{route="/v1/classify",status="422"}'] == 1
+    assert counts['invariclip_requests_total{route="other",status="404"}'] == 1
+    assert counts['invariclip_items_total{kind="pictures"}'] == 1
+    assert counts['invariclip_batch_size_count{kind="pictures"}'] == 1
+    assert counts['invariclip_queue_depth{kind="pictures"}'] == 0
+    for stage in ("decode", "queue", "engine"):
+        assert counts[f'invariclip_stage_seconds_count{{kind="pictures",stage="{stage}"}}'] == 1
+
+
+def test_the_page_needs_nothing_from_elsewhere(ask):
+    page = ask("GET", "/")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    text = page.body.decode()
+    assert "http://" not in text
+    assert "https://" not in text
+    assert "//" not in "".join(line.split("src=")[1] for line in text.splitlines() if "src=" in line)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "kind", "status", "reason"),
+    [
+        ("GET", "/nowhere", None, None, 404, "nothing is at /nowhere; available: POST /v1/classify"),
+        ("GET", "/v1/classify", None, None, 405, "GET is not taken here; available: POST"),
+        ("POST", "/v1/model", b"", None, 405, "available: GET"),
+        ("POST", "/v1/classify", b"x", "text/plain", 415, "'text/plain' is not taken; available: image/"),
+        ("POST", "/v1/classify", b"x", None, 415, "the header is content-type"),
+        ("POST", "/v1/classify", b"{", "application/json", 400, "cannot be read as JSON"),
+        ("POST", "/v1/classify", b"[]", "application/json", 400, "must be a JSON object"),
+        ("POST", "/v1/classify", b"x", "multipart/form-data", 400, "Missing boundary"),
+        ("POST", "/v1/classify", b"x", "multipart/form-data; boundary=b", 400, "Invalid multipart data"),
+        ("POST", "/v1/classify", b"", "image/png", 422, "no picture; send one"),
+        ("POST", "/v1/classify", b"nothing", "image/png", 422, "picture 0: not a picture that Pillow can read"),
+        ("POST", "/v1/classify?tpo=2", b"nothing", "image/png", 422, "no field is called 'tpo'"),
+        ("POST", "/v1/classify?abstain_above=0.5", b"x", "image/png", 422, "has no learned templates"),
+        ("POST", "/v1/classify?classes=a,b,c,d,e,f", b"x", "image/png", 413, "6 classes are too many; up to 5"),
+        ("POST", "/v1/classify", b"x" * 200_001, "image/png", 413, "up to 200,000 bytes"),
+        ("POST", "/v1/embed", b'{"texts": ["a"], "pictures": ["aGk="]}', "application/json", 422, "not both"),
+        ("POST", "/v1/embed", b'{"texts": ["a", "b", "c", "d", "e"]}', "application/json", 413, "5 texts are too many"),
+    ],
+)  # fmt: skip
+def test_refusals(ask, method, path, body, kind, status, reason):
+    answer = ask(method, path, body, kind)
+    assert answer.status == status
+    assert reason in answer.error
+
+
+def test_compressed_bodies_are_refused_and_not_misread(ask, pictures):
+    answer = ask.classify(pictures[0], headers={"content-encoding": "gzip"})
+    assert answer.status == 415
+    assert "'gzip' is not taken" in answer.error
+
+
+def test_too_many_files_and_files_in_other_fields(ask, pictures):
+    five = ask.form("/v1/classify", [("pictures", f"{n}.png", pictures[0]) for n in range(5)])
+    assert (five.status, five.error) == (413, "too many pictures; up to 4 are taken at once")
+    other = ask.form("/v1/classify", [("file", "a.png", pictures[0])])
+    assert other.status == 422
+    assert "belongs in the field pictures, not in 'file'" in other.error
+
+
+def test_a_body_without_a_length_is_counted_while_it_comes(ask):
+    link = ask.connection()
+    link.request("POST", "/v1/classify", (b"x" * 50_000 for _ in range(5)), {"content-type": "image/png"})
+    answer = link.getresponse()
+    assert answer.status == 413
+    assert "up to 200,000 bytes" in json.loads(answer.read())["error"]
+    link.close()
+    assert ask.api._held.now == 0
+
+
+def test_a_bad_picture_fails_its_own_request_alone(ask, pictures):
+    bad = ask.form("/v1/classify", [("pictures", "good.png", pictures[0]), ("pictures", "bad.png", b"nothing")])
+    assert bad.status == 422
+    assert bad.error == "picture bad.png: not a picture that Pillow can read"
+    assert ask.classify(pictures[0]).status == 200
+
+
+@pytest.mark.parametrize(
+    ("side", "status", "reason"),
+    [
+        (9_000, 413, "picture 0: 9000x9000 pixels are too many; up to 50,000,000"),
+        (60_000, 422, "picture 0: Image size"),
+    ],
+)
+def test_a_bomb_is_refused_by_its_head(ask, encoded, side, status, reason):
+    bomb = bytearray(encoded((8, 8)))
+    bomb[16:24] = struct.pack(">II", side, side)
+    bomb[29:33] = struct.pack(">I", zlib.crc32(bomb[12:29]))
+    answer = ask.classify(bytes(bomb))
+    assert answer.status == status
+    assert reason in answer.error
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    body=st.binary(max_size=300),
+    kind=st.sampled_from(
+        ["image/png", "application/json", "multipart/form-data; boundary=b",
+         "multipart/form-data; boundary=b; charset=idna", "application/octet-stream", ""]
+    ),
+    prefix=st.sampled_from(
+        [b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"GIF89a", b'{"pictures": "', b"--b\r\n",
+         b'--b\r\ncontent-disposition: form-data; name="pictures"; filename="a"\r\n\r\n']
+    ),
+    path=st.sampled_from(["/v1/classify", "/v1/embed"]),
+    query=st.text(st.sampled_from("abtopclassestemplates=&%{}0123456789é "), max_size=20),
+)  # fmt: skip
+def test_random_bytes_never_break_the_server(ask, body, kind, prefix, path, query):
+    from urllib.parse import quote
+
+    answer = ask("POST", f"{path}?{quote(query, safe='=&%{}')}".replace(" ", "+"), prefix + body, kind)
+    assert answer.status in (200, 400, 413, 415, 422)
+    assert answer.status == 200 or answer.error

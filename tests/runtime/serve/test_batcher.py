@@ -1,0 +1,159 @@
+"""The queue: everybody gets their own results, in batches as large as the engine's being busy makes them."""
+
+import threading
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from invariclip.errors import InputError
+from invariclip.serve.batcher import Batcher, QueueFullError, StoppedError
+
+
+class Engine:
+    """Doubles numbers; keeps what it was given, and waits at the gate."""
+
+    def __init__(self, open_=True):
+        self.gate, self.batches, self.begun = threading.Event(), [], threading.Semaphore(0)
+        if open_:
+            self.gate.set()
+
+    def __call__(self, items):
+        self.batches.append(list(items))
+        self.begun.release()
+        assert self.gate.wait(20)
+        return [2 * item for item in items]
+
+
+def positive(item):
+    if item < 0:
+        raise InputError(f"{item} is below 0")
+    return item
+
+
+def batcher(engine, **options):
+    return Batcher(positive, engine, **{"max_batch": 4, "queue": 100, **options})
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    asked=st.lists(st.lists(st.integers(-3, 50), max_size=9), max_size=12),
+    max_batch=st.integers(1, 9), workers=st.integers(1, 3),
+)  # fmt: skip
+def test_everybody_gets_their_own_results_in_order(asked, max_batch, workers):
+    engine = Engine()
+    queue = batcher(engine, max_batch=max_batch, workers=workers, queue=1000)
+    tickets = [queue.submit(items) for items in asked]
+    for items, ticket in zip(asked, tickets, strict=True):
+        if min(items, default=0) < 0:
+            with pytest.raises(InputError, match="below 0"):
+                ticket.future.result(20)
+        else:
+            assert ticket.future.result(20) == [2 * item for item in items]
+    assert queue.close(20)
+    assert queue.waiting == 0
+    assert all(1 <= len(batch) <= max_batch for batch in engine.batches)
+
+
+def test_what_waits_while_the_engine_works_goes_together(until):
+    engine = Engine(open_=False)
+    queue = batcher(engine, max_batch=8)
+    first = queue.submit([1])
+    assert engine.begun.acquire(timeout=20)
+    others = [queue.submit([number]) for number in range(2, 13)]
+    until(lambda: len(queue._ready) == 11)
+    engine.gate.set()
+    assert first.future.result(20) == [2]
+    assert [other.future.result(20) for other in others] == [[2 * number] for number in range(2, 13)]
+    # 11 wait: 8 at once; of the 3 that are left a run of 4 is filled up, see batching.plan
+    assert [len(batch) for batch in engine.batches] == [1, 8, 3]
+    queue.close()
+
+
+def test_an_idle_engine_answers_one_at_once_unless_told_to_wait(until):
+    engine = Engine()
+    patient = batcher(engine, max_wait=30.0, max_batch=2)
+    one = patient.submit([1])
+    until(lambda: patient._ready)
+    assert not engine.batches  # it waits for company, half a minute if need be
+    other = patient.submit([5])
+    assert one.future.result(20) == [2]
+    assert other.future.result(20) == [10]
+    assert engine.batches == [[1, 5]]
+    late = patient.submit([7])
+    assert patient.close(20)  # nobody is to come any more
+    assert late.future.result(0) == [14]
+    at_once = batcher(engine)
+    assert at_once.submit([3]).future.result(20) == [6]
+    at_once.close()
+
+
+def test_a_full_queue_takes_all_of_a_request_or_nothing():
+    engine = Engine(open_=False)
+    queue = batcher(engine, queue=5)
+    running = queue.submit([0])
+    assert engine.begun.acquire(timeout=20)
+    assert queue.waiting == 0
+    taken = queue.submit([1, 2, 3])
+    with pytest.raises(QueueFullError, match="room for 5: no room for 3 more") as refused:
+        queue.submit([4, 5, 6])
+    assert refused.value.retry_after >= 1
+    last = queue.submit([4, 5])
+    assert queue.waiting == 5
+    engine.gate.set()
+    assert [t.future.result(20) for t in (running, taken, last)] == [[0], [2, 4, 6], [8, 10]]
+    assert queue.waiting == 0
+    queue.close()
+
+
+def test_dropped_work_is_not_done(until):
+    engine = Engine(open_=False)
+    queue = batcher(engine, max_batch=2)
+    running = queue.submit([1])
+    assert engine.begun.acquire(timeout=20)
+    gone, stays = queue.submit([10, 11, 12]), queue.submit([20])
+    until(lambda: len(queue._ready) == 4)
+    gone.drop()
+    assert queue.waiting == 1
+    with pytest.raises(StoppedError):
+        gone.future.result(0)
+    engine.gate.set()
+    assert running.future.result(20) == [2]
+    assert stays.future.result(20) == [40]
+    assert engine.batches == [[1], [20]]
+    stays.drop()  # too late to matter
+    assert stays.future.result(0) == [40]
+    queue.close()
+
+
+def test_a_failing_batch_is_told_and_the_next_one_runs():
+    def run(items):
+        if 13 in items:
+            raise ZeroDivisionError("thirteen")
+        return items[:-1] if 7 in items else items
+
+    queue = batcher(run, max_batch=1)
+    bad, short, good = queue.submit([13]), queue.submit([7]), queue.submit([1])
+    with pytest.raises(ZeroDivisionError):
+        bad.future.result(20)
+    with pytest.raises(RuntimeError, match="1 items were answered with 0"):
+        short.future.result(20)
+    assert good.future.result(20) == [1]
+    queue.close()
+
+
+def test_closing_answers_what_waits_or_says_that_it_does_not():
+    engine = Engine(open_=False)
+    queue = batcher(engine, max_batch=1)
+    first, second = queue.submit([1]), queue.submit([2])
+    assert engine.begun.acquire(timeout=20)
+    assert not queue.close(0)
+    for ticket in (first, second):
+        with pytest.raises(StoppedError, match="ask again"):
+            ticket.future.result(0)
+    with pytest.raises(StoppedError, match="no more work"):
+        queue.submit([3])
+    assert queue.waiting == 0
+    engine.gate.set()
+    queue._thread.join(20)
+    assert not queue._thread.is_alive()

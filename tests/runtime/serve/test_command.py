@@ -1,0 +1,136 @@
+"""The real command: where it listens, what it refuses to start with, and how it ends."""
+
+import http.client
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from invariclip.errors import InputError
+from invariclip.serve.commands import read_keys
+from invariclip.serve.server import address_of, listening
+
+
+@pytest.fixture
+def started():
+    """Starts the command on a free port; returns the process, its port and the line that names it."""
+    running = []
+
+    def of(*arguments):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "invariclip", "serve", *map(str, arguments), "--port", "0", "--threads", "1"],
+            stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        running.append(process)
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if found := re.search(r"at http://127\.0\.0\.1:(\d+)$", line.strip()):
+                return process, int(found[1]), lines
+        pytest.fail(f"it ended with {process.wait()}: {lines}")
+
+    yield of
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+def asked(port, method, path, body=None, kind="image/png", **headers):
+    link = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    link.request(method, path, body, {"content-type": kind, **headers})
+    answer = link.getresponse()
+    told = answer.status, answer.read()
+    link.close()
+    return told
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_answers_and_ends_with_exit_code_0(started, unsure_artifact, pictures, number):
+    process, port, lines = started(unsure_artifact, "--abstain-above", "calibrated", "--classes", "sun,moon")
+    assert lines == [f"invariclip: {unsure_artifact} (float32 on onnxruntime) at http://127.0.0.1:{port}\n"]
+    assert asked(port, "GET", "/readyz")[0] == 200
+    status, body = asked(port, "POST", "/v1/classify", pictures[0])
+    assert status == 200
+    [told] = json.loads(body)["predictions"]
+    assert {name for name, _ in told["ranking"]} == {"sun", "moon"}
+    assert told["abstained"]
+    process.send_signal(number)
+    assert process.wait(20) == 0
+    assert process.stderr.read() == ""
+    with pytest.raises(ConnectionRefusedError):
+        asked(port, "GET", "/healthz")
+
+
+def test_what_was_taken_before_the_signal_is_answered(started, tiny_artifact, pictures, until):
+    process, port, _ = started(tiny_artifact, "--max-wait-ms", "1500", "--max-batch", "2")
+    told = []
+    thread = threading.Thread(target=lambda: told.append(asked(port, "POST", "/v1/classify", pictures[0])))
+    thread.start()
+    until(lambda: b'invariclip_queue_depth{kind="pictures"} 1.0' in asked(port, "GET", "/metrics")[1])
+    process.send_signal(signal.SIGTERM)  # the picture waits for company, which does not come
+    thread.join(20)
+    assert process.wait(20) == 0
+    assert told[0][0] == 200
+
+
+def test_keys_come_from_a_file(started, tiny_artifact, tmp_path, pictures):
+    keys = tmp_path / "keys.txt"
+    keys.write_text("# ours\nsesame\n\n  other  \n")
+    assert read_keys(keys) == ("sesame", "other")
+    _, port, _ = started(tiny_artifact, "--api-key-file", keys)
+    assert asked(port, "POST", "/v1/classify", pictures[0])[0] == 401
+    assert asked(port, "POST", "/v1/classify", pictures[0], authorization="Bearer other")[0] == 200
+    assert asked(port, "GET", "/healthz")[0] == 200
+
+
+def test_files_without_keys_are_refused(tmp_path):
+    keys = tmp_path / "keys.txt"
+    for content in (b"", b"# none\n", b"\xff\xfe"):
+        keys.write_bytes(content)
+        with pytest.raises(InputError, match=r"keys\.txt: (holds no key|cannot be read)"):
+            read_keys(keys)
+    with pytest.raises(InputError, match="cannot be read"):
+        read_keys(tmp_path / "absent.txt")
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        (["--abstain-above", "0.5"], "no learned templates"),
+        (["--variant", "int8"], "no variant 'int8'; available: float32"),
+        (["--max-pictures", "300"], "raise --queue or lower --max-pictures"),
+        (["--template", "no slot"], "exactly one"),
+        (["--api-key-file", "absent.txt"], "absent.txt: cannot be read"),
+        (["--host", "no.such.host.invalid"], "cannot listen there"),
+    ],
+)
+def test_it_does_not_start_with_what_cannot_be_had(run, tiny_artifact, more, reason):
+    code, _, err = run("serve", tiny_artifact, "--port", "0", *more)
+    assert code == 2
+    assert reason in err
+    assert err.count("\n") == 1
+
+
+def test_a_port_in_use_is_named(run, tiny_artifact):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, _, err = run("serve", tiny_artifact, "--port", port)
+    assert code == 2
+    assert f"127.0.0.1:{port}: cannot listen there" in err
+    assert "--port 0" in err
+
+
+def test_addresses_are_urls():
+    with listening("127.0.0.1", 0) as sock:
+        assert address_of(sock) == f"http://127.0.0.1:{sock.getsockname()[1]}"
+    if socket.has_ipv6:
+        try:
+            with listening("::1", 0) as sock:
+                assert address_of(sock) == f"http://[::1]:{sock.getsockname()[1]}"
+        except InputError:  # a machine without IPv6
+            pass

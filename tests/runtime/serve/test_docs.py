@@ -1,0 +1,60 @@
+"""What docs/serve.md shows runs as written, against a server of a tiny model."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from invariclip.embeddings import read_embeddings
+from invariclip.serve.service import Service
+
+PAGE = (Path(__file__).parents[3] / "docs" / "serve.md").read_text(encoding="utf-8")
+CURLS = [
+    line
+    for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
+    for line in block.replace("\\\n", " ").splitlines()
+    if line.startswith("curl ")
+]
+[PYTHON] = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory, tiny_pictures):
+    folder = tmp_path_factory.mktemp("desk")
+    shutil.copy(tiny_pictures / "00.png", folder / "cat.png")
+    shutil.copy(tiny_pictures / "01.png", folder / "dog.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ask(model, serving):
+    with serving(Service(model)) as client:
+        yield client
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl here")
+def test_curl_lines(ask, desk, model):
+    assert len(CURLS) == 3
+    for line in CURLS:
+        words = shlex.split(line.replace("localhost:8000", f"127.0.0.1:{ask.port}"))
+        done = subprocess.run([*words, "--silent", "--fail-with-body"], cwd=desk, capture_output=True, check=False)
+        assert done.returncode == 0, f"{line}\n{done.stdout}"
+    assert read_embeddings(desk / "texts.safetensors").space_id == model.space_id
+
+
+def test_python_lines(ask, desk):
+    code = PYTHON.replace("localhost:8000", f"127.0.0.1:{ask.port}")
+    done = subprocess.run([sys.executable, "-c", code], cwd=desk, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() in ("a cat", "a river, wide")
+
+
+def test_every_route_and_status_is_documented():
+    for route in ("/v1/classify", "/v1/embed", "/v1/model", "/healthz", "/readyz", "/metrics"):
+        assert route in PAGE
+    for status in (400, 401, 404, 405, 408, 413, 415, 422, 500, 503, 504):
+        assert str(status) in PAGE

@@ -1,0 +1,167 @@
+"""What a request asks: every field in every form, and one line for what cannot be understood."""
+
+import base64
+import json
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from invariclip.errors import InputError, InvariclipError
+from invariclip.serve.limits import Limits, RefusedError
+from invariclip.serve.requests import UNSAID, Body, Named, classify, embed, from_json, from_pairs, merged
+
+PICTURE = (Named("0", b"picture"),)
+LIMITS = Limits(pictures=3, texts=4, classes=3, templates=2, prompts=4, characters=20)
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def asked(**fields):
+    return classify(Body(fields, PICTURE), LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("given_", "read"),
+    [
+        ("cat", ("cat",)),
+        ("cat,dog", ("cat", "dog")),
+        (" cat , dog,", ("cat", "dog")),
+        (["cat, sitting", "dog"], ("cat, sitting", "dog")),
+    ],
+)
+def test_classes(given_, read):
+    assert asked(classes=given_).classes == read
+
+
+def test_templates_are_prompts_or_a_set_by_name():
+    assert asked(templates="a {}").templates == ("a {}",)
+    assert asked(templates=["a {}", "b {}"]).templates == ("a {}", "b {}")
+    every = classify(Body({"templates": "ensemble"}, PICTURE), Limits())
+    assert len(every.templates) > 10
+    with pytest.raises(InputError, match=r"no prompt with one \{\} and no set's name; available: ensemble"):
+        asked(templates="assembly")
+
+
+def test_defaults():
+    plain = asked()
+    assert (plain.pictures, plain.classes, plain.templates, plain.top) == (PICTURE, None, None, 3)
+    assert plain.abstain_above is UNSAID
+
+
+@pytest.mark.parametrize(
+    ("said", "read"), [(0.5, 0.5), ("0.5", 0.5), (1, 1.0), ("calibrated", "calibrated"), (None, None)]
+)
+def test_abstain_above(said, read):
+    assert asked(abstain_above=said).abstain_above == read
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"clases": "cat"}, "no field is called 'clases'; available: pictures, classes, templates, abstain_above, top"),
+        ({"top": 0}, "top must be a whole number from 1 on, not 0"),
+        ({"top": "three"}, "whole number"),
+        ({"top": True}, "whole number"),
+        ({"top": 1.5}, "whole number"),
+        ({"top": "9" * 5000}, "whole number"),
+        ({"abstain_above": "often"}, "number from 0 to 1 or 'calibrated', not 'often'"),
+        ({"abstain_above": [1]}, "number from 0 to 1"),
+        ({"abstain_above": True}, "number from 0 to 1"),
+        ({"classes": 5}, "classes must be a list of texts"),
+        ({"classes": ["cat", 5]}, "classes must be a list of texts"),
+        ({"classes": []}, "classes is empty"),
+        ({"classes": " , "}, "classes is empty"),
+        ({"classes": ["cat", "cat"]}, "empty or repeated"),
+        ({"classes": ["\ud800"]}, "half a character"),
+        ({"templates": ["no slot"]}, "exactly one"),
+        ({"templates": ["{}", "{}"]}, "given twice"),
+        ({"pictures": [5]}, "picture 0: give base64"),
+        ({"pictures": ["aGk=", "*"]}, "picture 1: not base64"),
+        ({"pictures": ["é"]}, "picture 0: not base64"),
+        ({"pictures": [{"data": "aGk=", "nme": "x"}]}, "fields name and data"),
+        ({"pictures": [{"name": "x"}]}, "give base64"),
+    ],
+)  # fmt: skip
+def test_what_is_not_understood_is_one_line(fields, reason):
+    with pytest.raises(InputError, match=reason.replace("{", r"\{")):
+        asked(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"classes": ["a", "b", "c", "d"]}, "4 classes are too many; up to 3"),
+        ({"templates": ["a {}", "b {}", "c {}"]}, "3 templates are too many; up to 2"),
+        ({"classes": ["a", "b", "c"], "templates": ["a {}", "b {}"]}, "6 prompts .* up to 4"),
+        ({"classes": ["x" * 21]}, "21 characters in one of classes"),
+        ({"pictures": ["aGk="] * 3}, "4 pictures are too many; up to 3"),
+        ({"pictures": ["*"] * 1000}, "1,001 pictures are too many"),
+    ],
+)
+def test_too_much_is_refused(fields, reason):
+    with pytest.raises(RefusedError, match=reason) as refused:
+        asked(**fields)
+    assert refused.value.status == 413
+
+
+def test_pictures_in_json():
+    text = base64.b64encode(b"\x89PNG").decode()
+    body = Body(
+        {"pictures": [text, f"data:image/png;base64,{text}", {"name": "cat.png", "data": f"{text[:3]}\n{text[3:]}"}]}
+    )
+    names = [("0", b"\x89PNG"), ("1", b"\x89PNG"), ("cat.png", b"\x89PNG")]
+    assert list(classify(body, LIMITS).pictures) == names
+    assert list(embed(body, LIMITS).pictures) == names
+    assert embed(Body({"pictures": text}), LIMITS).pictures == (Named("0", b"\x89PNG"),)
+
+
+def test_embed_wants_pictures_or_texts():
+    assert embed(Body({"texts": ["a", "b, c"]}), LIMITS).texts == ("a", "b, c")
+    assert embed(Body({"texts": "a, b"}), LIMITS).texts == ("a, b",)
+    assert embed(Body({}, PICTURE), LIMITS).pictures == PICTURE
+    for wrong in (Body({}), Body({"texts": "a"}, PICTURE)):
+        with pytest.raises(InputError, match="give pictures, or texts, and not both"):
+            embed(wrong, LIMITS)
+    with pytest.raises(InputError, match="no picture; send one as the body"):
+        classify(Body({"top": 1}), LIMITS)
+    with pytest.raises(RefusedError, match="5 texts are too many"):
+        embed(Body({"texts": ["a"] * 5}), LIMITS)
+
+
+def test_fields_of_queries_and_bodies():
+    assert from_pairs([("a", "1"), ("b", "2"), ("a", "3"), ("a", "4")]) == {"a": ["1", "3", "4"], "b": "2"}
+    assert merged({"a": 1}, {"b": 2}) == {"a": 1, "b": 2}
+    with pytest.raises(InputError, match="a is given in the query and in the body"):
+        merged({"a": 1}, {"a": 2})
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b"[1]", b'"x"', b"\xff", b"[" * 100_000, b'{"a": ' + b"9" * 9999 + b"}", b'{"top": NaN}']
+)
+def test_what_is_no_json_object_is_refused(data):
+    with pytest.raises(RefusedError) as refused:
+        from_json(data)
+    assert refused.value.status == 400
+
+
+@given(anything, st.sampled_from(["pictures", "classes", "templates", "abstain_above", "top", "texts"]))
+def test_any_value_in_any_field_is_read_or_refused_in_one_line(value, field):
+    for body in (Body({field: value}, PICTURE), Body({field: value})):
+        for read in (classify, embed):
+            with suppress(InvariclipError):
+                read(body, LIMITS)
+
+
+@given(st.binary(max_size=80) | anything.map(lambda value: json.dumps(value).encode()))
+def test_any_bytes_are_a_json_object_or_refused(data):
+    try:
+        whole, status = from_json(data), 200
+    except RefusedError as error:
+        whole, status = {}, error.status
+    assert isinstance(whole, dict)
+    assert status in (200, 400)

@@ -1,0 +1,171 @@
+"""Many callers' pictures and texts, answered as `Model` answers them one at a time."""
+
+import io
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from invariclip.errors import InputError, TruncatedTextWarning
+from invariclip.serve.limits import Held, Limits, RefusedError
+from invariclip.serve.service import Batching, Named, Service
+from invariclip.tokenizer import hearing_cuts
+
+# What the contract allows between a row alone and in a batch (`max_batch_diff`), a component in float32
+IN_A_BATCH = 1e-5
+
+
+def asked(pictures, classes=True):
+    return [(Named(str(place), data), classes) for place, data in enumerate(pictures)]
+
+
+@pytest.mark.parametrize("which", ["model", "unsure_model"])
+def test_answers_are_the_models_own(which, pictures, request):
+    model = request.getfixturevalue(which)
+    service = Service(model, batching=Batching(max_batch=8, decoders=2))
+    other = model.with_classes(["sun", "moon", "a red house"])
+    with ThreadPoolExecutor(6) as pool:
+        tickets = list(pool.map(lambda one: service.pictures.submit([one]), asked(pictures) * 3))
+    rows = [ticket.future.result(20)[0] for ticket in tickets]
+    for place, row in enumerate(rows):
+        one = [pictures[place % len(pictures)]]
+        np.testing.assert_allclose(row.embedding, model.embed_images(one)[0], atol=IN_A_BATCH)
+        for own, whose in ((model, service.model), (other, other)):
+            [told] = service.predictions([row], whose, 3, None)
+            [alone] = own.classify(one, top_k=3)
+            assert told.label == alone.label
+            assert [name for name, _ in told.ranking] == [name for name, _ in alone.ranking]
+            np.testing.assert_allclose([p for _, p in told.ranking], [p for _, p in alone.ranking], atol=1e-4)
+            assert (told.uncertainty is None) == (model.manifest.cdc is None)
+            if told.uncertainty is not None:
+                assert told.uncertainty == pytest.approx(alone.uncertainty, abs=1e-4)
+    assert service.close(20)
+
+
+def test_one_at_a_time_is_equal_bit_by_bit(model, unsure_model, pictures):
+    for one in (model, unsure_model):
+        service = Service(one, batching=Batching(max_batch=1))
+        rows = service.pictures.submit(asked(pictures)).future.result(20)
+        assert service.predictions(rows, one, 3, None) == one.classify(pictures, top_k=3, batch_size=1)
+        service.close()
+
+
+def test_embeddings_alone_ask_the_graph_for_no_classes(model, pictures):
+    service = Service(model)
+    [row] = service.pictures.submit(asked(pictures[:1], classes=False)).future.result(20)
+    assert row.probabilities is None
+    np.testing.assert_array_equal(row.embedding, model.embed_images(pictures[:1])[0])
+    service.close()
+
+
+def test_pictures_are_bounded_before_they_are_decoded(model, encoded, pictures):
+    service = Service(model, Limits(pixels=8000))
+    small, large = encoded((80, 100)), encoded((81, 100))
+    assert service.pictures.submit(asked([small])).future.result(20)
+    with pytest.raises(RefusedError, match=r"picture 1: 81x100 pixels are too many; up to 8,000") as refused:
+        service.pictures.submit(asked([small, large])).future.result(20)
+    assert refused.value.status == 413
+    with pytest.raises(InputError, match=r"^picture 0: not a picture that Pillow can read$"):
+        service.pictures.submit(asked([b"nothing"])).future.result(20)
+    with pytest.raises(InputError, match=r"^picture 0: damaged picture"):
+        service.pictures.submit(asked([pictures[0][:200]])).future.result(20)
+    service.close()
+
+
+@pytest.mark.parametrize("kind", ["EPS", "ICO", "TGA", "PCX"])
+def test_formats_that_nobody_sends_are_not_decoded(model, kind):
+    """EPS above all: Pillow starts Ghostscript for it."""
+    stream = io.BytesIO()
+    Image.new("RGB", (32, 32)).save(stream, kind)
+    service = Service(model)
+    with pytest.raises(InputError, match=f"format {kind} is not taken; available: AVIF, BMP"):
+        service.pictures.submit(asked([stream.getvalue()])).future.result(20)
+    service.close()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
+def test_formats_that_people_send_are(model, encoded, kind):
+    service = Service(model)
+    data = encoded(kind=kind)
+    [row] = service.pictures.submit(asked([data])).future.result(20)
+    np.testing.assert_array_equal(row.embedding, model.embed_images([data])[0])
+    service.close()
+
+
+def test_a_failing_engine_is_not_the_pictures_fault(model, pictures):
+    class Broken(Service):
+        def _rows(self, batch, seen):
+            raise InputError("ONNX Runtime cannot answer this input")
+
+    service = Broken(model)
+    with pytest.raises(RuntimeError, match="cannot answer"):
+        service.pictures.submit(asked(pictures[:1])).future.result(20)
+    service.close()
+
+
+def test_texts_are_cut_with_a_warning_to_their_own_callers(model):
+    service = Service(model)
+    long, short = "word " * 30, "a cat"
+    mine, other = service.texts.submit([long, short]), service.texts.submit([short])
+    [cut, whole], [alone] = mine.future.result(20), other.future.result(20)
+    assert "cut to context_length 16" in cut.warning
+    assert whole.warning is None
+    assert alone.warning is None
+    np.testing.assert_array_equal(alone.embedding, model.embed_texts([short])[0])
+    assert service.close(20)
+
+
+def test_cut_texts_are_heard_in_their_own_thread_alone(model):
+    long = "word " * 30
+    with hearing_cuts() as heard, ThreadPoolExecutor(1) as pool:
+        with pytest.warns(TruncatedTextWarning, match="cut to context_length 16"):
+            pool.submit(model.embed_texts, [long]).result(20)
+        assert heard == {}
+        model.embed_texts([long, "short"])
+    assert list(heard) == [long]
+    with pytest.warns(TruncatedTextWarning):
+        model.embed_texts([long])
+
+
+def test_which_classes_are_meant(model):
+    service = Service(model)
+    own = model.classes
+    assert service.class_key(None, None) is None
+    assert service.class_key(own, model.templates) is None
+    assert service.class_key(("sun",), None) == (("sun",), model.templates)
+    assert service.class_key(None, ("a {}",)) == (own, ("a {}",))
+    service.close()
+    bare = Service(model._but(classes=()))
+    with pytest.raises(InputError, match="no classes; give some in the field classes"):
+        bare.class_key(None, None)
+    bare.close()
+
+
+def test_abstaining_is_settled_at_the_start(model, unsure_model):
+    with pytest.raises(InputError, match="no learned templates"):
+        Service(model, abstain_above=0.5)
+    service = Service(unsure_model, abstain_above="calibrated")
+    assert service.abstain_above == 0.3
+    service.close()
+
+
+def test_limits_are_above_zero_and_fit_together():
+    for wrong in ({"body": 0}, {"seconds": 0.0}, {"pixels": -1}):
+        with pytest.raises(InputError, match="must be above 0"):
+            Limits(**wrong)
+    with pytest.raises(InputError, match="--queue"):
+        Limits(pictures=9, queue=8)
+    with pytest.raises(InputError, match="in all"):
+        Limits(body=9, bodies=8)
+
+
+def test_bytes_held_are_counted():
+    held = Held(10)
+    held.take(6)
+    with pytest.raises(RefusedError, match="up to 10 are held") as refused:
+        held.take(5)
+    assert refused.value.status == 503
+    held.take(4)
+    held.give_back(10)
+    held.take(10)
