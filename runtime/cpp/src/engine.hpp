@@ -25,6 +25,17 @@ struct Wanted {
     float* to;
 };
 
+// What a graph must answer: its facts say so. A width of 0: one number a row.
+struct Output {
+    const char* name;
+    std::size_t width;
+};
+std::vector<Output> outputs_of(const Facts& facts);
+// Says that a graph and its facts are not of one export; `found`: what it has in place of an output.
+[[noreturn]] void refuse_output(const std::string& path, const Output& expected, const std::string& found);
+// A library's message in one line.
+std::string one_line(const std::string& text);
+
 class Engine {
   public:
     virtual ~Engine() = default;

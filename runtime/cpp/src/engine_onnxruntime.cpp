@@ -32,9 +32,12 @@ class OnnxRuntime final : public Engine {
             options.AddConfigEntry("session.intra_op.allow_spinning", "0");
             options.SetLogSeverityLevel(ORT_LOGGING_LEVEL_FATAL);
             session_ = Ort::Session(environment(), std::filesystem::path(path_).c_str(), options);
-            require_ports();
+            require_input();
+            for (const Output& output : outputs_of(facts)) {
+                require_output(output);
+            }
         } catch (const Ort::Exception& error) {
-            throw ArtifactError(path_ + ": ONNX Runtime cannot load it: " + error.what());
+            throw ArtifactError(path_ + ": ONNX Runtime cannot load it: " + one_line(error.what()));
         }
     }
 
@@ -59,7 +62,7 @@ class OnnxRuntime final : public Engine {
             }
             session_.Run(Ort::RunOptions{nullptr}, &pixels_name, &input, 1, names.data(), outputs.data(), wanted.size());
         } catch (const Ort::Exception& error) {
-            throw EngineError(path_ + ": ONNX Runtime cannot answer this input: " + error.what());
+            throw EngineError(path_ + ": ONNX Runtime cannot answer this input: " + one_line(error.what()));
         }
     }
 
@@ -68,7 +71,7 @@ class OnnxRuntime final : public Engine {
     }
 
   private:
-    void require_ports() {
+    void require_input() {
         Ort::AllocatorWithDefaultOptions allocator;
         bool fits = session_.GetInputCount() == 1 &&
                     session_.GetInputNameAllocated(0, allocator).get() == std::string(pixels_name);
@@ -86,6 +89,27 @@ class OnnxRuntime final : public Engine {
             throw ArtifactError(path_ + ": does not take '" + pixels_name + "' as uint8 [N, " + std::to_string(height_) +
                                 ", " + std::to_string(width_) + ", 3]; open an image graph whose projection is folded in");
         }
+    }
+
+    void require_output(const Output& expected) {
+        Ort::AllocatorWithDefaultOptions allocator;
+        for (std::size_t place = 0; place < session_.GetOutputCount(); ++place) {
+            if (session_.GetOutputNameAllocated(place, allocator).get() != std::string(expected.name)) {
+                continue;
+            }
+            const Ort::TypeInfo type = session_.GetOutputTypeInfo(place);
+            const auto tensor = type.GetTensorTypeAndShapeInfo();
+            const std::vector<std::int64_t> shape = tensor.GetShape();
+            const auto width = static_cast<std::int64_t>(expected.width);
+            const bool fits = tensor.GetElementType() == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT &&
+                              shape.size() == (width == 0 ? 1U : 2U) &&
+                              (width == 0 || shape[1] == -1 || shape[1] == width);
+            if (!fits) {
+                refuse_output(path_, expected, "another shape or type");
+            }
+            return;
+        }
+        refuse_output(path_, expected, "no such output");
     }
 
     std::string path_;

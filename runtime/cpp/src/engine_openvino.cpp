@@ -1,6 +1,7 @@
 // OpenVINO on the CPU, set as Python's backend sets it: in the arithmetic that was asked for and nothing less.
 #include <algorithm>
 #include <openvino/openvino.hpp>
+#include <sstream>
 
 #include "engine.hpp"
 
@@ -13,11 +14,13 @@ constexpr int kept_primitives = 128;
 
 // The line of OpenVINO's message that says what is wrong; the others name its own source files.
 std::string reason(const std::exception& error) {
-    std::string text = error.what();
-    while (!text.empty() && (text.back() == '\n' || text.back() == ' ')) {
-        text.pop_back();
+    std::string last = "no reason given";
+    std::istringstream lines(error.what());
+    for (std::string line; std::getline(lines, line);) {
+        line = one_line(line);
+        last = line.empty() ? last : line;
     }
-    return text.substr(text.rfind('\n') == std::string::npos ? 0 : text.rfind('\n') + 1);
+    return last;
 }
 
 ov::element::Type type_of(Compute compute) {
@@ -43,7 +46,10 @@ class OpenVino final : public Engine {
             ov::Core core;
             require_arithmetic(core, graph.compute);
             const std::shared_ptr<ov::Model> model = core.read_model(path_);
-            require_ports(*model);
+            require_input(*model);
+            for (const Output& output : outputs_of(facts)) {
+                require_output(*model, output);
+            }
             const bool exact = graph.compute == Compute::float32;
             const ov::element::Type type = type_of(graph.compute);
             compiled_ = core.compile_model(
@@ -77,7 +83,7 @@ class OpenVino final : public Engine {
                 const ov::Tensor answer = request.get_tensor(one.name);
                 const ov::Shape shape = one.width == 0 ? ov::Shape{rows} : ov::Shape{rows, one.width};
                 if (answer.get_element_type() != ov::element::f32 || answer.get_shape() != shape) {
-                    throw EngineError(path_ + ": answers '" + one.name + "' in another shape or type than its facts say");
+                    throw EngineError(path_ + ": answers '" + one.name + "' in another shape than its facts say");
                 }
                 std::copy_n(answer.data<const float>(), answer.get_size(), one.to);
             }
@@ -96,7 +102,7 @@ class OpenVino final : public Engine {
     }
 
   private:
-    void require_ports(const ov::Model& model) const {
+    void require_input(const ov::Model& model) const {
         const auto height = static_cast<std::int64_t>(height_);
         const auto width = static_cast<std::int64_t>(width_);
         const bool fits = model.inputs().size() == 1 && model.input().get_names().count(pixels_name) == 1 &&
@@ -106,6 +112,22 @@ class OpenVino final : public Engine {
             throw ArtifactError(path_ + ": does not take '" + pixels_name + "' as uint8 [N, " + std::to_string(height) +
                                 ", " + std::to_string(width) + ", 3]; open an image graph whose projection is folded in");
         }
+    }
+
+    void require_output(const ov::Model& model, const Output& expected) const {
+        for (const ov::Output<const ov::Node>& output : model.outputs()) {
+            if (output.get_names().count(expected.name) == 0) {
+                continue;
+            }
+            const ov::PartialShape wanted = expected.width == 0
+                                                ? ov::PartialShape{-1}
+                                                : ov::PartialShape{-1, static_cast<std::int64_t>(expected.width)};
+            if (output.get_element_type() != ov::element::f32 || !output.get_partial_shape().compatible(wanted)) {
+                refuse_output(path_, expected, "another shape or type");
+            }
+            return;
+        }
+        refuse_output(path_, expected, "no such output");
     }
 
     std::string path_;

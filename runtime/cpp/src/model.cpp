@@ -3,6 +3,7 @@
 #include <cmath>
 #include <future>
 #include <numeric>
+#include <sstream>
 
 #include "batching.hpp"
 #include "engine.hpp"
@@ -109,6 +110,32 @@ Prediction ranked(const float* row, const std::vector<std::string>& classes, std
 }
 
 }  // namespace
+
+std::vector<Output> outputs_of(const Facts& facts) {
+    std::vector<Output> outputs{{embedding_name, facts.width}};
+    if (!facts.classes.empty()) {
+        outputs.push_back({probabilities_name, facts.classes.size()});
+        if (facts.learned) {
+            outputs.push_back({uncertainty_name, 0});
+        }
+    }
+    return outputs;
+}
+
+void refuse_output(const std::string& path, const Output& expected, const std::string& found) {
+    throw ArtifactError(path + ": its facts say that it answers '" + expected.name + "' as float32 [N" +
+                        (expected.width == 0 ? "" : ", " + std::to_string(expected.width)) + "], but it has " + found +
+                        "; export again");
+}
+
+std::string one_line(const std::string& text) {
+    std::istringstream words(text);
+    std::string line;
+    for (std::string word; words >> word;) {
+        line += (line.empty() ? "" : " ") + word;
+    }
+    return line;
+}
 
 std::vector<std::string> engines() {
     std::vector<std::string> known;

@@ -1,7 +1,8 @@
 // Resize and crop as Pillow does them, bit by bit.
 //
-// Pillow resizes rows first and columns after, each time to 8 bits: a pixel is a sum of products with weights that were
-// rounded to 22 binary places. Integers add up to the same in any order, so what is free to choose is how to be fast:
+// Pillow resizes rows first and columns after (a strip that is more than a hundred times as high as wide, and becomes
+// lower, the other way round), each time to 8 bits: a pixel is a sum of products with weights that were rounded to 22
+// binary places. Integers add up to the same in any order, so what is free to choose is how to be fast:
 // rows go through eight or sixteen at a time, interleaved, so that one weight meets a vector of pixels; and only the
 // columns and rows that the crop keeps are computed.
 #include <algorithm>
@@ -123,6 +124,7 @@ struct Plan {
     std::uint64_t used = 0;  // when; the least recently used goes first
     Axis across;
     Axis down;
+    bool columns_first = false;
 
     [[nodiscard]] bool same() const noexcept { return across.same() && down.same(); }
     [[nodiscard]] std::size_t weights() const noexcept { return across.weights.size() + down.weights.size(); }
@@ -168,11 +170,18 @@ void plan(Plan& to, const PixelSpec& spec, std::size_t width, std::size_t height
             weigh(*axis, interpolation);
         }
     }
-    if (!to.across.same()) {  // rows between the two passes
+    to.columns_first = height > width * 100 && to.down.resized < height;
+    if (!to.across.same() && !to.columns_first) {  // what lies between the two passes
         require_bearable(width, height, static_cast<double>(to.across.kept),
                          static_cast<double>(to.down.last - to.down.first));
     }
 }
+
+// Rows `apart` bytes from one another; the first byte is that of the first column and row which the crop needs.
+struct View {
+    const std::uint8_t* data;
+    std::size_t apart;
+};
 
 inline std::uint8_t clipped(std::int32_t sum) {
     return static_cast<std::uint8_t>(std::clamp(sum >> precision, 0, 255));
@@ -231,9 +240,9 @@ template <std::size_t channels>
 constexpr std::size_t rows_at_once = channels == 1 ? 16 : 8;
 
 template <std::size_t channels>
-void interleave(const std::uint8_t* const* rows, std::size_t first, std::size_t last, std::uint8_t* block) {
+void interleave(const std::uint8_t* const* rows, std::size_t columns, std::uint8_t* block) {
     constexpr std::size_t together = rows_at_once<channels>;
-    for (std::size_t column = first; column < last; ++column) {
+    for (std::size_t column = 0; column < columns; ++column) {
         for (std::size_t row = 0; row < together; ++row) {
             std::memcpy(block, rows[row] + column * channels, channels);
             block += channels;
@@ -245,17 +254,6 @@ void interleave(const std::uint8_t* const* rows, std::size_t first, std::size_t 
 inline std::uint8_t share(unsigned value, unsigned alpha) {
     const unsigned product = value * alpha + 128;
     return static_cast<std::uint8_t>((product + (product >> 8)) >> 8);
-}
-
-void premultiply(const std::uint8_t* row, std::size_t first, std::size_t last, std::uint8_t* out) {
-    for (std::size_t column = first; column < last; ++column) {
-        const std::uint8_t* in = row + column * 4;
-        std::uint8_t* to = out + column * 4;
-        to[0] = share(in[0], in[3]);
-        to[1] = share(in[1], in[3]);
-        to[2] = share(in[2], in[3]);
-        to[3] = in[3];
-    }
 }
 
 // The last step of a row: channels as they were resized to RGB.
@@ -310,11 +308,11 @@ struct Pixels::Work {
     PixelSpec spec;
     std::vector<Plan> plans;
     std::uint64_t clock = 0;
-    std::vector<std::uint8_t> block;   // rows as they lie, interleaved
+    std::vector<std::uint8_t> alpha;   // pixels with alpha premultiplied
+    std::vector<std::uint8_t> block;   // some rows, interleaved
     std::vector<std::uint8_t> summed;  // the same, resized
-    std::vector<std::uint8_t> middle;  // between the passes: [rows, kept columns, channels]
-    std::vector<std::uint8_t> alpha;   // rows with alpha premultiplied
-    std::vector<std::uint8_t> line;
+    std::vector<std::uint8_t> wide;    // what the pass over rows gives
+    std::vector<std::uint8_t> high;    // what the pass over columns gives
     std::vector<std::int32_t> sums;
 
     const Plan& plan_of(std::size_t width, std::size_t height) {
@@ -339,38 +337,39 @@ struct Pixels::Work {
         return plans.back();
     }
 
-    // The first pass, of the rows that the second needs; afterwards `middle` holds them.
+    View premultiplied(View from, std::size_t columns, std::size_t rows) {
+        alpha.resize(rows * columns * 4);
+        std::uint8_t* to = alpha.data();
+        for (std::size_t row = 0; row < rows; ++row) {
+            const std::uint8_t* in = from.data + row * from.apart;
+            for (std::size_t column = 0; column < columns; ++column, in += 4, to += 4) {
+                to[0] = share(in[0], in[3]);
+                to[1] = share(in[1], in[3]);
+                to[2] = share(in[2], in[3]);
+                to[3] = in[3];
+            }
+        }
+        return {alpha.data(), columns * 4};
+    }
+
+    // Resizes every row, a few at a time; the last of them stands in for what the last few lack.
     template <std::size_t channels>
-    void across(const Image& image, std::size_t stride, const Plan& plan, bool premultiplied) {
+    View across(View from, const Axis& axis, std::size_t count) {
+        if (axis.same()) {
+            return from;
+        }
         constexpr std::size_t together = rows_at_once<channels>;
-        const Axis& axis = plan.across;
         const std::size_t bytes = axis.kept * channels;
-        const std::size_t first = plan.down.first;
-        const std::size_t count = plan.down.last - first;
-        middle.resize(count * bytes);
+        wide.resize(count * bytes);
         block.resize((axis.last - axis.first) * together * channels);
         summed.resize(bytes * together);
-        if (premultiplied) {
-            alpha.resize(together * image.width * 4);
-        }
         const std::uint8_t* rows[together];
         for (std::size_t row = 0; row < count; row += together) {
             const std::size_t real = std::min(together, count - row);
             for (std::size_t one = 0; one < together; ++one) {
-                rows[one] = image.data + (first + row + std::min(one, real - 1)) * stride;
-                if (premultiplied) {
-                    std::uint8_t* to = alpha.data() + one * image.width * 4;
-                    premultiply(rows[one], axis.first, axis.last, to);
-                    rows[one] = to;
-                }
+                rows[one] = from.data + (row + std::min(one, real - 1)) * from.apart;
             }
-            if (axis.same()) {
-                for (std::size_t one = 0; one < real; ++one) {
-                    std::memcpy(middle.data() + (row + one) * bytes, rows[one] + axis.first * channels, bytes);
-                }
-                continue;
-            }
-            interleave<channels>(rows, axis.first, axis.last, block.data());
+            interleave<channels>(rows, axis.last - axis.first, block.data());
             if constexpr (channels == 1) {
                 sum_grey(block.data(), axis, summed.data());
             } else if constexpr (channels == 3) {
@@ -379,43 +378,50 @@ struct Pixels::Work {
                 sum_four(block.data(), axis, summed.data());
             }
             for (std::size_t one = 0; one < real; ++one) {
-                const std::uint8_t* from = summed.data() + one * channels;
-                std::uint8_t* to = middle.data() + (row + one) * bytes;
+                const std::uint8_t* in = summed.data() + one * channels;
+                std::uint8_t* to = wide.data() + (row + one) * bytes;
                 for (std::size_t column = 0; column < axis.kept; ++column) {
-                    std::memcpy(to + column * channels, from + column * together * channels, channels);
+                    std::memcpy(to + column * channels, in + column * together * channels, channels);
                 }
             }
         }
+        return {wide.data(), bytes};
+    }
+
+    View down(View from, const Axis& axis, std::size_t bytes) {
+        if (axis.same()) {
+            return from;
+        }
+        high.resize(axis.kept * bytes);
+        sums.resize(bytes);
+        for (std::size_t row = 0; row < axis.kept; ++row) {
+            sum_rows(from.data + (axis.begin[row] - axis.first) * from.apart, from.apart, bytes, axis.of(row),
+                     axis.taps[row], sums.data(), high.data() + row * bytes);
+        }
+        return {high.data(), bytes};
     }
 
     template <std::size_t channels>
     void fit(const Image& image, std::size_t stride, std::uint8_t* out) {
         const Plan& plan = plan_of(image.width, image.height);
-        const Axis& down = plan.down;
-        const bool premultiplied = channels == 4 && !plan.same();
-        const std::size_t bytes = plan.across.kept * channels;
-        // without a first pass the second reads the picture where it lies
-        const bool direct = plan.across.same() && !premultiplied;
-        if (!direct) {
-            across<channels>(image, stride, plan, premultiplied);
+        const std::size_t columns = plan.across.last - plan.across.first;
+        const std::size_t rows = plan.down.last - plan.down.first;
+        const bool with_alpha = channels == 4 && !plan.same();
+        View view{image.data + plan.down.first * stride + plan.across.first * channels, stride};
+        if (with_alpha) {
+            view = premultiplied(view, columns, rows);
         }
-        const std::uint8_t* rows =
-            direct ? image.data + down.first * stride + plan.across.first * channels : middle.data();
-        const std::size_t apart = direct ? stride : bytes;
-        if (plan.across.kept < spec.width || down.kept < spec.height) {
+        if (plan.columns_first) {
+            view = across<channels>(down(view, plan.down, columns * channels), plan.across, plan.down.kept);
+        } else {
+            view = down(across<channels>(view, plan.across, rows), plan.down, plan.across.kept * channels);
+        }
+        if (plan.across.kept < spec.width || plan.down.kept < spec.height) {
             std::memset(out, spec.fill_color, spec.bytes());
         }
-        line.resize(bytes);
-        sums.resize(bytes);
-        for (std::size_t row = 0; row < down.kept; ++row) {
-            const std::uint8_t* done = rows + row * apart;
-            if (!down.same()) {
-                sum_rows(rows + (down.begin[row] - down.first) * apart, apart, bytes, down.of(row), down.taps[row],
-                         sums.data(), line.data());
-                done = line.data();
-            }
-            finish(done, plan.across.kept, image.order, premultiplied,
-                   out + ((down.border + row) * spec.width + plan.across.border) * 3);
+        out += (plan.down.border * spec.width + plan.across.border) * 3;
+        for (std::size_t row = 0; row < plan.down.kept; ++row, out += spec.width * 3) {
+            finish(view.data + row * view.apart, plan.across.kept, image.order, with_alpha, out);
         }
     }
 };
