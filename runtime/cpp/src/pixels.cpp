@@ -3,8 +3,8 @@
 // Pillow resizes rows first and columns after (a strip that is more than a hundred times as high as wide, and becomes
 // lower, the other way round), each time to 8 bits: a pixel is a sum of products with weights that were rounded to 22
 // binary places. Integers add up to the same in any order, so what is free to choose is how to be fast:
-// rows go through eight or sixteen at a time, interleaved, so that one weight meets a vector of pixels; and only the
-// columns and rows that the crop keeps are computed.
+// rows go through many at a time, interleaved, so that one weight meets a vector of pixels; and only the columns and
+// rows that the crop keeps are computed.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -13,15 +13,21 @@
 #include "invariclip/invariclip.hpp"
 
 // One binary for old and new processors: GCC and Clang compile the inner loops twice and pick when the program starts.
-// Sanitizers cannot run the code that picks.
+// Sanitizers cannot run the code that picks; INVARICLIP_PLAIN leaves it out too.
 #if defined(__x86_64__) && defined(__linux__) && defined(__GLIBC__) && defined(__has_attribute) && \
-    !defined(__SANITIZE_ADDRESS__)
+    !defined(__SANITIZE_ADDRESS__) && !defined(INVARICLIP_PLAIN)
 #if __has_attribute(target_clones)
 #define INVARICLIP_CLONES __attribute__((target_clones("avx2", "default")))
 #endif
 #endif
 #ifndef INVARICLIP_CLONES
 #define INVARICLIP_CLONES
+#endif
+
+#if defined(__GNUC__)
+#define INVARICLIP_INLINE inline __attribute__((always_inline))
+#else
+#define INVARICLIP_INLINE inline
 #endif
 
 namespace invariclip {
@@ -187,35 +193,43 @@ inline std::uint8_t clipped(std::int32_t sum) {
     return static_cast<std::uint8_t>(std::clamp(sum >> precision, 0, 255));
 }
 
-// Every output of `lanes` pixels' channels at once; block: [taps from axis.first on, lanes], out: [kept, lanes].
-template <std::size_t lanes>
-inline void sum_block(const std::uint8_t* block, const Axis& axis, std::uint8_t* out) {
-    for (std::size_t place = 0; place < axis.kept; ++place) {
+// Rows that go through the first pass together: as many as make whole vectors of 32 channels, which is what a compiler
+// needs to use all of a register.
+template <std::size_t channels>
+constexpr std::size_t rows_at_once = channels == 4 ? 8 : 32;
+template <std::size_t channels>
+constexpr std::size_t lanes = channels * rows_at_once<channels>;
+
+// Every kept output of all lanes; block: [taps from axis.first on, width], out: [kept, width].
+template <std::size_t width>
+INVARICLIP_INLINE void sum_block(const std::uint8_t* block, const Axis& axis, std::uint8_t* out) {
+    for (std::size_t place = 0; place < axis.kept; ++place, out += width) {
         const std::int32_t* weights = axis.of(place);
-        const std::uint8_t* from = block + (axis.begin[place] - axis.first) * lanes;
-        std::int32_t sums[lanes];
-        for (std::size_t lane = 0; lane < lanes; ++lane) {
+        const std::uint8_t* from = block + (axis.begin[place] - axis.first) * width;
+        const std::size_t taps = axis.taps[place];
+        std::int32_t sums[width];
+        for (std::size_t lane = 0; lane < width; ++lane) {
             sums[lane] = half;
         }
-        for (std::size_t tap = 0; tap < axis.taps[place]; ++tap) {
-            for (std::size_t lane = 0; lane < lanes; ++lane) {
-                sums[lane] += weights[tap] * from[tap * lanes + lane];
+        for (std::size_t tap = 0; tap < taps; ++tap) {
+            for (std::size_t lane = 0; lane < width; ++lane) {
+                sums[lane] += weights[tap] * from[tap * width + lane];
             }
         }
-        for (std::size_t lane = 0; lane < lanes; ++lane) {
-            out[place * lanes + lane] = clipped(sums[lane]);
+        for (std::size_t lane = 0; lane < width; ++lane) {
+            out[lane] = clipped(sums[lane]);
         }
     }
 }
 
 INVARICLIP_CLONES void sum_grey(const std::uint8_t* block, const Axis& axis, std::uint8_t* out) {
-    sum_block<16>(block, axis, out);
+    sum_block<lanes<1>>(block, axis, out);
 }
 INVARICLIP_CLONES void sum_three(const std::uint8_t* block, const Axis& axis, std::uint8_t* out) {
-    sum_block<24>(block, axis, out);
+    sum_block<lanes<3>>(block, axis, out);
 }
 INVARICLIP_CLONES void sum_four(const std::uint8_t* block, const Axis& axis, std::uint8_t* out) {
-    sum_block<32>(block, axis, out);
+    sum_block<lanes<4>>(block, axis, out);
 }
 
 // One row of the second pass: rows `stride` apart, weighted and added.
@@ -236,16 +250,27 @@ INVARICLIP_CLONES void sum_rows(const std::uint8_t* rows, std::size_t stride, st
     }
 }
 
-template <std::size_t channels>
-constexpr std::size_t rows_at_once = channels == 1 ? 16 : 8;
-
+// Columns of all rows, side by side. A run of columns at a time, row by row: rows whose distance is a power of two would
+// otherwise push one another out of the cache.
 template <std::size_t channels>
 void interleave(const std::uint8_t* const* rows, std::size_t columns, std::uint8_t* block) {
     constexpr std::size_t together = rows_at_once<channels>;
-    for (std::size_t column = 0; column < columns; ++column) {
+    constexpr std::size_t run = 64;
+    for (std::size_t begin = 0; begin < columns; begin += run) {
+        const std::size_t end = std::min(begin + run, columns);
         for (std::size_t row = 0; row < together; ++row) {
-            std::memcpy(block, rows[row] + column * channels, channels);
-            block += channels;
+            std::uint8_t* to = block + (begin * together + row) * channels;
+            const std::uint8_t* from = rows[row] + begin * channels;
+            std::size_t column = begin;
+            if (channels == 3 && row + 1 < together) {
+                // four bytes are copied faster than three; the next row writes over the fourth
+                for (; column + 1 < end; ++column, from += channels, to += lanes<channels>) {
+                    std::memcpy(to, from, 4);
+                }
+            }
+            for (; column < end; ++column, from += channels, to += lanes<channels>) {
+                std::memcpy(to, from, channels);
+            }
         }
     }
 }

@@ -40,8 +40,8 @@ class Built:
         return self.folder / name
 
     @contextmanager
-    def answering(self):
-        process = subprocess.Popen([self.program("answer")], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    def answering(self, program="answer"):
+        process = subprocess.Popen([self.program(program)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         try:
             yield Asked(process)
         finally:
