@@ -1,11 +1,7 @@
 """The C++ runtime, built once, and processes of it that answer."""
 
 import fcntl
-import importlib.util
-import os
-import shutil
 import subprocess
-import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,23 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from invariclip.bench.cpp.build import build, missing
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 
 
-def found(name):
-    """A program beside this interpreter, or on the path; None where there is none."""
-    beside = Path(sys.executable).with_name(name)
-    return str(beside) if beside.is_file() else shutil.which(name)
-
-
 @dataclass(frozen=True)
 class Built:
-    """Where the programs are, how CMake was asked, and which engines are compiled in."""
+    """Where the programs are, and which engines are compiled in."""
 
     folder: Path
-    cmake: str
-    options: tuple[str, ...]
     engines: tuple[str, ...]
 
     @property
@@ -67,27 +57,14 @@ class Asked:
 @pytest.fixture(scope="session")
 def built():
     """Library, command line and tools, built where nothing has been or something has changed."""
-    cmake = found("cmake")
-    compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
-    if cmake is None or compiler is None:
-        pytest.skip(f"no {'CMake' if cmake is None else 'C++ compiler'} here, so the C++ runtime cannot be built")
-    options = ["-DCMAKE_BUILD_TYPE=Release"]
-    openvino = importlib.util.find_spec("openvino")
-    if openvino is not None:
-        options.append(f"-DOpenVINO_DIR={Path(openvino.submodule_search_locations[0]) / 'cmake'}")
+    lacks = missing()
+    if lacks is not None:
+        pytest.skip(f"the C++ runtime is not built: {lacks}")
     folder = ROOT / "build" / "cpp-tests"
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # test processes share the folder
-        said = subprocess.run([cmake, "-S", HERE, "-B", folder, *options], capture_output=True, text=True, check=False)
-        assert said.returncode == 0, said.stdout + said.stderr
-        made = subprocess.run(
-            [cmake, "--build", folder, "--parallel", "2"], capture_output=True, text=True, check=False
-        )
-        assert made.returncode == 0, made.stdout[-3000:] + made.stderr[-3000:]
-    line = next(line for line in said.stdout.splitlines() if "invariclip: engines:" in line)
-    engines = tuple(line.rpartition(": ")[2].split(";")) if not line.endswith(":") else ()
-    return Built(folder, cmake, tuple(options), engines)
+        return Built(folder, build(HERE, folder))
 
 
 @pytest.fixture(scope="module")

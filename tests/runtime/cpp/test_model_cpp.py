@@ -12,6 +12,7 @@ from PIL import Image
 
 import invariclip
 from invariclip.batching import plan
+from invariclip.bench.cpp.build import build, install
 from invariclip.pixels import find_pictures
 
 REFERENCE = Path(__file__).parents[3] / "export" / "reference" / "pictures"
@@ -100,16 +101,19 @@ def test_many_callers_get_what_one_gets(built, artifact, engine):
         assert asked.ask(f"crowd {artifact} {engine} 2 8 20") == "ok"
 
 
-def test_the_frame_example(built, artifact):
+def test_an_installed_library_is_found_and_answers(built, artifact, tmp_path):
     if not built.engines:
         pytest.skip("no engine is here")
-    done = subprocess.run(
-        [built.classify.with_name("invariclip-frame"), artifact], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    grey = np.full((480, 640, 3), 127, np.uint8)
-    engine = built.engines[0]
-    assert done.stdout.startswith(invariclip.load(artifact, backend=engine).classify([grey])[0].label)
+    install(built.folder, tmp_path / "prefix")
+    project = Path(__file__).parent / "installed"
+    found = build(project, tmp_path / "build", f"-DCMAKE_PREFIX_PATH={tmp_path / 'prefix'}")
+    assert found == built.engines
+    for program in (tmp_path / "build" / "program", built.classify.with_name("invariclip-frame")):
+        done = subprocess.run([program, artifact], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        grey = np.full((480, 640, 3), 127, np.uint8)
+        model = invariclip.load(artifact, backend=built.engines[0])
+        assert done.stdout.startswith(model.classify([grey])[0].label)
 
 
 def changed(artifact, folder, change):
