@@ -124,7 +124,8 @@ void answer(const Asked& asked, std::ostream& out) {
     for (const std::string& warning : model.warnings()) {
         std::cerr << "warning: " << warning << '\n';
     }
-    out.precision(std::numeric_limits<float>::max_digits10);
+    out.imbue(std::locale::classic());
+    out.precision(asked.json || asked.embed ? std::numeric_limits<float>::max_digits10 : 4);
     const std::size_t most = asked.classify.batch_size;
     for (std::size_t begin = 0; begin < asked.pictures.size(); begin += most) {  // no more than a batch in memory
         const std::size_t end = std::min(begin + most, asked.pictures.size());
