@@ -64,8 +64,9 @@ int main(int count, char** given) {
         } else {
             const auto model = invariclip::Model::load(words[5], {words.at(6), "", std::stoi(words.at(7))});
             std::vector<invariclip::Prediction> answers;
-            serve(words[3], [&] { answers = model.classify(image); },
-                  [&] { return bytes_of(answers.front().probabilities); });
+            serve(
+                words[3], [&] { answers = model.classify(image); },
+                [&] { return bytes_of(answers.front().probabilities); });
         }
     } catch (const std::exception& error) {
         std::cerr << error.what() << '\n';

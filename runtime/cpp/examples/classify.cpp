@@ -100,7 +100,8 @@ void write_json(std::ostream& out, const invariclip::Prediction& answer) {
     out << "\"label\": " << (answer.label ? quoted(*answer.label) : "null") << ", \"index\": " << answer.index
         << ", \"probability\": " << answer.probability << ", \"ranking\": [";
     for (std::size_t place = 0; place < answer.ranking.size(); ++place) {
-        out << (place == 0 ? "[" : ", [") << quoted(answer.ranking[place].first) << ", " << answer.ranking[place].second << "]";
+        out << (place == 0 ? "[" : ", [") << quoted(answer.ranking[place].first) << ", " << answer.ranking[place].second
+            << "]";
     }
     out << "], \"probabilities\": ";
     write_list(out, answer.probabilities.data(), answer.probabilities.size());

@@ -22,8 +22,8 @@ constexpr std::uintmax_t max_file_bytes = std::uintmax_t{1} << 30;
 
 void allocate(Decoded& to, std::size_t width, std::size_t height, Order order) {
     if (width == 0 || height == 0 || width > max_picture_pixels / height) {
-        throw InputError(std::to_string(width) + "x" + std::to_string(height) + " pixels are none, or above the limit of " +
-                         std::to_string(max_picture_pixels));
+        throw InputError(std::to_string(width) + "x" + std::to_string(height) +
+                         " pixels are none, or above the limit of " + std::to_string(max_picture_pixels));
     }
     to.width = width;
     to.height = height;
@@ -158,8 +158,9 @@ Decoded png(std::string_view content) {
     const bool plain = depth == 8 && (kind == 0 || kind == 2 || kind == 6);
     if (!plain || content.substr(0, content.find("IDAT")).find("tRNS") != std::string_view::npos) {
         // Pillow resizes these in the mode that they are stored in, by other rules
-        throw InputError("a PNG with a palette, grey with alpha, a transparent colour or other depths than 8 bits; convert it "
-                         "to 8-bit RGB, RGBA or grey");
+        throw InputError(
+            "a PNG with a palette, grey with alpha, a transparent colour or other depths than 8 bits; convert it "
+            "to 8-bit RGB, RGBA or grey");
     }
     png_image image{};
     image.version = PNG_IMAGE_VERSION;

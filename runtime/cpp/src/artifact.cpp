@@ -97,7 +97,8 @@ Graph graph_of(const std::string& folder, const json::Value& plain, const std::s
     const json::Object& variants = plain.at("variants").object("variants");
     const auto found = variants.find(wanted.empty() ? safe_variant : wanted);
     if (found == variants.end()) {
-        throw ArtifactError("no variant '" + (wanted.empty() ? safe_variant : wanted) + "'; available: " + listed(variants));
+        throw ArtifactError("no variant '" + (wanted.empty() ? safe_variant : wanted) +
+                            "'; available: " + listed(variants));
     }
     const json::Value& variant = found->second;
     const json::Value& file = variant.at("image");

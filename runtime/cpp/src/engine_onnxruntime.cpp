@@ -19,8 +19,11 @@ Ort::Env& environment() {
 class OnnxRuntime final : public Engine {
   public:
     OnnxRuntime(const Graph& graph, const Facts& facts, int threads)
-        : path_(graph.path), height_(static_cast<std::int64_t>(facts.pixels.height)),
-          width_(static_cast<std::int64_t>(facts.pixels.width)), threads_(threads), turns_(threads) {
+        : path_(graph.path),
+          height_(static_cast<std::int64_t>(facts.pixels.height)),
+          width_(static_cast<std::int64_t>(facts.pixels.width)),
+          threads_(threads),
+          turns_(threads) {
         if (graph.compute != Compute::float32) {
             throw InputError(path_ + ": onnxruntime computes float32 on the CPU and nothing else; openvino can");
         }
@@ -58,9 +61,11 @@ class OnnxRuntime final : public Engine {
                 const std::array<std::int64_t, 2> size{count, static_cast<std::int64_t>(one.width)};
                 const std::size_t values = rows * std::max<std::size_t>(one.width, 1);
                 names[place] = one.name;
-                outputs[place] = Ort::Value::CreateTensor<float>(memory, one.to, values, size.data(), one.width == 0 ? 1 : 2);
+                outputs[place] =
+                    Ort::Value::CreateTensor<float>(memory, one.to, values, size.data(), one.width == 0 ? 1 : 2);
             }
-            session_.Run(Ort::RunOptions{nullptr}, &pixels_name, &input, 1, names.data(), outputs.data(), wanted.size());
+            session_.Run(Ort::RunOptions{nullptr}, &pixels_name, &input, 1, names.data(), outputs.data(),
+                         wanted.size());
         } catch (const Ort::Exception& error) {
             throw EngineError(path_ + ": ONNX Runtime cannot answer this input: " + one_line(error.what()));
         }
@@ -86,8 +91,9 @@ class OnnxRuntime final : public Engine {
             }
         }
         if (!fits) {
-            throw ArtifactError(path_ + ": does not take '" + pixels_name + "' as uint8 [N, " + std::to_string(height_) +
-                                ", " + std::to_string(width_) + ", 3]; open an image graph whose projection is folded in");
+            throw ArtifactError(path_ + ": does not take '" + pixels_name + "' as uint8 [N, " +
+                                std::to_string(height_) + ", " + std::to_string(width_) +
+                                ", 3]; open an image graph whose projection is folded in");
         }
     }
 

@@ -24,7 +24,9 @@ std::string reason(const std::exception& error) {
 }
 
 ov::element::Type type_of(Compute compute) {
-    return compute == Compute::float32 ? ov::element::f32 : compute == Compute::bfloat16 ? ov::element::bf16 : ov::element::f16;
+    return compute == Compute::float32    ? ov::element::f32
+           : compute == Compute::bfloat16 ? ov::element::bf16
+                                          : ov::element::f16;
 }
 
 void require_arithmetic(ov::Core& core, Compute compute) {
@@ -40,7 +42,8 @@ class OpenVino final : public Engine {
     OpenVino(const Graph& graph, const Facts& facts, int threads)
         : path_(graph.path), height_(facts.pixels.height), width_(facts.pixels.width), turns_(threads) {
         if (graph.resizes) {
-            throw InputError(path_ + ": resizes by ONNX's Resize, which openvino computes differently; use onnxruntime");
+            throw InputError(path_ +
+                             ": resizes by ONNX's Resize, which openvino computes differently; use onnxruntime");
         }
         try {
             ov::Core core;
@@ -52,17 +55,18 @@ class OpenVino final : public Engine {
             }
             const bool exact = graph.compute == Compute::float32;
             const ov::element::Type type = type_of(graph.compute);
-            compiled_ = core.compile_model(
-                model, device,
-                ov::AnyMap{ov::hint::inference_precision(type),
-                           ov::hint::execution_mode(exact ? ov::hint::ExecutionMode::ACCURACY
-                                                          : ov::hint::ExecutionMode::PERFORMANCE),
-                           ov::hint::performance_mode(ov::hint::PerformanceMode::LATENCY),
-                           ov::hint::enable_cpu_pinning(false), ov::inference_num_threads(threads),
-                           {"CPU_RUNTIME_CACHE_CAPACITY", kept_primitives}});
+            compiled_ =
+                core.compile_model(model, device,
+                                   ov::AnyMap{ov::hint::inference_precision(type),
+                                              ov::hint::execution_mode(exact ? ov::hint::ExecutionMode::ACCURACY
+                                                                             : ov::hint::ExecutionMode::PERFORMANCE),
+                                              ov::hint::performance_mode(ov::hint::PerformanceMode::LATENCY),
+                                              ov::hint::enable_cpu_pinning(false),
+                                              ov::inference_num_threads(threads),
+                                              {"CPU_RUNTIME_CACHE_CAPACITY", kept_primitives}});
             if (compiled_.get_property(ov::hint::inference_precision) != type) {
-                throw ArtifactError(path_ + ": OpenVINO would run it in another arithmetic than " + type.get_type_name() +
-                                    "; take another variant");
+                throw ArtifactError(path_ + ": OpenVINO would run it in another arithmetic than " +
+                                    type.get_type_name() + "; take another variant");
             }
         } catch (const Error&) {
             throw;
@@ -110,7 +114,8 @@ class OpenVino final : public Engine {
                           model.input().get_partial_shape().compatible({-1, height, width, 3});
         if (!fits) {
             throw ArtifactError(path_ + ": does not take '" + pixels_name + "' as uint8 [N, " + std::to_string(height) +
-                                ", " + std::to_string(width) + ", 3]; open an image graph whose projection is folded in");
+                                ", " + std::to_string(width) +
+                                ", 3]; open an image graph whose projection is folded in");
         }
     }
 

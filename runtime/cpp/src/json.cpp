@@ -234,7 +234,8 @@ class Parser {
 
     void take(char sign) {
         if (!skip(sign)) {
-            refuse(rest_.empty() ? "it ends too early" : std::string("there is no '") + sign + "' where one must stand");
+            refuse(rest_.empty() ? "it ends too early"
+                                 : std::string("there is no '") + sign + "' where one must stand");
         }
     }
 

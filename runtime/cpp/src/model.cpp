@@ -1,10 +1,10 @@
 // Pictures to answers: prepared, run in buckets, ranked.
 #include <algorithm>
-#include <cmath>
 #include <future>
 #include <numeric>
 #include <sstream>
 
+#include "answers.hpp"
 #include "batching.hpp"
 #include "engine.hpp"
 #include "threads.hpp"
@@ -60,53 +60,9 @@ std::unique_ptr<Engine> open_engine(const std::string& name, const Graph& graph,
 
 void require_batch(std::size_t size) {
     if (size < 1 || size > max_batch) {
-        throw InputError("a batch must be of 1 to " + std::to_string(max_batch) + " pictures, not " + std::to_string(size));
+        throw InputError("a batch must be of 1 to " + std::to_string(max_batch) + " pictures, not " +
+                         std::to_string(size));
     }
-}
-
-// The uncertainty above which no label is given, or none.
-std::optional<double> threshold(const Facts& facts, const Abstain& abstain) {
-    if (abstain.kind() == Abstain::Kind::never) {
-        return std::nullopt;
-    }
-    if (!facts.learned) {
-        throw InputError("the artifact has no learned templates, so its answers have no uncertainty; train some with "
-                         "`invariclip cdc` and export again with --cdc FILE");
-    }
-    if (abstain.kind() == Abstain::Kind::calibrated) {
-        if (!facts.abstain_above) {
-            throw InputError("the artifact's templates were not calibrated for a risk; give a number from 0 to 1, or train "
-                             "with `invariclip cdc --target-risk R` and export again");
-        }
-        return facts.abstain_above;
-    }
-    if (!(abstain.uncertainty() >= 0 && abstain.uncertainty() <= 1)) {
-        throw InputError("the uncertainty to abstain above must be a number from 0 to 1, not " +
-                         std::to_string(abstain.uncertainty()));
-    }
-    return abstain.uncertainty();
-}
-
-Prediction ranked(const float* row, const std::vector<std::string>& classes, std::size_t top_k) {
-    Prediction made;
-    made.probabilities.assign(row, row + classes.size());
-    std::vector<std::size_t> order(classes.size());
-    std::iota(order.begin(), order.end(), std::size_t{0});
-    const auto better = [row](std::size_t one, std::size_t other) {  // what is no number comes last
-        if (std::isnan(row[one]) || std::isnan(row[other])) {
-            return std::isnan(row[one]) == std::isnan(row[other]) ? one < other : std::isnan(row[other]);
-        }
-        return row[one] != row[other] ? row[one] > row[other] : one < other;
-    };
-    const auto kept = static_cast<std::ptrdiff_t>(std::min(top_k, order.size()));
-    std::partial_sort(order.begin(), order.begin() + kept, order.end(), better);
-    order.resize(static_cast<std::size_t>(kept));
-    for (const std::size_t place : order) {
-        made.ranking.emplace_back(classes[place], row[place]);
-    }
-    made.index = order.front();
-    made.probability = row[made.index];
-    return made;
 }
 
 }  // namespace
@@ -172,14 +128,14 @@ struct Model::State {
         all.probabilities.width = with_classes ? facts.classes.size() : 0;
         all.embeddings.values.reserve(images.size() * facts.width);
         all.probabilities.values.reserve(images.size() * all.probabilities.width);
-        std::unique_ptr<Desk> desk = desks.take([this] {
-            return std::make_unique<Desk>(Desk{Pixels(facts.pixels), {}, {}, {}, {}});
-        });
+        std::unique_ptr<Desk> desk =
+            desks.take([this] { return std::make_unique<Desk>(Desk{Pixels(facts.pixels), {}, {}, {}, {}}); });
         try {
             for (std::size_t begin = 0; begin < images.size(); begin += batch_size) {
                 const std::size_t count = std::min(batch_size, images.size() - begin);
                 for (const Run& run : plan_runs(count)) {
-                    one_run(Images(images.begin() + all.embeddings.count, run.rows), run.bucket, with_classes, *desk, all);
+                    one_run(Images(images.begin() + all.embeddings.count, run.rows), run.bucket, with_classes, *desk,
+                            all);
                 }
             }
         } catch (...) {
@@ -249,7 +205,8 @@ Model::~Model() = default;
 
 Model Model::load(const std::string& path, const LoadOptions& options) {
     if (options.threads < 0 || options.threads > max_threads) {
-        throw InputError("threads must be from 1 to " + std::to_string(max_threads) + ", or 0 for what the machine allows");
+        throw InputError("threads must be from 1 to " + std::to_string(max_threads) +
+                         ", or 0 for what the machine allows");
     }
     Artifact artifact = open_artifact(path, options.variant);
     auto state = std::make_unique<State>();

@@ -81,7 +81,8 @@ void absorb(std::array<std::uint32_t, 8>& state, const std::uint8_t* block, cons
     std::array<std::uint32_t, rounds> word{};
     for (std::size_t place = 0; place < 16; ++place) {
         const std::uint8_t* from = block + place * 4;
-        word[place] = std::uint32_t{from[0]} << 24 | std::uint32_t{from[1]} << 16 | std::uint32_t{from[2]} << 8 | from[3];
+        word[place] =
+            std::uint32_t{from[0]} << 24 | std::uint32_t{from[1]} << 16 | std::uint32_t{from[2]} << 8 | from[3];
     }
     for (std::size_t place = 16; place < rounds; ++place) {
         const std::uint32_t near = word[place - 2];
@@ -91,8 +92,8 @@ void absorb(std::array<std::uint32_t, 8>& state, const std::uint8_t* block, cons
     }
     auto [a, b, c, d, e, f, g, h] = state;
     for (std::size_t place = 0; place < rounds; ++place) {
-        const std::uint32_t one =
-            h + (turned(e, 6) ^ turned(e, 11) ^ turned(e, 25)) + ((e & f) ^ (~e & g)) + known.round[place] + word[place];
+        const std::uint32_t one = h + (turned(e, 6) ^ turned(e, 11) ^ turned(e, 25)) + ((e & f) ^ (~e & g)) +
+                                  known.round[place] + word[place];
         const std::uint32_t two = (turned(a, 2) ^ turned(a, 13) ^ turned(a, 22)) + ((a & b) ^ (a & c) ^ (b & c));
         h = g;
         g = f;

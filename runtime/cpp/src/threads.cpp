@@ -77,7 +77,7 @@ int available_threads() {
     cpu_set_t mask;
     CPU_ZERO(&mask);
     int allowed = sched_getaffinity(0, sizeof mask, &mask) == 0 ? CPU_COUNT(&mask)
-                                                                 : static_cast<int>(std::thread::hardware_concurrency());
+                                                                : static_cast<int>(std::thread::hardware_concurrency());
     if (const std::optional<double> quota = quota_cores()) {
         allowed = std::min(allowed, static_cast<int>(std::ceil(std::min(*quota, 1e6))));
     }

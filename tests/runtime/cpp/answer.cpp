@@ -131,8 +131,8 @@ std::string answer(const std::string& line) {
     if (what == "decode") {
         const auto picture = invariclip::pictures::read(line.substr(7));
         return "ok " + std::to_string(picture.width) + ' ' + std::to_string(picture.height) + ' ' +
-               std::to_string(invariclip::channels_of(picture.order)) + ' ' + std::to_string(picture.bytes.size()) + '\n' +
-               std::string(picture.bytes.begin(), picture.bytes.end());
+               std::to_string(invariclip::channels_of(picture.order)) + ' ' + std::to_string(picture.bytes.size()) +
+               '\n' + std::string(picture.bytes.begin(), picture.bytes.end());
     }
     if (what == "quoted") {
         return "ok " + invariclip::json::quoted(invariclip::json::parse(line.substr(7)).text("it")) + '\n';

@@ -54,9 +54,20 @@ class Mutator {
     }
 
   private:
-    static constexpr const char* telling[] = {"\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\x01", "[[[[[[[[[[[[[[[[", "{\"\":{\"\":{\"\":",
-                                              "\\ud800", "1e999", "-0", "4294967296", "18446744073709551616", "\"", "null",
-                                              "../", "99999 99999", "\x72\xFF\xFF\xFF\x7F", "r\x80\x80\x80\x80\x08"};
+    static constexpr const char* telling[] = {"\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\x01",
+                                              "[[[[[[[[[[[[[[[[",
+                                              "{\"\":{\"\":{\"\":",
+                                              "\\ud800",
+                                              "1e999",
+                                              "-0",
+                                              "4294967296",
+                                              "18446744073709551616",
+                                              "\"",
+                                              "null",
+                                              "../",
+                                              "99999 99999",
+                                              "\x72\xFF\xFF\xFF\x7F",
+                                              "r\x80\x80\x80\x80\x08"};
     std::mt19937 random_;
 };
 
@@ -89,7 +100,8 @@ int main(int count, char** arguments) {
     std::vector<std::uint8_t> out(spec.bytes());
     unsigned long accepted = 0;
     for (unsigned long round = 0; round < rounds; ++round) {
-        const Bytes bytes = round % 8 == 0 ? mutator.noise(mutator.below(200)) : mutator.changed(seeds[round % seeds.size()]);
+        const Bytes bytes =
+            round % 8 == 0 ? mutator.noise(mutator.below(200)) : mutator.changed(seeds[round % seeds.size()]);
         accepted += understood([&] { invariclip::json::parse(bytes); });
         accepted += understood([&] { invariclip::read_facts(bytes); });
         accepted += understood([&] { invariclip::read_manifest(".", bytes, ""); });

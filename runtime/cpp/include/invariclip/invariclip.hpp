@@ -66,16 +66,20 @@ struct Image {
     Image() = default;
     template <typename Width, typename Height>
     Image(const std::uint8_t* pixels, Width columns, Height rows, std::size_t bytes_per_row = 0, Order of = Order::rgb)
-        : data(pixels), width(columns < 0 ? 0 : static_cast<std::size_t>(columns)),
-          height(rows < 0 ? 0 : static_cast<std::size_t>(rows)), stride(bytes_per_row), order(of) {}
+        : data(pixels),
+          width(columns < 0 ? 0 : static_cast<std::size_t>(columns)),
+          height(rows < 0 ? 0 : static_cast<std::size_t>(rows)),
+          stride(bytes_per_row),
+          order(of) {}
 };
 
-// Some images, wherever they lie: a vector of them, a single one, a list in braces.
+// Some images, wherever they lie: a vector of them, a single one, a list in braces. For arguments: it owns nothing.
 class Images {
   public:
     Images(const Image* first, std::size_t count) noexcept : first_(first), count_(count) {}
-    Images(const Image& one) noexcept : Images(&one, 1) {}                                       // NOLINT(google-explicit-constructor)
-    Images(const std::vector<Image>& many) noexcept : Images(many.data(), many.size()) {}        // NOLINT(google-explicit-constructor)
+    // meant to be taken for one another, so not explicit
+    Images(const Image& one) noexcept : Images(&one, 1) {}
+    Images(const std::vector<Image>& many) noexcept : Images(many.data(), many.size()) {}
     Images(std::initializer_list<Image> many) noexcept : Images(many.begin(), many.size()) {}
 
     [[nodiscard]] std::size_t size() const noexcept { return count_; }
@@ -121,17 +125,22 @@ class Pixels {
 };
 
 struct LoadOptions {
-    std::string engine;   // "onnxruntime" or "openvino"; empty: the first one compiled in that the artifact was proved on
-    std::string variant;  // one of the manifest's; empty: float32. A file opened alone has no variants
-    int threads = 0;      // of the engine; 0: what the affinity mask and the control groups allow
+    // "onnxruntime" or "openvino"; empty: the first one compiled in that the artifact was proved on
+    std::string engine;
+    // One of the manifest's; empty: float32. A file opened alone has no variants
+    std::string variant;
+    // Of the engine; 0: what the affinity mask and the control groups allow
+    int threads = 0;
 };
 
 // When to give no label.
 class Abstain {
   public:
-    static Abstain never() noexcept { return Abstain(Kind::never, 0); }
-    static Abstain above(double uncertainty) noexcept { return Abstain(Kind::above, uncertainty); }  // from 0 to 1
-    static Abstain calibrated() noexcept { return Abstain(Kind::calibrated, 0); }  // what the artifact was calibrated to
+    static Abstain never() noexcept { return {Kind::never, 0}; }
+    // an uncertainty from 0 to 1
+    static Abstain above(double uncertainty) noexcept { return {Kind::above, uncertainty}; }
+    // what the artifact was calibrated to
+    static Abstain calibrated() noexcept { return {Kind::calibrated, 0}; }
 
     enum class Kind { never, above, calibrated };
     [[nodiscard]] Kind kind() const noexcept { return kind_; }
@@ -151,12 +160,12 @@ struct ClassifyOptions {
 
 // What a picture was taken for.
 struct Prediction {
-    std::optional<std::string> label;                 // none where the model abstains
-    std::size_t index = 0;                            // of the most probable class
-    float probability = 0;                            // of the most probable class
+    std::optional<std::string> label;                    // none where the model abstains
+    std::size_t index = 0;                               // of the most probable class
+    float probability = 0;                               // of the most probable class
     std::vector<std::pair<std::string, float>> ranking;  // the top_k classes, best first; of equal ones the first
-    std::vector<float> probabilities;                 // of every class, in the order of Model::classes
-    std::optional<float> uncertainty;                 // 0 sure, 1 no evidence; only of learned templates
+    std::vector<float> probabilities;                    // of every class, in the order of Model::classes
+    std::optional<float> uncertainty;                    // 0 sure, 1 no evidence; only of learned templates
     bool abstained = false;
 };
 
