@@ -46,8 +46,8 @@ PixelSpec read_pixels(const json::Value& plain) {
 }
 
 Facts facts_of(const json::Value& plain) {
-    const double version = plain.at("schema_version").number("schema_version");
-    if (version != static_cast<double>(schema_version)) {
+    const std::size_t version = plain.at("schema_version").count("schema_version", 0, 1'000'000);
+    if (version != schema_version) {
         throw ArtifactError("schema_version " + std::to_string(version) + " is not known; this version reads " +
                             std::to_string(schema_version) + ": export again");
     }

@@ -128,7 +128,7 @@ def changed(artifact, folder, change):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda m: m.update(schema_version=3), "schema_version 3"),
+        (lambda m: m.update(schema_version=3), "schema_version 3 is not known; this version reads 2: export again"),
         (lambda m: m.pop("classes"), "'classes' is missing"),
         (lambda m: m["pixels"].update(image_size=[32, 0]), "whole number from 1 to 4096"),
         (lambda m: m["pixels"].update(resize_mode="fit"), "resize_mode 'fit' is not known"),
