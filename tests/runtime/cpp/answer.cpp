@@ -2,6 +2,7 @@
 //
 //   pixels HEIGHT WIDTH INTERPOLATION MODE FILL ORDER COLUMNS ROWS STRIDE\n and the picture's bytes
 //     -> "ok BYTES\n" and RGB, or "InputError TEXT\n"
+//   allocations COLUMNS ROWS\n -> "ok COUNT\n": how often memory was asked for to fit a picture of a size met before
 //   runs ROWS\n               -> "ok rows/bucket ...\n"
 //   quoted JSON\n             -> "ok JSON\n": a text read and written again, or "ArtifactError TEXT\n"
 //   sha256 PATH\n             -> "ok DIGEST\n"
@@ -10,8 +11,10 @@
 //     -> "ok\n" where as many threads at once get the very answers that one gets alone, else "differs\n"
 #include <algorithm>
 #include <atomic>
+#include <cstdlib>
 #include <iostream>
 #include <map>
+#include <new>
 #include <sstream>
 #include <thread>
 #include <tuple>
@@ -21,6 +24,20 @@
 #include "json.hpp"
 #include "pictures.hpp"
 #include "sha256.hpp"
+
+namespace {
+std::atomic<std::size_t> allocations{0};
+}
+
+void* operator new(std::size_t bytes) {
+    ++allocations;
+    if (void* made = std::malloc(bytes)) {
+        return made;
+    }
+    throw std::bad_alloc();
+}
+void operator delete(void* made) noexcept { std::free(made); }
+void operator delete(void* made, std::size_t) noexcept { std::free(made); }
 
 namespace {
 
@@ -64,6 +81,25 @@ std::string pixels(std::istringstream& words) {
     std::vector<std::uint8_t> out(fitting.spec().bytes());
     fitting.fit({bytes.data(), columns, rows, stride, order}, out.data());
     return "ok " + std::to_string(out.size()) + '\n' + std::string(out.begin(), out.end());
+}
+
+std::string allocated(std::istringstream& words) {
+    std::size_t columns = 0;
+    std::size_t rows = 0;
+    words >> columns >> rows;
+    std::size_t count = 0;
+    for (const invariclip::Order order : {invariclip::Order::grey, invariclip::Order::bgr, invariclip::Order::rgba}) {
+        invariclip::Pixels fitting{invariclip::PixelSpec{}};
+        const std::vector<std::uint8_t> bytes(columns * rows * channels_of(order));
+        const std::vector<std::uint8_t> other(channels_of(order) * 9);
+        std::vector<std::uint8_t> out(fitting.spec().bytes());
+        fitting.fit({bytes.data(), columns, rows, 0, order}, out.data());
+        fitting.fit({other.data(), 3, 3, 0, order}, out.data());
+        const std::size_t before = allocations;
+        fitting.fit({bytes.data(), columns, rows, 0, order}, out.data());
+        count += allocations - before;
+    }
+    return "ok " + std::to_string(count) + '\n';
 }
 
 std::string runs(std::istringstream& words) {
@@ -121,6 +157,9 @@ std::string answer(const std::string& line) {
     words >> what;
     if (what == "pixels") {
         return pixels(words);
+    }
+    if (what == "allocations") {
+        return allocated(words);
     }
     if (what == "runs") {
         return runs(words);

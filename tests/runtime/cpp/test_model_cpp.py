@@ -13,6 +13,8 @@ from PIL import Image
 import invariclip
 from invariclip.batching import plan
 from invariclip.bench.cpp.build import build, install
+from invariclip.bench.cpp.turns import compare
+from invariclip.console import silent
 from invariclip.pixels import find_pictures
 
 REFERENCE = Path(__file__).parents[3] / "export" / "reference" / "pictures"
@@ -114,6 +116,14 @@ def test_an_installed_library_is_found_and_answers(built, artifact, tmp_path):
         grey = np.full((480, 640, 3), 127, np.uint8)
         model = invariclip.load(artifact, backend=built.engines[0])
         assert done.stdout.startswith(model.classify([grey])[0].label)
+
+
+def test_the_bench_asks_both_for_the_same(built, artifact, picture, engine, tmp_path):
+    picture(50, 40).tofile(tmp_path / "frame")
+    words = [str(tmp_path / "frame"), "50", "40", "classify", str(artifact), engine, "1"]
+    row = compare("50×40", built.program("ask"), words, tmp_path, rounds=3, seconds=0.01, progress=silent)
+    assert row.equal
+    assert np.fromfile(tmp_path / "cpp.answer", np.float32).shape == (6,)
 
 
 def changed(artifact, folder, change):

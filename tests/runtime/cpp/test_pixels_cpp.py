@@ -105,3 +105,8 @@ def test_rows_that_overlap_and_towers_out_of_range_are_refused(asked):
     assert "100x0 pixels has nothing to see" in asked.ask("pixels 8 8 bicubic shortest 0 rgb 100 0 300")
     assert "rows are 5 bytes apart, but hold 6" in asked.ask("pixels 8 8 bicubic shortest 0 rgb 2 2 5", bytes(10))
     assert "from 1 to 4096" in asked.ask("pixels 4097 8 bicubic shortest 0 grey 2 2 2", bytes(4))
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(640, 480), (31, 17), (5, 900)])
+def test_a_size_that_was_met_before_allocates_nothing(asked, columns, rows):
+    assert asked.ask(f"allocations {columns} {rows}") == "ok 0"

@@ -26,12 +26,6 @@ def test_pixels(built, words, tmp_path):
     assert row.low <= row.faster <= row.high
 
 
-def test_answers(built, artifact, engine, words, tmp_path):
-    row = compare("50×40", built.program("ask"), [*words, "classify", str(artifact), engine, "1"], tmp_path, **HOW)
-    assert row.equal
-    np.testing.assert_allclose(np.fromfile(tmp_path / "cpp.answer", np.float32).sum(), 1, atol=1e-5)
-
-
 def test_a_process_that_stops_is_named(built, tmp_path):
     words = [str(tmp_path / "absent"), "50", "40", "pixels", "24"]
     with pytest.raises(CandidateError, match=r"'python, gone' stopped \(exit 1\)"):
