@@ -6,12 +6,14 @@
 //   runs ROWS\n               -> "ok rows/bucket ...\n"
 //   quoted JSON\n             -> "ok JSON\n": a text read and written again, or "ArtifactError TEXT\n"
 //   sha256 PATH\n             -> "ok DIGEST\n"
+//   metadata PATH\n           -> "ok TEXT\n": what an ONNX file has under "invariclip", or "ArtifactError TEXT\n"
 //   decode PATH\n             -> "ok COLUMNS ROWS CHANNELS BYTES\n" and the bytes, or "InputError TEXT\n"
 //   crowd ARTIFACT ENGINE THREADS CALLERS ROUNDS\n
 //     -> "ok\n" where as many threads at once get the very answers that one gets alone, else "differs\n"
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
+#include <fstream>
 #include <iostream>
 #include <map>
 #include <new>
@@ -22,6 +24,7 @@
 #include "batching.hpp"
 #include "invariclip/invariclip.hpp"
 #include "json.hpp"
+#include "onnx_facts.hpp"
 #include "pictures.hpp"
 #include "sha256.hpp"
 
@@ -166,6 +169,10 @@ std::string answer(const std::string& line) {
     }
     if (what == "crowd") {
         return crowd(words);
+    }
+    if (what == "metadata") {
+        std::ifstream file(line.substr(9), std::ios::binary);
+        return "ok " + invariclip::onnx_metadata(file, "invariclip") + '\n';
     }
     if (what == "decode") {
         const auto picture = invariclip::pictures::read(line.substr(7));

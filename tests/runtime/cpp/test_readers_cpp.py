@@ -105,6 +105,41 @@ def test_what_pillow_would_treat_otherwise_is_refused(asked, picture, tmp_path):
         assert reason in said or kind not in said.partition("known: ")[2]
 
 
+def metadata(value, key="invariclip"):
+    return onnx.ModelProto(metadata_props=[onnx.StringStringEntryProto(key=key, value=value)]).SerializeToString()
+
+
+GRAPH = onnx.ModelProto(
+    ir_version=10, producer_name="x" * 300, graph=onnx.GraphProto(name="y" * 70000), functions=[onnx.FunctionProto()]
+).SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        (GRAPH + metadata("here"), "ok here"),
+        (metadata("here") + GRAPH, "ok here"),
+        (metadata("old") + GRAPH + metadata("new"), "ok new"),
+        (metadata("here") + metadata("other", "another"), "ok here"),
+        (GRAPH + b"\x79" + bytes(8) + b"\x7d" + bytes(4) + metadata("here"), "ok here"),  # fields that nobody knows
+        (GRAPH, "carries no facts"),
+        (b"", "carries no facts"),
+        (metadata("here")[:-1], "a field is longer than what is left of it"),
+        (metadata("here") + b"\x7d" + bytes(3), "a field is longer than what is left of it"),
+        (metadata("here") + b"\x7a\x05" + bytes(4), "a field is longer than what is left of it"),
+        (b"\x72\x03\x12\x02a", "a field is longer than what is left of it"),
+        (metadata("here") + b"\x72\xff", "it ends inside a number"),
+        (b"\xff" * 11, "a number has more than ten bytes"),
+        (metadata("here") + b"\x0b", "a field is of an unknown kind"),
+        (b"\x72\xff\xff\xff\x7f", "larger than any facts"),
+    ],
+)
+def test_metadata_is_read_as_protobuf_reads_it(asked, tmp_path, content, wanted):
+    (tmp_path / "model.onnx").write_bytes(content)
+    said = asked.ask(f"metadata {tmp_path / 'model.onnx'}")
+    assert said == wanted or (not wanted.startswith("ok") and said.startswith("ArtifactError") and wanted in said)
+
+
 @pytest.fixture(scope="session")
 def facts():
     """What a reader needs of a manifest, and no more, so that most changes meet what matters."""
