@@ -58,9 +58,10 @@ def cpp(artifact: Path, rounds: int, threads: int, out: Path) -> int:
                 asked = [*words, "classify", str(artifact), engine, str(threads)]
                 rows.setdefault(engine, []).append(asdict(compare(size, ask, asked, folder, **how)))
     shares = Ticks.now().since(before)
+    manifest = read_manifest(artifact)
     found = {
-        "model": read_manifest(artifact).model.name, "rounds": rounds, "threads": threads, "side": SIDE, "rows": rows,
-        "processor": this_machine().processor, "processors": os.cpu_count(),
+        "model": manifest.model.name, "classes": len(manifest.classes), "rounds": rounds, "threads": threads,
+        "side": SIDE, "rows": rows, "processor": this_machine().processor, "processors": os.cpu_count(),
         "load": [load, os.getloadavg()[0]], "steal": shares["steal"],
         "versions": {name: version(name) for name in ("pillow", *engines)},
     }  # fmt: skip

@@ -2,21 +2,17 @@
 //
 //   pixels HEIGHT WIDTH INTERPOLATION MODE FILL ORDER COLUMNS ROWS STRIDE\n and the picture's bytes
 //     -> "ok BYTES\n" and RGB, or "InputError TEXT\n"
-//   allocations COLUMNS ROWS\n -> "ok COUNT\n": how often memory was asked for to fit a picture of a size met before
-//   runs ROWS\n               -> "ok rows/bucket ...\n"
-//   quoted JSON\n             -> "ok JSON\n": a text read and written again, or "ArtifactError TEXT\n"
-//   sha256 PATH\n             -> "ok DIGEST\n"
-//   metadata PATH\n           -> "ok TEXT\n": what an ONNX file has under "invariclip", or "ArtifactError TEXT\n"
-//   decode PATH\n             -> "ok COLUMNS ROWS CHANNELS BYTES\n" and the bytes, or "InputError TEXT\n"
-//   crowd ARTIFACT ENGINE THREADS CALLERS ROUNDS\n
+//   allocations COLUMNS ROWS\n -> "ok NEW MET\n": how often memory is asked for to fit a picture of a new size, and of
+//   one met before runs ROWS\n               -> "ok rows/bucket ...\n" quoted JSON\n             -> "ok JSON\n": a text
+//   read and written again, or "ArtifactError TEXT\n" sha256 PATH\n             -> "ok DIGEST\n" metadata PATH\n -> "ok
+//   TEXT\n": what an ONNX file has under "invariclip", or "ArtifactError TEXT\n" decode PATH\n             -> "ok
+//   COLUMNS ROWS CHANNELS BYTES\n" and the bytes, or "InputError TEXT\n" crowd ARTIFACT ENGINE THREADS CALLERS ROUNDS\n
 //     -> "ok\n" where as many threads at once get the very answers that one gets alone, else "differs\n"
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
 #include <fstream>
 #include <iostream>
 #include <map>
-#include <new>
 #include <sstream>
 #include <thread>
 #include <tuple>
@@ -28,19 +24,7 @@
 #include "pictures.hpp"
 #include "sha256.hpp"
 
-namespace {
-std::atomic<std::size_t> allocations{0};
-}
-
-void* operator new(std::size_t bytes) {
-    ++allocations;
-    if (void* made = std::malloc(bytes)) {
-        return made;
-    }
-    throw std::bad_alloc();
-}
-void operator delete(void* made) noexcept { std::free(made); }
-void operator delete(void* made, std::size_t) noexcept { std::free(made); }
+extern std::atomic<std::size_t> allocations;  // allocations.cpp
 
 namespace {
 
@@ -90,19 +74,22 @@ std::string allocated(std::istringstream& words) {
     std::size_t columns = 0;
     std::size_t rows = 0;
     words >> columns >> rows;
-    std::size_t count = 0;
+    std::size_t fresh = 0;
+    std::size_t met = 0;
     for (const invariclip::Order order : {invariclip::Order::grey, invariclip::Order::bgr, invariclip::Order::rgba}) {
         invariclip::Pixels fitting{invariclip::PixelSpec{}};
         const std::vector<std::uint8_t> bytes(columns * rows * channels_of(order));
         const std::vector<std::uint8_t> other(channels_of(order) * 9);
         std::vector<std::uint8_t> out(fitting.spec().bytes());
+        const std::size_t at_first = allocations;
         fitting.fit({bytes.data(), columns, rows, 0, order}, out.data());
+        fresh += allocations - at_first;
         fitting.fit({other.data(), 3, 3, 0, order}, out.data());
         const std::size_t before = allocations;
         fitting.fit({bytes.data(), columns, rows, 0, order}, out.data());
-        count += allocations - before;
+        met += allocations - before;
     }
-    return "ok " + std::to_string(count) + '\n';
+    return "ok " + std::to_string(fresh) + ' ' + std::to_string(met) + '\n';
 }
 
 std::string runs(std::istringstream& words) {
