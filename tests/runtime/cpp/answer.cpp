@@ -23,6 +23,7 @@
 #include "onnx_facts.hpp"
 #include "pictures.hpp"
 #include "sha256.hpp"
+#include "threads.hpp"
 
 extern std::atomic<std::size_t> allocations;  // allocations.cpp
 
@@ -150,6 +151,9 @@ std::string answer(const std::string& line) {
     }
     if (what == "allocations") {
         return allocated(words);
+    }
+    if (what == "threads") {
+        return "ok " + std::to_string(invariclip::available_threads()) + '\n';
     }
     if (what == "runs") {
         return runs(words);

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 import invariclip
+from invariclip.backends.threads import available_threads
 from invariclip.batching import plan
 from invariclip.bench.cpp.build import build, install
 from invariclip.bench.cpp.turns import compare
@@ -80,6 +82,18 @@ def test_batches_are_those_of_python(built, artifact, shown, engine, batch):
 def test_runs_are_those_of_python(asked):
     for rows in range(1, 300):
         assert asked.ask(f"runs {rows}") == "ok " + " ".join(f"{count}/{bucket}" for count, bucket in plan(rows))
+
+
+def test_threads_are_those_of_python(built):
+    allowed = os.sched_getaffinity(0)
+    with built.answering() as asked:
+        assert asked.ask("threads") == f"ok {available_threads()}"
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        with built.answering() as asked:
+            assert asked.ask("threads") == "ok 1"
+    finally:
+        os.sched_setaffinity(0, allowed)
 
 
 def test_one_file_alone_is_enough(built, artifact, shown, engine, tmp_path):
