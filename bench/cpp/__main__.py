@@ -1,0 +1,90 @@
+"""The C++ runtime beside the Python one: `python -m invariclip.bench.cpp` writes docs/cpp.md."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import click
+import numpy as np
+
+from invariclip.artifact import read_manifest
+from invariclip.bench.cpp.build import SOURCE, build
+from invariclip.bench.cpp.page import page
+from invariclip.bench.cpp.turns import compare
+from invariclip.bench.machine import Ticks
+from invariclip.console import bar, note
+from invariclip.errors import InputError, InvariclipError
+from invariclip.files import write_atomically
+from invariclip.machine import this_machine
+
+HERE = Path(__file__).parent
+FRAMES = ((4000, 3000), (1920, 1080), (640, 480))
+SIDE = 224
+_TURN = 0.4
+
+
+@click.command()
+@click.argument("artifact", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--rounds", default=9, show_default=True, type=click.IntRange(min=3))
+@click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1), help="Of the engine.")
+@click.option("--out", "-o", type=click.Path(path_type=Path), default=Path("docs/cpp.md"), show_default=True)
+def cpp(artifact: Path, rounds: int, threads: int, out: Path) -> int:
+    """Time pixels and whole answers in C++ and in Python, one process each, in turns.
+
+    OpenVINO comes with its wheel; ONNX Runtime's wheel lacks the headers, so it is timed where the environment variable
+    ONNXRUNTIME_ROOT names a folder with include/ and lib/.
+    """
+    rows: dict[str, list[dict[str, Any]]] = {"pixels": []}
+    before, load = Ticks.now(), os.getloadavg()[0]
+    with TemporaryDirectory() as place:
+        folder = Path(place)
+        engines = build(HERE, folder / "build", f"-DINVARICLIP_SOURCE={SOURCE}")
+        for columns, height in FRAMES:
+            frame = folder / "frame"
+            _frame(columns, height).tofile(frame)
+            words = [str(frame), str(columns), str(height)]
+            how: dict[str, Any] = {"rounds": rounds, "seconds": _TURN, "progress": bar}
+            size = f"{columns}×{height}"
+            ask = folder / "build" / "ask"
+            rows["pixels"].append(asdict(compare(size, ask, [*words, "pixels", str(SIDE)], folder, **how)))
+            for engine in engines:
+                asked = [*words, "classify", str(artifact), engine, str(threads)]
+                rows.setdefault(engine, []).append(asdict(compare(size, ask, asked, folder, **how)))
+    shares = Ticks.now().since(before)
+    manifest = read_manifest(artifact)
+    found = {
+        "model": manifest.model.name, "classes": len(manifest.classes), "rounds": rounds, "threads": threads,
+        "side": SIDE, "rows": rows, "processor": this_machine().processor, "processors": os.cpu_count(),
+        "load": [load, os.getloadavg()[0]], "steal": shares["steal"],
+        "versions": {name: version(name) for name in ("pillow", *engines)},
+    }  # fmt: skip
+    unequal = [row["name"] for group in rows.values() for row in group if not row["equal"]]
+    if unequal:
+        raise InputError(f"C++ and Python do not answer the same bytes: {', '.join(unequal)}")
+    write_atomically(out.with_suffix(".json"), json.dumps(found, indent=1) + "\n")
+    write_atomically(out, page(found))
+    note(f"{out}: written")
+    return 0
+
+
+def _frame(columns: int, rows: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Waves and noise; what is in a picture takes no time, only its size does."""
+    y, x = np.mgrid[0:rows, 0:columns].astype(np.float32)
+    waves = np.stack([np.sin(x / (7 + band)) + np.cos(y / (11 + band)) for band in range(3)], axis=-1)
+    noise = np.random.default_rng(0).normal(0, 0.2, waves.shape)
+    return ((waves + noise + 2.6) * 49).clip(0, 255).astype(np.uint8)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(cpp(standalone_mode=False))
+    except (click.ClickException, InvariclipError) as error:
+        note(f"error: {error.format_message() if isinstance(error, click.ClickException) else error}")
+        sys.exit(2)

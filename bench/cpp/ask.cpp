@@ -1,0 +1,76 @@
+// Answers the same frame again and again, and says how long each time took; `worker.py` is its like in Python.
+//
+//     ask FRAME COLUMNS ROWS OUT pixels SIDE
+//     ask FRAME COLUMNS ROWS OUT classify ARTIFACT ENGINE THREADS
+//
+// FRAME holds RGB bytes. The first answer goes to OUT as bytes; then each line "N" on standard input asks for N times,
+// which come back in milliseconds on one line.
+#include <chrono>
+#include <fstream>
+#include <functional>
+#include <iostream>
+#include <iterator>
+#include <string>
+#include <vector>
+
+#include "invariclip/invariclip.hpp"
+
+namespace {
+
+using Bytes = std::vector<char>;
+
+void serve(const std::string& out, const std::function<void()>& answer, const std::function<Bytes()>& answered) {
+    answer();
+    const Bytes bytes = answered();
+    std::ofstream(out, std::ios::binary).write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+    std::cout << "ready" << std::endl;
+    for (std::size_t times = 0; std::cin >> times;) {
+        for (std::size_t time = 0; time < times; ++time) {
+            const auto began = std::chrono::steady_clock::now();
+            answer();
+            const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - began;
+            std::cout << took.count() << ' ';
+        }
+        std::cout << std::endl;
+    }
+}
+
+template <typename Value>
+Bytes bytes_of(const std::vector<Value>& values) {
+    const auto* first = reinterpret_cast<const char*>(values.data());
+    return {first, first + values.size() * sizeof(Value)};
+}
+
+}  // namespace
+
+int main(int count, char** given) {
+    const std::vector<std::string> words(given + 1, given + count);
+    if (words.size() < 6) {
+        return 2;
+    }
+    try {
+        std::ifstream file(words[0], std::ios::binary);
+        const std::vector<std::uint8_t> frame{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+        const invariclip::Image image(frame.data(), std::stoul(words[1]), std::stoul(words[2]));
+        if (frame.size() != image.width * image.height * 3) {
+            return 2;
+        }
+        if (words[4] == "pixels") {
+            invariclip::PixelSpec spec;
+            spec.height = spec.width = std::stoul(words[5]);
+            invariclip::Pixels pixels(spec);
+            std::vector<std::uint8_t> out(spec.bytes());
+            serve(words[3], [&] { pixels.fit(image, out.data()); }, [&] { return bytes_of(out); });
+        } else {
+            const auto model = invariclip::Model::load(words[5], {words.at(6), "", std::stoi(words.at(7))});
+            std::vector<invariclip::Prediction> answers;
+            serve(
+                words[3], [&] { answers = model.classify(image); },
+                [&] { return bytes_of(answers.front().probabilities); });
+        }
+    } catch (const std::exception& error) {
+        std::cerr << error.what() << '\n';
+        return 2;
+    }
+    return 0;
+}

@@ -1,0 +1,224 @@
+// invariclip in C++: classify and embed pictures with an exported artifact, with the answers that Python gives.
+//
+// Open an artifact's folder or its image.onnx alone, and ask as often as you like, from as many threads as you like:
+//
+//     const auto model = invariclip::Model::load("mine.icm");
+//     const invariclip::Image frame{mat.data, mat.cols, mat.rows, mat.step, invariclip::Order::bgr};
+//     const auto answer = model.classify(frame).front();
+//     std::cout << answer.label.value_or("not sure") << ' ' << answer.probability << '\n';
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <initializer_list>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace invariclip {
+
+// Everything thrown on purpose: one line with the fact and the mend.
+class Error : public std::runtime_error {
+  public:
+    using std::runtime_error::runtime_error;
+};
+
+// A picture, a number or a name that the caller gave cannot be used.
+class InputError : public Error {
+  public:
+    using Error::Error;
+};
+
+// An artifact is incomplete, damaged, unsafe or of an unknown schema.
+class ArtifactError : public Error {
+  public:
+    using Error::Error;
+};
+
+// An engine is not compiled in, cannot load a graph, or failed at work.
+class EngineError : public Error {
+  public:
+    using Error::Error;
+};
+
+// How the bytes of a pixel follow one another. Transparent ones are resized with alpha premultiplied, as Pillow does.
+enum class Order { grey, rgb, bgr, rgba, bgra };
+
+constexpr std::size_t channels_of(Order order) noexcept {
+    return order == Order::grey ? 1 : order == Order::rgb || order == Order::bgr ? 3 : 4;
+}
+
+// Pictures above this are refused before anything is allocated for them.
+constexpr std::size_t max_picture_pixels = 200'000'000;
+
+// 8-bit pixels somewhere in memory, which stay the caller's own: a camera's frame, a cv::Mat.
+struct Image {
+    const std::uint8_t* data = nullptr;
+    std::size_t width = 0;
+    std::size_t height = 0;
+    std::size_t stride = 0;  // bytes from one row to the next; 0: rows follow one another without a gap
+    Order order = Order::rgb;
+
+    Image() = default;
+    template <typename Width, typename Height>
+    Image(const std::uint8_t* pixels, Width columns, Height rows, std::size_t bytes_per_row = 0, Order of = Order::rgb)
+        : data(pixels),
+          width(columns < 0 ? 0 : static_cast<std::size_t>(columns)),
+          height(rows < 0 ? 0 : static_cast<std::size_t>(rows)),
+          stride(bytes_per_row),
+          order(of) {}
+};
+
+// Some images, wherever they lie: a vector of them, a single one, a list in braces. For arguments: it owns nothing.
+class Images {
+  public:
+    Images(const Image* first, std::size_t count) noexcept : first_(first), count_(count) {}
+    // meant to be taken for one another, so not explicit
+    Images(const Image& one) noexcept : Images(&one, 1) {}
+    Images(const std::vector<Image>& many) noexcept : Images(many.data(), many.size()) {}
+    Images(std::initializer_list<Image> many) noexcept : Images(many.begin(), many.size()) {}
+
+    [[nodiscard]] std::size_t size() const noexcept { return count_; }
+    [[nodiscard]] const Image* begin() const noexcept { return first_; }
+    [[nodiscard]] const Image* end() const noexcept { return first_ + count_; }
+    [[nodiscard]] const Image& operator[](std::size_t place) const noexcept { return first_[place]; }
+
+  private:
+    const Image* first_;
+    std::size_t count_;
+};
+
+enum class Interpolation { bicubic, bilinear };
+enum class ResizeMode { shortest, longest, squash };
+
+// How a checkpoint wants its pictures; the names are the manifest's.
+struct PixelSpec {
+    std::size_t height = 224;  // image_size, from 1 to 4096 each
+    std::size_t width = 224;
+    Interpolation interpolation = Interpolation::bicubic;
+    ResizeMode resize_mode = ResizeMode::shortest;
+    std::uint8_t fill_color = 0;  // of the padding
+
+    [[nodiscard]] std::size_t bytes() const noexcept { return height * width * 3; }
+};
+
+// Pictures as the tower sees them before normalisation, equal to Pillow's pixels bit by bit. Keeps its memory and the
+// weights of the sizes that it met, so that a stream of frames allocates nothing. One thread at a time.
+class Pixels {
+  public:
+    explicit Pixels(const PixelSpec& spec);  // throws InputError
+    Pixels(Pixels&&) noexcept;
+    Pixels& operator=(Pixels&&) noexcept;
+    ~Pixels();
+
+    // Writes RGB [height, width, 3] to `out`. Throws InputError.
+    void fit(const Image& image, std::uint8_t* out);
+    [[nodiscard]] const PixelSpec& spec() const noexcept;
+
+  private:
+    struct Work;
+    std::unique_ptr<Work> work_;
+};
+
+struct LoadOptions {
+    // "onnxruntime" or "openvino"; empty: the first one compiled in that the artifact was proved on
+    std::string engine;
+    // One of the manifest's; empty: float32. A file opened alone has no variants
+    std::string variant;
+    // Of the engine; 0: what the affinity mask and the control groups allow
+    int threads = 0;
+};
+
+// When to give no label.
+class Abstain {
+  public:
+    static Abstain never() noexcept { return {Kind::never, 0}; }
+    // an uncertainty from 0 to 1
+    static Abstain above(double uncertainty) noexcept { return {Kind::above, uncertainty}; }
+    // what the artifact was calibrated to
+    static Abstain calibrated() noexcept { return {Kind::calibrated, 0}; }
+
+    enum class Kind { never, above, calibrated };
+    [[nodiscard]] Kind kind() const noexcept { return kind_; }
+    [[nodiscard]] double uncertainty() const noexcept { return uncertainty_; }
+
+  private:
+    Abstain(Kind kind, double uncertainty) noexcept : kind_(kind), uncertainty_(uncertainty) {}
+    Kind kind_;
+    double uncertainty_;
+};
+
+struct ClassifyOptions {
+    std::size_t top_k = 5;
+    std::size_t batch_size = 16;  // pictures to a run
+    Abstain abstain = Abstain::never();
+};
+
+// What a picture was taken for.
+struct Prediction {
+    std::optional<std::string> label;                    // none where the model abstains
+    std::size_t index = 0;                               // of the most probable class
+    float probability = 0;                               // of the most probable class
+    std::vector<std::pair<std::string, float>> ranking;  // the top_k classes, best first; of equal ones the first
+    std::vector<float> probabilities;                    // of every class, in the order of Model::classes
+    std::optional<float> uncertainty;                    // 0 sure, 1 no evidence; only of learned templates
+    bool abstained = false;
+};
+
+// Rows of floats.
+struct Rows {
+    std::size_t count = 0;
+    std::size_t width = 0;
+    std::vector<float> values;  // [count, width]
+
+    [[nodiscard]] const float* row(std::size_t place) const noexcept { return values.data() + place * width; }
+};
+
+// Everything that the graph says, in one pass.
+struct Answers {
+    Rows embeddings;
+    Rows probabilities;
+    std::vector<float> uncertainty;  // empty of an artifact without learned templates
+};
+
+// A loaded artifact. Every const member may be called from several threads at once.
+class Model {
+  public:
+    // `path`: a folder name.icm, whose files are then checked against its manifest, or an image.onnx alone, which says
+    // everything that is needed of itself. Throws InputError, ArtifactError, EngineError.
+    static Model load(const std::string& path, const LoadOptions& options = {});
+    Model(Model&&) noexcept;
+    Model& operator=(Model&&) noexcept;
+    ~Model();
+
+    // Throw InputError where a picture or a number cannot be used, EngineError where the engine fails.
+    [[nodiscard]] std::vector<Prediction> classify(Images images, const ClassifyOptions& options = {}) const;
+    [[nodiscard]] Rows embed(Images images, std::size_t batch_size = 16) const;  // unit length
+    [[nodiscard]] Answers answer(Images images, std::size_t batch_size = 16) const;
+
+    // Answers blank pictures, so that the first real ones of these batch sizes need not wait for the engine.
+    void warm_up(const std::vector<std::size_t>& batch_sizes = {1}) const;
+
+    [[nodiscard]] const std::vector<std::string>& classes() const noexcept;
+    [[nodiscard]] const std::string& space_id() const noexcept;  // compare embeddings only where it is equal
+    [[nodiscard]] std::size_t width() const noexcept;            // of embeddings
+    [[nodiscard]] const PixelSpec& pixels() const noexcept;
+    [[nodiscard]] std::optional<double> calibrated_abstain_above() const noexcept;
+    [[nodiscard]] std::string describe() const;  // engine, version, threads, variant
+    // What the caller ought to know: say, that the artifact was never proved on this engine.
+    [[nodiscard]] const std::vector<std::string>& warnings() const noexcept;
+
+  private:
+    struct State;
+    explicit Model(std::unique_ptr<State> state) noexcept;
+    std::unique_ptr<State> state_;
+};
+
+// The engines that this build knows, in order of preference.
+std::vector<std::string> engines();
+
+}  // namespace invariclip

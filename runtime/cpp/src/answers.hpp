@@ -1,0 +1,15 @@
+// What a model says of one picture, and when it says nothing.
+#pragma once
+
+#include "artifact.hpp"
+
+namespace invariclip {
+
+// The uncertainty above which no label is given, or none. Throws InputError where it is no uncertainty, the artifact
+// has no learned templates, or they were not calibrated.
+std::optional<double> threshold(const Facts& facts, const Abstain& abstain);
+
+// The best classes of a row of probabilities, best first; of equal ones, the first comes first.
+Prediction ranked(const float* row, const std::vector<std::string>& classes, std::size_t top_k);
+
+}  // namespace invariclip

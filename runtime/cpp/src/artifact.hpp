@@ -1,0 +1,50 @@
+// What an artifact says of itself: its folder's manifest, or one image graph alone.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "invariclip/invariclip.hpp"
+
+namespace invariclip {
+
+enum class Compute { float32, bfloat16, float16 };
+
+struct Facts {
+    std::string space_id;
+    std::vector<std::string> classes;
+    PixelSpec pixels;
+    std::size_t width = 0;  // of the embeddings
+    bool learned = false;   // templates that give an uncertainty
+    std::optional<double> abstain_above;
+};
+
+// One image graph, ready to be opened.
+struct Graph {
+    std::string path;
+    std::string variant;  // empty of a file opened alone
+    std::optional<std::string> sha256;
+    std::optional<std::string> data_sha256;
+    Compute compute = Compute::float32;
+    bool resizes = false;             // by ONNX's Resize, which only ONNX Runtime computes as the export does
+    std::vector<std::string> proved;  // engines that it kept the contract in; none are known of a file alone
+};
+
+struct Artifact {
+    Facts facts;
+    Graph graph;
+};
+
+// From a manifest or the facts of an ONNX file, as JSON. Throws ArtifactError.
+Facts read_facts(std::string_view text);
+Artifact read_manifest(const std::string& folder, std::string_view text, const std::string& variant);
+
+// Opens a folder or a file. Digests are not yet checked. Throws ArtifactError, InputError.
+Artifact open_artifact(const std::string& path, const std::string& variant);
+
+// Makes sure that the graph is the exported one. Throws ArtifactError.
+void require_unchanged(const Graph& graph);
+
+}  // namespace invariclip

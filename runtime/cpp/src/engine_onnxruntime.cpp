@@ -1,0 +1,135 @@
+// ONNX Runtime on the CPU, set as Python's backend sets it.
+#include <onnxruntime_cxx_api.h>
+
+#include <algorithm>
+#include <array>
+#include <filesystem>
+
+#include "engine.hpp"
+
+namespace invariclip {
+namespace {
+
+Ort::Env& environment() {
+    // what goes wrong is thrown; said on stderr as well it would be said twice
+    static Ort::Env made(ORT_LOGGING_LEVEL_FATAL, "invariclip");
+    return made;
+}
+
+class OnnxRuntime final : public Engine {
+  public:
+    OnnxRuntime(const Graph& graph, const Facts& facts, int threads)
+        : path_(graph.path),
+          height_(static_cast<std::int64_t>(facts.pixels.height)),
+          width_(static_cast<std::int64_t>(facts.pixels.width)),
+          threads_(threads),
+          turns_(threads) {
+        if (graph.compute != Compute::float32) {
+            throw InputError(path_ + ": onnxruntime computes float32 on the CPU and nothing else; openvino can");
+        }
+        try {
+            Ort::SessionOptions options;
+            options.SetIntraOpNumThreads(threads);
+            options.SetInterOpNumThreads(1);
+            // waiting threads sleep instead of spinning: an idle program must not burn a core
+            options.AddConfigEntry("session.intra_op.allow_spinning", "0");
+            options.SetLogSeverityLevel(ORT_LOGGING_LEVEL_FATAL);
+            session_ = Ort::Session(environment(), std::filesystem::path(path_).c_str(), options);
+            require_input();
+            for (const Output& output : outputs_of(facts)) {
+                require_output(output);
+            }
+        } catch (const Ort::Exception& error) {
+            throw ArtifactError(path_ + ": ONNX Runtime cannot load it: " + one_line(error.what()));
+        }
+    }
+
+    void run(const std::uint8_t* pixels, std::size_t rows, const std::vector<Wanted>& wanted) override {
+        const Turns::Turn turn(turns_);
+        try {
+            const Ort::MemoryInfo memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
+            const auto count = static_cast<std::int64_t>(rows);
+            const std::array<std::int64_t, 4> shape{count, height_, width_, 3};
+            const std::size_t bytes = rows * static_cast<std::size_t>(height_ * width_ * 3);
+            // inputs are read where they lie, and never written
+            const Ort::Value input = Ort::Value::CreateTensor<std::uint8_t>(
+                memory, const_cast<std::uint8_t*>(pixels), bytes, shape.data(), shape.size());  // NOLINT
+            std::array<const char*, 3> names{};
+            std::array<Ort::Value, 3> outputs{Ort::Value{nullptr}, Ort::Value{nullptr}, Ort::Value{nullptr}};
+            for (std::size_t place = 0; place < wanted.size(); ++place) {
+                const Wanted& one = wanted[place];
+                const std::array<std::int64_t, 2> size{count, static_cast<std::int64_t>(one.width)};
+                const std::size_t values = rows * std::max<std::size_t>(one.width, 1);
+                names[place] = one.name;
+                outputs[place] =
+                    Ort::Value::CreateTensor<float>(memory, one.to, values, size.data(), one.width == 0 ? 1 : 2);
+            }
+            session_.Run(Ort::RunOptions{nullptr}, &pixels_name, &input, 1, names.data(), outputs.data(),
+                         wanted.size());
+        } catch (const Ort::Exception& error) {
+            throw EngineError(path_ + ": ONNX Runtime cannot answer this input: " + one_line(error.what()));
+        }
+    }
+
+    [[nodiscard]] std::string describe() const override {
+        return "onnxruntime " + Ort::GetVersionString() + ", " + std::to_string(threads_) + " threads, computes in f32";
+    }
+
+  private:
+    void require_input() {
+        Ort::AllocatorWithDefaultOptions allocator;
+        bool fits = session_.GetInputCount() == 1 &&
+                    session_.GetInputNameAllocated(0, allocator).get() == std::string(pixels_name);
+        if (fits) {
+            const Ort::TypeInfo type = session_.GetInputTypeInfo(0);
+            const auto tensor = type.GetTensorTypeAndShapeInfo();
+            const std::vector<std::int64_t> shape = tensor.GetShape();
+            const std::array<std::int64_t, 4> taken{-1, height_, width_, 3};
+            fits = tensor.GetElementType() == ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8 && shape.size() == taken.size();
+            for (std::size_t side = 0; fits && side < taken.size(); ++side) {
+                fits = shape[side] == -1 || shape[side] == taken[side];
+            }
+        }
+        if (!fits) {
+            throw ArtifactError(path_ + ": does not take '" + pixels_name + "' as uint8 [N, " +
+                                std::to_string(height_) + ", " + std::to_string(width_) +
+                                ", 3]; open an image graph whose projection is folded in");
+        }
+    }
+
+    void require_output(const Output& expected) {
+        Ort::AllocatorWithDefaultOptions allocator;
+        for (std::size_t place = 0; place < session_.GetOutputCount(); ++place) {
+            if (session_.GetOutputNameAllocated(place, allocator).get() != std::string(expected.name)) {
+                continue;
+            }
+            const Ort::TypeInfo type = session_.GetOutputTypeInfo(place);
+            const auto tensor = type.GetTensorTypeAndShapeInfo();
+            const std::vector<std::int64_t> shape = tensor.GetShape();
+            const auto width = static_cast<std::int64_t>(expected.width);
+            const bool fits = tensor.GetElementType() == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT &&
+                              shape.size() == (width == 0 ? 1U : 2U) &&
+                              (width == 0 || shape[1] == -1 || shape[1] == width);
+            if (!fits) {
+                refuse_output(path_, expected, "another shape or type");
+            }
+            return;
+        }
+        refuse_output(path_, expected, "no such output");
+    }
+
+    std::string path_;
+    std::int64_t height_;
+    std::int64_t width_;
+    int threads_;
+    Ort::Session session_{nullptr};
+    Turns turns_;
+};
+
+}  // namespace
+
+std::unique_ptr<Engine> open_onnxruntime(const Graph& graph, const Facts& facts, int threads) {
+    return std::make_unique<OnnxRuntime>(graph, facts, threads);
+}
+
+}  // namespace invariclip

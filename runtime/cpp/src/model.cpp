@@ -1,0 +1,291 @@
+// Pictures to answers: prepared, run in buckets, ranked.
+#include <algorithm>
+#include <future>
+#include <numeric>
+#include <sstream>
+
+#include "answers.hpp"
+#include "batching.hpp"
+#include "engine.hpp"
+#include "threads.hpp"
+
+namespace invariclip {
+namespace {
+
+constexpr std::size_t max_batch = 1024;
+constexpr int max_threads = 4096;
+
+std::string joined(const std::vector<std::string>& names) {
+    return names.empty() ? "none"
+                         : std::accumulate(names.begin() + 1, names.end(), names.front(),
+                                           [](const std::string& a, const std::string& b) { return a + ", " + b; });
+}
+
+bool holds(const std::vector<std::string>& names, const std::string& name) {
+    return std::find(names.begin(), names.end(), name) != names.end();
+}
+
+// The first engine that the graph was proved on, else the first that there is.
+std::string chosen_engine(const std::string& asked, const std::vector<std::string>& proved) {
+    const std::vector<std::string> known = engines();
+    if (known.empty()) {
+        throw EngineError("no engine was compiled in; build with OpenVINO or ONNX Runtime (docs/cpp.md)");
+    }
+    if (!asked.empty()) {
+        if (!holds(known, asked)) {
+            throw EngineError("no engine '" + asked + "' was compiled in; available: " + joined(known));
+        }
+        return asked;
+    }
+    const auto found = std::find_if(known.begin(), known.end(), [&](const auto& name) { return holds(proved, name); });
+    return found == known.end() ? known.front() : *found;
+}
+
+std::unique_ptr<Engine> open_engine(const std::string& name, const Graph& graph, const Facts& facts, int threads) {
+#ifdef INVARICLIP_ONNXRUNTIME
+    if (name == "onnxruntime") {
+        return open_onnxruntime(graph, facts, threads);
+    }
+#endif
+#ifdef INVARICLIP_OPENVINO
+    if (name == "openvino") {
+        return open_openvino(graph, facts, threads);
+    }
+#endif
+    static_cast<void>(graph);
+    static_cast<void>(facts);
+    static_cast<void>(threads);
+    throw EngineError("no engine '" + name + "' was compiled in");
+}
+
+void require_batch(std::size_t size) {
+    if (size < 1 || size > max_batch) {
+        throw InputError("a batch must be of 1 to " + std::to_string(max_batch) + " pictures, not " +
+                         std::to_string(size));
+    }
+}
+
+}  // namespace
+
+std::vector<Output> outputs_of(const Facts& facts) {
+    std::vector<Output> outputs{{embedding_name, facts.width}};
+    if (!facts.classes.empty()) {
+        outputs.push_back({probabilities_name, facts.classes.size()});
+        if (facts.learned) {
+            outputs.push_back({uncertainty_name, 0});
+        }
+    }
+    return outputs;
+}
+
+void refuse_output(const std::string& path, const Output& expected, const std::string& found) {
+    throw ArtifactError(path + ": its facts say that it answers '" + expected.name + "' as float32 [N" +
+                        (expected.width == 0 ? "" : ", " + std::to_string(expected.width)) + "], but it has " + found +
+                        "; export again");
+}
+
+std::string one_line(const std::string& text) {
+    std::istringstream words(text);
+    std::string line;
+    for (std::string word; words >> word;) {
+        line += (line.empty() ? "" : " ") + word;
+    }
+    return line;
+}
+
+std::vector<std::string> engines() {
+    std::vector<std::string> known;
+#ifdef INVARICLIP_ONNXRUNTIME
+    known.emplace_back("onnxruntime");
+#endif
+#ifdef INVARICLIP_OPENVINO
+    known.emplace_back("openvino");
+#endif
+    return known;
+}
+
+struct Model::State {
+    // What a call works in; lent to it, so that calls at the same time have one each and none allocates anew.
+    struct Desk {
+        Pixels pixels;
+        std::vector<std::uint8_t> batch;
+        std::vector<float> embeddings;
+        std::vector<float> probabilities;
+        std::vector<float> uncertainty;
+    };
+
+    Facts facts;
+    Graph graph;
+    std::unique_ptr<Engine> engine;
+    std::vector<std::string> warnings;
+    Lent<std::unique_ptr<Desk>> desks;
+
+    // Answers of all images in order; `with_classes`: probabilities and, where there is one, uncertainty too.
+    Answers answer(Images images, std::size_t batch_size, bool with_classes) {
+        require_batch(batch_size);
+        Answers all;
+        all.embeddings.width = facts.width;
+        all.probabilities.width = with_classes ? facts.classes.size() : 0;
+        all.embeddings.values.reserve(images.size() * facts.width);
+        all.probabilities.values.reserve(images.size() * all.probabilities.width);
+        std::unique_ptr<Desk> desk =
+            desks.take([this] { return std::make_unique<Desk>(Desk{Pixels(facts.pixels), {}, {}, {}, {}}); });
+        try {
+            for (std::size_t begin = 0; begin < images.size(); begin += batch_size) {
+                const std::size_t count = std::min(batch_size, images.size() - begin);
+                for (const Run& run : plan_runs(count)) {
+                    one_run(Images(images.begin() + all.embeddings.count, run.rows), run.bucket, with_classes, *desk,
+                            all);
+                }
+            }
+        } catch (...) {
+            desks.give(std::move(desk));
+            throw;
+        }
+        desks.give(std::move(desk));
+        return all;
+    }
+
+    void one_run(Images images, std::size_t bucket, bool with_classes, Desk& desk, Answers& all) {
+        const std::size_t bytes = facts.pixels.bytes();
+        const std::size_t classes = facts.classes.size();
+        desk.batch.resize(bucket * bytes);
+        for (std::size_t row = 0; row < bucket; ++row) {
+            std::uint8_t* to = desk.batch.data() + row * bytes;
+            if (row < images.size()) {
+                fit(images[row], all.embeddings.count + row, desk.pixels, to);
+            } else {
+                std::copy_n(to - bytes, bytes, to);
+            }
+        }
+        desk.embeddings.resize(bucket * facts.width);
+        std::vector<Wanted> wanted{{embedding_name, facts.width, desk.embeddings.data()}};
+        if (with_classes) {
+            desk.probabilities.resize(bucket * classes);
+            wanted.push_back({probabilities_name, classes, desk.probabilities.data()});
+            if (facts.learned) {
+                desk.uncertainty.resize(bucket);
+                wanted.push_back({uncertainty_name, 0, desk.uncertainty.data()});
+            }
+        }
+        engine->run(desk.batch.data(), bucket, wanted);
+        const auto append = [&](std::vector<float>& to, const std::vector<float>& from, std::size_t width) {
+            to.insert(to.end(), from.begin(), from.begin() + static_cast<std::ptrdiff_t>(images.size() * width));
+        };
+        append(all.embeddings.values, desk.embeddings, facts.width);
+        all.embeddings.count += images.size();
+        if (with_classes) {
+            append(all.probabilities.values, desk.probabilities, classes);
+            all.probabilities.count += images.size();
+            if (facts.learned) {
+                append(all.uncertainty, desk.uncertainty, 1);
+            }
+        }
+    }
+
+    static void fit(const Image& image, std::size_t place, Pixels& pixels, std::uint8_t* to) {
+        try {
+            pixels.fit(image, to);
+        } catch (const InputError& error) {
+            throw InputError("image " + std::to_string(place) + ": " + error.what());
+        }
+    }
+
+    void require_classes() const {
+        if (facts.classes.empty()) {
+            throw InputError("the artifact has no classes; export it with --classes, or use embed");
+        }
+    }
+};
+
+Model::Model(std::unique_ptr<State> state) noexcept : state_(std::move(state)) {}
+Model::Model(Model&&) noexcept = default;
+Model& Model::operator=(Model&&) noexcept = default;
+Model::~Model() = default;
+
+Model Model::load(const std::string& path, const LoadOptions& options) {
+    if (options.threads < 0 || options.threads > max_threads) {
+        throw InputError("threads must be from 1 to " + std::to_string(max_threads) +
+                         ", or 0 for what the machine allows");
+    }
+    Artifact artifact = open_artifact(path, options.variant);
+    auto state = std::make_unique<State>();
+    state->facts = std::move(artifact.facts);
+    state->graph = std::move(artifact.graph);
+    const Graph& graph = state->graph;
+    const std::string engine = chosen_engine(options.engine, graph.proved);
+    const int threads = options.threads == 0 ? available_threads() : options.threads;
+    // The digest is taken while the engine loads, and known before anything answers.
+    std::future<void> unchanged = std::async(std::launch::async, [&graph] { require_unchanged(graph); });
+    std::exception_ptr failed;
+    try {
+        state->engine = open_engine(engine, graph, state->facts, threads);
+    } catch (...) {
+        failed = std::current_exception();
+    }
+    unchanged.get();  // says that the file was changed instead of what an engine makes of it
+    if (failed) {
+        std::rethrow_exception(failed);
+    }
+    if (!graph.variant.empty() && !holds(graph.proved, engine)) {
+        state->warnings.push_back(path + ": was proved on " + joined(graph.proved) + ", not on " + engine +
+                                  "; `invariclip verify --backend " + engine + "` tells whether it answers alike");
+    }
+    return Model(std::move(state));
+}
+
+Answers Model::answer(Images images, std::size_t batch_size) const {
+    state_->require_classes();
+    return state_->answer(images, batch_size, true);
+}
+
+Rows Model::embed(Images images, std::size_t batch_size) const {
+    return state_->answer(images, batch_size, false).embeddings;
+}
+
+std::vector<Prediction> Model::classify(Images images, const ClassifyOptions& options) const {
+    if (options.top_k < 1) {
+        throw InputError("top_k must be at least 1");
+    }
+    const std::optional<double> limit = threshold(state_->facts, options.abstain);
+    const Answers answers = answer(images, options.batch_size);
+    std::vector<Prediction> made;
+    made.reserve(images.size());
+    for (std::size_t place = 0; place < images.size(); ++place) {
+        made.push_back(ranked(answers.probabilities.row(place), state_->facts.classes, options.top_k));
+        Prediction& one = made.back();
+        if (state_->facts.learned) {
+            one.uncertainty = answers.uncertainty[place];
+        }
+        // `not u <= limit`: an uncertainty that is no number is no reason to be sure
+        one.abstained = limit && !(static_cast<double>(*one.uncertainty) <= *limit);
+        if (!one.abstained) {
+            one.label = state_->facts.classes[one.index];
+        }
+    }
+    return made;
+}
+
+void Model::warm_up(const std::vector<std::size_t>& batch_sizes) const {
+    const PixelSpec& spec = state_->facts.pixels;
+    const std::vector<std::uint8_t> blank(spec.bytes());
+    for (const std::size_t size : batch_sizes) {
+        require_batch(size);
+        const std::vector<Image> images(size, Image(blank.data(), spec.width, spec.height));
+        state_->answer(images, size, !state_->facts.classes.empty());
+    }
+}
+
+const std::vector<std::string>& Model::classes() const noexcept { return state_->facts.classes; }
+const std::string& Model::space_id() const noexcept { return state_->facts.space_id; }
+std::size_t Model::width() const noexcept { return state_->facts.width; }
+const PixelSpec& Model::pixels() const noexcept { return state_->facts.pixels; }
+std::optional<double> Model::calibrated_abstain_above() const noexcept { return state_->facts.abstain_above; }
+const std::vector<std::string>& Model::warnings() const noexcept { return state_->warnings; }
+
+std::string Model::describe() const {
+    const std::string& variant = state_->graph.variant;
+    return state_->engine->describe() + (variant.empty() ? "" : ", variant " + variant);
+}
+
+}  // namespace invariclip

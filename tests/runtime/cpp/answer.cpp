@@ -1,0 +1,199 @@
+// Answers a test's questions on standard input, one after the other, so that one process serves a thousand examples.
+//
+//   pixels HEIGHT WIDTH INTERPOLATION MODE FILL ORDER COLUMNS ROWS STRIDE\n and the picture's bytes
+//     -> "ok BYTES\n" and RGB, or "InputError TEXT\n"
+//   allocations COLUMNS ROWS\n -> "ok NEW MET\n": how often memory is asked for to fit a picture of a new size, and of
+//   one met before runs ROWS\n               -> "ok rows/bucket ...\n" quoted JSON\n             -> "ok JSON\n": a text
+//   read and written again, or "ArtifactError TEXT\n" sha256 PATH\n             -> "ok DIGEST\n" metadata PATH\n -> "ok
+//   TEXT\n": what an ONNX file has under "invariclip", or "ArtifactError TEXT\n" decode PATH\n             -> "ok
+//   COLUMNS ROWS CHANNELS BYTES\n" and the bytes, or "InputError TEXT\n" crowd ARTIFACT ENGINE THREADS CALLERS ROUNDS\n
+//     -> "ok\n" where as many threads at once get the very answers that one gets alone, else "differs\n"
+#include <algorithm>
+#include <atomic>
+#include <fstream>
+#include <iostream>
+#include <map>
+#include <sstream>
+#include <thread>
+#include <tuple>
+
+#include "batching.hpp"
+#include "invariclip/invariclip.hpp"
+#include "json.hpp"
+#include "onnx_facts.hpp"
+#include "pictures.hpp"
+#include "sha256.hpp"
+#include "threads.hpp"
+
+extern std::atomic<std::size_t> allocations;  // allocations.cpp
+
+namespace {
+
+using Key = std::tuple<std::size_t, std::size_t, std::string, std::string, int>;
+
+invariclip::Pixels& pixels_of(const Key& key) {
+    static std::map<Key, invariclip::Pixels> known;  // kept, so that what is cached of other sizes is tried too
+    const auto found = known.find(key);
+    if (found != known.end()) {
+        return found->second;
+    }
+    invariclip::PixelSpec spec;
+    spec.height = std::get<0>(key);
+    spec.width = std::get<1>(key);
+    spec.interpolation =
+        std::get<2>(key) == "bicubic" ? invariclip::Interpolation::bicubic : invariclip::Interpolation::bilinear;
+    spec.resize_mode = std::get<3>(key) == "shortest"  ? invariclip::ResizeMode::shortest
+                       : std::get<3>(key) == "longest" ? invariclip::ResizeMode::longest
+                                                       : invariclip::ResizeMode::squash;
+    spec.fill_color = static_cast<std::uint8_t>(std::get<4>(key));
+    return known.emplace(key, invariclip::Pixels(spec)).first->second;
+}
+
+std::string pixels(std::istringstream& words) {
+    Key key;
+    std::string name;
+    std::size_t columns = 0;
+    std::size_t rows = 0;
+    std::size_t stride = 0;
+    words >> std::get<0>(key) >> std::get<1>(key) >> std::get<2>(key) >> std::get<3>(key) >> std::get<4>(key) >> name >>
+        columns >> rows >> stride;
+    const std::map<std::string, invariclip::Order> orders{{"grey", invariclip::Order::grey},
+                                                          {"rgb", invariclip::Order::rgb},
+                                                          {"bgr", invariclip::Order::bgr},
+                                                          {"rgba", invariclip::Order::rgba},
+                                                          {"bgra", invariclip::Order::bgra}};
+    const invariclip::Order order = orders.at(name);
+    std::vector<std::uint8_t> bytes(stride * rows);
+    std::cin.read(reinterpret_cast<char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
+    invariclip::Pixels& fitting = pixels_of(key);
+    std::vector<std::uint8_t> out(fitting.spec().bytes());
+    fitting.fit({bytes.data(), columns, rows, stride, order}, out.data());
+    return "ok " + std::to_string(out.size()) + '\n' + std::string(out.begin(), out.end());
+}
+
+std::string allocated(std::istringstream& words) {
+    std::size_t columns = 0;
+    std::size_t rows = 0;
+    words >> columns >> rows;
+    std::size_t fresh = 0;
+    std::size_t met = 0;
+    for (const invariclip::Order order : {invariclip::Order::grey, invariclip::Order::bgr, invariclip::Order::rgba}) {
+        invariclip::Pixels fitting{invariclip::PixelSpec{}};
+        const std::vector<std::uint8_t> bytes(columns * rows * channels_of(order));
+        const std::vector<std::uint8_t> other(channels_of(order) * 9);
+        std::vector<std::uint8_t> out(fitting.spec().bytes());
+        const std::size_t at_first = allocations;
+        fitting.fit({bytes.data(), columns, rows, 0, order}, out.data());
+        fresh += allocations - at_first;
+        fitting.fit({other.data(), 3, 3, 0, order}, out.data());
+        const std::size_t before = allocations;
+        fitting.fit({bytes.data(), columns, rows, 0, order}, out.data());
+        met += allocations - before;
+    }
+    return "ok " + std::to_string(fresh) + ' ' + std::to_string(met) + '\n';
+}
+
+std::string runs(std::istringstream& words) {
+    std::size_t rows = 0;
+    words >> rows;
+    std::string said = "ok";
+    for (const invariclip::Run& run : invariclip::plan_runs(rows)) {
+        said += ' ' + std::to_string(run.rows) + '/' + std::to_string(run.bucket);
+    }
+    return said + '\n';
+}
+
+bool same(const invariclip::Answers& one, const invariclip::Answers& other) {
+    return one.embeddings.values == other.embeddings.values && one.probabilities.values == other.probabilities.values &&
+           one.uncertainty == other.uncertainty;
+}
+
+std::string crowd(std::istringstream& words) {
+    std::string artifact;
+    invariclip::LoadOptions options;
+    std::size_t callers = 0;
+    std::size_t rounds = 0;
+    words >> artifact >> options.engine >> options.threads >> callers >> rounds;
+    const invariclip::Model model = invariclip::Model::load(artifact, options);
+    model.warm_up({1, 3});
+    std::vector<std::vector<std::uint8_t>> frames(callers);
+    std::vector<std::vector<invariclip::Image>> asked(callers);
+    std::vector<invariclip::Answers> alone;
+    for (std::size_t caller = 0; caller < callers; ++caller) {
+        const std::size_t width = 40 + 7 * caller;
+        const std::size_t height = 31 + 11 * (caller % 3);
+        frames[caller].resize(width * height * 3);
+        for (std::size_t place = 0; place < frames[caller].size(); ++place) {
+            frames[caller][place] = static_cast<std::uint8_t>(place * (caller + 3) >> 3);
+        }
+        asked[caller].assign(1 + caller % 3, {frames[caller].data(), width, height});
+        alone.push_back(model.answer(asked[caller]));
+    }
+    std::atomic<bool> differs{false};
+    std::vector<std::thread> threads;
+    for (std::size_t caller = 0; caller < callers; ++caller) {
+        threads.emplace_back([&, caller] {
+            for (std::size_t round = 0; round < rounds; ++round) {
+                differs = differs || !same(model.answer(asked[caller]), alone[caller]);
+            }
+        });
+    }
+    std::for_each(threads.begin(), threads.end(), [](std::thread& one) { one.join(); });
+    return differs ? "differs\n" : "ok\n";
+}
+
+std::string answer(const std::string& line) {
+    std::istringstream words(line);
+    std::string what;
+    words >> what;
+    if (what == "pixels") {
+        return pixels(words);
+    }
+    if (what == "allocations") {
+        return allocated(words);
+    }
+    if (what == "threads") {
+        return "ok " + std::to_string(invariclip::available_threads()) + '\n';
+    }
+    if (what == "runs") {
+        return runs(words);
+    }
+    if (what == "crowd") {
+        return crowd(words);
+    }
+    if (what == "metadata") {
+        std::ifstream file(line.substr(9), std::ios::binary);
+        return "ok " + invariclip::onnx_metadata(file, "invariclip") + '\n';
+    }
+    if (what == "decode") {
+        const auto picture = invariclip::pictures::read(line.substr(7));
+        return "ok " + std::to_string(picture.width) + ' ' + std::to_string(picture.height) + ' ' +
+               std::to_string(invariclip::channels_of(picture.order)) + ' ' + std::to_string(picture.bytes.size()) +
+               '\n' + std::string(picture.bytes.begin(), picture.bytes.end());
+    }
+    if (what == "quoted") {
+        return "ok " + invariclip::json::quoted(invariclip::json::parse(line.substr(7)).text("it")) + '\n';
+    }
+    if (what == "sha256") {
+        return "ok " + invariclip::sha256_file(line.substr(7)) + '\n';
+    }
+    return "no such question\n";
+}
+
+}  // namespace
+
+int main() {
+    std::ios::sync_with_stdio(false);
+    for (std::string line; std::getline(std::cin, line);) {
+        std::string said;
+        try {
+            said = answer(line);
+        } catch (const invariclip::InputError& error) {
+            said = std::string("InputError ") + error.what() + '\n';
+        } catch (const invariclip::ArtifactError& error) {
+            said = std::string("ArtifactError ") + error.what() + '\n';
+        }
+        std::cout << said << std::flush;
+    }
+    return 0;
+}

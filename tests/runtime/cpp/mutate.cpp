@@ -1,0 +1,134 @@
+// Random and mutated bytes into every reader, built with sanitizers: each may refuse by an Error, none may do more.
+// Says how often each understood.
+//
+//     mutate SEED ROUNDS FILE...     files to begin with: a manifest, an ONNX file, pictures
+#include <algorithm>
+#include <cstdlib>
+#include <fstream>
+#include <iostream>
+#include <map>
+#include <random>
+#include <sstream>
+
+#include "artifact.hpp"
+#include "json.hpp"
+#include "onnx_facts.hpp"
+#include "pictures.hpp"
+
+namespace {
+
+using Bytes = std::string;
+
+Bytes content(const std::string& path) {
+    std::ifstream file(path, std::ios::binary);
+    return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+}
+
+class Mutator {
+  public:
+    explicit Mutator(unsigned seed) : random_(seed) {}
+
+    std::size_t below(std::size_t bound) { return std::uniform_int_distribution<std::size_t>(0, bound - 1)(random_); }
+
+    Bytes changed(Bytes bytes) {
+        for (std::size_t times = 1 + below(4); times > 0; --times) {
+            const std::size_t place = bytes.empty() ? 0 : below(bytes.size());
+            const std::size_t length = std::min(1 + below(16), bytes.size() - place);
+            switch (below(7)) {
+                case 0: bytes.insert(place, noise(1 + below(8))); break;
+                case 1: bytes.erase(place, length); break;
+                case 2: bytes.resize(place); break;
+                case 3: bytes.insert(place, bytes.substr(place, length)); break;
+                case 4: bytes.replace(place, length, telling[below(std::size(telling))]); break;
+                default:
+                    if (!bytes.empty()) {
+                        bytes[place] = static_cast<char>(below(256));
+                    }
+            }
+        }
+        return bytes;
+    }
+
+    Bytes noise(std::size_t count) {
+        Bytes made(count, '\0');
+        std::generate(made.begin(), made.end(), [this] { return static_cast<char>(below(256)); });
+        return made;
+    }
+
+  private:
+    static constexpr const char* telling[] = {"\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\x01",
+                                              "[[[[[[[[[[[[[[[[",
+                                              "{\"\":{\"\":{\"\":",
+                                              "\\ud800",
+                                              "1e999",
+                                              "-0",
+                                              "4294967296",
+                                              "18446744073709551616",
+                                              "\"",
+                                              "null",
+                                              "../",
+                                              "99999 99999",
+                                              "\x72\xFF\xFF\xFF\x7F",
+                                              "r\x80\x80\x80\x80\x08"};
+    std::mt19937 random_;
+};
+
+template <typename Read>
+bool understood(Read read) {
+    try {
+        read();
+        return true;
+    } catch (const invariclip::Error&) {
+        return false;
+    }
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+    if (count < 4) {
+        return 2;
+    }
+    Mutator mutator(static_cast<unsigned>(std::strtoul(arguments[1], nullptr, 10)));
+    const unsigned long rounds = std::strtoul(arguments[2], nullptr, 10);
+    std::vector<Bytes> seeds;
+    for (int place = 3; place < count; ++place) {
+        seeds.push_back(content(arguments[place]));
+    }
+    invariclip::PixelSpec spec;
+    spec.height = 24;
+    spec.width = 32;
+    invariclip::Pixels pixels(spec);
+    std::vector<std::uint8_t> out(spec.bytes());
+    std::map<std::string, unsigned long> accepted;
+    for (unsigned long round = 0; round < rounds; ++round) {
+        const Bytes bytes =
+            round % 8 == 0 ? mutator.noise(mutator.below(200)) : mutator.changed(seeds[round % seeds.size()]);
+        accepted["json"] += understood([&] { invariclip::json::parse(bytes); });
+        accepted["facts"] += understood([&] { invariclip::read_facts(bytes); });
+        understood([&] { invariclip::read_manifest(".", bytes, ""); });  // no: its graph is never there
+        accepted["onnx"] += understood([&] {
+            std::istringstream file(bytes);
+            invariclip::read_facts(invariclip::onnx_metadata(file, "invariclip"));
+        });
+        accepted["pictures"] += understood([&] {
+            const auto picture = invariclip::pictures::decode(bytes);
+            if (picture.bytes.size() < 1 << 22) {  // what is larger takes long and tells no more
+                pixels.fit(picture.image(), out.data());
+            }
+        });
+        // a picture of any size and stride whose last byte is the last that may be read
+        const std::size_t width = 1 + mutator.below(70);
+        const std::size_t height = 1 + mutator.below(70);
+        const auto order = static_cast<invariclip::Order>(mutator.below(5));
+        const std::size_t row = width * channels_of(order);
+        const std::size_t stride = row + mutator.below(5);
+        const Bytes frame = mutator.noise(stride * (height - 1) + row);
+        const std::vector<std::uint8_t> exact(frame.begin(), frame.end());
+        accepted["frames"] += understood([&] { pixels.fit({exact.data(), width, height, stride, order}, out.data()); });
+    }
+    for (const auto& [reader, times] : accepted) {
+        std::cout << reader << ' ' << times << '\n';
+    }
+    return 0;
+}
