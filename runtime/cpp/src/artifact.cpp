@@ -119,6 +119,14 @@ Graph graph_of(const std::string& folder, const json::Value& plain, const std::s
     for (const auto& engine : variant.at("parity").object("parity")) {
         graph.proved.push_back(engine.first);
     }
+    if (plain.has("left_out")) {
+        const std::string here = graph.variant + " on ";
+        for (const auto& one : plain.at("left_out").object("left_out")) {
+            if (one.first.compare(0, here.size(), here) == 0) {
+                graph.missed[one.first.substr(here.size())] = one.second.text("left_out");
+            }
+        }
+    }
     const fs::path root = fs::weakly_canonical(fs::path(folder));
     const fs::path path = fs::weakly_canonical(root / fs::u8path(name));
     if (path.parent_path() != root) {

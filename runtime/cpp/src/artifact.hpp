@@ -1,6 +1,7 @@
 // What an artifact says of itself: its folder's manifest, or one image graph alone.
 #pragma once
 
+#include <map>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -30,6 +31,7 @@ struct Graph {
     Compute compute = Compute::float32;
     bool resizes = false;             // by ONNX's Resize, which only ONNX Runtime computes as the export does
     std::vector<std::string> proved;  // engines that it kept the contract in; none are known of a file alone
+    std::map<std::string, std::string> missed;  // engines that it broke the contract in, and how
 };
 
 struct Artifact {

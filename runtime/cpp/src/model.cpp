@@ -214,6 +214,10 @@ Model Model::load(const std::string& path, const LoadOptions& options) {
     state->graph = std::move(artifact.graph);
     const Graph& graph = state->graph;
     const std::string engine = chosen_engine(options.engine, graph.proved);
+    if (const auto missed = graph.missed.find(engine); missed != graph.missed.end()) {
+        throw InputError(path + ": " + graph.variant + " broke the contract on " + engine + " when it was exported (" +
+                         missed->second + "); it was proved on " + joined(graph.proved));
+    }
     const int threads = options.threads == 0 ? available_threads() : options.threads;
     // The digest is taken while the engine loads, and known before anything answers.
     std::future<void> unchanged = std::async(std::launch::async, [&graph] { require_unchanged(graph); });

@@ -201,6 +201,19 @@ def test_an_engine_that_it_was_not_proved_on_is_told(built, artifact, shown, eng
     assert f"was proved on {other}, not on {engine}" in done.stderr
 
 
+def test_an_engine_that_it_failed_on_is_refused(built, artifact, shown, engine, tmp_path):
+    other = {"onnxruntime": "openvino", "openvino": "onnxruntime"}[engine]
+
+    def missed(manifest):
+        manifest["variants"]["float32"]["parity"].pop(engine)
+        manifest["left_out"] = {f"float32 on {engine}": "image max 9 above 1", f"float16 on {other}": "else"}
+
+    done = said_by(built, changed(artifact, tmp_path, missed), shown[0], "--engine", engine)
+    assert done.returncode == 2
+    assert f"broke the contract on {engine} when it was exported (image max 9 above 1); it was proved on" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_without_learned_templates_there_is_no_uncertainty(built, artifact, shown, engine, tmp_path):
     copy = changed(artifact, tmp_path, lambda m: m.update(cdc=None))
     assert answers(built, copy, shown[0], "--engine", engine)[0]["uncertainty"] is None
