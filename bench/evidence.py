@@ -203,7 +203,7 @@ def _traffic(ends: Sequence[Mapping[str, Any]], bank_bytes: Mapping[str, int]) -
     rate = f", {more / longer / 1e6:.0f} GB/s" if longer > 0 else ""
     return (
         f"- At batch 1 it is memory that M = 8 pays for: {more / 1e6:.1f} MB more of class embeddings are read, in "
-        f"{longer:.2f} ms more{rate}."
+        f"{longer:.2f} ms more{rate}. [banks.md](banks.md) has what was tried against that."
     )
 
 
