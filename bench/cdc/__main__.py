@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from invariclip.bench.stylebench.encoders import Precision
 
 DATA = Path("build/stylebench")
-PAGE = Path("docs/cdc.md")
 
 
 @click.command()
@@ -35,8 +34,7 @@ PAGE = Path("docs/cdc.md")
 @click.option("--ablations/--no-ablations", default=True, show_default=True, help="Rows with parts left out, too.")
 @click.option("--work", type=click.Path(path_type=Path), default=Path("build/cdc"), show_default=True,
               help="Keeps embeddings, trainings and scores: an interrupted run goes on from there.")  # fmt: skip
-@click.option("-o", "--out", type=click.Path(path_type=Path), default=PAGE, show_default=True,
-              help="The page; .json and .svg too.")  # fmt: skip
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The page; .json and .svg too.")
 def main(data: Path, model: str, seeds: int, precision: str, ablations: bool, work: Path, out: Path) -> None:
     """Learns every row of the table under every seed, scores it, and writes the page."""
     from invariclip.bench.cdc.page import render

@@ -51,17 +51,20 @@ def render(result: dict[str, Any], figure: str = "cdc.svg") -> str:
             _ablations(result, ablations),
         ]
     plot = figure.removesuffix(".svg")
-    return "\n\n".join([*parts, f"Made by `{_command(result)}`; `{plot}.json` has every seed's figures."]) + "\n"
+    return "\n\n".join([*parts, f"Made by `{_command(result, plot)}`; `{plot}.json` has every seed's figures."]) + "\n"
 
 
 def _bundled(result: dict[str, Any]) -> bool:
     return str(result.get("model", REFERENCE)) == REFERENCE
 
 
-def _command(result: dict[str, Any]) -> str:
-    if _bundled(result):
-        return "python -m invariclip.bench.cdc"
-    return f"python -m invariclip.bench.cdc --model build/{result['model']}"
+def _command(result: dict[str, Any], plot: str) -> str:
+    """The command that makes the page."""
+    words = [] if _bundled(result) else [f"--model build/{result['model']}"]
+    words.append(f"--seeds {result['seeds']}")
+    if not set(ABLATIONS) <= set(result["rows"]):
+        words.append("--no-ablations")
+    return " ".join(["python -m invariclip.bench.cdc", *words, f"-o docs/{plot}.md"])
 
 
 def _head(result: dict[str, Any]) -> str:

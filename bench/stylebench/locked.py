@@ -194,7 +194,8 @@ def fit(
 ) -> list[dict[str, float]]:
     """Learns `module.visual.head` and the temperature: each picture is told from every name, in captions of all kinds.
 
-    Half of a step's captions name the picture's own style: it is then in the embedding, as it is in CLIP's.
+    In half of the steps the pictures are of one style, and their captions name it: it is then in the embedding, as it
+    is in CLIP's.
 
     Args:
         module: The model, both towers filled.
@@ -210,6 +211,7 @@ def fit(
     names = sorted({picture.name for picture in pictures})
     labels = torch.tensor([names.index(picture.name) for picture in pictures])
     styles = np.asarray([picture.style for picture in pictures])
+    drawn = np.unique(styles)
     rng = np.random.default_rng([settings.seed, 61])
     torch.manual_seed(settings.seed)
     matrix, scale = module.visual.head.proj.weight, module.logit_scale
@@ -225,8 +227,7 @@ def fit(
     for step in progress(range(settings.steps), total=settings.steps, desc="training"):
         for group in optimiser.param_groups:
             group["lr"] = settings.rate * min(1, (step + 1) / 50) * (1 + math.cos(math.pi * step / settings.steps)) / 2
-        group_styles = rng.permutation(np.unique(styles)) if rng.random() < STYLE_SHARE else [""]
-        key = str(group_styles[0])
+        key = str(rng.permutation(drawn)[0]) if rng.random() < STYLE_SHARE else ""
         rows = np.flatnonzero(styles == key) if key else np.arange(len(pictures))
         rows = rng.choice(rows, min(settings.batch, len(rows)), replace=False)
         texts = torch.from_numpy(captions[key][rng.integers(len(captions[key]))])

@@ -1,14 +1,20 @@
 """A text tower with learned vectors behind its vocabulary: ordinary texts stay, negative ids are the vectors."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from invariclip.backends import open_backend
 from invariclip.errors import CheckpointError, SemanticsError
+from invariclip.export.graphs.tower_graph import tower_graph
+from invariclip.export.graphs.trace import write_graph
 from invariclip.export.models.checkpoint import load_checkpoint
 from invariclip.export.models.contexts import token_embedding, with_context_rows
 from invariclip.export.models.families import FAMILIES, load_family
+from invariclip.manifest import EMBEDDING, TEXT_INPUT
 from invariclip.semantics import context_ids
 
 TEMPLATES, TOKENS = 2, 3
@@ -93,3 +99,22 @@ def test_a_prefix_is_never_cut(checkpoint):
     room = checkpoint.tokenizer.spec.room
     ids = checkpoint.tokenizer("cat.", prefix=context_ids(1, room - 2))
     assert np.array_equal(ids[0, 1 : room - 1], -1 - np.arange(room - 2))
+
+
+def test_a_tower_that_masks_its_padding_is_exported_at_any_length_with_learned_vectors_too(tmp_path):
+    checkpoint = load_family("roberta-ViT-B-32", short=True)
+    twin = with_context_rows(checkpoint.module, learned(token_embedding(checkpoint.module)[1]))
+    graph = tower_graph(replace(checkpoint, module=twin), "text")
+    assert graph.applied("text-cut")
+    write_graph(graph.model, tmp_path / "text.onnx")
+    whole = np.concatenate([checkpoint.tokenizer(["a big red cat.", "dogs"]), prefixed(checkpoint, 2).numpy()])
+    with torch.no_grad():
+        wanted = torch.nn.functional.normalize(twin.encode_text(torch.from_numpy(whole)), dim=-1).numpy()
+    longest = int((whole != checkpoint.tokenizer.spec.pad_token_id).sum(axis=1).max())
+    for engine in ("onnxruntime", "openvino"):
+        session = open_backend(engine, tmp_path / "text.onnx", threads=1)
+        for length in (longest, longest + 3, whole.shape[1]):
+            found = session.run({TEXT_INPUT: np.ascontiguousarray(whole[:, :length])})[EMBEDDING]
+            np.testing.assert_allclose(found, wanted, atol=1e-6)
+        shorter = session.run({TEXT_INPUT: np.ascontiguousarray(whole[:, : longest - 1])})[EMBEDDING]
+        assert np.abs(shorter - wanted).max() > 1e-4  # a text that is cut is another one
