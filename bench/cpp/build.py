@@ -52,7 +52,9 @@ def build(project: Path, folder: Path, *options: str) -> tuple[str, ...]:
     lacks = missing()
     if lacks is not None:
         raise MissingExtraError(lacks)
-    said = _run("-S", str(project), "-B", str(folder), "-DCMAKE_BUILD_TYPE=Release", *_openvino(), *options)
+    # -U: an ONNX Runtime that was found last time may be gone, or another
+    found = ("-U", "ONNXR*")
+    said = _run("-S", str(project), "-B", str(folder), *found, "-DCMAKE_BUILD_TYPE=Release", *_openvino(), *options)
     _run("--build", str(folder), "--parallel", "2")
     line = next(line for line in said.splitlines() if "invariclip: engines:" in line)
     return tuple(name for name in line.rpartition(":")[2].strip().split(";") if name)
