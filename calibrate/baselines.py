@@ -1,8 +1,9 @@
-"""What a projection is compared with: affine maps z ↦ normalise((z - offset) matrix), each fitted, by its name.
+"""What a projection is compared with: affine maps z ↦ normalise((z - offset) matrix + shift), each fitted, by its name.
 
 They are for tables of evaluation, not for export: an artifact's projection is linear, and most of these have an offset.
 `none` needs a width alone; `centring`, `whitening` and `pca` the points of moments; `published` points and pairs;
-`within-class` and `lda` need vectors and their class labels.
+`within-class` and `lda` need vectors and their class labels. Baselines of other kinds are in modules of their own:
+`erasure` (environment labels), `style_prompts` (prompts that name styles), `modality` (images and texts apart).
 
 Class embeddings go through the same map as pictures. Where a checkpoint keeps pictures and texts apart, the pictures'
 mean is not the texts', and what has an offset then says more by prototypes or a linear probe than by zero-shot.
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
 
     from invariclip.calibrate.moments import Moments
 
-BASELINES = ("none", "centring", "whitening", "within-class", "lda", "pca", "published")
+BASELINES = (
+    "none", "centring", "whitening", "within-class", "lda", "pca", "published",
+    "leace", "splince", "text-styles", "prism-mini", "gr-clip", "isoclip",
+)  # fmt: skip
 RIDGE = 1e-3
 """Regularises `whitening`, `within-class` and `lda`, as a share of the mean eigenvalue of what they invert."""
 
@@ -36,14 +40,16 @@ class Baseline:
         name: One of `BASELINES`.
         offset: float64 [D].
         matrix: float64 [D, d].
+        shift: float64 [d], or None for zero: what is added after the product.
     """
 
     name: str
     offset: NDArray[np.float64]
     matrix: NDArray[np.float64]
+    shift: NDArray[np.float64] | None = None
 
     def apply(self, vectors: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-        """normalise((z - offset) matrix), float64 [N, d], unit length; a row that becomes zero stays zero.
+        """normalise((z - offset) matrix + shift), float64 [N, d], unit length; a row that becomes zero stays zero.
 
         Args:
             vectors: [N, D], images or class embeddings alike.
@@ -54,6 +60,8 @@ class Baseline:
         if vectors.shape[-1] != len(self.offset):
             raise ProjectionError(f"{self.name} is for embeddings of width {len(self.offset)}, not {vectors.shape[-1]}")
         mapped = (vectors.astype(np.float64) - self.offset) @ self.matrix
+        if self.shift is not None:
+            mapped += self.shift
         lengths = np.linalg.norm(mapped, axis=-1, keepdims=True)
         return np.asarray(np.divide(mapped, lengths, out=np.zeros_like(mapped), where=lengths > 0))
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
 from invariclip.calibrate.evaluate import prototypes, zero_shot
+from invariclip.calibrate.maps import for_texts
 from invariclip.calibrate.probe import PUBLISHED_C, choose_penalty, fit_probe
 from invariclip.errors import InputError
 
@@ -16,19 +17,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from invariclip.calibrate.maps import Map
     from invariclip.calibrate.pairs import Table
 
 Way = Literal["probe", "probe, own C", "prototypes", "zero-shot"]
 WAYS: tuple[Way, ...] = get_args(Way)
 """How classes are named: logistic regression with the published C, the same with C chosen on the training environments,
 nearest class mean, nearest class name."""
-
-
-class Map(Protocol):
-    """A projection or a baseline: from the encoder's embeddings to the vectors whose cosines count."""
-
-    def apply(self, embeddings: NDArray[np.floating[Any]], /) -> NDArray[np.float64]:
-        """[N, D] to unit-length [N, d]."""
 
 
 def answers(
@@ -55,7 +50,7 @@ def answers(
     if way == "zero-shot":
         if bank is None:
             raise InputError("zero-shot answers need class names and a checkpoint with a text tower")
-        return zero_shot(queries, labels, what.apply(bank))
+        return zero_shot(queries, labels, for_texts(what).apply(bank))
     shown, given = what.apply(seen.vectors[seen.unchanged]), seen.labels[seen.unchanged]
     if way == "prototypes":
         return prototypes(shown, given, queries, labels)

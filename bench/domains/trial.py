@@ -17,7 +17,7 @@ from invariclip.calibrate.invariance import invariance_gap
 from invariclip.calibrate.leakage import domain_leakage
 from invariclip.calibrate.pairs import Sources, Table, fitted_moments, interventional_pairs
 from invariclip.calibrate.select import Selection, select
-from invariclip.calibrate.unseen import Map, Way, answers, base_classes
+from invariclip.calibrate.unseen import Way, answers, base_classes
 from invariclip.console import Progress, silent
 from invariclip.files import write_atomically
 from invariclip.interventions.catalogue import PAPER
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.calibrate.embed import Encoder
+    from invariclip.calibrate.maps import Map
     from invariclip.calibrate.moments import Moments
     from invariclip.calibrate.pictures import Picture
     from invariclip.calibrate.scorer import Objective

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from invariclip.bench.stylebench.world import Map, Way, World
+    from invariclip.bench.stylebench.world import Way, World
+    from invariclip.calibrate.maps import Map
     from invariclip.calibrate.moments import Moments
 
 VERSION = 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from invariclip.bench.stylebench.encoders import REFERENCE, RESNET18
 from invariclip.bench.stylebench.sources import HELD_OUT_STYLES, TRAINING_STYLES
 from invariclip.calibrate.evaluate import prototypes, unit, zero_shot
 from invariclip.calibrate.fit import Options, bank_of, tabulate
+from invariclip.calibrate.maps import for_texts
 from invariclip.console import Progress, silent
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.bench.stylebench.encoders import Trunk
+    from invariclip.calibrate.maps import Map
     from invariclip.calibrate.pairs import Table
     from invariclip.calibrate.pictures import Picture
     from invariclip.export.models.checkpoint import Checkpoint
@@ -28,13 +30,6 @@ TEMPLATES = ("a picture of a {}.",)
 DRAWS = 2
 """Changed versions of every picture, as `calibrate` has by default."""
 Way = Literal["zero-shot", "prototypes"]
-
-
-class Map(Protocol):
-    """A projection or a baseline."""
-
-    def apply(self, embeddings: NDArray[np.floating[Any]], /) -> NDArray[np.float64]:
-        """[N, D] to [N, d], unit length."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +82,7 @@ def answers(world: World, what: Map, way: Way) -> NDArray[np.bool_]:
     if way == "zero-shot":
         if world.bank is None:
             raise ValueError("zero-shot needs class embeddings")
-        return zero_shot(images, table.labels[queries], what.apply(world.bank))
+        return zero_shot(images, table.labels[queries], for_texts(what).apply(world.bank))
     support = world.rows(TRAINING_STYLES)
     return prototypes(what.apply(table.vectors[support]), table.labels[support], images, table.labels[queries])
 
