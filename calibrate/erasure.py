@@ -90,6 +90,27 @@ def splince(
     return Baseline("splince", mean, (np.eye(len(mean)) - removed).T, mean)
 
 
+def room(
+    environments: NDArray[np.int64], labels: NDArray[np.int64], vectors: NDArray[np.floating[Any]], rank: int
+) -> int | None:
+    """How many class directions `splince` is given in a table: all where there is room, otherwise a projection's rank.
+
+    Args:
+        environments: int64 [N].
+        labels: int64 [N], classes.
+        vectors: [N, D].
+        rank: d of the projection that stands beside it.
+
+    Returns:
+        None for all, or a number that leaves one dimension to the environments and one more.
+    """
+    most = min(vectors.shape[1], len(vectors) - 1)
+    apart = np.unique(environments).size - 1
+    if np.unique(labels).size - 1 + apart < most:
+        return None
+    return max(1, min(rank, most - apart - 1))
+
+
 def _centred(vectors: NDArray[np.floating[Any]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     if not len(vectors):
         raise InputError("there is no embedding to fit on")

@@ -73,7 +73,7 @@ def domain_leakage(
     codes, environment = np.unique(environments[rows], return_inverse=True)
     if len(codes) < 2:
         raise InputError("leakage needs a class with pictures in two environments, and there is none")
-    fold = _fold_numbers(np.stack([labels[rows], environment]), parts, seed)
+    fold = fold_numbers(np.stack([labels[rows], environment]), parts, seed)
     right = np.zeros(len(rows))
     for part in range(parts):
         right += told(residuals, environment, fold == part, "probe")
@@ -136,8 +136,17 @@ def _without_class(
     return np.concatenate(kept), found / scale if scale > 0 else found
 
 
-def _fold_numbers(strata: NDArray[np.int64], parts: int, seed: int) -> NDArray[np.int64]:
-    """A part for every column, dealt out in random order within each stratum."""
+def fold_numbers(strata: NDArray[np.int64], parts: int, seed: int) -> NDArray[np.int64]:
+    """A part for every column, dealt out in random order within each stratum.
+
+    Args:
+        strata: int64 [S, N]; equal columns are one stratum.
+        parts: How many parts; they differ in size by one at most.
+        seed: Of the order.
+
+    Returns:
+        int64 [N], from 0 to `parts` - 1.
+    """
     numbers = np.empty(strata.shape[1], dtype=np.int64)
     rng = np.random.default_rng(seed)
     dealt = 0

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
-from invariclip.calibrate import baselines
+from invariclip.calibrate import baselines, erasure, modality, style_prompts
 from invariclip.calibrate.candidates import Candidate, grid
 from invariclip.calibrate.estimators import fit
 from invariclip.calibrate.fit import Options, bank_of, tabulate
@@ -19,6 +19,7 @@ from invariclip.calibrate.pairs import Sources, Table, fitted_moments, intervent
 from invariclip.calibrate.select import Selection, select
 from invariclip.calibrate.unseen import Way, answers, base_classes
 from invariclip.console import Progress, silent
+from invariclip.errors import CheckpointError
 from invariclip.files import write_atomically
 from invariclip.interventions.catalogue import PAPER
 from invariclip.projection import identity
@@ -29,11 +30,14 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from invariclip.calibrate.embed import Encoder
+    from invariclip.calibrate.embed import Encoder, TextEncoder
     from invariclip.calibrate.maps import Map
+    from invariclip.calibrate.modality import Projectors
     from invariclip.calibrate.moments import Moments
     from invariclip.calibrate.pictures import Picture
     from invariclip.calibrate.scorer import Objective
+    from invariclip.calibrate.style_prompts import StylePrompts
+    from invariclip.export.models.checkpoint import Checkpoint
 
 Plain = Literal["probe", "prototypes", "zero-shot"]
 ESTIMATORS = ("icm", "generalised", "shrinkage")
@@ -44,7 +48,7 @@ OWN_C = ("none", MAIN, "centring", "within-class")
 """Rows for which C is chosen as well: that costs as much as all the rest."""
 
 
-TRIAL_VERSION = 2
+TRIAL_VERSION = 3
 """Changes when trials would come out differently."""
 
 
@@ -76,12 +80,16 @@ class World:
         unseen: The test environment; its changed versions serve the invariance gap alone.
         bank: Class embeddings by the label codes of `seen`, or None without a text tower.
         seed: Of everything that is drawn.
+        layers: The last linear layers of both towers, or None where a tower has none.
+        styles: What the text tower makes of the training environments' names, or None without one.
     """
 
     seen: Table
     unseen: Table
     bank: NDArray[np.float64] | None
     seed: int
+    layers: Projectors | None = None
+    styles: StylePrompts | None = None
 
     @property
     def ways(self) -> tuple[Plain, ...]:
@@ -120,8 +128,13 @@ def run_trial(
     options = settings.options(seed)
     parts = [[p for p in pictures if (p.environment == test) == own] for own in (False, True)]
     (seen, facts), (unseen, _) = (tabulate(encoder, part, options, cache=cache, progress=progress) for part in parts)
-    bank = bank_of(encoder, seen.label_names, settings.templates) if hasattr(encoder, "encode_texts") else None
-    result = {"test": test, "seed": seed, "pictures": facts, **evaluate(World(seen, unseen, bank, seed), progress)}
+    bank = styles = None
+    if hasattr(encoder, "encode_texts"):
+        bank = bank_of(encoder, seen.label_names, settings.templates)
+        named = [in_words(name) for name in seen.environment_names]
+        styles = style_prompts.embed_style_prompts(cast("TextEncoder", encoder), named, seen.label_names)
+    world = World(seen, unseen, bank, seed, _layers(encoder), styles)
+    result = {"test": test, "seed": seed, "pictures": facts, **evaluate(world, progress)}
     write_atomically(file, json.dumps(result, ensure_ascii=False) + "\n")
     return result
 
@@ -142,9 +155,8 @@ def evaluate(world: World, progress: Progress = silent) -> dict[str, Any]:
     maps: dict[str, Map] = {"none": identity(width)}
     maps |= {name: _fitted(moments, pick) for name, pick in picks.items()}
     chosen = {name: str(pick) for name, pick in picks.items()}
-    for each in fitted_baselines(world, moments, picks["icm"]):
-        maps[each.name] = each
-        chosen[each.name] = str(picks["icm"]) if each.name == "published" else ""
+    maps |= fitted_baselines(world, moments, picks["icm"])
+    chosen["published"] = str(picks["icm"])
     rows: dict[str, Any] = {}
     for name, what in maps.items():
         # What selection takes is mostly one of the estimators' best, which need not be scored twice.
@@ -165,8 +177,8 @@ def best_of(selection: Selection, estimator: str) -> Candidate:
     return max(own, key=lambda scored: scored.behind).candidate
 
 
-def fitted_baselines(world: World, moments: Moments, icm: Candidate) -> list[baselines.Baseline]:
-    """Everything that a projection is compared with; what needs a rank or λ takes those of `icm`.
+def fitted_baselines(world: World, moments: Moments, icm: Candidate) -> dict[str, Map]:
+    """Everything that a projection is compared with, by name; what needs a rank or λ takes those of `icm`.
 
     Args:
         world: Only its training environments are looked at.
@@ -174,20 +186,46 @@ def fitted_baselines(world: World, moments: Moments, icm: Candidate) -> list[bas
         icm: The candidate of `icm` that selection puts first.
     """
     plain = world.seen.where(world.seen.unchanged)
+    vectors, labels, places = plain.vectors, plain.labels, plain.environments
     rank, strength = icm.rank or moments.width, icm.strength or 1.0
-    return [
-        baselines.centring(moments),
-        baselines.whitening(moments),
-        baselines.pca(moments, rank),
-        baselines.within_class(plain.vectors, plain.labels),
-        baselines.lda(plain.vectors, plain.labels),
-        baselines.published(moments, rank, strength),
-    ]
+    found: dict[str, Map] = {
+        "centring": baselines.centring(moments),
+        "whitening": baselines.whitening(moments),
+        "pca": baselines.pca(moments, rank),
+        "within-class": baselines.within_class(vectors, labels),
+        "lda": baselines.lda(vectors, labels),
+        "published": baselines.published(moments, rank, strength),
+        "leace": erasure.leace(vectors, places),
+        "splince": erasure.splince(vectors, places, labels, directions=erasure.room(places, labels, vectors, rank)),
+    }
+    if world.bank is not None:
+        found["gr-clip"] = modality.gr_clip(vectors, world.bank)
+    if world.layers is not None:
+        found["isoclip"] = modality.isoclip(world.layers, modality.rank_or_default(world.layers, rank))
+    if world.styles is not None:
+        found |= style_prompts.by_name(world.styles, rank)
+    return found
+
+
+def in_words(environment: str) -> str:
+    """An environment's name as a prompt says it: `art_painting` is "an art painting"."""
+    words = environment.replace("_", " ").lower()
+    return f"{'an' if words[:1] in tuple('aeiou') else 'a'} {words}"
 
 
 def unpack(packed: str, count: int) -> NDArray[np.bool_]:
     """Answers as `rows` hold them, bool [count]."""
     return np.unpackbits(np.frombuffer(bytes.fromhex(packed), dtype=np.uint8), count=count).astype(np.bool_)
+
+
+def _layers(encoder: Encoder) -> Projectors | None:
+    """Both towers' last linear layers, or None: trunks have no text tower, and some towers end otherwise."""
+    if not hasattr(encoder, "module"):
+        return None
+    try:
+        return modality.projectors(cast("Checkpoint", encoder))
+    except CheckpointError:
+        return None
 
 
 def _row(world: World, name: str, what: Map, chosen: str) -> dict[str, Any]:

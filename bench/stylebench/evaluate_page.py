@@ -18,6 +18,13 @@ _ROWS = {
     "lda": "LDA",
     "pca": "PCA of equal rank",
     "published": "published order",
+    "leace": "LEACE",
+    "splince": "SPLINCE",
+    "gr-clip": "GR-CLIP",
+    "isoclip": "IsoCLIP",
+    "text-styles": "style prompts",
+    "text-styles, equal rank": "style prompts, equal rank",
+    "prism-mini": "PRISM-mini",
     "auto": "**auto**",
 }
 
@@ -74,7 +81,12 @@ def render(result: dict[str, Any]) -> str:
         "`shrinkage` are each one's best by that score, also where no projection is preferred.\n"
         "- **Baselines.** Centring, whitening and PCA of the training pictures, LDA of them by concept; PCA has the "
         "rank that `icm` was given. `published order` is that `icm` with the other end of the spectrum, as the "
-        "published code has it.\n"
+        "published code has it. LEACE and SPLINCE erase the training styles by their labels; SPLINCE keeps what tells "
+        "concepts apart, in as many directions as that `icm` has where there are more concepts than dimensions. "
+        "Of the reference, which takes texts: GR-CLIP (each modality's mean), IsoCLIP (the middle of the spectrum of "
+        "both last layers, that rank at most), and projections away from what prompts say of the training styles, as "
+        "many directions as there are phrases less one, or up to that rank; PRISM-mini projects images alone, away "
+        "from the phrases themselves.\n"
         f"- **{_seeds(result)}** A seed draws the interventions and their strengths, the folds of concepts "
         "that selection leaves out, and the bootstrap. Encoders, pictures and splits are the same throughout: no "
         "projection, centring, whitening and LDA do not vary.\n"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from invariclip.bench.stylebench.world import DRAWS, TEMPLATES, answers
-from invariclip.calibrate import baselines
+from invariclip.calibrate import baselines, erasure, modality, style_prompts
 from invariclip.calibrate.candidates import Candidate, grid
 from invariclip.calibrate.estimators import fit
 from invariclip.calibrate.folds import CHANGED
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from invariclip.calibrate.maps import Map
     from invariclip.calibrate.moments import Moments
 
-VERSION = 2
+VERSION = 3
 """Changes when trials would come out differently."""
 SEVEN, EVERYTHING = "the seven", "all eighteen"
 KINDS = {SEVEN: PAPER, EVERYTHING: tuple(CATALOGUE)}
@@ -135,14 +135,24 @@ def _baselines(world: World, icm: Candidate) -> dict[str, Map]:
     train = world.train[SEVEN]
     seen, rank = train.unchanged, icm.rank or train.vectors.shape[1]
     moments = _moments(world, SEVEN, ALL_SOURCES, icm.captions)
-    return {
+    vectors, labels, styles = train.vectors[seen], train.labels[seen], train.environments[seen]
+    found: dict[str, Map] = {
         "none": baselines.none(moments.width),
         "centring": baselines.centring(moments),
         "whitening": baselines.whitening(moments),
-        "lda": baselines.lda(train.vectors[seen], train.labels[seen]),
+        "lda": baselines.lda(vectors, labels),
         "pca": baselines.pca(moments, rank),
         "published": baselines.published(moments, rank, icm.strength or 1.0),
+        "leace": erasure.leace(vectors, styles),
+        "splince": erasure.splince(vectors, styles, labels, directions=erasure.room(styles, labels, vectors, rank)),
     }
+    if world.train_bank is not None:
+        found["gr-clip"] = modality.gr_clip(vectors, world.train_bank)
+    if world.layers is not None:
+        found["isoclip"] = modality.isoclip(world.layers, modality.rank_or_default(world.layers, rank))
+    if world.styles is not None:
+        found |= style_prompts.by_name(world.styles, rank)
+    return found
 
 
 def _gain(selection: Selection, *, changed: bool) -> float:

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from invariclip.bench.stylebench.encoders import REFERENCE, RESNET18
-from invariclip.bench.stylebench.sources import HELD_OUT_STYLES, TRAINING_STYLES
+from invariclip.bench.stylebench.sources import HELD_OUT_STYLES, STYLES, TRAINING_STYLES
 from invariclip.calibrate.evaluate import prototypes, unit, zero_shot
 from invariclip.calibrate.fit import Options, bank_of, tabulate
 from invariclip.calibrate.maps import for_texts
+from invariclip.calibrate.modality import projectors
+from invariclip.calibrate.style_prompts import embed_style_prompts
 from invariclip.console import Progress, silent
 
 if TYPE_CHECKING:
@@ -22,13 +24,17 @@ if TYPE_CHECKING:
 
     from invariclip.bench.stylebench.encoders import Trunk
     from invariclip.calibrate.maps import Map
+    from invariclip.calibrate.modality import Projectors
     from invariclip.calibrate.pairs import Table
     from invariclip.calibrate.pictures import Picture
+    from invariclip.calibrate.style_prompts import StylePrompts
     from invariclip.export.models.checkpoint import Checkpoint
 
 TEMPLATES = ("a picture of a {}.",)
 DRAWS = 2
 """Changed versions of every picture, as `calibrate` has by default."""
+PROMPTED_CLASSES = 128
+"""Most classes that prompts name in every style; evenly spread over the training concepts' names."""
 Way = Literal["zero-shot", "prototypes"]
 
 
@@ -44,6 +50,8 @@ class World:
         train_bank: The class embeddings of `train`, or None.
         learnt: Concepts that the reference checkpoint was trained on.
         seed: Of everything that is drawn.
+        layers: The last linear layers of both towers; None where the encoder takes no texts.
+        styles: What the text tower makes of the training styles' phrases; None likewise.
     """
 
     table: Table
@@ -52,6 +60,8 @@ class World:
     train_bank: NDArray[np.float64] | None
     learnt: frozenset[str]
     seed: int
+    layers: Projectors | None = None
+    styles: StylePrompts | None = None
 
     @property
     def ways(self) -> tuple[Way, ...]:
@@ -122,11 +132,13 @@ def embed_worlds(
     bank = bank_of(checkpoint, table.label_names, TEMPLATES)
     some = next(iter(train.values()))
     train_bank = bank[[table.label_names.index(name) for name in some.label_names]]
+    phrases = [phrase for style in TRAINING_STYLES for phrase in STYLES[style].phrases]
+    named = some.label_names[:: -(-len(some.label_names) // PROMPTED_CLASSES)]
     return {
         RESNET18: World(table, None, train, None, learnt, seed),
         REFERENCE: World(
             _through(trunk, table), bank, {name: _through(trunk, each) for name, each in train.items()},
-            train_bank, learnt, seed,
+            train_bank, learnt, seed, projectors(checkpoint), embed_style_prompts(checkpoint, phrases, named),
         ),
     }  # fmt: skip
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from invariclip.errors import CheckpointError
 from invariclip.export.graphs.surgery import find, with_replaced
 
 if TYPE_CHECKING:
@@ -74,6 +75,34 @@ def fold_images(module: nn.Module, A_inv: NDArray[np.float64], probe: torch.Tens
 def fold_texts(module: nn.Module, A_inv: NDArray[np.float64], probe: torch.Tensor) -> Folded:
     """Folds into the text tower; `probe` is int64 [N, L]."""
     return _fold(module, A_inv, TEXT_SITES, "encode_text", probe)
+
+
+def last_linear(module: nn.Module, tower: Literal["image", "text"], probe: torch.Tensor) -> NDArray[np.float64]:
+    """The linear layer that a tower ends in, as one matrix: float64 [D, width], its bias as one more column.
+
+    Args:
+        module: An open_clip model in float32.
+        tower: Which tower.
+        probe: Its input, as for `fold_images` and `fold_texts`: that the layer is the last one is checked on it.
+
+    Raises:
+        CheckpointError: The tower ends in something else.
+    """
+    sites, encoder = (IMAGE_SITES, "encode_image") if tower == "image" else (TEXT_SITES, "encode_text")
+    with torch.inference_mode():
+        D = int(getattr(module, encoder)(probe, normalize=False).shape[-1])
+    # Any matrix but the identity tells whether a layer is the last one.
+    turn = np.linalg.qr(np.random.default_rng(0).normal(size=(D, D)))[0]
+    folded = _fold(module, turn, sites, encoder, probe)
+    if folded.how != "folded":
+        raise CheckpointError(f"the {tower} tower does not end in a linear layer, so it has no projection to decompose")
+    layer = find(module, folded.site)
+    while isinstance(layer, nn.Sequential):
+        layer = layer[-1]
+    if isinstance(layer, nn.Parameter):
+        return np.asarray(layer.detach().double().numpy().T)
+    columns = [layer.weight] if layer.bias is None else [layer.weight, layer.bias[:, None]]
+    return np.asarray(torch.cat(columns, dim=1).detach().double().numpy())
 
 
 def left_open(module: nn.Module, A_inv: NDArray[np.float64]) -> Folded:

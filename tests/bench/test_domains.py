@@ -11,11 +11,14 @@ from PIL import Image
 from invariclip.bench.domains import __main__ as command
 from invariclip.bench.domains import trial as trial_module
 from invariclip.bench.domains.summary import summarise
-from invariclip.bench.domains.trial import MAIN, Settings, World, evaluate, run_trial, unpack
+from invariclip.bench.domains.trial import MAIN, Settings, World, evaluate, in_words, run_trial, unpack
 from invariclip.calibrate.candidates import Candidate
 from invariclip.calibrate.evaluate import unit
 from invariclip.calibrate.layouts import LAYOUTS, read_layout
+from invariclip.calibrate.modality import Projectors
 from invariclip.calibrate.pairs import UNCHANGED, Table
+from invariclip.calibrate.style_prompts import StylePrompts
+from invariclip.export.models.checkpoint import load_checkpoint
 from invariclip.pixels import PixelSpec
 
 SIZE, WIDTH = 8, 16
@@ -132,9 +135,9 @@ def test_a_trial_is_kept_and_taken_up_again(trial):
 def test_a_trial_says_everything_that_the_table_needs(trial):
     result = trial[-1]
     assert len(result["labels"]) == 42
-    assert {"none", MAIN, "icm", "generalised", "shrinkage", "centring", "whitening", "published"} <= result[
-        "rows"
-    ].keys()
+    baselines = {"centring", "whitening", "published", "leace", "splince"}
+    assert {"none", MAIN, "icm", "generalised", "shrinkage", *baselines} <= result["rows"].keys()
+    assert result["rows"].keys().isdisjoint({"gr-clip", "isoclip", "text-styles", "prism-mini"})  # no text tower
     assert {"the seven", "style exchange", "same class", "all three"} == result["sources"].keys()
     assert len(result["open"]["base"]) == 4
     assert result["rows"]["none"]["gap"] > 0
@@ -153,6 +156,33 @@ def test_an_encoder_with_a_text_tower_is_scored_and_selected_by_name():
     new = unseen.where(unseen.unchanged)
     assert np.array_equal(right, np.argmax(new.vectors @ bank.T, axis=1) == new.labels)
     assert "zero-shot" in result["open"]["rows"]["auto"]["answers"]
+    assert "isoclip" not in result["rows"]
+    means = new.vectors - seen.vectors[seen.unchanged].mean(axis=0), bank - bank.mean(axis=0)
+    centred = unpack(result["rows"]["gr-clip"]["answers"]["zero-shot"], 24)
+    assert np.array_equal(centred, np.argmax(means[0] @ unit(means[1]).T, axis=1) == new.labels)
+
+
+def test_text_towers_and_last_layers_give_more_baselines():
+    rng = np.random.default_rng(0)
+    seen, unseen = table([0, 1, 2], kinds=2), table([3], kinds=2)
+    bank = unit(np.stack([seen.vectors[seen.labels == label].mean(axis=0) for label in range(4)]))
+    layers = Projectors(rng.normal(size=(WIDTH, 20)), rng.normal(size=(WIDTH, 12)))
+    styles = StylePrompts(unit(rng.normal(size=(3, WIDTH))), unit(rng.normal(size=(3, 4, WIDTH))))
+    result = evaluate(World(seen, unseen, bank, 0, layers, styles))
+    for name in ("gr-clip", "isoclip", "text-styles", "text-styles, equal rank", "prism-mini"):
+        assert set(result["rows"][name]["answers"]) == {"probe", "prototypes", "zero-shot"}
+
+
+def test_a_checkpoint_is_asked_for_its_layers_and_its_words(data, tmp_path, tiny_checkpoint):
+    checkpoint = load_checkpoint(str(tiny_checkpoint))
+    pictures = read_layout(PACS, data)
+    result = run_trial(checkpoint, pictures, "sketch", 0, Settings(), folder=tmp_path / "t", cache=tmp_path / "e")
+    assert {"isoclip", "text-styles", "prism-mini"} <= result["rows"].keys()
+    assert trial_module._layers(LinearEncoder()) is None
+
+
+def test_environments_in_words():
+    assert [in_words(name) for name in ("art_painting", "Real World", "")] == ["an art painting", "a real world", "a "]
 
 
 def packed(bits):

@@ -17,8 +17,12 @@ from invariclip.bench.stylebench.sources import HELD_OUT_STYLES, TRAINING_STYLES
 from invariclip.bench.stylebench.summary import intervals, summarise
 from invariclip.bench.stylebench.trial import EVERYTHING, SEVEN, pairs, rows, run_trial, unpack
 from invariclip.bench.stylebench.world import World, answers
+from invariclip.calibrate.baselines import Baseline, none
 from invariclip.calibrate.evaluate import Bootstrap, unit
+from invariclip.calibrate.maps import PerModality
+from invariclip.calibrate.modality import Projectors
 from invariclip.calibrate.pairs import UNCHANGED, Table
+from invariclip.calibrate.style_prompts import StylePrompts
 from invariclip.errors import CheckpointError
 from invariclip.interventions import PAPER
 from invariclip.pixels import PixelSpec
@@ -68,6 +72,7 @@ def world_of(seed: int, *, texts: bool) -> World:
         [rng.normal(size=(CONCEPTS, SIGNAL)), 2 * rng.normal(size=(CONCEPTS, WIDTH - SIGNAL))], axis=1
     )
     bank = unit(words) if texts else None
+    shown = words[None, :20] + np.eye(WIDTH)[SIGNAL : SIGNAL + 4, None]  # phrases differ along style's own dimensions
     return World(
         table=table_of(STYLES, CONCEPTS, changed=False, seed=0),
         bank=bank,
@@ -75,6 +80,8 @@ def world_of(seed: int, *, texts: bool) -> World:
         train_bank=None if bank is None else bank[:20],
         learnt=frozenset(NAMES[:12]),
         seed=seed,
+        layers=Projectors(rng.normal(size=(WIDTH, 20)), rng.normal(size=(WIDTH, 18))) if texts else None,
+        styles=StylePrompts(unit(rng.normal(size=(4, WIDTH))), unit(shown)) if texts else None,
     )
 
 
@@ -91,8 +98,11 @@ def test_every_row_is_there_and_what_styles_change_is_removed(trials: dict[str, 
         world = world_of(0, texts=way == "zero-shot")
         count = int(world.queries.sum())
         share = {name: unpack(row["answers"], count).mean() for name, row in results[0]["rows"].items()}
-        assert list(share) == ["none", "centring", "whitening", "lda", "pca", "published", "icm", "generalised",
-                               "shrinkage", "auto"]  # fmt: skip
+        by_text = ["gr-clip", "isoclip", "text-styles", "text-styles, equal rank", "prism-mini"]
+        assert list(share) == [
+            "none", "centring", "whitening", "lda", "pca", "published", "leace", "splince",
+            *(by_text if way == "zero-shot" else []), "icm", "generalised", "shrinkage", "auto",
+        ]  # fmt: skip
         assert share["auto"] > share["none"] + 0.1
         assert share["published"] < share["none"]
 
@@ -107,6 +117,17 @@ def test_answers_are_the_nearest_prototype_and_the_nearest_name():
     for way, bank in (("prototypes", means), ("zero-shot", world.bank)):
         nearest = (queries @ unit(bank).T).argmax(axis=1)
         assert (answers(world, plain, way) == (nearest == table.labels[world.queries])).all()  # type: ignore[arg-type]
+
+
+def test_names_and_pictures_may_go_through_maps_of_their_own():
+    world = world_of(0, texts=True)
+    assert world.bank is not None
+    table, shift = world.table, np.random.default_rng(0).normal(size=WIDTH)
+    images, texts = none(WIDTH), Baseline("x", shift, np.eye(WIDTH))
+    what = PerModality(images, texts)
+    nearest = (table.vectors[world.queries] @ unit(world.bank - shift).T).argmax(axis=1)
+    assert (answers(world, what, "zero-shot") == (nearest == table.labels[world.queries])).all()
+    assert (answers(world, what, "prototypes") == answers(world, images, "prototypes")).all()
 
 
 def test_a_trial_is_run_once_and_another_seed_or_encoder_is_another(tmp_path: Path):
@@ -169,6 +190,8 @@ def test_the_summary_means_over_seeds_and_the_page_says_so(trials: dict[str, lis
     page = render(json.loads(json.dumps(result)))
     assert f"**auto** | {found['rows']['auto']['openmoji']['value']:.1f}" in page
     assert page.count(": reached.") == 2
+    assert page.count("\n| LEACE |") == 3
+    assert page.count("\n| IsoCLIP |") == 1
     assert "Which pairs" not in page  # one table lacks them
     result["tables"]["reference, zero-shot"] = found  # type: ignore[index]
     assert page.count("Which pairs") < render(result).count("Which pairs")

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from invariclip.errors import CheckpointError
 from invariclip.export.graphs import fold
 from invariclip.export.graphs.surgery import find
 
@@ -138,6 +139,23 @@ def test_at_every_site_the_last_layer_is_folded(site):
     model = Late(lambda x: x, site)
     folded = fold.fold_images(model, np.random.default_rng(0).normal(size=(5, 3)), torch.randn(3, 1, 2, 3))
     assert (folded.how, folded.site, folded.matrix) == ("folded", site, None)
+
+
+@pytest.mark.parametrize("site", fold.IMAGE_SITES)
+def test_the_last_layer_is_read_as_one_matrix(site):
+    model, x = Late(lambda x: x, site), torch.randn(3, 1, 2, 3)
+    matrix = fold.last_linear(model, "image", x)
+    found = find(model, site)
+    if isinstance(found, nn.Parameter):
+        np.testing.assert_array_equal(matrix, found.detach().numpy().T)
+    else:
+        np.testing.assert_array_equal(matrix[:, :6], found.weight.detach().numpy())
+        assert (found.bias is None and matrix.shape == (5, 6)) or np.array_equal(matrix[:, 6], found.bias.detach())
+
+
+def test_a_tower_without_a_last_linear_layer_has_no_matrix_to_read():
+    with pytest.raises(CheckpointError, match="the image tower does not end in a linear layer"):
+        fold.last_linear(Late(torch.tanh, fold.IMAGE_SITES[0]), "image", torch.randn(3, 1, 2, 3))
 
 
 def test_sequential_heads_fold_their_last_layer():
