@@ -3,6 +3,8 @@
 Both remove what a linear reader can tell of the environment from: the covariance of embeddings with environment labels
 becomes zero, and with it every linear classifier is at chance on the data that it was fitted on (LEACE, section 3).
 They need every embedding's environment label, and SPLINCE its class label too; a projection needs pairs instead.
+Both invert the covariance of embeddings as it is measured, so they want several times as many embeddings as dimensions;
+of fewer they fit the noise, and a reader that is tested on rows that they were fitted on can then be *below* chance.
 """
 
 from __future__ import annotations
@@ -104,7 +106,7 @@ def room(
     Returns:
         None for all, or a number that leaves one dimension to the environments and one more.
     """
-    most = min(vectors.shape[1], len(vectors) - 1)
+    most = min(int(vectors.shape[1]), len(vectors) - 1)
     apart = np.unique(environments).size - 1
     if np.unique(labels).size - 1 + apart < most:
         return None

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
 from invariclip.calibrate.baselines import BASELINES
-from invariclip.calibrate.erasure import leace, splince
+from invariclip.calibrate.erasure import leace, room, splince
 from invariclip.calibrate.evaluate import unit
 from invariclip.errors import InputError
 
@@ -119,6 +119,37 @@ def test_without_correlation_of_classes_and_environments_both_are_one_map():
     codes, labels = np.repeat(codes, 2), np.repeat(labels, 2)
     one, other = leace(rows, codes), splince(rows, codes, labels)
     assert np.allclose(one.matrix, other.matrix)
+
+
+def complement(columns):
+    """Orthonormal basis of what is orthogonal to all columns."""
+    left, values, _ = np.linalg.svd(columns)
+    return left[:, (values > 1e-9 * values[0]).sum() :]
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_splince_is_what_the_paper_writes_by_bases_of_range_and_of_the_kernels_complement(seed):
+    """P = W⁺ R (KᵀR)⁻¹ Kᵀ W: K spans what is orthogonal to the kernel, R the range."""
+    rows, codes, labels = draw(seed)
+    values, axes = np.linalg.eigh(np.cov(rows, rowvar=False, bias=True))
+    whiten, colour = axes / np.sqrt(values) @ axes.T, axes * np.sqrt(values) @ axes.T
+    kernel, kept = whiten @ covariance(rows, codes), whiten @ covariance(rows, labels)
+    both = np.concatenate([kernel, kept], axis=1)
+    span = np.linalg.svd(both)[0][:, : np.linalg.matrix_rank(both, tol=1e-9)]
+    outside = span @ complement(span.T @ kept)  # in the span of both, orthogonal to what is kept
+    R, K = complement(outside), complement(kernel)
+    wanted = colour @ R @ np.linalg.inv(K.T @ R) @ K.T @ whiten
+    assert np.allclose(splince(rows, codes, labels).matrix.T, wanted, atol=1e-8)
+
+
+def test_a_table_gives_all_directions_where_there_is_room_and_a_projections_rank_otherwise():
+    rows, codes, labels = draw(0)
+    assert room(codes, labels, rows, 3) is None
+    rows, codes, labels = draw(0, classes=30, count=900)
+    assert [room(codes, labels, rows, rank) for rank in (1, 5, 12)] == [1, 5, 9]
+    for rank in (1, 5, 12):
+        splince(rows, codes, labels, directions=room(codes, labels, rows, rank))
 
 
 def test_more_classes_than_dimensions_need_a_number_of_directions():
