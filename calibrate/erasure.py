@@ -3,8 +3,9 @@
 Both remove what a linear reader can tell of the environment from: the covariance of embeddings with environment labels
 becomes zero, and with it every linear classifier is at chance on the data that it was fitted on (LEACE, section 3).
 They need every embedding's environment label, and SPLINCE its class label too; a projection needs pairs instead.
-Both invert the covariance of embeddings as it is measured, so they want several times as many embeddings as dimensions;
-of fewer they fit the noise, and a reader that is tested on rows that they were fitted on can then be *below* chance.
+Both invert the covariance of embeddings, so they want several times as many embeddings as dimensions; of fewer they fit
+the noise (`shrink` makes that milder), and a reader that is tested on rows that they were fitted on can then be *below*
+chance.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ MEETING = 1e-6
 """Sine of the angle below which two subspaces are said to share a direction."""
 
 
-def leace(vectors: NDArray[np.floating[Any]], environments: NDArray[np.int64]) -> Baseline:
+def leace(vectors: NDArray[np.floating[Any]], environments: NDArray[np.int64], *, shrink: bool = False) -> Baseline:
     """Least-squares concept erasure: r(x) = x - W⁺ P W (x - μ) (Belrose et al. 2023, arXiv 2306.03819, section 4).
 
     W = (Σ_XX^(1/2))⁺ whitens, and P is the orthogonal projection onto the column space of W Σ_XZ, Σ_XZ being the
@@ -35,12 +36,15 @@ def leace(vectors: NDArray[np.floating[Any]], environments: NDArray[np.int64]) -
     Args:
         vectors: [N, D], of the training environments.
         environments: int64 [N].
+        shrink: Take for Σ_XX the optimal linear shrinkage α S + (1 - α) (tr S / D) I of the measured covariance S, as
+            the authors' published code does by default: α = 1 - (tr S)² / (N (‖S‖² - (tr S)² / D)), here kept within 0
+            and 1 (Bodnar et al., arXiv 1308.2608). No covariance with Z is left then either.
 
     Raises:
         InputError: There are not as many labels as vectors, fewer than two environments, or vectors that are all equal.
     """
     rows, mean = _centred(vectors)
-    whiten, colour = _whitening(rows)
+    whiten, colour = _whitening(rows, shrink=shrink)
     kernel = _basis(whiten @ _covariance(rows, environments, "environment"))
     removed = colour @ kernel @ (kernel.T @ whiten)
     return Baseline("leace", mean, (np.eye(len(mean)) - removed).T, mean)
@@ -121,11 +125,16 @@ def _centred(vectors: NDArray[np.floating[Any]]) -> tuple[NDArray[np.float64], N
     return rows - mean, mean
 
 
-def _whitening(rows: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _whitening(rows: NDArray[np.float64], *, shrink: bool = False) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """W = (Σ^(1/2))⁺ and W⁺ = Σ^(1/2) of centred rows, without the directions in which they are constant; [D, D]."""
     values, axes = np.linalg.eigh(rows.T @ rows / len(rows))
     if values[-1] <= 0:
         raise InputError("all embeddings are equal; there is nothing to fit")
+    if shrink:
+        # Shrinking towards the identity leaves the axes: it is the eigenvalues that are drawn to their mean.
+        spread = ((values - values.mean()) ** 2).sum()
+        kept = np.clip(1 - values.sum() ** 2 / (len(rows) * spread), 0, 1) if spread > 0 else 0.0
+        values = kept * values + (1 - kept) * values.mean()
     varying = values > TOLERANCE * values[-1]
     roots, axes = np.sqrt(values[varying]), axes[:, varying]
     return axes / roots @ axes.T, axes * roots @ axes.T

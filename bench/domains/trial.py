@@ -196,6 +196,7 @@ def fitted_baselines(world: World, moments: Moments, icm: Candidate) -> dict[str
         "lda": baselines.lda(vectors, labels),
         "published": baselines.published(moments, rank, strength),
         "leace": erasure.leace(vectors, places),
+        "leace, shrunk": erasure.leace(vectors, places, shrink=True),
         "splince": erasure.splince(vectors, places, labels, directions=erasure.room(places, labels, vectors, rank)),
     }
     if world.bank is not None:

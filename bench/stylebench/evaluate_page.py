@@ -19,6 +19,7 @@ _ROWS = {
     "pca": "PCA of equal rank",
     "published": "published order",
     "leace": "LEACE",
+    "leace, shrunk": "LEACE, shrunk covariance",
     "splince": "SPLINCE",
     "gr-clip": "GR-CLIP",
     "isoclip": "IsoCLIP",
@@ -82,7 +83,8 @@ def render(result: dict[str, Any]) -> str:
         "- **Baselines.** Centring, whitening and PCA of the training pictures, LDA of them by concept; PCA has the "
         "rank that `icm` was given. `published order` is that `icm` with the other end of the spectrum, as the "
         "published code has it. LEACE and SPLINCE erase the training styles by their labels; SPLINCE keeps what tells "
-        "concepts apart, in as many directions as that `icm` has where there are more concepts than dimensions. "
+        "concepts apart, in as many directions as that `icm` has where there are more concepts than dimensions; LEACE "
+        "also stands there with the covariance shrunk, as its authors' code has it by default. "
         "Of the reference, which takes texts: GR-CLIP (each modality's mean), IsoCLIP (the middle of the spectrum of "
         "both last layers, that rank at most), and projections away from what prompts say of the training styles, as "
         "many directions as there are phrases less one, or up to that rank; PRISM-mini projects images alone, away "

@@ -144,6 +144,7 @@ def _baselines(world: World, icm: Candidate) -> dict[str, Map]:
         "pca": baselines.pca(moments, rank),
         "published": baselines.published(moments, rank, icm.strength or 1.0),
         "leace": erasure.leace(vectors, styles),
+        "leace, shrunk": erasure.leace(vectors, styles, shrink=True),
         "splince": erasure.splince(vectors, styles, labels, directions=erasure.room(styles, labels, vectors, rank)),
     }
     if world.train_bank is not None:

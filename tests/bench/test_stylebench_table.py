@@ -9,21 +9,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from invariclip.bench.stylebench.encoders import Trunk
 from invariclip.bench.stylebench.evaluate_page import plot, render
 from invariclip.bench.stylebench.reference import untrained
 from invariclip.bench.stylebench.sources import HELD_OUT_STYLES, TRAINING_STYLES
 from invariclip.bench.stylebench.summary import intervals, summarise
-from invariclip.bench.stylebench.trial import EVERYTHING, SEVEN, pairs, rows, run_trial, unpack
-from invariclip.bench.stylebench.world import World, answers
+from invariclip.bench.stylebench.trial import EVERYTHING, SEVEN, _baselines, pairs, rows, run_trial, unpack
+from invariclip.bench.stylebench.world import World, answers, embed_worlds
 from invariclip.calibrate.baselines import Baseline, none
+from invariclip.calibrate.candidates import Candidate
 from invariclip.calibrate.evaluate import Bootstrap, unit
 from invariclip.calibrate.maps import PerModality
 from invariclip.calibrate.modality import Projectors
 from invariclip.calibrate.pairs import UNCHANGED, Table
+from invariclip.calibrate.pictures import Picture
 from invariclip.calibrate.style_prompts import StylePrompts
 from invariclip.errors import CheckpointError
+from invariclip.export.models.checkpoint import load_checkpoint
 from invariclip.interventions import PAPER
 from invariclip.pixels import PixelSpec
 from invariclip.projection import identity
@@ -100,7 +104,7 @@ def test_every_row_is_there_and_what_styles_change_is_removed(trials: dict[str, 
         share = {name: unpack(row["answers"], count).mean() for name, row in results[0]["rows"].items()}
         by_text = ["gr-clip", "isoclip", "text-styles", "text-styles, equal rank", "prism-mini"]
         assert list(share) == [
-            "none", "centring", "whitening", "lda", "pca", "published", "leace", "splince",
+            "none", "centring", "whitening", "lda", "pca", "published", "leace", "leace, shrunk", "splince",
             *(by_text if way == "zero-shot" else []), "icm", "generalised", "shrinkage", "auto",
         ]  # fmt: skip
         assert share["auto"] > share["none"] + 0.1
@@ -196,6 +200,31 @@ def test_the_summary_means_over_seeds_and_the_page_says_so(trials: dict[str, lis
     result["tables"]["reference, zero-shot"] = found  # type: ignore[index]
     assert page.count("Which pairs") < render(result).count("Which pairs")
     assert plot(result).startswith("<?xml")
+
+
+def test_worlds_of_the_reference_know_its_layers_and_what_it_makes_of_styles(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    pictures = []
+    for style in (*TRAINING_STYLES[:2], HELD_OUT_STYLES[0]):
+        for name in ("cat", "dog", "bus"):
+            file = tmp_path / f"{style}-{name}.png"
+            Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(file)
+            pictures.append(Picture(file, concept=name, name=name, environment=style, split="train"))
+    checkpoint = load_checkpoint("reference")
+    worlds = embed_worlds(checkpoint, Trunk(checkpoint), pictures, {SEVEN: PAPER[:2]}, tmp_path / "cache", 0)
+    plain, world = worlds["resnet18"], worlds["reference"]
+    assert (plain.layers, plain.styles, plain.train_bank) == (None, None, None)
+    assert world.layers is not None
+    assert world.layers.image.shape == (256, 512)
+    assert world.layers.text.shape == (256, 128)
+    assert world.styles is not None
+    assert world.styles.words.shape == (15, 256)  # three phrases for every training style, none for others
+    assert world.styles.prompts.shape == (15, 3, 256)
+    # what the layers make of the trunk's features is what is scored
+    assert np.allclose(unit(plain.table.vectors @ world.layers.image.T), world.table.vectors)
+    maps = _baselines(world, Candidate("icm", 64, 1.0))
+    for name in ("isoclip", "leace", "text-styles, equal rank"):
+        assert answers(world, maps[name], "zero-shot").shape == (3,)
 
 
 def test_the_trunk_gives_the_references_embeddings_up_to_its_head():

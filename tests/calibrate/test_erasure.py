@@ -43,7 +43,7 @@ cases = given(
 @cases
 def test_nothing_linear_is_left_of_the_environment_and_the_mean_stays(seed, environments, classes, flat):
     rows, codes, labels = draw(seed, environments=environments, classes=classes, flat=flat)
-    for baseline in (leace(rows, codes), splince(rows, codes, labels)):
+    for baseline in (leace(rows, codes), leace(rows, codes, shrink=True), splince(rows, codes, labels)):
         erased = mapped(baseline, rows)
         assert np.abs(covariance(erased, codes)).max() < 1e-10
         assert np.allclose(erased.mean(axis=0), rows.mean(axis=0))
@@ -119,6 +119,29 @@ def test_without_correlation_of_classes_and_environments_both_are_one_map():
     codes, labels = np.repeat(codes, 2), np.repeat(labels, 2)
     one, other = leace(rows, codes), splince(rows, codes, labels)
     assert np.allclose(one.matrix, other.matrix)
+
+
+def test_shrinkage_is_the_published_formula_and_fits_less_noise():
+    rows, codes, _ = draw(2, count=60, width=30)
+    S = np.cov(rows, rowvar=False, bias=True)
+    alpha = 1 - np.trace(S) ** 2 / (60 * ((S**2).sum() - np.trace(S) ** 2 / 30))
+    sigma = alpha * S + (1 - alpha) * np.trace(S) / 30 * np.eye(30)
+    assert 0 < alpha < 1
+    cross = covariance(rows, codes)
+    inverse = np.linalg.inv(sigma)
+    # W⁻¹ P W Σ_XZ's projection in the metric of Σ⁻¹: Σ_XZ (Σ_XZᵀ Σ⁻¹ Σ_XZ)⁺ Σ_XZᵀ Σ⁻¹
+    wanted = np.eye(30) - cross @ np.linalg.pinv(cross.T @ inverse @ cross, rcond=1e-10) @ cross.T @ inverse
+    assert np.allclose(leace(rows, codes, shrink=True).matrix.T, wanted)
+
+
+def test_of_few_rows_shrinkage_leaves_less_of_the_environment_in_others():
+    left = []
+    for seed in range(8):
+        rows, codes, _ = draw(seed, count=2060, width=30)
+        maps = [leace(rows[:60], codes[:60], shrink=shrink) for shrink in (True, False)]
+        left.append([np.linalg.norm(covariance(mapped(each, rows[60:]), codes[60:])) for each in maps])
+    shrunk, plain = np.mean(left, axis=0)
+    assert shrunk < plain
 
 
 def complement(columns):
