@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from invariclip.bench.stylebench.artwork import Artwork, find_artwork
 from invariclip.bench.stylebench.concepts import Concept, common_concepts, picture_split, read_concepts
 from invariclip.bench.stylebench.manifest import Picture, write_manifest
-from invariclip.bench.stylebench.packages import fetch_all
 from invariclip.bench.stylebench.render import SIZE, render
-from invariclip.bench.stylebench.sources import STYLES, licence_of
+from invariclip.bench.stylebench.sources import PACKAGES, STYLES, licence_of
 from invariclip.console import Progress, silent
+from invariclip.export.reference.packages import fetch_all
 from invariclip.files import sha256_file
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def build(out: Path, packages: Path | None = None, progress: Progress = silent) 
     Raises:
         InputError: A package cannot be fetched or a picture not be drawn.
     """
-    folders = fetch_all(packages or out / "packages", progress=progress)
+    folders = fetch_all(PACKAGES, packages or out / "packages", progress)
     concepts = read_concepts(folders)
     artwork = find_artwork(folders, {code: concept.name for code, concept in concepts.items()})
     kept = common_concepts(concepts, artwork)

