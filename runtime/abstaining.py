@@ -14,7 +14,9 @@ CALIBRATED: Literal["calibrated"] = "calibrated"
 AbstainAbove: TypeAlias = "float | Literal['calibrated'] | None"
 UncertaintyKind: TypeAlias = Literal["evidence", "energy"]
 """`evidence` of learned templates (see `evidence`), or the `energy` of the logits, which every artifact has."""
-EVIDENCE, ENERGY = UNCERTAINTY_KINDS = get_args(UncertaintyKind)
+EVIDENCE: Literal["evidence"] = "evidence"
+ENERGY: Literal["energy"] = "energy"
+UNCERTAINTY_KINDS: tuple[UncertaintyKind, ...] = get_args(UncertaintyKind)
 WITHOUT_EVIDENCE = (
     "the artifact has no learned templates, so its uncertainty is energy, not evidence; ask for energy, or train "
     "templates with `invariclip cdc` and export again with --cdc FILE"

@@ -175,7 +175,9 @@ def host_answers(
     plain = bank if learned is None else bank[0]
     logits = np.asarray(np.float32(logit_scale) * (embeddings @ plain.T), dtype=np.float32)
     biased = logits if logit_bias is None else logits + np.float32(logit_bias)
-    unsure = {ENERGY: energy_uncertainty(biased, logit_scale, sigmoid=logit_bias is not None)}
+    unsure: dict[UncertaintyKind, NDArray[np.float32]] = {
+        ENERGY: energy_uncertainty(biased, logit_scale, sigmoid=logit_bias is not None)
+    }
     if learned is None:
         return Answers(embeddings, class_probabilities(logits, logit_bias), unsure)
     probabilities, doubt = fused_probabilities(embeddings, bank, logit_scale, learned)

@@ -50,7 +50,7 @@ def energy_uncertainty(
         float32 [...], computed in float64; NaN where a logit is.
     """
     if sigmoid:
-        return np.exp(-np.logaddexp(0, logits.astype(np.float64)).sum(axis=-1)).astype(np.float32)
+        return np.asarray(np.exp(-np.logaddexp(0, logits.astype(np.float64)).sum(axis=-1)), dtype=np.float32)
     near = (-energy(logits) - np.log(logits.shape[-1])) / logit_scale
     # Beyond the ends by no more than float32 cosines are beyond 1
-    return np.clip((1 - near) / 2, 0, 1).astype(np.float32)
+    return np.asarray(np.clip((1 - near) / 2, 0, 1), dtype=np.float32)
