@@ -8,10 +8,12 @@ then they take turns in short bursts for several rounds; a ratio compares bursts
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from invariclip.backends.threads import available_threads
+from invariclip.bench.machine import Ticks
+from invariclip.bench.noise import mean_load
 from invariclip.bench.process import CandidateError, Worker, take_turns
 from invariclip.bench.summary import percentiles, ratio
 from invariclip.console import silent
@@ -67,6 +69,9 @@ class Timing:
         ratio_low: Lower end of the 95 % bootstrap interval of that median over rounds.
         ratio_high: Upper end.
         repetitions: How many batches were timed.
+        rounds: In how many rounds; 0 where that was not kept.
+        steal: Share of processor time, mean over rounds, that went to other machines of the host; None if not known.
+        others: The same of other programs; see `noise.busy_machine` for what follows from both.
     """
 
     name: str
@@ -77,6 +82,9 @@ class Timing:
     ratio_low: float
     ratio_high: float
     repetitions: int
+    rounds: int = 0
+    steal: float | None = None
+    others: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain fields."""
@@ -121,15 +129,19 @@ def measure(
         for batch in batches:
             repetitions = {worker.name: worker.repetitions(batch, seconds_per_turn) for worker in workers}
             turns: dict[str, list[list[float]]] = {worker.name: [] for worker in workers}
+            used: list[dict[str, float | None]] = []
             for round_ in progress(range(rounds), total=rounds, desc=f"timing batch {batch}"):
+                before = Ticks.now()
                 taken, stopped = take_turns(workers, batch, repetitions, round_)
+                used.append(Ticks.now().since(before, sum(turn.cpu_s for turn in taken.values())))
                 for name, reason in stopped.items():
                     raise CandidateError(name, "stopped", reason)
                 for name, turn in taken.items():
                     turns[name].append(turn.times)
-            rows += [
-                _timing(worker.name, batch, turns[candidates[0].name], turns[worker.name], seed) for worker in workers
-            ]
+            steal, others = (mean_load([one[name] for one in used]) for name in ("steal", "others"))
+            for worker in workers:
+                timing = _timing(worker.name, batch, turns[candidates[0].name], turns[worker.name], seed)
+                rows.append(replace(timing, steal=steal, others=others))
     return rows
 
 
@@ -144,6 +156,7 @@ def _timing(name: str, batch: int, first: list[list[float]], turns: list[list[fl
         faster.low,
         faster.high,
         sum(map(len, turns)),
+        len(turns),
     )
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from invariclip.bench.machine import MOST_OTHERS, MOST_STEAL
+from invariclip.bench.noise import LOADS
 from invariclip.bench.peers import OURS, PEAK, PEER, PYTORCH
 from invariclip.bench.stages import STAGES
 from invariclip.bench.summary import (
@@ -88,10 +88,7 @@ def warnings_of(record: Record, batches: dict[str, dict[str, Any]], yardstick: s
     """Why the figures allow no conclusion, in words; empty where they do."""
     found = []
     for batch, rounds in record.rounds.items():
-        for field, most, words in (
-            ("steal", MOST_STEAL, "went to other machines of this host (steal time)"),
-            ("others", MOST_OTHERS, "went to other programs on this machine"),
-        ):
+        for field, most, words in LOADS:
             known = [value for one in rounds if (value := getattr(one, field)) is not None]
             if known and np.mean(known) > most:
                 found.append(

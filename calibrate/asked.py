@@ -10,6 +10,7 @@ import click
 
 from invariclip.calibrate.estimators import ESTIMATORS
 from invariclip.calibrate.fit import Options
+from invariclip.calibrate.names import PAIRS_BY
 from invariclip.calibrate.pictures import Picture, keep, read_pictures
 from invariclip.commands import TEMPLATE_OPTIONS, prompt_templates
 from invariclip.errors import InputError
@@ -19,10 +20,19 @@ from invariclip.prompts import DEFAULT_TEMPLATES
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from invariclip.calibrate.names import PairsBy
     from invariclip.calibrate.scorer import Objective
 
 FITTED_SPLITS = ("train", "calibrate")
 """Splits that are taken where a manifest has that column: pictures marked `test` are for measuring alone."""
+
+PAIRS_BY_OPTION = click.option(
+    "--pairs-by",
+    default="auto",
+    show_default=True,
+    type=click.Choice(PAIRS_BY),
+    help="What in folders is one thing: equal file names of a class, all of a class, or as the names look.",
+)
 
 
 def fitting_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -36,6 +46,7 @@ def fitting_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.Path(path_type=Path),
             help="Manifest (.jsonl, .csv) or environment/class/file folders; the bundled pictures by default.",
         ),
+        PAIRS_BY_OPTION,
         click.option("--allow-outside", is_flag=True, help="Accept a manifest's paths outside of its folder."),
         click.option("--environments", help="Only these, with commas."),
         click.option("--split", help="Only these, with commas, or `all`; train,calibrate where the manifest says."),
@@ -105,11 +116,16 @@ def options_of(given: dict[str, Any]) -> Options:
 
 def pictures_of(given: dict[str, Any]) -> tuple[list[Picture], str]:
     """The pictures that were named, see `choose_pictures`."""
-    return choose_pictures(given["pictures"], given["environments"], given["split"], given["allow_outside"])
+    names = ("pictures", "environments", "split", "allow_outside", "pairs_by")
+    return choose_pictures(*(given[name] for name in names))
 
 
 def choose_pictures(
-    source: Path | None, environments: str | None, split: str | None, allow_outside: bool = False
+    source: Path | None,
+    environments: str | None,
+    split: str | None,
+    allow_outside: bool = False,
+    pairs_by: PairsBy = "auto",
 ) -> tuple[list[Picture], str]:
     """The pictures to fit on, `test` ones only if they are asked for by name; and what to say of it, if anything.
 
@@ -120,7 +136,7 @@ def choose_pictures(
         from invariclip.export.reference import manifest_path
 
         source = manifest_path()
-    pictures = read_pictures(source, allow_outside=allow_outside)
+    pictures = read_pictures(source, allow_outside=allow_outside, pairs_by=pairs_by)
     splits, told = None if split in (None, "all") else _names(split or ""), ""
     if split is None and any(picture.split for picture in pictures):
         have = {picture.split for picture in pictures}

@@ -11,6 +11,7 @@ import numpy as np
 
 import invariclip
 from invariclip.calibrate.candidates import Candidate, grid
+from invariclip.calibrate.concept_gains import concept_gains
 from invariclip.calibrate.confidence import confidence
 from invariclip.calibrate.diagnostics import diagnose
 from invariclip.calibrate.embed import Encoder, Job, TextEncoder, embed, embed_texts
@@ -286,7 +287,8 @@ def choose(
         return None, fixed
     if fixed is not None:
         selection = replace(selection, chosen=fixed)
-    return selection, selection.chosen
+    gains = concept_gains(table, selection, bank=bank, seed=options.seed)
+    return replace(selection, by_concept=gains), selection.chosen
 
 
 def bank_of(encoder: Encoder, names: Sequence[str], templates: Sequence[str]) -> NDArray[np.float64]:

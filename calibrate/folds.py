@@ -49,7 +49,9 @@ class Fold:
     groups: tuple[str, ...]
 
 
-def make_folds(table: Table, *, seed: int = 0, concept_parts: int = CONCEPT_PARTS) -> tuple[str, list[Fold]]:
+def make_folds(
+    table: Table, *, seed: int = 0, concept_parts: int = CONCEPT_PARTS, fitted: bool = False
+) -> tuple[str, list[Fold]]:
     """The folds that a table allows, and one line that says what is left out.
 
     - Three environments or more (two, where there are interventions as well): each environment in turn, each with one
@@ -62,6 +64,8 @@ def make_folds(table: Table, *, seed: int = 0, concept_parts: int = CONCEPT_PART
         table: All rows.
         seed: Distributes the concepts over the parts.
         concept_parts: Into how many parts concepts are split; 1 leaves none out.
+        fitted: Score, in the same folds, the concepts that are fitted on in place of those that are left out. Where
+            only concepts can be left out, these are then the very pictures of the fit.
 
     Raises:
         InputError: There are too few environments and kinds of intervention to leave one out.
@@ -77,7 +81,7 @@ def make_folds(table: Table, *, seed: int = 0, concept_parts: int = CONCEPT_PART
         return (
             f"each of {len(environments)} environments in turn{halves} and {concepts}",
             [
-                _environment_fold(table, code, some, part)
+                _environment_fold(table, code, some, part, fitted)
                 for code in environments
                 for some in kind_parts
                 for part in parts
@@ -86,12 +90,12 @@ def make_folds(table: Table, *, seed: int = 0, concept_parts: int = CONCEPT_PART
     if len(environments) == 2 and len(parts) > 1:
         return (
             f"{concepts}; with two environments and no interventions neither can be left out",
-            [_concept_fold(table, code, part) for code in environments for part in parts],
+            [_concept_fold(table, code, part, fitted) for code in environments for part in parts],
         )
     if len(kinds) >= 2:
         return (
             f"each of {len(kinds)} kinds of intervention in turn and {concepts}",
-            [_kind_fold(table, code, part) for code in kinds for part in parts],
+            [_kind_fold(table, code, part, fitted) for code in kinds for part in parts],
         )
     raise InputError(
         f"nothing can be left out to select by: {len(environments)} environment(s), {len(kinds)} kind(s) of "
@@ -99,10 +103,10 @@ def make_folds(table: Table, *, seed: int = 0, concept_parts: int = CONCEPT_PART
     )
 
 
-def _environment_fold(table: Table, code: int, kinds: list[int], part: NDArray[np.bool_]) -> Fold:
+def _environment_fold(table: Table, code: int, kinds: list[int], part: NDArray[np.bool_], fitted: bool) -> Fold:
     """Left out: the environment, all of `kinds` everywhere, and the concepts of `part`."""
     left, some = table.environments == code, np.isin(table.kinds, kinds)
-    queries = left & part & (table.unchanged | some)
+    queries = left & _asked(part, fitted) & (table.unchanged | some)
     name = table.environment_names[code]
     return Fold(
         fit=~left & ~some & _others(part),
@@ -112,10 +116,10 @@ def _environment_fold(table: Table, code: int, kinds: list[int], part: NDArray[n
     )
 
 
-def _concept_fold(table: Table, code: int, part: NDArray[np.bool_]) -> Fold:
+def _concept_fold(table: Table, code: int, part: NDArray[np.bool_], fitted: bool) -> Fold:
     """Left out: the concepts of `part`, in both environments."""
     left = table.environments == code
-    queries = table.unchanged & left & part
+    queries = table.unchanged & left & _asked(part, fitted)
     return Fold(
         fit=_others(part),
         support=table.unchanged & ~left,
@@ -124,15 +128,20 @@ def _concept_fold(table: Table, code: int, part: NDArray[np.bool_]) -> Fold:
     )
 
 
-def _kind_fold(table: Table, code: int, part: NDArray[np.bool_]) -> Fold:
+def _kind_fold(table: Table, code: int, part: NDArray[np.bool_], fitted: bool) -> Fold:
     """Left out: the kind of intervention, and the concepts of `part`."""
-    queries = (table.kinds == code) & part
+    queries = (table.kinds == code) & _asked(part, fitted)
     return Fold(
         fit=(table.kinds != code) & _others(part),
         support=table.unchanged,
         queries=queries,
         groups=(table.kind_names[code],) * int(queries.sum()),
     )
+
+
+def _asked(part: NDArray[np.bool_], fitted: bool) -> NDArray[np.bool_]:
+    """Rows of the concepts that are scored."""
+    return _others(part) if fitted else part
 
 
 def _others(part: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -115,7 +115,7 @@ def read_layout(layout: Layout, data: str | os.PathLike[str]) -> list[Picture]:
     # Copies differ in the case of a few class folders (`Toothbrush`); one class must not become two.
     spelt = {name.casefold(): name for name in layout.classes}
     pictures = []
-    for picture in read_pictures(root):
+    for picture in read_pictures(root, pairs_by="class"):
         folder = picture.path.relative_to(root).parts[1]
         concept = spelt.get(folder.casefold(), folder)
         environment = layout.spellings.get(picture.environment, picture.environment)

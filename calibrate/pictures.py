@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from invariclip.calibrate.names import PAIRS_BY, Names, PairsBy, coinciding, judge
 from invariclip.calibrate.sources.lines import read_records
 from invariclip.errors import InputError
 from invariclip.pixels import PICTURE_SUFFIXES
@@ -30,6 +31,10 @@ class SkippedPictureWarning(UserWarning):
     """A picture was left out; what is measured does not contain it."""
 
 
+class CoincidingNamesWarning(UserWarning):
+    """File names coincide in two environments, and it cannot be told whether they mean one object."""
+
+
 @dataclass(frozen=True)
 class Picture:
     """One picture.
@@ -49,30 +54,43 @@ class Picture:
     split: str | None = None
 
 
-def read_pictures(source: str | os.PathLike[str], *, allow_outside: bool = False) -> list[Picture]:
+def read_pictures(
+    source: str | os.PathLike[str], *, allow_outside: bool = False, pairs_by: PairsBy = "auto"
+) -> list[Picture]:
     """Reads a manifest or a folder.
 
     A manifest is JSONL (one object a line) or CSV (with a header); `ALIASES` says what its columns may be called.
     `path` and `environment` are needed, and one of `concept` and `name`. Paths are relative to the manifest.
 
-    A folder is `environment/class/file`. Where a class's files carry the same stems in several environments, the stem
-    is the concept (the same object, seen twice); otherwise the class is.
+    A folder is `environment/class/file`. Where most of a class's file names stand in several environments and are not
+    numbers of files (see `names.judge`), the name is the concept (the same object, seen twice); otherwise the class is.
+    Names that look like a numbering are warned about, unless they coincide by design or `pairs_by` is given.
 
     Args:
         source: The manifest or the folder.
         allow_outside: Accept absolute paths and paths that leave the manifest's folder.
+        pairs_by: What makes pictures of a folder one concept: the file name with the class, in every class; the class;
+            or `auto`, as above. A manifest names its concepts itself.
 
     Returns:
         The pictures in the manifest's order, or sorted by path; files are not opened.
 
     Raises:
-        InputError: Missing, empty, without a needed column, not parseable, or with a path that leaves the folder.
+        InputError: Missing, empty, without a needed column, not parseable, with a path that leaves the folder, or
+            `pairs_by` is unknown or given for a manifest.
     """
+    if pairs_by not in PAIRS_BY:
+        raise InputError(f"pairs cannot be made by {pairs_by!r}; available: {', '.join(PAIRS_BY)}")
     where = Path(source)
     if where.is_dir():
-        return _read_folder(where)
+        return _read_folder(where, pairs_by)
     if not where.is_file():
         raise InputError(f"{where}: no such file or folder; give a manifest (.jsonl, .csv) or a folder")
+    if pairs_by != "auto":
+        raise InputError(
+            f"{where}: pairs by {pairs_by} are for folders environment/class/file; a manifest says in its column "
+            "concept what belongs together"
+        )
     rows = list(read_records(where))
     if not rows:
         raise InputError(f"{where}: the manifest lists no picture")
@@ -172,7 +190,7 @@ def inside_folder(where: Path, number: int, given: str, allow_outside: bool) -> 
     return path
 
 
-def _read_folder(root: Path) -> list[Picture]:
+def _read_folder(root: Path, pairs_by: PairsBy) -> list[Picture]:
     files = sorted(path for path in root.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file())
     if not files:
         raise InputError(f"{root}: no picture in this folder; known endings: {' '.join(PICTURE_SUFFIXES)}")
@@ -189,14 +207,36 @@ def _read_folder(root: Path) -> list[Picture]:
     seen: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for path, parts in deep.items():
         seen[parts[1]][path.stem].add(parts[0])
-    # Stems such as `pic_001` stand in two environments by accident. They name objects only where most of a class's do.
-    by_stem = {label: 2 * sum(len(envs) > 1 for envs in stems.values()) >= len(stems) for label, stems in seen.items()}
+    if pairs_by == "auto":
+        names = judge(seen)
+        _warn_of(root, seen, names)
+    else:
+        names = Names(frozenset(seen) if pairs_by == "name" else frozenset())
     return [
         Picture(
             path=path,
-            concept=f"{parts[1]}/{path.stem}" if by_stem[parts[1]] else parts[1],
+            concept=f"{parts[1]}/{path.stem}" if parts[1] in names.by_name else parts[1],
             name=parts[1].replace("_", " "),
             environment=parts[0],
         )
         for path, parts in deep.items()
     ]
+
+
+def _warn_of(root: Path, seen: dict[str, dict[str, set[str]]], names: Names) -> None:
+    """Says where equal names were taken for nothing, or for objects, on what may be an accident."""
+    told = {
+        "look like numbers of files: they are not taken for one object, and their classes are paired by class": (
+            names.coincidental
+        ),
+        "count, but every environment has the same ones: they are taken for one object": names.unsure,
+    }
+    for what, labels in told.items():
+        if labels:
+            pairs = coinciding(seen, labels)
+            warnings.warn(
+                f"{root}: {len(pairs):,} pairs of equal file names in {len(labels)} of {len(seen)} classes, such as "
+                f"{pairs[0]}, {what}; say --pairs-by name if equal names mean one object, --pairs-by class if not",
+                CoincidingNamesWarning,
+                stacklevel=4,
+            )

@@ -84,6 +84,33 @@ class Scored:
 
 
 @dataclass(frozen=True)
+class ConceptGains:
+    """What the chosen candidate gains over no projection, apart for concepts that were fitted and others, in points.
+
+    Environments and interventions are left out for both, as far as they can be (see `folds`).
+
+    Attributes:
+        fitted: On concepts whose other pictures were fitted on.
+        unfitted: On concepts of which nothing was; None where there were too few concepts to leave any out.
+    """
+
+    fitted: Interval
+    unfitted: Interval | None
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready, for the provenance."""
+        return {
+            "fitted": self.fitted.to_json(), "unfitted": self.unfitted.to_json() if self.unfitted else None,
+        }  # fmt: skip
+
+    @classmethod
+    def from_json(cls, plain: dict[str, Any]) -> ConceptGains:
+        """Reads what `to_json` wrote, rounded as it is."""
+        unfitted = plain["unfitted"]
+        return cls(Interval(**plain["fitted"]), Interval(**unfitted) if unfitted else None)
+
+
+@dataclass(frozen=True)
 class Selection:
     """What was chosen, and everything it was chosen from.
 
@@ -95,6 +122,8 @@ class Selection:
         curve: Every candidate, in the order of the grid.
         separations: Where several candidates were equally good and better than none, how clearly each of them answered
             (see `separation`), by its name; empty elsewhere.
+        by_concept: The chosen one's gain on concepts that were fitted and on others (see `concept_gains`); None where
+            that was not asked for, or nothing is projected.
     """
 
     chosen: Candidate
@@ -103,6 +132,7 @@ class Selection:
     queries: int
     curve: tuple[Scored, ...]
     separations: dict[str, float] = field(default_factory=dict)
+    by_concept: ConceptGains | None = None
 
     def result(self, candidate: Candidate | None = None) -> Scored:
         """The scores of a candidate, of the chosen one by default."""
@@ -122,7 +152,8 @@ class Selection:
         """
         curve = tuple(Scored.from_json(scored) for scored in plain["curve"])
         chosen = next(scored.candidate for scored in curve if str(scored.candidate) == plain["chosen"])
-        return cls(chosen, plain["objective"], plain["left_out"], plain["queries"], curve, plain["separations"])
+        split = ConceptGains.from_json(plain["by_concept"]) if plain["by_concept"] else None
+        return cls(chosen, plain["objective"], plain["left_out"], plain["queries"], curve, plain["separations"], split)
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready, for the provenance."""
@@ -133,6 +164,7 @@ class Selection:
             "queries": self.queries,
             "curve": [scored.to_json() for scored in self.curve],
             "separations": {name: round(value, 4) for name, value in self.separations.items()},
+            "by_concept": self.by_concept.to_json() if self.by_concept else None,
         }
 
 
@@ -191,14 +223,14 @@ def select(
     taken: dict[Candidate, list[float]] = {candidate: [] for candidate in candidates}
     for fold in progress(folds, total=len(folds), desc="selecting"):
         score = Scorer(table, fold, objective, bank)
-        for candidate, basis in _fitted(table, fold, candidates, bank, sources, seed):
+        for candidate, basis in fitted_bases(table, fold, candidates, bank, sources, seed):
             scores[candidate].append(score(basis, candidate.rank))
             taken[candidate].append(removed(basis.factors[: candidate.rank], table.vectors.shape[1]))
     named = [name for fold in folds for name in fold.groups]
     names = sorted(set(named))
     groups = np.asarray([names.index(name) for name in named])
-    units = _units(table)
-    bootstrap = Bootstrap(np.concatenate([units[fold.queries] for fold in folds]), groups, seed=seed)
+    own = units(table)
+    bootstrap = Bootstrap(np.concatenate([own[fold.queries] for fold in folds]), groups, seed=seed)
     flat = {candidate: np.concatenate(parts) for candidate, parts in scores.items()}
     best = max(candidates, key=lambda candidate: bootstrap.samples(flat[candidate])[0, -1])
     curve = tuple(
@@ -223,7 +255,7 @@ def select(
     return Selection(chosen.candidate, objective, left_out, len(groups), curve, separations)
 
 
-def _fitted(
+def fitted_bases(
     table: Table,
     fold: Fold,
     candidates: Sequence[Candidate],
@@ -251,7 +283,7 @@ def _separations(
     found: dict[Candidate, list[list[NDArray[np.float64]]]] = {candidate: [] for candidate in candidates}
     for fold in folds:
         score = Scorer(table, fold, objective, bank)
-        for candidate, basis in _fitted(table, fold, candidates, bank, sources, seed):
+        for candidate, basis in fitted_bases(table, fold, candidates, bank, sources, seed):
             found[candidate].append(score.margins(basis, candidate.rank))
     return {
         str(candidate): float(np.mean([separation(np.concatenate(way)) for way in zip(*parts, strict=True)]))
@@ -259,7 +291,7 @@ def _separations(
     }
 
 
-def _units(table: Table) -> NDArray[np.int64]:
+def units(table: Table) -> NDArray[np.int64]:
     """What is resampled, by row: concepts; pictures where concepts are so few that they are the classes themselves.
 
     A handful of concepts is not a sample of concepts yet to come, and seven drawn from seven say little.

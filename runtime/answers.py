@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from invariclip.abstaining import WITHOUT_UNCERTAINTY, require_threshold
+from invariclip.abstaining import ENERGY, EVIDENCE, WITHOUT_EVIDENCE, require_threshold
+from invariclip.energy import energy_uncertainty
 from invariclip.errors import InputError
 from invariclip.evidence import fuse, opinions
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
+    from invariclip.abstaining import UncertaintyKind
     from invariclip.manifest import SemanticsFacts
 
 
@@ -28,7 +30,9 @@ class Prediction:
         probability: The most probable class's probability, from 0 to 1 (softmax over all classes; per class for sigmoid
             models; belief, and doubt shared as the hand-written template has it, for learned templates).
         ranking: The `top_k` classes with their probabilities, best first.
-        uncertainty: From 0, sure, to 1, no evidence for any class; None of an artifact without learned templates.
+        uncertainty: From 0, sure, to 1, nothing for any class; None where none was given.
+        uncertainty_kind: What it is: `evidence` of learned templates, or `energy`, which is no probability (see
+            `energy`); None where there is none.
         abstained: Whether the uncertainty was above what the caller allowed.
     """
 
@@ -36,13 +40,14 @@ class Prediction:
     probability: float
     ranking: tuple[tuple[str, float], ...]
     uncertainty: float | None = None
+    uncertainty_kind: UncertaintyKind | None = None
     abstained: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """What `predict --json` and the server say of a picture."""
         return {
             "label": self.label, "probability": self.probability, "ranking": [list(pair) for pair in self.ranking],
-            "uncertainty": self.uncertainty, "abstained": self.abstained,
+            "uncertainty": self.uncertainty, "uncertainty_kind": self.uncertainty_kind, "abstained": self.abstained,
         }  # fmt: skip
 
 
@@ -52,12 +57,17 @@ class Answers(NamedTuple):
     Attributes:
         embeddings: float32 [N, d], of unit length.
         probabilities: float32 [N, K].
-        uncertainty: float32 [N]; None of an artifact without learned templates.
+        uncertainties: float32 [N] by kind: `evidence` of an artifact with learned templates, `energy` of every one.
     """
 
     embeddings: NDArray[np.float32]
     probabilities: NDArray[np.float32]
-    uncertainty: NDArray[np.float32] | None
+    uncertainties: Mapping[UncertaintyKind, NDArray[np.float32]]
+
+    @property
+    def uncertainty(self) -> NDArray[np.float32]:
+        """The artifact's own, float32 [N]: evidence where it has learned templates, else energy."""
+        return self.uncertainties[EVIDENCE if EVIDENCE in self.uncertainties else ENERGY]
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +80,7 @@ class Answer:
         embedding: float32 [d], of unit length.
         probabilities: float32 [K], in the order of `classes`; None where there are no classes.
         classes: The K class names.
-        uncertainty: From 0 to 1, of an artifact with learned templates; else None.
+        uncertainties: From 0 to 1, by kind, as of `Answers`; empty where there are no classes.
     """
 
     place: int
@@ -78,22 +88,30 @@ class Answer:
     embedding: NDArray[np.float32]
     probabilities: NDArray[np.float32] | None
     classes: tuple[str, ...]
-    uncertainty: float | None = None
+    uncertainties: Mapping[UncertaintyKind, float] = field(default_factory=dict)
 
-    def prediction(self, top_k: int = 5, *, abstain_above: float | None = None) -> Prediction:
+    @property
+    def uncertainty(self) -> float | None:
+        """The artifact's own: evidence where it has learned templates, else energy; None where there are no classes."""
+        return self.uncertainties.get(EVIDENCE, self.uncertainties.get(ENERGY))
+
+    def prediction(
+        self, top_k: int = 5, *, abstain_above: float | None = None, uncertainty: UncertaintyKind | None = None
+    ) -> Prediction:
         """The best classes.
 
         Args:
             top_k: How many.
             abstain_above: The uncertainty above which no label is given, see `abstaining.threshold`.
+            uncertainty: Which one to tell and to abstain by; None takes the artifact's own.
 
         Raises:
-            InputError: There are no classes, a number is out of range, or there is no uncertainty to abstain by.
+            InputError: There are no classes, a number is out of range, or there is no such uncertainty.
         """
         if self.probabilities is None:
             raise InputError("the artifact has no classes; give some with with_classes([...])")
         return ranked(
-            self.probabilities, self.classes, top_k, uncertainty=self.uncertainty, abstain_above=abstain_above
+            self.probabilities, self.classes, top_k, self.uncertainties, kind=uncertainty, abstain_above=abstain_above
         )
 
 
@@ -101,8 +119,9 @@ def ranked(
     probabilities: NDArray[np.float32],
     classes: Sequence[str],
     top_k: int,
+    uncertainties: Mapping[UncertaintyKind, float] | None = None,
     *,
-    uncertainty: float | None = None,
+    kind: UncertaintyKind | None = None,
     abstain_above: float | None = None,
 ) -> Prediction:
     """The best classes of one picture; of equal ones, the first comes first.
@@ -111,23 +130,58 @@ def ranked(
         probabilities: float32 [K].
         classes: K names.
         top_k: How many.
-        uncertainty: Of an artifact with learned templates; else None.
+        uncertainties: From 0 to 1, by kind.
+        kind: Which of them counts; None takes evidence where it is there, else energy.
         abstain_above: The uncertainty above which no label is given; None always gives one.
 
     Raises:
-        InputError: A number is out of range, or there is no uncertainty to abstain by.
+        InputError: A number is out of range, or there is no such uncertainty.
     """
+    given = uncertainties or {}
+    if kind is None:
+        kind = next((name for name in (EVIDENCE, ENERGY) if name in given), None)
+    elif kind not in given:
+        raise InputError(WITHOUT_EVIDENCE if kind == EVIDENCE else f"these answers have no {kind}")
+    uncertainty = None if kind is None else given[kind]
     if top_k < 1:
         raise InputError(f"top_k must be at least 1, not {top_k}")
     if abstain_above is not None:
         require_threshold(abstain_above)
         if uncertainty is None:
-            raise InputError(WITHOUT_UNCERTAINTY)
+            raise InputError("these answers have no uncertainty to abstain by; leave the threshold out")
     order = np.argsort(-probabilities, kind="stable")[:top_k]
     ranking = tuple((classes[place], float(probabilities[place])) for place in order)
     # `not u <= bound`: an uncertainty that is NaN is no reason to be sure
     abstained = abstain_above is not None and not uncertainty <= abstain_above  # type: ignore[operator]
-    return Prediction(None if abstained else ranking[0][0], ranking[0][1], ranking, uncertainty, abstained)
+    return Prediction(None if abstained else ranking[0][0], ranking[0][1], ranking, uncertainty, kind, abstained)
+
+
+def host_answers(
+    embeddings: NDArray[np.float32],
+    bank: NDArray[Any],
+    logit_scale: float,
+    logit_bias: float | None,
+    learned: SemanticsFacts | None,
+) -> Answers:
+    """What embeddings say of class embeddings, outside a graph.
+
+    Args:
+        embeddings: float32 [N, d], of unit length.
+        bank: float32 [K, d], the classes', of unit length; with learned templates float64 [M + 1, K, d].
+        logit_scale: τ.
+        logit_bias: b of a sigmoid model, or None.
+        learned: How a template's logits become evidence, or None.
+    """
+    plain = bank if learned is None else bank[0]
+    logits = np.asarray(np.float32(logit_scale) * (embeddings @ plain.T), dtype=np.float32)
+    biased = logits if logit_bias is None else logits + np.float32(logit_bias)
+    unsure: dict[UncertaintyKind, NDArray[np.float32]] = {
+        ENERGY: energy_uncertainty(biased, logit_scale, sigmoid=logit_bias is not None)
+    }
+    if learned is None:
+        return Answers(embeddings, class_probabilities(logits, logit_bias), unsure)
+    probabilities, doubt = fused_probabilities(embeddings, bank, logit_scale, learned)
+    return Answers(embeddings, probabilities, {EVIDENCE: doubt, **unsure})
 
 
 def fused_probabilities(
@@ -148,21 +202,16 @@ def fused_probabilities(
     return fused.probabilities.astype(np.float32), fused.uncertainty.astype(np.float32)
 
 
-def class_probabilities(
-    embeddings: NDArray[np.float32], bank: NDArray[np.float32], logit_scale: float, logit_bias: float | None
-) -> NDArray[np.float32]:
+def class_probabilities(logits: NDArray[np.float32], logit_bias: float | None) -> NDArray[np.float32]:
     """p(c|x) = softmax_c(τ · cos), CLIP-ICM's predictor; with a bias SigLIP's, sigmoid(τ · cos + b).
 
     Args:
-        embeddings: float32 [N, d], of unit length.
-        bank: float32 [K, d], the classes', of unit length.
-        logit_scale: τ.
+        logits: float32 [N, K], τ · cos.
         logit_bias: b, or None.
 
     Returns:
         float32 [N, K].
     """
-    logits = np.float32(logit_scale) * (embeddings @ bank.T)
     if logit_bias is not None:
         # The sigmoid, in the form that cannot overflow
         return np.asarray(0.5 + 0.5 * np.tanh(0.5 * (logits + np.float32(logit_bias))), dtype=np.float32)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from invariclip.abstaining import CALIBRATED, threshold
+from invariclip.abstaining import CALIBRATED, EVIDENCE, UNCERTAINTY_KINDS, threshold, uncertainty_kind
 from invariclip.artifact import checked_path, read_manifest
 from invariclip.backends import ALL_BACKENDS, DEFAULT_BACKEND
 from invariclip.choice import profile_of
@@ -23,7 +23,7 @@ from invariclip.prompts import TEMPLATE_SETS, read_templates, template_set
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from invariclip.abstaining import AbstainAbove
+    from invariclip.abstaining import AbstainAbove, UncertaintyKind
     from invariclip.answers import Prediction
     from invariclip.manifest import Manifest
     from invariclip.pixels import Picture, PixelMode
@@ -200,6 +200,14 @@ def _learned(manifest: Manifest) -> list[list[str]]:
     ]
 
 
+UNCERTAINTY_OPTION = click.option(
+    "--uncertainty",
+    type=click.Choice(UNCERTAINTY_KINDS),
+    help="What to tell and abstain by: evidence of learned templates, or energy, which every artifact has "
+    "[default: evidence where it can be had].",
+)
+
+
 @click.command()
 @ARTIFACT
 @click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path))
@@ -212,6 +220,7 @@ def _learned(manifest: Manifest) -> list[list[str]]:
     callback=number_or_word,
     help=f"Give no label where the uncertainty is above this, from 0 to 1, or {CALIBRATED}.",
 )
+@UNCERTAINTY_OPTION
 @BATCH
 @PIXEL_MODE
 @BACKEND
@@ -221,15 +230,16 @@ def _learned(manifest: Manifest) -> list[list[str]]:
 def predict(
     artifact: Path, pictures: tuple[Path, ...], classes: str | None, classes_file: Path | None,
     templates: tuple[str, ...], templates_file: Path | None, template_name: str | None, projection: Path | None,
-    top_k: int, abstain_above: AbstainAbove, batch_size: int, pixel_mode: PixelMode, backend: str | None,
-    threads: int | None, as_json: bool, quiet: bool,
+    top_k: int, abstain_above: AbstainAbove, uncertainty: UncertaintyKind | None, batch_size: int,
+    pixel_mode: PixelMode, backend: str | None, threads: int | None, as_json: bool, quiet: bool,
 ) -> int:  # fmt: skip
     """Classify pictures (files or folders). Unreadable ones are named, and make the exit code 2."""
     names = class_names(classes, classes_file)
     prompts = prompt_templates(templates, templates_file, template_name)
     progress = silent if quiet or as_json else bar
     model = open_model(artifact, projection, backend, threads, pixel_mode)
-    limit = threshold(model.manifest.cdc, abstain_above)
+    kind = uncertainty_kind(model.manifest.cdc, uncertainty)
+    limit = threshold(model.manifest.cdc, abstain_above, kind)
     names = names or model.classes
     # Other prompts or another projection give the artifact's own classes other embeddings
     if names and (names != model.classes or prompts or projection is not None):
@@ -242,7 +252,7 @@ def predict(
     paths = find_pictures(pictures)
     shown = progress(paths, total=len(paths), desc="pictures")
     for answer in model.stream(shown, batch_size=batch_size, unreadable=noting(bad)):
-        prediction = answer.prediction(top_k, abstain_above=limit)
+        prediction = answer.prediction(top_k, abstain_above=limit, uncertainty=kind)
         results.append({"picture": str(answer.picture), **prediction.to_json()})
         if not as_json:
             say(f"{answer.picture}  {_in_words(prediction)}")
@@ -254,7 +264,9 @@ def predict(
 def _in_words(prediction: Prediction) -> str:
     words = [f"{label} {share:.1%}" for label, share in prediction.ranking]
     if prediction.uncertainty is not None:
-        words.append(f"unsure {prediction.uncertainty:.1%}")
+        # An energy is no share of anything, and differs in its later digits
+        evidence = prediction.uncertainty_kind == EVIDENCE
+        words.append(f"unsure {prediction.uncertainty:.1%}" if evidence else f"energy {prediction.uncertainty:.4f}")
     return "  ".join(["not sure:" if prediction.abstained else "", *words]).strip()
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from invariclip.answers import Answers, class_probabilities, fused_probabilities
+from invariclip.answers import Answers, host_answers
 from invariclip.console import silent
 from invariclip.errors import InputError
 from invariclip.prompts import class_bank
@@ -58,10 +58,8 @@ class HostHead:
 
     def answers(self, embeddings: NDArray[np.float32]) -> Answers:
         """What unit-length embeddings [N, d] say of the classes."""
-        bank, model, learned = self.bank(), self._manifest.model, self._manifest.cdc
-        if learned is not None:
-            return Answers(embeddings, *fused_probabilities(embeddings, bank, model.logit_scale, learned))
-        return Answers(embeddings, class_probabilities(embeddings, bank, model.logit_scale, model.logit_bias), None)
+        model = self._manifest.model
+        return host_answers(embeddings, self.bank(), model.logit_scale, model.logit_bias, self._manifest.cdc)
 
     def _embedded(self, progress: Progress) -> NDArray[Any]:
         learned = self._manifest.cdc

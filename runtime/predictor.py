@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from invariclip.abstaining import CALIBRATED, threshold
+from invariclip.abstaining import CALIBRATED, ENERGY, EVIDENCE, UNCERTAINTY_KINDS, threshold, uncertainty_kind
 from invariclip.answers import Answer, Answers, Prediction, ranked
 from invariclip.artifact import checked_meanwhile
 from invariclip.backends import DEFAULT_BACKEND, open_backend
@@ -15,10 +15,11 @@ from invariclip.backends.threads import available_threads
 from invariclip.batching import plan, run_in_buckets
 from invariclip.choice import require_openable
 from invariclip.console import silent
+from invariclip.energy import energy_uncertainty
 from invariclip.errors import InputError
 from invariclip.exchange import EXCHANGING_BACKENDS, require_exchangeable
 from invariclip.host_head import HostHead
-from invariclip.manifest import EMBEDDING, IMAGE_INPUT, PROBABILITIES, PROJECTION_INPUT, UNCERTAINTY, space_id
+from invariclip.manifest import EMBEDDING, IMAGE_INPUT, LOGITS, PROBABILITIES, PROJECTION_INPUT, UNCERTAINTY, space_id
 from invariclip.pixels import pixels
 from invariclip.prompts import DEFAULT_TEMPLATES, check_prompts
 from invariclip.streams import DEFAULT_BATCH, LOOK_AHEAD, PictureReader
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from invariclip.abstaining import AbstainAbove
+    from invariclip.abstaining import AbstainAbove, UncertaintyKind
     from invariclip.console import Progress
     from invariclip.manifest import Manifest
     from invariclip.pixels import Picture, PixelMode
@@ -132,7 +133,7 @@ class Model:
         )
 
     def answer(self, pictures: Pictures, *, batch_size: int = DEFAULT_BATCH) -> Answers:
-        """Embeddings, class probabilities and, of learned templates, the uncertainty, in one pass.
+        """Embeddings, class probabilities and uncertainties, in one pass.
 
         Raises:
             InputError: There are no classes, a picture cannot be read, or `batch_size` is below 1.
@@ -143,12 +144,12 @@ class Model:
         if not blocks:
             none = np.empty(0, dtype=np.float32)
             rows = none.reshape(0, self.width), none.reshape(0, len(self.classes))
-            return Answers(*rows, none if self.manifest.cdc else None)
-        unsure = [block.uncertainty for block in blocks if block.uncertainty is not None]
+            kinds = UNCERTAINTY_KINDS if self.manifest.cdc else (ENERGY,)
+            return Answers(*rows, dict.fromkeys(kinds, none))
         return Answers(
             np.concatenate([block.embeddings for block in blocks]),
             np.concatenate([block.probabilities for block in blocks]),
-            np.concatenate(unsure) if unsure else None,
+            {kind: np.concatenate([block.uncertainties[kind] for block in blocks]) for kind in blocks[0].uncertainties},
         )
 
     def probabilities(self, pictures: Pictures, *, batch_size: int = DEFAULT_BATCH) -> NDArray[np.float32]:
@@ -166,6 +167,7 @@ class Model:
         top_k: int = 5,
         batch_size: int = DEFAULT_BATCH,
         abstain_above: AbstainAbove = None,
+        uncertainty: UncertaintyKind | None = None,
     ) -> list[Prediction]:
         """The best classes of each picture, in order.
 
@@ -175,21 +177,21 @@ class Model:
             batch_size: Pictures to a run.
             abstain_above: The uncertainty above which no label is given: a number, `CALIBRATED`, or None, which
                 always gives one.
+            uncertainty: Which one to tell and to abstain by: `evidence` of learned templates, or `energy` (see `energy`
+                for what it is); None takes evidence where there are learned templates, else energy.
 
         Raises:
             InputError: There are no classes, a picture cannot be read, a number is out of range, or the artifact has no
-                learned templates to abstain by.
+                learned templates for the evidence asked for.
         """
         if top_k < 1:
             raise InputError(f"top_k must be at least 1, not {top_k}")
-        limit = threshold(self.manifest.cdc, abstain_above)
+        kind = uncertainty_kind(self.manifest.cdc, uncertainty)
+        limit = threshold(self.manifest.cdc, abstain_above, kind)
         answers = self.answer(pictures, batch_size=batch_size)
-        unsure: Sequence[float | None] = (
-            [None] * len(answers.probabilities) if answers.uncertainty is None else answers.uncertainty.tolist()
-        )
         return [
-            ranked(row, self.classes, top_k, uncertainty=one, abstain_above=limit)
-            for row, one in zip(answers.probabilities, unsure, strict=True)
+            ranked(row, self.classes, top_k, {kind: one}, abstain_above=limit)
+            for row, one in zip(answers.probabilities, answers.uncertainties[kind].tolist(), strict=True)
         ]
 
     def stream(
@@ -308,7 +310,7 @@ class Model:
                     if said is None:
                         yield Answer(place, picture, embeddings[number], None, ())
                         continue
-                    unsure = None if said.uncertainty is None else float(said.uncertainty[number])
+                    unsure = {kind: float(each[number]) for kind, each in said.uncertainties.items()}
                     yield Answer(place, picture, embeddings[number], said.probabilities[number], self.classes, unsure)
 
     def _but(self, **changes: Any) -> Model:
@@ -326,6 +328,9 @@ class Model:
     def _answer(self, batch: NDArray[np.uint8]) -> Answers:
         if self._head is not None:
             return self._head.answers(self._embed(batch))
-        wanted = (EMBEDDING, PROBABILITIES, *([UNCERTAINTY] if self.manifest.cdc else []))
+        learned, model = self.manifest.cdc, self.manifest.model
+        wanted = (EMBEDDING, LOGITS, PROBABILITIES, *([UNCERTAINTY] if learned else []))
         outputs = run_in_buckets(self._image, IMAGE_INPUT, batch, wanted)
-        return Answers(outputs[EMBEDDING], outputs[PROBABILITIES], outputs.get(UNCERTAINTY))
+        energy = energy_uncertainty(outputs[LOGITS], model.logit_scale, sigmoid=model.logit_bias is not None)
+        evidence: dict[UncertaintyKind, NDArray[np.float32]] = {EVIDENCE: outputs[UNCERTAINTY]} if learned else {}
+        return Answers(outputs[EMBEDDING], outputs[PROBABILITIES], {**evidence, ENERGY: energy})

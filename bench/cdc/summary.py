@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+MAX_SOFTMAX, ENERGY = "max-softmax", "energy"
+"""What a plain model has for an uncertainty, without a template learnt; see `evaluate.uncertainties`."""
 PLAIN = ("base", "new", "harmonic", "ece")
 BY_DOUBT = ("auroc_wrong", "auroc_unknown", *(f"auroc_of_{count}" for count in FEW), "aurc")
 
@@ -81,10 +83,9 @@ def goals(rows: Mapping[str, Any], styles: Sequence[str]) -> list[dict[str, Any]
             ("unknown classes", "auroc_unknown"),
             *((f"unknown classes, of {count} asked about,", f"auroc_of_{count}") for count in FEW),
         ):
-            found.append(
-                _goal(f"AUROC of u for {what} above max-softmax of {row}", ours[figure]["u"],
-                      other[figure]["max-softmax"], styles, 3)
-            )  # fmt: skip
+            for doubt in (MAX_SOFTMAX, ENERGY):
+                goal = f"AUROC of u for {what} above {doubt} of {row}"
+                found.append(_goal(goal, ours[figure]["u"], other[figure][doubt], styles, 3))
         found.append(_goal(f"expected calibration error below {row}", other["ece"], ours["ece"], styles, 3))
     return found
 

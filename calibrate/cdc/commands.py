@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from invariclip.calibrate.asked import choose_pictures
+from invariclip.calibrate.asked import PAIRS_BY_OPTION, pictures_of
 from invariclip.calibrate.cdc.learn import Learnt, learn
 from invariclip.calibrate.cdc.options import DEFAULT_LOSSES, MAX_SHOTS, PLAIN, Augmentation, Options
 from invariclip.calibrate.cdc.summary import summary_json, summary_text
@@ -31,6 +31,7 @@ from invariclip.semantics import write_semantics
     type=click.Path(path_type=Path),
     help="Manifest (.jsonl, .csv) or environment/class/file folders; the bundled pictures by default.",
 )
+@PAIRS_BY_OPTION
 @click.option("--allow-outside", is_flag=True, help="Accept a manifest's paths outside of its folder.")
 @click.option("--environments", help="Only these, with commas.")
 @click.option("--split", help="Only these, with commas, or `all`; train,calibrate where the manifest says.")
@@ -85,7 +86,7 @@ def cdc(
     if report:
         require_page_packages("--report")
     options = _options_of(given)
-    pictures, told = choose_pictures(given["pictures"], given["environments"], given["split"], given["allow_outside"])
+    pictures, told = pictures_of(given)
     space = read_projection(projection) if projection else None
     # Torch's models are loaded only once it is known that there is something to do
     from invariclip.export.models.checkpoint import load_checkpoint

@@ -9,8 +9,9 @@ from invariclip.calibrate.stream.tally import Tally
 from invariclip.console import table
 
 if TYPE_CHECKING:
+    from invariclip.calibrate.evaluate import Interval
     from invariclip.calibrate.fit import Calibration
-    from invariclip.calibrate.select import Scored, Selection
+    from invariclip.calibrate.select import Selection
 
 
 def summary_text(result: Calibration) -> str:
@@ -84,8 +85,23 @@ def _verdict(selection: Selection) -> list[str]:
         lines.append("verdict    nothing is clearly better than no projection: the identity is written")
     else:
         sure = "above" if chosen.gain.low > 0 else ("BELOW" if chosen.gain.high < 0 else "NOT clearly above")
-        lines.append(f"verdict    {_gain(chosen)} points mean, {sure} no projection where it was left out")
+        lines.append(f"verdict    {_points(chosen.gain)} points mean, {sure} no projection where it was left out")
+        lines += _by_concept(selection)
     return lines
+
+
+def _by_concept(selection: Selection) -> list[str]:
+    """The gain apart for things that were fitted and things that were not."""
+    gains = selection.by_concept
+    if gains is None:
+        return []
+    fitted = _points(gains.fitted)
+    if gains.unfitted is None:
+        return [f"concepts   {fitted} on concepts that were fitted; too few to leave any out, so not known of others"]
+    return [
+        f"concepts   {_points(gains.unfitted)} on concepts that were not fitted, which is the verdict's gain; "
+        f"{fitted} on concepts that were"
+    ]
 
 
 def _scores(selection: Selection) -> str:
@@ -98,8 +114,8 @@ def _scores(selection: Selection) -> str:
     return table(["left out", "none %", "chosen %", "gain"], rows)
 
 
-def _gain(scored: Scored) -> str:
-    return f"{scored.gain.value:+.1f} [{scored.gain.low:+.1f}, {scored.gain.high:+.1f}]"
+def _points(gain: Interval) -> str:
+    return f"{gain.value:+.1f} [{gain.low:+.1f}, {gain.high:+.1f}]"
 
 
 def _spectrum(quantiles: list[float]) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from invariclip.calibrate.evaluate import Interval
     from invariclip.calibrate.fit import Calibration, Options
     from invariclip.calibrate.select import Scored, Selection
 
@@ -87,6 +88,7 @@ def _projection(selection: Selection, scored: Scored, *, asked: bool) -> Conclus
         helps, headline = None, f"changes {_points(scored)} where it was left out: that may be chance."
     headline = f"{scored.candidate} {taken} and {headline}"
     sentences = [f"Right answers went from {before.value:.1f} % to {after.value:.1f} % on average. {_how(selection)}"]
+    sentences += _by_concept(selection)
     changes = {
         name: new.value - old.value
         for (name, old), new in zip(selection.baseline().accuracy.items(), scored.accuracy.values(), strict=True)
@@ -102,6 +104,18 @@ def _projection(selection: Selection, scored: Scored, *, asked: bool) -> Conclus
     return Conclusion(helps, headline, tuple(sentences))
 
 
+def _by_concept(selection: Selection) -> list[str]:
+    gains = selection.by_concept
+    if gains is None:
+        return []
+    if gains.unfitted is None:
+        return ["That is on concepts that were fitted: too few to leave any out, so nothing is known of others."]
+    return [
+        f"That is on concepts that were not fitted: {_interval(gains.unfitted)}; on concepts whose other pictures were "
+        f"fitted, scored in the same folds, it was {_interval(gains.fitted)}."
+    ]
+
+
 def _how(selection: Selection) -> str:
     return (
         f"Left out of the fit: {selection.left_out}. Scored {_SCORED.get(selection.objective, selection.objective)}, "
@@ -110,5 +124,8 @@ def _how(selection: Selection) -> str:
 
 
 def _points(scored: Scored) -> str:
-    gain = scored.gain
+    return _interval(scored.gain)
+
+
+def _interval(gain: Interval) -> str:
     return f"{signed(gain.value)} points (95 % interval {signed(gain.low)} … {signed(gain.high)})"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from invariclip.calibrate.names import PAIRS_BY
 from invariclip.calibrate.sources.changes import Changes
 from invariclip.calibrate.sources.entry import Entry, unknown
 from invariclip.calibrate.sources.pairs_file import PairsFile, Points
@@ -20,6 +21,7 @@ from invariclip.prompts import read_templates
 if TYPE_CHECKING:
     import os
 
+    from invariclip.calibrate.names import PairsBy
     from invariclip.calibrate.stream.blocks import Source
 
 COMMON = ("kind", "name", "weight")
@@ -92,6 +94,7 @@ def _pictures(entry: Entry, name: str, weight: float) -> Source:
         points=entry.flag("points", True),
         seed=entry.whole("seed", 0),
         allow_outside=entry.flag("allow_outside", False),
+        pairs_by=cast("PairsBy", entry.choice("pairs_by", "auto", PAIRS_BY)),
     )
 
 
@@ -181,7 +184,7 @@ def _lines(path: Path, key: str) -> tuple[str, ...]:
 _CHANGED = ("interventions", "draws", "seed")
 KINDS: dict[str, Kind] = {
     "pictures": Kind(
-        ("path", "environments", "splits", "natural", "points", "allow_outside", *_CHANGED),
+        ("path", "environments", "splits", "natural", "points", "allow_outside", "pairs_by", *_CHANGED),
         _pictures,
     ),
     "pairs": Kind(("path", "points", "allow_outside"), _pairs),

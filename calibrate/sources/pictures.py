@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from invariclip.calibrate.embed import Encoder
+    from invariclip.calibrate.names import PairsBy
     from invariclip.calibrate.pictures import Picture
     from invariclip.calibrate.stream.blocks import Block
     from invariclip.calibrate.stream.tally import Tally
@@ -61,6 +62,7 @@ class Pictures:
         points: Take the pictures as points.
         seed: Draws natural pairs where a concept has very many.
         allow_outside: Accept a manifest whose paths leave its folder.
+        pairs_by: What makes pictures of a folder one concept, see `calibrate.pictures.read_pictures`.
         layout: A set of DomainBed by name, whose folder `path` is (see `calibrate.layouts`); empty for any other.
     """
 
@@ -74,6 +76,7 @@ class Pictures:
     points: bool = True
     seed: int = 0
     allow_outside: bool = False
+    pairs_by: PairsBy = "auto"
     layout: str = ""
 
     @property
@@ -149,7 +152,7 @@ class Pictures:
         if self.layout:
             pictures = read_layout(find_layout(self.layout), self.path)  # whole, or it raises
             return keep(pictures, environments=self.environments, splits=self.splits), []
-        pictures = read_pictures(self.path, allow_outside=self.allow_outside)
+        pictures = read_pictures(self.path, allow_outside=self.allow_outside, pairs_by=self.pairs_by)
         empty: list[str] = []
         if Path(self.path).is_dir():
             have = {picture.environment for picture in pictures}

@@ -14,7 +14,6 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import Route
 
-from invariclip.abstaining import threshold
 from invariclip.embeddings import Embeddings, embeddings_bytes
 from invariclip.serve import requests
 from invariclip.serve.bodies import read_body
@@ -106,9 +105,8 @@ class Api:
 
     async def _classified(self, asked: Classify) -> Response:
         service = self.service
-        said = service.abstain_above
-        if asked.abstain_above is not requests.UNSAID:
-            said = threshold(service.model.manifest.cdc, asked.abstain_above)  # type: ignore[arg-type]
+        said = asked.abstain_above is not requests.UNSAID
+        kind, limit = service.abstaining(asked.uncertainty, asked.abstain_above, said=said)  # type: ignore[arg-type]
         key = service.class_key(asked.classes, asked.templates)
         model = service.model
         warnings: tuple[str, ...] = ()
@@ -120,7 +118,7 @@ class Api:
             finally:
                 wait.leave()
         rows = await self._rows(asked.pictures, classes=key is None)
-        told = (rows, model, asked.top, said)
+        told = (rows, model, asked.top, kind, limit)
         large = len(rows) * len(model.classes) > _INLINE
         predictions = await asyncio.to_thread(service.predictions, *told) if large else service.predictions(*told)
         answers = [

@@ -17,6 +17,7 @@ from invariclip.commands import (
     OTHER_PROJECTION,
     PIXEL_MODE,
     THREADS,
+    UNCERTAINTY_OPTION,
     class_names,
     number_or_word,
     prompt_templates,
@@ -33,7 +34,7 @@ from invariclip.serve.server import listening, run
 from invariclip.serve.service import Batching, Service
 
 if TYPE_CHECKING:
-    from invariclip.abstaining import AbstainAbove
+    from invariclip.abstaining import AbstainAbove, UncertaintyKind
     from invariclip.pixels import PixelMode
 
 MAX_KEYS_BYTES = 1 << 20
@@ -50,6 +51,7 @@ _MOST = click.IntRange(min=1)
     "--abstain-above", metavar="U", callback=number_or_word,
     help=f"Give no label where the uncertainty is above this, from 0 to 1, or {CALIBRATED}; a request may say else.",
 )  # fmt: skip
+@UNCERTAINTY_OPTION
 @click.option("--variant", help="One that the artifact lists [default: as `predict` chooses].")
 @click.option("--fidelity", type=click.Choice(LEVELS), help="A level that the variant must have been proved at.")
 @click.option("--objective", type=click.Choice(OBJECTIVES), help="Whose profile of `tune` to take.")
@@ -79,10 +81,11 @@ _MOST = click.IntRange(min=1)
 def serve(
     artifact: Path, host: str, port: int, classes: str | None, classes_file: Path | None, templates: tuple[str, ...],
     templates_file: Path | None, template_name: str | None, projection: Path | None, abstain_above: AbstainAbove,
-    variant: str | None, fidelity: str | None, objective: str | None, pixel_mode: PixelMode, backend: str | None,
-    threads: int | None, decode_threads: int | None, max_batch: int, max_wait_ms: float, queue: int, timeout: float,
-    grace: int, max_body_mib: int, max_pictures: int, max_pixels: int, max_texts: int, max_classes: int,
-    max_templates: int, class_sets: int, cors_origins: tuple[str, ...], api_key_file: Path | None,
+    uncertainty: UncertaintyKind | None, variant: str | None, fidelity: str | None, objective: str | None,
+    pixel_mode: PixelMode, backend: str | None, threads: int | None, decode_threads: int | None, max_batch: int,
+    max_wait_ms: float, queue: int, timeout: float, grace: int, max_body_mib: int, max_pictures: int, max_pixels: int,
+    max_texts: int, max_classes: int, max_templates: int, class_sets: int, cors_origins: tuple[str, ...],
+    api_key_file: Path | None,
 ) -> int:  # fmt: skip
     """Answer over HTTP: classify and embed, in batches of many clients' requests. SIGTERM ends it."""
     limits = Limits(
@@ -107,7 +110,7 @@ def serve(
     metrics = Metrics()
     service = Service(
         model, limits, Batching(max_batch, max_wait_ms / 1000, decode_threads), abstain_above=abstain_above,
-        pictures=metrics.watcher("pictures"), texts=metrics.watcher("texts"),
+        uncertainty=uncertainty, pictures=metrics.watcher("pictures"), texts=metrics.watcher("texts"),
     )  # fmt: skip
     return run(service, metrics, sock, what=f"{artifact} ({model.variant} on {model.backend})", grace=grace,
                api_keys=keys, cors_origins=cors_origins)  # fmt: skip

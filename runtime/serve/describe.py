@@ -29,6 +29,7 @@ def described(service: Service) -> dict[str, Any]:
         "templates": list(model.templates),
         "parity": record,
         "semantics": None if manifest.cdc is None else asdict(manifest.cdc),
+        "uncertainty": service.uncertainty,
         "abstain_above": service.abstain_above,
         "image_size": list(manifest.pixels.image_size),
         "context_length": manifest.text.context_length,

@@ -6,9 +6,9 @@ import base64
 import binascii
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from invariclip.abstaining import CALIBRATED
+from invariclip.abstaining import CALIBRATED, UNCERTAINTY_KINDS
 from invariclip.errors import InputError
 from invariclip.prompts import TEMPLATE_SETS, check_prompts, template_set
 from invariclip.serve.limits import RefusedError
@@ -17,12 +17,12 @@ from invariclip.serve.service import Named
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from invariclip.abstaining import AbstainAbove
+    from invariclip.abstaining import AbstainAbove, UncertaintyKind
     from invariclip.serve.limits import Limits
 
 Pairs: TypeAlias = "Iterable[tuple[str, str]]"
 
-CLASSIFY_FIELDS = ("pictures", "classes", "templates", "abstain_above", "top")
+CLASSIFY_FIELDS = ("pictures", "classes", "templates", "abstain_above", "uncertainty", "top")
 EMBED_FIELDS = ("pictures", "texts")
 DEFAULT_TOP = 3
 UNSAID = object()
@@ -51,6 +51,7 @@ class Classify:
         classes: Class names.
         templates: Prompts.
         abstain_above: A number, `calibrated`, None for never, or `UNSAID`.
+        uncertainty: Which one is told and abstained by.
         top: How many classes are ranked.
     """
 
@@ -58,6 +59,7 @@ class Classify:
     classes: tuple[str, ...] | None
     templates: tuple[str, ...] | None
     abstain_above: AbstainAbove | object
+    uncertainty: UncertaintyKind | None
     top: int
 
 
@@ -131,7 +133,8 @@ def classify(body: Body, limits: Limits) -> Classify:
     if classes is not None or templates is not None:
         check_prompts(classes or ("class",), templates or ("{}",))
     top = _whole(fields.get("top", DEFAULT_TOP), "top")
-    return Classify(pictures, classes, templates, _threshold(fields.get("abstain_above", UNSAID)), top)
+    limit, kind = _threshold(fields.get("abstain_above", UNSAID)), _kind(fields.get("uncertainty"))
+    return Classify(pictures, classes, templates, limit, kind, top)
 
 
 def embed(body: Body, limits: Limits) -> Embed:
@@ -221,6 +224,12 @@ def _whole(given: Any, what: str) -> int:
     if isinstance(number, bool) or not isinstance(number, int) or number < 1:
         raise InputError(f"{what} must be a whole number from 1 on, not {given!r:.60}")
     return number
+
+
+def _kind(given: Any) -> UncertaintyKind | None:
+    if given is None or given in UNCERTAINTY_KINDS:
+        return cast("UncertaintyKind | None", given)
+    raise InputError(f"uncertainty must be one of {', '.join(UNCERTAINTY_KINDS)}, not {given!r:.60}")
 
 
 def _threshold(given: Any) -> AbstainAbove | object:

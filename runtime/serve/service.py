@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from invariclip.abstaining import threshold
-from invariclip.answers import Answers, ranked
+from invariclip.abstaining import threshold, uncertainty_kind
+from invariclip.answers import ranked
 from invariclip.backends.threads import available_threads
 from invariclip.batching import buckets
 from invariclip.decode import picture_facts, picture_name
@@ -19,11 +19,11 @@ from invariclip.serve.limits import Limits, RefusedError
 from invariclip.tokenizer import hearing_cuts
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from invariclip.abstaining import AbstainAbove
+    from invariclip.abstaining import AbstainAbove, UncertaintyKind
     from invariclip.answers import Prediction
     from invariclip.predictor import Model
     from invariclip.serve.batcher import Watcher
@@ -49,11 +49,11 @@ class Seen(NamedTuple):
 
 
 class Row(NamedTuple):
-    """What the image tower says of a picture: float32 [d]; float32 [K] and its uncertainty, where asked for."""
+    """What the image tower says of a picture: float32 [d]; float32 [K] and its uncertainties, where asked for."""
 
     embedding: NDArray[np.float32]
     probabilities: NDArray[np.float32] | None
-    uncertainty: float | None
+    uncertainties: Mapping[UncertaintyKind, float]
 
 
 class TextRow(NamedTuple):
@@ -88,6 +88,7 @@ class Service:
         batching: Batching | None = None,
         *,
         abstain_above: AbstainAbove = None,
+        uncertainty: UncertaintyKind | None = None,
         pictures: Watcher = quiet,
         texts: Watcher = quiet,
     ) -> None:
@@ -98,14 +99,16 @@ class Service:
             limits: What a request may bring.
             batching: How requests are put together.
             abstain_above: The uncertainty above which no label is given, unless a request says otherwise.
+            uncertainty: Which one answers tell, likewise; None takes the artifact's own.
             pictures: Is told of pictures and their batches.
             texts: Likewise of texts.
 
         Raises:
-            InputError: `abstain_above` cannot be had of the artifact, or `max_batch` is below 1.
+            InputError: `abstain_above` or `uncertainty` cannot be had of the artifact, or `max_batch` is below 1.
         """
         self.model, self.limits = model, limits or Limits()
-        self.abstain_above = threshold(model.manifest.cdc, abstain_above)
+        self.uncertainty = uncertainty_kind(model.manifest.cdc, uncertainty)
+        self.abstain_above = threshold(model.manifest.cdc, abstain_above, self.uncertainty)
         batching = batching or Batching()
         self.pictures: Batcher[tuple[Named, bool], Seen, Row] = Batcher(
             self._decode, self._see, max_batch=batching.max_batch, queue=self.limits.queue, watcher=pictures,
@@ -136,23 +139,49 @@ class Service:
         same = names == self.model.classes and prompts == self.model.templates
         return None if same else (names, prompts)
 
-    def predictions(self, rows: Sequence[Row], model: Model, top: int, abstain_above: float | None) -> list[Prediction]:
+    def abstaining(
+        self, kind: UncertaintyKind | None, abstain_above: AbstainAbove, *, said: bool
+    ) -> tuple[UncertaintyKind, float | None]:
+        """What a request's answers tell, and above what of it they give no label.
+
+        Args:
+            kind: The uncertainty that it asks for; None takes the service's.
+            abstain_above: What it says of it.
+            said: Whether it says anything; otherwise the service's threshold holds, if it is of the same uncertainty.
+
+        Raises:
+            InputError: The artifact cannot be asked so.
+        """
+        learned = self.model.manifest.cdc
+        chosen = self.uncertainty if kind is None else uncertainty_kind(learned, kind)
+        if said:
+            return chosen, threshold(learned, abstain_above, chosen)
+        return chosen, self.abstain_above if chosen == self.uncertainty else None
+
+    def predictions(
+        self, rows: Sequence[Row], model: Model, top: int, kind: UncertaintyKind, abstain_above: float | None
+    ) -> list[Prediction]:
         """The best classes of each picture.
 
         Args:
             rows: Of the pictures.
             model: With the classes that were asked for; the service's own answers from the rows' probabilities.
             top: How many classes are ranked.
-            abstain_above: See `abstaining.threshold`.
+            kind: Which uncertainty is told.
+            abstain_above: Above what of it no label is given.
 
         Raises:
             InputError: A number is out of range.
         """
-        answers = self._answers(rows, model)
-        unsure = [None] * len(rows) if answers.uncertainty is None else answers.uncertainty.tolist()
+        if model is not self.model and model.head is not None:
+            answers = model.head.answers(np.stack([row.embedding for row in rows]))
+            every, unsure = list(answers.probabilities), answers.uncertainties[kind].tolist()
+        else:
+            every = [row.probabilities for row in rows if row.probabilities is not None]
+            unsure = [row.uncertainties[kind] for row in rows]
         return [
-            ranked(probabilities, model.classes, top, uncertainty=one, abstain_above=abstain_above)
-            for probabilities, one in zip(answers.probabilities, unsure, strict=True)
+            ranked(probabilities, model.classes, top, {kind: one}, abstain_above=abstain_above)
+            for probabilities, one in zip(every, unsure, strict=True)
         ]
 
     def close(self, seconds: float = 0.0) -> bool:
@@ -160,15 +189,6 @@ class Service:
         self.class_sets.close()
         done = self.pictures.close(seconds)
         return self.texts.close(seconds) and done
-
-    def _answers(self, rows: Sequence[Row], model: Model) -> Answers:
-        embeddings = np.stack([row.embedding for row in rows])
-        if model is not self.model and model.head is not None:
-            return model.head.answers(embeddings)
-        probabilities: list[Any] = [row.probabilities for row in rows]
-        unsure: list[Any] = [row.uncertainty for row in rows]
-        known = all(one is not None for one in unsure)
-        return Answers(embeddings, np.stack(probabilities), np.array(unsure, np.float32) if known else None)
 
     def _decode(self, asked: tuple[Named, bool]) -> Seen:
         (name, data), classes = asked
@@ -193,10 +213,10 @@ class Service:
 
     def _rows(self, batch: NDArray[np.uint8], seen: list[Seen]) -> list[Row]:
         if not any(one.classes for one in seen):
-            return [Row(row, None, None) for row in self.model.embed_images(batch, batch_size=len(batch))]
+            return [Row(row, None, {}) for row in self.model.embed_images(batch, batch_size=len(batch))]
         embeddings, probabilities, unsure = self.model.answer(batch, batch_size=len(batch))
         return [
-            Row(embeddings[place], probabilities[place], None if unsure is None else float(unsure[place]))
+            Row(embeddings[place], probabilities[place], {kind: float(each[place]) for kind, each in unsure.items()})
             for place in range(len(seen))
         ]
 

@@ -68,6 +68,11 @@ def test_seeds_are_put_together_and_shown(scored):
         # Student's t of one degree of freedom is 12.7 standard errors wide
         assert high - goal["difference"] == pytest.approx(12.706 * np.std(goal["by_seed"], ddof=1) / 2**0.5, abs=2e-3)
         assert goal["reached"] == (low > 0)
+    # What needs no template is held against u as well: the energy of the plain model
+    ours, plain = (result["rows"][row][trial.UNSEEN]["auroc_of_2"] for row in (rows.MAIN, rows.ZERO_SHOT))
+    name = "AUROC of u for unknown classes, of 2 asked about, above energy of zero-shot"
+    (goal,) = (goal for goal in result["goals"] if goal["goal"] == name)
+    assert goal["difference"] == pytest.approx(ours["u"]["mean"] - plain["energy"]["mean"], abs=2e-4)
     page = render(result)
     assert f"{shown['mean']:.1f} ± {shown['sd']:.1f}" in page
     assert all(row in page for row in rows.ROWS if row != rows.MAIN)

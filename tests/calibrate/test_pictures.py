@@ -95,9 +95,9 @@ def test_not_text(tmp_path):
 
 
 def test_folder_shared_stems_are_objects(tmp_path):
-    write(tmp_path, ["photo/hot_dog/1.png", "photo/hot_dog/2.png", "sketch/hot_dog/1.png", "sketch/hot_dog/2.png"])
+    write(tmp_path, ["photo/hot_dog/a.png", "photo/hot_dog/b.png", "sketch/hot_dog/a.png", "sketch/hot_dog/b.png"])
     pictures = read_pictures(tmp_path)
-    assert {picture.concept for picture in pictures} == {"hot_dog/1", "hot_dog/2"}
+    assert {picture.concept for picture in pictures} == {"hot_dog/a", "hot_dog/b"}
     assert {picture.name for picture in pictures} == {"hot dog"}
     assert {picture.environment for picture in pictures} == {"photo", "sketch"}
 

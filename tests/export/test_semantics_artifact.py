@@ -169,15 +169,47 @@ def test_what_does_not_belong_to_its_templates_is_refused(model, tiny_projection
         model.with_projection(tiny_projection)
 
 
-def test_without_learned_templates_there_is_nothing_to_abstain_by(tiny_artifact, tiny_pictures, run):
+def test_without_learned_templates_there_is_the_energy_alone(tiny_artifact, tiny_pictures, run):
     plain = invariclip.load(tiny_artifact, threads=1)
-    (said,) = plain.classify([tiny_pictures / "00.png"])
-    assert (said.uncertainty, said.abstained) == (None, False)
+    pictures = find_pictures([tiny_pictures])
+    energies = plain.answer(pictures).uncertainty
+    said = plain.classify(pictures, abstain_above=(limit := float(np.median(energies))))
+    assert {one.uncertainty_kind for one in said} == {"energy"}
+    assert [one.abstained for one in said] == (energies > limit).tolist()
     with pytest.raises(InputError, match=r"`invariclip cdc` and export again with --cdc FILE"):
-        plain.classify([tiny_pictures / "00.png"], abstain_above=0.5)
-    code, _, err = run("predict", tiny_artifact, tiny_pictures, "--abstain-above", "0.5", "--quiet")
+        plain.classify(pictures, uncertainty="evidence")
+    with pytest.raises(InputError, match="energy is not; give a number"):
+        plain.classify(pictures, abstain_above="calibrated")
+    with pytest.raises(InputError, match="'doubt'; available: evidence, energy"):
+        plain.classify(pictures, uncertainty="doubt")
+    code, out, _ = run("predict", tiny_artifact, tiny_pictures, "--abstain-above", limit, "--json")
+    told = json.loads(out)["predictions"]
+    assert (code, {one["uncertainty_kind"] for one in told}) == (0, {"energy"})
+    assert [one["abstained"] for one in told] == (energies > limit).tolist()
+    code, _, err = run("predict", tiny_artifact, tiny_pictures, "--uncertainty", "evidence", "--quiet")
     assert (code, err.count("\n")) == (2, 1)
     assert "--cdc FILE" in err
+
+
+def test_learned_templates_can_be_asked_for_the_energy(model, tiny_pictures, artifact, run):
+    """The hand-written template's, in the graph and on the host."""
+    pictures = find_pictures([tiny_pictures])
+    answers = model.answer(pictures)
+    assert list(answers.uncertainties) == ["evidence", "energy"]
+    np.testing.assert_array_equal(answers.uncertainty, answers.uncertainties["evidence"])
+    hosted = model.with_classes(OTHERS)
+    same = hosted.with_classes(model.classes).answer(pictures)
+    np.testing.assert_allclose(same.uncertainties["energy"], answers.uncertainties["energy"], atol=1e-6)
+    for one in (model, hosted):
+        energies = one.answer(pictures).uncertainties["energy"]
+        said = one.classify(pictures, uncertainty="energy", abstain_above=0.5)
+        np.testing.assert_allclose([each.uncertainty for each in said], energies, atol=1e-6)
+        assert {each.uncertainty_kind for each in said} == {"energy"}
+    assert {one.uncertainty_kind for one in model.classify(pictures)} == {"evidence"}
+    with pytest.raises(InputError, match="energy is not; give a number"):
+        model.classify(pictures, uncertainty="energy", abstain_above="calibrated")
+    out = run("predict", artifact, tiny_pictures, "--uncertainty", "energy", "--quiet")[1]
+    assert out.count("  energy 0.") == len(pictures)
 
 
 def test_the_command_says_who_is_not_sure(artifact, model, tiny_pictures, run):

@@ -211,3 +211,10 @@ def test_a_single_class_that_nothing_is_held_against_is_sure():
 def test_classes_that_tie_are_each_others_rivals():
     one, _ = evidence.opinions(np.array([[[0.5, 0.5, -1.0]]]), 100.0, np.ones(1), np.zeros(1), NONE)
     assert fuse(one).uncertainty[0] == pytest.approx(0.5)
+
+
+def test_u_is_blind_to_certain_templates_that_contradict_each_other():
+    """Dempster's rule takes the conflict away: two sure opposites leave no doubt, and no class has the better of it."""
+    opposed = fuse(np.array([[20.0, -20.0], [-20.0, 20.0]]))
+    assert opposed.uncertainty < 1e-8
+    np.testing.assert_allclose(opposed.belief, 0.5, atol=1e-8)

@@ -30,14 +30,14 @@ def paths(tiny_pictures):
 @given(order=st.lists(st.integers(0, 11), max_size=20), batch_size=st.integers(1, 9), look_ahead=st.integers(0, 3))
 def test_a_stream_answers_as_the_list_does(model, paths, order, batch_size, look_ahead):
     pictures = [paths[place] for place in order]
-    embeddings, probabilities, unsure = model.answer(pictures, batch_size=batch_size)
-    assert unsure is None
+    embeddings, probabilities, uncertainties = model.answer(pictures, batch_size=batch_size)
+    assert set(uncertainties) == {"energy"}
     seen = list(model.stream(iter(pictures), batch_size=batch_size, look_ahead=look_ahead))
     assert [(answer.place, answer.picture) for answer in seen] == list(enumerate(pictures))
-    for answer, row, chances in zip(seen, embeddings, probabilities, strict=True):
+    for answer, row, chances, unsure in zip(seen, embeddings, probabilities, uncertainties["energy"], strict=True):
         np.testing.assert_array_equal(answer.embedding, row)
         np.testing.assert_array_equal(answer.probabilities, chances)
-        assert answer.prediction(2) == ranked(chances, model.classes, 2)
+        assert answer.prediction(2) == ranked(chances, model.classes, 2, {"energy": float(unsure)})
 
 
 def test_lists_may_be_iterators(model, paths):
@@ -111,6 +111,6 @@ def test_ranking_and_probabilities_by_hand():
     assert answer.prediction(9).label == "b"
     with pytest.raises(InputError, match="top_k must be at least 1, not 0"):
         answer.prediction(0)
-    one, bank = np.array([[1, 0]], np.float32), np.array([[1, 0], [0, 1]], np.float32)
-    np.testing.assert_allclose(class_probabilities(one, bank, np.log(3), None), [[0.75, 0.25]], rtol=1e-6)
-    np.testing.assert_allclose(class_probabilities(one, bank, np.log(3), 0.0), [[0.75, 0.5]], rtol=1e-6)
+    logits = np.array([[np.log(3), 0]], np.float32)
+    np.testing.assert_allclose(class_probabilities(logits, None), [[0.75, 0.25]], rtol=1e-6)
+    np.testing.assert_allclose(class_probabilities(logits, 0.0), [[0.75, 0.5]], rtol=1e-6)

@@ -97,6 +97,12 @@ def test_uncertainty_and_abstaining(unsure, unsure_model, pictures):
     [swapped] = unsure_model.with_classes(["sun", "moon"]).classify(pictures[:1], abstain_above=0.3)
     assert other == {"picture": "0", **swapped.to_json()}
     assert unsure.classify(pictures[0], "?abstain_above=2").status == 422
+    # The server's threshold is of the evidence: an energy is not held against it
+    for query, whose in (("", unsure_model), ("&classes=sun,moon", unsure_model.with_classes(["sun", "moon"]))):
+        [energy] = whose.classify(pictures[:1], uncertainty="energy")
+        told = unsure.classify(pictures[0], f"?uncertainty=energy{query}").json["predictions"][0]
+        assert told == {"picture": "0", **energy.to_json()}
+        assert (told["uncertainty_kind"], told["abstained"]) == ("energy", False)
 
 
 def test_embed(ask, model, pictures, tmp_path):
@@ -198,7 +204,9 @@ def test_the_page_needs_nothing_from_elsewhere(ask):
         ("POST", "/v1/classify", b"", "image/png", 422, "no picture; send one"),
         ("POST", "/v1/classify", b"nothing", "image/png", 422, "picture 0: not a picture that Pillow can read"),
         ("POST", "/v1/classify?tpo=2", b"nothing", "image/png", 422, "no field is called 'tpo'"),
-        ("POST", "/v1/classify?abstain_above=0.5", b"x", "image/png", 422, "has no learned templates"),
+        ("POST", "/v1/classify?uncertainty=evidence", b"x", "image/png", 422, "has no learned templates"),
+        ("POST", "/v1/classify?uncertainty=doubt", b"x", "image/png", 422, "one of evidence, energy, not 'doubt'"),
+        ("POST", "/v1/classify?abstain_above=calibrated", b"x", "image/png", 422, "energy is not; give a number"),
         ("POST", "/v1/classify?classes=a,b,c,d,e,f", b"x", "image/png", 413, "6 classes are too many; up to 5"),
         ("POST", "/v1/classify", b"x" * 200_001, "image/png", 413, "up to 200,000 bytes"),
         ("POST", "/v1/embed", b'{"texts": ["a"], "pictures": ["aGk="]}', "application/json", 422, "not both"),

@@ -101,7 +101,8 @@ def test_files_without_keys_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("more", "reason"),
     [
-        (["--abstain-above", "0.5"], "no learned templates"),
+        (["--abstain-above", "calibrated"], "energy is not; give a number"),
+        (["--uncertainty", "evidence"], "no learned templates"),
         (["--variant", "int8"], "no variant 'int8'; available: float32"),
         (["--max-pictures", "300"], "raise --queue or lower --max-pictures"),
         (["--template", "no slot"], "exactly one"),

@@ -63,7 +63,7 @@ def test_abstain_above(said, read):
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"clases": "cat"}, "no field is called 'clases'; available: pictures, classes, templates, abstain_above, top"),
+        ({"clases": "cat"}, "'clases'; available: pictures, classes, templates, abstain_above, uncertainty, top"),
         ({"top": 0}, "top must be a whole number from 1 on, not 0"),
         ({"top": "three"}, "whole number"),
         ({"top": True}, "whole number"),

@@ -32,14 +32,13 @@ def test_answers_are_the_models_own(which, pictures, request):
         one = [pictures[place % len(pictures)]]
         np.testing.assert_allclose(row.embedding, model.embed_images(one)[0], atol=IN_A_BATCH)
         for own, whose in ((model, service.model), (other, other)):
-            [told] = service.predictions([row], whose, 3, None)
+            [told] = service.predictions([row], whose, 3, service.uncertainty, None)
             [alone] = own.classify(one, top_k=3)
             assert told.label == alone.label
             assert [name for name, _ in told.ranking] == [name for name, _ in alone.ranking]
             np.testing.assert_allclose([p for _, p in told.ranking], [p for _, p in alone.ranking], atol=1e-4)
-            assert (told.uncertainty is None) == (model.manifest.cdc is None)
-            if told.uncertainty is not None:
-                assert told.uncertainty == pytest.approx(alone.uncertainty, abs=1e-4)
+            assert told.uncertainty_kind == alone.uncertainty_kind == service.uncertainty
+            assert told.uncertainty == pytest.approx(alone.uncertainty, abs=1e-4)
     assert service.close(20)
 
 
@@ -47,7 +46,8 @@ def test_one_at_a_time_is_equal_bit_by_bit(model, unsure_model, pictures):
     for one in (model, unsure_model):
         service = Service(one, batching=Batching(max_batch=1))
         rows = service.pictures.submit(asked(pictures)).future.result(20)
-        assert service.predictions(rows, one, 3, None) == one.classify(pictures, top_k=3, batch_size=1)
+        told = service.predictions(rows, one, 3, service.uncertainty, None)
+        assert told == one.classify(pictures, top_k=3, batch_size=1)
         service.close()
 
 
@@ -143,10 +143,15 @@ def test_which_classes_are_meant(model):
 
 
 def test_abstaining_is_settled_at_the_start(model, unsure_model):
-    with pytest.raises(InputError, match="no learned templates"):
-        Service(model, abstain_above=0.5)
+    with pytest.raises(InputError, match="energy is not; give a number"):
+        Service(model, abstain_above="calibrated")
+    with pytest.raises(InputError, match="no learned templates, so its uncertainty is energy"):
+        Service(model, uncertainty="evidence")
     service = Service(unsure_model, abstain_above="calibrated")
-    assert service.abstain_above == 0.3
+    assert (service.uncertainty, service.abstain_above) == ("evidence", 0.3)
+    assert service.abstaining(None, None, said=False) == ("evidence", 0.3)
+    assert service.abstaining("energy", None, said=False) == ("energy", None)  # 0.3 is of the evidence
+    assert service.abstaining("energy", 0.4, said=True) == ("energy", 0.4)
     service.close()
 
 
