@@ -158,7 +158,7 @@ def build(
     # Torch is loaded only once it is known that there is something to do.
     from invariclip.export.models.checkpoint import load_checkpoint
 
-    checkpoint = load_checkpoint(given["model"], given["checkpoint"], tokenizer=given["tokenizer"])
+    checkpoint = load_checkpoint(given["model"], given["checkpoint"], tokenizer=given["tokenizer"], progress=bar)
     _note(told)
     folder = work or out.with_name(out.name + ".work")
     cache, progress = cache or folder / "embeddings", silent if quiet else bar

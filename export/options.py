@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import click
 
 from invariclip.commands import JSON, QUIET, THREADS
+from invariclip.console import bar
 from invariclip.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def load(
     if checkpoint is not None and random_weights is not None:
         raise CheckpointError("give --checkpoint or --random-weights, not both")
     if random_weights is None:
-        return load_checkpoint(model, checkpoint, tokenizer=tokenizer, threads=threads)
+        return load_checkpoint(model, checkpoint, tokenizer=tokenizer, threads=threads, progress=bar)
     loaded = load_checkpoint(model, tokenizer=tokenizer, threads=threads, allow_random=True, seed=random_weights)
     if not loaded.source.startswith("random weights"):
         raise CheckpointError(f"{model}: has weights of its own ({loaded.source}); leave --random-weights out")

@@ -91,7 +91,7 @@ def cdc(
     # Torch's models are loaded only once it is known that there is something to do
     from invariclip.export.models.checkpoint import load_checkpoint
 
-    checkpoint = load_checkpoint(given["model"], given["checkpoint"], tokenizer=given["tokenizer"])
+    checkpoint = load_checkpoint(given["model"], given["checkpoint"], tokenizer=given["tokenizer"], progress=bar)
     if told:
         note(told)
     result = learn(

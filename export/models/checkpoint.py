@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from invariclip.console import Progress, silent
 from invariclip.errors import CheckpointError
 from invariclip.export.models import weights
 from invariclip.export.models.construct import build, read_config, text_tower
@@ -118,6 +119,7 @@ def load_checkpoint(
     allow_random: bool = False,
     seed: int = 0,
     short: bool = False,
+    progress: Progress = silent,
 ) -> Checkpoint:
     """Loads an open_clip model and its weights.
 
@@ -131,6 +133,7 @@ def load_checkpoint(
         threads: Torch's threads for this process; None leaves them.
         allow_random: Take random weights where there is no checkpoint. They are for looking at structure and speed.
         seed: Of the random weights.
+        progress: Progress display of what is fetched for a reference model.
         short: Leave out the middle of every stack of blocks (see `shorten`); with random weights only.
 
     Raises:
@@ -140,7 +143,7 @@ def load_checkpoint(
     if threads is not None:
         torch.set_num_threads(threads)
     declare_missing_ops()
-    source = locate(model, checkpoint)
+    source = locate(model, checkpoint, progress=progress)
     name, file = source.name, source.file
     if file is None and not allow_random:
         raise CheckpointError(

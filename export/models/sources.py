@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from invariclip.console import Progress, silent
 from invariclip.errors import CheckpointError
 from invariclip.export.models import weights
 from invariclip.export.models.torchvision_ops import declare_missing_ops
+from invariclip.export.reference.assemble import RECIPES, assembled
 
 REFERENCE = "reference"
 CONFIG_FILE = "open_clip_config.json"
@@ -36,25 +38,25 @@ class Source:
     tag: dict[str, Any] = field(default_factory=dict)
 
 
-def locate(model: str, checkpoint: str | Path | None = None) -> Source:
+def locate(model: str, checkpoint: str | Path | None = None, *, progress: Progress = silent) -> Source:
     """Finds a model's files.
 
     Args:
-        model: `reference`, an open_clip architecture's name, a folder in open_clip's layout, or `hf-hub:owner/name`.
+        model: A reference model's name (`RECIPES`), an open_clip architecture's name, a folder in open_clip's layout, or `hf-hub:owner/name`.
         checkpoint: File with the weights instead of the model's own; with an architecture's name also one of
             open_clip's tags (`laion2b_s34b_b79k`), whose file is downloaded.
+        progress: Progress display of what is fetched for a reference model.
 
     Raises:
         CheckpointError: No such architecture or folder, or the hub cannot be reached.
+        InputError: A part of a reference model cannot be fetched.
     """
     from open_clip import list_models
 
     own = None if checkpoint is None else Path(checkpoint)
-    if model == REFERENCE:
-        from invariclip.export.reference import checkpoint_path, config_path
-
-        folder = Path(config_path()).parent
-        return Source(REFERENCE, f"{FOLDER}{folder}", folder, own or Path(checkpoint_path()))
+    if model in RECIPES:
+        folder = assembled(model, progress=progress)
+        return Source(model, f"{FOLDER}{folder}", folder, own or _weights_in(folder))
     if model.startswith(HUB):
         folder, file = _download_model(model.removeprefix(HUB))
         return Source(model, f"{FOLDER}{folder}", folder, own or file)
@@ -64,20 +66,20 @@ def locate(model: str, checkpoint: str | Path | None = None) -> Source:
     folder = Path(model.removeprefix(FOLDER))
     if folder.is_dir():
         return Source(folder.resolve().name, f"{FOLDER}{folder}", folder, own or _weights_in(folder))
-    near = difflib.get_close_matches(model, [REFERENCE, *list_models()], n=4, cutoff=0.5)
+    near = difflib.get_close_matches(model, [*RECIPES, *list_models()], n=4, cutoff=0.5)
     hint = f"nearest names: {', '.join(near)}" if near else "for example ViT-B-32, or `reference`"
     raise CheckpointError(f"{model}: neither an open_clip architecture nor a folder; {hint}")
 
 
 def comes_along(name: str) -> bool:
-    """Whether a model's name means the same everywhere and nothing is fetched for it: bundled, or an architecture.
+    """Whether a model's name means the same everywhere and nothing is fetched for it: a reference, or an architecture.
 
     A file may be followed to such a name; any other has to come from the user.
     """
     declare_missing_ops()
     from open_clip import list_models
 
-    return name == REFERENCE or name in list_models()
+    return name in RECIPES or name in list_models()
 
 
 def locate_tokenizer(given: str | Path) -> Path:

@@ -6,6 +6,7 @@ an ordinary open_clip folder, which is loaded as anyone's is.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -29,6 +30,7 @@ CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
 LEARNT_FILE = "learnt.safetensors"
 CACHE_VARIABLE = "INVARICLIP_CACHE"
+HEAD_WEIGHT, HEAD_BIAS = "visual.head.proj.weight", "visual.head.proj.bias"
 
 
 @dataclass(frozen=True)
@@ -112,11 +114,15 @@ def write_model(recipe: Recipe, image: Path, text: Path, learnt: Path, out: Path
         learnt: The file of what was learnt; its tensors are named as the model's.
         out: Where to write.
     """
+    import torch
     from safetensors.torch import load_file, save_file
 
     state = {f"visual.trunk.{key}": tensor for key, tensor in recipe.trunk(image).items()}
     state |= {f"text.transformer.{key}": tensor for key, tensor in towers.minilm_state(text).items()}
     state |= {key: tensor.float() for key, tensor in load_file(str(learnt)).items()}
+    if HEAD_BIAS in state:
+        # an image head that only moves the origin: the identity need not be kept
+        state.setdefault(HEAD_WEIGHT, torch.eye(len(state[HEAD_BIAS])))
     for name in towers.TOKENIZER_FILES:
         shutil.copyfile(text / towers.MINILM_FOLDER / name, out / name)
     shutil.copyfile(recipe.folder / CONFIG_FILE, out / CONFIG_FILE)
@@ -129,8 +135,6 @@ def config_of(name: str) -> dict[str, Any]:
 
 
 def _digest(recipe: Recipe) -> str:
-    import hashlib
-
     parts = [recipe.image.sha256, recipe.text.sha256]
     parts += [sha256_file(recipe.folder / name) for name in (CONFIG_FILE, LEARNT_FILE)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

