@@ -1,4 +1,4 @@
-"""`python -m invariclip.bench.stylebench`: build the picture set, cut the bundled subset, train the reference."""
+"""`python -m invariclip.bench.stylebench`: build the picture set, cut the bundled subset, make the table."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ REFERENCE = Path("export/reference")
 
 @click.group()
 def main() -> None:
-    """The multi-style picture set and the reference checkpoint trained on it."""
+    """The multi-style picture set and the table of estimators on it."""
 
 
 @main.command("build")
@@ -54,57 +54,6 @@ def subset_command(data: Path, out: Path) -> None:
     pictures = write_subset(data, out, bar)
     size = sum((out / picture.file).stat().st_size for picture in pictures)
     note(f"wrote {len(pictures)} pictures, {size / 1e6:.2f} MB, to {out}")
-
-
-@main.command("locked")
-@click.option("--data", type=click.Path(path_type=Path), default=DATA, show_default=True, help="The built set.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("build/locked"), show_default=True)
-def locked_command(data: Path, out: Path) -> None:
-    """Trains a second model: a published sentence encoder and the reference's trunk, one matrix between them."""
-    from invariclip.bench.stylebench.locked import Settings, train_locked
-
-    record = train_locked(data, out, Settings(), bar)
-    rows = [
-        [style, *(f"{name}: {value}" for name, value in found.items())] for style, found in record["zero_shot"].items()
-    ]
-    say(table(["zero-shot", "%", "%"], [row + [""] * (3 - len(row)) for row in rows]))
-    note(f"wrote {out}")
-
-
-@main.command("train")
-@click.option("--data", type=click.Path(path_type=Path), default=DATA, show_default=True, help="The built set.")
-@click.option("--out", type=click.Path(path_type=Path), default=REFERENCE, show_default=True, help="Where to write.")
-@click.option("--seed", type=int, help="Seed of everything random.")
-@click.option("--steps", type=click.IntRange(min=1), help="Optimiser steps.")
-@click.option("--views", type=click.IntRange(min=0), help="Altered views of each picture.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; more than free cores slow it down.")
-def train_command(
-    data: Path, out: Path, seed: int | None, steps: int | None, views: int | None, threads: int | None
-) -> None:
-    """Trains the reference checkpoint on the built set and measures it; an interrupted run goes on."""
-    import dataclasses
-
-    import torch
-
-    from invariclip.bench.stylebench.fit import Settings
-    from invariclip.bench.stylebench.train import train
-
-    if threads:
-        torch.set_num_threads(threads)
-    given = {"seed": seed, "steps": steps, "views": views}
-    settings = dataclasses.replace(Settings(), **{key: value for key, value in given.items() if value is not None})
-    accuracy = train(data, out, settings, bar)["accuracy"]
-    rows = [
-        [style, *(f"{100 * row[key]:.1f}" for key in ("all", "seen", "unseen")), _percent(accuracy, style)]
-        for style, row in accuracy["zero_shot"].items()
-    ]
-    say(table(["style", "by name", "seen concepts", "unseen concepts", "by prototypes"], rows))
-    note(f"wrote {out}")
-
-
-def _percent(accuracy: dict[str, dict[str, dict[str, float]]], style: str) -> str:
-    row = accuracy["prototypes"].get(style)
-    return f"{100 * row['all']:.1f}" if row else "–"
 
 
 main.add_command(evaluate_command)

@@ -88,11 +88,11 @@ def read_concepts(packages: Mapping[str, Path]) -> dict[str, Concept]:
             continue
         code = hexcode_of("-".join(f"{ord(character):04x}" for character in emoji))
         name = entry["name"]
-        concepts[code] = Concept(code, name, entry["group"], _clean(words.get(emoji, []), name), split_of(code))
+        concepts[code] = Concept(code, name, entry["group"], clean_words(words.get(emoji, []), name), split_of(code))
     return concepts
 
 
-def _clean(words: list[str], name: str) -> tuple[str, ...]:
+def clean_words(words: list[str], name: str) -> tuple[str, ...]:
     """Keywords as a caption would say them: no underscores, emoticons or repetition of the name."""
     plain = dict.fromkeys(word.replace("_", " ").strip().lower() for word in words)
     return tuple(w for w in plain if w != name.lower() and re.fullmatch(r"[a-z][a-z0-9 '-]+", w))

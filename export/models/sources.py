@@ -42,7 +42,7 @@ def locate(model: str, checkpoint: str | Path | None = None, *, progress: Progre
     """Finds a model's files.
 
     Args:
-        model: A reference model's name (`RECIPES`), an open_clip architecture's name, a folder in open_clip's layout, or `hf-hub:owner/name`.
+        model: A reference model (`RECIPES`), an open_clip architecture, a folder in its layout, or `hf-hub:owner/name`.
         checkpoint: File with the weights instead of the model's own; with an architecture's name also one of
             open_clip's tags (`laion2b_s34b_b79k`), whose file is downloaded.
         progress: Progress display of what is fetched for a reference model.

@@ -1,4 +1,4 @@
-"""Packages of ordinary registries, pinned by version and digest: fetched, kept, unpacked without trusting their paths."""
+"""Packages of ordinary registries, pinned by version and digest: fetched, kept, and unpacked without trust."""
 
 from __future__ import annotations
 
@@ -90,6 +90,11 @@ def fetch(package: Package, folder: Path) -> Path:
     downloads.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as work:
         archive = _brought(package, downloads) or _download(package, Path(work), downloads)
+        found = sha256_file(archive)
+        if found != package.sha256:
+            raise InputError(
+                f"{package.name} {package.version} has digest {found}, not the pinned {package.sha256}: not used"
+            )
         unpacked = Path(work) / "unpacked"
         unpack(archive, unpacked)
         (unpacked / ".sha256").write_text(package.sha256 + "\n", encoding="ascii")
@@ -128,11 +133,6 @@ def _download(package: Package, folder: Path, downloads: Path) -> Path:
         raise InputError(
             f"`{' '.join(command[:3])}` could not fetch {package.name} {package.version} "
             f"({reason[-1] if reason else 'no file came'}); {_bring(package, downloads)}"
-        )
-    found = sha256_file(files[0])
-    if found != package.sha256:
-        raise InputError(
-            f"{package.name} {package.version} has digest {found}, not the pinned {package.sha256}: not used"
         )
     return files[0]
 
