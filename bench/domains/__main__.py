@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from invariclip.bench.blas import bound_blas
 from invariclip.bench.domains.encoders import Precision, load_encoder
 from invariclip.bench.domains.page import plot, render
 from invariclip.bench.domains.summary import summarise
@@ -58,6 +59,7 @@ def main(
     quiet: bool,
 ) -> None:
     """Scores every projection on each environment of the set NAME, unseen in fitting and in selection."""
+    bound_blas()
     layout = find_layout(name)
     pictures = read_layout(layout, data)
     loaded = load_encoder(encoder, checkpoint=checkpoint, precision=cast("Precision", precision))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from typing import Any
 
-from invariclip.bench.domains.trial import ESTIMATORS, ICM_STRENGTHS, MAIN, WIDE
+from invariclip.bench.domains.trial import ESTIMATORS, ICM_STRENGTHS, MAIN, OWN, WIDE
 
 _TITLES = {
     "probe": "Linear probe, C = 0.316",
@@ -58,7 +58,7 @@ def render(result: dict[str, Any], stem: str) -> str:
     few = f" In a space this wide λ of `icm` is {strengths} alone." if encoder["width"] >= WIDE else ""
     parts = [
         f"# An unseen environment: {result['set']}",
-        _verdict(result),
+        _verdict(result, ways),
         "\n".join(_above(result, way) for way in ways),
         *([_cost_in_a_line(result)] if result["home"] else []),
         f"![before and after]({stem}.svg)",
@@ -74,9 +74,9 @@ def render(result: dict[str, Any], stem: str) -> str:
         "of the unseen environment.\n"
         "- Each environment is unseen in turn: no picture and no label of it enters fitting, selection, probes or "
         "prototypes. Estimator, rank and λ are chosen by leaving out one *training* environment and half of the "
-        f"interventions at a time; no projection is a candidate.{few} Rows `icm`, `generalised` and `shrinkage` are each "
-        "estimator's best by that score, also where selection prefers no projection. `published` keeps the other end "
-        "of that `icm`'s spectrum, as the published code does, and `pca` its rank; `leace` and `splince` "
+        f"interventions at a time; no projection is a candidate.{few} Rows `icm`, `generalised` and `shrinkage` are "
+        "each estimator's best by that score, also where selection prefers no projection. `published` keeps the other "
+        "end of that `icm`'s spectrum, as the published code does, and `pca` its rank; `leace` and `splince` "
         "erase the training environments by their labels, and `splince` keeps the covariance with classes "
         "(`shrunk`: with the covariance of embeddings shrunk, as the authors' code has it). Encoders "
         "that take texts have `gr-clip` (each modality's mean), `isoclip` (the middle of the spectrum of both last "
@@ -114,8 +114,8 @@ _COST = (
 _HARM = 0.5
 """Points that a projection may cost where nothing has shifted."""
 _SOURCES = (
-    "Shrinkage, λ selected for prototypes each time, scored by the probe. `same class`: two pictures of one class in two training "
-    "environments, which share nothing but the class."
+    "Shrinkage, λ selected for prototypes each time, scored by the probe. `same class`: two pictures of one class in "
+    "two training environments, which share nothing but the class."
 )
 _OPEN = (
     "The paper's in-the-wild protocol: fitted and selected on half of the classes (another half for every seed); then "
@@ -129,29 +129,32 @@ _MEASURES = (
 )
 
 
-def _verdict(result: dict[str, Any]) -> str:
-    scores = result["rows"][MAIN]["probe"]
-    before, after = result["rows"]["none"]["probe"]["mean"], scores["mean"]
-    by_seed = scores["by_seed"]
-    each = f"; by seed {min(by_seed):+.1f} to {max(by_seed):+.1f}" if len(by_seed) > 1 else ""
-    return (
-        f"**Linear probe, C = 0.316, mean over unseen environments: {before['value']:.1f} → {after['value']:.1f}, "
-        f"{_interval(scores['difference'], signed=True)} points{each}.**"
-    )
+def _verdict(result: dict[str, Any], ways: list[str]) -> str:
+    lines = []
+    for way in ways:
+        scores = result["rows"][OWN[way]].get(way)
+        if scores is None:
+            continue
+        before, after = result["rows"]["none"][way]["mean"], scores["mean"]
+        by_seed = scores["by_seed"]
+        each = f"; by seed {min(by_seed):+.1f} to {max(by_seed):+.1f}" if len(by_seed) > 1 else ""
+        lines.append(
+            f"- {_TITLES[way]}, `{OWN[way]}`: {before['value']:.1f} → {after['value']:.1f}, "
+            f"**{_interval(scores['difference'], signed=True)} points**{each}."
+        )
+    return "Mean over unseen environments, before and after what was selected:\n\n" + "\n".join(lines)
 
 
 def _above(result: dict[str, Any], way: str) -> str:
-    """One line: which baselines are above what was selected, by one way of naming classes."""
+    """One line: which baselines are above what was selected for a way of naming classes."""
     rows = {name: row[way] for name, row in result["rows"].items() if way in row}
     others = [name for name in rows if name != "none" and name not in ESTIMATORS and not name.startswith("auto")]
-    found = sorted(
-        (name for name in others if rows[name]["to_main"]["value"] > 0),
-        key=lambda name: -rows[name]["to_main"]["value"],
-    )
-    if not found:
-        return f"- {_TITLES[way]}: no baseline is above `{MAIN}`."
-    listed = ", ".join(f"{name} ({_interval(rows[name]['to_main'], signed=True)})" for name in found)
-    return f"- {_TITLES[way]}: **{len(found)} of the baselines stand above `{MAIN}`**, in points: {listed}."
+    above = {name: rows[name]["to_own"] for name in others if rows[name].get("to_own", {"value": 0.0})["value"] > 0}
+    if not above:
+        return f"- {_TITLES[way]}: no baseline is above `{OWN[way]}`."
+    found = sorted(above, key=lambda name: -above[name]["value"])
+    listed = ", ".join(f"{name} ({_interval(above[name], signed=True)})" for name in found)
+    return f"- {_TITLES[way]}: **{len(found)} of the baselines stand above `{OWN[way]}`**, in points: {listed}."
 
 
 def _cost_in_a_line(result: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from invariclip.bench.domains.trial import MAIN, unpack
+from invariclip.bench.domains.trial import OWN, unpack
 from invariclip.bench.resampling import Stratified
 from invariclip.calibrate.evaluate import LEVEL, Bootstrap, Interval
 
@@ -78,8 +78,8 @@ def _scores(
             if NONE in flat:
                 scores["difference"] = bootstrap.intervals(flat[name], flat[NONE])[-1].to_json()
                 scores["worst_difference"] = _worst(bootstrap, flat[name], flat[NONE]).to_json()
-                if MAIN in flat:
-                    scores["to_main"] = bootstrap.intervals(flat[name], flat[MAIN])[-1].to_json()
+                if OWN[way] in flat:
+                    scores["to_own"] = bootstrap.intervals(flat[name], flat[OWN[way]])[-1].to_json()
                 scores["by_seed"] = [round(seeds[name][seed] - seeds[NONE][seed], 3) for seed in seeds[name]]
             found.setdefault(name, {})[way] = scores
     return found

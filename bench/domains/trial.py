@@ -18,7 +18,7 @@ from invariclip.calibrate.fit import Options, bank_of, tabulate
 from invariclip.calibrate.invariance import invariance_gap
 from invariclip.calibrate.leakage import domain_leakage
 from invariclip.calibrate.pairs import Sources, Table, fitted_moments, interventional_pairs
-from invariclip.calibrate.unseen import Way, answers, base_classes
+from invariclip.calibrate.unseen import WAYS, Way, answers, base_classes
 from invariclip.console import Progress, silent
 from invariclip.errors import CheckpointError
 from invariclip.files import write_atomically
@@ -45,6 +45,8 @@ Plain = Literal["probe", "prototypes", "zero-shot"]
 ESTIMATORS = ("icm", "generalised", "shrinkage")
 STYLE = "style-exchange"
 MAIN = "auto, for the probe"
+OWN: dict[str, str] = {way: MAIN if way.startswith("probe") else f"auto, for {way}" for way in WAYS}
+"""The row that was selected for a way of naming classes."""
 INTERVENTIONS, SAME_CLASS = Sources(natural=False), Sources(interventions=False)
 OWN_C = ("none", MAIN)
 """Rows for which C is chosen as well: that costs as much as all the rest."""

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
+from invariclip.calibrate.embed_cache import Store
 from invariclip.calibrate.evaluate import unit
 from invariclip.errors import CheckpointError, MissingExtraError
 from invariclip.pixels import normalise
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -88,14 +90,21 @@ class Trunk:
 class Quick:
     """A checkpoint as an encoder whose pictures go through its trunk in another precision; texts stay in float32."""
 
-    def __init__(self, checkpoint: Checkpoint, precision: Precision) -> None:
-        """Takes the checkpoint apart, see `Trunk`."""
+    def __init__(self, checkpoint: Checkpoint, precision: Precision, kept: Path | None = None) -> None:
+        """Takes the checkpoint apart, see `Trunk`.
+
+        Args:
+            checkpoint: Its image tower is a trunk with a linear head.
+            precision: Of the trunk.
+            kept: Keeps the features of what the trunk was shown, by its pixels, for other heads and texts.
+        """
         self.checkpoint = checkpoint
         self.trunk = Trunk(checkpoint, precision)
         self.pixels: PixelSpec = checkpoint.pixels
         self.embed_dim: int = checkpoint.embed_dim
         own = hashlib.sha256(self.trunk.head.tobytes()).hexdigest()
         self.sha256 = hashlib.sha256(f"{self.trunk.sha256}\n{own}\n{checkpoint.sha256}".encode()).hexdigest()
+        self._store = Store(kept, f"{self.trunk.sha256}\nby pixels", self.trunk.embed_dim) if kept else None
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -114,7 +123,17 @@ class Quick:
 
     def encode_images(self, batch: NDArray[np.uint8], /) -> NDArray[np.float32]:
         """uint8 [N, H, W, 3] to float32 [N, D]."""
-        return np.asarray(self.trunk.encode_images(batch) @ self.trunk.head.T, dtype=np.float32)
+        return np.asarray(self._features(batch) @ self.trunk.head.T, dtype=np.float32)
+
+    def _features(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+        if self._store is None or not len(batch):
+            return self.trunk.encode_images(batch)
+        keys = [hashlib.sha256(picture.tobytes()).digest() for picture in batch]
+        new = [place for place, key in enumerate(keys) if key not in self._store.rows]
+        if new:
+            found = self.trunk.encode_images(batch[new])
+            self._store.add({keys[place]: row for place, row in zip(new, found, strict=True)}, {})
+        return np.stack([self._store.rows[key] for key in keys])
 
     def encode_texts(self, ids: NDArray[np.int64], /) -> NDArray[np.float32]:
         """As the checkpoint does."""

@@ -61,6 +61,7 @@ def evaluate_command(
     transfer_out: Path,
 ) -> None:
     """Scores every estimator and baseline on the held-out styles and writes the committed table."""
+    from invariclip.bench.blas import bound_blas
     from invariclip.bench.stylebench.encoders import Trunk
     from invariclip.bench.stylebench.evaluate_page import plot, render
     from invariclip.bench.stylebench.manifest import read_manifest
@@ -70,6 +71,7 @@ def evaluate_command(
     from invariclip.bench.stylebench.world import WAYS, embed_elsewhere, embed_world
     from invariclip.export.models.checkpoint import load_checkpoint
 
+    bound_blas()
     manifest = data / "manifest.jsonl"
     pictures = read_pictures(manifest)
     groups = {picture.concept: picture.group for picture in read_manifest(manifest)}
