@@ -86,7 +86,9 @@ def render(result: dict[str, Any], stem: str) -> str:
         "`prism-mini`.\n"
         "- No run looks at the unseen environment, but the scheme does not come from nowhere: that the main rows pair "
         "interventions and not pictures of one class, and that the probe is what is selected for, was decided with "
-        "results on all of PACS in view. On that set, read the gains as those of a development set.\n"
+        "results of an earlier encoder on all of PACS in view, and figures of a quick ridge regression on it were in "
+        "view when the bundled reference was set out (export/reference/reference/card.md). On that set, read the gains "
+        "as those of a development set.\n"
         "- In brackets: 95 % intervals by bootstrap over pictures, of results averaged over seeds; differences are "
         "paired. `seeds` are the lowest and the highest difference among seeds.",
         *[f"## {_TITLES[way]}\n\n{_NOTES.get(way, '')}{_scores(result, 'rows', way)}" for way in ways],

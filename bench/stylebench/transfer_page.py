@@ -49,8 +49,10 @@ def render_transfer(result: dict[str, Any]) -> str:
         "- **Brackets.** 95 % intervals by bootstrap over pictures within every domain and class, and over seeds; "
         "differences are paired. In parentheses: the difference of a domain. Other classes, domains and encoders are "
         "not covered.\n"
-        "- **What was looked at while choosing.** Nothing of this table was chosen on PACS. But results on PACS with "
-        "an earlier encoder were known when `calibrate`'s rule of selection was settled (`calibrate/select.py`).",
+        "- **What was looked at while choosing.** Nothing of this table was chosen on PACS. But PACS with an earlier "
+        "encoder was looked at when `calibrate`'s rule of selection was settled (`calibrate/select.py`), and figures "
+        "of a quick ridge regression on it were in view when the reference was set out: people were taught to it "
+        "because of them ([its card](../export/reference/reference/card.md)).",
         table(["", *domains, "mean", "to no projection", "seeds", "chosen"], body),
         "Made by `python -m invariclip.bench.stylebench evaluate --pacs FOLDER`, with the table of stylebench.",
     ]
