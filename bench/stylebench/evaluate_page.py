@@ -170,16 +170,20 @@ def _harm_in_a_line(result: dict[str, Any]) -> str:
     said = []
     for way, title in TITLES.items():
         change = result["tables"][way]["home"]["auto"]["difference"]
-        kept = "within" if change["value"] >= -HARM else "**beyond**"
-        said.append(f"{title.lower()} {interval(change, signed=True)} points ({kept} the bound of -{HARM:g})")
-    return "Where test and training styles are the same, what is chosen changes " + ", ".join(said) + "."
+        kept = "" if change["value"] >= -HARM else " (**more than it may**)"
+        said.append(f"{title.lower()} {interval(change, signed=True)} points{kept}")
+    return (
+        f"Where test and training styles are the same, and it may cost {HARM:g} points, what is chosen changes "
+        f"{', '.join(said)}."
+    )
 
 
 def _harm(result: dict[str, Any]) -> str:
     text = (
         f"The training styles themselves, in {result['home_concepts']} concepts of split *test*, which nothing was "
-        "fitted or selected on: here a projection has nothing to gain. Zero-shot among all names; prototypes from all "
-        "pictures of the training styles but the one that is asked about. Interval over concepts and seeds."
+        "fitted or selected on: here a projection has nothing to gain. Zero-shot among the names of these concepts "
+        f"alone (chance is {100 / result['home_concepts']:.1f} %); prototypes among all concepts, from all pictures of "
+        "the training styles but the one that is asked about. Interval over concepts and seeds."
     )
     tables = result["tables"]
     body = []

@@ -38,6 +38,7 @@ def render_transfer(result: dict[str, Any]) -> str:
         f"{rows['none']['mean']['value']:.1f} % → {rows['auto']['mean']['value']:.1f} %, "
         f"**{interval(change, signed=True)} points**.",
         above_auto("Zero-shot on PACS", rows),
+        *_worse(rows["auto"], domains),
         "## What was measured",
         f"- **Fitted and selected** on the training styles of [stylebench](stylebench.md) ({', '.join(held)}), for "
         "zero-shot, exactly as there: the rows are the very maps of its zero-shot table.\n"
@@ -57,3 +58,10 @@ def render_transfer(result: dict[str, Any]) -> str:
         "Made by `python -m invariclip.bench.stylebench evaluate --pacs FOLDER`, with the table of stylebench.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _worse(scores: dict[str, Any], domains: list[str]) -> list[str]:
+    """Domains that what was chosen harms, surely."""
+    changes = {domain: scores["differences"][domain] for domain in domains}
+    harmed = [f"{domain} {interval(change, signed=True)}" for domain, change in changes.items() if change["high"] < 0]
+    return [f"- **It is worse on** {', '.join(harmed)}."] if harmed else []

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from invariclip.calibrate.moments import Moments
     from invariclip.calibrate.select import Selection
 
-VERSION = 4
+VERSION = 5
 """Changes when trials would come out differently."""
 SEVEN, EVERYTHING = "the seven", "all eighteen"
 KINDS = {SEVEN: PAPER, EVERYTHING: tuple(CATALOGUE)}

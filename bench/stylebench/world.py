@@ -128,10 +128,15 @@ def group_answers(world: World, what: Map) -> NDArray[np.bool_]:
 
 
 def home_answers(world: World, what: Map, way: Way) -> NDArray[np.bool_]:
-    """Which pictures of `World.home` are named right, bool [H]; by prototypes, each from all others but itself."""
+    """Which pictures of `World.home` are named right, bool [H].
+
+    By name among the names of these concepts alone; by prototypes among all concepts, each from all pictures of the
+    training styles but the one that is asked about.
+    """
     table, asked = world.table, world.home
     if way == "zero-shot":
-        return zero_shot(what.apply(table.vectors[asked]), table.labels[asked], for_texts(what).apply(world.bank))
+        known, codes = np.unique(table.labels[asked], return_inverse=True)
+        return zero_shot(what.apply(table.vectors[asked]), codes, for_texts(what).apply(world.bank[known]))
     support = world.rows(TRAINING_STYLES)
     vectors, labels = what.apply(table.vectors[support]), table.labels[support]
     sums = np.zeros((len(table.label_names), vectors.shape[1]))
