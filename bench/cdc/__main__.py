@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
+from invariclip.bench.blas import bound_blas
 from invariclip.bench.cdc.rows import COMPARED, ROWS
 from invariclip.calibrate.pictures import read_pictures
 from invariclip.console import bar, note
@@ -34,20 +35,26 @@ DATA = Path("build/stylebench")
 @click.option("--ablations/--no-ablations", default=True, show_default=True, help="Rows with parts left out, too.")
 @click.option("--work", type=click.Path(path_type=Path), default=Path("build/cdc"), show_default=True,
               help="Keeps embeddings, trainings and scores: an interrupted run goes on from there.")  # fmt: skip
+@click.option("--features", type=click.Path(path_type=Path), default=Path("build/features"), show_default=True,
+              help="Keeps the trunk's features, whatever the checkpoint's head and texts.")  # fmt: skip
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The page; .json and .svg too.")
-def main(data: Path, model: str, seeds: int, precision: str, ablations: bool, work: Path, out: Path) -> None:
+def main(
+    data: Path, model: str, seeds: int, precision: str, ablations: bool, work: Path, features: Path, out: Path
+) -> None:
     """Learns every row of the table under every seed, scores it, and writes the page."""
     from invariclip.bench.cdc.page import render
     from invariclip.bench.cdc.plots import plot
     from invariclip.bench.cdc.summary import summarise
     from invariclip.bench.cdc.trial import run_trial
-    from invariclip.bench.cdc.world import Images, make_world
+    from invariclip.bench.cdc.world import make_world
+    from invariclip.bench.stylebench.encoders import Quick
     from invariclip.export.models.checkpoint import load_checkpoint
 
+    bound_blas()
     manifest = data / "manifest.jsonl"
     pictures = read_pictures(manifest)
     checkpoint = load_checkpoint(model)
-    images = Images(checkpoint, cast("Precision", precision))
+    images = Quick(checkpoint, cast("Precision", precision), features)
     embeddings = work / "embeddings"
 
     @once

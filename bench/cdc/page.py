@@ -71,11 +71,7 @@ def _head(result: dict[str, Any]) -> str:
     if _bundled(result):
         return files("invariclip.bench.cdc").joinpath(_HEAD).read_text(encoding="utf-8").strip()
     return (
-        f"# CDC's table on another model: {result['model']}\n\nThe same protocol as [cdc.md](cdc.md), which says how "
-        "CDC works here, on a model with a text tower that knows a language: `python -m invariclip.bench.stylebench "
-        "locked` puts a published sentence encoder (MiniLM, six layers, Apache-2.0) beside the reference's ImageNet "
-        "trunk, both as they are, and learns one matrix between them on the training styles. It is a weaker classifier "
-        "than the bundled reference, whose text tower was trained on these very names."
+        f"# CDC's table on another model: {result['model']}\n\nAs in [cdc.md](cdc.md), which says how CDC works here."
     )
 
 
@@ -107,10 +103,7 @@ def _reasons(result: dict[str, Any]) -> list[str]:
             f"{base:+.1f} points on base classes and {new:+.1f} on new ones" for base, new in moved.values()
         )
         little = (
-            "a template's vectors, which stand before every class's name, find little to say in this text tower, which "
-            "learnt 666 names in one form of prompt"
-            if _bundled(result)
-            else "one picture of a class in styles that the image tower never saw teaches vectors, which stand before "
+            "one picture of a class in styles that the image tower never saw teaches vectors, which stand before "
             "every class's name, little that holds"
         )
         told.append(

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from invariclip.bench.cdc.world import Images, World
+    from invariclip.bench.cdc.world import World
+    from invariclip.bench.stylebench.encoders import Quick
     from invariclip.calibrate.cdc.options import Options
     from invariclip.calibrate.cdc.splits import Split
     from invariclip.calibrate.cdc.views import Pictures
@@ -51,7 +52,7 @@ def run_trial(
     seed: int,
     key: dict[str, Any],
     make: Callable[[], World],
-    encoders: tuple[Checkpoint, Images],
+    encoders: tuple[Checkpoint, Quick],
     folder: Path,
     cache: Path,
     progress: Progress = silent,
@@ -84,7 +85,7 @@ def _trial(
     seed: int,
     options: Options | None,
     world: World,
-    encoders: tuple[Checkpoint, Images],
+    encoders: tuple[Checkpoint, Quick],
     cache: Path,
     progress: Progress,
 ) -> dict[str, Any]:
@@ -140,7 +141,7 @@ def _bank(
 
 
 def _temperature(
-    tau: float, bank: NDArray[np.float64], world: World, split: Split, images: Images, cache: Path
+    tau: float, bank: NDArray[np.float64], world: World, split: Split, images: Quick, cache: Path
 ) -> float:
     """Fitted on what CDC fits its evidence on: validation pictures as they are and augmented."""
     rows, labels = split.validation, world.base.labels[split.validation]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from invariclip.bench.stylebench.encoders import Trunk
 from invariclip.bench.stylebench.sources import HELD_OUT_STYLES, TRAINING_STYLES
 from invariclip.calibrate.cdc.views import Pictures, embed_pictures
 from invariclip.calibrate.fit import Options, calibrate
@@ -21,39 +19,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from invariclip.bench.stylebench.encoders import Precision
+    from invariclip.bench.stylebench.encoders import Quick
     from invariclip.calibrate.pictures import Picture
-    from invariclip.export.models.checkpoint import Checkpoint
-    from invariclip.pixels import PixelSpec
     from invariclip.projection import Projection
-    from invariclip.tokenizer import Tokenizer
 
 TEMPLATES = ("a picture of a {}.",)
-
-
-class Images:
-    """A reference checkpoint as an encoder whose pictures go through its trunk in another precision."""
-
-    def __init__(self, checkpoint: Checkpoint, precision: Precision) -> None:
-        """Takes the checkpoint; its texts stay in float32."""
-        self._trunk = Trunk(checkpoint, precision)
-        self._checkpoint = checkpoint
-        self.pixels: PixelSpec = checkpoint.pixels
-        self.embed_dim: int = checkpoint.embed_dim
-        self.sha256 = hashlib.sha256(f"{self._trunk.sha256}\nhead".encode()).hexdigest()
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The checkpoint's."""
-        return self._checkpoint.tokenizer
-
-    def encode_images(self, batch: NDArray[np.uint8], /) -> NDArray[np.float32]:
-        """uint8 [N, H, W, 3] to float32 [N, D]."""
-        return np.asarray(self._trunk.encode_images(batch) @ self._trunk.head.T, dtype=np.float32)
-
-    def encode_texts(self, ids: NDArray[np.int64], /) -> NDArray[np.float32]:
-        """As the checkpoint does."""
-        return self._checkpoint.encode_texts(ids)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +52,7 @@ class World:
 
 
 def make_world(
-    images: Images, pictures: Sequence[Picture], seed: int, cache: Path, progress: Progress = silent
+    images: Quick, pictures: Sequence[Picture], seed: int, cache: Path, progress: Progress = silent
 ) -> World:
     """Draws the halves, fits the projection that `calibrate` chooses, and embeds everything in its space.
 

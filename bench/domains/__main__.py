@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from invariclip.bench.domains.encoders import RESNET18, Precision, load_encoder
+from invariclip.bench.blas import bound_blas
+from invariclip.bench.domains.encoders import Precision, load_encoder
 from invariclip.bench.domains.page import plot, render
 from invariclip.bench.domains.summary import summarise
 from invariclip.bench.domains.trial import Settings, run_trial
@@ -30,17 +31,17 @@ if TYPE_CHECKING:
 @click.argument("name")
 @click.option("--data", type=click.Path(path_type=Path), default=Path("../shared/data"), show_default=True,
               help="The set's folder, or the one that holds it.")  # fmt: skip
-@click.option("--encoder", default=RESNET18, show_default=True, help="resnet18 (ImageNet), or as `calibrate --model`.")
+@click.option("--encoder", default="reference", show_default=True, help="As `calibrate --model`.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Weights of an encoder that needs some.")
-@click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True,
-              help="Of resnet18's features.")  # fmt: skip
-@click.option("--seeds", type=click.IntRange(1), default=5, show_default=True, help="How many, counted from 0.")
+@click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default="bfloat16", show_default=True,
+              help="Of the image trunk; bfloat16 needs one with a linear head.")  # fmt: skip
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="How many, counted from 0.")
 @click.option("--draws", type=click.IntRange(1), default=Settings().draws, show_default=True,
               help="Changed versions of every picture.")  # fmt: skip
 @click.option("--work", type=click.Path(path_type=Path), default=Path("build/domains"), show_default=True,
-              help="Keeps embeddings and trials: an interrupted run goes on from there.")  # fmt: skip
-@click.option("--packages", type=click.Path(path_type=Path), default=Path("build/stylebench/packages"),
-              show_default=True, help="Where fetched packages are kept.")  # fmt: skip
+              help="Keeps trials and selections: an interrupted run goes on from there.")  # fmt: skip
+@click.option("--features", type=click.Path(path_type=Path), default=Path("build/features"), show_default=True,
+              help="Keeps embeddings, or a trunk's features, which serve every head.")  # fmt: skip
 @click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("docs/domains.md"), show_default=True,
               help="The page; .json and .svg too.")  # fmt: skip
 @click.option("--quiet", is_flag=True, help="No progress.")
@@ -53,14 +54,15 @@ def main(
     seeds: int,
     draws: int,
     work: Path,
-    packages: Path,
+    features: Path,
     out: Path,
     quiet: bool,
 ) -> None:
     """Scores every projection on each environment of the set NAME, unseen in fitting and in selection."""
+    bound_blas()
     layout = find_layout(name)
     pictures = read_layout(layout, data)
-    loaded = load_encoder(encoder, packages, checkpoint=checkpoint, precision=cast("Precision", precision))
+    loaded = load_encoder(encoder, checkpoint=checkpoint, precision=cast("Precision", precision))
     settings = Settings(draws=draws)
     trials = []
     for seed in range(seeds):
@@ -75,7 +77,7 @@ def main(
                     seed,
                     settings,
                     folder=work / "trials",
-                    cache=work / "embeddings",
+                    cache=features,
                     progress=silent if quiet else bar,
                 )
             )

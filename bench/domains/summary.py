@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from invariclip.bench.domains.trial import unpack
+from invariclip.bench.domains.trial import OWN, unpack
+from invariclip.bench.resampling import Stratified
 from invariclip.calibrate.evaluate import LEVEL, Bootstrap, Interval
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ def summarise(trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     Returns:
         JSON-ready: `rows`, `sources` (name → way → scores), `base` and `open` (the same, over pictures of base and of
-        open classes), `measures` (name → leakage and gap, in means over trials), `chosen` (name → test → choices).
+        open classes), `measures` (name → leakage and gap, in means over trials), `chosen` (name → test → choices),
+        `home` (name → way → {`mean`, `difference`}: training environments by themselves, see `_home`).
     """
     base = [frozenset(trial["open"]["base"]) for trial in trials]
     labels = [np.asarray(trial["labels"]) for trial in trials]
@@ -41,6 +43,7 @@ def summarise(trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "open": _scores(trials, opened, [~mask for mask in is_base]),
         "measures": _measures(rows),
         "chosen": _chosen(trials),
+        "home": _home(trials),
     }
 
 
@@ -75,6 +78,8 @@ def _scores(
             if NONE in flat:
                 scores["difference"] = bootstrap.intervals(flat[name], flat[NONE])[-1].to_json()
                 scores["worst_difference"] = _worst(bootstrap, flat[name], flat[NONE]).to_json()
+                if OWN[way] in flat:
+                    scores["to_own"] = bootstrap.intervals(flat[name], flat[OWN[way]])[-1].to_json()
                 scores["by_seed"] = [round(seeds[name][seed] - seeds[NONE][seed], 3) for seed in seeds[name]]
             found.setdefault(name, {})[way] = scores
     return found
@@ -139,6 +144,48 @@ def _worst(bootstrap: Bootstrap, scores: NDArray[np.float64], baseline: NDArray[
     tail = 100 * (1 - LEVEL) / 2
     low, high = np.percentile(samples[1:], [tail, 100 - tail])
     return Interval(float(samples[0]), float(low), float(high))
+
+
+def _home(trials: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Name → way → {`mean`, `difference`} over training environments by themselves; nothing where none was asked about.
+
+    The same pictures are asked about whenever their environment is not the unseen one; a picture's score is the share
+    of those trials in which it was named right. Pictures are resampled within environment and class.
+    """
+    parts = [trial["home"] for trial in trials if trial.get("home")]
+    if not parts:
+        return {}
+    right: dict[tuple[str, str], dict[str, NDArray[np.float64]]] = {}
+    counted: dict[str, int] = {}
+    labels: dict[str, NDArray[np.str_]] = {}
+    for part in parts:
+        places = np.asarray(part["places"])
+        for place in np.unique(places):
+            mask = places == place
+            counted[str(place)] = counted.get(str(place), 0) + 1
+            labels[str(place)] = np.asarray(part["labels"])[mask]
+            for name, row in part["rows"].items():
+                for way, text in row["answers"].items():
+                    own = unpack(text, len(places))[mask].astype(np.float64)
+                    sums = right.setdefault((name, way), {})
+                    sums[str(place)] = sums.get(str(place), np.zeros_like(own)) + own
+    order = sorted(counted)
+    environments = np.concatenate([np.full(len(labels[place]), code) for code, place in enumerate(order)])
+    classes = np.unique(np.concatenate([labels[place] for place in order]), return_inverse=True)[1]
+    stratified = Stratified(classes, environments)
+    tail = 100 * (1 - LEVEL) / 2
+    samples = {
+        key: stratified.samples(np.concatenate([sums[place] / counted[place] for place in order]))[:, -1]
+        for key, sums in right.items()
+    }
+    found: dict[str, dict[str, Any]] = {}
+    for (name, way), own in samples.items():
+        scores = {}
+        for what, values in (("mean", own), ("difference", own - samples[NONE, way])):
+            low, high = np.percentile(values[1:], [tail, 100 - tail])
+            scores[what] = Interval(float(values[0]), float(low), float(high)).to_json()
+        found.setdefault(name, {})[way] = scores
+    return found
 
 
 def _measures(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:

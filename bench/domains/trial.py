@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
+from invariclip.bench.selections import kept_selection
+from invariclip.bench.stylebench.encoders import Quick, through
 from invariclip.calibrate import baselines, erasure, modality, style_prompts
 from invariclip.calibrate.candidates import Candidate, grid
 from invariclip.calibrate.estimators import fit
@@ -16,8 +18,7 @@ from invariclip.calibrate.fit import Options, bank_of, tabulate
 from invariclip.calibrate.invariance import invariance_gap
 from invariclip.calibrate.leakage import domain_leakage
 from invariclip.calibrate.pairs import Sources, Table, fitted_moments, interventional_pairs
-from invariclip.calibrate.select import Selection, select
-from invariclip.calibrate.unseen import Way, answers, base_classes
+from invariclip.calibrate.unseen import WAYS, Way, answers, base_classes
 from invariclip.console import Progress, silent
 from invariclip.errors import CheckpointError
 from invariclip.files import write_atomically
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from invariclip.calibrate.moments import Moments
     from invariclip.calibrate.pictures import Picture
     from invariclip.calibrate.scorer import Objective
+    from invariclip.calibrate.select import Selection
     from invariclip.calibrate.style_prompts import StylePrompts
     from invariclip.export.models.checkpoint import Checkpoint
 
@@ -43,12 +45,17 @@ Plain = Literal["probe", "prototypes", "zero-shot"]
 ESTIMATORS = ("icm", "generalised", "shrinkage")
 STYLE = "style-exchange"
 MAIN = "auto, for the probe"
+OWN: dict[str, str] = {way: MAIN if way.startswith("probe") else f"auto, for {way}" for way in WAYS}
+"""The row that was selected for a way of naming classes."""
 INTERVENTIONS, SAME_CLASS = Sources(natural=False), Sources(interventions=False)
-OWN_C = ("none", MAIN, "centring", "within-class")
+OWN_C = ("none", MAIN)
 """Rows for which C is chosen as well: that costs as much as all the rest."""
+ICM_STRENGTHS = (1.0, 10.0)
+"""λ of `icm` that are tried where the space is wide: each costs an eigendecomposition in every fold."""
+WIDE = 1024
+"""Dimensions from which on that is so."""
 
-
-TRIAL_VERSION = 3
+TRIAL_VERSION = 4
 """Changes when trials would come out differently."""
 
 
@@ -60,11 +67,14 @@ class Settings:
         interventions: Names of the kinds that every picture's changed versions are drawn from.
         draws: Changed versions of every picture; the paper has one.
         templates: Prompts, for encoders that take texts.
+        fitted: Most pictures of a class and environment that are fitted on, and at most half of those that there are;
+            the others of the training environments are asked about beside the unseen environment.
     """
 
     interventions: tuple[str, ...] = (*PAPER, STYLE)
     draws: int = 1
     templates: tuple[str, ...] = ("a photo of a {}.",)
+    fitted: int = 70
 
     def options(self, seed: int) -> Options:
         """As calibration takes them."""
@@ -77,11 +87,13 @@ class World:
 
     Attributes:
         seen: The training environments with their changed versions, whose donors are training pictures too.
-        unseen: The test environment; its changed versions serve the invariance gap alone.
+        unseen: The test environment, unchanged.
         bank: Class embeddings by the label codes of `seen`, or None without a text tower.
         seed: Of everything that is drawn.
         layers: The last linear layers of both towers, or None where a tower has none.
         styles: What the text tower makes of the training environments' names, or None without one.
+        home: Pictures of the training environments that nothing was fitted on, unchanged; None where there are none.
+        moved: Some of the test environment with their changed versions, for the invariance gap alone; None for none.
     """
 
     seen: Table
@@ -90,6 +102,8 @@ class World:
     seed: int
     layers: Projectors | None = None
     styles: StylePrompts | None = None
+    home: Table | None = None
+    moved: Table | None = None
 
     @property
     def ways(self) -> tuple[Plain, ...]:
@@ -125,28 +139,61 @@ def run_trial(
     file = folder / f"{test}-{seed}-{hashlib.sha256(given.encode()).hexdigest()[:16]}.json"
     if file.is_file():
         return dict(json.loads(file.read_text(encoding="utf-8")))
-    options = settings.options(seed)
-    parts = [[p for p in pictures if (p.environment == test) == own] for own in (False, True)]
-    (seen, facts), (unseen, _) = (tabulate(encoder, part, options, cache=cache, progress=progress) for part in parts)
+    known, asked = divided([p for p in pictures if p.environment != test], settings.fitted)
+    new = [p for p in pictures if p.environment == test]
+    shown, _ = divided(new, settings.fitted)
+    seen, facts = _embedded(encoder, known, settings.options(seed), cache, progress)
+    home, _ = _embedded(encoder, asked, Options(seed=seed), cache, progress)
+    unseen, _ = _embedded(encoder, new, Options(seed=seed), cache, progress)
+    moved, _ = _embedded(encoder, shown, settings.options(seed), cache, progress)
     bank = styles = None
     if hasattr(encoder, "encode_texts"):
         bank = bank_of(encoder, seen.label_names, settings.templates)
         named = [in_words(name) for name in seen.environment_names]
         styles = style_prompts.embed_style_prompts(cast("TextEncoder", encoder), named, seen.label_names)
-    world = World(seen, unseen, bank, seed, _layers(encoder), styles)
-    result = {"test": test, "seed": seed, "pictures": facts, **evaluate(world, progress)}
+    world = World(seen, unseen, bank, seed, _layers(encoder), styles, home, moved)
+    result = {"test": test, "seed": seed, "pictures": facts, **evaluate(world, progress, folder / "selections")}
     write_atomically(file, json.dumps(result, ensure_ascii=False) + "\n")
     return result
 
 
-def evaluate(world: World, progress: Progress = silent) -> dict[str, Any]:
+def divided(pictures: Sequence[Picture], most: int) -> tuple[list[Picture], list[Picture]]:
+    """Pictures to fit on, and the others: of every class and environment half, `most` at most, whatever the seed.
+
+    Args:
+        pictures: Of some environments.
+        most: Of a class and environment.
+    """
+    cells: dict[tuple[str, str], list[Picture]] = {}
+    for picture in pictures:
+        cells.setdefault((picture.environment, picture.concept), []).append(picture)
+    known: set[Picture] = set()
+    for (environment, concept), cell in cells.items():
+        # By names alone, so that it does not matter how many there are elsewhere.
+        ranked = sorted(cell, key=lambda p: hashlib.sha256(f"{environment}/{concept}/{p.path.name}".encode()).digest())
+        known.update(ranked[: min(most, -(-len(cell) // 2))])
+    return [p for p in pictures if p in known], [p for p in pictures if p not in known]
+
+
+def _embedded(
+    encoder: Encoder, pictures: Sequence[Picture], options: Options, cache: Path, progress: Progress
+) -> tuple[Table, dict[str, Any]]:
+    """A table of embeddings; of a checkpoint taken apart the trunk's features are what is kept."""
+    if not isinstance(encoder, Quick):
+        return tabulate(encoder, pictures, options, cache=cache, progress=progress)
+    table, facts = tabulate(encoder.trunk, pictures, options, cache=cache, progress=progress)
+    return through(encoder.trunk, table), facts
+
+
+def evaluate(world: World, progress: Progress = silent, folder: Path | None = None) -> dict[str, Any]:
     """Every projection of the table on one test environment.
 
     Returns:
         JSON-ready: `labels` (of the test pictures, in words), `rows` (name → {`chosen`, `answers` (way → packed),
-        `leakage`, `gap`}), `sources` (which pairs → the same), `open` (name → the same), `selections`.
+        `leakage`, `gap`}), `sources` (which pairs → the same), `open` (name → the same), `selections`; `home`: `places`
+        (the environment of each picture), `labels` and `rows` (name → {`answers`}).
     """
-    selections = {way: _select(world, world.seen, way, INTERVENTIONS, progress) for way in world.ways}
+    selections = {way: _select(world, world.seen, way, INTERVENTIONS, progress, folder) for way in world.ways}
     moments = fitted_moments(world.seen, INTERVENTIONS, seed=world.seed)
     picks = {MAIN: selections["probe"].chosen}
     picks |= {f"auto, for {way}": selections[way].chosen for way in world.ways if way != "probe"}
@@ -165,8 +212,9 @@ def evaluate(world: World, progress: Progress = silent) -> dict[str, Any]:
     return {
         "labels": [world.unseen.label_names[code] for code in world.unseen.labels[world.unseen.unchanged]],
         "rows": rows,
-        "sources": _by_source(world, progress),
-        "open": _open(world, progress),
+        "sources": _by_source(world, progress, folder),
+        "open": _open(world, progress, folder),
+        "home": _home(world, {name: maps[name] for name in maps if name == "none" or name.startswith("auto")}),
         "selections": {way: selection.to_json() for way, selection in selections.items()},
     }
 
@@ -239,16 +287,39 @@ def _row(world: World, name: str, what: Map, chosen: str) -> dict[str, Any]:
     places = [np.asarray(table.environment_names)[table.environments] for table in both]
     labels, environments = (np.unique(np.concatenate(x), return_inverse=True)[1] for x in (names, places))
     leak = domain_leakage(vectors, labels, environments, seed=world.seed)
-    pairs = interventional_pairs(world.unseen)
     gap = None
-    if len(pairs) > 1:
-        shown = what.apply(world.unseen.vectors)
+    if world.moved is not None and len(pairs := interventional_pairs(world.moved)) > 1:
+        shown = what.apply(world.moved.vectors)
         gap = invariance_gap(shown[pairs.first], shown[pairs.second])
     return found | {"leakage": leak.accuracy, "chance": leak.chance, "gap": gap}
 
 
-def _by_source(world: World, progress: Progress) -> dict[str, Any]:
-    """Shrinkage, λ selected for the probe each time, from other pairs."""
+def _home(world: World, maps: Mapping[str, Map]) -> dict[str, Any]:
+    """Each training environment by itself: fitted on its pictures alone, asked about others of it."""
+    if world.home is None:
+        return {}
+    home, seen = world.home, world.seen
+    found: dict[str, dict[str, NDArray[np.bool_]]] = {
+        name: {way: np.zeros(len(home.labels), dtype=np.bool_) for way in world.ways} for name in maps
+    }
+    for code, place in enumerate(home.environment_names):
+        rows = home.environments == code
+        own = seen.where(seen.environments == seen.environment_names.index(place))
+        for name, what in maps.items():
+            for way in world.ways:
+                found[name][way][rows] = answers(what, own, home.where(rows), way, bank=world.bank)
+    return {
+        "places": [home.environment_names[code] for code in home.environments],
+        "labels": [home.label_names[code] for code in home.labels],
+        "rows": {
+            name: {"answers": {way: np.packbits(right).tobytes().hex() for way, right in own_answers.items()}}
+            for name, own_answers in found.items()
+        },
+    }
+
+
+def _by_source(world: World, progress: Progress, folder: Path | None) -> dict[str, Any]:
+    """Shrinkage, λ selected for prototypes each time, from other pairs."""
     table, found = world.seen, {}
     style = np.isin(table.kinds, [code for code, name in enumerate(table.kind_names) if name == STYLE])
     plain = table.unchanged
@@ -261,18 +332,18 @@ def _by_source(world: World, progress: Progress) -> dict[str, Any]:
         part = table.where(mask)
         if sources.interventions and part.unchanged.all():
             continue
-        pick = _select(world, part, "probe", sources, progress, estimator="shrinkage").chosen
+        pick = _select(world, part, "prototypes", sources, progress, folder, estimator="shrinkage").chosen
         what = _fitted(fitted_moments(part, sources, seed=world.seed), pick)
         found[name] = _answers(world, what, str(pick), world.ways)
     return found
 
 
-def _open(world: World, progress: Progress) -> dict[str, Any]:
+def _open(world: World, progress: Progress, folder: Path | None) -> dict[str, Any]:
     """Fitted and selected on the base classes alone; all classes are told apart, by prototypes and by name."""
     table = world.seen
     base = base_classes(table.label_names, world.seed)
     part = table.where(np.asarray([name in base for name in table.label_names])[table.labels])
-    pick = _select(world, part, "prototypes", INTERVENTIONS, progress).chosen
+    pick = _select(world, part, "prototypes", INTERVENTIONS, progress, folder).chosen
     what = _fitted(fitted_moments(part, INTERVENTIONS, seed=world.seed), pick)
     maps: dict[str, tuple[Map, str]] = {"none": (identity(table.vectors.shape[1]), ""), "auto": (what, str(pick))}
     return {
@@ -281,14 +352,30 @@ def _open(world: World, progress: Progress) -> dict[str, Any]:
     }
 
 
+def tried(width: int, estimator: str = "auto") -> list[Candidate]:
+    """What selection chooses from: `calibrate`'s grid, with few λ of `icm` in a wide space."""
+    return [
+        c
+        for c in grid(width, estimator=estimator)
+        if c.estimator != "icm" or width < WIDE or c.strength in ICM_STRENGTHS
+    ]
+
+
 def _select(
-    world: World, table: Table, objective: Objective, sources: Sources, progress: Progress, *, estimator: str = "auto"
+    world: World,
+    table: Table,
+    objective: Objective,
+    sources: Sources,
+    progress: Progress,
+    folder: Path | None,
+    *,
+    estimator: str = "auto",
 ) -> Selection:
-    candidates = grid(table.vectors.shape[1], estimator=estimator)
+    candidates = tried(table.vectors.shape[1], estimator)
     # A table of base classes has other codes than the bank's; none is selected for by name.
     bank = world.bank if objective == "zero-shot" else None
-    return select(
-        table, candidates, objective=objective, bank=bank, sources=sources, seed=world.seed, progress=progress
+    return kept_selection(
+        folder, table, candidates, objective=objective, bank=bank, sources=sources, seed=world.seed, progress=progress
     )
 
 

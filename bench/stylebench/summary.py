@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from invariclip.bench.resampling import Stratified
 from invariclip.bench.stylebench.trial import unpack
 from invariclip.calibrate.evaluate import LEVEL, Bootstrap
 
@@ -14,13 +15,15 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from invariclip.bench.resampling import Resampler
     from invariclip.bench.stylebench.world import World
 
-NONE = "none"
+NONE, AUTO = "none", "auto"
+OURS = ("icm", "generalised", "shrinkage", AUTO)
 
 
 def summarise(world: World, trials: Sequence[Mapping[str, Any]], by_pairs: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The figures of one encoder by one protocol.
+    """The figures by one protocol.
 
     Args:
         world: Says what the queries are; the same under every seed.
@@ -28,48 +31,93 @@ def summarise(world: World, trials: Sequence[Mapping[str, Any]], by_pairs: Mappi
         by_pairs: That of `trial.pairs` under the first seed, or None.
 
     Returns:
-        JSON-ready: `rows` and `pairs` (name → scores, see `_scores`), and `learnt` and `never_seen`: `none` and `auto`
-        over concepts that the reference checkpoint was trained on, and over the others.
+        JSON-ready: `rows` and `pairs` (name → scores, see `_scores`); `learnt` and `never_seen`: `none` and `auto`
+        over concepts of split train, and over the others; `home`: every row where test and training are the same;
+        `group`: every row among the names of the concept's own group, or nothing; `side_effects` of the first seed.
     """
-    everything = np.ones(int(world.queries.sum()), dtype=np.bool_)
+    queries, table, home = world.queries, world.table, world.home
+    concepts, styles = table.concepts[queries], table.environments[queries]
+    everything = np.ones(int(queries.sum()), dtype=np.bool_)
     rows = [trial["rows"] for trial in trials]
-    few = [{name: row[name] for name in (NONE, "auto")} for row in rows]
+    few = [{name: row[name] for name in (NONE, AUTO)} for row in rows]
     # Other pairs are held against no projection, which stands among the rows.
     pairs = [{NONE: rows[0][NONE], **by_pairs["rows"]}] if by_pairs else []
+
+    def scored(
+        parts: Sequence[Mapping[str, Any]], mask: NDArray[np.bool_] = everything, key: str = "answers"
+    ) -> dict[str, Any]:
+        bootstrap = Bootstrap(concepts[mask], styles[mask])
+        return scores(parts, bootstrap, table.environment_names, key, mask)
+
+    at_home = Bootstrap(table.concepts[home], table.environments[home])
     return {
-        "rows": _scores(world, rows, everything),
-        "pairs": _scores(world, pairs, everything) if pairs else {},
-        "learnt": _scores(world, few, world.is_learnt),
-        "never_seen": _scores(world, few, ~world.is_learnt),
+        "rows": scored(rows),
+        "pairs": scored(pairs) if pairs else {},
+        "learnt": scored(few, world.is_learnt),
+        "never_seen": scored(few, ~world.is_learnt),
+        "home": scores(rows, at_home, table.environment_names, "home", np.ones(int(home.sum()), dtype=np.bool_)),
+        "group": scored(rows, key="group") if "group" in rows[0][NONE] else {},
+        "side_effects": trials[0]["side_effects"],
     }
 
 
-def _scores(world: World, parts: Sequence[Mapping[str, Any]], mask: NDArray[np.bool_]) -> dict[str, Any]:
-    """Name → {style or `mean`: {value, low, high}}, `difference` (of the mean to `none`), `spread`, `chosen`, ….
+def elsewhere_scores(world: World, trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Every row on the other set: name → scores, see `scores`; pictures resampled within environment and class."""
+    if world.elsewhere is None:
+        return {}
+    table = world.elsewhere.table
+    stratified = Stratified(table.labels, table.environments)
+    everything = np.ones(len(table.labels), dtype=np.bool_)
+    return scores([trial["rows"] for trial in trials], stratified, table.environment_names, "elsewhere", everything)
 
-    `by_seed` are the differences of each seed, `spread` their standard deviation; `chosen` what each seed chose.
+
+def scores(
+    parts: Sequence[Mapping[str, Any]],
+    bootstrap: Resampler,
+    names: Sequence[str],
+    key: str,
+    mask: NDArray[np.bool_],
+) -> dict[str, Any]:
+    """Name → {environment or `mean`: {value, low, high}}, `difference` (of the mean to `none`), `spread`, `chosen`, ….
+
+    `differences` are those of every environment, `to_auto` is that of the mean to `auto`; `by_seed` are the differences
+    of each seed, `spread` their standard deviation; `chosen` what each seed chose.
+
+    Args:
+        parts: A trial's rows, for each seed.
+        bootstrap: Over what is scored.
+        names: Environments by code.
+        key: Which answers of a row.
+        mask: bool, which of those answers are scored.
     """
-    queries = world.queries
-    concepts, styles = world.table.concepts[queries][mask], world.table.environments[queries][mask]
-    bootstrap = Bootstrap(concepts, styles)
-    columns = [*(world.table.environment_names[code] for code in bootstrap.codes), "mean"]
-    samples: dict[str, NDArray[np.float64]] = {}
+    columns = [*(names[code] for code in bootstrap.codes), "mean"]
+    samples = {
+        name: np.stack([bootstrap.samples(unpack(part[name][key], len(mask))[mask]) for part in parts])
+        for name in parts[0]
+    }
     found: dict[str, Any] = {}
-    for name in parts[0]:
-        answers = [unpack(part[name]["answers"], len(mask))[mask] for part in parts]
-        own = samples[name] = np.stack([bootstrap.samples(right) for right in answers])
+    for name, own in samples.items():
         differences = own - samples[NONE]
         by_seed = differences[:, 0, -1]
         measured = [key for key in ("left_out", "left_out_changed") if key in parts[0][name]]
+        changes = intervals(differences)
         found[name] = {
             **dict(zip(columns, intervals(own), strict=True)),
-            "difference": intervals(differences)[-1],
+            "difference": changes[-1],
+            "differences": dict(zip(columns, changes, strict=True)),
+            "to_auto": intervals(own - samples[AUTO])[-1] if AUTO in samples else None,
             "by_seed": [round(float(value), 3) for value in by_seed],
             "spread": round(float(by_seed.std(ddof=1)), 3) if len(by_seed) > 1 else None,
             "chosen": [part[name]["chosen"] for part in parts],
             **{key: round(float(np.mean([part[name][key] for part in parts])), 3) for key in measured},
         }
     return found
+
+
+def better(rows: Mapping[str, Any]) -> list[str]:
+    """Baselines whose mean is above that of `auto`, the best first."""
+    above = [name for name in rows if name not in OURS and rows[name]["to_auto"]["value"] > 0]
+    return sorted(above, key=lambda name: -rows[name]["to_auto"]["value"])
 
 
 def intervals(samples: NDArray[np.float64]) -> list[dict[str, float]]:

@@ -1,4 +1,4 @@
-"""One trial: every row of the table for one encoder under one seed; kept whole, so that a run resumes."""
+"""One trial: every row of the table by one protocol under one seed; kept whole, so that a run resumes."""
 
 from __future__ import annotations
 
@@ -8,13 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from invariclip.bench.stylebench.world import DRAWS, TEMPLATES, answers
+from invariclip.bench.selections import kept_selection
+from invariclip.bench.stylebench.world import (
+    DRAWS,
+    ELSEWHERE_TEMPLATES,
+    TEMPLATES,
+    answers,
+    elsewhere_answers,
+    group_answers,
+    home_answers,
+)
 from invariclip.calibrate import baselines, erasure, modality, style_prompts
 from invariclip.calibrate.candidates import Candidate, grid
 from invariclip.calibrate.estimators import fit
 from invariclip.calibrate.folds import CHANGED
 from invariclip.calibrate.pairs import ALL_SOURCES, Sources, fitted_moments
-from invariclip.calibrate.select import Selection, select
+from invariclip.calibrate.side_effects import side_effects
 from invariclip.console import Progress, silent
 from invariclip.files import write_atomically
 from invariclip.interventions import CATALOGUE, PAPER
@@ -29,8 +38,9 @@ if TYPE_CHECKING:
     from invariclip.bench.stylebench.world import Way, World
     from invariclip.calibrate.maps import Map
     from invariclip.calibrate.moments import Moments
+    from invariclip.calibrate.select import Selection
 
-VERSION = 3
+VERSION = 5
 """Changes when trials would come out differently."""
 SEVEN, EVERYTHING = "the seven", "all eighteen"
 KINDS = {SEVEN: PAPER, EVERYTHING: tuple(CATALOGUE)}
@@ -47,10 +57,14 @@ PAIRS: dict[str, tuple[str, Sources, bool]] = {
     "natural + the seven + captions": (SEVEN, ALL_SOURCES, True),
 }
 """The list, which pairs of pictures, and whether captions."""
+ICM_STRENGTHS = (1.0, 10.0)
+"""λ of `icm` that are tried: each costs an eigendecomposition in every fold, and a space 1,280 wide makes that dear."""
+CONCEPT_PARTS = 2
+"""Into how many parts concepts are split in selection; `calibrate` has twice as many, and twice as many folds."""
 
 
 def run_trial(
-    part: Callable[[World, Way, Progress], dict[str, Any]],
+    part: Callable[..., dict[str, Any]],
     make: Callable[[], World],
     key: dict[str, Any],
     way: Way,
@@ -62,41 +76,54 @@ def run_trial(
     Args:
         part: `rows` or `pairs`.
         make: Gives the world; not called where there is a file.
-        key: JSON-ready: what the world depends on, with `encoder` and `seed` among it.
+        key: JSON-ready: what the world depends on, with `seed` among it.
         way: The protocol: what is selected for and scored by.
-        folder: Where results are kept, under a digest of all that goes into them.
+        folder: Where results are kept, under a digest of all that goes into them; selections lie in a folder of it.
         progress: Progress display.
     """
-    given = json.dumps([VERSION, part.__name__, key, way, KINDS, DRAWS, TEMPLATES], sort_keys=True)
+    setup = [KINDS, DRAWS, TEMPLATES, ELSEWHERE_TEMPLATES, ICM_STRENGTHS, CONCEPT_PARTS]
+    given = json.dumps([VERSION, part.__name__, key, way, setup], sort_keys=True)
     digest = hashlib.sha256(given.encode()).hexdigest()[:16]
-    file = folder / f"{key['encoder']}-{way}-{part.__name__}-{key['seed']}-{digest}.json"
+    file = folder / f"{way}-{part.__name__}-{key['seed']}-{digest}.json"
     if file.is_file():
         return dict(json.loads(file.read_text(encoding="utf-8")))
-    result = part(make(), way, progress)
+    result = part(make(), way, progress, folder / "selections")
     write_atomically(file, json.dumps(result, ensure_ascii=False) + "\n")
     return result
 
 
-def rows(world: World, way: Way, progress: Progress = silent) -> dict[str, Any]:
+def rows(world: World, way: Way, progress: Progress = silent, folder: Path | None = None) -> dict[str, Any]:
     """Every estimator and baseline by one protocol.
 
     Returns:
-        JSON-ready: `rows` (name → {`chosen`, `answers` packed}), `selection` (the whole curve).
+        JSON-ready: `rows` (name → {`chosen`, and packed `answers`, `home`, by name also `group` and `elsewhere`}),
+        `selection` (the whole curve), `side_effects` (of what was chosen, on the held-out styles).
     """
-    train = world.train[SEVEN]
-    width = train.vectors.shape[1]
-    selection = _select(world, way, SEVEN, ALL_SOURCES, grid(width, captions=_tried(way)), progress)
+    selection = _select(world, way, SEVEN, ALL_SOURCES, tried(world.bank.shape[1], way), progress, folder)
     picks = {name: best_of(selection, name) for name in ESTIMATORS} | {"auto": selection.chosen}
-    maps: dict[str, Map] = {name: _fitted(world, SEVEN, ALL_SOURCES, pick) for name, pick in picks.items()}
     chosen = {name: str(pick) for name, pick in picks.items()}
+    fitted: dict[Candidate, Map] = {pick: _fitted(world, SEVEN, ALL_SOURCES, pick) for pick in set(picks.values())}
+    maps: dict[str, Map] = {name: fitted[pick] for name, pick in picks.items()}
     found = {
         name: _row(world, way, what, chosen.get(name, ""))
         for name, what in (_baselines(world, picks["icm"]) | maps).items()
     }
-    return {"rows": found, "selection": selection.to_json()}
+    vectors, concepts = world.table.vectors[world.queries], world.table.concepts[world.queries]
+    effects = side_effects(
+        vectors,
+        maps["auto"].apply(vectors),
+        {"group of the concept": world.groups[concepts]},
+        groups=concepts,
+        seed=world.seed,
+    )
+    return {
+        "rows": found,
+        "selection": selection.to_json(),
+        "side_effects": [effect.to_json() for effect in effects],
+    }
 
 
-def pairs(world: World, way: Way, progress: Progress = silent) -> dict[str, Any]:
+def pairs(world: World, way: Way, progress: Progress = silent, folder: Path | None = None) -> dict[str, Any]:
     """Shrinkage fitted on other pairs, λ selected for each.
 
     Returns:
@@ -107,10 +134,8 @@ def pairs(world: World, way: Way, progress: Progress = silent) -> dict[str, Any]
     for name, (listed, sources, captions) in PAIRS.items():
         if captions and way == "prototypes":
             continue
-        width = world.train[listed].vectors.shape[1]
-        selection = _select(
-            world, way, listed, sources, grid(width, estimator="shrinkage", captions=(captions,)), progress
-        )
+        candidates = grid(world.bank.shape[1], estimator="shrinkage", captions=(captions,))
+        selection = _select(world, way, listed, sources, candidates, progress, folder)
         pick = selection.chosen
         found[name] = _row(world, way, _fitted(world, listed, sources, pick), str(pick)) | {
             "left_out": _gain(selection, changed=False),
@@ -119,15 +144,27 @@ def pairs(world: World, way: Way, progress: Progress = silent) -> dict[str, Any]
     return {"rows": found}
 
 
+def tried(width: int, way: Way) -> list[Candidate]:
+    """What selection chooses from: `calibrate`'s grid with few λ of `icm`, and captions with shrinkage alone."""
+    own = [c for c in grid(width) if c.estimator != "icm" or c.strength in ICM_STRENGTHS]
+    more = grid(width, estimator="shrinkage", captions=(True,)) if way == "zero-shot" else []
+    return list(dict.fromkeys([*own, *more]))
+
+
 def best_of(selection: Selection, estimator: str) -> Candidate:
     """One estimator's best candidate on what was left out, also where no projection is better."""
     own = [scored for scored in selection.curve if scored.candidate.estimator == estimator]
     return max(own, key=lambda scored: scored.behind).candidate
 
 
-def unpack(packed: str, count: int) -> NDArray[np.bool_]:
+def packed(right: NDArray[np.bool_]) -> str:
+    """Answers as files hold them."""
+    return np.packbits(right).tobytes().hex()
+
+
+def unpack(text: str, count: int) -> NDArray[np.bool_]:
     """Answers as `rows` hold them, bool [count]."""
-    return np.unpackbits(np.frombuffer(bytes.fromhex(packed), dtype=np.uint8), count=count).astype(np.bool_)
+    return np.unpackbits(np.frombuffer(bytes.fromhex(text), dtype=np.uint8), count=count).astype(np.bool_)
 
 
 def _baselines(world: World, icm: Candidate) -> dict[str, Map]:
@@ -146,9 +183,8 @@ def _baselines(world: World, icm: Candidate) -> dict[str, Map]:
         "leace": erasure.leace(vectors, styles),
         "leace, shrunk": erasure.leace(vectors, styles, shrink=True),
         "splince": erasure.splince(vectors, styles, labels, directions=erasure.room(styles, labels, vectors, rank)),
+        "gr-clip": modality.gr_clip(vectors, world.train_bank),
     }
-    if world.train_bank is not None:
-        found["gr-clip"] = modality.gr_clip(vectors, world.train_bank)
     if world.layers is not None:
         found["isoclip"] = modality.isoclip(world.layers, modality.rank_or_default(world.layers, rank))
     if world.styles is not None:
@@ -165,19 +201,23 @@ def _gain(selection: Selection, *, changed: bool) -> float:
     return round(float(means[0] - means[1]), 3)
 
 
-def _tried(way: Way) -> tuple[bool, ...]:
-    return (False,) if way == "prototypes" else (False, True)
-
-
 def _select(
-    world: World, way: Way, listed: str, sources: Sources, candidates: list[Candidate], progress: Progress
+    world: World,
+    way: Way,
+    listed: str,
+    sources: Sources,
+    candidates: list[Candidate],
+    progress: Progress,
+    folder: Path | None,
 ) -> Selection:
-    return select(
+    return kept_selection(
+        folder,
         world.train[listed],
         candidates,
         objective=way,
         bank=world.train_bank,
         sources=sources,
+        concept_parts=CONCEPT_PARTS,
         seed=world.seed,
         progress=progress,
     )
@@ -195,4 +235,13 @@ def _fitted(world: World, listed: str, sources: Sources, pick: Candidate) -> Map
 
 
 def _row(world: World, way: Way, what: Map, chosen: str) -> dict[str, Any]:
-    return {"chosen": chosen, "answers": np.packbits(answers(world, what, way)).tobytes().hex()}
+    found = {
+        "chosen": chosen,
+        "answers": packed(answers(world, what, way)),
+        "home": packed(home_answers(world, what, way)),
+    }
+    if way == "zero-shot":
+        found["group"] = packed(group_answers(world, what))
+        if world.elsewhere is not None:
+            found["elsewhere"] = packed(elsewhere_answers(world.elsewhere, what))
+    return found

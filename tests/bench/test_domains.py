@@ -20,6 +20,7 @@ from invariclip.calibrate.pairs import UNCHANGED, Table
 from invariclip.calibrate.style_prompts import StylePrompts
 from invariclip.export.models.checkpoint import load_checkpoint
 from invariclip.pixels import PixelSpec
+from invariclip.projection import identity
 
 SIZE, WIDTH = 8, 16
 SPEC = PixelSpec((SIZE, SIZE), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -113,7 +114,8 @@ def table(environments, *, shift=0.0, kinds=1, seed=0):
 
 def test_what_is_fitted_and_chosen_does_not_depend_on_the_test_environment():
     seen = table([0, 1, 2], kinds=2)
-    results = [evaluate(World(seen, table([3], shift=s, kinds=2, seed=s), None, 0)) for s in (0, 3)]
+    unseen = [table([3], shift=s, kinds=2, seed=s) for s in (0, 3)]
+    results = [evaluate(World(seen, own.where(own.unchanged), None, 0, moved=own)) for own in unseen]
     choices = [{name: row["chosen"] for name, row in result["rows"].items()} for result in results]
     assert choices[0] == choices[1]
     assert results[0]["selections"] == results[1]["selections"]
@@ -129,12 +131,14 @@ def test_a_trial_is_kept_and_taken_up_again(trial):
     assert len(encoder.batches) == count
     other = replace(Settings(), draws=2)
     run_trial(encoder, pictures, "sketch", 0, other, folder=work / "t", cache=work / "e")
-    assert len(list((work / "t").iterdir())) == 2
+    assert len(list((work / "t").glob("*.json"))) == 2
 
 
 def test_a_trial_says_everything_that_the_table_needs(trial):
     result = trial[-1]
     assert len(result["labels"]) == 42
+    assert len(result["home"]["labels"]) == 3 * 7 * 3  # half of six pictures, in three environments
+    assert set(result["home"]["rows"]) == {"none", MAIN, "auto, for prototypes"}
     baselines = {"centring", "whitening", "published", "leace", "splince"}
     assert {"none", MAIN, "icm", "generalised", "shrinkage", *baselines} <= result["rows"].keys()
     assert result["rows"].keys().isdisjoint({"gr-clip", "isoclip", "text-styles", "prism-mini"})  # no text tower
@@ -181,6 +185,30 @@ def test_a_checkpoint_is_asked_for_its_layers_and_its_words(data, tmp_path, tiny
     assert trial_module._layers(LinearEncoder()) is None
 
 
+def test_what_is_fitted_on_is_half_of_a_cell_at_most_and_the_rest_is_asked_about(data):
+    pictures = read_layout(PACS, data)
+    known, asked = trial_module.divided(pictures, 2)
+    assert (len(known), len(asked)) == (4 * 7 * 2, 4 * 7 * 4)
+    known, asked = trial_module.divided(pictures[::-1], 70)
+    assert len(known) == len(asked) == 4 * 7 * 3
+    assert known == sorted(known, key=pictures[::-1].index)
+    assert set(trial_module.divided(pictures, 70)[0]) == set(known)  # the order says nothing
+
+
+def test_at_home_an_environment_is_asked_about_by_itself():
+    seen, home = table([0, 1, 2]), table([0, 1, 2], seed=1)
+    plain = home.where(home.unchanged)
+    world = World(seen, table([3]), None, 0, home=plain)
+    found = trial_module._home(world, {"none": identity(WIDTH)})
+    right = unpack(found["rows"]["none"]["answers"]["prototypes"], len(plain.labels))
+    for code in range(3):
+        own = seen.where(seen.unchanged & (seen.environments == code))
+        means = unit(np.stack([own.vectors[own.labels == label].mean(axis=0) for label in range(4)]))
+        rows = plain.environments == code
+        assert np.array_equal(right[rows], np.argmax(plain.vectors[rows] @ means.T, axis=1) == plain.labels[rows])
+    assert found["places"] == ["e0"] * 24 + ["e1"] * 24 + ["e2"] * 24
+
+
 def test_environments_in_words():
     assert [in_words(name) for name in ("art_painting", "Real World", "")] == ["an art painting", "a real world", "a "]
 
@@ -201,7 +229,10 @@ def one(test, seed, none, auto, base=("a",)):
         "rows": rows,
         "sources": {},
         "open": {"base": list(base), "rows": {"none": rows["none"], "auto": rows[MAIN]}},
-    }
+        "home": {"places": ["h", "h"], "labels": ["a", "b"],
+                 "rows": {"none": {"answers": {"probe": packed([1, 1])}},
+                          MAIN: {"answers": {"probe": packed([seed, 1])}}}},
+    }  # fmt: skip
 
 
 def test_scores_are_means_over_seeds_of_the_same_pictures():
@@ -216,6 +247,9 @@ def test_scores_are_means_over_seeds_of_the_same_pictures():
     assert [none[k]["value"] for k in ("p", "q", "mean", "worst")] == [25, 50, 37.5, 25]
     assert [auto[k]["value"] for k in ("p", "q", "mean", "worst")] == [75, 62.5, 68.75, 62.5]
     assert auto["difference"]["value"] == 31.25
+    assert none["to_own"]["value"] == -31.25
+    # one picture right in half of the trials, the other in all
+    assert found["home"][MAIN]["probe"]["difference"] == {"value": -25.0, "low": -25.0, "high": -25.0}
     assert auto["worst_difference"]["value"] == 37.5
     assert auto["by_seed"] == [37.5, 25.0]
     assert none["difference"] == {"value": 0.0, "low": 0.0, "high": 0.0}
@@ -229,13 +263,27 @@ def test_scores_are_means_over_seeds_of_the_same_pictures():
 def test_the_command_writes_the_page_with_the_figures(data, tmp_path, monkeypatch):
     monkeypatch.setattr(command, "load_encoder", lambda *_, **__: LinearEncoder())
     out = tmp_path / "domains.md"
-    arguments = ["pacs", "--data", str(data), "--seeds", "1", "--work", str(tmp_path / "w"), "-o", str(out), "--quiet"]
+    arguments = [
+        "pacs",
+        "--data",
+        str(data),
+        "--seeds",
+        "1",
+        "--work",
+        str(tmp_path / "w"),
+        "--features",
+        str(tmp_path / "f"),
+        "-o",
+        str(out),
+        "--quiet",
+    ]
     done = CliRunner().invoke(command.main, arguments, catch_exceptions=False)
     assert done.exit_code == 0
     result = json.loads(out.with_suffix(".json").read_text())
     gain = result["rows"][MAIN]["probe"]["difference"]
     page = out.read_text()
-    assert f"{gain['value']:+.1f} [{gain['low']:+.1f}, {gain['high']:+.1f}] points" in page
+    assert f"**{gain['value']:+.1f} [{gain['low']:+.1f}, {gain['high']:+.1f}] points**" in page
+    assert "What it costs where nothing has shifted" in page
     assert all(test in page for test in PACS.environments)
     assert out.with_suffix(".svg").read_text().rstrip().endswith("</svg>")
     # the same run again writes the same bytes
