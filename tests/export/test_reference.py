@@ -23,11 +23,19 @@ RECORD = json.loads((RECIPE.folder / "training.json").read_text(encoding="utf-8"
 
 
 @pytest.fixture(scope="module")
-def model(reference_folder) -> Any:
+def model(reference_folder, tmp_path_factory) -> Any:
+    """Loaded by open_clip alone; without a hub it must be told that the text tower's config lies beside the weights."""
     declare_missing_ops()
     import open_clip
 
-    location = f"local-dir:{reference_folder}"
+    folder = tmp_path_factory.mktemp("reference")
+    for path in reference_folder.iterdir():
+        (folder / path.name).symlink_to(path)
+    config = json.loads((folder / assemble.CONFIG_FILE).read_text(encoding="utf-8"))
+    config["model_cfg"]["text_cfg"] |= {"hf_model_name": str(folder), "hf_tokenizer_name": str(folder)}
+    (folder / assemble.CONFIG_FILE).unlink()
+    (folder / assemble.CONFIG_FILE).write_text(json.dumps(config))
+    location = f"local-dir:{folder}"
     loaded, transform = open_clip.create_model_from_pretrained(location)
     return loaded.eval(), transform, open_clip.get_tokenizer(location)
 
