@@ -37,10 +37,11 @@ if TYPE_CHECKING:
     from invariclip.manifest import Compute, Manifest
 
 FLOAT32 = "float32"
+JUDGED = "judged by the export"
 PEER = "NNCF int8, our float32 graph"
 _BATCH = 8
 _Z = 1.959963984540054
-_DRAWN = {"calibration": 96, "judged": 240, "drawings": 400}
+_DRAWN = {"calibration": 96, "judged": 240, "drawings": 300}
 """Pictures of each folder that `pictures` writes."""
 
 
@@ -141,6 +142,17 @@ def answers(candidate: Candidate, pictures: Pictures, kept: Path) -> tuple[NDArr
         return stored["embeddings"], stored["best"]
 
 
+def judged(name: str, manifest: Manifest) -> Row | None:
+    """What the contract itself measured when it judged a variant; None for what is no variant."""
+    if name not in manifest.variants:
+        return None
+    found = manifest.variants[name].parity["openvino"]["image"]
+    items = int(found["items"])
+    same = round(found["top1_agreement"] * items)
+    low, high = wilson(same, items)
+    return Row(name, JUDGED, items, same, low, high, found["cosine_min"], found["cosine_mean"])
+
+
 def _digest(text: str) -> str:
     import hashlib
 
@@ -209,13 +221,16 @@ def pictures_command(data: Path, out: Path) -> None:
     every = read_pictures(data / MANIFEST)
     drawn = {
         "calibration": [p for p in every if p.split == "train"],
-        "judged": [p for p in every if p.split == "test" and not STYLES[p.style].held_out],
+        "judged": [p for p in every if not STYLES[p.style].held_out],
         "drawings": [p for p in every if STYLES[p.style].held_out and p.style != "photograph"],
         "photographs": [p for p in every if p.style == "photograph"],
     }
+    taken: set[str] = set()
     for name, those in drawn.items():
         (out / name).mkdir(parents=True, exist_ok=True)
-        chosen = spread(sorted(those, key=lambda p: (p.style, p.concept)), _DRAWN.get(name, len(those)))
+        free = sorted((p for p in those if p.file not in taken), key=lambda p: (p.style, p.concept))
+        chosen = spread(free, _DRAWN.get(name, len(free)))
+        taken |= {picture.file for picture in chosen}
         for picture in chosen:
             file = Path(picture.file)
             shutil.copyfile(data / file, out / name / f"{picture.style}-{file.name}")
@@ -227,19 +242,18 @@ def pictures_command(data: Path, out: Path) -> None:
 
 @main.command("measure")
 @click.argument("artifact", type=click.Path(path_type=Path))
-@click.option("--seen", "seen", multiple=True, metavar="NAME=PATH", help="Pictures that the export judged on.")
 @click.option("--unseen", "unseen", multiple=True, metavar="NAME=PATH", help="Pictures that no export saw.")
 @click.option("--calibration", type=click.Path(path_type=Path), help="What int8 was calibrated on: adds NNCF as peer.")
-@click.option("--limit", default=400, show_default=True, type=click.IntRange(1), help="Of a set, evenly spread.")
+@click.option("--limit", default=300, show_default=True, type=click.IntRange(1), help="Of a set, evenly spread.")
 @click.option("--work", type=click.Path(path_type=Path), default=Path("build/unseen/work"), show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="PAGE.md; PAGE.json is written beside it.")
 @click.option("--quiet", is_flag=True)
 def measure_command(
-    artifact: Path, seen: tuple[str, ...], unseen: tuple[str, ...], calibration: Path | None, limit: int, work: Path,
+    artifact: Path, unseen: tuple[str, ...], calibration: Path | None, limit: int, work: Path,
     out: Path, quiet: bool,
 ) -> None:  # fmt: skip
     """Asks every variant, and writes the page."""
-    record = measure(artifact, seen, unseen, calibration, limit, work, silent if quiet else bar)
+    record = measure(artifact, unseen, calibration, limit, work, silent if quiet else bar)
     write_atomically(out.with_suffix(".json"), json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     write_atomically(out, page(record))
     note(f"wrote {out}")
@@ -253,14 +267,13 @@ def page_command(record: Path) -> None:
 
 
 def measure(
-    artifact: Path, seen: Sequence[str], unseen: Sequence[str], calibration: Path | None, limit: int, work: Path,
+    artifact: Path, unseen: Sequence[str], calibration: Path | None, limit: int, work: Path,
     progress: Progress = silent,
 ) -> dict[str, Any]:  # fmt: skip
     """Every variant's answers beside float32's, set by set; kept on the way.
 
     Args:
         artifact: It must have classes.
-        seen: `NAME=PATH` of the pictures that the export judged on.
         unseen: `NAME=PATH` of pictures that no export saw.
         calibration: See `peer`; None leaves the peer out.
         limit: Pictures of a set at most, evenly spread.
@@ -280,9 +293,9 @@ def measure(
     asked = candidates(artifact, manifest)
     if calibration is not None:
         asked.append(peer(artifact, work, calibration, manifest, note))
-    sets = [(*_named(one), kind) for kind, given in (("seen", seen), ("unseen", unseen)) for one in given]
-    shown = {name: Pictures(spread(find_pictures([path]), limit), manifest.pixels) for name, path, _ in sets}
-    rows: list[Row] = []
+    sets = [_named(one) for one in unseen]
+    shown = {name: Pictures(spread(find_pictures([path]), limit), manifest.pixels) for name, path in sets}
+    rows = [row for candidate in asked[1:] if (row := judged(candidate.name, manifest)) is not None]
     steps = [(candidate, name) for candidate in asked for name in shown]
     reference: dict[str, Any] = {}
     for candidate, name in progress(steps, total=len(steps), desc="answers"):
@@ -297,16 +310,18 @@ def measure(
         "artifact": artifact.name,
         "limit": limit,
         "classes": len(manifest.classes),
-        "sets": [{"name": name, "kind": kind, "pictures": len(reference[name][1])} for name, _, kind in sets],
+        "sets": [
+            {
+                "name": JUDGED,
+                "kind": "seen",
+                "pictures": manifest.variants[FLOAT32].parity["openvino"]["image"]["items"],
+            },
+            *({"name": name, "kind": "unseen", "pictures": len(reference[name][1])} for name, _ in sets),
+        ],
         "candidates": [
             {"name": one.name, "megabytes": round(one.path.stat().st_size / 1e6, 1), "made": list(one.made)}
             for one in asked
         ],
-        "verdicts": {
-            name: variant.parity["openvino"]["image"]
-            for name, variant in manifest.variants.items()
-            if "openvino" in variant.parity
-        },
         "left_out": manifest.left_out,
         "rows": [asdict(row) for row in rows],
         "processor": machine.get("processor", ""),
@@ -329,8 +344,8 @@ checkpoint's to rounding: top-1 is the share of pictures whose best of {classes}
 interval; cosines are of embeddings. That is agreement, not accuracy: no labels were read. The names lie close
 together and the head is weak, so best matches are decided by little: a hard bank.
 
-*Seen* are the pictures that the export judged its variants on; what was calibrated and searched on is neither here nor
-there. *Unseen* are pictures that no export was shown{sets}.
+*Seen* are the pictures that the export judged its variants on, with the contract's own figures; calibrated and searched
+was on others. *Unseen* are pictures that no export was shown{sets}.
 """
 _TAIL = """
 ## Made by
@@ -359,7 +374,8 @@ def page(record: dict[str, Any], name: str = "reference-vit.md") -> str:
     for title, cell in (("Top-1 agreement, % [95 %]", _share), ("Cosine, min (mean)", _cosine)):
         lines += [f"## {title}", f"| | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
         for one in others:
-            cells = (cell(rows[one["name"], a_set["name"]]) for a_set in sets)
+            found = (rows.get((one["name"], a_set["name"])) for a_set in sets)
+            cells = ("–" if row is None else cell(row) for row in found)
             lines.append(f"| {_code(one['name'])} | {' | '.join(cells)} |")
         lines.append("")
     lines += ["## How each came about", "| | MB | |", "|---|---|---|"]
@@ -367,7 +383,8 @@ def page(record: dict[str, Any], name: str = "reference-vit.md") -> str:
     if record["left_out"]:
         lines += ["", "Left out of the artifact, with what each missed:", ""]
         lines += [f"- `{one}`: {why}" for one, why in record["left_out"].items()]
-    options = " ".join(f'--{one["kind"]} "{one["name"]}=…"' for one in sets)
+    options = " ".join(f'--unseen "{one["name"]}=…"' for one in sets if one["kind"] == "unseen")
+    options = f"{options} --limit {record['limit']}"
     lines.append(_TAIL.format(page=name, arguments=options, **record))
     return "\n".join(lines)
 

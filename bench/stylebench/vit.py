@@ -29,7 +29,7 @@ from invariclip.export.reference.packages import fetch_all
 from invariclip.files import sha256_file, write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -95,7 +95,9 @@ def learn(data: Path, out: Path | None = None, progress: Progress = silent) -> d
     bank, among = (np.stack([texts[name] for name in those]) for those in (names, own))
     targets = np.stack([texts[picture.name] for picture in learnt])
     tried = {ridge: fit(features, targets, ridge) for ridge in RIDGES}
-    ridge, head = max(tried.items(), key=lambda one: _percent(one[1](plain) @ among.T, own, checked))
+    scores = {ridge: _percent(head(plain) @ among.T, own, checked) for ridge, head in tried.items()}
+    ridge = smoothest(scores, len(checked))
+    head = tried[ridge]
     cosines, labels = head(plain) @ bank.T, np.array([names.index(picture.name) for picture in checked])
     scale = _temperature(cosines, labels)
     _write(head, scale, graph, out / LEARNT_FILE)
@@ -103,7 +105,8 @@ def learn(data: Path, out: Path | None = None, progress: Progress = silent) -> d
         "pictures": len(learnt), "dataset_sha256": digest_of(pictures),
         "names": len({picture.name for picture in learnt}),
         "packages": {package.name: package.sha256 for package in (recipe.image, recipe.text)},
-        "ridge": ridge, "logit_scale": round(math.exp(scale), 2),
+        "ridge": ridge, "ridges": {str(tried_ridge): score for tried_ridge, score in scores.items()},
+        "logit_scale": round(math.exp(scale), 2),
         "validation": {
             "pictures": len(checked),
             f"concepts never learnt, of {len(names)} names, top-1 %": _percent(cosines, names, checked),
@@ -187,6 +190,18 @@ def _run(graph: Path, root: Path, pictures: Sequence[Picture], progress: Progres
             filled = np.concatenate([batch, np.zeros((short, *batch.shape[1:]), np.float32)])
             found.append(np.asarray(run(filled)[0][: len(batch), 0], np.float32))
     return np.concatenate(found)
+
+
+def smoothest(scores: Mapping[float, float], items: int) -> float:
+    """The largest ridge whose score is within one standard error of the best: what it learns less of is noise.
+
+    Args:
+        scores: Ridge to percent right.
+        items: Of how many pictures.
+    """
+    best = max(scores.values())
+    error = 100 * math.sqrt(best / 100 * (1 - best / 100) / items)
+    return max(ridge for ridge, score in scores.items() if score >= best - error)
 
 
 def fit(features: NDArray[np.float32], targets: NDArray[np.float32], ridge: float) -> Head:

@@ -40,3 +40,10 @@ def test_the_committed_card_is_the_records():
     folder = RECIPES[vit.NAME].folder
     record = json.loads((folder / vit.RECORD_FILE).read_text(encoding="utf-8"))
     assert (folder / vit.CARD_FILE).read_text(encoding="utf-8") == vit.card(record)
+
+
+def test_the_smoothest_ridge_within_one_standard_error_is_taken():
+    scores = {0.01: 22.4, 0.1: 22.0, 0.3: 21.6, 1.0: 19.9}
+    assert vit.smoothest(scores, 371) == 0.3
+    assert vit.smoothest(scores, 100_000) == 0.01
+    assert vit.smoothest(scores, 50) == 1.0

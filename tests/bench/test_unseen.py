@@ -34,12 +34,12 @@ def record():
     rows = [
         unseen.asdict(unseen.Row(name, pictures, 400, same, *unseen.wilson(same, 400), 0.99, 0.999))
         for name, same in (("int8", 398), (unseen.PEER, 380))
-        for pictures in ("judged", "paintings")
+        for pictures in (unseen.JUDGED, "paintings")
     ]
     return {
         "model": "m", "artifact": "m.icm", "limit": 400, "classes": 7,
         "sets": [
-            {"name": "judged", "kind": "seen", "pictures": 400},
+            {"name": unseen.JUDGED, "kind": "seen", "pictures": 400},
             {"name": "paintings", "kind": "unseen", "pictures": 400},
         ],
         "candidates": [
@@ -47,14 +47,14 @@ def record():
             {"name": "int8", "megabytes": 23.0, "made": ["int8, whole ranges"]},
             {"name": unseen.PEER, "megabytes": 24.0, "made": []},
         ],
-        "verdicts": {}, "left_out": {"tokens-int8": "top-1 98 %"}, "rows": rows, "processor": "P",
+        "left_out": {"tokens-int8": "top-1 98 %"}, "rows": rows, "processor": "P",
         "versions": {"openvino": "1", "nncf": "2"},
     }  # fmt: skip
 
 
 def test_the_page_has_every_candidate_on_every_set_with_its_interval():
     text = unseen.page(record())
-    assert "judged (seen, 400)" in text
+    assert f"{unseen.JUDGED} (seen, 400)" in text
     assert "paintings (unseen, 400)" in text
     assert "| `int8` | 99.5 [98.2, 99.9] | 99.5 [98.2, 99.9] |" in text
     assert f"| {unseen.PEER} | 95.0 [92.4, 96.7]" in text
@@ -94,11 +94,12 @@ def test_an_artifacts_variant_is_asked_and_its_answers_are_kept(tmp_path):
     )  # fmt: skip
     where = str(pictures_path() / "noto")
     work = tmp_path / "work"
-    found = unseen.measure(artifact, [], [f"noto={where}"], None, 3, work)
-    assert [(row["name"], row["items"], row["same"]) for row in found["rows"]] == [("float16", 3, 3)]
-    assert found["rows"][0]["cosine_min"] > 0.9999
+    found = unseen.measure(artifact, [f"noto={where}"], None, 3, work)
+    rows = [(row["name"], row["pictures"], row["items"], row["same"]) for row in found["rows"]]
+    assert rows == [("float16", unseen.JUDGED, len(pictures), len(pictures)), ("float16", "noto", 3, 3)]
+    assert min(row["cosine_min"] for row in found["rows"]) > 0.9999
     before = sorted(path.stat().st_mtime_ns for path in work.iterdir())
-    again = unseen.measure(artifact, [], [f"noto={where}"], None, 3, work)
+    again = unseen.measure(artifact, [f"noto={where}"], None, 3, work)
     assert again["rows"] == found["rows"]
     assert sorted(path.stat().st_mtime_ns for path in work.iterdir()) == before
 
@@ -108,4 +109,4 @@ def test_an_artifact_without_classes_is_refused(tmp_path, monkeypatch):
 
     monkeypatch.setattr(unseen, "read_manifest", lambda _: SimpleNamespace(classes=()))
     with pytest.raises(InputError, match="--classes-file"):
-        unseen.measure(tmp_path, [], [], None, 3, tmp_path)
+        unseen.measure(tmp_path, [], None, 3, tmp_path)
