@@ -56,6 +56,17 @@ def subset_command(data: Path, out: Path) -> None:
     note(f"wrote {len(pictures)} pictures, {size / 1e6:.2f} MB, to {out}")
 
 
+@main.command("vit")
+@click.option("--data", type=click.Path(path_type=Path), default=DATA, show_default=True, help="The built set.")
+@click.option("--out", type=click.Path(path_type=Path), help="Where to write. [default: the recipe's folder]")
+def vit_command(data: Path, out: Path | None) -> None:
+    """Learns the head of `reference-vit`: a trained ViT beside the sentence encoder, one ridge regression."""
+    from invariclip.bench.stylebench.vit import learn
+
+    record = learn(data, out, bar)
+    say(table(["measured", ""], [[name, str(value)] for name, value in record["validation"].items()]))
+
+
 main.add_command(evaluate_command)
 
 

@@ -41,13 +41,15 @@ class Recipe:
         name: What `--model` calls it, and its folder here: config, what was learnt, card, record.
         image: The package of the image trunk.
         text: The package of the text tower.
-        trunk: The unpacked image package to the trunk's state, by timm's names.
+        trunk: The unpacked image package to the trunk's state, by timm's or open_clip's names.
+        prefix: Where these names lie in the model: a timm trunk, or `visual.` where the tower is open_clip's own.
     """
 
     name: str
     image: Package
     text: Package
     trunk: Callable[[Path], dict[str, torch.Tensor]]
+    prefix: str = "visual.trunk."
 
     @property
     def folder(self) -> Path:
@@ -56,7 +58,11 @@ class Recipe:
 
 
 RECIPES: dict[str, Recipe] = {
-    recipe.name: recipe for recipe in (Recipe("reference", towers.LITE2, towers.MINILM, towers.lite2_state),)
+    recipe.name: recipe
+    for recipe in (
+        Recipe("reference", towers.LITE2, towers.MINILM, towers.lite2_state),
+        Recipe("reference-vit", towers.FOCUS, towers.MINILM, towers.vit_state, "visual."),
+    )
 }
 """Every reference model by name."""
 
@@ -117,7 +123,7 @@ def write_model(recipe: Recipe, image: Path, text: Path, learnt: Path, out: Path
     import torch
     from safetensors.torch import load_file, save_file
 
-    state = {f"visual.trunk.{key}": tensor for key, tensor in recipe.trunk(image).items()}
+    state = {f"{recipe.prefix}{key}": tensor for key, tensor in recipe.trunk(image).items()}
     state |= {f"text.transformer.{key}": tensor for key, tensor in towers.minilm_state(text).items()}
     state |= {key: tensor.float() for key, tensor in load_file(str(learnt)).items()}
     if HEAD_BIAS in state:

