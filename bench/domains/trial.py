@@ -288,8 +288,10 @@ def _select(
     # A table of base classes has other codes than the bank's; none is selected for by name.
     bank = world.bank if objective == "zero-shot" else None
     return select(
-        table, candidates, objective=objective, bank=bank, sources=sources, seed=world.seed, progress=progress
-    )
+        table, candidates, objective=objective, bank=bank, sources=sources, seed=world.seed,
+        screen=False,  # the tables show every estimator's best
+        progress=progress,
+    )  # fmt: skip
 
 
 def _fitted(moments: Moments, pick: Candidate) -> Map:

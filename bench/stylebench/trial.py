@@ -179,6 +179,7 @@ def _select(
         bank=world.train_bank,
         sources=sources,
         seed=world.seed,
+        screen=False,  # the tables show every estimator's best
         progress=progress,
     )
 
