@@ -171,7 +171,9 @@ def _drawn(fixed: Moments, parts: Sequence[Moments], times: NDArray[np.int64]) -
         for name in names if often else ():
             added = getattr(part, name)
             # In place: new matrices for every term would take longer than the arithmetic.
-            sums[name] += np.multiply(added, often, out=buffer) if np.ndim(added) == 2 else np.multiply(added, often)
+            if often > 1:
+                added = np.multiply(added, often, out=buffer) if np.ndim(added) == 2 else np.multiply(added, often)
+            sums[name] += added
     values: dict[str, Any] = {name: value if value.ndim else value.item() for name, value in sums.items()}
     return Moments(**values)
 
