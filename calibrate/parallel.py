@@ -1,7 +1,7 @@
 """Independent eigenproblems side by side: one BLAS thread each, as many at once as there are processors.
 
-LAPACK's eigensolver gains little from a second thread and loses much where the processors are busy: its threads wait for
-each other in spinning loops (1280 dimensions, two threads, other programs running: 4 s; one thread: 0.7 s).
+LAPACK's eigensolver gains little from a second thread and loses much where the processors are busy: its threads wait
+for each other in spinning loops (1280 dimensions, two threads, other programs running: 4 s; one thread: 0.7 s).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Which candidates are worth scoring on every fold, where an encoder is so wide that scoring all of them takes minutes.
 
-Eigenproblems grow with D³, and every λ of `icm` is one of its own. So all candidates are scored on a few folds first, one
-for each thing that is left out, and the rest of the folds is spent on the best: one round of successive halving (Jamieson
-and Talwalkar, Non-stochastic best arm identification and hyperparameter optimization, AISTATS 2016). What is kept is
-scored exactly as without screening; what is dropped stands in the selection with how far behind it was.
+Eigenproblems grow with D³, and every λ of `icm` is one of its own. So all candidates are scored on a few folds first,
+one for each thing that is left out, and the rest of the folds is spent on the best: one round of successive halving
+(Jamieson and Talwalkar, Non-stochastic best arm identification and hyperparameter optimization, AISTATS 2016). What is
+kept is scored exactly as without screening; what is dropped stands in the selection with how far behind it was.
 """
 
 from __future__ import annotations

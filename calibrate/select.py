@@ -347,6 +347,7 @@ def _separations(
     seed: int,
 ) -> dict[str, float]:
     """How clearly each candidate answers, by its name; of several ways of answering the mean."""
+
     def work(fold: Fold) -> dict[Candidate, list[NDArray[np.float64]]]:
         score = Scorer(table, fold, objective, bank)
         fitted = fitted_bases(table, fold, candidates, bank, sources, seed)
