@@ -7,6 +7,7 @@ for each other in spinning loops (1280 dimensions, two threads, other programs r
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, TypeVar
 
 from threadpoolctl import threadpool_limits
@@ -15,6 +16,7 @@ from invariclip.backends.threads import available_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -23,6 +25,19 @@ _MATRICES = 20
 """D×D matrices that one eigenproblem, with its moments and scores, holds at most."""
 _BYTES = 2 << 30
 """Of all workers together; a width beyond it leaves one worker with every BLAS thread."""
+
+
+_NARROW = 2048
+"""Up to this width one BLAS thread solves an eigenproblem nearly as fast as several."""
+
+
+def few_blas_threads(width: int) -> AbstractContextManager[object]:
+    """One BLAS thread while eigenproblems of a width are solved one after the other, if more would gain little.
+
+    Args:
+        width: D.
+    """
+    return threadpool_limits(1, user_api="blas") if width <= _NARROW else nullcontext()
 
 
 def workers_for(width: int, count: int) -> int:
