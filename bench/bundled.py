@@ -23,11 +23,12 @@ if TYPE_CHECKING:
 
 Protocol: TypeAlias = Literal["prototypes", "names"]
 
-PROTOCOLS: dict[Protocol, str] = {"prototypes": "prototypes of training styles", "names": "zero-shot by names"}
+PROTOCOLS: dict[Protocol, str] = {"prototypes": "prototypes of training styles", "names": "names (zero-shot)"}
 """How a class is told: the mean of its pictures in training styles, or its name in a prompt; and that in words."""
 FIT_SPLITS = ("train", "calibrate")
 SEED = 0
-PHOTOGRAPHS, DRAWINGS, MEAN, SEEN = "photographs", "drawings", "mean of both", "seen styles"
+PHOTOGRAPHS, DRAWINGS, MEAN = "photographs", "drawings", "mean of both"
+UNFITTED, SEEN = "things not fitted", "seen styles"
 _PHOTOGRAPH_STYLE = "photograph"
 
 
@@ -59,6 +60,12 @@ class Bundle:
     def concepts(self) -> NDArray[np.int64]:
         """The concept of every picture as a code, int64 [N]."""
         return np.unique([picture.concept for picture in self.pictures], return_inverse=True)[1]
+
+    @property
+    def fitted(self) -> NDArray[np.bool_]:
+        """Pictures of concepts of which some picture, in another style or this one, may be fitted on, bool [N]."""
+        concepts = {picture.concept for picture in self.fit}
+        return np.array([picture.concept in concepts for picture in self.pictures])
 
     @property
     def unseen(self) -> NDArray[np.bool_]:
@@ -197,9 +204,11 @@ def _left_out(bundled: Bundle) -> list[NDArray[np.bool_]]:
 
 
 def score(bundled: Bundle, before: Answers, after: Answers) -> list[Accuracy]:
-    """Both protocols on unseen drawings, on photographs and their mean; and on seen styles, where nothing may be lost.
+    """Both protocols on unseen drawings, on photographs and their mean, and on two kinds of pictures that tell more.
 
-    Every share counts pictures of its kind alike; the mean counts drawings and photographs half each.
+    Every share counts pictures of its kind alike; the mean counts drawings and photographs half each. Most things were
+    fitted on in other styles; `UNFITTED` are the unseen pictures of those that were not. In `SEEN` styles nothing should
+    be lost.
     """
     unseen, labels = bundled.unseen, bundled.labels
     kinds = np.array([[DRAWINGS, PHOTOGRAPHS].index(kind_of(picture)) for picture in bundled.pictures])
@@ -207,7 +216,13 @@ def score(bundled: Bundle, before: Answers, after: Answers) -> list[Accuracy]:
     rows: list[Accuracy] = []
     for protocol in PROTOCOLS:
         old, new = (answered(bundled, answers, protocol) == labels for answers in (before, after))
-        for asked, titles in ((unseen, (*names, MEAN)), (~unseen, (SEEN,))):
+        for asked, titles in (
+            (unseen, (*names, MEAN)),
+            (unseen & ~bundled.fitted, (UNFITTED,)),
+            (~unseen, (SEEN,)),
+        ):
+            if not asked.any():
+                continue
             groups = kinds[asked] if asked is unseen else np.zeros(int(asked.sum()), dtype=np.int64)
             bootstrap = Bootstrap(bundled.concepts[asked], groups, seed=SEED)
             intervals = (
@@ -246,17 +261,19 @@ def verdict(rows: Sequence[Accuracy], chosen: str) -> Verdict:
     losses = [row for row in means if row.high < 0]
     unclear = [row for row in means if row not in gains and row not in losses]
     parts = [
-        f"{words} by {PROTOCOLS[row.protocol]}, {row}"
+        f"{words} with {PROTOCOLS[row.protocol]}, {row}"
         for words, found in (("gains", gains), ("loses", losses), ("shows no clear change", unclear))
         for row in found
     ]
     lost = [
-        f"{row.style} by {PROTOCOLS[row.protocol]}: {row}"
+        f"{row.style} with {PROTOCOLS[row.protocol]}: {row}"
         for row in rows
-        if row.high < 0 and row.style not in (MEAN, SEEN)
+        if row.high < 0 and row.style not in (MEAN, UNFITTED, SEEN)
     ]
+    others = [f"with {PROTOCOLS[row.protocol]} {row}" for row in rows if row.style == UNFITTED]
     seen = [f"{PROTOCOLS[row.protocol]}: {row}" for row in rows if row.style == SEEN and row.high < 0]
     sentence = f"On pictures in styles that it has not seen, the projection {'; it '.join(parts)}."
     sentence += f" It loses on {'; '.join(lost)}." if lost else ""
-    sentence += f" On the styles that it was fitted on it costs something by {'; '.join(seen)}." if seen else ""
+    sentence += f" Of things of which no picture was fitted: {'; '.join(others)}." if others else ""
+    sentence += f" On the styles that it was fitted on it costs something with {'; '.join(seen)}." if seen else ""
     return Verdict(bool(gains) and not losses, sentence)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 TEMPLATES = ("a picture of a {}.",)
 DRAWS = 1
 """Changed versions of each picture that is fitted on; `calibrate` takes two, and the embedding twice the time."""
-CHECKED = {"before.icm": 8, "after.icm": 40}
+CHECKED = {"before.icm": 8, "after.icm": 24}
 """Pictures that each graph is held against PyTorch on; they are evenly spread over the styles."""
 
 
@@ -93,7 +93,8 @@ def run(out: Path, *, rounds: int, progress: Progress, own: Wanted | None = None
         progress: `console.bar` or `console.silent`.
         own: The user's own pictures and words.
     """
-    bundled, seconds = bundle(), {}
+    bundled = bundle()
+    seconds: dict[str, float] = {}
 
     @contextmanager
     def timed(stage: str) -> Iterator[None]:

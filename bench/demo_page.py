@@ -287,7 +287,7 @@ def _screened(selection: Selection) -> str:
 
 
 def _plots(demo: Demo) -> list[str]:
-    unseen = [row for row in demo.accuracy if not row.seen]
+    unseen = [row for row in demo.accuracy if row.style in (DRAWINGS, PHOTOGRAPHS, MEAN)]
     percent = [100 * row.before for row in unseen], [100 * row.after for row in unseen]
     plots = [accuracy_plot([f"{row.style}, {row.protocol}" for row in unseen], *percent)]
     selection = demo.calibration.selection

@@ -17,6 +17,7 @@ from invariclip.bench.bundled import (
     MEAN,
     PHOTOGRAPHS,
     SEEN,
+    UNFITTED,
     Accuracy,
     Answers,
     answered,
@@ -73,7 +74,7 @@ def test_scores_tell_drawings_photographs_and_seen_styles_apart(bundled):
     assert [(row.style, row.protocol) for row in rows] == [
         (style, protocol)
         for protocol in ("prototypes", "names")
-        for style in (DRAWINGS, PHOTOGRAPHS, MEAN, SEEN)
+        for style in (DRAWINGS, PHOTOGRAPHS, MEAN, UNFITTED, SEEN)
     ]  # fmt: skip
     for row in rows:
         expected = (1, 1, 0) if row.seen else (0, 1, 1)
@@ -103,18 +104,18 @@ def rows_with(**ends):
 def test_the_verdict_names_what_gains_and_what_does_not():
     both = verdict(rows_with(prototypes=(0.01, 0.1), names=(0.01, 0.1)), "shrinkage")
     assert both.helped
-    assert both.sentence.count("gains by") == 2
+    assert both.sentence.count("gains with") == 2
     one = verdict(rows_with(prototypes=(0.01, 0.1), names=(-0.05, 0.1)), "shrinkage")
     assert one.helped
-    assert "gains by prototypes" in one.sentence
-    assert "no clear change by zero-shot by names" in one.sentence
+    assert "gains with prototypes" in one.sentence
+    assert "no clear change with names" in one.sentence
     mixed = verdict(rows_with(prototypes=(0.01, 0.1), names=(-0.1, -0.01)), "shrinkage")
     assert not mixed.helped
-    assert "loses by zero-shot by names" in mixed.sentence
+    assert "loses with names" in mixed.sentence
     assert not verdict(rows_with(prototypes=(-0.1, 0.1)), "shrinkage").helped
     hurt = [Accuracy(kind, "names", 0.3, 0.2, -0.1, -0.2, -0.05) for kind in (PHOTOGRAPHS, SEEN)]
     told = verdict([*rows_with(prototypes=(0.01, 0.1)), *hurt], "shrinkage").sentence
-    assert "It loses on photographs by zero-shot by names" in told
+    assert "It loses on photographs with names" in told
     assert "styles that it was fitted on it costs" in told
     none = verdict(rows_with(prototypes=(0, 0)), "identity")
     assert not none.helped
