@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
 import invariclip
-from invariclip.calibrate.evaluate import Bootstrap, prototypes
+from invariclip.calibrate.cdc.evaluate import auroc
+from invariclip.calibrate.evaluate import Bootstrap, prototype_bank
 from invariclip.calibrate.pictures import Picture, read_pictures
 from invariclip.export.reference import manifest_path
 
@@ -20,8 +21,15 @@ if TYPE_CHECKING:
 
     from invariclip.console import Progress
 
+Protocol: TypeAlias = Literal["prototypes", "names"]
+
+PROTOCOLS: dict[Protocol, str] = {"prototypes": "prototypes of training styles", "names": "names (zero-shot)"}
+"""How a class is told: the mean of its pictures in training styles, or its name in a prompt; and that in words."""
 FIT_SPLITS = ("train", "calibrate")
 SEED = 0
+PHOTOGRAPHS, DRAWINGS, MEAN = "photographs", "drawings", "mean of both"
+UNFITTED, SEEN = "things not fitted", "seen styles"
+_PHOTOGRAPH_STYLE = "photograph"
 
 
 @dataclass(frozen=True)
@@ -42,26 +50,89 @@ class Bundle:
     held_out_styles: tuple[str, ...]
     classes: tuple[str, ...]
 
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """The class of every picture, int64 [N]."""
+        places = {name: place for place, name in enumerate(self.classes)}
+        return np.array([places[picture.name] for picture in self.pictures])
+
+    @property
+    def concepts(self) -> NDArray[np.int64]:
+        """The concept of every picture as a code, int64 [N]."""
+        return np.unique([picture.concept for picture in self.pictures], return_inverse=True)[1]
+
+    @property
+    def fitted(self) -> NDArray[np.bool_]:
+        """Pictures of concepts of which some picture, in another style or this one, may be fitted on, bool [N]."""
+        concepts = {picture.concept for picture in self.fit}
+        return np.array([picture.concept in concepts for picture in self.pictures])
+
+    @property
+    def unseen(self) -> NDArray[np.bool_]:
+        """Pictures in held-out styles, bool [N]."""
+        return np.array([picture.environment in self.held_out_styles for picture in self.pictures])
+
 
 @dataclass(frozen=True)
 class Accuracy:
     """One line of the table: shares of 1, the difference paired, its 95 % interval over concepts."""
 
     style: str
-    protocol: str
+    protocol: Protocol
     before: float
     after: float
     difference: float
     low: float
     high: float
 
+    @property
+    def seen(self) -> bool:
+        """Whether it is of the styles that were fitted on."""
+        return self.style == SEEN
+
+    def __str__(self) -> str:
+        return (
+            f"{100 * self.before:.1f} % → {100 * self.after:.1f} % ({100 * self.difference:+.1f} points, "
+            f"95 % interval {100 * self.low:+.1f} … {100 * self.high:+.1f})"
+        )
+
 
 @dataclass(frozen=True)
 class Answers:
-    """What one artifact says to all pictures: zero-shot answers as class indices, and unit embeddings."""
+    """What one artifact says to all pictures: by names as class indices, unit embeddings, and how unsure it is."""
 
     indices: NDArray[np.int64]
     embeddings: NDArray[np.float32]
+    uncertainty: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Halves:
+    """How many of the unseen pictures that an artifact is surer of are answered right by names, and of the others.
+
+    Attributes:
+        surer: Share of right answers in the surer half.
+        other: The same of the other half.
+        auroc: The chance that a wrong answer is less sure than a right one; NaN where all are one or the other.
+    """
+
+    surer: float
+    other: float
+    auroc: float
+
+    def __str__(self) -> str:
+        return (
+            f"Of the half of the unseen pictures that it is surer of (by energy), {self.surer:.1%} are answered right "
+            f"by names; of the other half, {self.other:.1%} (AUROC {self.auroc:.2f})."
+        )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The sentence under which everything stands, and whether there is a gain and no loss."""
+
+    helped: bool
+    sentence: str
 
 
 def bundle() -> Bundle:
@@ -78,56 +149,131 @@ def bundle() -> Bundle:
     )
 
 
+def kind_of(picture: Picture) -> str:
+    """`PHOTOGRAPHS` or `DRAWINGS`."""
+    return PHOTOGRAPHS if picture.environment == _PHOTOGRAPH_STYLE else DRAWINGS
+
+
 def ask(folder: Path, bundled: Bundle, progress: Progress) -> Answers:
     """Puts every bundled picture to an artifact, through the runtime alone."""
     model = invariclip.load(folder)
     paths = [picture.path for picture in bundled.pictures]
-    indices, embeddings = [], []
+    indices, embeddings, uncertainty = [], [], []
     starts = range(0, len(paths), 16)
     for start in progress(starts, total=len(starts), desc=f"classify with {folder.name}"):
-        embedding, probabilities, _ = model.answer(paths[start : start + 16])
-        indices.append(probabilities.argmax(axis=1))
-        embeddings.append(embedding)
-    return Answers(np.concatenate(indices).astype(np.int64), np.concatenate(embeddings))
+        answers = model.answer(paths[start : start + 16])
+        indices.append(answers.probabilities.argmax(axis=1))
+        embeddings.append(answers.embeddings)
+        uncertainty.append(answers.uncertainty)
+    return Answers(np.concatenate(indices).astype(np.int64), np.concatenate(embeddings), np.concatenate(uncertainty))
+
+
+def answered(bundled: Bundle, answers: Answers, protocol: Protocol) -> NDArray[np.int64]:
+    """The class that every picture is taken for, int64 [N].
+
+    Args:
+        bundled: The pictures.
+        answers: What the artifact says.
+        protocol: Told by names, or by the mean of each class's pictures in training styles. A picture of a training
+            style is compared with means that it is no part of.
+    """
+    if protocol == "names":
+        return answers.indices
+    labels, support = bundled.labels, ~bundled.unseen
+    found = _nearest(answers, labels, support, ~support)
+    for left in _left_out(bundled):
+        found = np.where(left, _nearest(answers, labels, support & ~left, left), found)
+    return found
+
+
+def _nearest(
+    answers: Answers, labels: NDArray[np.int64], support: NDArray[np.bool_], asked: NDArray[np.bool_]
+) -> NDArray[np.int64]:
+    """The nearest prototype of the pictures that are asked about, -1 for the others."""
+    classes, bank = prototype_bank(answers.embeddings[support], labels[support])
+    found = np.full(len(labels), -1, dtype=np.int64)
+    found[asked] = classes[np.argmax(answers.embeddings[asked] @ bank.T, axis=1)]
+    return found
+
+
+def _left_out(bundled: Bundle) -> list[NDArray[np.bool_]]:
+    """Pictures of training styles in as many parts as there are styles: of each concept one picture, bool [N] each."""
+    styles = np.array([[p.environment == style for p in bundled.pictures] for style in bundled.training_styles])
+    turns = np.arange(len(styles))
+    return [styles[(bundled.concepts + turn) % len(styles), np.arange(len(bundled.pictures))] for turn in turns]
 
 
 def score(bundled: Bundle, before: Answers, after: Answers) -> list[Accuracy]:
-    """Zero-shot and class prototypes on every held-out style and their mean, before and after."""
-    labels = np.array([bundled.classes.index(picture.name) for picture in bundled.pictures])
-    style_names = np.array([picture.environment for picture in bundled.pictures])
-    queries = np.isin(style_names, bundled.held_out_styles)
-    support = ~queries
-    _, concepts = np.unique([p.concept for p in bundled.pictures], return_inverse=True)
-    styles = np.array([bundled.held_out_styles.index(name) for name in style_names[queries]])
-    bootstrap = Bootstrap(concepts[queries], styles, seed=SEED)
+    """Both protocols on unseen drawings, on photographs and their mean, and on two kinds of pictures that tell more.
 
-    def by_prototypes(answers: Answers) -> NDArray[np.bool_]:
-        return prototypes(answers.embeddings[support], labels[support], answers.embeddings[queries], labels[queries])
-
-    results = {
-        "zero-shot": [answers.indices[queries] == labels[queries] for answers in (before, after)],
-        "prototypes": [by_prototypes(answers) for answers in (before, after)],
-    }
+    Every share counts pictures of its kind alike; the mean counts drawings and photographs half each. Most things were
+    fitted on in other styles; `UNFITTED` are the unseen pictures of those that were not. In `SEEN` styles nothing should
+    be lost.
+    """
+    unseen, labels = bundled.unseen, bundled.labels
+    kinds = np.array([[DRAWINGS, PHOTOGRAPHS].index(kind_of(picture)) for picture in bundled.pictures])
+    names = [name for code, name in enumerate((DRAWINGS, PHOTOGRAPHS)) if (kinds[unseen] == code).any()]
     rows: list[Accuracy] = []
-    for protocol, (old, new) in results.items():
-        intervals = bootstrap.intervals(old), bootstrap.intervals(new), bootstrap.intervals(new, old)
-        for style, was, became, gain in zip((*bundled.held_out_styles, "mean"), *intervals, strict=True):
-            percent = was.value, became.value, gain.value, gain.low, gain.high
-            rows.append(Accuracy(style, protocol, *(value / 100 for value in percent)))
+    for protocol in PROTOCOLS:
+        old, new = (answered(bundled, answers, protocol) == labels for answers in (before, after))
+        for asked, titles in (
+            (unseen, (*names, MEAN)),
+            (unseen & ~bundled.fitted, (UNFITTED,)),
+            (~unseen, (SEEN,)),
+        ):
+            if not asked.any():
+                continue
+            groups = kinds[asked] if asked is unseen else np.zeros(int(asked.sum()), dtype=np.int64)
+            bootstrap = Bootstrap(bundled.concepts[asked], groups, seed=SEED)
+            intervals = (
+                bootstrap.intervals(old[asked]),
+                bootstrap.intervals(new[asked]),
+                bootstrap.intervals(new[asked], old[asked]),
+            )
+            for title, was, became, gain in zip(titles, *intervals, strict=False):
+                percent = was.value, became.value, gain.value, gain.low, gain.high
+                rows.append(Accuracy(title, protocol, *(value / 100 for value in percent)))
     return rows
 
 
-def verdict(rows: Sequence[Accuracy], chosen: str) -> tuple[bool, str]:
-    """Whether the projection helped on unseen styles, and the plain sentence that says so."""
+def halves(bundled: Bundle, answers: Answers) -> Halves:
+    """How well the uncertainty tells right answers by names from wrong ones, on unseen pictures."""
+    asked = bundled.unseen
+    wrong = answers.indices[asked] != bundled.labels[asked]
+    order = np.argsort(answers.uncertainty[asked], kind="stable")
+    surer, other = np.array_split(~wrong[order], [len(order) // 2])
+    return Halves(float(surer.mean()), float(other.mean()), auroc(answers.uncertainty[asked].astype(np.float64), wrong))
+
+
+def verdict(rows: Sequence[Accuracy], chosen: str) -> Verdict:
+    """What the table says of unseen pictures, by every protocol, in plain words.
+
+    Args:
+        rows: From `score`.
+        chosen: The estimator.
+    """
     if chosen == "identity":
-        return False, "There is no gain: on styles left out no projection beat doing nothing, so nothing was changed."
-    means = {row.protocol: row for row in rows if row.style == "mean"}
+        return Verdict(
+            False, "There is no gain: on styles left out no projection beat doing nothing, so nothing was changed."
+        )
+    means = [row for row in rows if row.style == MEAN]
+    gains = [row for row in means if row.low > 0]
+    losses = [row for row in means if row.high < 0]
+    unclear = [row for row in means if row not in gains and row not in losses]
     parts = [
-        f"{name} {100 * row.before:.1f} % → {100 * row.after:.1f} % ({100 * row.difference:+.1f} points, "
-        f"95 % interval {100 * row.low:+.1f} … {100 * row.high:+.1f})"
-        for name, row in means.items()
+        f"{words} with {PROTOCOLS[row.protocol]}, {row}"
+        for words, found in (("gains", gains), ("loses", losses), ("shows no clear change", unclear))
+        for row in found
     ]
-    helped = any(row.low > 0 for row in means.values()) and all(row.difference > 0 for row in means.values())
-    opening = "The projection helps on styles it has not seen" if helped else "No clear gain on these few pictures"
-    closing = "" if helped else " docs/stylebench.md has the same measured on the full picture set."
-    return helped, f"{opening}: {'; '.join(parts)}.{closing}"
+    lost = [
+        f"{row.style} with {PROTOCOLS[row.protocol]}: {row}"
+        for row in rows
+        if row.high < 0 and row.style not in (MEAN, UNFITTED, SEEN)
+    ]
+    others = [f"with {PROTOCOLS[row.protocol]} {row}" for row in rows if row.style == UNFITTED]
+    seen = [f"{PROTOCOLS[row.protocol]}: {row}" for row in rows if row.style == SEEN and row.high < 0]
+    sentence = f"On pictures in styles that it has not seen, the projection {'; it '.join(parts)}."
+    sentence += f" It loses on {'; '.join(lost)}." if lost else ""
+    sentence += f" Of things of which no picture was fitted: {'; '.join(others)}." if others else ""
+    sentence += f" On the styles that it was fitted on it costs something with {'; '.join(seen)}." if seen else ""
+    return Verdict(bool(gains) and not losses, sentence)

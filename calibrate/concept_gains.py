@@ -16,11 +16,14 @@ from invariclip.calibrate.candidates import Candidate
 from invariclip.calibrate.evaluate import Bootstrap
 from invariclip.calibrate.folds import CONCEPT_PARTS, concept_masks, make_folds
 from invariclip.calibrate.pairs import ALL_SOURCES, Sources, Table
+from invariclip.calibrate.parallel import side_by_side
 from invariclip.calibrate.scorer import Scorer
 from invariclip.calibrate.select import ConceptGains, Selection, fitted_bases, units
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from invariclip.calibrate.folds import Fold
 
 
 def concept_gains(
@@ -52,13 +55,16 @@ def concept_gains(
         return ConceptGains(chosen.gain, None)
     _, folds = make_folds(table, seed=seed, concept_parts=concept_parts, fitted=True)
     folds = [fold for fold in folds if fold.queries.any()]
-    scores: dict[Candidate, list[NDArray[np.float64]]] = {none: [], chosen.candidate: []}
-    for fold in folds:
+    pair = [none, chosen.candidate]
+
+    def work(fold: Fold) -> dict[Candidate, NDArray[np.float64]]:
         score = Scorer(table, fold, selection.objective, bank)
-        for candidate, basis in fitted_bases(table, fold, list(scores), bank, sources, seed):
-            scores[candidate].append(score(basis, candidate.rank))
+        fitted = fitted_bases(table, fold, pair, bank, sources, seed)
+        return {candidate: score(basis, candidate.rank) for candidate, basis in fitted}
+
+    scores = list(side_by_side(work, folds, table.vectors.shape[1]))
     named = [name for fold in folds for name in fold.groups]
     groups = np.unique(named, return_inverse=True)[1]
     bootstrap = Bootstrap(np.concatenate([units(table)[fold.queries] for fold in folds]), groups, seed=seed)
-    with_it, without = (np.concatenate(scores[candidate]) for candidate in (chosen.candidate, none))
+    with_it, without = (np.concatenate([one[candidate] for one in scores]) for candidate in reversed(pair))
     return ConceptGains(bootstrap.intervals(with_it, without)[-1], chosen.gain)

@@ -14,6 +14,7 @@ import numpy as np
 
 from invariclip.calibrate.estimators import Basis, decompose
 from invariclip.calibrate.moments import Moments, empty
+from invariclip.calibrate.parallel import side_by_side
 from invariclip.errors import InputError
 
 if TYPE_CHECKING:
@@ -146,16 +147,18 @@ def confidence(
     count = default_resamples(whole.width) if resamples is None else resamples
     draws = np.random.default_rng(seed).multinomial(len(drawn), np.full(len(drawn), 1 / len(drawn)), size=count)
     subspace, metric = _subspace(fit, compared), _metric(fit, rank)
-    largest, mean, deviation = np.empty((3, count))
-    for index, times in enumerate(draws):
+
+    def refit(times: NDArray[np.int64]) -> tuple[float, float, float]:
         resample = _drawn(fixed, drawn, times)
         if resample.point_weight <= 0:  # all pictures are in groups that were not drawn
             resample = replace(resample, point_weight=whole.point_weight, point_outer=whole.point_outer)
-        refit = decompose(resample, estimator, strength)
-        cosines = np.linalg.svd(subspace.T @ _subspace(refit, compared), compute_uv=False)
+        other = decompose(resample, estimator, strength)
+        cosines = np.linalg.svd(subspace.T @ _subspace(other, compared), compute_uv=False)
         angles = np.degrees(np.arccos(np.minimum(cosines, 1)))
-        largest[index], mean[index] = angles.max(), angles.mean()
-        deviation[index] = np.linalg.norm(_metric(refit, rank) - metric) / np.linalg.norm(metric)
+        moved = np.linalg.norm(_metric(other, rank) - metric) / np.linalg.norm(metric)
+        return float(angles.max()), float(angles.mean()), float(moved)
+
+    largest, mean, deviation = np.array(list(side_by_side(refit, list(draws), whole.width))).T
     return Confidence(compared, _spread(largest), _spread(mean), _spread(deviation), count, len(drawn))
 
 
@@ -168,7 +171,9 @@ def _drawn(fixed: Moments, parts: Sequence[Moments], times: NDArray[np.int64]) -
         for name in names if often else ():
             added = getattr(part, name)
             # In place: new matrices for every term would take longer than the arithmetic.
-            sums[name] += np.multiply(added, often, out=buffer) if np.ndim(added) == 2 else np.multiply(added, often)
+            if often > 1:
+                added = np.multiply(added, often, out=buffer) if np.ndim(added) == 2 else np.multiply(added, often)
+            sums[name] += added
     values: dict[str, Any] = {name: value if value.ndim else value.item() for name, value in sums.items()}
     return Moments(**values)
 

@@ -96,9 +96,9 @@ def prototype_bank(
     """
     if not len(support):
         raise InputError("class prototypes need support pictures, and there are none")
-    classes, codes = np.unique(support_labels, return_inverse=True)
-    sums = np.zeros((len(classes), support.shape[1]))
-    np.add.at(sums, codes, support)
+    order = np.argsort(support_labels, kind="stable")
+    classes, starts = np.unique(support_labels[order], return_index=True)
+    sums = np.add.reduceat(support[order].astype(np.float64), starts, axis=0)
     # Opposite pictures may cancel to a zero mean; such a class then never wins.
     lengths = np.linalg.norm(sums, axis=1, keepdims=True)
     return classes, np.divide(sums, lengths, out=np.zeros_like(sums), where=lengths > 0)

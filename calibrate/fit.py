@@ -24,6 +24,7 @@ from invariclip.calibrate.pairs import (
     grouped_moments,
     taken_pairs,
 )
+from invariclip.calibrate.parallel import few_blas_threads
 from invariclip.calibrate.pictures import summarise
 from invariclip.calibrate.problems import problems
 from invariclip.calibrate.scorer import TEXT_OBJECTIVES, Objective
@@ -181,13 +182,14 @@ def conclude(
     Raises:
         ProjectionError: The candidate cannot be fitted.
     """
-    projection = (
-        identity(moments.width)
-        if chosen.estimator == "identity"
-        else fit(moments, chosen.estimator, chosen.rank, chosen.strength)
-    )
-    sure = confidence(parts, chosen.estimator, chosen.rank, chosen.strength, seed=options.seed)
-    facts = {**facts, **diagnose(projection, moments), "confidence": sure.to_json() if sure else None}
+    with few_blas_threads(moments.width):
+        projection = (
+            identity(moments.width)
+            if chosen.estimator == "identity"
+            else fit(moments, chosen.estimator, chosen.rank, chosen.strength)
+        )
+        sure = confidence(parts, chosen.estimator, chosen.rank, chosen.strength, seed=options.seed)
+        facts = {**facts, **diagnose(projection, moments), "confidence": sure.to_json() if sure else None}
     provenance = {
         "invariclip": invariclip.__version__,
         "numpy": np.__version__,

@@ -108,7 +108,13 @@ class Moments:
         """
         if self.width != other.width:
             raise InputError(f"moments of width {self.width} and {other.width} cannot be added")
-        return Moments(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
+        # Where one side has none of a kind, its zeros need not be added: of wide embeddings that is most of the time.
+        sides = {kind: [one for one in (self, other) if getattr(one, f"{kind}_weight") or getattr(one, f"{kind}s")]
+                 for kind in ("point", "pair")}  # fmt: skip
+        return Moments(**{
+            f.name: _sum([getattr(one, f.name) for one in sides[f.name.split("_")[0].rstrip("s")] or [self]])
+            for f in fields(self)
+        })  # fmt: skip
 
     def __sub__(self, other: Moments) -> Moments:
         """The moments without a part that was added to them before, such as those of one environment.
@@ -177,20 +183,21 @@ class Moments:
             point_weight_squares=self.point_weight_squares * points**2,
             point_fourth=self.point_fourth * points**2,
             point_sum=self.point_sum * points,
-            point_outer=self.point_outer * points,
+            point_outer=self.point_outer if points == 1 else self.point_outer * points,
             pairs=self.pairs,
             pair_weight=self.pair_weight * pairs,
             pair_weight_squares=self.pair_weight_squares * pairs**2,
             pair_fourth=self.pair_fourth * pairs**2,
             pair_independent=self.pair_independent,
-            pair_outer=self.pair_outer * pairs,
+            pair_outer=self.pair_outer if pairs == 1 else self.pair_outer * pairs,
         )
 
 
 def empty(width: int) -> Moments:
     """The moments of nothing, for embeddings of width D."""
-    square = np.zeros((width, width))
-    return Moments(0, 0.0, 0.0, 0.0, np.zeros(width), square, 0, 0.0, 0.0, 0.0, 0, square.copy())
+    # Two arrays of zeros, not a copy of one: memory that is never written is never touched.
+    outer = np.zeros((width, width)), np.zeros((width, width))
+    return Moments(0, 0.0, 0.0, 0.0, np.zeros(width), outer[0], 0, 0.0, 0.0, 0.0, 0, outer[1])
 
 
 def of_points(vectors: NDArray[np.floating[Any]], weights: NDArray[np.float64] | None = None) -> Moments:
@@ -282,6 +289,10 @@ def combined(parts: Sequence[Moments], weights: Sequence[float]) -> Moments:
         part = part.crowded(part.crowding)
         total = total + part._rescaled(1.0, weight / part.pair_weight if part.pair_weight > 0 else weight)
     return total
+
+
+def _sum(values: list[Any]) -> Any:
+    return values[0] if len(values) == 1 else values[0] + values[1]
 
 
 def _weights(weights: NDArray[np.float64] | None, count: int) -> NDArray[np.float64] | None:

@@ -88,7 +88,9 @@ class Scorer:
         """Everything as a candidate shows it, unit length."""
         if self._axes is not basis.axes:
             self._axes = basis.axes
-            self._turned = {name: vectors @ basis.axes for name, vectors in self._given.items()}
+            # The identity's axes are those that are there; multiplying by them would only take time.
+            same = basis.estimator == "identity"
+            self._turned = self._given if same else {name: each @ basis.axes for name, each in self._given.items()}
         return {name: unit(vectors[:, :rank] * basis.factors[:rank]) for name, vectors in self._turned.items()}
 
     def _margins(

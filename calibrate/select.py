@@ -12,7 +12,9 @@ from invariclip.calibrate.estimators import removed
 from invariclip.calibrate.evaluate import Bootstrap, Interval
 from invariclip.calibrate.folds import CONCEPT_PARTS, CONCEPTS_TO_PART, Fold, make_folds
 from invariclip.calibrate.pairs import ALL_SOURCES, Sources, Table, fitted_moments
+from invariclip.calibrate.parallel import side_by_side
 from invariclip.calibrate.scorer import TEXT_OBJECTIVES, Objective, Scorer, bases
+from invariclip.calibrate.screening import kept, needs_screening, screening_folds
 from invariclip.calibrate.separation import separation
 from invariclip.console import Progress, silent
 from invariclip.errors import InputError
@@ -119,11 +121,13 @@ class Selection:
         objective: What was scored.
         left_out: One line on what was left out in turn.
         queries: How many pictures were scored.
-        curve: Every candidate, in the order of the grid.
+        curve: Every candidate that was scored on all folds, in the order of the grid.
         separations: Where several candidates were equally good and better than none, how clearly each of them answered
             (see `separation`), by its name; empty elsewhere.
         by_concept: The chosen one's gain on concepts that were fitted and on others (see `concept_gains`); None where
             that was not asked for, or nothing is projected.
+        screened: Candidates that were dropped after a few folds (see `screening`), by name: how far behind the best one
+            they were there, in points; empty where all were scored.
     """
 
     chosen: Candidate
@@ -133,6 +137,7 @@ class Selection:
     curve: tuple[Scored, ...]
     separations: dict[str, float] = field(default_factory=dict)
     by_concept: ConceptGains | None = None
+    screened: dict[str, float] = field(default_factory=dict)
 
     def result(self, candidate: Candidate | None = None) -> Scored:
         """The scores of a candidate, of the chosen one by default."""
@@ -153,7 +158,10 @@ class Selection:
         curve = tuple(Scored.from_json(scored) for scored in plain["curve"])
         chosen = next(scored.candidate for scored in curve if str(scored.candidate) == plain["chosen"])
         split = ConceptGains.from_json(plain["by_concept"]) if plain["by_concept"] else None
-        return cls(chosen, plain["objective"], plain["left_out"], plain["queries"], curve, plain["separations"], split)
+        return cls(
+            chosen, plain["objective"], plain["left_out"], plain["queries"], curve, plain["separations"], split,
+            plain.get("screened", {}),
+        )  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready, for the provenance."""
@@ -165,6 +173,7 @@ class Selection:
             "curve": [scored.to_json() for scored in self.curve],
             "separations": {name: round(value, 4) for name, value in self.separations.items()},
             "by_concept": self.by_concept.to_json() if self.by_concept else None,
+            "screened": {name: round(value, 3) for name, value in self.screened.items()},
         }
 
 
@@ -177,6 +186,7 @@ def select(
     sources: Sources = ALL_SOURCES,
     concept_parts: int = CONCEPT_PARTS,
     seed: int = 0,
+    screen: bool | None = None,
     progress: Progress = silent,
 ) -> Selection:
     """Scores every candidate on what is left out (see `folds`) and chooses by a one-standard-error rule.
@@ -208,6 +218,8 @@ def select(
         sources: Which pairs of pictures are fitted on; candidates say whether captions, from the bank, are too.
         concept_parts: See `folds.make_folds`.
         seed: Of the folds, the pairs and the bootstrap.
+        screen: Score all candidates on a few folds first and only the best on the others (see `screening`); None does
+            so where all of it would take too long.
         progress: Progress display.
 
     Raises:
@@ -219,24 +231,26 @@ def select(
         raise InputError("no projection must be among the candidates: what is gained is measured against it")
     left_out, folds = make_folds(table, seed=seed, concept_parts=concept_parts)
     folds = [fold for fold in folds if fold.queries.any()]
-    scores: dict[Candidate, list[NDArray[np.float64]]] = {candidate: [] for candidate in candidates}
-    taken: dict[Candidate, list[float]] = {candidate: [] for candidate in candidates}
-    for fold in progress(folds, total=len(folds), desc="selecting"):
-        score = Scorer(table, fold, objective, bank)
-        for candidate, basis in fitted_bases(table, fold, candidates, bank, sources, seed):
-            scores[candidate].append(score(basis, candidate.rank))
-            taken[candidate].append(removed(basis.factors[: candidate.rank], table.vectors.shape[1]))
-    named = [name for fold in folds for name in fold.groups]
-    names = sorted(set(named))
-    groups = np.asarray([names.index(name) for name in named])
     own = units(table)
-    bootstrap = Bootstrap(np.concatenate([own[fold.queries] for fold in folds]), groups, seed=seed)
-    flat = {candidate: np.concatenate(parts) for candidate, parts in scores.items()}
+    screened: dict[str, float] = {}
+    score = _FoldScores(table, folds, objective, bank, sources, seed)
+    if needs_screening(candidates, len(folds), table.vectors.shape[1]) if screen is None else screen:
+        few = screening_folds(folds)
+        score.run(few, candidates, progress, "screening")
+        bootstrap = _bootstrap([folds[place] for place in few], own, seed)
+        means = {each: float(bootstrap.samples(score.flat(each, few))[0, -1]) for each in candidates}
+        behind = {each: mean - max(means.values()) for each, mean in means.items()}
+        candidates = kept(behind)
+        screened = {str(each): value for each, value in behind.items() if each not in candidates}
+    score.run(range(len(folds)), candidates, progress, "selecting")
+    names = sorted({name for fold in folds for name in fold.groups})
+    bootstrap = _bootstrap(folds, own, seed)
+    flat = {candidate: score.flat(candidate) for candidate in candidates}
     best = max(candidates, key=lambda candidate: bootstrap.samples(flat[candidate])[0, -1])
     curve = tuple(
         Scored(
             candidate=candidate,
-            removed=float(np.mean(taken[candidate])),
+            removed=score.removed(candidate),
             accuracy=dict(zip((*names, "mean"), bootstrap.intervals(flat[candidate]), strict=True)),
             gain=bootstrap.intervals(flat[candidate], flat[Candidate("identity")])[-1],
             behind=_behind(bootstrap, flat[candidate], flat[best]),
@@ -252,7 +266,60 @@ def select(
     elif len(equal) > 1:
         separations = _separations(table, folds, [scored.candidate for scored in equal], objective, bank, sources, seed)
     chosen = min(equal, key=lambda scored: (-separations.get(str(scored.candidate), 0.0), scored.removed))
-    return Selection(chosen.candidate, objective, left_out, len(groups), curve, separations)
+    queries = sum(len(fold.groups) for fold in folds)
+    return Selection(chosen.candidate, objective, left_out, queries, curve, separations, screened=screened)
+
+
+class _FoldScores:
+    """Candidates' scores by fold; what was scored already is not scored again."""
+
+    def __init__(
+        self,
+        table: Table,
+        folds: Sequence[Fold],
+        objective: Objective,
+        bank: NDArray[np.float64] | None,
+        sources: Sources,
+        seed: int,
+    ) -> None:
+        self._table, self._folds, self._objective = table, folds, objective
+        self._bank, self._sources, self._seed = bank, sources, seed
+        self._found: list[dict[Candidate, tuple[NDArray[np.float64], float]]] = [{} for _ in folds]
+
+    def run(self, places: Sequence[int], candidates: Sequence[Candidate], progress: Progress, desc: str) -> None:
+        """Scores the candidates on the folds at `places`, several at once."""
+        width = self._table.vectors.shape[1]
+
+        def work(place: int) -> dict[Candidate, tuple[NDArray[np.float64], float]]:
+            todo = [candidate for candidate in candidates if candidate not in self._found[place]]
+            if not todo:
+                return {}
+            fold = self._folds[place]
+            score = Scorer(self._table, fold, self._objective, self._bank)
+            fitted = fitted_bases(self._table, fold, todo, self._bank, self._sources, self._seed)
+            return {
+                candidate: (score(basis, candidate.rank), removed(basis.factors[: candidate.rank], width))
+                for candidate, basis in fitted
+            }
+
+        results = progress(side_by_side(work, places, width), total=len(places), desc=desc)
+        for place, found in zip(places, results, strict=True):
+            self._found[place].update(found)
+
+    def flat(self, candidate: Candidate, places: Sequence[int] | None = None) -> NDArray[np.float64]:
+        """The candidate's score of every query, fold after fold."""
+        chosen = range(len(self._folds)) if places is None else places
+        return np.concatenate([self._found[place][candidate][0] for place in chosen])
+
+    def removed(self, candidate: Candidate) -> float:
+        """How much of the space it takes away, averaged over the folds."""
+        return float(np.mean([found[candidate][1] for found in self._found]))
+
+
+def _bootstrap(folds: Sequence[Fold], own: NDArray[np.int64], seed: int) -> Bootstrap:
+    """Of the queries of some folds; `own` says what is resampled, by row."""
+    _, groups = np.unique([name for fold in folds for name in fold.groups], return_inverse=True)
+    return Bootstrap(np.concatenate([own[fold.queries] for fold in folds]), groups, seed=seed)
 
 
 def fitted_bases(
@@ -280,14 +347,17 @@ def _separations(
     seed: int,
 ) -> dict[str, float]:
     """How clearly each candidate answers, by its name; of several ways of answering the mean."""
-    found: dict[Candidate, list[list[NDArray[np.float64]]]] = {candidate: [] for candidate in candidates}
-    for fold in folds:
+
+    def work(fold: Fold) -> dict[Candidate, list[NDArray[np.float64]]]:
         score = Scorer(table, fold, objective, bank)
-        for candidate, basis in fitted_bases(table, fold, candidates, bank, sources, seed):
-            found[candidate].append(score.margins(basis, candidate.rank))
+        fitted = fitted_bases(table, fold, candidates, bank, sources, seed)
+        return {candidate: score.margins(basis, candidate.rank) for candidate, basis in fitted}
+
+    found = list(side_by_side(work, folds, table.vectors.shape[1]))
+    parts = {candidate: [one[candidate] for one in found] for candidate in candidates}
     return {
-        str(candidate): float(np.mean([separation(np.concatenate(way)) for way in zip(*parts, strict=True)]))
-        for candidate, parts in found.items()
+        str(candidate): float(np.mean([separation(np.concatenate(way)) for way in zip(*ways, strict=True)]))
+        for candidate, ways in parts.items()
     }
 
 

@@ -1,12 +1,13 @@
-"""The small part of the picture set that is committed: what the demo and the tests use without any download.
+"""The part of the picture set that is committed: what the demo and the tests use without any download.
 
-Concepts were chosen by hand from the list of names, for being plain words spread over the groups, before any model had
-answered on them. Half of them the reference encoder learns; a quarter is for projections, a quarter for tests.
+Rules alone decide what is in it, never a result: every concept that has a real photograph, and others in the order of a
+seeded hash of their identifier until there are `CONCEPTS`. Concepts keep the split that they have in the full set.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import shutil
 from typing import TYPE_CHECKING
 
@@ -19,68 +20,73 @@ from invariclip.errors import InputError
 from invariclip.files import sha256_file
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
-NAMES: dict[str, tuple[str, ...]] = {
-    "train": (
-        *("lion", "dog", "horse", "penguin", "owl", "frog", "butterfly", "whale", "crab", "sunflower", "mushroom"),
-        *("grapes", "banana", "pineapple", "carrot", "hamburger", "doughnut", "trophy", "balloon", "basketball"),
-        *("bicycle", "bus", "airplane", "rocket", "castle", "volcano"),
-        *("trumpet", "key", "scissors", "bell", "crown", "glasses"),
-    ),
-    "calibrate": (
-        *("koala", "turkey", "ram", "dove", "honey pot", "skis", "umbrella", "mountain", "thermometer"),
-        *("guitar", "violin", "saxophone", "laptop", "candle", "hammer", "envelope"),
-    ),
-    "test": (
-        *("elephant", "snake", "octopus", "scorpion", "bat", "rose", "cactus", "strawberry", "potato", "pizza"),
-        *("lollipop", "soccer ball", "locomotive", "camera", "television", "backpack"),
-    ),
-}
-"""Names by concept split."""
+CONCEPTS = 300
+SEED = 0
+"""Of the order in which concepts without a photograph are taken."""
 
-STYLES = (
-    "noto",
-    "twemoji",
-    "fluent-flat",
-    "fluent-3d",
-    "emojione",
-    "openmoji",
-    "openmoji-black",
-    "fluent-high-contrast",
-)
-"""Every style but the photographs, whose licence (GPL-2.0) does not suit a bundled file."""
+DRAWN = ("noto", "fluent-flat", "fluent-3d", "openmoji", "openmoji-black")
+"""Drawn styles: three to fit on, and two unseen ones whose drawings no training style shares (the high-contrast Fluent
+drawings are the outlines of the flat ones)."""
+PHOTOGRAPHS = "photograph"
 
-LOSSY = {"fluent-3d": 90}
-"""WebP quality of the style whose shading would take most of the space if it were kept without loss."""
+LOSSY = {"noto": 85, "fluent-3d": 85, PHOTOGRAPHS: 85}
+"""WebP quality of the styles with shading; the others are flat, and smaller without loss."""
 
 MANIFEST_FILE = "pictures.jsonl"
 
 
-def write_subset(data: Path, out: Path, progress: Progress = silent) -> list[Picture]:
-    """Copies the committed subset out of a built set.
+def chosen_concepts(pictures: Sequence[Picture], count: int = CONCEPTS) -> list[str]:
+    """The concepts of the subset: those with a photograph, then others in hashed order, `count` in all.
+
+    Args:
+        pictures: The full set's manifest.
+        count: How many; those with a photograph are taken even if they are more.
+
+    Raises:
+        InputError: Fewer concepts stand in every drawn style.
+    """
+    styles: dict[str, set[str]] = {}
+    for picture in pictures:
+        styles.setdefault(picture.concept, set()).add(picture.style)
+    able = [concept for concept, found in styles.items() if found >= set(DRAWN)]
+    if len(able) < count:
+        raise InputError(f"only {len(able)} of {count} concepts stand in every style of {', '.join(DRAWN)}")
+    first = [concept for concept in able if PHOTOGRAPHS in styles[concept]]
+    rest = sorted((concept for concept in able if concept not in set(first)), key=_hash)
+    return first + rest[: max(0, count - len(first))]
+
+
+def write_subset(data: Path, out: Path, progress: Progress = silent, *, count: int = CONCEPTS) -> list[Picture]:
+    """Copies the committed subset out of a built set; pictures that stand in `out` and are not of it are removed.
 
     Args:
         data: Folder of the built picture set.
         out: Folder to write `pictures/<style>/<hexcode>.webp` and `pictures.jsonl` into.
         progress: Progress display.
+        count: How many concepts.
 
     Returns:
         The subset's manifest.
 
     Raises:
-        InputError: A concept is missing or lies in another split than `NAMES` says.
+        InputError: The set holds too few concepts.
     """
-    wanted = {name: split for split, names in NAMES.items() for name in names}
-    chosen = [p for p in read_manifest(data / MANIFEST) if p.name in wanted and p.style in STYLES]
-    if len(chosen) != len(wanted) * len(STYLES):
-        raise InputError(f"{data / MANIFEST} holds {len(chosen)} of {len(wanted) * len(STYLES)} pictures of the subset")
-    moved = sorted({p.name for p in chosen if p.concept_split != wanted[p.name]})
-    if moved:
-        raise InputError(f"the subset lists {', '.join(moved)} under another split than the picture set")
+    everything = read_manifest(data / MANIFEST)
+    wanted, styles = set(chosen_concepts(everything, count)), {*DRAWN, PHOTOGRAPHS}
+    chosen = [picture for picture in everything if picture.concept in wanted and picture.style in styles]
     pictures = [_copy(data, out, picture) for picture in progress(chosen, total=len(chosen), desc="subset")]
+    kept = {out / picture.file for picture in pictures}
+    for left in sorted(set((out / "pictures").glob("*/*.webp")) - kept):
+        left.unlink()
     write_manifest(out / MANIFEST_FILE, pictures)
     return pictures
+
+
+def _hash(concept: str) -> bytes:
+    return hashlib.sha256(f"bundled\n{SEED}\n{concept}".encode()).digest()
 
 
 def _copy(data: Path, out: Path, picture: Picture) -> Picture:
@@ -89,7 +95,7 @@ def _copy(data: Path, out: Path, picture: Picture) -> Picture:
     beside = target.with_name(target.name + ".part")
     if picture.style in LOSSY:
         with Image.open(data / picture.file) as opened:
-            opened.save(beside, format="WEBP", quality=LOSSY[picture.style], method=6)
+            opened.convert("RGB").save(beside, format="WEBP", quality=LOSSY[picture.style], method=6)
     else:
         shutil.copyfile(data / picture.file, beside)
     beside.replace(target)

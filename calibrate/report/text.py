@@ -79,6 +79,9 @@ def _verdict(selection: Selection) -> list[str]:
         f"left out   {selection.left_out}",
         f"scored     {selection.objective} on {selection.queries} pictures, {len(selection.curve)} candidates",
     ]
+    if selection.screened:
+        few = f"{len(selection.screened)} others were dropped after a few folds, the best of them"
+        lines.append(f"screened   {few} {-max(selection.screened.values()):.1f} points behind")
     if selection.separations:
         lines.append(f"chosen     the clearest answers of {len(selection.separations)} equally good candidates")
     if chosen.candidate.estimator == "identity":

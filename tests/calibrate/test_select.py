@@ -9,8 +9,10 @@ import pytest
 from invariclip.calibrate.candidates import Candidate, grid
 from invariclip.calibrate.estimators import fit
 from invariclip.calibrate.evaluate import prototypes, unit, zero_shot
+from invariclip.calibrate.folds import make_folds
 from invariclip.calibrate.pairs import UNCHANGED, Table, fitted_moments
 from invariclip.calibrate.probe import fit_probe
+from invariclip.calibrate.screening import kept, needs_screening, screening_folds
 from invariclip.calibrate.select import Selection, select
 from invariclip.errors import InputError
 
@@ -198,3 +200,45 @@ def test_few_concepts_are_classes_and_pictures_are_resampled():
         mean = select(table, [Candidate("identity"), Candidate("shrinkage", None, 1.0)]).baseline().accuracy["mean"]
         widths.append(mean.high - mean.low)
     assert 1.4 < widths[0] / widths[1] < 2.8
+
+
+@pytest.mark.parametrize("objective", ["prototypes", "both"])
+def test_screening_chooses_the_same_with_the_same_scores(objective):
+    table = shifted()
+    bank = unit(np.random.default_rng(1).normal(size=(60, WIDTH)))
+    candidates = grid(WIDTH, captions=(False, True) if objective == "both" else (False,))
+    everything = select(table, candidates, objective=objective, bank=bank, screen=False)
+    screened = select(table, candidates, objective=objective, bank=bank, screen=True)
+    assert screened.chosen == everything.chosen
+    assert len(screened.curve) < len(everything.curve)
+    assert not everything.screened
+    names = {str(scored.candidate) for scored in screened.curve}
+    assert names | set(screened.screened) == {str(candidate) for candidate in candidates}
+    assert max(screened.screened.values()) <= 0
+    for scored in screened.curve:
+        other = everything.result(scored.candidate)
+        for ours, theirs in ((scored.gain, other.gain), (scored.accuracy["mean"], other.accuracy["mean"])):
+            assert (ours.value, ours.low, ours.high) == pytest.approx((theirs.value, theirs.low, theirs.high), abs=1e-9)
+        assert scored.removed == pytest.approx(other.removed, abs=1e-9)
+        assert (scored.behind, scored.behind_error) == pytest.approx((other.behind, other.behind_error), abs=1e-9)
+    assert Selection.from_json(json.loads(json.dumps(screened.to_json()))).screened.keys() == screened.screened.keys()
+
+
+def test_screening_is_for_wide_encoders_and_takes_one_fold_of_each_environment():
+    assert not needs_screening(grid(512, captions=(False, True)), 24, 512)
+    assert needs_screening(grid(1280, captions=(False, True)), 24, 1280)
+    assert not needs_screening([Candidate("identity"), Candidate("shrinkage", None, 3.0)], 24, 4096)
+    _, folds = make_folds(shifted())
+    few = screening_folds(folds)
+    assert len({folds[place].groups[0] for place in few}) == len(few) == 5
+    behind = {
+        Candidate("shrinkage", None, 1.0): -1.0, Candidate("identity"): -9.0, Candidate("shrinkage", None, 3.0): -5.0,
+        Candidate("icm", 3, 1.0): -2.0, Candidate("generalised", 3): 0.0,
+    }  # fmt: skip
+    assert kept(behind) == [each for each in behind if each.estimator != "icm"]
+
+
+def test_folds_scored_side_by_side_answer_as_one_after_the_other(monkeypatch):
+    several = select(shifted(), grid(WIDTH))
+    monkeypatch.setattr("invariclip.calibrate.parallel.available_threads", lambda: 1)
+    assert select(shifted(), grid(WIDTH)) == several

@@ -1,0 +1,92 @@
+"""`invariclip demo --images DIR --classes …`: the user's own pictures with the user's own words, before and after."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import invariclip
+from invariclip.calibrate.pictures import SkippedPictureWarning
+from invariclip.errors import InputError
+from invariclip.pixels import find_pictures, open_picture
+from invariclip.prompts import check_prompts
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from invariclip.answers import Prediction
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What was asked for: pictures that can be read, and the words to choose from."""
+
+    paths: tuple[Path, ...]
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Own:
+    """One of the user's pictures, and what it is taken for without the projection and with it."""
+
+    path: Path
+    before: Prediction
+    after: Prediction
+
+    @property
+    def changed(self) -> bool:
+        """Whether the projection changes the answer."""
+        return self.before.label != self.after.label
+
+
+def wanted(images: Path | None, classes: str | None, templates: Sequence[str]) -> Wanted | None:
+    """Checks the options before minutes of work; pictures that cannot be read are named in a warning and left out.
+
+    Args:
+        images: A folder or a picture.
+        classes: Words with commas between them.
+        templates: Prompts that the words go into.
+
+    Returns:
+        None where nothing was asked for.
+
+    Raises:
+        InputError: One option stands without the other, a word is empty or repeated, or no picture can be read.
+    """
+    if images is None and classes is None:
+        return None
+    if images is None:
+        raise InputError("--classes are the words for your own pictures: add --images DIR, or leave --classes out")
+    words = tuple(word.strip() for word in (classes or "").split(",") if word.strip())
+    if len(words) < 2:
+        raise InputError('--images needs two words or more to choose from: add --classes "dog,cat,car"')
+    check_prompts(words, templates)
+    readable: list[Path] = []
+    for path in find_pictures([images]):
+        try:
+            open_picture(path)
+        except InputError as error:
+            warnings.warn(f"skipped: {error}", SkippedPictureWarning, stacklevel=2)
+        else:
+            readable.append(path)
+    if not readable:
+        raise InputError(f"{images}: no picture there can be read; name a folder of JPEG, PNG or WebP files")
+    return Wanted(tuple(readable), words)
+
+
+def classify_own(asked: Wanted, before: Path, after: Path, templates: Sequence[str]) -> list[Own]:
+    """The answers of both artifacts.
+
+    Args:
+        asked: See `wanted`.
+        before: Artifact without the projection.
+        after: Artifact with it.
+        templates: Prompts.
+    """
+    old, new = (
+        invariclip.load(folder).with_classes(asked.classes, list(templates)).classify(list(asked.paths))
+        for folder in (before, after)
+    )
+    return [Own(*each) for each in zip(asked.paths, old, new, strict=True)]
