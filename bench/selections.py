@@ -75,6 +75,7 @@ def kept_selection(
         sources=sources,
         concept_parts=concept_parts,
         seed=seed,
+        screen=False,  # the tables show every estimator's best
         progress=progress,
     ).to_json()
     if file is not None:

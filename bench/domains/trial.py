@@ -374,17 +374,9 @@ def _select(
     candidates = tried(table.vectors.shape[1], estimator)
     # A table of base classes has other codes than the bank's; none is selected for by name.
     bank = world.bank if objective == "zero-shot" else None
-<<<<<<< HEAD
     return kept_selection(
         folder, table, candidates, objective=objective, bank=bank, sources=sources, seed=world.seed, progress=progress
     )
-=======
-    return select(
-        table, candidates, objective=objective, bank=bank, sources=sources, seed=world.seed,
-        screen=False,  # the tables show every estimator's best
-        progress=progress,
-    )  # fmt: skip
->>>>>>> ha
 
 
 def _fitted(moments: Moments, pick: Candidate) -> Map:
