@@ -207,8 +207,8 @@ def score(bundled: Bundle, before: Answers, after: Answers) -> list[Accuracy]:
     """Both protocols on unseen drawings, on photographs and their mean, and on two kinds of pictures that tell more.
 
     Every share counts pictures of its kind alike; the mean counts drawings and photographs half each. Most things were
-    fitted on in other styles; `UNFITTED` are the unseen pictures of those that were not. In `SEEN` styles nothing should
-    be lost.
+    fitted on in other styles; `UNFITTED` are the unseen pictures of those that were not. In `SEEN` styles nothing
+    should be lost.
     """
     unseen, labels = bundled.unseen, bundled.labels
     kinds = np.array([[DRAWINGS, PHOTOGRAPHS].index(kind_of(picture)) for picture in bundled.pictures])
