@@ -219,7 +219,6 @@ def _select(
         sources=sources,
         concept_parts=CONCEPT_PARTS,
         seed=world.seed,
-        screen=False,  # the tables show every estimator's best
         progress=progress,
     )
 
