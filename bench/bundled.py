@@ -270,10 +270,18 @@ def verdict(rows: Sequence[Accuracy], chosen: str) -> Verdict:
         for row in rows
         if row.high < 0 and row.style not in (MEAN, UNFITTED, SEEN)
     ]
-    others = [f"with {PROTOCOLS[row.protocol]} {row}" for row in rows if row.style == UNFITTED]
+    others = [f"{_words(row)} with {PROTOCOLS[row.protocol]}, {row}" for row in rows if row.style == UNFITTED]
     seen = [f"{PROTOCOLS[row.protocol]}: {row}" for row in rows if row.style == SEEN and row.high < 0]
     sentence = f"On pictures in styles that it has not seen, the projection {'; it '.join(parts)}."
     sentence += f" It loses on {'; '.join(lost)}." if lost else ""
-    sentence += f" Of things of which no picture was fitted: {'; '.join(others)}." if others else ""
+    sentence += (
+        f" Most of these things were fitted on in other styles. Those that were not: {'; '.join(others)}."
+        if others
+        else ""
+    )
     sentence += f" On the styles that it was fitted on it costs something with {'; '.join(seen)}." if seen else ""
     return Verdict(bool(gains) and not losses, sentence)
+
+
+def _words(row: Accuracy) -> str:
+    return "a gain" if row.low > 0 else "a loss" if row.high < 0 else "no clear change"

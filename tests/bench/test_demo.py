@@ -117,6 +117,10 @@ def test_the_verdict_names_what_gains_and_what_does_not():
     told = verdict([*rows_with(prototypes=(0.01, 0.1)), *hurt], "shrinkage").sentence
     assert "It loses on photographs with names" in told
     assert "styles that it was fitted on it costs" in told
+    apart = [replace(row, style=UNFITTED) for row in rows_with(prototypes=(-0.01, 0.1), names=(0.01, 0.1))]
+    told = verdict([*rows_with(prototypes=(0.01, 0.1)), *apart], "shrinkage").sentence
+    assert "Those that were not: no clear change with prototypes" in told
+    assert "a gain with names" in told
     none = verdict(rows_with(prototypes=(0, 0)), "identity")
     assert not none.helped
     assert "no gain" in none.sentence
