@@ -148,8 +148,8 @@ def _protocol(result: dict[str, Any]) -> str:
         return f"{min(every)} to {max(every)}"
 
     seen = (
-        "Nothing was chosen on the unseen styles, but this table had been read twice before the form was final: with "
-        "no base rate but 1/K, and with no background."
+        "Nothing was chosen on the unseen styles, but this table, of an earlier reference, had been read twice before "
+        "the form was final: with no base rate but 1/K, and with no background."
         if _bundled(result)
         else "Nothing was chosen with this model in view."
     )
@@ -164,7 +164,7 @@ def _protocol(result: dict[str, Any]) -> str:
         "the training and fit the evidence; the rest is scored.\n"
         f"- **Scored** on {spread(SEEN, 0)} base and {spread(SEEN, 1)} new pictures in the adapted styles (accuracy: "
         f"mean over styles), {spread(UNSEEN, 0)} and {spread(UNSEEN, 1)} in the held-out one.\n"
-        "- **Space.** That of the projection which calibration chooses for zero-shot on the training styles' base and "
+        "- **Space.** That of the shrinkage which calibration chooses for zero-shot on the training styles' base and "
         f"calibration concepts ({spaces}); every row is in it. Image trunk in {result['precision']}.\n"
         f"- **{result['seeds']} seeds**: of halves, held-out style, shots, starts and steps; ± is their standard "
         "deviation. The form of evidence, learning rate and steps were chosen on pictures of the training styles that "

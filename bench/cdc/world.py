@@ -54,7 +54,7 @@ class World:
 def make_world(
     images: Quick, pictures: Sequence[Picture], seed: int, cache: Path, progress: Progress = silent
 ) -> World:
-    """Draws the halves, fits the projection that `calibrate` chooses, and embeds everything in its space.
+    """Draws the halves, fits the shrinkage that `calibrate` chooses, and embeds everything in its space.
 
     The projection is fitted and selected on the training styles of the base concepts and of those that no encoder has
     learnt (split `calibrate`): it has seen neither new classes nor any of the four styles. Of those, one is held out,
@@ -75,7 +75,7 @@ def make_world(
     new = set(learnt) - base
     fit_on = [p for p in seen if p.split == "calibrate" or p.name in base]
     # The seed of what interventions draw stays the same, so that one set of embeddings serves every seed
-    options = Options(interventions=PAPER, objective="zero-shot", templates=TEMPLATES)
+    options = Options(interventions=PAPER, estimator="shrinkage", objective="zero-shot", templates=TEMPLATES)
     found = calibrate(images, fit_on, options, cache=cache, progress=progress).projection
     projection = None if found.estimator == "identity" else found
     held_out = HELD_OUT_STYLES[seed % len(HELD_OUT_STYLES)]
