@@ -243,17 +243,21 @@ def pictures_command(data: Path, out: Path) -> None:
 @main.command("measure")
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--unseen", "unseen", multiple=True, metavar="NAME=PATH", help="Pictures that no export saw.")
+@click.option(
+    "--graph", "graphs", multiple=True, metavar="NAME[:bfloat16]=PATH",
+    help="A further image graph of the same model, such as one that the contract left out; repeatable.",
+)  # fmt: skip
 @click.option("--calibration", type=click.Path(path_type=Path), help="What int8 was calibrated on: adds NNCF as peer.")
 @click.option("--limit", default=300, show_default=True, type=click.IntRange(1), help="Of a set, evenly spread.")
 @click.option("--work", type=click.Path(path_type=Path), default=Path("build/unseen/work"), show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="PAGE.md; PAGE.json is written beside it.")
 @click.option("--quiet", is_flag=True)
 def measure_command(
-    artifact: Path, unseen: tuple[str, ...], calibration: Path | None, limit: int, work: Path,
+    artifact: Path, unseen: tuple[str, ...], graphs: tuple[str, ...], calibration: Path | None, limit: int, work: Path,
     out: Path, quiet: bool,
 ) -> None:  # fmt: skip
     """Asks every variant, and writes the page."""
-    record = measure(artifact, unseen, calibration, limit, work, silent if quiet else bar)
+    record = measure(artifact, unseen, calibration, limit, work, silent if quiet else bar, graphs=graphs)
     write_atomically(out.with_suffix(".json"), json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     write_atomically(out, page(record))
     note(f"wrote {out}")
@@ -268,7 +272,7 @@ def page_command(record: Path) -> None:
 
 def measure(
     artifact: Path, unseen: Sequence[str], calibration: Path | None, limit: int, work: Path,
-    progress: Progress = silent,
+    progress: Progress = silent, graphs: Sequence[str] = (),
 ) -> dict[str, Any]:  # fmt: skip
     """Every variant's answers beside float32's, set by set; kept on the way.
 
@@ -279,6 +283,7 @@ def measure(
         limit: Pictures of a set at most, evenly spread.
         work: Folder of what is kept.
         progress: Progress display.
+        graphs: `NAME[:bfloat16]=PATH` of further image graphs of the same model.
 
     Returns:
         The record behind the page.
@@ -290,7 +295,7 @@ def measure(
     if not manifest.classes:
         raise InputError(f"{artifact} has no classes to agree on: export it with --classes-file")
     work.mkdir(parents=True, exist_ok=True)
-    asked = candidates(artifact, manifest)
+    asked = [*candidates(artifact, manifest), *map(_loose, graphs)]
     if calibration is not None:
         asked.append(peer(artifact, work, calibration, manifest, note))
     sets = [_named(one) for one in unseen]
@@ -309,6 +314,10 @@ def measure(
         "model": manifest.model.name,
         "artifact": artifact.name,
         "limit": limit,
+        "min_top1": next(
+            (v.parity["openvino"]["thresholds"]["min_top1"] for n, v in manifest.variants.items() if n != FLOAT32), None
+        ),
+        "schedules": next((list(v.made["tokens"]) for v in manifest.variants.values() if v.made.get("tokens")), []),
         "classes": len(manifest.classes),
         "sets": [
             {
@@ -327,6 +336,12 @@ def measure(
         "processor": machine.get("processor", ""),
         "versions": {name: versions().get(name, "") for name in ("openvino", "nncf")},
     }
+
+
+def _loose(given: str) -> Candidate:
+    name, path = _named(given)
+    plain = name.removesuffix(":bfloat16")
+    return Candidate(plain, path, "float32" if plain == name else "bfloat16", ("not in the artifact",))
 
 
 def _named(given: str) -> tuple[str, Path]:
@@ -353,7 +368,7 @@ _TAIL = """
 python -m invariclip.bench.stylebench build
 python -m invariclip.bench.unseen pictures
 invariclip export --model reference-vit --backend openvino --classes-file build/unseen/pictures/classes.txt \\
-  --images build/unseen/pictures/judged --calibration build/unseen/pictures/calibration --min-top1 0.99 \\
+  --images build/unseen/pictures/judged --calibration build/unseen/pictures/calibration --min-top1 {min_top1} \\
   --variant bfloat16 --variant int8 --variant int8-bfloat16 --variant tokens-bfloat16 --variant tokens-int8 \\
   -o build/unseen/{artifact}
 python -m invariclip.bench.unseen measure build/unseen/{artifact} --calibration build/unseen/pictures/calibration \\
@@ -383,6 +398,9 @@ def page(record: dict[str, Any], name: str = "reference-vit.md") -> str:
     if record["left_out"]:
         lines += ["", "Left out of the artifact, with what each missed:", ""]
         lines += [f"- `{one}`: {why}" for one, why in record["left_out"].items()]
+    if record["schedules"]:
+        lines += ["", "## Schedules of tokens that were tried, on the calibration pictures", ""]
+        lines += [f"- {line}" for line in record["schedules"]]
     options = " ".join(f'--unseen "{one["name"]}=…"' for one in sets if one["kind"] == "unseen")
     options = f"{options} --limit {record['limit']}"
     lines.append(_TAIL.format(page=name, arguments=options, **record))

@@ -37,7 +37,8 @@ def record():
         for pictures in (unseen.JUDGED, "paintings")
     ]
     return {
-        "model": "m", "artifact": "m.icm", "limit": 400, "classes": 7,
+        "model": "m", "artifact": "m.icm", "limit": 400, "min_top1": 0.97, "classes": 7,
+        "schedules": ["chosen: 200 x 12"],
         "sets": [
             {"name": unseen.JUDGED, "kind": "seen", "pictures": 400},
             {"name": "paintings", "kind": "unseen", "pictures": 400},
@@ -59,6 +60,8 @@ def test_the_page_has_every_candidate_on_every_set_with_its_interval():
     assert "| `int8` | 99.5 [98.2, 99.9] | 99.5 [98.2, 99.9] |" in text
     assert f"| {unseen.PEER} | 95.0 [92.4, 96.7]" in text
     assert "`tokens-int8`: top-1 98 %" in text
+    assert "--min-top1 0.97" in text
+    assert "- chosen: 200 x 12" in text
     assert "{" not in text
 
 
