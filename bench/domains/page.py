@@ -104,8 +104,8 @@ def render(result: dict[str, Any], stem: str) -> str:
 _NOTES = {
     "probe, own C": (
         "A fixed C is a weaker penalty where vectors lie further apart, and taking away what all pictures share drives "
-        "them apart: part of a gain at C = 0.316 can be that alone. Here both rows have the C that suits them best when "
-        "each training environment is left out in turn.\n\n"
+        "them apart: part of a gain at C = 0.316 can be that alone. Here both rows have the C that suits them best "
+        "when each training environment is left out in turn.\n\n"
     ),
 }
 _COST = (
