@@ -230,6 +230,8 @@ def _engine(kind: Kind, backends: Sequence[str]) -> str | None:
 def spare_pictures(wish: Wish, judged: Pictures) -> list[Path]:
     """What to calibrate and search on: the wish's own pictures, or bundled ones that the contract does not look at.
 
+    As many bundled ones as the contract looks at, at most: ranges and second moments hold every picture's activations.
+
     Raises:
         InputError: A path does not exist or a folder is empty.
     """
@@ -239,7 +241,7 @@ def spare_pictures(wish: Wish, judged: Pictures) -> list[Path]:
 
     bundled = find_pictures([pictures_path()])
     apart = [path for path in bundled if path not in set(judged.paths)]
-    return apart or bundled
+    return evidence.spread(apart or bundled, evidence.BUNDLED_LIMIT)
 
 
 def _batches(pictures: Pictures) -> Iterator[NDArray[np.uint8]]:
