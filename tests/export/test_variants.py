@@ -149,11 +149,11 @@ def test_mistakes_show_before_any_work(export):
 
 
 def test_calibration_is_on_pictures_that_the_contract_does_not_look_at(checkpoint):
-    from invariclip.export.contract.evidence import pictures_of
+    from invariclip.export.contract.evidence import BUNDLED_LIMIT, pictures_of
 
     judged = pictures_of(None, checkpoint("vit").pixels)
     spare = spare_pictures(Wish(), judged)
-    assert len(spare) > 240
+    assert len(spare) == BUNDLED_LIMIT
     assert not set(spare) & set(judged.paths)
 
 
