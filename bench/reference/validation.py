@@ -134,6 +134,8 @@ def _walk(data: bytes, tree: int, blobs: int, names: int, node: int) -> Iterator
         name = prefix + (data[start : start + 2 * length].decode("utf-16-be") if number else "")
         if flags & 2:
             count, first = struct.unpack(">II", data[place + 6 : place + 14])
+            if count > len(data) // node:
+                raise InputError("a Qt resource archive says that it holds more files than it has room for")
             waiting += [(first + k, f"{name}/" if name else "") for k in range(count)]
             continue
         at = blobs + struct.unpack(">I", data[place + 10 : place + 14])[0]
