@@ -21,6 +21,7 @@ from invariclip.bench.stylebench.build import build, digest_of
 from invariclip.bench.stylebench.manifest import read_manifest
 from invariclip.bench.stylebench.sources import PACKAGES as STYLES_PACKAGES
 from invariclip.calibrate.estimators import fit
+from invariclip.calibrate.evaluate import unit
 from invariclip.calibrate.moments import combined, of_pairs, of_points
 from invariclip.console import bar, note, say, table
 from invariclip.errors import InvariclipError
@@ -182,11 +183,11 @@ class _Checks:
         return SCALES[int(np.argmin(losses))]
 
     def _logits(self, group: _Group, text: Any, matrix: NDArray[np.float64] | None) -> NDArray[np.float64]:
-        images = _unit((group.features - self.origin).astype(np.float64))
+        images = unit((group.features - self.origin).astype(np.float64))
         texts = np.stack([text(each).detach().double().numpy() for each in group.prompts])
         if matrix is not None:
-            images, texts = _unit(images @ matrix), _unit(texts) @ matrix
-        return np.asarray(images @ _unit(_unit(texts).sum(axis=0)).T)
+            images, texts = unit(images @ matrix), unit(texts) @ matrix
+        return np.asarray(images @ unit(unit(texts).sum(axis=0)).T)
 
 
 def _checks(
@@ -216,7 +217,7 @@ def _checks(
         plain[[row for row, _ in kept]], labels, sentences.in_templates(PROMPTS, names)
     )
     fitted = [(row, p) for row, p in emoji if p.split != "test"]
-    embeddings = _unit((plain[[row for row, _ in fitted]] - origin).astype(np.float64))
+    embeddings = unit((plain[[row for row, _ in fitted]] - origin).astype(np.float64))
     return _Checks(groups, origin, _shrinkage(embeddings, [p.concept for _, p in fitted]))
 
 
@@ -228,10 +229,6 @@ def _shrinkage(embeddings: NDArray[np.float64], concepts: list[str]) -> Projecti
     pairs = np.array([(a, b) for own in places.values() for i, a in enumerate(own) for b in own[i + 1 :]])
     moments = combined([of_points(embeddings), of_pairs(embeddings[pairs[:, 0]], embeddings[pairs[:, 1]])], [1.0, 1.0])
     return fit(moments, "shrinkage", strength=STRENGTH)
-
-
-def _unit(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.asarray(rows / np.linalg.norm(rows, axis=-1, keepdims=True))
 
 
 def _write(folder: Path, head: Any, origin: NDArray[np.float32], scale: float) -> None:
