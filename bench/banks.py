@@ -7,7 +7,6 @@ same product of one embedding; they take turns, and before each the caches are e
 from __future__ import annotations
 
 import json
-import sys
 import time
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -21,6 +20,7 @@ import onnxruntime
 from onnx import helper, numpy_helper
 
 from invariclip.backends.threads import available_threads
+from invariclip.cli import run_command
 from invariclip.console import bar, note
 from invariclip.files import write_atomically
 
@@ -232,4 +232,4 @@ def page(found: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(banks(standalone_mode=True))
+    run_command(banks)

@@ -8,7 +8,6 @@ beside that: one process per graph, taking turns.
 from __future__ import annotations
 
 import json
-import sys
 import time
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -23,6 +22,7 @@ import onnx_ir as ir
 from invariclip.backends.threads import available_threads
 from invariclip.bench.ends import EMBEDDING_INPUT, EndCost, measure_ends
 from invariclip.bench.latency import Candidate, Timing, measure
+from invariclip.cli import run_command
 from invariclip.console import bar, note
 from invariclip.export.graphs.head import attach_head
 from invariclip.export.graphs.opinions import BANK
@@ -223,4 +223,4 @@ def _whole(row: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(evidence(standalone_mode=False))
+    run_command(evidence)

@@ -29,6 +29,7 @@ from PIL import Image
 from invariclip.backends.threads import available_threads
 from invariclip.bench.load_page import with_tables
 from invariclip.bench.machine import Ticks
+from invariclip.cli import run_command
 from invariclip.console import bar, note
 from invariclip.errors import InputError
 from invariclip.export.reference import manifest_path
@@ -281,4 +282,4 @@ def _rotated(servers: dict[str, Server], number: int) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(load(standalone_mode=False))
+    run_command(load)

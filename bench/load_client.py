@@ -7,13 +7,13 @@ server, which may have to share its processors with this.
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from collections import Counter
 from pathlib import Path
 
 import click
 
+from invariclip.cli import run_command
 from invariclip.console import emit_json
 from invariclip.pixels import find_pictures
 
@@ -74,4 +74,4 @@ def client(port: int, pictures: Path, clients: int, warm: float, seconds: float)
 
 
 if __name__ == "__main__":
-    sys.exit(client(standalone_mode=False))
+    run_command(client)

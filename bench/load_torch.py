@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ import torch
 
 import invariclip
 from invariclip.backends.threads import chosen_threads
+from invariclip.cli import run_command
 from invariclip.errors import InputError
 from invariclip.export.models.checkpoint import load_checkpoint
 from invariclip.manifest import EMBEDDING, IMAGE_INPUT
@@ -76,4 +76,4 @@ def server(artifact: Path, model: str, random_weights: int | None, threads: int 
 
 
 if __name__ == "__main__":
-    sys.exit(server(standalone_mode=False))
+    run_command(server)

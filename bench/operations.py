@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import click
 import numpy as np
 
 from invariclip.artifact import checked_path, read_manifest
+from invariclip.cli import run_command
 from invariclip.console import say
 from invariclip.errors import ArtifactError
 
@@ -117,4 +117,4 @@ def operations(artifact: Path, variant: str, batch: int, threads: int | None) ->
 
 
 if __name__ == "__main__":
-    sys.exit(operations(standalone_mode=False))
+    run_command(operations)

@@ -8,7 +8,6 @@ one more candidate.
 from __future__ import annotations
 
 import json
-import sys
 import time
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -20,6 +19,7 @@ import click
 
 from invariclip.backends.threads import available_threads
 from invariclip.bench.latency import Candidate, Timing, measure
+from invariclip.cli import run_command
 from invariclip.console import bar, note
 from invariclip.export.graphs.rewrites import NAMES, REWRITES
 from invariclip.export.graphs.tower_graph import tower_graph
@@ -194,4 +194,4 @@ def _cells(row: Timing) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(rewrites(standalone_mode=False))
+    run_command(rewrites)

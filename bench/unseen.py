@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +20,9 @@ import numpy as np
 from invariclip.artifact import read_manifest
 from invariclip.backends import open_backend
 from invariclip.bench.machine import facts, versions
+from invariclip.cli import run_command
 from invariclip.console import bar, note, silent
-from invariclip.errors import InputError, InvariclipError
+from invariclip.errors import InputError
 from invariclip.export.contract.evidence import Pictures, altered, spread
 from invariclip.files import sha256_file, write_atomically
 from invariclip.manifest import EMBEDDING, PROBABILITIES
@@ -420,8 +420,4 @@ def _cosine(row: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main(standalone_mode=True)
-    except InvariclipError as error:
-        note(f"error: {error}")
-        sys.exit(error.exit_code)
+    run_command(main)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import difflib
 import re
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ import click
 import numpy as np
 import onnx_ir as ir
 
+from invariclip.cli import run_command
 from invariclip.console import bar, note
 from invariclip.errors import InputError
 from invariclip.export.graphs.tower_graph import tower_graph
@@ -220,4 +220,4 @@ def dumps(names: tuple[str, ...], check: bool, out: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(dumps(standalone_mode=False))
+    run_command(dumps)

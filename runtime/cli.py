@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import warnings
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -114,12 +114,23 @@ def cli() -> None:
     """CLIP for production, with the shift-prone part of its embedding removed."""
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> NoReturn:
     """Runs the command line and exits: 0 done, 1 a check failed, 2 wrong usage or input."""
+    run_command(cli, "invariclip", arguments)
+
+
+def run_command(command: click.Command, prog_name: str | None = None, arguments: list[str] | None = None) -> NoReturn:
+    """Runs one command and exits as every command of ours does: an error is one line, never a traceback.
+
+    Args:
+        command: The command.
+        prog_name: Its name in help texts; None takes the program's own, such as `python -m invariclip.bench.cdc`.
+        arguments: Without the program's name; None takes the process's.
+    """
     warnings.showwarning = _one_line_warning
     given = sys.argv[1:] if arguments is None else arguments
     try:
-        code = cli.main(args=given, prog_name="invariclip", standalone_mode=False)
+        code = command.main(args=given, prog_name=prog_name, standalone_mode=False)
     except InvariclipError as error:
         _fail(str(error), error.exit_code, given)
     except click.exceptions.Abort:
@@ -133,7 +144,7 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _fail(message: str, code: int, arguments: list[str]) -> None:
+def _fail(message: str, code: int, arguments: list[str]) -> NoReturn:
     line = " ".join(message.split())
     if "--json" in arguments:
         click.echo(json.dumps({"error": line}, ensure_ascii=False))

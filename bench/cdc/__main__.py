@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from functools import cache as once
 from functools import partial
 from pathlib import Path
@@ -14,8 +13,8 @@ import click
 from invariclip.bench.blas import bound_blas
 from invariclip.bench.cdc.rows import COMPARED, ROWS
 from invariclip.calibrate.pictures import read_pictures
+from invariclip.cli import run_command
 from invariclip.console import bar, note
-from invariclip.errors import InvariclipError
 from invariclip.files import sha256_file, write_atomically
 
 if TYPE_CHECKING:
@@ -83,8 +82,4 @@ def main(
 
 
 if __name__ == "__main__":
-    try:
-        main(standalone_mode=True)
-    except InvariclipError as error:
-        note(f"error: {error}")
-        sys.exit(error.exit_code)
+    run_command(main)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -19,8 +18,9 @@ from invariclip.bench.cpp.build import SOURCE, build
 from invariclip.bench.cpp.page import page
 from invariclip.bench.cpp.turns import compare
 from invariclip.bench.machine import Ticks
+from invariclip.cli import run_command
 from invariclip.console import bar, note
-from invariclip.errors import InputError, InvariclipError
+from invariclip.errors import InputError
 from invariclip.files import write_atomically
 from invariclip.machine import this_machine
 
@@ -83,8 +83,4 @@ def _frame(columns: int, rows: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(cpp(standalone_mode=False))
-    except (click.ClickException, InvariclipError) as error:
-        note(f"error: {error.format_message() if isinstance(error, click.ClickException) else error}")
-        sys.exit(2)
+    run_command(cpp)

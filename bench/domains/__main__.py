@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -17,8 +16,8 @@ from invariclip.bench.domains.page import plot, render
 from invariclip.bench.domains.summary import summarise
 from invariclip.bench.domains.trial import Settings, run_trial
 from invariclip.calibrate.layouts import find_layout, read_layout
+from invariclip.cli import run_command
 from invariclip.console import bar, note, silent
-from invariclip.errors import InvariclipError
 from invariclip.files import write_atomically
 
 if TYPE_CHECKING:
@@ -105,8 +104,4 @@ def _counts(pictures: Sequence[Picture]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    try:
-        main(standalone_mode=True)
-    except InvariclipError as error:
-        note(f"error: {error}")
-        sys.exit(error.exit_code)
+    run_command(main)

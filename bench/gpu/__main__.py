@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,8 +12,8 @@ import click
 
 from invariclip.bench.gpu.cases import BATCHES, MODELS, TOWERS, Case, cases, plan
 from invariclip.calibrate.report.look import require_page_packages
+from invariclip.cli import run_command
 from invariclip.console import emit_json, note, say, table
-from invariclip.errors import InvariclipError
 from invariclip.files import write_atomically
 
 
@@ -87,11 +86,4 @@ def _show(questions: list[Case], *, as_json: bool) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(standalone_mode=False)
-    except InvariclipError as error:
-        note(f"error: {error}")
-        sys.exit(error.exit_code)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(2)
+    run_command(main)

@@ -15,8 +15,9 @@ from typing import Any
 
 import click
 
-from invariclip.console import note, say
-from invariclip.errors import InputError, InvariclipError
+from invariclip.cli import run_command
+from invariclip.console import say
+from invariclip.errors import InputError
 from invariclip.files import sha256_file, write_atomically
 
 PART_BYTES = 60_000_000
@@ -126,11 +127,4 @@ def unpack(parts: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(standalone_mode=False)
-    except InvariclipError as error:
-        note(f"error: {error}")
-        sys.exit(error.exit_code)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(2)
+    run_command(main)

@@ -6,7 +6,6 @@ import dataclasses
 import importlib.metadata
 import json
 import math
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +22,8 @@ from invariclip.bench.stylebench.sources import PACKAGES as STYLES_PACKAGES
 from invariclip.calibrate.estimators import fit
 from invariclip.calibrate.evaluate import unit
 from invariclip.calibrate.moments import combined, of_pairs, of_points
+from invariclip.cli import run_command
 from invariclip.console import bar, note, say, table
-from invariclip.errors import InvariclipError
 from invariclip.export.reference import RECIPES
 from invariclip.export.reference.packages import fetch_all
 from invariclip.export.reference.towers import lite2_state, lite2_weights
@@ -244,8 +243,4 @@ def _write(folder: Path, head: Any, origin: NDArray[np.float32], scale: float) -
 
 
 if __name__ == "__main__":
-    try:
-        main(standalone_mode=True)
-    except InvariclipError as error:
-        note(f"error: {error}")
-        sys.exit(error.exit_code)
+    run_command(main)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -10,8 +9,8 @@ import click
 
 from invariclip.bench.stylebench.evaluate import evaluate_command
 from invariclip.bench.stylebench.sources import STYLES, licence_of
+from invariclip.cli import run_command
 from invariclip.console import bar, emit_json, note, say, table
-from invariclip.errors import InvariclipError
 
 DATA = Path("build/stylebench")
 REFERENCE = Path("export/reference")
@@ -71,8 +70,4 @@ main.add_command(evaluate_command)
 
 
 if __name__ == "__main__":
-    try:
-        main(standalone_mode=True)
-    except InvariclipError as error:
-        note(f"error: {error}")
-        sys.exit(error.exit_code)
+    run_command(main)

@@ -33,7 +33,7 @@ def manifest_path() -> Path:
 def _bundled(path: Path) -> Path:
     if not path.exists():
         raise InputError(
-            "the bundled pictures are in the repository, not in the wheel: name images of your own, or install from a "
-            "clone (`pip install -e .`)"
+            "the bundled pictures are in the repository, not in the wheel: give images of your own with --images, or "
+            "install from a clone (`pip install -e .`)"
         )
     return path
