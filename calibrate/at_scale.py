@@ -139,7 +139,7 @@ def calibrate_moments(
         "left_out": {source: tally.to_json() for source, tally in sorted(state.tallies.items()) if tally.counts},
         "encoder": state.encoder or None,
     }
-    selection, fixed = None, options.fixed()
+    selection, fixed, table = None, options.fixed(), None
     if sample and encoder is not None:
         if encoder.embed_dim != state.width:
             raise InputError(
@@ -152,4 +152,4 @@ def calibrate_moments(
         facts["selected_on"] = told
     if fixed is None:
         raise InputError(_NOTHING_TO_CHOOSE_ON)
-    return conclude(encoder, fixed, selection, moments, state.groups(weights), facts, options)
+    return conclude(encoder, fixed, selection, moments, state.groups(weights), facts, options, table)

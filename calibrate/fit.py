@@ -156,7 +156,7 @@ def calibrate(
     facts["caption_pairs"] = int(table.unchanged.sum()) if chosen.captions else 0
     moments = fitted_moments(table, captions=captions, seed=options.seed)
     parts = grouped_moments(table, captions=captions, seed=options.seed)
-    return conclude(encoder, chosen, selection, moments, parts, facts, options)
+    return conclude(encoder, chosen, selection, moments, parts, facts, options, table)
 
 
 def conclude(
@@ -167,6 +167,7 @@ def conclude(
     parts: Sequence[Moments],
     facts: dict[str, Any],
     options: Options,
+    table: Table | None = None,
 ) -> Calibration:
     """Fits what was chosen, and says what there is to say about it.
 
@@ -178,6 +179,7 @@ def conclude(
         parts: The same, apart by groups of pairs: see `confidence`.
         facts: JSON-ready, of the data.
         options: What was asked for.
+        table: Embedded pictures, whose mean sites will be measured against; None where there are none.
 
     Raises:
         ProjectionError: The candidate cannot be fitted.
@@ -198,7 +200,24 @@ def conclude(
         "pictures": facts,
         "selection": selection.to_json() if selection else None,
     }
-    return Calibration(replace(projection, provenance=provenance), selection, facts)
+    mean = np.empty(0) if table is None else training_mean(projection, table)
+    return Calibration(replace(projection, provenance=provenance, training_mean=mean), selection, facts)
+
+
+def training_mean(projection: Projection, table: Table) -> NDArray[np.float64]:
+    """m₀ of the space that a projection makes: the mean over environments of their unchanged pictures' means.
+
+    Args:
+        projection: A_inv.
+        table: Embedded pictures.
+
+    Returns:
+        float64 [d].
+    """
+    plain = table.where(table.unchanged)
+    vectors = projection.apply(plain.vectors)
+    means = [vectors[plain.environments == code].mean(axis=0) for code in np.unique(plain.environments)]
+    return np.asarray(np.mean(means, axis=0))
 
 
 def tabulate(

@@ -51,6 +51,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "bench": ("invariclip.bench.commands:bench", "bench", "Time an artifact beside PyTorch, plain engines and NNCF."),
     "inspect": ("invariclip.commands:inspect", "", "Show what an artifact is and what it was proved to do."),
     "predict": ("invariclip.commands:predict", "", "Classify pictures."),
+    "adapt": ("invariclip.adapt_command:adapt", "", "Measure a place from a few unlabelled pictures of it."),
     "embed": ("invariclip.embed_command:embed", "", "Write embeddings of pictures or texts to safetensors."),
     "serve": ("invariclip.serve.commands:serve", "serve", "Answer over HTTP, in batches of many clients' requests."),
 }

@@ -19,6 +19,7 @@ from invariclip.pixels import PIXEL_MODES, find_pictures
 from invariclip.profile import OBJECTIVES
 from invariclip.projection import read_projection
 from invariclip.prompts import TEMPLATE_SETS, read_templates, template_set
+from invariclip.site import read_site
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,6 +53,12 @@ OTHER_PROJECTION = click.option(
     "--projection",
     type=click.Path(path_type=Path),
     help="Another projection of the same shape, for artifacts exported with --projection-as-input-initializer.",
+)
+
+SITE = click.option(
+    "--site",
+    type=click.Path(path_type=Path),
+    help="The place that the pictures are from: what `invariclip adapt` wrote.",
 )
 
 
@@ -213,6 +220,7 @@ UNCERTAINTY_OPTION = click.option(
 @click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path))
 @zero_shot_options
 @OTHER_PROJECTION
+@SITE
 @click.option("--top-k", type=click.IntRange(min=1), default=3, show_default=True)
 @click.option(
     "--abstain-above",
@@ -230,14 +238,14 @@ UNCERTAINTY_OPTION = click.option(
 def predict(
     artifact: Path, pictures: tuple[Path, ...], classes: str | None, classes_file: Path | None,
     templates: tuple[str, ...], templates_file: Path | None, template_name: str | None, projection: Path | None,
-    top_k: int, abstain_above: AbstainAbove, uncertainty: UncertaintyKind | None, batch_size: int,
+    site: Path | None, top_k: int, abstain_above: AbstainAbove, uncertainty: UncertaintyKind | None, batch_size: int,
     pixel_mode: PixelMode, backend: str | None, threads: int | None, as_json: bool, quiet: bool,
 ) -> int:  # fmt: skip
     """Classify pictures (files or folders). Unreadable ones are named, and make the exit code 2."""
     names = class_names(classes, classes_file)
     prompts = prompt_templates(templates, templates_file, template_name)
     progress = silent if quiet or as_json else bar
-    model = open_model(artifact, projection, backend, threads, pixel_mode)
+    model = open_model(artifact, projection, backend, threads, pixel_mode, site)
     kind = uncertainty_kind(model.manifest.cdc, uncertainty)
     limit = threshold(model.manifest.cdc, abstain_above, kind)
     names = names or model.classes
@@ -271,14 +279,17 @@ def _in_words(prediction: Prediction) -> str:
 
 
 def open_model(
-    artifact: Path, projection: Path | None, backend: str | None, threads: int | None, pixel_mode: PixelMode
-) -> Model:
-    """The artifact as the options say, with another projection where one is named."""
+    artifact: Path, projection: Path | None, backend: str | None, threads: int | None, pixel_mode: PixelMode,
+    site: Path | None = None,
+) -> Model:  # fmt: skip
+    """The artifact as the options say, with another projection and for a site where they are named."""
     from invariclip.loading import load
 
     other = None if projection is None else read_projection(projection)
+    place = None if site is None else read_site(site)
     model = load(artifact, backend=backend, threads=threads, pixel_mode=pixel_mode)
-    return model if other is None else model.with_projection(other)
+    model = model if other is None else model.with_projection(other)
+    return model if place is None else model.with_site(place)
 
 
 def noting(bad: list[dict[str, str]]) -> Callable[[int, Picture, InputError], None]:

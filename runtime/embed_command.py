@@ -16,6 +16,7 @@ from invariclip.commands import (
     OTHER_PROJECTION,
     PIXEL_MODE,
     QUIET,
+    SITE,
     THREADS,
     noting,
     open_model,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.pixels import PixelMode
+    from invariclip.predictor import Model
 
 
 @click.command()
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 @click.option("--text", "texts", multiple=True, help="Embed this text instead of pictures; repeatable.")
 @click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="The safetensors file to write.")
 @OTHER_PROJECTION
+@SITE
 @BATCH
 @PIXEL_MODE
 @BACKEND
@@ -49,30 +52,22 @@ if TYPE_CHECKING:
 @QUIET
 def embed(
     artifact: Path, pictures: tuple[Path, ...], texts: tuple[str, ...], out: Path, projection: Path | None,
-    batch_size: int, pixel_mode: PixelMode, backend: str | None, threads: int | None, engine: str,
+    site: Path | None, batch_size: int, pixel_mode: PixelMode, backend: str | None, threads: int | None, engine: str,
     ray_address: str | None, workers: int | None, as_json: bool, quiet: bool,
 ) -> int:  # fmt: skip
     """Write unit-length embeddings with their paths (or texts) and the id of their space."""
     if bool(pictures) == bool(texts):
         raise InputError("give pictures, or --text, and not both")
     if engine == "ray":
-        if texts or projection is not None or pixel_mode != "exact":
+        if texts or projection is not None or site is not None or pixel_mode != "exact":
             raise InputError("--engine ray embeds pictures exactly as the artifact does; it goes without --text, "
-                             "--projection and --pixel-mode")  # fmt: skip
-        from invariclip.cli import other_room
-
-        told: dict[str, Any] = other_room("embed --engine ray")(
-            artifact, find_pictures(pictures), out, backend=backend, threads=threads, address=ray_address,
-            workers=workers, batch_size=batch_size, progress=silent if quiet or as_json else bar,
-        )  # fmt: skip
-        for path, reason in told["unreadable"]:
-            note(f"invariclip: {reason}" if str(path) in reason else f"invariclip: {path}: {reason}")
-        if as_json:
-            emit_json({"out": str(out), **told})
-        else:
-            say(f"{told['count']} embeddings in {len(told['parts'])} parts in {out} (space {told['space_id']})")
-        return 2 if told["unreadable"] else 0
-    model = open_model(artifact, projection, backend, threads, pixel_mode)
+                             "--projection, --site and --pixel-mode")  # fmt: skip
+        return _by_ray(artifact, pictures, out, as_json=as_json, backend=backend, threads=threads,
+                       address=ray_address, workers=workers, batch_size=batch_size,
+                       progress=silent if quiet or as_json else bar)  # fmt: skip
+    if site is not None and texts:
+        raise InputError("a site changes pictures' embeddings alone; leave --site out for texts")
+    model = open_model(artifact, projection, backend, threads, pixel_mode, site)
     items: list[str] = list(texts)
     rows: list[NDArray[np.float32]] = list(model.embed_texts(items)) if texts else []
     bad: list[dict[str, str]] = []
@@ -84,11 +79,29 @@ def embed(
             rows.append(answer.embedding)
     if not rows:
         raise InputError("no picture could be read; nothing was written")
-    write_embeddings(out, Embeddings(np.stack(rows), tuple(items), model.space_id))
+    write_embeddings(out, Embeddings(np.stack(rows), tuple(items), model.space_id, _site(model)))
     if as_json:
         emit_json(
-            {"out": str(out), "count": len(items), "width": model.width, "space_id": model.space_id, "unreadable": bad}
-        )
+            {"out": str(out), "count": len(items), "width": model.width, "space_id": model.space_id,
+             "site_sha256": _site(model) or None, "unreadable": bad}
+        )  # fmt: skip
     else:
         say(f"{len(items)} embeddings of width {model.width} in {out} (space {model.space_id})")
     return 2 if bad else 0
+
+
+def _site(model: Model) -> str:
+    return model.site.digest if model.site else ""
+
+
+def _by_ray(artifact: Path, pictures: tuple[Path, ...], out: Path, *, as_json: bool, **how: Any) -> int:
+    from invariclip.cli import other_room
+
+    told: dict[str, Any] = other_room("embed --engine ray")(artifact, find_pictures(pictures), out, **how)
+    for path, reason in told["unreadable"]:
+        note(f"invariclip: {reason}" if str(path) in reason else f"invariclip: {path}: {reason}")
+    if as_json:
+        emit_json({"out": str(out), **told})
+    else:
+        say(f"{told['count']} embeddings in {len(told['parts'])} parts in {out} (space {told['space_id']})")
+    return 2 if told["unreadable"] else 0

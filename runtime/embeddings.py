@@ -29,11 +29,14 @@ class Embeddings:
         vectors: float32 [N, d].
         items: N paths or texts.
         space_id: The embedding space that they live in.
+        site_sha256: Digest of the site whose shift was taken away, or "" for none. It does not part spaces: vectors of
+            one site are there to be compared with those of another, and with what was never adapted.
     """
 
     vectors: NDArray[np.float32]
     items: tuple[str, ...]
     space_id: str
+    site_sha256: str = ""
 
     def similarity(self, other: Embeddings) -> NDArray[np.float32]:
         """Cosines [N, M] between two sets.
@@ -55,6 +58,8 @@ def embeddings_bytes(embeddings: Embeddings, warnings: Sequence[str] = ()) -> by
         "invariclip.space_id": embeddings.space_id,
         "invariclip.items": json.dumps(embeddings.items, ensure_ascii=False),
     }
+    if embeddings.site_sha256:
+        metadata["invariclip.site_sha256"] = embeddings.site_sha256
     if warnings:
         metadata["invariclip.warnings"] = json.dumps(warnings, ensure_ascii=False)
     content: bytes = save({"embeddings": np.ascontiguousarray(embeddings.vectors)}, metadata)
@@ -80,9 +85,9 @@ def read_embeddings(path: str | os.PathLike[str]) -> Embeddings:
             metadata = tensors.metadata() or {}
             vectors = tensors.get_tensor("embeddings")
             items = tuple(json.loads(metadata["invariclip.items"]))
-            space = metadata["invariclip.space_id"]
+            space, site = metadata["invariclip.space_id"], metadata.get("invariclip.site_sha256", "")
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise InputError(f"{where}: not embeddings written by `invariclip embed` ({error})") from error
     if vectors.ndim != 2 or len(items) != len(vectors):
         raise InputError(f"{where}: {len(items)} items for vectors of shape {list(vectors.shape)}")
-    return Embeddings(vectors, items, space)
+    return Embeddings(vectors, items, space, site)

@@ -37,6 +37,10 @@ class SemanticsError(InvariclipError):
     """Learned templates are damaged, or belong to another checkpoint or projection."""
 
 
+class SiteError(InvariclipError):
+    """A site is damaged, impossible, or was measured in another embedding space."""
+
+
 class MissingExtraError(InvariclipError):
     """A command needs an optional dependency that is not installed."""
 
@@ -75,6 +79,10 @@ class ProfileWarning(UserWarning):
 
 class UntrueVariantWarning(UserWarning):
     """A variant does not answer on this machine as its parity record says; it is not picked."""
+
+
+class FewKindsWarning(UserWarning):
+    """The pictures of a site show too few kinds of things to tell the place from its contents."""
 
 
 class LeftOutWarning(UserWarning):

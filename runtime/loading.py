@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from invariclip.artifact import read_manifest
 from invariclip.choice import choose
 from invariclip.predictor import Model
+from invariclip.site import Site, read_site
 from invariclip.text_cache import DEFAULT_TEXT_CACHE
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def load(
     pixel_mode: PixelMode = "exact",
     text_cache: int = DEFAULT_TEXT_CACHE,
     engine_options: Mapping[str, str] | None = None,
+    site: str | os.PathLike[str] | Site | None = None,
 ) -> Model:
     """Opens an artifact; what is not named is taken from this machine's profile, else it is the safe default.
 
@@ -43,6 +45,7 @@ def load(
         pixel_mode: `exact`, or `fast`, which decodes large JPEGs smaller (see `pixels.pixels`).
         text_cache: Embeddings of texts that are kept (see `text_cache.TextCache`); 0 keeps none.
         engine_options: Of a GPU's engine, see `backends.open_backend`.
+        site: The place that pictures come from, or its file, see `Model.with_site`; None adapts to none.
 
     Raises:
         ArtifactError: Not an artifact, damaged, of another schema version, or without that variant.
@@ -50,6 +53,7 @@ def load(
             `pixel_mode` or `text_cache`.
         MissingExtraError: The engine's package is not installed.
         DeviceError: The engine needs a GPU, driver or library that is missing, too old or known to be wrong.
+        SiteError: The site's file is damaged, or it was measured in another space.
         ProfileError: The file `profile` is damaged, stale or of another machine.
 
     Warns:
@@ -60,7 +64,10 @@ def load(
         where, manifest, variant=variant, backend=backend, threads=threads, fidelity=fidelity, objective=objective,
         profile=profile,
     )  # fmt: skip
-    return Model(
+    model = Model(
         where, manifest, variant=chosen.variant, backend=chosen.backend, threads=chosen.threads, chosen_by=chosen.by,
         pixel_mode=pixel_mode, text_cache=text_cache, engine_options=engine_options,
     )  # fmt: skip
+    if site is None:
+        return model
+    return model.with_site(site if isinstance(site, Site) else read_site(site))

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from invariclip.manifest import Manifest
     from invariclip.pixels import Picture, PixelMode
     from invariclip.projection import Projection
+    from invariclip.site import Site
     from invariclip.streams import Batch, Pictures, Unreadable
 
     _Answering = Callable[[NDArray[np.uint8]], Answers]
@@ -89,6 +90,7 @@ class Model:
         self._cache = TextCache(text_cache)
         self._feeds: dict[str, NDArray[np.float32]] = {}  # what every run is fed beside pictures or ids
         self._head: HostHead | None = None  # answers in place of the graph's own classes
+        self._site: Site | None = None  # whose shift every picture's embedding loses
 
     @property
     def width(self) -> int:
@@ -99,6 +101,11 @@ class Model:
     def space_id(self) -> str:
         """Names the embedding space; compare vectors only where it is equal."""
         return self._space_id
+
+    @property
+    def site(self) -> Site | None:
+        """The site that it is adapted to, see `with_site`."""
+        return self._site
 
     @property
     def head(self) -> HostHead | None:
@@ -255,9 +262,12 @@ class Model:
 
         Raises:
             ArtifactError: The artifact was exported with its projection folded in, or without one.
-            InputError: The engine cannot exchange it, or learned templates were trained in the artifact's own space.
+            InputError: The engine cannot exchange it, learned templates were trained in the artifact's own space, or
+                the model is adapted to a site.
             ProjectionError: It is of another shape.
         """
+        if self._site is not None:
+            raise InputError("a site belongs to one projection: exchange the projection first, then name a site of it")
         require_exchangeable(self._folder, self.manifest, self.backend, projection)
         model = self.manifest.model
         matrix = np.ascontiguousarray(projection.A_inv, dtype=np.float32)
@@ -270,6 +280,43 @@ class Model:
         if self.classes:
             other._head = HostHead(self.manifest, self.classes, self.templates, other._embed_behind)
         return other
+
+    def with_site(self, site: Site) -> Model:
+        """The same model for pictures of one place: each of their embeddings loses the site's shift (see `site`).
+
+        Texts, class embeddings and prototypes stay as they are, and so does the space that they are compared in. The
+        classes are then answered outside the graph, embedded through the text tower when they are first asked for.
+
+        Args:
+            site: What `invariclip adapt` measured with this artifact.
+
+        Raises:
+            SiteError: It was measured in another space.
+            InputError: The artifact has learned templates, whose evidence was fitted on pictures that were not adapted.
+        """
+        if self.manifest.cdc is not None:
+            raise InputError(
+                "the artifact's learned templates and their uncertainty were fitted on pictures that were not adapted; "
+                "adapt an artifact without --cdc"
+            )
+        site.require_space(self.space_id, "the artifact")
+        other = self._but(_site=site)
+        if self.classes and self._head is None:
+            other._head = HostHead(self.manifest, self.classes, self.templates, other._embed_behind)
+        return other
+
+    def class_bank(self, progress: Progress = silent) -> NDArray[np.float32]:
+        """Unit-length class embeddings, float32 [K, d]; embedded through the text tower where they are not at hand.
+
+        Raises:
+            InputError: There are no classes, or each has several embeddings, one for every learned template.
+        """
+        if not self.classes:
+            raise InputError("the artifact has no classes; give some with with_classes([...])")
+        if self.manifest.cdc is not None:
+            raise InputError("the artifact has learned templates, and its classes several embeddings each")
+        head = self._head or HostHead(self.manifest, self.classes, self.templates, self._embed_behind)
+        return np.asarray(head.bank(progress), dtype=np.float32)
 
     def warm_up(self, batch_sizes: Sequence[int] = (1,), *, texts: bool = False) -> None:
         """Answers blank pictures, so that the first real ones of these batch sizes need not wait for an engine.
@@ -295,6 +342,7 @@ class Model:
         return {
             **self._image.describe(), "variant": self.variant, "precision": precision, "chosen by": self.chosen_by,
             "batch sizes": "powers of two", "pixel mode": self._reader.mode, "text cache": self._cache.describe(),
+            **({"site": self._site.name} if self._site else {}),
         }  # fmt: skip
 
     def _over(self, pictures: Pictures, batch_size: int, answer: Callable[[NDArray[np.uint8]], T]) -> list[T]:
@@ -320,7 +368,8 @@ class Model:
 
     def _embed(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
         outputs = run_in_buckets(self._image, IMAGE_INPUT, batch, (EMBEDDING,), feeds=self._feeds)
-        return np.asarray(outputs[EMBEDDING])
+        embeddings = np.asarray(outputs[EMBEDDING])
+        return embeddings if self._site is None else self._site.apply(embeddings)
 
     def _embed_behind(self, texts: list[str], before: tuple[int, ...]) -> NDArray[np.float32]:
         return self._text.embed(texts, _TEXTS, self._feeds, self._cache, before)

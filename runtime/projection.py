@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-PROJECTION_SCHEMA = 1
+PROJECTION_SCHEMA = 2
 MAX_PROJECTION_BYTES = 1 << 30
 
 
@@ -34,6 +34,8 @@ class Projection:
         strength: λ of the estimator, or None where it has none.
         eigenvalues: float64 [D], the estimator's spectrum in descending order of invariance; empty if none.
         provenance: What it came from: checkpoint digest, pairs, seeds, selection curve, versions. JSON-ready.
+        training_mean: float64 [d], the mean of the calibrated pictures' projected unit embeddings, every environment
+            counting the same: what a site is measured against (see `site`); empty where no picture was embedded.
     """
 
     A_inv: NDArray[np.float64]
@@ -41,12 +43,14 @@ class Projection:
     strength: float | None = None
     eigenvalues: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
     provenance: dict[str, Any] = field(default_factory=dict)
+    training_mean: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
 
     def __post_init__(self) -> None:
         """Refuses a matrix that cannot serve as a projection.
 
         Raises:
-            ProjectionError: Not two-dimensional, wider than tall, not finite, or of deficient rank.
+            ProjectionError: Not two-dimensional, wider than tall, not finite, or of deficient rank; or the training
+                mean is of another width, or no mean of unit embeddings.
         """
         if self.A_inv.ndim != 2 or not 1 <= self.A_inv.shape[1] <= self.A_inv.shape[0]:
             raise ProjectionError(f"A_inv has shape {list(self.A_inv.shape)}; it must be [D, d] with 1 ≤ d ≤ D")
@@ -54,6 +58,12 @@ class Projection:
             raise ProjectionError("A_inv has values that are not finite; calibrate again")
         if np.linalg.matrix_rank(self.A_inv) < self.A_inv.shape[1]:
             raise ProjectionError("A_inv does not have full column rank; calibrate again with a smaller rank")
+        if self.training_mean.shape not in ((0,), (self.rank,)):
+            raise ProjectionError(
+                f"the training mean has shape {list(self.training_mean.shape)}, not [{self.rank}]; calibrate again"
+            )
+        if not np.linalg.norm(self.training_mean) <= 1 + 1e-6:  # a NaN fails too
+            raise ProjectionError("the training mean is not one of unit embeddings; calibrate again")
 
     @property
     def embed_dim(self) -> int:
@@ -113,6 +123,7 @@ def write_projection(path: str | os.PathLike[str], projection: Projection) -> No
     tensors = {
         "A_inv": np.ascontiguousarray(projection.A_inv, dtype=np.float64),
         "eigenvalues": np.ascontiguousarray(projection.eigenvalues, dtype=np.float64),
+        "training_mean": np.ascontiguousarray(projection.training_mean, dtype=np.float64),
     }
     write_atomically(Path(path), save(tensors, {"invariclip.projection": json.dumps(facts, sort_keys=True)}))
 
@@ -131,11 +142,14 @@ def read_projection(path: str | os.PathLike[str]) -> Projection:
     try:
         with safe_open(where, framework="numpy") as tensors:
             facts = json.loads((tensors.metadata() or {})["invariclip.projection"])
-            A_inv, eigenvalues = tensors.get_tensor("A_inv"), tensors.get_tensor("eigenvalues")
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
+            if facts["schema"] != PROJECTION_SCHEMA:
+                raise ProjectionError(
+                    f"{where}: schema {facts['schema']!r} is not known; this version reads {PROJECTION_SCHEMA}: "
+                    "calibrate again"
+                )
+            A_inv, eigenvalues, training_mean = map(tensors.get_tensor, ("A_inv", "eigenvalues", "training_mean"))
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
         raise ProjectionError(f"{where}: not a projection written by `invariclip calibrate` ({error})") from error
-    if facts.get("schema") != PROJECTION_SCHEMA or A_inv.dtype != np.float64:
-        raise ProjectionError(
-            f"{where}: schema {facts.get('schema')!r} is not known; this version reads {PROJECTION_SCHEMA}"
-        )
-    return Projection(A_inv, facts["estimator"], facts["strength"], eigenvalues, facts["provenance"])
+    if {A_inv.dtype, training_mean.dtype} != {np.dtype(np.float64)}:
+        raise ProjectionError(f"{where}: its matrix is not float64; calibrate again")
+    return Projection(A_inv, facts["estimator"], facts["strength"], eigenvalues, facts["provenance"], training_mean)

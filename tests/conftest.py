@@ -96,7 +96,8 @@ def tiny_projection():
     """A projection of rank 8 for the tiny checkpoints."""
     from invariclip.projection import Projection
 
-    return Projection(np.random.default_rng(1).normal(size=(24, 8)), "icm", 3.0)
+    rng = np.random.default_rng(1)
+    return Projection(rng.normal(size=(24, 8)), "icm", 3.0, training_mean=rng.normal(size=8) / 10)
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from invariclip.commands import (
     BACKEND,
     OTHER_PROJECTION,
     PIXEL_MODE,
+    SITE,
     THREADS,
     UNCERTAINTY_OPTION,
     class_names,
@@ -32,6 +33,7 @@ from invariclip.serve.limits import MIB, Limits
 from invariclip.serve.metrics import Metrics
 from invariclip.serve.server import listening, run
 from invariclip.serve.service import Batching, Service
+from invariclip.site import read_site
 
 if TYPE_CHECKING:
     from invariclip.abstaining import AbstainAbove, UncertaintyKind
@@ -47,6 +49,7 @@ _MOST = click.IntRange(min=1)
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
 @zero_shot_options
 @OTHER_PROJECTION
+@SITE
 @click.option(
     "--abstain-above", metavar="U", callback=number_or_word,
     help=f"Give no label where the uncertainty is above this, from 0 to 1, or {CALIBRATED}; a request may say else.",
@@ -80,9 +83,10 @@ _MOST = click.IntRange(min=1)
 @click.option("--api-key-file", type=click.Path(path_type=Path), help="Demand one of these keys, one a line.")
 def serve(
     artifact: Path, host: str, port: int, classes: str | None, classes_file: Path | None, templates: tuple[str, ...],
-    templates_file: Path | None, template_name: str | None, projection: Path | None, abstain_above: AbstainAbove,
-    uncertainty: UncertaintyKind | None, variant: str | None, fidelity: str | None, objective: str | None,
-    pixel_mode: PixelMode, backend: str | None, threads: int | None, decode_threads: int | None, max_batch: int,
+    templates_file: Path | None, template_name: str | None, projection: Path | None, site: Path | None,
+    abstain_above: AbstainAbove, uncertainty: UncertaintyKind | None, variant: str | None, fidelity: str | None,
+    objective: str | None, pixel_mode: PixelMode, backend: str | None, threads: int | None,
+    decode_threads: int | None, max_batch: int,
     max_wait_ms: float, queue: int, timeout: float, grace: int, max_body_mib: int, max_pictures: int, max_pixels: int,
     max_texts: int, max_classes: int, max_templates: int, class_sets: int, cors_origins: tuple[str, ...],
     api_key_file: Path | None,
@@ -98,9 +102,11 @@ def serve(
     prompts = prompt_templates(templates, templates_file, template_name)
     sock = listening(host, port)
     other = None if projection is None else read_projection(projection)
+    place = None if site is None else read_site(site)
     model = load(artifact, variant=variant, backend=backend, threads=threads, fidelity=fidelity, objective=objective,
                  pixel_mode=pixel_mode)  # fmt: skip
     model = model if other is None else model.with_projection(other)
+    model = model if place is None else model.with_site(place)
     names = names or model.classes
     if names and (names != model.classes or prompts or other is not None):
         model = model.with_classes(names, prompts or None)

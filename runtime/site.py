@@ -1,0 +1,261 @@
+"""A site: what the pictures of one place share beside their contents, taken away from each of their embeddings.
+
+A camera, a light or a style moves every embedding z of a place the same way, and with it the mean. From n unlabelled
+pictures of the place, with mean m, and the mean m₀ of the pictures that were calibrated on,
+
+    z ↦ (z − δ) / |z − δ|,   δ = e / (e + PRIOR) · (m − m₀),   e = min(n, PER_KIND · (k − 1)),
+
+puts the mean where class embeddings, prototypes and probes of the calibrated space expect it. Those stay as they are,
+so what is adapted can be compared with all that was embedded before.
+
+What the pictures show moves the mean as well: of one kind of thing alone it says nothing about the place. So pictures
+count as far as they show different kinds: k is the exponential of the entropy of what they are taken for on average,
+before anything is taken away. PRIOR pictures stand for "nothing has moved". Both numbers, and this form among others,
+were chosen on training styles under changes that no projection was fitted on (docs/sites.md).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from invariclip.errors import SiteError
+from invariclip.files import write_atomically
+
+if TYPE_CHECKING:
+    import os
+
+    from numpy.typing import NDArray
+
+SITE_SCHEMA = 1
+MAX_SITE_BYTES = 1 << 24
+PRIOR = 10.0
+"""Pictures that stand for an unmoved site."""
+PER_KIND = 5.0
+"""Pictures that may count for each kind of thing beyond the first."""
+KIND_SCALE = 30.0
+"""τ of the softmax that says what a picture is taken for, whatever the checkpoint's logit_scale."""
+LARGEST_SHIFT = 0.95
+"""Of unit embeddings: beyond it what is left of one could have any direction."""
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """A place, as its pictures' sums, which add up: sites that were measured apart can be put together.
+
+    Attributes:
+        name: For people.
+        space_id: The embedding space that it was measured in.
+        pictures: n, how many were added.
+        total: float64 [d], the sum of their unit embeddings.
+        taken_for: float64 [K], the sum of what each was taken for among some classes, see `taken_for`.
+        training_mean: float64 [d], m₀, of the same space.
+        provenance: JSON-ready: where the pictures came from, the classes, versions.
+    """
+
+    name: str
+    space_id: str
+    pictures: int
+    total: NDArray[np.float64]
+    taken_for: NDArray[np.float64]
+    training_mean: NDArray[np.float64]
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuses sums that no unit embeddings have.
+
+        Raises:
+            SiteError: A shape, a value or the count is impossible, or the shift leaves nothing.
+        """
+        if self.total.ndim != 1 or self.total.shape != self.training_mean.shape or not len(self.total):
+            raise SiteError(
+                "a site has two vectors of one width, not "
+                f"{list(self.total.shape)} and {list(self.training_mean.shape)}"
+            )
+        if type(self.pictures) is not int or self.pictures < 0:
+            raise SiteError(f"a site's count of pictures must be a whole number from 0, not {self.pictures!r}")
+        if not (np.isfinite(self.total).all() and np.isfinite(self.training_mean).all()):
+            raise SiteError("a site's sums have values that are not finite; measure it again")
+        if self.taken_for.ndim != 1 or not len(self.taken_for) or not (self.taken_for >= 0).all():
+            raise SiteError("a site's classes have impossible shares; measure it again")
+        if abs(float(self.taken_for.sum()) - self.pictures) > 1e-3 * max(1, self.pictures):  # a NaN is caught above
+            raise SiteError("a site's classes do not add up to its pictures; measure it again")
+        if np.linalg.norm(self.total) > self.pictures * (1 + 1e-4) or np.linalg.norm(self.training_mean) > 1 + 1e-4:
+            raise SiteError("a site's sums are longer than unit embeddings can make them; measure it again")
+        length = float(np.linalg.norm(self.shift))
+        if length > LARGEST_SHIFT:
+            raise SiteError(
+                f"the site {self.name!r} lies {length:.2f} from the calibrated pictures, and {LARGEST_SHIFT} can be "
+                "taken away: are these pictures, and are they prepared for this model?"
+            )
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return int(self.total.shape[0])
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """m, float64 [d]; the training mean where there is no picture."""
+        return self.total / self.pictures if self.pictures else self.training_mean
+
+    @property
+    def kinds(self) -> float:
+        """k, the number of kinds of things: exp of the entropy of what the pictures are taken for; 1 or more."""
+        shares = self.taken_for / max(1, self.pictures)
+        some = shares[shares > 0]
+        return math.exp(-float(some @ np.log(some))) if len(some) else 1.0
+
+    @property
+    def effective(self) -> float:
+        """e, how many pictures count."""
+        return min(float(self.pictures), PER_KIND * max(0.0, self.kinds - 1))
+
+    @property
+    def weight(self) -> float:
+        """How much of the way to the training mean is taken back, e / (e + PRIOR), from 0 to 1."""
+        return self.effective / (self.effective + PRIOR)
+
+    @property
+    def limited(self) -> bool:
+        """Whether the pictures show too few kinds of things for their number."""
+        return self.effective < min(self.pictures, PRIOR)
+
+    @property
+    def shift(self) -> NDArray[np.float32]:
+        """δ, float32 [d]."""
+        return np.asarray(self.weight * (self.mean - self.training_mean), dtype=np.float32)
+
+    @property
+    def noise(self) -> float:
+        """Standard error of the mean, as a length: sqrt((1 − |m|²) / (n − 1)); infinite below two pictures."""
+        if self.pictures < 2:
+            return math.inf
+        return math.sqrt(max(0.0, 1.0 - float(self.mean @ self.mean)) / (self.pictures - 1))
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the space and of the shift's float32 values, little-endian."""
+        return hashlib.sha256(self.space_id.encode() + b":" + self.shift.astype("<f4").tobytes()).hexdigest()
+
+    def adding(self, embeddings: NDArray[np.floating[Any]], bank: NDArray[np.floating[Any]]) -> Site:
+        """The site with more pictures.
+
+        Args:
+            embeddings: [N, d], of unit length, of the site's space, without any site's shift.
+            bank: [K, d], unit-length embeddings of the site's classes.
+
+        Raises:
+            SiteError: They are of another width, not finite or not of unit length.
+        """
+        exact = embeddings.astype(np.float64)
+        if exact.ndim != 2 or exact.shape[1] != self.width:
+            raise SiteError(f"the site is of width {self.width}, these embeddings are {list(embeddings.shape)}")
+        lengths = np.linalg.norm(exact, axis=1)
+        if not np.all(np.abs(lengths - 1) < 1e-2):  # a NaN fails too
+            raise SiteError("a site is measured from unit embeddings, and one of these is not")
+        if bank.shape != (len(self.taken_for), self.width):
+            raise SiteError(f"the site has {len(self.taken_for)} classes of width {self.width}, not {list(bank.shape)}")
+        return replace(
+            self,
+            pictures=self.pictures + len(exact),
+            total=self.total + exact.sum(axis=0),
+            taken_for=self.taken_for + taken_for(exact, bank).sum(axis=0),
+        )
+
+    def apply(self, embeddings: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+        """Unit embeddings [N, d] of the site's pictures with the shift taken away, float32, of unit length again.
+
+        Raises:
+            SiteError: They are of another width.
+        """
+        if embeddings.shape[-1] != self.width:
+            raise SiteError(f"the site is of width {self.width}, these embeddings have {embeddings.shape[-1]}")
+        moved = np.asarray(embeddings, dtype=np.float32) - self.shift
+        return np.asarray(moved / np.linalg.norm(moved, axis=-1, keepdims=True), dtype=np.float32)
+
+    def require_space(self, space_id: str, owner: str) -> None:
+        """Refuses a site of another space.
+
+        Raises:
+            SiteError: It was measured with another checkpoint, projection or preprocessing.
+        """
+        if self.space_id != space_id:
+            raise SiteError(
+                f"the site {self.name!r} was measured in space {self.space_id}, and {owner} answers in {space_id}: "
+                "measure it again with `invariclip adapt`"
+            )
+
+
+def new_site(
+    name: str, space_id: str, training_mean: NDArray[np.float64], classes: int, provenance: dict[str, Any]
+) -> Site:
+    """A site without pictures, to add some to.
+
+    Args:
+        name: For people.
+        space_id: The space of all that will be added.
+        training_mean: float64 [d], m₀.
+        classes: K, how many classes its pictures may be taken for.
+        provenance: JSON-ready.
+    """
+    return Site(name, space_id, 0, np.zeros_like(training_mean), np.zeros(classes), training_mean, provenance)
+
+
+def taken_for(embeddings: NDArray[np.floating[Any]], bank: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """What pictures are taken for: softmax_c(KIND_SCALE · cos), float64 [N, K].
+
+    Args:
+        embeddings: [N, d], unit length.
+        bank: [K, d], unit length.
+    """
+    logits = KIND_SCALE * (embeddings.astype(np.float64) @ bank.astype(np.float64).T)
+    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True))
+
+
+def write_site(path: str | os.PathLike[str], site: Site) -> None:
+    """Writes `site.safetensors` atomically: the sums, and the rest as metadata."""
+    facts = {
+        "schema": SITE_SCHEMA, "name": site.name, "space_id": site.space_id, "pictures": site.pictures,
+        "provenance": site.provenance,
+    }  # fmt: skip
+    tensors = {"total": site.total, "taken_for": site.taken_for, "training_mean": site.training_mean}
+    exact = {name: np.ascontiguousarray(value, dtype=np.float64) for name, value in tensors.items()}
+    write_atomically(Path(path), save(exact, {"invariclip.site": json.dumps(facts, sort_keys=True)}))
+
+
+def read_site(path: str | os.PathLike[str]) -> Site:
+    """Reads what `write_site` wrote.
+
+    Raises:
+        SiteError: The file is missing, too large, damaged, or not a site of this schema.
+    """
+    where = Path(path)
+    if not where.is_file():
+        raise SiteError(f"{where}: no such site; `invariclip adapt` writes one")
+    if where.stat().st_size > MAX_SITE_BYTES:
+        raise SiteError(f"{where}: larger than any site ({where.stat().st_size:,} bytes)")
+    try:
+        with safe_open(where, framework="numpy") as tensors:
+            facts = json.loads((tensors.metadata() or {})["invariclip.site"])
+            sums = {key: tensors.get_tensor(key) for key in ("total", "taken_for", "training_mean")}
+        schema = facts["schema"]
+        if schema != SITE_SCHEMA:
+            raise SiteError(f"{where}: schema {schema!r} is not known; this version reads {SITE_SCHEMA}: measure again")
+        named = {key: facts[key] for key in ("name", "space_id")}
+        if not all(isinstance(value, str) for value in named.values()) or not isinstance(facts["provenance"], dict):
+            raise SiteError(f"{where}: its metadata are not those of a site")
+        if {value.dtype for value in sums.values()} != {np.dtype(np.float64)}:
+            raise SiteError(f"{where}: its sums are not float64")
+        return Site(**named, **sums, pictures=facts["pictures"], provenance=facts["provenance"])
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+        raise SiteError(f"{where}: not a site written by `invariclip adapt` ({error})") from error
