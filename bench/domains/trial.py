@@ -23,7 +23,7 @@ from invariclip.console import Progress, silent
 from invariclip.errors import CheckpointError
 from invariclip.files import write_atomically
 from invariclip.interventions.catalogue import PAPER
-from invariclip.projection import identity
+from invariclip.projection import Projection, identity
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -142,10 +142,10 @@ def run_trial(
     known, asked = divided([p for p in pictures if p.environment != test], settings.fitted)
     new = [p for p in pictures if p.environment == test]
     shown, _ = divided(new, settings.fitted)
-    seen, facts = _embedded(encoder, known, settings.options(seed), cache, progress)
-    home, _ = _embedded(encoder, asked, Options(seed=seed), cache, progress)
-    unseen, _ = _embedded(encoder, new, Options(seed=seed), cache, progress)
-    moved, _ = _embedded(encoder, shown, settings.options(seed), cache, progress)
+    seen, facts = embedded(encoder, known, settings.options(seed), cache, progress)
+    home, _ = embedded(encoder, asked, Options(seed=seed), cache, progress)
+    unseen, _ = embedded(encoder, new, Options(seed=seed), cache, progress)
+    moved, _ = embedded(encoder, shown, settings.options(seed), cache, progress)
     bank = styles = None
     if hasattr(encoder, "encode_texts"):
         bank = bank_of(encoder, seen.label_names, settings.templates)
@@ -175,7 +175,7 @@ def divided(pictures: Sequence[Picture], most: int) -> tuple[list[Picture], list
     return [p for p in pictures if p in known], [p for p in pictures if p not in known]
 
 
-def _embedded(
+def embedded(
     encoder: Encoder, pictures: Sequence[Picture], options: Options, cache: Path, progress: Progress
 ) -> tuple[Table, dict[str, Any]]:
     """A table of embeddings; of a checkpoint taken apart the trunk's features are what is kept."""
@@ -193,14 +193,14 @@ def evaluate(world: World, progress: Progress = silent, folder: Path | None = No
         `leakage`, `gap`}), `sources` (which pairs → the same), `open` (name → the same), `selections`; `home`: `places`
         (the environment of each picture), `labels` and `rows` (name → {`answers`}).
     """
-    selections = {way: _select(world, world.seen, way, INTERVENTIONS, progress, folder) for way in world.ways}
+    selections = {way: select_by(world, world.seen, way, INTERVENTIONS, progress, folder) for way in world.ways}
     moments = fitted_moments(world.seen, INTERVENTIONS, seed=world.seed)
     picks = {MAIN: selections["probe"].chosen}
     picks |= {f"auto, for {way}": selections[way].chosen for way in world.ways if way != "probe"}
     picks |= {name: best_of(selections["probe"], name) for name in ESTIMATORS}
     width = world.seen.vectors.shape[1]
     maps: dict[str, Map] = {"none": identity(width)}
-    maps |= {name: _fitted(moments, pick) for name, pick in picks.items()}
+    maps |= {name: fitted(moments, pick) for name, pick in picks.items()}
     chosen = {name: str(pick) for name, pick in picks.items()}
     maps |= fitted_baselines(world, moments, picks["icm"])
     chosen["published"] = str(picks["icm"])
@@ -332,8 +332,8 @@ def _by_source(world: World, progress: Progress, folder: Path | None) -> dict[st
         part = table.where(mask)
         if sources.interventions and part.unchanged.all():
             continue
-        pick = _select(world, part, "prototypes", sources, progress, folder, estimator="shrinkage").chosen
-        what = _fitted(fitted_moments(part, sources, seed=world.seed), pick)
+        pick = select_by(world, part, "prototypes", sources, progress, folder, estimator="shrinkage").chosen
+        what = fitted(fitted_moments(part, sources, seed=world.seed), pick)
         found[name] = _answers(world, what, str(pick), world.ways)
     return found
 
@@ -343,8 +343,8 @@ def _open(world: World, progress: Progress, folder: Path | None) -> dict[str, An
     table = world.seen
     base = base_classes(table.label_names, world.seed)
     part = table.where(np.asarray([name in base for name in table.label_names])[table.labels])
-    pick = _select(world, part, "prototypes", INTERVENTIONS, progress, folder).chosen
-    what = _fitted(fitted_moments(part, INTERVENTIONS, seed=world.seed), pick)
+    pick = select_by(world, part, "prototypes", INTERVENTIONS, progress, folder).chosen
+    what = fitted(fitted_moments(part, INTERVENTIONS, seed=world.seed), pick)
     maps: dict[str, tuple[Map, str]] = {"none": (identity(table.vectors.shape[1]), ""), "auto": (what, str(pick))}
     return {
         "base": sorted(base),
@@ -361,7 +361,7 @@ def tried(width: int, estimator: str = "auto") -> list[Candidate]:
     ]
 
 
-def _select(
+def select_by(
     world: World,
     table: Table,
     objective: Objective,
@@ -371,6 +371,7 @@ def _select(
     *,
     estimator: str = "auto",
 ) -> Selection:
+    """What selection says of a table's pictures for one way of naming classes, kept in a folder."""
     candidates = tried(table.vectors.shape[1], estimator)
     # A table of base classes has other codes than the bank's; none is selected for by name.
     bank = world.bank if objective == "zero-shot" else None
@@ -379,7 +380,10 @@ def _select(
     )
 
 
-def _fitted(moments: Moments, pick: Candidate) -> Map:
+def fitted(moments: Moments, pick: Candidate) -> Projection:
+    """What was chosen, fitted."""
+    if pick.estimator == "identity":
+        return identity(moments.width)
     return fit(moments, pick.estimator, pick.rank, pick.strength)
 
 

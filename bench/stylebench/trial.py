@@ -27,7 +27,7 @@ from invariclip.calibrate.side_effects import side_effects
 from invariclip.console import Progress, silent
 from invariclip.files import write_atomically
 from invariclip.interventions import CATALOGUE, PAPER
-from invariclip.projection import identity
+from invariclip.projection import Projection, identity
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -99,10 +99,10 @@ def rows(world: World, way: Way, progress: Progress = silent, folder: Path | Non
         JSON-ready: `rows` (name → {`chosen`, and packed `answers`, `home`, by name also `group` and `elsewhere`}),
         `selection` (the whole curve), `side_effects` (of what was chosen, on the held-out styles).
     """
-    selection = _select(world, way, SEVEN, ALL_SOURCES, tried(world.bank.shape[1], way), progress, folder)
+    selection = select_by(world, way, SEVEN, ALL_SOURCES, tried(world.bank.shape[1], way), progress, folder)
     picks = {name: best_of(selection, name) for name in ESTIMATORS} | {"auto": selection.chosen}
     chosen = {name: str(pick) for name, pick in picks.items()}
-    fitted: dict[Candidate, Map] = {pick: _fitted(world, SEVEN, ALL_SOURCES, pick) for pick in set(picks.values())}
+    fitted: dict[Candidate, Map] = {pick: fitted(world, SEVEN, ALL_SOURCES, pick) for pick in set(picks.values())}
     maps: dict[str, Map] = {name: fitted[pick] for name, pick in picks.items()}
     found = {
         name: _row(world, way, what, chosen.get(name, ""))
@@ -135,9 +135,9 @@ def pairs(world: World, way: Way, progress: Progress = silent, folder: Path | No
         if captions and way == "prototypes":
             continue
         candidates = grid(world.bank.shape[1], estimator="shrinkage", captions=(captions,))
-        selection = _select(world, way, listed, sources, candidates, progress, folder)
+        selection = select_by(world, way, listed, sources, candidates, progress, folder)
         pick = selection.chosen
-        found[name] = _row(world, way, _fitted(world, listed, sources, pick), str(pick)) | {
+        found[name] = _row(world, way, fitted(world, listed, sources, pick), str(pick)) | {
             "left_out": _gain(selection, changed=False),
             "left_out_changed": _gain(selection, changed=True),
         }
@@ -201,7 +201,7 @@ def _gain(selection: Selection, *, changed: bool) -> float:
     return round(float(means[0] - means[1]), 3)
 
 
-def _select(
+def select_by(
     world: World,
     way: Way,
     listed: str,
@@ -210,6 +210,7 @@ def _select(
     progress: Progress,
     folder: Path | None,
 ) -> Selection:
+    """What selection says of a world's training pictures for one protocol, kept in a folder."""
     return kept_selection(
         folder,
         world.train[listed],
@@ -228,7 +229,8 @@ def _moments(world: World, listed: str, sources: Sources, captions: bool) -> Mom
     return fitted_moments(world.train[listed], sources, captions=bank, seed=world.seed)
 
 
-def _fitted(world: World, listed: str, sources: Sources, pick: Candidate) -> Map:
+def fitted(world: World, listed: str, sources: Sources, pick: Candidate) -> Projection:
+    """What was chosen, fitted on a world's training pictures."""
     if pick.estimator == "identity":
         return identity(world.table.vectors.shape[1])
     return fit(_moments(world, listed, sources, pick.captions), pick.estimator, pick.rank, pick.strength)
