@@ -53,7 +53,7 @@ SIZES = (1, 2, 5, 10, 20, 50, 100)
 SKEWED = 20
 """Pictures of a sample whose contents are skewed, of a wrong site, and of the rows beside."""
 DRAWS = 6
-"""Samples of every kind and seed."""
+"""Halves of every site and seed: one to measure it on, one to score."""
 NONE, PROJECTION = "no projection", "projection"
 
 
@@ -86,7 +86,7 @@ class Ward:
 
 @dataclass
 class Tally:
-    """Shares of right answers by row, site and picture, over draws in which the picture was not in the sample."""
+    """Shares of right answers by row, site and picture, over the halves that were scored."""
 
     right: dict[str, dict[str, Vectors]] = field(default_factory=dict)
     asked: dict[str, dict[str, Vectors]] = field(default_factory=dict)
@@ -108,44 +108,44 @@ def score(ward: Ward, plain: Ward, seed: int, tally: Tally) -> None:
         tally: What is added to.
     """
     for place, name in enumerate(ward.sites):
-        vectors, labels, contents = ward.sites[name], ward.labels[name], ward.contents[name]
-        everything = np.ones(len(labels), dtype=np.bool_)
+        vectors, there, labels = ward.sites[name], plain.sites[name], ward.labels[name]
         rng = np.random.default_rng([seed, place, 71])
-        tally.add(NONE, name, plain.rule(plain.sites[name]) == labels, everything)
+        everything = np.ones(len(labels), dtype=np.bool_)
+        tally.add(NONE, name, plain.rule(there) == labels, everything)
         tally.add(PROJECTION, name, ward.rule(vectors) == labels, everything)
-        for row, sample in _samples(contents, rng):
-            rest = everything.copy()
-            rest[sample] = False
-            tally.add(row, name, ward.rule(_adapted(ward, vectors, vectors[sample])) == labels, rest)
-            if row == f"{SKEWED} pictures":
-                there = plain.sites[name]
-                tally.add(f"{SKEWED}, no projection", name,
-                          plain.rule(_adapted(plain, there, there[sample])) == labels, rest)  # fmt: skip
-                moved = unit(vectors - (vectors[sample].mean(axis=0) - ward.training))
-                tally.add(f"{SKEWED}, whole shift", name, ward.rule(moved) == labels, rest)
-                centred = unit(vectors - vectors[sample].mean(axis=0))
-                tally.add(f"{SKEWED}, centring", name, ward.centred(centred) == labels, rest)
         for _ in range(DRAWS):
-            wrong, own = (each[rng.permutation(len(each))[:SKEWED]] for each in (ward.others[name], vectors))
-            half = np.concatenate([wrong[: SKEWED // 2], own[: SKEWED // 2]])
-            for row, sample in ((f"{SKEWED} of another site", wrong), (f"{SKEWED}, half of another site", half)):
-                tally.add(row, name, ward.rule(_adapted(ward, vectors, sample)) == labels, everything)
+            order = rng.permutation(len(labels))
+            shown, asked = order[: len(order) // 2], np.isin(np.arange(len(order)), order[len(order) // 2 :])
+            for row, rows in _samples(ward.contents[name], shown, rng):
+                tally.add(row, name, ward.rule(_adapted(ward, vectors, vectors[rows])) == labels, asked)
+            some = shown[:SKEWED]
+            other = ward.others[name]
+            wrong = other[rng.permutation(len(other))[:SKEWED]]
+            half = np.concatenate([wrong[: SKEWED // 2], vectors[some[: SKEWED // 2]]])
+            mean = vectors[some].mean(axis=0)
+            for row, right in (
+                ("20, no projection", plain.rule(_adapted(plain, there, there[some]))),
+                ("20, whole shift", ward.rule(unit(vectors - (mean - ward.training)))),
+                ("20, centring", ward.centred(unit(vectors - mean))),
+                ("20 of another site", ward.rule(_adapted(ward, vectors, wrong))),
+                ("20, half of another site", ward.rule(_adapted(ward, vectors, half))),
+            ):
+                tally.add(row, name, right == labels, asked)
 
 
-def _samples(contents: Rows, rng: np.random.Generator) -> Iterator[tuple[str, Rows]]:
-    """Rows of the table and the pictures that a site is measured on."""
-    kinds = np.unique(contents)
-    for _ in range(DRAWS):
-        for size in SIZES:
-            if size <= len(contents) - SKEWED:
-                yield f"{size} pictures" if size > 1 else "1 picture", rng.choice(len(contents), size, replace=False)
-        yield "half of them", rng.choice(len(contents), len(contents) // 2, replace=False)
-        for number, word in ((1, "one kind"), (2, "two kinds")):
-            pool = np.flatnonzero(np.isin(contents, rng.choice(kinds, number, replace=False)))
-            yield f"{SKEWED} of {word}", rng.choice(pool, min(SKEWED, len(pool)), replace=False)
-            yield f"all of {word}", pool
-        odds = rng.permutation(1 / np.arange(1, len(kinds) + 1))[np.searchsorted(kinds, contents)]
-        yield f"{SKEWED}, kinds by Zipf's law", rng.choice(len(contents), SKEWED, replace=False, p=odds / odds.sum())
+def _samples(contents: Rows, shown: Rows, rng: np.random.Generator) -> Iterator[tuple[str, Rows]]:
+    """Rows of the table, and the pictures of those shown that a site is measured on."""
+    for size in SIZES:
+        if size <= len(shown):
+            yield f"{size} pictures" if size > 1 else "1 picture", shown[:size]
+    yield "half of them", shown
+    kinds = np.unique(contents[shown])
+    for number, word in ((1, "one kind"), (2, "two kinds")):
+        pool = shown[np.isin(contents[shown], rng.choice(kinds, number, replace=False))]
+        yield f"20 of {word}", pool[:SKEWED]
+        yield f"half of {word}", pool
+    odds = rng.permutation(1 / np.arange(1, len(kinds) + 1))[np.searchsorted(kinds, contents[shown])]
+    yield "20, kinds by Zipf's law", rng.choice(shown, SKEWED, replace=False, p=odds / odds.sum())
 
 
 def _adapted(ward: Ward, vectors: Vectors, sample: Vectors) -> Vectors:
@@ -282,7 +282,7 @@ def summarised(tally: Tally, kept: dict[str, Rows], resampler: Callable[..., Res
 
     def shares(row: str) -> Vectors:
         right, asked = tally.right[row], tally.asked[row]
-        # a picture that was in every sample tells nothing: it counts as the projection leaves it
+        # a picture that no draw scored tells nothing: it counts as the projection leaves it
         plain = {name: tally.right[PROJECTION][name] / tally.asked[PROJECTION][name] for name in names}
         return np.concatenate([np.where(asked[n] > 0, right[n] / np.maximum(asked[n], 1), plain[n]) for n in names])
 

@@ -102,11 +102,11 @@ expectation maximisation (20 points worse); shrinking by how much content varies
 taken away from classes' pictures too, which asks for every class to be embedded anew."""
 
 _MEASURED = """## What was measured
-- Each style of stylebench and domain of PACS that nothing was fitted or chosen on is a site. It is measured on a sample
-  of its pictures and scored on its others, without labels of either. {seeds} seeds, {draws} samples of every kind;
+- Each style of stylebench and domain of PACS that nothing was fitted or chosen on is a site. Its pictures are halved at
+  random: it is measured on some of one half, without labels, and scored on the other. {seeds} seeds, {draws} halves;
   `{model}`; the projections are those that the tables of stylebench and PACS chose.
 - `of one kind`: pictures of one class alone (PACS) or of one group, such as food (stylebench, where a class has one
-  picture). Whether they can be told is what decides how much they count.
+  picture); all classes are scored.
 - In brackets: 95 % intervals by bootstrap over concepts (stylebench) or over pictures within class (PACS); differences
   are paired, over the same pictures.
 - That a site's mean helps was known from PACS and stylebench with other encoders before; the form was not chosen on

@@ -109,7 +109,7 @@ def swap_classes(
         spoilt = [name for name, entry in entries.items() if new_files[name].data_sha256 != entry.data_sha256]
         if spoilt:
             raise ContractError(f"{spoilt[0]}.data: was not copied as it is; is the disk full?")
-        manifest = cast("Manifest", _with_files(manifest, new_files))
+        manifest = cast("Manifest", with_files(manifest, new_files))
         variants = dict(manifest.variants)
         runs = [(name, backend) for name, variant in variants.items() for backend in variant.parity]
         for name, backend in progress(runs, total=len(runs), desc="check heads"):
@@ -196,14 +196,14 @@ def _embedded(
     return class_bank(embed, manifest.classes, manifest.templates, progress=progress)
 
 
-def _with_files(value: Any, new: dict[str, FileFacts]) -> Any:
+def with_files(value: Any, new: dict[str, FileFacts]) -> Any:
     """The same dataclass with every file's facts taken from `new`."""
     if isinstance(value, FileFacts):
         return new[value.path]
     if isinstance(value, dict):
-        return {key: _with_files(item, new) for key, item in value.items()}
+        return {key: with_files(item, new) for key, item in value.items()}
     if is_dataclass(value) and not isinstance(value, type):
-        changes = {field.name: _with_files(getattr(value, field.name), new) for field in fields(value)}
+        changes = {field.name: with_files(getattr(value, field.name), new) for field in fields(value)}
         return replace(value, **changes)
     return value
 
@@ -220,27 +220,30 @@ def _write_files(
             shutil.copyfile(beside, folder / f"{name}.data")
         if path.suffix != ".onnx":
             shutil.copyfile(path, folder / name)
-        elif _takes_pictures(path):
+        elif takes_pictures(path):
             bodies[name] = _with_head(path, folder / name, manifest, bank)
         else:
-            _with_facts(path, folder / name, manifest)
+            with_facts(path, folder / name, manifest)
     return {name: describe_file(folder, name) for name in paths}, bodies
 
 
-def _takes_pictures(path: Path) -> bool:
+def takes_pictures(path: Path) -> bool:
+    """Whether a graph is an image graph."""
     return any(item.name == IMAGE_INPUT for item in onnx.load(str(path), load_external_data=False).graph.input)
 
 
-def _facts(manifest: Manifest, name: str) -> str:
+def facts(manifest: Manifest, name: str) -> str:
+    """What the graph `name` says of itself, as JSON."""
     return json.dumps(manifest.facts(name), ensure_ascii=False, sort_keys=True)
 
 
-def _with_facts(path: Path, target: Path, manifest: Manifest) -> None:
+def with_facts(path: Path, target: Path, manifest: Manifest) -> None:
+    """Writes a graph again that says of itself what the manifest says."""
     model = onnx.load(str(path), load_external_data=False)
     kept = [item for item in model.metadata_props if item.key != METADATA_KEY]
     del model.metadata_props[:]
     model.metadata_props.extend(kept)
-    model.metadata_props.add(key=METADATA_KEY, value=_facts(manifest, path.name))
+    model.metadata_props.add(key=METADATA_KEY, value=facts(manifest, path.name))
     write_atomically(target, model.SerializeToString(deterministic=True))
 
 
@@ -250,7 +253,7 @@ def _with_head(path: Path, target: Path, manifest: Manifest, bank: NDArray[np.fl
         raise InputError(f"{path.name}: {bank.shape[-2]:,} classes would make the graph larger than protobuf allows")
     model = ir.load(path)
     attach_head(model, bank, manifest.model.logit_scale, manifest.model.logit_bias, manifest.cdc)
-    model.metadata_props[METADATA_KEY] = _facts(manifest, path.name)
+    model.metadata_props[METADATA_KEY] = facts(manifest, path.name)
     ir.save(model, target)
     before, after = body_digest(path), body_digest(target)
     if before != after:

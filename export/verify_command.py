@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from invariclip.fidelity import LEVELS, require_level
 from invariclip.parity import parity_table
 from invariclip.projection import read_projection
 from invariclip.semantics import read_semantics
+from invariclip.site import read_site
 
 if TYPE_CHECKING:
     from invariclip.console import Progress
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from invariclip.fidelity import Fidelity
     from invariclip.manifest import Manifest, Variant
     from invariclip.semantics import Semantics
+    from invariclip.site import Site
 
 
 @click.command()
@@ -72,6 +75,7 @@ def verify(
     if wrong:
         raise ContractError(f"{artifact}: {'; '.join(wrong)}")
     job = prepare(loaded, matrix, manifest.classes, manifest.templates, semantics)
+    job = replace(job, site=_own_site(artifact, manifest, own=own))
     candidates, bounds = {}, {}
     for variant, backend in product(paths, backends):
         name, facts = f"{variant} on {backend}", manifest.variants[variant]
@@ -128,6 +132,22 @@ def _own_semantics(artifact: Path, manifest: Manifest, *, own: bool) -> Semantic
             f"{artifact}: its learned templates belong to its own projection, so it cannot be held against another one"
         )
     return read_semantics(checked_path(artifact, manifest.cdc_file))
+
+
+def _own_site(artifact: Path, manifest: Manifest, *, own: bool) -> Site | None:
+    """The place that the artifact is adapted to, or None.
+
+    Raises:
+        InputError: It was measured in the space of its own projection, and it is to be held against another one.
+        SiteError: It is of another space.
+    """
+    if not own:
+        raise InputError(
+            f"{artifact}: its site belongs to its own projection, so it cannot be held against another one"
+        )
+    site = read_site(checked_path(artifact, manifest.site_file))
+    site.require_space(manifest.space_id, str(artifact))
+    return site
 
 
 def _fast_pixels(manifest: Manifest, job: Job, pictures: Pictures, limits: Limits, *, progress: Progress) -> list[str]:

@@ -55,9 +55,8 @@ def _class_options(command: Any) -> Any:
 @ARTIFACT
 @click.option("--images", "images", multiple=True, required=True, type=click.Path(path_type=Path),
               help="Unlabelled pictures and folders of the place; repeatable.")  # fmt: skip
-@click.option(
-    "--out", "-o", required=True, type=click.Path(path_type=Path), help="The site to write: NAME.safetensors."
-)
+@click.option("--out", "-o", required=True, type=click.Path(path_type=Path),
+              help="The site to write, NAME.safetensors; or the artifact adapted to it, NAME.icm.")  # fmt: skip
 @click.option("--name", help="Of the place [default: that of the file].")
 @click.option("--add-to", type=click.Path(path_type=Path), help="Count what this site has seen already as well.")
 @_class_options
@@ -76,11 +75,14 @@ def adapt(
 
     The pictures should show what the place sees, of several kinds: classes tell how many kinds there are.
     """
-    if out.suffix != ".safetensors":
-        raise InputError(f"{out}: a site is a file NAME.safetensors")
+    if out.suffix not in (".safetensors", ".icm"):
+        raise InputError(f"{out}: a site is a file NAME.safetensors, an adapted artifact a folder NAME.icm")
     names = class_names(classes, classes_file)
     known = None if add_to is None else read_site(add_to)
-    mean = training_mean(artifact, read_manifest(artifact))
+    manifest = read_manifest(artifact)
+    if manifest.site is not None:
+        raise InputError(f"{artifact}: is adapted to {manifest.site.name!r} already; take the one it was made from")
+    mean = training_mean(artifact, manifest)
     model = open_model(artifact, None, backend, threads, pixel_mode)
     progress = silent if quiet or as_json else bar
     if names and names != model.classes:
@@ -98,7 +100,12 @@ def adapt(
     site = measured(site, model.class_bank(progress), (answer.embedding for answer in stream))
     if not site.pictures:
         raise InputError("no picture could be read; nothing was written")
-    write_site(out, site)
+    if out.suffix == ".icm":
+        from invariclip.cli import other_room
+
+        other_room("adapt -o NAME.icm")(artifact, out, site, pictures=paths, threads=threads, progress=progress)
+    else:
+        write_site(out, site)
     if site.limited:
         warnings.warn(
             f"{site.pictures} pictures show about {site.kinds:.1f} kinds of things, too few to tell the place from its "

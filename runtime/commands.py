@@ -182,6 +182,7 @@ def _facts(manifest: Manifest) -> list[list[str]]:
         ["checkpoint sha256", manifest.model.checkpoint_sha256],
         ["projection", folded],
         *_learned(manifest),
+        *_adapted(manifest),
         ["embedding space", manifest.space_id],
         ["logit_scale", f"{manifest.model.logit_scale:g}"],
         ["pixels", f"{size}, {manifest.pixels.interpolation}, {manifest.pixels.resize_mode}"],
@@ -205,6 +206,13 @@ def _learned(manifest: Manifest) -> list[list[str]]:
         ["evidence", "; ".join(f"scale {a:.3g}, bias {c:+.3g}, background {r:.3g}" for a, c, r in numbers)],
         ["abstains above", limit],
     ]
+
+
+def _adapted(manifest: Manifest) -> list[list[str]]:
+    site = manifest.site
+    if site is None:
+        return []
+    return [["adapted to", f"{site.name}: {site.pictures} pictures of about {site.kinds:.0f} kinds, {site.weight:.0%}"]]
 
 
 UNCERTAINTY_OPTION = click.option(

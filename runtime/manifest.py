@@ -139,6 +139,35 @@ class FileFacts:
 
 
 @dataclass(frozen=True)
+class SiteFacts:
+    """The place whose shift the image graphs take away, see `site`.
+
+    Attributes:
+        name: For people.
+        sha256: Its digest.
+        pictures: How many it was measured on.
+        kinds: How many kinds of things they show.
+        weight: How much of the shift is taken away, from 0 to 1.
+    """
+
+    name: str
+    sha256: str
+    pictures: int
+    kinds: float
+    weight: float
+
+    def __post_init__(self) -> None:
+        """Refuses what no `adapt` writes.
+
+        Raises:
+            ArtifactError: A field is of another type or out of range.
+        """
+        named = isinstance(self.name, str) and isinstance(self.sha256, str) and type(self.pictures) is int
+        if not (named and _is_finite(self.kinds) and _is_finite(self.weight) and 0 <= self.weight <= 1):
+            raise ArtifactError(f"the site of the manifest is not understood: {self}")
+
+
+@dataclass(frozen=True)
 class Step:
     """What became of one rewrite of one tower.
 
@@ -198,7 +227,8 @@ class Manifest:
     `left_out`: what failed the contract, and why: a variant, or where it passed elsewhere `variant on engine`.
     `fast_pixels`: how far the fast pixel mode is from the exact one and whether that passed, as
     `export.contract.fast_pixels` says it; empty where nobody asked. `cdc`, `cdc_file`: learned templates, where there
-    are some; the classes' hand-written prompts are then the ones of that file.
+    are some; the classes' hand-written prompts are then the ones of that file. `site`, `site_file`: the place that the
+    image graphs are adapted to, if any.
     """
 
     model: ModelFacts
@@ -218,12 +248,14 @@ class Manifest:
     fast_pixels: dict[str, Any] = field(default_factory=dict)
     cdc: SemanticsFacts | None = None
     cdc_file: FileFacts | None = None
+    site: SiteFacts | None = None
+    site_file: FileFacts | None = None
     schema_version: int = SCHEMA_VERSION
 
     @property
     def files(self) -> tuple[FileFacts, ...]:
         """Every file that it names, each once."""
-        beside = [entry for entry in (self.projection_file, self.cdc_file) if entry is not None]
+        beside = [entry for entry in (self.projection_file, self.cdc_file, self.site_file) if entry is not None]
         graphs = [entry for variant in self.variants.values() for entry in (variant.image, variant.text)]
         return tuple(dict.fromkeys([self.tokenizer, *beside, *graphs]))
 
@@ -268,6 +300,7 @@ class Manifest:
             projection = plain["projection"]
             projection_file = plain["projection_file"]
             cdc, cdc_file = plain.get("cdc"), plain.get("cdc_file")
+            site, site_file = plain.get("site"), plain.get("site_file")
             return cls(
                 **{
                     **plain,
@@ -279,6 +312,8 @@ class Manifest:
                     "projection_file": FileFacts(**projection_file) if projection_file else None,
                     "cdc": _semantics(cdc) if cdc else None,
                     "cdc_file": FileFacts(**cdc_file) if cdc_file else None,
+                    "site": SiteFacts(**site) if site else None,
+                    "site_file": FileFacts(**site_file) if site_file else None,
                     "classes": tuple(plain["classes"]),
                     "templates": tuple(plain["templates"]),
                     "plan": {tower: tuple(Step(**step) for step in steps) for tower, steps in plain["plan"].items()},

@@ -292,12 +292,17 @@ class Model:
 
         Raises:
             SiteError: It was measured in another space.
-            InputError: The artifact has learned templates, whose evidence was fitted on pictures that were not adapted.
+            InputError: The artifact has learned templates, whose evidence was fitted on pictures that were not adapted,
+                or a site in its graph already.
         """
         if self.manifest.cdc is not None:
             raise InputError(
                 "the artifact's learned templates and their uncertainty were fitted on pictures that were not adapted; "
                 "adapt an artifact without --cdc"
+            )
+        if self.manifest.site is not None:
+            raise InputError(
+                f"the artifact is adapted to {self.manifest.site.name!r} already; take the one that it was made from"
             )
         site.require_space(self.space_id, "the artifact")
         other = self._but(_site=site)

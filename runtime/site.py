@@ -182,6 +182,11 @@ class Site:
         moved = np.asarray(embeddings, dtype=np.float32) - self.shift
         return np.asarray(moved / np.linalg.norm(moved, axis=-1, keepdims=True), dtype=np.float32)
 
+    def exactly(self, embeddings: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+        """The same in float64: what every other way is held against."""
+        moved = embeddings.astype(np.float64) - self.shift.astype(np.float64)
+        return np.asarray(moved / np.linalg.norm(moved, axis=-1, keepdims=True))
+
     def require_space(self, space_id: str, owner: str) -> None:
         """Refuses a site of another space.
 

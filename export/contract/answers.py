@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from invariclip.backends import Backend
     from invariclip.projection import Projection
+    from invariclip.site import Site
     from invariclip.tokenizer import TextSpec
 
 _FIRST = max(SIZES)
@@ -90,7 +91,11 @@ def show(
 
 
 def compare(
-    backend: Backend, shown: Shown, projection: Projection | None, batches: Iterable[NDArray[Any]]
+    backend: Backend,
+    shown: Shown,
+    projection: Projection | None,
+    batches: Iterable[NDArray[Any]],
+    site: Site | None = None,
 ) -> Comparison:
     """Runs one graph on every input.
 
@@ -99,11 +104,12 @@ def compare(
         shown: The inputs and the reference's answers.
         projection: What the graph claims to hold.
         batches: `shown.batches()`, or the same in a progress display.
+        site: Whose shift the graph claims to take away, or None.
 
     Raises:
         ContractError: The graph cannot answer a batch, or its embeddings are of another width.
     """
-    seen = Comparison(reference=project(shown.raw, projection))
+    seen = Comparison(reference=project(shown.raw, projection, site))
     served = _served(backend, shown)
     count = 0
     for batch in batches:
@@ -133,16 +139,15 @@ def compare(
         starts = range(0, len(shown.altered), _FIRST)
         parts = [_ask(backend, shown.altered[start : start + _FIRST])[EMBEDDING] for start in starts]
         seen.altered_rows, seen.altered = shown.altered_rows, np.concatenate(parts)
-        seen.altered_reference = project(shown.altered_raw, projection)
+        seen.altered_reference = project(shown.altered_raw, projection, site)
     return seen
 
 
-def project(raw: NDArray[np.float32], projection: Projection | None) -> NDArray[np.float64]:
-    """Raw embeddings [N, D] to unit embeddings [N, d] in float64, through A_inv where there is one."""
-    if projection is not None:
-        return projection.apply(raw)
-    wide = raw.astype(np.float64)
-    return np.asarray(wide / np.linalg.norm(wide, axis=1, keepdims=True))
+def project(raw: NDArray[np.float32], projection: Projection | None, site: Site | None = None) -> NDArray[np.float64]:
+    """Raw embeddings [N, D] to unit embeddings [N, d] in float64, through A_inv and less a site's shift where given."""
+    rows = raw.astype(np.float64)
+    rows = rows / np.linalg.norm(rows, axis=1, keepdims=True) if projection is None else projection.apply(rows)
+    return rows if site is None else site.exactly(rows)
 
 
 def _served(backend: Backend, shown: Shown) -> Callable[[NDArray[Any]], NDArray[Any]]:

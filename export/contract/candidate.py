@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from invariclip.fidelity import Fidelity
     from invariclip.manifest import Compute, SemanticsFacts
     from invariclip.projection import Projection
+    from invariclip.site import Site
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Job:
         bank: float64 [K, d] unit class embeddings of the reference, or None without classes.
         learned: Facts of the learned templates, or None. The checkpoint's text tower reads their vectors then.
         banks: float64 [M + 1, K, d], class embeddings by template, where there are both; `bank` is the first.
+        site: The place whose shift pictures' embeddings lose, or None.
     """
 
     checkpoint: Checkpoint
@@ -48,6 +50,7 @@ class Job:
     bank: NDArray[np.float64] | None
     learned: SemanticsFacts | None = None
     banks: NDArray[np.float64] | None = None
+    site: Site | None = None
 
     @property
     def head(self) -> ClassHead | None:

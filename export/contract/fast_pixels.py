@@ -111,7 +111,7 @@ def prove(job: Job, pictures: Pictures, bounds: Thresholds, *, progress: Progres
 
     def encode(batch: NDArray[np.uint8]) -> NDArray[np.float64]:
         parts = [job.checkpoint.encode_images(batch[start : start + _BATCH]) for start in range(0, len(batch), _BATCH)]
-        return project(np.concatenate(parts), job.projection)
+        return project(np.concatenate(parts), job.projection, job.site)
 
     figures = fast_figures(pairs, encode, job.bank_or_prompts())
     broken = []

@@ -204,7 +204,8 @@ def _judge(name: str, candidate: Candidate, seen: Evidence, bounds: Thresholds, 
         backend = candidate.opened(tower)
         engine = engine or backend.describe()
         batches = progress(shown.batches(), total=-(-len(shown.raw) // BATCH), desc=f"{name}, {tower} tower")
-        sides[tower] = answers.compare(backend, shown, job.projection, batches)
+        site = job.site if tower == "image" else None
+        sides[tower] = answers.compare(backend, shown, job.projection, batches, site)
         any_size = tower == "image" and pictures_check.is_any_size(backend)
         if any_size:
             sides[tower].levels["front_cosine"] = _front_cosine(backend, job, seen)
@@ -252,7 +253,9 @@ def _front_cosine(backend: Backend, job: Job, seen: Evidence) -> float:
         if place == len(seen.front_raw):  # the first candidate that resizes; the next ones find it done
             seen.front_raw.append(seen.checkpoint.encode_images(pixels(picture, spec)[None]))
         (got,) = backend.run({backend.input_names[0]: picture[None]}, (EMBEDDING,))[EMBEDDING].astype(np.float64)
-        cosine = float(project(seen.front_raw[place], job.projection)[0] @ got / max(np.linalg.norm(got), 1e-30))
+        cosine = float(
+            project(seen.front_raw[place], job.projection, job.site)[0] @ got / max(np.linalg.norm(got), 1e-30)
+        )
         worst = float(np.minimum(worst, cosine))
     return worst
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 CLASS_BANK, LOGIT_SCALE, LOGIT_BIAS = "class_bank", "logit_scale", "logit_bias"
 MATRIX = "matrix"
 """What `ImageTower` and `TextTower` call the explicit MatMul's matrix."""
+SITE_SHIFT = "site_shift"
+_UNMOVED, _MOVED = "embedding_unmoved", "embedding_moved"
 _COSINES, _SCALED = "class_cosines", "scaled_cosines"
 MAX_BANK_BYTES = 1 << 30
 """Bound on the float32 bank that goes into a graph: with the head's own file facts protobuf's 2 GiB stay far off."""
@@ -80,6 +82,43 @@ def attach_head(
         logits = append(graph, "Add", [scaled, bias], LOGITS, shape)
         probabilities = append(graph, "Sigmoid", [logits], PROBABILITIES, shape)
     graph.outputs.extend([logits, probabilities])
+
+
+def attach_site(model: ir.Model, shift: NDArray[np.float32]) -> None:
+    """Takes a site's shift away from `embedding` and scales it to unit length again, in two nodes; see `site`.
+
+    All that follows, such as the classes, takes the adapted embedding. Initializer: `site_shift` float32 [d].
+
+    Args:
+        model: A graph with the output `embedding`, float32 [batch, d] of unit length. Changed in place.
+        shift: δ, float32 [d].
+
+    Raises:
+        ArtifactError: The graph has no float32 output `embedding`, or a site already.
+        InputError: The shift is of another width.
+    """
+    graph = model.graph
+    if SITE_SHIFT in graph.initializers:
+        raise ArtifactError(f"{graph.name}: is adapted to a site already")
+    old = _embedding(graph)
+    shape = old.shape if old.shape is not None else ir.Shape(["batch", len(shift)])
+    if shift.ndim != 1 or (isinstance(shape[1], int) and shape[1] != len(shift)):
+        raise InputError(f"a shift of shape {list(shift.shape)} does not fit an embedding of shape {list(shape)}")
+    free_names(graph, (SITE_SHIFT, _UNMOVED, _MOVED))
+    moved = ir.node("Sub", [old, constant(graph, SITE_SHIFT, shift)], name=_MOVED)
+    unit = ir.node("LpNormalization", moved.outputs, {"axis": -1, "p": 2}, name=f"{EMBEDDING}_adapted")
+    for node, name in ((moved, _MOVED), (unit, EMBEDDING)):
+        node.outputs[0].name, node.outputs[0].shape = name, shape
+        node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    for user, place in list(old.uses()):
+        if user is not moved:
+            user.replace_input_with(place, unit.outputs[0])
+    graph.outputs[graph.outputs.index(old)] = unit.outputs[0]
+    old.name = _UNMOVED
+    producer = old.producer()
+    if producer is None:
+        raise ArtifactError(f"{graph.name}: nothing computes its embedding")
+    graph.insert_after(producer, [moved, unit])
 
 
 def expose_projection(model: ir.Model) -> None:

@@ -1,0 +1,163 @@
+"""A site's shift in the graphs of an artifact that exists: no checkpoint, no tracing, no second look at its weights."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from invariclip.artifact import checked_path, describe_file, read_manifest, require_replaceable, write_manifest
+from invariclip.backends import open_backend
+from invariclip.console import silent
+from invariclip.errors import ContractError, InputError
+from invariclip.export.contract import evidence
+from invariclip.export.contract.figures import EXACT, THRESHOLDS
+from invariclip.export.graphs.head import attach_site
+from invariclip.export.swap import facts, takes_pictures, with_facts, with_files
+from invariclip.fidelity import require_level
+from invariclip.files import new_directory
+from invariclip.manifest import EMBEDDING, IMAGE_INPUT, METADATA_KEY, SiteFacts
+from invariclip.site import write_site
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+
+    from invariclip.console import Progress
+    from invariclip.export.contract.evidence import Pictures
+    from invariclip.manifest import Compute, Manifest
+    from invariclip.site import Site
+
+SITE_FILE = "site.safetensors"
+_BATCH = 16
+
+
+def bake_site(
+    artifact: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    site: Site,
+    *,
+    pictures: Sequence[str | Path],
+    threads: int | None = None,
+    progress: Progress = silent,
+) -> Manifest:
+    """Writes an artifact whose image graphs take a site's shift away, or nothing.
+
+    Every variant is held against the shift taken away in float64 from what it answered before.
+
+    Args:
+        artifact: The artifact to start from; it stays as it is.
+        out: The artifact to write. One that stands there is replaced.
+        site: Measured in its space.
+        pictures: Files and folders to check on.
+        threads: The engines'; None takes what this process may use.
+        progress: `console.bar` or `console.silent`.
+
+    Returns:
+        The manifest that was written.
+
+    Raises:
+        ArtifactError: `artifact` is not one, or a file of it is missing or changed.
+        InputError: It has a site already, or learned templates; no picture can be read, or `out` cannot be written.
+        SiteError: The site was measured in another space.
+        ContractError: An adapted graph does not answer what it should.
+        MissingExtraError: An engine that the artifact was proved on is not installed here.
+    """
+    source, target = Path(artifact), Path(out)
+    old = read_manifest(source)
+    require_adaptable(source, old, site)
+    require_replaceable(target)
+    entries = {entry.path: entry for entry in old.files}
+    paths = {name: checked_path(source, entry) for name, entry in entries.items()}
+    looked_at = evidence.pictures_of(pictures, old.pixels)
+    looked_at.require_readable()
+    told = SiteFacts(site.name, site.digest, site.pictures, site.kinds, site.weight)
+    with new_directory(target) as folder:
+        write_site(folder / SITE_FILE, site)
+        manifest = replace(old, site=told, site_file=describe_file(folder, SITE_FILE))
+        for name, path in paths.items():
+            _write(path, folder / name, manifest, site)
+        new_files = {name: describe_file(folder, name) for name in (*paths, SITE_FILE)}
+        spoilt = [name for name, entry in entries.items() if new_files[name].data_sha256 != entry.data_sha256]
+        if spoilt:
+            raise ContractError(f"{spoilt[0]}.data: was not copied as it is; is the disk full?")
+        manifest = cast("Manifest", with_files(manifest, new_files))
+        variants = dict(manifest.variants)
+        runs = [(name, backend) for name, variant in variants.items() for backend in variant.parity]
+        for name, backend in progress(runs, total=len(runs), desc="check adapted graphs"):
+            variant = variants[name]
+            graph = variant.image.path
+            off = _difference(
+                paths[graph], folder / graph, site, looked_at, backend=backend, threads=threads, compute=variant.compute
+            )
+            most = EXACT.max_abs_diff
+            if variant.compute != "float32":
+                most = THRESHOLDS[require_level(variant.parity[backend]["level"])].max_abs_diff
+            if not off <= most:  # a NaN must fail
+                raise ContractError(f"{graph} on {backend}: the adapted embedding is off by {off:.3g}, above {most:g}")
+            record = {"sha256": site.digest, "pictures": len(looked_at.readable), "embedding_diff": off}
+            parity = {**variant.parity, backend: {**variant.parity[backend], "site": record}}
+            variants[name] = replace(variant, parity=parity)
+        manifest = replace(manifest, variants=variants)
+        write_manifest(folder, manifest)
+    return manifest
+
+
+def require_adaptable(artifact: Path, manifest: Manifest, site: Site) -> None:
+    """Refuses what a site cannot go into.
+
+    Raises:
+        InputError: The artifact has a site already, or learned templates.
+        SiteError: The site was measured in another space.
+    """
+    if manifest.site is not None:
+        raise InputError(f"{artifact}: is adapted to {manifest.site.name!r} already; take the one it was made from")
+    if manifest.cdc is not None:
+        raise InputError(
+            f"{artifact}: its learned templates and their uncertainty were fitted on pictures that were not adapted; "
+            "adapt an artifact without --cdc"
+        )
+    site.require_space(manifest.space_id, str(artifact))
+
+
+def _write(path: Path, target: Path, manifest: Manifest, site: Site) -> None:
+    beside = path.with_name(f"{path.name}.data")
+    if beside.is_file():
+        # No hard link: onnx refuses to read weights from a file that has two names, in either artifact
+        shutil.copyfile(beside, target.with_name(f"{target.name}.data"))
+    if path.suffix != ".onnx":
+        shutil.copyfile(path, target)
+        return
+    if not takes_pictures(path):
+        with_facts(path, target, manifest)
+        return
+    model = ir.load(path)
+    attach_site(model, site.shift)
+    model.metadata_props[METADATA_KEY] = facts(manifest, path.name)
+    ir.save(model, target)
+    try:
+        onnx.checker.check_model(str(target), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ContractError(f"{path.name}: the adapted graph is not valid ONNX ({error})") from error
+
+
+def _difference(
+    before: Path, after: Path, site: Site, pictures: Pictures, *, backend: str, threads: int | None, compute: Compute
+) -> float:
+    """Largest difference of an adapted graph's embeddings from float64; NaN where one is."""
+    engine = open_backend(backend, before, threads=threads, compute=compute)
+    wanted = [
+        site.exactly(engine.run({IMAGE_INPUT: batch}, (EMBEDDING,))[EMBEDDING]) for batch in pictures.batches(_BATCH)
+    ]
+    del engine  # one graph is open at a time
+    engine = open_backend(backend, after, threads=threads, compute=compute)
+    off = [
+        np.abs(engine.run({IMAGE_INPUT: batch}, (EMBEDDING,))[EMBEDDING] - rows).max()
+        for batch, rows in zip(pictures.batches(_BATCH), wanted, strict=True)
+    ]
+    return float(np.max(off))
