@@ -27,7 +27,7 @@ from invariclip.bench.stylebench.world import embed_world
 from invariclip.calibrate.evaluate import LEVEL, Bootstrap, prototype_bank, unit
 from invariclip.calibrate.fit import Options, bank_of, training_mean
 from invariclip.calibrate.layouts import find_layout, read_layout
-from invariclip.calibrate.pairs import fitted_moments
+from invariclip.calibrate.pairs import ALL_SOURCES, fitted_moments
 from invariclip.calibrate.pictures import read_pictures
 from invariclip.calibrate.probe import fit_probe
 from invariclip.cli import run_command
@@ -55,6 +55,27 @@ SKEWED = 20
 DRAWS = 6
 """Halves of every site and seed: one to measure it on, one to score."""
 NONE, PROJECTION = "no projection", "projection"
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """A world and its sites, before any projection.
+
+    Attributes:
+        seen: The training pictures.
+        sites: Unseen pictures by site; labels are matched by name.
+        others: Pictures of another place by site.
+        contents: Kinds of things by site, int64 [N].
+        bank: [K, D], of `names`.
+        names: K class names.
+    """
+
+    seen: Table
+    sites: dict[str, Table]
+    others: dict[str, Table]
+    contents: dict[str, Rows]
+    bank: Vectors
+    names: Sequence[str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,22 +181,15 @@ def nearest(bank: Vectors, labels: Rows) -> Rule:
     return lambda vectors: labels[np.argmax(vectors.astype(np.float32) @ small.T, axis=1)]
 
 
-def ward(
-    what: Projection, seen: Table, sites: dict[str, Table], others: dict[str, Table], way: str, bank: Vectors,
-    names: Sequence[str], contents: Callable[[Table], Rows],
-) -> Ward:  # fmt: skip
+def ward(what: Projection, place: Place, way: str) -> Ward:
     """A world in the space of one projection.
 
     Args:
         what: The projection.
-        seen: The training pictures.
-        sites: Unseen pictures by site; labels are matched by name.
-        others: Pictures of another place by site.
+        place: The world.
         way: `zero-shot`, `prototypes` or `probe`.
-        bank: [K, D], of `names`.
-        names: K class names.
-        contents: Kinds of things of a table's pictures.
     """
+    seen, sites, names, bank = place.seen, place.sites, place.names, place.bank
     places = {name: place for place, name in enumerate(names)}
 
     def labels(table: Table) -> Rows:
@@ -200,8 +214,8 @@ def ward(
         sites={name: what.apply(table.vectors) for name, table in sites.items()},
         labels={name: labels(table) for name, table in sites.items()},
         concepts={name: table.concepts for name, table in sites.items()},
-        contents={name: contents(table) for name, table in sites.items()},
-        others={name: what.apply(table.vectors) for name, table in others.items()},
+        contents=place.contents,
+        others={name: what.apply(table.vectors) for name, table in place.others.items()},
         rule=rules[0],
         bank=projected,
         training=training_mean(what, plain),
@@ -226,14 +240,12 @@ def stylebench(data: Path, model: Any, seeds: int, work: Path, features: Path, p
         for way in ("zero-shot", "prototypes"):
             note(f"stylebench, seed {seed}: {way}")
             tried = styles.tried(world.bank.shape[1], way)
-            pick = styles.select_by(world, way, styles.SEVEN, styles.ALL_SOURCES, tried, progress, work).chosen
-            what = styles.fitted(world, styles.SEVEN, styles.ALL_SOURCES, pick)
-            both = [
-                ward(each, table.where(world.rows(TRAINING_STYLES)), sites, others, way, world.bank,
-                     table.label_names, lambda one, of=world.groups: of[one.concepts])
-                for each in (what, identity(world.bank.shape[1]))
-            ]  # fmt: skip
-            score(*both, seed, tallies[way])
+            pick = styles.select_by(world, way, styles.SEVEN, ALL_SOURCES, tried, progress, work).chosen
+            what = styles.fitted(world, styles.SEVEN, ALL_SOURCES, pick)
+            contents = {name: world.groups[each.concepts] for name, each in sites.items()}
+            place = Place(table.where(world.rows(TRAINING_STYLES)), sites, others, contents, world.bank,
+                          table.label_names)  # fmt: skip
+            score(ward(what, place, way), ward(identity(world.bank.shape[1]), place, way), seed, tallies[way])
     return {way: summarised(tally, kept, Bootstrap) for way, tally in tallies.items()}
 
 
@@ -259,11 +271,8 @@ def pacs(data: Path, model: Any, seeds: int, work: Path, features: Path, progres
             for way in world.ways:
                 pick = domains.select_by(world, seen, way, domains.INTERVENTIONS, progress, work).chosen
                 what = domains.fitted(fitted_moments(seen, domains.INTERVENTIONS, seed=seed), pick)
-                both = [
-                    ward(each, seen, {test: unseen}, {test: other}, way, bank, seen.label_names, lambda one: one.labels)
-                    for each in (what, identity(bank.shape[1]))
-                ]
-                score(*both, seed, tallies[way])
+                place = Place(seen, {test: unseen}, {test: other}, {test: unseen.labels}, bank, seen.label_names)
+                score(ward(what, place, way), ward(identity(bank.shape[1]), place, way), seed, tallies[way])
     return {way: summarised(tally, kept, Stratified) for way, tally in tallies.items()}
 
 

@@ -12,7 +12,7 @@ import click
 from invariclip.artifact import checked_path, read_manifest
 from invariclip.backends import ALL_BACKENDS, DEFAULT_BACKEND, require_backend
 from invariclip.console import bar, emit_json, note, say, silent
-from invariclip.errors import CheckpointError, ContractError, InputError
+from invariclip.errors import ArtifactError, CheckpointError, ContractError, InputError
 from invariclip.export.options import bounds_of, load, shared
 from invariclip.fidelity import LEVELS, require_level
 from invariclip.parity import parity_table
@@ -139,14 +139,20 @@ def _own_site(artifact: Path, manifest: Manifest, *, own: bool) -> Site | None:
 
     Raises:
         InputError: It was measured in the space of its own projection, and it is to be held against another one.
+        ArtifactError: The site is another one than the manifest says.
         SiteError: It is of another space.
     """
+    file, facts = manifest.site_file, manifest.site
+    if file is None or facts is None:
+        return None
     if not own:
         raise InputError(
             f"{artifact}: its site belongs to its own projection, so it cannot be held against another one"
         )
-    site = read_site(checked_path(artifact, manifest.site_file))
+    site = read_site(checked_path(artifact, file))
     site.require_space(manifest.space_id, str(artifact))
+    if site.digest != facts.sha256:
+        raise ArtifactError(f"{artifact}: its site is not the one that its manifest names; adapt it again")
     return site
 
 

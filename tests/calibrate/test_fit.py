@@ -54,6 +54,21 @@ def test_interventions_that_do_not_apply_are_counted(world, pictures):
     assert "declined   interventions that did not apply to a picture: background-texture 30" in summary_text(result)
 
 
+def test_the_training_mean_counts_every_environment_the_same(world, pictures, tmp_path):
+    red = [picture for picture in pictures if picture.environment == "red"]
+    few = [picture for picture in pictures if picture not in red[3:]]
+    options = Options(interventions=("invert",), draws=1, estimator="shrinkage", strength=1.0)
+    found = calibrate(world.LinearEncoder(), few, options).projection
+    table, _ = tabulate(world.LinearEncoder(), few, options)
+    plain = table.where(table.unchanged)
+    vectors = found.apply(plain.vectors)
+    means = [vectors[plain.environments == code].mean(axis=0) for code in range(len(plain.environment_names))]
+    np.testing.assert_allclose(found.training_mean, sum(means) / len(means), atol=1e-12)
+    assert np.abs(found.training_mean - vectors.mean(axis=0)).max() > 1e-3
+    write_projection(tmp_path / "p.safetensors", found)
+    np.testing.assert_array_equal(read_projection(tmp_path / "p.safetensors").training_mean, found.training_mean)
+
+
 def test_one_picture_cannot_borrow(world, pictures):
     with pytest.raises(InputError, match="style-exchange needs a second picture and there is none"):
         tabulate(world.LinearEncoder(), pictures[:1], Options(interventions=("style-exchange",)))
