@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.pixels import PixelMode
-    from invariclip.predictor import Model
 
 
 @click.command()
@@ -79,19 +78,16 @@ def embed(
             rows.append(answer.embedding)
     if not rows:
         raise InputError("no picture could be read; nothing was written")
-    write_embeddings(out, Embeddings(np.stack(rows), tuple(items), model.space_id, _site(model)))
+    adapted = "" if texts else model.site_sha256
+    write_embeddings(out, Embeddings(np.stack(rows), tuple(items), model.space_id, adapted))
     if as_json:
         emit_json(
             {"out": str(out), "count": len(items), "width": model.width, "space_id": model.space_id,
-             "site_sha256": _site(model) or None, "unreadable": bad}
+             "site_sha256": adapted or None, "unreadable": bad}
         )  # fmt: skip
     else:
         say(f"{len(items)} embeddings of width {model.width} in {out} (space {model.space_id})")
     return 2 if bad else 0
-
-
-def _site(model: Model) -> str:
-    return model.site.digest if model.site else ""
 
 
 def _by_ray(artifact: Path, pictures: tuple[Path, ...], out: Path, *, as_json: bool, **how: Any) -> int:

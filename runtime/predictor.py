@@ -108,6 +108,13 @@ class Model:
         return self._site
 
     @property
+    def site_sha256(self) -> str:
+        """Digest of the site that pictures' embeddings are adapted to, here or in the graph; "" for none."""
+        if self._site is not None:
+            return self._site.digest
+        return self.manifest.site.sha256 if self.manifest.site is not None else ""
+
+    @property
     def head(self) -> HostHead | None:
         """What answers with the classes from embeddings; None where the graph itself does, or there are none."""
         return self._head

@@ -139,7 +139,8 @@ class Api:
         vectors = np.stack([row.embedding for row in rows])
         space = service.model.space_id
         if safetensors:
-            content = embeddings_bytes(Embeddings(vectors, items, space), warnings)
+            site = "" if asked.texts else service.model.site_sha256
+            content = embeddings_bytes(Embeddings(vectors, items, space, site), warnings)
             return Response(content, media_type=SAFETENSORS, headers={"x-space-id": space})
         return as_json(
             {"space_id": space, "width": service.model.width, "items": list(items), "embeddings": vectors.tolist(),

@@ -22,6 +22,7 @@ def described(service: Service) -> dict[str, Any]:
         "checkpoint_sha256": manifest.model.checkpoint_sha256,
         "projection": None if manifest.projection is None else asdict(manifest.projection),
         "space_id": model.space_id,
+        "site_sha256": model.site_sha256 or None,
         "width": model.width,
         "variant": model.variant,
         "engine": model.describe(),
