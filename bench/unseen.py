@@ -270,6 +270,24 @@ def page_command(record: Path) -> None:
     write_atomically(record.with_suffix(".md"), page(json.loads(record.read_text(encoding="utf-8"))))
 
 
+@main.command("timings")
+@click.argument("record", type=click.Path(path_type=Path))
+@click.argument("bench", type=click.Path(path_type=Path))
+def timings_command(record: Path, bench: Path) -> None:
+    """Puts the times of `invariclip bench` (its bench.json) into the record and the page."""
+    kept, timed = (json.loads(path.read_text(encoding="utf-8")) for path in (record, bench))
+    kept["timings"] = {
+        "yardstick": timed["summary"]["yardstick"],
+        "rows": {
+            name: {"p50_ms": row["p50_ms"], "ratio": row["ratio"]}
+            for name, row in timed["summary"]["batches"]["1"].items()
+        },
+    }
+    write_atomically(record, json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
+    write_atomically(record.with_suffix(".md"), page(kept))
+    note(f"wrote {record} and its page")
+
+
 def measure(
     artifact: Path, unseen: Sequence[str], calibration: Path | None, limit: int, work: Path,
     progress: Progress = silent, graphs: Sequence[str] = (),
@@ -398,6 +416,7 @@ def page(record: dict[str, Any], name: str = "reference-vit.md") -> str:
     if record["left_out"]:
         lines += ["", "Left out of the artifact, with what each missed:", ""]
         lines += [f"- `{one}`: {why}" for one, why in record["left_out"].items()]
+    lines += _times(record)
     if record["schedules"]:
         lines += ["", "## Schedules of tokens that were tried, on the calibration pictures", ""]
         lines += [f"- {line}" for line in record["schedules"]]
@@ -405,6 +424,28 @@ def page(record: dict[str, Any], name: str = "reference-vit.md") -> str:
     options = f"{options} --limit {record['limit']}"
     lines.append(_TAIL.format(page=name, arguments=options, **record))
     return "\n".join(lines)
+
+
+def _times(record: dict[str, Any]) -> list[str]:
+    timed = record.get("timings")
+    if timed is None:
+        return []
+    rows = sorted(timed["rows"].items(), key=lambda row: -row[1]["p50_ms"])
+    return [
+        "",
+        "## Time",
+        "",
+        f"One picture at a time, two threads, a process each, in turns (`invariclip bench`); × {timed['yardstick']} "
+        "with the interval over rounds.",
+        "",
+        "| | ms | × |",
+        "|---|---|---|",
+        *(
+            f"| {name} | {row['p50_ms']:.1f} | {row['ratio']['value']:.2f} "
+            f"[{row['ratio']['low']:.2f}, {row['ratio']['high']:.2f}] |"
+            for name, row in rows
+        ),
+    ]
 
 
 def _code(name: str) -> str:
