@@ -35,7 +35,7 @@ def render(result: dict[str, Any]) -> str:
     ]
     for name, ways in worlds.items():
         for way, rows in ways.items():
-            parts += [f"## {name}: {WAYS[way].lower()}", _rows(rows)]
+            parts += [f"## {name}: {_title(way)}", _rows(rows)]
     parts.append(_MADE)
     return "\n\n".join(parts) + "\n"
 
@@ -43,7 +43,7 @@ def render(result: dict[str, Any]) -> str:
 def _headline(name: str, way: str, rows: dict[str, Any]) -> str:
     base, after, few = rows["no projection"], rows["projection"], rows["20 pictures"]
     return (
-        f"- {name}, {WAYS[way].lower()}: {base['mean']['value']:.1f} % without a projection, "
+        f"- {name}, {_title(way)}: {base['mean']['value']:.1f} % without a projection, "
         f"{after['mean']['value']:.1f} with it, {few['mean']['value']:.1f} adapted to 20 pictures: "
         f"{interval(few['to_none'], signed=True)} over none, **{interval(few['to_projection'], signed=True)}** over "
         "the projection."
@@ -51,14 +51,20 @@ def _headline(name: str, way: str, rows: dict[str, Any]) -> str:
 
 
 def _harm(name: str, way: str, rows: dict[str, Any]) -> str:
-    kinds = ["1 picture", *(row for row in rows if "kind" in row), "20 of another site"]
+    kinds = ["1 picture", *(row for row in rows if "kind" in row)]
     worst = min((row for row in kinds if row in rows), key=lambda row: rows[row]["to_projection"]["value"])
     change = rows[worst]["to_projection"]
     kept = "within" if change["value"] >= -HARM else "**beyond**"
+    wrong = rows["20 of another site"]["to_projection"]
     return (
-        f"- {name}, {WAYS[way].lower()}: of one picture, of skewed contents and of another site the worst is "
-        f"`{worst}`, {interval(change, signed=True)} against the projection ({kept} the bound of −{HARM:g})."
+        f"- {name}, {_title(way)}: of one picture and of skewed contents the worst is `{worst}`, "
+        f"{interval(change, signed=True)} against the projection ({kept} the bound of −{HARM:g}); pictures of another "
+        f"site do {interval(wrong, signed=True)}: a site is of one place."
     )
+
+
+def _title(way: str) -> str:
+    return WAYS[way][0].lower() + WAYS[way][1:]
 
 
 def _rows(rows: dict[str, Any]) -> str:

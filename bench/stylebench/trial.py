@@ -102,8 +102,8 @@ def rows(world: World, way: Way, progress: Progress = silent, folder: Path | Non
     selection = select_by(world, way, SEVEN, ALL_SOURCES, tried(world.bank.shape[1], way), progress, folder)
     picks = {name: best_of(selection, name) for name in ESTIMATORS} | {"auto": selection.chosen}
     chosen = {name: str(pick) for name, pick in picks.items()}
-    fitted: dict[Candidate, Map] = {pick: fitted(world, SEVEN, ALL_SOURCES, pick) for pick in set(picks.values())}
-    maps: dict[str, Map] = {name: fitted[pick] for name, pick in picks.items()}
+    by_pick: dict[Candidate, Map] = {pick: fitted(world, SEVEN, ALL_SOURCES, pick) for pick in set(picks.values())}
+    maps: dict[str, Map] = {name: by_pick[pick] for name, pick in picks.items()}
     found = {
         name: _row(world, way, what, chosen.get(name, ""))
         for name, what in (_baselines(world, picks["icm"]) | maps).items()
