@@ -40,6 +40,7 @@ FLOAT32 = "float32"
 JUDGED = "judged by the export"
 PEER = "NNCF int8, our float32 graph"
 _BATCH = 8
+_AGAIN = "float32 again: "
 _Z = 1.959963984540054
 _DRAWN = {"calibration": 96, "judged": 240, "drawings": 300}
 """Pictures of each folder that `pictures` writes."""
@@ -181,7 +182,7 @@ def _story(made: dict[str, Any]) -> Iterator[str]:
         ranges = "clipped ranges" if recipe["clip"] else "whole ranges"
         yield f"int8, {smooth}, {ranges}, {100 * made['int8_share']:.0f} % of the work in int8"
         for group in back:
-            yield f"float32 again: {', '.join(group['products'])}"
+            yield f"{_AGAIN}{', '.join(group['products'])}"
 
 
 def peer(artifact: Path, work: Path, calibration: Path, manifest: Manifest, tell: Callable[[str], None]) -> Candidate:
@@ -412,7 +413,7 @@ def page(record: dict[str, Any], name: str = "reference-vit.md") -> str:
             lines.append(f"| {_code(one['name'])} | {' | '.join(cells)} |")
         lines.append("")
     lines += ["## How each came about", "| | MB | |", "|---|---|---|"]
-    lines += [f"| {_code(o['name'])} | {o['megabytes']} | {'; '.join(o['made'])} |" for o in record["candidates"]]
+    lines += [f"| {_code(o['name'])} | {o['megabytes']} | {_made(o['made'])} |" for o in record["candidates"]]
     if record["left_out"]:
         lines += ["", "Left out of the artifact, with what each missed:", ""]
         lines += [f"- `{one}`: {why}" for one, why in record["left_out"].items()]
@@ -424,6 +425,13 @@ def page(record: dict[str, Any], name: str = "reference-vit.md") -> str:
     options = f"{options} --limit {record['limit']}"
     lines.append(_TAIL.format(page=name, arguments=options, **record))
     return "\n".join(lines)
+
+
+def _made(steps: Sequence[str]) -> str:
+    """How a graph came about; the products that stay in float32 are counted, for they are many."""
+    again = [step for step in steps if step.startswith(_AGAIN)]
+    told = [step for step in steps if step not in again]
+    return "; ".join([*told, *([f"{len(again)} products in {FLOAT32} again"] if again else [])])
 
 
 def _times(record: dict[str, Any]) -> list[str]:
