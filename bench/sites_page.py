@@ -100,8 +100,8 @@ is taken away. All of it are sums, so sites stream and add up, and take as many 
 
 It was chosen among others on pictures that are no part of the tables: the training styles under changes that no
 projection was fitted on, see [site-forms.md](site-forms.md). Where a sample's pictures are all of one kind the whole
-shift costs up to ten points there, this form next to nothing. The row *centring* takes each environment's mean away from
-classes' pictures too: that asks for every class to be embedded anew, and is not what `adapt` does."""
+shift costs up to ten points there, this form next to nothing. The row *centring* takes each environment's mean away
+from classes' pictures too: that asks for every class to be embedded anew, and is not what `adapt` does."""
 
 _MEASURED = """## What was measured
 - Each style of stylebench and domain of PACS that nothing was fitted or chosen on is a site. Its pictures are halved at
