@@ -443,8 +443,9 @@ def _times(record: dict[str, Any]) -> list[str]:
         "",
         "## Time",
         "",
-        f"One picture at a time, two threads, a process each, in turns (`invariclip bench`); × {timed['yardstick']} "
-        "with the interval over rounds.",
+        f"One picture at a time, two threads, a process each, in turns; × {timed['yardstick']} "
+        "with the interval over rounds. Made by `invariclip bench ARTIFACT --batch 1 --rounds 7 --cold 0 -o OUT` and "
+        "`python -m invariclip.bench.unseen timings RECORD.json OUT/bench.json`.",
         "",
         "| | ms | × |",
         "|---|---|---|",
