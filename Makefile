@@ -26,7 +26,7 @@ demo: $(VENV)/.installed
 	$(BIN)/invariclip demo --out build/demo
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # mypy wants one folder named like the package; pyproject.toml maps several folders to it, so link them together.
 build/typing: $(VENV)/.installed

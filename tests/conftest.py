@@ -9,6 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+LONGEST = ("test_readme.py", "test_commands.py")
+"""Files of few tests that take long: they start first, so that no worker is left alone with one at the end."""
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
 PREPROCESS = {
     "mean": [0.48145466, 0.4578275, 0.40821073],

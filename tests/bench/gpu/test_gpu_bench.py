@@ -76,7 +76,7 @@ def test_without_a_gpu_it_is_one_line(tmp_path):
         pytest.skip("there is a GPU")
     done = bench("--model", "ViT-B-32", "--batch", "1", "--out", str(tmp_path))
     assert done.returncode == 2
-    assert done.stderr.startswith("error: PyTorch ")
+    assert done.stderr.startswith("invariclip: PyTorch ")
     assert done.stderr.count("\n") == 1
     with pytest.raises(DeviceError, match=r"was built without CUDA|sees no GPU"):
         require_cuda(torch)
