@@ -148,7 +148,7 @@ def read_projection(path: str | os.PathLike[str]) -> Projection:
                     "calibrate again"
                 )
             A_inv, eigenvalues, training_mean = map(tensors.get_tensor, ("A_inv", "eigenvalues", "training_mean"))
-    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError, OSError) as error:
         raise ProjectionError(f"{where}: not a projection written by `invariclip calibrate` ({error})") from error
     if {A_inv.dtype, training_mean.dtype} != {np.dtype(np.float64)}:
         raise ProjectionError(f"{where}: its matrix is not float64; calibrate again")

@@ -14,7 +14,7 @@ from invariclip.adapt_command import measured
 from invariclip.artifact import read_manifest
 from invariclip.cli import main
 from invariclip.embeddings import read_embeddings
-from invariclip.errors import InputError, SiteError
+from invariclip.errors import InputError, ProjectionError, SiteError
 from invariclip.pixels import find_pictures
 from invariclip.projection import read_projection
 from invariclip.site import (
@@ -172,6 +172,19 @@ def test_a_damaged_file_is_refused(tmp_path):
     save_file({"total": np.zeros(WIDTH)}, path)
     with pytest.raises(SiteError, match="not a site"):
         read_site(path)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "{}", "[]", "null", '{"schema": 1}', '{"schema": NaN}'])
+def test_metadata_that_are_none_of_ours_are_refused(text, tmp_path):
+    path = tmp_path / "yard.safetensors"
+    write_site(path, _site())
+    save_file(load_file(path), path, {"invariclip.site": text})
+    with pytest.raises(SiteError):
+        read_site(path)
+    save_file({"A_inv": np.eye(3), "eigenvalues": np.empty(0), "training_mean": np.empty(0)}, path,
+              {"invariclip.projection": text})  # fmt: skip
+    with pytest.raises(ProjectionError):
+        read_projection(path)
 
 
 def test_a_file_of_another_schema_is_refused(tmp_path):

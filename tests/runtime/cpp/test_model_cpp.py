@@ -17,7 +17,11 @@ from invariclip.batching import plan
 from invariclip.bench.cpp.build import build, install
 from invariclip.bench.cpp.turns import compare
 from invariclip.console import silent
+from invariclip.export.assemble import export_artifact
+from invariclip.export.models.checkpoint import load_checkpoint
+from invariclip.export.site import bake_site
 from invariclip.pixels import find_pictures
+from invariclip.site import new_site
 
 REFERENCE = Path(__file__).parents[3] / "export" / "reference" / "pictures"
 SIZES = [(1, 40), (40, 1), (3, 500), (500, 3), (33, 32), (64, 200), (200, 64), (32, 32), (640, 480), (7, 7)]
@@ -48,6 +52,23 @@ def answers(built, *words):
     assert done.returncode == 0, done.stderr
     assert not done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_an_artifact_adapted_to_a_site_answers_as_in_python(
+    built, tiny_checkpoint, tiny_projection, shown, engine, tmp_path
+):
+    artifact = tmp_path / "plain.icm"
+    export_artifact(load_checkpoint(str(tiny_checkpoint)), artifact, projection=tiny_projection, pictures=shown[:8],
+                    backends=(engine,), threads=1)  # fmt: skip
+    plain = invariclip.load(artifact, backend=engine, threads=1)
+    rows, bank = plain.embed_images(shown[:30]), np.eye(plain.width)
+    site = new_site("yard", plain.space_id, np.full(plain.width, 0.05), len(bank), {}).adding(rows, bank)
+    bake_site(artifact, tmp_path / "yard.icm", site, pictures=shown[:8], threads=1)
+    how = ["--engine", engine, "--threads", 1]
+    wanted = invariclip.load(tmp_path / "yard.icm", backend=engine, threads=1).embed_images(shown)
+    got = np.asarray([one["embedding"] for one in answers(built, tmp_path / "yard.icm", *shown, *how, "--embed")])
+    np.testing.assert_array_equal(got.astype(np.float32), wanted)
+    assert np.abs(wanted - plain.embed_images(shown)).max() > 0.01
 
 
 @pytest.mark.parametrize("variant", ["float32", "float16"])
