@@ -83,7 +83,7 @@ CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
 """What stands for a place."""
 
 
-def embedded(pictures: list[Picture], encoder: Quick, progress: Progress) -> tuple[Vectors, Rows, Rows, Rows]:
+def embedded(pictures: list[Picture], encoder: Quick, progress: Progress) -> tuple[Vectors, Rows, Rows]:
     """Every picture as it is and under each change, each also mirrored.
 
     Args:
@@ -92,7 +92,7 @@ def embedded(pictures: list[Picture], encoder: Quick, progress: Progress) -> tup
         progress: Progress display.
 
     Returns:
-        Embeddings [N, D], and of each row its picture, its change (0 is none) and whether it is mirrored.
+        Embeddings [N, D], and of each row its picture and its change (0 is none).
     """
     parts, codes = [], []
     for number, picture in enumerate(progress(pictures, total=len(pictures), desc="changed pictures")):
@@ -100,9 +100,9 @@ def embedded(pictures: list[Picture], encoder: Quick, progress: Progress) -> tup
         shown = [plain, *(change(plain) for change in CHANGES.values())]
         both = [np.asarray(turned) for image in shown for turned in (image, ImageOps.mirror(image))]
         parts.append(encoder.encode_images(np.stack(both)))
-        codes += [(number, place // 2, place % 2) for place in range(len(both))]
+        codes += [(number, place // 2) for place in range(len(both))]
     rows = np.asarray(codes, dtype=np.int64)
-    return unit(np.concatenate(parts)), rows[:, 0], rows[:, 1], rows[:, 2]
+    return unit(np.concatenate(parts)), rows[:, 0], rows[:, 1]
 
 
 def drawn(sample: str, labels: Rows, rng: np.random.Generator) -> Rows:
@@ -244,7 +244,7 @@ def main(data: Path, model: str, features: Path, out: Path, quiet: bool) -> None
     whole = sorted(concept for concept, those in by_concept.items() if len(those) == len(TRAINING_STYLES))
     concepts = [whole[index] for index in np.random.default_rng(1).choice(len(whole), CONCEPTS, replace=False)]
     pictures = [picture for concept in concepts for picture in by_concept[concept]]
-    vectors, origins, changes, _ = embedded(pictures, encoder, progress)
+    vectors, origins, changes = embedded(pictures, encoder, progress)
     labels = np.asarray([concepts.index(picture.concept) for picture in pictures])[origins]
     styles = np.asarray([TRAINING_STYLES.index(picture.environment) for picture in pictures])[origins]
     names = bank_of(encoder, [by_concept[concept][0].name for concept in concepts], TEMPLATES)

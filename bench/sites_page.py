@@ -29,7 +29,7 @@ def render(result: dict[str, Any]) -> str:
         "invariclip predict mine.icm today.jpg --site yard.safetensors\n```",
         "\n".join(_headline(name, way, rows) for name, ways in worlds.items() for way, rows in ways.items()),
         "\n".join(_harm(name, way, rows) for name, ways in worlds.items() for way, rows in ways.items()),
-        _DECIDE,
+        _DECIDE.format(both=_both(worlds)),
         _FORM.format(prior=PRIOR, per_kind=PER_KIND, scale=KIND_SCALE),
         _MEASURED.format(seeds=result["seeds"], draws=result["draws"], model=result["model"]),
     ]
@@ -63,6 +63,22 @@ def _harm(name: str, way: str, rows: dict[str, Any]) -> str:
     )
 
 
+def _both(worlds: dict[str, Any]) -> str:
+    """In how many tables a site with the projection does more than a site without."""
+    pairs = [
+        (f"{name}, {_title(way)}", rows["20 pictures"]["mean"]["value"], rows["20, no projection"]["mean"]["value"])
+        for name, ways in worlds.items()
+        for way, rows in ways.items()
+    ]
+    less = [
+        f"{name}: {alone:.1f} % without it, {together:.1f} with it"
+        for name, together, alone in pairs
+        if together < alone
+    ]
+    more = f"the site does more with the projection in {len(pairs) - len(less)} of {len(pairs)} tables"
+    return "; not in ".join([more, *less])
+
+
 def _title(way: str) -> str:
     return WAYS[way][0].lower() + WAYS[way][1:]
 
@@ -87,9 +103,9 @@ _DECIDE = """## Which to use
 |---|---|
 | pairs: one thing in two settings | `calibrate`: the projection serves every place, also unseen ones |
 | pictures of one place, no pairs | `calibrate --interventions all`, then `adapt` |
-| pairs, and pictures of the place | both: they add up |
-| pictures of the place of one or two kinds of things | the projection alone: `adapt` says that they are too few kinds |
-| a stream of several places mixed | a site for each place; one for all of them says little |"""
+| pairs, and pictures of the place | both: {both} |
+| pictures of one or two kinds of things alone | `adapt` counts them for little, and says so; the cost stands above |
+| a stream of several places mixed | a site for each place: see `20, half of another site` |"""
 
 _FORM = """## The form
 z ↦ (z − δ)/|z − δ| with δ = e/(e + {prior:g}) · (m − m₀): m is the mean of the site's unit embeddings, m₀ that of the

@@ -106,9 +106,7 @@ def swap_classes(
     wanted = ClassHead(bank, manifest.model.logit_scale, manifest.model.logit_bias, manifest.cdc)
     with new_directory(target) as folder:
         new_files, bodies = _write_files(manifest, paths, folder, bank)
-        spoilt = [name for name, entry in entries.items() if new_files[name].data_sha256 != entry.data_sha256]
-        if spoilt:
-            raise ContractError(f"{spoilt[0]}.data: was not copied as it is; is the disk full?")
+        require_copied(entries, new_files)
         manifest = cast("Manifest", with_files(manifest, new_files))
         variants = dict(manifest.variants)
         runs = [(name, backend) for name, variant in variants.items() for backend in variant.parity]
@@ -214,10 +212,7 @@ def _write_files(
     """Writes or copies every file; answers their facts, and the digest of each image graph's body."""
     bodies: dict[str, str] = {}
     for name, path in paths.items():
-        beside = path.with_name(f"{path.name}.data")
-        if beside.is_file():
-            # No hard link: onnx refuses to read weights from a file that has two names, in either artifact
-            shutil.copyfile(beside, folder / f"{name}.data")
+        copy_weights(path, folder / name)
         if path.suffix != ".onnx":
             shutil.copyfile(path, folder / name)
         elif takes_pictures(path):
@@ -225,6 +220,25 @@ def _write_files(
         else:
             with_facts(path, folder / name, manifest)
     return {name: describe_file(folder, name) for name in paths}, bodies
+
+
+def copy_weights(path: Path, target: Path) -> None:
+    """Copies the file of weights that lies beside a graph, if one does, beside another graph."""
+    beside = path.with_name(f"{path.name}.data")
+    if beside.is_file():
+        # No hard link: onnx refuses to read weights from a file that has two names, in either artifact
+        shutil.copyfile(beside, target.with_name(f"{target.name}.data"))
+
+
+def require_copied(old: dict[str, FileFacts], new: dict[str, FileFacts]) -> None:
+    """Holds copied weights against those of the artifact that they are from.
+
+    Raises:
+        ContractError: A file is another one.
+    """
+    spoilt = [name for name, entry in old.items() if new[name].data_sha256 != entry.data_sha256]
+    if spoilt:
+        raise ContractError(f"{spoilt[0]}.data: was not copied as it is; is the disk full?")
 
 
 def takes_pictures(path: Path) -> bool:

@@ -45,12 +45,6 @@ _ROWS = 256
 """Embeddings that are added at a time."""
 
 
-def _class_options(command: Any) -> Any:
-    for option in reversed(CLASS_OPTIONS):
-        command = option(command)
-    return command
-
-
 @click.command()
 @ARTIFACT
 @click.option("--images", "images", multiple=True, required=True, type=click.Path(path_type=Path),
@@ -59,7 +53,8 @@ def _class_options(command: Any) -> Any:
               help="The site to write, NAME.safetensors; or the artifact adapted to it, NAME.icm.")  # fmt: skip
 @click.option("--name", help="Of the place [default: that of the file].")
 @click.option("--add-to", type=click.Path(path_type=Path), help="Count what this site has seen already as well.")
-@_class_options
+@CLASS_OPTIONS[0]
+@CLASS_OPTIONS[1]
 @BATCH
 @PIXEL_MODE
 @BACKEND

@@ -135,13 +135,6 @@ class Site:
         return np.asarray(self.weight * (self.mean - self.training_mean), dtype=np.float32)
 
     @property
-    def noise(self) -> float:
-        """Standard error of the mean, as a length: sqrt((1 − |m|²) / (n − 1)); infinite below two pictures."""
-        if self.pictures < 2:
-            return math.inf
-        return math.sqrt(max(0.0, 1.0 - float(self.mean @ self.mean)) / (self.pictures - 1))
-
-    @property
     def digest(self) -> str:
         """sha256 of the space and of the shift's float32 values, little-endian."""
         return hashlib.sha256(self.space_id.encode() + b":" + self.shift.astype("<f4").tobytes()).hexdigest()

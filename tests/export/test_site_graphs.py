@@ -135,6 +135,12 @@ def test_it_is_adapted_once(adapted, site, tiny_pictures, tmp_path, capsys):
     assert not (tmp_path / "twice.icm").exists()
 
 
+def test_it_is_checked_on_few_pictures_however_many_are_given(both, site, tiny_pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr("invariclip.export.site.CHECKED", 3)
+    manifest = bake_site(both, tmp_path / "few.icm", site, pictures=[tiny_pictures])
+    assert {r["site"]["pictures"] for v in manifest.variants.values() for r in v.parity.values()} == {3}
+
+
 def test_another_space_is_refused_and_nothing_written(both, site, tiny_pictures, tmp_path):
     other = Site("there", "0" * 32, site.pictures, site.total, site.taken_for, site.training_mean)
     with pytest.raises(SiteError, match="measure it again"):
