@@ -6,6 +6,7 @@ text.cdc.onnx           in place of text.onnx where there are learned templates:
 cdc.safetensors         the learned templates, and how their logits become evidence
 tokenizer.json          for texts
 projection.safetensors  A_inv and what it came from, where there is one
+site.safetensors        the place that the image graphs are adapted to, where there is one
 """
 
 from __future__ import annotations
