@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 import onnx
@@ -22,17 +22,19 @@ from invariclip.export.swap import copy_weights, facts, require_copied, takes_pi
 from invariclip.fidelity import require_level
 from invariclip.files import new_directory
 from invariclip.manifest import EMBEDDING, IMAGE_INPUT, METADATA_KEY, SiteFacts
-from invariclip.pixels import find_pictures
+from invariclip.pixels import walk_pictures
 from invariclip.site import write_site
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from invariclip.console import Progress
     from invariclip.export.contract.evidence import Pictures
     from invariclip.manifest import Compute, Manifest
     from invariclip.site import Site
+
+T = TypeVar("T")
 
 SITE_FILE = "site.safetensors"
 CHECKED = 24
@@ -77,7 +79,7 @@ def bake_site(
     require_replaceable(target)
     entries = {entry.path: entry for entry in old.files}
     paths = {name: checked_path(source, entry) for name, entry in entries.items()}
-    looked_at = evidence.pictures_of(evidence.spread(find_pictures(pictures), CHECKED), old.pixels)
+    looked_at = evidence.pictures_of(evidence.spread(_thinned(walk_pictures(pictures), CHECKED), CHECKED), old.pixels)
     looked_at.require_readable()
     told = SiteFacts(site.name, site.digest, site.pictures, site.kinds, site.weight)
     with new_directory(target) as folder:
@@ -142,6 +144,18 @@ def _write(path: Path, target: Path, manifest: Manifest, site: Site) -> None:
         onnx.checker.check_model(str(target), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ContractError(f"{path.name}: the adapted graph is not valid ONNX ({error})") from error
+
+
+def _thinned(items: Iterable[T], count: int) -> list[T]:
+    """Some items at even steps: all up to 2 · count − 1 of them, else at least `count`; no more are held."""
+    kept: list[T] = []
+    step = 1
+    for place, item in enumerate(items):
+        if place % step == 0:
+            kept.append(item)
+        if len(kept) == 2 * count:
+            kept, step = kept[::2], 2 * step
+    return kept
 
 
 def _difference(

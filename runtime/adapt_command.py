@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-import invariclip
 from invariclip.artifact import checked_path, read_manifest
 from invariclip.commands import (
     ARTIFACT,
@@ -22,33 +20,28 @@ from invariclip.commands import (
     QUIET,
     THREADS,
     class_names,
-    noting,
     open_model,
 )
 from invariclip.console import bar, emit_json, say, silent
-from invariclip.errors import FewKindsWarning, InputError, SiteError
-from invariclip.pixels import find_pictures
+from invariclip.errors import FewKindsWarning, InputError
+from invariclip.measuring import Unreadable, begun, measure, measure_embeddings
 from invariclip.projection import read_projection
-from invariclip.site import new_site, read_site, write_site
+from invariclip.site import read_site, write_site
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from numpy.typing import NDArray
 
     from invariclip.manifest import Manifest
     from invariclip.pixels import PixelMode
-    from invariclip.predictor import Model
     from invariclip.site import Site
-
-_ROWS = 256
-"""Embeddings that are added at a time."""
 
 
 @click.command()
 @ARTIFACT
-@click.option("--images", "images", multiple=True, required=True, type=click.Path(path_type=Path),
+@click.option("--images", "images", multiple=True, type=click.Path(path_type=Path),
               help="Unlabelled pictures and folders of the place; repeatable.")  # fmt: skip
+@click.option("--embeddings", "embedded", multiple=True, type=click.Path(path_type=Path),
+              help="Pictures of the place that `embed` has embedded before; repeatable.")  # fmt: skip
 @click.option("--out", "-o", required=True, type=click.Path(path_type=Path),
               help="The site to write, NAME.safetensors; or the artifact adapted to it, NAME.icm.")  # fmt: skip
 @click.option("--name", help="Of the place [default: that of the file].")
@@ -62,16 +55,16 @@ _ROWS = 256
 @JSON
 @QUIET
 def adapt(
-    artifact: Path, images: tuple[Path, ...], out: Path, name: str | None, add_to: Path | None, classes: str | None,
-    classes_file: Path | None, batch_size: int, pixel_mode: PixelMode, backend: str | None, threads: int | None,
-    as_json: bool, quiet: bool,
+    artifact: Path, images: tuple[Path, ...], embedded: tuple[Path, ...], out: Path, name: str | None,
+    add_to: Path | None, classes: str | None, classes_file: Path | None, batch_size: int, pixel_mode: PixelMode,
+    backend: str | None, threads: int | None, as_json: bool, quiet: bool,
 ) -> int:  # fmt: skip
     """Measure a place from a few unlabelled pictures of it, so that answers there lose what it shifts.
 
-    The pictures should show what the place sees, of several kinds: classes tell how many kinds there are.
+    The pictures should show what the place sees, of several kinds: classes tell how many kinds there are. What is
+    stopped goes on where it was when the same command is given again (OUT.unfinished keeps it).
     """
-    if out.suffix not in (".safetensors", ".icm"):
-        raise InputError(f"{out}: a site is a file NAME.safetensors, an adapted artifact a folder NAME.icm")
+    _require_sense(images, embedded, out)
     names = class_names(classes, classes_file)
     known = None if add_to is None else read_site(add_to)
     manifest = read_manifest(artifact)
@@ -87,18 +80,18 @@ def adapt(
             f"{artifact}: has no classes, and without any nobody knows how many kinds of things the pictures show; "
             "give --classes or --classes-file"
         )
-    site = begun(model, name or (known.name if known else out.stem), mean, known)
-    bad: list[dict[str, str]] = []
-    paths = find_pictures(images)
-    shown = progress(paths, total=len(paths), desc="pictures")
-    stream = model.stream(shown, batch_size=batch_size, unreadable=noting(bad), classes=False)
-    site = measured(site, model.class_bank(progress), (answer.embedding for answer in stream))
+    site, unreadable = begun(model, name or (known.name if known else out.stem), mean, known), Unreadable()
+    site = measure_embeddings(model, site, embedded)
+    if images:
+        unfinished = out.with_name(f"{out.name}.unfinished")
+        site = measure(model, site, images, batch_size=batch_size, unreadable=unreadable, unfinished=unfinished,
+                       progress=progress)  # fmt: skip
     if not site.pictures:
         raise InputError("no picture could be read; nothing was written")
     if out.suffix == ".icm":
         from invariclip.cli import other_room
 
-        other_room("adapt -o NAME.icm")(artifact, out, site, pictures=paths, threads=threads, progress=progress)
+        other_room("adapt -o NAME.icm")(artifact, out, site, pictures=images, threads=threads, progress=progress)
     else:
         write_site(out, site)
     if site.limited:
@@ -108,13 +101,34 @@ def adapt(
             FewKindsWarning, stacklevel=2,
         )  # fmt: skip
     if as_json:
-        emit_json({"out": str(out), **told(site), "unreadable": bad})
-    else:
-        say(
-            f"{site.name}: {site.pictures} pictures of about {site.kinds:.0f} kinds of things; {site.weight:.0%} of a "
-            f"shift of {np.linalg.norm(site.mean - site.training_mean):.3f} is taken away. {out}"
+        emit_json(
+            {"out": str(out), **told(site), "unreadable": unreadable.listed, "unreadable_count": unreadable.count}
         )
-    return 2 if bad else 0
+    else:
+        say(f"{in_words(site)} {out}")
+    return 2 if unreadable.count else 0
+
+
+def _require_sense(images: tuple[Path, ...], embedded: tuple[Path, ...], out: Path) -> None:
+    if not (images or embedded):
+        raise InputError("name pictures of the place with --images, or embeddings of them with --embeddings")
+    if out.suffix not in (".safetensors", ".icm"):
+        raise InputError(f"{out}: a site is a file NAME.safetensors, an adapted artifact a folder NAME.icm")
+    if out.suffix == ".icm" and not images:
+        raise InputError("an adapted artifact is checked on pictures of the place; name some with --images")
+
+
+def in_words(site: Site) -> str:
+    """What a site says of itself, in a sentence or two."""
+    moved = float(np.linalg.norm(site.mean - site.training_mean))
+    known = f" ± {site.standard_error:.3f}" if site.pictures > 1 else ""
+    said = (
+        f"{site.name}: {site.pictures} pictures of about {site.kinds:.0f} kinds of things; {site.weight:.0%} of a "
+        f"shift of {moved:.3f}{known} is taken away."
+    )
+    if site.wanted is None:
+        return f"{said} So few pictures do not tell the shift from chance; add some."
+    return f"{said} {site.wanted} pictures would measure it to a third." if site.wanted > site.pictures else said
 
 
 def training_mean(artifact: Path, manifest: Manifest) -> NDArray[np.float64]:
@@ -134,46 +148,12 @@ def training_mean(artifact: Path, manifest: Manifest) -> NDArray[np.float64]:
     return found
 
 
-def begun(model: Model, name: str, mean: NDArray[np.float64], known: Site | None) -> Site:
-    """A site without pictures, or one that was measured before.
-
-    Raises:
-        SiteError: That one is of another space, or counted kinds of things among other classes.
-    """
-    digest = hashlib.sha256("\n".join((*model.templates, "", *model.classes)).encode()).hexdigest()
-    provenance = {
-        "invariclip": invariclip.__version__, "numpy": np.__version__, "variant": model.variant,
-        "backend": model.backend, "classes": len(model.classes), "classes_sha256": digest,
-    }  # fmt: skip
-    if known is None:
-        return new_site(name, model.space_id, mean, len(model.classes), provenance)
-    known.require_space(model.space_id, "the artifact")
-    if known.provenance.get("classes_sha256") != digest:
-        raise SiteError(f"the site {known.name!r} was measured with other classes or prompts; name the same ones")
-    return known
-
-
-def measured(site: Site, bank: NDArray[np.float32], embeddings: Iterable[NDArray[np.float32]]) -> Site:
-    """A site with more pictures, whatever their number, in bounded memory.
-
-    Args:
-        site: What is known already.
-        bank: [K, d], unit-length embeddings of its classes.
-        embeddings: Of the pictures, [d] each.
-    """
-    rows: list[NDArray[np.float32]] = []
-    for embedding in embeddings:
-        rows.append(embedding)
-        if len(rows) == _ROWS:
-            site, rows = site.adding(np.stack(rows), bank), []
-    return site.adding(np.stack(rows), bank) if rows else site
-
-
 def told(site: Site) -> dict[str, Any]:
     """What a site says of itself, JSON-ready."""
     return {
         "name": site.name, "pictures": site.pictures, "kinds": round(site.kinds, 3), "weight": round(site.weight, 6),
         "shift": round(float(np.linalg.norm(site.shift)), 6),
         "distance": round(float(np.linalg.norm(site.mean - site.training_mean)), 6),
+        "standard_error": round(site.standard_error, 6) if site.pictures > 1 else None, "wanted": site.wanted,
         "space_id": site.space_id, "sha256": site.digest,
     }  # fmt: skip

@@ -21,7 +21,7 @@ from invariclip.decode import MAX_PICTURE_PIXELS, Picture, open_picture, open_re
 from invariclip.errors import ArtifactError, InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FAST_MARGIN", "MAX_PICTURE_PIXELS", "PICTURE_SUFFIXES", "PIXEL_MODES", "Picture", "PixelMode", "PixelSpec",
     "find_pictures", "normalise", "open_picture", "pixels", "require_pixel_mode", "stack",
+    "walk_pictures",
 ]  # fmt: skip
 
 PICTURE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -187,18 +188,46 @@ def find_pictures(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
     Raises:
         InputError: A path does not exist, or a folder holds no picture.
     """
-    found: list[Path] = []
+    return list(walk_pictures(paths))
+
+
+def walk_pictures(paths: Sequence[str | os.PathLike[str]]) -> Iterator[Path]:
+    """As `find_pictures`, one by one; no more than the names in one folder, and in those above it, are held.
+
+    Raises:
+        InputError: As `find_pictures`, when the walk comes there.
+    """
     for given in map(Path, paths):
         if given.is_dir():
-            inside = sorted(p for p in given.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file())
-            if not inside:
+            inside = _below(given)
+            first = next(inside, None)
+            if first is None:
                 raise InputError(f"{given}: no picture in this folder; known endings: {' '.join(PICTURE_SUFFIXES)}")
-            found.extend(inside)
+            yield first
+            yield from inside
         elif given.exists():
-            found.append(given)
+            yield given
         else:
             raise InputError(f"{given}: no such file or folder")
-    return found
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Pictures in a folder and in those below it, sorted; links to folders are not followed."""
+    try:
+        with os.scandir(folder) as entries:
+            wanted = sorted(
+                (entry.name, entry.is_dir(follow_symlinks=False))
+                for entry in entries
+                if entry.is_dir(follow_symlinks=False) or Path(entry.name).suffix.lower() in PICTURE_SUFFIXES
+            )
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be listed ({error.strerror or error})") from error
+    for name, is_folder in wanted:
+        path = folder / name
+        if is_folder:
+            yield from _below(path)
+        elif path.is_file():
+            yield path
 
 
 def _fit(image: Image.Image, spec: PixelSpec) -> Image.Image:

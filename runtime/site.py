@@ -130,6 +130,25 @@ class Site:
         return self.effective < min(self.pictures, PRIOR)
 
     @property
+    def standard_error(self) -> float:
+        """Expected distance of m from the mean of all pictures that the place could show; infinite below two pictures.
+
+        Unit vectors with mean m vary by 1 − |m|² in all, whatever they are. Frames of one video say less than as many
+        pictures taken apart, and this does not know.
+        """
+        if self.pictures < 2:
+            return math.inf
+        return math.sqrt(max(0.0, 1 - float(self.mean @ self.mean)) / (self.pictures - 1))
+
+    @property
+    def wanted(self) -> int | None:
+        """How many pictures would measure m − m₀ to a third of its length; None where it is not told from chance."""
+        moved = self.mean - self.training_mean
+        true = float(moved @ moved) - self.standard_error**2
+        varying = 1 - float(self.mean @ self.mean)
+        return math.ceil(9 * varying / true) + 1 if true > 0 else None
+
+    @property
     def shift(self) -> NDArray[np.float32]:
         """δ, float32 [d]."""
         return np.asarray(self.weight * (self.mean - self.training_mean), dtype=np.float32)

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 import invariclip
-from invariclip.adapt_command import measured
 from invariclip.artifact import read_manifest
 from invariclip.cli import main
 from invariclip.embeddings import read_embeddings
@@ -98,7 +97,27 @@ def test_parts_add_up_to_the_whole_in_any_order(sizes, seed):
             site = site.adding(part, bank)
         assert site.pictures == whole.pictures
         np.testing.assert_allclose(site.shift, whole.shift, atol=1e-6)
-    np.testing.assert_allclose(measured(empty, bank, iter(rows)).shift, whole.shift, atol=1e-6)
+
+
+def test_the_standard_error_is_what_a_bootstrap_says():
+    rng, rows = np.random.default_rng(5), _rows(400, 3, around=0.6)
+    site = _site(0).adding(rows, _rows(6, 99))
+    means = np.stack([rows[rng.integers(0, len(rows), len(rows))].mean(axis=0) for _ in range(400)])
+    off = np.linalg.norm(means - rows.mean(axis=0), axis=1)
+    assert site.standard_error == pytest.approx(np.sqrt((off**2).mean()), rel=0.05)
+    assert np.isinf(_site(1).standard_error)
+
+
+def test_a_site_says_how_many_pictures_it_wants():
+    few, many = _site(5, around=0.6), _site(4000, around=0.6)
+    assert few.wanted is not None
+    assert many.wanted is not None
+    # with as many as wanted, the error is about a third of the shift
+    moved = np.linalg.norm(many.mean - many.training_mean)
+    assert np.sqrt((1 - many.mean @ many.mean) / (many.wanted - 1)) == pytest.approx(moved / 3, rel=0.1)
+    rows = _rows(4, 1)
+    unmoved = new_site("yard", "space", rows.mean(axis=0).astype(np.float64), 6, {}).adding(rows, _rows(6, 99))
+    assert unmoved.wanted is None
 
 
 @given(st.integers(0, 1000))

@@ -1,0 +1,203 @@
+"""A site measured from any number of pictures: part by part, so that what was stopped goes on to the same bits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections import deque
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import invariclip
+from invariclip.console import note, silent
+from invariclip.embeddings import read_embeddings
+from invariclip.errors import InputError, SiteError
+from invariclip.pixels import walk_pictures
+from invariclip.site import new_site, read_site, write_site
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from invariclip.console import Progress
+    from invariclip.pixels import Picture
+    from invariclip.predictor import Model
+    from invariclip.site import Site
+
+PART = 256
+"""Pictures whose embeddings are added at a time; batches begin anew with each part."""
+SAVE_SECONDS = 5.0
+"""Between two writes of what is measured so far."""
+LARGEST_LIST = 1000
+"""Unreadable pictures that are remembered by name; the others are counted."""
+_UNFINISHED = "unfinished"
+
+
+@dataclass
+class Unreadable:
+    """Pictures that could not be read: each is named when it is met, and up to `LARGEST_LIST` are remembered.
+
+    Attributes:
+        count: How many.
+        listed: `picture` and `error` of the first ones.
+    """
+
+    count: int = 0
+    listed: list[dict[str, str]] = field(default_factory=list)
+
+    def __call__(self, _place: int, picture: Picture, error: InputError) -> None:
+        """Counts one, and says so."""
+        self.count += 1
+        if len(self.listed) < LARGEST_LIST:
+            self.listed.append({"picture": str(picture), "error": str(error)})
+        note(f"invariclip: {error}")
+
+
+def begun(model: Model, name: str, mean: NDArray[np.float64], known: Site | None) -> Site:
+    """A site without pictures, or one that was measured before.
+
+    Args:
+        model: With the site's classes.
+        name: Of a site without pictures.
+        mean: float64 [d], m₀.
+        known: What was measured before.
+
+    Raises:
+        SiteError: That one is of another space, or counted kinds of things among other classes.
+    """
+    digest = hashlib.sha256("\n".join((*model.templates, "", *model.classes)).encode()).hexdigest()
+    provenance = {
+        "invariclip": invariclip.__version__, "numpy": np.__version__, "variant": model.variant,
+        "backend": model.backend, "classes": len(model.classes), "classes_sha256": digest,
+    }  # fmt: skip
+    if known is None:
+        return new_site(name, model.space_id, mean, len(model.classes), provenance)
+    known.require_space(model.space_id, "the artifact")
+    if known.provenance.get("classes_sha256") != digest:
+        raise SiteError(f"the site {known.name!r} was measured with other classes or prompts; name the same ones")
+    return known
+
+
+def measure(
+    model: Model,
+    site: Site,
+    images: Sequence[str | os.PathLike[str]],
+    *,
+    batch_size: int,
+    unreadable: Unreadable,
+    unfinished: Path | None = None,
+    progress: Progress = silent,
+) -> Site:
+    """A site with all pictures of some files and folders, in memory that does not grow with their number.
+
+    Args:
+        model: Embeds them; without a site.
+        site: What is known already, see `begun`.
+        images: Files and folders, see `pixels.walk_pictures`.
+        batch_size: Pictures to a run.
+        unreadable: Is told of pictures that cannot be read.
+        unfinished: A file that keeps what is measured so far, every `SAVE_SECONDS`. If it stands there and was begun
+            with the same model, pictures and settings, the work goes on from it; the sums are then the same bits as
+            without a stop. It is removed at the end.
+        progress: `console.bar` or `console.silent`.
+
+    Raises:
+        InputError: A file or folder does not exist, or a folder holds no picture.
+        SiteError: `unfinished` is not a site.
+    """
+    bank = model.class_bank(progress)
+    count, listing = _listed(images)
+    key = _key(model, site, batch_size, listing)
+    done, site = _resumed(unfinished, key, site, unreadable)
+    shown = iter(progress(walk_pictures(images), total=count, desc="pictures"))
+    deque(islice(shown, done * PART), maxlen=0)
+    saved, saved_at = done, time.monotonic()
+
+    def save() -> None:
+        if unfinished is not None and done > saved:
+            state = {"key": key, "parts": done, "unreadable": unreadable.count, "listed": unreadable.listed}
+            write_site(unfinished, replace(site, provenance={**site.provenance, _UNFINISHED: state}))
+
+    try:
+        while part := list(islice(shown, PART)):
+            answers = model.stream(part, batch_size=batch_size, unreadable=unreadable, classes=False)
+            rows = [answer.embedding for answer in answers]
+            site = site.adding(np.stack(rows), bank) if rows else site
+            done += 1
+            if time.monotonic() - saved_at > SAVE_SECONDS:
+                save()
+                saved, saved_at = done, time.monotonic()
+    except KeyboardInterrupt:
+        save()
+        raise
+    if unfinished is not None:
+        unfinished.unlink(missing_ok=True)
+    return site
+
+
+def measure_embeddings(model: Model, site: Site, files: Sequence[Path]) -> Site:
+    """A site with pictures that were embedded before, by `invariclip embed`.
+
+    Args:
+        model: Of their space.
+        site: What is known already, see `begun`.
+        files: Embeddings of pictures.
+
+    Raises:
+        InputError: A file is not embeddings, of another space, or adapted to a site.
+        SiteError: They are not of unit length.
+    """
+    bank = model.class_bank()
+    for path in files:
+        found = read_embeddings(path)
+        if found.space_id != model.space_id:
+            raise InputError(f"{path}: embeddings of space {found.space_id}, and the artifact's is {model.space_id}")
+        if found.site_sha256:
+            raise InputError(f"{path}: is adapted to a site already; embed the pictures without --site")
+        for start in range(0, len(found.vectors), PART):
+            site = site.adding(found.vectors[start : start + PART], bank)
+    return site
+
+
+def _listed(images: Sequence[str | os.PathLike[str]]) -> tuple[int, str]:
+    """How many pictures there are, and a digest of their paths, sizes and times."""
+    count, digest = 0, hashlib.sha256()
+    for path in walk_pictures(images):
+        try:
+            facts = path.stat()
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+        digest.update(f"{path}\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+        count += 1
+    return count, digest.hexdigest()
+
+
+def _key(model: Model, site: Site, batch_size: int, listing: str) -> str:
+    """Of all that the sums depend on."""
+    engine = {name: value for name, value in model.describe().items() if name != "text cache"}
+    known = hashlib.sha256(site.total.tobytes() + site.taken_for.tobytes()).hexdigest()
+    parts = [engine, site.name, site.space_id, site.pictures, known, site.provenance, batch_size, PART, listing]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _resumed(unfinished: Path | None, key: str, site: Site, unreadable: Unreadable) -> tuple[int, Site]:
+    """Parts that are done, and the site with them."""
+    if unfinished is None or not unfinished.is_file():
+        return 0, site
+    kept = read_site(unfinished)
+    state: dict[str, Any] = kept.provenance.get(_UNFINISHED, {})
+    if state.get("key") != key:
+        note(f"invariclip: {unfinished}: was begun with other pictures or settings; measuring from the start")
+        return 0, site
+    if not all(isinstance(state.get(name), int) for name in ("parts", "unreadable")):
+        raise SiteError(f"{unfinished}: is damaged; delete it, and measure from the start")
+    unreadable.count, unreadable.listed = state["unreadable"], list(state.get("listed", []))
+    note(f"invariclip: going on after {state['parts'] * PART:,} pictures that were measured before ({unfinished})")
+    return state["parts"], replace(kept, provenance=site.provenance)
