@@ -13,16 +13,17 @@ from invariclip import errors
 
 if TYPE_CHECKING:
     from invariclip.loading import load
+    from invariclip.measuring import open_live_site
     from invariclip.predictor import Model, Prediction
 
 __version__ = "0.1.0"
-__all__ = ["Model", "Prediction", "__version__", "errors", "load"]
+__all__ = ["Model", "Prediction", "__version__", "errors", "load", "open_live_site"]
 
 
 def __getattr__(name: str) -> Any:
     """Loads the predictor, and with it the inference engine, when it is first asked for."""
-    if name in ("Model", "Prediction", "load"):
-        from invariclip import loading, predictor
+    if name in ("Model", "Prediction", "load", "open_live_site"):
+        from invariclip import loading, measuring, predictor
 
-        return getattr(loading if name == "load" else predictor, name)
+        return getattr({"load": loading, "open_live_site": measuring}.get(name, predictor), name)
     raise AttributeError(f"module 'invariclip' has no attribute {name!r}")

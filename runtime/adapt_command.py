@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from invariclip.artifact import checked_path, read_manifest
+from invariclip.artifact import read_manifest
 from invariclip.commands import (
     ARTIFACT,
     BACKEND,
@@ -24,14 +24,11 @@ from invariclip.commands import (
 )
 from invariclip.console import bar, emit_json, say, silent
 from invariclip.errors import FewKindsWarning, InputError
-from invariclip.measuring import Unreadable, begun, measure, measure_embeddings
-from invariclip.projection import read_projection
+from invariclip.measuring import Unreadable, begun, measure, measure_embeddings, training_mean
 from invariclip.site import read_site, write_site
+from invariclip.site_log import replay
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from invariclip.manifest import Manifest
     from invariclip.pixels import PixelMode
     from invariclip.site import Site
 
@@ -42,6 +39,8 @@ if TYPE_CHECKING:
               help="Unlabelled pictures and folders of the place; repeatable.")  # fmt: skip
 @click.option("--embeddings", "embedded", multiple=True, type=click.Path(path_type=Path),
               help="Pictures of the place that `embed` has embedded before; repeatable.")  # fmt: skip
+@click.option("--replay", "log", type=click.Path(path_type=Path),
+              help="In place of both: what `serve --adapt-log` kept of one place.")  # fmt: skip
 @click.option("--out", "-o", required=True, type=click.Path(path_type=Path),
               help="The site to write, NAME.safetensors; or the artifact adapted to it, NAME.icm.")  # fmt: skip
 @click.option("--name", help="Of the place [default: that of the file].")
@@ -55,16 +54,16 @@ if TYPE_CHECKING:
 @JSON
 @QUIET
 def adapt(
-    artifact: Path, images: tuple[Path, ...], embedded: tuple[Path, ...], out: Path, name: str | None,
-    add_to: Path | None, classes: str | None, classes_file: Path | None, batch_size: int, pixel_mode: PixelMode,
-    backend: str | None, threads: int | None, as_json: bool, quiet: bool,
+    artifact: Path, images: tuple[Path, ...], embedded: tuple[Path, ...], log: Path | None, out: Path,
+    name: str | None, add_to: Path | None, classes: str | None, classes_file: Path | None, batch_size: int,
+    pixel_mode: PixelMode, backend: str | None, threads: int | None, as_json: bool, quiet: bool,
 ) -> int:  # fmt: skip
     """Measure a place from a few unlabelled pictures of it, so that answers there lose what it shifts.
 
     The pictures should show what the place sees, of several kinds: classes tell how many kinds there are. What is
     stopped goes on where it was when the same command is given again (OUT.unfinished keeps it).
     """
-    _require_sense(images, embedded, out)
+    _require_sense(images, embedded, log, add_to, out)
     names = class_names(classes, classes_file)
     known = None if add_to is None else read_site(add_to)
     manifest = read_manifest(artifact)
@@ -80,8 +79,13 @@ def adapt(
             f"{artifact}: has no classes, and without any nobody knows how many kinds of things the pictures show; "
             "give --classes or --classes-file"
         )
-    site, unreadable = begun(model, name or (known.name if known else out.stem), mean, known), Unreadable()
-    site = measure_embeddings(model, site, embedded)
+    unreadable = Unreadable()
+    if log is not None:
+        site = replay(log, model.class_bank(progress)).site
+        site.require_space(model.space_id, "the artifact")
+    else:
+        site = begun(model, name or (known.name if known else out.stem), mean, known)
+        site = measure_embeddings(model, site, embedded)
     if images:
         unfinished = out.with_name(f"{out.name}.unfinished")
         site = measure(model, site, images, batch_size=batch_size, unreadable=unreadable, unfinished=unfinished,
@@ -109,9 +113,15 @@ def adapt(
     return 2 if unreadable.count else 0
 
 
-def _require_sense(images: tuple[Path, ...], embedded: tuple[Path, ...], out: Path) -> None:
-    if not (images or embedded):
-        raise InputError("name pictures of the place with --images, or embeddings of them with --embeddings")
+def _require_sense(
+    images: tuple[Path, ...], embedded: tuple[Path, ...], log: Path | None, add_to: Path | None, out: Path
+) -> None:
+    if log is not None and (images or embedded or add_to):
+        raise InputError("--replay goes alone: a log says itself what was shown and what was known before")
+    if not (images or embedded or log):
+        raise InputError(
+            "name pictures of the place with --images, embeddings of them with --embeddings, or a log with --replay"
+        )
     if out.suffix not in (".safetensors", ".icm"):
         raise InputError(f"{out}: a site is a file NAME.safetensors, an adapted artifact a folder NAME.icm")
     if out.suffix == ".icm" and not images:
@@ -129,23 +139,6 @@ def in_words(site: Site) -> str:
     if site.wanted is None:
         return f"{said} So few pictures do not tell the shift from chance; add some."
     return f"{said} {site.wanted} pictures would measure it to a third." if site.wanted > site.pictures else said
-
-
-def training_mean(artifact: Path, manifest: Manifest) -> NDArray[np.float64]:
-    """m₀ of an artifact, float64 [d].
-
-    Raises:
-        InputError: It was exported without a projection, or with one that was fitted without pictures.
-    """
-    found = None
-    if manifest.projection_file is not None:
-        found = read_projection(checked_path(artifact, manifest.projection_file)).training_mean
-    if found is None or not len(found):
-        raise InputError(
-            f"{artifact}: does not know the mean of the pictures that were calibrated on, which a place is measured "
-            "against; calibrate with --pictures and export with --projection (also where no projection is better)"
-        )
-    return found
 
 
 def told(site: Site) -> dict[str, Any]:

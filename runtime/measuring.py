@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import invariclip
+from invariclip.artifact import checked_path
 from invariclip.console import note, silent
 from invariclip.embeddings import read_embeddings
 from invariclip.errors import InputError, SiteError
+from invariclip.live_site import LiveSite, Window
 from invariclip.pixels import walk_pictures
+from invariclip.projection import read_projection
 from invariclip.site import new_site, read_site, write_site
 
 if TYPE_CHECKING:
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.console import Progress
+    from invariclip.manifest import Manifest
     from invariclip.pixels import Picture
     from invariclip.predictor import Model
     from invariclip.site import Site
@@ -60,6 +64,23 @@ class Unreadable:
         note(f"invariclip: {error}")
 
 
+def training_mean(artifact: Path, manifest: Manifest) -> NDArray[np.float64]:
+    """m₀ of an artifact, float64 [d].
+
+    Raises:
+        InputError: It was exported without a projection, or with one that was fitted without pictures.
+    """
+    found = None
+    if manifest.projection_file is not None:
+        found = read_projection(checked_path(artifact, manifest.projection_file)).training_mean
+    if found is None or not len(found):
+        raise InputError(
+            f"{artifact}: does not know the mean of the pictures that were calibrated on, which a place is measured "
+            "against; calibrate with --pictures and export with --projection (also where no projection is better)"
+        )
+    return found
+
+
 def begun(model: Model, name: str, mean: NDArray[np.float64], known: Site | None) -> Site:
     """A site without pictures, or one that was measured before.
 
@@ -83,6 +104,23 @@ def begun(model: Model, name: str, mean: NDArray[np.float64], known: Site | None
     if known.provenance.get("classes_sha256") != digest:
         raise SiteError(f"the site {known.name!r} was measured with other classes or prompts; name the same ones")
     return known
+
+
+def open_live_site(model: Model, name: str, *, start: Site | None = None, window: Window | None = None) -> LiveSite:
+    """A running site of a model's space, for `Model.adapting`.
+
+    Args:
+        model: With the site's classes.
+        name: For people.
+        start: What is known of the place; None for nothing.
+        window: How much of the past counts.
+
+    Raises:
+        InputError: There are no classes, or the artifact does not know its training mean.
+        SiteError: `start` is of another space, or was measured with other classes.
+    """
+    mean = training_mean(model.folder, model.manifest)
+    return LiveSite(begun(model, name, mean, start), model.class_bank(), window)
 
 
 def measure(

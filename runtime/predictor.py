@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from invariclip.abstaining import AbstainAbove, UncertaintyKind
     from invariclip.console import Progress
+    from invariclip.live_site import LiveSite
     from invariclip.manifest import Manifest
     from invariclip.pixels import Picture, PixelMode
     from invariclip.projection import Projection
@@ -91,6 +92,12 @@ class Model:
         self._feeds: dict[str, NDArray[np.float32]] = {}  # what every run is fed beside pictures or ids
         self._head: HostHead | None = None  # answers in place of the graph's own classes
         self._site: Site | None = None  # whose shift every picture's embedding loses
+        self._live: LiveSite | None = None  # the same, of a site that these pictures move
+
+    @property
+    def folder(self) -> Path:
+        """Where the artifact lies."""
+        return self._folder
 
     @property
     def width(self) -> int:
@@ -104,14 +111,14 @@ class Model:
 
     @property
     def site(self) -> Site | None:
-        """The site that it is adapted to, see `with_site`."""
-        return self._site
+        """The site that it is adapted to now, see `with_site` and `adapting`."""
+        return self._site if self._live is None else self._live.site
 
     @property
     def site_sha256(self) -> str:
         """Digest of the site that pictures' embeddings are adapted to, here or in the graph; "" for none."""
-        if self._site is not None:
-            return self._site.digest
+        if self.site is not None:
+            return self.site.digest
         return self.manifest.site.sha256 if self.manifest.site is not None else ""
 
     @property
@@ -273,7 +280,7 @@ class Model:
                 the model is adapted to a site.
             ProjectionError: It is of another shape.
         """
-        if self._site is not None:
+        if self.site is not None:
             raise InputError("a site belongs to one projection: exchange the projection first, then name a site of it")
         require_exchangeable(self._folder, self.manifest, self.backend, projection)
         model = self.manifest.model
@@ -302,6 +309,30 @@ class Model:
             InputError: The artifact has learned templates, whose evidence was fitted on pictures that were not adapted,
                 or a site in its graph already.
         """
+        self.require_adaptable(site)
+        return self._hosting(_site=site, _live=None)
+
+    def adapting(self, live: LiveSite) -> Model:
+        """The same model for pictures of a place that is measured from them: see `live_site`.
+
+        Every picture that it is shown loses the shift that was known before, and then counts; show it no others.
+
+        Args:
+            live: See `measuring.open_live_site`; its owner inspects, freezes and exports it meanwhile.
+
+        Raises:
+            SiteError: It is of another space.
+            InputError: As `with_site`.
+        """
+        self.require_adaptable(live.site)
+        return self._hosting(_site=None, _live=live)
+
+    def require_adaptable(self, site: Site) -> None:
+        """Refuses a site that this model cannot take.
+
+        Raises:
+            SiteError, InputError: See `with_site`.
+        """
         if self.manifest.cdc is not None:
             raise InputError(
                 "the artifact's learned templates and their uncertainty were fitted on pictures that were not adapted; "
@@ -312,10 +343,6 @@ class Model:
                 f"the artifact is adapted to {self.manifest.site.name!r} already; take the one that it was made from"
             )
         site.require_space(self.space_id, "the artifact")
-        other = self._but(_site=site)
-        if self.classes and self._head is None:
-            other._head = HostHead(self.manifest, self.classes, self.templates, other._embed_behind)
-        return other
 
     def class_bank(self, progress: Progress = silent) -> NDArray[np.float32]:
         """Unit-length class embeddings, float32 [K, d]; embedded through the text tower where they are not at hand.
@@ -342,7 +369,8 @@ class Model:
         """
         if not all(1 <= size <= LARGEST_WARM_UP for size in batch_sizes):
             raise InputError(f"batch sizes must be from 1 to {LARGEST_WARM_UP}, not {list(batch_sizes)}")
-        answer = self._answer if self.classes else self._embed
+        still = self._but(_live=None)  # blank pictures are none of a place
+        answer = still._answer if self.classes else still._embed
         for rows in sorted({bucket for size in batch_sizes for _, bucket in plan(size)}):
             answer(np.zeros((rows, *self.manifest.pixels.image_size, 3), dtype=np.uint8))
         if texts:
@@ -354,7 +382,7 @@ class Model:
         return {
             **self._image.describe(), "variant": self.variant, "precision": precision, "chosen by": self.chosen_by,
             "batch sizes": "powers of two", "pixel mode": self._reader.mode, "text cache": self._cache.describe(),
-            **({"site": self._site.name} if self._site else {}),
+            **({"site": self.site.name} if self.site else {}),
         }  # fmt: skip
 
     def _over(self, pictures: Pictures, batch_size: int, answer: Callable[[NDArray[np.uint8]], T]) -> list[T]:
@@ -373,6 +401,13 @@ class Model:
                     unsure = {kind: float(each[number]) for kind, each in said.uncertainties.items()}
                     yield Answer(place, picture, embeddings[number], said.probabilities[number], self.classes, unsure)
 
+    def _hosting(self, **changes: Any) -> Model:
+        """As `_but`, with classes answered from embeddings that are not the graph's own."""
+        other = self._but(**changes)
+        if self.classes and self._head is None:
+            other._head = HostHead(self.manifest, self.classes, self.templates, other._embed_behind)
+        return other
+
     def _but(self, **changes: Any) -> Model:
         other = object.__new__(Model)
         other.__dict__.update(self.__dict__, **changes)
@@ -381,6 +416,8 @@ class Model:
     def _embed(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
         outputs = run_in_buckets(self._image, IMAGE_INPUT, batch, (EMBEDDING,), feeds=self._feeds)
         embeddings = np.asarray(outputs[EMBEDDING])
+        if self._live is not None:
+            return self._live.take(embeddings)
         return embeddings if self._site is None else self._site.apply(embeddings)
 
     def _embed_behind(self, texts: list[str], before: tuple[int, ...]) -> NDArray[np.float32]:

@@ -168,12 +168,8 @@ class Site:
         Raises:
             SiteError: They are of another width, not finite or not of unit length.
         """
+        require_unit(embeddings, self.width)
         exact = embeddings.astype(np.float64)
-        if exact.ndim != 2 or exact.shape[1] != self.width:
-            raise SiteError(f"the site is of width {self.width}, these embeddings are {list(embeddings.shape)}")
-        lengths = np.linalg.norm(exact, axis=1)
-        if not np.all(np.abs(lengths - 1) < 1e-2):  # a NaN fails too
-            raise SiteError("a site is measured from unit embeddings, and one of these is not")
         if bank.shape != (len(self.taken_for), self.width):
             raise SiteError(f"the site has {len(self.taken_for)} classes of width {self.width}, not {list(bank.shape)}")
         return replace(
@@ -225,6 +221,19 @@ def new_site(
         provenance: JSON-ready.
     """
     return Site(name, space_id, 0, np.zeros_like(training_mean), np.zeros(classes), training_mean, provenance)
+
+
+def require_unit(embeddings: NDArray[np.floating[Any]], width: int) -> None:
+    """Refuses what no site can be measured from.
+
+    Raises:
+        SiteError: They are not [N, width], not finite or not of unit length.
+    """
+    if embeddings.ndim != 2 or embeddings.shape[1] != width:
+        raise SiteError(f"the site is of width {width}, these embeddings are {list(embeddings.shape)}")
+    lengths = np.linalg.norm(embeddings.astype(np.float64), axis=1)
+    if not np.all(np.abs(lengths - 1) < 1e-2):  # a NaN fails too
+        raise SiteError("a site is measured from unit embeddings, and one of these is not")
 
 
 def taken_for(embeddings: NDArray[np.floating[Any]], bank: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
