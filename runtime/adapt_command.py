@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 import numpy as np
@@ -106,7 +106,7 @@ def adapt(
         )  # fmt: skip
     if as_json:
         emit_json(
-            {"out": str(out), **told(site), "unreadable": unreadable.listed, "unreadable_count": unreadable.count}
+            {"out": str(out), **site.facts(), "unreadable": unreadable.listed, "unreadable_count": unreadable.count}
         )
     else:
         say(f"{in_words(site)} {out}")
@@ -139,14 +139,3 @@ def in_words(site: Site) -> str:
     if site.wanted is None:
         return f"{said} So few pictures do not tell the shift from chance; add some."
     return f"{said} {site.wanted} pictures would measure it to a third." if site.wanted > site.pictures else said
-
-
-def told(site: Site) -> dict[str, Any]:
-    """What a site says of itself, JSON-ready."""
-    return {
-        "name": site.name, "pictures": site.pictures, "kinds": round(site.kinds, 3), "weight": round(site.weight, 6),
-        "shift": round(float(np.linalg.norm(site.shift)), 6),
-        "distance": round(float(np.linalg.norm(site.mean - site.training_mean)), 6),
-        "standard_error": round(site.standard_error, 6) if site.pictures > 1 else None, "wanted": site.wanted,
-        "space_id": site.space_id, "sha256": site.digest,
-    }  # fmt: skip

@@ -139,8 +139,8 @@ class LiveSite:
         """The site as it stands: what is taken away now."""
         return self._state.site
 
-    def take(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Embeddings [N, d] less the shift that was known before them; then they count.
+    def take(self, embeddings: NDArray[np.float32]) -> tuple[NDArray[np.float32], Site]:
+        """Embeddings [N, d] less the shift that was known before them, and the site that it was of; then they count.
 
         Raises:
             SiteError: They are of another width, or not of unit length.
@@ -148,7 +148,7 @@ class LiveSite:
         site = self.site
         adapted = site.apply(embeddings)
         self.add(embeddings)
-        return adapted
+        return adapted, site
 
     def add(self, embeddings: NDArray[np.float32]) -> None:
         """Counts pictures of the place.
@@ -191,12 +191,16 @@ class LiveSite:
             site, first = self._state.site, self._state.first_mean
             drift = 0.0 if first is None else float(np.linalg.norm(site.mean - first))
             return {
-                "name": self.name, "pictures": site.pictures, "seen": self.seen, "rejected": dict(self.rejected),
-                "revision": self.revision, "changes": self.changes, "too_far": self.too_far, "frozen": self.frozen,
-                "kinds": round(site.kinds, 3), "weight": round(site.weight, 6),
-                "shift": round(float(np.linalg.norm(site.shift)), 6), "drift": round(drift, 6),
-                "space_id": site.space_id, "sha256": site.digest, "window": asdict(self.window),
+                **site.facts(), "seen": self.seen, "rejected": dict(self.rejected), "revision": self.revision,
+                "changes": self.changes, "too_far": self.too_far, "frozen": self.frozen, "drift": round(drift, 6),
+                "window": asdict(self.window),
             }  # fmt: skip
+
+    def close(self, last: Callable[[], None]) -> None:
+        """Runs the log's last step where nothing is added meanwhile; afterwards nothing is logged."""
+        with self._lock:
+            last()
+            self._log = None
 
     def _begun(self, start: Site) -> _State:
         blocks: deque[_Block] = deque()

@@ -417,7 +417,7 @@ class Model:
         outputs = run_in_buckets(self._image, IMAGE_INPUT, batch, (EMBEDDING,), feeds=self._feeds)
         embeddings = np.asarray(outputs[EMBEDDING])
         if self._live is not None:
-            return self._live.take(embeddings)
+            return self._live.take(embeddings)[0]
         return embeddings if self._site is None else self._site.apply(embeddings)
 
     def _embed_behind(self, texts: list[str], before: tuple[int, ...]) -> NDArray[np.float32]:

@@ -158,6 +158,17 @@ class Site:
         """sha256 of the space and of the shift's float32 values, little-endian."""
         return hashlib.sha256(self.space_id.encode() + b":" + self.shift.astype("<f4").tobytes()).hexdigest()
 
+    def facts(self) -> dict[str, Any]:
+        """What it says of itself, JSON-ready."""
+        distance = float(np.linalg.norm(self.mean - self.training_mean))
+        return {
+            "name": self.name, "pictures": self.pictures, "kinds": round(self.kinds, 3),
+            "weight": round(self.weight, 6), "shift": round(float(np.linalg.norm(self.shift)), 6),
+            "distance": round(distance, 6),
+            "standard_error": round(self.standard_error, 6) if self.pictures > 1 else None, "wanted": self.wanted,
+            "space_id": self.space_id, "sha256": self.digest,
+        }  # fmt: skip
+
     def adding(self, embeddings: NDArray[np.floating[Any]], bank: NDArray[np.floating[Any]]) -> Site:
         """The site with more pictures.
 
@@ -249,14 +260,20 @@ def taken_for(embeddings: NDArray[np.floating[Any]], bank: NDArray[np.floating[A
 
 
 def write_site(path: str | os.PathLike[str], site: Site) -> None:
-    """Writes `site.safetensors` atomically: the sums, and the rest as metadata."""
+    """Writes `site_bytes` atomically."""
+    write_atomically(Path(path), site_bytes(site))
+
+
+def site_bytes(site: Site) -> bytes:
+    """`site.safetensors`: the sums, and the rest as metadata."""
     facts = {
         "schema": SITE_SCHEMA, "name": site.name, "space_id": site.space_id, "pictures": site.pictures,
         "provenance": site.provenance,
     }  # fmt: skip
     tensors = {"total": site.total, "taken_for": site.taken_for, "training_mean": site.training_mean}
     exact = {name: np.ascontiguousarray(value, dtype=np.float64) for name, value in tensors.items()}
-    write_atomically(Path(path), save(exact, {"invariclip.site": json.dumps(facts, sort_keys=True)}))
+    content: bytes = save(exact, {"invariclip.site": json.dumps(facts, sort_keys=True)})
+    return content
 
 
 def read_site(path: str | os.PathLike[str]) -> Site:

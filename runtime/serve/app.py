@@ -18,10 +18,13 @@ from invariclip.embeddings import Embeddings, embeddings_bytes
 from invariclip.serve import requests
 from invariclip.serve.bodies import read_body
 from invariclip.serve.describe import described
-from invariclip.serve.guard import Guard, as_json, error_answer
+from invariclip.serve.guard import KEY, Guard, as_json, error_answer
 from invariclip.serve.limits import Held, RefusedError
 from invariclip.serve.metrics import CONTENT_TYPE
 from invariclip.serve.page import page
+from invariclip.serve.places import told
+from invariclip.serve.service import Row
+from invariclip.site import site_bytes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -33,13 +36,15 @@ if TYPE_CHECKING:
     from invariclip.serve.batcher import Batcher, Ticket
     from invariclip.serve.limits import Limits
     from invariclip.serve.metrics import Metrics
+    from invariclip.serve.places import Place
     from invariclip.serve.requests import Body, Classify, Embed
-    from invariclip.serve.service import Named, Row, Service
+    from invariclip.serve.service import Named, Service
+    from invariclip.site import Site
 
     T = TypeVar("T")
     R = TypeVar("R")
 
-ROUTES = ("/", "/healthz", "/readyz", "/metrics", "/v1/model", "/v1/classify", "/v1/embed")
+ROUTES = ("/", "/healthz", "/readyz", "/metrics", "/v1/model", "/v1/sites", "/v1/classify", "/v1/embed")
 SAFETENSORS = "application/octet-stream"
 _INLINE = 10_000  # probabilities that are ranked in the event loop; more would hold up others
 
@@ -68,7 +73,8 @@ class Api:
 
     async def counted(self, _request: Request) -> Response:
         """Prometheus' numbers."""
-        return Response(self.metrics.text(), headers={"content-type": CONTENT_TYPE})
+        text = await asyncio.to_thread(self.metrics.text)
+        return Response(text, headers={"content-type": CONTENT_TYPE})
 
     async def model(self, _request: Request) -> Response:
         """What the artifact is."""
@@ -77,12 +83,32 @@ class Api:
     async def classify(self, request: Request) -> Response:
         """Pictures to their best classes."""
         async with self._asked(request, requests.classify) as asked:
-            return await unless_gone(request, self._classified(asked))
+            return await unless_gone(request, self._classified(asked, request.scope.get(KEY, 0)))
 
     async def embed(self, request: Request) -> Response:
         """Pictures or texts to embeddings."""
         async with self._asked(request, requests.embed) as asked:
-            return await unless_gone(request, self._embedded(asked, SAFETENSORS in request.headers.get("accept", "")))
+            wanted = SAFETENSORS in request.headers.get("accept", "")
+            return await unless_gone(request, self._embedded(asked, request.scope.get(KEY, 0), wanted))
+
+    async def sites(self, request: Request) -> Response:
+        """The sites that this key may name."""
+        places = self.service.places
+        listed = await asyncio.to_thread(places.listed, request.scope.get(KEY, 0))
+        return as_json({"sites": listed, "adapting": places.running is not None, "share": places.share})
+
+    async def site(self, request: Request) -> Response:
+        """One site: its facts, or as a file that `adapt` could have written."""
+        place = self.service.places.existing(request.path_params["name"], request.scope.get(KEY, 0))
+        if SAFETENSORS in request.headers.get("accept", ""):
+            return Response(site_bytes(place.site), media_type=SAFETENSORS)
+        return as_json(await asyncio.to_thread(told, place))
+
+    async def tell_site(self, request: Request) -> Response:
+        """Freezes, thaws or resets a running site."""
+        name, event = request.path_params["name"], request.path_params["event"]
+        live = await asyncio.to_thread(self.service.places.tell, name, request.scope.get(KEY, 0), event)
+        return as_json(await asyncio.to_thread(live.facts))
 
     @asynccontextmanager
     async def _asked(self, request: Request, read: Callable[[Body, Limits], T]) -> AsyncIterator[T]:
@@ -103,12 +129,13 @@ class Api:
         finally:
             self._held.give_back(held)
 
-    async def _classified(self, asked: Classify) -> Response:
+    async def _classified(self, asked: Classify, owner: int) -> Response:
         service = self.service
+        place = service.places.find(asked.site, owner)
         said = asked.abstain_above is not requests.UNSAID
         kind, limit = service.abstaining(asked.uncertainty, asked.abstain_above, said=said)  # type: ignore[arg-type]
         key = service.class_key(asked.classes, asked.templates)
-        model = service.model
+        model = service.hosted if place is not None and key is None else service.model
         warnings: tuple[str, ...] = ()
         if key is not None:
             wait = service.class_sets.ask(*key)
@@ -117,38 +144,59 @@ class Api:
                 model, warnings = made.model, made.warnings
             finally:
                 wait.leave()
-        rows = await self._rows(asked.pictures, classes=key is None)
-        told = (rows, model, asked.top, kind, limit)
+        rows = await self._rows(asked.pictures, classes=key is None and place is None)
+        rows, site = await placed(place, rows)
+        ask = (rows, model, asked.top, kind, limit)
         large = len(rows) * len(model.classes) > _INLINE
-        predictions = await asyncio.to_thread(service.predictions, *told) if large else service.predictions(*told)
+        predictions = await asyncio.to_thread(service.predictions, *ask) if large else service.predictions(*ask)
         answers = [
             {"picture": picture.name, **prediction.to_json()}
             for picture, prediction in zip(asked.pictures, predictions, strict=True)
         ]
-        return as_json({"space_id": service.model.space_id, "predictions": answers, "warnings": list(warnings)})
+        answer = {"space_id": service.model.space_id, "predictions": answers, "warnings": list(warnings)}
+        return as_json({**answer, **self._said(site)})
 
-    async def _embedded(self, asked: Embed, safetensors: bool) -> Response:
+    async def _embedded(self, asked: Embed, owner: int, safetensors: bool) -> Response:
         service = self.service
+        site: Site | None = None
         rows: Sequence[Any]
         if asked.texts:
             rows = await answered(service.texts, list(asked.texts))
             items, warnings = asked.texts, [row.warning for row in rows if row.warning]
         else:
-            rows = await self._rows(asked.pictures, classes=False)
+            place = service.places.find(asked.site, owner)
+            rows, site = await placed(place, await self._rows(asked.pictures, classes=False))
             items, warnings = tuple(picture.name for picture in asked.pictures), []
         vectors = np.stack([row.embedding for row in rows])
         space = service.model.space_id
         if safetensors:
-            site = "" if asked.texts else service.model.site_sha256
-            content = embeddings_bytes(Embeddings(vectors, items, space, site), warnings)
+            own = "" if asked.texts else service.model.site_sha256
+            content = embeddings_bytes(Embeddings(vectors, items, space, site.digest if site else own), warnings)
             return Response(content, media_type=SAFETENSORS, headers={"x-space-id": space})
         return as_json(
             {"space_id": space, "width": service.model.width, "items": list(items), "embeddings": vectors.tolist(),
-             "warnings": warnings}
+             "warnings": warnings, **self._said(site)}
         )  # fmt: skip
+
+    def _said(self, site: Site | None) -> dict[str, Any]:
+        """The site that an answer is of; said, also if there is none, where requests may have one."""
+        if not self.service.places:
+            return {}
+        facts = None if site is None else {"name": site.name, "sha256": site.digest, "pictures": site.pictures}
+        return {"site": facts}
 
     async def _rows(self, pictures: Sequence[Named], *, classes: bool) -> list[Row]:
         return await answered(self.service.pictures, [(picture, classes) for picture in pictures])
+
+
+async def placed(place: Place | None, rows: Sequence[Row]) -> tuple[list[Row], Site | None]:
+    """Rows less a site's shift, and that site; where it runs, they then count."""
+    if place is None:
+        return list(rows), None
+    vectors = np.stack([row.embedding for row in rows])
+    live = place.live is not None
+    moved, site = await asyncio.to_thread(place.take, vectors) if live else place.take(vectors)
+    return [Row(row, None, {}) for row in moved], site
 
 
 async def answered(batcher: Batcher[T, Any, R], items: list[T]) -> list[R]:
@@ -218,6 +266,9 @@ def application(
         Route("/readyz", api.readiness),
         Route("/metrics", api.counted),
         Route("/v1/model", api.model),
+        Route("/v1/sites", api.sites),
+        Route("/v1/sites/{name}", api.site),
+        Route("/v1/sites/{name}/{event}", api.tell_site, methods=["POST"]),
         Route("/v1/classify", api.classify, methods=["POST"]),
         Route("/v1/embed", api.embed, methods=["POST"]),
     ]

@@ -31,6 +31,7 @@ from invariclip.profile import OBJECTIVES
 from invariclip.projection import read_projection
 from invariclip.serve.limits import MIB, Limits
 from invariclip.serve.metrics import Metrics
+from invariclip.serve.places import Places, Running, read_sites
 from invariclip.serve.server import listening, run
 from invariclip.serve.service import Batching, Service
 from invariclip.site import read_site
@@ -50,6 +51,14 @@ _MOST = click.IntRange(min=1)
 @zero_shot_options
 @OTHER_PROJECTION
 @SITE
+@click.option("--sites", type=click.Path(path_type=Path),
+              help="A folder of sites, NAME.safetensors each, that requests name in the field site.")  # fmt: skip
+@click.option("--adapt", is_flag=True, help="Measure the sites that requests name from their own pictures.")
+@click.option("--max-sites", type=_MOST, default=Running.most, show_default=True,
+              help="Sites that are measured at a time; every API key has an equal share.")  # fmt: skip
+@click.option("--adapt-log", type=click.Path(path_type=Path),
+              help="Keep what each measured site was shown here, for `adapt --replay`.")  # fmt: skip
+@click.option("--adapt-log-mib", type=_MOST, default=Running.log_bytes // MIB, show_default=True, help="Of one site.")
 @click.option(
     "--abstain-above", metavar="U", callback=number_or_word,
     help=f"Give no label where the uncertainty is above this, from 0 to 1, or {CALIBRATED}; a request may say else.",
@@ -84,12 +93,12 @@ _MOST = click.IntRange(min=1)
 def serve(
     artifact: Path, host: str, port: int, classes: str | None, classes_file: Path | None, templates: tuple[str, ...],
     templates_file: Path | None, template_name: str | None, projection: Path | None, site: Path | None,
+    sites: Path | None, adapt: bool, max_sites: int, adapt_log: Path | None, adapt_log_mib: int,
     abstain_above: AbstainAbove, uncertainty: UncertaintyKind | None, variant: str | None, fidelity: str | None,
     objective: str | None, pixel_mode: PixelMode, backend: str | None, threads: int | None,
-    decode_threads: int | None, max_batch: int,
-    max_wait_ms: float, queue: int, timeout: float, grace: int, max_body_mib: int, max_pictures: int, max_pixels: int,
-    max_texts: int, max_classes: int, max_templates: int, class_sets: int, cors_origins: tuple[str, ...],
-    api_key_file: Path | None,
+    decode_threads: int | None, max_batch: int, max_wait_ms: float, queue: int, timeout: float, grace: int,
+    max_body_mib: int, max_pictures: int, max_pixels: int, max_texts: int, max_classes: int, max_templates: int,
+    class_sets: int, cors_origins: tuple[str, ...], api_key_file: Path | None,
 ) -> int:  # fmt: skip
     """Answer over HTTP: classify and embed, in batches of many clients' requests. SIGTERM ends it."""
     limits = Limits(
@@ -102,21 +111,24 @@ def serve(
     prompts = prompt_templates(templates, templates_file, template_name)
     sock = listening(host, port)
     other = None if projection is None else read_projection(projection)
-    place = None if site is None else read_site(site)
+    if adapt_log is not None and not adapt:
+        raise InputError("--adapt-log keeps what --adapt measures; name both")
+    default, known = None if site is None else read_site(site), {} if sites is None else read_sites(sites)
     model = load(artifact, variant=variant, backend=backend, threads=threads, fidelity=fidelity, objective=objective,
                  pixel_mode=pixel_mode)  # fmt: skip
     model = model if other is None else model.with_projection(other)
-    model = model if place is None else model.with_site(place)
     names = names or model.classes
     if names and (names != model.classes or prompts or other is not None):
         model = model.with_classes(names, prompts or None)
     logging.basicConfig(format="invariclip: %(asctime)s %(levelname)s %(message)s")
     # A picture's size has bounds of ours; Python would keep a record of every size that Pillow warns of
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    running = Running(max_sites, log=adapt_log, log_bytes=adapt_log_mib * MIB) if adapt else None
+    places = Places(model, default=default, known=known, running=running, keys=max(1, len(keys)))
     metrics = Metrics()
     service = Service(
         model, limits, Batching(max_batch, max_wait_ms / 1000, decode_threads), abstain_above=abstain_above,
-        uncertainty=uncertainty, pictures=metrics.watcher("pictures"), texts=metrics.watcher("texts"),
+        uncertainty=uncertainty, places=places, pictures=metrics.watcher("pictures"), texts=metrics.watcher("texts"),
     )  # fmt: skip
     return run(service, metrics, sock, what=f"{artifact} ({model.variant} on {model.backend})", grace=grace,
                api_keys=keys, cors_origins=cors_origins)  # fmt: skip

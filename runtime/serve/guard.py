@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("invariclip.serve")
 OPEN = ("/", "/healthz", "/readyz")
 """What is answered without a key: health, and the page, which holds nothing of the artifact."""
+SITES = "/v1/sites"
+KEY = "invariclip.key"
+"""In a request's scope: the number of its API key from 1 on, or 0 where none is demanded."""
 GONE = 499
 """Counted for a client that went away; nobody gets it."""
 
@@ -50,7 +53,9 @@ async def error_answer(request: Request, error: Exception) -> Response:
     return as_json({"error": f"nothing is at {request.url.path[:100]}; available: {_ROUTES}"}, status, headers)
 
 
-_ROUTES = "POST /v1/classify, POST /v1/embed, GET /v1/model, GET /healthz, GET /readyz, GET /metrics, GET /"
+_ROUTES = (
+    "POST /v1/classify, POST /v1/embed, GET /v1/model, GET /v1/sites, GET /healthz, GET /readyz, GET /metrics, GET /"
+)
 
 
 def refusal(error: Exception) -> Response:
@@ -93,7 +98,9 @@ class Guard:
             await send(message)
 
         try:
-            if self._keys and scope["path"] not in OPEN and not self._known(scope):
+            key = self._key(scope) if self._keys and scope["path"] not in OPEN else 0
+            scope[KEY] = key
+            if key is None:
                 answer = as_json({"error": _WITHOUT_KEY}, 401, {"www-authenticate": "Bearer"})
                 await answer(scope, receive, noting)
             else:
@@ -106,15 +113,18 @@ class Guard:
             await refusal(error)(scope, receive, noting)
         finally:
             route = scope["path"] if scope["path"] in self._routes else "other"
+            route = SITES if scope["path"].startswith(f"{SITES}/") else route
             self._metrics.requests.labels(route, str(status or GONE)).inc()
             self._metrics.request_seconds.labels(route).observe(time.monotonic() - began)
 
-    def _known(self, scope: Scope) -> bool:
+    def _key(self, scope: Scope) -> int | None:
+        """The number of the key that a request brings, from 1 on."""
         headers = dict(scope["headers"])
         given = headers.get(b"authorization", b"")
         key = given[7:].strip() if given[:7].lower() == b"bearer " else headers.get(b"x-api-key", b"")
         # Every key is compared, in a time that does not depend on how much of it is right
-        return bool(sum([hmac.compare_digest(key, known) for known in self._keys]))
+        same = [hmac.compare_digest(key, known) for known in self._keys]
+        return same.index(True) + 1 if any(same) else None
 
 
 _WITHOUT_KEY = "this needs a key: send the header authorization: Bearer KEY, or x-api-key: KEY"

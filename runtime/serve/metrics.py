@@ -6,8 +6,15 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from prometheus_client.metrics_core import Metric
+
+    from invariclip.serve.places import Places
     from invariclip.serve.service import Service
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -54,10 +61,43 @@ class Metrics:
         kept.set_function(lambda: service.class_sets.kept)
         made = Gauge("invariclip_class_sets_embedded", "Class sets embedded so far.", registry=self.registry)
         made.set_function(lambda: service.class_sets.embedded)
+        if service.places.running is not None:
+            self.registry.register(Running(service.places))
 
     def text(self) -> bytes:
         """All of it, in Prometheus' own format."""
         return generate_latest(self.registry)
+
+
+class Running(Collector):
+    """What running sites know, by the number of their API key and their name; as many as there may be sites."""
+
+    def __init__(self, places: Places) -> None:
+        self._places = places
+
+    def collect(self) -> Iterator[Metric]:
+        """Prometheus' families."""
+        labels = ["key", "site"]
+        gauges = {
+            name: GaugeMetricFamily(f"invariclip_site_{name}", text, labels=labels)
+            for name, text in (
+                ("pictures", "Pictures that count now."), ("kinds", "Kinds of things that they show."),
+                ("weight", "How much of the shift is taken away."), ("shift", "Length of what is taken away."),
+                ("drift", "How far the mean has moved since it was first told."), ("frozen", "1 where it is frozen."),
+            )
+        }  # fmt: skip
+        seen = CounterMetricFamily("invariclip_site_seen", "Pictures shown.", labels=labels)
+        changes = CounterMetricFamily("invariclip_site_changes", "Times that the place has changed.", labels=labels)
+        rejected = CounterMetricFamily("invariclip_site_rejected", "Pictures not counted.", labels=[*labels, "reason"])
+        for key, live in self._places.live():
+            facts, at = live.facts(), [str(key), live.name]
+            for name, gauge in gauges.items():
+                gauge.add_metric(at, float(facts[name]))
+            seen.add_metric(at, facts["seen"])
+            changes.add_metric(at, facts["changes"])
+            for reason, count in facts["rejected"].items():
+                rejected.add_metric([*at, reason], count)
+        yield from (*gauges.values(), seen, changes, rejected)
 
 
 class Stages:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 Pairs: TypeAlias = "Iterable[tuple[str, str]]"
 
-CLASSIFY_FIELDS = ("pictures", "classes", "templates", "abstain_above", "uncertainty", "top")
-EMBED_FIELDS = ("pictures", "texts")
+CLASSIFY_FIELDS = ("pictures", "classes", "templates", "abstain_above", "uncertainty", "top", "site")
+EMBED_FIELDS = ("pictures", "texts", "site")
 DEFAULT_TOP = 3
 UNSAID = object()
 """In place of `abstain_above` where a request does not say it: null says never to abstain."""
@@ -53,6 +53,7 @@ class Classify:
         abstain_above: A number, `calibrated`, None for never, or `UNSAID`.
         uncertainty: Which one is told and abstained by.
         top: How many classes are ranked.
+        site: The place that the pictures are from; "" for none, None for the server's.
     """
 
     pictures: tuple[Named, ...]
@@ -61,14 +62,16 @@ class Classify:
     abstain_above: AbstainAbove | object
     uncertainty: UncertaintyKind | None
     top: int
+    site: str | None
 
 
 @dataclass(frozen=True)
 class Embed:
-    """A question to `/v1/embed`: pictures, or texts."""
+    """A question to `/v1/embed`: pictures, or texts; `site` as in `Classify`."""
 
     pictures: tuple[Named, ...]
     texts: tuple[str, ...]
+    site: str | None
 
 
 def from_pairs(pairs: Pairs) -> dict[str, Any]:
@@ -134,7 +137,7 @@ def classify(body: Body, limits: Limits) -> Classify:
         check_prompts(classes or ("class",), templates or ("{}",))
     top = _whole(fields.get("top", DEFAULT_TOP), "top")
     limit, kind = _threshold(fields.get("abstain_above", UNSAID)), _kind(fields.get("uncertainty"))
-    return Classify(pictures, classes, templates, limit, kind, top)
+    return Classify(pictures, classes, templates, limit, kind, top, _site(fields))
 
 
 def embed(body: Body, limits: Limits) -> Embed:
@@ -149,7 +152,9 @@ def embed(body: Body, limits: Limits) -> Embed:
     texts = _texts(fields.get("texts"), "texts", limits, limits.texts) or ()
     if bool(pictures) == bool(texts):
         raise InputError("give pictures, or texts, and not both")
-    return Embed(pictures, texts)
+    if texts and fields.get("site"):
+        raise InputError("a site changes pictures' embeddings alone; leave the field site out for texts")
+    return Embed(pictures, texts, _site(fields))
 
 
 def _known(fields: Mapping[str, Any], known: tuple[str, ...]) -> Mapping[str, Any]:
@@ -216,6 +221,15 @@ def _templates(given: Any, limits: Limits) -> tuple[str, ...] | None:
             )
         given = list(template_set(given))
     return _texts(given, "templates", limits, limits.templates)
+
+
+def _site(fields: Mapping[str, Any]) -> str | None:
+    if "site" not in fields:
+        return None
+    given = fields["site"]
+    if given is not None and not isinstance(given, str):
+        raise InputError(f"site must be one name, or null for none, not {given!r:.60}")
+    return given or ""
 
 
 def _whole(given: Any, what: str) -> int:

@@ -16,6 +16,7 @@ from invariclip.errors import InputError
 from invariclip.serve.batcher import Batcher, quiet
 from invariclip.serve.classes import ClassSets
 from invariclip.serve.limits import Limits, RefusedError
+from invariclip.serve.places import Places
 from invariclip.tokenizer import hearing_cuts
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ class Service:
         *,
         abstain_above: AbstainAbove = None,
         uncertainty: UncertaintyKind | None = None,
+        places: Places | None = None,
         pictures: Watcher = quiet,
         texts: Watcher = quiet,
     ) -> None:
@@ -100,12 +102,18 @@ class Service:
             batching: How requests are put together.
             abstain_above: The uncertainty above which no label is given, unless a request says otherwise.
             uncertainty: Which one answers tell, likewise; None takes the artifact's own.
+            places: Sites that requests may name; None for none.
             pictures: Is told of pictures and their batches.
             texts: Likewise of texts.
 
         Raises:
-            InputError: `abstain_above` or `uncertainty` cannot be had of the artifact, or `max_batch` is below 1.
+            InputError: `abstain_above` or `uncertainty` cannot be had of the artifact, `max_batch` is below 1, or the
+                model is adapted to a site, which belongs to `places`.
         """
+        if model.site is not None:
+            raise InputError("a server's model is without a site; name the site as the default of its places")
+        self.places = places or Places(model)
+        self._hosted: Model | None = None
         self.model, self.limits = model, limits or Limits()
         self.uncertainty = uncertainty_kind(model.manifest.cdc, uncertainty)
         self.abstain_above = threshold(model.manifest.cdc, abstain_above, self.uncertainty)
@@ -123,6 +131,24 @@ class Service:
     def warm_up(self) -> None:
         """Meets every batch size once, and opens the text tower."""
         self.model.warm_up(buckets(self.pictures.max_batch), texts=True)
+        if self.places and self.model.classes:
+            hosted = self.model.with_classes(self.model.classes, self.model.templates)
+            self.places.prepare(hosted)
+            self._hosted = hosted
+
+    @property
+    def hosted(self) -> Model:
+        """Answers with the server's own classes from embeddings, which is what sites change.
+
+        Raises:
+            InputError: There are no classes.
+            RefusedError: They are not embedded yet.
+        """
+        if not self.model.classes:
+            raise InputError("the artifact has no classes; give some in the field classes")
+        if self._hosted is None:
+            raise RefusedError(503, "warming up; ask again", {"retry-after": "1"})
+        return self._hosted
 
     def class_key(
         self, classes: Sequence[str] | None, templates: Sequence[str] | None
@@ -188,6 +214,7 @@ class Service:
         """Answers what waits for so long, then ends; whether everything was answered."""
         self.class_sets.close()
         done = self.pictures.close(seconds)
+        self.places.close()
         return self.texts.close(seconds) and done
 
     def _decode(self, asked: tuple[Named, bool]) -> Seen:

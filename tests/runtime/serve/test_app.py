@@ -15,7 +15,6 @@ from invariclip.pixels import find_pictures
 from invariclip.serve.limits import Limits
 from invariclip.serve.metrics import Metrics
 from invariclip.serve.service import Service
-from invariclip.site import new_site
 from invariclip.tokenizer import hearing_cuts
 
 
@@ -131,26 +130,6 @@ def test_embed(ask, model, pictures, tmp_path):
     assert (read.items, read.space_id) == (tuple(texts), model.space_id)
     np.testing.assert_array_equal(read.vectors, wanted)
     assert b"invariclip.warnings" in file.body
-
-
-def test_a_site_is_in_every_answer(model, serving, pictures, tmp_path):
-    rows = model.embed_images(pictures)
-    mean = np.full(model.width, 0.05)
-    bank = np.eye(model.width)  # as if there were more kinds of things than a random model can tell
-    site = new_site("yard", model.space_id, mean, len(bank), {}).adding(rows, bank)
-    adapted = model.with_site(site)
-    with serving(Service(adapted)) as client:
-        [wanted] = adapted.classify(pictures[:1], top_k=3)
-        told = client.classify(pictures[0], "?top=3").json["predictions"][0]
-        assert told == {"picture": "0", **wanted.to_json()}
-        [other] = adapted.with_classes(["sun", "moon"]).classify(pictures[:1], top_k=2)
-        told = client.classify(pictures[0], "?top=2&classes=sun,moon").json["predictions"][0]
-        assert told == {"picture": "0", **other.to_json()}
-        assert client("GET", "/v1/model").json["site_sha256"] == site.digest
-        for body, kind, of in ((pictures[0], "image/png", site.digest), (b'{"texts": ["a"]}', "application/json", "")):
-            answer = client("POST", "/v1/embed", body, kind, headers={"accept": "application/octet-stream"})
-            (tmp_path / "e.safetensors").write_bytes(answer.body)
-            assert read_embeddings(tmp_path / "e.safetensors").site_sha256 == of
 
 
 def test_the_model_says_what_it_is(ask, unsure, model):

@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 
 from invariclip.embeddings import read_embeddings
+from invariclip.live_site import CHANGED, LATEST, SAME, UNLIKE, Window
+from invariclip.measuring import begun, training_mean
+from invariclip.serve.places import Places
 from invariclip.serve.service import Service
+from invariclip.site_log import ROWS
 
 PAGE = (Path(__file__).parents[3] / "docs" / "serve.md").read_text(encoding="utf-8")
 CURLS = [
@@ -31,14 +35,17 @@ def desk(tmp_path_factory, tiny_pictures):
 
 
 @pytest.fixture(scope="module")
-def ask(model, serving):
-    with serving(Service(model)) as client:
+def ask(model, serving, tiny_artifact):
+    yard = begun(model, "yard", training_mean(tiny_artifact, model.manifest), None)
+    service = Service(model, places=Places(model, known={"yard": yard}))
+    service.warm_up()
+    with serving(service) as client:
         yield client
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl here")
 def test_curl_lines(ask, desk, model):
-    assert len(CURLS) == 3
+    assert len(CURLS) == 4
     for line in CURLS:
         words = shlex.split(line.replace("localhost:8000", f"127.0.0.1:{ask.port}"))
         done = subprocess.run([*words, "--silent", "--fail-with-body"], cwd=desk, capture_output=True, check=False)
@@ -53,8 +60,19 @@ def test_python_lines(ask, desk):
     assert done.stdout.strip() in ("a cat", "a river, wide")
 
 
+def test_the_numbers_of_measured_places_are_the_codes():
+    window = Window()
+    for number, text in (
+        (window.floor, "before {} pictures"), (window.step, "changes every {}"), (LATEST, "one of the last {} "),
+        (window.block, "forgotten, {} at a time"), (SAME, "cosine above {}"), (f"{UNLIKE:g}", "({} standard"),
+        (CHANGED, "After {} unlike"), (f"{window.block * window.blocks:,}", "The last {} pictures"),
+        (ROWS, "in order, {} to a file"),
+    ):  # fmt: skip
+        assert text.format(number) in " ".join(PAGE.split())
+
+
 def test_every_route_and_status_is_documented():
-    for route in ("/v1/classify", "/v1/embed", "/v1/model", "/healthz", "/readyz", "/metrics"):
+    for route in ("/v1/classify", "/v1/embed", "/v1/model", "/v1/sites", "/healthz", "/readyz", "/metrics"):
         assert route in PAGE
-    for status in (400, 401, 404, 405, 408, 413, 415, 422, 500, 503, 504):
+    for status in (400, 401, 404, 405, 408, 413, 415, 422, 429, 500, 503, 504):
         assert str(status) in PAGE

@@ -1,0 +1,243 @@
+"""The sites that requests name: known ones from files, and running ones that the requests' own pictures move.
+
+A running site belongs to the API key that named it, and each key has an equal share of them: what one client shows
+moves nothing for another, and nobody can use up what others need.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from invariclip.errors import InputError
+from invariclip.live_site import LiveSite, Window
+from invariclip.measuring import begun, training_mean
+from invariclip.serve.limits import MIB, RefusedError
+from invariclip.site import read_site
+from invariclip.site_log import SiteLog
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from invariclip.live_site import Event
+    from invariclip.predictor import Model
+    from invariclip.site import Site
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""What a site may be called: it becomes a folder's name and a metric's label."""
+MAX_KNOWN = 10_000
+
+
+@dataclass(frozen=True)
+class Running:
+    """How sites are measured from requests.
+
+    Attributes:
+        most: Running sites of all keys.
+        window: How much of the past counts.
+        log: A folder that keeps what each was shown; None keeps nothing.
+        log_bytes: Of one site's log.
+    """
+
+    most: int = 64
+    window: Window = field(default_factory=Window)
+    log: Path | None = None
+    log_bytes: int = 256 * MIB
+
+
+class Place(NamedTuple):
+    """A site as one request sees it.
+
+    Attributes:
+        site: What is known of it now.
+        live: Where it is moved by what the request shows, the running site.
+    """
+
+    site: Site
+    live: LiveSite | None
+
+    def take(self, embeddings: NDArray[np.float32]) -> tuple[NDArray[np.float32], Site]:
+        """Embeddings [N, d] less the site's shift, and the site that it is of."""
+        if self.live is not None:
+            return self.live.take(embeddings)
+        return self.site.apply(embeddings), self.site
+
+
+class Places:
+    """Finds them; safe to share between threads."""
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        default: Site | None = None,
+        known: Mapping[str, Site] | None = None,
+        running: Running | None = None,
+        keys: int = 1,
+    ) -> None:
+        """Checks that the model can take them all.
+
+        Args:
+            model: Without a site.
+            default: For requests that name none.
+            known: By name; where sites run, what they start with.
+            running: Whether and how requests move sites.
+            keys: API keys that there are.
+
+        Raises:
+            InputError: The model cannot be adapted, or sites are to run and it has no classes or training mean.
+            SiteError: A site is of another space, or, where sites run, was measured with other classes.
+        """
+        self.default, self.known = default, dict(known or {})
+        self.running = running
+        self.share = 0 if running is None else max(1, running.most // max(1, keys))
+        self._model = model
+        self._ready = False
+        self._lock = threading.Lock()
+        self._live: dict[tuple[int, str], LiveSite] = {}
+        self._logs: list[tuple[LiveSite, SiteLog]] = []
+        for site in (*self.known.values(), *([default] if default else [])):
+            model.require_adaptable(site)
+        if running is not None:
+            if not model.classes:
+                raise InputError("--adapt needs classes, which tell how many kinds of things a place shows; name some")
+            self._mean = training_mean(model.folder, model.manifest)
+            for name in ("a", *self.known):
+                model.require_adaptable(begun(model, name, self._mean, self.known.get(name)))
+
+    def __bool__(self) -> bool:
+        """Whether a request may be answered with a site."""
+        return bool(self.default or self.known or self.running)
+
+    def prepare(self, hosted: Model) -> None:
+        """Takes a model whose classes are embedded already; before, no site is measured."""
+        self._model, self._ready = hosted, True
+
+    def find(self, name: str | None, key: int) -> Place | None:
+        """The site that a request means.
+
+        Args:
+            name: As the request says; None takes the default, "" none.
+            key: The number of the request's API key; 0 where none is demanded.
+
+        Raises:
+            InputError: No site has that name, or no site may.
+            RefusedError: The key has its share of running sites already.
+        """
+        if name == "":
+            return None
+        if name is None:
+            return None if self.default is None else Place(self.default, None)
+        if self.running is None:
+            if name not in self.known:
+                raise InputError(
+                    f"no site is called {name!r:.80}; available: {', '.join(sorted(self.known)) or 'none'}"
+                )
+            return Place(self.known[name], None)
+        if not NAME.fullmatch(name):
+            raise InputError(f"a site's name has letters, digits, '.', '_' and '-', up to 64 of them, not {name!r:.80}")
+        live = self._begun(name, key, self.running)
+        return Place(live.site, live)
+
+    def existing(self, name: str, key: int) -> Place:
+        """A site that is known, or runs already for this key.
+
+        Raises:
+            RefusedError: There is none.
+        """
+        live = self._live.get((key, name))
+        site = self.known.get(name) if live is None else live.site
+        if site is None:
+            raise RefusedError(404, f"no site is called {name!r:.80}; GET /v1/sites lists those that there are")
+        return Place(site, live)
+
+    def tell(self, name: str, key: int, event: Event) -> LiveSite:
+        """Freezes, thaws or resets a running site of this key.
+
+        Raises:
+            InputError: There is no such event.
+            RefusedError: It does not run.
+        """
+        live = self._live.get((key, name))
+        if live is None:
+            raise RefusedError(404, f"no site called {name!r:.80} is measured from this key's requests")
+        live.tell(event)
+        return live
+
+    def listed(self, key: int) -> list[dict[str, Any]]:
+        """What this key may know of all its sites, JSON-ready."""
+        names = sorted({*self.known, *(name for owner, name in self._live if owner == key)})
+        return [told(self.existing(name, key)) for name in names]
+
+    def live(self) -> list[tuple[int, LiveSite]]:
+        """All running sites, with the numbers of their keys."""
+        with self._lock:
+            return [(key, live) for (key, _), live in self._live.items()]
+
+    def close(self) -> None:
+        """Writes what the logs have not written yet."""
+        for live, log in self._logs:
+            live.close(log.flush)
+
+    def _begun(self, name: str, key: int, running: Running) -> LiveSite:
+        with self._lock:
+            found = self._live.get((key, name))
+            if found is not None:
+                return found
+            if not self._ready:
+                raise RefusedError(503, "warming up; ask again", {"retry-after": "1"})
+            own = sorted(each for owner, each in self._live if owner == key)
+            if len(own) >= self.share:
+                raise RefusedError(
+                    429, f"{self.share} sites are measured from this key's requests already, {', '.join(own)[:200]}; "
+                    "name one of them, or restart with a greater --max-sites"
+                )  # fmt: skip
+            start = begun(self._model, name, self._mean, self.known.get(name))
+            log = _log(name, key, start, running)
+            live = LiveSite(start, self._model.class_bank(), running.window, log=log)
+            self._live[key, name] = live
+            if log is not None:
+                self._logs.append((live, log))
+            return live
+
+
+def _log(name: str, key: int, start: Site, running: Running) -> SiteLog | None:
+    """The next log of a site."""
+    if running.log is None:
+        return None
+    above = running.log / f"key-{key}" / name
+    number = sum(1 for _ in above.glob("*")) + 1 if above.is_dir() else 1
+    return SiteLog(above / f"{number:04d}", start, running.window, running.log_bytes)
+
+
+def told(place: Place) -> dict[str, Any]:
+    """What a site says of itself, JSON-ready."""
+    if place.live is not None:
+        return {**place.live.facts(), "live": True}
+    return {**place.site.facts(), "live": False}
+
+
+def read_sites(folder: Path) -> dict[str, Site]:
+    """The sites of a folder, NAME.safetensors each.
+
+    Raises:
+        InputError: It is no folder, or holds none or too many, or one whose name no request can say.
+        SiteError: A file is not a site.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; it should hold sites, NAME.safetensors each")
+    found = sorted(folder.glob("*.safetensors"))
+    if not found:
+        raise InputError(f"{folder}: holds no site; `invariclip adapt ... -o {folder}/NAME.safetensors` writes one")
+    if len(found) > MAX_KNOWN:
+        raise InputError(f"{folder}: {len(found):,} sites are too many; up to {MAX_KNOWN:,} are read")
+    for path in found:
+        if not NAME.fullmatch(path.stem):
+            raise InputError(f"{path}: a site's name has letters, digits, '.', '_' and '-', up to 64 of them")
+    return {path.stem: read_site(path) for path in found}
