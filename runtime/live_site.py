@@ -120,7 +120,7 @@ class LiveSite:
             raise InputError(f"the site has {len(start.taken_for)} classes of width {start.width}, "
                              f"the bank is {list(bank.shape)}")  # fmt: skip
         self.window = window or Window()
-        self._start, self._bank, self._log = start, bank.astype(np.float64), log
+        self._start, self._bank, self._log = start, bank, log  # many sites share the bank
         self._lock = threading.Lock()
         self._latest = np.zeros((LATEST, start.width), dtype=np.float32)
         self._place = 0
