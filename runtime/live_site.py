@@ -231,7 +231,7 @@ class LiveSite:
         state.in_a_row = 0
         self._latest[self._place] = row
         self._place = (self._place + 1) % LATEST
-        state.pending.append(row)
+        state.pending.append(row.copy())  # a view would keep its whole batch
         if len(state.pending) == self.window.step:
             self._step(state)
 

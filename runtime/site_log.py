@@ -64,7 +64,7 @@ class SiteLog:
             self._events.append((len(self._rows), what))
             return
         for row in what:
-            self._rows.append(row)
+            self._rows.append(row.copy())
             if len(self._rows) == ROWS:
                 self.flush()
 
