@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
 import invariclip
+from invariclip.answers import host_answers
 from invariclip.calibrate.cdc.evaluate import auroc
 from invariclip.calibrate.evaluate import Bootstrap, prototype_bank
 from invariclip.calibrate.pictures import Picture, read_pictures
 from invariclip.export.reference import manifest_path
+from invariclip.measuring import begun, training_mean
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,6 +32,8 @@ SEED = 0
 PHOTOGRAPHS, DRAWINGS, MEAN = "photographs", "drawings", "mean of both"
 UNFITTED, SEEN = "things not fitted", "seen styles"
 _PHOTOGRAPH_STYLE = "photograph"
+SHOWN = 16
+"""Unlabelled pictures that an unseen style's shift is measured on."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,17 @@ class Bundle:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """One line of the table: shares of 1, the difference paired, its 95 % interval over concepts."""
+    """One line of the table: shares of 1, differences paired, their 95 % intervals over concepts.
+
+    Attributes:
+        style: What is asked about.
+        protocol: How classes are told.
+        before: Without the projection.
+        after: With it.
+        difference: after − before; then its ends.
+        adapted: After, and with the shift of the style's own pictures taken away; None for styles that were fitted on.
+        more: (adapted − after, low, high).
+    """
 
     style: str
     protocol: Protocol
@@ -84,6 +98,8 @@ class Accuracy:
     difference: float
     low: float
     high: float
+    adapted: float | None = None
+    more: tuple[float, float, float] | None = None
 
     @property
     def seen(self) -> bool:
@@ -168,6 +184,31 @@ def ask(folder: Path, bundled: Bundle, progress: Progress) -> Answers:
     return Answers(np.concatenate(indices).astype(np.int64), np.concatenate(embeddings), np.concatenate(uncertainty))
 
 
+def adapt(folder: Path, bundled: Bundle, answers: Answers) -> Answers:
+    """What the artifact says when each unseen style is a site, measured on `SHOWN` of its pictures, without labels.
+
+    Two samples of each style are drawn, and a picture of the one is answered with the site of the other: no picture is
+    answered with a site that it was measured on. Nothing is embedded again but the class names.
+
+    Args:
+        folder: The artifact.
+        bundled: The pictures.
+        answers: What it says of them by itself.
+    """
+    model = invariclip.load(folder)
+    bank, empty = model.class_bank(), begun(model, "demo", training_mean(folder, model.manifest), None)
+    embeddings = answers.embeddings.copy()
+    rng = np.random.default_rng(SEED)
+    for style in bundled.held_out_styles:
+        rows = np.flatnonzero([picture.environment == style for picture in bundled.pictures])
+        first, second = np.split(rng.permutation(rows)[: 2 * SHOWN], 2)
+        for sample, asked in ((first, np.setdiff1d(rows, first)), (second, first)):
+            site = empty.adding(answers.embeddings[sample], bank)
+            embeddings[asked] = site.apply(answers.embeddings[asked])
+    found = host_answers(embeddings, bank, model.manifest.model.logit_scale, model.manifest.model.logit_bias, None)
+    return Answers(found.probabilities.argmax(axis=1).astype(np.int64), embeddings, found.uncertainty)
+
+
 def answered(bundled: Bundle, answers: Answers, protocol: Protocol) -> NDArray[np.int64]:
     """The class that every picture is taken for, int64 [N].
 
@@ -203,7 +244,7 @@ def _left_out(bundled: Bundle) -> list[NDArray[np.bool_]]:
     return [styles[(bundled.concepts + turn) % len(styles), np.arange(len(bundled.pictures))] for turn in turns]
 
 
-def score(bundled: Bundle, before: Answers, after: Answers) -> list[Accuracy]:
+def score(bundled: Bundle, before: Answers, after: Answers, adapted: Answers) -> list[Accuracy]:
     """Both protocols on unseen drawings, on photographs and their mean, and on two kinds of pictures that tell more.
 
     Every share counts pictures of its kind alike; the mean counts drawings and photographs half each. Most things were
@@ -215,7 +256,7 @@ def score(bundled: Bundle, before: Answers, after: Answers) -> list[Accuracy]:
     names = [name for code, name in enumerate((DRAWINGS, PHOTOGRAPHS)) if (kinds[unseen] == code).any()]
     rows: list[Accuracy] = []
     for protocol in PROTOCOLS:
-        old, new = (answered(bundled, answers, protocol) == labels for answers in (before, after))
+        old, new, own = (answered(bundled, answers, protocol) == labels for answers in (before, after, adapted))
         for asked, titles in (
             (unseen, (*names, MEAN)),
             (unseen & ~bundled.fitted, (UNFITTED,)),
@@ -225,14 +266,23 @@ def score(bundled: Bundle, before: Answers, after: Answers) -> list[Accuracy]:
                 continue
             groups = kinds[asked] if asked is unseen else np.zeros(int(asked.sum()), dtype=np.int64)
             bootstrap = Bootstrap(bundled.concepts[asked], groups, seed=SEED)
-            intervals = (
-                bootstrap.intervals(old[asked]),
-                bootstrap.intervals(new[asked]),
-                bootstrap.intervals(new[asked], old[asked]),
-            )
-            for title, was, became, gain in zip(titles, *intervals, strict=False):
+            told = [
+                bootstrap.intervals(*each)
+                for each in (
+                    (old[asked],),
+                    (new[asked],),
+                    (new[asked], old[asked]),
+                    (own[asked],),
+                    (own[asked], new[asked]),
+                )
+            ]
+            for title, was, became, gain, fitted, more in zip(titles, *told, strict=False):
                 percent = was.value, became.value, gain.value, gain.low, gain.high
-                rows.append(Accuracy(title, protocol, *(value / 100 for value in percent)))
+                row = Accuracy(title, protocol, *(value / 100 for value in percent))
+                if title != SEEN:
+                    ends = more.value / 100, more.low / 100, more.high / 100
+                    row = replace(row, adapted=fitted.value / 100, more=ends)
+                rows.append(row)
     return rows
 
 
@@ -280,6 +330,14 @@ def verdict(rows: Sequence[Accuracy], chosen: str) -> Verdict:
         else ""
     )
     sentence += f" On the styles that it was fitted on it costs something with {'; '.join(seen)}." if seen else ""
+    own = [
+        f"with {PROTOCOLS[row.protocol]} to {100 * row.adapted:.1f} % ({100 * row.more[0]:+.1f} more, 95 % interval "
+        f"{100 * row.more[1]:+.1f} … {100 * row.more[2]:+.1f})"
+        for row in means
+        if row.adapted is not None and row.more is not None
+    ]
+    if own:
+        sentence += f" Adapted to {SHOWN} unlabelled pictures of each style it comes {' and '.join(own)}."
     return Verdict(bool(gains) and not losses, sentence)
 
 

@@ -14,7 +14,7 @@ from invariclip.artifact import read_manifest
 from invariclip.backends import DEFAULT_BACKEND
 from invariclip.backends.threads import available_threads
 from invariclip.bench import latency
-from invariclip.bench.bundled import PROTOCOLS, SEED, ask, bundle, halves, score, verdict
+from invariclip.bench.bundled import PROTOCOLS, SEED, SHOWN, adapt, ask, bundle, halves, score, verdict
 from invariclip.bench.demo_own import classify_own, wanted
 from invariclip.bench.demo_page import Demo, write_page
 from invariclip.bench.noise import busy_machine
@@ -126,7 +126,7 @@ def run(out: Path, *, rounds: int, progress: Progress, own: Wanted | None = None
             )
     with timed("classify"):
         answers = ask(before, bundled, progress), ask(after, bundled, progress)
-        accuracy = score(bundled, *answers)
+        accuracy = score(bundled, *answers, adapt(after, bundled, answers[1]))
         mine = tuple(classify_own(own, before, after, TEMPLATES)) if own else ()
     candidates = [
         latency.Candidate("PyTorch eager", "pytorch", "reference"),
@@ -154,11 +154,12 @@ def run(out: Path, *, rounds: int, progress: Progress, own: Wanted | None = None
 def _print(result: Demo, page: Path) -> None:
     say("\nTop-1 in styles that nothing was fitted or chosen on; the last lines are the styles that were fitted on")
     accuracy = [
-        [r.style, PROTOCOLS[r.protocol], f"{r.before:.1%}", f"{r.after:.1%}", f"{100 * r.difference:+.1f}",
-         f"{100 * r.low:+.1f} … {100 * r.high:+.1f}"]
+        [r.style, PROTOCOLS[r.protocol], f"{r.before:.1%}", f"{r.after:.1%}", _points(r.difference, r.low, r.high),
+         f"{r.adapted:.1%}" if r.adapted is not None else "", _points(*r.more) if r.more else ""]
         for r in sorted(result.accuracy, key=lambda row: row.seen)
     ]  # fmt: skip
-    say(table(["pictures", "classes told by", "before", "after", "points", "95 % interval"], accuracy))
+    say(table(["pictures", "classes told by", "before", "after", "points", "adapted", "points more"], accuracy))
+    say(f"(95 % intervals; adapted: to {SHOWN} unlabelled pictures of the style, see `invariclip adapt`)")
     say(f"\n{result.halves}")
     say("\nThe exported graph against PyTorch")
     say(parity_table(result.manifest.variants["float32"].parity[DEFAULT_BACKEND]))
@@ -178,6 +179,10 @@ def _print(result: Demo, page: Path) -> None:
     say(f"Artifact: {result.artifact}\nPage:     {page}\n\nNext:")
     for line in result.next_lines:
         say(f"  {line}")
+
+
+def _points(value: float, low: float, high: float) -> str:
+    return f"{100 * value:+.1f} ({100 * low:+.1f} … {100 * high:+.1f})"
 
 
 def _print_own(own: tuple[Own, ...]) -> None:

@@ -14,8 +14,8 @@ import numpy as np
 
 from invariclip.backends import DEFAULT_BACKEND
 from invariclip.backends.threads import available_threads
-from invariclip.bench.bundled import DRAWINGS, MEAN, PHOTOGRAPHS, PROTOCOLS, answered, kind_of
-from invariclip.calibrate.report.look import AFTER, BEFORE, SOFT, drawing, label, new_figure, svg, write_html
+from invariclip.bench.bundled import DRAWINGS, MEAN, PHOTOGRAPHS, PROTOCOLS, SHOWN, answered, kind_of
+from invariclip.calibrate.report.look import AFTER, BEFORE, SERIES, SOFT, drawing, label, new_figure, svg, write_html
 from invariclip.decode import open_picture
 from invariclip.export.reference import manifest_path
 from invariclip.parity import PARITY_HEADER, parity_rows
@@ -110,19 +110,21 @@ def picture_source(path: Path) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
-def accuracy_plot(labels: Sequence[str], before: Sequence[float], after: Sequence[float]) -> str:
-    """Bars before and after, in percent, one pair per label."""
+def accuracy_plot(rows: Sequence[Accuracy]) -> str:
+    """Bars before, after and adapted, in percent, three for each row."""
     title = "Top-1 on unseen styles (%)"
     with drawing():
-        figure, axes = new_figure(title, WIDTH, 0.55 * len(labels) + 1.1)
-        places = range(len(labels))
-        for shift, values, colour, name in ((-0.2, before, BEFORE, "before"), (0.2, after, AFTER, "after")):
-            bars = axes.barh([place + shift for place in places], values, 0.38, color=colour, label=name)
+        figure, axes = new_figure(title, WIDTH, 0.75 * len(rows) + 1.1)
+        places = range(len(rows))
+        series = (("before", BEFORE), ("after", AFTER), ("adapted", SERIES[0]))
+        for turn, (name, colour) in enumerate(series):
+            values = [100 * (getattr(row, name) or 0.0) for row in rows]
+            bars = axes.barh([place + 0.27 * (turn - 1) for place in places], values, 0.25, color=colour, label=name)
             axes.bar_label(bars, fmt="%.1f", fontsize=9.5, padding=2)
-        axes.set_yticks(list(places), [label(name) for name in labels])
-        axes.set_xlim(0, max([*before, *after, 1.0]) * 1.15)
+        axes.set_yticks(list(places), [label(f"{row.style}, {row.protocol}") for row in rows])
+        axes.set_xlim(0, max(100 * max(row.before, row.after, row.adapted or 0.0) for row in rows) * 1.15 + 1)
         axes.invert_yaxis()
-        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9.5)
+        figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9.5)
         return svg(figure, f"Bar plot. {title}; the figures stand in the table of accuracy.")
 
 
@@ -168,6 +170,7 @@ def write_page(path: Path, demo: Demo) -> None:
         means=[row for row in demo.accuracy if row.style == MEAN],
         protocols=PROTOCOLS,
         shown=PROTOCOLS[shown],
+        site_pictures=SHOWN,
         strip=strip,
         style_row=_style_row(bundled),
         accuracy=sorted(demo.accuracy, key=lambda row: row.seen),
@@ -288,8 +291,7 @@ def _screened(selection: Selection) -> str:
 
 def _plots(demo: Demo) -> list[str]:
     unseen = [row for row in demo.accuracy if row.style in (DRAWINGS, PHOTOGRAPHS, MEAN)]
-    percent = [100 * row.before for row in unseen], [100 * row.after for row in unseen]
-    plots = [accuracy_plot([f"{row.style}, {row.protocol}" for row in unseen], *percent)]
+    plots = [accuracy_plot(unseen)]
     selection = demo.calibration.selection
     if selection:
         curve = sorted(selection.curve, key=lambda scored: -scored.gain.value)[:16]

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+import invariclip
 from invariclip.artifact import read_manifest
 from invariclip.bench import bundled as scoring
 from invariclip.bench.bundled import (
@@ -70,7 +71,7 @@ def test_nothing_of_a_held_out_style_or_test_concept_is_fitted():
 
 def test_scores_tell_drawings_photographs_and_seen_styles_apart(bundled):
     unseen = bundled.unseen
-    rows = score(bundled, answers(bundled, ~unseen), answers(bundled, unseen | True))
+    rows = score(bundled, answers(bundled, ~unseen), *[answers(bundled, unseen | True)] * 2)
     assert [(row.style, row.protocol) for row in rows] == [
         (style, protocol)
         for protocol in ("prototypes", "names")
@@ -80,8 +81,12 @@ def test_scores_tell_drawings_photographs_and_seen_styles_apart(bundled):
         expected = (1, 1, 0) if row.seen else (0, 1, 1)
         assert (row.before, row.after, row.difference) == expected
         assert row.low == row.high == expected[2]
+        assert (row.adapted, row.more) == ((None, None) if row.seen else (1, (0, 0, 0)))
     photographs = np.array([p.environment == "photograph" for p in bundled.pictures])
-    rows = {(r.style, r.protocol): r for r in score(bundled, answers(bundled, ~unseen), answers(bundled, photographs))}
+    parts = answers(bundled, ~unseen), answers(bundled, photographs), answers(bundled, unseen)
+    rows = {(r.style, r.protocol): r for r in score(bundled, *parts)}
+    assert rows[DRAWINGS, "names"].more == (1, 1, 1)
+    assert rows[PHOTOGRAPHS, "names"].more == (0, 0, 0)
     assert rows[DRAWINGS, "names"].difference == 0
     assert rows[PHOTOGRAPHS, "names"].difference == 1
     assert rows[MEAN, "names"].difference == 0.5
@@ -195,7 +200,7 @@ def test_the_command_refuses_before_any_work(tmp_path):
 def result(bundled, tiny_artifact, tiny_projection, own):
     before = answers(bundled, ~bundled.unseen)
     after = answers(bundled, np.arange(len(bundled.pictures)) % 5 > 0)
-    accuracy = score(bundled, before, after)
+    accuracy = score(bundled, before, after, answers(bundled, np.arange(len(bundled.pictures)) % 7 > 0))
     return Demo(
         bundled=bundled,
         calibration=Calibration(tiny_projection, None, {}),
@@ -237,6 +242,7 @@ def test_the_terminal_says_the_same_and_what_to_type_next(result, capsys):
     _print(result, Path("index.html"))
     said = capsys.readouterr().out
     assert result.verdict.sentence in said
+    assert "16 unlabelled pictures" in said
     assert "timed on a busy machine" in said
     assert "wide.png" in said
     assert f"invariclip serve {result.artifact}" in said
@@ -249,3 +255,25 @@ def test_artifacts_are_asked_about_every_picture(bundled, own_artifacts):
     found = scoring.ask(own_artifacts[1], few, lambda items, **_: items)
     assert found.indices.shape == found.uncertainty.shape == (18,)
     assert np.allclose(np.linalg.norm(found.embeddings, axis=1), 1, atol=1e-5)
+
+
+def test_a_picture_is_not_adapted_by_a_site_that_it_was_measured_on(bundled, own_artifacts, monkeypatch):
+    """Of each style two samples, each answered with the site of the other."""
+    styles = np.array([picture.environment for picture in bundled.pictures])
+    places = np.concatenate([np.flatnonzero(styles == style)[:8] for style in ("openmoji", "noto")])
+    small = replace(bundled, pictures=tuple(bundled.pictures[place] for place in places), classes=("dog", "cat"))
+    monkeypatch.setattr(scoring, "SHOWN", 4)
+    rows = np.random.default_rng(0).normal(size=(16, invariclip.load(own_artifacts[1]).width)) + 1
+    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    plain = Answers(np.zeros(16, dtype=np.int64), rows, np.zeros(16, dtype=np.float32))
+    adapted = scoring.adapt(own_artifacts[1], small, plain).embeddings
+    assert np.allclose(np.linalg.norm(adapted, axis=1), 1, atol=1e-6)
+    np.testing.assert_array_equal(adapted[8:], rows[8:])  # noto was fitted on
+    assert (np.abs(adapted[:8] - rows[:8]).max(axis=1) > 0).all()
+    for place in range(8):
+        other = rows.copy()
+        other[place] = -rows[place]
+        moved = scoring.adapt(own_artifacts[1], small, replace(plain, embeddings=other)).embeddings
+        changed = np.abs(moved[:8] - adapted[:8]).max(axis=1) > 0
+        assert changed[place]
+        assert changed.sum() == 5  # itself, and the four that its site is for
