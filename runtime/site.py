@@ -179,13 +179,12 @@ class Site:
         """
         if embeddings.shape[-1] != self.width:
             raise SiteError(f"the site is of width {self.width}, these embeddings have {embeddings.shape[-1]}")
-        moved = (np.asarray(embeddings, dtype=np.float32) - self.shift).astype(np.float64)
-        return np.asarray(moved / _length(moved)[..., None], dtype=np.float32)
+        return self.exactly(np.asarray(embeddings, dtype=np.float32)).astype(np.float32)
 
     def exactly(self, embeddings: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
         """The same in float64: what every other way is held against."""
         moved = embeddings.astype(np.float64) - self.shift.astype(np.float64)
-        return np.asarray(moved / np.linalg.norm(moved, axis=-1, keepdims=True))
+        return np.asarray(moved / _length(moved)[..., None])
 
     def require_space(self, space_id: str, owner: str) -> None:
         """Refuses a site of another space.
@@ -206,7 +205,7 @@ def _sum(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _length(values: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """Euclidean, over the last axis, in float64; float32 values have exact squares there."""
+    """Euclidean, over the last axis, in float64."""
     exact = values.astype(np.float64)
     with np.errstate(over="ignore"):  # infinite: longer than anything
         return np.asarray(np.sqrt(_sum(exact * exact)))

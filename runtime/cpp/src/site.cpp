@@ -100,15 +100,19 @@ bool finite(const Vector& values) {
     return std::all_of(values.begin(), values.end(), [](double value) { return std::isfinite(value); });
 }
 
-// From the first value to the last, as in Python.
-template <typename Values>
-double length_of(const Values& values, std::size_t count) {
+// Of `count` values, added from the first to the last, as in Python.
+template <typename Value>
+double length_of(std::size_t count, Value value) {
     double sum = 0;
     for (std::size_t place = 0; place < count; ++place) {
-        const auto value = static_cast<double>(values[place]);
-        sum += value * value;
+        const double one = value(place);
+        sum += one * one;
     }
     return std::sqrt(sum);
+}
+
+double length_of(const Vector& values) {
+    return length_of(values.size(), [&](std::size_t place) { return values[place]; });
 }
 
 struct Sums {
@@ -138,8 +142,7 @@ void require_possible(const Sums& given, std::size_t pictures) {
     if (!(std::fabs(shares - count) <= 1e-3 * std::max(1.0, count))) {
         throw SiteError("a site's classes do not add up to its pictures; measure it again");
     }
-    if (length_of(given.total, given.total.size()) > count * (1 + tolerance) ||
-        length_of(given.training_mean, given.training_mean.size()) > 1 + tolerance) {
+    if (length_of(given.total) > count * (1 + tolerance) || length_of(given.training_mean) > 1 + tolerance) {
         throw SiteError("a site's sums are longer than unit embeddings can make them; measure it again");
     }
 }
@@ -260,7 +263,7 @@ Site Site::parse(std::string_view bytes) {
         const double mean = site.pictures_ == 0 ? given.training_mean[place] : given.total[place] / count;
         site.shift_.push_back(static_cast<float>(site.weight_ * (mean - given.training_mean[place])));
     }
-    const double length = length_of(site.shift_, site.shift_.size());
+    const double length = length_of(Vector(site.shift_.begin(), site.shift_.end()));
     if (length > largest_shift) {
         throw SiteError("the site " + json::quoted(site.name_) + " lies " + two_digits(length) +
                         " from the calibrated pictures, and " + two_digits(largest_shift) +
@@ -271,12 +274,12 @@ Site Site::parse(std::string_view bytes) {
 }
 
 void Site::apply(float* embedding) const noexcept {
+    const auto moved = [&](std::size_t place) {
+        return static_cast<double>(embedding[place]) - static_cast<double>(shift_[place]);
+    };
+    const double length = length_of(shift_.size(), moved);
     for (std::size_t place = 0; place < shift_.size(); ++place) {
-        embedding[place] -= shift_[place];
-    }
-    const double length = length_of(embedding, shift_.size());
-    for (std::size_t place = 0; place < shift_.size(); ++place) {
-        embedding[place] = static_cast<float>(static_cast<double>(embedding[place]) / length);
+        embedding[place] = static_cast<float>(moved(place) / length);
     }
 }
 
