@@ -12,6 +12,9 @@ What the pictures show moves the mean as well: of one kind of thing alone it say
 count as far as they show different kinds: k is the exponential of the entropy of what they are taken for on average,
 before anything is taken away. PRIOR pictures stand for "nothing has moved". Both numbers, and this form among others,
 were chosen on training styles under changes that no projection was fitted on (docs/sites.md).
+
+The shift and what it leaves of an embedding are computed in a fixed order, so that the C++ runtime has the same bits:
+float64, sums from the first value to the last, log and exp of the C library, rounded to float32 once at the end.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,9 +92,9 @@ class Site:
             raise SiteError("a site's classes have impossible shares; measure it again")
         if abs(float(self.taken_for.sum()) - self.pictures) > 1e-3 * max(1, self.pictures):  # a NaN is caught above
             raise SiteError("a site's classes do not add up to its pictures; measure it again")
-        if np.linalg.norm(self.total) > self.pictures * (1 + 1e-4) or np.linalg.norm(self.training_mean) > 1 + 1e-4:
+        if _length(self.total) > self.pictures * (1 + 1e-4) or _length(self.training_mean) > 1 + 1e-4:
             raise SiteError("a site's sums are longer than unit embeddings can make them; measure it again")
-        length = float(np.linalg.norm(self.shift))
+        length = float(_length(self.shift))
         if length > LARGEST_SHIFT:
             raise SiteError(
                 f"the site {self.name!r} lies {length:.2f} from the calibrated pictures, and {LARGEST_SHIFT} can be "
@@ -107,12 +111,13 @@ class Site:
         """m, float64 [d]; the training mean where there is no picture."""
         return self.total / self.pictures if self.pictures else self.training_mean
 
-    @property
+    @cached_property
     def kinds(self) -> float:
         """k, the number of kinds of things: exp of the entropy of what the pictures are taken for; 1 or more."""
         shares = self.taken_for / max(1, self.pictures)
         some = shares[shares > 0]
-        return math.exp(-float(some @ np.log(some))) if len(some) else 1.0
+        logs = np.fromiter(map(math.log, some), np.float64, len(some))  # NumPy's own log differs in the last place
+        return math.exp(-float(_sum(some * logs))) if len(some) else 1.0
 
     @property
     def effective(self) -> float:
@@ -148,10 +153,12 @@ class Site:
         varying = 1 - float(self.mean @ self.mean)
         return math.ceil(9 * varying / true) + 1 if true > 0 else None
 
-    @property
+    @cached_property
     def shift(self) -> NDArray[np.float32]:
-        """δ, float32 [d]."""
-        return np.asarray(self.weight * (self.mean - self.training_mean), dtype=np.float32)
+        """δ, float32 [d], not to be written to."""
+        shift = np.asarray(self.weight * (self.mean - self.training_mean), dtype=np.float32)
+        shift.flags.writeable = False
+        return shift
 
     @property
     def digest(self) -> str:
@@ -198,13 +205,12 @@ class Site:
         """
         if embeddings.shape[-1] != self.width:
             raise SiteError(f"the site is of width {self.width}, these embeddings have {embeddings.shape[-1]}")
-        moved = np.asarray(embeddings, dtype=np.float32) - self.shift
-        return np.asarray(moved / np.linalg.norm(moved, axis=-1, keepdims=True), dtype=np.float32)
+        return self.exactly(np.asarray(embeddings, dtype=np.float32)).astype(np.float32)
 
     def exactly(self, embeddings: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
         """The same in float64: what every other way is held against."""
         moved = embeddings.astype(np.float64) - self.shift.astype(np.float64)
-        return np.asarray(moved / np.linalg.norm(moved, axis=-1, keepdims=True))
+        return np.asarray(moved / _length(moved)[..., None])
 
     def require_space(self, space_id: str, owner: str) -> None:
         """Refuses a site of another space.
@@ -217,6 +223,18 @@ class Site:
                 f"the site {self.name!r} was measured in space {self.space_id}, and {owner} answers in {space_id}: "
                 "measure it again with `invariclip adapt`"
             )
+
+
+def _sum(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Over the last axis, from the first value to the last: `sum` adds in an order that NumPy's build decides."""
+    return np.asarray(np.add.accumulate(values, axis=-1)[..., -1])
+
+
+def _length(values: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """Euclidean, over the last axis, in float64."""
+    exact = values.astype(np.float64)
+    with np.errstate(over="ignore"):  # infinite: longer than anything
+        return np.asarray(np.sqrt(_sum(exact * exact)))
 
 
 def new_site(

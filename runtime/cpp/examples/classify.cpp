@@ -16,6 +16,7 @@ constexpr const char* usage =
     "usage: invariclip-classify ARTIFACT PICTURE...\n"
     "  ARTIFACT  a folder name.icm, or an image.onnx alone\n"
     "  --engine NAME --variant NAME --threads N --batch-size N --top-k K\n"
+    "  --site FILE                    what `invariclip adapt` measured of the pictures' place\n"
     "  --abstain-above U|calibrated   give no label above an uncertainty\n"
     "  --embed                        embeddings in place of classes\n"
     "  --json                         one JSON object a picture\n";
@@ -23,6 +24,7 @@ constexpr const char* usage =
 struct Asked {
     std::string artifact;
     std::vector<std::string> pictures;
+    std::string site;
     invariclip::LoadOptions load;
     invariclip::ClassifyOptions classify;
     bool embed = false;
@@ -65,6 +67,8 @@ Asked read(const std::vector<std::string>& words) {
             asked.load.engine = value();
         } else if (word == "--variant") {
             asked.load.variant = value();
+        } else if (word == "--site") {
+            asked.site = value();
         } else if (word == "--threads") {
             asked.load.threads = static_cast<int>(count(word, value()));
         } else if (word == "--batch-size") {
@@ -121,7 +125,10 @@ void write_text(std::ostream& out, const invariclip::Prediction& answer) {
 }
 
 void answer(const Asked& asked, std::ostream& out) {
-    const auto model = invariclip::Model::load(asked.artifact, asked.load);
+    auto model = invariclip::Model::load(asked.artifact, asked.load);
+    if (!asked.site.empty()) {
+        model = model.with_site(invariclip::Site::read(asked.site));
+    }
     for (const std::string& warning : model.warnings()) {
         std::cerr << "warning: " << warning << '\n';
     }

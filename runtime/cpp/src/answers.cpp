@@ -30,6 +30,39 @@ std::optional<double> threshold(const Facts& facts, const Abstain& abstain) {
     return abstain.uncertainty();
 }
 
+void class_probabilities(const Facts& facts, const std::vector<float>& bank, const float* embeddings, std::size_t rows,
+                         float* probabilities) {
+    const std::size_t classes = facts.classes.size();
+    std::vector<double> logits(classes);
+    for (std::size_t row = 0; row < rows; ++row, embeddings += facts.width, probabilities += classes) {
+        std::fill(logits.begin(), logits.end(), 0.0);
+        for (std::size_t place = 0; place < facts.width; ++place) {
+            const auto value = static_cast<double>(embeddings[place]);
+            const float* weights = bank.data() + place * classes;
+            for (std::size_t one = 0; one < classes; ++one) {
+                logits[one] += value * static_cast<double>(weights[one]);
+            }
+        }
+        for (double& logit : logits) {
+            logit = facts.logit_scale * logit + facts.logit_bias.value_or(0);
+        }
+        if (facts.logit_bias) {
+            std::transform(logits.begin(), logits.end(), probabilities, [](double logit) {
+                return static_cast<float>(0.5 + 0.5 * std::tanh(0.5 * logit));  // the sigmoid; it cannot overflow
+            });
+            continue;
+        }
+        const double most = *std::max_element(logits.begin(), logits.end());
+        double sum = 0;
+        for (double& logit : logits) {
+            logit = std::exp(logit - most);
+            sum += logit;
+        }
+        std::transform(logits.begin(), logits.end(), probabilities,
+                       [sum](double weight) { return static_cast<float>(weight / sum); });
+    }
+}
+
 Prediction ranked(const float* row, const std::vector<std::string>& classes, std::size_t top_k) {
     Prediction made;
     made.probabilities.assign(row, row + classes.size());

@@ -12,4 +12,9 @@ std::optional<double> threshold(const Facts& facts, const Abstain& abstain);
 // The best classes of a row of probabilities, best first; of equal ones, the first comes first.
 Prediction ranked(const float* row, const std::vector<std::string>& classes, std::size_t top_k);
 
+// What unit embeddings [rows, facts.width] say of unit class embeddings [facts.width, classes], in float64: the softmax
+// of τ · cos, or where there is a bias the sigmoid of τ · cos + b. Writes [rows, classes].
+void class_probabilities(const Facts& facts, const std::vector<float>& bank, const float* embeddings, std::size_t rows,
+                         float* probabilities);
+
 }  // namespace invariclip

@@ -59,6 +59,13 @@ Facts facts_of(const json::Value& plain) {
     }
     facts.width = plain.has("projection") ? plain.at("projection").at("rank").count("rank", 1, max_width)
                                           : plain.at("model").at("embed_dim").count("embed_dim", 1, max_width);
+    facts.logit_scale = plain.at("model").at("logit_scale").number("logit_scale");
+    if (plain.at("model").has("logit_bias")) {
+        facts.logit_bias = plain.at("model").at("logit_bias").number("logit_bias");
+    }
+    if (plain.has("site")) {
+        facts.site = plain.at("site").at("name").text("a site's name");
+    }
     facts.learned = plain.has("cdc");
     if (facts.learned && plain.at("cdc").has("abstain_above")) {
         const double limit = plain.at("cdc").at("abstain_above").number("abstain_above");

@@ -20,6 +20,9 @@ struct Facts {
     std::size_t width = 0;  // of the embeddings
     bool learned = false;   // templates that give an uncertainty
     std::optional<double> abstain_above;
+    double logit_scale = 1;            // τ, already exponentiated
+    std::optional<double> logit_bias;  // of models that answer with a sigmoid for each class
+    std::optional<std::string> site;   // the name of one that its graphs are adapted to
 };
 
 // One image graph, ready to be opened.

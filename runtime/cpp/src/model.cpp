@@ -1,12 +1,16 @@
 // Pictures to answers: prepared, run in buckets, ranked.
 #include <algorithm>
+#include <fstream>
 #include <future>
+#include <mutex>
 #include <numeric>
 #include <sstream>
 
 #include "answers.hpp"
 #include "batching.hpp"
+#include "class_bank.hpp"
 #include "engine.hpp"
+#include "json.hpp"
 #include "threads.hpp"
 
 namespace invariclip {
@@ -104,7 +108,8 @@ std::vector<std::string> engines() {
     return known;
 }
 
-struct Model::State {
+// What is opened once: models of one artifact that differ in their site share it.
+struct Opened {
     // What a call works in; lent to it, so that calls at the same time have one each and none allocates anew.
     struct Desk {
         Pixels pixels;
@@ -120,16 +125,49 @@ struct Model::State {
     std::vector<std::string> warnings;
     Lent<std::unique_ptr<Desk>> desks;
 
+    // The class embeddings, read when a site first needs them: the graph itself answers without.
+    std::shared_ptr<const std::vector<float>> class_bank() {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        if (bank_ == nullptr) {
+            require_unchanged(graph);  // the file is read anew, and may not be what was loaded
+            std::ifstream file(graph.path, std::ios::binary);
+            if (!file) {
+                throw ArtifactError(graph.path + ": cannot be read");
+            }
+            try {
+                bank_ = std::make_shared<const std::vector<float>>(
+                    read_class_bank(file, graph.path, facts.width, facts.classes.size()));
+            } catch (const ArtifactError& error) {
+                throw ArtifactError(graph.path + ": " + error.what());
+            }
+        }
+        return bank_;
+    }
+
+  private:
+    std::mutex mutex_;
+    std::shared_ptr<const std::vector<float>> bank_;
+};
+
+struct Model::State {
+    using Desk = Opened::Desk;
+
+    std::shared_ptr<Opened> opened;
+    std::optional<Site> site;
+    // Where there are a site and classes: what the graph says of them is said of embeddings that have the shift still
+    std::shared_ptr<const std::vector<float>> bank;
+
     // Answers of all images in order; `with_classes`: probabilities and, where there is one, uncertainty too.
-    Answers answer(Images images, std::size_t batch_size, bool with_classes) {
+    Answers answer(Images images, std::size_t batch_size, bool with_classes) const {
         require_batch(batch_size);
+        const Facts& facts = opened->facts;
         Answers all;
         all.embeddings.width = facts.width;
         all.probabilities.width = with_classes ? facts.classes.size() : 0;
         all.embeddings.values.reserve(images.size() * facts.width);
         all.probabilities.values.reserve(images.size() * all.probabilities.width);
         std::unique_ptr<Desk> desk =
-            desks.take([this] { return std::make_unique<Desk>(Desk{Pixels(facts.pixels), {}, {}, {}, {}}); });
+            opened->desks.take([&] { return std::make_unique<Desk>(Desk{Pixels(facts.pixels), {}, {}, {}, {}}); });
         try {
             for (std::size_t begin = 0; begin < images.size(); begin += batch_size) {
                 const std::size_t count = std::min(batch_size, images.size() - begin);
@@ -139,14 +177,15 @@ struct Model::State {
                 }
             }
         } catch (...) {
-            desks.give(std::move(desk));
+            opened->desks.give(std::move(desk));
             throw;
         }
-        desks.give(std::move(desk));
+        opened->desks.give(std::move(desk));
         return all;
     }
 
-    void one_run(Images images, std::size_t bucket, bool with_classes, Desk& desk, Answers& all) {
+    void one_run(Images images, std::size_t bucket, bool with_classes, Desk& desk, Answers& all) const {
+        const Facts& facts = opened->facts;
         const std::size_t bytes = facts.pixels.bytes();
         const std::size_t classes = facts.classes.size();
         desk.batch.resize(bucket * bytes);
@@ -162,13 +201,18 @@ struct Model::State {
         std::vector<Wanted> wanted{{embedding_name, facts.width, desk.embeddings.data()}};
         if (with_classes) {
             desk.probabilities.resize(bucket * classes);
-            wanted.push_back({probabilities_name, classes, desk.probabilities.data()});
+            if (!site) {
+                wanted.push_back({probabilities_name, classes, desk.probabilities.data()});
+            }
             if (facts.learned) {
                 desk.uncertainty.resize(bucket);
                 wanted.push_back({uncertainty_name, 0, desk.uncertainty.data()});
             }
         }
-        engine->run(desk.batch.data(), bucket, wanted);
+        opened->engine->run(desk.batch.data(), bucket, wanted);
+        if (site) {
+            adapt(images.size(), with_classes, desk);
+        }
         const auto append = [&](std::vector<float>& to, const std::vector<float>& from, std::size_t width) {
             to.insert(to.end(), from.begin(), from.begin() + static_cast<std::ptrdiff_t>(images.size() * width));
         };
@@ -183,6 +227,16 @@ struct Model::State {
         }
     }
 
+    void adapt(std::size_t rows, bool with_classes, Desk& desk) const {
+        const Facts& facts = opened->facts;
+        for (std::size_t row = 0; row < rows; ++row) {
+            site->apply(desk.embeddings.data() + row * facts.width);
+        }
+        if (with_classes) {
+            class_probabilities(facts, *bank, desk.embeddings.data(), rows, desk.probabilities.data());
+        }
+    }
+
     static void fit(const Image& image, std::size_t place, Pixels& pixels, std::uint8_t* to) {
         try {
             pixels.fit(image, to);
@@ -192,7 +246,7 @@ struct Model::State {
     }
 
     void require_classes() const {
-        if (facts.classes.empty()) {
+        if (opened->facts.classes.empty()) {
             throw InputError("the artifact has no classes; export it with --classes, or use embed");
         }
     }
@@ -209,10 +263,10 @@ Model Model::load(const std::string& path, const LoadOptions& options) {
                          ", or 0 for what the machine allows");
     }
     Artifact artifact = open_artifact(path, options.variant);
-    auto state = std::make_unique<State>();
-    state->facts = std::move(artifact.facts);
-    state->graph = std::move(artifact.graph);
-    const Graph& graph = state->graph;
+    auto opened = std::make_shared<Opened>();
+    opened->facts = std::move(artifact.facts);
+    opened->graph = std::move(artifact.graph);
+    const Graph& graph = opened->graph;
     const std::string engine = chosen_engine(options.engine, graph.proved);
     if (const auto missed = graph.missed.find(engine); missed != graph.missed.end()) {
         throw InputError(path + ": " + graph.variant + " broke the contract on " + engine + " when it was exported (" +
@@ -223,7 +277,7 @@ Model Model::load(const std::string& path, const LoadOptions& options) {
     std::future<void> unchanged = std::async(std::launch::async, [&graph] { require_unchanged(graph); });
     std::exception_ptr failed;
     try {
-        state->engine = open_engine(engine, graph, state->facts, threads);
+        opened->engine = open_engine(engine, graph, opened->facts, threads);
     } catch (...) {
         failed = std::current_exception();
     }
@@ -232,8 +286,39 @@ Model Model::load(const std::string& path, const LoadOptions& options) {
         std::rethrow_exception(failed);
     }
     if (!graph.variant.empty() && !holds(graph.proved, engine)) {
-        state->warnings.push_back(path + ": was proved on " + joined(graph.proved) + ", not on " + engine +
+        opened->warnings.push_back(path + ": was proved on " + joined(graph.proved) + ", not on " + engine +
                                   "; `invariclip verify --backend " + engine + "` tells whether it answers alike");
+    }
+    auto state = std::make_unique<State>();
+    state->opened = std::move(opened);
+    return Model(std::move(state));
+}
+
+Model Model::with_site(const Site& site) const {
+    const Facts& facts = state_->opened->facts;
+    if (facts.learned) {
+        throw InputError(
+            "the artifact's learned templates and their uncertainty were fitted on pictures that were not adapted; "
+            "adapt an artifact without --cdc");
+    }
+    if (facts.site) {
+        throw InputError("the artifact is adapted to " + json::quoted(*facts.site) +
+                         " already; take the one that it was made from");
+    }
+    if (site.space_id() != facts.space_id) {
+        throw SiteError("the site " + json::quoted(site.name()) + " was measured in space " +
+                        json::quoted(site.space_id()) + ", and the artifact answers in " +
+                        json::quoted(facts.space_id) + ": measure it again with `invariclip adapt`");
+    }
+    if (site.shift().size() != facts.width) {
+        throw SiteError("the site is of width " + std::to_string(site.shift().size()) +
+                        ", the artifact's embeddings have " + std::to_string(facts.width));
+    }
+    auto state = std::make_unique<State>();
+    state->opened = state_->opened;
+    state->site = site;
+    if (!facts.classes.empty()) {
+        state->bank = state->opened->class_bank();
     }
     return Model(std::move(state));
 }
@@ -251,45 +336,49 @@ std::vector<Prediction> Model::classify(Images images, const ClassifyOptions& op
     if (options.top_k < 1) {
         throw InputError("top_k must be at least 1");
     }
-    const std::optional<double> limit = threshold(state_->facts, options.abstain);
+    const std::optional<double> limit = threshold(state_->opened->facts, options.abstain);
     const Answers answers = answer(images, options.batch_size);
     std::vector<Prediction> made;
     made.reserve(images.size());
     for (std::size_t place = 0; place < images.size(); ++place) {
-        made.push_back(ranked(answers.probabilities.row(place), state_->facts.classes, options.top_k));
+        made.push_back(ranked(answers.probabilities.row(place), state_->opened->facts.classes, options.top_k));
         Prediction& one = made.back();
-        if (state_->facts.learned) {
+        if (state_->opened->facts.learned) {
             one.uncertainty = answers.uncertainty[place];
         }
         // `not u <= limit`: an uncertainty that is no number is no reason to be sure
         one.abstained = limit && !(static_cast<double>(*one.uncertainty) <= *limit);
         if (!one.abstained) {
-            one.label = state_->facts.classes[one.index];
+            one.label = state_->opened->facts.classes[one.index];
         }
     }
     return made;
 }
 
 void Model::warm_up(const std::vector<std::size_t>& batch_sizes) const {
-    const PixelSpec& spec = state_->facts.pixels;
+    const PixelSpec& spec = state_->opened->facts.pixels;
     const std::vector<std::uint8_t> blank(spec.bytes());
     for (const std::size_t size : batch_sizes) {
         require_batch(size);
         const std::vector<Image> images(size, Image(blank.data(), spec.width, spec.height));
-        state_->answer(images, size, !state_->facts.classes.empty());
+        state_->answer(images, size, !state_->opened->facts.classes.empty());
     }
 }
 
-const std::vector<std::string>& Model::classes() const noexcept { return state_->facts.classes; }
-const std::string& Model::space_id() const noexcept { return state_->facts.space_id; }
-std::size_t Model::width() const noexcept { return state_->facts.width; }
-const PixelSpec& Model::pixels() const noexcept { return state_->facts.pixels; }
-std::optional<double> Model::calibrated_abstain_above() const noexcept { return state_->facts.abstain_above; }
-const std::vector<std::string>& Model::warnings() const noexcept { return state_->warnings; }
+const std::vector<std::string>& Model::classes() const noexcept { return state_->opened->facts.classes; }
+const std::string& Model::space_id() const noexcept { return state_->opened->facts.space_id; }
+std::size_t Model::width() const noexcept { return state_->opened->facts.width; }
+const PixelSpec& Model::pixels() const noexcept { return state_->opened->facts.pixels; }
+std::optional<double> Model::calibrated_abstain_above() const noexcept { return state_->opened->facts.abstain_above; }
+const std::vector<std::string>& Model::warnings() const noexcept { return state_->opened->warnings; }
+
+const std::optional<Site>& Model::site() const noexcept { return state_->site; }
 
 std::string Model::describe() const {
-    const std::string& variant = state_->graph.variant;
-    return state_->engine->describe() + (variant.empty() ? "" : ", variant " + variant);
+    const std::string& variant = state_->opened->graph.variant;
+    const std::optional<Site>& site = state_->site;
+    return state_->opened->engine->describe() + (variant.empty() ? "" : ", variant " + variant) +
+           (site ? ", site " + json::quoted(site->name()) : "");
 }
 
 }  // namespace invariclip

@@ -1,7 +1,7 @@
 #include "sha256.hpp"
 
+#include <algorithm>
 #include <array>
-#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <fstream>
@@ -56,7 +56,7 @@ struct Constants {
     std::array<std::uint32_t, 8> start{};
 };
 
-Constants constants() {
+Constants found_constants() {
     Constants made;
     std::size_t found = 0;
     for (std::uint64_t number = 2; found < rounds; ++number) {
@@ -73,6 +73,11 @@ Constants constants() {
         }
     }
     return made;
+}
+
+const Constants& constants() {
+    static const Constants known = found_constants();
+    return known;
 }
 
 constexpr std::uint32_t turned(std::uint32_t word, int by) { return word >> by | word << (32 - by); }
@@ -110,10 +115,32 @@ void absorb(std::array<std::uint32_t, 8>& state, const std::uint8_t* block, cons
     }
 }
 
+// What comes behind all whole blocks: the rest of the bytes, and how many there were in all.
+std::string finished(std::array<std::uint32_t, 8>& state, const std::uint8_t* rest, std::size_t count,
+                     std::uint64_t total, const Constants& known) {
+    std::array<std::uint8_t, 2 * block_bytes> end{};
+    std::copy_n(rest, count, end.begin());
+    end[count] = 0x80;
+    const std::size_t length = count + 9 <= block_bytes ? block_bytes : 2 * block_bytes;
+    for (std::size_t byte = 0; byte < 8; ++byte) {
+        end[length - 1 - byte] = static_cast<std::uint8_t>(total * 8 >> 8 * byte);
+    }
+    for (std::size_t begin = 0; begin < length; begin += block_bytes) {
+        absorb(state, end.data() + begin, known);
+    }
+    std::string out;
+    for (const std::uint32_t word : state) {
+        for (int shift = 28; shift >= 0; shift -= 4) {
+            out.push_back("0123456789abcdef"[word >> shift & 15U]);
+        }
+    }
+    return out;
+}
+
 }  // namespace
 
 std::string sha256_file(const std::string& path) {
-    static const Constants known = constants();
+    const Constants& known = constants();
     std::ifstream file(path, std::ios::binary);
     std::vector<char> piece(1 << 20);
     std::array<std::uint32_t, 8> state = known.start;
@@ -133,23 +160,18 @@ std::string sha256_file(const std::string& path) {
     if (!file.eof()) {
         throw ArtifactError(path + ": cannot be read");
     }
-    std::array<std::uint8_t, 2 * block_bytes> end{};
-    std::memcpy(end.data(), piece.data(), rest);
-    end[rest] = 0x80;
-    const std::size_t length = rest + 9 <= block_bytes ? block_bytes : 2 * block_bytes;
-    for (std::size_t byte = 0; byte < 8; ++byte) {
-        end[length - 1 - byte] = static_cast<std::uint8_t>(total * 8 >> 8 * byte);
+    return finished(state, reinterpret_cast<const std::uint8_t*>(piece.data()), rest, total, known);
+}
+
+std::string sha256_of(std::string_view bytes) {
+    const Constants& known = constants();
+    std::array<std::uint32_t, 8> state = known.start;
+    const auto* from = reinterpret_cast<const std::uint8_t*>(bytes.data());
+    const std::size_t whole = bytes.size() / block_bytes * block_bytes;
+    for (std::size_t begin = 0; begin < whole; begin += block_bytes) {
+        absorb(state, from + begin, known);
     }
-    for (std::size_t begin = 0; begin < length; begin += block_bytes) {
-        absorb(state, end.data() + begin, known);
-    }
-    std::string out;
-    for (const std::uint32_t word : state) {
-        for (int shift = 28; shift >= 0; shift -= 4) {
-            out.push_back("0123456789abcdef"[word >> shift & 15U]);
-        }
-    }
-    return out;
+    return finished(state, from + whole, bytes.size() - whole, bytes.size(), known);
 }
 
 }  // namespace invariclip

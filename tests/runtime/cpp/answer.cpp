@@ -2,12 +2,22 @@
 //
 //   pixels HEIGHT WIDTH INTERPOLATION MODE FILL ORDER COLUMNS ROWS STRIDE\n and the picture's bytes
 //     -> "ok BYTES\n" and RGB, or "InputError TEXT\n"
-//   allocations COLUMNS ROWS\n -> "ok NEW MET\n": how often memory is asked for to fit a picture of a new size, and of
-//   one met before runs ROWS\n               -> "ok rows/bucket ...\n" quoted JSON\n             -> "ok JSON\n": a text
-//   read and written again, or "ArtifactError TEXT\n" sha256 PATH\n             -> "ok DIGEST\n" metadata PATH\n -> "ok
-//   TEXT\n": what an ONNX file has under "invariclip", or "ArtifactError TEXT\n" decode PATH\n             -> "ok
-//   COLUMNS ROWS CHANNELS BYTES\n" and the bytes, or "InputError TEXT\n" crowd ARTIFACT ENGINE THREADS CALLERS ROUNDS\n
+//   allocations COLUMNS ROWS\n
+//     -> "ok NEW MET\n": how often memory is asked for to fit a picture of a new size, and of one met before
+//   runs ROWS\n        -> "ok rows/bucket ...\n"
+//   quoted JSON\n      -> "ok JSON\n": a text read and written again, or "ArtifactError TEXT\n"
+//   sha256 PATH\n      -> "ok DIGEST\n"
+//   metadata PATH\n    -> "ok TEXT\n": what an ONNX file has under "invariclip", or "ArtifactError TEXT\n"
+//   decode PATH\n      -> "ok COLUMNS ROWS CHANNELS BYTES\n" and the bytes, or "InputError TEXT\n"
+//   bank WIDTH CLASSES PATH\n
+//     -> "ok BYTES\n" and an ONNX file's class embeddings, or "ArtifactError TEXT\n"
+//   site WIDTH ROWS PATH\n and so many embeddings
+//     -> "ok PICTURES KINDS WEIGHT DIGEST BYTES\n", the shift and the embeddings without it, or "SiteError TEXT\n"
+//   crowd ARTIFACT ENGINE THREADS CALLERS ROUNDS [SITE]\n
 //     -> "ok\n" where as many threads at once get the very answers that one gets alone, else "differs\n"
+//   sites ARTIFACT ENGINE SITE SITE\n
+//     -> "ok\n" where a model answers as it did, and one with each site otherwise than one with the other, however they
+//        were made, else "differs\n"
 #include <algorithm>
 #include <atomic>
 #include <fstream>
@@ -18,6 +28,7 @@
 #include <tuple>
 
 #include "batching.hpp"
+#include "class_bank.hpp"
 #include "invariclip/invariclip.hpp"
 #include "json.hpp"
 #include "onnx_facts.hpp"
@@ -113,8 +124,12 @@ std::string crowd(std::istringstream& words) {
     invariclip::LoadOptions options;
     std::size_t callers = 0;
     std::size_t rounds = 0;
-    words >> artifact >> options.engine >> options.threads >> callers >> rounds;
-    const invariclip::Model model = invariclip::Model::load(artifact, options);
+    std::string site;
+    words >> artifact >> options.engine >> options.threads >> callers >> rounds >> site;
+    invariclip::Model model = invariclip::Model::load(artifact, options);
+    if (!site.empty()) {
+        model = model.with_site(invariclip::Site::read(site));
+    }
     model.warm_up({1, 3});
     std::vector<std::vector<std::uint8_t>> frames(callers);
     std::vector<std::vector<invariclip::Image>> asked(callers);
@@ -142,6 +157,65 @@ std::string crowd(std::istringstream& words) {
     return differs ? "differs\n" : "ok\n";
 }
 
+std::string raw(const std::vector<float>& values) {
+    return {reinterpret_cast<const char*>(values.data()), values.size() * sizeof(float)};
+}
+
+std::string bank(std::istringstream& words) {
+    std::size_t width = 0;
+    std::size_t classes = 0;
+    std::string path;
+    words >> width >> classes >> path;
+    std::ifstream file(path, std::ios::binary);
+    const std::string found = raw(invariclip::read_class_bank(file, path, width, classes));
+    return "ok " + std::to_string(found.size()) + '\n' + found;
+}
+
+std::string site(std::istringstream& words) {
+    std::size_t width = 0;
+    std::size_t rows = 0;
+    std::string path;
+    words >> width >> rows >> path;
+    std::vector<float> embeddings(rows * width);
+    std::cin.read(reinterpret_cast<char*>(embeddings.data()),
+                  static_cast<std::streamsize>(embeddings.size() * sizeof(float)));
+    const invariclip::Site read = invariclip::Site::read(path);
+    if (read.shift().size() != width) {
+        return "ok, but of another width\n";
+    }
+    for (std::size_t row = 0; row < rows; ++row) {
+        read.apply(embeddings.data() + row * width);
+    }
+    const std::string found = raw(read.shift()) + raw(embeddings);
+    std::ostringstream said;
+    said.precision(17);
+    said << "ok " << read.pictures() << ' ' << read.kinds() << ' ' << read.weight() << ' ' << read.sha256() << ' '
+         << found.size() << '\n'
+         << found;
+    return said.str();
+}
+
+std::string sites(std::istringstream& words) {
+    std::string artifact;
+    invariclip::LoadOptions options;
+    std::string first;
+    std::string second;
+    words >> artifact >> options.engine >> first >> second;
+    options.threads = 1;
+    const std::vector<std::uint8_t> frame(60 * 50 * 3, 90);
+    const invariclip::Image image(frame.data(), 60, 50);
+    auto plain = std::make_optional(invariclip::Model::load(artifact, options));
+    const invariclip::Answers before = plain->answer(image);
+    const invariclip::Model one = plain->with_site(invariclip::Site::read(first));
+    const invariclip::Model other = plain->with_site(invariclip::Site::read(second));
+    const invariclip::Answers adapted = one.answer(image);
+    const bool kept = same(plain->answer(image), before) && !plain->site() && one.site();
+    const bool own = !same(adapted, before) && !same(other.answer(image), adapted);
+    plain.reset();  // what they share lives on
+    const bool again = same(other.with_site(*one.site()).answer(image), adapted) && same(one.answer(image), adapted);
+    return kept && own && again ? "ok\n" : "differs\n";
+}
+
 std::string answer(const std::string& line) {
     std::istringstream words(line);
     std::string what;
@@ -160,6 +234,15 @@ std::string answer(const std::string& line) {
     }
     if (what == "crowd") {
         return crowd(words);
+    }
+    if (what == "bank") {
+        return bank(words);
+    }
+    if (what == "site") {
+        return site(words);
+    }
+    if (what == "sites") {
+        return sites(words);
     }
     if (what == "metadata") {
         std::ifstream file(line.substr(9), std::ios::binary);
@@ -192,6 +275,8 @@ int main() {
             said = std::string("InputError ") + error.what() + '\n';
         } catch (const invariclip::ArtifactError& error) {
             said = std::string("ArtifactError ") + error.what() + '\n';
+        } catch (const invariclip::SiteError& error) {
+            said = std::string("SiteError ") + error.what() + '\n';
         }
         std::cout << said << std::flush;
     }

@@ -1,7 +1,7 @@
 // Random and mutated bytes into every reader, built with sanitizers: each may refuse by an Error, none may do more.
 // Says how often each understood.
 //
-//     mutate SEED ROUNDS FILE...     files to begin with: a manifest, an ONNX file, pictures
+//     mutate SEED ROUNDS FILE...     files to begin with: a manifest, ONNX files, a site, pictures
 #include <algorithm>
 #include <cstdlib>
 #include <fstream>
@@ -11,6 +11,7 @@
 #include <sstream>
 
 #include "artifact.hpp"
+#include "class_bank.hpp"
 #include "json.hpp"
 #include "onnx_facts.hpp"
 #include "pictures.hpp"
@@ -110,6 +111,15 @@ int main(int count, char** arguments) {
         accepted["onnx"] += understood([&] {
             std::istringstream file(bytes);
             invariclip::read_facts(invariclip::onnx_metadata(file, "invariclip"));
+        });
+        accepted["banks"] += understood([&] {
+            std::istringstream file(bytes);
+            invariclip::read_class_bank(file, "bank.onnx", 8, 2);
+        });
+        accepted["sites"] += understood([&] {
+            const invariclip::Site site = invariclip::Site::parse(bytes);
+            std::vector<float> row(site.shift().size(), 1);
+            site.apply(row.data());
         });
         accepted["pictures"] += understood([&] {
             const auto picture = invariclip::pictures::decode(bytes);

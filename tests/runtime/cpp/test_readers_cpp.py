@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from invariclip.site import new_site, write_site
+
 
 @settings(max_examples=300, deadline=None)
 @given(text=st.text(st.characters(codec="utf-8"), max_size=30), ascii_=st.booleans())
@@ -147,7 +149,7 @@ def facts():
     graph = {"path": "image.onnx", "sha256": "0" * 64, "size_bytes": 9, "data_sha256": None}
     return {
         "schema_version": 2, "space_id": "5", "pixels": spec, "classes": ["cat", "猫"], "projection": {"rank": 8},
-        "model": {"embed_dim": 24}, "cdc": {"abstain_above": 0.5},
+        "model": {"embed_dim": 24, "logit_scale": 100.0, "logit_bias": None}, "cdc": {"abstain_above": 0.5},
         "variants": {"float32": {"image": graph, "parity": {"openvino": {}}, "front": "host", "compute": "float32"}},
     }  # fmt: skip
 
@@ -158,13 +160,18 @@ def test_no_bytes_crash_a_reader(built, picture, facts, tmp_path):
     model = onnx.ModelProto(ir_version=10, metadata_props=[onnx.StringStringEntryProto(key="invariclip", value=text)])
     onnx.save(model, tmp_path / "facts.onnx")
     (tmp_path / "manifest.json").write_text(text, encoding="utf-8")
-    seeds = [tmp_path / "facts.onnx", tmp_path / "manifest.json"]
+    bank = onnx.numpy_helper.from_array(np.eye(8, 2, dtype=np.float32), "class_bank")
+    onnx.save(onnx.ModelProto(ir_version=10, graph=onnx.GraphProto(initializer=[bank])), tmp_path / "bank.onnx")
+    empty = new_site("yard", "5", np.full(8, 0.05), 4, {"why": "a test"})
+    write_site(tmp_path / "yard.safetensors", empty.adding(np.eye(8)[:6], np.eye(4, 8)))
+    names = ("facts.onnx", "manifest.json", "bank.onnx", "yard.safetensors")
+    seeds = [tmp_path / name for name in names]
     for kind in ("PPM", "PNG", "JPEG"):
         seeds.append(tmp_path / f"picture.{kind}")
         seeds[-1].write_bytes(encoded(picture(30, 20), kind))
-    done = subprocess.run([built.program("mutate"), "1", "4000", *seeds], capture_output=True, text=True, check=False)
+    done = subprocess.run([built.program("mutate"), "1", "6000", *seeds], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     understood = dict(line.split() for line in done.stdout.splitlines())
-    assert set(understood) == {"json", "facts", "onnx", "pictures", "frames"}
-    assert all(0 < int(times) <= 4000 for times in understood.values()), understood  # it is not all refused at once
-    assert understood["frames"] == "4000"
+    assert set(understood) == {"json", "facts", "onnx", "banks", "sites", "pictures", "frames"}
+    assert all(0 < int(times) <= 6000 for times in understood.values()), understood  # it is not all refused at once
+    assert understood["frames"] == "6000"

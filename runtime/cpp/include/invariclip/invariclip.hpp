@@ -16,6 +16,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -35,6 +36,12 @@ class InputError : public Error {
 
 // An artifact is incomplete, damaged, unsafe or of an unknown schema.
 class ArtifactError : public Error {
+  public:
+    using Error::Error;
+};
+
+// A site is damaged, impossible, or was measured in another embedding space.
+class SiteError : public Error {
   public:
     using Error::Error;
 };
@@ -185,6 +192,37 @@ struct Answers {
     std::vector<float> uncertainty;  // empty of an artifact without learned templates
 };
 
+// A place (a camera, a light, a style) as `invariclip adapt -o NAME.safetensors` measured it: what its pictures share
+// beside their contents, to be taken away from each of their embeddings. See Model::with_site.
+class Site {
+  public:
+    // Reads a file of at most 16 MiB. Throws SiteError.
+    static Site read(const std::string& path);
+    // The same from the file's bytes.
+    static Site parse(std::string_view bytes);
+
+    [[nodiscard]] const std::string& name() const noexcept { return name_; }
+    [[nodiscard]] const std::string& space_id() const noexcept { return space_id_; }  // where it was measured
+    [[nodiscard]] std::size_t pictures() const noexcept { return pictures_; }         // that it was measured on
+    [[nodiscard]] double kinds() const noexcept { return kinds_; }                    // of things that they show, from 1
+    [[nodiscard]] double weight() const noexcept { return weight_; }  // how much of the shift counts, from 0 to 1
+    [[nodiscard]] const std::vector<float>& shift() const noexcept { return shift_; }
+    [[nodiscard]] const std::string& sha256() const noexcept { return sha256_; }  // of space and shift, as in Python
+
+    // Takes the shift away from a unit embedding of shift().size() floats, in place; its length is 1 again.
+    void apply(float* embedding) const noexcept;
+
+  private:
+    Site() = default;
+    std::string name_;
+    std::string space_id_;
+    std::size_t pictures_ = 0;
+    double kinds_ = 1;
+    double weight_ = 0;
+    std::vector<float> shift_;
+    std::string sha256_;
+};
+
 // A loaded artifact. Every const member may be called from several threads at once.
 class Model {
   public:
@@ -194,6 +232,12 @@ class Model {
     Model(Model&&) noexcept;
     Model& operator=(Model&&) noexcept;
     ~Model();
+
+    // The same artifact for pictures of one place: their embeddings lose the site's shift, and classes are answered from
+    // what is left. The engine is shared, nothing is loaded again; a site that this model has already is replaced.
+    // Throws SiteError where it was measured in another space, InputError where the artifact has learned templates or
+    // a site in its graph, ArtifactError where its class embeddings cannot be read.
+    [[nodiscard]] Model with_site(const Site& site) const;
 
     // Throw InputError where a picture or a number cannot be used, EngineError where the engine fails.
     [[nodiscard]] std::vector<Prediction> classify(Images images, const ClassifyOptions& options = {}) const;
@@ -208,7 +252,8 @@ class Model {
     [[nodiscard]] std::size_t width() const noexcept;            // of embeddings
     [[nodiscard]] const PixelSpec& pixels() const noexcept;
     [[nodiscard]] std::optional<double> calibrated_abstain_above() const noexcept;
-    [[nodiscard]] std::string describe() const;  // engine, version, threads, variant
+    [[nodiscard]] const std::optional<Site>& site() const noexcept;  // of with_site
+    [[nodiscard]] std::string describe() const;                      // engine, version, threads, variant, site
     // What the caller ought to know: say, that the artifact was never proved on this engine.
     [[nodiscard]] const std::vector<std::string>& warnings() const noexcept;
 
