@@ -331,13 +331,13 @@ def verdict(rows: Sequence[Accuracy], chosen: str) -> Verdict:
     )
     sentence += f" On the styles that it was fitted on it costs something with {'; '.join(seen)}." if seen else ""
     own = [
-        f"with {PROTOCOLS[row.protocol]} to {100 * row.adapted:.1f} % ({100 * row.more[0]:+.1f} more, 95 % interval "
-        f"{100 * row.more[1]:+.1f} … {100 * row.more[2]:+.1f})"
+        f"{100 * row.adapted:.1f} % with {PROTOCOLS[row.protocol]} ({100 * row.more[0]:+.1f} over the projection, 95 % "
+        f"interval {100 * row.more[1]:+.1f} … {100 * row.more[2]:+.1f})"
         for row in means
         if row.adapted is not None and row.more is not None
     ]
     if own:
-        sentence += f" Adapted to {SHOWN} unlabelled pictures of each style it comes {' and '.join(own)}."
+        sentence += f" Adapted to {SHOWN} unlabelled pictures of each style: {'; '.join(own)}."
     return Verdict(bool(gains) and not losses, sentence)
 
 
