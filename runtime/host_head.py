@@ -27,7 +27,14 @@ if TYPE_CHECKING:
 class HostHead:
     """A class head outside the graph; safe to share between threads. Learned templates of the artifact stay in it."""
 
-    def __init__(self, manifest: Manifest, classes: tuple[str, ...], templates: tuple[str, ...], embed: Embed) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        classes: tuple[str, ...],
+        templates: tuple[str, ...],
+        embed: Embed,
+        known: Callable[[], NDArray[np.float32] | None] = lambda: None,
+    ) -> None:
         """Remembers what to embed.
 
         Args:
@@ -35,6 +42,8 @@ class HostHead:
             classes: K names, which `prompts.check_prompts` took.
             templates: Hand-written prompts, likewise.
             embed: Texts, and ids before each, to unit-length embeddings [N, d].
+            known: Class embeddings [K, d] that need not be embedded, or None; not asked where there are learned
+                templates.
 
         Raises:
             InputError: The prompts are others than those that learned templates were trained beside.
@@ -45,7 +54,7 @@ class HostHead:
                 f"{' | '.join(manifest.templates)}; leave other templates out, or train with them"
             )
         self.classes, self.templates = classes, templates
-        self._manifest, self._embed = manifest, embed
+        self._manifest, self._embed, self._known = manifest, embed, known
         self._bank: NDArray[Any] | None = None
         self._lock = threading.Lock()
 
@@ -65,6 +74,10 @@ class HostHead:
         learned = self._manifest.cdc
         if learned is not None:
             return class_banks(self._embed, self.classes, self.templates, learned, progress=progress)
+
+        known = self._known()
+        if known is not None:
+            return known
 
         def embed(texts: list[str]) -> NDArray[np.float32]:
             return self._embed(texts, ())

@@ -18,6 +18,7 @@ from invariclip.console import silent
 from invariclip.energy import energy_uncertainty
 from invariclip.errors import InputError
 from invariclip.exchange import EXCHANGING_BACKENDS, require_exchangeable
+from invariclip.graph_bank import read_class_bank
 from invariclip.host_head import HostHead
 from invariclip.manifest import EMBEDDING, IMAGE_INPUT, LOGITS, PROBABILITIES, PROJECTION_INPUT, UNCERTAINTY, space_id
 from invariclip.pixels import pixels
@@ -83,6 +84,7 @@ class Model:
         self.backend = backend
         self.chosen_by = chosen_by
         self._folder = folder
+        self._graph = chosen.image
         with checked_meanwhile(folder, chosen.image) as graph:
             self._image = open_backend(backend, graph, threads=threads, compute=chosen.compute, options=engine_options)
         self._text = TextTower(folder, manifest, variant, backend=backend, threads=threads, options=engine_options)
@@ -299,7 +301,7 @@ class Model:
         """The same model for pictures of one place: each of their embeddings loses the site's shift (see `site`).
 
         Texts, class embeddings and prototypes stay as they are, and so does the space that they are compared in. The
-        classes are then answered outside the graph, embedded through the text tower when they are first asked for.
+        graph's own classes are then answered outside it, from the embeddings that it holds.
 
         Args:
             site: What `invariclip adapt` measured with this artifact.
@@ -327,6 +329,10 @@ class Model:
         self.require_adaptable(live.site)
         return self._hosting(_site=None, _live=live)
 
+    def hosting(self) -> Model:
+        """The same model whose classes are answered outside the graph, from embeddings; see `head`."""
+        return self._hosting()
+
     def require_adaptable(self, site: Site) -> None:
         """Refuses a site that this model cannot take.
 
@@ -345,7 +351,7 @@ class Model:
         site.require_space(self.space_id, "the artifact")
 
     def class_bank(self, progress: Progress = silent) -> NDArray[np.float32]:
-        """Unit-length class embeddings, float32 [K, d]; embedded through the text tower where they are not at hand.
+        """Unit-length class embeddings, float32 [K, d]: the graph's own, or embedded through the text tower.
 
         Raises:
             InputError: There are no classes, or each has several embeddings, one for every learned template.
@@ -354,7 +360,7 @@ class Model:
             raise InputError("the artifact has no classes; give some with with_classes([...])")
         if self.manifest.cdc is not None:
             raise InputError("the artifact has learned templates, and its classes several embeddings each")
-        head = self._head or HostHead(self.manifest, self.classes, self.templates, self._embed_behind)
+        head = self._head or self._own_head()
         return np.asarray(head.bank(progress), dtype=np.float32)
 
     def warm_up(self, batch_sizes: Sequence[int] = (1,), *, texts: bool = False) -> None:
@@ -405,8 +411,16 @@ class Model:
         """As `_but`, with classes answered from embeddings that are not the graph's own."""
         other = self._but(**changes)
         if self.classes and self._head is None:
-            other._head = HostHead(self.manifest, self.classes, self.templates, other._embed_behind)
+            other._head = self._own_head()
         return other
+
+    def _own_head(self) -> HostHead:
+        """The graph's own classes, answered from embeddings."""
+        return HostHead(self.manifest, self.classes, self.templates, self._embed_behind, self._in_graph)
+
+    def _in_graph(self) -> NDArray[np.float32] | None:
+        with checked_meanwhile(self._folder, self._graph) as path:
+            return read_class_bank(path, self.width, len(self.manifest.classes))
 
     def _but(self, **changes: Any) -> Model:
         other = object.__new__(Model)

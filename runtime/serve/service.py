@@ -132,7 +132,8 @@ class Service:
         """Meets every batch size once, and opens the text tower."""
         self.model.warm_up(buckets(self.pictures.max_batch), texts=True)
         if self.places and self.model.classes:
-            hosted = self.model.with_classes(self.model.classes, self.model.templates)
+            hosted = self.model.hosting()
+            hosted.class_bank()
             self.places.prepare(hosted)
             self._hosted = hosted
 
