@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import mmap
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,7 +23,7 @@ NAMES = (b"class_bank", b"class_bank_float16")
 """Of the initializer, float32 or float16 [d, K]."""
 _MODEL_GRAPH, _GRAPH_INITIALIZER = 7, 5
 _DIMS, _TYPE, _NAME, _RAW, _EXTERNAL, _LOCATION = 1, 2, 8, 9, 13, 14
-_TYPES = {1: np.dtype("<f4"), 10: np.dtype("<f2")}
+_TYPES: dict[int, np.dtype[Any]] = {1: np.dtype("<f4"), 10: np.dtype("<f2")}
 _MOST_DIMS = 8
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
@@ -61,12 +61,12 @@ def read_class_bank(path: Path, width: int, classes: int) -> NDArray[np.float32]
             if found.dims != [width, classes] or found.size != width * classes * dtype.itemsize:
                 raise ArtifactError(f"{path}: its class embeddings are not [{width}, {classes}]; export again")
             raw = _external(path, found) if found.external else content[found.begin : found.begin + found.size]
+        bank: NDArray[np.float32] = np.frombuffer(raw, dtype=dtype).astype(np.float32)
     except (OSError, ValueError, IndexError) as error:
         raise ArtifactError(f"{path}: cannot be read as an ONNX file ({error}); export again") from error
-    bank = np.frombuffer(raw, dtype=dtype)
     if len(bank) != width * classes or not np.isfinite(bank).all():
         raise ArtifactError(f"{path}: its class embeddings are cut off or not finite; export again")
-    return np.ascontiguousarray(bank.reshape(width, classes).T, dtype=np.float32)
+    return np.ascontiguousarray(bank.reshape(width, classes).T)
 
 
 def _found(content: mmap.mmap) -> _Tensor | None:
