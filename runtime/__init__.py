@@ -7,23 +7,40 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from invariclip import errors
 
 if TYPE_CHECKING:
+    from invariclip.answers import Answer, Answers, Prediction
+    from invariclip.live_site import LiveSite
     from invariclip.loading import load
     from invariclip.measuring import open_live_site
-    from invariclip.predictor import Model, Prediction
+    from invariclip.predictor import Model
+    from invariclip.projection import Projection, read_projection
+    from invariclip.site import Site, read_site, write_site
 
 __version__ = "0.1.0"
-__all__ = ["Model", "Prediction", "__version__", "errors", "load", "open_live_site"]
+__all__ = [
+    "Answer", "Answers", "LiveSite", "Model", "Prediction", "Projection", "Site", "__version__", "errors", "load",
+    "open_live_site", "read_projection", "read_site", "write_site",
+]  # fmt: skip
+
+_HOMES = {
+    "Answer": "answers", "Answers": "answers", "LiveSite": "live_site", "Model": "predictor", "Prediction": "answers",
+    "Projection": "projection", "Site": "site", "load": "loading", "open_live_site": "measuring",
+    "read_projection": "projection", "read_site": "site", "write_site": "site",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    """Loads the predictor, and with it the inference engine, when it is first asked for."""
-    if name in ("Model", "Prediction", "load", "open_live_site"):
-        from invariclip import loading, measuring, predictor
-
-        return getattr({"load": loading, "open_live_site": measuring}.get(name, predictor), name)
+    """Loads a module of the public API, and with it NumPy or an engine, when something of it is first asked for."""
+    if name in _HOMES:
+        return getattr(import_module(f"invariclip.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'invariclip' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The public API."""
+    return sorted(__all__)

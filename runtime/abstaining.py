@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
 from invariclip.errors import InputError
-
-if TYPE_CHECKING:
-    from invariclip.manifest import SemanticsFacts
+from invariclip.manifest import SemanticsFacts
 
 CALIBRATED: Literal["calibrated"] = "calibrated"
 """Asks for the uncertainty that the artifact's templates were calibrated to abstain above."""
-AbstainAbove: TypeAlias = "float | Literal['calibrated'] | None"
+AbstainAbove: TypeAlias = float | Literal["calibrated"] | None
 UncertaintyKind: TypeAlias = Literal["evidence", "energy"]
 """`evidence` of learned templates (see `evidence`), or the `energy` of the logits, which every artifact has."""
 EVIDENCE: Literal["evidence"] = "evidence"

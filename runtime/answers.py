@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from invariclip.abstaining import ENERGY, EVIDENCE, WITHOUT_EVIDENCE, require_threshold
+from invariclip.abstaining import ENERGY, EVIDENCE, WITHOUT_EVIDENCE, UncertaintyKind, require_threshold
 from invariclip.energy import energy_uncertainty
 from invariclip.errors import InputError
 from invariclip.evidence import fuse, opinions
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from numpy.typing import NDArray
-
-    from invariclip.abstaining import UncertaintyKind
-    from invariclip.manifest import SemanticsFacts
+from invariclip.manifest import SemanticsFacts
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,10 @@ Answers carry it as a number from 0 to 1, without a parameter that would need da
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from numpy.typing import NDArray
 
 
 def energy(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from invariclip.answers import Answers, host_answers
-from invariclip.console import silent
+from invariclip.console import Progress, silent
 from invariclip.errors import InputError
+from invariclip.manifest import Manifest
 from invariclip.prompts import class_bank
 from invariclip.semantics import class_banks
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from numpy.typing import NDArray
-
-    from invariclip.console import Progress
-    from invariclip.manifest import Manifest
-
-    Embed = Callable[[list[str], tuple[int, ...]], NDArray[np.float32]]
+Embed = Callable[[list[str], tuple[int, ...]], NDArray[np.float32]]
 
 
 class HostHead:

@@ -10,18 +10,15 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from invariclip.errors import InputError, SiteError
 from invariclip.site import Site, new_site, require_unit, taken_for
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from numpy.typing import NDArray
 
 Event = Literal["freeze", "thaw", "reset"]
 EVENTS: tuple[Event, ...] = ("freeze", "thaw", "reset")

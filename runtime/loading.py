@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from invariclip.artifact import read_manifest
 from invariclip.choice import choose
+from invariclip.pixels import PixelMode
 from invariclip.predictor import Model
 from invariclip.site import Site, read_site
 from invariclip.text_cache import DEFAULT_TEXT_CACHE
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Mapping
-
-    from invariclip.pixels import PixelMode
 
 
 def load(

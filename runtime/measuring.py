@@ -4,36 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 import invariclip
 from invariclip.artifact import checked_path
-from invariclip.console import note, silent
+from invariclip.console import Progress, note, silent
 from invariclip.embeddings import read_embeddings
 from invariclip.errors import InputError, SiteError
 from invariclip.live_site import LiveSite, Window
-from invariclip.pixels import walk_pictures
+from invariclip.manifest import Manifest
+from invariclip.pixels import Picture, walk_pictures
+from invariclip.predictor import Model
 from invariclip.projection import read_projection
-from invariclip.site import new_site, read_site, write_site
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
-    from invariclip.console import Progress
-    from invariclip.manifest import Manifest
-    from invariclip.pixels import Picture
-    from invariclip.predictor import Model
-    from invariclip.site import Site
+from invariclip.site import Site, new_site, read_site, write_site
 
 PART = 256
 """Pictures whose embeddings are added at a time; batches begin anew with each part."""

@@ -9,23 +9,18 @@ through here, so that what was measured is what answers.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from invariclip.decode import MAX_PICTURE_PIXELS, Picture, open_picture, open_reduced, picture_name
+from invariclip.decode import MAX_PICTURE_PIXELS, Box, Picture, Size, open_picture, open_reduced, picture_name
 from invariclip.errors import ArtifactError, InputError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from numpy.typing import NDArray
-
-    from invariclip.decode import Box, Size
 
 __all__ = [
     "FAST_MARGIN", "MAX_PICTURE_PIXELS", "PICTURE_SUFFIXES", "PIXEL_MODES", "Picture", "PixelMode", "PixelSpec",

@@ -2,51 +2,59 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, Any, TypeVar
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from invariclip.abstaining import CALIBRATED, ENERGY, EVIDENCE, UNCERTAINTY_KINDS, threshold, uncertainty_kind
+from invariclip.abstaining import (
+    CALIBRATED,
+    ENERGY,
+    EVIDENCE,
+    UNCERTAINTY_KINDS,
+    AbstainAbove,
+    UncertaintyKind,
+    threshold,
+    uncertainty_kind,
+)
 from invariclip.answers import Answer, Answers, Prediction, ranked
 from invariclip.artifact import checked_meanwhile
 from invariclip.backends import DEFAULT_BACKEND, open_backend
 from invariclip.backends.threads import available_threads
 from invariclip.batching import plan, run_in_buckets
 from invariclip.choice import require_openable
-from invariclip.console import silent
+from invariclip.console import Progress, silent
 from invariclip.energy import energy_uncertainty
 from invariclip.errors import InputError
 from invariclip.exchange import EXCHANGING_BACKENDS, require_exchangeable
 from invariclip.graph_bank import read_class_bank
 from invariclip.host_head import HostHead
-from invariclip.manifest import EMBEDDING, IMAGE_INPUT, LOGITS, PROBABILITIES, PROJECTION_INPUT, UNCERTAINTY, space_id
-from invariclip.pixels import pixels
+from invariclip.live_site import LiveSite
+from invariclip.manifest import (
+    EMBEDDING,
+    IMAGE_INPUT,
+    LOGITS,
+    PROBABILITIES,
+    PROJECTION_INPUT,
+    UNCERTAINTY,
+    Manifest,
+    space_id,
+)
+from invariclip.pixels import Picture, PixelMode, pixels
+from invariclip.projection import Projection
 from invariclip.prompts import DEFAULT_TEMPLATES, check_prompts
-from invariclip.streams import DEFAULT_BATCH, LOOK_AHEAD, PictureReader
+from invariclip.site import Site
+from invariclip.streams import DEFAULT_BATCH, LOOK_AHEAD, Batch, PictureReader, Pictures, Unreadable
 from invariclip.text_cache import DEFAULT_TEXT_CACHE, TextCache
 from invariclip.text_tower import TextTower
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
-    from invariclip.abstaining import AbstainAbove, UncertaintyKind
-    from invariclip.console import Progress
-    from invariclip.live_site import LiveSite
-    from invariclip.manifest import Manifest
-    from invariclip.pixels import Picture, PixelMode
-    from invariclip.projection import Projection
-    from invariclip.site import Site
-    from invariclip.streams import Batch, Pictures, Unreadable
-
-    _Answering = Callable[[NDArray[np.uint8]], Answers]
 
 __all__ = ["CALIBRATED", "DEFAULT_BATCH", "EXCHANGING_BACKENDS", "Answer", "Answers", "Model", "Prediction"]
 
 T = TypeVar("T")
+_Answering: TypeAlias = Callable[[NDArray[np.uint8]], Answers]
 
 _TEXTS = 64
 LARGEST_WARM_UP = 1024

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from invariclip.errors import ProjectionError
 from invariclip.files import write_atomically
-
-if TYPE_CHECKING:
-    import os
-
-    from numpy.typing import NDArray
 
 PROJECTION_SCHEMA = 2
 MAX_PROJECTION_BYTES = 1 << 30

@@ -22,22 +22,19 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from invariclip.errors import SiteError
 from invariclip.files import write_atomically
-
-if TYPE_CHECKING:
-    import os
-
-    from numpy.typing import NDArray
 
 SITE_SCHEMA = 1
 MAX_SITE_BYTES = 1 << 24

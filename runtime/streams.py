@@ -8,35 +8,28 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Sized
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Sized
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from invariclip.backends.threads import available_threads
 from invariclip.errors import InputError
-from invariclip.pixels import pixels
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator
-    from concurrent.futures import Future
-
-    from numpy.typing import NDArray
-
-    from invariclip.pixels import Picture, PixelMode, PixelSpec
+from invariclip.pixels import Picture, PixelMode, PixelSpec, pixels
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-Pictures: TypeAlias = "Iterable[Picture] | NDArray[np.uint8]"
+Pictures: TypeAlias = Iterable[Picture] | NDArray[np.uint8]
 """Pictures one by one, or a batch uint8 [N, H, W, 3] that `invariclip.pixels.stack` has prepared."""
-Unreadable: TypeAlias = "Callable[[int, Picture, InputError], None]"
+Unreadable: TypeAlias = Callable[[int, Picture, InputError], None]
 """Told of a picture that cannot be read: its place in the stream, the picture, and why."""
 
-_Seen: TypeAlias = "tuple[int, Picture, NDArray[np.uint8]]"
+_Seen: TypeAlias = tuple[int, Picture, NDArray[np.uint8]]
 
 DEFAULT_BATCH = 16
 LOOK_AHEAD = 2
