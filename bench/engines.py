@@ -102,7 +102,7 @@ def _onnxruntime(candidate: Candidate, threads: int) -> Opened:
     return Opened(
         lambda batch: session.run(None, {given.name: batch})[0],
         _pictures(_sides(given.shape)),
-        {"engine": "onnxruntime", "version": onnxruntime.__version__, "computes in": "float32", "threads": threads},
+        {"engine": "onnxruntime", "version": onnxruntime.__version__, "computes_in": "float32", "threads": threads},
     )
 
 
@@ -125,7 +125,7 @@ def _openvino(candidate: Candidate, threads: int) -> Opened:
     return Opened(
         lambda batch: np.array(request.infer([batch])[0]),
         _pictures(_sides(shape)),
-        {"engine": "openvino", "version": VERSION, "computes in": kind, "threads": threads},
+        {"engine": "openvino", "version": VERSION, "computes_in": kind, "threads": threads},
     )
 
 
@@ -159,7 +159,7 @@ def _pytorch(candidate: Candidate, threads: int) -> Opened:
     return Opened(
         run,
         _pictures(checkpoint.pixels.image_size),
-        {**engine, "computes in": candidate.compute, "threads": torch.get_num_threads()},
+        {**engine, "computes_in": candidate.compute, "threads": torch.get_num_threads()},
     )
 
 
@@ -188,7 +188,7 @@ def _peak(candidate: Candidate, threads: int) -> Opened:
         with torch.inference_mode():
             product()
 
-    engine = {"engine": "torch", "version": torch.__version__, "computes in": candidate.compute, "threads": threads}
+    engine = {"engine": "torch", "version": torch.__version__, "computes_in": candidate.compute, "threads": threads}
     return Opened(run, lambda rows: np.empty(rows, dtype=np.uint8), {**engine, "flop": 2.0 * side**3})
 
 

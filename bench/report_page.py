@@ -80,7 +80,7 @@ def _alike(record: Record, summary: dict[str, Any], name: str) -> str:
 def engine_text(engine: dict[str, Any]) -> str:
     """What really ran, in a few words."""
     words = [f"{engine['engine']} {engine.get('version', '')}".strip()] if engine.get("engine") else []
-    words += [f"computes in {engine['computes in']}"] if engine.get("computes in") else []
+    words += [f"computes in {engine['computes_in']}"] if engine.get("computes_in") else []
     return ", ".join([*words, *([f"{engine['threads']} threads"] if engine.get("threads") else [])])
 
 

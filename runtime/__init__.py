@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from invariclip import errors
 
 if TYPE_CHECKING:
-    from invariclip.answers import Answer, Answers, Prediction
+    from invariclip.answers import Answer, Answers, Prediction, RankedClass
     from invariclip.live_site import LiveSite
     from invariclip.loading import load
     from invariclip.measuring import open_live_site
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "Answer", "Answers", "LiveSite", "Model", "Prediction", "Projection", "Site", "__version__", "errors", "load",
-    "open_live_site", "read_projection", "read_site", "write_site",
+    "Answer", "Answers", "LiveSite", "Model", "Prediction", "Projection", "RankedClass", "Site", "__version__",
+    "errors", "load", "open_live_site", "read_projection", "read_site", "write_site",
 ]  # fmt: skip
 
 _HOMES = {
     "Answer": "answers", "Answers": "answers", "LiveSite": "live_site", "Model": "predictor", "Prediction": "answers",
-    "Projection": "projection", "Site": "site", "load": "loading", "open_live_site": "measuring",
-    "read_projection": "projection", "read_site": "site", "write_site": "site",
+    "Projection": "projection", "RankedClass": "answers", "Site": "site", "load": "loading",
+    "open_live_site": "measuring",    "read_projection": "projection", "read_site": "site", "write_site": "site",
 }  # fmt: skip
 
 

@@ -16,6 +16,13 @@ from invariclip.evidence import fuse, opinions
 from invariclip.manifest import SemanticsFacts
 
 
+class RankedClass(NamedTuple):
+    """A class with its probability, from 0 to 1."""
+
+    label: str
+    probability: float
+
+
 @dataclass(frozen=True)
 class Prediction:
     """What a picture was taken for.
@@ -33,7 +40,7 @@ class Prediction:
 
     label: str | None
     probability: float
-    ranking: tuple[tuple[str, float], ...]
+    ranking: tuple[RankedClass, ...]
     uncertainty: float | None = None
     uncertainty_kind: UncertaintyKind | None = None
     abstained: bool = False
@@ -41,7 +48,8 @@ class Prediction:
     def to_json(self) -> dict[str, Any]:
         """What `predict --json` and the server say of a picture."""
         return {
-            "label": self.label, "probability": self.probability, "ranking": [list(pair) for pair in self.ranking],
+            "label": self.label, "probability": self.probability,
+            "ranking": [one._asdict() for one in self.ranking],
             "uncertainty": self.uncertainty, "uncertainty_kind": self.uncertainty_kind, "abstained": self.abstained,
         }  # fmt: skip
 
@@ -145,7 +153,7 @@ def ranked(
         if uncertainty is None:
             raise InputError("these answers have no uncertainty to abstain by; leave the threshold out")
     order = np.argsort(-probabilities, kind="stable")[:top_k]
-    ranking = tuple((classes[place], float(probabilities[place])) for place in order)
+    ranking = tuple(RankedClass(classes[place], float(probabilities[place])) for place in order)
     # `not u <= bound`: an uncertainty that is NaN is no reason to be sure
     abstained = abstain_above is not None and not uncertainty <= abstain_above  # type: ignore[operator]
     return Prediction(None if abstained else ranking[0][0], ranking[0][1], ranking, uncertainty, kind, abstained)

@@ -212,7 +212,7 @@ def _listed(images: Sequence[str | os.PathLike[str]]) -> tuple[int, str]:
 
 def _key(model: Model, site: Site, batch_size: int, listing: str) -> str:
     """Of all that the sums depend on."""
-    engine = {name: value for name, value in model.describe().items() if name != "text cache"}
+    engine = {name: value for name, value in model.describe().items() if name != "text_cache"}
     known = hashlib.sha256(site.total.tobytes() + site.taken_for.tobytes()).hexdigest()
     parts = [engine, site.name, site.space_id, site.pictures, known, site.provenance, batch_size, PART, listing]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()

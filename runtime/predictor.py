@@ -394,8 +394,8 @@ class Model:
         """What really runs: engine, threads, variant, precision, who chose them, pixel mode; and the text cache."""
         precision = self.manifest.variants[self.variant].precision
         return {
-            **self._image.describe(), "variant": self.variant, "precision": precision, "chosen by": self.chosen_by,
-            "batch sizes": "powers of two", "pixel mode": self._reader.mode, "text cache": self._cache.describe(),
+            **self._image.describe(), "variant": self.variant, "precision": precision, "chosen_by": self.chosen_by,
+            "batch_sizes": "powers of two", "pixel_mode": self._reader.mode, "text_cache": self._cache.describe(),
             **({"site": self.site.name} if self.site else {}),
         }  # fmt: skip
 

@@ -77,9 +77,9 @@ class OnnxRuntimeBackend:
         return {
             "engine": "onnxruntime",
             "version": onnxruntime.__version__,
-            "execution provider": self._session.get_providers()[0],
+            "execution_provider": self._session.get_providers()[0],
             "processor": this_machine().processor,
-            "computes in": "float32",
+            "computes_in": "float32",
             "threads": self.threads,
             "spinning": False,
         }

@@ -103,12 +103,12 @@ class OnnxRuntimeGpuBackend:
         return {
             "engine": "onnxruntime",
             "version": onnxruntime.__version__,
-            "execution provider": self._session.get_providers()[0],
-            "provider options": self._session.get_provider_options().get(self.PROVIDER, {}),
+            "execution_provider": self._session.get_providers()[0],
+            "provider_options": self._session.get_provider_options().get(self.PROVIDER, {}),
             "processor": f"GPU {self._device_id()}",
-            "computes in": "the graph's own types",
-            "nodes on the CPU": "this ONNX Runtime cannot tell" if self._elsewhere is None else self._elsewhere,
-            "CUDA graphs": self._captures,
+            "computes_in": "the graph's own types",
+            "nodes_on_cpu": "this ONNX Runtime cannot tell" if self._elsewhere is None else self._elsewhere,
+            "cuda_graphs": self._captures,
             "threads": 1,
             "spinning": False,
         }

@@ -111,10 +111,10 @@ class OpenVinoBackend:
         return {
             "engine": "openvino",
             "version": VERSION,
-            "execution provider": ", ".join(self._compiled.get_property(properties.execution_devices)),
+            "execution_provider": ", ".join(self._compiled.get_property(properties.execution_devices)),
             "processor": this_machine().processor,
-            "computes in": _NAMES[self._compiled.get_property(hint.inference_precision)],
-            "execution mode": self._compiled.get_property(hint.execution_mode).name.lower(),
+            "computes_in": _NAMES[self._compiled.get_property(hint.inference_precision)],
+            "execution_mode": self._compiled.get_property(hint.execution_mode).name.lower(),
             "products": self._products(),
             "threads": self.threads,
             "spinning": False,

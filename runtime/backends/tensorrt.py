@@ -138,14 +138,14 @@ class TensorRtBackend:
         return {
             "engine": self._library.name,
             "version": self._library.version,
-            "execution provider": "TensorRT engine",
+            "execution_provider": "TensorRT engine",
             "processor": f"{gpu.name} (compute capability {gpu.capability[0]}.{gpu.capability[1]})",
             "driver": f"CUDA {gpu.driver}",
             "file": self._engine_path.name,
-            "computes in": self._facts.key.precision,
+            "computes_in": self._facts.key.precision,
             "batches": [profile_batches(three) for three in self._facts.key.profiles],
             "exchangeable": list(self._facts.key.refit),
-            "CUDA graphs": self._captures,
+            "cuda_graphs": self._captures,
             "threads": 1,
             "spinning": False,
         }

@@ -92,6 +92,6 @@ def test_two_of_one_name_are_refused(tiny_artifact):
 @pytest.mark.parametrize("compute", ["float32", "int8"])
 def test_a_peak_multiplies_matrices_of_its_own_arithmetic(compute):
     opened = KINDS["peak"](Candidate("peak", "peak", "", compute=compute), 1)
-    assert opened.engine["computes in"] == compute
+    assert opened.engine["computes_in"] == compute
     assert opened.engine["flop"] >= 2 * 1024**3
     opened.run(opened.make(1))

@@ -93,7 +93,7 @@ def test_the_fast_pixel_mode_is_proved_where_it_is_asked_for(
     record = read_manifest(out).fast_pixels
     assert (record["passed"], record["broken"], record["items"], record["sizes"][0]) == (True, [], 6, [640, 480])
     assert record["cosine_min"] >= record["min_cosine"] == 0.985
-    assert invariclip.load(out, pixel_mode="fast").describe()["pixel mode"] == "fast"
+    assert invariclip.load(out, pixel_mode="fast").describe()["pixel_mode"] == "fast"
 
     monkeypatch.setattr("invariclip.export.contract.fast_pixels.pixels", red_and_blue_swapped_where_fast)
     code, stdout, err = run(*wanted)

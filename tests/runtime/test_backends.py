@@ -62,9 +62,9 @@ def test_an_engine_says_what_runs(engine, name):
     assert said["threads"] == 1
     assert said["version"]
     assert said["processor"]
-    assert (said["computes in"], said["spinning"]) == ("float32", False)
+    assert (said["computes_in"], said["spinning"]) == ("float32", False)
     if name == "openvino":
-        assert (said["execution provider"], said["execution mode"]) == ("CPU", "accuracy")
+        assert (said["execution_provider"], said["execution_mode"]) == ("CPU", "accuracy")
         assert said["products"]["float32"] == sum(said["products"].values()) > 5
 
 
@@ -93,7 +93,7 @@ def test_an_arithmetic_runs_where_the_processor_has_it_and_is_refused_elsewhere(
     if word in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         backend = open_backend("openvino", path, threads=1, compute=compute)
         said = backend.describe()
-        assert said["computes in"] == compute
+        assert said["computes_in"] == compute
         assert said["products"][compute] > 5
         off = np.abs(backend.run(batch("image.onnx", 4))["embedding"] - engine_answer(path)).max()
         assert 1e-5 < off < 0.1

@@ -154,7 +154,7 @@ def test_bound_runs_answer_like_the_cpu_engine(stand_in, tiny_artifact, captures
     assert list(backend.run(pixels(2), ("embedding",))) == ["embedding"]
     assert len(backend._bound) == (4 if captures == "1" else 0)
     said = backend.describe()
-    assert (said["execution provider"], said["CUDA graphs"]) == (CPU, captures == "1")
+    assert (said["execution_provider"], said["cuda_graphs"]) == (CPU, captures == "1")
 
 
 def test_memory_that_moves_is_never_captured_and_each_set_of_shapes_has_its_number(stand_in, monkeypatch):

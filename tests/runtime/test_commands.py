@@ -36,7 +36,7 @@ def test_predict_prints_a_line_a_picture_and_json(tiny_artifact, tiny_pictures):
     )
     answer = json.loads(done.stdout)
     assert answer["predictions"][0]["label"] in ("sun", "moon")
-    assert answer["engine"]["execution provider"] == "CPUExecutionProvider"
+    assert answer["engine"]["execution_provider"] == "CPUExecutionProvider"
     assert answer["unreadable"] == []
 
 
@@ -53,7 +53,7 @@ def test_unreadable_pictures_are_named_and_the_others_answered(tiny_artifact, br
 
 def test_the_fast_pixel_mode_can_be_asked_for(promising, tiny_pictures):
     done = json.loads(invariclip("predict", promising, tiny_pictures, "--json", "--pixel-mode", "fast").stdout)
-    assert done["engine"]["pixel mode"] == "fast"
+    assert done["engine"]["pixel_mode"] == "fast"
     assert len(done["predictions"]) == 12
 
 

@@ -135,17 +135,17 @@ def test_says_what_really_runs(model):
     assert model.describe() == {
         "engine": "onnxruntime",
         "version": model.describe()["version"],
-        "execution provider": "CPUExecutionProvider",
+        "execution_provider": "CPUExecutionProvider",
         "processor": model.describe()["processor"],
-        "computes in": "float32",
+        "computes_in": "float32",
         "threads": 1,
         "spinning": False,
         "variant": "float32",
         "precision": "float32",
-        "chosen by": "default",
-        "batch sizes": "powers of two",
-        "pixel mode": "exact",
-        "text cache": model.describe()["text cache"],
+        "chosen_by": "default",
+        "batch_sizes": "powers of two",
+        "pixel_mode": "exact",
+        "text_cache": model.describe()["text_cache"],
     }
 
 

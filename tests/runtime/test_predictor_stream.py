@@ -89,7 +89,7 @@ def test_the_pixel_mode_is_the_models(promising, tmp_path):
     path = tmp_path / "noise.jpg"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8)).save(path)
     exact, fast = (invariclip.load(promising, threads=1, pixel_mode=mode) for mode in ("exact", "fast"))
-    assert [exact.describe()["pixel mode"], fast.describe()["pixel mode"]] == ["exact", "fast"]
+    assert [exact.describe()["pixel_mode"], fast.describe()["pixel_mode"]] == ["exact", "fast"]
     assert np.abs(exact.embed_images([path]) - fast.embed_images([path])).max() > 1e-5
     with pytest.raises(InputError, match="no pixel mode is called 'quick'"):
         invariclip.load(promising, pixel_mode="quick")

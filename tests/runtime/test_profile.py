@@ -253,8 +253,8 @@ def test_a_valid_profile_is_used_and_explicit_arguments_win(folder):
     assert chosen(folder, backend="openvino") == ("float32", "openvino", None, "caller")
     assert chosen(folder, variant="same", backend=ORT) == ("same", ORT, None, "caller")
     assert chosen(folder, objective="throughput") == ("float32", ORT, None, "default")
-    assert invariclip.load(folder).describe()["chosen by"].startswith("profile machine-")
-    assert invariclip.load(folder, threads=1).describe()["chosen by"].endswith(", threads by caller")
+    assert invariclip.load(folder).describe()["chosen_by"].startswith("profile machine-")
+    assert invariclip.load(folder, threads=1).describe()["chosen_by"].endswith(", threads by caller")
 
 
 def test_of_several_levels_the_last_tuned_is_used_or_the_one_asked_for(folder):
@@ -298,7 +298,7 @@ def test_a_damaged_profile_is_refused_aloud_at_the_callers_line(folder):
     with pytest.warns(ProfileWarning, match="not readable as a machine profile") as warned:
         model = invariclip.load(folder)
     assert warned[0].filename == __file__
-    assert (model.variant, model.describe()["chosen by"]) == ("float32", "default")
+    assert (model.variant, model.describe()["chosen_by"]) == ("float32", "default")
 
 
 def test_an_engine_that_went_away_or_was_not_chosen(folder, monkeypatch):

@@ -122,11 +122,11 @@ def test_a_model_keeps_texts_and_counts_them(tiny_artifact):
     np.testing.assert_allclose(first, wanted, atol=1e-6)
     np.testing.assert_array_equal(kept.embed_texts(TEXTS), first)
     # "A  CAT" is the same text to the tokenizer
-    assert kept.describe()["text cache"] == {"rows": 3, "limit": 10_000, "hits": 7, "misses": 3}
-    assert fresh.describe()["text cache"] == {"rows": 0, "limit": 0, "hits": 0, "misses": 0}
+    assert kept.describe()["text_cache"] == {"rows": 3, "limit": 10_000, "hits": 7, "misses": 3}
+    assert fresh.describe()["text_cache"] == {"rows": 0, "limit": 0, "hits": 0, "misses": 0}
     kept.with_classes(["cat", "dog"], ["{}"])
     other = kept.with_classes(["dog", "cat", "tree"], ["{}"])
-    assert other.describe()["text cache"] == {"rows": 6, "limit": 10_000, "hits": 9, "misses": 6}
+    assert other.describe()["text_cache"] == {"rows": 6, "limit": 10_000, "hits": 9, "misses": 6}
 
 
 def test_another_projection_has_a_cache_of_its_own(tmp_path, tiny_checkpoint, tiny_projection, tiny_pictures):
@@ -146,4 +146,4 @@ def test_another_projection_has_a_cache_of_its_own(tmp_path, tiny_checkpoint, ti
     moved = other.embed_texts(["a cat"])
     assert np.abs(moved - plain).max() > 0.01
     np.testing.assert_array_equal(model.embed_texts(["a cat"]), plain)
-    assert other.describe()["text cache"] == {"rows": 1, "limit": 50, "hits": 0, "misses": 1}
+    assert other.describe()["text_cache"] == {"rows": 1, "limit": 50, "hits": 0, "misses": 1}

@@ -161,7 +161,7 @@ def test_the_fastest_is_chosen_written_reused_and_served(plant, run, tiny_pictur
 
     model = invariclip.load(folder)
     assert (model.variant, model.describe()["threads"]) == ("quick", 1)
-    assert model.describe()["chosen by"] == f"profile {tuned.path.name}"
+    assert model.describe()["chosen_by"] == f"profile {tuned.path.name}"
     code, out, _ = run("predict", folder, tiny_pictures / "00.png", "--json", "--quiet")
     assert (code, json.loads(out)["engine"]["variant"]) == (0, "quick")
     _, out, _ = run("inspect", folder)
@@ -225,9 +225,9 @@ def test_engines_compete_and_throughput_answers_with_a_batch(plant):
     # A picture in a batch of eight shares the milliseconds that the slow graph spends per run
     assert tuned.profile.choice.batch == 8
     assert tuned.profile.basis.objective == "throughput"
-    assert invariclip.load(plant.folder, threads=1).describe()["chosen by"] == "default"
+    assert invariclip.load(plant.folder, threads=1).describe()["chosen_by"] == "default"
     served = invariclip.load(plant.folder, objective="throughput").describe()
-    assert served["chosen by"].startswith("profile ")
+    assert served["chosen_by"].startswith("profile ")
     assert served["engine"] == tuned.profile.choice.backend
 
 
@@ -318,13 +318,13 @@ def test_another_artifact_or_search_makes_a_profile_stale(plant, run):
     write_manifest(folder, replace(manifest, producer={**manifest.producer, "by": "someone"}))
     with pytest.warns(ProfileWarning, match="the artifact's manifest: .* → .*; `invariclip tune` makes a new one"):
         model = invariclip.load(folder)
-    assert model.describe()["chosen by"] == "default"
+    assert model.describe()["chosen_by"] == "default"
     code, out, _ = run("tune", folder, "--threads", 1, "--seconds", 1, "--json")
     assert code == 0
     told = json.loads(out)
     assert (told["reused"], told["profile"]) == (False, str(first.path))
     assert [word.split(":")[0] for word in told["changed"]] == ["the artifact's manifest"]
-    assert invariclip.load(folder).describe()["chosen by"] == f"profile {first.path.name}"
+    assert invariclip.load(folder).describe()["chosen_by"] == f"profile {first.path.name}"
 
 
 def test_a_profile_elsewhere_is_written_and_used_when_named(plant, tmp_path):

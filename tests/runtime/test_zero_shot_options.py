@@ -17,7 +17,7 @@ def predicted(run, tiny_artifact, tiny_pictures):
     def of(*options):
         code, out, err = run("predict", tiny_artifact, tiny_pictures / "00.png", "--json", "--top-k", 9, *options)
         assert (code, err) == (0, "")
-        return dict(json.loads(out)["predictions"][0]["ranking"])
+        return {one["label"]: one["probability"] for one in json.loads(out)["predictions"][0]["ranking"]}
 
     return of
 

@@ -104,8 +104,9 @@ void write_json(std::ostream& out, const invariclip::Prediction& answer) {
     out << "\"label\": " << (answer.label ? quoted(*answer.label) : "null") << ", \"index\": " << answer.index
         << ", \"probability\": " << answer.probability << ", \"ranking\": [";
     for (std::size_t place = 0; place < answer.ranking.size(); ++place) {
-        out << (place == 0 ? "[" : ", [") << quoted(answer.ranking[place].first) << ", " << answer.ranking[place].second
-            << "]";
+        const invariclip::RankedClass& one = answer.ranking[place];
+        out << (place == 0 ? "" : ", ") << "{\"label\": " << quoted(one.label) << ", \"probability\": " << one.probability
+            << "}";
     }
     out << "], \"probabilities\": ";
     write_list(out, answer.probabilities.data(), answer.probabilities.size());
@@ -116,8 +117,8 @@ void write_json(std::ostream& out, const invariclip::Prediction& answer) {
 
 void write_text(std::ostream& out, const invariclip::Prediction& answer) {
     out << answer.label.value_or("not sure");
-    for (const auto& [name, probability] : answer.ranking) {
-        out << "  " << name << ' ' << probability;
+    for (const auto& [label, probability] : answer.ranking) {
+        out << "  " << label << ' ' << probability;
     }
     if (answer.uncertainty) {
         out << "  uncertainty " << *answer.uncertainty;

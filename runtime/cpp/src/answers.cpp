@@ -78,7 +78,7 @@ Prediction ranked(const float* row, const std::vector<std::string>& classes, std
     std::partial_sort(order.begin(), order.begin() + kept, order.end(), better);
     order.resize(static_cast<std::size_t>(kept));
     for (const std::size_t place : order) {
-        made.ranking.emplace_back(classes[place], row[place]);
+        made.ranking.push_back({classes[place], row[place]});
     }
     made.index = order.front();
     made.probability = row[made.index];

@@ -165,14 +165,20 @@ struct ClassifyOptions {
     Abstain abstain = Abstain::never();
 };
 
+// A class with its probability, from 0 to 1.
+struct RankedClass {
+    std::string label;
+    float probability = 0;
+};
+
 // What a picture was taken for.
 struct Prediction {
-    std::optional<std::string> label;                    // none where the model abstains
-    std::size_t index = 0;                               // of the most probable class
-    float probability = 0;                               // of the most probable class
-    std::vector<std::pair<std::string, float>> ranking;  // the top_k classes, best first; of equal ones the first
-    std::vector<float> probabilities;                    // of every class, in the order of Model::classes
-    std::optional<float> uncertainty;                    // 0 sure, 1 no evidence; only of learned templates
+    std::optional<std::string> label;  // none where the model abstains
+    std::size_t index = 0;             // of the most probable class
+    float probability = 0;             // of the most probable class
+    std::vector<RankedClass> ranking;  // the top_k classes, best first; of equal ones the first
+    std::vector<float> probabilities;  // of every class, in the order of Model::classes
+    std::optional<float> uncertainty;  // 0 sure, 1 no evidence; only of learned templates
     bool abstained = false;
 };
 
