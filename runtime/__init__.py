@@ -30,7 +30,7 @@ __all__ = [
 _HOMES = {
     "Answer": "answers", "Answers": "answers", "LiveSite": "live_site", "Model": "predictor", "Prediction": "answers",
     "Projection": "projection", "RankedClass": "answers", "Site": "site", "load": "loading",
-    "open_live_site": "measuring",    "read_projection": "projection", "read_site": "site", "write_site": "site",
+    "open_live_site": "measuring", "read_projection": "projection", "read_site": "site", "write_site": "site",
 }  # fmt: skip
 
 
