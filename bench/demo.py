@@ -22,8 +22,8 @@ from invariclip.calibrate.encoders import ArtifactEncoder
 from invariclip.calibrate.fit import Options, calibrate
 from invariclip.console import bar, emit_json, say, silent, table
 from invariclip.export.assemble import export_artifact
-from invariclip.export.contract.evidence import spread
-from invariclip.export.models.checkpoint import load_checkpoint
+from invariclip.export.checkpoints.checkpoint import load_checkpoint
+from invariclip.export.verification.evidence import spread
 from invariclip.interventions import PAPER
 from invariclip.parity import parity_table
 from invariclip.projection import write_projection

@@ -132,7 +132,7 @@ def _openvino(candidate: Candidate, threads: int) -> Opened:
 def _pytorch(candidate: Candidate, threads: int) -> Opened:
     import torch
 
-    from invariclip.export.models.checkpoint import load_checkpoint
+    from invariclip.export.checkpoints.checkpoint import load_checkpoint
 
     torch.set_num_threads(threads)
     checkpoint = load_checkpoint(candidate.model, candidate.checkpoint, tokenizer=candidate.tokenizer)

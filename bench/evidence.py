@@ -24,11 +24,11 @@ from invariclip.bench.ends import EMBEDDING_INPUT, EndCost, measure_ends
 from invariclip.bench.latency import Candidate, Timing, measure
 from invariclip.cli import run_command
 from invariclip.console import bar, note
+from invariclip.export.checkpoints.checkpoint import load_checkpoint
 from invariclip.export.graphs.head import attach_head
 from invariclip.export.graphs.opinions import BANK
 from invariclip.export.graphs.tower_graph import tower_graph
 from invariclip.export.graphs.trace import OPSET, write_graph
-from invariclip.export.models.checkpoint import load_checkpoint
 from invariclip.files import write_atomically
 from invariclip.manifest import EMBEDDING, SemanticsFacts
 

@@ -13,7 +13,7 @@ import invariclip
 from invariclip.backends.threads import chosen_threads
 from invariclip.cli import run_command
 from invariclip.errors import InputError
-from invariclip.export.models.checkpoint import load_checkpoint
+from invariclip.export.checkpoints.checkpoint import load_checkpoint
 from invariclip.manifest import EMBEDDING, IMAGE_INPUT
 from invariclip.pixels import normalise
 from invariclip.serve.metrics import Metrics
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from invariclip.export.models.checkpoint import Checkpoint
+    from invariclip.export.checkpoints.checkpoint import Checkpoint
 
 SAME = 1e-4
 """How far an embedding's components may be from the artifact's, or another model would be timed."""

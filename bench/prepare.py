@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from invariclip.console import Progress
-    from invariclip.export.models.checkpoint import Checkpoint
+    from invariclip.export.checkpoints.checkpoint import Checkpoint
     from invariclip.manifest import Manifest
 
 _FORMAT = 1

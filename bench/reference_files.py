@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.console import Progress
-    from invariclip.export.models.checkpoint import Checkpoint
+    from invariclip.export.checkpoints.checkpoint import Checkpoint
     from invariclip.manifest import Manifest
     from invariclip.projection import Projection
 
@@ -69,9 +69,9 @@ def write_reference(
     """
     from safetensors.torch import save_file
 
-    from invariclip.export.contract import evidence
     from invariclip.export.graphs.tower_graph import tower_graph
     from invariclip.export.graphs.trace import write_graph
+    from invariclip.export.verification import evidence
 
     projection = _projection(wanted.artifact, given)
     pictures = evidence.pictures_of(wanted.images or None, checkpoint.pixels)
@@ -105,9 +105,9 @@ def _reference(
     projection: Projection | None,
 ) -> Reference:
     """The answers to pictures and altered pictures, and the texts: the baked classes, else the contract's prompts."""
-    from invariclip.export.contract import evidence
-    from invariclip.export.contract.verify import prepare as job_of
-    from invariclip.export.contract.verify import project
+    from invariclip.export.verification import evidence
+    from invariclip.export.verification.verify import prepare as job_of
+    from invariclip.export.verification.verify import project
 
     classes, templates = (given.classes, given.templates) if given is not None else ((), ())
     bank = job_of(checkpoint, projection, classes, templates).bank
@@ -125,8 +125,8 @@ def _projection(artifact: Path | None, given: Manifest | None) -> Projection | N
 
 def _calibration(chosen: Any, shown: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Pictures for the peer to calibrate on: bundled ones that nothing is compared on, else the same."""
-    from invariclip.export.contract import evidence
     from invariclip.export.reference import pictures_path
+    from invariclip.export.verification import evidence
     from invariclip.pixels import find_pictures, stack
 
     seen = set(chosen.paths)

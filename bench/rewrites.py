@@ -21,17 +21,17 @@ from invariclip.backends.threads import available_threads
 from invariclip.bench.latency import Candidate, Timing, measure
 from invariclip.cli import run_command
 from invariclip.console import bar, note
+from invariclip.export.checkpoints.checkpoint import load_checkpoint
 from invariclip.export.graphs.rewrites import NAMES, REWRITES
 from invariclip.export.graphs.tower_graph import tower_graph
 from invariclip.export.graphs.trace import write_graph
-from invariclip.export.models.checkpoint import load_checkpoint
 from invariclip.files import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from invariclip.export.checkpoints.checkpoint import Checkpoint
     from invariclip.export.graphs.rewrites import Tower
-    from invariclip.export.models.checkpoint import Checkpoint
 
 ALL, PLAIN = "all rewrites", "plain export"
 TEXT_IDS = 12

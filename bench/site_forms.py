@@ -228,7 +228,7 @@ def render(result: dict[str, Any]) -> str:
 @click.option("--quiet", is_flag=True, help="No progress.")
 def main(data: Path, model: str, features: Path, out: Path, quiet: bool) -> None:
     """Compares forms of a site's shift on training styles under changes, and writes the page."""
-    from invariclip.export.models.checkpoint import load_checkpoint
+    from invariclip.export.checkpoints.checkpoint import load_checkpoint
 
     bound_blas()
     progress = silent if quiet else bar

@@ -332,7 +332,7 @@ def main(
     quiet: bool,
 ) -> None:  # fmt: skip
     """Scores adaptation to sites that nothing was fitted or chosen on, and writes the page."""
-    from invariclip.export.models.checkpoint import load_checkpoint
+    from invariclip.export.checkpoints.checkpoint import load_checkpoint
 
     bound_blas()
     checkpoint, progress = load_checkpoint(model), silent if quiet else bar

@@ -23,7 +23,7 @@ from invariclip.bench.machine import facts, versions
 from invariclip.cli import run_command
 from invariclip.console import bar, note, silent
 from invariclip.errors import InputError
-from invariclip.export.contract.evidence import Pictures, altered, spread
+from invariclip.export.verification.evidence import Pictures, altered, spread
 from invariclip.files import sha256_file, write_atomically
 from invariclip.manifest import EMBEDDING, PROBABILITIES
 from invariclip.pixels import find_pictures
@@ -187,7 +187,7 @@ def _story(made: dict[str, Any]) -> Iterator[str]:
 
 def peer(artifact: Path, work: Path, calibration: Path, manifest: Manifest, tell: Callable[[str], None]) -> Candidate:
     """NNCF's int8 of our float32 graph, by its defaults for transformers, on the same calibration pictures."""
-    from invariclip.export.precision.library import nncf
+    from invariclip.export.quantization.library import nncf
 
     target = work / "nncf.onnx"
     if not target.is_file():

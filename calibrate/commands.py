@@ -147,7 +147,7 @@ def build(
     for name in backends:
         require_backend(name)
     if variants:
-        from invariclip.export.precision.variants import require_kinds
+        from invariclip.export.quantization.variants import require_kinds
 
         require_kinds(variants)
     if report:
@@ -156,7 +156,7 @@ def build(
     learning = learning_of(cdc, target_risk, given)
     pictures, told = pictures_of(given)
     # Torch is loaded only once it is known that there is something to do.
-    from invariclip.export.models.checkpoint import load_checkpoint
+    from invariclip.export.checkpoints.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(given["model"], given["checkpoint"], tokenizer=given["tokenizer"], progress=bar)
     _note(told)

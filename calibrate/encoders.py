@@ -56,7 +56,7 @@ class Opening:
         if self.artifact is not None:
             return ArtifactEncoder(self.artifact)
         try:
-            from invariclip.export.models.checkpoint import load_checkpoint
+            from invariclip.export.checkpoints.checkpoint import load_checkpoint
         except ModuleNotFoundError as error:
             raise MissingExtraError(
                 f'a checkpoint needs {error.name}: pip install "invariclip[export]"; or name an --artifact'

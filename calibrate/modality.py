@@ -18,7 +18,7 @@ from invariclip.errors import CheckpointError, InputError, ProjectionError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from invariclip.export.models.checkpoint import Checkpoint
+    from invariclip.export.checkpoints.checkpoint import Checkpoint
 
 TOP, BOTTOM = 150 / 512, 50 / 512
 """Shares of singular directions that IsoCLIP's published code drops by default, of ViT-B/32's 512."""

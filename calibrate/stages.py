@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from invariclip.calibrate.cdc.options import Options as Learning
     from invariclip.calibrate.pictures import Picture
-    from invariclip.export.models.checkpoint import Checkpoint
+    from invariclip.export.checkpoints.checkpoint import Checkpoint
     from invariclip.fidelity import Fidelity
     from invariclip.manifest import Manifest
     from invariclip.projection import Projection

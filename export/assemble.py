@@ -15,7 +15,6 @@ from invariclip.artifact import describe_file, require_replaceable, write_manife
 from invariclip.backends import DEFAULT_BACKEND, require_backend
 from invariclip.console import silent
 from invariclip.errors import InputError, LeftOutWarning
-from invariclip.export.contract import evidence, fast_pixels, figures, verify
 from invariclip.export.graphs.front import add_front
 from invariclip.export.graphs.head import attach_head
 from invariclip.export.graphs.rewrites import NAMES
@@ -23,6 +22,7 @@ from invariclip.export.graphs.tower_graph import tower_graph
 from invariclip.export.graphs.trace import OPSET, write_facts, write_graph
 from invariclip.export.variants import BASE as FLOAT32
 from invariclip.export.variants import Wish, require_wish, with_variants
+from invariclip.export.verification import evidence, fast_pixels, figures, verify
 from invariclip.files import new_directory, write_atomically
 from invariclip.manifest import Manifest, ModelFacts, ProjectionFacts, Variant, space_id
 from invariclip.projection import write_projection
@@ -36,12 +36,12 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from invariclip.console import Progress
-    from invariclip.export.contract.evidence import Pictures
-    from invariclip.export.contract.figures import Thresholds
-    from invariclip.export.contract.verify import Job
+    from invariclip.export.checkpoints.checkpoint import Checkpoint
     from invariclip.export.graphs.rewrites import Tower
     from invariclip.export.graphs.tower_graph import TowerFacts
-    from invariclip.export.models.checkpoint import Checkpoint
+    from invariclip.export.verification.evidence import Pictures
+    from invariclip.export.verification.figures import Thresholds
+    from invariclip.export.verification.verify import Job
     from invariclip.manifest import Front, TextLength
     from invariclip.projection import Projection
     from invariclip.semantics import Semantics

@@ -22,8 +22,8 @@ import onnx_ir as ir
 from invariclip.cli import run_command
 from invariclip.console import bar, note
 from invariclip.errors import InputError
+from invariclip.export.checkpoints.families import FAMILIES, load_family
 from invariclip.export.graphs.tower_graph import tower_graph
-from invariclip.export.models.families import FAMILIES, load_family
 from invariclip.files import write_atomically
 
 if TYPE_CHECKING:

@@ -20,13 +20,13 @@ import numpy as np
 
 from invariclip.backends import open_backend
 from invariclip.errors import ContractError, InvariclipError
-from invariclip.export.contract import evidence
-from invariclip.export.contract.answers import project
-from invariclip.export.contract.figures import SIZES
+from invariclip.export.checkpoints.families import family, load_family
 from invariclip.export.graphs.tower_graph import tower_graph
 from invariclip.export.graphs.trace import weight_bytes, write_graph
-from invariclip.export.models.families import family, load_family
 from invariclip.export.tensorrt.gate import build_on_cpu
+from invariclip.export.verification import evidence
+from invariclip.export.verification.answers import project
+from invariclip.export.verification.figures import SIZES
 from invariclip.manifest import EMBEDDING
 from invariclip.pixels import stack
 from invariclip.projection import Projection
@@ -35,8 +35,8 @@ from invariclip.text_tower import cut_to_longest
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from invariclip.export.checkpoints.checkpoint import Checkpoint
     from invariclip.export.graphs.rewrites import Tower
-    from invariclip.export.models.checkpoint import Checkpoint
     from invariclip.tokenizer import TextSpec
 
 LARGE, MOST_MEMORY = 2_000_000_000, 2.5

@@ -17,8 +17,8 @@ from invariclip.errors import CheckpointError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from invariclip.export.contract.figures import Thresholds
-    from invariclip.export.models.checkpoint import Checkpoint
+    from invariclip.export.checkpoints.checkpoint import Checkpoint
+    from invariclip.export.verification.figures import Thresholds
     from invariclip.fidelity import Fidelity
 
 Limits: TypeAlias = "dict[str, float | None]"
@@ -78,7 +78,7 @@ def load(
     Raises:
         CheckpointError: A seed is given beside weights, or what `load_checkpoint` raises.
     """
-    from invariclip.export.models.checkpoint import load_checkpoint
+    from invariclip.export.checkpoints.checkpoint import load_checkpoint
 
     if checkpoint is not None and random_weights is not None:
         raise CheckpointError("give --checkpoint or --random-weights, not both")
@@ -97,7 +97,7 @@ def bounds_of(limits: Limits, level: Fidelity = "exact") -> Thresholds:
         limits: Fields of `Thresholds` to the user's numbers, None where there is none.
         level: Gives the rest, see `figures.THRESHOLDS`.
     """
-    from invariclip.export.contract.figures import THRESHOLDS
+    from invariclip.export.verification.figures import THRESHOLDS
 
     given = {name: value for name, value in limits.items() if value is not None}
     return replace(THRESHOLDS[level], **given)

@@ -19,9 +19,9 @@ import click
 
 import invariclip
 from invariclip.console import bar, note
-from invariclip.export.contract.figures import SIZES
+from invariclip.export.checkpoints.families import FAMILIES
 from invariclip.export.family_parity import RANK, FamilyParity
-from invariclip.export.models.families import FAMILIES
+from invariclip.export.verification.figures import SIZES
 from invariclip.files import write_atomically
 
 PACKAGES = (

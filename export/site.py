@@ -15,10 +15,10 @@ from invariclip.artifact import checked_path, describe_file, read_manifest, requ
 from invariclip.backends import open_backend
 from invariclip.console import silent
 from invariclip.errors import ContractError, InputError
-from invariclip.export.contract import evidence
-from invariclip.export.contract.figures import EXACT, THRESHOLDS
 from invariclip.export.graphs.head import attach_site
 from invariclip.export.swap import copy_weights, facts, require_copied, takes_pictures, with_facts, with_files
+from invariclip.export.verification import evidence
+from invariclip.export.verification.figures import EXACT, THRESHOLDS
 from invariclip.fidelity import require_level
 from invariclip.files import new_directory
 from invariclip.manifest import EMBEDDING, IMAGE_INPUT, METADATA_KEY, SiteFacts
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from invariclip.console import Progress
-    from invariclip.export.contract.evidence import Pictures
+    from invariclip.export.verification.evidence import Pictures
     from invariclip.manifest import Compute, Manifest
     from invariclip.site import Site
 

@@ -21,11 +21,11 @@ from invariclip.artifact import checked_path, describe_file, read_manifest, requ
 from invariclip.backends import DEFAULT_BACKEND, open_backend
 from invariclip.console import silent
 from invariclip.errors import ContractError, InputError
-from invariclip.export.contract import evidence
-from invariclip.export.contract.class_head import ClassHead
-from invariclip.export.contract.figures import EXACT, THRESHOLDS, max_diff
 from invariclip.export.graphs.body import body_digest
 from invariclip.export.graphs.head import attach_head
+from invariclip.export.verification import evidence
+from invariclip.export.verification.class_head import ClassHead
+from invariclip.export.verification.figures import EXACT, THRESHOLDS, max_diff
 from invariclip.fidelity import require_level
 from invariclip.files import new_directory, write_atomically
 from invariclip.manifest import EMBEDDING, IMAGE_INPUT, METADATA_KEY, PROBABILITIES, UNCERTAINTY, FileFacts
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.console import Progress
-    from invariclip.export.contract.evidence import Pictures
+    from invariclip.export.verification.evidence import Pictures
     from invariclip.manifest import Compute, Manifest
 
 _BEST = "float32"

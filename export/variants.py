@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from invariclip.artifact import describe_file
 from invariclip.errors import ContractError, InputError, LeftOutWarning
-from invariclip.export.contract import evidence, verify
-from invariclip.export.contract.candidate import Candidate
-from invariclip.export.contract.evidence import Pictures, spread
-from invariclip.export.contract.figures import THRESHOLDS, searched
 from invariclip.export.graphs.trace import write_facts
-from invariclip.export.precision.fewer import fewer_tokens
-from invariclip.export.precision.islands import NORMS
-from invariclip.export.precision.trials import Trials
-from invariclip.export.precision.variants import KINDS, Workshop, require_kinds, write_islands
+from invariclip.export.quantization.fewer import fewer_tokens
+from invariclip.export.quantization.islands import NORMS
+from invariclip.export.quantization.trials import Trials
+from invariclip.export.quantization.variants import KINDS, Workshop, require_kinds, write_islands
+from invariclip.export.verification import evidence, verify
+from invariclip.export.verification.candidate import Candidate
+from invariclip.export.verification.evidence import Pictures, spread
+from invariclip.export.verification.figures import THRESHOLDS, searched
 from invariclip.pixels import find_pictures
 
 if TYPE_CHECKING:
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.console import Progress
-    from invariclip.export.contract.candidate import Job, Verdict
-    from invariclip.export.contract.figures import Thresholds
-    from invariclip.export.contract.verify import Evidence
     from invariclip.export.graphs.tokens.search import Found
-    from invariclip.export.precision.variants import Kind, Method
+    from invariclip.export.quantization.variants import Kind, Method
+    from invariclip.export.verification.candidate import Job, Verdict
+    from invariclip.export.verification.figures import Thresholds
+    from invariclip.export.verification.verify import Evidence
     from invariclip.fidelity import Fidelity
     from invariclip.manifest import Manifest, Variant
 

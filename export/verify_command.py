@@ -22,10 +22,10 @@ from invariclip.site import read_site
 
 if TYPE_CHECKING:
     from invariclip.console import Progress
-    from invariclip.export.contract.candidate import Job
-    from invariclip.export.contract.evidence import Pictures
-    from invariclip.export.contract.verify import Verdict
     from invariclip.export.options import Limits
+    from invariclip.export.verification.candidate import Job
+    from invariclip.export.verification.evidence import Pictures
+    from invariclip.export.verification.verify import Verdict
     from invariclip.fidelity import Fidelity
     from invariclip.manifest import Manifest, Variant
     from invariclip.semantics import Semantics
@@ -58,9 +58,9 @@ def verify(
     if own and manifest.projection_file is not None:
         projection = checked_path(artifact, manifest.projection_file)
     paths = _checked_paths(artifact, manifest)
-    from invariclip.export.contract import evidence
-    from invariclip.export.contract.manifest_check import OTHER, disagreements
-    from invariclip.export.contract.verify import Candidate, check, prepare
+    from invariclip.export.verification import evidence
+    from invariclip.export.verification.manifest_check import OTHER, disagreements
+    from invariclip.export.verification.verify import Candidate, check, prepare
 
     loaded = load(model or _own_model(manifest.model.name, artifact), checkpoint, random_weights, threads, tokenizer)
     if loaded.sha256 != manifest.model.checkpoint_sha256:
@@ -161,7 +161,7 @@ def _fast_pixels(manifest: Manifest, job: Job, pictures: Pictures, limits: Limit
     promised = manifest.fast_pixels
     if promised.get("passed") is not True:
         return []
-    from invariclip.export.contract.fast_pixels import prove
+    from invariclip.export.verification.fast_pixels import prove
 
     own = {name: float(promised[name]) for name in ("min_cosine", "min_top1")}
     bounds = bounds_of({**own, **{name: value for name, value in limits.items() if value is not None}}, "fast")
@@ -174,7 +174,7 @@ def _own_model(name: str, artifact: Path) -> str:
     Raises:
         CheckpointError: It is a hub's, or a folder's.
     """
-    from invariclip.export.models.sources import comes_along
+    from invariclip.export.checkpoints.sources import comes_along
 
     if comes_along(name):
         return name

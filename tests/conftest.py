@@ -45,7 +45,7 @@ CONFIGS = {
 
 def write_tiny_checkpoint(folder, family="vit", seed=0):
     """A folder as open_clip's `local-dir:` reads it, with seeded random weights; returns the folder."""
-    from invariclip.export.models.torchvision_ops import declare_missing_ops
+    from invariclip.export.checkpoints.torchvision_ops import declare_missing_ops
 
     declare_missing_ops()
     import open_clip
@@ -112,7 +112,7 @@ def tiny_projection():
 def tiny_artifact(tmp_path_factory, tiny_checkpoint, tiny_pictures, tiny_projection):
     """An exported artifact with three classes and a projection of rank 8."""
     from invariclip.export.assemble import export_artifact
-    from invariclip.export.models.checkpoint import load_checkpoint
+    from invariclip.export.checkpoints.checkpoint import load_checkpoint
     from invariclip.pixels import find_pictures
 
     out = tmp_path_factory.mktemp("artifacts") / "tiny.icm"

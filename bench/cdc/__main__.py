@@ -47,7 +47,7 @@ def main(
     from invariclip.bench.cdc.trial import run_trial
     from invariclip.bench.cdc.world import make_world
     from invariclip.bench.stylebench.encoders import Quick
-    from invariclip.export.models.checkpoint import load_checkpoint
+    from invariclip.export.checkpoints.checkpoint import load_checkpoint
 
     bound_blas()
     manifest = data / "manifest.jsonl"

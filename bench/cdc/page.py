@@ -8,7 +8,7 @@ from typing import Any
 from invariclip.bench.cdc.rows import MAIN, MEAN, SHOTS, SINGLE, SINGLE_FITTED, ZERO_SHOT, ZERO_SHOT_FITTED
 from invariclip.bench.cdc.summary import BY_DOUBT
 from invariclip.bench.cdc.trial import FEW, SEEN, UNSEEN
-from invariclip.export.models.sources import REFERENCE
+from invariclip.export.checkpoints.sources import REFERENCE
 
 ABLATIONS = (
     "M = 1", "M = 2", MAIN, "M = 8", "softmax for evidential", "without misleading", "without diversity",

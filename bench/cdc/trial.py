@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from invariclip.calibrate.cdc.options import Options
     from invariclip.calibrate.cdc.splits import Split
     from invariclip.calibrate.cdc.views import Pictures
-    from invariclip.export.models.checkpoint import Checkpoint
+    from invariclip.export.checkpoints.checkpoint import Checkpoint
     from invariclip.semantics import Semantics
 
     Tests = tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.str_]]

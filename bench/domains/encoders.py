@@ -29,7 +29,7 @@ def load_encoder(
         CheckpointError: The model is not known, lacks its weights, or has another image tower.
         MissingExtraError: OpenVINO is wanted and not installed.
     """
-    from invariclip.export.models.checkpoint import load_checkpoint
+    from invariclip.export.checkpoints.checkpoint import load_checkpoint
 
     loaded = load_checkpoint(name, checkpoint, threads=threads)
     return loaded if precision == "float32" else Quick(loaded, precision)

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from invariclip.calibrate.scorer import Objective
     from invariclip.calibrate.select import Selection
     from invariclip.calibrate.style_prompts import StylePrompts
-    from invariclip.export.models.checkpoint import Checkpoint
+    from invariclip.export.checkpoints.checkpoint import Checkpoint
 
 Plain = Literal["probe", "prototypes", "zero-shot"]
 ESTIMATORS = ("icm", "generalised", "shrinkage")

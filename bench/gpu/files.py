@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
+from invariclip.export.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from invariclip.export.graphs.rewrites import NAMES
 from invariclip.export.graphs.tower_graph import tower_graph
 from invariclip.export.graphs.trace import write_graph
-from invariclip.export.models.checkpoint import Checkpoint, load_checkpoint
-from invariclip.export.precision.islands import to_float16
+from invariclip.export.quantization.islands import to_float16
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,9 +76,9 @@ def _checkpoint(model: str, short: bool) -> Checkpoint:
 
 def rows_of(checkpoint: Checkpoint, tower: str, rows: int) -> NDArray[np.uint8] | NDArray[np.int64]:
     """uint8 [rows, side, side, 3] of bundled pictures, or int64 [rows, context] of prompts about what they show."""
-    from invariclip.export.contract import evidence
-    from invariclip.export.contract.evidence import Pictures, spread
     from invariclip.export.reference import pictures_path
+    from invariclip.export.verification import evidence
+    from invariclip.export.verification.evidence import Pictures, spread
     from invariclip.pixels import find_pictures
 
     if tower == "text":

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.calibrate.pairs import Table
-    from invariclip.export.models.checkpoint import Checkpoint
+    from invariclip.export.checkpoints.checkpoint import Checkpoint
     from invariclip.pixels import PixelSpec
     from invariclip.tokenizer import Tokenizer
 

@@ -69,7 +69,7 @@ def evaluate_command(
     from invariclip.bench.stylebench.transfer_page import render_transfer
     from invariclip.bench.stylebench.trial import KINDS, SEVEN, pairs, rows, run_trial
     from invariclip.bench.stylebench.world import WAYS, embed_elsewhere, embed_world
-    from invariclip.export.models.checkpoint import load_checkpoint
+    from invariclip.export.checkpoints.checkpoint import load_checkpoint
 
     bound_blas()
     manifest = data / "manifest.jsonl"

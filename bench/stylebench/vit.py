@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from invariclip.export.models.checkpoint import Checkpoint
+    from invariclip.export.checkpoints.checkpoint import Checkpoint
 
 PLAIN = (
     "a picture of a {}.",
@@ -246,7 +246,7 @@ def _bare(image: Path, text: Path) -> Checkpoint:
     import torch
     from safetensors.torch import save_file
 
-    from invariclip.export.models.checkpoint import load_checkpoint
+    from invariclip.export.checkpoints.checkpoint import load_checkpoint
 
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)

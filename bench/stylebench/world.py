@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from invariclip.calibrate.pairs import Table
     from invariclip.calibrate.pictures import Picture
     from invariclip.calibrate.style_prompts import StylePrompts
-    from invariclip.export.models.checkpoint import Checkpoint
+    from invariclip.export.checkpoints.checkpoint import Checkpoint
 
 TEMPLATES = ("a picture of a {}.",)
 ELSEWHERE_TEMPLATES = ("a picture of a {}.", "a photo of a {}.")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from invariclip.calibrate.fit import Calibration
     from invariclip.calibrate.pictures import Picture
     from invariclip.console import Progress
-    from invariclip.export.models.checkpoint import Checkpoint
+    from invariclip.export.checkpoints.checkpoint import Checkpoint
 
 TARGET_RISK = click.option(
     "--target-risk", type=float, help="With --cdc: also the uncertainty to abstain above, for this share of errors."

@@ -89,7 +89,7 @@ def cdc(
     pictures, told = pictures_of(given)
     space = read_projection(projection) if projection else None
     # Torch's models are loaded only once it is known that there is something to do
-    from invariclip.export.models.checkpoint import load_checkpoint
+    from invariclip.export.checkpoints.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(given["model"], given["checkpoint"], tokenizer=given["tokenizer"], progress=bar)
     if told:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from invariclip.calibrate.cdc.options import Options
     from invariclip.calibrate.embed import TextEncoder
     from invariclip.calibrate.pictures import Picture
-    from invariclip.export.models.checkpoint import Checkpoint
+    from invariclip.export.checkpoints.checkpoint import Checkpoint
     from invariclip.projection import Projection
     from invariclip.semantics import Semantics
 

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from invariclip.calibrate.embed import embed_texts
+from invariclip.export.checkpoints.contexts import token_embedding, with_context_rows
 from invariclip.export.graphs.rewrites import NotApplicableError, Subject
 from invariclip.export.graphs.rewrites.encoder import cut_texts
 from invariclip.export.graphs.towers import NORM_FLOOR, part_of
-from invariclip.export.models.contexts import token_embedding, with_context_rows
 from invariclip.prompts import class_bank
 from invariclip.semantics import LEARNED_TEXT, context_ids
 from invariclip.text_tower import cut_to_longest
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from invariclip.calibrate.cdc.options import Options
     from invariclip.calibrate.embed import TextEncoder
-    from invariclip.export.models.checkpoint import Checkpoint
+    from invariclip.export.checkpoints.checkpoint import Checkpoint
     from invariclip.projection import Projection
     from invariclip.tokenizer import TextSpec, Tokenizer
 

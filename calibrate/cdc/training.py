@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.calibrate.cdc.options import Options
-    from invariclip.export.models.checkpoint import Checkpoint
+    from invariclip.export.checkpoints.checkpoint import Checkpoint
     from invariclip.projection import Projection
 
 VALIDATION_CLASSES = 64

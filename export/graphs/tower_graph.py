@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from invariclip.export.contract import evidence
+from invariclip.export.checkpoints.contexts import contexts_of
 from invariclip.export.graphs.fold import Folded, fold_images, fold_texts, left_open, probe_pictures
 from invariclip.export.graphs.head import expose_projection
 from invariclip.export.graphs.rewrites import (
@@ -22,7 +22,7 @@ from invariclip.export.graphs.rewrites import (
 from invariclip.export.graphs.tokens import name_merges, refusal, thin_tokens
 from invariclip.export.graphs.towers import ImageTower, TextTower, part_of
 from invariclip.export.graphs.trace import traced
-from invariclip.export.models.contexts import contexts_of
+from invariclip.export.verification import evidence
 from invariclip.manifest import EMBEDDING, IMAGE_INPUT, TEXT_INPUT, Step
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
+    from invariclip.export.checkpoints.checkpoint import Checkpoint
     from invariclip.export.graphs.rewrites import Tower
-    from invariclip.export.models.checkpoint import Checkpoint
     from invariclip.projection import Projection
 
 

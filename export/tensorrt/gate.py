@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from invariclip.errors import ContractError, MissingExtraError
-from invariclip.export.precision.symmetric import uint8_values
+from invariclip.export.quantization.symmetric import uint8_values
 from invariclip.export.tensorrt.builder import build
 from invariclip.export.tensorrt.plan import plan_engine
 from invariclip.tensorrt.library import installed, open_library

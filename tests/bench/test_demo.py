@@ -35,7 +35,7 @@ from invariclip.calibrate.fit import Calibration
 from invariclip.calibrate.pictures import SkippedPictureWarning
 from invariclip.errors import InputError
 from invariclip.export.assemble import export_artifact
-from invariclip.export.models.checkpoint import load_checkpoint
+from invariclip.export.checkpoints.checkpoint import load_checkpoint
 
 TEMPLATES = ("a picture of a {}.",)
 

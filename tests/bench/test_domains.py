@@ -18,7 +18,7 @@ from invariclip.calibrate.layouts import LAYOUTS, read_layout
 from invariclip.calibrate.modality import Projectors
 from invariclip.calibrate.pairs import UNCHANGED, Table
 from invariclip.calibrate.style_prompts import StylePrompts
-from invariclip.export.models.checkpoint import load_checkpoint
+from invariclip.export.checkpoints.checkpoint import load_checkpoint
 from invariclip.pixels import PixelSpec
 from invariclip.projection import identity
 

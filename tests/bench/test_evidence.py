@@ -22,7 +22,7 @@ def spread(value, below, above):
 
 
 def test_the_graphs_differ_in_their_ends_alone(tiny_checkpoint, tmp_path, monkeypatch):
-    from invariclip.export.models.checkpoint import load_checkpoint
+    from invariclip.export.checkpoints.checkpoint import load_checkpoint
 
     monkeypatch.setattr(evidence, "load_checkpoint", lambda *_, **__: load_checkpoint(str(tiny_checkpoint)))
     written = evidence.write_graphs("tiny", 7, tmp_path, 1)
@@ -130,7 +130,7 @@ def test_ends_are_timed_behind_the_tower(tmp_path, monkeypatch):
 
 
 def test_ends_run_in_a_process(tiny_checkpoint, tmp_path, monkeypatch):
-    from invariclip.export.models.checkpoint import load_checkpoint
+    from invariclip.export.checkpoints.checkpoint import load_checkpoint
 
     monkeypatch.setattr(evidence, "load_checkpoint", lambda *_, **__: load_checkpoint(str(tiny_checkpoint)))
     graphs = evidence.write_graphs("tiny", 7, tmp_path, 1)

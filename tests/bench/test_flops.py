@@ -7,9 +7,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from invariclip.bench.flops import graph_flops
 from invariclip.errors import InputError
+from invariclip.export.checkpoints.checkpoint import load_checkpoint
 from invariclip.export.graphs.tower_graph import tower_graph
 from invariclip.export.graphs.trace import write_graph
-from invariclip.export.models.checkpoint import load_checkpoint
 
 
 def saved(tmp_path, nodes, weights, given, answer):

@@ -11,7 +11,7 @@ from invariclip.bench.load_page import BEGIN, END, with_tables
 from invariclip.bench.load_torch import server
 from invariclip.errors import InputError
 from invariclip.export.assemble import export_artifact
-from invariclip.export.models.checkpoint import load_checkpoint
+from invariclip.export.checkpoints.checkpoint import load_checkpoint
 from invariclip.pixels import find_pictures
 
 PAGE = f"before\n{BEGIN}\nold\n{END}\nafter\n"

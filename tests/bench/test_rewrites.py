@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from invariclip.bench import latency, rewrites
 from invariclip.bench.latency import Candidate, Timing
 from invariclip.errors import InvariclipError
+from invariclip.export.checkpoints.checkpoint import load_checkpoint
 from invariclip.export.graphs.rewrites import NAMES, REWRITES
-from invariclip.export.models.checkpoint import load_checkpoint
 
 
 @pytest.mark.parametrize("tower", ["image", "text"])

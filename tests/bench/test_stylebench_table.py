@@ -50,8 +50,8 @@ from invariclip.calibrate.pairs import UNCHANGED, Table
 from invariclip.calibrate.pictures import Picture
 from invariclip.calibrate.style_prompts import StylePrompts
 from invariclip.errors import CheckpointError, MissingExtraError
-from invariclip.export.models.checkpoint import load_checkpoint
-from invariclip.export.models.torchvision_ops import declare_missing_ops
+from invariclip.export.checkpoints.checkpoint import load_checkpoint
+from invariclip.export.checkpoints.torchvision_ops import declare_missing_ops
 from invariclip.interventions import PAPER
 from invariclip.pixels import pixels
 from invariclip.projection import identity

@@ -84,7 +84,7 @@ def test_a_set_needs_a_name_and_a_path(given):
 def test_an_artifacts_variant_is_asked_and_its_answers_are_kept(tmp_path):
     pytest.importorskip("openvino")
     from invariclip.export.assemble import export_artifact
-    from invariclip.export.models.checkpoint import load_checkpoint
+    from invariclip.export.checkpoints.checkpoint import load_checkpoint
     from invariclip.export.reference import pictures_path
     from invariclip.export.variants import Wish
     from invariclip.pixels import find_pictures

@@ -11,7 +11,7 @@ import invariclip
 from invariclip.artifact import checked_path, read_manifest
 from invariclip.errors import ArtifactError, ContractError, InputError, ProjectionError
 from invariclip.export import assemble
-from invariclip.export.contract.figures import Thresholds
+from invariclip.export.verification.figures import Thresholds
 from invariclip.manifest import space_id
 from invariclip.pixels import find_pictures, stack
 from invariclip.projection import Projection, read_projection
@@ -52,7 +52,7 @@ def test_each_graph_carries_the_facts(tiny_artifact, facts_in):
 
 
 def test_the_runtime_answers_from_it(tiny_artifact, tiny_checkpoint, tiny_projection, tiny_pictures):
-    from invariclip.export.models.checkpoint import load_checkpoint
+    from invariclip.export.checkpoints.checkpoint import load_checkpoint
 
     loaded = load_checkpoint(str(tiny_checkpoint))
     model = invariclip.load(tiny_artifact)

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from invariclip.errors import CheckpointError
-from invariclip.export.models import checkpoint as module
-from invariclip.export.models.checkpoint import load_checkpoint
-from invariclip.export.models.preprocessing import CheckpointWarning, warn_of_quick_gelu
+from invariclip.export.checkpoints import checkpoint as module
+from invariclip.export.checkpoints.checkpoint import load_checkpoint
+from invariclip.export.checkpoints.preprocessing import CheckpointWarning, warn_of_quick_gelu
 from invariclip.pixels import stack
 
 WEIGHTS = "open_clip_model.safetensors"

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from invariclip.export.precision import clipping
-from invariclip.export.precision.clipping import Sample, clipped, step
+from invariclip.export.quantization import clipping
+from invariclip.export.quantization.clipping import Sample, clipped, step
 
 
 def error(numbers, low, high):

@@ -154,7 +154,7 @@ def test_verify_a_damaged_artifact(run, tiny_artifact, tiny_checkpoint, tmp_path
     ],
     ids=lambda value: None if isinstance(value, str) else " ".join(value)[:40],
 )
-@pytest.mark.filterwarnings("ignore::invariclip.export.contract.evidence.UnreadablePictureWarning")
+@pytest.mark.filterwarnings("ignore::invariclip.export.verification.evidence.UnreadablePictureWarning")
 def test_mistakes_are_one_line_and_exit_2(run, tiny_checkpoint, model_folder, tmp_path, options, message):
     (tmp_path / "garbage.safetensors").write_bytes(b"garbage" * 30)
     (tmp_path / "empty").mkdir()

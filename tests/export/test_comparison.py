@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from invariclip.export.contract.comparison import TIE, Comparison, agreement, invariance_gap, measure
-from invariclip.export.contract.figures import EXACT, THRESHOLDS, Figures, Thresholds, failures
+from invariclip.export.verification.comparison import TIE, Comparison, agreement, invariance_gap, measure
+from invariclip.export.verification.figures import EXACT, THRESHOLDS, Figures, Thresholds, failures
 from invariclip.fidelity import LEVELS
 
 GOOD = Figures(

@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from invariclip.export import dump as module
+from invariclip.export.checkpoints.families import FAMILIES
 from invariclip.export.dump import difference, dump, dumps, family_dump, golden_path
-from invariclip.export.models.families import FAMILIES
 
 GOLDEN = Path(__file__).with_name("golden")
 ALL = "INVARICLIP_ALL_DUMPS"

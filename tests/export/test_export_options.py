@@ -84,7 +84,7 @@ def red_and_blue_swapped_where_fast(data, spec, mode="exact"):
 def test_the_fast_pixel_mode_is_proved_where_it_is_asked_for(
     run, tiny_checkpoint, tiny_pictures, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("invariclip.export.contract.fast_pixels.SHOWN", 2)
+    monkeypatch.setattr("invariclip.export.verification.fast_pixels.SHOWN", 2)
     out = tmp_path / "x.icm"
     wanted = ("export", "--model", tiny_checkpoint, "--images", tiny_pictures, "--fast-pixels", "-o", out, "--quiet")
     code, stdout, err = run(*wanted)
@@ -95,7 +95,7 @@ def test_the_fast_pixel_mode_is_proved_where_it_is_asked_for(
     assert record["cosine_min"] >= record["min_cosine"] == 0.985
     assert invariclip.load(out, pixel_mode="fast").describe()["pixel_mode"] == "fast"
 
-    monkeypatch.setattr("invariclip.export.contract.fast_pixels.pixels", red_and_blue_swapped_where_fast)
+    monkeypatch.setattr("invariclip.export.verification.fast_pixels.pixels", red_and_blue_swapped_where_fast)
     code, stdout, err = run(*wanted)
     assert (code, err.count("\n")) == (0, 1)
     assert "the fast pixel mode is left out: cosine to the exact mode" in err

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from invariclip.errors import InputError
-from invariclip.export.contract.fast_pixels import SIZES, as_jpeg, fast_figures, fast_levels, fast_pairs
+from invariclip.export.verification.fast_pixels import SIZES, as_jpeg, fast_figures, fast_levels, fast_pairs
 from invariclip.pixels import PixelSpec, find_pictures
 
 SPEC = PixelSpec((64, 64), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from invariclip.export import family_parity
-from invariclip.export.models.checkpoint import load_checkpoint
+from invariclip.export.checkpoints.checkpoint import load_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from invariclip.errors import ContractError
 from invariclip.export.graphs.head import attach_head
 from invariclip.export.graphs.tower_graph import tower_graph
 from invariclip.export.graphs.trace import write_graph
-from invariclip.export.precision.islands import ACTIVATIONS, LADDER, NORMS, SUMS, to_float16
+from invariclip.export.quantization.islands import ACTIVATIONS, LADDER, NORMS, SUMS, to_float16
 from invariclip.projection import Projection
 
 HALF, WHOLE = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT

@@ -12,10 +12,10 @@ from onnx.reference import ReferenceEvaluator
 
 from invariclip.backends import open_backend
 from invariclip.errors import InputError
-from invariclip.export.contract.dempster import earned, pairwise
 from invariclip.export.graphs import head, opinions
 from invariclip.export.graphs.trace import write_graph
 from invariclip.export.tensorrt.gate import build_on_cpu
+from invariclip.export.verification.dempster import earned, pairwise
 from invariclip.manifest import SemanticsFacts
 
 WIDTH = 16

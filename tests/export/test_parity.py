@@ -11,9 +11,9 @@ from click.testing import CliRunner
 
 import invariclip
 from invariclip.export import parity
-from invariclip.export.contract.figures import SIZES
+from invariclip.export.checkpoints.families import FAMILIES
 from invariclip.export.family_parity import FamilyParity, TowerParity
-from invariclip.export.models.families import FAMILIES
+from invariclip.export.verification.figures import SIZES
 
 
 def tower(name, **fields):

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from invariclip.export.graphs.rewrites import Subject, require_held, rewrite_graph
 from invariclip.export.graphs.rewrites.patches import PATCHES, patches_as_bytes
-from invariclip.export.precision.qdq import Recipe, quantise, ranges_of, rounded
-from invariclip.export.precision.ranges import flows_of
-from invariclip.export.precision.sites import sites_of
+from invariclip.export.quantization.qdq import Recipe, quantise, ranges_of, rounded
+from invariclip.export.quantization.ranges import flows_of
+from invariclip.export.quantization.sites import sites_of
 from invariclip.pixels import PixelSpec
 
 WIDTH = 64

@@ -15,11 +15,11 @@ from PIL import Image
 from invariclip import pixels as host
 from invariclip.backends import open_backend
 from invariclip.errors import InputError
-from invariclip.export.contract import evidence, pictures_check, verify
-from invariclip.export.contract.diagnose_pixels import pixel_causes
-from invariclip.export.contract.pictures_check import RawPictures, TooLargePictureWarning, cut, pixel_levels
+from invariclip.export.checkpoints.checkpoint import load_checkpoint
 from invariclip.export.graphs.front import add_front, matmul, resize
-from invariclip.export.models.checkpoint import load_checkpoint
+from invariclip.export.verification import evidence, pictures_check, verify
+from invariclip.export.verification.diagnose_pixels import pixel_causes
+from invariclip.export.verification.pictures_check import RawPictures, TooLargePictureWarning, cut, pixel_levels
 from invariclip.pixels import PixelSpec, find_pictures
 
 SPEC = PixelSpec((224, 224), (0.48, 0.46, 0.41), (0.27, 0.26, 0.28))

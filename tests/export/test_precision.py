@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 
 from invariclip.errors import ContractError, InputError
 from invariclip.export.graphs.trace import write_graph
-from invariclip.export.precision import library
-from invariclip.export.precision.half import halve
-from invariclip.export.precision.mixed import groups_of, mix
-from invariclip.export.precision.qdq import Recipe, quantise, ranges_of, rounded, smoothable
-from invariclip.export.precision.ranges import Flow, flows_of
-from invariclip.export.precision.rounding import compensated, nearest, sharing
-from invariclip.export.precision.sites import flops, sites_of
-from invariclip.export.precision.smooth import factors
-from invariclip.export.precision.variants import KINDS, require_kinds
+from invariclip.export.quantization import library
+from invariclip.export.quantization.half import halve
+from invariclip.export.quantization.mixed import groups_of, mix
+from invariclip.export.quantization.qdq import Recipe, quantise, ranges_of, rounded, smoothable
+from invariclip.export.quantization.ranges import Flow, flows_of
+from invariclip.export.quantization.rounding import compensated, nearest, sharing
+from invariclip.export.quantization.sites import flops, sites_of
+from invariclip.export.quantization.smooth import factors
+from invariclip.export.quantization.variants import KINDS, require_kinds
 
 SEEDS = st.integers(0, 2**31)
 WIDTH, INNER = 72, 96

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from invariclip.errors import CheckpointError, InputError
-from invariclip.export.models.checkpoint import load_checkpoint
+from invariclip.export.checkpoints.checkpoint import load_checkpoint
 from invariclip.export.reference import pictures_path, towers
 from invariclip.export.reference.assemble import LEARNT_FILE, RECIPES, cache_folder, config_of
 from invariclip.export.reference.packages import fetch

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from invariclip.errors import ContractError, InputError
+from invariclip.export.checkpoints import weights
+from invariclip.export.checkpoints.families import load_family
 from invariclip.export.graphs.rewrites import NAMES, REWRITES, Subject, blocks, chosen, encoder, rewrite_encoder
 from invariclip.export.graphs.rewrites.attention import Attention, Block, linear
 from invariclip.export.graphs.rewrites.text_encoder import TextEncoder
 from invariclip.export.graphs.towers import part_of
-from invariclip.export.models import weights
-from invariclip.export.models.families import load_family
 
 ENCODER = {rewrite.name: rewrite for rewrite in REWRITES if rewrite.module is not None}
 # which rewrites apply to which kind (see KINDS in conftest), and the others' reasons

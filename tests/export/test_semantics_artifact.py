@@ -10,10 +10,10 @@ import invariclip
 from invariclip.artifact import read_manifest
 from invariclip.errors import ContractError, InputError, SemanticsError
 from invariclip.export.assemble import Build, export_artifact
-from invariclip.export.contract.dempster import earned, pairwise
-from invariclip.export.models.contexts import with_semantics
+from invariclip.export.checkpoints.contexts import with_semantics
 from invariclip.export.swap import swap_classes
 from invariclip.export.variants import Wish
+from invariclip.export.verification.dempster import earned, pairwise
 from invariclip.pixels import find_pictures, stack
 from invariclip.semantics import LEARNED_TEXT, Semantics, context_ids, read_semantics, write_semantics
 

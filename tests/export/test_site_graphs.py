@@ -28,7 +28,7 @@ def _run(arguments, capsys):
 def both(tmp_path_factory, tiny_checkpoint, tiny_pictures, tiny_projection):
     """An artifact that was proved on both engines, with a variant of lower precision."""
     from invariclip.export.assemble import export_artifact
-    from invariclip.export.models.checkpoint import load_checkpoint
+    from invariclip.export.checkpoints.checkpoint import load_checkpoint
     from invariclip.export.variants import Wish
 
     out = tmp_path_factory.mktemp("both") / "both.icm"

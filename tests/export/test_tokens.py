@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from invariclip.backends import open_backend
 from invariclip.errors import InputError
+from invariclip.export.checkpoints.checkpoint import load_checkpoint
 from invariclip.export.graphs.rewrites import NAMES, NotApplicableError, Subject, rewrite_encoder
 from invariclip.export.graphs.tokens import MERGE_NODES, image_shape, thin_tokens
 from invariclip.export.graphs.tokens.merge import Merge
 from invariclip.export.graphs.tower_graph import tower_graph
 from invariclip.export.graphs.towers import ImageTower, part_of
 from invariclip.export.graphs.trace import write_graph
-from invariclip.export.models.checkpoint import load_checkpoint
 from invariclip.manifest import EMBEDDING
 
 SCHEDULE = (13, 13, 8, 5)  # of 17 tokens; five blocks

@@ -7,10 +7,10 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from invariclip.errors import InputError
-from invariclip.export.contract.figures import Figures, Thresholds
 from invariclip.export.graphs.tokens.families import FAMILIES, Family
 from invariclip.export.graphs.tokens.schedule import TowerShape, written
 from invariclip.export.graphs.tokens.search import WORTH, fewest_tokens
+from invariclip.export.verification.figures import Figures, Thresholds
 
 E2 = 768 * 768
 B16 = TowerShape(12, 197, 1, 768, 768, 2 * E2, 2 * E2, 8 * E2, 196 * E2)

@@ -11,10 +11,10 @@ from invariclip.artifact import checked_path, read_manifest
 from invariclip.errors import InputError, LeftOutWarning
 from invariclip.export import variants
 from invariclip.export.assemble import Build, export_artifact
-from invariclip.export.contract.figures import THRESHOLDS
 from invariclip.export.graphs.tokens import TowerShape
-from invariclip.export.precision import variants as kinds
+from invariclip.export.quantization import variants as kinds
 from invariclip.export.variants import Wish, spare_pictures
+from invariclip.export.verification.figures import THRESHOLDS
 from invariclip.fidelity import reached
 from invariclip.pixels import find_pictures
 
@@ -44,7 +44,7 @@ def export(tmp_path_factory, checkpoint, tiny_pictures, tiny_projection):
 def everything(export):
     """An artifact with most kinds."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("invariclip.export.precision.sites.MIN_WEIGHTS", 1)
+        patch.setattr("invariclip.export.quantization.sites.MIN_WEIGHTS", 1)
         # a tower this small saves nothing by merging, if a merge costs what it does on a real one
         for method in (TowerShape.flops, TowerShape.saving):
             patch.setitem(method.__kwdefaults__, "merge", 0.0)
@@ -93,7 +93,7 @@ def test_the_manifest_tells_how_each_was_made(everything):
 
 
 def test_what_fails_is_left_out_with_its_reason_and_its_file(export, monkeypatch):
-    monkeypatch.setattr("invariclip.export.precision.sites.MIN_WEIGHTS", 1)
+    monkeypatch.setattr("invariclip.export.quantization.sites.MIN_WEIGHTS", 1)
     with pytest.warns(LeftOutWarning, match="variant int8 is left out: no mix of int8 and float32 keeps the contract"):
         out = export("int8", bounds=replace(LOOSE, max_abs_diff=0.0), backends=("onnxruntime",))
     manifest = read_manifest(out)
@@ -149,7 +149,7 @@ def test_mistakes_show_before_any_work(export):
 
 
 def test_calibration_is_on_pictures_that_the_contract_does_not_look_at(checkpoint):
-    from invariclip.export.contract.evidence import BUNDLED_LIMIT, pictures_of
+    from invariclip.export.verification.evidence import BUNDLED_LIMIT, pictures_of
 
     judged = pictures_of(None, checkpoint("vit").pixels)
     spare = spare_pictures(Wish(), judged)
@@ -167,7 +167,7 @@ def test_every_kind_names_a_method_that_the_workshop_knows():
 def for_gpus(export):
     """An artifact with the variants that TensorRT takes."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("invariclip.export.precision.sites.MIN_WEIGHTS", 1)
+        patch.setattr("invariclip.export.quantization.sites.MIN_WEIGHTS", 1)
         return export("float16-islands", "int8-symmetric", backends=("onnxruntime",))
 
 
@@ -175,7 +175,7 @@ def for_gpus(export):
 def test_variants_for_gpus_keep_the_contract_on_the_cpu_and_are_what_tensorrt_takes(for_gpus, name, precision):
     import onnx_ir as ir
 
-    from invariclip.export.precision.symmetric import uint8_values
+    from invariclip.export.quantization.symmetric import uint8_values
     from invariclip.export.tensorrt.plan import plan_engine
 
     manifest = read_manifest(for_gpus)

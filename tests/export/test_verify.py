@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from invariclip.backends import open_backend
 from invariclip.errors import CheckpointError, ContractError, InputError
 from invariclip.export.assemble import export_artifact
-from invariclip.export.contract import evidence, figures, verify
-from invariclip.export.contract.evidence import UnreadablePictureWarning
-from invariclip.export.models.checkpoint import load_checkpoint
+from invariclip.export.checkpoints.checkpoint import load_checkpoint
+from invariclip.export.verification import evidence, figures, verify
+from invariclip.export.verification.evidence import UnreadablePictureWarning
 from invariclip.projection import Projection
 
 CLASSES = ("cat", "dog", "tree", "house", "horse", "boat", "owl")

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from invariclip.errors import CheckpointError
-from invariclip.export.models import weights
+from invariclip.export.checkpoints import weights
 
 TENSORS = {
     "b.weight": torch.arange(6, dtype=torch.float32).reshape(2, 3),

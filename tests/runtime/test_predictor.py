@@ -27,7 +27,7 @@ def paths(tiny_pictures):
 @pytest.fixture(scope="module")
 def expected(tiny_checkpoint, tiny_projection):
     """PyTorch's encoder, the projection in float64, unit length."""
-    from invariclip.export.models.checkpoint import load_checkpoint
+    from invariclip.export.checkpoints.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(str(tiny_checkpoint))
 

@@ -29,7 +29,7 @@ def other():
 
 @pytest.fixture(scope="module")
 def checkpoint(tiny_checkpoint):
-    from invariclip.export.models.checkpoint import load_checkpoint
+    from invariclip.export.checkpoints.checkpoint import load_checkpoint
 
     return load_checkpoint(str(tiny_checkpoint))
 

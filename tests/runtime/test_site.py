@@ -304,7 +304,7 @@ def test_adapt_names_what_is_missing(tiny_artifact, tiny_pictures, here, tmp_pat
 
 def test_an_artifact_without_a_training_mean_says_what_to_do(tiny_checkpoint, tiny_pictures, tmp_path, capsys):
     from invariclip.export.assemble import export_artifact
-    from invariclip.export.models.checkpoint import load_checkpoint
+    from invariclip.export.checkpoints.checkpoint import load_checkpoint
 
     out = tmp_path / "plain.icm"
     export_artifact(

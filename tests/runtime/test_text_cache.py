@@ -131,7 +131,7 @@ def test_a_model_keeps_texts_and_counts_them(tiny_artifact):
 
 def test_another_projection_has_a_cache_of_its_own(tmp_path, tiny_checkpoint, tiny_projection, tiny_pictures):
     from invariclip.export.assemble import Build, export_artifact
-    from invariclip.export.models.checkpoint import load_checkpoint
+    from invariclip.export.checkpoints.checkpoint import load_checkpoint
     from invariclip.pixels import find_pictures
     from invariclip.projection import Projection
 

@@ -17,12 +17,12 @@ from invariclip.tokenizer import TextSpec, Tokenizer
 @pytest.fixture(scope="module")
 def both():
     """Ours, from the exported vocabulary, and the tokenizer of open_clip."""
-    from invariclip.export.models.torchvision_ops import declare_missing_ops
+    from invariclip.export.checkpoints.torchvision_ops import declare_missing_ops
 
     declare_missing_ops()
     import open_clip
 
-    from invariclip.export.models.tokenizer_json import tokenizer_json
+    from invariclip.export.checkpoints.tokenizer_json import tokenizer_json
 
     theirs = open_clip.get_tokenizer("ViT-B-32")
     spec = TextSpec(77, start_token_ids=(theirs.sot_token_id,), end_token_ids=(theirs.eot_token_id,))
@@ -151,7 +151,7 @@ def test_a_file_that_is_missing_or_too_large_is_refused(tmp_path, monkeypatch):
 
 
 def test_ids_before_a_text_stand_behind_the_special_tokens_and_are_never_cut(tiny_checkpoint):
-    from invariclip.export.models.checkpoint import load_checkpoint
+    from invariclip.export.checkpoints.checkpoint import load_checkpoint
 
     tokenizer = load_checkpoint(str(tiny_checkpoint)).tokenizer
     plain, behind = tokenizer("a cat"), tokenizer("a cat", prefix=(-1, -2, -3))

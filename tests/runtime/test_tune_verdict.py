@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from invariclip.export.contract.figures import THRESHOLDS
+from invariclip.export.verification.figures import THRESHOLDS
 from invariclip.fidelity import LEVELS
 from invariclip.tune.candidates import Candidate
 from invariclip.tune.checks import MIN_COSINE, PICTURES, check_pictures, disagreement

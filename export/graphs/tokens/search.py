@@ -13,16 +13,16 @@ from math import isnan
 from typing import TYPE_CHECKING
 
 from invariclip.errors import InputError
-from invariclip.export.contract.figures import failures
 from invariclip.export.graphs.tokens.families import FAMILIES
 from invariclip.export.graphs.tokens.schedule import written
+from invariclip.export.verification.figures import failures
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from invariclip.export.contract.figures import Figures, Thresholds
     from invariclip.export.graphs.tokens.families import Family
     from invariclip.export.graphs.tokens.schedule import Schedule, TowerShape
+    from invariclip.export.verification.figures import Figures, Thresholds
 
 TRIALS = 24
 """Schedules that are asked about unless the caller says otherwise."""

@@ -19,9 +19,9 @@ from invariclip.export.graphs.towers import part_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from invariclip.export.checkpoints.checkpoint import Checkpoint
     from invariclip.export.graphs.rewrites.attention import Block
     from invariclip.export.graphs.rewrites.rewrite import Subject
-    from invariclip.export.models.checkpoint import Checkpoint
 
 NEEDS = ("plain-attention", "pooled-last-block")
 """Rewrites that must be in the tower before its tokens can be merged."""

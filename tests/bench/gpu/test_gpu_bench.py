@@ -262,7 +262,7 @@ def test_a_missing_or_damaged_part_is_named(tmp_path, harm, message):
 def test_pytorchs_own_tower_answers_like_the_checkpoint(tiny_checkpoint, tiny_artifact):
     import torch
 
-    from invariclip.export.models.checkpoint import load_checkpoint
+    from invariclip.export.checkpoints.checkpoint import load_checkpoint
 
     loaded = load_checkpoint(str(tiny_checkpoint))
     for tower in ("image", "text"):

@@ -243,7 +243,7 @@ def test_names_from_outside_are_text(made, tmp_path):
 
 @pytest.fixture(scope="session")
 def checkpoint(tiny_checkpoint):
-    from invariclip.export.models.checkpoint import load_checkpoint
+    from invariclip.export.checkpoints.checkpoint import load_checkpoint
 
     return load_checkpoint(str(tiny_checkpoint))
 

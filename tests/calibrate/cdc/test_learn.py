@@ -15,8 +15,8 @@ from invariclip.calibrate.cdc.texts import LearnedTexts, hand_written_bank, star
 from invariclip.calibrate.embed import embed_texts
 from invariclip.calibrate.pictures import read_pictures
 from invariclip.errors import InputError, SemanticsError
-from invariclip.export.models.contexts import with_semantics
-from invariclip.export.models.families import load_family
+from invariclip.export.checkpoints.contexts import with_semantics
+from invariclip.export.checkpoints.families import load_family
 from invariclip.semantics import Semantics, class_banks, read_semantics, write_semantics
 
 OPTIONS = Options(
@@ -27,7 +27,7 @@ OPTIONS = Options(
 
 @pytest.fixture(scope="session")
 def checkpoint(tiny_checkpoint):
-    from invariclip.export.models.checkpoint import load_checkpoint
+    from invariclip.export.checkpoints.checkpoint import load_checkpoint
 
     return load_checkpoint(str(tiny_checkpoint))
 

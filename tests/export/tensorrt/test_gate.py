@@ -11,16 +11,16 @@ import pytest
 
 from invariclip.backends import open_backend
 from invariclip.errors import ContractError, MissingExtraError
+from invariclip.export.checkpoints.checkpoint import load_checkpoint
 from invariclip.export.graphs.front import add_front
 from invariclip.export.graphs.head import attach_head
 from invariclip.export.graphs.tower_graph import tower_graph
 from invariclip.export.graphs.trace import write_graph
-from invariclip.export.models.checkpoint import load_checkpoint
-from invariclip.export.precision.islands import to_float16
-from invariclip.export.precision.qdq import Recipe, quantise, ranges_of, rounded
-from invariclip.export.precision.ranges import flows_of
-from invariclip.export.precision.sites import sites_of
-from invariclip.export.precision.symmetric import to_symmetric
+from invariclip.export.quantization.islands import to_float16
+from invariclip.export.quantization.qdq import Recipe, quantise, ranges_of, rounded
+from invariclip.export.quantization.ranges import flows_of
+from invariclip.export.quantization.sites import sites_of
+from invariclip.export.quantization.symmetric import to_symmetric
 from invariclip.export.tensorrt.gate import build_on_cpu
 from invariclip.projection import Projection
 

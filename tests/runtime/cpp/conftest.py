@@ -86,7 +86,7 @@ def engine(request, built):
 def artifact(tmp_path_factory, tiny_checkpoint, tiny_pictures, tiny_projection):
     """Learned templates that were calibrated, a projection, float32 and float16 weights, both engines."""
     from invariclip.export.assemble import export_artifact
-    from invariclip.export.models.checkpoint import load_checkpoint
+    from invariclip.export.checkpoints.checkpoint import load_checkpoint
     from invariclip.export.variants import Wish
     from invariclip.semantics import Semantics
 

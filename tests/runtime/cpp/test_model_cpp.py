@@ -18,7 +18,7 @@ from invariclip.bench.cpp.build import build, install
 from invariclip.bench.cpp.turns import compare
 from invariclip.console import silent
 from invariclip.export.assemble import export_artifact
-from invariclip.export.models.checkpoint import load_checkpoint
+from invariclip.export.checkpoints.checkpoint import load_checkpoint
 from invariclip.export.site import bake_site
 from invariclip.pixels import find_pictures
 from invariclip.site import new_site

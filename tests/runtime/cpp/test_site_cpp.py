@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save, save_file
 import invariclip
 from invariclip.errors import InputError, SiteError
 from invariclip.export.assemble import export_artifact
-from invariclip.export.models.checkpoint import load_checkpoint
+from invariclip.export.checkpoints.checkpoint import load_checkpoint
 from invariclip.export.site import bake_site
 from invariclip.export.variants import Wish
 from invariclip.site import MAX_SITE_BYTES, Site, new_site, read_site, write_site

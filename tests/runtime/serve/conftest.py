@@ -15,7 +15,7 @@ from PIL import Image
 
 import invariclip
 from invariclip.export.assemble import export_artifact
-from invariclip.export.models.checkpoint import load_checkpoint
+from invariclip.export.checkpoints.checkpoint import load_checkpoint
 from invariclip.pixels import find_pictures
 from invariclip.semantics import Semantics
 from invariclip.serve.app import application

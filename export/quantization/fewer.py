@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from invariclip.export.contract.figures import Figures
     from invariclip.export.graphs.tokens.search import Found
-    from invariclip.export.precision.variants import Workshop
+    from invariclip.export.quantization.variants import Workshop
+    from invariclip.export.verification.figures import Figures
 
 TRIALS = 14
 """Schedules that are tried: each is a trace and a run of the calibration pictures."""

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from invariclip.errors import CheckpointError
+from invariclip.export.checkpoints.json_file import read_object
+from invariclip.export.checkpoints.random_weights import Unfilled, fill
+from invariclip.export.checkpoints.shorten import shorten
+from invariclip.export.checkpoints.sources import CONFIG_FILE
 from invariclip.export.graphs.quiet import quiet
-from invariclip.export.models.json_file import read_object
-from invariclip.export.models.random_weights import Unfilled, fill
-from invariclip.export.models.shorten import shorten
-from invariclip.export.models.sources import CONFIG_FILE
 
 if TYPE_CHECKING:
-    from invariclip.export.models.sources import Source
+    from invariclip.export.checkpoints.sources import Source
 
 TOWER_FILE = "config.json"
 """What describes a Hugging Face text tower, in the model's folder or in one below it with the tower's name."""

@@ -18,16 +18,16 @@ import torch
 
 from invariclip.console import silent
 from invariclip.errors import ContractError
-from invariclip.export.contract import answers, evidence, pictures_check
-from invariclip.export.contract.answers import project
-from invariclip.export.contract.candidate import Candidate, Job, Verdict
-from invariclip.export.contract.comparison import measure
-from invariclip.export.contract.diagnose import causes_of
-from invariclip.export.contract.diagnose_pixels import front_causes, pixel_causes
-from invariclip.export.contract.figures import THRESHOLDS, Thresholds, failures
-from invariclip.export.contract.pictures_check import RawPictures
+from invariclip.export.checkpoints.contexts import contexts_of, with_semantics
 from invariclip.export.graphs.front import BOUNDS
-from invariclip.export.models.contexts import contexts_of, with_semantics
+from invariclip.export.verification import answers, evidence, pictures_check
+from invariclip.export.verification.answers import project
+from invariclip.export.verification.candidate import Candidate, Job, Verdict
+from invariclip.export.verification.comparison import measure
+from invariclip.export.verification.diagnose import causes_of
+from invariclip.export.verification.diagnose_pixels import front_causes, pixel_causes
+from invariclip.export.verification.figures import THRESHOLDS, Thresholds, failures
+from invariclip.export.verification.pictures_check import RawPictures
 from invariclip.fidelity import LEVELS
 from invariclip.manifest import EMBEDDING
 from invariclip.pixels import pixels
@@ -39,10 +39,10 @@ if TYPE_CHECKING:
 
     from invariclip.backends import Backend
     from invariclip.console import Progress
-    from invariclip.export.contract.answers import Shown
-    from invariclip.export.contract.comparison import Comparison
-    from invariclip.export.contract.evidence import Pictures
-    from invariclip.export.models.checkpoint import Checkpoint
+    from invariclip.export.checkpoints.checkpoint import Checkpoint
+    from invariclip.export.verification.answers import Shown
+    from invariclip.export.verification.comparison import Comparison
+    from invariclip.export.verification.evidence import Pictures
     from invariclip.projection import Projection
     from invariclip.semantics import Semantics
 

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from invariclip.errors import ContractError
-from invariclip.export.precision.casts import Writer, constant_of
+from invariclip.export.quantization.casts import Writer, constant_of
 from invariclip.manifest import EMBEDDING, PROJECTION_INPUT
 
 if TYPE_CHECKING:

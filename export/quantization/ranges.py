@@ -14,7 +14,7 @@ from invariclip.backends.threads import available_threads
 from invariclip.console import silent
 from invariclip.errors import ContractError
 from invariclip.export.graphs.trace import write_graph
-from invariclip.export.precision.clipping import Sample
+from invariclip.export.quantization.clipping import Sample
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.console import Progress
-    from invariclip.export.precision.sites import Site
-    from invariclip.export.precision.windows import Window
+    from invariclip.export.quantization.sites import Site
+    from invariclip.export.quantization.windows import Window
 
 
 POSITIONS = 100

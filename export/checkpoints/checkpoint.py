@@ -16,19 +16,19 @@ import torch
 
 from invariclip.console import Progress, silent
 from invariclip.errors import CheckpointError
-from invariclip.export.models import weights
-from invariclip.export.models.construct import build, read_config, text_tower
-from invariclip.export.models.preprocessing import (
+from invariclip.export.checkpoints import weights
+from invariclip.export.checkpoints.construct import build, read_config, text_tower
+from invariclip.export.checkpoints.preprocessing import (
     CheckpointWarning,
     preprocessing_of,
     published,
     require_activation,
     warn_of_quick_gelu,
 )
-from invariclip.export.models.shorten import SHORT
-from invariclip.export.models.sources import HUB, REFERENCE, download_tokenizer, locate, locate_tokenizer
-from invariclip.export.models.tokenizer_hub import TOKENIZER_FILE, tokenizer_of
-from invariclip.export.models.torchvision_ops import declare_missing_ops
+from invariclip.export.checkpoints.shorten import SHORT
+from invariclip.export.checkpoints.sources import HUB, REFERENCE, download_tokenizer, locate, locate_tokenizer
+from invariclip.export.checkpoints.tokenizer_hub import TOKENIZER_FILE, tokenizer_of
+from invariclip.export.checkpoints.torchvision_ops import declare_missing_ops
 from invariclip.pixels import normalise
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from invariclip.export.models.sources import Source
+    from invariclip.export.checkpoints.sources import Source
     from invariclip.pixels import PixelSpec
     from invariclip.tokenizer import Tokenizer
 

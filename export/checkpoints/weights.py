@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from invariclip.errors import CheckpointError
-from invariclip.export.models.json_file import read_object
+from invariclip.export.checkpoints.json_file import read_object
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from invariclip.export.models import weights
+from invariclip.export.checkpoints import weights
 
 if TYPE_CHECKING:
-    from invariclip.export.models.checkpoint import Checkpoint
+    from invariclip.export.checkpoints.checkpoint import Checkpoint
 
 
 SHORT = "first and last blocks only"

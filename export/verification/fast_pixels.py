@@ -16,9 +16,9 @@ from PIL import Image
 
 from invariclip.console import silent
 from invariclip.errors import InputError
-from invariclip.export.contract.answers import project
-from invariclip.export.contract.comparison import agreement
-from invariclip.export.contract.evidence import spread
+from invariclip.export.verification.answers import project
+from invariclip.export.verification.comparison import agreement
+from invariclip.export.verification.evidence import spread
 from invariclip.pixels import open_picture, pixels
 
 if TYPE_CHECKING:
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.console import Progress
-    from invariclip.export.contract.candidate import Job
-    from invariclip.export.contract.evidence import Pictures
-    from invariclip.export.contract.figures import Thresholds
+    from invariclip.export.verification.candidate import Job
+    from invariclip.export.verification.evidence import Pictures
+    from invariclip.export.verification.figures import Thresholds
     from invariclip.pixels import PixelSpec
 
 SIZES = ((640, 480), (1800, 1350), (4000, 3000))

@@ -13,14 +13,14 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal
 
 from invariclip.errors import CheckpointError
-from invariclip.export.models.checkpoint import load_checkpoint
-from invariclip.export.models.sources import CONFIG_FILE
-from invariclip.export.models.stand_in import write_tokenizer
-from invariclip.export.models.torchvision_ops import declare_missing_ops
+from invariclip.export.checkpoints.checkpoint import load_checkpoint
+from invariclip.export.checkpoints.sources import CONFIG_FILE
+from invariclip.export.checkpoints.stand_in import write_tokenizer
+from invariclip.export.checkpoints.torchvision_ops import declare_missing_ops
 
 if TYPE_CHECKING:
-    from invariclip.export.models.checkpoint import Checkpoint
-    from invariclip.export.models.stand_in import Vocabulary
+    from invariclip.export.checkpoints.checkpoint import Checkpoint
+    from invariclip.export.checkpoints.stand_in import Vocabulary
 
 
 @dataclass(frozen=True)

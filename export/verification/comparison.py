@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from invariclip.errors import ContractError
-from invariclip.export.contract.figures import SIZES, Figures, max_diff
+from invariclip.export.verification.figures import SIZES, Figures, max_diff
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from invariclip.export.contract.class_head import ClassHead
+    from invariclip.export.verification.class_head import ClassHead
 
 TIE = 1e-6
 """Cosines closer than this are a tie: float32 unit vectors of a thousand components do not tell them apart."""

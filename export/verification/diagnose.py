@@ -15,16 +15,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from invariclip.export.contract.answers import project
-from invariclip.export.models.torchvision_ops import declare_missing_ops
+from invariclip.export.checkpoints.torchvision_ops import declare_missing_ops
+from invariclip.export.verification.answers import project
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
-    from invariclip.export.contract.comparison import Comparison
-    from invariclip.export.models.checkpoint import Checkpoint
+    from invariclip.export.checkpoints.checkpoint import Checkpoint
+    from invariclip.export.verification.comparison import Comparison
     from invariclip.projection import Projection
 
 AGREES = 0.9999

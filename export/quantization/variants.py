@@ -10,14 +10,14 @@ import onnx_ir as ir
 
 from invariclip.errors import ContractError, InputError
 from invariclip.export.graphs.trace import write_graph
-from invariclip.export.precision import library
-from invariclip.export.precision.half import halve
-from invariclip.export.precision.islands import LADDER, to_float16
-from invariclip.export.precision.mixed import groups_of, mix
-from invariclip.export.precision.qdq import Recipe, quantise, ranges_of, rounded, smoothable
-from invariclip.export.precision.ranges import flows_of
-from invariclip.export.precision.sites import flops, sites_of
-from invariclip.export.precision.symmetric import to_symmetric
+from invariclip.export.quantization import library
+from invariclip.export.quantization.half import halve
+from invariclip.export.quantization.islands import LADDER, to_float16
+from invariclip.export.quantization.mixed import groups_of, mix
+from invariclip.export.quantization.qdq import Recipe, quantise, ranges_of, rounded, smoothable
+from invariclip.export.quantization.ranges import flows_of
+from invariclip.export.quantization.sites import flops, sites_of
+from invariclip.export.quantization.symmetric import to_symmetric
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.console import Progress
-    from invariclip.export.contract.figures import Figures
-    from invariclip.export.precision.islands import Islands
-    from invariclip.export.precision.mixed import Group, Mix
-    from invariclip.export.precision.qdq import Rounded
-    from invariclip.export.precision.trials import Trials
+    from invariclip.export.quantization.islands import Islands
+    from invariclip.export.quantization.mixed import Group, Mix
+    from invariclip.export.quantization.qdq import Rounded
+    from invariclip.export.quantization.trials import Trials
+    from invariclip.export.verification.figures import Figures
     from invariclip.manifest import Compute
 
 SMOOTHING = (None, 0.5)

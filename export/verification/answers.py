@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from invariclip.errors import CheckpointError, ContractError
-from invariclip.export.contract.comparison import Comparison
-from invariclip.export.contract.evidence import altered
-from invariclip.export.contract.figures import SIZES, max_diff
+from invariclip.export.verification.comparison import Comparison
+from invariclip.export.verification.evidence import altered
+from invariclip.export.verification.figures import SIZES, max_diff
 from invariclip.manifest import EMBEDDING, PROBABILITIES, UNCERTAINTY
 from invariclip.text_tower import cut_to_longest
 

@@ -16,10 +16,10 @@ import onnx_ir as ir
 from invariclip.console import silent
 from invariclip.errors import ContractError
 from invariclip.export.graphs.rewrites.patches import MIDDLE, PATCHES, patches_as_bytes
-from invariclip.export.precision.clipping import clipped, step
-from invariclip.export.precision.rounding import compensated, nearest, sharing
-from invariclip.export.precision.sites import constant, matrix
-from invariclip.export.precision.smooth import factors
+from invariclip.export.quantization.clipping import clipped, step
+from invariclip.export.quantization.rounding import compensated, nearest, sharing
+from invariclip.export.quantization.sites import constant, matrix
+from invariclip.export.quantization.smooth import factors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.console import Progress
-    from invariclip.export.precision.ranges import Flow
-    from invariclip.export.precision.sites import Site
+    from invariclip.export.quantization.ranges import Flow
+    from invariclip.export.quantization.sites import Site
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from invariclip.backends import DEFAULT_BACKEND, open_backend, require_backend
 from invariclip.errors import ContractError
-from invariclip.export.contract.answers import project
-from invariclip.export.contract.class_head import ClassHead
-from invariclip.export.contract.evidence import PROMPTS, ids_of
+from invariclip.export.verification.answers import project
+from invariclip.export.verification.class_head import ClassHead
+from invariclip.export.verification.evidence import PROMPTS, ids_of
 from invariclip.fidelity import require_level
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.backends import Backend
-    from invariclip.export.contract.figures import Figures
-    from invariclip.export.models.checkpoint import Checkpoint
+    from invariclip.export.checkpoints.checkpoint import Checkpoint
+    from invariclip.export.verification.figures import Figures
     from invariclip.fidelity import Fidelity
     from invariclip.manifest import Compute, SemanticsFacts
     from invariclip.projection import Projection

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from invariclip.console import Progress
-    from invariclip.export.contract.figures import Figures
-    from invariclip.export.precision.sites import Site
+    from invariclip.export.quantization.sites import Site
+    from invariclip.export.verification.figures import Figures
 
 
 @dataclass(frozen=True)

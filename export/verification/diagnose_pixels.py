@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from invariclip.export.contract.figures import max_diff
-from invariclip.export.contract.pictures_check import levels, shown, transform
+from invariclip.export.verification.figures import max_diff
+from invariclip.export.verification.pictures_check import levels, shown, transform
 from invariclip.pixels import normalise, pixels
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from invariclip.export.contract.pictures_check import RunFront
+    from invariclip.export.verification.pictures_check import RunFront
     from invariclip.pixels import PixelSpec
 
 _CLOSE = 1.0

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Final, Literal
 import numpy as np
 
 from invariclip.artifact import checked_path
-from invariclip.export.contract import evidence
+from invariclip.export.verification import evidence
 from invariclip.manifest import space_id
 from invariclip.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from invariclip.export.models.checkpoint import Checkpoint
+    from invariclip.export.checkpoints.checkpoint import Checkpoint
     from invariclip.manifest import Manifest
     from invariclip.projection import Projection
     from invariclip.semantics import Semantics

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from invariclip.export.contract.dempster import earned, pairwise
-from invariclip.export.contract.figures import probabilities
+from invariclip.export.verification.dempster import earned, pairwise
+from invariclip.export.verification.figures import probabilities
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

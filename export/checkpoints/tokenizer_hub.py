@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import tokenizers
 
 from invariclip.errors import ArtifactError, CheckpointError
-from invariclip.export.models.json_file import read_object
-from invariclip.export.models.tokenizer_json import CONTEXT_LENGTH, VOCABULARY, bundled_tokenizer
+from invariclip.export.checkpoints.json_file import read_object
+from invariclip.export.checkpoints.tokenizer_json import CONTEXT_LENGTH, VOCABULARY, bundled_tokenizer
 from invariclip.tokenizer import TextSpec, Tokenizer, read_tokenizer_json
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import copy
 import torch
 from torch import nn
 
-from invariclip.export.models.shorten import shared_copy
+from invariclip.export.checkpoints.shorten import shared_copy
 
 _METHODS = ("reparameterize", "fuse", "switch_to_deploy")
 """What timm calls it."""

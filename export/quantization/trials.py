@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from invariclip.backends import open_backend
-from invariclip.export.contract import answers
-from invariclip.export.contract.comparison import measure
-from invariclip.export.contract.figures import failures
-from invariclip.export.contract.verify import look_at_pictures
+from invariclip.export.verification import answers
+from invariclip.export.verification.comparison import measure
+from invariclip.export.verification.figures import failures
+from invariclip.export.verification.verify import look_at_pictures
 from invariclip.manifest import EMBEDDING
 
 if TYPE_CHECKING:
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.console import Progress
-    from invariclip.export.contract.answers import Shown
-    from invariclip.export.contract.candidate import Job
-    from invariclip.export.contract.evidence import Pictures
-    from invariclip.export.contract.figures import Figures, Thresholds
+    from invariclip.export.verification.answers import Shown
+    from invariclip.export.verification.candidate import Job
+    from invariclip.export.verification.evidence import Pictures
+    from invariclip.export.verification.figures import Figures, Thresholds
     from invariclip.manifest import Compute
 
 

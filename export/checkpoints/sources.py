@@ -9,8 +9,8 @@ from typing import Any
 
 from invariclip.console import Progress, silent
 from invariclip.errors import CheckpointError
-from invariclip.export.models import weights
-from invariclip.export.models.torchvision_ops import declare_missing_ops
+from invariclip.export.checkpoints import weights
+from invariclip.export.checkpoints.torchvision_ops import declare_missing_ops
 from invariclip.export.reference.assemble import RECIPES, assembled
 
 REFERENCE = "reference"

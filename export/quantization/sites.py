@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from invariclip.export.precision.windows import Window, window_of
+from invariclip.export.quantization.windows import Window, window_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
