@@ -38,6 +38,7 @@ lint: $(VENV)/.installed build/typing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	MYPYPATH=build/typing $(BIN)/mypy --cache-dir build/.mypy_cache -p invariclip
+	cd build/typing && PYTHONPATH=. $(CURDIR)/$(BIN)/lint-imports --no-cache --no-logo $(CURDIR)/pyproject.toml
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .

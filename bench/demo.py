@@ -15,6 +15,7 @@ from invariclip.backends import DEFAULT_BACKEND
 from invariclip.backends.threads import available_threads
 from invariclip.bench import latency
 from invariclip.bench.bundled import PROTOCOLS, SEED, SHOWN, adapt, ask, bundle, halves, score, verdict
+from invariclip.bench.candidates import Candidate
 from invariclip.bench.demo_own import classify_own, wanted
 from invariclip.bench.demo_page import Demo, write_page
 from invariclip.bench.noise import busy_machine
@@ -22,8 +23,8 @@ from invariclip.calibrate.encoders import ArtifactEncoder
 from invariclip.calibrate.fit import Options, calibrate
 from invariclip.console import bar, emit_json, say, silent, table
 from invariclip.export.assemble import export_artifact
+from invariclip.export.checkpoints.check_texts import spread
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
-from invariclip.export.verification.evidence import spread
 from invariclip.interventions import PAPER
 from invariclip.parity import parity_table
 from invariclip.projection import write_projection
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from invariclip.bench.demo_own import Own, Wanted
-    from invariclip.calibrate.embed import Encoder
+    from invariclip.calibrate.encoder import Encoder
     from invariclip.console import Progress
 
 TEMPLATES = ("a picture of a {}.",)
@@ -129,7 +130,7 @@ def run(out: Path, *, rounds: int, progress: Progress, own: Wanted | None = None
         accuracy = score(bundled, *answers, adapt(after, bundled, answers[1]))
         mine = tuple(classify_own(own, before, after, TEMPLATES)) if own else ()
     candidates = [
-        latency.Candidate("PyTorch eager", "pytorch", "reference"),
+        Candidate("PyTorch eager", "pytorch", "reference"),
         latency.artifact_candidate("ONNX, no projection", before),
         latency.artifact_candidate("ONNX, projection folded in", after),
     ]

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.bench.bundled import Accuracy, Answers, Bundle, Halves, Protocol, Verdict
+    from invariclip.bench.candidates import Timing
     from invariclip.bench.demo_own import Own
-    from invariclip.bench.latency import Timing
     from invariclip.calibrate.fit import Calibration
     from invariclip.calibrate.pictures import Picture
     from invariclip.calibrate.select import Selection

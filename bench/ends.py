@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from invariclip.backends.threads import available_threads
-from invariclip.bench.latency import Candidate
+from invariclip.bench.candidates import Candidate
 from invariclip.bench.process import Worker
 from invariclip.bench.summary import Interval, median_of_rounds
 from invariclip.console import silent

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from invariclip.bench.latency import Candidate
+    from invariclip.bench.candidates import Candidate
 
 Batch: TypeAlias = "Callable[[int], NDArray[Any]]"
 """Rows to a batch of that many."""

@@ -20,8 +20,9 @@ import numpy as np
 import onnx_ir as ir
 
 from invariclip.backends.threads import available_threads
+from invariclip.bench.candidates import Candidate, Timing
 from invariclip.bench.ends import EMBEDDING_INPUT, EndCost, measure_ends
-from invariclip.bench.latency import Candidate, Timing, measure
+from invariclip.bench.latency import measure
 from invariclip.cli import run_command
 from invariclip.console import bar, note
 from invariclip.export.checkpoints.checkpoint import load_checkpoint

@@ -111,7 +111,7 @@ def print_line(pipe: Any, answer: dict[str, Any]) -> None:
 
 
 def _serve(tell: Callable[[dict[str, Any]], None]) -> None:
-    from invariclip.bench.latency import Candidate
+    from invariclip.bench.candidates import Candidate
 
     candidate, threads = Candidate(**json.loads(sys.argv[1])), int(sys.argv[2])
     start = time.perf_counter()

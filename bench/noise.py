@@ -12,7 +12,7 @@ from invariclip.bench.summary import FEWEST_ROUNDS, WIDEST
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from invariclip.bench.latency import Timing
+    from invariclip.bench.candidates import Timing
 
 LOADS = (
     ("steal", MOST_STEAL, "went to other machines of this host (steal time)"),

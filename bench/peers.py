@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from invariclip.bench import machine
-from invariclip.bench.latency import Candidate
+from invariclip.bench.candidates import Candidate
 from invariclip.bench.reference_files import PLAIN
 
 if TYPE_CHECKING:

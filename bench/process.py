@@ -17,7 +17,7 @@ from invariclip.errors import InvariclipError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from invariclip.bench.latency import Candidate
+    from invariclip.bench.candidates import Candidate
 
 LONGEST_ANSWER = 1200.0
 """Seconds after which a process counts as stuck; torch needs minutes to compile a large tower."""

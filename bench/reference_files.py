@@ -11,6 +11,7 @@ import numpy as np
 from invariclip.artifact import checked_path
 from invariclip.bench.accuracy import Reference
 from invariclip.bench.quantise_peer import SUBSET
+from invariclip.export.checkpoints import check_texts
 from invariclip.files import new_directory, write_atomically
 from invariclip.projection import read_projection
 
@@ -75,12 +76,12 @@ def write_reference(
 
     projection = _projection(wanted.artifact, given)
     pictures = evidence.pictures_of(wanted.images or None, checkpoint.pixels)
-    chosen = evidence.Pictures(evidence.spread(pictures.paths, evidence.BUNDLED_LIMIT), checkpoint.pixels)
+    chosen = evidence.Pictures(check_texts.spread(pictures.paths, evidence.BUNDLED_LIMIT), checkpoint.pixels)
     with new_directory(folder) as new:
         # Without the projection: no peer knows of it
         write_graph(tower_graph(checkpoint, "image", rewrites=()).model, new / PLAIN)
         shown = np.concatenate(list(chosen.batches(16)))
-        rows = np.array(evidence.spread(range(len(shown)), 64), dtype=np.int64)
+        rows = np.array(check_texts.spread(range(len(shown)), 64), dtype=np.int64)
         altered = evidence.altered(shown[rows])
         for name, array in ((EVIDENCE, shown), (ALTERED, altered)):
             np.save(new / name, array, allow_pickle=False)
@@ -105,14 +106,13 @@ def _reference(
     projection: Projection | None,
 ) -> Reference:
     """The answers to pictures and altered pictures, and the texts: the baked classes, else the contract's prompts."""
-    from invariclip.export.verification import evidence
     from invariclip.export.verification.verify import prepare as job_of
     from invariclip.export.verification.verify import project
 
     classes, templates = (given.classes, given.templates) if given is not None else ((), ())
     bank = job_of(checkpoint, projection, classes, templates).bank
     if bank is None:
-        prompts = evidence.ids_of(evidence.PROMPTS, checkpoint.tokenizer)
+        prompts = check_texts.ids_of(check_texts.PROMPTS, checkpoint.tokenizer)
         bank = project(checkpoint.encode_texts(prompts), projection)
     return Reference(project(raws[0], projection), project(raws[1], projection), rows, bank)
 
@@ -126,9 +126,8 @@ def _projection(artifact: Path | None, given: Manifest | None) -> Projection | N
 def _calibration(chosen: Any, shown: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Pictures for the peer to calibrate on: bundled ones that nothing is compared on, else the same."""
     from invariclip.export.reference import pictures_path
-    from invariclip.export.verification import evidence
     from invariclip.pixels import find_pictures, stack
 
     seen = set(chosen.paths)
     others = [path for path in find_pictures([pictures_path()]) if path not in seen]
-    return stack([str(path) for path in evidence.spread(others, SUBSET)], chosen.spec) if others else shown[:SUBSET]
+    return stack([str(path) for path in check_texts.spread(others, SUBSET)], chosen.spec) if others else shown[:SUBSET]

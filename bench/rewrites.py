@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from invariclip.backends.threads import available_threads
-from invariclip.bench.latency import Candidate, Timing, measure
+from invariclip.bench.candidates import Candidate, Timing
+from invariclip.bench.latency import measure
 from invariclip.cli import run_command
 from invariclip.console import bar, note
 from invariclip.export.checkpoints.checkpoint import load_checkpoint

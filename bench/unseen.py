@@ -23,7 +23,8 @@ from invariclip.bench.machine import facts, versions
 from invariclip.cli import run_command
 from invariclip.console import bar, note, silent
 from invariclip.errors import InputError
-from invariclip.export.verification.evidence import Pictures, altered, spread
+from invariclip.export.checkpoints.check_texts import spread
+from invariclip.export.verification.evidence import Pictures, altered
 from invariclip.files import sha256_file, write_atomically
 from invariclip.manifest import EMBEDDING, PROBABILITIES
 from invariclip.pixels import find_pictures

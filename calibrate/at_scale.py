@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from invariclip.calibrate.embed import Encoder
+    from invariclip.calibrate.encoder import Encoder
     from invariclip.calibrate.encoders import Opening
     from invariclip.calibrate.fit import Calibration, Options
     from invariclip.calibrate.pictures import Picture

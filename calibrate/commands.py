@@ -21,7 +21,7 @@ from invariclip.fidelity import LEVELS
 from invariclip.projection import write_projection
 
 if TYPE_CHECKING:
-    from invariclip.calibrate.embed import Encoder
+    from invariclip.calibrate.encoder import Encoder
     from invariclip.calibrate.fit import Calibration, Options
     from invariclip.calibrate.pictures import Picture
     from invariclip.console import Progress

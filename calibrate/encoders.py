@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.backends import Backend
-    from invariclip.calibrate.embed import Encoder
+    from invariclip.calibrate.encoder import Encoder
     from invariclip.pixels import PixelSpec
 
 

@@ -14,7 +14,7 @@ from invariclip.calibrate.candidates import Candidate, grid
 from invariclip.calibrate.concept_gains import concept_gains
 from invariclip.calibrate.confidence import confidence
 from invariclip.calibrate.diagnostics import diagnose
-from invariclip.calibrate.embed import Encoder, Job, TextEncoder, embed, embed_texts
+from invariclip.calibrate.embed import Job, embed, embed_texts
 from invariclip.calibrate.estimators import fit
 from invariclip.calibrate.pairs import (
     UNCHANGED,
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from invariclip.calibrate.encoder import Encoder, TextEncoder
     from invariclip.calibrate.moments import Moments
     from invariclip.calibrate.pictures import Picture
 

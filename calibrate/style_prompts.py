@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from invariclip.calibrate.embed import TextEncoder
+    from invariclip.calibrate.encoder import TextEncoder
     from invariclip.calibrate.maps import Map
 
 TEMPLATE = "{style} of a {name}."

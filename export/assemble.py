@@ -10,7 +10,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from invariclip import __version__
 from invariclip.artifact import describe_file, require_replaceable, write_manifest
 from invariclip.backends import DEFAULT_BACKEND, require_backend
 from invariclip.console import silent
@@ -28,6 +27,7 @@ from invariclip.manifest import Manifest, ModelFacts, ProjectionFacts, Variant, 
 from invariclip.projection import write_projection
 from invariclip.prompts import DEFAULT_TEMPLATES, check_prompts
 from invariclip.semantics import write_semantics
+from invariclip.version import __version__
 
 if TYPE_CHECKING:
     import os

@@ -20,6 +20,7 @@ import numpy as np
 
 from invariclip.backends import open_backend
 from invariclip.errors import ContractError, InvariclipError
+from invariclip.export.checkpoints import check_texts
 from invariclip.export.checkpoints.families import family, load_family
 from invariclip.export.graphs.tower_graph import tower_graph
 from invariclip.export.graphs.trace import weight_bytes, write_graph
@@ -162,12 +163,12 @@ def load_source(name: str) -> str:
 
 
 def _pictures(checkpoint: Checkpoint) -> NDArray[Any]:
-    paths = evidence.spread(list(evidence.pictures_of(None, checkpoint.pixels).paths), max(SIZES))
+    paths = check_texts.spread(list(evidence.pictures_of(None, checkpoint.pixels).paths), max(SIZES))
     return stack(paths, checkpoint.pixels)
 
 
 def _texts(checkpoint: Checkpoint) -> NDArray[Any]:
-    return evidence.ids_of(evidence.spread(list(evidence.TEXTS), max(SIZES)), checkpoint.tokenizer)
+    return check_texts.ids_of(check_texts.spread(list(check_texts.TEXTS), max(SIZES)), checkpoint.tokenizer)
 
 
 def _written(

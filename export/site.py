@@ -15,6 +15,7 @@ from invariclip.artifact import checked_path, describe_file, read_manifest, requ
 from invariclip.backends import open_backend
 from invariclip.console import silent
 from invariclip.errors import ContractError, InputError
+from invariclip.export.checkpoints import check_texts
 from invariclip.export.graphs.head import attach_site
 from invariclip.export.swap import copy_weights, facts, require_copied, takes_pictures, with_facts, with_files
 from invariclip.export.verification import evidence
@@ -79,7 +80,9 @@ def bake_site(
     require_replaceable(target)
     entries = {entry.path: entry for entry in old.files}
     paths = {name: checked_path(source, entry) for name, entry in entries.items()}
-    looked_at = evidence.pictures_of(evidence.spread(_thinned(walk_pictures(pictures), CHECKED), CHECKED), old.pixels)
+    looked_at = evidence.pictures_of(
+        check_texts.spread(_thinned(walk_pictures(pictures), CHECKED), CHECKED), old.pixels
+    )
     looked_at.require_readable()
     told = SiteFacts(site.name, site.digest, site.pictures, site.kinds, site.weight)
     with new_directory(target) as folder:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from invariclip.artifact import describe_file
 from invariclip.errors import ContractError, InputError, LeftOutWarning
+from invariclip.export.checkpoints import check_texts
+from invariclip.export.checkpoints.check_texts import spread
 from invariclip.export.graphs.trace import write_facts
 from invariclip.export.quantization.fewer import fewer_tokens
 from invariclip.export.quantization.islands import NORMS
@@ -20,7 +22,7 @@ from invariclip.export.quantization.trials import Trials
 from invariclip.export.quantization.variants import KINDS, Workshop, require_kinds, write_islands
 from invariclip.export.verification import evidence, verify
 from invariclip.export.verification.candidate import Candidate
-from invariclip.export.verification.evidence import Pictures, spread
+from invariclip.export.verification.evidence import Pictures
 from invariclip.export.verification.figures import THRESHOLDS, searched
 from invariclip.pixels import find_pictures
 
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.console import Progress
-    from invariclip.export.graphs.tokens.search import Found
+    from invariclip.export.quantization.token_search import Found
     from invariclip.export.quantization.variants import Kind, Method
     from invariclip.export.verification.candidate import Job, Verdict
     from invariclip.export.verification.figures import Thresholds
@@ -241,7 +243,7 @@ def spare_pictures(wish: Wish, judged: Pictures) -> list[Path]:
 
     bundled = find_pictures([pictures_path()])
     apart = [path for path in bundled if path not in set(judged.paths)]
-    return evidence.spread(apart or bundled, evidence.BUNDLED_LIMIT)
+    return check_texts.spread(apart or bundled, evidence.BUNDLED_LIMIT)
 
 
 def _batches(pictures: Pictures) -> Iterator[NDArray[np.uint8]]:

@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from invariclip import errors
+from invariclip.version import __version__
 
 if TYPE_CHECKING:
     from invariclip.answers import Answer, Answers, Prediction, RankedClass
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from invariclip.projection import Projection, read_projection
     from invariclip.site import Site, read_site, write_site
 
-__version__ = "0.1.0"
 __all__ = [
     "Answer", "Answers", "LiveSite", "Model", "Prediction", "Projection", "RankedClass", "Site", "__version__",
     "errors", "load", "open_live_site", "read_projection", "read_site", "write_site",

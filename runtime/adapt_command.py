@@ -25,6 +25,7 @@ from invariclip.commands import (
 from invariclip.console import bar, emit_json, say, silent
 from invariclip.errors import FewKindsWarning, InputError
 from invariclip.measuring import Unreadable, begun, measure, measure_embeddings, training_mean
+from invariclip.rooms import other_room
 from invariclip.site import read_site, write_site
 from invariclip.site_log import replay
 
@@ -93,8 +94,6 @@ def adapt(
     if not site.pictures:
         raise InputError("no picture could be read; nothing was written")
     if out.suffix == ".icm":
-        from invariclip.cli import other_room
-
         other_room("adapt -o NAME.icm")(artifact, out, site, pictures=images, threads=threads, progress=progress)
     else:
         write_site(out, site)

@@ -1,11 +1,10 @@
 """The command line: a table of commands that load when they are asked for, and errors in one line.
 
-This is the only module of the runtime that names the other rooms, and only as strings.
+With `rooms` this is the only module of the runtime that names the other rooms, and only as strings.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import sys
@@ -14,8 +13,9 @@ from typing import Any, NoReturn
 
 import click
 
-from invariclip import __version__
-from invariclip.errors import InvariclipError, MissingExtraError
+from invariclip.errors import InvariclipError
+from invariclip.rooms import imported
+from invariclip.version import __version__
 
 COMMANDS: dict[str, tuple[str, str, str]] = {
     # name: (module:attribute, extra that it needs, one line of help)
@@ -56,12 +56,6 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "serve": ("invariclip.serve.commands:serve", "serve", "Answer over HTTP, in batches of many clients' requests."),
 }
 
-FURTHER: dict[str, tuple[str, str]] = {
-    # what a command of the runtime hands on to another room: (module:attribute, extra)
-    "adapt -o NAME.icm": ("invariclip.export.site:bake_site", "export"),
-    "embed --engine ray": ("invariclip.calibrate.stream.collection:embed_pictures", "ray"),
-}
-
 
 class LazyGroup(click.Group):
     """Lists all commands without importing any: `--help` must not wait for torch."""
@@ -81,7 +75,7 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         target, extra, _ = COMMANDS[cmd_name]
-        command: click.Command = _imported(cmd_name, target, extra)
+        command: click.Command = imported(cmd_name, target, extra)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -89,25 +83,6 @@ class LazyGroup(click.Group):
         del ctx
         with formatter.section("Commands"):
             formatter.write_dl([(name, help_line) for name, (_, _, help_line) in COMMANDS.items()])
-
-
-def other_room(what: str) -> Any:
-    """What a command of the runtime hands on to another room, by its key in `FURTHER`.
-
-    Raises:
-        MissingExtraError: Its optional dependencies are not installed.
-    """
-    return _imported(what, *FURTHER[what])
-
-
-def _imported(what: str, target: str, extra: str) -> Any:
-    module, _, attribute = target.partition(":")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except ModuleNotFoundError as error:
-        if not extra or (error.name or "").startswith("invariclip"):
-            raise
-        raise MissingExtraError(f'`invariclip {what}` needs {error.name}: pip install "invariclip[{extra}]"') from error
 
 
 @click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

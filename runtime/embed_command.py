@@ -25,6 +25,7 @@ from invariclip.console import bar, emit_json, note, say, silent
 from invariclip.embeddings import Embeddings, write_embeddings
 from invariclip.errors import InputError
 from invariclip.pixels import find_pictures
+from invariclip.rooms import other_room
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -91,8 +92,6 @@ def embed(
 
 
 def _by_ray(artifact: Path, pictures: tuple[Path, ...], out: Path, *, as_json: bool, **how: Any) -> int:
-    from invariclip.cli import other_room
-
     told: dict[str, Any] = other_room("embed --engine ray")(artifact, find_pictures(pictures), out, **how)
     for path, reason in told["unreadable"]:
         note(f"invariclip: {reason}" if str(path) in reason else f"invariclip: {path}: {reason}")

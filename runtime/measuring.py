@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import invariclip
 from invariclip.artifact import checked_path
 from invariclip.console import Progress, note, silent
 from invariclip.embeddings import read_embeddings
@@ -27,6 +26,7 @@ from invariclip.pixels import Picture, walk_pictures
 from invariclip.predictor import Model
 from invariclip.projection import read_projection
 from invariclip.site import Site, new_site, read_site, write_site
+from invariclip.version import __version__
 
 PART = 256
 """Pictures whose embeddings are added at a time; batches begin anew with each part."""
@@ -88,7 +88,7 @@ def begun(model: Model, name: str, mean: NDArray[np.float64], known: Site | None
     """
     digest = hashlib.sha256("\n".join((*model.templates, "", *model.classes)).encode()).hexdigest()
     provenance = {
-        "invariclip": invariclip.__version__, "numpy": np.__version__, "variant": model.variant,
+        "invariclip": __version__, "numpy": np.__version__, "variant": model.variant,
         "backend": model.backend, "classes": len(model.classes), "classes_sha256": digest,
     }  # fmt: skip
     if known is None:

@@ -45,7 +45,7 @@ CONFIGS = {
 
 def write_tiny_checkpoint(folder, family="vit", seed=0):
     """A folder as open_clip's `local-dir:` reads it, with seeded random weights; returns the folder."""
-    from invariclip.export.checkpoints.torchvision_ops import declare_missing_ops
+    from invariclip.export.torchvision_ops import declare_missing_ops
 
     declare_missing_ops()
     import open_clip

@@ -9,7 +9,7 @@ from invariclip.bench.stylebench.encoders import Quick
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from invariclip.calibrate.embed import Encoder
+    from invariclip.calibrate.encoder import Encoder
 
 Precision = Literal["float32", "bfloat16"]
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from invariclip.calibrate.embed import Encoder, TextEncoder
+    from invariclip.calibrate.encoder import Encoder, TextEncoder
     from invariclip.calibrate.maps import Map
     from invariclip.calibrate.modality import Projectors
     from invariclip.calibrate.moments import Moments

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
+from invariclip.export.checkpoints import check_texts
 from invariclip.export.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from invariclip.export.graphs.rewrites import NAMES
 from invariclip.export.graphs.tower_graph import tower_graph
@@ -76,13 +77,13 @@ def _checkpoint(model: str, short: bool) -> Checkpoint:
 
 def rows_of(checkpoint: Checkpoint, tower: str, rows: int) -> NDArray[np.uint8] | NDArray[np.int64]:
     """uint8 [rows, side, side, 3] of bundled pictures, or int64 [rows, context] of prompts about what they show."""
+    from invariclip.export.checkpoints.check_texts import spread
     from invariclip.export.reference import pictures_path
-    from invariclip.export.verification import evidence
-    from invariclip.export.verification.evidence import Pictures, spread
+    from invariclip.export.verification.evidence import Pictures
     from invariclip.pixels import find_pictures
 
     if tower == "text":
-        texts: Sequence[str] = evidence.PROMPTS
+        texts: Sequence[str] = check_texts.PROMPTS
         return np.asarray(checkpoint.tokenizer([texts[place % len(texts)] for place in range(rows)]))
     found = spread(find_pictures([pictures_path()]), min(rows, PARITY_ROWS))
     pictures = np.concatenate(list(Pictures(found, checkpoint.pixels).batches(len(found))))

@@ -128,7 +128,7 @@ def _pictures(packages: dict[str, Path], data: Path, stylebench: Path) -> list[S
 
 def _trunk_of(package: Path, threads: int) -> Any:
     def make() -> views.Trunk:
-        from invariclip.export.checkpoints.torchvision_ops import declare_missing_ops
+        from invariclip.export.torchvision_ops import declare_missing_ops
 
         declare_missing_ops()
         import timm

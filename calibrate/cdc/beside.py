@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from invariclip.calibrate.cdc.learn import Learnt
-    from invariclip.calibrate.embed import Encoder
+    from invariclip.calibrate.encoder import Encoder
     from invariclip.calibrate.fit import Calibration
     from invariclip.calibrate.pictures import Picture
     from invariclip.console import Progress

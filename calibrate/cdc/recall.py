@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from invariclip.calibrate.cdc.options import Options
-    from invariclip.calibrate.embed import TextEncoder
+    from invariclip.calibrate.encoder import TextEncoder
     from invariclip.calibrate.pictures import Picture
     from invariclip.export.checkpoints.checkpoint import Checkpoint
     from invariclip.projection import Projection

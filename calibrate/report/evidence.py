@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from invariclip.calibrate.embed import Encoder
+    from invariclip.calibrate.encoder import Encoder
     from invariclip.calibrate.fit import Calibration, Options
     from invariclip.calibrate.pictures import Picture
     from invariclip.pixels import PixelSpec

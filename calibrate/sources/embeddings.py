@@ -17,7 +17,7 @@ from invariclip.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from invariclip.calibrate.embed import Encoder
+    from invariclip.calibrate.encoder import Encoder
     from invariclip.calibrate.stream.tally import Tally
 
 SHARD_ROWS = 16 * BLOCK_ROWS

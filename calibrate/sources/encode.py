@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from invariclip.calibrate.embed import Encoder, TextEncoder
+    from invariclip.calibrate.encoder import Encoder, TextEncoder
     from invariclip.calibrate.stream.tally import Tally
 
 BATCH = 32

@@ -21,7 +21,7 @@ from invariclip.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from invariclip.calibrate.embed import Encoder
+    from invariclip.calibrate.encoder import Encoder
     from invariclip.calibrate.stream.blocks import Block
     from invariclip.calibrate.stream.tally import Tally
 

@@ -32,7 +32,7 @@ from invariclip.files import sha256_file
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from invariclip.calibrate.embed import Encoder
+    from invariclip.calibrate.encoder import Encoder
     from invariclip.calibrate.names import PairsBy
     from invariclip.calibrate.pictures import Picture
     from invariclip.calibrate.stream.blocks import Block

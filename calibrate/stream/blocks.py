@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from invariclip.calibrate.embed import Encoder
+    from invariclip.calibrate.encoder import Encoder
     from invariclip.calibrate.stream.tally import Tally
 
 BLOCK_ROWS = 4096

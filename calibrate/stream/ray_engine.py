@@ -16,7 +16,7 @@ from invariclip.calibrate.stream.tally import Tally
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from invariclip.calibrate.embed import Encoder
+    from invariclip.calibrate.encoder import Encoder
     from invariclip.calibrate.stream.blocks import Shard, Source
     from invariclip.calibrate.stream.cluster import Cluster
 

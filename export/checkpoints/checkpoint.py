@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,10 +25,10 @@ from invariclip.export.checkpoints.preprocessing import (
     require_activation,
     warn_of_quick_gelu,
 )
-from invariclip.export.checkpoints.shorten import SHORT
+from invariclip.export.checkpoints.shorten import shared_copy, shorten
 from invariclip.export.checkpoints.sources import HUB, REFERENCE, download_tokenizer, locate, locate_tokenizer
 from invariclip.export.checkpoints.tokenizer_hub import TOKENIZER_FILE, tokenizer_of
-from invariclip.export.checkpoints.torchvision_ops import declare_missing_ops
+from invariclip.export.torchvision_ops import declare_missing_ops
 from invariclip.pixels import normalise
 
 if TYPE_CHECKING:
@@ -45,6 +45,10 @@ __all__ = ["REFERENCE", "Checkpoint", "load_checkpoint"]
 
 _CHUNK = 32
 """Pictures or texts per forward pass of the reference encoder."""
+
+
+SHORT = "first and last blocks only"
+"""What a shortened checkpoint's `source` says."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,3 +206,22 @@ def _tokenizer(
     if path is None and wanted and source.name.startswith(HUB) and not (own is not None and own.is_file()):
         path = download_tokenizer(str(wanted))
     return tokenizer_of(text_cfg, source.name, given=path, folder=source.folder, tower=tower)
+
+
+def shortened(checkpoint: Checkpoint) -> Checkpoint:
+    """A checkpoint whose transformers and stages keep their first and last block; it shares the original's weights.
+
+    Args:
+        checkpoint: Left as it was.
+
+    Returns:
+        A runnable checkpoint with a digest of its own; its `source` says that it is shortened.
+    """
+    module = shared_copy(checkpoint.module)
+    shorten(module)
+    return replace(
+        checkpoint,
+        module=module,
+        sha256=weights.digest(module.state_dict()),
+        source=f"{checkpoint.source}, {SHORT}",
+    )

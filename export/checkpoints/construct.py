@@ -9,10 +9,10 @@ import torch
 
 from invariclip.errors import CheckpointError
 from invariclip.export.checkpoints.json_file import read_object
+from invariclip.export.checkpoints.quiet import quiet
 from invariclip.export.checkpoints.random_weights import Unfilled, fill
 from invariclip.export.checkpoints.shorten import shorten
 from invariclip.export.checkpoints.sources import CONFIG_FILE
-from invariclip.export.graphs.quiet import quiet
 
 if TYPE_CHECKING:
     from invariclip.export.checkpoints.sources import Source

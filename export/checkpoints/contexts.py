@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from invariclip.errors import CheckpointError, SemanticsError
-from invariclip.export.graphs.surgery import find, with_replaced
+from invariclip.export.checkpoints.surgery import find, with_replaced
 
 if TYPE_CHECKING:
     from invariclip.semantics import Semantics

@@ -16,7 +16,7 @@ from invariclip.errors import CheckpointError
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
 from invariclip.export.checkpoints.sources import CONFIG_FILE
 from invariclip.export.checkpoints.stand_in import write_tokenizer
-from invariclip.export.checkpoints.torchvision_ops import declare_missing_ops
+from invariclip.export.torchvision_ops import declare_missing_ops
 
 if TYPE_CHECKING:
     from invariclip.export.checkpoints.checkpoint import Checkpoint

@@ -7,39 +7,9 @@ them repeat.
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-
-from invariclip.export.checkpoints import weights
-
-if TYPE_CHECKING:
-    from invariclip.export.checkpoints.checkpoint import Checkpoint
-
-
-SHORT = "first and last blocks only"
-"""What a shortened checkpoint's `source` says."""
-
-
-def shortened(checkpoint: Checkpoint) -> Checkpoint:
-    """A checkpoint whose transformers and stages keep their first and last block; it shares the original's weights.
-
-    Args:
-        checkpoint: Left as it was.
-
-    Returns:
-        A runnable checkpoint with a digest of its own; its `source` says that it is shortened.
-    """
-    module = shared_copy(checkpoint.module)
-    shorten(module)
-    return replace(
-        checkpoint,
-        module=module,
-        sha256=weights.digest(module.state_dict()),
-        source=f"{checkpoint.source}, {SHORT}",
-    )
 
 
 def shorten(module: nn.Module) -> None:

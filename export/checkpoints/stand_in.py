@@ -13,7 +13,7 @@ import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
 from invariclip.errors import CheckpointError
-from invariclip.export.verification.evidence import TEXTS
+from invariclip.export.checkpoints.check_texts import TEXTS
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from invariclip.export.checkpoints import check_texts
 from invariclip.export.checkpoints.contexts import contexts_of
 from invariclip.export.graphs.fold import Folded, fold_images, fold_texts, left_open, probe_pictures
 from invariclip.export.graphs.head import expose_projection
@@ -22,7 +23,6 @@ from invariclip.export.graphs.rewrites import (
 from invariclip.export.graphs.tokens import name_merges, refusal, thin_tokens
 from invariclip.export.graphs.towers import ImageTower, TextTower, part_of
 from invariclip.export.graphs.trace import traced
-from invariclip.export.verification import evidence
 from invariclip.manifest import EMBEDDING, IMAGE_INPUT, TEXT_INPUT, Step
 
 if TYPE_CHECKING:
@@ -124,9 +124,9 @@ def tower_graph(
 def _probe(checkpoint: Checkpoint, tower: Tower) -> torch.Tensor:
     if tower == "image":
         return probe_pictures(*checkpoint.pixels.image_size)
-    ids, contexts = evidence.ids_of(evidence.PROMPTS[:3], checkpoint.tokenizer), contexts_of(checkpoint.module)
+    ids, contexts = check_texts.ids_of(check_texts.PROMPTS[:3], checkpoint.tokenizer), contexts_of(checkpoint.module)
     if contexts is not None:
-        ids = np.concatenate([ids, evidence.ids_behind(contexts, checkpoint.tokenizer)])
+        ids = np.concatenate([ids, check_texts.ids_behind(contexts, checkpoint.tokenizer)])
     return torch.from_numpy(ids)
 
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import torch
 
 from invariclip.errors import ContractError
-from invariclip.export.graphs.quiet import quiet
+from invariclip.export.checkpoints.quiet import quiet
 from invariclip.manifest import METADATA_KEY
 
 if TYPE_CHECKING:

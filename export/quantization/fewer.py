@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 from invariclip.errors import ContractError
 from invariclip.export.graphs.tokens import image_shape
-from invariclip.export.graphs.tokens.search import fewest_tokens
+from invariclip.export.quantization.token_search import fewest_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from invariclip.export.graphs.tokens.search import Found
+    from invariclip.export.quantization.token_search import Found
     from invariclip.export.quantization.variants import Workshop
     from invariclip.export.verification.figures import Figures
 

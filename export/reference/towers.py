@@ -66,7 +66,7 @@ def lite2_weights(package: Path) -> dict[str, torch.Tensor]:
     """
     import torch
 
-    from invariclip.export.checkpoints.torchvision_ops import declare_missing_ops
+    from invariclip.export.torchvision_ops import declare_missing_ops
 
     declare_missing_ops()
     import timm

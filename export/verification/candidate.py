@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from invariclip.backends import DEFAULT_BACKEND, open_backend, require_backend
 from invariclip.errors import ContractError
+from invariclip.export.checkpoints.check_texts import PROMPTS, ids_of
 from invariclip.export.verification.answers import project
 from invariclip.export.verification.class_head import ClassHead
-from invariclip.export.verification.evidence import PROMPTS, ids_of
 from invariclip.fidelity import require_level
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from invariclip.export.checkpoints.torchvision_ops import declare_missing_ops
+from invariclip.export.torchvision_ops import declare_missing_ops
 from invariclip.export.verification.answers import project
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from PIL import Image
 
 from invariclip.console import silent
 from invariclip.errors import InputError
+from invariclip.export.checkpoints.check_texts import spread
 from invariclip.export.verification.answers import project
 from invariclip.export.verification.comparison import agreement
-from invariclip.export.verification.evidence import spread
 from invariclip.pixels import open_picture, pixels
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, Literal
 import numpy as np
 
 from invariclip.artifact import checked_path
-from invariclip.export.verification import evidence
+from invariclip.export.checkpoints import check_texts
 from invariclip.manifest import space_id
 from invariclip.tokenizer import Tokenizer
 
@@ -67,7 +67,7 @@ def disagreements(
         if said != wanted
     ]
     tokenizer = Tokenizer.from_file(checked_path(artifact, manifest.tokenizer), manifest.text)
-    ours, theirs = (evidence.ids_of(evidence.TEXTS, one) for one in (tokenizer, checkpoint.tokenizer))
+    ours, theirs = (check_texts.ids_of(check_texts.TEXTS, one) for one in (tokenizer, checkpoint.tokenizer))
     if ours.shape != theirs.shape or not np.array_equal(ours, theirs):
         found.append("tokenizer.json makes other ids of the texts than the checkpoint's tokenizer")
     return found

@@ -17,9 +17,9 @@ import onnx_ir as ir
 
 from invariclip.backends import open_backend
 from invariclip.errors import InputError
-from invariclip.export.checkpoints.torchvision_ops import declare_missing_ops
+from invariclip.export.checkpoints.check_texts import spread
 from invariclip.export.graphs.front import form_of, front_alone
-from invariclip.export.verification.evidence import spread
+from invariclip.export.torchvision_ops import declare_missing_ops
 from invariclip.export.verification.figures import max_diff
 from invariclip.pixels import normalise, open_picture, pixels
 

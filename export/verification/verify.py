@@ -18,9 +18,10 @@ import torch
 
 from invariclip.console import silent
 from invariclip.errors import ContractError
+from invariclip.export.checkpoints import check_texts
 from invariclip.export.checkpoints.contexts import contexts_of, with_semantics
 from invariclip.export.graphs.front import BOUNDS
-from invariclip.export.verification import answers, evidence, pictures_check
+from invariclip.export.verification import answers, pictures_check
 from invariclip.export.verification.answers import project
 from invariclip.export.verification.candidate import Candidate, Job, Verdict
 from invariclip.export.verification.comparison import measure
@@ -154,10 +155,10 @@ def look(checkpoint: Checkpoint, pictures: Pictures, progress: Progress) -> Evid
         CheckpointError: The checkpoint itself answers with NaN or infinity.
     """
     images = look_at_pictures(checkpoint, pictures, progress)
-    ids = evidence.ids_of(evidence.TEXTS, checkpoint.tokenizer)
+    ids = check_texts.ids_of(check_texts.TEXTS, checkpoint.tokenizer)
     learned = contexts_of(checkpoint.module)
     if learned is not None:
-        ids = np.concatenate([ids, evidence.ids_behind(learned, checkpoint.tokenizer)])
+        ids = np.concatenate([ids, check_texts.ids_behind(learned, checkpoint.tokenizer)])
     parts = [ids[start : start + BATCH] for start in range(0, len(ids), BATCH)]
     texts = answers.show(
         lambda: progress(parts, total=len(parts), desc="reference, text tower"),
@@ -166,7 +167,7 @@ def look(checkpoint: Checkpoint, pictures: Pictures, progress: Progress) -> Evid
     )
     levels = pictures_check.pixel_levels(pictures.readable, checkpoint.pixels)
     causes = pixel_causes(pictures.readable, checkpoint.pixels) if levels else []
-    prompts = checkpoint.encode_texts(evidence.ids_of(evidence.PROMPTS, checkpoint.tokenizer))
+    prompts = checkpoint.encode_texts(check_texts.ids_of(check_texts.PROMPTS, checkpoint.tokenizer))
     shown = {"image": images, "text": replace(texts, batches=lambda: iter(parts))}
     raw = RawPictures(pictures.readable, checkpoint.pixels)
     return Evidence(checkpoint, pictures, raw, shown, prompts, levels, causes)
@@ -183,7 +184,7 @@ def look_at_pictures(checkpoint: Checkpoint, pictures: Pictures, progress: Progr
     images = answers.show(
         lambda: progress(pictures.batches(BATCH), total=steps, desc="reference, image tower"),
         checkpoint.encode_images,
-        alter=set(evidence.spread(range(len(pictures.paths)), ALTERED)),
+        alter=set(check_texts.spread(range(len(pictures.paths)), ALTERED)),
     )
     return replace(images, batches=lambda: pictures.batches(BATCH))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from invariclip import __version__
+from invariclip.version import __version__
 
 if TYPE_CHECKING:
     from invariclip.serve.service import Service

@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from invariclip import __version__
 from invariclip.artifact import read_manifest
 from invariclip.choice import basis_of, require_objective, safe_default, why_not
 from invariclip.console import silent
@@ -27,6 +26,7 @@ from invariclip.tune.candidates import (
 )
 from invariclip.tune.halving import Search, middle, stages_for
 from invariclip.tune.verdict import decide
+from invariclip.version import __version__
 
 if TYPE_CHECKING:
     import os

@@ -8,7 +8,7 @@ import pytest
 
 from invariclip.artifact import read_manifest
 from invariclip.bench import machine, peers, quantise_peer, report, stages
-from invariclip.bench.latency import Candidate
+from invariclip.bench.candidates import Candidate
 from invariclip.bench.peers import OURS, PEAK, PEER, PYTORCH, Entry
 from invariclip.bench.prepare import prepare
 from invariclip.bench.record import open_record, read_record

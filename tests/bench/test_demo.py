@@ -27,10 +27,10 @@ from invariclip.bench.bundled import (
     score,
     verdict,
 )
+from invariclip.bench.candidates import Timing
 from invariclip.bench.demo import _print, demo
 from invariclip.bench.demo_own import classify_own, wanted
 from invariclip.bench.demo_page import GALLERY, LEAST_SURE, STRIP, Demo, shown_protocol, write_page
-from invariclip.bench.latency import Timing
 from invariclip.calibrate.fit import Calibration
 from invariclip.calibrate.pictures import SkippedPictureWarning
 from invariclip.errors import InputError

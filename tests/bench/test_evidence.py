@@ -8,8 +8,8 @@ import pytest
 from click.testing import CliRunner
 
 from invariclip.bench import ends, evidence
+from invariclip.bench.candidates import Timing
 from invariclip.bench.engines import Opened
-from invariclip.bench.latency import Timing
 from invariclip.bench.summary import Interval
 
 
@@ -143,8 +143,8 @@ def test_ends_run_in_a_process(tiny_checkpoint, tmp_path, monkeypatch):
 
 
 def test_an_image_graph_is_asked_for_all_its_answers(tiny_artifact):
+    from invariclip.bench.candidates import Candidate
     from invariclip.bench.engines import open_candidate
-    from invariclip.bench.latency import Candidate
 
     opened = open_candidate(Candidate("x", "whole", str(tiny_artifact / "image.onnx")), 1)
     assert set(opened.run(opened.make(2))) == {"embedding", "logits", "probabilities"}

@@ -3,12 +3,13 @@
 import pytest
 
 from invariclip.bench import latency
+from invariclip.bench.candidates import Candidate
 from invariclip.errors import InvariclipError
 
 
 def test_two_processes_take_turns_and_the_first_is_the_yardstick(tiny_checkpoint, tiny_artifact):
     candidates = [
-        latency.Candidate("pytorch", "pytorch", str(tiny_checkpoint)),
+        Candidate("pytorch", "pytorch", str(tiny_checkpoint)),
         latency.artifact_candidate("onnx", tiny_artifact),
     ]
     rows = latency.measure(candidates, batches=(1, 2), rounds=3, seconds_per_turn=0.01, threads=1)
@@ -22,4 +23,4 @@ def test_two_processes_take_turns_and_the_first_is_the_yardstick(tiny_checkpoint
 
 def test_a_candidate_that_cannot_start_is_named(tmp_path):
     with pytest.raises(InvariclipError, match="'broken' stopped"):
-        latency.measure([latency.Candidate("broken", "artifact", str(tmp_path))], rounds=3)
+        latency.measure([Candidate("broken", "artifact", str(tmp_path))], rounds=3)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from invariclip.bench.latency import Timing
+from invariclip.bench.candidates import Timing
 from invariclip.bench.machine import MOST_OTHERS, MOST_STEAL
 from invariclip.bench.noise import busy_machine, mean_load
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from invariclip.artifact import read_manifest
+from invariclip.bench.candidates import Candidate
 from invariclip.bench.engines import KINDS
-from invariclip.bench.latency import Candidate, artifact_candidate, measure
+from invariclip.bench.latency import artifact_candidate, measure
 from invariclip.bench.process import CandidateError, Turn, Worker, take_turns
 from invariclip.errors import InputError
 from invariclip.pixels import find_pictures, stack

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from invariclip.bench import latency, rewrites
-from invariclip.bench.latency import Candidate, Timing
+from invariclip.bench.candidates import Candidate, Timing
 from invariclip.errors import InvariclipError
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
 from invariclip.export.graphs.rewrites import NAMES, REWRITES

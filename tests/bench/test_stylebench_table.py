@@ -51,7 +51,7 @@ from invariclip.calibrate.pictures import Picture
 from invariclip.calibrate.style_prompts import StylePrompts
 from invariclip.errors import CheckpointError, MissingExtraError
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
-from invariclip.export.checkpoints.torchvision_ops import declare_missing_ops
+from invariclip.export.torchvision_ops import declare_missing_ops
 from invariclip.interventions import PAPER
 from invariclip.pixels import pixels
 from invariclip.projection import identity

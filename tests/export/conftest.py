@@ -12,8 +12,8 @@ import torch
 
 from invariclip.export import assemble
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
-from invariclip.export.checkpoints.torchvision_ops import declare_missing_ops
 from invariclip.export.graphs.tower_graph import tower_graph
+from invariclip.export.torchvision_ops import declare_missing_ops
 from invariclip.manifest import METADATA_KEY
 
 declare_missing_ops()

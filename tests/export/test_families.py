@@ -14,10 +14,10 @@ from open_clip import list_models
 from invariclip.errors import CheckpointError
 from invariclip.export.assemble import export_artifact
 from invariclip.export.checkpoints import construct, families, random_weights, weights
-from invariclip.export.checkpoints.checkpoint import load_checkpoint
+from invariclip.export.checkpoints.checkpoint import load_checkpoint, shortened
 from invariclip.export.checkpoints.families import FAMILIES, ROBERTA_BASE, load_family
 from invariclip.export.checkpoints.reparameterize import foldable, reparameterized
-from invariclip.export.checkpoints.shorten import shorten, shortened
+from invariclip.export.checkpoints.shorten import shorten
 from invariclip.export.checkpoints.stand_in import write_tokenizer
 from invariclip.export.graphs.tower_graph import tower_graph
 from invariclip.export.graphs.trace import write_graph

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from invariclip.errors import CheckpointError
+from invariclip.export.checkpoints.surgery import find
 from invariclip.export.graphs import fold
-from invariclip.export.graphs.surgery import find
 
 
 @settings(max_examples=150, deadline=None)

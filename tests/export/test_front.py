@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from invariclip.errors import ArtifactError, InputError
+from invariclip.export.checkpoints.check_texts import spread
 from invariclip.export.graphs.front import BOUNDS, FITTED, TALLEST, add_front, form_of, front_alone
 from invariclip.export.reference import pictures_path
-from invariclip.export.verification.evidence import spread
 from invariclip.pixels import PixelSpec, find_pictures, open_picture, pixels
 
 FORMS, FILTERS = ("matmul", "resize"), ("bicubic", "bilinear")

@@ -15,6 +15,7 @@ from PIL import Image
 from invariclip import pixels as host
 from invariclip.backends import open_backend
 from invariclip.errors import InputError
+from invariclip.export.checkpoints import check_texts
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
 from invariclip.export.graphs.front import add_front, matmul, resize
 from invariclip.export.verification import evidence, pictures_check, verify
@@ -28,7 +29,7 @@ SPEC = PixelSpec((224, 224), (0.48, 0.46, 0.41), (0.27, 0.26, 0.28))
 @pytest.fixture(scope="module")
 def bundled():
     """A few of the bundled pictures; all of them are square."""
-    return evidence.spread(evidence.pictures_of(None, SPEC).paths, 8)
+    return check_texts.spread(evidence.pictures_of(None, SPEC).paths, 8)
 
 
 @given(st.integers(40, 500), st.integers(40, 500), st.sampled_from([32, 64, 224, 336]), st.booleans())

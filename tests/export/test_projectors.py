@@ -8,8 +8,8 @@ from torch import nn
 from invariclip.calibrate.evaluate import unit
 from invariclip.calibrate.modality import isoclip, projectors, spectrum
 from invariclip.errors import CheckpointError
+from invariclip.export.checkpoints.surgery import find, with_replaced
 from invariclip.export.graphs.fold import IMAGE_SITES, TEXT_SITES, last_linear
-from invariclip.export.graphs.surgery import find, with_replaced
 
 ENDS = (
     "vit",

@@ -13,8 +13,8 @@ from PIL import Image
 from invariclip.errors import CheckpointError
 from invariclip.export import reference
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
-from invariclip.export.checkpoints.torchvision_ops import declare_missing_ops
 from invariclip.export.reference import assemble, towers
+from invariclip.export.torchvision_ops import declare_missing_ops
 from invariclip.files import sha256_file
 from invariclip.pixels import stack
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from invariclip.errors import InputError
 from invariclip.export.graphs.tokens.families import FAMILIES, Family
 from invariclip.export.graphs.tokens.schedule import TowerShape, written
-from invariclip.export.graphs.tokens.search import WORTH, fewest_tokens
+from invariclip.export.quantization.token_search import WORTH, fewest_tokens
 from invariclip.export.verification.figures import Figures, Thresholds
 
 E2 = 768 * 768

@@ -17,7 +17,7 @@ from invariclip.tokenizer import TextSpec, Tokenizer
 @pytest.fixture(scope="module")
 def both():
     """Ours, from the exported vocabulary, and the tokenizer of open_clip."""
-    from invariclip.export.checkpoints.torchvision_ops import declare_missing_ops
+    from invariclip.export.torchvision_ops import declare_missing_ops
 
     declare_missing_ops()
     import open_clip

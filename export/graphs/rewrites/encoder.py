@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from invariclip.export.checkpoints.reparameterize import foldable, reparameterized
+from invariclip.export.checkpoints.surgery import container_like, find, with_replaced
 from invariclip.export.graphs.rewrites.attention import Block, bias_of
 from invariclip.export.graphs.rewrites.blocks import without_value_bias, written_out
 from invariclip.export.graphs.rewrites.rewrite import NotApplicableError
 from invariclip.export.graphs.rewrites.text_encoder import TextEncoder
-from invariclip.export.graphs.surgery import container_like, find, with_replaced
 
 if TYPE_CHECKING:
     import torch

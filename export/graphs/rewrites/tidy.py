@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from invariclip.export.graphs.quiet import quiet
+from invariclip.export.checkpoints.quiet import quiet
 from invariclip.export.graphs.rewrites.rewrite import NotApplicableError
 
 if TYPE_CHECKING:

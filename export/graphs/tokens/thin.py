@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from invariclip.errors import InputError
+from invariclip.export.checkpoints.surgery import container_like, find, with_replaced
 from invariclip.export.graphs.rewrites.blocks import written_out
 from invariclip.export.graphs.rewrites.encoder import IMAGE_BLOCKS
 from invariclip.export.graphs.rewrites.rewrite import NotApplicableError
-from invariclip.export.graphs.surgery import container_like, find, with_replaced
 from invariclip.export.graphs.tokens.merge import Merge
 from invariclip.export.graphs.tokens.schedule import TowerShape, written
 from invariclip.export.graphs.tokens.stack import ThinStack
