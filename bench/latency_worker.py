@@ -71,20 +71,12 @@ def answer_head(opened: Opened, question: dict[str, Any]) -> dict[str, Any]:
     return time_head(question)
 
 
-def answer_ends(opened: Opened, question: dict[str, Any]) -> dict[str, Any]:
-    """`ends` (name to file), `backend`, `threads`, `batch`, `repetitions` → see `ends.time_ends`."""
-    from invariclip.bench.ends import time_ends
-
-    return time_ends(opened, question)
-
-
 QUESTIONS: dict[str, Callable[[Opened, dict[str, Any]], dict[str, Any]]] = {
     "time": answer_time,
     "memory": answer_memory,
     "embed": answer_embed,
     "stages": answer_stages,
     "head": answer_head,
-    "ends": answer_ends,
 }
 
 
