@@ -91,12 +91,6 @@ def lite2_state(package: Path) -> dict[str, torch.Tensor]:
     return {name: t for name, t in lite2_weights(package).items() if not name.startswith(_CLASSIFIER)}
 
 
-def lite2_classifier(package: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """ImageNet's classifier on the trunk's features: float32 [1000, 1280] and [1000]."""
-    weights = lite2_weights(package)
-    return weights[f"{_CLASSIFIER}weight"], weights[f"{_CLASSIFIER}bias"]
-
-
 def minilm_state(package: Path) -> dict[str, torch.Tensor]:
     """The sentence encoder's weights by Hugging Face's names, without its unused pooler.
 
