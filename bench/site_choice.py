@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from invariclip.bench.site_worlds import Place, Rows, Vectors, Ward
 
 DRAWS = 6
-"""Halves of every training environment that forms are scored on."""
+"""Halves of every training environment that forms are scored on, where there are few classes."""
 SETTING_DRAWS = 2
 """Halves that γ and M are scored on."""
 SHOWN = f"{SKEWED} pictures"
@@ -121,7 +121,7 @@ class Trials:
         return {key: drawn.samples(np.concatenate(shares))[:, -1] for key, shares in self.right.items()}
 
 
-def choose(place: Place, way: str, seed: int, resampler: Callable[..., Resampler]) -> Choice:
+def choose(place: Place, way: str, seed: int, resampler: Callable[..., Resampler], draws: int = DRAWS) -> Choice:
     """Scores every candidate on each training environment in turn and chooses.
 
     - The form with the most right answers from mixed pictures, of those that cost no more than `HARM` where contents
@@ -133,11 +133,12 @@ def choose(place: Place, way: str, seed: int, resampler: Callable[..., Resampler
         way: `zero-shot`, `prototypes` or `probe`.
         seed: Of the halves and samples.
         resampler: As the table's.
+        draws: Halves of every training environment.
     """
     trials = Trials()
     for number, both in enumerate(left_out(place, way)):
         for name in both[ALONE].sites:
-            _try(both, name, np.random.default_rng([seed, number, 73]), trials)
+            _try(both, name, np.random.default_rng([seed, number, 73]), draws, trials)
     means = trials.means(resampler)
 
     def most(candidates: list[str], sample: str) -> str:
@@ -174,7 +175,7 @@ def _keep(count: int) -> str:
     return f"M = {count}"
 
 
-def _try(both: Mapping[str, Ward], name: str, rng: np.random.Generator, trials: Trials) -> None:
+def _try(both: Mapping[str, Ward], name: str, rng: np.random.Generator, draws: int, trials: Trials) -> None:
     """Adds one training environment's answers."""
     ward = both[ALONE]
     labels, vectors = ward.labels[name], ward.sites[name]
@@ -185,7 +186,7 @@ def _try(both: Mapping[str, Ward], name: str, rng: np.random.Generator, trials: 
         right[candidate, sample][asked] += told == labels[asked]
         asks[candidate, sample][asked] += 1
 
-    for number in range(DRAWS):
+    for number in range(draws):
         order = rng.permutation(len(labels))
         asked = np.isin(np.arange(len(order)), order[len(order) // 2 :])
         for sample, rows in samples(ward.contents[name], order[: len(order) // 2], rng):
@@ -204,9 +205,10 @@ def _try(both: Mapping[str, Ward], name: str, rng: np.random.Generator, trials: 
 def _settings(ward: Ward, vectors: Vectors, sample: Vectors) -> dict[str, Rows]:
     """The answers of the shift, of every γ and of every M."""
     site, own, mean = measured(ward, sample), colours(sample), sample.mean(axis=0)
+    supports = t3a(ward.rule, sample)
     shift = site.shift.astype(np.float64)
     return {
         _SHIFT: ward.rule(site.apply(vectors)),
         **{_gamma(g): ward.rule(recoloured(vectors, shift, mean, own, ward.colours, g)) for g in SHRINKAGES},
-        **{_keep(keep): t3a(ward.rule, sample, keep)(vectors) for keep in FILTERS},
+        **{_keep(keep): supports.filtered(keep)(vectors) for keep in FILTERS},
     }

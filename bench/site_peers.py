@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 SCALE = 100.0
 """What cosines are multiplied by to be logits, as CLIP's are."""
-SHRINKAGES = (300.0, 100.0, 30.0, 10.0, 3.0, 1.0)
+SHRINKAGES = (100.0, 30.0, 10.0, 3.0)
 """γ of `recoloured`."""
 FILTERS = (1, 5, 20, 50, 100, 0)
 """M of T3A, the grid of its paper (section 4.1); 0 keeps all."""
@@ -90,10 +90,14 @@ def colours(vectors: Vectors) -> Colours:
     Args:
         vectors: [N, d].
     """
-    _, lengths, axes = np.linalg.svd(vectors - vectors.mean(axis=0), full_matrices=False)
-    some = lengths > 1e-9 * max(1e-300, float(lengths.max(initial=0.0)))
-    squares = lengths[some] ** 2
-    return Colours(axes[some], squares * vectors.shape[1] / max(1e-300, float(squares.sum())))
+    rows = vectors - vectors.mean(axis=0)
+    few = len(rows) < rows.shape[1]
+    values, axes = np.linalg.eigh(rows @ rows.T if few else rows.T @ rows)
+    some = values > 1e-10 * max(1e-300, float(values.max()))
+    values, axes = values[some], axes[:, some].T
+    if few:
+        axes = (axes @ rows) / np.sqrt(values)[:, None]
+    return Colours(axes, values * rows.shape[1] / max(1e-300, float(values.sum())))
 
 
 def recoloured(vectors: Vectors, shift: Vectors, mean: Vectors, site: Colours, training: Colours, shrinkage: float
@@ -116,8 +120,35 @@ def recoloured(vectors: Vectors, shift: Vectors, mean: Vectors, site: Colours, t
     return unit(turned + (mean - shift))
 
 
-def t3a(classes: Classes, sample: Vectors, keep: int) -> Classes:
-    """The classifier that T3A makes of a sample.
+@dataclass(frozen=True, eq=False)
+class Supports:
+    """What T3A keeps of a sample.
+
+    Attributes:
+        classes: The classifier before.
+        vectors: [K + n, d]: the classes' own weights, then the sample.
+        taken: int64 [K + n], places of the classes that they were taken for.
+        order: int64 [K + n], by class and then by entropy.
+    """
+
+    classes: Classes
+    vectors: Vectors
+    taken: Rows
+    order: Rows
+
+    def filtered(self, keep: int) -> Classes:
+        """The classifier of the M supports of each class with the least entropy; 0 keeps all."""
+        count = len(self.classes.labels)
+        starts = np.searchsorted(self.taken[self.order], np.arange(count))
+        rank = np.arange(len(self.order)) - starts[self.taken[self.order]]
+        kept = self.order[rank < keep] if keep else self.order
+        sums = np.zeros((count, self.vectors.shape[1]))
+        np.add.at(sums, self.taken[kept], self.vectors[kept])
+        return Classes(self.classes.labels, unit(sums), np.zeros(count), SCALE)
+
+
+def t3a(classes: Classes, sample: Vectors) -> Supports:
+    """The supports that T3A takes from a sample.
 
     Iwasawa and Matsuo, "Test-Time Classifier Adjustment Module for Model-Agnostic Domain Generalization" (NeurIPS 2021,
     section 3.2): each class has a set of supports, its own weights first; a picture joins the set of the class that it
@@ -125,20 +156,13 @@ def t3a(classes: Classes, sample: Vectors, keep: int) -> Classes:
 
     Args:
         classes: The classifier before.
-        sample: [n, d], unit length, in the order in which they came; the last filter is that of all of them.
-        keep: M, or 0 for all.
+        sample: [n, d], unit length; the filter after the last picture does not depend on their order.
     """
     own = unit(classes.weights)
     supports, count = np.concatenate([own, sample]), len(own)
     logits = classes.logits(supports)
     taken = np.concatenate([np.arange(count), np.argmax(logits[count:], axis=1)])
-    order = np.lexsort((entropies(logits)[1], taken))
-    starts = np.searchsorted(taken[order], np.arange(count))
-    rank = np.arange(len(order)) - starts[taken[order]]
-    kept = order[rank < keep] if keep else order
-    sums = np.zeros_like(own)
-    np.add.at(sums, taken[kept], supports[kept])
-    return Classes(classes.labels, unit(sums), np.zeros(count), SCALE)
+    return Supports(classes, supports, taken, np.lexsort((entropies(logits)[1], taken)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -69,7 +70,7 @@ class Ward:
         training: m₀.
         aligned: The classes where every environment's pictures are moved to m₀ as a whole before.
         centred: The classes where every environment's pictures lost their own mean before; by name, names less theirs.
-        colours: Of the training pictures, each environment about its own mean.
+        residues: [M, d], training pictures less their own environment's mean.
         learn: Classes from vectors and labels in the same way, or None by name.
     """
 
@@ -83,8 +84,13 @@ class Ward:
     training: Vectors
     aligned: Classes
     centred: Classes
-    colours: Colours
+    residues: Vectors
     learn: Callable[[Vectors, Rows], Classes] | None
+
+    @cached_property
+    def colours(self) -> Colours:
+        """Of the training pictures, each environment about its own mean."""
+        return colours(self.residues)
 
 
 def ward(what: Projection, place: Place, way: str) -> Ward:
@@ -126,7 +132,7 @@ def ward(what: Projection, place: Place, way: str) -> Ward:
         training=training,
         aligned=rules[1],
         centred=rules[2],
-        colours=colours(residues),
+        residues=residues,
         learn=learn,
     )
 

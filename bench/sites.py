@@ -57,6 +57,8 @@ if TYPE_CHECKING:
 
 DRAWS = 6
 """Halves of every site and seed: one to measure it on, one to score."""
+STYLE_DRAWS = 2
+"""Halves of every training style that forms are chosen on: one shows hundreds of classes, and takes as long."""
 CHOSEN = (SHOWN, HALF, *GUARDS)
 """Samples that the chosen form is scored with."""
 
@@ -178,8 +180,8 @@ def _peers(draw: Draw, choice: Choice, costs: dict[str, list[tuple[int, int]]]) 
         yield f"{row}, CORAL", ward.rule(moved)
         costs[f"{row}, CORAL"].append((width * (width + 1), width * width))
         keep = choice.filters[row]
-        yield f"{row}, T3A", t3a(ward.rule, sample, keep)(vectors)
-        yield f"{row}, T3A after the site", t3a(ward.rule, unit(sample - shift), keep)(unit(vectors - shift))
+        yield f"{row}, T3A", t3a(ward.rule, sample).filtered(keep)(vectors)
+        yield f"{row}, T3A after the site", t3a(ward.rule, unit(sample - shift)).filtered(keep)(unit(vectors - shift))
         costs[f"{row}, T3A"].append((classes * width, 0))
         costs[f"{row}, T3A after the site"].append(((classes + 1) * width, 0))
         caches = tda(ward.rule, sample)
@@ -234,7 +236,10 @@ def stylebench(data: Path, model: Any, seeds: int, work: Path, features: Path, p
                 names=world.table.label_names,
                 refit=partial(_style_projection, world, pick),
             )
-            what, choice = styles.fitted(world, styles.SEVEN, ALL_SOURCES, pick), choose(place, way, seed, Bootstrap)
+            what, choice = (
+                styles.fitted(world, styles.SEVEN, ALL_SOURCES, pick),
+                choose(place, way, seed, Bootstrap, STYLE_DRAWS),
+            )
             score(wards(what, place, way), choice, ("", seed), tallies[way])
     return told(tallies, kept, Bootstrap)
 

@@ -82,13 +82,13 @@ def _entropy(classes, vector):
 
 @pytest.mark.parametrize("keep", [1, 3, 20, 0])
 def test_t3a_keeps_the_supports_of_least_entropy(classes, keep):
-    found = peers.t3a(classes, PICTURES, keep)
+    found = peers.t3a(classes, PICTURES).filtered(keep)
     assert found.weights == pytest.approx(_t3a_by_hand(classes, PICTURES, keep), abs=1e-6)
     assert (found.labels == LABELS).all()
 
 
 def test_t3a_without_pictures_is_the_classifier(classes):
-    assert peers.t3a(classes, PICTURES[:0], 5).weights == pytest.approx(BANK)
+    assert peers.t3a(classes, PICTURES[:0]).filtered(5).weights == pytest.approx(BANK)
 
 
 def _tda_by_hand(classes, sample):
