@@ -44,7 +44,7 @@ def _panel(axes: Any, rows: dict[str, Any]) -> None:
     places = range(len(shown))
     axes.fill_between(places, [base + each["low"] for each in changes], [base + each["high"] for each in changes],
                       color=AFTER, alpha=0.18, lw=0, label="95 % interval against the projection")  # fmt: skip
-    axes.plot(places, [base + each["value"] for each in changes], "o-", ms=3.5, color=AFTER, label="and the site")
+    axes.plot(places, [base + each["value"] for each in changes], "o-", ms=3.5, color=AFTER, label="adapted")
     few = shown.index("20 pictures")
     for number, (row, (marker, colour)) in enumerate(SKEWED.items()):
         change = rows[row]["to_projection"]
@@ -57,3 +57,4 @@ def _panel(axes: Any, rows: dict[str, Any]) -> None:
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(y=0.1)
+    axes.yaxis.get_major_locator().set_params(integer=True)

@@ -152,6 +152,10 @@ def test_the_page_computes_what_it_claims(found):
     chosen = rows["20 pictures, chosen"]["to_adapted"]
     gained = chosen["low"] > 0 and chosen["value"] >= -0.5
     assert ("no table speaks against it" in page.split("- `chosen`: ")[1].split("\n")[0]) == gained
+    recoloured = tally.choices[0]["recolours"]["20 pictures"]
+    every, none = page.split("(points against `adapt`) in ")[1].split("; none, so that nothing changes, in ")
+    assert (", 20 pictures" in every) == recoloured
+    assert (", 20 pictures" in none.split("; some in ")[0]) == (not recoloured)
     assert ("How far a shift can take the probe" in page) == (way == "probe")
     assert "![Accuracy by the number of the site's pictures](yards.svg)" in page
     assert page.count("\n| ") > 30
@@ -162,7 +166,7 @@ def test_the_page_says_whether_a_shift_could_reach_the_goal(found):
     way, tally, rows = found
     far = {row: {**each, "to_none": {"value": 2.0, "low": 1.0, "high": 3.0}} for row, each in rows.items()}
     near = {row: {**each, "to_none": {"value": 12.0, "low": 11.0, "high": 13.0}} for row, each in rows.items()}
-    for changed, told in ((far, "is out of reach of a shift here"), (near, "is within reach of a shift")):
+    for changed, told in ((far, "is out of reach of a shift"), (near, "is within reach of a shift")):
         page = render({"model": "m", "seeds": 2, "draws": 6, "worlds": {"yards": {way: changed}},
                        "choices": {"yards": {way: tally.choices}}})  # fmt: skip
         assert told in page
