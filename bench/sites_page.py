@@ -273,9 +273,10 @@ Candidates are: the projection alone, `adapt`'s form, the same with *classes ali
 pictures are moved to m₀ as a whole before prototypes or probes are made of them; by name nothing changes), and
 *centring* (pictures less the sample's mean, classes' pictures less their own environment's, by name names less the mean
 of the names); the last three with and without a projection. *Chosen* is what each world's own training environments
-say, with each of them in turn as a site and a projection that was refitted without it: most right answers from 20 mixed
-pictures, of the forms that lose no more than 0.5 with pictures of one or two kinds; the projection alone wins within
-one standard error. Nothing of the sites in the tables enters that. {pooled}
+say, with each of them in turn as a site and a projection that was refitted without it (estimator, rank and λ stay those
+of all of them): most right answers from 20 mixed pictures, of the forms that lose no more than 0.5 with pictures of one
+or two kinds; the projection alone wins within one standard error. Nothing of the sites in the tables enters that.
+{pooled}
 
 The columns: percent right with 20 pictures and what that is against `adapt`; and of 20 pictures of one kind, against
 the projection."""
