@@ -216,9 +216,9 @@ def _bounds(name: str, rows: dict[str, Any]) -> str:
         (row for row in rows if _is_bound(row) and SHIFTED in row), key=lambda row: rows[row]["to_none"]["high"]
     )
     told = (
-        f"So {GOAL:+g} is out of reach of a shift of this model's embeddings, with the classes' true means as well."
+        f"So with these projections {GOAL:+g} is out of reach of a shift, with the classes' true means as well."
         if rows[shift]["to_none"]["high"] < GOAL
-        else f"So {GOAL:+g} is within reach of a shift, where the classes' true means are known."
+        else f"So with these projections {GOAL:+g} is within reach of a shift, where the classes' true means are known."
     )
     reached = [f"`{row}` {_gain(each, 'to_none')}" for row, each in rows.items()
                if not _is_bound(row) and each["to_none"]["value"] >= GOAL]  # fmt: skip

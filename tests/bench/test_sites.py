@@ -166,7 +166,7 @@ def test_the_page_says_whether_a_shift_could_reach_the_goal(found):
     way, tally, rows = found
     far = {row: {**each, "to_none": {"value": 2.0, "low": 1.0, "high": 3.0}} for row, each in rows.items()}
     near = {row: {**each, "to_none": {"value": 12.0, "low": 11.0, "high": 13.0}} for row, each in rows.items()}
-    for changed, told in ((far, "is out of reach of a shift"), (near, "is within reach of a shift")):
+    for changed, told in ((far, "is out of reach of a shift, with"), (near, "is within reach of a shift, where")):
         page = render({"model": "m", "seeds": 2, "draws": 6, "worlds": {"yards": {way: changed}},
                        "choices": {"yards": {way: tally.choices}}})  # fmt: skip
         assert told in page
