@@ -19,7 +19,11 @@ from invariclip.version import __version__
 
 COMMANDS: dict[str, tuple[str, str, str]] = {
     # name: (module:attribute, extra that it needs, one line of help)
-    "demo": ("invariclip.bench.demo:demo", "bench", "See the whole path on the bundled pictures, in a few minutes."),
+    "demo": (
+        "invariclip.bench.demo.command:demo",
+        "bench",
+        "See the whole path on the bundled pictures, in a few minutes.",
+    ),
     "calibrate": ("invariclip.calibrate.commands:calibrate", "calibrate", "Fit the invariant projection from pairs."),
     "cdc": (
         "invariclip.calibrate.cdc.commands:cdc",
@@ -48,7 +52,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "",
         "Find what is fastest on this machine among what was proved.",
     ),
-    "bench": ("invariclip.bench.commands:bench", "bench", "Time an artifact beside PyTorch, plain engines and NNCF."),
+    "bench": (
+        "invariclip.bench.latency.command:bench",
+        "bench",
+        "Time an artifact beside PyTorch, plain engines and NNCF.",
+    ),
     "inspect": ("invariclip.commands:inspect", "", "Show what an artifact is and what it was proved to do."),
     "predict": ("invariclip.commands:predict", "", "Classify pictures."),
     "adapt": ("invariclip.adapt_command:adapt", "", "Measure a place from a few unlabelled pictures of it."),
@@ -101,7 +109,7 @@ def run_command(command: click.Command, prog_name: str | None = None, arguments:
 
     Args:
         command: The command.
-        prog_name: Its name in help texts; None takes the program's own, such as `python -m invariclip.bench.cdc`.
+        prog_name: Its name in help texts; None takes the program's own, such as `python -m invariclip.export.parity`.
         arguments: Without the program's name; None takes the process's.
     """
     warnings.showwarning = _one_line_warning

@@ -17,7 +17,7 @@ from invariclip.artifact import read_manifest
 from invariclip.bench.cpp.build import SOURCE, build
 from invariclip.bench.cpp.page import page
 from invariclip.bench.cpp.turns import compare
-from invariclip.bench.machine import Ticks
+from invariclip.bench.latency.machine import Ticks
 from invariclip.cli import run_command
 from invariclip.console import bar, note
 from invariclip.errors import InputError

@@ -10,8 +10,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from invariclip.bench.process import PAUSE, CandidateError
-from invariclip.bench.summary import percentiles, ratio, spread
+from invariclip.bench.latency.process import PAUSE, CandidateError
+from invariclip.bench.latency.summary import percentiles, ratio, spread
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from invariclip.bench.flops import graph_flops
 from invariclip.bench.gpu.cases import CANDIDATES, REFERENCE, Candidate, missing
 from invariclip.bench.gpu.files import PARITY_ROWS
 from invariclip.bench.gpu.runners import WARM, open_runner, require_cuda
+from invariclip.bench.latency.flops import graph_flops
 from invariclip.errors import InvariclipError
 
 if TYPE_CHECKING:

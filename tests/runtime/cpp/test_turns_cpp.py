@@ -5,7 +5,7 @@ import pytest
 
 from invariclip.bench.cpp.page import page
 from invariclip.bench.cpp.turns import compare
-from invariclip.bench.process import CandidateError
+from invariclip.bench.latency.process import CandidateError
 from invariclip.console import silent
 
 HOW = {"rounds": 3, "seconds": 0.01, "progress": silent}

@@ -1,0 +1,1 @@
+"""The command `bench`: candidates timed in turns, one process each, with their answers compared."""

@@ -1,0 +1,282 @@
+"""One run of the bench: cold starts, turns round by round, answers, stages; written down after every step."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from invariclip.artifact import checked_path
+from invariclip.bench.latency import accuracy, machine, stages
+from invariclip.bench.latency.flops import graph_flops
+from invariclip.bench.latency.peers import OURS, PEAK
+from invariclip.bench.latency.process import CandidateError, Worker, take_turns
+from invariclip.bench.latency.record import Round
+from invariclip.bench.latency.reference_files import ALTERED, EVIDENCE, PLAIN
+from invariclip.console import silent
+from invariclip.errors import InputError
+from invariclip.machine import available_memory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from invariclip.bench.latency.peers import Entry
+    from invariclip.bench.latency.prepare import Prepared
+    from invariclip.bench.latency.record import Record
+    from invariclip.console import Progress
+
+_SCRATCH = ".scratch-"
+_ROOM = 400_000_000
+"""Bytes that a process needs beside twice its weights."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured.
+
+    Attributes:
+        batches: Batch sizes.
+        rounds: Turns of every candidate at every batch size, those of earlier runs counted.
+        cold: Fresh starts of every candidate after a first one, likewise.
+        seconds_per_turn: How long a turn should last.
+        threads: Of every candidate.
+        stage_rounds: How often the sheets of pictures are read for the stages.
+        head_calls: Calls that the class head's cost is measured on.
+    """
+
+    batches: tuple[int, ...] = (1, 8)
+    rounds: int = 7
+    cold: int = 3
+    seconds_per_turn: float = 0.4
+    threads: int = 1
+    stage_rounds: int = 3
+    head_calls: int = 200
+
+
+class Session:
+    """Measures what a record lacks."""
+
+    def __init__(
+        self,
+        record: Record,
+        path: Path,
+        entries: Sequence[Entry],
+        prepared: Prepared,
+        plan: Plan,
+        *,
+        progress: Progress = silent,
+        tell: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Takes the record, and writes it to `path` after every step; the others are what and how much to measure."""
+        self._record, self._path, self._entries, self._prepared = record, path, entries, prepared
+        self._plan, self._progress, self._tell = plan, progress, tell
+        self._reasons = {entry.candidate.name: entry.reason for entry in entries if entry.reason}
+        self._environment = {"TORCHINDUCTOR_CACHE_DIR": str((prepared.folder / "inductor").resolve())}
+        self._engines: dict[str, dict[str, Any]] = {}
+
+    def run(self) -> None:
+        """Everything that is still missing.
+
+        Raises:
+            InputError: Not one candidate could be started.
+        """
+        self._record.flops = {str(batch): self._flops(batch) for batch in self._plan.batches}
+        self._note()
+        self._cold_starts()
+        with ExitStack() as stack:
+            workers = []
+            for entry in self._able():
+                worker = self._start(entry) if self._lacks(entry) else None
+                if worker is not None:
+                    workers.append(stack.enter_context(worker))
+            if not workers and not self._record.accuracy:
+                raise InputError(f"no candidate runs here: {'; '.join(sorted(set(self._reasons.values())))}")
+            self._note()
+            for batch in self._plan.batches:
+                self._time(workers, batch)
+            self._ask(workers)
+        self._note()
+
+    def _able(self) -> list[Entry]:
+        return [entry for entry in self._entries if entry.candidate.name not in self._reasons]
+
+    def _lacks(self, entry: Entry) -> bool:
+        """Whether something of a candidate is still to be measured; a round needs all of them."""
+        if any(len(self._record.rounds.get(str(batch), ())) < self._plan.rounds for batch in self._plan.batches):
+            return True
+        name = entry.candidate.name
+        answered = entry.group == PEAK or name in self._record.accuracy
+        return not answered or (entry.group == OURS and name not in self._record.stages)
+
+    def _flops(self, batch: int) -> float:
+        return self._record.flops.get(str(batch)) or graph_flops(self._prepared.folder / PLAIN, batch)
+
+    def _note(self) -> None:
+        """The candidates as they stand now, and the file."""
+        earlier = {entry["name"]: entry.get("engine", {}) for entry in self._record.entries}
+        self._record.entries = [
+            {
+                "name": entry.candidate.name,
+                "group": entry.group,
+                "arithmetic": entry.arithmetic,
+                "reason": self._reasons.get(entry.candidate.name, ""),
+                "engine": self._engines.get(entry.candidate.name, earlier.get(entry.candidate.name, {})),
+            }
+            for entry in self._entries
+        ]
+        self._record.write(self._path)
+
+    def _start(self, entry: Entry) -> Worker | None:
+        """A running candidate, or None and a reason."""
+        name, room, needed = entry.candidate.name, available_memory(), _needed(entry)
+        if room is not None and room < needed:
+            self._reasons[name] = f"needs about {needed >> 20:,} MiB of memory, {room >> 20:,} are left"
+            return None
+        try:
+            worker = Worker(entry.candidate, self._plan.threads, self._environment)
+        except CandidateError as error:
+            self._fail(name, error.reason)
+            return None
+        self._engines[name] = worker.facts["engine"]
+        if entry.group == PEAK:
+            self._record.peaks[name] = float(worker.facts["engine"]["flop"])
+        return worker
+
+    def _fail(self, name: str, reason: str) -> None:
+        self._reasons[name] = reason
+        self._tell(f"{name}: not measured: {reason}")
+
+    def _cold_starts(self) -> None:
+        """Fresh processes, one at a time, candidates in turn; the first start of each is kept but not counted."""
+        towers = [entry for entry in self._able() if entry.group != PEAK]
+        steps = [
+            entry
+            for start in range(self._plan.cold + 1)
+            for entry in towers
+            if len(self._record.cold.get(entry.candidate.name, ())) <= start
+        ]
+        for entry in self._progress(steps, total=len(steps), desc="cold starts"):
+            name = entry.candidate.name
+            worker = None if name in self._reasons else self._start(entry)
+            if worker is not None:
+                with worker:
+                    facts = {"start_s": worker.start_s, **{key: worker.facts[key] for key in ("load_s", "first_s")}}
+                self._record.cold.setdefault(name, []).append({key: round(value, 4) for key, value in facts.items()})
+            self._note()
+
+    def _time(self, workers: list[Worker], batch: int) -> None:
+        """Rounds at one batch size; a candidate that stops is left out of those that follow."""
+        rounds = self._record.rounds.setdefault(str(batch), [])
+        if len(rounds) >= self._plan.rounds:
+            return
+        repetitions: dict[str, int] = {}
+        for worker in self._progress(list(workers), total=len(workers), desc=f"warming up batch {batch}"):
+            try:
+                repetitions[worker.name] = worker.repetitions(batch, self._plan.seconds_per_turn)
+            except CandidateError as error:
+                self._drop(workers, worker.name, error.reason)
+        total = self._plan.rounds - len(rounds)
+        for _ in self._progress(range(total), total=total, desc=f"timing batch {batch}"):
+            before = machine.Ticks.now()
+            turns, stopped = take_turns(workers, batch, repetitions, len(rounds))
+            used = machine.Ticks.now().since(before, sum(turn.cpu_s for turn in turns.values()))
+            for name, reason in stopped.items():
+                self._drop(workers, name, reason)
+            idle = max((turn.idle_cpu_s for turn in turns.values()), default=0.0)
+            rounds.append(
+                Round({name: turn.times for name, turn in turns.items()}, used["steal"], used["others"], idle)
+            )
+            self._note()
+
+    def _drop(self, workers: list[Worker], name: str, reason: str) -> None:
+        self._fail(name, reason)
+        workers[:] = [worker for worker in workers if worker.name != name]
+
+    def _ask(self, workers: list[Worker]) -> None:
+        """Memory first, then answers, then stages: each may raise the high-water mark of the one before."""
+        groups = {entry.candidate.name: entry for entry in self._entries}
+        towers = [worker for worker in workers if groups[worker.name].group != PEAK]
+        for worker in towers:
+            self._record.memory.setdefault(worker.name, worker.ask({"do": "memory"})["peak_bytes"])
+        for left in self._path.parent.glob(f"{_SCRATCH}*"):  # of a run that was killed
+            shutil.rmtree(left)
+        with TemporaryDirectory(dir=self._path.parent, prefix=_SCRATCH) as scratch:
+            for worker in self._progress(towers, total=len(towers), desc="answers"):
+                if worker.name not in self._record.accuracy:
+                    self._guard(
+                        workers, worker, lambda worker: self._answers(worker, groups[worker.name], Path(scratch))
+                    )
+            ours = [worker for worker in towers if groups[worker.name].group == OURS]
+            lacking = [worker for worker in ours if worker.name not in self._record.stages]
+            if lacking:
+                self._sheets(Path(scratch))
+            for worker in self._progress(lacking, total=len(lacking), desc="stages"):
+                self._guard(workers, worker, lambda worker: self._stages(worker, groups[worker.name], Path(scratch)))
+
+    def _guard(self, workers: list[Worker], worker: Worker, work: Callable[[Worker], None]) -> None:
+        try:
+            work(worker)
+        except (CandidateError, InputError) as error:
+            self._drop(workers, worker.name, error.reason if isinstance(error, CandidateError) else str(error))
+        self._note()
+
+    def _answers(self, worker: Worker, entry: Entry, scratch: Path) -> None:
+        found = []
+        for name in (EVIDENCE, ALTERED):
+            out = scratch / f"answers-{name}"
+            question = {"pictures": str((self._prepared.folder / name).resolve()), "batch": max(self._plan.batches)}
+            worker.ask({"do": "embed", **question, "out": str(out.resolve())})
+            found.append(np.load(out, allow_pickle=False))
+        reference = self._prepared.reference(projected=entry.group == OURS)
+        self._record.accuracy[worker.name] = accuracy.figures(reference, found[0], found[1])
+
+    def _sheets(self, scratch: Path) -> None:
+        from invariclip.export.reference import pictures_path
+        from invariclip.pixels import find_pictures
+
+        (scratch / "sheets").mkdir()
+        size = stages.write_jpegs(find_pictures([pictures_path()]), scratch / "sheets")
+        self._record.settings["sheet_bytes"] = size
+
+    def _stages(self, worker: Worker, entry: Entry, scratch: Path) -> None:
+        candidate, manifest = entry.candidate, self._prepared.manifest
+        variant = manifest.variants[candidate.variant]
+        common = {"backend": candidate.backend, "threads": self._plan.threads}
+        found = worker.ask(
+            {
+                "do": "stages",
+                **common,
+                "artifact": str(self._prepared.artifact.resolve()),
+                "variant": candidate.variant,
+                "pictures": str((scratch / "sheets").resolve()),
+                "rounds": self._plan.stage_rounds,
+            }
+        )
+        heads = scratch / f"heads-{variant.image.sha256[:16]}"
+        if not heads.is_dir():
+            heads.mkdir()
+            model = manifest.model
+            stages.write_heads(
+                checked_path(self._prepared.artifact, variant.image), heads, width=manifest.width,
+                logit_scale=model.logit_scale, logit_bias=model.logit_bias,
+            )  # fmt: skip
+        files = {"bare": str((heads / "bare.onnx").resolve()), "headed": str((heads / "head.onnx").resolve())}
+        question = {"do": "head", **common, **files, "compute": variant.compute}
+        found["head"] = worker.ask({**question, "repetitions": self._plan.head_calls})
+        self._record.stages[worker.name] = found
+
+
+def _needed(entry: Entry) -> int:
+    """Bytes that a candidate will take, roughly: its weights twice, and the libraries."""
+    candidate = entry.candidate
+    if entry.group == PEAK:
+        return _ROOM
+    model = Path(candidate.model)
+    named = [Path(candidate.checkpoint)] if candidate.checkpoint else []
+    files = [path for path in (*named, model, model.with_suffix(".bin"), model / "image.onnx") if path.is_file()]
+    return _ROOM + 2 * sum(path.stat().st_size for path in files)

@@ -1,0 +1,1 @@
+"""`invariclip serve` under load."""

@@ -1,0 +1,285 @@
+"""`invariclip serve` under load: `python -m invariclip.bench.load` writes docs/serve.json and docs/serve.md's tables.
+
+Every candidate is a server in a process of its own, and the clients are another process. Servers take turns, so that
+what else the machine does meets all of them; one that is not asked sleeps.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+from urllib.request import urlopen
+
+import click
+import numpy as np
+from PIL import Image
+
+from invariclip.backends.threads import available_threads
+from invariclip.bench.latency.machine import Ticks
+from invariclip.bench.load.page import with_tables
+from invariclip.cli import run_command
+from invariclip.console import bar, note
+from invariclip.errors import InputError
+from invariclip.export.reference import manifest_path
+from invariclip.files import write_atomically
+from invariclip.machine import this_machine
+from invariclip.pixels import find_pictures
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+START_SECONDS = 300
+PICTURES = 32
+"""Different ones that are sent."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A server.
+
+    Attributes:
+        name: What to call it.
+        options: Of `invariclip serve`, or, with `torch`, of `bench.load_torch`.
+        torch: Whether open_clip stands in the engine's place.
+    """
+
+    name: str
+    options: tuple[str, ...]
+    torch: bool = False
+
+    def command(self, artifact: Path, model: Sequence[str], threads: int | None) -> list[str]:
+        """What starts it."""
+        at = ["invariclip.bench.load.torch_server"] if self.torch else ["invariclip", "serve"]
+        more = model if self.torch else ("--port", "0")
+        many = () if threads is None else ("--threads", str(threads))
+        return [sys.executable, "-m", *at, str(artifact), *more, *many, *self.options]
+
+
+BATCHED, ALONE = "batched", "one at a time"
+OURS = (Candidate(BATCHED, ("--max-batch", "16")), Candidate(ALONE, ("--max-batch", "1")))
+THEIRS = (
+    Candidate("PyTorch, batched", ("--max-batch", "16"), torch=True),
+    Candidate("PyTorch, one at a time", ("--max-batch", "1"), torch=True),
+)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One candidate under one load, once.
+
+    Attributes:
+        candidate: Its name.
+        clients: How many asked at a time.
+        round: Which turn it was.
+        answers: How many there were with status 200.
+        refused: How many with another.
+        per_second: Answers a second.
+        p50, p95, p99: Of the answers' latencies, in ms.
+        batch: Pictures to a run of the engine, in the mean.
+        cpu_ms: The server's processor time for an answer: busy neighbours change it far less than they do the clock.
+        steal: Share of the processors' time that other machines of the host took.
+        others: Share that other programs of this machine took.
+    """
+
+    candidate: str
+    clients: int
+    round: int
+    answers: int
+    refused: int
+    per_second: float
+    p50: float
+    p95: float
+    p99: float
+    batch: float
+    cpu_ms: float
+    steal: float | None
+    others: float | None
+
+
+@dataclass(frozen=True)
+class Server:
+    """A process that listens."""
+
+    port: int
+    pid: int
+
+    def cpu_s(self) -> float:
+        """Processor seconds that it has taken; 0 where the system does not tell."""
+        try:
+            fields = Path(f"/proc/{self.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        except OSError:  # no Linux
+            return 0.0
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def batches(self) -> tuple[float, float]:
+        """Pictures and batches that it has answered so far."""
+        with urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=30) as answer:
+            text = answer.read().decode()
+        numbers = [
+            re.search(rf'^invariclip_batch_size_{what}{{kind="pictures"}} (\S+)$', text, re.MULTILINE)
+            for what in ("sum", "count")
+        ]
+        pictures, batches = (float(found[1]) if found else 0.0 for found in numbers)
+        return pictures, batches
+
+
+@click.command()
+@click.argument("artifact", type=click.Path(path_type=Path, exists=True))
+@click.option("--title", required=True, help="What the table is called; one of the same title is replaced.")
+@click.option("--model", help="The checkpoint of the artifact: serve it through PyTorch too.")
+@click.option("--random-weights", type=int, help="The seed of the checkpoint's weights, if they are random.")
+@click.option("--candidate", "others", multiple=True, metavar="NAME=OPTIONS", help="In place of ours: other options.")
+@click.option("--side", type=click.IntRange(min=16), help="Send JPEGs of this side [default: the bundled pictures].")
+@click.option("--clients", multiple=True, type=click.IntRange(min=1), default=(1, 4, 16), show_default=True)
+@click.option("--rounds", type=click.IntRange(min=3), default=5, show_default=True)
+@click.option("--warm", type=click.FloatRange(min=0), default=2.0, show_default=True, help="Seconds before, uncounted.")
+@click.option("--seconds", type=click.FloatRange(min=0.1), default=5.0, show_default=True)
+@click.option("--threads", type=click.IntRange(min=1))
+@click.option("--out", "-o", type=click.Path(path_type=Path), default=Path("docs/serve.md"), show_default=True)
+def load(
+    artifact: Path, title: str, model: str | None, random_weights: int | None, others: tuple[str, ...],
+    side: int | None, clients: tuple[int, ...], rounds: int, warm: float, seconds: float, threads: int | None,
+    out: Path,
+) -> int:  # fmt: skip
+    """Time an artifact's server under load, with and without batching; tables of other titles stay as they were."""
+    candidates = [_named(one) for one in others] or [*OURS, *(THEIRS if model else ())]
+    weights = () if random_weights is None else ("--random-weights", str(random_weights))
+    of = ("--model", model, *weights) if model else ()
+    commands = {one.name: one.command(artifact, of, threads) for one in candidates}
+    with TemporaryDirectory() as folder:
+        sent = _pictures(Path(folder), side)
+        turns = measure(commands, Path(folder), clients, rounds, warm, seconds)
+    setting = {
+        "processor": this_machine().processor, "threads": threads or available_threads(), "rounds": rounds,
+        "seconds": seconds, "pictures": sent, "date": time.strftime("%Y-%m-%d"),
+        "versions": {name: version(name) for name in ("onnxruntime", "torch", "starlette", "uvicorn")},
+    }  # fmt: skip
+    data = out.with_suffix(".json")
+    groups: dict[str, Any] = json.loads(data.read_text(encoding="utf-8")) if data.is_file() else {}
+    groups[title] = {"setting": setting, "turns": [asdict(turn) for turn in turns]}
+    write_atomically(data, json.dumps(groups, indent=1))
+    write_atomically(out, with_tables(out.read_text(encoding="utf-8"), groups))
+    note(f"{out}, {data}")
+    return 0
+
+
+def measure(
+    commands: Mapping[str, Sequence[str]],
+    pictures: Path,
+    clients: Sequence[int],
+    rounds: int,
+    warm: float,
+    seconds: float,
+) -> list[Turn]:
+    """Starts every server, lets them take turns, and ends them.
+
+    Args:
+        commands: What starts each, by name.
+        pictures: A folder of those that are sent.
+        clients: How many ask at a time.
+        rounds: Turns of each server with each number of clients.
+        warm: Seconds of a turn that are not counted: as long as an answer takes at least.
+        seconds: That are.
+
+    Raises:
+        InputError: A server did not start, or did not answer.
+    """
+    with ExitStack() as stack:
+        servers = {name: stack.enter_context(started(command)) for name, command in commands.items()}
+        return list(_turns(servers, pictures, clients, rounds, warm, seconds))
+
+
+@contextmanager
+def started(command: Sequence[str]) -> Iterator[Server]:
+    """A server's process, until the block ends; gives it.
+
+    Raises:
+        InputError: It ended before it listened.
+    """
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None  # noqa: S101 (a pipe was asked for)
+            said = []
+            for line in process.stderr:
+                said.append(line.strip())
+                if found := re.search(r" at http://[\d.]+:(\d+)$", line.strip()):
+                    yield Server(int(found[1]), process.pid)
+                    return
+            raise InputError(f"{shlex.join(command)}: ended before it listened: {' '.join(said)}")
+        finally:
+            process.terminate()
+            process.wait(START_SECONDS)
+
+
+def _named(given: str) -> Candidate:
+    name, equals, options = given.partition("=")
+    if not equals:
+        raise click.BadParameter(f"{given!r} is not NAME=OPTIONS")
+    return Candidate(name, tuple(shlex.split(options)))
+
+
+def _pictures(folder: Path, side: int | None) -> str:
+    """Bundled pictures of every style, as they are, or as larger JPEGs; says what they are."""
+    every = find_pictures([manifest_path().parent])
+    chosen = [every[place] for place in np.linspace(0, len(every) - 1, PICTURES).astype(int)]
+    for number, path in enumerate(chosen):
+        data = path.read_bytes()
+        if side is not None:
+            stream = io.BytesIO()
+            larger = Image.open(path).convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
+            larger.save(stream, "JPEG", quality=90)
+            data = stream.getvalue()
+        (folder / f"{number:03d}{path.suffix if side is None else '.jpg'}").write_bytes(data)
+    return f"{PICTURES} bundled pictures" + ("" if side is None else f", enlarged to JPEGs of {side}x{side}")
+
+
+def _turns(
+    servers: dict[str, Server], folder: Path, clients: Sequence[int], rounds: int, warm: float, seconds: float
+) -> Iterator[Turn]:
+    plan = [(number, many, name) for number in range(rounds) for many in clients for name in _rotated(servers, number)]
+    for number, many, name in bar(plan, total=len(plan), desc="turns"):
+        server = servers[name]
+        before, ticks, own, cpu = server.batches(), Ticks.now(), _own_s(server), server.cpu_s()
+        command = [sys.executable, "-m", "invariclip.bench.load.client", str(server.port), str(folder), "--clients",
+                   str(many), "--warm", str(warm), "--seconds", str(seconds)]  # fmt: skip
+        told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        took = server.cpu_s() - cpu
+        after, shares = server.batches(), Ticks.now().since(ticks, _own_s(server) - own)
+        times, good = told["latencies_ms"], told["statuses"].get("200", 0)
+        if not good or len(times) != good:
+            raise InputError(f"{name} with {many} clients: answered with {told['statuses'] or 'nothing'}")
+        pictures = after[0] - before[0]
+        p50, p95, p99 = np.percentile(times, (50, 95, 99))
+        yield Turn(
+            name, many, number, good, len(times) - good, good / seconds, float(p50), float(p95), float(p99),
+            pictures / max(1.0, after[1] - before[1]), 1000 * took / max(1.0, pictures), shares["steal"],
+            shares["others"],
+        )  # fmt: skip
+
+
+def _own_s(server: Server) -> float:
+    """Processor seconds of the server, and of the clients that have ended."""
+    ended = os.times()
+    return server.cpu_s() + ended.children_user + ended.children_system
+
+
+def _rotated(servers: dict[str, Server], number: int) -> list[str]:
+    """Who begins changes from round to round."""
+    names = list(servers)
+    return names[number % len(names) :] + names[: number % len(names)]
+
+
+if __name__ == "__main__":
+    run_command(load)

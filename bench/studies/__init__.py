@@ -1,0 +1,1 @@
+"""How the committed tables were made. Not part of the wheel."""

@@ -1,0 +1,107 @@
+"""`python -m invariclip.bench.studies.domains PACS` fits on all environments but one and scores on that one."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+
+from invariclip.bench.studies.blas import bound_blas
+from invariclip.bench.studies.domains.encoders import Precision, load_encoder
+from invariclip.bench.studies.domains.page import plot, render
+from invariclip.bench.studies.domains.summary import summarise
+from invariclip.bench.studies.domains.trial import Settings, run_trial
+from invariclip.calibrate.layouts import find_layout, read_layout
+from invariclip.cli import run_command
+from invariclip.console import bar, note, silent
+from invariclip.files import write_atomically
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from invariclip.calibrate.pictures import Picture
+
+
+@click.command()
+@click.argument("name")
+@click.option("--data", type=click.Path(path_type=Path), default=Path("../shared/data"), show_default=True,
+              help="The set's folder, or the one that holds it.")  # fmt: skip
+@click.option("--encoder", default="reference", show_default=True, help="As `calibrate --model`.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="Weights of an encoder that needs some.")
+@click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default="bfloat16", show_default=True,
+              help="Of the image trunk; bfloat16 needs one with a linear head.")  # fmt: skip
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="How many, counted from 0.")
+@click.option("--draws", type=click.IntRange(1), default=Settings().draws, show_default=True,
+              help="Changed versions of every picture.")  # fmt: skip
+@click.option("--work", type=click.Path(path_type=Path), default=Path("build/domains"), show_default=True,
+              help="Keeps trials and selections: an interrupted run goes on from there.")  # fmt: skip
+@click.option("--features", type=click.Path(path_type=Path), default=Path("build/features"), show_default=True,
+              help="Keeps embeddings, or a trunk's features, which serve every head.")  # fmt: skip
+@click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("docs/domains.md"), show_default=True,
+              help="The page; .json and .svg too.")  # fmt: skip
+@click.option("--quiet", is_flag=True, help="No progress.")
+def main(
+    name: str,
+    data: Path,
+    encoder: str,
+    checkpoint: Path | None,
+    precision: str,
+    seeds: int,
+    draws: int,
+    work: Path,
+    features: Path,
+    out: Path,
+    quiet: bool,
+) -> None:
+    """Scores every projection on each environment of the set NAME, unseen in fitting and in selection."""
+    bound_blas()
+    layout = find_layout(name)
+    pictures = read_layout(layout, data)
+    loaded = load_encoder(encoder, checkpoint=checkpoint, precision=cast("Precision", precision))
+    settings = Settings(draws=draws)
+    trials = []
+    for seed in range(seeds):
+        for test in layout.environments:
+            if not quiet:
+                note(f"{layout.name}: {test} unseen, seed {seed}")
+            trials.append(
+                run_trial(
+                    loaded,
+                    pictures,
+                    test,
+                    seed,
+                    settings,
+                    folder=work / "trials",
+                    cache=features,
+                    progress=silent if quiet else bar,
+                )
+            )
+    result = {
+        "set": layout.name,
+        "pictures": _counts(pictures),
+        "classes": layout.class_count,
+        "encoder": {"name": encoder, "sha256": loaded.sha256, "precision": precision, "width": loaded.embed_dim},
+        "settings": asdict(settings),
+        "seeds": seeds,
+        "skipped": sorted({reason for trial in trials for reason in trial["pictures"]["skipped"]}),
+        **summarise(trials),
+        "curves": [
+            {key: trial[key] for key in ("test", "seed", "selections")} for trial in trials if not trial["seed"]
+        ],
+    }
+    write_atomically(out.with_suffix(".json"), json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    write_atomically(out.with_suffix(".svg"), plot(result))
+    write_atomically(out, render(result, out.stem))
+    note(f"wrote {out}, its .json and its .svg")
+
+
+def _counts(pictures: Sequence[Picture]) -> dict[str, Any]:
+    return dict(sorted(Counter(picture.environment for picture in pictures).items()))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,223 @@
+"""The embedded picture set as the reference sees it under one seed, and who names which picture right."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from invariclip.bench.studies.stylebench.encoders import through
+from invariclip.bench.studies.stylebench.sources import HELD_OUT_STYLES, STYLES, TRAINING_STYLES
+from invariclip.calibrate.evaluate import prototypes, zero_shot
+from invariclip.calibrate.fit import Options, bank_of, tabulate
+from invariclip.calibrate.maps import for_texts
+from invariclip.calibrate.modality import projectors
+from invariclip.calibrate.style_prompts import embed_style_prompts
+from invariclip.console import Progress, silent
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from invariclip.bench.studies.stylebench.encoders import Trunk
+    from invariclip.calibrate.maps import Map
+    from invariclip.calibrate.modality import Projectors
+    from invariclip.calibrate.pairs import Table
+    from invariclip.calibrate.pictures import Picture
+    from invariclip.calibrate.style_prompts import StylePrompts
+    from invariclip.export.checkpoints.checkpoint import Checkpoint
+
+TEMPLATES = ("a picture of a {}.",)
+ELSEWHERE_TEMPLATES = ("a picture of a {}.", "a photo of a {}.")
+DRAWS = 1
+"""Changed versions of every picture; `calibrate` has two by default, and embedding them is what a seed costs."""
+PROMPTED_CLASSES = 128
+"""Most classes that prompts name in every style; evenly spread over the training concepts' names."""
+Way = Literal["zero-shot", "prototypes"]
+WAYS: tuple[Way, ...] = ("zero-shot", "prototypes")
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """Another set, which nothing is fitted, selected or looked up on: it is only scored, by its classes' names.
+
+    Attributes:
+        table: Its pictures, unchanged.
+        bank: float64 [K, D], its class embeddings by label code.
+    """
+
+    table: Table
+    bank: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class World:
+    """The embedded picture set.
+
+    Attributes:
+        table: All pictures, unchanged.
+        bank: float64 [K, D], its class embeddings by label code.
+        train: What is fitted on, by the list that changed versions were drawn from: training styles, splits train and
+            calibrate. All hold the same pictures.
+        train_bank: The class embeddings of `train`.
+        learnt: Concepts of split train: those that an encoder may have learnt.
+        groups: int64 [C], the group of every concept of `table` by code.
+        seed: Of everything that is drawn.
+        layers: The last linear layers of both towers, or None where a tower has none.
+        styles: What the text tower makes of the training styles' phrases, or None.
+        elsewhere: Another set, or None.
+    """
+
+    table: Table
+    bank: NDArray[np.float64]
+    train: Mapping[str, Table]
+    train_bank: NDArray[np.float64]
+    learnt: frozenset[str]
+    groups: NDArray[np.int64]
+    seed: int
+    layers: Projectors | None = None
+    styles: StylePrompts | None = None
+    elsewhere: Elsewhere | None = None
+
+    def rows(self, styles: Sequence[str]) -> NDArray[np.bool_]:
+        """Pictures of some styles, bool [N]."""
+        codes = [self.table.environment_names.index(style) for style in styles if style in self.table.environment_names]
+        return np.isin(self.table.environments, codes)
+
+    @property
+    def queries(self) -> NDArray[np.bool_]:
+        """Pictures of the held-out styles, bool [N]: what is scored."""
+        return self.rows(HELD_OUT_STYLES)
+
+    @property
+    def home(self) -> NDArray[np.bool_]:
+        """Pictures of the training styles whose concepts nothing was fitted on, bool [N]: where a map may only harm."""
+        fitted = set(next(iter(self.train.values())).concept_names)
+        others = np.asarray([name not in fitted for name in self.table.concept_names])
+        return np.asarray(self.rows(TRAINING_STYLES) & others[self.table.concepts])
+
+    @property
+    def is_learnt(self) -> NDArray[np.bool_]:
+        """Of the queries, those whose concept is of split train; bool [Q]."""
+        known = np.asarray([name in self.learnt for name in self.table.concept_names])
+        return np.asarray(known[self.table.concepts[self.queries]])
+
+
+def answers(world: World, what: Map, way: Way) -> NDArray[np.bool_]:
+    """Which queries are named right, bool [Q]: by the names' embeddings, or by prototypes from the training styles."""
+    table, queries = world.table, world.queries
+    images = what.apply(table.vectors[queries])
+    if way == "zero-shot":
+        return zero_shot(images, table.labels[queries], for_texts(what).apply(world.bank))
+    support = world.rows(TRAINING_STYLES)
+    return prototypes(what.apply(table.vectors[support]), table.labels[support], images, table.labels[queries])
+
+
+def group_answers(world: World, what: Map) -> NDArray[np.bool_]:
+    """Which queries are named right among the names of their concept's own group, bool [Q]."""
+    table, queries = world.table, world.queries
+    images, bank = what.apply(table.vectors[queries]), for_texts(what).apply(world.bank)
+    labels, own = table.labels[queries], world.groups[table.concepts[queries]]
+    of_label = np.empty(len(bank), dtype=np.int64)
+    of_label[table.labels] = world.groups[table.concepts]
+    logits = np.where(of_label[None, :] == own[:, None], images @ bank.T, -np.inf)
+    return np.asarray(logits.argmax(axis=1) == labels)
+
+
+def home_answers(world: World, what: Map, way: Way) -> NDArray[np.bool_]:
+    """Which pictures of `World.home` are named right, bool [H].
+
+    By name among the names of these concepts alone; by prototypes among all concepts, each from all pictures of the
+    training styles but the one that is asked about.
+    """
+    table, asked = world.table, world.home
+    if way == "zero-shot":
+        known, codes = np.unique(table.labels[asked], return_inverse=True)
+        return zero_shot(what.apply(table.vectors[asked]), codes, for_texts(what).apply(world.bank[known]))
+    support = world.rows(TRAINING_STYLES)
+    vectors, labels = what.apply(table.vectors[support]), table.labels[support]
+    sums = np.zeros((len(table.label_names), vectors.shape[1]))
+    np.add.at(sums, labels, vectors)
+    queries, own = vectors[asked[support]], labels[asked[support]]
+    cosines = queries @ (sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)).T
+    # A picture is not part of the prototype that it is compared with.
+    rest = sums[own] - queries
+    lengths = np.linalg.norm(rest, axis=1)
+    mine = np.divide((queries * rest).sum(axis=1), lengths, out=np.full(len(own), -1.0), where=lengths > 1e-9)
+    cosines[np.arange(len(own)), own] = mine
+    return np.asarray(cosines.argmax(axis=1) == own)
+
+
+def elsewhere_answers(elsewhere: Elsewhere, what: Map) -> NDArray[np.bool_]:
+    """Which pictures of the other set are named right by their classes' names, bool [N]."""
+    table = elsewhere.table
+    return zero_shot(what.apply(table.vectors), table.labels, for_texts(what).apply(elsewhere.bank))
+
+
+def embed_world(
+    checkpoint: Checkpoint,
+    trunk: Trunk,
+    pictures: Sequence[Picture],
+    groups: Mapping[str, str],
+    kinds: Mapping[str, tuple[str, ...]],
+    cache: Path,
+    seed: int,
+    *,
+    elsewhere: Elsewhere | None = None,
+    progress: Progress = silent,
+) -> World:
+    """Embeds the set; what is fitted on also under interventions, as `calibrate` does it.
+
+    Args:
+        checkpoint: For its texts.
+        trunk: Its trunk, for pictures.
+        pictures: The whole set.
+        groups: Every concept's group.
+        kinds: Lists of interventions by name.
+        cache: Keeps the trunk's features across runs and checkpoints.
+        seed: Of the interventions.
+        elsewhere: Another set to score.
+        progress: Progress display.
+    """
+    fit_on = [p for p in pictures if p.environment in TRAINING_STYLES and p.split in ("train", "calibrate")]
+    table = through(trunk, tabulate(trunk, pictures, Options(seed=seed), cache=cache, progress=progress)[0])
+    train = {}
+    for name, listed in kinds.items():
+        options = Options(interventions=listed, draws=DRAWS, seed=seed)
+        train[name] = through(trunk, tabulate(trunk, fit_on, options, cache=cache, progress=progress)[0])
+    bank = bank_of(checkpoint, table.label_names, TEMPLATES)
+    some = next(iter(train.values()))
+    phrases = [phrase for style in TRAINING_STYLES for phrase in STYLES[style].phrases]
+    named = some.label_names[:: -(-len(some.label_names) // PROMPTED_CLASSES)]
+    order = sorted(set(groups.values()))
+    return World(
+        table=table,
+        bank=bank,
+        train=train,
+        train_bank=bank[[table.label_names.index(name) for name in some.label_names]],
+        learnt=frozenset(picture.concept for picture in fit_on if picture.split == "train"),
+        groups=np.asarray([order.index(groups[name]) for name in table.concept_names], dtype=np.int64),
+        seed=seed,
+        layers=projectors(checkpoint),
+        styles=embed_style_prompts(checkpoint, phrases, named),
+        elsewhere=elsewhere,
+    )
+
+
+def embed_elsewhere(
+    checkpoint: Checkpoint, trunk: Trunk, pictures: Sequence[Picture], cache: Path, progress: Progress = silent
+) -> Elsewhere:
+    """Embeds another set and its classes' names.
+
+    Args:
+        checkpoint: For its texts.
+        trunk: Its trunk.
+        pictures: Of all its environments.
+        cache: Keeps features.
+        progress: Progress display.
+    """
+    table = through(trunk, tabulate(trunk, pictures, Options(), cache=cache, progress=progress)[0])
+    return Elsewhere(table, bank_of(checkpoint, table.label_names, ELSEWHERE_TEMPLATES))
