@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 import numpy as np
 
-from invariclip.artifact import read_manifest
+from invariclip.artifact import read_manifest, require_replaceable
 from invariclip.commands import (
     ARTIFACT,
     BACKEND,
@@ -65,7 +65,7 @@ def adapt(
     The pictures should show what the place sees, of several kinds: classes tell how many kinds there are. What is
     stopped goes on where it was when the same command is given again (OUT.unfinished keeps it).
     """
-    _require_sense(images, embedded, log, add_to, out)
+    _require_sense(artifact, images, embedded, log, add_to, out)
     names = class_names(classes, classes_file)
     known = None if add_to is None else read_site(add_to)
     manifest = read_manifest(artifact)
@@ -117,8 +117,9 @@ def adapt(
 
 
 def _require_sense(
-    images: tuple[Path, ...], embedded: tuple[Path, ...], log: Path | None, add_to: Path | None, out: Path
-) -> None:
+    artifact: Path, images: tuple[Path, ...], embedded: tuple[Path, ...], log: Path | None, add_to: Path | None,
+    out: Path,
+) -> None:  # fmt: skip
     if log is not None and (images or embedded or add_to):
         raise InputError("--replay goes alone: a log says itself what was shown and what was known before")
     if not (images or embedded or log):
@@ -129,6 +130,8 @@ def _require_sense(
         raise InputError(f"{out}: a site is a file NAME.safetensors, an adapted artifact a folder NAME.icm")
     if out.suffix == ".icm" and not images:
         raise InputError("an adapted artifact is checked on pictures of the place; name some with --images")
+    if out.suffix == ".icm":
+        require_replaceable(out, artifact)
 
 
 def _remove(unfinished: Path | None) -> None:
