@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections import deque
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -169,7 +168,7 @@ def measure(
     key = _key(model, site, batch_size, listing)
     done, site = _resumed(unfinished, key, site, unreadable)
     shown = iter(progress(walk_pictures(images), total=count, desc="pictures"))
-    deque(islice(shown, done * PART), maxlen=0)
+    met = sum(1 for _ in islice(shown, done * PART))
     saved, saved_at, bad = done, time.monotonic(), unreadable.count
 
     def save() -> None:
@@ -182,6 +181,7 @@ def measure(
             answers = model.stream(part, batch_size=batch_size, unreadable=unreadable, classes=False)
             rows = [answer.embedding for answer in answers]
             site = site.adding(np.stack(rows), bank) if rows else site
+            met += len(part)
             done, bad = done + 1, unreadable.count  # not of a part that is interrupted: it is read again
             if time.monotonic() - saved_at > SAVE_SECONDS:
                 save()
@@ -190,6 +190,8 @@ def measure(
         save()
         raise
     save()
+    if met != count:
+        note(f"invariclip: pictures came or went meanwhile: {count:,} were listed, and {met:,} were there")
     return site
 
 

@@ -238,6 +238,19 @@ def test_what_is_no_unfinished_site_is_refused_or_begun_anew(content, model, emp
         assert "measuring from the start" in capsys.readouterr().err
 
 
+def test_pictures_that_go_meanwhile_are_told(model, empty, many, tmp_path, capsys):
+    folder = shutil.copytree(many, tmp_path / "many")
+
+    def progress(items, *, total=None, desc=""):
+        for place, item in enumerate(items):
+            if desc == "pictures" and place == 7:
+                (folder / "015.png").unlink()
+            yield item
+
+    assert _measured(model, empty, folder, progress=progress).pictures == 21
+    assert "23 were listed, and 22 were there" in capsys.readouterr().err
+
+
 def test_another_projection_has_no_mean_to_measure_against(model):
     other = copy.copy(model)
     other._space_id = "0" * 32  # as `with_projection` leaves it
