@@ -131,10 +131,10 @@ class Api:
 
     async def _classified(self, asked: Classify, owner: int) -> Response:
         service = self.service
-        place = await self._place(asked.site, owner)
         said = asked.abstain_above is not requests.UNSAID
         kind, limit = service.abstaining(asked.uncertainty, asked.abstain_above, said=said)  # type: ignore[arg-type]
         key = service.class_key(asked.classes, asked.templates)
+        place = await self._place(asked.site, owner)  # after what may be refused: a new site takes of the key's share
         model = service.hosted if place is not None and key is None else service.model
         warnings: tuple[str, ...] = ()
         if key is not None:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """What a site may be called: it becomes a folder's name and a metric's label."""
 MAX_KNOWN = 10_000
+_LISTED = 200  # characters of names in an error
 
 
 @dataclass(frozen=True)
@@ -145,9 +146,8 @@ class Places:
             return None if self.default is None else Place(self.default, None)
         if self.running is None:
             if name not in self.known:
-                raise InputError(
-                    f"no site is called {name!r:.80}; available: {', '.join(sorted(self.known)) or 'none'}"
-                )
+                there = ", ".join(sorted(self.known))
+                raise InputError(f"no site is called {name!r:.80}; available: {_cut(there) or 'none'}")
             return Place(self.known[name], None)
         if not NAME.fullmatch(name):
             raise InputError(f"a site's name has letters, digits, '.', '_' and '-', up to 64 of them, not {name!r:.80}")
@@ -206,7 +206,7 @@ class Places:
             own = sorted(each for owner, each in self._live if owner == key)
             if len(own) >= self.share:
                 raise RefusedError(
-                    429, f"{self.share} sites are measured from this key's requests already, {', '.join(own)[:200]}; "
+                    429, f"{self.share} sites are measured from this key's requests already, {_cut(', '.join(own))}; "
                     "name one of them, or restart with a greater --max-sites"
                 )  # fmt: skip
             start = begun(self._model, name, self._mean, self.known.get(name))
@@ -216,6 +216,11 @@ class Places:
             if log is not None:
                 self._logs.append((live, log))
             return live
+
+
+def _cut(names: str) -> str:
+    """As much of a list as an answer may say; there may be thousands."""
+    return names if len(names) <= _LISTED else f"{names[:_LISTED]} ..."
 
 
 def _require_writable(folder: Path) -> None:

@@ -285,3 +285,16 @@ def test_known_sites_are_called_as_requests_name_them(model, serving, site, pict
 def test_more_keys_than_sites_are_refused(model):
     with pytest.raises(InputError, match="--max-sites"):
         Places(model, running=Running(2), keys=3)
+
+
+def test_a_request_that_is_refused_begins_no_site(running, pictures):
+    for query in ("&uncertainty=evidence", "&abstain_above=2", "&classes=a,a&templates=x"):
+        assert running.classify(pictures[0], f"?site=a{query}", headers=_key("one")).status == 422
+    assert running("GET", "/v1/sites", headers=_key("one")).json["sites"] == []
+
+
+def test_an_error_lists_a_few_of_many_sites(model, site):
+    places = Places(model, known={f"yard{number}": site for number in range(1000)})
+    with pytest.raises(InputError, match=r"available: yard0, yard1, .* \.\.\.$") as refused:
+        places.find("barn", 0)
+    assert len(str(refused.value)) < 300
