@@ -69,7 +69,8 @@ def bake_site(
 
     Raises:
         ArtifactError: `artifact` is not one, or a file of it is missing or changed.
-        InputError: It has a site already, or learned templates; no picture can be read, or `out` cannot be written.
+        InputError: It has a site already, or learned templates; no picture can be read, or `out` cannot be written or
+            is `artifact`.
         SiteError: The site was measured in another space.
         ContractError: An adapted graph does not answer what it should.
         MissingExtraError: An engine that the artifact was proved on is not installed here.
@@ -77,7 +78,7 @@ def bake_site(
     source, target = Path(artifact), Path(out)
     old = read_manifest(source)
     require_adaptable(source, old, site)
-    require_replaceable(target)
+    require_replaceable(target, source)
     entries = {entry.path: entry for entry in old.files}
     paths = {name: checked_path(source, entry) for name, entry in entries.items()}
     looked_at = evidence.pictures_of(

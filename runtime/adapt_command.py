@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 import numpy as np
 
-from invariclip.artifact import read_manifest
+from invariclip.artifact import read_manifest, require_replaceable
 from invariclip.commands import (
     ARTIFACT,
     BACKEND,
@@ -64,7 +66,7 @@ def adapt(
     The pictures should show what the place sees, of several kinds: classes tell how many kinds there are. What is
     stopped goes on where it was when the same command is given again (OUT.unfinished keeps it).
     """
-    _require_sense(images, embedded, log, add_to, out)
+    _require_sense(artifact, images, embedded, log, add_to, out)
     names = class_names(classes, classes_file)
     known = None if add_to is None else read_site(add_to)
     manifest = read_manifest(artifact)
@@ -80,23 +82,24 @@ def adapt(
             f"{artifact}: has no classes, and without any nobody knows how many kinds of things the pictures show; "
             "give --classes or --classes-file"
         )
-    unreadable = Unreadable()
+    unreadable, unfinished = Unreadable(), out.with_name(f"{out.name}.unfinished")
     if log is not None:
-        site = replay(log, model.class_bank(progress)).site
-        site.require_space(model.space_id, "the artifact")
-    else:
-        site = begun(model, name or (known.name if known else out.stem), mean, known)
-        site = measure_embeddings(model, site, embedded)
+        known = replay(log, model.class_bank(progress)).site
+    site = begun(model, name or out.stem, mean, known)
+    site = replace(site, name=name) if name else site
+    site = measure_embeddings(model, site, embedded)
     if images:
-        unfinished = out.with_name(f"{out.name}.unfinished")
         site = measure(model, site, images, batch_size=batch_size, unreadable=unreadable, unfinished=unfinished,
                        progress=progress)  # fmt: skip
     if not site.pictures:
-        raise InputError("no picture could be read; nothing was written")
+        _remove(unfinished if images else None)
+        none = "no picture could be read" if log is None else f"{log}: too few pictures counted for a site"
+        raise InputError(f"{none}; nothing was written")
     if out.suffix == ".icm":
         other_room("adapt -o NAME.icm")(artifact, out, site, pictures=images, threads=threads, progress=progress)
     else:
         write_site(out, site)
+    _remove(unfinished if images else None)
     if site.limited:
         warnings.warn(
             f"{site.pictures} pictures show about {site.kinds:.1f} kinds of things, too few to tell the place from its "
@@ -113,8 +116,9 @@ def adapt(
 
 
 def _require_sense(
-    images: tuple[Path, ...], embedded: tuple[Path, ...], log: Path | None, add_to: Path | None, out: Path
-) -> None:
+    artifact: Path, images: tuple[Path, ...], embedded: tuple[Path, ...], log: Path | None, add_to: Path | None,
+    out: Path,
+) -> None:  # fmt: skip
     if log is not None and (images or embedded or add_to):
         raise InputError("--replay goes alone: a log says itself what was shown and what was known before")
     if not (images or embedded or log):
@@ -125,6 +129,15 @@ def _require_sense(
         raise InputError(f"{out}: a site is a file NAME.safetensors, an adapted artifact a folder NAME.icm")
     if out.suffix == ".icm" and not images:
         raise InputError("an adapted artifact is checked on pictures of the place; name some with --images")
+    if out.suffix == ".icm":
+        require_replaceable(out, artifact)
+
+
+def _remove(unfinished: Path | None) -> None:
+    """What is written needs it no more; where it cannot be removed, it does no harm."""
+    if unfinished is not None:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
 
 
 def in_words(site: Site) -> str:

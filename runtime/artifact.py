@@ -34,12 +34,14 @@ def describe_file(folder: Path, name: str) -> FileFacts:
     return FileFacts(name, sha256_file(path), path.stat().st_size, sha256_file(data) if data.is_file() else None)
 
 
-def require_replaceable(target: Path) -> None:
-    """Refuses to write an artifact over a folder that holds something else.
+def require_replaceable(target: Path, source: Path | None = None) -> None:
+    """Refuses to write an artifact over a folder that holds something else, or over the artifact that it is made from.
 
     Raises:
-        InputError: The folder has things in it and is not an artifact.
+        InputError: The folder has things in it and is not an artifact, or it is `source`.
     """
+    if source is not None and target.resolve() == source.resolve():
+        raise InputError(f"{target}: is the artifact to start from, which stays as it is; name another output")
     if target.is_dir() and any(target.iterdir()) and not (target / MANIFEST).is_file():
         raise InputError(f"{target}: is a folder with other things in it, not an artifact; name another output")
 

@@ -82,7 +82,7 @@ def read_embeddings(path: str | os.PathLike[str]) -> Embeddings:
             vectors = tensors.get_tensor("embeddings")
             items = tuple(json.loads(metadata["invariclip.items"]))
             space, site = metadata["invariclip.space_id"], metadata.get("invariclip.site_sha256", "")
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError, OSError) as error:
         raise InputError(f"{where}: not embeddings written by `invariclip embed` ({error})") from error
     if vectors.ndim != 2 or len(items) != len(vectors):
         raise InputError(f"{where}: {len(items)} items for vectors of shape {list(vectors.shape)}")

@@ -55,7 +55,8 @@ class Window:
         """Refuses what cannot be counted.
 
         Raises:
-            InputError: A number is not a whole one from 1, or `block` is no multiple of `step`.
+            InputError: A number is not a whole one from 1, `block` is no multiple of `step`, or fewer pictures count
+                than `floor`.
         """
         for each in fields(self):
             value = getattr(self, each.name)
@@ -63,6 +64,8 @@ class Window:
                 raise InputError(f"{each.name} must be a whole number from 1, not {value!r}")
         if self.block % self.step:
             raise InputError(f"a block of {self.block} pictures is no multiple of a step of {self.step}")
+        if self.floor > self.block * self.blocks:
+            raise InputError(f"a floor of {self.floor} pictures is never reached: {self.block * self.blocks} count")
 
 
 @dataclass
@@ -242,6 +245,14 @@ class LiveSite:
         known = sum(block.pictures for block in blocks)
         return bool(_apart(row[None], self._state.mean, known)[0] > middle + UNLIKE * spread)
 
+    @staticmethod
+    def _newly_apart(rows: NDArray[np.float64], state: _State) -> NDArray[np.float64]:
+        """How far rows lie from what is known before them, or from each other; a first one alone lies from nothing."""
+        before = sum(each.pictures for each in state.blocks)
+        if before:
+            return _apart(rows, state.mean, before)
+        return _apart(rows, rows.mean(axis=0), -len(rows)) if len(rows) > 1 else np.empty(0)
+
     def _step(self, state: _State) -> None:
         """Counts the pending pictures, and takes what is then known."""
         rows = np.stack(state.pending).astype(np.float64)
@@ -250,8 +261,7 @@ class LiveSite:
             state.blocks.append(_Block(0, np.zeros(self._start.width), np.zeros(len(self._bank))))
         while len(state.blocks) > self.window.blocks:
             state.blocks.popleft()
-        before = sum(each.pictures for each in state.blocks)
-        apart = _apart(rows, state.mean, before) if before else _apart(rows, rows.mean(axis=0), -len(rows))
+        apart = self._newly_apart(rows, state)
         block = state.blocks[-1]
         block.pictures += len(rows)
         block.total += rows.sum(axis=0)
@@ -264,7 +274,7 @@ class LiveSite:
         state.mean = total / pictures
         block.apart += float(apart.sum())
         block.apart_squared += float(np.square(apart).sum())
-        block.spread += len(rows)
+        block.spread += len(apart)
         if pictures < self.window.floor:
             return
         try:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import time
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -74,6 +73,20 @@ def training_mean(artifact: Path, manifest: Manifest) -> NDArray[np.float64]:
     return found
 
 
+def model_mean(model: Model) -> NDArray[np.float64]:
+    """m₀ of a model's space, float64 [d].
+
+    Raises:
+        InputError: See `training_mean`; or the model has another projection than it was exported with.
+    """
+    if model.space_id != model.manifest.space_id:
+        raise InputError(
+            f"{model.folder}: knows the mean of its calibrated pictures with its own projection alone; to measure a "
+            "place with another one, export with that"
+        )
+    return training_mean(model.folder, model.manifest)
+
+
 def begun(model: Model, name: str, mean: NDArray[np.float64], known: Site | None) -> Site:
     """A site without pictures, or one that was measured before.
 
@@ -109,10 +122,10 @@ def open_live_site(model: Model, name: str, *, start: Site | None = None, window
         window: How much of the past counts.
 
     Raises:
-        InputError: There are no classes, or the artifact does not know its training mean.
+        InputError: There are no classes, or the model does not know its training mean.
         SiteError: `start` is of another space, or was measured with other classes.
     """
-    mean = training_mean(model.folder, model.manifest)
+    mean = model_mean(model)
     return LiveSite(begun(model, name, mean, start), model.class_bank(), window)
 
 
@@ -136,7 +149,7 @@ def measure(
         unreadable: Is told of pictures that cannot be read.
         unfinished: A file that keeps what is measured so far, every `SAVE_SECONDS`. If it stands there and was begun
             with the same model, pictures and settings, the work goes on from it; the sums are then the same bits as
-            without a stop. It is removed at the end.
+            without a stop. Remove it when the site is written: until then it is all that a failure leaves.
         progress: `console.bar` or `console.silent`.
 
     Raises:
@@ -148,12 +161,12 @@ def measure(
     key = _key(model, site, batch_size, listing)
     done, site = _resumed(unfinished, key, site, unreadable)
     shown = iter(progress(walk_pictures(images), total=count, desc="pictures"))
-    deque(islice(shown, done * PART), maxlen=0)
-    saved, saved_at = done, time.monotonic()
+    met = sum(1 for _ in islice(shown, done * PART))
+    saved, saved_at, bad = done, time.monotonic(), unreadable.count
 
     def save() -> None:
         if unfinished is not None and done > saved:
-            state = {"key": key, "parts": done, "unreadable": unreadable.count, "listed": unreadable.listed}
+            state = {"key": key, "parts": done, "unreadable": bad, "listed": unreadable.listed[:bad]}
             write_site(unfinished, replace(site, provenance={**site.provenance, _UNFINISHED: state}))
 
     try:
@@ -161,15 +174,17 @@ def measure(
             answers = model.stream(part, batch_size=batch_size, unreadable=unreadable, classes=False)
             rows = [answer.embedding for answer in answers]
             site = site.adding(np.stack(rows), bank) if rows else site
-            done += 1
+            met += len(part)
+            done, bad = done + 1, unreadable.count  # not of a part that is interrupted: it is read again
             if time.monotonic() - saved_at > SAVE_SECONDS:
                 save()
                 saved, saved_at = done, time.monotonic()
     except KeyboardInterrupt:
         save()
         raise
-    if unfinished is not None:
-        unfinished.unlink(missing_ok=True)
+    save()
+    if met != count:
+        note(f"invariclip: pictures came or went meanwhile: {count:,} were listed, and {met:,} were there")
     return site
 
 
@@ -222,13 +237,17 @@ def _resumed(unfinished: Path | None, key: str, site: Site, unreadable: Unreadab
     """Parts that are done, and the site with them."""
     if unfinished is None or not unfinished.is_file():
         return 0, site
-    kept = read_site(unfinished)
-    state: dict[str, Any] = kept.provenance.get(_UNFINISHED, {})
-    if state.get("key") != key:
+    try:
+        kept = read_site(unfinished)
+    except SiteError as error:
+        raise SiteError(f"{error}; delete it, and measure from the start") from error
+    state: Any = kept.provenance.get(_UNFINISHED)
+    if not isinstance(state, dict) or state.get("key") != key:
         note(f"invariclip: {unfinished}: was begun with other pictures or settings; measuring from the start")
         return 0, site
     if not all(isinstance(state.get(name), int) for name in ("parts", "unreadable")):
         raise SiteError(f"{unfinished}: is damaged; delete it, and measure from the start")
     unreadable.count, unreadable.listed = state["unreadable"], list(state.get("listed", []))
-    note(f"invariclip: going on after {state['parts'] * PART:,} pictures that were measured before ({unfinished})")
+    count = kept.pictures - site.pictures + state["unreadable"]
+    note(f"invariclip: going on after {count:,} pictures that were measured before ({unfinished})")
     return state["parts"], replace(kept, provenance=site.provenance)

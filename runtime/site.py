@@ -315,5 +315,5 @@ def read_site(path: str | os.PathLike[str]) -> Site:
         if {value.dtype for value in sums.values()} != {np.dtype(np.float64)}:
             raise SiteError(f"{where}: its sums are not float64")
         return Site(**named, **sums, pictures=facts["pictures"], provenance=facts["provenance"])
-    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError, OSError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, OverflowError, RecursionError, OSError) as error:
         raise SiteError(f"{where}: not a site written by `invariclip adapt` ({error})") from error

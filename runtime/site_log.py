@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from invariclip.console import note
-from invariclip.errors import SiteError
+from invariclip.errors import InputError, SiteError
 from invariclip.files import write_atomically
 from invariclip.live_site import EVENTS, LiveSite, Window
 from invariclip.site import read_site, write_site
@@ -26,29 +27,39 @@ if TYPE_CHECKING:
 
 LOG_SCHEMA = 1
 ROWS = 256
-"""Embeddings to a file."""
+"""Embeddings, or events, to a file."""
 MAX_FILE_BYTES = 1 << 26
 _START, _FACTS = "start.safetensors", "log.json"
 
 
 class SiteLog:
-    """A folder that takes what a `LiveSite` gives its `log`; the caller has the site's lock."""
+    """A folder that takes what a `LiveSite` gives its `log`; the caller has the site's lock.
+
+    The site does not depend on its log: where no more can be kept, a line says so, and what is kept stays as it is.
+
+    Attributes:
+        full: Whether nothing more is kept.
+    """
 
     def __init__(self, folder: Path, start: Site, window: Window, limit: int) -> None:
         """Begins a log.
 
         Args:
-            folder: Is made; a log that stands there is not touched.
+            folder: Is made; what stands there is not touched.
             start: As the live site's.
             window: Likewise.
-            limit: Bytes of embeddings that are kept; what comes after them is not, and a line says so.
+            limit: Bytes of embeddings and events that are kept; what comes after them is not.
 
         Raises:
             InputError: The folder cannot be written.
-            SiteError: There is a log already.
+            SiteError: It exists.
         """
-        if (folder / _FACTS).exists():
-            raise SiteError(f"{folder}: holds a log already; name another folder")
+        try:
+            folder.mkdir(parents=True)  # by one process alone
+        except FileExistsError as error:
+            raise SiteError(f"{folder}: exists already; a log begins in a folder of its own") from error
+        except OSError as error:
+            raise InputError(f"{folder}: cannot be written ({error.strerror or error})") from error
         write_site(folder / _START, start)
         write_atomically(folder / _FACTS, json.dumps({"schema": LOG_SCHEMA, "window": asdict(window)}) + "\n")
         self.folder, self.limit, self.full = folder, limit, False
@@ -58,31 +69,46 @@ class SiteLog:
 
     def __call__(self, what: NDArray[np.float32] | Event) -> None:
         """Keeps rows or an event."""
-        if self.full:
-            return
         if isinstance(what, str):
-            self._events.append((len(self._rows), what))
+            self._keep(event=what)
             return
         for row in what:
-            self._rows.append(row.copy())
-            if len(self._rows) == ROWS:
-                self.flush()
+            self._keep(row=row)
 
     def flush(self) -> None:
         """Writes what is not on disk yet."""
         if self.full or not (self._rows or self._events):
             return
-        width = len(self._rows[0]) if self._rows else 0
-        rows = np.stack(self._rows) if self._rows else np.empty((0, width), dtype=np.float32)
-        self._bytes += rows.nbytes
-        if self._bytes > self.limit:
-            self.full = True
-            note(f"invariclip: {self.folder}: is full ({self.limit:,} bytes); what comes now is not logged")
-            return
+        rows = np.stack(self._rows) if self._rows else np.empty((0, 0), dtype=np.float32)
         content = save({"embeddings": rows}, {"invariclip.events": json.dumps(self._events)})
+        self._bytes += len(content)
+        if self._bytes > self.limit:
+            self._stop(f"{self.folder}: is full ({self.limit:,} bytes)")
+            return
         self._files += 1
-        write_atomically(self.folder / f"{self._files:06d}.safetensors", content)
+        try:
+            write_atomically(self.folder / f"{self._files:06d}.safetensors", content)
+        except InputError as error:  # no client's fault, and with a part missing the rest would be of another site
+            self._stop(str(error))
+            return
         self._rows, self._events = [], []
+
+    def _keep(self, row: NDArray[np.float32] | None = None, event: Event | None = None) -> None:
+        if self.full:
+            return
+        if row is not None:
+            self._rows.append(row.copy())
+        if event is not None:
+            self._events.append((len(self._rows), event))
+        if ROWS in (len(self._rows), len(self._events)):
+            self.flush()
+
+    def _stop(self, why: str) -> None:
+        self.full = True
+        left = len(self._rows)
+        self._rows, self._events = [], []
+        with suppress(OSError):  # standard error may be a file on the same disk
+            note(f"invariclip: {why}; the last {left} pictures, and what comes now, are not logged")
 
 
 def replay(folder: Path, bank: NDArray[np.float32]) -> LiveSite:
@@ -134,7 +160,7 @@ def _read(path: Path) -> tuple[NDArray[np.float32], list[tuple[int, Event]]]:
             events: Any = json.loads((tensors.metadata() or {})["invariclip.events"])
             rows = tensors.get_tensor("embeddings")
         read = [(int(place), event) for place, event in events]
-    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError, OSError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, OverflowError, RecursionError, OSError) as error:
         raise SiteError(f"{path}: not a part of a live site's log ({error})") from error
     if rows.dtype != np.float32 or rows.ndim != 2 or not all(event in EVENTS for _, event in read):
         raise SiteError(f"{path}: not a part of a live site's log")

@@ -131,10 +131,10 @@ class Api:
 
     async def _classified(self, asked: Classify, owner: int) -> Response:
         service = self.service
-        place = service.places.find(asked.site, owner)
         said = asked.abstain_above is not requests.UNSAID
         kind, limit = service.abstaining(asked.uncertainty, asked.abstain_above, said=said)  # type: ignore[arg-type]
         key = service.class_key(asked.classes, asked.templates)
+        place = await self._place(asked.site, owner)  # after what may be refused: a new site takes of the key's share
         model = service.hosted if place is not None and key is None else service.model
         warnings: tuple[str, ...] = ()
         if key is not None:
@@ -164,7 +164,7 @@ class Api:
             rows = await answered(service.texts, list(asked.texts))
             items, warnings = asked.texts, [row.warning for row in rows if row.warning]
         else:
-            place = service.places.find(asked.site, owner)
+            place = await self._place(asked.site, owner)
             rows, site = await placed(place, await self._rows(asked.pictures, classes=False))
             items, warnings = tuple(picture.name for picture in asked.pictures), []
         vectors = np.stack([row.embedding for row in rows])
@@ -177,6 +177,12 @@ class Api:
             {"space_id": space, "width": service.model.width, "items": list(items), "embeddings": vectors.tolist(),
              "warnings": warnings, **self._said(site)}
         )  # fmt: skip
+
+    async def _place(self, name: str | None, owner: int) -> Place | None:
+        places = self.service.places
+        if name and places.running is not None:  # a new site's log begins on a disk, which may be slow
+            return await asyncio.to_thread(places.find, name, owner)
+        return places.find(name, owner)
 
     def _said(self, site: Site | None) -> dict[str, Any]:
         """The site that an answer is of; said, also if there is none, where requests may have one."""

@@ -7,13 +7,16 @@ moves nothing for another, and nobody can use up what others need.
 from __future__ import annotations
 
 import re
+import tempfile
 import threading
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from invariclip.errors import InputError
+from invariclip.console import note
+from invariclip.errors import InputError, SiteError
 from invariclip.live_site import LiveSite, Window
-from invariclip.measuring import begun, training_mean
+from invariclip.measuring import begun, model_mean
 from invariclip.serve.limits import MIB, RefusedError
 from invariclip.site import read_site
 from invariclip.site_log import SiteLog
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """What a site may be called: it becomes a folder's name and a metric's label."""
 MAX_KNOWN = 10_000
+_LISTED = 200  # characters of names in an error
 
 
 @dataclass(frozen=True)
@@ -86,17 +90,19 @@ class Places:
         Args:
             model: Without a site.
             default: For requests that name none.
-            known: By name; where sites run, what they start with.
+            known: By name, whatever they call themselves; where sites run, what they start with.
             running: Whether and how requests move sites.
             keys: API keys that there are.
 
         Raises:
-            InputError: The model cannot be adapted, or sites are to run and it has no classes or training mean.
+            InputError: The model cannot be adapted; or sites are to run, and it has no classes or training mean, there
+                are more keys than sites, or the log cannot be written.
             SiteError: A site is of another space, or, where sites run, was measured with other classes.
         """
-        self.default, self.known = default, dict(known or {})
+        self.default = default
+        self.known = {name: replace(site, name=name) for name, site in (known or {}).items()}
         self.running = running
-        self.share = 0 if running is None else max(1, running.most // max(1, keys))
+        self.share = 0 if running is None else running.most // max(1, keys)
         self._model = model
         self._ready = False
         self._lock = threading.Lock()
@@ -107,9 +113,13 @@ class Places:
         if running is not None:
             if not model.classes:
                 raise InputError("--adapt needs classes, which tell how many kinds of things a place shows; name some")
-            self._mean = training_mean(model.folder, model.manifest)
+            if not self.share:
+                raise InputError(f"--max-sites {running.most} leaves none to each of {keys} API keys; raise it")
+            self._mean = model_mean(model)
             for name in ("a", *self.known):
                 model.require_adaptable(begun(model, name, self._mean, self.known.get(name)))
+            if running.log is not None:
+                _require_writable(running.log)
 
     def __bool__(self) -> bool:
         """Whether a request may be answered with a site."""
@@ -136,9 +146,8 @@ class Places:
             return None if self.default is None else Place(self.default, None)
         if self.running is None:
             if name not in self.known:
-                raise InputError(
-                    f"no site is called {name!r:.80}; available: {', '.join(sorted(self.known)) or 'none'}"
-                )
+                there = ", ".join(sorted(self.known))
+                raise InputError(f"no site is called {name!r:.80}; available: {_cut(there) or 'none'}")
             return Place(self.known[name], None)
         if not NAME.fullmatch(name):
             raise InputError(f"a site's name has letters, digits, '.', '_' and '-', up to 64 of them, not {name!r:.80}")
@@ -172,7 +181,9 @@ class Places:
 
     def listed(self, key: int) -> list[dict[str, Any]]:
         """What this key may know of all its sites, JSON-ready."""
-        names = sorted({*self.known, *(name for owner, name in self._live if owner == key)})
+        with self._lock:
+            own = [name for owner, name in self._live if owner == key]
+        names = sorted({*self.known, *own})
         return [told(self.existing(name, key)) for name in names]
 
     def live(self) -> list[tuple[int, LiveSite]]:
@@ -195,7 +206,7 @@ class Places:
             own = sorted(each for owner, each in self._live if owner == key)
             if len(own) >= self.share:
                 raise RefusedError(
-                    429, f"{self.share} sites are measured from this key's requests already, {', '.join(own)[:200]}; "
+                    429, f"{self.share} sites are measured from this key's requests already, {_cut(', '.join(own))}; "
                     "name one of them, or restart with a greater --max-sites"
                 )  # fmt: skip
             start = begun(self._model, name, self._mean, self.known.get(name))
@@ -207,13 +218,36 @@ class Places:
             return live
 
 
+def _cut(names: str) -> str:
+    """As much of a list as an answer may say; there may be thousands."""
+    return names if len(names) <= _LISTED else f"{names[:_LISTED]} ..."
+
+
+def _require_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror or error}); name another folder") from error
+
+
 def _log(name: str, key: int, start: Site, running: Running) -> SiteLog | None:
-    """The next log of a site."""
+    """The next log of a site; None, and a line, where it cannot be written: that is no reason not to answer."""
     if running.log is None:
         return None
     above = running.log / f"key-{key}" / name
-    number = sum(1 for _ in above.glob("*")) + 1 if above.is_dir() else 1
-    return SiteLog(above / f"{number:04d}", start, running.window, running.log_bytes)
+    last = max((int(path.name) for path in above.glob("*") if path.name.isdecimal()), default=0)
+    while True:
+        last += 1
+        try:
+            return SiteLog(above / f"{last:04d}", start, running.window, running.log_bytes)
+        except SiteError:  # another process was first
+            continue
+        except InputError as error:
+            with suppress(OSError):  # standard error may be a file on the same disk
+                note(f"invariclip: {error}; what this site is shown is not logged")
+            return None
 
 
 def told(place: Place) -> dict[str, Any]:

@@ -158,6 +158,17 @@ def test_an_engine_that_answers_otherwise_stops_it(both, site, tiny_pictures, tm
     assert not (tmp_path / "wrong.icm").exists()
 
 
+def test_the_artifact_to_start_from_is_not_replaced(both, site, tiny_pictures, capsys):
+    before = (both / "manifest.json").read_bytes()
+    same = both.parent / ".." / both.parent.name / both.name
+    code, said = _run(["adapt", both, "--images", tiny_pictures, "-o", same], capsys)
+    assert code == 2
+    assert "name another output" in said.err
+    with pytest.raises(InputError, match="stays as it is"):
+        bake_site(both, both, site, pictures=[tiny_pictures])
+    assert (both / "manifest.json").read_bytes() == before
+
+
 def test_adapt_writes_an_artifact(both, tiny_pictures, tmp_path, capsys):
     code, _ = _run(["adapt", both, "--images", tiny_pictures, "-o", tmp_path / "yard.icm", "--quiet"], capsys)
     assert code == 0

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 import invariclip
 from invariclip.cli import main
@@ -159,7 +160,9 @@ def test_rows_that_are_no_embeddings_are_refused_whole():
     assert live.seen == 0
 
 
-@pytest.mark.parametrize("window", [{"floor": 0}, {"step": 3, "block": 8}, {"blocks": True}, {"block": 2.0}])
+@pytest.mark.parametrize(
+    "window", [{"floor": 0}, {"step": 3, "block": 8}, {"blocks": True}, {"block": 2.0}, {"floor": 65, "blocks": 1}]
+)
 def test_windows_that_cannot_be_counted_are_refused(window):
     with pytest.raises(InputError):
         Window(**window)
@@ -191,7 +194,7 @@ def test_a_log_is_bounded_and_says_when_it_is_full(tmp_path, capsys):
     assert log.full
     assert "is full" in capsys.readouterr().err
     assert replay(tmp_path / "yard", BANK).seen == 512
-    with pytest.raises(SiteError, match="holds a log already"):
+    with pytest.raises(SiteError, match="exists already"):
         SiteLog(tmp_path / "yard", _empty(), SMALL, 1)
 
 
@@ -255,3 +258,70 @@ def test_adapt_replays_a_log(tiny_artifact, tiny_pictures, tmp_path, capsys):
               str(out)])  # fmt: skip
     assert end.value.code == 2
     assert "goes alone" in capsys.readouterr().err
+
+
+def test_a_step_of_one_picture_is_counted():
+    live = _live(window=Window(floor=2, step=1, block=4, blocks=1))
+    live.add(_rows(40))
+    assert live.site.pictures > 0
+    assert live.seen == 40
+
+
+def _refusing(folder):
+    """A folder in the place of the next part, which no write can replace."""
+    for number in range(1, 4):
+        (folder / f"{number:06d}.safetensors" / "in the way").mkdir(parents=True)
+
+
+def test_a_log_that_cannot_be_written_stops_and_nothing_else_does(tmp_path, capsys):
+    log = SiteLog(tmp_path / "yard", _empty(), SMALL, 1 << 20)
+    _refusing(tmp_path / "yard")
+    live, wanted = _live(log=log), _live()
+    for part in range(6):
+        live.add(_rows(128, part))
+        wanted.add(_rows(128, part))
+    live.close(log.flush)
+    assert live.facts() == wanted.facts()
+    assert log.full
+    assert not log._rows
+    [line] = capsys.readouterr().err.splitlines()
+    assert "cannot be written" in line
+    assert "not logged" in line
+
+
+def test_events_alone_are_bounded_too(tmp_path, capsys):
+    log = SiteLog(tmp_path / "yard", _empty(), SMALL, 1 << 15)
+    live = _live(log=log)
+    live.add(_rows(20))
+    for _ in range(1000):
+        live.tell("freeze")
+    assert len(log._events) < 256
+    assert replay(tmp_path / "yard", BANK).frozen
+    for _ in range(10_000):
+        live.tell("thaw")
+    assert log.full
+    assert sum(path.stat().st_size for path in (tmp_path / "yard").glob("0*")) <= 1 << 15
+    assert "is full" in capsys.readouterr().err
+
+
+def test_a_replay_with_other_classes_is_refused(tiny_artifact, tiny_pictures, tmp_path, capsys):
+    plain = invariclip.load(tiny_artifact)
+    start = invariclip.open_live_site(plain, "yard").site
+    log = SiteLog(tmp_path / "log", start, SMALL, 1 << 20)
+    LiveSite(start, plain.class_bank(), SMALL, log=log).add(plain.embed_images(find_pictures([tiny_pictures])))
+    log.flush()
+    for more, code, said in ((["--classes", "sun,moon,sea"], 2, "other classes"), (["--name", "hall"], 0, "hall: ")):
+        with pytest.raises(SystemExit) as end:
+            main(["adapt", str(tiny_artifact), "--replay", str(tmp_path / "log"), "-o",
+                  str(tmp_path / "yard.safetensors"), *more])  # fmt: skip
+        assert end.value.code == code
+        assert said in "".join(capsys.readouterr())
+
+
+def test_events_that_are_no_numbers_are_refused(tmp_path):
+    log = SiteLog(tmp_path / "yard", _empty(), SMALL, 1 << 20)
+    rows = {"embeddings": _rows(2)}
+    for events in ('[[Infinity, "freeze"]]', '[["x", "freeze"]]', "5", '[[0, ["freeze"]]]'):
+        save_file(rows, log.folder / "000001.safetensors", {"invariclip.events": events})
+        with pytest.raises(SiteError, match="not a part"):
+            replay(log.folder, BANK)

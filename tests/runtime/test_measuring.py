@@ -1,15 +1,18 @@
 """Measuring a site from many pictures: in parts, resumed to the same bits, and from embeddings."""
 
+import copy
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import invariclip
 from invariclip import measuring
 from invariclip.cli import main
-from invariclip.errors import InputError
+from invariclip.errors import InputError, SiteError
 from invariclip.measuring import Unreadable, begun, measure, measure_embeddings
 from invariclip.pixels import PICTURE_SUFFIXES, find_pictures, walk_pictures
 from invariclip.projection import read_projection
@@ -76,8 +79,11 @@ def test_what_was_stopped_goes_on_to_the_same_bits(count, model, empty, many, tm
     np.testing.assert_array_equal(site.taken_for, whole.taken_for)
     assert site.provenance == whole.provenance
     assert (again.count, again.listed) == (seen.count, seen.listed) == (1, seen.listed)
-    assert not kept.exists()
     assert "going on after" in capsys.readouterr().err
+    # what is done stays until its caller has written it
+    site = _measured(model, empty, many, unfinished=kept)
+    np.testing.assert_array_equal(site.total, whole.total)
+    assert "going on after 23 pictures" in capsys.readouterr().err
 
 
 def test_other_pictures_are_measured_from_the_start_and_it_says_so(model, empty, many, tiny_pictures, tmp_path, capsys):
@@ -163,3 +169,90 @@ def test_a_walk_is_the_sorted_list(tmp_path):
     (tmp_path / "hollow").mkdir()
     with pytest.raises(InputError, match="no picture in this folder"):
         find_pictures([tmp_path / "hollow"])
+
+
+class _Stop(Unreadable):
+    def __call__(self, place, picture, error):
+        super().__call__(place, picture, error)
+        raise KeyboardInterrupt
+
+
+def test_unreadable_pictures_of_an_interrupted_part_count_once(model, empty, many, tmp_path, monkeypatch):
+    monkeypatch.setattr(measuring, "SAVE_SECONDS", 1e9)
+    kept, stop, again = tmp_path / "yard.unfinished", _Stop(), Unreadable()
+    with pytest.raises(KeyboardInterrupt):
+        _measured(model, empty, many, unfinished=kept, unreadable=stop)
+    assert (stop.count, read_site(kept).pictures) == (1, 8)
+    _measured(model, empty, many, unfinished=kept, unreadable=again)
+    assert again.count == len(again.listed) == 1
+
+
+def _fails(capsys, *arguments):
+    with pytest.raises(SystemExit) as end:
+        main([str(one) for one in arguments])
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert end.value.code == 2
+    assert line.startswith("invariclip: ")
+    return line
+
+
+def test_what_was_measured_is_kept_where_the_site_cannot_be_written(tiny_artifact, many, tmp_path, capsys):
+    out = tmp_path / "yard.safetensors"
+    (out / "in the way").mkdir(parents=True)
+    assert "cannot be written" in _fails(capsys, "adapt", tiny_artifact, "--images", many, "-o", out)
+    shutil.rmtree(out)
+    with pytest.raises(SystemExit):
+        main(["adapt", str(tiny_artifact), "--images", str(many), "-o", str(out)])
+    assert "going on after 23 pictures" in capsys.readouterr().err
+    assert read_site(out).pictures == 22
+    assert [path.name for path in tmp_path.iterdir()] == [out.name]
+
+
+def test_a_name_holds_also_for_what_was_known_before(tiny_artifact, tiny_pictures, tmp_path):
+    for more in (["-o", "yard"], ["-o", "hall", "--add-to", str(tmp_path / "yard.safetensors"), "--name", "the hall"]):
+        more[1] = str(tmp_path / f"{more[1]}.safetensors")
+        with pytest.raises(SystemExit):
+            main(["adapt", str(tiny_artifact), "--images", str(tiny_pictures), *more])
+    assert [read_site(tmp_path / f"{name}.safetensors").name for name in ("yard", "hall")] == ["yard", "the hall"]
+
+
+@pytest.mark.parametrize("items", ["5", "null", "[" * 100_000])
+def test_damaged_embeddings_are_one_line(items, model, tiny_artifact, tmp_path, capsys):
+    path = tmp_path / "e.safetensors"
+    facts = {"invariclip.items": items, "invariclip.space_id": model.space_id}
+    save_file({"embeddings": np.eye(1, model.width, dtype=np.float32)}, path, facts)
+    line = _fails(capsys, "adapt", tiny_artifact, "--embeddings", path, "-o", tmp_path / "yard.safetensors")
+    assert "not embeddings" in line
+
+
+@pytest.mark.parametrize("content", [b"junk", None])
+def test_what_is_no_unfinished_site_is_refused_or_begun_anew(content, model, empty, many, tmp_path, capsys):
+    kept = tmp_path / "yard.unfinished"
+    write_site(kept, replace(empty, provenance={"unfinished": [1]}))
+    if content:
+        kept.write_bytes(content)
+        with pytest.raises(SiteError, match="delete it"):
+            _measured(model, empty, many, unfinished=kept)
+    else:
+        assert _measured(model, empty, many, unfinished=kept).pictures == 22
+        assert "measuring from the start" in capsys.readouterr().err
+
+
+def test_pictures_that_go_meanwhile_are_told(model, empty, many, tmp_path, capsys):
+    folder = shutil.copytree(many, tmp_path / "many")
+
+    def progress(items, *, total=None, desc=""):
+        for place, item in enumerate(items):
+            if desc == "pictures" and place == 7:
+                (folder / "015.png").unlink()
+            yield item
+
+    assert _measured(model, empty, folder, progress=progress).pictures == 21
+    assert "23 were listed, and 22 were there" in capsys.readouterr().err
+
+
+def test_another_projection_has_no_mean_to_measure_against(model):
+    other = copy.copy(model)
+    other._space_id = "0" * 32  # as `with_projection` leaves it
+    with pytest.raises(InputError, match="its own projection"):
+        invariclip.open_live_site(other, "yard")

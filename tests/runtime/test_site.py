@@ -206,6 +206,15 @@ def test_metadata_that_are_none_of_ours_are_refused(text, tmp_path):
         read_projection(path)
 
 
+def test_a_count_that_no_float_holds_is_refused(tmp_path):
+    path = tmp_path / "yard.safetensors"
+    write_site(path, _site())
+    facts = {"schema": 1, "name": "", "space_id": "", "pictures": 10**400, "provenance": {}}
+    save_file(load_file(path), path, {"invariclip.site": json.dumps(facts)})
+    with pytest.raises(SiteError, match="not a site"):
+        read_site(path)
+
+
 def test_a_file_of_another_schema_is_refused(tmp_path):
     path = tmp_path / "yard.safetensors"
     write_site(path, _site())

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import sys
 import threading
 
 import numpy as np
@@ -221,3 +222,80 @@ def test_places_that_cannot_be_are_refused(model, unsure_model, site, tmp_path):
     (tmp_path / "a b.safetensors").write_bytes(json.dumps({}).encode())
     with pytest.raises(InputError, match="a site's name"):
         read_sites(tmp_path)
+
+
+def test_a_log_that_cannot_be_written_fails_no_request(model, serving, pictures, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        Places(model, running=Running(log=tmp_path / "file"))
+    log = tmp_path / "log"
+    with serving(_service(model, running=Running(4, SMALL, log))) as client:
+        (log / "key-0").write_text("in the way")
+        assert client.classify(pictures[0], "?site=yard").status == 200
+        assert client("GET", "/v1/sites/yard").json["seen"] == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert "not logged" in line
+
+
+def test_logs_that_were_cleared_away_are_not_written_again(model, serving, pictures, tmp_path):
+    kept = tmp_path / "key-0" / "yard" / "0007"
+    kept.mkdir(parents=True)
+    with serving(_service(model, running=Running(4, SMALL, tmp_path))) as client:
+        assert client.classify(pictures[0], "?site=yard").status == 200
+    assert sorted(path.name for path in kept.parent.iterdir()) == ["0007", "0008"]
+    assert not list(kept.iterdir())
+
+
+def test_sites_are_listed_while_others_begin(model):
+    places = Places(model, running=Running(400))
+    places.prepare(model.hosting())
+    before, failed = sys.getswitchinterval(), []
+
+    def listing():
+        try:
+            while len(places._live) < 400:
+                places.listed(0)
+        except RuntimeError as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=listing)
+    sys.setswitchinterval(1e-6)
+    try:
+        thread.start()
+        for number in range(400):
+            places.find(f"s{number}", 0)
+        thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert not failed
+
+
+def test_known_sites_are_called_as_requests_name_them(model, serving, site, pictures, tmp_path):
+    known = begun(model, "\ud800", site.training_mean, None)
+    for name in ("hall", "yard"):  # a copied file says the same name
+        write_site(tmp_path / f"{name}.safetensors", known)
+    service = _service(model, known=read_sites(tmp_path), running=Running(4, SMALL))
+    with serving(service) as client:
+        for name in ("hall", "yard"):
+            assert client.classify(pictures[0], f"?site={name}").json["site"]["name"] == name
+        assert [one["name"] for one in client("GET", "/v1/sites").json["sites"]] == ["hall", "yard"]
+        text = client("GET", "/metrics").body.decode()
+        assert all(f'invariclip_site_seen_total{{key="0",site="{name}"}} 1.0' in text for name in ("hall", "yard"))
+
+
+def test_more_keys_than_sites_are_refused(model):
+    with pytest.raises(InputError, match="--max-sites"):
+        Places(model, running=Running(2), keys=3)
+
+
+def test_a_request_that_is_refused_begins_no_site(running, pictures):
+    for query in ("&uncertainty=evidence", "&abstain_above=2", "&classes=a,a&templates=x"):
+        assert running.classify(pictures[0], f"?site=a{query}", headers=_key("one")).status == 422
+    assert running("GET", "/v1/sites", headers=_key("one")).json["sites"] == []
+
+
+def test_an_error_lists_a_few_of_many_sites(model, site):
+    places = Places(model, known={f"yard{number}": site for number in range(1000)})
+    with pytest.raises(InputError, match=r"available: yard0, yard1, .* \.\.\.$") as refused:
+        places.find("barn", 0)
+    assert len(str(refused.value)) < 300
