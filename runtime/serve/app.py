@@ -22,8 +22,8 @@ from invariclip.serve.guard import KEY, Guard, as_json, error_answer
 from invariclip.serve.limits import Held, RefusedError
 from invariclip.serve.metrics import CONTENT_TYPE
 from invariclip.serve.page import page
-from invariclip.serve.places import told
 from invariclip.serve.service import Row
+from invariclip.serve.sites import site_facts
 from invariclip.site import site_bytes
 
 if TYPE_CHECKING:
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from invariclip.serve.batcher import Batcher, Ticket
     from invariclip.serve.limits import Limits
     from invariclip.serve.metrics import Metrics
-    from invariclip.serve.places import Place
     from invariclip.serve.requests import Body, Classify, Embed
     from invariclip.serve.service import Named, Service
+    from invariclip.serve.sites import SiteHandle
     from invariclip.site import Site
 
     T = TypeVar("T")
@@ -93,21 +93,21 @@ class Api:
 
     async def sites(self, request: Request) -> Response:
         """The sites that this key may name."""
-        places = self.service.places
-        listed = await asyncio.to_thread(places.listed, request.scope.get(KEY, 0))
-        return as_json({"sites": listed, "adapting": places.running is not None, "share": places.share})
+        sites = self.service.sites
+        listed = await asyncio.to_thread(sites.listed, request.scope.get(KEY, 0))
+        return as_json({"sites": listed, "adapting": sites.running is not None, "share": sites.share})
 
     async def site(self, request: Request) -> Response:
         """One site: its facts, or as a file that `adapt` could have written."""
-        place = self.service.places.existing(request.path_params["name"], request.scope.get(KEY, 0))
+        handle = self.service.sites.existing(request.path_params["name"], request.scope.get(KEY, 0))
         if SAFETENSORS in request.headers.get("accept", ""):
-            return Response(site_bytes(place.site), media_type=SAFETENSORS)
-        return as_json(await asyncio.to_thread(told, place))
+            return Response(site_bytes(handle.site), media_type=SAFETENSORS)
+        return as_json(await asyncio.to_thread(site_facts, handle))
 
     async def tell_site(self, request: Request) -> Response:
         """Freezes, thaws or resets a running site."""
         name, event = request.path_params["name"], request.path_params["event"]
-        live = await asyncio.to_thread(self.service.places.tell, name, request.scope.get(KEY, 0), event)
+        live = await asyncio.to_thread(self.service.sites.tell, name, request.scope.get(KEY, 0), event)
         return as_json(await asyncio.to_thread(live.facts))
 
     @asynccontextmanager
@@ -134,8 +134,8 @@ class Api:
         said = asked.abstain_above is not requests.UNSAID
         kind, limit = service.abstaining(asked.uncertainty, asked.abstain_above, said=said)  # type: ignore[arg-type]
         key = service.class_key(asked.classes, asked.templates)
-        place = await self._place(asked.site, owner)  # after what may be refused: a new site takes of the key's share
-        model = service.hosted if place is not None and key is None else service.model
+        handle = await self._handle(asked.site, owner)  # after what may be refused: a new site takes of the key's share
+        model = service.hosted if handle is not None and key is None else service.model
         warnings: tuple[str, ...] = ()
         if key is not None:
             wait = service.class_sets.ask(*key)
@@ -144,8 +144,8 @@ class Api:
                 model, warnings = made.model, made.warnings
             finally:
                 wait.leave()
-        rows = await self._rows(asked.pictures, classes=key is None and place is None)
-        rows, site = await placed(place, rows)
+        rows = await self._rows(asked.pictures, classes=key is None and handle is None)
+        rows, site = await without_shift(handle, rows)
         ask = (rows, model, asked.top, kind, limit)
         large = len(rows) * len(model.classes) > _INLINE
         predictions = await asyncio.to_thread(service.predictions, *ask) if large else service.predictions(*ask)
@@ -164,8 +164,8 @@ class Api:
             rows = await answered(service.texts, list(asked.texts))
             items, warnings = asked.texts, [row.warning for row in rows if row.warning]
         else:
-            place = await self._place(asked.site, owner)
-            rows, site = await placed(place, await self._rows(asked.pictures, classes=False))
+            handle = await self._handle(asked.site, owner)
+            rows, site = await without_shift(handle, await self._rows(asked.pictures, classes=False))
             items, warnings = tuple(picture.name for picture in asked.pictures), []
         vectors = np.stack([row.embedding for row in rows])
         space = service.model.space_id
@@ -178,15 +178,15 @@ class Api:
              "warnings": warnings, **self._said(site)}
         )  # fmt: skip
 
-    async def _place(self, name: str | None, owner: int) -> Place | None:
-        places = self.service.places
-        if name and places.running is not None:  # a new site's log begins on a disk, which may be slow
-            return await asyncio.to_thread(places.find, name, owner)
-        return places.find(name, owner)
+    async def _handle(self, name: str | None, owner: int) -> SiteHandle | None:
+        sites = self.service.sites
+        if name and sites.running is not None:  # a new site's log begins on a disk, which may be slow
+            return await asyncio.to_thread(sites.find, name, owner)
+        return sites.find(name, owner)
 
     def _said(self, site: Site | None) -> dict[str, Any]:
         """The site that an answer is of; said, also if there is none, where requests may have one."""
-        if not self.service.places:
+        if not self.service.sites:
             return {}
         facts = None if site is None else {"name": site.name, "sha256": site.digest, "pictures": site.pictures}
         return {"site": facts}
@@ -195,13 +195,13 @@ class Api:
         return await answered(self.service.pictures, [(picture, classes) for picture in pictures])
 
 
-async def placed(place: Place | None, rows: Sequence[Row]) -> tuple[list[Row], Site | None]:
+async def without_shift(handle: SiteHandle | None, rows: Sequence[Row]) -> tuple[list[Row], Site | None]:
     """Rows less a site's shift, and that site; where it runs, they then count."""
-    if place is None:
+    if handle is None:
         return list(rows), None
     vectors = np.stack([row.embedding for row in rows])
-    live = place.live is not None
-    moved, site = await asyncio.to_thread(place.take, vectors) if live else place.take(vectors)
+    live = handle.live is not None
+    moved, site = await asyncio.to_thread(handle.take, vectors) if live else handle.take(vectors)
     return [Row(row, None, {}) for row in moved], site
 
 

@@ -31,9 +31,9 @@ from invariclip.profile import OBJECTIVES
 from invariclip.projection import read_projection
 from invariclip.serve.limits import MIB, Limits
 from invariclip.serve.metrics import Metrics
-from invariclip.serve.places import Places, Running, read_sites
 from invariclip.serve.server import listening, run
 from invariclip.serve.service import Batching, Service
+from invariclip.serve.sites import Running, SiteRegistry, read_sites
 from invariclip.site import read_site
 
 if TYPE_CHECKING:
@@ -124,11 +124,11 @@ def serve(
     # A picture's size has bounds of ours; Python would keep a record of every size that Pillow warns of
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     running = Running(max_sites, log=adapt_log, log_bytes=adapt_log_mib * MIB) if adapt else None
-    places = Places(model, default=default, known=known, running=running, keys=max(1, len(keys)))
+    registry = SiteRegistry(model, default=default, known=known, running=running, keys=max(1, len(keys)))
     metrics = Metrics()
     service = Service(
         model, limits, Batching(max_batch, max_wait_ms / 1000, decode_threads), abstain_above=abstain_above,
-        uncertainty=uncertainty, places=places, pictures=metrics.watcher("pictures"), texts=metrics.watcher("texts"),
+        uncertainty=uncertainty, sites=registry, pictures=metrics.watcher("pictures"), texts=metrics.watcher("texts"),
     )  # fmt: skip
     return run(service, metrics, sock, what=f"{artifact} ({model.variant} on {model.backend})", grace=grace,
                api_keys=keys, cors_origins=cors_origins)  # fmt: skip

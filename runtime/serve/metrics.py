@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from prometheus_client.metrics_core import Metric
 
-    from invariclip.serve.places import Places
     from invariclip.serve.service import Service
+    from invariclip.serve.sites import SiteRegistry
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -61,8 +61,8 @@ class Metrics:
         kept.set_function(lambda: service.class_sets.kept)
         made = Gauge("invariclip_class_sets_embedded", "Class sets embedded so far.", registry=self.registry)
         made.set_function(lambda: service.class_sets.embedded)
-        if service.places.running is not None:
-            self.registry.register(Running(service.places))
+        if service.sites.running is not None:
+            self.registry.register(Running(service.sites))
 
     def text(self) -> bytes:
         """All of it, in Prometheus' own format."""
@@ -72,8 +72,8 @@ class Metrics:
 class Running(Collector):
     """What running sites know, by the number of their API key and their name; as many as there may be sites."""
 
-    def __init__(self, places: Places) -> None:
-        self._places = places
+    def __init__(self, sites: SiteRegistry) -> None:
+        self._sites = sites
 
     def collect(self) -> Iterator[Metric]:
         """Prometheus' families."""
@@ -89,7 +89,7 @@ class Running(Collector):
         seen = CounterMetricFamily("invariclip_site_seen", "Pictures shown.", labels=labels)
         changes = CounterMetricFamily("invariclip_site_changes", "Times that the place has changed.", labels=labels)
         rejected = CounterMetricFamily("invariclip_site_rejected", "Pictures not counted.", labels=[*labels, "reason"])
-        for key, live in self._places.live():
+        for key, live in self._sites.live():
             facts, at = live.facts(), [str(key), live.name]
             for name, gauge in gauges.items():
                 gauge.add_metric(at, float(facts[name]))

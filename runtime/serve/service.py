@@ -16,7 +16,7 @@ from invariclip.errors import InputError
 from invariclip.serve.batcher import Batcher, quiet
 from invariclip.serve.classes import ClassSets
 from invariclip.serve.limits import Limits, RefusedError
-from invariclip.serve.places import Places
+from invariclip.serve.sites import SiteRegistry
 from invariclip.tokenizer import hearing_cuts
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class Service:
         *,
         abstain_above: AbstainAbove = None,
         uncertainty: UncertaintyKind | None = None,
-        places: Places | None = None,
+        sites: SiteRegistry | None = None,
         pictures: Watcher = quiet,
         texts: Watcher = quiet,
     ) -> None:
@@ -102,17 +102,17 @@ class Service:
             batching: How requests are put together.
             abstain_above: The uncertainty above which no label is given, unless a request says otherwise.
             uncertainty: Which one answers tell, likewise; None takes the artifact's own.
-            places: Sites that requests may name; None for none.
+            sites: Sites that requests may name; None for none.
             pictures: Is told of pictures and their batches.
             texts: Likewise of texts.
 
         Raises:
             InputError: `abstain_above` or `uncertainty` cannot be had of the artifact, `max_batch` is below 1, or the
-                model is adapted to a site, which belongs to `places`.
+                model is adapted to a site, which belongs to `sites`.
         """
         if model.site is not None:
-            raise InputError("a server's model is without a site; name the site as the default of its places")
-        self.places = places or Places(model)
+            raise InputError("a server's model is without a site; pass the site as the registry's default")
+        self.sites = sites or SiteRegistry(model)
         self._hosted: Model | None = None
         self.model, self.limits = model, limits or Limits()
         self.uncertainty = uncertainty_kind(model.manifest.cdc, uncertainty)
@@ -131,10 +131,10 @@ class Service:
     def warm_up(self) -> None:
         """Meets every batch size once, and opens the text tower."""
         self.model.warm_up(buckets(self.pictures.max_batch), texts=True)
-        if self.places and self.model.classes:
+        if self.sites and self.model.classes:
             hosted = self.model.hosting()
             hosted.class_bank()
-            self.places.prepare(hosted)
+            self.sites.prepare(hosted)
             self._hosted = hosted
 
     @property
@@ -215,7 +215,7 @@ class Service:
         """Answers what waits for so long, then ends; whether everything was answered."""
         self.class_sets.close()
         done = self.pictures.close(seconds)
-        self.places.close()
+        self.sites.close()
         return self.texts.close(seconds) and done
 
     def _decode(self, asked: tuple[Named, bool]) -> Seen:

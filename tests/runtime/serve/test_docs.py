@@ -12,8 +12,8 @@ import pytest
 from invariclip.embeddings import read_embeddings
 from invariclip.live_site import CHANGED, LATEST, SAME, UNLIKE, Window
 from invariclip.measuring import begun, training_mean
-from invariclip.serve.places import Places
 from invariclip.serve.service import Service
+from invariclip.serve.sites import SiteRegistry
 from invariclip.site_log import ROWS
 
 PAGE = (Path(__file__).parents[3] / "docs" / "serve.md").read_text(encoding="utf-8")
@@ -37,7 +37,7 @@ def desk(tmp_path_factory, tiny_pictures):
 @pytest.fixture(scope="module")
 def ask(model, serving, tiny_artifact):
     yard = begun(model, "yard", training_mean(tiny_artifact, model.manifest), None)
-    service = Service(model, places=Places(model, known={"yard": yard}))
+    service = Service(model, sites=SiteRegistry(model, known={"yard": yard}))
     service.warm_up()
     with serving(service) as client:
         yield client
@@ -60,13 +60,13 @@ def test_python_lines(ask, desk):
     assert done.stdout.strip() in ("a cat", "a river, wide")
 
 
-def test_the_numbers_of_measured_places_are_the_codes():
+def test_the_numbers_of_measured_sites_are_the_code_s():
     window = Window()
     for number, text in (
-        (window.floor, "before {} pictures"), (window.step, "changes every {}"), (LATEST, "one of the last {} "),
-        (window.block, "forgotten, {} at a time"), (SAME, "cosine above {}"), (f"{UNLIKE:g}", "({} standard"),
-        (CHANGED, "After {} unlike"), (f"{window.block * window.blocks:,}", "The last {} pictures"),
-        (ROWS, "in order, {} to a file"),
+        (window.floor, "applied before {} pictures"), (window.step, "updated every {} pictures"),
+        (LATEST, "one of the last {} "), (window.block, "dropped in blocks of {}"), (SAME, "cosine above {}"),
+        (f"{UNLIKE:g}", "({} standard"), (CHANGED, "After {} outliers"),
+        (f"{window.block * window.blocks:,}", "the last {} pictures"), (ROWS, "in order, {} to a file"),
     ):  # fmt: skip
         assert text.format(number) in " ".join(PAGE.split())
 

@@ -14,8 +14,8 @@ from invariclip.errors import InputError, SiteError
 from invariclip.live_site import Window
 from invariclip.measuring import begun, training_mean
 from invariclip.serve.metrics import Metrics
-from invariclip.serve.places import Places, Running, read_sites
 from invariclip.serve.service import Service
+from invariclip.serve.sites import Running, SiteRegistry, read_sites
 from invariclip.site import new_site, read_site, write_site
 
 SMALL = Window(floor=2, step=2, block=2, blocks=8)
@@ -30,7 +30,7 @@ def site(model, pictures):
 
 
 def _service(model, warm=True, **how):
-    service = Service(model, places=Places(model, **how))
+    service = Service(model, sites=SiteRegistry(model, **how))
     if warm:
         service.warm_up()
     return service
@@ -97,9 +97,9 @@ def test_requests_name_their_sites(model, site, serving, pictures, tmp_path):
 @pytest.fixture
 def running(model, serving, tmp_path):
     """A server that measures, with two keys and two sites for each."""
-    places = Places(model, running=Running(4, SMALL, tmp_path / "log"), keys=2)
+    sites = SiteRegistry(model, running=Running(4, SMALL, tmp_path / "log"), keys=2)
     metrics = Metrics()
-    service = Service(model, places=places)
+    service = Service(model, sites=sites)
     service.warm_up()
     with serving(service, metrics, api_keys=("one", "two")) as client:
         yield client
@@ -134,7 +134,7 @@ def test_what_a_key_shows_moves_its_own_site_alone(running, model, pictures, tmp
 def test_an_answer_is_of_what_was_known_before_it(running, model, pictures):
     for picture in pictures[:4]:
         running.classify(picture, "?site=yard", headers=_key("one"))
-    live = {key: one for key, one in running.api.service.places.live()}[1]  # noqa: C416
+    live = {key: one for key, one in running.api.service.sites.live()}[1]  # noqa: C416
     before = live.site
     told = running.classify(pictures[5], "?site=yard&top=3", headers=_key("one")).json
     [wanted] = model.with_site(before).classify(pictures[5:6], top_k=3)
@@ -207,13 +207,13 @@ def test_before_it_is_warm_no_site_is_answered(model, site, serving, pictures):
 
 def test_places_that_cannot_be_are_refused(model, unsure_model, site, tmp_path):
     with pytest.raises(InputError, match="without --cdc"):
-        Places(unsure_model, default=site)
+        SiteRegistry(unsure_model, default=site)
     other = new_site("there", "0" * 32, site.training_mean, 3, {})
     with pytest.raises(SiteError, match="measure it again"):
-        Places(model, known={"there": other})
+        SiteRegistry(model, known={"there": other})
     with pytest.raises(SiteError, match="other classes"):
-        Places(model, known={"yard": site}, running=Running())
-    with pytest.raises(InputError, match="default of its places"):
+        SiteRegistry(model, known={"yard": site}, running=Running())
+    with pytest.raises(InputError, match="registry's default"):
         Service(model.with_site(site))
     with pytest.raises(InputError, match="no such folder"):
         read_sites(tmp_path / "none")
@@ -227,7 +227,7 @@ def test_places_that_cannot_be_are_refused(model, unsure_model, site, tmp_path):
 def test_a_log_that_cannot_be_written_fails_no_request(model, serving, pictures, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
-        Places(model, running=Running(log=tmp_path / "file"))
+        SiteRegistry(model, running=Running(log=tmp_path / "file"))
     log = tmp_path / "log"
     with serving(_service(model, running=Running(4, SMALL, log))) as client:
         (log / "key-0").write_text("in the way")
@@ -247,14 +247,14 @@ def test_logs_that_were_cleared_away_are_not_written_again(model, serving, pictu
 
 
 def test_sites_are_listed_while_others_begin(model):
-    places = Places(model, running=Running(400))
-    places.prepare(model.hosting())
+    sites = SiteRegistry(model, running=Running(400))
+    sites.prepare(model.hosting())
     before, failed = sys.getswitchinterval(), []
 
     def listing():
         try:
-            while len(places._live) < 400:
-                places.listed(0)
+            while len(sites._live) < 400:
+                sites.listed(0)
         except RuntimeError as error:
             failed.append(error)
 
@@ -263,7 +263,7 @@ def test_sites_are_listed_while_others_begin(model):
     try:
         thread.start()
         for number in range(400):
-            places.find(f"s{number}", 0)
+            sites.find(f"s{number}", 0)
         thread.join()
     finally:
         sys.setswitchinterval(before)
@@ -285,7 +285,7 @@ def test_known_sites_are_called_as_requests_name_them(model, serving, site, pict
 
 def test_more_keys_than_sites_are_refused(model):
     with pytest.raises(InputError, match="--max-sites"):
-        Places(model, running=Running(2), keys=3)
+        SiteRegistry(model, running=Running(2), keys=3)
 
 
 def test_a_request_that_is_refused_begins_no_site(running, pictures):
@@ -295,7 +295,7 @@ def test_a_request_that_is_refused_begins_no_site(running, pictures):
 
 
 def test_an_error_lists_a_few_of_many_sites(model, site):
-    places = Places(model, known={f"yard{number}": site for number in range(1000)})
+    sites = SiteRegistry(model, known={f"yard{number}": site for number in range(1000)})
     with pytest.raises(InputError, match=r"available: yard0, yard1, .* \.\.\.$") as refused:
-        places.find("barn", 0)
+        sites.find("barn", 0)
     assert len(str(refused.value)) < 300

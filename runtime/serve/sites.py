@@ -55,7 +55,7 @@ class Running:
     log_bytes: int = 256 * MIB
 
 
-class Place(NamedTuple):
+class SiteHandle(NamedTuple):
     """A site as one request sees it.
 
     Attributes:
@@ -73,7 +73,7 @@ class Place(NamedTuple):
         return self.site.apply(embeddings), self.site
 
 
-class Places:
+class SiteRegistry:
     """Finds them; safe to share between threads."""
 
     def __init__(
@@ -129,7 +129,7 @@ class Places:
         """Takes a model whose classes are embedded already; before, no site is measured."""
         self._model, self._ready = hosted, True
 
-    def find(self, name: str | None, key: int) -> Place | None:
+    def find(self, name: str | None, key: int) -> SiteHandle | None:
         """The site that a request means.
 
         Args:
@@ -143,18 +143,18 @@ class Places:
         if name == "":
             return None
         if name is None:
-            return None if self.default is None else Place(self.default, None)
+            return None if self.default is None else SiteHandle(self.default, None)
         if self.running is None:
             if name not in self.known:
                 there = ", ".join(sorted(self.known))
                 raise InputError(f"no site is called {name!r:.80}; available: {_cut(there) or 'none'}")
-            return Place(self.known[name], None)
+            return SiteHandle(self.known[name], None)
         if not NAME.fullmatch(name):
             raise InputError(f"a site's name has letters, digits, '.', '_' and '-', up to 64 of them, not {name!r:.80}")
         live = self._begun(name, key, self.running)
-        return Place(live.site, live)
+        return SiteHandle(live.site, live)
 
-    def existing(self, name: str, key: int) -> Place:
+    def existing(self, name: str, key: int) -> SiteHandle:
         """A site that is known, or runs already for this key.
 
         Raises:
@@ -164,7 +164,7 @@ class Places:
         site = self.known.get(name) if live is None else live.site
         if site is None:
             raise RefusedError(404, f"no site is called {name!r:.80}; GET /v1/sites lists those that there are")
-        return Place(site, live)
+        return SiteHandle(site, live)
 
     def tell(self, name: str, key: int, event: Event) -> LiveSite:
         """Freezes, thaws or resets a running site of this key.
@@ -184,7 +184,7 @@ class Places:
         with self._lock:
             own = [name for owner, name in self._live if owner == key]
         names = sorted({*self.known, *own})
-        return [told(self.existing(name, key)) for name in names]
+        return [site_facts(self.existing(name, key)) for name in names]
 
     def live(self) -> list[tuple[int, LiveSite]]:
         """All running sites, with the numbers of their keys."""
@@ -250,11 +250,11 @@ def _log(name: str, key: int, start: Site, running: Running) -> SiteLog | None:
             return None
 
 
-def told(place: Place) -> dict[str, Any]:
+def site_facts(handle: SiteHandle) -> dict[str, Any]:
     """What a site says of itself, JSON-ready."""
-    if place.live is not None:
-        return {**place.live.facts(), "live": True}
-    return {**place.site.facts(), "live": False}
+    if handle.live is not None:
+        return {**handle.live.facts(), "live": True}
+    return {**handle.site.facts(), "live": False}
 
 
 def read_sites(folder: Path) -> dict[str, Site]:
