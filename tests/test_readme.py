@@ -1,4 +1,4 @@
-"""Every command and every Python block of the README runs as written, on tiny files of the names it uses."""
+"""Every command and every Python block of README and guide runs as written, on tiny files of the names it uses."""
 
 import json
 import re
@@ -11,14 +11,21 @@ from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-COMMANDS = [
-    line
-    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
-    for line in block.replace("\\\n", " ").splitlines()
-    if line.startswith(("invariclip ", "curl ")) and not line.startswith("invariclip demo")
-]
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+ROOT = Path(__file__).parents[1]
+PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/guide.md")}
+
+
+def commands(page):
+    return [
+        line
+        for block in re.findall(r"```sh\n(.*?)```", PAGES[page], re.DOTALL)
+        for line in block.replace("\\\n", " ").splitlines()
+        if line.startswith(("invariclip ", "curl ")) and not line.startswith("invariclip demo")
+    ]
+
+
+def blocks(page):
+    return re.findall(r"```python\n(.*?)```", PAGES[page], re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +47,20 @@ def desk(tmp_path_factory, tiny_checkpoint, tiny_pictures, tiny_artifact):
     return folder
 
 
-def test_the_readme_has_examples():
-    assert len(COMMANDS) >= 5
-    assert BLOCKS
+@pytest.mark.parametrize("page", PAGES)
+def test_the_page_has_examples(page):
+    assert len(commands(page)) >= 5
+    assert blocks(page)
+
+
+@pytest.mark.parametrize(
+    "page", sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/*.md")) + list(PAGES)
+)
+def test_links_lead_somewhere(page):
+    folder = (ROOT / page).parent
+    for target in re.findall(r"\]\(([^)#\s]+)", (ROOT / page).read_text(encoding="utf-8")):
+        if not target.startswith(("http://", "https://")):
+            assert (folder / target).exists(), target
 
 
 def run(desk, *arguments):
@@ -67,9 +85,10 @@ def asked(desk, command, port):
     assert done.returncode == 0, f"{command}\n{done.stdout}"
 
 
-def test_commands_in_order(desk):
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_in_order_and_then_python(desk, page):
     serving, port = None, ""
-    for command in COMMANDS:
+    for command in commands(page):
         if command.startswith("invariclip serve"):
             serving, port = served(desk, command)
             continue
@@ -82,8 +101,8 @@ def test_commands_in_order(desk):
             continue
         done = run(desk, "-m", *shlex.split(command, comments=True))
         assert done.returncode == 0, f"{command}\n{done.stderr}"
-
-
-def test_python_blocks(desk):
-    done = run(desk, "-c", "\n".join(BLOCKS))
+    if serving:
+        serving.send_signal(signal.SIGTERM)
+        assert serving.wait(30) == 0
+    done = run(desk, "-c", "\n".join(blocks(page)))
     assert done.returncode == 0, done.stderr
