@@ -1,0 +1,114 @@
+"""The sdist and the wheel as users get them: what is in them, and what runs in an empty environment."""
+
+import http.client
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MOST_BYTES = 1_000_000
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """A wheel that was built from an sdist, which was built from what git has."""
+    folder = tmp_path_factory.mktemp("wheel")
+    known = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, check=True
+    ).stdout
+    for name in filter(None, os.fsdecode(known).split("\0")):
+        if (ROOT / name).is_file() and not name.startswith(("docs/", "tests/")):
+            target = folder / "source" / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, target)
+    built = subprocess.run(
+        [sys.executable, "-m", "build", "--outdir", folder / "dist", folder / "source"], capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert built.returncode == 0, built.stdout + built.stderr
+    [path] = (folder / "dist").glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory):
+    """An environment with pip alone; gives its folder of programs."""
+    folder = tmp_path_factory.mktemp("environment") / "env"
+    venv.create(folder, with_pip=True)
+    return folder / "bin"
+
+
+def _run(*arguments, **how):
+    clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    return subprocess.run(
+        list(map(str, arguments)), capture_output=True, text=True, check=False, env=clean, timeout=300, **how
+    )
+
+
+def _install(programs, what):
+    done = _run(programs / "python", "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", what)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_wheel_is_small_and_holds_what_is_served(wheel):
+    assert wheel.stat().st_size < MOST_BYTES
+    with zipfile.ZipFile(wheel) as packed:
+        names = packed.namelist()
+    inside = ("py.typed", "templates.txt", "serve/page.html", "cpp/CMakeLists.txt", "calibrate/report/page.html",
+              "bench/demo/demo.html")  # fmt: skip
+    wanted = [f"invariclip/{name}" for name in inside]
+    assert set(wanted) <= set(names)
+    strange = [name for name in names if re.search(r"studies|tests/|\.(webp|png|jpg|safetensors|onnx|jsonl)$", name)]
+    assert not strange
+
+
+def test_the_core_answers_in_an_empty_environment(wheel, empty, tiny_artifact, tiny_pictures, tmp_path):
+    _install(empty, wheel)
+    pictures = sorted(tiny_pictures.iterdir())[:2]
+    done = _run(empty / "invariclip", "predict", tiny_artifact, *pictures, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert {one["label"] for one in json.loads(done.stdout)["predictions"]} <= {"cat", "dog", "tree"}
+    there = _run(
+        empty / "python", "-c", "import sys, invariclip.predictor; print('torch' in sys.modules)", cwd=tmp_path
+    )
+    assert there.stdout.strip() == "False"
+    for command, extra in (("export", "export"), ("calibrate", "calibrate"), ("serve", "serve"), ("demo", "bench")):
+        done = _run(empty / "invariclip", command, "--help", cwd=tmp_path)
+        assert done.returncode == 2
+        assert f'pip install "invariclip[{extra}]"' in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_the_server_runs_from_the_wheel(wheel, empty, tiny_artifact, tiny_pictures, tmp_path):
+    _install(empty, f"{wheel}[serve]")
+    command = [str(empty / "invariclip"), "serve", str(tiny_artifact), "--port", "0"]
+    server = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    try:
+        lines = (re.search(r" at http://[\d.]+:(\d+)$", line.strip()) for line in server.stderr)
+        port = next(found[1] for found in lines if found)
+        link = http.client.HTTPConnection("127.0.0.1", int(port), timeout=30)
+        link.request("POST", "/v1/classify", min(tiny_pictures.iterdir()).read_bytes(), {"content-type": "image/png"})
+        assert json.load(link.getresponse())["predictions"][0]["label"] in ("cat", "dog", "tree")
+        link.close()
+    finally:
+        server.terminate()
+        assert server.wait(30) == 0
+
+
+@pytest.mark.skipif("INVARICLIP_TEST_EXPORT_WHEEL" not in os.environ,
+                    reason="installs PyTorch, minutes: set INVARICLIP_TEST_EXPORT_WHEEL=1")  # fmt: skip
+def test_exporting_runs_from_the_wheel(wheel, empty, tiny_checkpoint, tiny_pictures, tmp_path):
+    _install(empty, f"{wheel}[export]")
+    done = _run(empty / "invariclip", "export", "--model", tiny_checkpoint, "--images", tiny_pictures, "--classes",
+                "cat,dog", "-o", "a.icm", cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    done = _run(empty / "invariclip", "predict", "a.icm", *sorted(tiny_pictures.iterdir())[:1], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
