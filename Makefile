@@ -7,12 +7,13 @@ BIN := $(VENV)/bin
 # stay together, so that what they share is made once.
 WORKERS ?= 2
 
-.PHONY: demo test lint format clean help
+.PHONY: demo test lint docs format clean help
 
 help:
 	@echo "make demo    pictures -> projection -> fused ONNX -> answers, and a page that shows it"
 	@echo "make test    lint and all tests"
 	@echo "make lint    ruff and mypy --strict"
+	@echo "make docs    the documentation as a site, in build/site"
 	@echo "make format  ruff's formatter and safe fixes"
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -39,6 +40,9 @@ lint: $(VENV)/.installed build/typing
 	$(BIN)/ruff format --check .
 	MYPYPATH=build/typing $(BIN)/mypy --cache-dir build/.mypy_cache -p invariclip
 	cd build/typing && PYTHONPATH=. $(CURDIR)/$(BIN)/lint-imports --no-cache --no-logo $(CURDIR)/pyproject.toml
+
+docs: $(VENV)/.installed build/typing
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
