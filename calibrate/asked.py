@@ -42,7 +42,8 @@ def fitting_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--checkpoint", type=click.Path(path_type=Path), help="File with the model's weights."),
         click.option("--tokenizer", metavar="DIR", help="Folder with tokenizer.json, or hf-hub: id; see `export`."),
         click.option(
-            "--pictures",
+            "--images",
+            "pictures",
             type=click.Path(path_type=Path),
             help="Manifest (.jsonl, .csv) or environment/class/file folders; the bundled pictures by default.",
         ),

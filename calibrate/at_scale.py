@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from invariclip.calibrate.stream.state import State
 
 _NOTHING_TO_CHOOSE_ON = (
-    "estimator, rank and λ cannot be chosen from moments alone: name pictures to choose on with --pictures, or all "
+    "estimator, rank and λ cannot be chosen from moments alone: name pictures to choose on with --images, or all "
     "that the estimator needs with --estimator, --rank and --strength"
 )
 

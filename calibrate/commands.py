@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 @click.option(
     "--sources",
     type=click.Path(path_type=Path),
-    help="YAML or JSON list of sources of pairs, of any size; --pictures are then what is selected on.",
+    help="YAML or JSON list of sources of pairs, of any size; --images are then what is selected on.",
 )
 @click.option(
     "--moments",
@@ -79,7 +79,7 @@ def calibrate(
     learning = learning_of(cdc is not None, target_risk, given)
     if learning and (artifact or sources or moments):
         raise InputError(
-            "--cdc learns through a checkpoint in PyTorch, from --pictures; leave out --artifact, --sources and "
+            "--cdc learns through a checkpoint in PyTorch, from --images; leave out --artifact, --sources and "
             "--moments, or run `invariclip cdc --projection` afterwards"
         )
     cache, progress = cache or default_cache(), silent if quiet else bar

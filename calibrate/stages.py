@@ -130,7 +130,7 @@ def run_build(
             classes=classes,
             templates=options.templates,
             semantics=semantics,
-            pictures=judged,
+            images=judged,
             backends=wanted.backends,
             wish=Wish(wanted.variants, wanted.fidelity, calibration=seen),
             progress=progress,

@@ -87,7 +87,7 @@ def export_artifact(
     classes: Sequence[str] = (),
     templates: Sequence[str] | None = None,
     semantics: Semantics | None = None,
-    pictures: Sequence[str | Path] | None = None,
+    images: Sequence[str | Path] | None = None,
     thresholds: Thresholds = figures.EXACT,
     how: Build | None = None,
     backends: Sequence[str] = (DEFAULT_BACKEND,),
@@ -106,7 +106,7 @@ def export_artifact(
             the default.
         semantics: Learned templates: the classes are answered by all of them, with an uncertainty, and the text graph
             reads their vectors.
-        pictures: Files and folders to verify on; None takes the bundled ones.
+        images: Files and folders to verify on; None takes the bundled ones.
         thresholds: Bounds of the contract.
         how: How the graphs are made; None takes every rewrite, pictures prepared by the host, the projection folded.
         backends: Engines that have to keep the contract, see `backends.BACKENDS`.
@@ -129,7 +129,7 @@ def export_artifact(
         projection.require_width(checkpoint.embed_dim, checkpoint.name)
     for name in backends:
         require_backend(name)
-    checked = evidence.pictures_of(pictures, checkpoint.pixels)
+    checked = evidence.pictures_of(images, checkpoint.pixels)
     checked.require_readable()
     build, wanted = how or Build(), wish or Wish()
     prompts = _prompts(templates, semantics)

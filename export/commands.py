@@ -116,7 +116,7 @@ def export(
         classes=names,
         templates=prompts or None,
         semantics=semantics,
-        pictures=images or None,
+        images=images or None,
         thresholds=bounds_of(limits),
         how=Build(rewrites, pixels_in_graph, projection_as_input, fast_pixels),
         backends=backends or (DEFAULT_BACKEND,),

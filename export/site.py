@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 SITE_FILE = "site.safetensors"
 CHECKED = 24
-"""Pictures that adapted graphs are checked on, evenly spread over those given: a site may be measured on millions."""
+"""Images that adapted graphs are checked on, evenly spread over those given: a site may be measured on millions."""
 _BATCH = 16
 
 
@@ -48,7 +48,7 @@ def bake_site(
     out: str | os.PathLike[str],
     site: Site,
     *,
-    pictures: Sequence[str | Path],
+    images: Sequence[str | Path],
     threads: int | None = None,
     progress: Progress = silent,
 ) -> Manifest:
@@ -60,7 +60,7 @@ def bake_site(
         artifact: The artifact to start from; it stays as it is.
         out: The artifact to write. One that stands there is replaced.
         site: Measured in its space.
-        pictures: Files and folders to check on; `CHECKED` of them at most.
+        images: Files and folders to check on; `CHECKED` of them at most.
         threads: The engines'; None takes what this process may use.
         progress: `console.bar` or `console.silent`.
 
@@ -69,7 +69,7 @@ def bake_site(
 
     Raises:
         ArtifactError: `artifact` is not one, or a file of it is missing or changed.
-        InputError: It has a site already, or learned templates; no picture can be read, or `out` cannot be written or
+        InputError: It has a site already, or learned templates; no image can be read, or `out` cannot be written or
             is `artifact`.
         SiteError: The site was measured in another space.
         ContractError: An adapted graph does not answer what it should.
@@ -81,11 +81,9 @@ def bake_site(
     require_replaceable(target, source)
     entries = {entry.path: entry for entry in old.files}
     paths = {name: checked_path(source, entry) for name, entry in entries.items()}
-    looked_at = evidence.pictures_of(
-        check_texts.spread(_thinned(walk_pictures(pictures), CHECKED), CHECKED), old.pixels
-    )
+    looked_at = evidence.pictures_of(check_texts.spread(_thinned(walk_pictures(images), CHECKED), CHECKED), old.pixels)
     looked_at.require_readable()
-    told = SiteFacts(site.name, site.digest, site.pictures, site.kinds, site.weight)
+    told = SiteFacts(site.name, site.digest, site.images, site.kinds, site.weight)
     with new_directory(target) as folder:
         write_site(folder / SITE_FILE, site)
         manifest = replace(old, site=told, site_file=describe_file(folder, SITE_FILE))
@@ -107,7 +105,7 @@ def bake_site(
                 most = THRESHOLDS[require_level(variant.parity[backend]["level"])].max_abs_diff
             if not off <= most:  # a NaN must fail
                 raise ContractError(f"{graph} on {backend}: the adapted embedding is off by {off:.3g}, above {most:g}")
-            record = {"sha256": site.digest, "pictures": len(looked_at.readable), "embedding_diff": off}
+            record = {"sha256": site.digest, "images": len(looked_at.readable), "embedding_diff": off}
             parity = {**variant.parity, backend: {**variant.parity[backend], "site": record}}
             variants[name] = replace(variant, parity=parity)
         manifest = replace(manifest, variants=variants)
@@ -126,7 +124,7 @@ def require_adaptable(artifact: Path, manifest: Manifest, site: Site) -> None:
         raise InputError(f"{artifact}: is adapted to {manifest.site.name!r} already; take the one it was made from")
     if manifest.cdc is not None:
         raise InputError(
-            f"{artifact}: its learned templates and their uncertainty were fitted on pictures that were not adapted; "
+            f"{artifact}: its learned templates and their uncertainty were fitted on images that were not adapted; "
             "adapt an artifact without --cdc"
         )
     site.require_space(manifest.space_id, str(artifact))
@@ -163,17 +161,17 @@ def _thinned(items: Iterable[T], count: int) -> list[T]:
 
 
 def _difference(
-    before: Path, after: Path, site: Site, pictures: Pictures, *, backend: str, threads: int | None, compute: Compute
+    before: Path, after: Path, site: Site, images: Pictures, *, backend: str, threads: int | None, compute: Compute
 ) -> float:
     """Largest difference of an adapted graph's embeddings from float64; NaN where one is."""
     engine = open_backend(backend, before, threads=threads, compute=compute)
     wanted = [
-        site.exactly(engine.run({IMAGE_INPUT: batch}, (EMBEDDING,))[EMBEDDING]) for batch in pictures.batches(_BATCH)
+        site.exactly(engine.run({IMAGE_INPUT: batch}, (EMBEDDING,))[EMBEDDING]) for batch in images.batches(_BATCH)
     ]
     del engine  # one graph is open at a time
     engine = open_backend(backend, after, threads=threads, compute=compute)
     off = [
         np.abs(engine.run({IMAGE_INPUT: batch}, (EMBEDDING,))[EMBEDDING] - rows).max()
-        for batch, rows in zip(pictures.batches(_BATCH), wanted, strict=True)
+        for batch, rows in zip(images.batches(_BATCH), wanted, strict=True)
     ]
     return float(np.max(off))

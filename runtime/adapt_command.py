@@ -1,4 +1,4 @@
-"""`invariclip adapt`: measures a place from unlabelled pictures of it."""
+"""`invariclip adapt`: measures a place from unlabelled images of it."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
 @click.command()
 @ARTIFACT
 @click.option("--images", "images", multiple=True, type=click.Path(path_type=Path),
-              help="Unlabelled pictures and folders of the place; repeatable.")  # fmt: skip
+              help="Unlabelled images and folders of the place; repeatable.")  # fmt: skip
 @click.option("--embeddings", "embedded", multiple=True, type=click.Path(path_type=Path),
-              help="Pictures of the place that `embed` has embedded before; repeatable.")  # fmt: skip
+              help="Images of the place that `embed` has embedded before; repeatable.")  # fmt: skip
 @click.option("--replay", "log", type=click.Path(path_type=Path),
               help="In place of both: what `serve --adapt-log` kept of one place.")  # fmt: skip
 @click.option("--out", "-o", required=True, type=click.Path(path_type=Path),
@@ -61,9 +61,9 @@ def adapt(
     name: str | None, add_to: Path | None, classes: str | None, classes_file: Path | None, batch_size: int,
     pixel_mode: PixelMode, backend: str | None, threads: int | None, as_json: bool, quiet: bool,
 ) -> int:  # fmt: skip
-    """Measure a place from a few unlabelled pictures of it, so that answers there lose what it shifts.
+    """Measure a place from a few unlabelled images of it, so that answers there lose what it shifts.
 
-    The pictures should show what the place sees, of several kinds: classes tell how many kinds there are. What is
+    The images should show what the place sees, of several kinds: classes tell how many kinds there are. What is
     stopped goes on where it was when the same command is given again (OUT.unfinished keeps it).
     """
     _require_sense(artifact, images, embedded, log, add_to, out)
@@ -79,7 +79,7 @@ def adapt(
         model = model.with_classes(names, progress=progress)
     if not model.classes:
         raise InputError(
-            f"{artifact}: has no classes, and without any nobody knows how many kinds of things the pictures show; "
+            f"{artifact}: has no classes, and without any nobody knows how many kinds of things the images show; "
             "give --classes or --classes-file"
         )
     unreadable, unfinished = Unreadable(), out.with_name(f"{out.name}.unfinished")
@@ -91,19 +91,19 @@ def adapt(
     if images:
         site = measure(model, site, images, batch_size=batch_size, unreadable=unreadable, unfinished=unfinished,
                        progress=progress)  # fmt: skip
-    if not site.pictures:
+    if not site.images:
         _remove(unfinished if images else None)
-        none = "no picture could be read" if log is None else f"{log}: too few pictures counted for a site"
+        none = "no image could be read" if log is None else f"{log}: too few images counted for a site"
         raise InputError(f"{none}; nothing was written")
     if out.suffix == ".icm":
-        other_room("adapt -o NAME.icm")(artifact, out, site, pictures=images, threads=threads, progress=progress)
+        other_room("adapt -o NAME.icm")(artifact, out, site, images=images, threads=threads, progress=progress)
     else:
         write_site(out, site)
     _remove(unfinished if images else None)
     if site.limited:
         warnings.warn(
-            f"{site.pictures} pictures show about {site.kinds:.1f} kinds of things, too few to tell the place from its "
-            f"contents: {site.weight:.0%} of the shift is taken away; add pictures of other things",
+            f"{site.images} images show about {site.kinds:.1f} kinds of things, too few to tell the place from its "
+            f"contents: {site.weight:.0%} of the shift is taken away; add images of other things",
             FewKindsWarning, stacklevel=2,
         )  # fmt: skip
     if as_json:
@@ -123,12 +123,12 @@ def _require_sense(
         raise InputError("--replay goes alone: a log says itself what was shown and what was known before")
     if not (images or embedded or log):
         raise InputError(
-            "name pictures of the place with --images, embeddings of them with --embeddings, or a log with --replay"
+            "name images of the place with --images, embeddings of them with --embeddings, or a log with --replay"
         )
     if out.suffix not in (".safetensors", ".icm"):
         raise InputError(f"{out}: a site is a file NAME.safetensors, an adapted artifact a folder NAME.icm")
     if out.suffix == ".icm" and not images:
-        raise InputError("an adapted artifact is checked on pictures of the place; name some with --images")
+        raise InputError("an adapted artifact is checked on images of the place; name some with --images")
     if out.suffix == ".icm":
         require_replaceable(out, artifact)
 
@@ -143,11 +143,11 @@ def _remove(unfinished: Path | None) -> None:
 def in_words(site: Site) -> str:
     """What a site says of itself, in a sentence or two."""
     moved = float(np.linalg.norm(site.mean - site.training_mean))
-    known = f" ± {site.standard_error:.3f}" if site.pictures > 1 else ""
+    known = f" ± {site.standard_error:.3f}" if site.images > 1 else ""
     said = (
-        f"{site.name}: {site.pictures} pictures of about {site.kinds:.0f} kinds of things; {site.weight:.0%} of a "
+        f"{site.name}: {site.images} images of about {site.kinds:.0f} kinds of things; {site.weight:.0%} of a "
         f"shift of {moved:.3f}{known} is taken away."
     )
     if site.wanted is None:
-        return f"{said} So few pictures do not tell the shift from chance; add some."
-    return f"{said} {site.wanted} pictures would measure it to a third." if site.wanted > site.pictures else said
+        return f"{said} So few images do not tell the shift from chance; add some."
+    return f"{said} {site.wanted} images would measure it to a third." if site.wanted > site.images else said

@@ -212,7 +212,7 @@ def _adapted(manifest: Manifest) -> list[list[str]]:
     site = manifest.site
     if site is None:
         return []
-    return [["adapted to", f"{site.name}: {site.pictures} pictures of about {site.kinds:.0f} kinds, {site.weight:.0%}"]]
+    return [["adapted to", f"{site.name}: {site.images} images of about {site.kinds:.0f} kinds, {site.weight:.0%}"]]
 
 
 UNCERTAINTY_OPTION = click.option(
@@ -269,7 +269,7 @@ def predict(
     shown = progress(paths, total=len(paths), desc="pictures")
     for answer in model.stream(shown, batch_size=batch_size, unreadable=noting(bad)):
         prediction = answer.prediction(top_k, abstain_above=limit, uncertainty=kind)
-        results.append({"picture": str(answer.picture), **prediction.to_json()})
+        results.append({"image": str(answer.picture), **prediction.to_json()})
         if not as_json:
             say(f"{answer.picture}  {_in_words(prediction)}")
     if as_json:
@@ -304,7 +304,7 @@ def noting(bad: list[dict[str, str]]) -> Callable[[int, Picture, InputError], No
     """Names a picture that cannot be read on standard error, and keeps it with the reason."""
 
     def unreadable(_place: int, picture: Picture, error: InputError) -> None:
-        bad.append({"picture": str(picture), "error": str(error)})
+        bad.append({"image": str(picture), "error": str(error)})
         note(f"invariclip: {error}")
 
     return unreadable

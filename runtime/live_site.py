@@ -1,9 +1,9 @@
-"""A site that is measured from the traffic itself: bounded, inspectable, and the same again from the same pictures.
+"""A site that is measured from the traffic itself: bounded, inspectable, and the same again from the same images.
 
-The latest pictures count, in blocks that are forgotten whole, so that what is exported is a `Site` like any other. The
-shift changes in steps, and only after a floor of pictures. A picture that repeats one of the latest, or that is unlike
+The latest images count, in blocks that are forgotten whole, so that what is exported is a `Site` like any other. The
+shift changes in steps, and only after a floor of images. An image that repeats one of the latest, or that is unlike
 all before it, does not count; where nothing else comes for long, the place has changed, and measuring begins anew. All
-of it depends on the order of the pictures alone, not on how they were batched.
+of it depends on the order of the images alone, not on how they were batched.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from invariclip.site import Site, new_site, require_unit, taken_for
 Event = Literal["freeze", "thaw", "reset"]
 EVENTS: tuple[Event, ...] = ("freeze", "thaw", "reset")
 REASONS = ("repeated", "unlike")
-"""Why pictures do not count."""
+"""Why images do not count."""
 LATEST = 16
-"""Accepted pictures that a new one is compared with."""
+"""Accepted images that a new one is compared with."""
 SAME = 0.995
-"""Cosine above which a picture repeats another: frames of a camera that nothing moves before."""
+"""Cosine above which an image repeats another: frames of a camera that nothing moves before."""
 UNLIKE = 3.0
-"""Standard deviations of the squared distance from the mean above which a picture is unlike the others: of 400 pictures
+"""Standard deviations of the squared distance from the mean above which an image is unlike the others: of 400 images
 of each training style of stylebench up to 4 are, and a black or a noisy frame beside three of those five styles."""
 CHANGED = 32
-"""Unlike pictures in a row that say that the place has changed."""
+"""Unlike images in a row that say that the place has changed."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class Window:
     """How much of the past counts.
 
     Attributes:
-        floor: Pictures before anything is taken away.
-        step: Pictures between two changes of the shift.
-        block: Pictures that are forgotten together.
-        blocks: Blocks that count: at most block · blocks pictures.
+        floor: Images before anything is taken away.
+        step: Images between two changes of the shift.
+        block: Images that are forgotten together.
+        blocks: Blocks that count: at most block · blocks images.
     """
 
     floor: int = 32
@@ -55,7 +55,7 @@ class Window:
         """Refuses what cannot be counted.
 
         Raises:
-            InputError: A number is not a whole one from 1, `block` is no multiple of `step`, or fewer pictures count
+            InputError: A number is not a whole one from 1, `block` is no multiple of `step`, or fewer images count
                 than `floor`.
         """
         for each in fields(self):
@@ -63,22 +63,22 @@ class Window:
             if type(value) is not int or value < 1:
                 raise InputError(f"{each.name} must be a whole number from 1, not {value!r}")
         if self.block % self.step:
-            raise InputError(f"a block of {self.block} pictures is no multiple of a step of {self.step}")
+            raise InputError(f"a block of {self.block} images is no multiple of a step of {self.step}")
         if self.floor > self.block * self.blocks:
-            raise InputError(f"a floor of {self.floor} pictures is never reached: {self.block * self.blocks} count")
+            raise InputError(f"a floor of {self.floor} images is never reached: {self.block * self.blocks} count")
 
 
 @dataclass
 class _Block:
-    """Sums over some pictures; `apart` and `apart_squared` are of their distances, see `_apart`."""
+    """Sums over some images; `apart` and `apart_squared` are of their distances, see `_apart`."""
 
-    pictures: int
+    images: int
     total: NDArray[np.float64]
     taken_for: NDArray[np.float64]
     apart: float = 0.0
     apart_squared: float = 0.0
     spread: int = 0
-    """Pictures whose distances were added."""
+    """Images whose distances were added."""
 
 
 @dataclass
@@ -108,7 +108,7 @@ class LiveSite:
 
         Args:
             start: What is known of the place, see `site.new_site`. It holds until the first change of the shift, and
-                counts as half a window of pictures at most.
+                counts as half a window of images at most.
             bank: [K, d], unit-length embeddings of the site's classes.
             window: How much of the past counts.
             log: Is given all rows and events, in order, before they count: see `site_log`.
@@ -151,7 +151,7 @@ class LiveSite:
         return adapted, site
 
     def add(self, embeddings: NDArray[np.float32]) -> None:
-        """Counts pictures of the place.
+        """Counts images of the place.
 
         Args:
             embeddings: float32 [N, d], of unit length, without any site's shift, in the order that they were taken.
@@ -204,11 +204,11 @@ class LiveSite:
 
     def _begun(self, start: Site) -> _State:
         blocks: deque[_Block] = deque()
-        if start.pictures:
-            counted = min(start.pictures, max(1, self.window.block * self.window.blocks // 2))
-            part = counted / start.pictures
+        if start.images:
+            counted = min(start.images, max(1, self.window.block * self.window.blocks // 2))
+            part = counted / start.images
             blocks.append(_Block(counted, start.total * part, start.taken_for * part))
-        return _State(start, blocks, start.mean, first_mean=start.mean if start.pictures else None)
+        return _State(start, blocks, start.mean, first_mean=start.mean if start.images else None)
 
     def _count(self, row: NDArray[np.float32]) -> None:
         self.seen += 1
@@ -242,43 +242,43 @@ class LiveSite:
             return False
         middle = sum(block.apart for block in blocks) / counted
         spread = max(0.0, sum(block.apart_squared for block in blocks) / counted - middle**2) ** 0.5
-        known = sum(block.pictures for block in blocks)
+        known = sum(block.images for block in blocks)
         return bool(_apart(row[None], self._state.mean, known)[0] > middle + UNLIKE * spread)
 
     @staticmethod
     def _newly_apart(rows: NDArray[np.float64], state: _State) -> NDArray[np.float64]:
         """How far rows lie from what is known before them, or from each other; a first one alone lies from nothing."""
-        before = sum(each.pictures for each in state.blocks)
+        before = sum(each.images for each in state.blocks)
         if before:
             return _apart(rows, state.mean, before)
         return _apart(rows, rows.mean(axis=0), -len(rows)) if len(rows) > 1 else np.empty(0)
 
     def _step(self, state: _State) -> None:
-        """Counts the pending pictures, and takes what is then known."""
+        """Counts the pending images, and takes what is then known."""
         rows = np.stack(state.pending).astype(np.float64)
         state.pending = []
-        if not state.blocks or state.blocks[-1].pictures + len(rows) > self.window.block:
+        if not state.blocks or state.blocks[-1].images + len(rows) > self.window.block:
             state.blocks.append(_Block(0, np.zeros(self._start.width), np.zeros(len(self._bank))))
         while len(state.blocks) > self.window.blocks:
             state.blocks.popleft()
         apart = self._newly_apart(rows, state)
         block = state.blocks[-1]
-        block.pictures += len(rows)
+        block.images += len(rows)
         block.total += rows.sum(axis=0)
         block.taken_for += taken_for(rows, self._bank).sum(axis=0)
-        pictures = sum(each.pictures for each in state.blocks)
+        images = sum(each.images for each in state.blocks)
         total, shares = np.zeros(self._start.width), np.zeros(len(self._bank))
         for each in state.blocks:
             total += each.total
             shares += each.taken_for
-        state.mean = total / pictures
+        state.mean = total / images
         block.apart += float(apart.sum())
         block.apart_squared += float(np.square(apart).sum())
         block.spread += len(apart)
-        if pictures < self.window.floor:
+        if images < self.window.floor:
             return
         try:
-            site = replace(self._start, pictures=pictures, total=total, taken_for=shares)
+            site = replace(self._start, images=images, total=total, taken_for=shares)
         except SiteError:  # farther than can be taken away: what held before still does
             self.too_far += 1
             return
@@ -287,9 +287,9 @@ class LiveSite:
         self.revision += 1
 
 
-def _apart(rows: NDArray[Any], mean: NDArray[np.float64], pictures: int) -> NDArray[np.float64]:
-    """Squared distances [N] from a mean of so many other pictures, or of −n that hold them, as if from the true mean.
+def _apart(rows: NDArray[Any], mean: NDArray[np.float64], images: int) -> NDArray[np.float64]:
+    """Squared distances [N] from a mean of so many other images, or of −n that hold them, as if from the true mean.
 
-    A mean of n pictures lies v/n off where one picture lies v off.
+    A mean of n images lies v/n off where one image lies v off.
     """
-    return np.asarray(np.square(rows - mean).sum(axis=1) * (pictures / (pictures + 1)), dtype=np.float64)
+    return np.asarray(np.square(rows - mean).sum(axis=1) * (images / (images + 1)), dtype=np.float64)

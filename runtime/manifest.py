@@ -145,14 +145,14 @@ class SiteFacts:
     Attributes:
         name: For people.
         sha256: Its digest.
-        pictures: How many it was measured on.
+        images: How many it was measured on.
         kinds: How many kinds of things they show.
         weight: How much of the shift is taken away, from 0 to 1.
     """
 
     name: str
     sha256: str
-    pictures: int
+    images: int
     kinds: float
     weight: float
 
@@ -162,7 +162,7 @@ class SiteFacts:
         Raises:
             ArtifactError: A field is of another type or out of range.
         """
-        named = isinstance(self.name, str) and isinstance(self.sha256, str) and type(self.pictures) is int
+        named = isinstance(self.name, str) and isinstance(self.sha256, str) and type(self.images) is int
         if not (named and _is_finite(self.kinds) and _is_finite(self.weight) and 0 <= self.weight <= 1):
             raise ArtifactError(f"the site of the manifest is not understood: {self}")
 

@@ -1,4 +1,4 @@
-"""A site measured from any number of pictures: part by part, so that what was stopped goes on to the same bits."""
+"""A site measured from any number of images: part by part, so that what was stopped goes on to the same bits."""
 
 from __future__ import annotations
 
@@ -28,31 +28,31 @@ from invariclip.site import Site, new_site, read_site, write_site
 from invariclip.version import __version__
 
 PART = 256
-"""Pictures whose embeddings are added at a time; batches begin anew with each part."""
+"""Images whose embeddings are added at a time; batches begin anew with each part."""
 SAVE_SECONDS = 5.0
 """Between two writes of what is measured so far."""
 LARGEST_LIST = 1000
-"""Unreadable pictures that are remembered by name; the others are counted."""
+"""Unreadable images that are remembered by name; the others are counted."""
 _UNFINISHED = "unfinished"
 
 
 @dataclass
 class Unreadable:
-    """Pictures that could not be read: each is named when it is met, and up to `LARGEST_LIST` are remembered.
+    """Images that could not be read: each is named when it is met, and up to `LARGEST_LIST` are remembered.
 
     Attributes:
         count: How many.
-        listed: `picture` and `error` of the first ones.
+        listed: `image` and `error` of the first ones.
     """
 
     count: int = 0
     listed: list[dict[str, str]] = field(default_factory=list)
 
-    def __call__(self, _place: int, picture: Picture, error: InputError) -> None:
+    def __call__(self, _place: int, image: Picture, error: InputError) -> None:
         """Counts one, and says so."""
         self.count += 1
         if len(self.listed) < LARGEST_LIST:
-            self.listed.append({"picture": str(picture), "error": str(error)})
+            self.listed.append({"image": str(image), "error": str(error)})
         note(f"invariclip: {error}")
 
 
@@ -60,15 +60,15 @@ def training_mean(artifact: Path, manifest: Manifest) -> NDArray[np.float64]:
     """m₀ of an artifact, float64 [d].
 
     Raises:
-        InputError: It was exported without a projection, or with one that was fitted without pictures.
+        InputError: It was exported without a projection, or with one that was fitted without images.
     """
     found = None
     if manifest.projection_file is not None:
         found = read_projection(checked_path(artifact, manifest.projection_file)).training_mean
     if found is None or not len(found):
         raise InputError(
-            f"{artifact}: does not know the mean of the pictures that were calibrated on, which a place is measured "
-            "against; calibrate with --pictures and export with --projection (also where no projection is better)"
+            f"{artifact}: does not know the mean of the images that were calibrated on, which a place is measured "
+            "against; calibrate with --images and export with --projection (also where no projection is better)"
         )
     return found
 
@@ -81,18 +81,18 @@ def model_mean(model: Model) -> NDArray[np.float64]:
     """
     if model.space_id != model.manifest.space_id:
         raise InputError(
-            f"{model.folder}: knows the mean of its calibrated pictures with its own projection alone; to measure a "
+            f"{model.folder}: knows the mean of its calibrated images with its own projection alone; to measure a "
             "place with another one, export with that"
         )
     return training_mean(model.folder, model.manifest)
 
 
 def begun(model: Model, name: str, mean: NDArray[np.float64], known: Site | None) -> Site:
-    """A site without pictures, or one that was measured before.
+    """A site without images, or one that was measured before.
 
     Args:
         model: With the site's classes.
-        name: Of a site without pictures.
+        name: Of a site without images.
         mean: float64 [d], m₀.
         known: What was measured before.
 
@@ -139,28 +139,28 @@ def measure(
     unfinished: Path | None = None,
     progress: Progress = silent,
 ) -> Site:
-    """A site with all pictures of some files and folders, in memory that does not grow with their number.
+    """A site with all images of some files and folders, in memory that does not grow with their number.
 
     Args:
         model: Embeds them; without a site.
         site: What is known already, see `begun`.
         images: Files and folders, see `pixels.walk_pictures`.
-        batch_size: Pictures to a run.
-        unreadable: Is told of pictures that cannot be read.
+        batch_size: Images to a run.
+        unreadable: Is told of images that cannot be read.
         unfinished: A file that keeps what is measured so far, every `SAVE_SECONDS`. If it stands there and was begun
-            with the same model, pictures and settings, the work goes on from it; the sums are then the same bits as
+            with the same model, images and settings, the work goes on from it; the sums are then the same bits as
             without a stop. Remove it when the site is written: until then it is all that a failure leaves.
         progress: `console.bar` or `console.silent`.
 
     Raises:
-        InputError: A file or folder does not exist, or a folder holds no picture.
+        InputError: A file or folder does not exist, or a folder holds no image.
         SiteError: `unfinished` is not a site.
     """
     bank = model.class_bank(progress)
     count, listing = _listed(images)
     key = _key(model, site, batch_size, listing)
     done, site = _resumed(unfinished, key, site, unreadable)
-    shown = iter(progress(walk_pictures(images), total=count, desc="pictures"))
+    shown = iter(progress(walk_pictures(images), total=count, desc="images"))
     met = sum(1 for _ in islice(shown, done * PART))
     saved, saved_at, bad = done, time.monotonic(), unreadable.count
 
@@ -184,17 +184,17 @@ def measure(
         raise
     save()
     if met != count:
-        note(f"invariclip: pictures came or went meanwhile: {count:,} were listed, and {met:,} were there")
+        note(f"invariclip: images came or went meanwhile: {count:,} were listed, and {met:,} were there")
     return site
 
 
 def measure_embeddings(model: Model, site: Site, files: Sequence[Path]) -> Site:
-    """A site with pictures that were embedded before, by `invariclip embed`.
+    """A site with images that were embedded before, by `invariclip embed`.
 
     Args:
         model: Of their space.
         site: What is known already, see `begun`.
-        files: Embeddings of pictures.
+        files: Embeddings of images.
 
     Raises:
         InputError: A file is not embeddings, of another space, or adapted to a site.
@@ -206,14 +206,14 @@ def measure_embeddings(model: Model, site: Site, files: Sequence[Path]) -> Site:
         if found.space_id != model.space_id:
             raise InputError(f"{path}: embeddings of space {found.space_id}, and the artifact's is {model.space_id}")
         if found.site_sha256:
-            raise InputError(f"{path}: is adapted to a site already; embed the pictures without --site")
+            raise InputError(f"{path}: is adapted to a site already; embed the images without --site")
         for start in range(0, len(found.vectors), PART):
             site = site.adding(found.vectors[start : start + PART], bank)
     return site
 
 
 def _listed(images: Sequence[str | os.PathLike[str]]) -> tuple[int, str]:
-    """How many pictures there are, and a digest of their paths, sizes and times."""
+    """How many images there are, and a digest of their paths, sizes and times."""
     count, digest = 0, hashlib.sha256()
     for path in walk_pictures(images):
         try:
@@ -229,7 +229,7 @@ def _key(model: Model, site: Site, batch_size: int, listing: str) -> str:
     """Of all that the sums depend on."""
     engine = {name: value for name, value in model.describe().items() if name != "text_cache"}
     known = hashlib.sha256(site.total.tobytes() + site.taken_for.tobytes()).hexdigest()
-    parts = [engine, site.name, site.space_id, site.pictures, known, site.provenance, batch_size, PART, listing]
+    parts = [engine, site.name, site.space_id, site.images, known, site.provenance, batch_size, PART, listing]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -243,11 +243,11 @@ def _resumed(unfinished: Path | None, key: str, site: Site, unreadable: Unreadab
         raise SiteError(f"{error}; delete it, and measure from the start") from error
     state: Any = kept.provenance.get(_UNFINISHED)
     if not isinstance(state, dict) or state.get("key") != key:
-        note(f"invariclip: {unfinished}: was begun with other pictures or settings; measuring from the start")
+        note(f"invariclip: {unfinished}: was begun with other images or settings; measuring from the start")
         return 0, site
     if not all(isinstance(state.get(name), int) for name in ("parts", "unreadable")):
         raise SiteError(f"{unfinished}: is damaged; delete it, and measure from the start")
     unreadable.count, unreadable.listed = state["unreadable"], list(state.get("listed", []))
-    count = kept.pictures - site.pictures + state["unreadable"]
-    note(f"invariclip: going on after {count:,} pictures that were measured before ({unfinished})")
+    count = kept.images - site.images + state["unreadable"]
+    note(f"invariclip: going on after {count:,} images that were measured before ({unfinished})")
     return state["parts"], replace(kept, provenance=site.provenance)

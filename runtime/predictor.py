@@ -136,21 +136,21 @@ class Model:
         """What answers with the classes from embeddings; None where the graph itself does, or there are none."""
         return self._head
 
-    def prepare(self, picture: Picture) -> NDArray[np.uint8]:
+    def prepare(self, image: Picture) -> NDArray[np.uint8]:
         """One picture as the tower sees it, uint8 [H, W, 3]; several, stacked, are what every method takes too.
 
         Raises:
             InputError: It cannot be read.
         """
-        return pixels(picture, self.manifest.pixels, self._reader.mode)
+        return pixels(image, self.manifest.pixels, self._reader.mode)
 
-    def embed_images(self, pictures: Pictures, *, batch_size: int = DEFAULT_BATCH) -> NDArray[np.float32]:
+    def embed_images(self, images: Pictures, *, batch_size: int = DEFAULT_BATCH) -> NDArray[np.float32]:
         """Unit-length embeddings of pictures, float32 [N, d].
 
         Raises:
             InputError: A picture cannot be read, or `batch_size` is below 1.
         """
-        blocks = self._over(pictures, batch_size, self._embed)
+        blocks = self._over(images, batch_size, self._embed)
         return np.concatenate(blocks) if blocks else np.empty((0, self.width), dtype=np.float32)
 
     def embed_texts(self, texts: Sequence[str], *, batch_size: int = _TEXTS) -> NDArray[np.float32]:
@@ -163,7 +163,7 @@ class Model:
             [texts] if isinstance(texts, str) else list(texts), batch_size, self._feeds, self._cache
         )
 
-    def answer(self, pictures: Pictures, *, batch_size: int = DEFAULT_BATCH) -> Answers:
+    def answer(self, images: Pictures, *, batch_size: int = DEFAULT_BATCH) -> Answers:
         """Embeddings, class probabilities and uncertainties, in one pass.
 
         Raises:
@@ -171,7 +171,7 @@ class Model:
         """
         if not self.classes:
             raise InputError("the artifact has no classes; give some with with_classes([...])")
-        blocks = self._over(pictures, batch_size, self._answer)
+        blocks = self._over(images, batch_size, self._answer)
         if not blocks:
             none = np.empty(0, dtype=np.float32)
             rows = none.reshape(0, self.width), none.reshape(0, len(self.classes))
@@ -183,17 +183,17 @@ class Model:
             {kind: np.concatenate([block.uncertainties[kind] for block in blocks]) for kind in blocks[0].uncertainties},
         )
 
-    def probabilities(self, pictures: Pictures, *, batch_size: int = DEFAULT_BATCH) -> NDArray[np.float32]:
+    def probabilities(self, images: Pictures, *, batch_size: int = DEFAULT_BATCH) -> NDArray[np.float32]:
         """Class probabilities, float32 [N, K], in the order of `classes`.
 
         Raises:
             InputError: There are no classes, a picture cannot be read, or `batch_size` is below 1.
         """
-        return self.answer(pictures, batch_size=batch_size).probabilities
+        return self.answer(images, batch_size=batch_size).probabilities
 
     def classify(
         self,
-        pictures: Pictures,
+        images: Pictures,
         *,
         top_k: int = 5,
         batch_size: int = DEFAULT_BATCH,
@@ -203,7 +203,7 @@ class Model:
         """The best classes of each picture, in order.
 
         Args:
-            pictures: What to classify.
+            images: What to classify.
             top_k: How many classes are ranked.
             batch_size: Pictures to a run.
             abstain_above: The uncertainty above which no label is given: a number, `CALIBRATED`, or None, which
@@ -219,7 +219,7 @@ class Model:
             raise InputError(f"top_k must be at least 1, not {top_k}")
         kind = uncertainty_kind(self.manifest.cdc, uncertainty)
         limit = threshold(self.manifest.cdc, abstain_above, kind)
-        answers = self.answer(pictures, batch_size=batch_size)
+        answers = self.answer(images, batch_size=batch_size)
         return [
             ranked(row, self.classes, top_k, {kind: one}, abstain_above=limit)
             for row, one in zip(answers.probabilities, answers.uncertainties[kind].tolist(), strict=True)
@@ -227,7 +227,7 @@ class Model:
 
     def stream(
         self,
-        pictures: Pictures,
+        images: Pictures,
         *,
         batch_size: int = DEFAULT_BATCH,
         look_ahead: int = LOOK_AHEAD,
@@ -240,7 +240,7 @@ class Model:
         no more; for a camera take `batch_size=1, look_ahead=0`.
 
         Args:
-            pictures: Whatever gives pictures.
+            images: Whatever gives pictures.
             batch_size: Pictures to a run.
             look_ahead: Batches to read ahead, see `streams.PictureReader.batches`.
             unreadable: Is told of a picture that cannot be read, which is then left out; None raises the error, after
@@ -248,9 +248,9 @@ class Model:
             classes: Whether to answer with the classes, where there are some.
 
         Raises:
-            InputError: A number is too small, or `pictures` is a single one; later, a picture cannot be read.
+            InputError: A number is too small, or `images` is a single one; later, a picture cannot be read.
         """
-        batches = self._reader.batches(pictures, batch_size, look_ahead=look_ahead, unreadable=unreadable)
+        batches = self._reader.batches(images, batch_size, look_ahead=look_ahead, unreadable=unreadable)
         return self._streamed(batches, self._answer if classes and self.classes else None)
 
     def with_classes(
@@ -399,8 +399,8 @@ class Model:
             **({"site": self.site.name} if self.site else {}),
         }  # fmt: skip
 
-    def _over(self, pictures: Pictures, batch_size: int, answer: Callable[[NDArray[np.uint8]], T]) -> list[T]:
-        with closing(self._reader.batches(pictures, batch_size)) as batches:
+    def _over(self, images: Pictures, batch_size: int, answer: Callable[[NDArray[np.uint8]], T]) -> list[T]:
+        with closing(self._reader.batches(images, batch_size)) as batches:
             return [answer(batch.pixels) for batch in batches]
 
     def _streamed(self, batches: Generator[Batch, None, None], answer: _Answering | None) -> Iterator[Answer]:

@@ -1,16 +1,16 @@
-"""A site: what the pictures of one place share beside their contents, taken away from each of their embeddings.
+"""A site: what the images of one place share beside their contents, taken away from each of their embeddings.
 
 A camera, a light or a style moves every embedding z of a place the same way, and with it the mean. From n unlabelled
-pictures of the place, with mean m, and the mean m₀ of the pictures that were calibrated on,
+images of the place, with mean m, and the mean m₀ of the images that were calibrated on,
 
     z ↦ (z − δ) / |z − δ|,   δ = e / (e + PRIOR) · (m − m₀),   e = min(n, PER_KIND · (k − 1)),
 
 puts the mean where class embeddings, prototypes and probes of the calibrated space expect it. Those stay as they are,
 so what is adapted can be compared with all that was embedded before.
 
-What the pictures show moves the mean as well: of one kind of thing alone it says nothing about the place. So pictures
+What the images show moves the mean as well: of one kind of thing alone it says nothing about the place. So images
 count as far as they show different kinds: k is the exponential of the entropy of what they are taken for on average,
-before anything is taken away. PRIOR pictures stand for "nothing has moved". Both numbers, and this form among others,
+before anything is taken away. PRIOR images stand for "nothing has moved". Both numbers, and this form among others,
 were chosen on training styles under changes that no projection was fitted on (docs/sites.md).
 
 The shift and what it leaves of an embedding are computed in a fixed order, so that the C++ runtime has the same bits:
@@ -36,35 +36,35 @@ from safetensors.numpy import save
 from invariclip.errors import SiteError
 from invariclip.files import write_atomically
 
-SITE_SCHEMA = 1
+SITE_SCHEMA = 2
 MAX_SITE_BYTES = 1 << 24
 PRIOR = 10.0
-"""Pictures that stand for an unmoved site."""
+"""Images that stand for an unmoved site."""
 PER_KIND = 5.0
-"""Pictures that may count for each kind of thing beyond the first."""
+"""Images that may count for each kind of thing beyond the first."""
 KIND_SCALE = 30.0
-"""τ of the softmax that says what a picture is taken for, whatever the checkpoint's logit_scale."""
+"""τ of the softmax that says what an image is taken for, whatever the checkpoint's logit_scale."""
 LARGEST_SHIFT = 0.95
 """Of unit embeddings: beyond it what is left of one could have any direction."""
 
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """A place, as its pictures' sums, which add up: sites that were measured apart can be put together.
+    """A place, as its images' sums, which add up: sites that were measured apart can be put together.
 
     Attributes:
         name: For people.
         space_id: The embedding space that it was measured in.
-        pictures: n, how many were added.
+        images: n, how many were added.
         total: float64 [d], the sum of their unit embeddings.
         taken_for: float64 [K], the sum of what each was taken for among some classes, see `taken_for`.
         training_mean: float64 [d], m₀, of the same space.
-        provenance: JSON-ready: where the pictures came from, the classes, versions.
+        provenance: JSON-ready: where the images came from, the classes, versions.
     """
 
     name: str
     space_id: str
-    pictures: int
+    images: int
     total: NDArray[np.float64]
     taken_for: NDArray[np.float64]
     training_mean: NDArray[np.float64]
@@ -81,21 +81,21 @@ class Site:
                 "a site has two vectors of one width, not "
                 f"{list(self.total.shape)} and {list(self.training_mean.shape)}"
             )
-        if type(self.pictures) is not int or self.pictures < 0:
-            raise SiteError(f"a site's count of pictures must be a whole number from 0, not {self.pictures!r}")
+        if type(self.images) is not int or self.images < 0:
+            raise SiteError(f"a site's count of images must be a whole number from 0, not {self.images!r}")
         if not (np.isfinite(self.total).all() and np.isfinite(self.training_mean).all()):
             raise SiteError("a site's sums have values that are not finite; measure it again")
         if self.taken_for.ndim != 1 or not len(self.taken_for) or not (self.taken_for >= 0).all():
             raise SiteError("a site's classes have impossible shares; measure it again")
-        if abs(float(self.taken_for.sum()) - self.pictures) > 1e-3 * max(1, self.pictures):  # a NaN is caught above
-            raise SiteError("a site's classes do not add up to its pictures; measure it again")
-        if _length(self.total) > self.pictures * (1 + 1e-4) or _length(self.training_mean) > 1 + 1e-4:
+        if abs(float(self.taken_for.sum()) - self.images) > 1e-3 * max(1, self.images):  # a NaN is caught above
+            raise SiteError("a site's classes do not add up to its images; measure it again")
+        if _length(self.total) > self.images * (1 + 1e-4) or _length(self.training_mean) > 1 + 1e-4:
             raise SiteError("a site's sums are longer than unit embeddings can make them; measure it again")
         length = float(_length(self.shift))
         if length > LARGEST_SHIFT:
             raise SiteError(
-                f"the site {self.name!r} lies {length:.2f} from the calibrated pictures, and {LARGEST_SHIFT} can be "
-                "taken away: are these pictures, and are they prepared for this model?"
+                f"the site {self.name!r} lies {length:.2f} from the calibrated images, and {LARGEST_SHIFT} can be "
+                "taken away: are these images, and are they prepared for this model?"
             )
 
     @property
@@ -105,21 +105,21 @@ class Site:
 
     @property
     def mean(self) -> NDArray[np.float64]:
-        """m, float64 [d]; the training mean where there is no picture."""
-        return self.total / self.pictures if self.pictures else self.training_mean
+        """m, float64 [d]; the training mean where there is no image."""
+        return self.total / self.images if self.images else self.training_mean
 
     @cached_property
     def kinds(self) -> float:
-        """k, the number of kinds of things: exp of the entropy of what the pictures are taken for; 1 or more."""
-        shares = self.taken_for / max(1, self.pictures)
+        """k, the number of kinds of things: exp of the entropy of what the images are taken for; 1 or more."""
+        shares = self.taken_for / max(1, self.images)
         some = shares[shares > 0]
         logs = np.fromiter(map(math.log, some), np.float64, len(some))  # NumPy's own log differs in the last place
         return math.exp(-float(_sum(some * logs))) if len(some) else 1.0
 
     @property
     def effective(self) -> float:
-        """e, how many pictures count."""
-        return min(float(self.pictures), PER_KIND * max(0.0, self.kinds - 1))
+        """e, how many images count."""
+        return min(float(self.images), PER_KIND * max(0.0, self.kinds - 1))
 
     @property
     def weight(self) -> float:
@@ -128,23 +128,23 @@ class Site:
 
     @property
     def limited(self) -> bool:
-        """Whether the pictures show too few kinds of things for their number."""
-        return self.effective < min(self.pictures, PRIOR)
+        """Whether the images show too few kinds of things for their number."""
+        return self.effective < min(self.images, PRIOR)
 
     @property
     def standard_error(self) -> float:
-        """Expected distance of m from the mean of all pictures that the place could show; infinite below two pictures.
+        """Expected distance of m from the mean of all images that the place could show; infinite below two images.
 
         Unit vectors with mean m vary by 1 − |m|² in all, whatever they are. Frames of one video say less than as many
-        pictures taken apart, and this does not know.
+        images taken apart, and this does not know.
         """
-        if self.pictures < 2:
+        if self.images < 2:
             return math.inf
-        return math.sqrt(max(0.0, 1 - float(self.mean @ self.mean)) / (self.pictures - 1))
+        return math.sqrt(max(0.0, 1 - float(self.mean @ self.mean)) / (self.images - 1))
 
     @property
     def wanted(self) -> int | None:
-        """How many pictures would measure m − m₀ to a third of its length; None where it is not told from chance."""
+        """How many images would measure m − m₀ to a third of its length; None where it is not told from chance."""
         moved = self.mean - self.training_mean
         true = float(moved @ moved) - self.standard_error**2
         varying = 1 - float(self.mean @ self.mean)
@@ -166,15 +166,15 @@ class Site:
         """What it says of itself, JSON-ready."""
         distance = float(np.linalg.norm(self.mean - self.training_mean))
         return {
-            "name": self.name, "pictures": self.pictures, "kinds": round(self.kinds, 3),
+            "name": self.name, "images": self.images, "kinds": round(self.kinds, 3),
             "weight": round(self.weight, 6), "shift": round(float(np.linalg.norm(self.shift)), 6),
             "distance": round(distance, 6),
-            "standard_error": round(self.standard_error, 6) if self.pictures > 1 else None, "wanted": self.wanted,
+            "standard_error": round(self.standard_error, 6) if self.images > 1 else None, "wanted": self.wanted,
             "space_id": self.space_id, "sha256": self.digest,
         }  # fmt: skip
 
     def adding(self, embeddings: NDArray[np.floating[Any]], bank: NDArray[np.floating[Any]]) -> Site:
-        """The site with more pictures.
+        """The site with more images.
 
         Args:
             embeddings: [N, d], of unit length, of the site's space, without any site's shift.
@@ -189,13 +189,13 @@ class Site:
             raise SiteError(f"the site has {len(self.taken_for)} classes of width {self.width}, not {list(bank.shape)}")
         return replace(
             self,
-            pictures=self.pictures + len(exact),
+            images=self.images + len(exact),
             total=self.total + exact.sum(axis=0),
             taken_for=self.taken_for + taken_for(exact, bank).sum(axis=0),
         )
 
     def apply(self, embeddings: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
-        """Unit embeddings [N, d] of the site's pictures with the shift taken away, float32, of unit length again.
+        """Unit embeddings [N, d] of the site's images with the shift taken away, float32, of unit length again.
 
         Raises:
             SiteError: They are of another width.
@@ -237,13 +237,13 @@ def _length(values: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
 def new_site(
     name: str, space_id: str, training_mean: NDArray[np.float64], classes: int, provenance: dict[str, Any]
 ) -> Site:
-    """A site without pictures, to add some to.
+    """A site without images, to add some to.
 
     Args:
         name: For people.
         space_id: The space of all that will be added.
         training_mean: float64 [d], m₀.
-        classes: K, how many classes its pictures may be taken for.
+        classes: K, how many classes its images may be taken for.
         provenance: JSON-ready.
     """
     return Site(name, space_id, 0, np.zeros_like(training_mean), np.zeros(classes), training_mean, provenance)
@@ -263,7 +263,7 @@ def require_unit(embeddings: NDArray[np.floating[Any]], width: int) -> None:
 
 
 def taken_for(embeddings: NDArray[np.floating[Any]], bank: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """What pictures are taken for: softmax_c(KIND_SCALE · cos), float64 [N, K].
+    """What images are taken for: softmax_c(KIND_SCALE · cos), float64 [N, K].
 
     Args:
         embeddings: [N, d], unit length.
@@ -282,7 +282,7 @@ def write_site(path: str | os.PathLike[str], site: Site) -> None:
 def site_bytes(site: Site) -> bytes:
     """`site.safetensors`: the sums, and the rest as metadata."""
     facts = {
-        "schema": SITE_SCHEMA, "name": site.name, "space_id": site.space_id, "pictures": site.pictures,
+        "schema": SITE_SCHEMA, "name": site.name, "space_id": site.space_id, "images": site.images,
         "provenance": site.provenance,
     }  # fmt: skip
     tensors = {"total": site.total, "taken_for": site.taken_for, "training_mean": site.training_mean}
@@ -314,6 +314,6 @@ def read_site(path: str | os.PathLike[str]) -> Site:
             raise SiteError(f"{where}: its metadata are not those of a site")
         if {value.dtype for value in sums.values()} != {np.dtype(np.float64)}:
             raise SiteError(f"{where}: its sums are not float64")
-        return Site(**named, **sums, pictures=facts["pictures"], provenance=facts["provenance"])
+        return Site(**named, **sums, images=facts["images"], provenance=facts["provenance"])
     except (SafetensorError, KeyError, TypeError, ValueError, OverflowError, RecursionError, OSError) as error:
         raise SiteError(f"{where}: not a site written by `invariclip adapt` ({error})") from error

@@ -1,4 +1,4 @@
-"""What a live site was shown, on disk: the same pictures in the same order give the same shift again, bit for bit."""
+"""What a live site was shown, on disk: the same images in the same order give the same shift again, bit for bit."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class SiteLog:
         left = len(self._rows)
         self._rows, self._events = [], []
         with suppress(OSError):  # standard error may be a file on the same disk
-            note(f"invariclip: {why}; the last {left} pictures, and what comes now, are not logged")
+            note(f"invariclip: {why}; the last {left} images, and what comes now, are not logged")
 
 
 def replay(folder: Path, bank: NDArray[np.float32]) -> LiveSite:

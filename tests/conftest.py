@@ -121,7 +121,7 @@ def tiny_artifact(tmp_path_factory, tiny_checkpoint, tiny_pictures, tiny_project
         out,
         projection=tiny_projection,
         classes=("cat", "dog", "tree"),
-        pictures=find_pictures([tiny_pictures]),
+        images=find_pictures([tiny_pictures]),
     )
     return out
 

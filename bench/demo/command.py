@@ -122,7 +122,7 @@ def run(out: Path, *, rounds: int, progress: Progress, own: Wanted | None = None
                 projection=projection,
                 classes=bundled.classes,
                 templates=TEMPLATES,
-                pictures=spread([picture.path for picture in bundled.pictures], CHECKED[folder.name]),
+                images=spread([picture.path for picture in bundled.pictures], CHECKED[folder.name]),
                 progress=progress,
             )
     with timed("classify"):

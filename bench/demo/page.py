@@ -82,8 +82,8 @@ class Demo:
         return [
             f"invariclip predict {artifact} {picture}",
             f"invariclip serve {artifact}",
-            f'invariclip build --pictures {manifest} --classes "dog,cat,car" -o {mine}'
-            "  # yours: --model ViT-B-32 --checkpoint FILE --pictures FOLDER",
+            f'invariclip build --images {manifest} --classes "dog,cat,car" -o {mine}'
+            "  # yours: --model ViT-B-32 --checkpoint FILE --images FOLDER",
         ]
 
 

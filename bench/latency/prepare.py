@@ -187,7 +187,7 @@ def _artifact(
         tell(f"prepare: no artifact was named, so one is exported to {own}")
         pictures = list(wanted.images) or None
         found = export_artifact(
-            loader.checkpoint, own, pictures=pictures, backends=installed(), threads=wanted.threads, progress=progress
+            loader.checkpoint, own, images=pictures, backends=installed(), threads=wanted.threads, progress=progress
         )
     return own, found
 

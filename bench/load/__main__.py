@@ -128,7 +128,7 @@ class Server:
         with urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=30) as answer:
             text = answer.read().decode()
         numbers = [
-            re.search(rf'^invariclip_batch_size_{what}{{kind="pictures"}} (\S+)$', text, re.MULTILINE)
+            re.search(rf'^invariclip_batch_size_{what}{{kind="images"}} (\S+)$', text, re.MULTILINE)
             for what in ("sum", "count")
         ]
         pictures, batches = (float(found[1]) if found else 0.0 for found in numbers)

@@ -71,7 +71,7 @@ def server(artifact: Path, model: str, random_weights: int | None, threads: int 
     if own.shape != other.shape or not np.abs(own - other).max() <= SAME:
         raise InputError(f"{artifact} was not exported from {model}, or with a projection: embeddings differ")
     metrics = Metrics()
-    service = Service(theirs, batching=Batching(max_batch), pictures=metrics.watcher("pictures"))
+    service = Service(theirs, batching=Batching(max_batch), images=metrics.watcher("images"))
     return run(service, metrics, listening("127.0.0.1", 0), what=f"{model} (PyTorch)", grace=1)
 
 

@@ -81,12 +81,12 @@ class Api:
         return as_json(described(self.service))
 
     async def classify(self, request: Request) -> Response:
-        """Pictures to their best classes."""
+        """Images to their best classes."""
         async with self._asked(request, requests.classify) as asked:
             return await unless_gone(request, self._classified(asked, request.scope.get(KEY, 0)))
 
     async def embed(self, request: Request) -> Response:
-        """Pictures or texts to embeddings."""
+        """Images or texts to embeddings."""
         async with self._asked(request, requests.embed) as asked:
             wanted = SAFETENSORS in request.headers.get("accept", "")
             return await unless_gone(request, self._embedded(asked, request.scope.get(KEY, 0), wanted))
@@ -122,8 +122,8 @@ class Api:
             raise RefusedError(408, f"the request did not come in within {limits.seconds:g} s") from error
         try:
             async with asyncio.timeout_at(began + limits.seconds):
-                # base64 of many pictures would hold up everybody else
-                yield await asyncio.to_thread(read, body, limits) if "pictures" in body.fields else read(body, limits)
+                # base64 of many images would hold up everybody else
+                yield await asyncio.to_thread(read, body, limits) if "images" in body.fields else read(body, limits)
         except TimeoutError as error:
             raise RefusedError(504, f"no answer within {limits.seconds:g} s; send less, or later") from error
         finally:
@@ -144,14 +144,14 @@ class Api:
                 model, warnings = made.model, made.warnings
             finally:
                 wait.leave()
-        rows = await self._rows(asked.pictures, classes=key is None and handle is None)
+        rows = await self._rows(asked.images, classes=key is None and handle is None)
         rows, site = await without_shift(handle, rows)
         ask = (rows, model, asked.top, kind, limit)
         large = len(rows) * len(model.classes) > _INLINE
         predictions = await asyncio.to_thread(service.predictions, *ask) if large else service.predictions(*ask)
         answers = [
-            {"picture": picture.name, **prediction.to_json()}
-            for picture, prediction in zip(asked.pictures, predictions, strict=True)
+            {"image": image.name, **prediction.to_json()}
+            for image, prediction in zip(asked.images, predictions, strict=True)
         ]
         answer = {"space_id": service.model.space_id, "predictions": answers, "warnings": list(warnings)}
         return as_json({**answer, **self._said(site)})
@@ -165,8 +165,8 @@ class Api:
             items, warnings = asked.texts, [row.warning for row in rows if row.warning]
         else:
             handle = await self._handle(asked.site, owner)
-            rows, site = await without_shift(handle, await self._rows(asked.pictures, classes=False))
-            items, warnings = tuple(picture.name for picture in asked.pictures), []
+            rows, site = await without_shift(handle, await self._rows(asked.images, classes=False))
+            items, warnings = tuple(image.name for image in asked.images), []
         vectors = np.stack([row.embedding for row in rows])
         space = service.model.space_id
         if safetensors:
@@ -188,11 +188,11 @@ class Api:
         """The site that an answer is of; said, also if there is none, where requests may have one."""
         if not self.service.sites:
             return {}
-        facts = None if site is None else {"name": site.name, "sha256": site.digest, "pictures": site.pictures}
+        facts = None if site is None else {"name": site.name, "sha256": site.digest, "images": site.images}
         return {"site": facts}
 
-    async def _rows(self, pictures: Sequence[Named], *, classes: bool) -> list[Row]:
-        return await answered(self.service.pictures, [(picture, classes) for picture in pictures])
+    async def _rows(self, images: Sequence[Named], *, classes: bool) -> list[Row]:
+        return await answered(self.service.images, [(image, classes) for image in images])
 
 
 async def without_shift(handle: SiteHandle | None, rows: Sequence[Row]) -> tuple[list[Row], Site | None]:

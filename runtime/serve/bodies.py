@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 LARGE = 1 << 18
 """Bytes above which JSON is read in a thread, not in the event loop."""
-KINDS = "image/*, application/octet-stream (one picture), multipart/form-data, application/json"
+KINDS = "image/*, application/octet-stream (one image), multipart/form-data, application/json"
 _DRAIN_SECONDS = 2.0
 _FIELD_BYTES = 1 << 20
 
 
 class _InMemory(MultiPartParser):
-    spool_max_size = 1 << 62  # a body is bounded, and no picture is written to a disk
+    spool_max_size = 1 << 62  # a body is bounded, and no image is written to a disk
 
 
 async def read_body(request: Request, limits: Limits, held: Held) -> tuple[Body, int]:
@@ -117,25 +117,25 @@ async def _apart(request: Request, limits: Limits, count: _Count) -> Body:
 
 async def _multipart(request: Request, limits: Limits, count: _Count, query: dict[str, object]) -> Body:
     parser = _InMemory(
-        request.headers, count.chunks(), max_files=limits.pictures,
+        request.headers, count.chunks(), max_files=limits.images,
         max_fields=limits.classes + limits.templates + limits.texts, max_part_size=_FIELD_BYTES,
     )  # fmt: skip
     try:
         form = await parser.parse()
     except MultiPartException as error:
         if error.message.startswith("Too many files"):
-            raise RefusedError(413, f"too many pictures; up to {limits.pictures} are taken at once") from error
+            raise RefusedError(413, f"too many images; up to {limits.images} are taken at once") from error
         raise RefusedError(400, f"the body cannot be read as multipart/form-data: {error.message}") from error
     except (KeyError, ValueError, LookupError) as error:  # no boundary, an unknown charset
         raise RefusedError(400, f"the body cannot be read as multipart/form-data: {error!r}") from error
-    pictures: list[Named] = []
+    images: list[Named] = []
     pairs: list[tuple[str, str]] = []
     for name, value in form.multi_items():
         if isinstance(value, str):
             pairs.append((name, value))
-        elif name != "pictures":
-            raise InputError(f"a file belongs in the field pictures, not in {name!r:.60}")
+        elif name != "images":
+            raise InputError(f"a file belongs in the field images, not in {name!r:.60}")
         else:
-            pictures.append(Named(value.filename or str(len(pictures)), await value.read()))
+            images.append(Named(value.filename or str(len(images)), await value.read()))
     await form.close()
-    return Body(merged(query, from_pairs(pairs)), tuple(pictures))
+    return Body(merged(query, from_pairs(pairs)), tuple(images))

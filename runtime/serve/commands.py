@@ -53,7 +53,7 @@ _MOST = click.IntRange(min=1)
 @SITE
 @click.option("--sites", type=click.Path(path_type=Path),
               help="A folder of sites, NAME.safetensors each, that requests name in the field site.")  # fmt: skip
-@click.option("--adapt", is_flag=True, help="Measure the sites that requests name from their own pictures.")
+@click.option("--adapt", is_flag=True, help="Measure the sites that requests name from their own images.")
 @click.option("--max-sites", type=_MOST, default=Running.most, show_default=True,
               help="Sites that are measured at a time; every API key has an equal share.")  # fmt: skip
 @click.option("--adapt-log", type=click.Path(path_type=Path),
@@ -72,17 +72,17 @@ _MOST = click.IntRange(min=1)
 @THREADS
 @click.option("--decode-threads", type=_MOST, help="Threads that decode [default: what this process may use].")
 @click.option("--max-batch", type=click.IntRange(1, 1024), default=Batching.max_batch, show_default=True,
-              help="Pictures to a run of the engine; the power of two in it is used.")  # fmt: skip
+              help="Images to a run of the engine; the power of two in it is used.")  # fmt: skip
 @click.option("--max-wait-ms", type=click.FloatRange(min=0), default=0.0, show_default=True,
-              help="How long a picture waits for company while the engine is free.")  # fmt: skip
-@click.option("--queue", type=_MOST, default=Limits.queue, show_default=True, help="Pictures that may wait.")
+              help="How long an image waits for company while the engine is free.")  # fmt: skip
+@click.option("--queue", type=_MOST, default=Limits.queue, show_default=True, help="Images that may wait.")
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=Limits.seconds, show_default=True,
               help="Seconds for a request, from its head to its answer.")  # fmt: skip
 @click.option("--grace", type=_MOST, default=10, show_default=True,
               help="Seconds after SIGTERM for what was taken before.")  # fmt: skip
 @click.option("--max-body-mib", type=_MOST, default=Limits.body // MIB, show_default=True, help="Of one request.")
-@click.option("--max-pictures", type=_MOST, default=Limits.pictures, show_default=True, help="Of one request.")
-@click.option("--max-pixels", type=_MOST, default=Limits.pixels, show_default=True, help="Of one picture.")
+@click.option("--max-images", type=_MOST, default=Limits.images, show_default=True, help="Of one request.")
+@click.option("--max-pixels", type=_MOST, default=Limits.pixels, show_default=True, help="Of one image.")
 @click.option("--max-texts", type=_MOST, default=Limits.texts, show_default=True, help="Of one request.")
 @click.option("--max-classes", type=_MOST, default=Limits.classes, show_default=True, help="Of one request.")
 @click.option("--max-templates", type=_MOST, default=Limits.templates, show_default=True, help="Of one request.")
@@ -97,12 +97,12 @@ def serve(
     abstain_above: AbstainAbove, uncertainty: UncertaintyKind | None, variant: str | None, fidelity: str | None,
     objective: str | None, pixel_mode: PixelMode, backend: str | None, threads: int | None,
     decode_threads: int | None, max_batch: int, max_wait_ms: float, queue: int, timeout: float, grace: int,
-    max_body_mib: int, max_pictures: int, max_pixels: int, max_texts: int, max_classes: int, max_templates: int,
+    max_body_mib: int, max_images: int, max_pixels: int, max_texts: int, max_classes: int, max_templates: int,
     class_sets: int, cors_origins: tuple[str, ...], api_key_file: Path | None,
 ) -> int:  # fmt: skip
     """Answer over HTTP: classify and embed, in batches of many clients' requests. SIGTERM ends it."""
     limits = Limits(
-        body=max_body_mib * MIB, bodies=max(Limits.bodies, max_body_mib * MIB), pictures=max_pictures,
+        body=max_body_mib * MIB, bodies=max(Limits.bodies, max_body_mib * MIB), images=max_images,
         pixels=max_pixels, texts=max_texts, classes=max_classes, templates=max_templates, class_sets=class_sets,
         queue=queue, seconds=timeout,
     )  # fmt: skip
@@ -121,14 +121,14 @@ def serve(
     if names and (names != model.classes or prompts or other is not None):
         model = model.with_classes(names, prompts or None)
     logging.basicConfig(format="invariclip: %(asctime)s %(levelname)s %(message)s")
-    # A picture's size has bounds of ours; Python would keep a record of every size that Pillow warns of
+    # An image's size has bounds of ours; Python would keep a record of every size that Pillow warns of
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     running = Running(max_sites, log=adapt_log, log_bytes=adapt_log_mib * MIB) if adapt else None
     registry = SiteRegistry(model, default=default, known=known, running=running, keys=max(1, len(keys)))
     metrics = Metrics()
     service = Service(
         model, limits, Batching(max_batch, max_wait_ms / 1000, decode_threads), abstain_above=abstain_above,
-        uncertainty=uncertainty, sites=registry, pictures=metrics.watcher("pictures"), texts=metrics.watcher("texts"),
+        uncertainty=uncertainty, sites=registry, images=metrics.watcher("images"), texts=metrics.watcher("texts"),
     )  # fmt: skip
     return run(service, metrics, sock, what=f"{artifact} ({model.variant} on {model.backend})", grace=grace,
                api_keys=keys, cors_origins=cors_origins)  # fmt: skip

@@ -36,6 +36,6 @@ def described(service: Service) -> dict[str, Any]:
         "abstain_above": service.abstain_above,
         "image_size": list(manifest.pixels.image_size),
         "context_length": manifest.text.context_length,
-        "max_batch": service.pictures.max_batch,
+        "max_batch": service.images.max_batch,
         "limits": service.limits.to_json(),
     }

@@ -30,21 +30,21 @@ class Limits:
     Attributes:
         body: Bytes of a request's body.
         bodies: Bytes of all bodies that are held at a time; more are refused with 503.
-        pictures: Pictures of a request.
-        pixels: Pixels of a picture, by its own head, before it is decoded.
+        images: Images of a request.
+        pixels: Pixels of an image, by its own head, before it is decoded.
         texts: Texts of a request.
         characters: Of one text, class name or template.
         classes: Class names of a request.
         templates: Prompt templates of a request.
         prompts: Classes times templates of a request.
         class_sets: Class sets that are kept.
-        queue: Pictures, or texts, that wait.
+        queue: Images, or texts, that wait.
         seconds: From a request's head to its answer.
     """
 
     body: int = 32 * MIB
     bodies: int = 512 * MIB
-    pictures: int = 64
+    images: int = 64
     pixels: int = 50_000_000
     texts: int = 1_000
     characters: int = 2_000
@@ -64,10 +64,10 @@ class Limits:
         for field in fields(self):
             if not getattr(self, field.name) > 0:
                 raise InputError(f"the limit {field.name} must be above 0, not {getattr(self, field.name)}")
-        if self.pictures > self.queue:
+        if self.images > self.queue:
             raise InputError(
-                f"a request may bring {self.pictures} pictures and only {self.queue} may wait; raise --queue or lower "
-                "--max-pictures"
+                f"a request may bring {self.images} images and only {self.queue} may wait; raise --queue or lower "
+                "--max-images"
             )
         if self.body > self.bodies:
             raise InputError(f"a body of {self.body:,} bytes is more than the {self.bodies:,} that may be held in all")

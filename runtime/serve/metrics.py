@@ -45,7 +45,7 @@ class Metrics:
         )  # fmt: skip
 
     def watcher(self, kind: str) -> Stages:
-        """What a batcher tells of items of a kind, `pictures` or `texts`."""
+        """What a batcher tells of items of a kind, `images` or `texts`."""
         return Stages(
             self._items.labels(kind),
             self._batches.labels(kind),
@@ -55,7 +55,7 @@ class Metrics:
     def watch(self, service: Service) -> None:
         """Shows how full a service's queues are."""
         depth = Gauge("invariclip_queue_depth", "Items that no engine has taken yet.", ["kind"], registry=self.registry)
-        depth.labels("pictures").set_function(lambda: service.pictures.waiting)
+        depth.labels("images").set_function(lambda: service.images.waiting)
         depth.labels("texts").set_function(lambda: service.texts.waiting)
         kept = Gauge("invariclip_class_sets", "Class sets of requests that are kept.", registry=self.registry)
         kept.set_function(lambda: service.class_sets.kept)
@@ -81,14 +81,14 @@ class Running(Collector):
         gauges = {
             name: GaugeMetricFamily(f"invariclip_site_{name}", text, labels=labels)
             for name, text in (
-                ("pictures", "Pictures that count now."), ("kinds", "Kinds of things that they show."),
+                ("images", "Images that count now."), ("kinds", "Kinds of things that they show."),
                 ("weight", "How much of the shift is taken away."), ("shift", "Length of what is taken away."),
                 ("drift", "How far the mean has moved since it was first told."), ("frozen", "1 where it is frozen."),
             )
         }  # fmt: skip
-        seen = CounterMetricFamily("invariclip_site_seen", "Pictures shown.", labels=labels)
+        seen = CounterMetricFamily("invariclip_site_seen", "Images shown.", labels=labels)
         changes = CounterMetricFamily("invariclip_site_changes", "Times that the place has changed.", labels=labels)
-        rejected = CounterMetricFamily("invariclip_site_rejected", "Pictures not counted.", labels=[*labels, "reason"])
+        rejected = CounterMetricFamily("invariclip_site_rejected", "Images not counted.", labels=[*labels, "reason"])
         for key, live in self._sites.live():
             facts, at = live.facts(), [str(key), live.name]
             for name, gauge in gauges.items():

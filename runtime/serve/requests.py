@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 Pairs: TypeAlias = "Iterable[tuple[str, str]]"
 
-CLASSIFY_FIELDS = ("pictures", "classes", "templates", "abstain_above", "uncertainty", "top", "site")
-EMBED_FIELDS = ("pictures", "texts", "site")
+CLASSIFY_FIELDS = ("images", "classes", "templates", "abstain_above", "uncertainty", "top", "site")
+EMBED_FIELDS = ("images", "texts", "site")
 DEFAULT_TOP = 3
 UNSAID = object()
 """In place of `abstain_above` where a request does not say it: null says never to abstain."""
@@ -35,11 +35,11 @@ class Body:
 
     Attributes:
         fields: By name, texts of a query or form, or JSON's values.
-        pictures: Those that came as bytes; JSON's are still in `fields`.
+        images: Those that came as bytes; JSON's are still in `fields`.
     """
 
     fields: Mapping[str, Any]
-    pictures: tuple[Named, ...] = ()
+    images: tuple[Named, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -47,16 +47,16 @@ class Classify:
     """A question to `/v1/classify`; None takes the server's own.
 
     Attributes:
-        pictures: What to classify.
+        images: What to classify.
         classes: Class names.
         templates: Prompts.
         abstain_above: A number, `calibrated`, None for never, or `UNSAID`.
         uncertainty: Which one is told and abstained by.
         top: How many classes are ranked.
-        site: The place that the pictures are from; "" for none, None for the server's.
+        site: The place that the images are from; "" for none, None for the server's.
     """
 
-    pictures: tuple[Named, ...]
+    images: tuple[Named, ...]
     classes: tuple[str, ...] | None
     templates: tuple[str, ...] | None
     abstain_above: AbstainAbove | object
@@ -67,9 +67,9 @@ class Classify:
 
 @dataclass(frozen=True)
 class Embed:
-    """A question to `/v1/embed`: pictures, or texts; `site` as in `Classify`."""
+    """A question to `/v1/embed`: images, or texts; `site` as in `Classify`."""
 
-    pictures: tuple[Named, ...]
+    images: tuple[Named, ...]
     texts: tuple[str, ...]
     site: str | None
 
@@ -98,7 +98,7 @@ def from_json(data: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise RefusedError(400, f"the body cannot be read as JSON: {error}") from error
     if not isinstance(plain, dict):
-        raise RefusedError(400, 'the body must be a JSON object, such as {"pictures": ["<base64>"]}')
+        raise RefusedError(400, 'the body must be a JSON object, such as {"images": ["<base64>"]}')
     return plain
 
 
@@ -122,13 +122,13 @@ def classify(body: Body, limits: Limits) -> Classify:
     """Reads a question to `/v1/classify`.
 
     Raises:
-        InputError: A field is unknown or of another type, or there is no picture.
+        InputError: A field is unknown or of another type, or there is no image.
         RefusedError: There is too much of something.
     """
     fields = _known(body.fields, CLASSIFY_FIELDS)
-    pictures = _pictures(body, limits)
-    if not pictures:
-        raise InputError("no picture; send one as the body, as multipart files, or as base64 in the field pictures")
+    images = _images(body, limits)
+    if not images:
+        raise InputError("no image; send one as the body, as multipart files, or as base64 in the field images")
     classes = _texts(fields.get("classes"), "classes", limits, limits.classes, split=True)
     templates = _templates(fields.get("templates"), limits)
     if classes is not None:
@@ -137,24 +137,24 @@ def classify(body: Body, limits: Limits) -> Classify:
         check_prompts(classes or ("class",), templates or ("{}",))
     top = _whole(fields.get("top", DEFAULT_TOP), "top")
     limit, kind = _threshold(fields.get("abstain_above", UNSAID)), _kind(fields.get("uncertainty"))
-    return Classify(pictures, classes, templates, limit, kind, top, _site(fields))
+    return Classify(images, classes, templates, limit, kind, top, _site(fields))
 
 
 def embed(body: Body, limits: Limits) -> Embed:
     """Reads a question to `/v1/embed`.
 
     Raises:
-        InputError: A field is unknown or of another type, or there are not either pictures or texts.
+        InputError: A field is unknown or of another type, or there are not either images or texts.
         RefusedError: There is too much of something.
     """
     fields = _known(body.fields, EMBED_FIELDS)
-    pictures = _pictures(body, limits)
+    images = _images(body, limits)
     texts = _texts(fields.get("texts"), "texts", limits, limits.texts) or ()
-    if bool(pictures) == bool(texts):
-        raise InputError("give pictures, or texts, and not both")
+    if bool(images) == bool(texts):
+        raise InputError("give images, or texts, and not both")
     if texts and fields.get("site"):
-        raise InputError("a site changes pictures' embeddings alone; leave the field site out for texts")
-    return Embed(pictures, texts, _site(fields))
+        raise InputError("a site changes images' embeddings alone; leave the field site out for texts")
+    return Embed(images, texts, _site(fields))
 
 
 def _known(fields: Mapping[str, Any], known: tuple[str, ...]) -> Mapping[str, Any]:
@@ -164,31 +164,31 @@ def _known(fields: Mapping[str, Any], known: tuple[str, ...]) -> Mapping[str, An
     return fields
 
 
-def _pictures(body: Body, limits: Limits) -> tuple[Named, ...]:
-    given = body.fields.get("pictures")
+def _images(body: Body, limits: Limits) -> tuple[Named, ...]:
+    given = body.fields.get("images")
     if given is None:
-        limits.require(len(body.pictures), "pictures", limits.pictures)
-        return body.pictures
+        limits.require(len(body.images), "images", limits.images)
+        return body.images
     listed = given if isinstance(given, list) else [given]
-    limits.require(len(listed) + len(body.pictures), "pictures", limits.pictures)
-    return (*body.pictures, *(_from_base64(place, one) for place, one in enumerate(listed)))
+    limits.require(len(listed) + len(body.images), "images", limits.images)
+    return (*body.images, *(_from_base64(place, one) for place, one in enumerate(listed)))
 
 
 def _from_base64(place: int, given: Any) -> Named:
-    """A picture as a text, or as `{"name": ..., "data": ...}`."""
+    """An image as a text, or as `{"name": ..., "data": ...}`."""
     name: Any = str(place)
     if isinstance(given, dict):
         if not set(given) <= {"name", "data"}:
-            raise InputError(f"picture {place}: an object has the fields name and data")
+            raise InputError(f"image {place}: an object has the fields name and data")
         name, given = given.get("name", name), given.get("data")
     if not isinstance(name, str) or not isinstance(given, str):
-        raise InputError(f'picture {place}: give base64 as a text, or {{"name": text, "data": base64}}')
+        raise InputError(f'image {place}: give base64 as a text, or {{"name": text, "data": base64}}')
     if given.startswith("data:"):
         given = given.partition(",")[2]
     try:
         return Named(name, base64.b64decode("".join(given.split()), validate=True))
     except (binascii.Error, ValueError) as error:
-        raise InputError(f"picture {place}: not base64 ({error})") from error
+        raise InputError(f"image {place}: not base64 ({error})") from error
 
 
 def _texts(given: Any, what: str, limits: Limits, limit: int, *, split: bool = False) -> tuple[str, ...] | None:

@@ -1,4 +1,4 @@
-"""What is asked of an artifact, answered in batches: pictures and texts to rows, class sets beside them."""
+"""What is asked of an artifact, answered in batches: images and texts to rows, class sets beside them."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ TEXTS_TO_A_BATCH = 64
 
 
 class Named(NamedTuple):
-    """A picture as it came: what to call it, and its encoded bytes."""
+    """An image as it came: what to call it, and its encoded bytes."""
 
     name: str
     data: bytes
 
 
 class Seen(NamedTuple):
-    """A decoded picture; `classes`: whether the artifact's own classes are to be answered with."""
+    """A decoded image; `classes`: whether the artifact's own classes are to be answered with."""
 
     pixels: NDArray[np.uint8]
     classes: bool
 
 
 class Row(NamedTuple):
-    """What the image tower says of a picture: float32 [d]; float32 [K] and its uncertainties, where asked for."""
+    """What the image tower says of an image: float32 [d]; float32 [K] and its uncertainties, where asked for."""
 
     embedding: NDArray[np.float32]
     probabilities: NDArray[np.float32] | None
@@ -69,8 +69,8 @@ class Batching:
     """How requests are put together, and on how many threads.
 
     Attributes:
-        max_batch: Pictures to a run of the engine.
-        max_wait: Seconds that a picture may wait for company while the engine is free.
+        max_batch: Images to a run of the engine.
+        max_wait: Seconds that an image may wait for company while the engine is free.
         decoders: Threads that decode; None takes what affinity and cgroup allow.
     """
 
@@ -91,7 +91,7 @@ class Service:
         abstain_above: AbstainAbove = None,
         uncertainty: UncertaintyKind | None = None,
         sites: SiteRegistry | None = None,
-        pictures: Watcher = quiet,
+        images: Watcher = quiet,
         texts: Watcher = quiet,
     ) -> None:
         """Starts the threads; nothing is warm yet.
@@ -103,7 +103,7 @@ class Service:
             abstain_above: The uncertainty above which no label is given, unless a request says otherwise.
             uncertainty: Which one answers tell, likewise; None takes the artifact's own.
             sites: Sites that requests may name; None for none.
-            pictures: Is told of pictures and their batches.
+            images: Is told of images and their batches.
             texts: Likewise of texts.
 
         Raises:
@@ -118,9 +118,9 @@ class Service:
         self.uncertainty = uncertainty_kind(model.manifest.cdc, uncertainty)
         self.abstain_above = threshold(model.manifest.cdc, abstain_above, self.uncertainty)
         batching = batching or Batching()
-        self.pictures: Batcher[tuple[Named, bool], Seen, Row] = Batcher(
-            self._decode, self._see, max_batch=batching.max_batch, queue=self.limits.queue, watcher=pictures,
-            max_wait=batching.max_wait, workers=batching.decoders or available_threads(), name="pictures",
+        self.images: Batcher[tuple[Named, bool], Seen, Row] = Batcher(
+            self._decode, self._see, max_batch=batching.max_batch, queue=self.limits.queue, watcher=images,
+            max_wait=batching.max_wait, workers=batching.decoders or available_threads(), name="images",
         )  # fmt: skip
         self.texts: Batcher[str, str, TextRow] = Batcher(
             lambda text: text, self._read, max_batch=TEXTS_TO_A_BATCH, queue=max(self.limits.texts, self.limits.queue),
@@ -130,7 +130,7 @@ class Service:
 
     def warm_up(self) -> None:
         """Meets every batch size once, and opens the text tower."""
-        self.model.warm_up(buckets(self.pictures.max_batch), texts=True)
+        self.model.warm_up(buckets(self.images.max_batch), texts=True)
         if self.sites and self.model.classes:
             hosted = self.model.hosting()
             hosted.class_bank()
@@ -188,10 +188,10 @@ class Service:
     def predictions(
         self, rows: Sequence[Row], model: Model, top: int, kind: UncertaintyKind, abstain_above: float | None
     ) -> list[Prediction]:
-        """The best classes of each picture.
+        """The best classes of each image.
 
         Args:
-            rows: Of the pictures.
+            rows: Of the images.
             model: With the classes that were asked for; the service's own answers from the rows' probabilities.
             top: How many classes are ranked.
             kind: Which uncertainty is told.
@@ -214,7 +214,7 @@ class Service:
     def close(self, seconds: float = 0.0) -> bool:
         """Answers what waits for so long, then ends; whether everything was answered."""
         self.class_sets.close()
-        done = self.pictures.close(seconds)
+        done = self.images.close(seconds)
         self.sites.close()
         return self.texts.close(seconds) and done
 
@@ -223,20 +223,20 @@ class Service:
         try:
             kind, (width, height) = picture_facts(data)
             if kind not in FORMATS:
-                raise InputError(f"a picture of format {kind} is not taken; available: {', '.join(FORMATS)}")
+                raise InputError(f"an image of format {kind} is not taken; available: {', '.join(FORMATS)}")
             if width * height > self.limits.pixels:
                 raise RefusedError(
-                    413, f"picture {name}: {width}x{height} pixels are too many; up to {self.limits.pixels:,} are taken"
+                    413, f"image {name}: {width}x{height} pixels are too many; up to {self.limits.pixels:,} are taken"
                 )
             return Seen(self.model.prepare(data), classes)
         except InputError as error:
-            raise InputError(f"picture {name}: {str(error).removeprefix(f'{picture_name(data)}: ')}") from error
+            raise InputError(f"image {name}: {str(error).removeprefix(f'{picture_name(data)}: ')}") from error
 
     def _see(self, seen: list[Seen]) -> list[Row]:
         batch = np.stack([one.pixels for one in seen])
         try:
             return self._rows(batch, seen)
-        except InputError as error:  # the pictures were found good: what fails now is not their senders' fault
+        except InputError as error:  # the images were found good: what fails now is not their senders' fault
             raise RuntimeError(str(error)) from error
 
     def _rows(self, batch: NDArray[np.uint8], seen: list[Seen]) -> list[Row]:

@@ -1,4 +1,4 @@
-"""The sites that requests name: known ones from files, and running ones that the requests' own pictures move.
+"""The sites that requests name: known ones from files, and running ones that the requests' own images move.
 
 A running site belongs to the API key that named it, and each key has an equal share of them: what one client shows
 moves nothing for another, and nobody can use up what others need.

@@ -67,7 +67,7 @@ def test_choosing_needs_pictures(run, given, tmp_path):
 def test_pictures_are_collected_and_selected_on(run, manifest, tiny_checkpoint, tmp_path):
     entry = {"kind": "pictures", "path": str(manifest), "splits": ["train"], "interventions": "greyscale,invert"}
     (tmp_path / "sources.json").write_text(json.dumps({"sources": [entry]}))
-    common = ["--sources", tmp_path / "sources.json", "--pictures", manifest, "--cache", tmp_path / "cache"]
+    common = ["--sources", tmp_path / "sources.json", "--images", manifest, "--cache", tmp_path / "cache"]
     model = ["--model", tiny_checkpoint, "--quiet"]
     code, out, err = run("calibrate", *common, *model, "-o", tmp_path / "p.safetensors")
     assert code == 0, err
@@ -85,7 +85,7 @@ def test_pictures_are_collected_and_selected_on(run, manifest, tiny_checkpoint, 
 def test_an_artifact_embeds_instead_of_the_checkpoint(run, manifest, tiny_checkpoint, tiny_artifact, tmp_path):
     code, _, err = run("export", "--model", tiny_checkpoint, "-o", tmp_path / "tiny.icm", "--quiet")
     assert code == 0, err
-    common = ["--pictures", manifest, "--cache", tmp_path / "cache", *FIXED]
+    common = ["--images", manifest, "--cache", tmp_path / "cache", *FIXED]
     one, two = tmp_path / "torch.safetensors", tmp_path / "onnx.safetensors"
     assert run("calibrate", *common, "--model", tiny_checkpoint, "-o", one)[0] == 0
     common[3] = tmp_path / "another"

@@ -12,7 +12,7 @@ from invariclip.projection import read_projection
 
 @pytest.fixture
 def common(manifest, tiny_checkpoint, tmp_path):
-    return ["--model", tiny_checkpoint, "--pictures", manifest, "--cache", tmp_path / "cache", "--quiet"]
+    return ["--model", tiny_checkpoint, "--images", manifest, "--cache", tmp_path / "cache", "--quiet"]
 
 
 def test_calibrate_writes_a_projection(run, common, tmp_path):
@@ -77,7 +77,7 @@ def test_a_report_is_written_beside_and_again_from_a_finished_build(run, common,
         (["--environments", "mauve"], "available: blue, green, red"),
         (["--split", "val"], "no picture has split 'val'"),
         (["--estimator", "icm", "--rank", "99", "--strength", "1"], "rank 99 is not from 1 to the encoder's width 24"),
-        (["--pictures", "/nowhere"], "no such file or folder"),
+        (["--images", "/nowhere"], "no such file or folder"),
         (["--environments", "red", "--interventions", "none"], "no pair: 9 of 9 concepts"),
         (["--model", "ViT-B-23"], "ViT-B-32"),
     ],

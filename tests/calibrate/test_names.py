@@ -144,7 +144,7 @@ def test_command_line(tmp_path, run, tiny_checkpoint):
     drawn(tmp_path / "set", files)
     for file in (tmp_path / "set").rglob("*.png"):
         Image.effect_noise((8, 8), 40).convert("RGB").save(file)
-    common = ["--model", tiny_checkpoint, "--pictures", tmp_path / "set", "--cache", tmp_path / "cache", "--quiet"]
+    common = ["--model", tiny_checkpoint, "--images", tmp_path / "set", "--cache", tmp_path / "cache", "--quiet"]
     common += ["--estimator", "shrinkage", "--strength", "1", "--objective", "prototypes", "-o", tmp_path / "p"]
     answers = {}
     for by in ("auto", "class", "name"):

@@ -70,7 +70,7 @@ def test_the_runtime_answers_from_it(tiny_artifact, tiny_checkpoint, tiny_projec
 @pytest.fixture
 def export(checkpoint, tiny_pictures, tmp_path):
     def of(name="vit", out=tmp_path / "out.icm", **options):
-        options.setdefault("pictures", [tiny_pictures])
+        options.setdefault("images", [tiny_pictures])
         return assemble.export_artifact(checkpoint(name), out, threads=1, **options), out
 
     return of

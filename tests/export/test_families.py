@@ -211,7 +211,7 @@ def test_siglips_text_tower_sees_its_padding(siglip, tmp_path, quiet):
 
 def test_siglips_bias_and_sigmoid_answer(siglip, tmp_path, tiny_pictures):
     paths = sorted(tiny_pictures.iterdir())
-    export_artifact(siglip, tmp_path / "s.icm", classes=("cat", "dog"), templates=("a {}",), pictures=paths)
+    export_artifact(siglip, tmp_path / "s.icm", classes=("cat", "dog"), templates=("a {}",), images=paths)
     answers = load(tmp_path / "s.icm").classify(paths)
     classes = unit(siglip.encode_texts(siglip.tokenizer(["a cat", "a dog"])))
     cosines = unit(siglip.encode_images(stack(paths, siglip.pixels))) @ classes.T

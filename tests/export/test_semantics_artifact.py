@@ -37,7 +37,7 @@ def artifact(checkpoint, semantics, tiny_projection, tiny_pictures, tmp_path_fac
     out = tmp_path_factory.mktemp("cdc") / "cdc.icm"
     export_artifact(
         checkpoint("vit"), out, projection=tiny_projection, classes=CLASSES, semantics=semantics,
-        pictures=[tiny_pictures], backends=("onnxruntime", "openvino"), wish=Wish(("float16",), "near"), threads=1,
+        images=[tiny_pictures], backends=("onnxruntime", "openvino"), wish=Wish(("float16",), "near"), threads=1,
     )  # fmt: skip
     return out
 
@@ -113,7 +113,7 @@ def test_ordinary_texts_and_pictures_are_embedded_as_before(
     artifact, model, checkpoint, tiny_projection, tiny_pictures, tmp_path
 ):
     plain = tmp_path / "plain.icm"
-    export_artifact(checkpoint("vit"), plain, projection=tiny_projection, pictures=[tiny_pictures], threads=1)
+    export_artifact(checkpoint("vit"), plain, projection=tiny_projection, images=[tiny_pictures], threads=1)
     other = invariclip.load(plain, threads=1)
     assert other.space_id == model.space_id
     texts = ["a cat", "", "two dogs & a tree"]
@@ -278,7 +278,7 @@ def test_the_command_line_exports_and_verifies_it(
 def test_what_cannot_be_exported_is_refused(
     checkpoint, semantics, tiny_projection, tiny_pictures, tmp_path, changes, error, reason
 ):
-    given = {"projection": tiny_projection, "classes": CLASSES, "semantics": semantics, "pictures": [tiny_pictures]}
+    given = {"projection": tiny_projection, "classes": CLASSES, "semantics": semantics, "images": [tiny_pictures]}
     with pytest.raises(error, match=reason):
         export_artifact(checkpoint("vit"), tmp_path / "x.icm", **{**given, **changes})
     assert not (tmp_path / "x.icm").exists()
@@ -299,5 +299,5 @@ def test_a_graph_whose_evidence_is_wrong_fails(
     with pytest.raises(ContractError, match=r"image uncertainty, max \|Δ\| .* is above 0.0001"):
         export_artifact(
             checkpoint("vit"), tmp_path / "x.icm", projection=tiny_projection, classes=CLASSES, semantics=semantics,
-            pictures=[tiny_pictures], threads=1,
+            images=[tiny_pictures], threads=1,
         )  # fmt: skip

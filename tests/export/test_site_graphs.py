@@ -34,7 +34,7 @@ def both(tmp_path_factory, tiny_checkpoint, tiny_pictures, tiny_projection):
     out = tmp_path_factory.mktemp("both") / "both.icm"
     export_artifact(
         load_checkpoint(str(tiny_checkpoint)), out, projection=tiny_projection, classes=("cat", "dog", "tree"),
-        pictures=find_pictures([tiny_pictures]), backends=("onnxruntime", "openvino"), wish=Wish(("float16",), "near"),
+        images=find_pictures([tiny_pictures]), backends=("onnxruntime", "openvino"), wish=Wish(("float16",), "near"),
     )  # fmt: skip
     return out
 
@@ -51,7 +51,7 @@ def site(both, tiny_pictures):
 @pytest.fixture(scope="module")
 def adapted(tmp_path_factory, both, site, tiny_pictures):
     out = tmp_path_factory.mktemp("adapted") / "yard.icm"
-    bake_site(both, out, site, pictures=find_pictures([tiny_pictures]))
+    bake_site(both, out, site, images=find_pictures([tiny_pictures]))
     return out
 
 
@@ -100,7 +100,7 @@ def test_the_manifest_says_so(both, adapted, site, capsys):
 
 def test_classes_stay_exchangeable(adapted, tiny_pictures, tmp_path):
     paths = find_pictures([tiny_pictures])
-    swap_classes(adapted, tmp_path / "other.icm", ("river", "moon"), pictures=paths)
+    swap_classes(adapted, tmp_path / "other.icm", ("river", "moon"), images=paths)
     wanted = invariclip.load(adapted).with_classes(("river", "moon")).probabilities(paths)
     np.testing.assert_allclose(invariclip.load(tmp_path / "other.icm").probabilities(paths), wanted, atol=1e-5)
 
@@ -126,7 +126,7 @@ def test_verify_holds_it_against_checkpoint_and_site(both, adapted, tiny_checkpo
 
 def test_it_is_adapted_once(adapted, site, tiny_pictures, tmp_path, capsys):
     with pytest.raises(InputError, match="already"):
-        bake_site(adapted, tmp_path / "twice.icm", site, pictures=[tiny_pictures])
+        bake_site(adapted, tmp_path / "twice.icm", site, images=[tiny_pictures])
     with pytest.raises(InputError, match="already"):
         invariclip.load(adapted, site=site)
     code, said = _run(["adapt", adapted, "--images", tiny_pictures, "-o", tmp_path / "twice.safetensors"], capsys)
@@ -137,14 +137,14 @@ def test_it_is_adapted_once(adapted, site, tiny_pictures, tmp_path, capsys):
 
 def test_it_is_checked_on_few_pictures_however_many_are_given(both, site, tiny_pictures, tmp_path, monkeypatch):
     monkeypatch.setattr("invariclip.export.site.CHECKED", 3)
-    manifest = bake_site(both, tmp_path / "few.icm", site, pictures=[tiny_pictures])
-    assert {r["site"]["pictures"] for v in manifest.variants.values() for r in v.parity.values()} == {3}
+    manifest = bake_site(both, tmp_path / "few.icm", site, images=[tiny_pictures])
+    assert {r["site"]["images"] for v in manifest.variants.values() for r in v.parity.values()} == {3}
 
 
 def test_another_space_is_refused_and_nothing_written(both, site, tiny_pictures, tmp_path):
-    other = Site("there", "0" * 32, site.pictures, site.total, site.taken_for, site.training_mean)
+    other = Site("there", "0" * 32, site.images, site.total, site.taken_for, site.training_mean)
     with pytest.raises(SiteError, match="measure it again"):
-        bake_site(both, tmp_path / "there.icm", other, pictures=[tiny_pictures])
+        bake_site(both, tmp_path / "there.icm", other, images=[tiny_pictures])
     assert not (tmp_path / "there.icm").exists()
 
 
@@ -154,7 +154,7 @@ def test_an_engine_that_answers_otherwise_stops_it(both, site, tiny_pictures, tm
     wrong_attach = module.attach_site
     monkeypatch.setattr(module, "attach_site", lambda model, shift: wrong_attach(model, np.float32(2) * shift))
     with pytest.raises(ContractError, match="is off by"):
-        bake_site(both, tmp_path / "wrong.icm", site, pictures=[tiny_pictures])
+        bake_site(both, tmp_path / "wrong.icm", site, images=[tiny_pictures])
     assert not (tmp_path / "wrong.icm").exists()
 
 
@@ -165,7 +165,7 @@ def test_the_artifact_to_start_from_is_not_replaced(both, site, tiny_pictures, c
     assert code == 2
     assert "name another output" in said.err
     with pytest.raises(InputError, match="stays as it is"):
-        bake_site(both, both, site, pictures=[tiny_pictures])
+        bake_site(both, both, site, images=[tiny_pictures])
     assert (both / "manifest.json").read_bytes() == before
 
 

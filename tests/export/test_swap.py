@@ -39,7 +39,7 @@ def built(checkpoint, tiny_pictures, tiny_projection, tmp_path_factory):
                     patch.setattr(tracing, "EXTERNAL_DATA_BYTES", 0)
                 export_artifact(
                     checkpoint("vit" if name == LARGE else name), out, projection=projection, classes=classes,
-                    templates=templates, pictures=[tiny_pictures], threads=1,
+                    templates=templates, images=[tiny_pictures], threads=1,
                 )  # fmt: skip
             done[key] = out
         return done[key]

@@ -32,7 +32,7 @@ def export(tmp_path_factory, checkpoint, tiny_pictures, tiny_projection):
         out = tmp_path_factory.mktemp("variants") / "tiny.icm"
         export_artifact(
             checkpoint("vit"), out, projection=tiny_projection, classes=("cat", "dog", "tree"), how=how,
-            pictures=find_pictures([tiny_pictures]), backends=backends, threads=1,
+            images=find_pictures([tiny_pictures]), backends=backends, threads=1,
             wish=Wish(names, "fast", bounds, tuple(find_pictures([tiny_pictures]))),
         )  # fmt: skip
         return out

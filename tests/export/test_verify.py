@@ -59,7 +59,7 @@ def shipped(tmp_path_factory, tiny_projection, tiny_pictures):
         if id(checkpoint) not in done:
             out = tmp_path_factory.mktemp("shipped") / "a.icm"
             options = {"projection": tiny_projection, "classes": CLASSES, "templates": TEMPLATES}
-            export_artifact(checkpoint, out, pictures=[tiny_pictures], threads=1, **options)
+            export_artifact(checkpoint, out, images=[tiny_pictures], threads=1, **options)
             done[id(checkpoint)] = checkpoint, out
         return done[id(checkpoint)][1]
 
@@ -195,7 +195,7 @@ def test_other_statistics_are_found(judge, loaded, twin):
 
 def test_a_missing_projection_is_found(judge, loaded, tiny_pictures, tmp_path):
     square = Projection(np.random.default_rng(0).normal(size=(24, 24)), "icm", 3.0)
-    export_artifact(loaded, tmp_path / "b.icm", pictures=[tiny_pictures], classes=CLASSES, templates=TEMPLATES)
+    export_artifact(loaded, tmp_path / "b.icm", images=[tiny_pictures], classes=CLASSES, templates=TEMPLATES)
 
     def replaced(image, text):
         shutil.copy(tmp_path / "b.icm" / "image.onnx", image)

@@ -26,7 +26,7 @@ def _unit(rows):
 
 
 def _rows(count, seed=0, along=9, size=0.5):
-    """Pictures of several kinds of things, moved along one direction as a place moves them."""
+    """Images of several kinds of things, moved along one direction as a place moves them."""
     rng = np.random.default_rng(seed)
     kinds = np.eye(CLASSES, WIDTH)[rng.integers(0, CLASSES, count)]
     moved = np.zeros(WIDTH)
@@ -61,11 +61,11 @@ def test_nothing_is_taken_away_before_the_floor_and_then_in_steps():
     assert live.site is plain
     live.add(rows[7:8])
     first = live.site
-    assert first.pictures == 8
+    assert first.images == 8
     live.add(rows[8:11])
     assert live.site is first
     live.add(rows[11:12])
-    assert live.site.pictures == 12
+    assert live.site.images == 12
     assert live.revision == 2
 
 
@@ -73,7 +73,7 @@ def test_within_the_window_it_is_the_site_of_all_pictures():
     live, rows = _live(), _rows(32)
     live.add(rows)
     wanted = _empty().adding(rows, BANK)
-    assert live.site.pictures == 32
+    assert live.site.images == 32
     np.testing.assert_allclose(live.site.total, wanted.total, atol=1e-12)
     np.testing.assert_allclose(live.site.shift, wanted.shift, atol=1e-7)
     assert live.rejected == {"repeated": 0, "unlike": 0}
@@ -82,7 +82,7 @@ def test_within_the_window_it_is_the_site_of_all_pictures():
 def test_beyond_the_window_the_oldest_are_forgotten():
     live, rows = _live(), _rows(72, 3)
     live.add(rows)
-    assert live.site.pictures == 32
+    assert live.site.images == 32
     np.testing.assert_allclose(live.site.mean, rows[-32:].astype(np.float64).mean(axis=0), atol=1e-12)
 
 
@@ -93,7 +93,7 @@ def test_a_picture_is_answered_with_what_was_known_before_it():
     adapted, taken = live.take(rows[8:24])
     assert taken is before
     np.testing.assert_array_equal(adapted, before.apply(rows[8:24]))
-    assert live.site.pictures == 24
+    assert live.site.images == 24
 
 
 def test_a_picture_shown_again_and_again_counts_once():
@@ -120,7 +120,7 @@ def test_unlike_pictures_do_not_count_until_there_are_no_others():
     assert live.changes == 1
     assert live.site.weight == 0  # a shift of another place costs more than none
     live.add(far[CHANGED:])
-    assert live.site.pictures >= SMALL.floor
+    assert live.site.images >= SMALL.floor
     assert live.facts()["drift"] > 0.3
 
 
@@ -135,7 +135,7 @@ def test_freeze_thaw_and_reset():
     live.add(rows[32:36])
     assert live.site.digest != kept
     live.tell("reset")
-    assert live.site.pictures == 0
+    assert live.site.images == 0
     np.testing.assert_allclose(live.take(rows[:2])[0], rows[:2], atol=1e-6)
     with pytest.raises(InputError, match="freeze, thaw, reset"):
         live.tell("melt")
@@ -146,9 +146,9 @@ def test_what_is_known_holds_and_counts_as_half_a_window_at_most():
     live = LiveSite(known, BANK, SMALL)
     assert live.site.digest == known.digest
     live.add(_rows(4, 6))
-    assert live.site.pictures == 16 + 4
+    assert live.site.images == 16 + 4
     live.add(_rows(60, 8))
-    assert live.site.pictures == 32
+    assert live.site.images == 32
 
 
 def test_rows_that_are_no_embeddings_are_refused_whole():
@@ -252,7 +252,7 @@ def test_adapt_replays_a_log(tiny_artifact, tiny_pictures, tmp_path, capsys):
         main(["adapt", str(tiny_artifact), "--replay", str(tmp_path / "log"), "-o", str(out), "--quiet"])
     assert end.value.code == 0
     assert read_site(out).digest == live.site.digest
-    assert live.site.pictures > 0
+    assert live.site.images > 0
     with pytest.raises(SystemExit) as end:
         main(["adapt", str(tiny_artifact), "--replay", str(tmp_path / "log"), "--images", str(tiny_pictures), "-o",
               str(out)])  # fmt: skip
@@ -263,7 +263,7 @@ def test_adapt_replays_a_log(tiny_artifact, tiny_pictures, tmp_path, capsys):
 def test_a_step_of_one_picture_is_counted():
     live = _live(window=Window(floor=2, step=1, block=4, blocks=1))
     live.add(_rows(40))
-    assert live.site.pictures > 0
+    assert live.site.images > 0
     assert live.seen == 40
 
 

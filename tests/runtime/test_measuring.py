@@ -1,4 +1,4 @@
-"""Measuring a site from many pictures: in parts, resumed to the same bits, and from embeddings."""
+"""Measuring a site from many images: in parts, resumed to the same bits, and from embeddings."""
 
 import copy
 import json
@@ -31,14 +31,14 @@ def empty(model, tiny_artifact):
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory, tiny_pictures):
-    """Several parts of pictures, one of which is none."""
+    """Several parts of images, one of which is none."""
     folder = tmp_path_factory.mktemp("many")
     known = find_pictures([tiny_pictures])
     for number in range(23):
         path = known[number % len(known)]
         shutil.copy(path, folder / f"{number:03d}{path.suffix}")
     (folder / "011.png").unlink(missing_ok=True)
-    (folder / "011.jpg").write_bytes(b"not a picture")
+    (folder / "011.jpg").write_bytes(b"not an image")
     return folder
 
 
@@ -59,7 +59,7 @@ class _StoppedError(Exception):
 def _stopping_after(count):
     def progress(items, *, total=None, desc=""):
         for place, item in enumerate(items):
-            if desc == "pictures" and place == count:
+            if desc == "images" and place == count:
                 raise _StoppedError
             yield item
 
@@ -72,7 +72,7 @@ def test_what_was_stopped_goes_on_to_the_same_bits(count, model, empty, many, tm
     whole = _measured(model, empty, many, unreadable=seen)
     with pytest.raises(_StoppedError):
         _measured(model, empty, many, unfinished=kept, progress=_stopping_after(count))
-    assert read_site(kept).pictures >= count - count % 4 - 1
+    assert read_site(kept).images >= count - count % 4 - 1
     again = Unreadable()
     site = _measured(model, empty, many, unfinished=kept, unreadable=again)
     np.testing.assert_array_equal(site.total, whole.total)
@@ -83,7 +83,7 @@ def test_what_was_stopped_goes_on_to_the_same_bits(count, model, empty, many, tm
     # what is done stays until its caller has written it
     site = _measured(model, empty, many, unfinished=kept)
     np.testing.assert_array_equal(site.total, whole.total)
-    assert "going on after 23 pictures" in capsys.readouterr().err
+    assert "going on after 23 images" in capsys.readouterr().err
 
 
 def test_other_pictures_are_measured_from_the_start_and_it_says_so(model, empty, many, tiny_pictures, tmp_path, capsys):
@@ -91,7 +91,7 @@ def test_other_pictures_are_measured_from_the_start_and_it_says_so(model, empty,
     with pytest.raises(_StoppedError):
         _measured(model, empty, many, unfinished=kept, progress=_stopping_after(17))
     site = measure(model, empty, [tiny_pictures], batch_size=2, unreadable=Unreadable(), unfinished=kept)
-    assert site.pictures == len(find_pictures([tiny_pictures]))
+    assert site.images == len(find_pictures([tiny_pictures]))
     assert "measuring from the start" in capsys.readouterr().err
 
 
@@ -101,13 +101,13 @@ def test_an_interrupt_keeps_what_was_measured(model, empty, many, tmp_path, monk
 
     def progress(items, *, total=None, desc=""):
         for place, item in enumerate(items):
-            if desc == "pictures" and place == 9:
+            if desc == "images" and place == 9:
                 raise KeyboardInterrupt
             yield item
 
     with pytest.raises(KeyboardInterrupt):
         _measured(model, empty, many, unfinished=kept, progress=progress)
-    assert read_site(kept).pictures == 8
+    assert read_site(kept).images == 8
 
 
 def test_adapt_counts_unreadable_pictures_over_a_stop(tiny_artifact, many, tmp_path, capsys):
@@ -117,7 +117,7 @@ def test_adapt_counts_unreadable_pictures_over_a_stop(tiny_artifact, many, tmp_p
     told = json.loads(capsys.readouterr().out)
     assert end.value.code == 2
     assert told["unreadable_count"] == len(told["unreadable"]) == 1
-    assert told["pictures"] == 22
+    assert told["images"] == 22
     assert told["standard_error"] > 0
     assert not (tmp_path / "yard.safetensors.unfinished").exists()
 
@@ -167,13 +167,13 @@ def test_a_walk_is_the_sorted_list(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         find_pictures([tmp_path / "none"])
     (tmp_path / "hollow").mkdir()
-    with pytest.raises(InputError, match="no picture in this folder"):
+    with pytest.raises(InputError, match="no image in this folder"):
         find_pictures([tmp_path / "hollow"])
 
 
 class _Stop(Unreadable):
-    def __call__(self, place, picture, error):
-        super().__call__(place, picture, error)
+    def __call__(self, place, image, error):
+        super().__call__(place, image, error)
         raise KeyboardInterrupt
 
 
@@ -182,7 +182,7 @@ def test_unreadable_pictures_of_an_interrupted_part_count_once(model, empty, man
     kept, stop, again = tmp_path / "yard.unfinished", _Stop(), Unreadable()
     with pytest.raises(KeyboardInterrupt):
         _measured(model, empty, many, unfinished=kept, unreadable=stop)
-    assert (stop.count, read_site(kept).pictures) == (1, 8)
+    assert (stop.count, read_site(kept).images) == (1, 8)
     _measured(model, empty, many, unfinished=kept, unreadable=again)
     assert again.count == len(again.listed) == 1
 
@@ -203,8 +203,8 @@ def test_what_was_measured_is_kept_where_the_site_cannot_be_written(tiny_artifac
     shutil.rmtree(out)
     with pytest.raises(SystemExit):
         main(["adapt", str(tiny_artifact), "--images", str(many), "-o", str(out)])
-    assert "going on after 23 pictures" in capsys.readouterr().err
-    assert read_site(out).pictures == 22
+    assert "going on after 23 images" in capsys.readouterr().err
+    assert read_site(out).images == 22
     assert [path.name for path in tmp_path.iterdir()] == [out.name]
 
 
@@ -234,7 +234,7 @@ def test_what_is_no_unfinished_site_is_refused_or_begun_anew(content, model, emp
         with pytest.raises(SiteError, match="delete it"):
             _measured(model, empty, many, unfinished=kept)
     else:
-        assert _measured(model, empty, many, unfinished=kept).pictures == 22
+        assert _measured(model, empty, many, unfinished=kept).images == 22
         assert "measuring from the start" in capsys.readouterr().err
 
 
@@ -243,11 +243,11 @@ def test_pictures_that_go_meanwhile_are_told(model, empty, many, tmp_path, capsy
 
     def progress(items, *, total=None, desc=""):
         for place, item in enumerate(items):
-            if desc == "pictures" and place == 7:
+            if desc == "images" and place == 7:
                 (folder / "015.png").unlink()
             yield item
 
-    assert _measured(model, empty, folder, progress=progress).pictures == 21
+    assert _measured(model, empty, folder, progress=progress).images == 21
     assert "23 were listed, and 22 were there" in capsys.readouterr().err
 
 

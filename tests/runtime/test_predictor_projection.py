@@ -46,7 +46,7 @@ def artifact(tmp_path_factory, checkpoint, paths, tiny_projection):
 
     out = tmp_path_factory.mktemp("open") / "open.icm"
     export_artifact(
-        checkpoint, out, projection=tiny_projection, classes=CLASSES, templates=FORMS, pictures=paths, threads=1,
+        checkpoint, out, projection=tiny_projection, classes=CLASSES, templates=FORMS, images=paths, threads=1,
         how=Build(projection_as_input=True),
     )  # fmt: skip
     return out
@@ -58,7 +58,7 @@ def rebuilt(tmp_path_factory, checkpoint, paths, other):
     from invariclip.export.assemble import export_artifact
 
     out = tmp_path_factory.mktemp("rebuilt") / "rebuilt.icm"
-    export_artifact(checkpoint, out, projection=other, classes=CLASSES, templates=FORMS, pictures=paths, threads=1)
+    export_artifact(checkpoint, out, projection=other, classes=CLASSES, templates=FORMS, images=paths, threads=1)
     return invariclip.load(out, threads=1)
 
 

@@ -1,4 +1,4 @@
-"""Sites: measured from unlabelled pictures, taken away from embeddings, held against float64 and against mischief."""
+"""Sites: measured from unlabelled images, taken away from embeddings, held against float64 and against mischief."""
 
 import json
 import shutil
@@ -95,7 +95,7 @@ def test_parts_add_up_to_the_whole_in_any_order(sizes, seed):
         site = empty
         for part in order:
             site = site.adding(part, bank)
-        assert site.pictures == whole.pictures
+        assert site.images == whole.images
         np.testing.assert_allclose(site.shift, whole.shift, atol=1e-6)
 
 
@@ -141,8 +141,8 @@ def test_taken_for_are_shares_even_of_opposite_vectors():
         ({"total": np.full(WIDTH, np.nan)}, "not finite"),
         ({"total": np.full(WIDTH, 1e3)}, "longer than unit embeddings"),
         ({"total": np.zeros(WIDTH + 1)}, "one width"),
-        ({"pictures": -1}, "whole number"),
-        ({"pictures": 2.0}, "whole number"),
+        ({"images": -1}, "whole number"),
+        ({"images": 2.0}, "whole number"),
         ({"training_mean": np.full(WIDTH, 2.0)}, "longer than unit embeddings"),
         ({"taken_for": np.full(6, -1.0)}, "impossible shares"),
         ({"taken_for": np.full(6, np.nan)}, "impossible shares"),
@@ -151,7 +151,7 @@ def test_taken_for_are_shares_even_of_opposite_vectors():
 )
 def test_impossible_sums_are_refused(change, said):
     site = _site()
-    kept = {name: getattr(site, name) for name in ("total", "taken_for", "training_mean", "pictures")}
+    kept = {name: getattr(site, name) for name in ("total", "taken_for", "training_mean", "images")}
     with pytest.raises(SiteError, match=said):
         Site("yard", "space", **(kept | change))
 
@@ -174,7 +174,7 @@ def test_a_file_gives_the_site_back(tmp_path):
     write_site(tmp_path / "yard.safetensors", site)
     again = read_site(tmp_path / "yard.safetensors")
     assert again.digest == site.digest
-    assert (again.name, again.pictures, again.provenance) == ("yard", 20, {"why": "a test"})
+    assert (again.name, again.images, again.provenance) == ("yard", 20, {"why": "a test"})
     assert (tmp_path / "yard.safetensors").stat().st_size < 2000
 
 
@@ -209,7 +209,7 @@ def test_metadata_that_are_none_of_ours_are_refused(text, tmp_path):
 def test_a_count_that_no_float_holds_is_refused(tmp_path):
     path = tmp_path / "yard.safetensors"
     write_site(path, _site())
-    facts = {"schema": 1, "name": "", "space_id": "", "pictures": 10**400, "provenance": {}}
+    facts = {"schema": 2, "name": "", "space_id": "", "images": 10**400, "provenance": {}}
     save_file(load_file(path), path, {"invariclip.site": json.dumps(facts)})
     with pytest.raises(SiteError, match="not a site"):
         read_site(path)
@@ -218,7 +218,7 @@ def test_a_count_that_no_float_holds_is_refused(tmp_path):
 def test_a_file_of_another_schema_is_refused(tmp_path):
     path = tmp_path / "yard.safetensors"
     write_site(path, _site())
-    facts = {"schema": 9, "name": "yard", "space_id": "space", "pictures": 20, "provenance": {}}
+    facts = {"schema": 9, "name": "yard", "space_id": "space", "images": 20, "provenance": {}}
     save_file(load_file(path), path, {"invariclip.site": json.dumps(facts)})
     with pytest.raises(SiteError, match="schema 9 is not known"):
         read_site(path)
@@ -226,7 +226,7 @@ def test_a_file_of_another_schema_is_refused(tmp_path):
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory, tiny_artifact, tiny_pictures):
-    """A site of the tiny pictures, measured with the tiny artifact."""
+    """A site of the tiny images, measured with the tiny artifact."""
     model = invariclip.load(tiny_artifact)
     mean = read_projection(tiny_artifact / "projection.safetensors").training_mean
     rows = model.embed_images(find_pictures([tiny_pictures]))
@@ -265,7 +265,7 @@ def test_classes_can_be_swapped_before_and_after(tiny_artifact, tiny_pictures, h
 
 def test_a_site_of_another_space_is_refused(tiny_artifact, here):
     site = read_site(here)
-    other = Site("there", "0" * 32, site.pictures, site.total, site.taken_for, site.training_mean)
+    other = Site("there", "0" * 32, site.images, site.total, site.taken_for, site.training_mean)
     with pytest.raises(SiteError, match="measure it again"):
         invariclip.load(tiny_artifact).with_site(other)
 
@@ -276,13 +276,13 @@ def test_adapt_writes_what_the_library_measures(tiny_artifact, tiny_pictures, he
     told = json.loads(said.out)
     assert code == 0
     assert told["sha256"] == read_site(out).digest == read_site(here).digest
-    assert told["pictures"] == len(find_pictures([tiny_pictures]))
-    # again, on top of what is known: twice as many pictures, the same mean
+    assert told["images"] == len(find_pictures([tiny_pictures]))
+    # again, on top of what is known: twice as many images, the same mean
     code, said = _run(
         ["adapt", tiny_artifact, "--images", tiny_pictures, "--add-to", out, "-o", out, "--quiet"], capsys
     )
     assert code == 0
-    assert read_site(out).pictures == 2 * told["pictures"]
+    assert read_site(out).images == 2 * told["images"]
     np.testing.assert_allclose(read_site(out).mean, read_site(here).mean, atol=1e-6)
 
 
@@ -293,7 +293,7 @@ def test_adapt_warns_of_too_few_kinds_of_things(tiny_artifact, tiny_pictures, tm
     out = tmp_path / "one.safetensors"
     code, said = _run(["adapt", tiny_artifact, "--images", tmp_path, "--classes", "cat", "-o", out, "--quiet"], capsys)
     assert code == 0
-    assert "warning: 12 pictures show about 1.0 kinds of things" in said.err
+    assert "warning: 12 images show about 1.0 kinds of things" in said.err
 
 
 def test_adapt_names_what_is_missing(tiny_artifact, tiny_pictures, here, tmp_path, capsys):
@@ -316,13 +316,11 @@ def test_an_artifact_without_a_training_mean_says_what_to_do(tiny_checkpoint, ti
     from invariclip.export.checkpoints.checkpoint import load_checkpoint
 
     out = tmp_path / "plain.icm"
-    export_artifact(
-        load_checkpoint(str(tiny_checkpoint)), out, classes=("cat",), pictures=find_pictures([tiny_pictures])
-    )
+    export_artifact(load_checkpoint(str(tiny_checkpoint)), out, classes=("cat",), images=find_pictures([tiny_pictures]))
     assert read_manifest(out).projection is None
     code, said = _run(["adapt", out, "--images", tiny_pictures, "-o", tmp_path / "s.safetensors"], capsys)
     assert code == 2
-    assert "calibrate with --pictures" in said.err
+    assert "calibrate with --images" in said.err
 
 
 def test_predict_and_embed_take_a_site(tiny_artifact, tiny_pictures, here, tmp_path, capsys):
@@ -342,7 +340,7 @@ def test_predict_and_embed_take_a_site(tiny_artifact, tiny_pictures, here, tmp_p
     np.testing.assert_allclose(kept.vectors, adapted.embed_images(paths), atol=1e-6)
     code, said = _run(["embed", tiny_artifact, "--text", "a", "--site", here, "-o", tmp_path / "t.safetensors"], capsys)
     assert code == 2
-    assert "pictures' embeddings alone" in said.err
+    assert "images' embeddings alone" in said.err
 
 
 def test_learned_templates_are_not_adapted(tiny_artifact, here, monkeypatch):

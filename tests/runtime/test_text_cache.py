@@ -138,7 +138,7 @@ def test_another_projection_has_a_cache_of_its_own(tmp_path, tiny_checkpoint, ti
     out = tmp_path / "input.icm"
     export_artifact(
         load_checkpoint(str(tiny_checkpoint)), out, projection=tiny_projection,
-        pictures=find_pictures([tiny_pictures]), how=Build(projection_as_input=True),
+        images=find_pictures([tiny_pictures]), how=Build(projection_as_input=True),
     )  # fmt: skip
     model = invariclip.load(out, threads=1, text_cache=50)
     plain = model.embed_texts(["a cat"])

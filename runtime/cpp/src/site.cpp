@@ -19,10 +19,10 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::size_t site_schema = 1;
+constexpr std::size_t site_schema = 2;
 constexpr std::size_t max_site_bytes = std::size_t{1} << 24;
 constexpr std::size_t max_header_bytes = std::size_t{1} << 22;
-constexpr std::size_t max_pictures = std::size_t{1} << 53;
+constexpr std::size_t max_images = std::size_t{1} << 53;
 constexpr std::size_t length_bytes = 8;
 constexpr const char* metadata_name = "__metadata__";
 constexpr const char* site_key = "invariclip.site";
@@ -122,7 +122,7 @@ struct Sums {
 };
 
 // Refuses sums that no unit embeddings have.
-void require_possible(const Sums& given, std::size_t pictures) {
+void require_possible(const Sums& given, std::size_t images) {
     if (given.total.size() != given.training_mean.size() || given.total.empty()) {
         throw SiteError("a site has two vectors of one width, not [" + std::to_string(given.total.size()) + "] and [" +
                         std::to_string(given.training_mean.size()) + "]");
@@ -134,23 +134,23 @@ void require_possible(const Sums& given, std::size_t pictures) {
     if (given.taken_for.empty() || !std::all_of(given.taken_for.begin(), given.taken_for.end(), possible)) {
         throw SiteError("a site's classes have impossible shares; measure it again");
     }
-    const auto count = static_cast<double>(pictures);
+    const auto count = static_cast<double>(images);
     double shares = 0;
     for (const double share : given.taken_for) {
         shares += share;
     }
     if (!(std::fabs(shares - count) <= 1e-3 * std::max(1.0, count))) {
-        throw SiteError("a site's classes do not add up to its pictures; measure it again");
+        throw SiteError("a site's classes do not add up to its images; measure it again");
     }
     if (length_of(given.total) > count * (1 + tolerance) || length_of(given.training_mean) > 1 + tolerance) {
         throw SiteError("a site's sums are longer than unit embeddings can make them; measure it again");
     }
 }
 
-double kinds_of(const Vector& taken_for, double pictures) {
+double kinds_of(const Vector& taken_for, double images) {
     double sum = 0;
     for (const double value : taken_for) {
-        const double share = value / std::max(1.0, pictures);
+        const double share = value / std::max(1.0, images);
         if (share > 0) {
             sum += share * std::log(share);
         }
@@ -236,7 +236,7 @@ Site Site::parse(std::string_view bytes) {
         }
         site.name_ = facts.at("name").text("name");
         site.space_id_ = facts.at("space_id").text("space_id");
-        site.pictures_ = facts.at("pictures").count("pictures", 0, max_pictures);
+        site.images_ = facts.at("images").count("images", 0, max_images);
         static_cast<void>(facts.at("provenance").object("provenance"));
         for (const auto& member : header.object("the header")) {
             const auto known = [&](const char* name) { return member.first == name; };
@@ -253,21 +253,21 @@ Site Site::parse(std::string_view bytes) {
     } catch (const ArtifactError& error) {
         no_site(error.what());
     }
-    require_possible(given, site.pictures_);
-    const auto count = static_cast<double>(site.pictures_);
+    require_possible(given, site.images_);
+    const auto count = static_cast<double>(site.images_);
     site.kinds_ = kinds_of(given.taken_for, count);
     const double effective = std::min(count, per_kind * std::max(0.0, site.kinds_ - 1));
     site.weight_ = effective / (effective + prior);
     site.shift_.reserve(given.total.size());
     for (std::size_t place = 0; place < given.total.size(); ++place) {
-        const double mean = site.pictures_ == 0 ? given.training_mean[place] : given.total[place] / count;
+        const double mean = site.images_ == 0 ? given.training_mean[place] : given.total[place] / count;
         site.shift_.push_back(static_cast<float>(site.weight_ * (mean - given.training_mean[place])));
     }
     const double length = length_of(Vector(site.shift_.begin(), site.shift_.end()));
     if (length > largest_shift) {
         throw SiteError("the site " + json::quoted(site.name_) + " lies " + two_digits(length) +
-                        " from the calibrated pictures, and " + two_digits(largest_shift) +
-                        " can be taken away: are these pictures, and are they prepared for this model?");
+                        " from the calibrated images, and " + two_digits(largest_shift) +
+                        " can be taken away: are these images, and are they prepared for this model?");
     }
     site.sha256_ = digest_of(site.space_id_, site.shift_);
     return site;

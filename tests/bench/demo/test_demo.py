@@ -150,7 +150,7 @@ def own_artifacts(tiny_checkpoint, tiny_pictures, tiny_projection, tmp_path_fact
     for name, projection in (("before", None), ("after", tiny_projection)):
         export_artifact(
             checkpoint, folder / f"{name}.icm", projection=projection, classes=["dog", "cat"], templates=TEMPLATES,
-            pictures=some,
+            images=some,
         )  # fmt: skip
     return folder / "before.icm", folder / "after.icm"
 
@@ -246,7 +246,7 @@ def test_the_terminal_says_the_same_and_what_to_type_next(result, capsys):
     assert "timed on a busy machine" in said
     assert "wide.png" in said
     assert f"invariclip serve {result.artifact}" in said
-    assert "invariclip build --pictures" in said
+    assert "invariclip build --images" in said
     assert "Took 3 s: load 1 s, calibrate 2 s" in said
 
 

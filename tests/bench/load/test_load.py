@@ -74,7 +74,7 @@ def test_a_server_that_does_not_start_is_told(tiny_artifact):
 def test_tiny_servers_under_load(tiny_checkpoint, tiny_pictures, tmp_path):
     artifact = tmp_path / "plain.icm"
     export_artifact(
-        load_checkpoint(str(tiny_checkpoint)), artifact, classes=("cat", "dog"), pictures=find_pictures([tiny_pictures])
+        load_checkpoint(str(tiny_checkpoint)), artifact, classes=("cat", "dog"), images=find_pictures([tiny_pictures])
     )
     candidates = [OURS[0], OURS[1], THEIRS[0]]
     commands = {one.name: one.command(artifact, ("--model", str(tiny_checkpoint)), 1) for one in candidates}

@@ -92,7 +92,7 @@ def test_an_artifacts_variant_is_asked_and_its_answers_are_kept(tmp_path):
     pictures = find_pictures([pictures_path()])[::100]
     artifact = tmp_path / "small.icm"
     export_artifact(
-        load_checkpoint("reference"), artifact, classes=("a dog", "a cat", "a key"), pictures=pictures,
+        load_checkpoint("reference"), artifact, classes=("a dog", "a cat", "a key"), images=pictures,
         backends=("openvino",), wish=Wish(("float16",)), threads=1,
     )  # fmt: skip
     where = str(pictures_path() / "noto")

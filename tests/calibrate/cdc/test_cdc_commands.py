@@ -12,7 +12,7 @@ from invariclip.semantics import read_semantics
 @pytest.fixture
 def common(manifest, tiny_checkpoint, tmp_path):
     return [
-        "--model", tiny_checkpoint, "--pictures", manifest, "--cache", tmp_path / "cache", "--quiet",
+        "--model", tiny_checkpoint, "--images", manifest, "--cache", tmp_path / "cache", "--quiet",
         "--templates-learned", "2", "--steps", "4", "-o", tmp_path / "cdc.safetensors",
     ]  # fmt: skip
 

@@ -286,7 +286,7 @@ def test_the_page_lies_beside_the_other(tmp_path):
 
 @pytest.fixture
 def common(manifest, tiny_checkpoint, tmp_path):
-    return ["--model", tiny_checkpoint, "--pictures", manifest, "--cache", tmp_path / "cache", "--quiet"]
+    return ["--model", tiny_checkpoint, "--images", manifest, "--cache", tmp_path / "cache", "--quiet"]
 
 
 def test_cdc_writes_its_page(run, common, tmp_path, monkeypatch):

@@ -189,7 +189,7 @@ std::string site(std::istringstream& words) {
     const std::string found = raw(read.shift()) + raw(embeddings);
     std::ostringstream said;
     said.precision(17);
-    said << "ok " << read.pictures() << ' ' << read.kinds() << ' ' << read.weight() << ' ' << read.sha256() << ' '
+    said << "ok " << read.images() << ' ' << read.kinds() << ' ' << read.weight() << ' ' << read.sha256() << ' '
          << found.size() << '\n'
          << found;
     return said.str();

@@ -99,7 +99,7 @@ def artifact(tmp_path_factory, tiny_checkpoint, tiny_pictures, tiny_projection):
     out = tmp_path_factory.mktemp("cpp") / "unsure.icm"
     export_artifact(
         checkpoint, out, projection=tiny_projection, classes=("cat", 'a "red" house', "猫", "tree", "dog", "sun"),
-        semantics=learned, pictures=[tiny_pictures], backends=("onnxruntime", "openvino"),
+        semantics=learned, images=[tiny_pictures], backends=("onnxruntime", "openvino"),
         wish=Wish(("float16",), "near"), threads=1,
     )  # fmt: skip
     return out

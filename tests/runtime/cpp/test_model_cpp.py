@@ -58,12 +58,12 @@ def test_an_artifact_adapted_to_a_site_answers_as_in_python(
     built, tiny_checkpoint, tiny_projection, shown, engine, tmp_path
 ):
     artifact = tmp_path / "plain.icm"
-    export_artifact(load_checkpoint(str(tiny_checkpoint)), artifact, projection=tiny_projection, pictures=shown[:8],
+    export_artifact(load_checkpoint(str(tiny_checkpoint)), artifact, projection=tiny_projection, images=shown[:8],
                     backends=(engine,), threads=1)  # fmt: skip
     plain = invariclip.load(artifact, backend=engine, threads=1)
     rows, bank = plain.embed_images(shown[:30]), np.eye(plain.width)
     site = new_site("yard", plain.space_id, np.full(plain.width, 0.05), len(bank), {}).adding(rows, bank)
-    bake_site(artifact, tmp_path / "yard.icm", site, pictures=shown[:8], threads=1)
+    bake_site(artifact, tmp_path / "yard.icm", site, images=shown[:8], threads=1)
     how = ["--engine", engine, "--threads", 1]
     wanted = invariclip.load(tmp_path / "yard.icm", backend=engine, threads=1).embed_images(shown)
     got = np.asarray([one["embedding"] for one in answers(built, tmp_path / "yard.icm", *shown, *how, "--embed")])

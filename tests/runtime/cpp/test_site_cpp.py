@@ -49,7 +49,7 @@ def site_said(asked, path, rows):
 def require_equal(asked, path, rows):
     site = read_site(path)
     pictures, kinds, weight, digest, shift, adapted = site_said(asked, path, rows)
-    assert (pictures, kinds, weight, digest) == (site.pictures, site.kinds, site.weight, site.digest)
+    assert (pictures, kinds, weight, digest) == (site.images, site.kinds, site.weight, site.digest)
     np.testing.assert_array_equal(shift.view(np.uint32), site.shift.view(np.uint32))
     np.testing.assert_array_equal(adapted.view(np.uint32), site.apply(rows).view(np.uint32))
 
@@ -110,7 +110,7 @@ def with_header(content, change):
 
 def facts(**changes):
     """Metadata of a site with some changed, or left out where None."""
-    known = {"schema": 1, "name": "yard", "space_id": "space", "pictures": 20, "provenance": {}}
+    known = {"schema": 2, "name": "yard", "space_id": "space", "images": 20, "provenance": {}}
     return json.dumps({key: value for key, value in (known | changes).items() if value is not None})
 
 
@@ -153,19 +153,19 @@ def spans(total=(0, 64), taken_for=(64, 112), training_mean=(112, 176)):
         (save(sums(), {"invariclip.projection": facts()}), "the fact 'invariclip.site' is missing"),
         (stored("[" * 100), "nested deeper"),
         (stored("null"), "is not an object"),
-        (stored(facts(schema=9)), "schema 9 is not known; this version reads 1: measure again"),
+        (stored(facts(schema=9)), "schema 9 is not known; this version reads 2: measure again"),
         (stored(facts(schema="1")), "schema is not a number"),
         (stored('{"schema": NaN}'), "is not understood as JSON"),
         *((stored(facts().replace(f'"{name}"', '"other"')), f"the fact '{name}' is missing")
-          for name in ("schema", "name", "space_id", "pictures", "provenance")),
+          for name in ("schema", "name", "space_id", "images", "provenance")),
         (stored(facts(name=5)), "name is not a text"),
         (stored(facts(space_id=[])), "space_id is not a text"),
         (stored(facts(provenance=[])), "provenance is not an object"),
-        (stored(facts(pictures=-1)), "pictures is not a whole number from 0"),
-        (stored(facts(pictures=2.5)), "pictures is not a whole number from 0"),
-        (stored(facts(pictures=True)), "pictures is not a number"),
-        (stored(facts(pictures=21)), "do not add up to its pictures"),
-        (stored(facts(pictures=0)), "do not add up to its pictures"),
+        (stored(facts(images=-1)), "images is not a whole number from 0"),
+        (stored(facts(images=2.5)), "images is not a whole number from 0"),
+        (stored(facts(images=True)), "images is not a number"),
+        (stored(facts(images=21)), "do not add up to its images"),
+        (stored(facts(images=0)), "do not add up to its images"),
         (stored(total=np.zeros(WIDTH, np.float32)), "its sums are not float64"),
         (stored(taken_for=np.zeros(6, np.int64)), "its sums are not float64"),
         (stored(total=np.zeros((2, 4))), "'total' is not one vector"),
@@ -183,7 +183,7 @@ def spans(total=(0, 64), taken_for=(64, 112), training_mean=(112, 176)):
         (stored(taken_for=np.full(6, np.inf)), "do not add up"),
         (stored(taken_for=np.full(6, 1.0)), "do not add up"),
         (stored(total=20 * np.eye(WIDTH)[0], training_mean=-np.eye(WIDTH)[0], taken_for=np.full(100, 0.2)),
-         "lies 1.33 from the calibrated pictures, and 0.95 can be taken away"),
+         "lies 1.33 from the calibrated images, and 0.95 can be taken away"),
         (spans(total=(0, 72)), "'total' does not take as many bytes as its shape says"),
         (spans(total=(64, 0)), "'total' does not take as many bytes as its shape says"),
         (spans(taken_for=(16, 64)), "overlap or leave gaps"),
@@ -285,7 +285,7 @@ def exported(tmp_path_factory, tiny_checkpoint, tiny_pictures, tiny_projection):
         out = tmp_path_factory.mktemp(name) / f"{name}.icm"
         export_artifact(
             load_checkpoint(str(tiny_checkpoint)), out, projection=tiny_projection, classes=classes,
-            pictures=[tiny_pictures], backends=("onnxruntime", "openvino"), wish=Wish(("float16",), "near"), threads=1,
+            images=[tiny_pictures], backends=("onnxruntime", "openvino"), wish=Wish(("float16",), "near"), threads=1,
         )  # fmt: skip
         return out
 
@@ -406,7 +406,7 @@ def test_one_file_alone_takes_a_site(built, plain, yard, shown, engine, tmp_path
 
 def test_models_of_several_sites_share_an_engine(built, plain, yard, engine, tmp_path):
     site = read_site(yard)
-    other = Site("gate", site.space_id, site.pictures, -site.total, site.taken_for, site.training_mean)
+    other = Site("gate", site.space_id, site.images, -site.total, site.taken_for, site.training_mean)
     write_site(tmp_path / "gate.safetensors", other)
     with built.answering() as asked:
         assert asked.ask(f"sites {plain} {engine} {yard} {tmp_path / 'gate.safetensors'}") == "ok"
@@ -418,7 +418,7 @@ def test_without_classes_a_site_still_gives_embeddings(
 ):
     artifact = tmp_path / "bare.icm"
     export_artifact(load_checkpoint(str(tiny_checkpoint)), artifact, projection=tiny_projection,
-                    pictures=[tiny_pictures], backends=(engine,), threads=1)  # fmt: skip
+                    images=[tiny_pictures], backends=(engine,), threads=1)  # fmt: skip
     model = invariclip.load(artifact, backend=engine, threads=1)
     empty = new_site("yard", model.space_id, np.full(WIDTH, 0.05), WIDTH, {})
     site = empty.adding(model.embed_images(shown), np.eye(WIDTH))
@@ -443,7 +443,7 @@ def test_what_takes_no_site_says_so(built, artifact, plain, yard, shown, engine,
     with pytest.raises(InputError, match="without --cdc"):
         invariclip.load(artifact, backend=engine, site=yard)
     assert "adapt an artifact without --cdc" in refused(built, artifact, *how, yard)
-    bake_site(plain, tmp_path / "yard.icm", site, pictures=shown[:4], threads=1)
+    bake_site(plain, tmp_path / "yard.icm", site, images=shown[:4], threads=1)
     assert 'is adapted to "yard" already; take the one' in refused(built, tmp_path / "yard.icm", *how, yard)
     write_site(tmp_path / "other", random_site(0))
     assert f'"yard" was measured in space "space", and the artifact answers in "{site.space_id}": measure it again' in (

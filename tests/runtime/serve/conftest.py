@@ -42,7 +42,7 @@ def unsure_artifact(tmp_path_factory, tiny_checkpoint, tiny_pictures, tiny_proje
     out = tmp_path_factory.mktemp("unsure") / "unsure.icm"
     export_artifact(
         checkpoint, out, projection=tiny_projection, classes=("cat", "dog", "tree"), semantics=semantics,
-        pictures=find_pictures([tiny_pictures]), threads=1,
+        images=find_pictures([tiny_pictures]), threads=1,
     )  # fmt: skip
     return out
 
@@ -53,14 +53,14 @@ def unsure_model(unsure_artifact):
 
 
 @pytest.fixture(scope="session")
-def pictures(tiny_pictures):
-    """Encoded pictures."""
+def images(tiny_pictures):
+    """Encoded images."""
     return [path.read_bytes() for path in find_pictures([tiny_pictures])]
 
 
 @pytest.fixture(scope="session")
 def encoded():
-    """Makes a grey picture's bytes."""
+    """Makes a grey image's bytes."""
 
     def of(size=(40, 30), kind="PNG", **more):
         stream = io.BytesIO()
@@ -108,8 +108,8 @@ class Client:
         finally:
             link.close()
 
-    def classify(self, picture, query="", **more):
-        return self("POST", f"/v1/classify{query}", picture, "image/png", **more)
+    def classify(self, image, query="", **more):
+        return self("POST", f"/v1/classify{query}", image, "image/png", **more)
 
     def json(self, path, value):
         return self("POST", path, json.dumps(value), "application/json")

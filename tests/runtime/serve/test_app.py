@@ -20,7 +20,7 @@ from invariclip.tokenizer import hearing_cuts
 
 @pytest.fixture(scope="module")
 def ask(model, serving):
-    limits = Limits(body=200_000, pictures=4, texts=4, classes=5, templates=3, prompts=8, seconds=20)
+    limits = Limits(body=200_000, images=4, texts=4, classes=5, templates=3, prompts=8, seconds=20)
     with serving(Service(model, limits)) as client:
         yield client
 
@@ -31,81 +31,81 @@ def unsure(unsure_model, serving):
         yield client
 
 
-def test_classify_says_what_predict_says(ask, run, tiny_artifact, tiny_pictures, pictures):
+def test_classify_says_what_predict_says(ask, run, tiny_artifact, tiny_pictures, images):
     path = find_pictures([tiny_pictures])[0]
     code, out, _ = run("predict", tiny_artifact, path, "--json", "--threads", 1)
     assert code == 0
     told = json.loads(out)
-    answer = ask.classify(pictures[0])
+    answer = ask.classify(images[0])
     assert answer.status == 200
     assert answer.json == {
         "space_id": told["space_id"],
-        "predictions": [{**told["predictions"][0], "picture": "0"}],
+        "predictions": [{**told["predictions"][0], "image": "0"}],
         "warnings": [],
     }
 
 
-def test_pictures_come_as_a_body_as_files_or_as_base64(ask, pictures):
-    [raw] = ask.classify(pictures[0], "?top=1").json["predictions"]
+def test_pictures_come_as_a_body_as_files_or_as_base64(ask, images):
+    [raw] = ask.classify(images[0], "?top=1").json["predictions"]
     assert len(raw["ranking"]) == 1
-    text = base64.b64encode(pictures[0]).decode()
+    text = base64.b64encode(images[0]).decode()
     answers = [
-        ask.form("/v1/classify", [("pictures", "a.png", pictures[0]), ("top", "1")]),
-        ask.json("/v1/classify", {"pictures": [{"name": "a.png", "data": text}], "top": 1}),
-        ask.form("/v1/classify?top=1", [("pictures", "a.png", pictures[0])]),
+        ask.form("/v1/classify", [("images", "a.png", images[0]), ("top", "1")]),
+        ask.json("/v1/classify", {"images": [{"name": "a.png", "data": text}], "top": 1}),
+        ask.form("/v1/classify?top=1", [("images", "a.png", images[0])]),
     ]
     for answer in answers:
-        assert answer.json["predictions"] == [{**raw, "picture": "a.png"}]
-    octets = ask("POST", "/v1/classify?top=1", pictures[0], "application/octet-stream")
+        assert answer.json["predictions"] == [{**raw, "image": "a.png"}]
+    octets = ask("POST", "/v1/classify?top=1", images[0], "application/octet-stream")
     assert octets.json["predictions"] == [raw]
-    several = ask.form("/v1/classify", [("pictures", f"{n}.png", data) for n, data in enumerate(pictures[:4])])
-    assert [one["picture"] for one in several.json["predictions"]] == ["0.png", "1.png", "2.png", "3.png"]
+    several = ask.form("/v1/classify", [("images", f"{n}.png", data) for n, data in enumerate(images[:4])])
+    assert [one["image"] for one in several.json["predictions"]] == ["0.png", "1.png", "2.png", "3.png"]
 
 
-def test_classes_and_templates_of_a_request(ask, model, pictures):
+def test_classes_and_templates_of_a_request(ask, model, images):
     other = model.with_classes(["sun", "a moon, full"], ["a sketch of a {}."])
-    [alone] = other.classify(pictures[:1])
+    [alone] = other.classify(images[:1])
     answers = [
         ask.json(
             "/v1/classify",
-            {"pictures": [base64.b64encode(pictures[0]).decode()], "classes": ["sun", "a moon, full"],
+            {"images": [base64.b64encode(images[0]).decode()], "classes": ["sun", "a moon, full"],
              "templates": "a sketch of a {}."},
         ),
         ask.classify(
-            pictures[0], "?classes=sun&classes=a%20moon,%20full&templates=a%20sketch%20of%20a%20%7B%7D."
+            images[0], "?classes=sun&classes=a%20moon,%20full&templates=a%20sketch%20of%20a%20%7B%7D."
         ),
     ]  # fmt: skip
     for answer in answers:
-        assert answer.json["predictions"] == [{"picture": "0", **alone.to_json()}]
-    cut = ask.classify(pictures[0], f"?classes={'word%20' * 30},sun").json["warnings"]
+        assert answer.json["predictions"] == [{"image": "0", **alone.to_json()}]
+    cut = ask.classify(images[0], f"?classes={'word%20' * 30},sun").json["warnings"]
     assert len(cut) == 1
     assert "cut to context_length 16" in cut[0]
 
 
-def test_uncertainty_and_abstaining(unsure, unsure_model, pictures):
-    [alone] = unsure_model.classify(pictures[:1], abstain_above="calibrated")
+def test_uncertainty_and_abstaining(unsure, unsure_model, images):
+    [alone] = unsure_model.classify(images[:1], abstain_above="calibrated")
     assert alone.abstained  # random weights are sure of nothing
-    default = unsure.classify(pictures[0]).json["predictions"]
-    assert default == [{"picture": "0", **alone.to_json()}]
+    default = unsure.classify(images[0]).json["predictions"]
+    assert default == [{"image": "0", **alone.to_json()}]
     assert default[0]["label"] is None
     assert default[0]["uncertainty"] > 0.3
-    never = unsure.json("/v1/classify", {"pictures": [base64.b64encode(pictures[0]).decode()], "abstain_above": None})
+    never = unsure.json("/v1/classify", {"images": [base64.b64encode(images[0]).decode()], "abstain_above": None})
     assert never.json["predictions"][0]["label"] == alone.ranking[0][0]
     for query, abstained in (("?abstain_above=1", False), ("?abstain_above=0", True)):
-        assert unsure.classify(pictures[0], query).json["predictions"][0]["abstained"] is abstained
-    other = unsure.classify(pictures[0], "?classes=sun,moon").json["predictions"][0]
-    [swapped] = unsure_model.with_classes(["sun", "moon"]).classify(pictures[:1], abstain_above=0.3)
-    assert other == {"picture": "0", **swapped.to_json()}
-    assert unsure.classify(pictures[0], "?abstain_above=2").status == 422
+        assert unsure.classify(images[0], query).json["predictions"][0]["abstained"] is abstained
+    other = unsure.classify(images[0], "?classes=sun,moon").json["predictions"][0]
+    [swapped] = unsure_model.with_classes(["sun", "moon"]).classify(images[:1], abstain_above=0.3)
+    assert other == {"image": "0", **swapped.to_json()}
+    assert unsure.classify(images[0], "?abstain_above=2").status == 422
     # The server's threshold is of the evidence: an energy is not held against it
     for query, whose in (("", unsure_model), ("&classes=sun,moon", unsure_model.with_classes(["sun", "moon"]))):
-        [energy] = whose.classify(pictures[:1], uncertainty="energy")
-        told = unsure.classify(pictures[0], f"?uncertainty=energy{query}").json["predictions"][0]
-        assert told == {"picture": "0", **energy.to_json()}
+        [energy] = whose.classify(images[:1], uncertainty="energy")
+        told = unsure.classify(images[0], f"?uncertainty=energy{query}").json["predictions"][0]
+        assert told == {"image": "0", **energy.to_json()}
         assert (told["uncertainty_kind"], told["abstained"]) == ("energy", False)
 
 
-def test_embed(ask, model, pictures, tmp_path):
+def test_embed(ask, model, images, tmp_path):
     texts = ["a cat", "word " * 30]
     with hearing_cuts():
         wanted = model.embed_texts(texts)
@@ -115,9 +115,9 @@ def test_embed(ask, model, pictures, tmp_path):
     assert told.json["items"] == texts
     assert len(told.json["warnings"]) == 1
     np.testing.assert_array_equal(np.float32(told.json["embeddings"]), wanted)
-    image = ask("POST", "/v1/embed", pictures[0], "image/png").json
+    image = ask("POST", "/v1/embed", images[0], "image/png").json
     assert image["width"] == 8
-    np.testing.assert_array_equal(np.float32(image["embeddings"]), model.embed_images(pictures[:1]))
+    np.testing.assert_array_equal(np.float32(image["embeddings"]), model.embed_images(images[:1]))
     file = ask(
         "POST", "/v1/embed", json.dumps({"texts": texts}), "application/json",
         headers={"accept": "application/octet-stream"},
@@ -140,7 +140,7 @@ def test_the_model_says_what_it_is(ask, unsure, model):
     assert told["engine"]["engine"] == "onnxruntime"
     assert told["parity"] == model.manifest.variants["float32"].parity["onnxruntime"]
     assert told["semantics"] is None
-    assert told["limits"]["pictures"] == 4
+    assert told["limits"]["images"] == 4
     learned = unsure("GET", "/v1/model").json
     assert learned["semantics"]["learned"] == 2
     assert learned["abstain_above"] == 0.3
@@ -159,10 +159,10 @@ def test_health_and_readiness(ask):
         ask.api.ready = True
 
 
-def test_metrics(model, serving, pictures):
+def test_metrics(model, serving, images):
     metrics = Metrics()
-    with serving(Service(model, pictures=metrics.watcher("pictures")), metrics) as ask:
-        ask.classify(pictures[0])
+    with serving(Service(model, images=metrics.watcher("images")), metrics) as ask:
+        ask.classify(images[0])
         ask.classify(b"nothing")
         ask("GET", "/nowhere/1")
         text = ask("GET", "/metrics")
@@ -172,11 +172,11 @@ def test_metrics(model, serving, pictures):
     assert counts['invariclip_requests_total{route="/v1/classify",status="200"}'] == 1
     assert counts['invariclip_requests_total{route="/v1/classify",status="422"}'] == 1
     assert counts['invariclip_requests_total{route="other",status="404"}'] == 1
-    assert counts['invariclip_items_total{kind="pictures"}'] == 1
-    assert counts['invariclip_batch_size_count{kind="pictures"}'] == 1
-    assert counts['invariclip_queue_depth{kind="pictures"}'] == 0
+    assert counts['invariclip_items_total{kind="images"}'] == 1
+    assert counts['invariclip_batch_size_count{kind="images"}'] == 1
+    assert counts['invariclip_queue_depth{kind="images"}'] == 0
     for stage in ("decode", "queue", "engine"):
-        assert counts[f'invariclip_stage_seconds_count{{kind="pictures",stage="{stage}"}}'] == 1
+        assert counts[f'invariclip_stage_seconds_count{{kind="images",stage="{stage}"}}'] == 1
 
 
 def test_the_page_needs_nothing_from_elsewhere(ask):
@@ -201,15 +201,15 @@ def test_the_page_needs_nothing_from_elsewhere(ask):
         ("POST", "/v1/classify", b"[]", "application/json", 400, "must be a JSON object"),
         ("POST", "/v1/classify", b"x", "multipart/form-data", 400, "Missing boundary"),
         ("POST", "/v1/classify", b"x", "multipart/form-data; boundary=b", 400, "Invalid multipart data"),
-        ("POST", "/v1/classify", b"", "image/png", 422, "no picture; send one"),
-        ("POST", "/v1/classify", b"nothing", "image/png", 422, "picture 0: not a picture that Pillow can read"),
+        ("POST", "/v1/classify", b"", "image/png", 422, "no image; send one"),
+        ("POST", "/v1/classify", b"nothing", "image/png", 422, "image 0: not a picture that Pillow can read"),
         ("POST", "/v1/classify?tpo=2", b"nothing", "image/png", 422, "no field is called 'tpo'"),
         ("POST", "/v1/classify?uncertainty=evidence", b"x", "image/png", 422, "has no learned templates"),
         ("POST", "/v1/classify?uncertainty=doubt", b"x", "image/png", 422, "one of evidence, energy, not 'doubt'"),
         ("POST", "/v1/classify?abstain_above=calibrated", b"x", "image/png", 422, "energy is not; give a number"),
         ("POST", "/v1/classify?classes=a,b,c,d,e,f", b"x", "image/png", 413, "6 classes are too many; up to 5"),
         ("POST", "/v1/classify", b"x" * 200_001, "image/png", 413, "up to 200,000 bytes"),
-        ("POST", "/v1/embed", b'{"texts": ["a"], "pictures": ["aGk="]}', "application/json", 422, "not both"),
+        ("POST", "/v1/embed", b'{"texts": ["a"], "images": ["aGk="]}', "application/json", 422, "not both"),
         ("POST", "/v1/embed", b'{"texts": ["a", "b", "c", "d", "e"]}', "application/json", 413, "5 texts are too many"),
     ],
 )  # fmt: skip
@@ -219,18 +219,18 @@ def test_refusals(ask, method, path, body, kind, status, reason):
     assert reason in answer.error
 
 
-def test_compressed_bodies_are_refused_and_not_misread(ask, pictures):
-    answer = ask.classify(pictures[0], headers={"content-encoding": "gzip"})
+def test_compressed_bodies_are_refused_and_not_misread(ask, images):
+    answer = ask.classify(images[0], headers={"content-encoding": "gzip"})
     assert answer.status == 415
     assert "'gzip' is not taken" in answer.error
 
 
-def test_too_many_files_and_files_in_other_fields(ask, pictures):
-    five = ask.form("/v1/classify", [("pictures", f"{n}.png", pictures[0]) for n in range(5)])
-    assert (five.status, five.error) == (413, "too many pictures; up to 4 are taken at once")
-    other = ask.form("/v1/classify", [("file", "a.png", pictures[0])])
+def test_too_many_files_and_files_in_other_fields(ask, images):
+    five = ask.form("/v1/classify", [("images", f"{n}.png", images[0]) for n in range(5)])
+    assert (five.status, five.error) == (413, "too many images; up to 4 are taken at once")
+    other = ask.form("/v1/classify", [("file", "a.png", images[0])])
     assert other.status == 422
-    assert "belongs in the field pictures, not in 'file'" in other.error
+    assert "belongs in the field images, not in 'file'" in other.error
 
 
 def test_a_body_without_a_length_is_counted_while_it_comes(ask):
@@ -243,18 +243,18 @@ def test_a_body_without_a_length_is_counted_while_it_comes(ask):
     assert ask.api._held.now == 0
 
 
-def test_a_bad_picture_fails_its_own_request_alone(ask, pictures):
-    bad = ask.form("/v1/classify", [("pictures", "good.png", pictures[0]), ("pictures", "bad.png", b"nothing")])
+def test_a_bad_picture_fails_its_own_request_alone(ask, images):
+    bad = ask.form("/v1/classify", [("images", "good.png", images[0]), ("images", "bad.png", b"nothing")])
     assert bad.status == 422
-    assert bad.error == "picture bad.png: not a picture that Pillow can read"
-    assert ask.classify(pictures[0]).status == 200
+    assert bad.error == "image bad.png: not a picture that Pillow can read"
+    assert ask.classify(images[0]).status == 200
 
 
 @pytest.mark.parametrize(
     ("side", "status", "reason"),
     [
-        (9_000, 413, "picture 0: 9000x9000 pixels are too many; up to 50,000,000"),
-        (60_000, 422, "picture 0: Image size"),
+        (9_000, 413, "image 0: 9000x9000 pixels are too many; up to 50,000,000"),
+        (60_000, 422, "image 0: Image size"),
     ],
 )
 def test_a_bomb_is_refused_by_its_head(ask, encoded, side, status, reason):
@@ -274,8 +274,8 @@ def test_a_bomb_is_refused_by_its_head(ask, encoded, side, status, reason):
          "multipart/form-data; boundary=b; charset=idna", "application/octet-stream", ""]
     ),
     prefix=st.sampled_from(
-        [b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"GIF89a", b'{"pictures": "', b"--b\r\n",
-         b'--b\r\ncontent-disposition: form-data; name="pictures"; filename="a"\r\n\r\n']
+        [b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"GIF89a", b'{"images": "', b"--b\r\n",
+         b'--b\r\ncontent-disposition: form-data; name="images"; filename="a"\r\n\r\n']
     ),
     path=st.sampled_from(["/v1/classify", "/v1/embed"]),
     query=st.text(st.sampled_from("abtopclassestemplates=&%{}0123456789é "), max_size=20),

@@ -30,7 +30,7 @@ def slow(model):
     return Slow(model)
 
 
-def test_the_same_set_asked_at_once_is_embedded_once(slow, model, pictures):
+def test_the_same_set_asked_at_once_is_embedded_once(slow, model, images):
     sets = ClassSets(slow, limit=4, pending=4)
     asked = [sets.ask(("sun", "moon"), TEMPLATES) for _ in range(6)]
     slow.gate.set()
@@ -38,7 +38,7 @@ def test_the_same_set_asked_at_once_is_embedded_once(slow, model, pictures):
     assert slow.asked == [("sun", "moon")]
     assert all(one is made[0] for one in made)
     np.testing.assert_array_equal(
-        made[0].model.probabilities(pictures), model.with_classes(["sun", "moon"]).probabilities(pictures)
+        made[0].model.probabilities(images), model.with_classes(["sun", "moon"]).probabilities(images)
     )
     for one in asked:
         one.leave()

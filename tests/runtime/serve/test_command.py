@@ -50,11 +50,11 @@ def asked(port, method, path, body=None, kind="image/png", **headers):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_answers_and_ends_with_exit_code_0(started, unsure_artifact, pictures, number):
+def test_it_answers_and_ends_with_exit_code_0(started, unsure_artifact, images, number):
     process, port, lines = started(unsure_artifact, "--abstain-above", "calibrated", "--classes", "sun,moon")
     assert lines == [f"invariclip: {unsure_artifact} (float32 on onnxruntime) at http://127.0.0.1:{port}\n"]
     assert asked(port, "GET", "/readyz")[0] == 200
-    status, body = asked(port, "POST", "/v1/classify", pictures[0])
+    status, body = asked(port, "POST", "/v1/classify", images[0])
     assert status == 200
     [told] = json.loads(body)["predictions"]
     assert {each["label"] for each in told["ranking"]} == {"sun", "moon"}
@@ -66,25 +66,25 @@ def test_it_answers_and_ends_with_exit_code_0(started, unsure_artifact, pictures
         asked(port, "GET", "/healthz")
 
 
-def test_what_was_taken_before_the_signal_is_answered(started, tiny_artifact, pictures, until):
+def test_what_was_taken_before_the_signal_is_answered(started, tiny_artifact, images, until):
     process, port, _ = started(tiny_artifact, "--max-wait-ms", "1500", "--max-batch", "2")
     told = []
-    thread = threading.Thread(target=lambda: told.append(asked(port, "POST", "/v1/classify", pictures[0])))
+    thread = threading.Thread(target=lambda: told.append(asked(port, "POST", "/v1/classify", images[0])))
     thread.start()
-    until(lambda: b'invariclip_queue_depth{kind="pictures"} 1.0' in asked(port, "GET", "/metrics")[1])
-    process.send_signal(signal.SIGTERM)  # the picture waits for company, which does not come
+    until(lambda: b'invariclip_queue_depth{kind="images"} 1.0' in asked(port, "GET", "/metrics")[1])
+    process.send_signal(signal.SIGTERM)  # the image waits for company, which does not come
     thread.join(20)
     assert process.wait(20) == 0
     assert told[0][0] == 200
 
 
-def test_keys_come_from_a_file(started, tiny_artifact, tmp_path, pictures):
+def test_keys_come_from_a_file(started, tiny_artifact, tmp_path, images):
     keys = tmp_path / "keys.txt"
     keys.write_text("# ours\nsesame\n\n  other  \n")
     assert read_keys(keys) == ("sesame", "other")
     _, port, _ = started(tiny_artifact, "--api-key-file", keys)
-    assert asked(port, "POST", "/v1/classify", pictures[0])[0] == 401
-    assert asked(port, "POST", "/v1/classify", pictures[0], authorization="Bearer other")[0] == 200
+    assert asked(port, "POST", "/v1/classify", images[0])[0] == 401
+    assert asked(port, "POST", "/v1/classify", images[0], authorization="Bearer other")[0] == 200
     assert asked(port, "GET", "/healthz")[0] == 200
 
 
@@ -104,7 +104,7 @@ def test_files_without_keys_are_refused(tmp_path):
         (["--abstain-above", "calibrated"], "energy is not; give a number"),
         (["--uncertainty", "evidence"], "no learned templates"),
         (["--variant", "int8"], "no variant 'int8'; available: float32"),
-        (["--max-pictures", "300"], "raise --queue or lower --max-pictures"),
+        (["--max-images", "300"], "raise --queue or lower --max-images"),
         (["--template", "no slot"], "exactly one"),
         (["--api-key-file", "absent.txt"], "absent.txt: cannot be read"),
         (["--host", "no.such.host.invalid"], "cannot listen there"),

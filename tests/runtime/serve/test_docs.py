@@ -63,10 +63,10 @@ def test_python_lines(ask, desk):
 def test_the_numbers_of_measured_sites_are_the_code_s():
     window = Window()
     for number, text in (
-        (window.floor, "applied before {} pictures"), (window.step, "updated every {} pictures"),
+        (window.floor, "applied before {} images"), (window.step, "updated every {} images"),
         (LATEST, "one of the last {} "), (window.block, "dropped in blocks of {}"), (SAME, "cosine above {}"),
         (f"{UNLIKE:g}", "({} standard"), (CHANGED, "After {} outliers"),
-        (f"{window.block * window.blocks:,}", "the last {} pictures"), (ROWS, "in order, {} to a file"),
+        (f"{window.block * window.blocks:,}", "the last {} images"), (ROWS, "in order, {} to a file"),
     ):  # fmt: skip
         assert text.format(number) in " ".join(PAGE.split())
 

@@ -12,49 +12,49 @@ from invariclip.serve.limits import Limits
 from invariclip.serve.service import Batching, Service
 
 
-def test_requests_of_many_clients_go_together(model, gated, serving, pictures, until):
+def test_requests_of_many_clients_go_together(model, gated, serving, images, until):
     service = gated(model, batching=Batching(max_batch=8))
     with serving(service) as ask, ThreadPoolExecutor(9) as pool:
-        first = pool.submit(ask.classify, pictures[0])
+        first = pool.submit(ask.classify, images[0])
         assert service.begun.acquire(timeout=20)
-        others = [pool.submit(ask.classify, data) for data in pictures[1:9]]
-        until(lambda: len(service.pictures._ready) == 8)
+        others = [pool.submit(ask.classify, data) for data in images[1:9]]
+        until(lambda: len(service.images._ready) == 8)
         service.gate.set()
         answers = [one.result(20) for one in (first, *others)]
     assert service.batches == [1, 8]
-    for data, answer in zip(pictures, answers, strict=False):
+    for data, answer in zip(images, answers, strict=False):
         [alone] = model.classify([data])
         assert answer.json["predictions"][0]["label"] == alone.label
         assert answer.json["predictions"][0]["probability"] == pytest.approx(alone.probability, abs=1e-4)
 
 
-def test_a_full_queue_says_when_to_come_again(model, gated, serving, pictures, until):
-    service = gated(model, Limits(queue=2, pictures=2), Batching(max_batch=1))
+def test_a_full_queue_says_when_to_come_again(model, gated, serving, images, until):
+    service = gated(model, Limits(queue=2, images=2), Batching(max_batch=1))
     with serving(service) as ask, ThreadPoolExecutor(4) as pool:
-        taken = [pool.submit(ask.classify, pictures[0])]
+        taken = [pool.submit(ask.classify, images[0])]
         assert service.begun.acquire(timeout=20)
-        taken += [pool.submit(ask.classify, pictures[0]) for _ in range(2)]
-        until(lambda: service.pictures.waiting == 2)
-        refused = ask.classify(pictures[0])
+        taken += [pool.submit(ask.classify, images[0]) for _ in range(2)]
+        until(lambda: service.images.waiting == 2)
+        refused = ask.classify(images[0])
         assert refused.status == 503
         assert int(refused.headers["retry-after"]) >= 1
-        assert "2 pictures are waiting" in refused.error
+        assert "2 images are waiting" in refused.error
         assert ask("GET", "/healthz").status == 200
         service.gate.set()
         assert [one.result(20).status for one in taken] == [200, 200, 200]
-        assert ask.classify(pictures[0]).status == 200
+        assert ask.classify(images[0]).status == 200
 
 
-def test_what_takes_too_long_is_given_up(model, gated, serving, pictures, until):
+def test_what_takes_too_long_is_given_up(model, gated, serving, images, until):
     service = gated(model, Limits(seconds=0.3), Batching(max_batch=1))
     with serving(service) as ask, ThreadPoolExecutor(2) as pool:
-        asked = [pool.submit(ask.classify, pictures[0]) for _ in range(2)]
+        asked = [pool.submit(ask.classify, images[0]) for _ in range(2)]
         late = [one.result(20) for one in asked]
         assert [answer.status for answer in late] == [504, 504]
         assert "no answer within 0.3 s" in late[0].error
-        until(lambda: service.pictures.waiting == 0)
+        until(lambda: service.images.waiting == 0)
         service.gate.set()
-        until(lambda: ask.classify(pictures[0]).status == 200)
+        until(lambda: ask.classify(images[0]).status == 200)
     assert service.batches[0] == 1
     assert ask.api._held.now == 0
 
@@ -69,16 +69,16 @@ def test_a_body_that_does_not_come_in_is_given_up(model, serving):
         assert ask.api._held.now == 0
 
 
-def test_work_of_a_client_that_went_away_is_dropped(model, gated, serving, pictures, until):
+def test_work_of_a_client_that_went_away_is_dropped(model, gated, serving, images, until):
     service = gated(model, batching=Batching(max_batch=1))
     with serving(service) as ask, ThreadPoolExecutor(1) as pool:
-        first = pool.submit(ask.classify, pictures[0])
+        first = pool.submit(ask.classify, images[0])
         assert service.begun.acquire(timeout=20)
         gone = ask.connection()
-        gone.request("POST", "/v1/classify", pictures[1], {"content-type": "image/png"})
-        until(lambda: service.pictures.waiting == 1)
+        gone.request("POST", "/v1/classify", images[1], {"content-type": "image/png"})
+        until(lambda: service.images.waiting == 1)
         gone.close()
-        until(lambda: service.pictures.waiting == 0)
+        until(lambda: service.images.waiting == 0)
         service.gate.set()
         assert first.result(20).status == 200
         metrics = ask("GET", "/metrics").body.decode()
@@ -86,28 +86,28 @@ def test_work_of_a_client_that_went_away_is_dropped(model, gated, serving, pictu
     assert 'invariclip_requests_total{route="/v1/classify",status="499"} 1.0' in metrics
 
 
-def test_bodies_of_all_clients_are_bounded_together(model, gated, serving, pictures, until):
-    room = len(pictures[0]) + 10
+def test_bodies_of_all_clients_are_bounded_together(model, gated, serving, images, until):
+    room = len(images[0]) + 10
     service = gated(model, Limits(body=room, bodies=room))
     with serving(service) as ask, ThreadPoolExecutor(1) as pool:
-        first = pool.submit(ask.classify, pictures[0])
+        first = pool.submit(ask.classify, images[0])
         assert service.begun.acquire(timeout=20)
-        refused = ask.classify(pictures[0])
+        refused = ask.classify(images[0])
         assert refused.status == 503
         assert "are held; try again" in refused.error
         service.gate.set()
         assert first.result(20).status == 200
         until(lambda: ask.api._held.now == 0)
-        assert ask.classify(pictures[0]).status == 200
+        assert ask.classify(images[0]).status == 200
 
 
-def test_what_nobody_foresaw_is_in_the_log_under_an_id(model, serving, pictures, caplog):
+def test_what_nobody_foresaw_is_in_the_log_under_an_id(model, serving, images, caplog):
     class Broken(Service):
         def _rows(self, batch, seen):
             raise ZeroDivisionError("secret of the house")
 
     with serving(Broken(model)) as ask, caplog.at_level(logging.ERROR, "invariclip.serve"):
-        answer = ask.classify(pictures[0])
+        answer = ask.classify(images[0])
         assert answer.status == 500
         assert "secret" not in answer.error
         number = answer.error.split()[-1]
@@ -116,7 +116,7 @@ def test_what_nobody_foresaw_is_in_the_log_under_an_id(model, serving, pictures,
         assert ask.json("/v1/embed", {"texts": ["a cat"]}).status == 200
 
 
-def test_a_class_set_that_is_slow_holds_up_nobody_else(model, serving, pictures):
+def test_a_class_set_that_is_slow_holds_up_nobody_else(model, serving, images):
     gate, begun = threading.Event(), threading.Event()
 
     class Slow(Service):
@@ -132,15 +132,15 @@ def test_a_class_set_that_is_slow_holds_up_nobody_else(model, serving, pictures)
             self.class_sets._model = type("Waits", (), {"with_classes": staticmethod(with_classes)})
 
     with serving(Slow(model)) as ask, ThreadPoolExecutor(1) as pool:
-        slow = pool.submit(ask.classify, pictures[0], "?classes=sun,moon")
+        slow = pool.submit(ask.classify, images[0], "?classes=sun,moon")
         assert begun.wait(20)
-        assert ask.classify(pictures[0]).status == 200
+        assert ask.classify(images[0]).status == 200
         assert not slow.done()
         gate.set()
         assert slow.result(20).json["predictions"][0]["label"] in ("sun", "moon")
 
 
-def test_keys(model, serving, pictures):
+def test_keys(model, serving, images):
     with serving(Service(model), api_keys=("open sesame", "other")) as ask:
         for headers in (
             None,
@@ -148,23 +148,23 @@ def test_keys(model, serving, pictures):
             {"x-api-key": "open"},
             {"authorization": "open sesame"},
         ):
-            refused = ask.classify(pictures[0], headers=headers)
+            refused = ask.classify(images[0], headers=headers)
             assert refused.status == 401
             assert refused.headers["www-authenticate"] == "Bearer"
             assert "authorization: Bearer KEY" in refused.error
         assert ask("GET", "/metrics").status == 401
         assert ask("GET", "/v1/model").status == 401
         for headers in ({"authorization": "Bearer open sesame"}, {"x-api-key": "other"}):
-            assert ask.classify(pictures[0], headers=headers).status == 200
+            assert ask.classify(images[0], headers=headers).status == 200
         for path in ("/", "/healthz", "/readyz"):
             assert ask("GET", path).status == 200
 
 
-def test_other_sites_may_ask_only_where_they_are_named(model, serving, pictures):
+def test_other_sites_may_ask_only_where_they_are_named(model, serving, images):
     origin = {"origin": "https://example.org"}
     preflight = {**origin, "access-control-request-method": "POST", "access-control-request-headers": "content-type"}
     with serving(Service(model)) as ask:
-        assert "access-control-allow-origin" not in ask.classify(pictures[0], headers=origin).headers
+        assert "access-control-allow-origin" not in ask.classify(images[0], headers=origin).headers
         assert ask("OPTIONS", "/v1/classify", headers=preflight).status == 405
     with serving(Service(model), cors_origins=("https://example.org",), api_keys=("k",)) as ask:
         assert ask("OPTIONS", "/v1/classify", headers=preflight).status == 200
@@ -175,13 +175,13 @@ def test_other_sites_may_ask_only_where_they_are_named(model, serving, pictures)
         assert "access-control-allow-origin" not in stranger.headers
 
 
-def test_a_server_that_stops_takes_no_more(model, serving, pictures):
+def test_a_server_that_stops_takes_no_more(model, serving, images):
     service = Service(model)
     with serving(service) as ask:
         service.close(20)
         for answer in (
-            ask.classify(pictures[0]),
-            ask.classify(pictures[0], "?classes=sun,moon"),
+            ask.classify(images[0]),
+            ask.classify(images[0], "?classes=sun,moon"),
             ask("POST", "/v1/embed", json.dumps({"texts": ["a"]}), "application/json"),
         ):
             assert answer.status == 503

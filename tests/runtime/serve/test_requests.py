@@ -12,8 +12,8 @@ from invariclip.errors import InputError, InvariclipError
 from invariclip.serve.limits import Limits, RefusedError
 from invariclip.serve.requests import UNSAID, Body, Named, classify, embed, from_json, from_pairs, merged
 
-PICTURE = (Named("0", b"picture"),)
-LIMITS = Limits(pictures=3, texts=4, classes=3, templates=2, prompts=4, characters=20)
+PICTURE = (Named("0", b"image"),)
+LIMITS = Limits(images=3, texts=4, classes=3, templates=2, prompts=4, characters=20)
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
@@ -49,7 +49,7 @@ def test_templates_are_prompts_or_a_set_by_name():
 
 def test_defaults():
     plain = asked()
-    assert (plain.pictures, plain.classes, plain.templates, plain.top) == (PICTURE, None, None, 3)
+    assert (plain.images, plain.classes, plain.templates, plain.top) == (PICTURE, None, None, 3)
     assert plain.abstain_above is UNSAID
 
 
@@ -63,7 +63,7 @@ def test_abstain_above(said, read):
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"clases": "cat"}, "'clases'; available: pictures, classes, templates, abstain_above, uncertainty, top"),
+        ({"clases": "cat"}, "'clases'; available: images, classes, templates, abstain_above, uncertainty, top"),
         ({"top": 0}, "top must be a whole number from 1 on, not 0"),
         ({"top": "three"}, "whole number"),
         ({"top": True}, "whole number"),
@@ -80,11 +80,11 @@ def test_abstain_above(said, read):
         ({"classes": ["\ud800"]}, "half a character"),
         ({"templates": ["no slot"]}, "exactly one"),
         ({"templates": ["{}", "{}"]}, "given twice"),
-        ({"pictures": [5]}, "picture 0: give base64"),
-        ({"pictures": ["aGk=", "*"]}, "picture 1: not base64"),
-        ({"pictures": ["é"]}, "picture 0: not base64"),
-        ({"pictures": [{"data": "aGk=", "nme": "x"}]}, "fields name and data"),
-        ({"pictures": [{"name": "x"}]}, "give base64"),
+        ({"images": [5]}, "image 0: give base64"),
+        ({"images": ["aGk=", "*"]}, "image 1: not base64"),
+        ({"images": ["é"]}, "image 0: not base64"),
+        ({"images": [{"data": "aGk=", "nme": "x"}]}, "fields name and data"),
+        ({"images": [{"name": "x"}]}, "give base64"),
     ],
 )  # fmt: skip
 def test_what_is_not_understood_is_one_line(fields, reason):
@@ -99,8 +99,8 @@ def test_what_is_not_understood_is_one_line(fields, reason):
         ({"templates": ["a {}", "b {}", "c {}"]}, "3 templates are too many; up to 2"),
         ({"classes": ["a", "b", "c"], "templates": ["a {}", "b {}"]}, "6 prompts .* up to 4"),
         ({"classes": ["x" * 21]}, "21 characters in one of classes"),
-        ({"pictures": ["aGk="] * 3}, "4 pictures are too many; up to 3"),
-        ({"pictures": ["*"] * 1000}, "1,001 pictures are too many"),
+        ({"images": ["aGk="] * 3}, "4 images are too many; up to 3"),
+        ({"images": ["*"] * 1000}, "1,001 images are too many"),
     ],
 )
 def test_too_much_is_refused(fields, reason):
@@ -112,22 +112,22 @@ def test_too_much_is_refused(fields, reason):
 def test_pictures_in_json():
     text = base64.b64encode(b"\x89PNG").decode()
     body = Body(
-        {"pictures": [text, f"data:image/png;base64,{text}", {"name": "cat.png", "data": f"{text[:3]}\n{text[3:]}"}]}
+        {"images": [text, f"data:image/png;base64,{text}", {"name": "cat.png", "data": f"{text[:3]}\n{text[3:]}"}]}
     )
     names = [("0", b"\x89PNG"), ("1", b"\x89PNG"), ("cat.png", b"\x89PNG")]
-    assert list(classify(body, LIMITS).pictures) == names
-    assert list(embed(body, LIMITS).pictures) == names
-    assert embed(Body({"pictures": text}), LIMITS).pictures == (Named("0", b"\x89PNG"),)
+    assert list(classify(body, LIMITS).images) == names
+    assert list(embed(body, LIMITS).images) == names
+    assert embed(Body({"images": text}), LIMITS).images == (Named("0", b"\x89PNG"),)
 
 
 def test_embed_wants_pictures_or_texts():
     assert embed(Body({"texts": ["a", "b, c"]}), LIMITS).texts == ("a", "b, c")
     assert embed(Body({"texts": "a, b"}), LIMITS).texts == ("a, b",)
-    assert embed(Body({}, PICTURE), LIMITS).pictures == PICTURE
+    assert embed(Body({}, PICTURE), LIMITS).images == PICTURE
     for wrong in (Body({}), Body({"texts": "a"}, PICTURE)):
-        with pytest.raises(InputError, match="give pictures, or texts, and not both"):
+        with pytest.raises(InputError, match="give images, or texts, and not both"):
             embed(wrong, LIMITS)
-    with pytest.raises(InputError, match="no picture; send one as the body"):
+    with pytest.raises(InputError, match="no image; send one as the body"):
         classify(Body({"top": 1}), LIMITS)
     with pytest.raises(RefusedError, match="5 texts are too many"):
         embed(Body({"texts": ["a"] * 5}), LIMITS)
@@ -149,7 +149,7 @@ def test_what_is_no_json_object_is_refused(data):
     assert refused.value.status == 400
 
 
-@given(anything, st.sampled_from(["pictures", "classes", "templates", "abstain_above", "top", "texts"]))
+@given(anything, st.sampled_from(["images", "classes", "templates", "abstain_above", "top", "texts"]))
 def test_any_value_in_any_field_is_read_or_refused_in_one_line(value, field):
     for body in (Body({field: value}, PICTURE), Body({field: value})):
         for read in (classify, embed):

@@ -1,4 +1,4 @@
-"""Many callers' pictures and texts, answered as `Model` answers them one at a time."""
+"""Many callers' images and texts, answered as `Model` answers them one at a time."""
 
 import io
 from concurrent.futures import ThreadPoolExecutor
@@ -16,20 +16,20 @@ from invariclip.tokenizer import hearing_cuts
 IN_A_BATCH = 1e-5
 
 
-def asked(pictures, classes=True):
-    return [(Named(str(place), data), classes) for place, data in enumerate(pictures)]
+def asked(images, classes=True):
+    return [(Named(str(place), data), classes) for place, data in enumerate(images)]
 
 
 @pytest.mark.parametrize("which", ["model", "unsure_model"])
-def test_answers_are_the_models_own(which, pictures, request):
+def test_answers_are_the_models_own(which, images, request):
     model = request.getfixturevalue(which)
     service = Service(model, batching=Batching(max_batch=8, decoders=2))
     other = model.with_classes(["sun", "moon", "a red house"])
     with ThreadPoolExecutor(6) as pool:
-        tickets = list(pool.map(lambda one: service.pictures.submit([one]), asked(pictures) * 3))
+        tickets = list(pool.map(lambda one: service.images.submit([one]), asked(images) * 3))
     rows = [ticket.future.result(20)[0] for ticket in tickets]
     for place, row in enumerate(rows):
-        one = [pictures[place % len(pictures)]]
+        one = [images[place % len(images)]]
         np.testing.assert_allclose(row.embedding, model.embed_images(one)[0], atol=IN_A_BATCH)
         for own, whose in ((model, service.model), (other, other)):
             [told] = service.predictions([row], whose, 3, service.uncertainty, None)
@@ -42,34 +42,34 @@ def test_answers_are_the_models_own(which, pictures, request):
     assert service.close(20)
 
 
-def test_one_at_a_time_is_equal_bit_by_bit(model, unsure_model, pictures):
+def test_one_at_a_time_is_equal_bit_by_bit(model, unsure_model, images):
     for one in (model, unsure_model):
         service = Service(one, batching=Batching(max_batch=1))
-        rows = service.pictures.submit(asked(pictures)).future.result(20)
+        rows = service.images.submit(asked(images)).future.result(20)
         told = service.predictions(rows, one, 3, service.uncertainty, None)
-        assert told == one.classify(pictures, top_k=3, batch_size=1)
+        assert told == one.classify(images, top_k=3, batch_size=1)
         service.close()
 
 
-def test_embeddings_alone_ask_the_graph_for_no_classes(model, pictures):
+def test_embeddings_alone_ask_the_graph_for_no_classes(model, images):
     service = Service(model)
-    [row] = service.pictures.submit(asked(pictures[:1], classes=False)).future.result(20)
+    [row] = service.images.submit(asked(images[:1], classes=False)).future.result(20)
     assert row.probabilities is None
-    np.testing.assert_array_equal(row.embedding, model.embed_images(pictures[:1])[0])
+    np.testing.assert_array_equal(row.embedding, model.embed_images(images[:1])[0])
     service.close()
 
 
-def test_pictures_are_bounded_before_they_are_decoded(model, encoded, pictures):
+def test_pictures_are_bounded_before_they_are_decoded(model, encoded, images):
     service = Service(model, Limits(pixels=8000))
     small, large = encoded((80, 100)), encoded((81, 100))
-    assert service.pictures.submit(asked([small])).future.result(20)
-    with pytest.raises(RefusedError, match=r"picture 1: 81x100 pixels are too many; up to 8,000") as refused:
-        service.pictures.submit(asked([small, large])).future.result(20)
+    assert service.images.submit(asked([small])).future.result(20)
+    with pytest.raises(RefusedError, match=r"image 1: 81x100 pixels are too many; up to 8,000") as refused:
+        service.images.submit(asked([small, large])).future.result(20)
     assert refused.value.status == 413
-    with pytest.raises(InputError, match=r"^picture 0: not a picture that Pillow can read$"):
-        service.pictures.submit(asked([b"nothing"])).future.result(20)
-    with pytest.raises(InputError, match=r"^picture 0: damaged picture"):
-        service.pictures.submit(asked([pictures[0][:200]])).future.result(20)
+    with pytest.raises(InputError, match=r"^image 0: not a picture that Pillow can read$"):
+        service.images.submit(asked([b"nothing"])).future.result(20)
+    with pytest.raises(InputError, match=r"^image 0: damaged image"):
+        service.images.submit(asked([images[0][:200]])).future.result(20)
     service.close()
 
 
@@ -80,7 +80,7 @@ def test_formats_that_nobody_sends_are_not_decoded(model, kind):
     Image.new("RGB", (32, 32)).save(stream, kind)
     service = Service(model)
     with pytest.raises(InputError, match=f"format {kind} is not taken; available: AVIF, BMP"):
-        service.pictures.submit(asked([stream.getvalue()])).future.result(20)
+        service.images.submit(asked([stream.getvalue()])).future.result(20)
     service.close()
 
 
@@ -88,19 +88,19 @@ def test_formats_that_nobody_sends_are_not_decoded(model, kind):
 def test_formats_that_people_send_are(model, encoded, kind):
     service = Service(model)
     data = encoded(kind=kind)
-    [row] = service.pictures.submit(asked([data])).future.result(20)
+    [row] = service.images.submit(asked([data])).future.result(20)
     np.testing.assert_array_equal(row.embedding, model.embed_images([data])[0])
     service.close()
 
 
-def test_a_failing_engine_is_not_the_pictures_fault(model, pictures):
+def test_a_failing_engine_is_not_the_pictures_fault(model, images):
     class Broken(Service):
         def _rows(self, batch, seen):
             raise InputError("ONNX Runtime cannot answer this input")
 
     service = Broken(model)
     with pytest.raises(RuntimeError, match="cannot answer"):
-        service.pictures.submit(asked(pictures[:1])).future.result(20)
+        service.images.submit(asked(images[:1])).future.result(20)
     service.close()
 
 
@@ -160,7 +160,7 @@ def test_limits_are_above_zero_and_fit_together():
         with pytest.raises(InputError, match="must be above 0"):
             Limits(**wrong)
     with pytest.raises(InputError, match="--queue"):
-        Limits(pictures=9, queue=8)
+        Limits(images=9, queue=8)
     with pytest.raises(InputError, match="in all"):
         Limits(body=9, bodies=8)
 

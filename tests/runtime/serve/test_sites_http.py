@@ -22,11 +22,11 @@ SMALL = Window(floor=2, step=2, block=2, blocks=8)
 
 
 @pytest.fixture(scope="module")
-def site(model, pictures):
+def site(model, images):
     """A place that moves embeddings far, as if there were more kinds of things than a random model can tell."""
     bank = np.eye(model.width)
     empty = new_site("yard", model.space_id, np.full(model.width, 0.05), len(bank), {})
-    return empty.adding(model.embed_images(pictures), bank)
+    return empty.adding(model.embed_images(images), bank)
 
 
 def _service(model, warm=True, **how):
@@ -40,52 +40,52 @@ def _as_file(client, path, body, kind, **more):
     return client("POST", path, body, kind, headers={"accept": "application/octet-stream", **more})
 
 
-def test_the_default_site_is_in_every_answer(model, site, serving, pictures, tmp_path):
+def test_the_default_site_is_in_every_answer(model, site, serving, images, tmp_path):
     adapted = model.with_site(site)
     with serving(_service(model, default=site)) as client:
-        [wanted] = adapted.classify(pictures[:1], top_k=3)
-        told = client.classify(pictures[0], "?top=3").json
-        assert told["predictions"] == [{"picture": "0", **wanted.to_json()}]
-        assert told["site"] == {"name": "yard", "sha256": site.digest, "pictures": site.pictures}
-        [other] = adapted.with_classes(["sun", "moon"]).classify(pictures[:1], top_k=2)
-        told = client.classify(pictures[0], "?top=2&classes=sun,moon").json["predictions"][0]
-        assert told == {"picture": "0", **other.to_json()}
+        [wanted] = adapted.classify(images[:1], top_k=3)
+        told = client.classify(images[0], "?top=3").json
+        assert told["predictions"] == [{"image": "0", **wanted.to_json()}]
+        assert told["site"] == {"name": "yard", "sha256": site.digest, "images": site.images}
+        [other] = adapted.with_classes(["sun", "moon"]).classify(images[:1], top_k=2)
+        told = client.classify(images[0], "?top=2&classes=sun,moon").json["predictions"][0]
+        assert told == {"image": "0", **other.to_json()}
         # "" asks for none
-        [plain] = model.classify(pictures[:1], top_k=3)
-        told = client.classify(pictures[0], "?top=3&site=").json
-        assert (told["predictions"], told["site"]) == ([{"picture": "0", **plain.to_json()}], None)
+        [plain] = model.classify(images[:1], top_k=3)
+        told = client.classify(images[0], "?top=3&site=").json
+        assert (told["predictions"], told["site"]) == ([{"image": "0", **plain.to_json()}], None)
         assert client("GET", "/v1/model").json["site_sha256"] == site.digest
-        for body, kind, of in ((pictures[0], "image/png", site.digest), (b'{"texts": ["a"]}', "application/json", "")):
+        for body, kind, of in ((images[0], "image/png", site.digest), (b'{"texts": ["a"]}', "application/json", "")):
             (tmp_path / "e.safetensors").write_bytes(_as_file(client, "/v1/embed", body, kind).body)
             assert read_embeddings(tmp_path / "e.safetensors").site_sha256 == of
 
 
-def test_requests_name_their_sites(model, site, serving, pictures, tmp_path):
+def test_requests_name_their_sites(model, site, serving, images, tmp_path):
     (tmp_path / "sites").mkdir()
     write_site(tmp_path / "sites" / "yard.safetensors", site)
     write_site(tmp_path / "sites" / "hall.safetensors", begun(model, "hall", site.training_mean, None))
     with serving(_service(model, known=read_sites(tmp_path / "sites"))) as client:
-        [wanted] = model.with_site(site).classify(pictures[:1])
-        picture = base64.b64encode(pictures[0]).decode()
+        [wanted] = model.with_site(site).classify(images[:1])
+        image = base64.b64encode(images[0]).decode()
         for answer in (
-            client.classify(pictures[0], "?site=yard&top=5"),
-            client.json("/v1/classify", {"pictures": [picture], "site": "yard", "top": 5}),
-            client.form("/v1/classify", [("pictures", "0", pictures[0]), ("site", "yard"), ("top", "5")]),
+            client.classify(images[0], "?site=yard&top=5"),
+            client.json("/v1/classify", {"images": [image], "site": "yard", "top": 5}),
+            client.form("/v1/classify", [("images", "0", images[0]), ("site", "yard"), ("top", "5")]),
         ):
-            assert answer.json["predictions"] == [{"picture": "0", **wanted.to_json()}]
-        [plain] = model.classify(pictures[:1])
-        for body in ({"pictures": [picture], "top": 5}, {"pictures": [picture], "top": 5, "site": None}):
+            assert answer.json["predictions"] == [{"image": "0", **wanted.to_json()}]
+        [plain] = model.classify(images[:1])
+        for body in ({"images": [image], "top": 5}, {"images": [image], "top": 5, "site": None}):
             told = client.json("/v1/classify", body).json
-            assert told["predictions"] == [{"picture": "0", **plain.to_json()}]
+            assert told["predictions"] == [{"image": "0", **plain.to_json()}]
         assert client("GET", "/v1/model").json["sites"] == ["hall", "yard"]
         assert [one["name"] for one in client("GET", "/v1/sites").json["sites"]] == ["hall", "yard"]
         file = client("GET", "/v1/sites/yard", headers={"accept": "application/octet-stream"})
         (tmp_path / "again.safetensors").write_bytes(file.body)
         assert read_site(tmp_path / "again.safetensors").digest == site.digest
         for answer, status, said in (
-            (client.classify(pictures[0], "?site=barn"), 422, "available: hall, yard"),
-            (client.json("/v1/classify", {"pictures": [picture], "site": 3}), 422, "one name"),
-            (client.classify(pictures[0], "?site=yard&site=hall"), 422, "one name"),
+            (client.classify(images[0], "?site=barn"), 422, "available: hall, yard"),
+            (client.json("/v1/classify", {"images": [image], "site": 3}), 422, "one name"),
+            (client.classify(images[0], "?site=yard&site=hall"), 422, "one name"),
             (client.json("/v1/embed", {"texts": ["a"], "site": "yard"}), 422, "embeddings alone"),
             (client("GET", "/v1/sites/barn"), 404, "no site"),
             (client("POST", "/v1/sites/yard/freeze"), 404, "this key"),
@@ -109,19 +109,19 @@ def _key(name):
     return {"x-api-key": name}
 
 
-def test_what_a_key_shows_moves_its_own_site_alone(running, model, pictures, tmp_path):
-    for picture in pictures[:6]:
-        running.classify(picture, "?site=yard", headers=_key("one"))
+def test_what_a_key_shows_moves_its_own_site_alone(running, model, images, tmp_path):
+    for image in images[:6]:
+        running.classify(image, "?site=yard", headers=_key("one"))
     first = running("GET", "/v1/sites/yard", headers=_key("one")).json
     assert (first["seen"], first["live"], first["frozen"]) == (6, True, False)
-    assert first["pictures"] > 0
+    assert first["images"] > 0
     assert running("GET", "/v1/sites/yard", headers=_key("two")).status == 404
-    told = running.classify(pictures[0], "?site=yard", headers=_key("two")).json
-    assert told["site"]["pictures"] == 0
-    [plain] = model.classify(pictures[:1], top_k=3)
+    told = running.classify(images[0], "?site=yard", headers=_key("two")).json
+    assert told["site"]["images"] == 0
+    [plain] = model.classify(images[:1], top_k=3)
     ranking = {one["label"]: one["probability"] for one in told["predictions"][0]["ranking"]}
     assert ranking == pytest.approx(dict(plain.ranking), abs=1e-5)
-    # what the site knows is what the library measures from the same pictures in the same order
+    # what the site knows is what the library measures from the same images in the same order
     file = running("GET", "/v1/sites/yard", headers={**_key("one"), "accept": "application/octet-stream"})
     (tmp_path / "yard.safetensors").write_bytes(file.body)
     site = read_site(tmp_path / "yard.safetensors")
@@ -131,48 +131,48 @@ def test_what_a_key_shows_moves_its_own_site_alone(running, model, pictures, tmp
     assert 'invariclip_site_seen_total{key="2",site="yard"} 1.0' in text
 
 
-def test_an_answer_is_of_what_was_known_before_it(running, model, pictures):
-    for picture in pictures[:4]:
-        running.classify(picture, "?site=yard", headers=_key("one"))
+def test_an_answer_is_of_what_was_known_before_it(running, model, images):
+    for image in images[:4]:
+        running.classify(image, "?site=yard", headers=_key("one"))
     live = {key: one for key, one in running.api.service.sites.live()}[1]  # noqa: C416
     before = live.site
-    told = running.classify(pictures[5], "?site=yard&top=3", headers=_key("one")).json
-    [wanted] = model.with_site(before).classify(pictures[5:6], top_k=3)
+    told = running.classify(images[5], "?site=yard&top=3", headers=_key("one")).json
+    [wanted] = model.with_site(before).classify(images[5:6], top_k=3)
     assert told["site"]["sha256"] == before.digest
-    assert told["predictions"] == [{"picture": "0", **wanted.to_json()}]
+    assert told["predictions"] == [{"image": "0", **wanted.to_json()}]
 
 
-def test_a_key_has_its_share_of_sites(running, pictures):
+def test_a_key_has_its_share_of_sites(running, images):
     for name in ("a", "b"):
-        assert running.classify(pictures[0], f"?site={name}", headers=_key("one")).status == 200
-    third = running.classify(pictures[0], "?site=c", headers=_key("one"))
+        assert running.classify(images[0], f"?site={name}", headers=_key("one")).status == 200
+    third = running.classify(images[0], "?site=c", headers=_key("one"))
     assert third.status == 429
     assert "--max-sites" in third.error
-    assert running.classify(pictures[0], "?site=c", headers=_key("two")).status == 200
+    assert running.classify(images[0], "?site=c", headers=_key("two")).status == 200
     listed = running("GET", "/v1/sites", headers=_key("two")).json
     assert ([one["name"] for one in listed["sites"]], listed["share"]) == (["c"], 2)
     for name in ("../up", "a/b", "x" * 65, ".hidden", "a%0Ab"):
-        assert running.classify(pictures[0], f"?site={name}", headers=_key("two")).status == 422
+        assert running.classify(images[0], f"?site={name}", headers=_key("two")).status == 422
 
 
-def test_sites_are_frozen_thawed_and_reset(running, pictures):
+def test_sites_are_frozen_thawed_and_reset(running, images):
     ask = lambda verb: running("POST", f"/v1/sites/yard/{verb}", headers=_key("one"))  # noqa: E731
-    for picture in pictures[:4]:
-        running.classify(picture, "?site=yard", headers=_key("one"))
+    for image in images[:4]:
+        running.classify(image, "?site=yard", headers=_key("one"))
     frozen = ask("freeze").json
     assert frozen["frozen"]
-    running.classify(pictures[5], "?site=yard", headers=_key("one"))
+    running.classify(images[5], "?site=yard", headers=_key("one"))
     assert running("GET", "/v1/sites/yard", headers=_key("one")).json["sha256"] == frozen["sha256"]
     assert not ask("thaw").json["frozen"]
-    assert ask("reset").json["pictures"] == 0
+    assert ask("reset").json["images"] == 0
     assert ask("melt").status == 422
     assert running("GET", "/v1/sites/yard/reset", headers=_key("one")).status == 405
 
 
-def test_a_log_is_replayed_to_the_same_bits(running, tiny_artifact, pictures, tmp_path, capsys):
+def test_a_log_is_replayed_to_the_same_bits(running, tiny_artifact, images, tmp_path, capsys):
     threads = [
-        threading.Thread(target=running.classify, args=(picture, "?site=yard"), kwargs={"headers": _key("one")})
-        for picture in pictures
+        threading.Thread(target=running.classify, args=(image, "?site=yard"), kwargs={"headers": _key("one")})
+        for image in images
     ]
     for thread in threads:
         thread.start()
@@ -188,19 +188,19 @@ def test_a_log_is_replayed_to_the_same_bits(running, tiny_artifact, pictures, tm
     assert read_site(out).digest == wanted
 
 
-def test_a_site_that_is_known_is_where_measuring_starts(model, serving, tiny_artifact, pictures):
+def test_a_site_that_is_known_is_where_measuring_starts(model, serving, tiny_artifact, images):
     mean = training_mean(tiny_artifact, model.manifest)
-    known = begun(model, "yard", mean, None).adding(model.embed_images(pictures), model.class_bank())
+    known = begun(model, "yard", mean, None).adding(model.embed_images(images), model.class_bank())
     service = _service(model, known={"yard": known}, running=Running(window=SMALL))
     with serving(service) as client:
-        assert client.classify(pictures[0], "?site=yard").json["site"]["sha256"] == known.digest
-        assert client.classify(pictures[0], "?site=other").json["site"]["pictures"] == 0
+        assert client.classify(images[0], "?site=yard").json["site"]["sha256"] == known.digest
+        assert client.classify(images[0], "?site=other").json["site"]["images"] == 0
 
 
-def test_before_it_is_warm_no_site_is_answered(model, site, serving, pictures):
+def test_before_it_is_warm_no_site_is_answered(model, site, serving, images):
     with serving(_service(model, warm=False, default=site, running=Running())) as client:
         for query in ("", "?site=new"):
-            answer = client.classify(pictures[0], query)
+            answer = client.classify(images[0], query)
             assert answer.status == 503
             assert answer.headers["retry-after"] == "1"
 
@@ -224,24 +224,24 @@ def test_places_that_cannot_be_are_refused(model, unsure_model, site, tmp_path):
         read_sites(tmp_path)
 
 
-def test_a_log_that_cannot_be_written_fails_no_request(model, serving, pictures, tmp_path, capsys):
+def test_a_log_that_cannot_be_written_fails_no_request(model, serving, images, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
         SiteRegistry(model, running=Running(log=tmp_path / "file"))
     log = tmp_path / "log"
     with serving(_service(model, running=Running(4, SMALL, log))) as client:
         (log / "key-0").write_text("in the way")
-        assert client.classify(pictures[0], "?site=yard").status == 200
+        assert client.classify(images[0], "?site=yard").status == 200
         assert client("GET", "/v1/sites/yard").json["seen"] == 1
     [line] = capsys.readouterr().err.splitlines()
     assert "not logged" in line
 
 
-def test_logs_that_were_cleared_away_are_not_written_again(model, serving, pictures, tmp_path):
+def test_logs_that_were_cleared_away_are_not_written_again(model, serving, images, tmp_path):
     kept = tmp_path / "key-0" / "yard" / "0007"
     kept.mkdir(parents=True)
     with serving(_service(model, running=Running(4, SMALL, tmp_path))) as client:
-        assert client.classify(pictures[0], "?site=yard").status == 200
+        assert client.classify(images[0], "?site=yard").status == 200
     assert sorted(path.name for path in kept.parent.iterdir()) == ["0007", "0008"]
     assert not list(kept.iterdir())
 
@@ -270,14 +270,14 @@ def test_sites_are_listed_while_others_begin(model):
     assert not failed
 
 
-def test_known_sites_are_called_as_requests_name_them(model, serving, site, pictures, tmp_path):
+def test_known_sites_are_called_as_requests_name_them(model, serving, site, images, tmp_path):
     known = begun(model, "\ud800", site.training_mean, None)
     for name in ("hall", "yard"):  # a copied file says the same name
         write_site(tmp_path / f"{name}.safetensors", known)
     service = _service(model, known=read_sites(tmp_path), running=Running(4, SMALL))
     with serving(service) as client:
         for name in ("hall", "yard"):
-            assert client.classify(pictures[0], f"?site={name}").json["site"]["name"] == name
+            assert client.classify(images[0], f"?site={name}").json["site"]["name"] == name
         assert [one["name"] for one in client("GET", "/v1/sites").json["sites"]] == ["hall", "yard"]
         text = client("GET", "/metrics").body.decode()
         assert all(f'invariclip_site_seen_total{{key="0",site="{name}"}} 1.0' in text for name in ("hall", "yard"))
@@ -288,9 +288,9 @@ def test_more_keys_than_sites_are_refused(model):
         SiteRegistry(model, running=Running(2), keys=3)
 
 
-def test_a_request_that_is_refused_begins_no_site(running, pictures):
+def test_a_request_that_is_refused_begins_no_site(running, images):
     for query in ("&uncertainty=evidence", "&abstain_above=2", "&classes=a,a&templates=x"):
-        assert running.classify(pictures[0], f"?site=a{query}", headers=_key("one")).status == 422
+        assert running.classify(images[0], f"?site=a{query}", headers=_key("one")).status == 422
     assert running("GET", "/v1/sites", headers=_key("one")).json["sites"] == []
 
 

@@ -209,7 +209,7 @@ class Site {
 
     [[nodiscard]] const std::string& name() const noexcept { return name_; }
     [[nodiscard]] const std::string& space_id() const noexcept { return space_id_; }  // where it was measured
-    [[nodiscard]] std::size_t pictures() const noexcept { return pictures_; }         // that it was measured on
+    [[nodiscard]] std::size_t images() const noexcept { return images_; }             // that it was measured on
     [[nodiscard]] double kinds() const noexcept { return kinds_; }                    // of things that they show, from 1
     [[nodiscard]] double weight() const noexcept { return weight_; }  // how much of the shift counts, from 0 to 1
     [[nodiscard]] const std::vector<float>& shift() const noexcept { return shift_; }
@@ -222,7 +222,7 @@ class Site {
     Site() = default;
     std::string name_;
     std::string space_id_;
-    std::size_t pictures_ = 0;
+    std::size_t images_ = 0;
     double kinds_ = 1;
     double weight_ = 0;
     std::vector<float> shift_;
