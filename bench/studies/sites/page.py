@@ -38,7 +38,11 @@ def render(result: dict[str, Any], stem: str = "sites") -> str:
         "`invariclip adapt` measures that, and answers with the site named lose it; texts, prototypes and probes stay "
         "as they are.\n\n"
         "```sh\ninvariclip adapt mine.icm --images yard -o yard.safetensors\n"
-        "invariclip predict mine.icm today.jpg --site yard.safetensors\n```",
+        "invariclip predict mine.icm today.jpg --site yard.safetensors\n```\n\n"
+        "The file says how many images were counted, the standard error of their mean, and how many images would "
+        "measure the shift to a third of its length. In Python: `load(site=)`, `Model.with_site`. Over HTTP, for many "
+        "sites at once or measured from the requests' own images: [serve.md](serve.md). In C++: [cpp.md](cpp.md). In "
+        "the graph itself: `adapt -o NAME.icm`.",
         "\n".join(_headline(*each) for each in tables),
         f"![Accuracy by the number of the site's pictures]({stem}.svg)",
         "\n".join(_harm(*each) for each in tables),
@@ -303,7 +307,9 @@ _MEASURED = """## What was measured
 - What was looked at: figures of these sites were known for `adapt`'s form, `no projection`, `whole shift` and
   `centring` before other forms were compared. Candidates of *chosen* and its rule were then set by figures of training
   environments alone. One seed of PACS was scored with two halves of each training environment in place of six, before
-  all of this was run; the row `T3A after the site` was added after that.
+  all of this was run; then the row `T3A after the site` was added and the strengths of CORAL that are tried were cut.
+  Training styles of stylebench are halved twice each, for time; environments of PACS six times. The bounds were
+  computed last.
 - `{whole}`: the site is measured on all its pictures, without labels, and scored on the same.
 - `bound`: labels of the half that is shown are used; nobody has them who adapts.
 - `no projection`: the site's form against the mean of unprojected training pictures. `whole shift`: the whole
