@@ -45,21 +45,22 @@ def fitting_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--images",
             "pictures",
             type=click.Path(path_type=Path),
-            help="Manifest (.jsonl, .csv) or environment/class/file folders; the bundled pictures by default.",
+            help="Manifest (.jsonl, .csv) or environment/class/file folders; the bundled images by default.",
         ),
         PAIRS_BY_OPTION,
         click.option("--allow-outside", is_flag=True, help="Accept a manifest's paths outside of its folder."),
-        click.option("--environments", help="Only these, with commas."),
-        click.option("--split", help="Only these, with commas, or `all`; train,calibrate where the manifest says."),
+        click.option("--environments", help="Use only these, separated by commas."),
+        click.option(
+            "--split",
+            help="Only these, separated by commas, or `all` [default: train,calibrate if it has splits].",
+        ),
         click.option(
             "--interventions",
             default="all",
             show_default=True,
             help=f"none, or with commas of: {', '.join([*GROUPS, *CATALOGUE])}; or a YAML or JSON file.",
         ),
-        click.option(
-            "--draws", default=2, show_default=True, type=click.IntRange(1), help="Interventions per picture."
-        ),
+        click.option("--draws", default=2, show_default=True, type=click.IntRange(1), help="Interventions per image."),
         click.option("--estimator", default="auto", show_default=True, type=click.Choice(["auto", *ESTIMATORS])),
         click.option("--rank", default="auto", show_default=True, help="Dimensions to keep."),
         click.option("--strength", default="auto", show_default=True, help="λ of icm and shrinkage."),
@@ -71,7 +72,7 @@ def fitting_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="What selection scores; auto is both where the model takes texts.",
         ),
         click.option(
-            "--captions/--no-captions", default=None, help="Pair pictures with their class's caption; both are tried."
+            "--captions/--no-captions", default=None, help="Pair images with their class's caption; both are tried."
         ),
         *TEMPLATE_OPTIONS,
         click.option("--seed", default=0, show_default=True, type=int),

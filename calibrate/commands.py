@@ -45,7 +45,13 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="File that keeps what was collected; without --sources, what to fit on. [default: OUT.moments.safetensors]",
 )
-@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="Of --sources.")
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Execution engine used with --sources.",
+)
 @click.option("--ray-address", help="An existing Ray cluster; a local one is started by default.")
 @click.option("--workers", type=int, help="Ray workers at most; one for every CPU of the cluster by default.")
 @click.option("--cdc", type=click.Path(path_type=Path), help="Also learn templates as `cdc` does; its file.")

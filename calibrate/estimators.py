@@ -36,7 +36,7 @@ class Basis:
         strength: λ, or None where it has none.
         axes: float64 [D, D], orthonormal columns, the most invariant first.
         factors: float64 [D], what the length along each axis is multiplied by.
-        eigenvalues: float64 [D], descending in invariance: the larger, the rather a direction is kept. For `icm` the
+        eigenvalues: float64 [D], descending in invariance: larger values are retained first. For `icm` the
             eigenvalues of Σ - λΣ_Δ; for `generalised` 1 - μ; for `shrinkage` the factors.
         cuts: Whether a rank below D means something for it; otherwise A_inv is the symmetric matrix.
     """

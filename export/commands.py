@@ -46,7 +46,7 @@ _OF_CLASSES = {
 @click.option(
     "--pixels-in-graph",
     type=click.Choice(["resize", "matmul"]),
-    help="Let the image graph take pictures of any size: by ONNX's Resize, or by products (TensorRT, OpenVINO).",
+    help="Let the image graph take images of any size: by ONNX's Resize, or by products (TensorRT, OpenVINO).",
 )
 @click.option("--without", multiple=True, metavar="REWRITE", help="Leave an exact rewrite out; repeatable.")
 @click.option("--backend", "backends", multiple=True, help="Engine to verify on; repeatable [default: onnxruntime].")
@@ -60,7 +60,7 @@ _OF_CLASSES = {
 )
 @click.option(
     "--calibration", multiple=True, type=click.Path(path_type=Path),
-    help="Pictures and folders that int8 is calibrated on [default: bundled ones].",
+    help="Images and folders that int8 is calibrated on [default: bundled ones].",
 )  # fmt: skip
 @click.option(
     "--fast-pixels",
@@ -72,7 +72,7 @@ _OF_CLASSES = {
     "--classes-only",
     type=click.Path(path_type=Path),
     metavar="ARTIFACT",
-    help="Take this artifact and give it other classes; needs no checkpoint.",
+    help="Write this artifact with other classes; needs no checkpoint.",
 )
 @click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="The artifact to write: NAME.icm.")
 @shared

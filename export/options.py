@@ -44,7 +44,7 @@ def shared(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--random-weights", type=int, metavar="SEED", help="Random weights, to look at structure."),
         click.option(
-            "--images", multiple=True, type=click.Path(path_type=Path), help="Pictures and folders to verify on."
+            "--images", multiple=True, type=click.Path(path_type=Path), help="Images and folders to verify on."
         ),
         click.option("--min-cosine", type=click.FloatRange(-1, 1), help="Bound of the contract [exact: 0.999999]."),
         click.option("--max-abs-diff", type=click.FloatRange(0), help="Bound of the contract [exact: 1e-5]."),

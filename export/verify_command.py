@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 @click.option(
     "--model", help="The checkpoint's model [default: what the artifact names, if bundled or an architecture]."
 )
-@click.option("--projection", type=click.Path(path_type=Path), help="Hold it against another one [default: its own].")
+@click.option("--projection", type=click.Path(path_type=Path), help="Compare with another one [default: its own].")
 @click.option(
     "--backend", "backends", multiple=True, help=f"Repeatable: {', '.join(ALL_BACKENDS)} [default: {DEFAULT_BACKEND}]."
 )

@@ -39,15 +39,15 @@ if TYPE_CHECKING:
 @click.command()
 @ARTIFACT
 @click.option("--images", "images", multiple=True, type=click.Path(path_type=Path),
-              help="Unlabelled images and folders of the place; repeatable.")  # fmt: skip
+              help="Unlabelled images and folders of the site; repeatable.")  # fmt: skip
 @click.option("--embeddings", "embedded", multiple=True, type=click.Path(path_type=Path),
-              help="Images of the place that `embed` has embedded before; repeatable.")  # fmt: skip
+              help="Embeddings of images of the site, written by `embed`; repeatable.")  # fmt: skip
 @click.option("--replay", "log", type=click.Path(path_type=Path),
-              help="In place of both: what `serve --adapt-log` kept of one place.")  # fmt: skip
+              help="Instead of both: the log of one site that `serve --adapt-log` wrote.")  # fmt: skip
 @click.option("--out", "-o", required=True, type=click.Path(path_type=Path),
               help="The site to write, NAME.safetensors; or the artifact adapted to it, NAME.icm.")  # fmt: skip
-@click.option("--name", help="Of the place [default: that of the file].")
-@click.option("--add-to", type=click.Path(path_type=Path), help="Count what this site has seen already as well.")
+@click.option("--name", help="Name of the site [default: the file's name].")
+@click.option("--add-to", type=click.Path(path_type=Path), help="Add to what this site has already measured.")
 @CLASS_OPTIONS[0]
 @CLASS_OPTIONS[1]
 @BATCH
@@ -79,7 +79,7 @@ def adapt(
         model = model.with_classes(names, progress=progress)
     if not model.classes:
         raise InputError(
-            f"{artifact}: has no classes, and without any nobody knows how many kinds of things the images show; "
+            f"{artifact}: has no classes, which are needed to count the kinds of things that the images show; "
             "give --classes or --classes-file"
         )
     unreadable, unfinished = Unreadable(), out.with_name(f"{out.name}.unfinished")

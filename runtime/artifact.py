@@ -96,8 +96,8 @@ def checked_meanwhile(folder: str | os.PathLike[str], entry: FileFacts) -> Itera
     """`checked_path` for a file that is slow to load: its digest is taken while the block loads it.
 
     The digest of a large graph takes a quarter to a half of the processor time that an engine needs to load it. It is
-    known before the block is left, so nothing answers from a file that was changed. It tells damage, not ill will: who
-    can write the graph can write the manifest too, so an engine that begins to read first risks nothing more.
+    known before the block is left, so nothing answers from a file that was changed. It detects corruption, not
+    tampering: who can write the graph can write the manifest too, so an engine that reads first risks nothing more.
 
     Raises:
         ArtifactError: As `checked_path`; also instead of what the block raises, where the file is not the exported one.

@@ -58,7 +58,7 @@ OTHER_PROJECTION = click.option(
 SITE = click.option(
     "--site",
     type=click.Path(path_type=Path),
-    help="The place that the pictures are from: what `invariclip adapt` wrote.",
+    help="The site that the images come from, written by `invariclip adapt`.",
 )
 
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 @click.command()
 @ARTIFACT
 @click.argument("pictures", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--text", "texts", multiple=True, help="Embed this text instead of pictures; repeatable.")
+@click.option("--text", "texts", multiple=True, help="Embed this text instead of images; repeatable.")
 @click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="The safetensors file to write.")
 @OTHER_PROJECTION
 @SITE

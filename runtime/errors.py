@@ -1,4 +1,4 @@
-"""Everything this library raises on purpose: the fact, the mend, what is available, in one line."""
+"""Everything this library raises on purpose: what went wrong, how to fix it, the valid options, in one line."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ CHECKED = {"before.icm": 8, "after.icm": 24}
 @click.option("--out", "-o", type=click.Path(path_type=Path), default=Path("invariclip-demo"), show_default=True,
               help="Folder for everything it makes.")  # fmt: skip
 @click.option("--images", metavar="DIR", type=click.Path(path_type=Path),
-              help="Also classify your own pictures, before and after; needs --classes.")  # fmt: skip
+              help="Also classify your own images, before and after; needs --classes.")  # fmt: skip
 @click.option("--classes", help='The words for your own pictures: "dog,cat,car".')
 @click.option("--rounds", type=click.IntRange(min=3), default=5, show_default=True, help="Turns of the timing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

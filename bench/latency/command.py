@@ -29,8 +29,10 @@ RECORD, PAGE = "bench.json", "index.html"
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Weights: .safetensors or a tensors-only .pt.")
 @click.option("--random-weights", type=int, metavar="SEED", help="Random weights: speed is the same.")
 @click.option("--tokenizer", metavar="DIR", help="For models with another vocabulary than CLIP's; see `export`.")
-@click.option("--images", multiple=True, type=click.Path(path_type=Path), help="Pictures to compare answers on.")
-@click.option("--batch", "batches", multiple=True, type=click.IntRange(1, 1024), help="Repeatable [default: 1, 8].")
+@click.option("--images", multiple=True, type=click.Path(path_type=Path), help="Images to compare answers on.")
+@click.option(
+    "--batch", "batches", multiple=True, type=click.IntRange(1, 1024), help="Batch size; repeatable [default: 1, 8]."
+)
 @click.option("--rounds", default=7, show_default=True, type=click.IntRange(1), help="Turns of every candidate.")
 @click.option("--cold", default=3, show_default=True, type=click.IntRange(0), help="Cold starts after the first one.")
 @click.option("--seconds-per-turn", default=0.4, show_default=True, type=click.FloatRange(0.001, 60))

@@ -141,7 +141,7 @@ class Server:
 @click.option("--model", help="The checkpoint of the artifact: serve it through PyTorch too.")
 @click.option("--random-weights", type=int, help="The seed of the checkpoint's weights, if they are random.")
 @click.option("--candidate", "others", multiple=True, metavar="NAME=OPTIONS", help="In place of ours: other options.")
-@click.option("--side", type=click.IntRange(min=16), help="Send JPEGs of this side [default: the bundled pictures].")
+@click.option("--side", type=click.IntRange(min=16), help="Send JPEGs of this side [default: the bundled images].")
 @click.option("--clients", multiple=True, type=click.IntRange(min=1), default=(1, 4, 16), show_default=True)
 @click.option("--rounds", type=click.IntRange(min=3), default=5, show_default=True)
 @click.option("--warm", type=click.FloatRange(min=0), default=2.0, show_default=True, help="Seconds before, uncounted.")

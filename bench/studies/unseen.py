@@ -244,7 +244,7 @@ def pictures_command(data: Path, out: Path) -> None:
 
 @main.command("measure")
 @click.argument("artifact", type=click.Path(path_type=Path))
-@click.option("--unseen", "unseen", multiple=True, metavar="NAME=PATH", help="Pictures that no export saw.")
+@click.option("--unseen", "unseen", multiple=True, metavar="NAME=PATH", help="Images that no export saw.")
 @click.option(
     "--graph", "graphs", multiple=True, metavar="NAME[:bfloat16]=PATH",
     help="A further image graph of the same model, such as one that the contract left out; repeatable.",

@@ -30,12 +30,15 @@ from invariclip.semantics import write_semantics
     "--images",
     "pictures",
     type=click.Path(path_type=Path),
-    help="Manifest (.jsonl, .csv) or environment/class/file folders; the bundled pictures by default.",
+    help="Manifest (.jsonl, .csv) or environment/class/file folders; the bundled images by default.",
 )
 @PAIRS_BY_OPTION
 @click.option("--allow-outside", is_flag=True, help="Accept a manifest's paths outside of its folder.")
-@click.option("--environments", help="Only these, with commas.")
-@click.option("--split", help="Only these, with commas, or `all`; train,calibrate where the manifest says.")
+@click.option("--environments", help="Use only these, separated by commas.")
+@click.option(
+    "--split",
+    help="Only these, separated by commas, or `all` [default: train,calibrate if it has splits].",
+)
 @click.option("--projection", type=click.Path(path_type=Path), help="Learn in the space of this projection.")
 @click.option(
     "--templates-learned",
@@ -45,20 +48,22 @@ from invariclip.semantics import write_semantics
     type=int,
     help="Learned templates beside the hand-written one.",
 )
-@click.option("--context-tokens", default=4, show_default=True, type=int, help="Vectors a template.")
+@click.option("--context-tokens", default=4, show_default=True, type=int, help="Vectors per template.")
 @click.option("--augmentations", help=f"One a learned template, with commas: names of interventions, or {PLAIN}.")
-@click.option("--shots", type=click.IntRange(1, MAX_SHOTS), help="Training pictures a class; all by default.")
+@click.option("--shots", type=click.IntRange(1, MAX_SHOTS), help="Training images per class; all by default.")
 @click.option("--steps", default=100, show_default=True, type=click.IntRange(1), help="Training steps at most.")
 @click.option(
     "--rate", default=0.05, show_default=True, type=float, help="Learning rate, in units of the vocabulary's spread."
 )
-@click.option("--without", multiple=True, type=click.Choice(DEFAULT_LOSSES), help="Leave a loss out; repeatable.")
+@click.option("--without", multiple=True, type=click.Choice(DEFAULT_LOSSES), help="Leave this loss out; repeatable.")
 @click.option(
     "--target-risk",
     type=float,
     help="Also find the uncertainty to abstain above, so that this share of answers at most is wrong.",
 )
-@click.option("--confidence", default=0.95, show_default=True, type=float, help="With what probability that is kept.")
+@click.option(
+    "--confidence", default=0.95, show_default=True, type=float, help="Confidence with which that share is kept."
+)
 @TEMPLATE_OPTIONS[0]
 @TEMPLATE_OPTIONS[1]
 @TEMPLATE_OPTIONS[2]

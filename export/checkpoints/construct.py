@@ -63,7 +63,7 @@ def text_tower(config: dict[str, Any], source: Source) -> tuple[dict[str, Any], 
     candidates = [] if source.folder is None else [source.folder / str(wanted), source.folder]
     found = next((folder for folder in candidates if (folder / TOWER_FILE).is_file()), None)
     if found is None:
-        where = f"lies not in {source.folder}" if source.folder is not None else "is not part of open_clip"
+        where = f"was not found in {source.folder}" if source.folder is not None else "is not part of open_clip"
         raise CheckpointError(
             f"{name}: its text tower is {wanted}, whose {TOWER_FILE} {where}; pass as --model a folder with "
             f"{CONFIG_FILE}, the weights, and {wanted}'s {TOWER_FILE} and tokenizer.json"

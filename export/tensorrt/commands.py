@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option("--device", type=click.IntRange(min=0), default=0, show_default=True, help="The GPU to build on.")
 @click.option("--refit", is_flag=True, help="Keep classes and an open projection exchangeable; needs a GPU.")
-@click.option("--tf32", is_flag=True, help="Take float32 products in TensorFloat-32, of 11 bits.")
+@click.option("--tf32", is_flag=True, help="Compute float32 products in TensorFloat-32 (11-bit mantissa).")
 @click.option("--level", type=click.IntRange(0, 5), help="The builder's optimisation level [default: the library's].")
 @click.option("--plan", "plan_only", is_flag=True, help="Say what would be built; no GPU or TensorRT is needed.")
 @click.option("--accept-known-bad", is_flag=True, help="Build with a release that is known to answer wrongly.")

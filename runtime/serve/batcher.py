@@ -118,7 +118,7 @@ class Batcher(Generic[T, P, R]):
             max_batch: Items to a batch; the greatest power of two in it is used, see `batching.plan`.
             queue: Items that may wait, in preparation or ready.
             workers: Threads that prepare.
-            max_wait: Seconds that a ready item may wait for company while the engine is free.
+            max_wait: Seconds that a ready item may wait for a batch to fill while the engine is free.
             watcher: Is told of every item and batch.
             name: What the items are called in messages.
 

@@ -46,19 +46,29 @@ _MOST = click.IntRange(min=1)
 
 @click.command()
 @ARTIFACT
-@click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 listens to other machines too.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 accepts other machines."
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8000,
+    show_default=True,
+    help="Port to listen on; 0 takes a free one.",
+)
 @zero_shot_options
 @OTHER_PROJECTION
 @SITE
 @click.option("--sites", type=click.Path(path_type=Path),
               help="A folder of sites, NAME.safetensors each, that requests name in the field site.")  # fmt: skip
-@click.option("--adapt", is_flag=True, help="Measure the sites that requests name from their own images.")
+@click.option("--adapt", is_flag=True, help="Measure the sites that requests name, from the images of the requests.")
 @click.option("--max-sites", type=_MOST, default=Running.most, show_default=True,
-              help="Sites that are measured at a time; every API key has an equal share.")  # fmt: skip
+              help="Sites measured at a time; every API key has an equal share.")  # fmt: skip
 @click.option("--adapt-log", type=click.Path(path_type=Path),
-              help="Keep what each measured site was shown here, for `adapt --replay`.")  # fmt: skip
-@click.option("--adapt-log-mib", type=_MOST, default=Running.log_bytes // MIB, show_default=True, help="Of one site.")
+              help="Folder to log the embeddings of each measured site to, for `adapt --replay`.")  # fmt: skip
+@click.option(
+    "--adapt-log-mib", type=_MOST, default=Running.log_bytes // MIB, show_default=True, help="Limit for one site."
+)
 @click.option(
     "--abstain-above", metavar="U", callback=number_or_word,
     help=f"Give no label where the uncertainty is above this, from 0 to 1, or {CALIBRATED}; a request may say else.",
@@ -66,30 +76,36 @@ _MOST = click.IntRange(min=1)
 @UNCERTAINTY_OPTION
 @click.option("--variant", help="One that the artifact lists [default: as `predict` chooses].")
 @click.option("--fidelity", type=click.Choice(LEVELS), help="A level that the variant must have been proved at.")
-@click.option("--objective", type=click.Choice(OBJECTIVES), help="Whose profile of `tune` to take.")
+@click.option("--objective", type=click.Choice(OBJECTIVES), help="Which profile of `tune` to use.")
 @PIXEL_MODE
 @BACKEND
 @THREADS
 @click.option("--decode-threads", type=_MOST, help="Threads that decode [default: what this process may use].")
 @click.option("--max-batch", type=click.IntRange(1, 1024), default=Batching.max_batch, show_default=True,
-              help="Images to a run of the engine; the power of two in it is used.")  # fmt: skip
+              help="Images per run of the engine, rounded down to a power of two.")  # fmt: skip
 @click.option("--max-wait-ms", type=click.FloatRange(min=0), default=0.0, show_default=True,
-              help="How long an image waits for company while the engine is free.")  # fmt: skip
-@click.option("--queue", type=_MOST, default=Limits.queue, show_default=True, help="Images that may wait.")
+              help="How long an image waits for a batch to fill while the engine is free.")  # fmt: skip
+@click.option("--queue", type=_MOST, default=Limits.queue, show_default=True, help="Images that may wait in the queue.")
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=Limits.seconds, show_default=True,
-              help="Seconds for a request, from its head to its answer.")  # fmt: skip
+              help="Seconds allowed for a request, from its headers to its answer.")  # fmt: skip
 @click.option("--grace", type=_MOST, default=10, show_default=True,
-              help="Seconds after SIGTERM for what was taken before.")  # fmt: skip
-@click.option("--max-body-mib", type=_MOST, default=Limits.body // MIB, show_default=True, help="Of one request.")
-@click.option("--max-images", type=_MOST, default=Limits.images, show_default=True, help="Of one request.")
-@click.option("--max-pixels", type=_MOST, default=Limits.pixels, show_default=True, help="Of one image.")
-@click.option("--max-texts", type=_MOST, default=Limits.texts, show_default=True, help="Of one request.")
-@click.option("--max-classes", type=_MOST, default=Limits.classes, show_default=True, help="Of one request.")
-@click.option("--max-templates", type=_MOST, default=Limits.templates, show_default=True, help="Of one request.")
+              help="Seconds after SIGTERM to finish accepted requests.")  # fmt: skip
+@click.option(
+    "--max-body-mib", type=_MOST, default=Limits.body // MIB, show_default=True, help="Limit for one request."
+)
+@click.option("--max-images", type=_MOST, default=Limits.images, show_default=True, help="Limit for one request.")
+@click.option("--max-pixels", type=_MOST, default=Limits.pixels, show_default=True, help="Limit for one image.")
+@click.option("--max-texts", type=_MOST, default=Limits.texts, show_default=True, help="Limit for one request.")
+@click.option("--max-classes", type=_MOST, default=Limits.classes, show_default=True, help="Limit for one request.")
+@click.option("--max-templates", type=_MOST, default=Limits.templates, show_default=True, help="Limit for one request.")
 @click.option("--class-sets", type=_MOST, default=Limits.class_sets, show_default=True,
-              help="Requests' class sets that are kept.")  # fmt: skip
-@click.option("--cors-origin", "cors_origins", multiple=True, help="A site whose pages may ask; repeatable.")
-@click.option("--api-key-file", type=click.Path(path_type=Path), help="Demand one of these keys, one a line.")
+              help="Class sets from requests that are kept.")  # fmt: skip
+@click.option(
+    "--cors-origin", "cors_origins", multiple=True, help="An origin whose pages may send requests (CORS); repeatable."
+)
+@click.option(
+    "--api-key-file", type=click.Path(path_type=Path), help="Require one of the API keys in this file, one per line."
+)
 def serve(
     artifact: Path, host: str, port: int, classes: str | None, classes_file: Path | None, templates: tuple[str, ...],
     templates_file: Path | None, template_name: str | None, projection: Path | None, site: Path | None,

@@ -59,7 +59,7 @@ _ROUTES = (
 
 
 def refusal(error: Exception) -> Response:
-    """What an exception says to the client; one that nobody foresaw gets an id that stands in the log."""
+    """What an exception says to the client; an unexpected one gets an id that stands in the log."""
     if isinstance(error, RefusedError):
         return _line(error, error.status, error.headers)
     if isinstance(error, QueueFullError):

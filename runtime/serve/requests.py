@@ -216,7 +216,7 @@ def _templates(given: Any, limits: Limits) -> tuple[str, ...] | None:
     if isinstance(given, str) and "{}" not in given:
         if given not in TEMPLATE_SETS:
             raise InputError(
-                f"templates: {given!r:.60} is no prompt with one {{}} and no set's name; "
+                f"templates: {given!r:.60} must be a set name or a prompt containing exactly one {{}}; "
                 f"available: {', '.join(TEMPLATE_SETS)}"
             )
         given = list(template_set(given))

@@ -70,7 +70,7 @@ class Batching:
 
     Attributes:
         max_batch: Images to a run of the engine.
-        max_wait: Seconds that an image may wait for company while the engine is free.
+        max_wait: Seconds that an image may wait for a batch to fill while the engine is free.
         decoders: Threads that decode; None takes what affinity and cgroup allow.
     """
 

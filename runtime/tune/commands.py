@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option(
     "--objective", type=click.Choice(OBJECTIVES), default=OBJECTIVES[0], show_default=True,
-    help="latency: time of one picture. throughput: pictures per second.",
+    help="latency: time of one image. throughput: images per second.",
 )  # fmt: skip
 @click.option(
     "--fidelity", type=click.Choice(LEVELS), default=LEVELS[0], show_default=True,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option(
     "--batch", "batches", multiple=True, type=click.IntRange(1, MAX_BATCH),
-    help="Pictures per run; repeatable for throughput [default: 1; for throughput 1, 4, 16 and 64].",
+    help="Images per run; repeatable for throughput [default: 1; for throughput 1, 4, 16 and 64].",
 )  # fmt: skip
 @click.option(
     "--threads", multiple=True, type=click.IntRange(min=1),

@@ -278,7 +278,7 @@ def test_a_hugging_face_tower_in_a_folder_below(tmp_path):
     [
         (
             None,
-            r"its text tower is roberta-base, whose config.json lies not in .*; pass as --model a folder with open_c",
+            r"its text tower is roberta-base, whose config.json was not found in .*; pass as --model a folder",
         ),
         ({**TOWER, "model_type": "gpt2"}, "model_type 'gpt2' is not known to open_clip; available: roberta, "),
         ({**TOWER, "auto_map": {"AutoModel": "code.py"}}, "refused, auto_map asks to run code"),

@@ -25,7 +25,7 @@ DATA = Path("build/stylebench")
 
 
 @click.command()
-@click.option("--data", type=click.Path(path_type=Path), default=DATA, show_default=True, help="The built picture set.")
+@click.option("--data", type=click.Path(path_type=Path), default=DATA, show_default=True, help="The built image set.")
 @click.option("--model", default="reference", show_default=True,
               help="As `calibrate --model`; its image tower has to be a trunk with a linear head.")  # fmt: skip
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="How many, counted from 0.")

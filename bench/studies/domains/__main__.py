@@ -36,7 +36,7 @@ if TYPE_CHECKING:
               help="Of the image trunk; bfloat16 needs one with a linear head.")  # fmt: skip
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="How many, counted from 0.")
 @click.option("--draws", type=click.IntRange(1), default=Settings().draws, show_default=True,
-              help="Changed versions of every picture.")  # fmt: skip
+              help="Changed versions of every image.")  # fmt: skip
 @click.option("--work", type=click.Path(path_type=Path), default=Path("build/domains"), show_default=True,
               help="Keeps trials and selections: an interrupted run goes on from there.")  # fmt: skip
 @click.option("--features", type=click.Path(path_type=Path), default=Path("build/features"), show_default=True,

@@ -46,7 +46,7 @@ SCALES = (10.0, 15.0, 20.0, 25.0, 30.0, 40.0, 50.0, 70.0, 100.0)
 
 @click.command()
 @click.option("--data", type=click.Path(path_type=Path), default=DATA, show_default=True,
-              help="Keeps packages, pictures and features: a stopped run resumes.")  # fmt: skip
+              help="Keeps packages, images and features: a stopped run resumes.")  # fmt: skip
 @click.option("--stylebench", type=click.Path(path_type=Path), default=STYLEBENCH, show_default=True,
               help="The emoji; built if missing.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), help="Where to write. [default: the committed folder]")

@@ -350,7 +350,7 @@ def _cost(costs: list[tuple[int, int]]) -> dict[str, Any]:
 
 @click.command()
 @click.option("--data", type=click.Path(path_type=Path), default=Path("build/stylebench"), show_default=True,
-              help="The built picture set.")  # fmt: skip
+              help="The built image set.")  # fmt: skip
 @click.option("--pacs", "pacs_data", type=click.Path(path_type=Path), help="PACS, or the folder that holds it.")
 @click.option("--model", default="reference", show_default=True, help="As `calibrate --model`.")
 @click.option("--seeds", type=click.IntRange(1), default=5, show_default=True, help="How many, counted from 0.")

@@ -219,7 +219,7 @@ def render(result: dict[str, Any]) -> str:
 
 @click.command()
 @click.option("--data", type=click.Path(path_type=Path), default=Path("build/stylebench"), show_default=True,
-              help="The built picture set.")  # fmt: skip
+              help="The built image set.")  # fmt: skip
 @click.option("--model", default="reference", show_default=True, help="As `calibrate --model`.")
 @click.option("--features", type=click.Path(path_type=Path), default=Path("build/features"), show_default=True,
               help="Keeps the trunk's features.")  # fmt: skip

@@ -311,7 +311,7 @@ _MEASURED = """## What was measured
   Training styles of stylebench are halved twice each, for time; environments of PACS six times. The bounds were
   computed last.
 - `{whole}`: the site is measured on all its pictures, without labels, and scored on the same.
-- `bound`: labels of the half that is shown are used; nobody has them who adapts.
+- `bound`: labels of the half that is shown are used; they are not available when adapting.
 - `no projection`: the site's form against the mean of unprojected training pictures. `whole shift`: the whole
   difference of the means, whatever the pictures show."""
 

@@ -30,7 +30,7 @@ TRANSFER = Path("docs/transfer.md")
 
 
 @click.command("evaluate")
-@click.option("--data", type=click.Path(path_type=Path), default=DATA, show_default=True, help="The built picture set.")
+@click.option("--data", type=click.Path(path_type=Path), default=DATA, show_default=True, help="The built image set.")
 @click.option("--model", default="reference", show_default=True,
               help="As `calibrate --model`; its image tower has to be a trunk with a linear head.")  # fmt: skip
 @click.option("--seeds", type=click.IntRange(1), default=5, show_default=True, help="How many, counted from 0.")

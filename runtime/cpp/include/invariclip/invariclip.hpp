@@ -22,7 +22,7 @@
 
 namespace invariclip {
 
-// Everything thrown on purpose: one line with the fact and the mend.
+// Everything thrown on purpose: one line that says what went wrong and how to fix it.
 class Error : public std::runtime_error {
   public:
     using std::runtime_error::runtime_error;
