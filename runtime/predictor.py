@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -431,8 +432,9 @@ class Model:
             return read_class_bank(path, self.width, len(self.manifest.classes))
 
     def _but(self, **changes: Any) -> Model:
-        other = object.__new__(Model)
-        other.__dict__.update(self.__dict__, **changes)
+        other = copy.copy(self)
+        for name, value in changes.items():
+            setattr(other, name, value)
         return other
 
     def _embed(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
