@@ -1,4 +1,4 @@
-"""`invariclip adapt`: measures a place from unlabelled images of it."""
+"""`invariclip adapt`: measures a site from unlabelled images of it."""
 
 from __future__ import annotations
 
@@ -61,10 +61,10 @@ def adapt(
     name: str | None, add_to: Path | None, classes: str | None, classes_file: Path | None, batch_size: int,
     pixel_mode: PixelMode, backend: str | None, threads: int | None, as_json: bool, quiet: bool,
 ) -> int:  # fmt: skip
-    """Measure a place from a few unlabelled images of it, so that answers there lose what it shifts.
+    """Measure the shift of a site (one camera, shop or style) from a few unlabelled images of it.
 
-    The images should show what the place sees, of several kinds: classes tell how many kinds there are. What is
-    stopped goes on where it was when the same command is given again (OUT.unfinished keeps it).
+    The images should show several kinds of things; the classes are used to count the kinds. If it is interrupted, run
+    the same command again to resume (progress is kept in OUT.unfinished).
     """
     _require_sense(artifact, images, embedded, log, add_to, out)
     names = class_names(classes, classes_file)
@@ -102,7 +102,7 @@ def adapt(
     _remove(unfinished if images else None)
     if site.limited:
         warnings.warn(
-            f"{site.images} images show about {site.kinds:.1f} kinds of things, too few to tell the place from its "
+            f"{site.images} images show about {site.kinds:.1f} kinds of things, too few to tell the site from its "
             f"contents: {site.weight:.0%} of the shift is taken away; add images of other things",
             FewKindsWarning, stacklevel=2,
         )  # fmt: skip
@@ -123,12 +123,12 @@ def _require_sense(
         raise InputError("--replay goes alone: a log says itself what was shown and what was known before")
     if not (images or embedded or log):
         raise InputError(
-            "name images of the place with --images, embeddings of them with --embeddings, or a log with --replay"
+            "name images of the site with --images, embeddings of them with --embeddings, or a log with --replay"
         )
     if out.suffix not in (".safetensors", ".icm"):
         raise InputError(f"{out}: a site is a file NAME.safetensors, an adapted artifact a folder NAME.icm")
     if out.suffix == ".icm" and not images:
-        raise InputError("an adapted artifact is checked on images of the place; name some with --images")
+        raise InputError("an adapted artifact is checked on images of the site; name some with --images")
     if out.suffix == ".icm":
         require_replaceable(out, artifact)
 

@@ -59,7 +59,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     ),
     "inspect": ("invariclip.commands:inspect", "", "Show what an artifact is and what it was proved to do."),
     "predict": ("invariclip.commands:predict", "", "Classify pictures."),
-    "adapt": ("invariclip.adapt_command:adapt", "", "Measure a place from a few unlabelled pictures of it."),
+    "adapt": ("invariclip.adapt_command:adapt", "", "Measure the shift of a site from a few unlabelled images."),
     "embed": ("invariclip.embed_command:embed", "", "Write embeddings of pictures or texts to safetensors."),
     "serve": ("invariclip.serve.commands:serve", "serve", "Answer over HTTP, in batches of many clients' requests."),
 }

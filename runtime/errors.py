@@ -82,7 +82,7 @@ class UntrueVariantWarning(UserWarning):
 
 
 class FewKindsWarning(UserWarning):
-    """The pictures of a site show too few kinds of things to tell the place from its contents."""
+    """The images of a site show too few kinds of things to tell the site from its contents."""
 
 
 class LeftOutWarning(UserWarning):

@@ -2,7 +2,7 @@
 
 The latest images count, in blocks that are forgotten whole, so that what is exported is a `Site` like any other. The
 shift changes in steps, and only after a floor of images. An image that repeats one of the latest, or that is unlike
-all before it, does not count; where nothing else comes for long, the place has changed, and measuring begins anew. All
+all before it, does not count; where nothing else comes for long, the site has changed, and measuring starts again. All
 of it depends on the order of the images alone, not on how they were batched.
 """
 
@@ -32,7 +32,7 @@ UNLIKE = 3.0
 """Standard deviations of the squared distance from the mean above which an image is unlike the others: of 400 images
 of each training style of stylebench up to 4 are, and a black or a noisy frame beside three of those five styles."""
 CHANGED = 32
-"""Unlike images in a row that say that the place has changed."""
+"""Unlike images in a row that say that the site has changed."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class LiveSite:
         """Begins.
 
         Args:
-            start: What is known of the place, see `site.new_site`. It holds until the first change of the shift, and
+            start: What is known of the site, see `site.new_site`. It holds until the first change of the shift, and
                 counts as half a window of images at most.
             bank: [K, d], unit-length embeddings of the site's classes.
             window: How much of the past counts.
@@ -131,7 +131,7 @@ class LiveSite:
 
     @property
     def name(self) -> str:
-        """The place's."""
+        """The site's."""
         return self._start.name
 
     @property
@@ -151,7 +151,7 @@ class LiveSite:
         return adapted, site
 
     def add(self, embeddings: NDArray[np.float32]) -> None:
-        """Counts images of the place.
+        """Counts images of the site.
 
         Args:
             embeddings: float32 [N, d], of unit length, without any site's shift, in the order that they were taken.
@@ -221,7 +221,7 @@ class LiveSite:
         if self._unlike(row):
             self.rejected["unlike"] += 1
             state.in_a_row += 1
-            if state.in_a_row >= CHANGED:  # these are what the place looks like now
+            if state.in_a_row >= CHANGED:  # these are what the site looks like now
                 self.changes += 1
                 self.revision += 1
                 empty = new_site(self.name, self._start.space_id, self._start.training_mean, len(self._bank),

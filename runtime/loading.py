@@ -41,7 +41,7 @@ def load(
         pixel_mode: `exact`, or `fast`, which decodes large JPEGs smaller (see `pixels.pixels`).
         text_cache: Embeddings of texts that are kept (see `text_cache.TextCache`); 0 keeps none.
         engine_options: Of a GPU's engine, see `backends.open_backend`.
-        site: The place that pictures come from, or its file, see `Model.with_site`; None adapts to none.
+        site: The site that images come from, or its file, see `Model.with_site`; None adapts to none.
 
     Raises:
         ArtifactError: Not an artifact, damaged, of another schema version, or without that variant.

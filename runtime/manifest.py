@@ -140,7 +140,7 @@ class FileFacts:
 
 @dataclass(frozen=True)
 class SiteFacts:
-    """The place whose shift the image graphs take away, see `site`.
+    """The site whose shift the image graphs remove, see `site`.
 
     Attributes:
         name: For people.

@@ -67,7 +67,7 @@ def training_mean(artifact: Path, manifest: Manifest) -> NDArray[np.float64]:
         found = read_projection(checked_path(artifact, manifest.projection_file)).training_mean
     if found is None or not len(found):
         raise InputError(
-            f"{artifact}: does not know the mean of the images that were calibrated on, which a place is measured "
+            f"{artifact}: does not know the mean of the images that were calibrated on, which a site is measured "
             "against; calibrate with --images and export with --projection (also where no projection is better)"
         )
     return found
@@ -82,7 +82,7 @@ def model_mean(model: Model) -> NDArray[np.float64]:
     if model.space_id != model.manifest.space_id:
         raise InputError(
             f"{model.folder}: knows the mean of its calibrated images with its own projection alone; to measure a "
-            "place with another one, export with that"
+            "site with another one, export with that"
         )
     return training_mean(model.folder, model.manifest)
 
@@ -118,7 +118,7 @@ def open_live_site(model: Model, name: str, *, start: Site | None = None, window
     Args:
         model: With the site's classes.
         name: For people.
-        start: What is known of the place; None for nothing.
+        start: What is known of the site; None for nothing.
         window: How much of the past counts.
 
     Raises:

@@ -307,7 +307,7 @@ class Model:
         return other
 
     def with_site(self, site: Site) -> Model:
-        """The same model for pictures of one place: each of their embeddings loses the site's shift (see `site`).
+        """The same model for images of one site, whose shift is removed from each of their embeddings (see `site`).
 
         Texts, class embeddings and prototypes stay as they are, and so does the space that they are compared in. The
         graph's own classes are then answered outside it, from the embeddings that it holds.
@@ -324,7 +324,7 @@ class Model:
         return self._hosting(_site=site, _live=None)
 
     def adapting(self, live: LiveSite) -> Model:
-        """The same model for pictures of a place that is measured from them: see `live_site`.
+        """The same model for images of a site that is measured from them, see `live_site`.
 
         Every picture that it is shown loses the shift that was known before, and then counts; show it no others.
 
@@ -384,7 +384,7 @@ class Model:
         """
         if not all(1 <= size <= LARGEST_WARM_UP for size in batch_sizes):
             raise InputError(f"batch sizes must be from 1 to {LARGEST_WARM_UP}, not {list(batch_sizes)}")
-        still = self._but(_live=None)  # blank pictures are none of a place
+        still = self._but(_live=None)  # blank images are not of a site
         answer = still._answer if self.classes else still._embed
         for rows in sorted({bucket for size in batch_sizes for _, bucket in plan(size)}):
             answer(np.zeros((rows, *self.manifest.pixels.image_size, 3), dtype=np.uint8))

@@ -1,14 +1,14 @@
-"""A site: what the images of one place share beside their contents, taken away from each of their embeddings.
+"""A site (one camera, shop or style): the shift that its images share, which is removed from their embeddings.
 
-A camera, a light or a style moves every embedding z of a place the same way, and with it the mean. From n unlabelled
-images of the place, with mean m, and the mean m₀ of the images that were calibrated on,
+A camera, a light or a style shifts every embedding z of a site in the same way, and with it their mean. From n
+unlabelled images of the site, with mean m, and the mean m₀ of the images that were calibrated on,
 
     z ↦ (z − δ) / |z − δ|,   δ = e / (e + PRIOR) · (m − m₀),   e = min(n, PER_KIND · (k − 1)),
 
 puts the mean where class embeddings, prototypes and probes of the calibrated space expect it. Those stay as they are,
 so what is adapted can be compared with all that was embedded before.
 
-What the images show moves the mean as well: of one kind of thing alone it says nothing about the place. So images
+What the images show moves the mean as well: of one kind of thing alone it says nothing about the site. So images
 count as far as they show different kinds: k is the exponential of the entropy of what they are taken for on average,
 before anything is taken away. PRIOR images stand for "nothing has moved". Both numbers, and this form among others,
 were chosen on training styles under changes that no projection was fitted on (docs/sites.md).
@@ -50,7 +50,7 @@ LARGEST_SHIFT = 0.95
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """A place, as its images' sums, which add up: sites that were measured apart can be put together.
+    """A site, as the sums over its images. Sums add up: a site that was measured in parts can be put together.
 
     Attributes:
         name: For people.
@@ -133,7 +133,7 @@ class Site:
 
     @property
     def standard_error(self) -> float:
-        """Expected distance of m from the mean of all images that the place could show; infinite below two images.
+        """Expected distance of m from the mean of all images that the site could show; infinite below two images.
 
         Unit vectors with mean m vary by 1 − |m|² in all, whatever they are. Frames of one video say less than as many
         images taken apart, and this does not know.

@@ -112,7 +112,7 @@ class SiteRegistry:
             model.require_adaptable(site)
         if running is not None:
             if not model.classes:
-                raise InputError("--adapt needs classes, which tell how many kinds of things a place shows; name some")
+                raise InputError("--adapt needs classes, to count the kinds of things that a site shows; name some")
             if not self.share:
                 raise InputError(f"--max-sites {running.most} leaves none to each of {keys} API keys; raise it")
             self._mean = model_mean(model)

@@ -33,10 +33,10 @@ def render(result: dict[str, Any], stem: str = "sites") -> str:
     worlds = result["worlds"]
     tables = [(name, way, rows) for name, ways in worlds.items() for way, rows in ways.items()]
     parts = [
-        "# A place's own pictures",
-        "A few unlabelled pictures of a camera, a shop or a style say how its embeddings are moved as a whole. "
-        "`invariclip adapt` measures that, and answers with the site named lose it; texts, prototypes and probes stay "
-        "as they are.\n\n"
+        "# Sites: adapting to a few unlabelled images",
+        "A camera, a shop or a style shifts all embeddings of its images. `invariclip adapt` measures the shift from a "
+        "few unlabelled images, and it is removed from answers for that site; texts, prototypes and probes stay as "
+        "they are.\n\n"
         "```sh\ninvariclip adapt mine.icm --images yard -o yard.safetensors\n"
         "invariclip predict mine.icm today.jpg --site yard.safetensors\n```\n\n"
         "The file says how many images were counted, the standard error of their mean, and how many images would "
@@ -78,7 +78,7 @@ def _harm(name: str, way: str, rows: dict[str, Any]) -> str:
     return (
         f"- {name}, {_title(way)}: of one picture and of skewed contents the worst is `{worst}`, "
         f"{interval(change, signed=True)} against the projection ({kept} the bound of −{HARM:g}); pictures of another "
-        f"site do {interval(wrong, signed=True)}: a site is of one place."
+        f"site do {interval(wrong, signed=True)}: measure each site on its own."
     )
 
 
@@ -254,12 +254,12 @@ def _rows(rows: dict[str, Any]) -> str:
 _DECIDE = """## Which to use
 | you have | do |
 |---|---|
-| pairs: one thing in two settings | `calibrate`: the projection serves every place, also unseen ones |
-| pictures of one place, no pairs | `calibrate --interventions all`, then `adapt` |
-| pairs, and pictures of the place | both: {both} |
-| hundreds of pictures of the place | `adapt`; T3A, which is not in the product, does {many} |
+| pairs: one thing in two settings | `calibrate`: the projection serves every site, also unseen ones |
+| pictures of one site, no pairs | `calibrate --interventions all`, then `adapt` |
+| pairs, and pictures of the site | both: {both} |
+| hundreds of pictures of the site | `adapt`; T3A, which is not in the product, does {many} |
 | pictures of one or two kinds of things alone | `adapt` counts them for little, and says so; the cost stands above |
-| a stream of several places mixed | a site for each place: see `20, half of another site` |"""
+| a mixed stream of several sites | measure each site on its own: see `20, half of another site` |"""
 
 _FORM = """## The form
 z ↦ (z − δ)/|z − δ| with δ = e/(e + {prior:g}) · (m − m₀): m is the mean of the site's unit embeddings, m₀ that of the
