@@ -95,7 +95,7 @@ def export(
         from invariclip.export.swap import swap_classes
 
         manifest = swap_classes(
-            classes_only, out, names, prompts or None, pictures=images or None, threads=threads, progress=progress
+            classes_only, out, names, prompts or None, images=images or None, threads=threads, progress=progress
         )
         _show(manifest, out, as_json)
         return

@@ -58,7 +58,7 @@ def swap_classes(
     classes: Sequence[str],
     templates: Sequence[str] | None = None,
     *,
-    pictures: Sequence[str | Path] | None = None,
+    images: Sequence[str | Path] | None = None,
     max_probability_diff: float = EXACT.max_probability_diff,
     threads: int | None = None,
     progress: Progress = silent,
@@ -70,7 +70,7 @@ def swap_classes(
         out: The artifact to write. One that stands there is replaced, be it the same.
         classes: Class names to bake in.
         templates: Their prompt templates; None takes the artifact's own, or the default.
-        pictures: Files and folders to check the head on; None takes the bundled ones.
+        images: Files and folders to check the head on; None takes the bundled ones.
         max_probability_diff: Largest difference of a probability from float64.
         threads: ONNX Runtime's threads; None takes what this process may use.
         progress: `console.bar` or `console.silent`.
@@ -98,7 +98,7 @@ def swap_classes(
     require_replaceable(target)
     entries = {entry.path: entry for entry in old.files}
     paths = {name: checked_path(source, entry) for name, entry in entries.items()}
-    looked_at = evidence.pictures_of(pictures, old.pixels)
+    looked_at = evidence.pictures_of(images, old.pixels)
     looked_at.require_readable()
     teacher = _BEST if _BEST in old.variants else next(iter(old.variants))
     manifest = replace(old, classes=tuple(classes), templates=prompts)

@@ -66,7 +66,7 @@ def embed(
                        address=ray_address, workers=workers, batch_size=batch_size,
                        progress=silent if quiet or as_json else bar)  # fmt: skip
     if site is not None and texts:
-        raise InputError("a site changes pictures' embeddings alone; leave --site out for texts")
+        raise InputError("a site changes images' embeddings alone; leave --site out for texts")
     model = open_model(artifact, projection, backend, threads, pixel_mode, site)
     items: list[str] = list(texts)
     rows: list[NDArray[np.float32]] = list(model.embed_texts(items)) if texts else []

@@ -229,7 +229,7 @@ def test_the_command_says_who_is_not_sure(artifact, model, tiny_pictures, run):
 
 def test_classes_are_swapped_in_all_templates(artifact, wanted, tiny_pictures, tmp_path, run):
     out = tmp_path / "other.icm"
-    manifest = swap_classes(artifact, out, OTHERS, pictures=[tiny_pictures], threads=1)
+    manifest = swap_classes(artifact, out, OTHERS, images=[tiny_pictures], threads=1)
     for variant in manifest.variants.values():
         for record in variant.parity.values():
             assert record["head"]["uncertainty_diff"] <= 1e-4
@@ -241,7 +241,7 @@ def test_classes_are_swapped_in_all_templates(artifact, wanted, tiny_pictures, t
     assert manifest.cdc == read_manifest(artifact).cdc
     assert run("inspect", out)[0] == 0
     with pytest.raises(InputError, match="trained beside the prompts"):
-        swap_classes(artifact, out, OTHERS, ["a sketch of a {}"], pictures=[tiny_pictures], threads=1)
+        swap_classes(artifact, out, OTHERS, ["a sketch of a {}"], images=[tiny_pictures], threads=1)
 
 
 def test_the_command_line_exports_and_verifies_it(

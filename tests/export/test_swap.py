@@ -50,7 +50,7 @@ def built(checkpoint, tiny_pictures, tiny_projection, tmp_path_factory):
 @pytest.fixture
 def swapped(tiny_pictures, tmp_path):
     def of(source, classes=NAMES, templates=FORMS, out=tmp_path / "new.icm", **options):
-        manifest = swap.swap_classes(source, out, classes, templates, pictures=[tiny_pictures], threads=1, **options)
+        manifest = swap.swap_classes(source, out, classes, templates, images=[tiny_pictures], threads=1, **options)
         return manifest, out
 
     return of
@@ -257,7 +257,7 @@ def test_neither_torch_nor_open_clip_is_needed(built, tmp_path, tiny_pictures):
         "import sys; sys.modules.update(torch=None, open_clip=None, timm=None)\n"
         "from invariclip.export.swap import swap_classes\n"
         "source, out, pictures = sys.argv[1:]\n"
-        "swap_classes(source, out, ['a', 'b'], pictures=[pictures])"
+        "swap_classes(source, out, ['a', 'b'], images=[pictures])"
     )
     places = map(str, (built("vit"), tmp_path / "n.icm", tiny_pictures))
     done = subprocess.run([sys.executable, "-c", code, *places], capture_output=True, text=True, check=False)

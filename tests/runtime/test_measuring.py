@@ -167,7 +167,7 @@ def test_a_walk_is_the_sorted_list(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         find_pictures([tmp_path / "none"])
     (tmp_path / "hollow").mkdir()
-    with pytest.raises(InputError, match="no image in this folder"):
+    with pytest.raises(InputError, match="no picture in this folder"):
         find_pictures([tmp_path / "hollow"])
 
 

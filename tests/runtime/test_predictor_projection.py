@@ -159,7 +159,7 @@ def test_an_engine_that_cannot_is_named(model, other):
 def test_other_classes_can_be_baked_in(artifact, other, rebuilt, paths, tmp_path):
     from invariclip.export.swap import swap_classes
 
-    swap_classes(artifact, tmp_path / "n.icm", ("sun", "moon"), pictures=paths, threads=1)
+    swap_classes(artifact, tmp_path / "n.icm", ("sun", "moon"), images=paths, threads=1)
     model = invariclip.load(tmp_path / "n.icm", threads=1)
     wanted = rebuilt.with_classes(("sun", "moon"), FORMS).probabilities(paths)
     assert np.abs(model.with_projection(other).probabilities(paths) - wanted).max() <= 1e-5

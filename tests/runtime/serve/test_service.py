@@ -68,7 +68,7 @@ def test_pictures_are_bounded_before_they_are_decoded(model, encoded, images):
     assert refused.value.status == 413
     with pytest.raises(InputError, match=r"^image 0: not a picture that Pillow can read$"):
         service.images.submit(asked([b"nothing"])).future.result(20)
-    with pytest.raises(InputError, match=r"^image 0: damaged image"):
+    with pytest.raises(InputError, match=r"^image 0: damaged picture"):
         service.images.submit(asked([images[0][:200]])).future.result(20)
     service.close()
 
