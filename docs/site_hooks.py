@@ -34,8 +34,8 @@ def on_page_markdown(markdown: str, page: Any, files: Files, **_: Any) -> str:
         place = posixpath.normpath(posixpath.join(folder, target))
         if target.startswith(("http://", "https://", "mailto:")) or files.get_file_from_path(place) is not None:
             return found[0]
-        known = ROOT / ("docs" if not place.startswith("..") and (ROOT / "docs" / place).exists() else ".") / place
-        known = known if known.exists() else ROOT / place.removeprefix("../")
-        return f"{text} (`{known.relative_to(ROOT).as_posix()}`)" if known.exists() else found[0]
+        # pages of docs/ are relative to it, those of PAGES to the repository
+        file = next((path for path in (ROOT / "docs" / place, ROOT / place) if path.exists()), None)
+        return found[0] if file is None else f"{text} (`{file.resolve().relative_to(ROOT).as_posix()}`)"
 
     return LINK.sub(plain, markdown)

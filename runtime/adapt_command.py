@@ -24,9 +24,9 @@ from invariclip.commands import (
     class_names,
     open_model,
 )
-from invariclip.console import bar, emit_json, say, silent
+from invariclip.console import UnreadableImages, bar, emit_json, say, silent
 from invariclip.errors import FewKindsWarning, InputError
-from invariclip.measuring import Unreadable, begun, measure, measure_embeddings, training_mean
+from invariclip.measuring import begun, measure, measure_embeddings, training_mean
 from invariclip.rooms import other_room
 from invariclip.site import read_site, write_site
 from invariclip.site_log import replay
@@ -82,7 +82,7 @@ def adapt(
             f"{artifact}: has no classes, which are needed to count the kinds of things that the images show; "
             "give --classes or --classes-file"
         )
-    unreadable, unfinished = Unreadable(), out.with_name(f"{out.name}.unfinished")
+    unreadable, unfinished = UnreadableImages(), out.with_name(f"{out.name}.unfinished")
     if log is not None:
         known = replay(log, model.class_bank(progress)).site
     site = begun(model, name or out.stem, mean, known)
@@ -107,9 +107,7 @@ def adapt(
             FewKindsWarning, stacklevel=2,
         )  # fmt: skip
     if as_json:
-        emit_json(
-            {"out": str(out), **site.facts(), "unreadable": unreadable.listed, "unreadable_count": unreadable.count}
-        )
+        emit_json({"out": str(out), **site.facts(), **unreadable.facts()})
     else:
         say(f"{in_words(site)} {out}")
     return 2 if unreadable.count else 0

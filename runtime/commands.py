@@ -12,7 +12,7 @@ from invariclip.abstaining import CALIBRATED, EVIDENCE, UNCERTAINTY_KINDS, thres
 from invariclip.artifact import checked_path, read_manifest
 from invariclip.backends import ALL_BACKENDS, DEFAULT_BACKEND
 from invariclip.choice import profile_of
-from invariclip.console import bar, emit_json, note, say, silent, table
+from invariclip.console import UnreadableImages, bar, emit_json, say, silent, table
 from invariclip.errors import InputError
 from invariclip.parity import parity_table
 from invariclip.pixels import PIXEL_MODES, find_pictures
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from invariclip.abstaining import AbstainAbove, UncertaintyKind
     from invariclip.answers import Prediction
     from invariclip.manifest import Manifest
-    from invariclip.pixels import Picture, PixelMode
+    from invariclip.pixels import PixelMode
     from invariclip.predictor import Model
 
 ARTIFACT = click.argument("artifact", type=click.Path(path_type=Path))
@@ -264,17 +264,17 @@ def predict(
         raise InputError(f"{artifact}: has no classes; give --classes or --classes-file")
     results: list[dict[str, Any]] = []
 
-    bad: list[dict[str, str]] = []
+    bad = UnreadableImages()
     paths = find_pictures(pictures)
     shown = progress(paths, total=len(paths), desc="pictures")
-    for answer in model.stream(shown, batch_size=batch_size, unreadable=noting(bad)):
+    for answer in model.stream(shown, batch_size=batch_size, unreadable=bad):
         prediction = answer.prediction(top_k, abstain_above=limit, uncertainty=kind)
         results.append({"image": str(answer.picture), **prediction.to_json()})
         if not as_json:
             say(f"{answer.picture}  {_in_words(prediction)}")
     if as_json:
-        emit_json({"engine": model.describe(), "space_id": model.space_id, "predictions": results, "unreadable": bad})
-    return 2 if bad else 0
+        emit_json({"engine": model.describe(), "space_id": model.space_id, "predictions": results, **bad.facts()})
+    return 2 if bad.count else 0
 
 
 def _in_words(prediction: Prediction) -> str:
@@ -298,13 +298,3 @@ def open_model(
     model = load(artifact, backend=backend, threads=threads, pixel_mode=pixel_mode)
     model = model if other is None else model.with_projection(other)
     return model if place is None else model.with_site(place)
-
-
-def noting(bad: list[dict[str, str]]) -> Callable[[int, Picture, InputError], None]:
-    """Names a picture that cannot be read on standard error, and keeps it with the reason."""
-
-    def unreadable(_place: int, picture: Picture, error: InputError) -> None:
-        bad.append({"image": str(picture), "error": str(error)})
-        note(f"invariclip: {error}")
-
-    return unreadable

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import click
@@ -67,3 +68,31 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     ]
     lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(lines)
+
+
+LARGEST_LIST = 1000
+"""Unreadable images that are remembered by name; the others are counted."""
+
+
+@dataclass
+class UnreadableImages:
+    """Images that could not be read: each is named when it is met, and up to `LARGEST_LIST` are remembered.
+
+    Attributes:
+        count: How many.
+        listed: `image` and `error` of the first ones.
+    """
+
+    count: int = 0
+    listed: list[dict[str, str]] = field(default_factory=list)
+
+    def __call__(self, _place: int, image: object, error: Exception) -> None:
+        """Counts one, and says so."""
+        self.count += 1
+        if len(self.listed) < LARGEST_LIST:
+            self.listed.append({"image": str(image), "error": str(error)})
+        note(f"invariclip: {error}")
+
+    def facts(self) -> dict[str, Any]:
+        """What a command's JSON says of them."""
+        return {"unreadable": self.listed, "unreadable_count": self.count}

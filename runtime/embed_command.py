@@ -18,10 +18,9 @@ from invariclip.commands import (
     QUIET,
     SITE,
     THREADS,
-    noting,
     open_model,
 )
-from invariclip.console import bar, emit_json, note, say, silent
+from invariclip.console import UnreadableImages, bar, emit_json, note, say, silent
 from invariclip.embeddings import Embeddings, write_embeddings
 from invariclip.errors import InputError
 from invariclip.pixels import find_pictures
@@ -70,11 +69,11 @@ def embed(
     model = open_model(artifact, projection, backend, threads, pixel_mode, site)
     items: list[str] = list(texts)
     rows: list[NDArray[np.float32]] = list(model.embed_texts(items)) if texts else []
-    bad: list[dict[str, str]] = []
+    bad = UnreadableImages()
     if pictures:
         paths = find_pictures(pictures)
         shown = (silent if quiet or as_json else bar)(paths, total=len(paths), desc="pictures")
-        for answer in model.stream(shown, batch_size=batch_size, unreadable=noting(bad), classes=False):
+        for answer in model.stream(shown, batch_size=batch_size, unreadable=bad, classes=False):
             items.append(str(answer.picture))
             rows.append(answer.embedding)
     if not rows:
@@ -84,11 +83,11 @@ def embed(
     if as_json:
         emit_json(
             {"out": str(out), "count": len(items), "width": model.width, "space_id": model.space_id,
-             "site_sha256": adapted or None, "unreadable": bad}
+             "site_sha256": adapted or None, **bad.facts()}
         )  # fmt: skip
     else:
         say(f"{len(items)} embeddings of width {model.width} in {out} (space {model.space_id})")
-    return 2 if bad else 0
+    return 2 if bad.count else 0
 
 
 def _by_ray(artifact: Path, pictures: tuple[Path, ...], out: Path, *, as_json: bool, **how: Any) -> int:

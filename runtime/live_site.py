@@ -259,7 +259,7 @@ class LiveSite:
         state.pending = []
         if not state.blocks or state.blocks[-1].images + len(rows) > self.window.block:
             state.blocks.append(_Block(0, np.zeros(self._start.width), np.zeros(len(self._bank))))
-        while len(state.blocks) > self.window.blocks:
+        while sum(each.images for each in state.blocks) + len(rows) > self.window.block * self.window.blocks:
             state.blocks.popleft()
         apart = self._newly_apart(rows, state)
         block = state.blocks[-1]

@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from invariclip.artifact import checked_path
-from invariclip.console import Progress, note, silent
+from invariclip.console import Progress, UnreadableImages, note, silent
 from invariclip.embeddings import read_embeddings
 from invariclip.errors import InputError, SiteError
 from invariclip.live_site import LiveSite, Window
 from invariclip.manifest import Manifest
-from invariclip.pixels import Picture, walk_pictures
+from invariclip.pixels import walk_pictures
 from invariclip.predictor import Model
 from invariclip.projection import read_projection
 from invariclip.site import Site, new_site, read_site, write_site
@@ -31,29 +31,7 @@ PART = 256
 """Images whose embeddings are added at a time; batches begin anew with each part."""
 SAVE_SECONDS = 5.0
 """Between two writes of what is measured so far."""
-LARGEST_LIST = 1000
-"""Unreadable images that are remembered by name; the others are counted."""
 _UNFINISHED = "unfinished"
-
-
-@dataclass
-class Unreadable:
-    """Images that could not be read: each is named when it is met, and up to `LARGEST_LIST` are remembered.
-
-    Attributes:
-        count: How many.
-        listed: `image` and `error` of the first ones.
-    """
-
-    count: int = 0
-    listed: list[dict[str, str]] = field(default_factory=list)
-
-    def __call__(self, _place: int, image: Picture, error: InputError) -> None:
-        """Counts one, and says so."""
-        self.count += 1
-        if len(self.listed) < LARGEST_LIST:
-            self.listed.append({"image": str(image), "error": str(error)})
-        note(f"invariclip: {error}")
 
 
 def training_mean(artifact: Path, manifest: Manifest) -> NDArray[np.float64]:
@@ -135,7 +113,7 @@ def measure(
     images: Sequence[str | os.PathLike[str]],
     *,
     batch_size: int,
-    unreadable: Unreadable,
+    unreadable: UnreadableImages,
     unfinished: Path | None = None,
     progress: Progress = silent,
 ) -> Site:
@@ -233,7 +211,7 @@ def _key(model: Model, site: Site, batch_size: int, listing: str) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _resumed(unfinished: Path | None, key: str, site: Site, unreadable: Unreadable) -> tuple[int, Site]:
+def _resumed(unfinished: Path | None, key: str, site: Site, unreadable: UnreadableImages) -> tuple[int, Site]:
     """Parts that are done, and the site with them."""
     if unfinished is None or not unfinished.is_file():
         return 0, site

@@ -116,8 +116,8 @@ class SiteRegistry:
             if not self.share:
                 raise InputError(f"--max-sites {running.most} leaves none to each of {keys} API keys; raise it")
             self._mean = model_mean(model)
-            for name in ("a", *self.known):
-                model.require_adaptable(begun(model, name, self._mean, self.known.get(name)))
+            for start in (None, *self.known.values()):
+                model.require_adaptable(begun(model, "", self._mean, start))
             if running.log is not None:
                 _require_writable(running.log)
 

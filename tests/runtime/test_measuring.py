@@ -12,8 +12,9 @@ from safetensors.numpy import save_file
 import invariclip
 from invariclip import measuring
 from invariclip.cli import main
+from invariclip.console import UnreadableImages
 from invariclip.errors import InputError, SiteError
-from invariclip.measuring import Unreadable, begun, measure, measure_embeddings
+from invariclip.measuring import begun, measure, measure_embeddings
 from invariclip.pixels import PICTURE_SUFFIXES, find_pictures, walk_pictures
 from invariclip.projection import read_projection
 from invariclip.site import read_site, write_site
@@ -49,7 +50,7 @@ def small_parts(monkeypatch):
 
 
 def _measured(model, empty, many, **how):
-    return measure(model, empty, [many], batch_size=2, unreadable=how.pop("unreadable", Unreadable()), **how)
+    return measure(model, empty, [many], batch_size=2, unreadable=how.pop("unreadable", UnreadableImages()), **how)
 
 
 class _StoppedError(Exception):
@@ -68,12 +69,12 @@ def _stopping_after(count):
 
 @pytest.mark.parametrize("count", [5, 12, 17, 22])
 def test_what_was_stopped_goes_on_to_the_same_bits(count, model, empty, many, tmp_path, capsys):
-    kept, seen = tmp_path / "yard.unfinished", Unreadable()
+    kept, seen = tmp_path / "yard.unfinished", UnreadableImages()
     whole = _measured(model, empty, many, unreadable=seen)
     with pytest.raises(_StoppedError):
         _measured(model, empty, many, unfinished=kept, progress=_stopping_after(count))
     assert read_site(kept).images >= count - count % 4 - 1
-    again = Unreadable()
+    again = UnreadableImages()
     site = _measured(model, empty, many, unfinished=kept, unreadable=again)
     np.testing.assert_array_equal(site.total, whole.total)
     np.testing.assert_array_equal(site.taken_for, whole.taken_for)
@@ -90,7 +91,7 @@ def test_other_pictures_are_measured_from_the_start_and_it_says_so(model, empty,
     kept = tmp_path / "yard.unfinished"
     with pytest.raises(_StoppedError):
         _measured(model, empty, many, unfinished=kept, progress=_stopping_after(17))
-    site = measure(model, empty, [tiny_pictures], batch_size=2, unreadable=Unreadable(), unfinished=kept)
+    site = measure(model, empty, [tiny_pictures], batch_size=2, unreadable=UnreadableImages(), unfinished=kept)
     assert site.images == len(find_pictures([tiny_pictures]))
     assert "measuring from the start" in capsys.readouterr().err
 
@@ -132,7 +133,7 @@ def test_embeddings_measure_what_their_pictures_do(model, empty, tiny_artifact, 
             main(arguments)
         assert end.value.code == 0
     site = read_site(tmp_path / "yard.safetensors")
-    wanted = measure(model, empty, [tiny_pictures], batch_size=16, unreadable=Unreadable())
+    wanted = measure(model, empty, [tiny_pictures], batch_size=16, unreadable=UnreadableImages())
     np.testing.assert_allclose(site.shift, wanted.shift, atol=1e-6)
     assert "± " in capsys.readouterr().out
 
@@ -141,7 +142,7 @@ def test_embeddings_that_are_not_of_this_space_are_refused(
     model, empty, tiny_artifact, tiny_pictures, tmp_path, capsys
 ):
     write_site(
-        tmp_path / "s.safetensors", measure(model, empty, [tiny_pictures], batch_size=4, unreadable=Unreadable())
+        tmp_path / "s.safetensors", measure(model, empty, [tiny_pictures], batch_size=4, unreadable=UnreadableImages())
     )
     kept = tmp_path / "e.safetensors"
     with pytest.raises(SystemExit):
@@ -171,7 +172,7 @@ def test_a_walk_is_the_sorted_list(tmp_path):
         find_pictures([tmp_path / "hollow"])
 
 
-class _Stop(Unreadable):
+class _Stop(UnreadableImages):
     def __call__(self, place, image, error):
         super().__call__(place, image, error)
         raise KeyboardInterrupt
@@ -179,7 +180,7 @@ class _Stop(Unreadable):
 
 def test_unreadable_pictures_of_an_interrupted_part_count_once(model, empty, many, tmp_path, monkeypatch):
     monkeypatch.setattr(measuring, "SAVE_SECONDS", 1e9)
-    kept, stop, again = tmp_path / "yard.unfinished", _Stop(), Unreadable()
+    kept, stop, again = tmp_path / "yard.unfinished", _Stop(), UnreadableImages()
     with pytest.raises(KeyboardInterrupt):
         _measured(model, empty, many, unfinished=kept, unreadable=stop)
     assert (stop.count, read_site(kept).images) == (1, 8)

@@ -205,7 +205,7 @@ def test_before_it_is_warm_no_site_is_answered(model, site, serving, images):
             assert answer.headers["retry-after"] == "1"
 
 
-def test_places_that_cannot_be_are_refused(model, unsure_model, site, tmp_path):
+def test_sites_that_cannot_be_are_refused(model, unsure_model, site, tmp_path):
     with pytest.raises(InputError, match="without --cdc"):
         SiteRegistry(unsure_model, default=site)
     other = new_site("there", "0" * 32, site.training_mean, 3, {})
