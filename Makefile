@@ -16,7 +16,7 @@ help:
 	@echo "make docs    the documentation as a site, in build/site"
 	@echo "make format  ruff's formatter and safe fixes"
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml setup.py constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 11) else 'invariclip needs Python 3.11 or newer, this is ' + sys.version.split()[0])"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip -c constraints.txt
@@ -29,7 +29,7 @@ demo: $(VENV)/.installed
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-# mypy wants one folder named like the package; pyproject.toml maps several folders to it, so link them together.
+# mypy wants one folder named like the package; setup.py maps several folders to it, so link them together.
 build/typing: $(VENV)/.installed
 	@mkdir -p build/typing/invariclip
 	@find build/typing/invariclip -type l -delete

@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from invariclip.calibrate.estimators import ESTIMATORS
+from invariclip.calibrate.data.names import PAIRS_BY
+from invariclip.calibrate.data.pictures import Picture, keep, read_pictures
 from invariclip.calibrate.fit import Options
-from invariclip.calibrate.names import PAIRS_BY
-from invariclip.calibrate.pictures import Picture, keep, read_pictures
-from invariclip.commands import TEMPLATE_OPTIONS, prompt_templates
+from invariclip.calibrate.projection.estimators import ESTIMATORS
+from invariclip.cli.predict_command import TEMPLATE_OPTIONS, prompt_templates
 from invariclip.errors import InputError
-from invariclip.interventions import CATALOGUE, GROUPS, parse_kinds
-from invariclip.prompts import DEFAULT_TEMPLATES
+from invariclip.preprocessing.interventions import CATALOGUE, GROUPS, parse_kinds
+from invariclip.preprocessing.prompts import DEFAULT_TEMPLATES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from invariclip.calibrate.names import PairsBy
-    from invariclip.calibrate.scorer import Objective
+    from invariclip.calibrate.data.names import PairsBy
+    from invariclip.calibrate.projection.scorer import Objective
 
 FITTED_SPLITS = ("train", "calibrate")
 """Splits that are taken where a manifest has that column: pictures marked `test` are for measuring alone."""

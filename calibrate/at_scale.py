@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from invariclip.calibrate.data.stream.collect import collect, encoder_digest
+from invariclip.calibrate.data.stream.state import read_state
 from invariclip.calibrate.fit import bank_of, choose, conclude, tabulate
-from invariclip.calibrate.scorer import TEXT_OBJECTIVES
-from invariclip.calibrate.stream.collect import collect, encoder_digest
-from invariclip.calibrate.stream.state import read_state
+from invariclip.calibrate.projection.scorer import TEXT_OBJECTIVES
 from invariclip.console import Progress, silent
 from invariclip.errors import InputError
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from invariclip.calibrate.encoder import Encoder
-    from invariclip.calibrate.encoders import Opening
+    from invariclip.calibrate.data.encoder import Encoder
+    from invariclip.calibrate.data.encoders import Opening
+    from invariclip.calibrate.data.pictures import Picture
+    from invariclip.calibrate.data.stream.collect import Engine
+    from invariclip.calibrate.data.stream.state import State
     from invariclip.calibrate.fit import Calibration, Options
-    from invariclip.calibrate.pictures import Picture
-    from invariclip.calibrate.stream.collect import Engine
-    from invariclip.calibrate.stream.state import State
 
 _NOTHING_TO_CHOOSE_ON = (
     "estimator, rank and λ cannot be chosen from moments alone: name pictures to choose on with --images, or all "
@@ -80,7 +80,7 @@ def calibrate_sources(
         if encoder is not None and state.encoder not in ("", encoder_digest(encoder)):
             raise InputError(f"{collecting.kept}: was collected with another encoder; name the same one to select with")
     else:
-        from invariclip.calibrate.sources.config import sources_of
+        from invariclip.calibrate.data.sources.config import sources_of
 
         sources = sources_of(collecting.sources)
         weights = {source.name: source.weight for source in sources}
@@ -88,8 +88,8 @@ def calibrate_sources(
         encoder = opening.open() if embeds or sample else None
         engine: Engine | None = None
         if collecting.engine == "ray":
-            from invariclip.calibrate.stream.cluster import Cluster
-            from invariclip.calibrate.stream.ray_engine import RayEngine
+            from invariclip.calibrate.data.stream.cluster import Cluster
+            from invariclip.calibrate.data.stream.ray_engine import RayEngine
 
             engine = RayEngine(Cluster(collecting.ray_address, collecting.workers), opening.open)
         state = collect(

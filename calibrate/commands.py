@@ -7,25 +7,25 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from invariclip.artifact.fidelity import LEVELS
+from invariclip.artifact.projection import write_projection
 from invariclip.backends import DEFAULT_BACKEND, require_backend
 from invariclip.calibrate.asked import fitting_options, options_of, pictures_of
-from invariclip.calibrate.cdc.beside import TARGET_RISK, learning_of, write_page_of, write_templates
-from invariclip.calibrate.encoders import Opening
+from invariclip.calibrate.data.encoders import Opening
 from invariclip.calibrate.fit import calibrate as fit_projection
+from invariclip.calibrate.prompts.beside import TARGET_RISK, learning_of, write_page_of, write_templates
 from invariclip.calibrate.report import require_page_packages, summary_json, summary_text
 from invariclip.calibrate.stages import Serving, default_cache, run_build
-from invariclip.commands import CLASS_OPTIONS, class_names
+from invariclip.cli.predict_command import CLASS_OPTIONS, class_names
 from invariclip.console import bar, emit_json, note, say, silent
 from invariclip.errors import InputError
-from invariclip.fidelity import LEVELS
-from invariclip.projection import write_projection
 
 if TYPE_CHECKING:
-    from invariclip.calibrate.encoder import Encoder
+    from invariclip.artifact.fidelity import Fidelity
+    from invariclip.calibrate.data.encoder import Encoder
+    from invariclip.calibrate.data.pictures import Picture
     from invariclip.calibrate.fit import Calibration, Options
-    from invariclip.calibrate.pictures import Picture
     from invariclip.console import Progress
-    from invariclip.fidelity import Fidelity
 
 
 @click.command()

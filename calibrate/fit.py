@@ -10,13 +10,9 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 import invariclip
-from invariclip.calibrate.candidates import Candidate, grid
-from invariclip.calibrate.concept_gains import concept_gains
-from invariclip.calibrate.confidence import confidence
-from invariclip.calibrate.diagnostics import diagnose
-from invariclip.calibrate.embed import Job, embed, embed_texts
-from invariclip.calibrate.estimators import fit
-from invariclip.calibrate.pairs import (
+from invariclip.artifact.projection import Projection, identity
+from invariclip.calibrate.data.embed import Job, embed, embed_texts
+from invariclip.calibrate.data.pairs import (
     UNCHANGED,
     Table,
     codes,
@@ -24,17 +20,21 @@ from invariclip.calibrate.pairs import (
     grouped_moments,
     taken_pairs,
 )
-from invariclip.calibrate.parallel import few_blas_threads
-from invariclip.calibrate.pictures import summarise
-from invariclip.calibrate.problems import problems
-from invariclip.calibrate.scorer import TEXT_OBJECTIVES, Objective
-from invariclip.calibrate.select import Selection, select
-from invariclip.calibrate.versions import changed_versions
+from invariclip.calibrate.data.pictures import summarise
+from invariclip.calibrate.data.problems import problems
+from invariclip.calibrate.data.versions import changed_versions
+from invariclip.calibrate.projection.candidates import Candidate, grid
+from invariclip.calibrate.projection.concept_gains import concept_gains
+from invariclip.calibrate.projection.confidence import confidence
+from invariclip.calibrate.projection.diagnostics import diagnose
+from invariclip.calibrate.projection.estimators import fit
+from invariclip.calibrate.projection.parallel import few_blas_threads
+from invariclip.calibrate.projection.scorer import TEXT_OBJECTIVES, Objective
+from invariclip.calibrate.projection.selection import Selection, select
 from invariclip.console import Progress, silent
 from invariclip.errors import InputError
-from invariclip.interventions import Chosen, Kind, resolve
-from invariclip.projection import Projection, identity
-from invariclip.prompts import DEFAULT_TEMPLATES, class_bank
+from invariclip.preprocessing.interventions import Chosen, Kind, resolve
+from invariclip.preprocessing.prompts import DEFAULT_TEMPLATES, class_bank
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,9 +42,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from invariclip.calibrate.encoder import Encoder, TextEncoder
-    from invariclip.calibrate.moments import Moments
-    from invariclip.calibrate.pictures import Picture
+    from invariclip.calibrate.data.encoder import Encoder, TextEncoder
+    from invariclip.calibrate.data.pictures import Picture
+    from invariclip.calibrate.projection.moments import Moments
 
 
 @dataclass(frozen=True)

@@ -10,26 +10,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import invariclip
-from invariclip.artifact import checked_path, read_manifest
+from invariclip.artifact.folder import checked_path, read_manifest
+from invariclip.artifact.learned_prompts import read_semantics, write_semantics
+from invariclip.artifact.projection import read_projection, write_projection
 from invariclip.backends import DEFAULT_BACKEND
 from invariclip.calibrate.fit import Calibration, Options, calibrate
-from invariclip.calibrate.select import Selection
+from invariclip.calibrate.projection.selection import Selection
 from invariclip.console import Progress, silent
 from invariclip.errors import ArtifactError, InputError, ProjectionError, SemanticsError
 from invariclip.files import sha256_file, write_atomically
-from invariclip.projection import read_projection, write_projection
-from invariclip.semantics import read_semantics, write_semantics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from invariclip.calibrate.cdc.options import Options as Learning
-    from invariclip.calibrate.pictures import Picture
+    from invariclip.artifact.fidelity import Fidelity
+    from invariclip.artifact.learned_prompts import Semantics
+    from invariclip.artifact.manifest import Manifest
+    from invariclip.artifact.projection import Projection
+    from invariclip.calibrate.data.pictures import Picture
+    from invariclip.calibrate.prompts.options import Options as Learning
     from invariclip.export.checkpoints.checkpoint import Checkpoint
-    from invariclip.fidelity import Fidelity
-    from invariclip.manifest import Manifest
-    from invariclip.projection import Projection
-    from invariclip.semantics import Semantics
 
 EXPORTED = "exported.json"
 
@@ -166,7 +166,7 @@ def _learnt(
     else:
         tell(f"2/3 learn templates: done before, {file.name}")
         return semantics
-    from invariclip.calibrate.cdc.learn import learn
+    from invariclip.calibrate.prompts.learn import learn
 
     result = learn(checkpoint, pictures, learning, projection, cache=cache, progress=progress)
     if result.threshold is not None:

@@ -10,7 +10,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from invariclip.artifact import describe_file, require_replaceable, write_manifest
+from invariclip.artifact.folder import describe_file, require_replaceable, write_manifest
+from invariclip.artifact.learned_prompts import write_semantics
+from invariclip.artifact.manifest import Manifest, ModelFacts, ProjectionFacts, Variant, space_id
+from invariclip.artifact.projection import write_projection
 from invariclip.backends import DEFAULT_BACKEND, require_backend
 from invariclip.console import silent
 from invariclip.errors import InputError, LeftOutWarning
@@ -23,10 +26,7 @@ from invariclip.export.variants import BASE as FLOAT32
 from invariclip.export.variants import Wish, require_wish, with_variants
 from invariclip.export.verification import evidence, fast_pixels, figures, verify
 from invariclip.files import new_directory, write_atomically
-from invariclip.manifest import Manifest, ModelFacts, ProjectionFacts, Variant, space_id
-from invariclip.projection import write_projection
-from invariclip.prompts import DEFAULT_TEMPLATES, check_prompts
-from invariclip.semantics import write_semantics
+from invariclip.preprocessing.prompts import DEFAULT_TEMPLATES, check_prompts
 from invariclip.version import __version__
 
 if TYPE_CHECKING:
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
+    from invariclip.artifact.learned_prompts import Semantics
+    from invariclip.artifact.manifest import Front, TextLength
+    from invariclip.artifact.projection import Projection
     from invariclip.console import Progress
     from invariclip.export.checkpoints.checkpoint import Checkpoint
     from invariclip.export.graphs.rewrites import Tower
@@ -42,9 +45,6 @@ if TYPE_CHECKING:
     from invariclip.export.verification.evidence import Pictures
     from invariclip.export.verification.figures import Thresholds
     from invariclip.export.verification.verify import Job
-    from invariclip.manifest import Front, TextLength
-    from invariclip.projection import Projection
-    from invariclip.semantics import Semantics
 
 IMAGE_FILE, TEXT_FILE, LEARNED_TEXT_FILE = "image.onnx", "text.onnx", "text.cdc.onnx"
 TOKENIZER_FILE, PROJECTION_FILE, SEMANTICS_FILE = "tokenizer.json", "projection.safetensors", "cdc.safetensors"

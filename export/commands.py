@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 from click.core import ParameterSource
 
+from invariclip.artifact.fidelity import LEVELS, reached
+from invariclip.artifact.learned_prompts import read_semantics
+from invariclip.artifact.parity import parity_table
+from invariclip.artifact.projection import read_projection
 from invariclip.backends import DEFAULT_BACKEND
-from invariclip.commands import class_names, prompt_templates, zero_shot_options
+from invariclip.cli.predict_command import class_names, prompt_templates, zero_shot_options
 from invariclip.console import bar, emit_json, say, silent
 from invariclip.errors import InputError
 from invariclip.export.options import bounds_of, load, shared
-from invariclip.fidelity import LEVELS, reached
-from invariclip.parity import parity_table
-from invariclip.projection import read_projection
-from invariclip.semantics import read_semantics
 
 if TYPE_CHECKING:
+    from invariclip.artifact.fidelity import Fidelity
+    from invariclip.artifact.manifest import Manifest
     from invariclip.export.options import Limits
-    from invariclip.fidelity import Fidelity
-    from invariclip.manifest import Manifest
 
 _OF_CLASSES = {
     "classes_only", "classes", "classes_file", "templates", "templates_file", "template_name", "out", "images",

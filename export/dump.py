@@ -19,7 +19,7 @@ import click
 import numpy as np
 import onnx_ir as ir
 
-from invariclip.cli import run_command
+from invariclip.cli.main import run_command
 from invariclip.console import bar, note
 from invariclip.errors import InputError
 from invariclip.export.checkpoints.families import FAMILIES, load_family

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from invariclip.artifact.manifest import EMBEDDING
+from invariclip.artifact.projection import Projection
 from invariclip.backends import open_backend
 from invariclip.errors import ContractError, InvariclipError
 from invariclip.export.checkpoints import check_texts
@@ -28,9 +30,7 @@ from invariclip.export.tensorrt.gate import build_on_cpu
 from invariclip.export.verification import evidence
 from invariclip.export.verification.answers import project
 from invariclip.export.verification.figures import SIZES
-from invariclip.manifest import EMBEDDING
-from invariclip.pixels import stack
-from invariclip.projection import Projection
+from invariclip.preprocessing.pixels import stack
 from invariclip.text_tower import cut_to_longest
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from invariclip.export.checkpoints.checkpoint import Checkpoint
     from invariclip.export.graphs.rewrites import Tower
-    from invariclip.tokenizer import TextSpec
+    from invariclip.preprocessing.tokenizer import TextSpec
 
 LARGE, MOST_MEMORY = 2_000_000_000, 2.5
 """Weights in bytes from which a family is large, and how often the process may hold them."""

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
-from invariclip.commands import JSON, QUIET, THREADS
+from invariclip.cli.predict_command import JSON, QUIET, THREADS
 from invariclip.console import bar
 from invariclip.errors import CheckpointError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from invariclip.artifact.fidelity import Fidelity
     from invariclip.export.checkpoints.checkpoint import Checkpoint
     from invariclip.export.verification.figures import Thresholds
-    from invariclip.fidelity import Fidelity
 
 Limits: TypeAlias = "dict[str, float | None]"
 _LIMITS = ("min_cosine", "max_abs_diff", "min_top1", "min_top5", "max_invariance_gap")

@@ -11,7 +11,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from invariclip.artifact import checked_path, describe_file, read_manifest, require_replaceable, write_manifest
+from invariclip.artifact.fidelity import require_level
+from invariclip.artifact.folder import checked_path, describe_file, read_manifest, require_replaceable, write_manifest
+from invariclip.artifact.manifest import EMBEDDING, IMAGE_INPUT, METADATA_KEY, SiteFacts
 from invariclip.backends import open_backend
 from invariclip.console import silent
 from invariclip.errors import ContractError, InputError
@@ -20,20 +22,18 @@ from invariclip.export.graphs.head import attach_site
 from invariclip.export.swap import copy_weights, facts, require_copied, takes_pictures, with_facts, with_files
 from invariclip.export.verification import evidence
 from invariclip.export.verification.figures import EXACT, THRESHOLDS
-from invariclip.fidelity import require_level
 from invariclip.files import new_directory
-from invariclip.manifest import EMBEDDING, IMAGE_INPUT, METADATA_KEY, SiteFacts
-from invariclip.pixels import walk_pictures
-from invariclip.site import write_site
+from invariclip.preprocessing.pixels import walk_pictures
+from invariclip.sites.site import write_site
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Sequence
 
+    from invariclip.artifact.manifest import Compute, Manifest
     from invariclip.console import Progress
     from invariclip.export.verification.evidence import Pictures
-    from invariclip.manifest import Compute, Manifest
-    from invariclip.site import Site
+    from invariclip.sites.site import Site
 
 T = TypeVar("T")
 

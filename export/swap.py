@@ -17,7 +17,10 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from invariclip.artifact import checked_path, describe_file, read_manifest, require_replaceable, write_manifest
+from invariclip.artifact.fidelity import require_level
+from invariclip.artifact.folder import checked_path, describe_file, read_manifest, require_replaceable, write_manifest
+from invariclip.artifact.learned_prompts import class_banks
+from invariclip.artifact.manifest import EMBEDDING, IMAGE_INPUT, METADATA_KEY, PROBABILITIES, UNCERTAINTY, FileFacts
 from invariclip.backends import DEFAULT_BACKEND, open_backend
 from invariclip.console import silent
 from invariclip.errors import ContractError, InputError
@@ -26,11 +29,8 @@ from invariclip.export.graphs.head import attach_head
 from invariclip.export.verification import evidence
 from invariclip.export.verification.class_head import ClassHead
 from invariclip.export.verification.figures import EXACT, THRESHOLDS, max_diff
-from invariclip.fidelity import require_level
 from invariclip.files import new_directory, write_atomically
-from invariclip.manifest import EMBEDDING, IMAGE_INPUT, METADATA_KEY, PROBABILITIES, UNCERTAINTY, FileFacts
-from invariclip.prompts import DEFAULT_TEMPLATES, check_prompts, class_bank
-from invariclip.semantics import class_banks
+from invariclip.preprocessing.prompts import DEFAULT_TEMPLATES, check_prompts, class_bank
 from invariclip.text_tower import TextTower
 
 if TYPE_CHECKING:
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from invariclip.artifact.manifest import Compute, Manifest
     from invariclip.console import Progress
     from invariclip.export.verification.evidence import Pictures
-    from invariclip.manifest import Compute, Manifest
 
 _BEST = "float32"
 """The variant whose text graph embeds the classes of all of them, where it is there."""
@@ -283,7 +283,7 @@ def still_proved(record: dict[str, Any], head: dict[str, Any], *, had_classes: b
     """A backend's parity record with other classes: every figure of the embeddings stays.
 
     Args:
-        record: What was proved with the old classes (see `invariclip.parity`).
+        record: What was proved with the old classes (see `invariclip.artifact.parity`).
         head: What was measured of the new ones.
         had_classes: Whether best matches were sought among old classes; then those figures are gone too.
     """

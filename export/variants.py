@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from invariclip.artifact import describe_file
+from invariclip.artifact.folder import describe_file
 from invariclip.errors import ContractError, InputError, LeftOutWarning
 from invariclip.export.checkpoints import check_texts
 from invariclip.export.checkpoints.check_texts import spread
@@ -24,7 +24,7 @@ from invariclip.export.verification import evidence, verify
 from invariclip.export.verification.candidate import Candidate
 from invariclip.export.verification.evidence import Pictures
 from invariclip.export.verification.figures import THRESHOLDS, searched
-from invariclip.pixels import find_pictures
+from invariclip.preprocessing.pixels import find_pictures
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from invariclip.artifact.fidelity import Fidelity
+    from invariclip.artifact.manifest import Manifest, Variant
     from invariclip.console import Progress
     from invariclip.export.quantization.token_search import Found
     from invariclip.export.quantization.variants import Kind, Method
     from invariclip.export.verification.candidate import Job, Verdict
     from invariclip.export.verification.figures import Thresholds
     from invariclip.export.verification.verify import Evidence
-    from invariclip.fidelity import Fidelity
-    from invariclip.manifest import Manifest, Variant
 
 BASE = "float32"
 """The variant that every artifact has, and the others are made from."""

@@ -9,27 +9,27 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from invariclip.artifact import checked_path, read_manifest
+from invariclip.artifact.fidelity import LEVELS, require_level
+from invariclip.artifact.folder import checked_path, read_manifest
+from invariclip.artifact.learned_prompts import read_semantics
+from invariclip.artifact.parity import parity_table
+from invariclip.artifact.projection import read_projection
 from invariclip.backends import ALL_BACKENDS, DEFAULT_BACKEND, require_backend
 from invariclip.console import bar, emit_json, note, say, silent
 from invariclip.errors import ArtifactError, CheckpointError, ContractError, InputError
 from invariclip.export.options import bounds_of, load, shared
-from invariclip.fidelity import LEVELS, require_level
-from invariclip.parity import parity_table
-from invariclip.projection import read_projection
-from invariclip.semantics import read_semantics
-from invariclip.site import read_site
+from invariclip.sites.site import read_site
 
 if TYPE_CHECKING:
+    from invariclip.artifact.fidelity import Fidelity
+    from invariclip.artifact.learned_prompts import Semantics
+    from invariclip.artifact.manifest import Manifest, Variant
     from invariclip.console import Progress
     from invariclip.export.options import Limits
     from invariclip.export.verification.candidate import Job
     from invariclip.export.verification.evidence import Pictures
     from invariclip.export.verification.verify import Verdict
-    from invariclip.fidelity import Fidelity
-    from invariclip.manifest import Manifest, Variant
-    from invariclip.semantics import Semantics
-    from invariclip.site import Site
+    from invariclip.sites.site import Site
 
 
 @click.command()

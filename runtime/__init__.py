@@ -14,13 +14,13 @@ from invariclip import errors
 from invariclip.version import __version__
 
 if TYPE_CHECKING:
-    from invariclip.answers import Answer, Answers, Prediction, RankedClass
-    from invariclip.live_site import LiveSite
+    from invariclip.artifact.projection import Projection, read_projection
     from invariclip.loading import load
-    from invariclip.measuring import open_live_site
-    from invariclip.predictor import Model
-    from invariclip.projection import Projection, read_projection
-    from invariclip.site import Site, read_site, write_site
+    from invariclip.model import Model
+    from invariclip.results import Answer, Answers, Prediction, RankedClass
+    from invariclip.sites.live_site import LiveSite
+    from invariclip.sites.measuring import open_live_site
+    from invariclip.sites.site import Site, read_site, write_site
 
 __all__ = [
     "Answer", "Answers", "LiveSite", "Model", "Prediction", "Projection", "RankedClass", "Site", "__version__",
@@ -28,16 +28,21 @@ __all__ = [
 ]  # fmt: skip
 
 _HOMES = {
-    "Answer": "answers", "Answers": "answers", "LiveSite": "live_site", "Model": "predictor", "Prediction": "answers",
-    "Projection": "projection", "RankedClass": "answers", "Site": "site", "load": "loading",
-    "open_live_site": "measuring", "read_projection": "projection", "read_site": "site", "write_site": "site",
-}  # fmt: skip
+    "artifact.projection": ("Projection", "read_projection"),
+    "loading": ("load",),
+    "model": ("Model",),
+    "results": ("Answer", "Answers", "Prediction", "RankedClass"),
+    "sites.live_site": ("LiveSite",),
+    "sites.measuring": ("open_live_site",),
+    "sites.site": ("Site", "read_site", "write_site"),
+}
+_MODULES = {name: module for module, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
     """Loads a module of the public API, and with it NumPy or an engine, when something of it is first asked for."""
-    if name in _HOMES:
-        return getattr(import_module(f"invariclip.{_HOMES[name]}"), name)
+    if name in _MODULES:
+        return getattr(import_module(f"invariclip.{_MODULES[name]}"), name)
     raise AttributeError(f"module 'invariclip' has no attribute {name!r}")
 
 

@@ -1,6 +1,6 @@
 """`python -m invariclip` is the command line."""
 
-from invariclip.cli import main
+from invariclip.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from invariclip.answers import Answers, host_answers
+from invariclip.artifact.learned_prompts import class_banks
+from invariclip.artifact.manifest import Manifest
 from invariclip.console import Progress, silent
 from invariclip.errors import InputError
-from invariclip.manifest import Manifest
-from invariclip.prompts import class_bank
-from invariclip.semantics import class_banks
+from invariclip.preprocessing.prompts import class_bank
+from invariclip.results import Answers, host_answers
 
 Embed = Callable[[list[str], tuple[int, ...]], NDArray[np.float32]]
 

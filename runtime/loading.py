@@ -6,12 +6,12 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from invariclip.artifact import read_manifest
-from invariclip.choice import choose
-from invariclip.pixels import PixelMode
-from invariclip.predictor import Model
-from invariclip.site import Site, read_site
-from invariclip.text_cache import DEFAULT_TEXT_CACHE
+from invariclip.artifact.folder import read_manifest
+from invariclip.model import Model
+from invariclip.preprocessing.pixels import PixelMode
+from invariclip.selection import choose
+from invariclip.sites.site import Site, read_site
+from invariclip.text_tower import DEFAULT_TEXT_CACHE
 
 
 def load(

@@ -9,13 +9,10 @@ import os
 import platform
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from invariclip.backends import BACKENDS, require_backend
-from invariclip.backends.threads import available_threads
-from invariclip.errors import MissingExtraError
+from invariclip.threads import available_threads
 
 INSTRUCTIONS = frozenset(
     {
@@ -29,10 +26,6 @@ INSTRUCTIONS = frozenset(
 _FIRST_BLOCK = 16 << 10
 _CPUINFO, _MEMINFO = Path("/proc/cpuinfo"), Path("/proc/meminfo")
 _CGROUP_MAX, _CGROUP_NOW = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-# An engine may come from packages of several names; the first that is installed says the version.
-_DISTRIBUTIONS = {
-    "onnxruntime": ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml"),
-}
 
 
 @dataclass(frozen=True)
@@ -90,33 +83,6 @@ def parse_cpuinfo(text: str) -> tuple[str, tuple[str, ...]]:
     processor = f"{name} ({', '.join(numbers)})" if name and numbers else name or ", ".join(numbers)
     flags = set((facts.get("flags") or facts.get("features") or "").split())
     return processor, tuple(sorted(flags & INSTRUCTIONS))
-
-
-def is_installed(backend: str) -> bool:
-    """Whether an engine's package can be imported.
-
-    Raises:
-        InputError: No engine has this name.
-    """
-    try:
-        require_backend(backend)
-    except MissingExtraError:
-        return False
-    return True
-
-
-def engine_versions() -> dict[str, str]:
-    """Engines that are installed and their versions, read from the packages' own records: nothing is imported."""
-    return {name: _version(name) for name in BACKENDS if is_installed(name)}
-
-
-def _version(backend: str) -> str:
-    for package in _DISTRIBUTIONS.get(backend, (backend,)):
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            continue
-    return "unknown"  # built from source, without a record
 
 
 def available_memory() -> int | None:

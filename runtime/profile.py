@@ -14,8 +14,8 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from invariclip.artifact.fidelity import LEVELS, Fidelity
 from invariclip.errors import InputError, ProfileError
-from invariclip.fidelity import LEVELS, Fidelity
 from invariclip.files import write_atomically
 from invariclip.machine import Machine, machine_from_json
 

@@ -102,7 +102,7 @@ def tiny_pictures(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_projection():
     """A projection of rank 8 for the tiny checkpoints."""
-    from invariclip.projection import Projection
+    from invariclip.artifact.projection import Projection
 
     rng = np.random.default_rng(1)
     return Projection(rng.normal(size=(24, 8)), "icm", 3.0, training_mean=rng.normal(size=8) / 10)
@@ -113,7 +113,7 @@ def tiny_artifact(tmp_path_factory, tiny_checkpoint, tiny_pictures, tiny_project
     """An exported artifact with three classes and a projection of rank 8."""
     from invariclip.export.assemble import export_artifact
     from invariclip.export.checkpoints.checkpoint import load_checkpoint
-    from invariclip.pixels import find_pictures
+    from invariclip.preprocessing.pixels import find_pictures
 
     out = tmp_path_factory.mktemp("artifacts") / "tiny.icm"
     export_artifact(
@@ -132,7 +132,7 @@ def promising(tiny_artifact, tmp_path):
     import shutil
     from dataclasses import replace
 
-    from invariclip.artifact import read_manifest, write_manifest
+    from invariclip.artifact.folder import read_manifest, write_manifest
 
     folder = shutil.copytree(tiny_artifact, tmp_path / "promising.icm")
     record = {"passed": True, "broken": [], "min_cosine": 0.985, "min_top1": 0.9}
@@ -143,7 +143,7 @@ def promising(tiny_artifact, tmp_path):
 @pytest.fixture
 def run(capsys):
     """Runs the command line; returns exit code, standard output, standard error."""
-    from invariclip.cli import main
+    from invariclip.cli.main import main
 
     def of(*arguments):
         with pytest.raises(SystemExit) as stopped:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import invariclip
-from invariclip.cli import COMMANDS
+from invariclip.cli.main import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 

@@ -62,8 +62,8 @@ def test_the_wheel_is_small_and_holds_what_is_served(wheel):
     assert wheel.stat().st_size < MOST_BYTES
     with zipfile.ZipFile(wheel) as packed:
         names = packed.namelist()
-    inside = ("py.typed", "templates.txt", "serve/page.html", "cpp/CMakeLists.txt", "calibrate/report/page.html",
-              "bench/demo/demo.html")  # fmt: skip
+    inside = ("py.typed", "preprocessing/templates.txt", "serve/page.html", "cpp/CMakeLists.txt",
+              "calibrate/report/page.html", "bench/demo/demo.html")  # fmt: skip
     wanted = [f"invariclip/{name}" for name in inside]
     assert set(wanted) <= set(names)
     strange = [name for name in names if re.search(r"studies|tests/|\.(webp|png|jpg|safetensors|onnx|jsonl)$", name)]
@@ -76,9 +76,7 @@ def test_the_core_answers_in_an_empty_environment(wheel, empty, tiny_artifact, t
     done = _run(empty / "invariclip", "predict", tiny_artifact, *pictures, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert {one["label"] for one in json.loads(done.stdout)["predictions"]} <= {"cat", "dog", "tree"}
-    there = _run(
-        empty / "python", "-c", "import sys, invariclip.predictor; print('torch' in sys.modules)", cwd=tmp_path
-    )
+    there = _run(empty / "python", "-c", "import sys, invariclip.model; print('torch' in sys.modules)", cwd=tmp_path)
     assert there.stdout.strip() == "False"
     for command, extra in (("export", "export"), ("calibrate", "calibrate"), ("serve", "serve"), ("demo", "bench")):
         done = _run(empty / "invariclip", command, "--help", cwd=tmp_path)

@@ -13,12 +13,12 @@ from typing import Any
 import click
 import numpy as np
 
-from invariclip.artifact import read_manifest
+from invariclip.artifact.folder import read_manifest
 from invariclip.bench.cpp.build import SOURCE, build
 from invariclip.bench.cpp.page import page
 from invariclip.bench.cpp.turns import compare
 from invariclip.bench.latency.machine import Ticks
-from invariclip.cli import run_command
+from invariclip.cli.main import run_command
 from invariclip.console import bar, note
 from invariclip.errors import InputError
 from invariclip.files import write_atomically

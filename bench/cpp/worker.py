@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 import invariclip
-from invariclip.pixels import PixelSpec, pixels
+from invariclip.preprocessing.pixels import PixelSpec, pixels
 
 if TYPE_CHECKING:
     from collections.abc import Callable

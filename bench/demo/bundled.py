@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 
 import invariclip
-from invariclip.answers import host_answers
-from invariclip.calibrate.cdc.evaluate import auroc
-from invariclip.calibrate.evaluate import Bootstrap, prototype_bank
-from invariclip.calibrate.pictures import Picture, read_pictures
+from invariclip.calibrate.data.pictures import Picture, read_pictures
+from invariclip.calibrate.projection.evaluate import Bootstrap, prototype_bank
+from invariclip.calibrate.prompts.evaluate import auroc
 from invariclip.export.reference import manifest_path
-from invariclip.measuring import begun, training_mean
+from invariclip.results import host_answers
+from invariclip.sites.measuring import begun, training_mean
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

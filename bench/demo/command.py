@@ -10,30 +10,30 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from invariclip.artifact import read_manifest
+from invariclip.artifact.folder import read_manifest
+from invariclip.artifact.parity import parity_table
+from invariclip.artifact.projection import write_projection
 from invariclip.backends import DEFAULT_BACKEND
-from invariclip.backends.threads import available_threads
 from invariclip.bench.demo.bundled import PROTOCOLS, SEED, SHOWN, adapt, ask, bundle, halves, score, verdict
 from invariclip.bench.demo.own import classify_own, wanted
 from invariclip.bench.demo.page import Demo, write_page
 from invariclip.bench.latency.candidates import Candidate
 from invariclip.bench.latency.measure import artifact_candidate, measure
 from invariclip.bench.latency.noise import busy_machine
-from invariclip.calibrate.encoders import ArtifactEncoder
+from invariclip.calibrate.data.encoders import ArtifactEncoder
 from invariclip.calibrate.fit import Options, calibrate
 from invariclip.console import bar, emit_json, say, silent, table
 from invariclip.export.assemble import export_artifact
 from invariclip.export.checkpoints.check_texts import spread
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
-from invariclip.interventions import PAPER
-from invariclip.parity import parity_table
-from invariclip.projection import write_projection
+from invariclip.preprocessing.interventions import PAPER
+from invariclip.threads import available_threads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from invariclip.bench.demo.own import Own, Wanted
-    from invariclip.calibrate.encoder import Encoder
+    from invariclip.calibrate.data.encoder import Encoder
     from invariclip.console import Progress
 
 TEMPLATES = ("a picture of a {}.",)

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import invariclip
-from invariclip.calibrate.pictures import SkippedPictureWarning
+from invariclip.calibrate.data.pictures import SkippedPictureWarning
 from invariclip.errors import InputError
-from invariclip.pixels import find_pictures, open_picture
-from invariclip.prompts import check_prompts
+from invariclip.preprocessing.pixels import find_pictures, open_picture
+from invariclip.preprocessing.prompts import check_prompts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from invariclip.answers import Prediction
+    from invariclip.results import Prediction
 
 
 @dataclass(frozen=True)

@@ -12,26 +12,26 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from invariclip.artifact.parity import PARITY_HEADER, parity_rows
 from invariclip.backends import DEFAULT_BACKEND
-from invariclip.backends.threads import available_threads
 from invariclip.bench.demo.bundled import DRAWINGS, MEAN, PHOTOGRAPHS, PROTOCOLS, SHOWN, answered, kind_of
 from invariclip.calibrate.report.look import AFTER, BEFORE, SERIES, SOFT, drawing, label, new_figure, svg, write_html
-from invariclip.decode import open_picture
 from invariclip.export.reference import manifest_path
-from invariclip.parity import PARITY_HEADER, parity_rows
+from invariclip.preprocessing.decode import open_picture
+from invariclip.threads import available_threads
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
+    from invariclip.artifact.manifest import Manifest
     from invariclip.bench.demo.bundled import Accuracy, Answers, Bundle, Halves, Protocol, Verdict
     from invariclip.bench.demo.own import Own
     from invariclip.bench.latency.candidates import Timing
+    from invariclip.calibrate.data.pictures import Picture
     from invariclip.calibrate.fit import Calibration
-    from invariclip.calibrate.pictures import Picture
-    from invariclip.calibrate.select import Selection
-    from invariclip.manifest import Manifest
+    from invariclip.calibrate.projection.selection import Selection
 
 STRIP = 4
 """Photographs, and as many drawings, on the first screen."""

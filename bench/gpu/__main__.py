@@ -12,7 +12,7 @@ import click
 
 from invariclip.bench.gpu.cases import BATCHES, MODELS, TOWERS, Case, cases, plan
 from invariclip.calibrate.report.look import require_page_packages
-from invariclip.cli import run_command
+from invariclip.cli.main import run_command
 from invariclip.console import emit_json, note, say, table
 from invariclip.files import write_atomically
 

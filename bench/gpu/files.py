@@ -80,7 +80,7 @@ def rows_of(checkpoint: Checkpoint, tower: str, rows: int) -> NDArray[np.uint8] 
     from invariclip.export.checkpoints.check_texts import spread
     from invariclip.export.reference import pictures_path
     from invariclip.export.verification.evidence import Pictures
-    from invariclip.pixels import find_pictures
+    from invariclip.preprocessing.pixels import find_pictures
 
     if tower == "text":
         texts: Sequence[str] = check_texts.PROMPTS

@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from invariclip.cli import run_command
+from invariclip.cli.main import run_command
 from invariclip.console import say
 from invariclip.errors import InputError
 from invariclip.files import sha256_file, write_atomically

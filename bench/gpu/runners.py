@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from invariclip.artifact.manifest import EMBEDDING, IMAGE_INPUT, TEXT_INPUT
 from invariclip.errors import DeviceError
-from invariclip.manifest import EMBEDDING, IMAGE_INPUT, TEXT_INPUT
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -152,10 +152,10 @@ class GraphRunner:
 
 def _built(graph: Any, batch: int) -> None:
     """The engine of a graph, tuned for one batch size: found, or built now."""
+    from invariclip.backends.tensorrt.device import Device
+    from invariclip.backends.tensorrt.library import open_library
     from invariclip.export.tensorrt.engines import engine_of
     from invariclip.export.tensorrt.plan import plan_engine
-    from invariclip.tensorrt.device import Device
-    from invariclip.tensorrt.library import open_library
 
     engine_of(graph, plan_engine(graph, batches=(batch,)), open_library(), Device())
 

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import click
 
-from invariclip.artifact import read_manifest
-from invariclip.backends.threads import available_threads
+from invariclip.artifact.folder import read_manifest
 from invariclip.bench.latency import machine, report
 from invariclip.bench.latency.peers import entries
 from invariclip.bench.latency.prepare import prepare
@@ -17,8 +16,9 @@ from invariclip.bench.latency.record import open_record
 from invariclip.bench.latency.reference_files import Wanted
 from invariclip.bench.latency.report_page import write_page
 from invariclip.bench.latency.session import Plan, Session
-from invariclip.commands import JSON, QUIET, THREADS
+from invariclip.cli.predict_command import JSON, QUIET, THREADS
 from invariclip.console import bar, emit_json, note, say, silent
+from invariclip.threads import available_threads
 
 RECORD, PAGE = "bench.json", "index.html"
 

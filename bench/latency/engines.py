@@ -71,8 +71,8 @@ def _artifact(candidate: Candidate, threads: int) -> Opened:
 
 
 def _graph(candidate: Candidate, threads: int) -> Opened:
+    from invariclip.artifact.manifest import EMBEDDING
     from invariclip.backends import open_backend
-    from invariclip.manifest import EMBEDDING
 
     backend = open_backend(candidate.backend, Path(candidate.model), threads=threads)
     name = backend.input_names[0]

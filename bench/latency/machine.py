@@ -11,8 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from invariclip.backends.threads import cgroup_cores
 from invariclip.machine import available_memory, this_machine
+from invariclip.threads import cgroup_cores
 
 BFLOAT16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16", "svebf16")
 """Instructions for bfloat16; without one it is slower than float32."""

@@ -11,7 +11,6 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from invariclip.backends.threads import available_threads
 from invariclip.bench.latency.candidates import Candidate, Timing
 from invariclip.bench.latency.machine import Ticks
 from invariclip.bench.latency.noise import mean_load
@@ -19,6 +18,7 @@ from invariclip.bench.latency.process import CandidateError, Worker, take_turns
 from invariclip.bench.latency.summary import percentiles, ratio
 from invariclip.console import silent
 from invariclip.errors import InputError
+from invariclip.threads import available_threads
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,8 +13,8 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from invariclip.artifact import read_manifest
-from invariclip.backends import BACKENDS
+from invariclip.artifact.folder import read_manifest
+from invariclip.backends import BACKENDS, is_installed
 from invariclip.bench.latency import machine
 from invariclip.bench.latency.accuracy import Reference
 from invariclip.bench.latency.process import CandidateError
@@ -24,15 +24,14 @@ from invariclip.console import silent
 from invariclip.errors import ArtifactError, CheckpointError, MissingExtraError
 from invariclip.export.options import load
 from invariclip.files import sha256_file
-from invariclip.machine import is_installed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from invariclip.artifact.manifest import Manifest
     from invariclip.console import Progress
     from invariclip.export.checkpoints.checkpoint import Checkpoint
-    from invariclip.manifest import Manifest
 
 _FORMAT = 1
 _PACKAGES = ("invariclip", "torch", "onnx", "open_clip_torch", "pillow")

@@ -8,22 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from invariclip.artifact import checked_path
+from invariclip.artifact.folder import checked_path
+from invariclip.artifact.projection import read_projection
 from invariclip.bench.latency.accuracy import Reference
 from invariclip.bench.latency.quantise_peer import SUBSET
 from invariclip.export.checkpoints import check_texts
 from invariclip.files import new_directory, write_atomically
-from invariclip.projection import read_projection
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from invariclip.artifact.manifest import Manifest
+    from invariclip.artifact.projection import Projection
     from invariclip.console import Progress
     from invariclip.export.checkpoints.checkpoint import Checkpoint
-    from invariclip.manifest import Manifest
-    from invariclip.projection import Projection
 
 PLAIN, WEIGHTS, FACTS = "plain.onnx", "weights.safetensors", "facts.json"
 EVIDENCE, ALTERED, CALIBRATION = "evidence.npy", "altered.npy", "calibration.npy"
@@ -126,7 +126,7 @@ def _projection(artifact: Path | None, given: Manifest | None) -> Projection | N
 def _calibration(chosen: Any, shown: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Pictures for the peer to calibrate on: bundled ones that nothing is compared on, else the same."""
     from invariclip.export.reference import pictures_path
-    from invariclip.pixels import find_pictures, stack
+    from invariclip.preprocessing.pixels import find_pictures, stack
 
     seen = set(chosen.paths)
     others = [path for path in find_pictures([pictures_path()]) if path not in seen]

@@ -73,8 +73,8 @@ def level_of(figures: dict[str, Any]) -> str:
 
     What the contract says of an artifact is more: it looks at both towers, at batches and at reruns too.
     """
+    from invariclip.artifact.fidelity import LEVELS
     from invariclip.export.verification.figures import THRESHOLDS
-    from invariclip.fidelity import LEVELS
 
     for level in LEVELS:
         bounds = THRESHOLDS[level]

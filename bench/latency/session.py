@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from invariclip.artifact import checked_path
+from invariclip.artifact.folder import checked_path
 from invariclip.bench.latency import accuracy, machine, stages
 from invariclip.bench.latency.flops import graph_flops
 from invariclip.bench.latency.peers import OURS, PEAK
@@ -237,7 +237,7 @@ class Session:
 
     def _sheets(self, scratch: Path) -> None:
         from invariclip.export.reference import pictures_path
-        from invariclip.pixels import find_pictures
+        from invariclip.preprocessing.pixels import find_pictures
 
         (scratch / "sheets").mkdir()
         size = stages.write_jpegs(find_pictures([pictures_path()]), scratch / "sheets")

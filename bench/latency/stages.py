@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from invariclip.errors import InputError
-from invariclip.pixels import find_pictures, open_picture, pixels
+from invariclip.preprocessing.pixels import find_pictures, open_picture, pixels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -26,16 +26,16 @@ import click
 import numpy as np
 from PIL import Image
 
-from invariclip.backends.threads import available_threads
 from invariclip.bench.latency.machine import Ticks
 from invariclip.bench.load.page import with_tables
-from invariclip.cli import run_command
+from invariclip.cli.main import run_command
 from invariclip.console import bar, note
 from invariclip.errors import InputError
 from invariclip.export.reference import manifest_path
 from invariclip.files import write_atomically
 from invariclip.machine import this_machine
-from invariclip.pixels import find_pictures
+from invariclip.preprocessing.pixels import find_pictures
+from invariclip.threads import available_threads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import click
 
-from invariclip.cli import run_command
+from invariclip.cli.main import run_command
 from invariclip.console import emit_json
-from invariclip.pixels import find_pictures
+from invariclip.preprocessing.pixels import find_pictures
 
 HOST = "127.0.0.1"
 

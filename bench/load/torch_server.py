@@ -10,15 +10,15 @@ import numpy as np
 import torch
 
 import invariclip
-from invariclip.backends.threads import chosen_threads
-from invariclip.cli import run_command
+from invariclip.artifact.manifest import EMBEDDING, IMAGE_INPUT
+from invariclip.cli.main import run_command
 from invariclip.errors import InputError
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
-from invariclip.manifest import EMBEDDING, IMAGE_INPUT
-from invariclip.pixels import normalise
+from invariclip.preprocessing.pixels import normalise
 from invariclip.serve.metrics import Metrics
 from invariclip.serve.server import listening, run
 from invariclip.serve.service import Batching, Service
+from invariclip.threads import chosen_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable

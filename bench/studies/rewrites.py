@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from invariclip.backends.threads import available_threads
 from invariclip.bench.latency.candidates import Candidate, Timing
 from invariclip.bench.latency.measure import measure
-from invariclip.cli import run_command
+from invariclip.cli.main import run_command
 from invariclip.console import bar, note
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
 from invariclip.export.graphs.rewrites import NAMES, REWRITES
 from invariclip.export.graphs.tower_graph import tower_graph
 from invariclip.export.graphs.trace import write_graph
 from invariclip.files import write_atomically
+from invariclip.threads import available_threads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -7,9 +7,9 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from invariclip.calibrate.folds import CONCEPT_PARTS
-from invariclip.calibrate.pairs import ALL_SOURCES, Sources, Table
-from invariclip.calibrate.select import Selection, select
+from invariclip.calibrate.data.pairs import ALL_SOURCES, Sources, Table
+from invariclip.calibrate.projection.folds import CONCEPT_PARTS
+from invariclip.calibrate.projection.selection import Selection, select
 from invariclip.console import Progress, silent
 from invariclip.files import write_atomically
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from invariclip.calibrate.candidates import Candidate
-    from invariclip.calibrate.scorer import Objective
+    from invariclip.calibrate.projection.candidates import Candidate
+    from invariclip.calibrate.projection.scorer import Objective
 
 VERSION = 1
 """Changes when `select` would choose differently."""

@@ -17,25 +17,25 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from invariclip.artifact import read_manifest
+from invariclip.artifact.folder import read_manifest
+from invariclip.artifact.manifest import EMBEDDING, PROBABILITIES
 from invariclip.backends import open_backend
 from invariclip.bench.latency.machine import facts, versions
-from invariclip.cli import run_command
+from invariclip.cli.main import run_command
 from invariclip.console import bar, note, silent
 from invariclip.errors import InputError
 from invariclip.export.checkpoints.check_texts import spread
 from invariclip.export.verification.evidence import Pictures, altered
 from invariclip.files import sha256_file, write_atomically
-from invariclip.manifest import EMBEDDING, PROBABILITIES
-from invariclip.pixels import find_pictures
+from invariclip.preprocessing.pixels import find_pictures
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
+    from invariclip.artifact.manifest import Compute, Manifest
     from invariclip.console import Progress
-    from invariclip.manifest import Compute, Manifest
 
 FLOAT32 = "float32"
 JUDGED = "judged by the export"

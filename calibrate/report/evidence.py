@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from invariclip.calibrate.candidates import Candidate
-from invariclip.calibrate.embed import Job, embed, shown
-from invariclip.calibrate.estimators import fit
+from invariclip.calibrate.data.embed import Job, embed, shown
+from invariclip.calibrate.data.pairs import Table, fitted_moments
+from invariclip.calibrate.data.pictures import SkippedPictureWarning
+from invariclip.calibrate.data.versions import changed_versions
 from invariclip.calibrate.fit import bank_of, tabulate
-from invariclip.calibrate.pairs import Table, fitted_moments
-from invariclip.calibrate.pictures import SkippedPictureWarning
+from invariclip.calibrate.projection.candidates import Candidate
+from invariclip.calibrate.projection.estimators import fit
 from invariclip.calibrate.report.measures import Change, Gaps, gaps, held_out_spaces, leakage
 from invariclip.calibrate.report.retrieval import Retrieval, retrieve
-from invariclip.calibrate.versions import changed_versions
 from invariclip.console import Progress, silent
 
 if TYPE_CHECKING:
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from invariclip.calibrate.encoder import Encoder
+    from invariclip.artifact.projection import Projection
+    from invariclip.calibrate.data.encoder import Encoder
+    from invariclip.calibrate.data.pictures import Picture
     from invariclip.calibrate.fit import Calibration, Options
-    from invariclip.calibrate.pictures import Picture
-    from invariclip.pixels import PixelSpec
-    from invariclip.projection import Projection
+    from invariclip.preprocessing.pixels import PixelSpec
 
 
 @dataclass(frozen=True)

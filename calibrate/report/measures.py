@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from invariclip.calibrate.evaluate import Bootstrap, Interval
-from invariclip.calibrate.folds import concept_masks
-from invariclip.calibrate.invariance import apart, moved
-from invariclip.calibrate.leakage import Reader, classes_in_several, told
-from invariclip.calibrate.pairs import natural_pairs
+from invariclip.calibrate.data.pairs import natural_pairs
+from invariclip.calibrate.evaluation.invariance import apart, moved
+from invariclip.calibrate.evaluation.leakage import Reader, classes_in_several, told
+from invariclip.calibrate.projection.evaluate import Bootstrap, Interval
+from invariclip.calibrate.projection.folds import concept_masks
 from invariclip.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from invariclip.calibrate.pairs import Table
-    from invariclip.projection import Projection
+    from invariclip.artifact.projection import Projection
+    from invariclip.calibrate.data.pairs import Table
 
 PARTS = 4
 MAX_ROWS = 20_000

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from invariclip.calibrate.evaluate import Bootstrap
-from invariclip.calibrate.folds import CHANGED
+from invariclip.calibrate.data.stream.tally import Tally
+from invariclip.calibrate.projection.evaluate import Bootstrap
+from invariclip.calibrate.projection.folds import CHANGED
+from invariclip.calibrate.projection.selection import Selection
 from invariclip.calibrate.report.evidence import Evidence, chosen_candidate
 from invariclip.calibrate.report.examples import changed_pairs, correct, natural_rows, turned
 from invariclip.calibrate.report.look import write_html
 from invariclip.calibrate.report.plots import Bar, bar_plot, curve_plot, curves, spectrum_plot
 from invariclip.calibrate.report.retrieval import NEAREST, Answers, Retrieval
 from invariclip.calibrate.report.verdict import conclude, signed
-from invariclip.calibrate.select import Selection
-from invariclip.calibrate.stream.tally import Tally
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

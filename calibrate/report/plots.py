@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from invariclip.calibrate.candidates import Candidate
-    from invariclip.calibrate.evaluate import Interval
-    from invariclip.calibrate.select import Scored, Selection
+    from invariclip.calibrate.projection.candidates import Candidate
+    from invariclip.calibrate.projection.evaluate import Interval
+    from invariclip.calibrate.projection.selection import Scored, Selection
 
 WIDTH = 4.9
 """Inches; 353 points, as wide as a telephone's screen in pixels."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from invariclip.calibrate.folds import CHANGED, Fold, make_folds
+from invariclip.calibrate.projection.folds import CHANGED, Fold, make_folds
 from invariclip.console import Progress, silent
 from invariclip.errors import InputError
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from invariclip.calibrate.pairs import Table
-    from invariclip.projection import Projection
+    from invariclip.artifact.projection import Projection
+    from invariclip.calibrate.data.pairs import Table
 
 NEAREST = 3
 MAX_QUERIES = 4000

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from invariclip.calibrate.diagnostics import few
-from invariclip.calibrate.stream.tally import Tally
+from invariclip.calibrate.data.stream.tally import Tally
+from invariclip.calibrate.projection.diagnostics import few
 from invariclip.console import table
 
 if TYPE_CHECKING:
-    from invariclip.calibrate.evaluate import Interval
     from invariclip.calibrate.fit import Calibration
-    from invariclip.calibrate.select import Selection
+    from invariclip.calibrate.projection.evaluate import Interval
+    from invariclip.calibrate.projection.selection import Selection
 
 
 def summary_text(result: Calibration) -> str:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from invariclip.calibrate.evaluate import Interval
     from invariclip.calibrate.fit import Calibration, Options
-    from invariclip.calibrate.select import Scored, Selection
+    from invariclip.calibrate.projection.evaluate import Interval
+    from invariclip.calibrate.projection.selection import Scored, Selection
 
 _SCORED = {
     "zero-shot": "by the nearest class text",

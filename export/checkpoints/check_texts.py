@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from invariclip.semantics import LEARNED_TEXT, context_ids
+from invariclip.artifact.learned_prompts import LEARNED_TEXT, context_ids
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from invariclip.tokenizer import Tokenizer
+    from invariclip.preprocessing.tokenizer import Tokenizer
 
 T = TypeVar("T")
 

@@ -29,7 +29,7 @@ from invariclip.export.checkpoints.shorten import shared_copy, shorten
 from invariclip.export.checkpoints.sources import HUB, REFERENCE, download_tokenizer, locate, locate_tokenizer
 from invariclip.export.checkpoints.tokenizer_hub import TOKENIZER_FILE, tokenizer_of
 from invariclip.export.torchvision_ops import declare_missing_ops
-from invariclip.pixels import normalise
+from invariclip.preprocessing.pixels import normalise
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.export.checkpoints.sources import Source
-    from invariclip.pixels import PixelSpec
-    from invariclip.tokenizer import Tokenizer
+    from invariclip.preprocessing.pixels import PixelSpec
+    from invariclip.preprocessing.tokenizer import Tokenizer
 
 __all__ = ["REFERENCE", "Checkpoint", "load_checkpoint"]
 

@@ -15,7 +15,7 @@ from invariclip.errors import CheckpointError, SemanticsError
 from invariclip.export.checkpoints.surgery import find, with_replaced
 
 if TYPE_CHECKING:
-    from invariclip.semantics import Semantics
+    from invariclip.artifact.learned_prompts import Semantics
 
 
 class ContextEmbedding(nn.Module):

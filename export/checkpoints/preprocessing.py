@@ -7,7 +7,7 @@ import warnings
 from typing import Any
 
 from invariclip.errors import ArtifactError, CheckpointError
-from invariclip.pixels import PixelSpec
+from invariclip.preprocessing.pixels import PixelSpec
 
 _KEYS = ("mean", "std", "interpolation", "resize_mode")
 

@@ -14,7 +14,7 @@ import tokenizers
 from invariclip.errors import ArtifactError, CheckpointError
 from invariclip.export.checkpoints.json_file import read_object
 from invariclip.export.checkpoints.tokenizer_json import CONTEXT_LENGTH, VOCABULARY, bundled_tokenizer
-from invariclip.tokenizer import TextSpec, Tokenizer, read_tokenizer_json
+from invariclip.preprocessing.tokenizer import TextSpec, Tokenizer, read_tokenizer_json
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from invariclip.errors import CheckpointError
-from invariclip.tokenizer import TextSpec, Tokenizer
+from invariclip.preprocessing.tokenizer import TextSpec, Tokenizer
 
 CONTEXT_LENGTH = 77
 """open_clip's context where the config names none."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 
-from invariclip.manifest import EMBEDDING
+from invariclip.artifact.manifest import EMBEDDING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
+from invariclip.artifact.manifest import EMBEDDING, LOGITS, PROBABILITIES, PROJECTION_INPUT, UNCERTAINTY
 from invariclip.errors import ArtifactError, ContractError, InputError
 from invariclip.export.graphs import opinions
 from invariclip.export.graphs.ends import append, constant, downstream, free_names
-from invariclip.manifest import EMBEDDING, LOGITS, PROBABILITIES, PROJECTION_INPUT, UNCERTAINTY
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from invariclip.manifest import SemanticsFacts
+    from invariclip.artifact.manifest import SemanticsFacts
 
 CLASS_BANK, LOGIT_SCALE, LOGIT_BIAS = "class_bank", "logit_scale", "logit_bias"
 MATRIX = "matrix"

@@ -28,16 +28,16 @@ import numpy as np
 import onnx_ir as ir
 from numpy.polynomial import Chebyshev, Polynomial
 
-from invariclip.evidence import MOST
+from invariclip.artifact.manifest import LOGITS, PROBABILITIES, UNCERTAINTY
 from invariclip.export.graphs.ends import append, constant, free_names
-from invariclip.manifest import LOGITS, PROBABILITIES, UNCERTAINTY
+from invariclip.uncertainty import MOST
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from invariclip.manifest import SemanticsFacts
+    from invariclip.artifact.manifest import SemanticsFacts
 
 BANK, HEIGHT, BACKGROUND = "evidence_bank", "evidence_height", "evidence_background"
 _PREFIX = "evidence_"

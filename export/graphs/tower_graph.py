@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from invariclip.artifact.manifest import EMBEDDING, IMAGE_INPUT, TEXT_INPUT, Step
 from invariclip.export.checkpoints import check_texts
 from invariclip.export.checkpoints.contexts import contexts_of
 from invariclip.export.graphs.fold import Folded, fold_images, fold_texts, left_open, probe_pictures
@@ -23,16 +24,15 @@ from invariclip.export.graphs.rewrites import (
 from invariclip.export.graphs.tokens import name_merges, refusal, thin_tokens
 from invariclip.export.graphs.towers import ImageTower, TextTower, part_of
 from invariclip.export.graphs.trace import traced
-from invariclip.manifest import EMBEDDING, IMAGE_INPUT, TEXT_INPUT, Step
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     import onnx_ir as ir
 
+    from invariclip.artifact.projection import Projection
     from invariclip.export.checkpoints.checkpoint import Checkpoint
     from invariclip.export.graphs.rewrites import Tower
-    from invariclip.projection import Projection
 
 
 @dataclass(frozen=True)

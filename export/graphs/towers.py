@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
-    from invariclip.pixels import PixelSpec
+    from invariclip.preprocessing.pixels import PixelSpec
 
 NORM_FLOOR = 1e-12
 """Smallest length that a raw embedding is divided by, as in torch's `normalize`."""

@@ -9,9 +9,9 @@ import onnx
 import onnx_ir as ir
 import torch
 
+from invariclip.artifact.manifest import METADATA_KEY
 from invariclip.errors import ContractError
 from invariclip.export.checkpoints.quiet import quiet
-from invariclip.manifest import METADATA_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -15,9 +15,9 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
+from invariclip.artifact.manifest import EMBEDDING, PROJECTION_INPUT
 from invariclip.errors import ContractError
 from invariclip.export.quantization.casts import Writer, constant_of
-from invariclip.manifest import EMBEDDING, PROJECTION_INPUT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

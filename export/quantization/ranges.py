@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnxruntime
 
-from invariclip.backends.threads import available_threads
 from invariclip.console import silent
 from invariclip.errors import ContractError
 from invariclip.export.graphs.trace import write_graph
 from invariclip.export.quantization.clipping import Sample
+from invariclip.threads import available_threads
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

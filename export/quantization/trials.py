@@ -7,24 +7,24 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from invariclip.artifact.manifest import EMBEDDING
 from invariclip.backends import open_backend
 from invariclip.export.verification import answers
 from invariclip.export.verification.comparison import measure
 from invariclip.export.verification.figures import failures
 from invariclip.export.verification.verify import look_at_pictures
-from invariclip.manifest import EMBEDDING
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from invariclip.artifact.manifest import Compute
     from invariclip.console import Progress
     from invariclip.export.verification.answers import Shown
     from invariclip.export.verification.candidate import Job
     from invariclip.export.verification.evidence import Pictures
     from invariclip.export.verification.figures import Figures, Thresholds
-    from invariclip.manifest import Compute
 
 
 @dataclass

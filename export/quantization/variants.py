@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from invariclip.artifact.manifest import Compute
     from invariclip.console import Progress
     from invariclip.export.quantization.islands import Islands
     from invariclip.export.quantization.mixed import Group, Mix
     from invariclip.export.quantization.qdq import Rounded
     from invariclip.export.quantization.trials import Trials
     from invariclip.export.verification.figures import Figures
-    from invariclip.manifest import Compute
 
 SMOOTHING = (None, 0.5)
 """SmoothQuant's α in the recipes that are tried, each with clipped ranges and without: which is best differs."""

@@ -6,18 +6,18 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from invariclip.backends.tensorrt.library import Messages, logger
 from invariclip.console import silent
 from invariclip.errors import ContractError, DeviceError
 from invariclip.export.tensorrt.monitor import Steps, monitor, watched
-from invariclip.tensorrt.library import Messages, logger
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from invariclip.backends.tensorrt.library import Library
     from invariclip.console import Progress
     from invariclip.export.tensorrt.plan import EnginePlan
-    from invariclip.tensorrt.library import Library
 
 WORKSPACE_SHARE = 0.8
 """Of the free device memory, what a builder's tactics may take; the rest is for what they are tried on."""

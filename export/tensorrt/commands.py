@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from invariclip.commands import ARTIFACT, JSON, QUIET
+from invariclip.backends.tensorrt.device import Device
+from invariclip.backends.tensorrt.facts import engine_path
+from invariclip.backends.tensorrt.library import NAMES, installed, open_library
+from invariclip.cli.predict_command import ARTIFACT, JSON, QUIET
 from invariclip.console import bar, emit_json, note, say, silent, table
 from invariclip.errors import ArtifactError, DeviceError, MissingExtraError
 from invariclip.export.tensorrt.engines import engine_of, key_of
 from invariclip.export.tensorrt.plan import BATCHES, EnginePlan, plan_engine
-from invariclip.tensorrt.device import Device
-from invariclip.tensorrt.facts import engine_path
-from invariclip.tensorrt.library import NAMES, installed, open_library
 
 if TYPE_CHECKING:
-    from invariclip.tensorrt.library import Library
+    from invariclip.backends.tensorrt.library import Library
 
 
 @click.command()
@@ -85,7 +85,7 @@ def plans_of(
         ArtifactError: Not an artifact, damaged, or without that variant.
         InputError: A batch size or the level is out of range, or neither tower has anything to exchange.
     """
-    from invariclip.artifact import checked_path, read_manifest
+    from invariclip.artifact.folder import checked_path, read_manifest
 
     manifest = read_manifest(artifact)
     if variant not in manifest.variants:

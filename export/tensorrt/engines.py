@@ -6,12 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from invariclip.console import silent
-from invariclip.errors import ArtifactError, DeviceError
-from invariclip.export.tensorrt.builder import build
-from invariclip.export.tensorrt.gate import require_signed
-from invariclip.files import sha256_file, write_atomically
-from invariclip.tensorrt.facts import (
+from invariclip.backends.tensorrt.facts import (
     ANY_GPU,
     FOLDER,
     EngineFacts,
@@ -20,16 +15,21 @@ from invariclip.tensorrt.facts import (
     read_facts,
     write_facts,
 )
-from invariclip.tensorrt.known_bad import require_sound
+from invariclip.backends.tensorrt.known_bad import require_sound
+from invariclip.console import silent
+from invariclip.errors import ArtifactError, DeviceError
+from invariclip.export.tensorrt.builder import build
+from invariclip.export.tensorrt.gate import require_signed
+from invariclip.files import sha256_file, write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from invariclip.backends.tensorrt.device import Device, Gpu
+    from invariclip.backends.tensorrt.library import Library
     from invariclip.console import Progress
     from invariclip.export.tensorrt.plan import EnginePlan
-    from invariclip.tensorrt.device import Device, Gpu
-    from invariclip.tensorrt.library import Library
 
 MAX_TIMINGS = 1 << 30
 """Bytes of a timing cache that are read."""

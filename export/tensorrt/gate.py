@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
+from invariclip.backends.tensorrt.library import installed, open_library
 from invariclip.errors import ContractError, MissingExtraError
 from invariclip.export.quantization.symmetric import uint8_values
 from invariclip.export.tensorrt.builder import build
 from invariclip.export.tensorrt.plan import plan_engine
-from invariclip.tensorrt.library import installed, open_library
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 
-from invariclip.batching import buckets
+from invariclip.artifact.manifest import PROJECTION_INPUT
+from invariclip.backends.batching import buckets
+from invariclip.backends.tensorrt.facts import Profile, graph_digest
 from invariclip.errors import ArtifactError, InputError
 from invariclip.export.graphs.head import CLASS_BANK
-from invariclip.manifest import PROJECTION_INPUT
-from invariclip.tensorrt.facts import Profile, graph_digest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

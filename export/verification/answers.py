@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from invariclip.artifact.manifest import EMBEDDING, PROBABILITIES, UNCERTAINTY
 from invariclip.errors import CheckpointError, ContractError
 from invariclip.export.verification.comparison import Comparison
 from invariclip.export.verification.evidence import altered
 from invariclip.export.verification.figures import SIZES, max_diff
-from invariclip.manifest import EMBEDDING, PROBABILITIES, UNCERTAINTY
 from invariclip.text_tower import cut_to_longest
 
 if TYPE_CHECKING:
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from invariclip.artifact.projection import Projection
     from invariclip.backends import Backend
-    from invariclip.projection import Projection
-    from invariclip.site import Site
-    from invariclip.tokenizer import TextSpec
+    from invariclip.preprocessing.tokenizer import TextSpec
+    from invariclip.sites.site import Site
 
 _FIRST = max(SIZES)
 _RUNS = 3

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from invariclip.artifact.fidelity import require_level
 from invariclip.backends import DEFAULT_BACKEND, open_backend, require_backend
 from invariclip.errors import ContractError
 from invariclip.export.checkpoints.check_texts import PROMPTS, ids_of
 from invariclip.export.verification.answers import project
 from invariclip.export.verification.class_head import ClassHead
-from invariclip.fidelity import require_level
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from invariclip.artifact.fidelity import Fidelity
+    from invariclip.artifact.manifest import Compute, SemanticsFacts
+    from invariclip.artifact.projection import Projection
     from invariclip.backends import Backend
     from invariclip.export.checkpoints.checkpoint import Checkpoint
     from invariclip.export.verification.figures import Figures
-    from invariclip.fidelity import Fidelity
-    from invariclip.manifest import Compute, SemanticsFacts
-    from invariclip.projection import Projection
-    from invariclip.site import Site
+    from invariclip.sites.site import Site
 
 
 @dataclass(frozen=True)

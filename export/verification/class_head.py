@@ -13,7 +13,7 @@ from invariclip.export.verification.figures import probabilities
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from invariclip.manifest import SemanticsFacts
+    from invariclip.artifact.manifest import SemanticsFacts
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from invariclip.artifact.projection import Projection
     from invariclip.export.checkpoints.checkpoint import Checkpoint
     from invariclip.export.verification.comparison import Comparison
-    from invariclip.projection import Projection
 
 AGREES = 0.9999
 NEARER = 0.1

@@ -10,7 +10,7 @@ from PIL import Image
 
 from invariclip.export.verification.figures import max_diff
 from invariclip.export.verification.pictures_check import levels, shown, transform
-from invariclip.pixels import normalise, pixels
+from invariclip.preprocessing.pixels import normalise, pixels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.export.verification.pictures_check import RunFront
-    from invariclip.pixels import PixelSpec
+    from invariclip.preprocessing.pixels import PixelSpec
 
 _CLOSE = 1.0
 """Levels within which two pictures are the same; honest float rounding stays below it."""

@@ -12,8 +12,8 @@ from PIL import Image
 
 from invariclip.errors import InputError
 from invariclip.export.checkpoints.check_texts import spread
-from invariclip.interventions import PAPER, choose_kinds, intervene
-from invariclip.pixels import find_pictures, pixels
+from invariclip.preprocessing.interventions import PAPER, choose_kinds, intervene
+from invariclip.preprocessing.pixels import find_pictures, pixels
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from invariclip.pixels import PixelSpec
+    from invariclip.preprocessing.pixels import PixelSpec
 
 BUNDLED_LIMIT = 240
 """Bundled pictures used when the user names none: two hundred and a reserve, so that large models stay bearable."""

@@ -19,7 +19,7 @@ from invariclip.errors import InputError
 from invariclip.export.checkpoints.check_texts import spread
 from invariclip.export.verification.answers import project
 from invariclip.export.verification.comparison import agreement
-from invariclip.pixels import open_picture, pixels
+from invariclip.preprocessing.pixels import open_picture, pixels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from invariclip.export.verification.candidate import Job
     from invariclip.export.verification.evidence import Pictures
     from invariclip.export.verification.figures import Thresholds
-    from invariclip.pixels import PixelSpec
+    from invariclip.preprocessing.pixels import PixelSpec
 
 SIZES = ((640, 480), (1800, 1350), (4000, 3000))
 """Width and height. At the first a decoder can leave out nothing for 224 pixels; at the second it leaves the least that

@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from invariclip.fidelity import Fidelity
+    from invariclip.artifact.fidelity import Fidelity
 
 SIZES = (1, 2, 5, 17)
 """Batch sizes that are tried by name: odd ones show kernels that round up to a block."""

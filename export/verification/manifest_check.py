@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 
-from invariclip.artifact import checked_path
+from invariclip.artifact.folder import checked_path
+from invariclip.artifact.manifest import space_id
 from invariclip.export.checkpoints import check_texts
-from invariclip.manifest import space_id
-from invariclip.tokenizer import Tokenizer
+from invariclip.preprocessing.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from invariclip.artifact.learned_prompts import Semantics
+    from invariclip.artifact.manifest import Manifest
+    from invariclip.artifact.projection import Projection
     from invariclip.export.checkpoints.checkpoint import Checkpoint
-    from invariclip.manifest import Manifest
-    from invariclip.projection import Projection
-    from invariclip.semantics import Semantics
 
 
 OTHER: Final = "other"

@@ -21,7 +21,7 @@ from invariclip.export.checkpoints.check_texts import spread
 from invariclip.export.graphs.front import form_of, front_alone
 from invariclip.export.torchvision_ops import declare_missing_ops
 from invariclip.export.verification.figures import max_diff
-from invariclip.pixels import normalise, open_picture, pixels
+from invariclip.preprocessing.pixels import normalise, open_picture, pixels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from invariclip.backends import Backend
     from invariclip.export.graphs.front import FrontForm
-    from invariclip.pixels import PixelSpec
+    from invariclip.preprocessing.pixels import PixelSpec
 
     RunFront: TypeAlias = Callable[[NDArray[np.uint8]], NDArray[Any]]
     """A picture uint8 [h, w, 3] of any size to what a graph's own resize makes of it: [H, W, 3] in levels of 255."""

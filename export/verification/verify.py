@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from invariclip.artifact.fidelity import LEVELS
+from invariclip.artifact.learned_prompts import class_banks
+from invariclip.artifact.manifest import EMBEDDING
 from invariclip.console import silent
 from invariclip.errors import ContractError
 from invariclip.export.checkpoints import check_texts
@@ -29,23 +32,20 @@ from invariclip.export.verification.diagnose import causes_of
 from invariclip.export.verification.diagnose_pixels import front_causes, pixel_causes
 from invariclip.export.verification.figures import THRESHOLDS, Thresholds, failures
 from invariclip.export.verification.pictures_check import RawPictures
-from invariclip.fidelity import LEVELS
-from invariclip.manifest import EMBEDDING
-from invariclip.pixels import pixels
-from invariclip.prompts import class_bank
-from invariclip.semantics import class_banks
+from invariclip.preprocessing.pixels import pixels
+from invariclip.preprocessing.prompts import class_bank
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from invariclip.artifact.learned_prompts import Semantics
+    from invariclip.artifact.projection import Projection
     from invariclip.backends import Backend
     from invariclip.console import Progress
     from invariclip.export.checkpoints.checkpoint import Checkpoint
     from invariclip.export.verification.answers import Shown
     from invariclip.export.verification.comparison import Comparison
     from invariclip.export.verification.evidence import Pictures
-    from invariclip.projection import Projection
-    from invariclip.semantics import Semantics
 
 BATCH = 16
 """Rows per run; the last batch is smaller."""

@@ -6,6 +6,7 @@ An engine's package is imported when a graph is first opened with it, so that th
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from invariclip.manifest import Compute
+    from invariclip.artifact.manifest import Compute
 
 
 class Backend(Protocol):
@@ -54,13 +55,17 @@ BACKENDS = tuple(_ENGINES)
 """The engines of the CPU; each is also the name of the package that it needs."""
 # name: (module, class in it, packages of which one is needed, what to install)
 _GPU_ENGINES = {
-    "tensorrt": ("tensorrt", "TensorRtBackend", ("tensorrt", "tensorrt_rtx"), "tensorrt"),
+    "tensorrt": ("tensorrt.backend", "TensorRtBackend", ("tensorrt", "tensorrt_rtx"), "tensorrt"),
     "onnxruntime-cuda": ("onnxruntime_gpu", "CudaBackend", ("onnxruntime",), "gpu"),
     "onnxruntime-tensorrt": ("onnxruntime_gpu", "TensorRtProviderBackend", ("onnxruntime",), "gpu"),
     "onnxruntime-tensorrt-rtx": ("onnxruntime_gpu", "TensorRtRtxProviderBackend", ("onnxruntime",), "gpu"),
 }
 GPU_BACKENDS = tuple(_GPU_ENGINES)
 """The engines of a GPU. They are opened where they are named and nowhere else: no default leads to one."""
+# An engine may come from packages of several names; the first that is installed says the version.
+_DISTRIBUTIONS = {
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml"),
+}
 ALL_BACKENDS = (*BACKENDS, *GPU_BACKENDS)
 """The names that `open_backend` knows."""
 
@@ -82,6 +87,33 @@ def require_backend(name: str) -> None:
             )
     elif not _is_there(name):
         raise MissingExtraError(f'backend {name!r} needs the package {name}: pip install "{_ENGINES[name][1]}"')
+
+
+def is_installed(backend: str) -> bool:
+    """Whether an engine's package can be imported.
+
+    Raises:
+        InputError: No engine has this name.
+    """
+    try:
+        require_backend(backend)
+    except MissingExtraError:
+        return False
+    return True
+
+
+def engine_versions() -> dict[str, str]:
+    """Engines that are installed and their versions, read from the packages' own records: nothing is imported."""
+    return {name: _version(name) for name in BACKENDS if is_installed(name)}
+
+
+def _version(backend: str) -> str:
+    for package in _DISTRIBUTIONS.get(backend, (backend,)):
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            continue
+    return "unknown"  # built from source, without a record
 
 
 def open_backend(

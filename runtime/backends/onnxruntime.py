@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import onnxruntime
 
-from invariclip.backends.threads import calls_at_once, chosen_threads
 from invariclip.errors import ArtifactError, InputError
 from invariclip.machine import this_machine
+from invariclip.threads import calls_at_once, chosen_threads
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from invariclip.manifest import Compute
+    from invariclip.artifact.manifest import Compute
 
 PROVIDER = "CPUExecutionProvider"
 

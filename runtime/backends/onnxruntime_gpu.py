@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from invariclip.manifest import Compute
+    from invariclip.artifact.manifest import Compute
 
 UNCAPTURED = -1
 """What ONNX Runtime calls a run that is not to be captured; without a number it is captured as number 0."""

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from invariclip.backends.threads import calls_at_once, chosen_threads
 from invariclip.errors import ArtifactError, InputError
 from invariclip.machine import this_machine
+from invariclip.threads import calls_at_once, chosen_threads
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from invariclip.manifest import Compute
+    from invariclip.artifact.manifest import Compute
 
 # `import openvino` reports itself over the network where openvino_telemetry is installed, which its wheel requires. A
 # server must not: while that package cannot be imported, OpenVINO takes the silent stub that it carries.

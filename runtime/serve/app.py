@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import Route
 
-from invariclip.embeddings import Embeddings, embeddings_bytes
+from invariclip.artifact.embeddings import Embeddings, embeddings_bytes
 from invariclip.serve import requests
 from invariclip.serve.bodies import read_body
 from invariclip.serve.describe import described
@@ -24,7 +24,7 @@ from invariclip.serve.metrics import CONTENT_TYPE
 from invariclip.serve.page import page
 from invariclip.serve.service import Row
 from invariclip.serve.sites import site_facts
-from invariclip.site import site_bytes
+from invariclip.sites.site import site_bytes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from invariclip.serve.requests import Body, Classify, Embed
     from invariclip.serve.service import Named, Service
     from invariclip.serve.sites import SiteHandle
-    from invariclip.site import Site
+    from invariclip.sites.site import Site
 
     T = TypeVar("T")
     R = TypeVar("R")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from math import ceil
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from invariclip.batching import largest_bucket, plan
+from invariclip.backends.batching import largest_bucket, plan
 from invariclip.errors import InvariclipError
 
 if TYPE_CHECKING:

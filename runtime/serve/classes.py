@@ -8,11 +8,11 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
+from invariclip.preprocessing.tokenizer import hearing_cuts
 from invariclip.serve.batcher import QueueFullError, StoppedError
-from invariclip.tokenizer import hearing_cuts
 
 if TYPE_CHECKING:
-    from invariclip.predictor import Model
+    from invariclip.model import Model
 
 Key: TypeAlias = "tuple[tuple[str, ...], tuple[str, ...]]"
 RETRY = 5

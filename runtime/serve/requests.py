@@ -8,16 +8,16 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from invariclip.abstaining import CALIBRATED, UNCERTAINTY_KINDS
 from invariclip.errors import InputError
-from invariclip.prompts import TEMPLATE_SETS, check_prompts, template_set
+from invariclip.preprocessing.prompts import TEMPLATE_SETS, check_prompts, template_set
+from invariclip.results import CALIBRATED, UNCERTAINTY_KINDS
 from invariclip.serve.limits import RefusedError
 from invariclip.serve.service import Named
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from invariclip.abstaining import AbstainAbove, UncertaintyKind
+    from invariclip.results import AbstainAbove, UncertaintyKind
     from invariclip.serve.limits import Limits
 
 Pairs: TypeAlias = "Iterable[tuple[str, str]]"

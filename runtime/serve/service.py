@@ -7,26 +7,24 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from invariclip.abstaining import threshold, uncertainty_kind
-from invariclip.answers import ranked
-from invariclip.backends.threads import available_threads
-from invariclip.batching import buckets
-from invariclip.decode import picture_facts, picture_name
+from invariclip.backends.batching import buckets
 from invariclip.errors import InputError
+from invariclip.preprocessing.decode import picture_facts, picture_name
+from invariclip.preprocessing.tokenizer import hearing_cuts
+from invariclip.results import ranked, threshold, uncertainty_kind
 from invariclip.serve.batcher import Batcher, quiet
 from invariclip.serve.classes import ClassSets
 from invariclip.serve.limits import Limits, RefusedError
 from invariclip.serve.sites import SiteRegistry
-from invariclip.tokenizer import hearing_cuts
+from invariclip.threads import available_threads
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from invariclip.abstaining import AbstainAbove, UncertaintyKind
-    from invariclip.answers import Prediction
-    from invariclip.predictor import Model
+    from invariclip.model import Model
+    from invariclip.results import AbstainAbove, Prediction, UncertaintyKind
     from invariclip.serve.batcher import Watcher
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")

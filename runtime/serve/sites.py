@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from invariclip.console import note
 from invariclip.errors import InputError, SiteError
-from invariclip.live_site import LiveSite, Window
-from invariclip.measuring import begun, model_mean
 from invariclip.serve.limits import MIB, RefusedError
-from invariclip.site import read_site
-from invariclip.site_log import SiteLog
+from invariclip.sites.live_site import LiveSite, Window
+from invariclip.sites.measuring import begun, model_mean
+from invariclip.sites.site import read_site
+from invariclip.sites.site_log import SiteLog
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from invariclip.live_site import Event
-    from invariclip.predictor import Model
-    from invariclip.site import Site
+    from invariclip.model import Model
+    from invariclip.sites.live_site import Event
+    from invariclip.sites.site import Site
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """What a site may be called: it becomes a folder's name and a metric's label."""

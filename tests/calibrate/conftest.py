@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from invariclip.calibrate.pairs import UNCHANGED, Table
-from invariclip.pixels import PixelSpec
+from invariclip.calibrate.data.pairs import UNCHANGED, Table
+from invariclip.preprocessing.pixels import PixelSpec
 
 if TYPE_CHECKING:
     from pathlib import Path

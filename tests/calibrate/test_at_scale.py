@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from invariclip.calibrate.estimators import fit
-from invariclip.calibrate.moments import of_pairs, of_points
-from invariclip.projection import read_projection
+from invariclip.artifact.projection import read_projection
+from invariclip.calibrate.projection.estimators import fit
+from invariclip.calibrate.projection.moments import of_pairs, of_points
 
 WIDTH = 24
 FIXED = ["--estimator", "shrinkage", "--strength", "3", "--quiet"]

@@ -6,8 +6,8 @@ import re
 import pytest
 from PIL import Image
 
+from invariclip.artifact.projection import read_projection
 from invariclip.errors import ContractError
-from invariclip.projection import read_projection
 
 
 @pytest.fixture

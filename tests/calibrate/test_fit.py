@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
+from invariclip.artifact.projection import read_projection, write_projection
+from invariclip.calibrate.data.pictures import SkippedPictureWarning, read_pictures
 from invariclip.calibrate.fit import Options, calibrate, tabulate
-from invariclip.calibrate.pictures import SkippedPictureWarning, read_pictures
 from invariclip.calibrate.report import summary_text
 from invariclip.errors import InputError
-from invariclip.interventions import parse_kinds
-from invariclip.projection import read_projection, write_projection
+from invariclip.preprocessing.interventions import parse_kinds
 
 
 @pytest.fixture

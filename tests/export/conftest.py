@@ -10,11 +10,11 @@ import onnx_ir as ir
 import pytest
 import torch
 
+from invariclip.artifact.manifest import METADATA_KEY
 from invariclip.export import assemble
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
 from invariclip.export.graphs.tower_graph import tower_graph
 from invariclip.export.torchvision_ops import declare_missing_ops
-from invariclip.manifest import METADATA_KEY
 
 declare_missing_ops()
 torch.set_num_threads(2)

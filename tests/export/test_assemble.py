@@ -8,13 +8,13 @@ import onnx
 import pytest
 
 import invariclip
-from invariclip.artifact import checked_path, read_manifest
+from invariclip.artifact.folder import checked_path, read_manifest
+from invariclip.artifact.manifest import space_id
+from invariclip.artifact.projection import Projection, read_projection
 from invariclip.errors import ArtifactError, ContractError, InputError, ProjectionError
 from invariclip.export import assemble
 from invariclip.export.verification.figures import Thresholds
-from invariclip.manifest import space_id
-from invariclip.pixels import find_pictures, stack
-from invariclip.projection import Projection, read_projection
+from invariclip.preprocessing.pixels import find_pictures, stack
 
 
 def test_the_manifest_tells_everything(tiny_artifact, checkpoint, tiny_projection):

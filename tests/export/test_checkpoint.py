@@ -16,7 +16,7 @@ from invariclip.errors import CheckpointError
 from invariclip.export.checkpoints import checkpoint as module
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
 from invariclip.export.checkpoints.preprocessing import CheckpointWarning, warn_of_quick_gelu
-from invariclip.pixels import stack
+from invariclip.preprocessing.pixels import stack
 
 WEIGHTS = "open_clip_model.safetensors"
 

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from invariclip.projection import Projection, write_projection
+from invariclip.artifact.projection import Projection, write_projection
 
 
 def one_line(code, out, err, *, exit_code=2):

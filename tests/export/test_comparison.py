@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from invariclip.artifact.fidelity import LEVELS
 from invariclip.export.verification.comparison import TIE, Comparison, agreement, invariance_gap, measure
 from invariclip.export.verification.figures import EXACT, THRESHOLDS, Figures, Thresholds, failures
-from invariclip.fidelity import LEVELS
 
 GOOD = Figures(
     items=9, max_abs_diff=0, cosine_min=1, cosine_mean=1, top1_agreement=1, top1_ties=0, top1_of=9, non_finite=0,

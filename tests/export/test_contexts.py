@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from invariclip.artifact.learned_prompts import context_ids
+from invariclip.artifact.manifest import EMBEDDING, TEXT_INPUT
 from invariclip.backends import open_backend
 from invariclip.errors import CheckpointError, SemanticsError
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
@@ -14,8 +16,6 @@ from invariclip.export.checkpoints.contexts import token_embedding, with_context
 from invariclip.export.checkpoints.families import FAMILIES, load_family
 from invariclip.export.graphs.tower_graph import tower_graph
 from invariclip.export.graphs.trace import write_graph
-from invariclip.manifest import EMBEDDING, TEXT_INPUT
-from invariclip.semantics import context_ids
 
 TEMPLATES, TOKENS = 2, 3
 QUICK = ("ViT-B-32", "ViT-B-16-SigLIP", "coca_ViT-B-32", "MobileCLIP2-S0", "roberta-ViT-B-32")

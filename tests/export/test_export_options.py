@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 import invariclip
-from invariclip.artifact import read_manifest
+from invariclip.artifact.folder import read_manifest
 from invariclip.backends import open_backend
 from invariclip.errors import InputError
-from invariclip.pixels import pixels
+from invariclip.preprocessing.pixels import pixels
 
 
 def test_a_graph_of_any_size_with_a_rewrite_left_out(run, tiny_checkpoint, tiny_pictures, tmp_path):

@@ -22,7 +22,7 @@ from invariclip.export.checkpoints.stand_in import write_tokenizer
 from invariclip.export.graphs.tower_graph import tower_graph
 from invariclip.export.graphs.trace import write_graph
 from invariclip.loading import load
-from invariclip.pixels import stack
+from invariclip.preprocessing.pixels import stack
 
 VISION = {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8}
 TEXTS = ["a photo of a dog", "", "the moon, and a key: two things in one long text that does not fit", "x", "a cat"]

@@ -8,7 +8,7 @@ from PIL import Image
 
 from invariclip.errors import InputError
 from invariclip.export.verification.fast_pixels import SIZES, as_jpeg, fast_figures, fast_levels, fast_pairs
-from invariclip.pixels import PixelSpec, find_pictures
+from invariclip.preprocessing.pixels import PixelSpec, find_pictures
 
 SPEC = PixelSpec((64, 64), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
@@ -51,7 +51,7 @@ def test_figures_of_the_mode_as_it_is(paths):
 
 def test_a_careless_mode_shows(paths, monkeypatch):
     held = fast_levels(fast_pairs(paths, SPEC))
-    monkeypatch.setattr("invariclip.pixels.FAST_MARGIN", 1)
+    monkeypatch.setattr("invariclip.preprocessing.pixels.FAST_MARGIN", 1)
     careless = fast_levels(fast_pairs(paths, SPEC))
     assert careless[1] > 1.5 * held[1]
 

@@ -16,7 +16,7 @@ from invariclip.errors import ArtifactError, InputError
 from invariclip.export.checkpoints.check_texts import spread
 from invariclip.export.graphs.front import BOUNDS, FITTED, TALLEST, add_front, form_of, front_alone
 from invariclip.export.reference import pictures_path
-from invariclip.pixels import PixelSpec, find_pictures, open_picture, pixels
+from invariclip.preprocessing.pixels import PixelSpec, find_pictures, open_picture, pixels
 
 FORMS, FILTERS = ("matmul", "resize"), ("bicubic", "bilinear")
 # height, width: non-square, portrait, odd, tiny, whole and half multiples, one and three pixels beside the tower's 64

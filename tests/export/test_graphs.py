@@ -8,13 +8,13 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from invariclip.artifact.manifest import EMBEDDING, PROJECTION_INPUT
+from invariclip.artifact.projection import Projection
 from invariclip.backends import open_backend
 from invariclip.export.graphs.head import attach_head
 from invariclip.export.graphs.tower_graph import tower_graph
 from invariclip.export.graphs.trace import weight_bytes, write_graph
 from invariclip.export.tensorrt.gate import build_on_cpu
-from invariclip.manifest import EMBEDDING, PROJECTION_INPUT
-from invariclip.projection import Projection
 
 WIDTH, RANK = 24, 8
 ROWS = {"image": ("pixels", onnx.TensorProto.UINT8), "text": ("input_ids", onnx.TensorProto.INT64)}

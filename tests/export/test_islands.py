@@ -8,13 +8,13 @@ import onnx_ir as ir
 import pytest
 from onnx import numpy_helper
 
+from invariclip.artifact.projection import Projection
 from invariclip.backends import open_backend
 from invariclip.errors import ContractError
 from invariclip.export.graphs.head import attach_head
 from invariclip.export.graphs.tower_graph import tower_graph
 from invariclip.export.graphs.trace import write_graph
 from invariclip.export.quantization.islands import ACTIVATIONS, LADDER, NORMS, SUMS, to_float16
-from invariclip.projection import Projection
 
 HALF, WHOLE = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
 PROJECTION = Projection(np.random.default_rng(0).normal(size=(24, 8)), "icm", 2.0)

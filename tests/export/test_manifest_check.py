@@ -6,8 +6,8 @@ import shutil
 import pytest
 
 import invariclip
-from invariclip.artifact import describe_file, read_manifest
-from invariclip.cli import main
+from invariclip.artifact.folder import describe_file, read_manifest
+from invariclip.cli.main import main
 from invariclip.errors import ArtifactError, InputError, UnprovedBackendWarning
 
 

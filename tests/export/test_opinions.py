@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
 
+from invariclip.artifact.manifest import SemanticsFacts
 from invariclip.backends import open_backend
 from invariclip.errors import InputError
 from invariclip.export.graphs import head, opinions
 from invariclip.export.graphs.trace import write_graph
 from invariclip.export.tensorrt.gate import build_on_cpu
 from invariclip.export.verification.dempster import earned, pairwise
-from invariclip.manifest import SemanticsFacts
 
 WIDTH = 16
 ENGINES = ("onnxruntime", "openvino")

@@ -13,7 +13,7 @@ from invariclip.export.graphs.rewrites.patches import PATCHES, patches_as_bytes
 from invariclip.export.quantization.qdq import Recipe, quantise, ranges_of, rounded
 from invariclip.export.quantization.ranges import flows_of
 from invariclip.export.quantization.sites import sites_of
-from invariclip.pixels import PixelSpec
+from invariclip.preprocessing.pixels import PixelSpec
 
 WIDTH = 64
 FRONT = """

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from onnx import TensorProto, numpy_helper
 from PIL import Image
 
-from invariclip import pixels as host
 from invariclip.backends import open_backend
 from invariclip.errors import InputError
 from invariclip.export.checkpoints import check_texts
@@ -21,7 +20,8 @@ from invariclip.export.graphs.front import add_front, matmul, resize
 from invariclip.export.verification import evidence, pictures_check, verify
 from invariclip.export.verification.diagnose_pixels import pixel_causes
 from invariclip.export.verification.pictures_check import RawPictures, TooLargePictureWarning, cut, pixel_levels
-from invariclip.pixels import PixelSpec, find_pictures
+from invariclip.preprocessing import pixels as host
+from invariclip.preprocessing.pixels import PixelSpec, find_pictures
 
 SPEC = PixelSpec((224, 224), (0.48, 0.46, 0.41), (0.27, 0.26, 0.28))
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from invariclip.calibrate.evaluate import unit
-from invariclip.calibrate.modality import isoclip, projectors, spectrum
+from invariclip.calibrate.evaluation.modality import isoclip, projectors, spectrum
+from invariclip.calibrate.projection.evaluate import unit
 from invariclip.errors import CheckpointError
 from invariclip.export.checkpoints.surgery import find, with_replaced
 from invariclip.export.graphs.fold import IMAGE_SITES, TEXT_SITES, last_linear

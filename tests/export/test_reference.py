@@ -16,7 +16,7 @@ from invariclip.export.checkpoints.checkpoint import load_checkpoint
 from invariclip.export.reference import assemble, towers
 from invariclip.export.torchvision_ops import declare_missing_ops
 from invariclip.files import sha256_file
-from invariclip.pixels import stack
+from invariclip.preprocessing.pixels import stack
 
 RECIPE = reference.RECIPES["reference"]
 RECORD = json.loads((RECIPE.folder / "training.json").read_text(encoding="utf-8"))

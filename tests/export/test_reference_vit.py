@@ -16,7 +16,7 @@ from invariclip.export.reference import pictures_path, towers
 from invariclip.export.reference.assemble import LEARNT_FILE, RECIPES, cache_folder, config_of
 from invariclip.export.reference.packages import fetch
 from invariclip.files import sha256_file
-from invariclip.pixels import find_pictures, normalise, stack
+from invariclip.preprocessing.pixels import find_pictures, normalise, stack
 
 NORM = "/backbone/layernorm/Add_1_output_0"
 

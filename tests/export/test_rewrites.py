@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from invariclip.artifact.manifest import EMBEDDING
 from invariclip.backends import open_backend
 from invariclip.errors import ContractError
 from invariclip.export.graphs.rewrites import NAMES, REWRITES, Subject, chosen, require_held
 from invariclip.export.graphs.tower_graph import tower_graph
 from invariclip.export.graphs.trace import write_graph
-from invariclip.manifest import EMBEDDING
 
 EXACT = 2e-6
 TEXTS = ["", "a cat", "two dogs", "x", " ".join("abcdefghijklmn")]  # the last fills the context

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 
 import invariclip
-from invariclip.artifact import read_manifest
+from invariclip.artifact.folder import read_manifest
+from invariclip.artifact.learned_prompts import LEARNED_TEXT, Semantics, context_ids, read_semantics, write_semantics
 from invariclip.errors import ContractError, InputError, SemanticsError
 from invariclip.export.assemble import Build, export_artifact
 from invariclip.export.checkpoints.contexts import with_semantics
 from invariclip.export.swap import swap_classes
 from invariclip.export.variants import Wish
 from invariclip.export.verification.dempster import earned, pairwise
-from invariclip.pixels import find_pictures, stack
-from invariclip.semantics import LEARNED_TEXT, Semantics, context_ids, read_semantics, write_semantics
+from invariclip.preprocessing.pixels import find_pictures, stack
 
 CLASSES, OTHERS = ("cat", "dog", "tree", "a red house"), ("sun", "moon", "猫")
 PROMPTS = ("a photo of a {}.", "a drawing of a {}")
@@ -247,7 +247,7 @@ def test_classes_are_swapped_in_all_templates(artifact, wanted, tiny_pictures, t
 def test_the_command_line_exports_and_verifies_it(
     model_folder, semantics, artifact, tiny_pictures, tiny_projection, tmp_path, run
 ):
-    from invariclip.projection import write_projection
+    from invariclip.artifact.projection import write_projection
 
     write_semantics(tmp_path / "cdc.safetensors", semantics)
     write_projection(tmp_path / "p.safetensors", tiny_projection)

@@ -8,14 +8,14 @@ import onnx
 import pytest
 
 import invariclip
-from invariclip.artifact import describe_file, read_manifest
-from invariclip.cli import main
+from invariclip.artifact.folder import describe_file, read_manifest
+from invariclip.artifact.projection import read_projection
+from invariclip.cli.main import main
 from invariclip.errors import ContractError, InputError, SiteError
 from invariclip.export.site import bake_site
 from invariclip.export.swap import swap_classes
-from invariclip.pixels import find_pictures
-from invariclip.projection import read_projection
-from invariclip.site import Site, new_site, read_site
+from invariclip.preprocessing.pixels import find_pictures
+from invariclip.sites.site import Site, new_site, read_site
 
 
 def _run(arguments, capsys):

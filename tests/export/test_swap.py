@@ -12,14 +12,14 @@ import onnx_ir
 import pytest
 
 import invariclip
-from invariclip.artifact import read_manifest, write_manifest
+from invariclip.artifact.folder import read_manifest, write_manifest
 from invariclip.errors import ArtifactError, ContractError, InputError
 from invariclip.export import swap
 from invariclip.export.assemble import export_artifact
 from invariclip.export.graphs import trace as tracing
 from invariclip.export.graphs.body import body_digest
 from invariclip.files import sha256_file
-from invariclip.pixels import find_pictures
+from invariclip.preprocessing.pixels import find_pictures
 
 NAMES, FORMS = ("sun", "moon", "a small house", "猫"), ("{}", "a drawing of a {}.")
 LARGE = "vit, weights beside the graph"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from invariclip.errors import CheckpointError
 from invariclip.export.checkpoints import tokenizer_json as module
 from invariclip.export.checkpoints.tokenizer_json import bundled_tokenizer, tokenizer_json
-from invariclip.tokenizer import Tokenizer
+from invariclip.preprocessing.tokenizer import Tokenizer
 
 TRICKY = [
     "", " ", "a photo of a cat", "A PHOTO of a Cat", "\ta\u00a0 b\n\nc\x1cd\x85e", "hello " * 200, "a" * 5000,

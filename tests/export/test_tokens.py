@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from invariclip.artifact.manifest import EMBEDDING
 from invariclip.backends import open_backend
 from invariclip.errors import InputError
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
@@ -17,7 +18,6 @@ from invariclip.export.graphs.tokens.merge import Merge
 from invariclip.export.graphs.tower_graph import tower_graph
 from invariclip.export.graphs.towers import ImageTower, part_of
 from invariclip.export.graphs.trace import write_graph
-from invariclip.manifest import EMBEDDING
 
 SCHEDULE = (13, 13, 8, 5)  # of 17 tokens; five blocks
 VISION = {"image_size": 32, "layers": 5, "width": 64, "patch_size": 8}

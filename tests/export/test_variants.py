@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import invariclip
-from invariclip.artifact import checked_path, read_manifest
+from invariclip.artifact.fidelity import reached
+from invariclip.artifact.folder import checked_path, read_manifest
 from invariclip.errors import InputError, LeftOutWarning
 from invariclip.export import variants
 from invariclip.export.assemble import Build, export_artifact
@@ -15,8 +16,7 @@ from invariclip.export.graphs.tokens import TowerShape
 from invariclip.export.quantization import variants as kinds
 from invariclip.export.variants import Wish, spare_pictures
 from invariclip.export.verification.figures import THRESHOLDS
-from invariclip.fidelity import reached
-from invariclip.pixels import find_pictures
+from invariclip.preprocessing.pixels import find_pictures
 
 LOOSE = replace(
     THRESHOLDS["fast"], min_top1=0.5, min_top5=0.0, min_cosine=0.9, max_abs_diff=0.5, max_invariance_gap=0.1,

@@ -12,6 +12,7 @@ from onnx import numpy_helper
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from invariclip.artifact.projection import Projection
 from invariclip.backends import open_backend
 from invariclip.errors import CheckpointError, ContractError, InputError
 from invariclip.export.assemble import export_artifact
@@ -19,7 +20,6 @@ from invariclip.export.checkpoints import check_texts
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
 from invariclip.export.verification import evidence, figures, verify
 from invariclip.export.verification.evidence import UnreadablePictureWarning
-from invariclip.projection import Projection
 
 CLASSES = ("cat", "dog", "tree", "house", "horse", "boat", "owl")
 TEMPLATES = ("a photo of a {}.",)

@@ -10,11 +10,11 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from invariclip.artifact import describe_file, read_manifest, write_manifest
-from invariclip.cli import main
+from invariclip.artifact.folder import describe_file, read_manifest, write_manifest
+from invariclip.artifact.parity import FAILED, PARITY_HEADER, parity_rows
+from invariclip.cli.main import main
 from invariclip.export.options import bounds_of
-from invariclip.parity import FAILED, PARITY_HEADER, parity_rows
-from invariclip.pixels import pixels
+from invariclip.preprocessing.pixels import pixels
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from invariclip.energy import energy, energy_uncertainty
+from invariclip.uncertainty import energy, energy_uncertainty
 
 SCALE = 100.0
 cosines = arrays(np.float64, array_shapes(min_dims=2, max_dims=2, max_side=9), elements=st.floats(-1, 1))

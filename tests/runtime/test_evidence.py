@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from invariclip import evidence
+from invariclip import uncertainty as evidence
 
 
 def fuse(logs):

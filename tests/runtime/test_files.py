@@ -6,14 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from invariclip.artifact import checked_path, describe_file, read_manifest
-from invariclip.embeddings import Embeddings, read_embeddings, write_embeddings
+from invariclip.artifact.embeddings import Embeddings, read_embeddings, write_embeddings
+from invariclip.artifact.folder import checked_path, describe_file, read_manifest
+from invariclip.artifact.manifest import MANIFEST, SCHEMA_VERSION, FileFacts, ModelFacts, Step, space_id
 from invariclip.errors import ArtifactError, InputError
 from invariclip.files import new_directory, write_atomically
-from invariclip.manifest import MANIFEST, SCHEMA_VERSION, FileFacts, ModelFacts, Step, space_id
-from invariclip.pixels import PixelSpec
-from invariclip.prompts import class_bank
-from invariclip.tokenizer import TextSpec
+from invariclip.preprocessing.pixels import PixelSpec
+from invariclip.preprocessing.prompts import class_bank
+from invariclip.preprocessing.tokenizer import TextSpec
 
 
 def test_a_failed_write_leaves_the_old_folder_and_no_litter(tmp_path):

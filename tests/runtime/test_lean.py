@@ -16,7 +16,9 @@ def run(code):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("module", ["invariclip", "invariclip.predictor", "invariclip.commands", "invariclip.cli"])
+@pytest.mark.parametrize(
+    "module", ["invariclip", "invariclip.model", "invariclip.cli.predict_command", "invariclip.cli.main"]
+)
 def test_runtime_imports_where_heavy_libraries_cannot(module):
     rooms = ("invariclip.export", "invariclip.calibrate", "invariclip.bench")
     code = f"{BLOCK} import {module}; print([m for m in sys.modules if m.startswith({rooms!r})])"
@@ -31,7 +33,7 @@ def test_importing_the_package_alone_does_not_load_the_engine():
 
 
 def test_a_command_without_its_extra_says_what_to_install():
-    done = run(f"{BLOCK} from invariclip.cli import main; main(['export', '--help'])")
+    done = run(f"{BLOCK} from invariclip.cli.main import main; main(['export', '--help'])")
     assert done.returncode == 2
     assert 'pip install "invariclip[export]"' in done.stderr
     assert done.stderr.count("\n") == 1
@@ -40,7 +42,7 @@ def test_a_command_without_its_extra_says_what_to_install():
 def test_the_server_without_its_extra_says_what_to_install():
     web = ("starlette", "uvicorn", "prometheus_client", "python_multipart")
     block = f"import sys; sys.modules.update(dict.fromkeys({web!r}, None));"
-    done = run(f"{block} from invariclip.cli import main; main(['serve', '--help'])")
+    done = run(f"{block} from invariclip.cli.main import main; main(['serve', '--help'])")
     assert done.returncode == 2
     assert 'pip install "invariclip[serve]"' in done.stderr
     assert done.stderr.count("\n") == 1

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import invariclip
 from invariclip.errors import InputError
-from invariclip.text_cache import MAX_TEXT_CACHE, TextCache
+from invariclip.text_tower import MAX_TEXT_CACHE, TextCache
 
 
 def ids_of(*numbers):
@@ -130,10 +130,10 @@ def test_a_model_keeps_texts_and_counts_them(tiny_artifact):
 
 
 def test_another_projection_has_a_cache_of_its_own(tmp_path, tiny_checkpoint, tiny_projection, tiny_pictures):
+    from invariclip.artifact.projection import Projection
     from invariclip.export.assemble import Build, export_artifact
     from invariclip.export.checkpoints.checkpoint import load_checkpoint
-    from invariclip.pixels import find_pictures
-    from invariclip.projection import Projection
+    from invariclip.preprocessing.pixels import find_pictures
 
     out = tmp_path / "input.icm"
     export_artifact(

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from invariclip.artifact import describe_file, read_manifest
+from invariclip.artifact.folder import describe_file, read_manifest
+from invariclip.preprocessing.tokenizer import TextSpec
 from invariclip.text_tower import TextTower, cut_to_longest
-from invariclip.tokenizer import TextSpec
 
 CONTEXT, START, END = 12, 90, 91
 

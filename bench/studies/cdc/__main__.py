@@ -12,8 +12,8 @@ import click
 
 from invariclip.bench.studies.blas import bound_blas
 from invariclip.bench.studies.cdc.rows import COMPARED, ROWS
-from invariclip.calibrate.pictures import read_pictures
-from invariclip.cli import run_command
+from invariclip.calibrate.data.pictures import read_pictures
+from invariclip.cli.main import run_command
 from invariclip.console import bar, note
 from invariclip.files import sha256_file, write_atomically
 

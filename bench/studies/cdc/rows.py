@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from invariclip.bench.studies.cdc.world import TEMPLATES
-from invariclip.calibrate.cdc.evaluate import uncertainties
-from invariclip.calibrate.cdc.opinions import fused_answers
-from invariclip.calibrate.cdc.options import DEFAULT_AUGMENTATIONS, Options
-from invariclip.interventions import resolve
+from invariclip.calibrate.prompts.evaluate import uncertainties
+from invariclip.calibrate.prompts.opinions import fused_answers
+from invariclip.calibrate.prompts.options import DEFAULT_AUGMENTATIONS, Options
+from invariclip.preprocessing.interventions import resolve
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from invariclip.semantics import Semantics
+    from invariclip.artifact.learned_prompts import Semantics
 
 SHOTS = 1
 """Training pictures of a class: each concept has two or three in the styles adapted to."""

@@ -11,12 +11,12 @@ import numpy as np
 
 from invariclip.bench.studies.cdc.rows import FITTED, OPTIONS, ROWS, Answers, answer
 from invariclip.bench.studies.cdc.world import TEMPLATES, places_of
-from invariclip.calibrate.cdc.evaluate import auroc, harmonic_mean, reliability, risk_coverage
-from invariclip.calibrate.cdc.learn import full_bank, learn_from
-from invariclip.calibrate.cdc.scales import fit_temperature
-from invariclip.calibrate.cdc.splits import split_rows
-from invariclip.calibrate.cdc.texts import hand_written_bank
-from invariclip.calibrate.cdc.views import augmented
+from invariclip.calibrate.prompts.evaluate import auroc, harmonic_mean, reliability, risk_coverage
+from invariclip.calibrate.prompts.learn import full_bank, learn_from
+from invariclip.calibrate.prompts.scales import fit_temperature
+from invariclip.calibrate.prompts.splits import split_rows
+from invariclip.calibrate.prompts.texts import hand_written_bank
+from invariclip.calibrate.prompts.views import augmented
 from invariclip.console import Progress, silent
 from invariclip.files import write_atomically
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from invariclip.artifact.learned_prompts import Semantics
     from invariclip.bench.studies.cdc.world import World
     from invariclip.bench.studies.stylebench.encoders import Quick
-    from invariclip.calibrate.cdc.options import Options
-    from invariclip.calibrate.cdc.splits import Split
-    from invariclip.calibrate.cdc.views import Pictures
+    from invariclip.calibrate.prompts.options import Options
+    from invariclip.calibrate.prompts.splits import Split
+    from invariclip.calibrate.prompts.views import Pictures
     from invariclip.export.checkpoints.checkpoint import Checkpoint
-    from invariclip.semantics import Semantics
 
     Tests = tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.str_]]
 

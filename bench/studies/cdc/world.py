@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from invariclip.bench.studies.stylebench.sources import HELD_OUT_STYLES, TRAINING_STYLES
-from invariclip.calibrate.cdc.views import Pictures, embed_pictures
 from invariclip.calibrate.fit import Options, calibrate
+from invariclip.calibrate.prompts.views import Pictures, embed_pictures
 from invariclip.console import Progress, silent
-from invariclip.interventions import PAPER
+from invariclip.preprocessing.interventions import PAPER
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from invariclip.artifact.projection import Projection
     from invariclip.bench.studies.stylebench.encoders import Quick
-    from invariclip.calibrate.pictures import Picture
-    from invariclip.projection import Projection
+    from invariclip.calibrate.data.pictures import Picture
 
 TEMPLATES = ("a picture of a {}.",)
 

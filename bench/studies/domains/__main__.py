@@ -15,15 +15,15 @@ from invariclip.bench.studies.domains.encoders import Precision, load_encoder
 from invariclip.bench.studies.domains.page import plot, render
 from invariclip.bench.studies.domains.summary import summarise
 from invariclip.bench.studies.domains.trial import Settings, run_trial
-from invariclip.calibrate.layouts import find_layout, read_layout
-from invariclip.cli import run_command
+from invariclip.calibrate.data.layouts import find_layout, read_layout
+from invariclip.cli.main import run_command
 from invariclip.console import bar, note, silent
 from invariclip.files import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from invariclip.calibrate.pictures import Picture
+    from invariclip.calibrate.data.pictures import Picture
 
 
 @click.command()

@@ -8,7 +8,7 @@ import numpy as np
 
 from invariclip.bench.studies.domains.trial import OWN, unpack
 from invariclip.bench.studies.resampling import Stratified
-from invariclip.calibrate.evaluate import LEVEL, Bootstrap, Interval
+from invariclip.calibrate.projection.evaluate import LEVEL, Bootstrap, Interval
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

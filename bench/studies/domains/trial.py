@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
+from invariclip.artifact.projection import Projection, identity
 from invariclip.bench.studies.selections import kept_selection
 from invariclip.bench.studies.stylebench.encoders import Quick, through
-from invariclip.calibrate import baselines, erasure, modality, style_prompts
-from invariclip.calibrate.candidates import Candidate, grid
-from invariclip.calibrate.estimators import fit
+from invariclip.calibrate.data.pairs import Sources, Table, fitted_moments, interventional_pairs
+from invariclip.calibrate.evaluation import baselines, erasure, modality, style_prompts
+from invariclip.calibrate.evaluation.invariance import invariance_gap
+from invariclip.calibrate.evaluation.leakage import domain_leakage
+from invariclip.calibrate.evaluation.unseen import WAYS, Way, answers, base_classes
 from invariclip.calibrate.fit import Options, bank_of, tabulate
-from invariclip.calibrate.invariance import invariance_gap
-from invariclip.calibrate.leakage import domain_leakage
-from invariclip.calibrate.pairs import Sources, Table, fitted_moments, interventional_pairs
-from invariclip.calibrate.unseen import WAYS, Way, answers, base_classes
+from invariclip.calibrate.projection.candidates import Candidate, grid
+from invariclip.calibrate.projection.estimators import fit
 from invariclip.console import Progress, silent
 from invariclip.errors import CheckpointError
 from invariclip.files import write_atomically
-from invariclip.interventions.catalogue import PAPER
-from invariclip.projection import Projection, identity
+from invariclip.preprocessing.interventions.catalogue import PAPER
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from invariclip.calibrate.encoder import Encoder, TextEncoder
-    from invariclip.calibrate.maps import Map
-    from invariclip.calibrate.modality import Projectors
-    from invariclip.calibrate.moments import Moments
-    from invariclip.calibrate.pictures import Picture
-    from invariclip.calibrate.scorer import Objective
-    from invariclip.calibrate.select import Selection
-    from invariclip.calibrate.style_prompts import StylePrompts
+    from invariclip.calibrate.data.encoder import Encoder, TextEncoder
+    from invariclip.calibrate.data.pictures import Picture
+    from invariclip.calibrate.evaluation.maps import Map
+    from invariclip.calibrate.evaluation.modality import Projectors
+    from invariclip.calibrate.evaluation.style_prompts import StylePrompts
+    from invariclip.calibrate.projection.moments import Moments
+    from invariclip.calibrate.projection.scorer import Objective
+    from invariclip.calibrate.projection.selection import Selection
     from invariclip.export.checkpoints.checkpoint import Checkpoint
 
 Plain = Literal["probe", "prototypes", "zero-shot"]

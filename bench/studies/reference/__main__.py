@@ -19,10 +19,10 @@ from invariclip.bench.studies.reference.sources import PACKAGES
 from invariclip.bench.studies.stylebench.build import build, digest_of
 from invariclip.bench.studies.stylebench.manifest import read_manifest
 from invariclip.bench.studies.stylebench.sources import PACKAGES as STYLES_PACKAGES
-from invariclip.calibrate.estimators import fit
-from invariclip.calibrate.evaluate import unit
-from invariclip.calibrate.moments import combined, of_pairs, of_points
-from invariclip.cli import run_command
+from invariclip.calibrate.projection.estimators import fit
+from invariclip.calibrate.projection.evaluate import unit
+from invariclip.calibrate.projection.moments import combined, of_pairs, of_points
+from invariclip.cli.main import run_command
 from invariclip.console import bar, note, say, table
 from invariclip.export.reference import RECIPES
 from invariclip.export.reference.packages import fetch_all
@@ -32,8 +32,8 @@ from invariclip.files import sha256_file, write_atomically
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from invariclip.artifact.projection import Projection
     from invariclip.bench.studies.reference.pictures import Shown
-    from invariclip.projection import Projection
 
 DATA = Path("build/reference")
 STYLEBENCH = Path("build/stylebench")

@@ -29,13 +29,13 @@ from invariclip.bench.studies.stylebench.encoders import Quick, Trunk
 from invariclip.bench.studies.stylebench.manifest import read_manifest
 from invariclip.bench.studies.stylebench.sources import HELD_OUT_STYLES, TRAINING_STYLES
 from invariclip.bench.studies.stylebench.world import embed_world
-from invariclip.calibrate.evaluate import LEVEL, Bootstrap, unit
+from invariclip.calibrate.data.layouts import find_layout, read_layout
+from invariclip.calibrate.data.pairs import ALL_SOURCES, fitted_moments
+from invariclip.calibrate.data.pictures import read_pictures
 from invariclip.calibrate.fit import Options, bank_of
-from invariclip.calibrate.layouts import find_layout, read_layout
-from invariclip.calibrate.pairs import ALL_SOURCES, fitted_moments
-from invariclip.calibrate.pictures import read_pictures
-from invariclip.calibrate.select import Selection
-from invariclip.cli import run_command
+from invariclip.calibrate.projection.evaluate import LEVEL, Bootstrap, unit
+from invariclip.calibrate.projection.selection import Selection
+from invariclip.cli.main import run_command
 from invariclip.console import bar, note, silent
 from invariclip.files import write_atomically
 
@@ -44,13 +44,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from invariclip.artifact.projection import Projection
     from invariclip.bench.studies.resampling import Resampler
     from invariclip.bench.studies.sites.worlds import Rows, Vectors, Ward
     from invariclip.bench.studies.stylebench.world import World
-    from invariclip.calibrate.candidates import Candidate
-    from invariclip.calibrate.pairs import Table
+    from invariclip.calibrate.data.pairs import Table
+    from invariclip.calibrate.projection.candidates import Candidate
     from invariclip.console import Progress
-    from invariclip.projection import Projection
 
     Told = tuple[dict[str, Any], dict[str, Any]]
     """Rows and choices by way of naming classes."""

@@ -22,23 +22,23 @@ from invariclip.bench.studies.stylebench.encoders import Quick
 from invariclip.bench.studies.stylebench.evaluate_page import table
 from invariclip.bench.studies.stylebench.sources import TRAINING_STYLES
 from invariclip.bench.studies.stylebench.world import TEMPLATES
-from invariclip.calibrate.estimators import fit
-from invariclip.calibrate.evaluate import prototype_bank, unit
+from invariclip.calibrate.data.pairs import Sources, fitted_moments
+from invariclip.calibrate.data.pictures import read_pictures
 from invariclip.calibrate.fit import Options, bank_of, tabulate
-from invariclip.calibrate.pairs import Sources, fitted_moments
-from invariclip.calibrate.pictures import read_pictures
-from invariclip.cli import run_command
+from invariclip.calibrate.projection.estimators import fit
+from invariclip.calibrate.projection.evaluate import prototype_bank, unit
+from invariclip.cli.main import run_command
 from invariclip.console import bar, note, silent
 from invariclip.files import write_atomically
-from invariclip.pixels import pixels
-from invariclip.site import PER_KIND, PRIOR, new_site, taken_for
+from invariclip.preprocessing.pixels import pixels
+from invariclip.sites.site import PER_KIND, PRIOR, new_site, taken_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
-    from invariclip.calibrate.pictures import Picture
+    from invariclip.calibrate.data.pictures import Picture
     from invariclip.console import Progress
 
     Vectors = NDArray[np.float64]

@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from invariclip.bench.studies.stylebench.evaluate_page import interval, table
-from invariclip.site import KIND_SCALE, PER_KIND, PRIOR
+from invariclip.sites.site import KIND_SCALE, PER_KIND, PRIOR
 
 WAYS = {"zero-shot": "Zero-shot", "prototypes": "Class prototypes", "probe": "Linear probe, C = 0.316"}
 HARM = 0.5

@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from invariclip.artifact.projection import identity
 from invariclip.bench.studies.sites.peers import Classes, Colours, colours, nearest
-from invariclip.calibrate.evaluate import prototype_bank, unit
+from invariclip.calibrate.evaluation.probe import fit_probe
 from invariclip.calibrate.fit import training_mean
-from invariclip.calibrate.probe import fit_probe
-from invariclip.projection import identity
-from invariclip.site import Site, new_site
+from invariclip.calibrate.projection.evaluate import prototype_bank, unit
+from invariclip.sites.site import Site, new_site
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from invariclip.calibrate.pairs import Table
-    from invariclip.projection import Projection
+    from invariclip.artifact.projection import Projection
+    from invariclip.calibrate.data.pairs import Table
 
     Vectors = NDArray[np.float64]
     Rows = NDArray[np.int64]

@@ -9,7 +9,7 @@ import click
 
 from invariclip.bench.studies.stylebench.evaluate import evaluate_command
 from invariclip.bench.studies.stylebench.sources import STYLES, licence_of
-from invariclip.cli import run_command
+from invariclip.cli.main import run_command
 from invariclip.console import bar, emit_json, note, say, table
 
 DATA = Path("build/stylebench")

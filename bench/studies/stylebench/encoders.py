@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from invariclip.calibrate.embed_cache import Store
-from invariclip.calibrate.evaluate import unit
+from invariclip.calibrate.data.embed_cache import Store
+from invariclip.calibrate.projection.evaluate import unit
 from invariclip.errors import CheckpointError, MissingExtraError
-from invariclip.pixels import normalise
+from invariclip.preprocessing.pixels import normalise
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from invariclip.calibrate.pairs import Table
+    from invariclip.calibrate.data.pairs import Table
     from invariclip.export.checkpoints.checkpoint import Checkpoint
-    from invariclip.pixels import PixelSpec
-    from invariclip.tokenizer import Tokenizer
+    from invariclip.preprocessing.pixels import PixelSpec
+    from invariclip.preprocessing.tokenizer import Tokenizer
 
     Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from invariclip.bench.studies.stylebench.sources import HELD_OUT_STYLES, TRAINING_STYLES
-from invariclip.calibrate.layouts import find_layout, read_layout
-from invariclip.calibrate.pictures import read_pictures
+from invariclip.calibrate.data.layouts import find_layout, read_layout
+from invariclip.calibrate.data.pictures import read_pictures
 from invariclip.console import bar, note
 from invariclip.files import sha256_file, write_atomically
 

@@ -102,7 +102,8 @@ def render(result: dict[str, Any]) -> str:
         "`seeds` is the standard deviation of the difference over seeds. They do not cover the choice of encoder.\n"
         "- **What was looked at while choosing.** No run fits or selects on the held-out styles. But how selection "
         "works (scoring changed pictures, captions as pairs, the best rather than the mildest candidate) was designed "
-        "with held-out scores of earlier reference checkpoints in view; `calibrate/select.py` says how it was checked "
+        "with held-out scores of earlier reference checkpoints in view; `calibrate/projection/selection.py` says how "
+        "it was checked "
         "on PACS. The reference's form was chosen by other pictures, with `shrinkage` λ = 1 in the criterion, but "
         "held-out accuracies of three of its forerunners had been printed by then ([its card]"
         "(../export/reference/reference/card.md)). Read the gains as those of a development set.",
@@ -241,7 +242,8 @@ def _side_effects(result: dict[str, Any]) -> str:
     ]
     text = (
         "No pair says anything about the group that a concept belongs to. How well the nearest centroid tells it on "
-        "the held-out styles, concepts left out in turn, before and after what was chosen (`calibrate/side_effects.py`;"
+        "the held-out styles, concepts left out in turn, before and after what was chosen "
+        "(`calibrate/evaluation/side_effects.py`;"
         f" first seed; chance is {result['tables']['zero-shot']['side_effects'][0]['chance']:.0f} %)."
     )
     header = ["chosen for", "attribute", "before", "after", "difference", "worse?"]

@@ -51,7 +51,8 @@ def render_transfer(result: dict[str, Any]) -> str:
         "differences are paired. In parentheses: the difference of a domain. Other classes, domains and encoders are "
         "not covered.\n"
         "- **What was looked at while choosing.** Nothing of this table was chosen on PACS. But PACS with an earlier "
-        "encoder was looked at when `calibrate`'s rule of selection was settled (`calibrate/select.py`), and figures "
+        "encoder was looked at when `calibrate`'s rule of selection was settled "
+        "(`calibrate/projection/selection.py`), and figures "
         "of a quick ridge regression on it were in view when the reference was set out: people were taught to it "
         "because of them ([its card](../export/reference/reference/card.md)).",
         table(["", *domains, "mean", "to no projection", "seeds", "chosen"], body),

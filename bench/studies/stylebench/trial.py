@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from invariclip.artifact.projection import Projection, identity
 from invariclip.bench.studies.selections import kept_selection
 from invariclip.bench.studies.stylebench.world import (
     DRAWS,
@@ -18,16 +19,15 @@ from invariclip.bench.studies.stylebench.world import (
     group_answers,
     home_answers,
 )
-from invariclip.calibrate import baselines, erasure, modality, style_prompts
-from invariclip.calibrate.candidates import Candidate, grid
-from invariclip.calibrate.estimators import fit
-from invariclip.calibrate.folds import CHANGED
-from invariclip.calibrate.pairs import ALL_SOURCES, Sources, fitted_moments
-from invariclip.calibrate.side_effects import side_effects
+from invariclip.calibrate.data.pairs import ALL_SOURCES, Sources, fitted_moments
+from invariclip.calibrate.evaluation import baselines, erasure, modality, style_prompts
+from invariclip.calibrate.evaluation.side_effects import side_effects
+from invariclip.calibrate.projection.candidates import Candidate, grid
+from invariclip.calibrate.projection.estimators import fit
+from invariclip.calibrate.projection.folds import CHANGED
 from invariclip.console import Progress, silent
 from invariclip.files import write_atomically
-from invariclip.interventions import CATALOGUE, PAPER
-from invariclip.projection import Projection, identity
+from invariclip.preprocessing.interventions import CATALOGUE, PAPER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.bench.studies.stylebench.world import Way, World
-    from invariclip.calibrate.maps import Map
-    from invariclip.calibrate.moments import Moments
-    from invariclip.calibrate.select import Selection
+    from invariclip.calibrate.evaluation.maps import Map
+    from invariclip.calibrate.projection.moments import Moments
+    from invariclip.calibrate.projection.selection import Selection
 
 VERSION = 5
 """Changes when trials would come out differently."""

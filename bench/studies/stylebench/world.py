@@ -9,11 +9,11 @@ import numpy as np
 
 from invariclip.bench.studies.stylebench.encoders import through
 from invariclip.bench.studies.stylebench.sources import HELD_OUT_STYLES, STYLES, TRAINING_STYLES
-from invariclip.calibrate.evaluate import prototypes, zero_shot
+from invariclip.calibrate.evaluation.maps import for_texts
+from invariclip.calibrate.evaluation.modality import projectors
+from invariclip.calibrate.evaluation.style_prompts import embed_style_prompts
 from invariclip.calibrate.fit import Options, bank_of, tabulate
-from invariclip.calibrate.maps import for_texts
-from invariclip.calibrate.modality import projectors
-from invariclip.calibrate.style_prompts import embed_style_prompts
+from invariclip.calibrate.projection.evaluate import prototypes, zero_shot
 from invariclip.console import Progress, silent
 
 if TYPE_CHECKING:
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.bench.studies.stylebench.encoders import Trunk
-    from invariclip.calibrate.maps import Map
-    from invariclip.calibrate.modality import Projectors
-    from invariclip.calibrate.pairs import Table
-    from invariclip.calibrate.pictures import Picture
-    from invariclip.calibrate.style_prompts import StylePrompts
+    from invariclip.calibrate.data.pairs import Table
+    from invariclip.calibrate.data.pictures import Picture
+    from invariclip.calibrate.evaluation.maps import Map
+    from invariclip.calibrate.evaluation.modality import Projectors
+    from invariclip.calibrate.evaluation.style_prompts import StylePrompts
     from invariclip.export.checkpoints.checkpoint import Checkpoint
 
 TEMPLATES = ("a picture of a {}.",)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class FrontBounds:
-    """What a front keeps on a picture of any size and content; the reference is `invariclip.pixels.pixels`.
+    """What a front keeps on a picture of any size and content; the reference is `preprocessing.pixels`.
 
     Attributes:
         max_levels: Largest difference of any channel of any pixel, in levels of 255.

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from invariclip.export.graphs.front.nodes import Pen
-    from invariclip.pixels import PixelSpec
+    from invariclip.preprocessing.pixels import PixelSpec
 
 
 @dataclass(frozen=True)

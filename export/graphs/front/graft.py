@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import onnx_ir as ir
 
+from invariclip.artifact.manifest import IMAGE_INPUT
 from invariclip.errors import ArtifactError, InputError
 from invariclip.export.graphs.front import matmul, resize
 from invariclip.export.graphs.front.geometry import resize_axes
 from invariclip.export.graphs.front.nodes import PREFIX, Pen
-from invariclip.manifest import IMAGE_INPUT
 
 if TYPE_CHECKING:
-    from invariclip.pixels import PixelSpec
+    from invariclip.preprocessing.pixels import PixelSpec
 
 FrontForm: TypeAlias = Literal["resize", "matmul"]
 """`resize` for ONNX Runtime's CPU provider alone; `matmul` also for OpenVINO (in float32) and TensorRT."""

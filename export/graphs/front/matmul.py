@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from invariclip.export.graphs.front.geometry import Axis
     from invariclip.export.graphs.front.nodes import Pen
-    from invariclip.pixels import PixelSpec
+    from invariclip.preprocessing.pixels import PixelSpec
 
 
 def write(pen: Pen, pixels: ir.Value, axes: tuple[Axis, Axis], spec: PixelSpec) -> ir.Value:

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
     from invariclip.export.graphs.front.geometry import Axis
     from invariclip.export.graphs.front.nodes import Pen
-    from invariclip.pixels import PixelSpec
+    from invariclip.preprocessing.pixels import PixelSpec
 
 _FILTERS: dict[str, dict[str, str | float]] = {
     "bicubic": {"mode": "cubic", "cubic_coeff_a": -0.5},

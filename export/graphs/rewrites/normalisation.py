@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
+from invariclip.artifact.manifest import IMAGE_INPUT
 from invariclip.export.graphs.rewrites.rewrite import NotApplicableError
-from invariclip.manifest import IMAGE_INPUT
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from invariclip.artifact.manifest import Step
 from invariclip.errors import ContractError, InputError
 from invariclip.export.graphs.rewrites import encoder, normalisation, patches, tidy
 from invariclip.export.graphs.rewrites.rewrite import NotApplicableError, Rewrite
-from invariclip.manifest import Step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from torch import nn
 
-    from invariclip.pixels import PixelSpec
+    from invariclip.preprocessing.pixels import PixelSpec
 
 Tower: TypeAlias = Literal["image", "text"]
 

@@ -1,4 +1,4 @@
-// Rows in runs of a few fixed sizes, the same as Python's `invariclip.batching`, so that answers are the same too.
+// Rows in runs of a few fixed sizes, the same as Python's `invariclip.backends.batching`, so that answers are the same too.
 #pragma once
 
 #include <cstddef>

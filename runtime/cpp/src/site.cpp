@@ -1,4 +1,4 @@
-// A site's file, and the shift that its sums come to: as Python's `invariclip.site`, in the same order, so in the same
+// A site's file, and the shift that its sums come to: as Python's `invariclip.sites.site`, in the same order, so in the same
 // bits.
 #include <algorithm>
 #include <array>

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import invariclip
-from invariclip.artifact import read_manifest
+from invariclip.artifact.folder import read_manifest
 from invariclip.bench.demo import bundled as scoring
 from invariclip.bench.demo.bundled import (
     DRAWINGS,
@@ -31,8 +31,8 @@ from invariclip.bench.demo.command import _print, demo
 from invariclip.bench.demo.own import classify_own, wanted
 from invariclip.bench.demo.page import GALLERY, LEAST_SURE, STRIP, Demo, shown_protocol, write_page
 from invariclip.bench.latency.candidates import Timing
+from invariclip.calibrate.data.pictures import SkippedPictureWarning
 from invariclip.calibrate.fit import Calibration
-from invariclip.calibrate.pictures import SkippedPictureWarning
 from invariclip.errors import InputError
 from invariclip.export.assemble import export_artifact
 from invariclip.export.checkpoints.checkpoint import load_checkpoint

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from invariclip.artifact import read_manifest
+from invariclip.artifact.folder import read_manifest
 from invariclip.bench.latency import machine, peers, quantise_peer, report, stages
 from invariclip.bench.latency.candidates import Candidate
 from invariclip.bench.latency.peers import OURS, PEAK, PEER, PYTORCH, Entry
@@ -190,7 +190,7 @@ def test_the_page_is_one_file_and_escapes_names(measured, tmp_path):
 def test_sheets_are_pictures_of_the_size_that_is_said(tiny_pictures, tmp_path):
     from PIL import Image
 
-    from invariclip.pixels import find_pictures
+    from invariclip.preprocessing.pixels import find_pictures
 
     size = stages.write_jpegs(find_pictures([tiny_pictures]), tmp_path, count=2)
     files = sorted(tmp_path.glob("*.jpg"))

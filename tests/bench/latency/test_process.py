@@ -6,13 +6,13 @@ import time
 import numpy as np
 import pytest
 
-from invariclip.artifact import read_manifest
+from invariclip.artifact.folder import read_manifest
 from invariclip.bench.latency.candidates import Candidate
 from invariclip.bench.latency.engines import KINDS
 from invariclip.bench.latency.measure import artifact_candidate, measure
 from invariclip.bench.latency.process import CandidateError, Turn, Worker, take_turns
 from invariclip.errors import InputError
-from invariclip.pixels import find_pictures, stack
+from invariclip.preprocessing.pixels import find_pictures, stack
 
 
 def test_a_candidate_answers_like_the_artifact_and_sleeps_meanwhile(tiny_artifact, tiny_pictures, tmp_path):

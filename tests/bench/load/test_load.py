@@ -12,7 +12,7 @@ from invariclip.bench.load.torch_server import server
 from invariclip.errors import InputError
 from invariclip.export.assemble import export_artifact
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
-from invariclip.pixels import find_pictures
+from invariclip.preprocessing.pixels import find_pictures
 
 PAGE = f"before\n{BEGIN}\nold\n{END}\nafter\n"
 

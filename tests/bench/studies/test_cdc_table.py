@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
+from invariclip.artifact.learned_prompts import Semantics
 from invariclip.bench.studies.cdc import rows, summary, trial
 from invariclip.bench.studies.cdc.page import render
 from invariclip.bench.studies.cdc.plots import plot
 from invariclip.bench.studies.cdc.summary import summarise
-from invariclip.semantics import Semantics
 
 
 @pytest.fixture

@@ -8,19 +8,19 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from invariclip.artifact.projection import identity
 from invariclip.bench.studies.domains import __main__ as command
 from invariclip.bench.studies.domains import trial as trial_module
 from invariclip.bench.studies.domains.summary import summarise
 from invariclip.bench.studies.domains.trial import MAIN, Settings, World, evaluate, in_words, run_trial, unpack
-from invariclip.calibrate.candidates import Candidate
-from invariclip.calibrate.evaluate import unit
-from invariclip.calibrate.layouts import LAYOUTS, read_layout
-from invariclip.calibrate.modality import Projectors
-from invariclip.calibrate.pairs import UNCHANGED, Table
-from invariclip.calibrate.style_prompts import StylePrompts
+from invariclip.calibrate.data.layouts import LAYOUTS, read_layout
+from invariclip.calibrate.data.pairs import UNCHANGED, Table
+from invariclip.calibrate.evaluation.modality import Projectors
+from invariclip.calibrate.evaluation.style_prompts import StylePrompts
+from invariclip.calibrate.projection.candidates import Candidate
+from invariclip.calibrate.projection.evaluate import unit
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
-from invariclip.pixels import PixelSpec
-from invariclip.projection import identity
+from invariclip.preprocessing.pixels import PixelSpec
 
 SIZE, WIDTH = 8, 16
 SPEC = PixelSpec((SIZE, SIZE), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

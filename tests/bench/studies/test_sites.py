@@ -5,15 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from invariclip.artifact.projection import identity
 from invariclip.bench.studies.sites import __main__ as sites
 from invariclip.bench.studies.sites import choice as site_choice
 from invariclip.bench.studies.sites import forms as site_forms
 from invariclip.bench.studies.sites import worlds as site_worlds
 from invariclip.bench.studies.sites.page import render
 from invariclip.bench.studies.sites.plot import plot
-from invariclip.calibrate.evaluate import Bootstrap, unit
-from invariclip.calibrate.pairs import UNCHANGED, Table
-from invariclip.projection import identity
+from invariclip.calibrate.data.pairs import UNCHANGED, Table
+from invariclip.calibrate.projection.evaluate import Bootstrap, unit
 
 WIDTH, CLASSES, EACH = 16, 6, 20
 NAMES = tuple(f"class {number}" for number in range(CLASSES))

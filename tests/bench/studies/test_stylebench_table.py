@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from invariclip.artifact.projection import identity
 from invariclip.bench.studies import selections
 from invariclip.bench.studies.blas import bound_blas
 from invariclip.bench.studies.resampling import Stratified
@@ -41,20 +42,19 @@ from invariclip.bench.studies.stylebench.world import (
     group_answers,
     home_answers,
 )
-from invariclip.calibrate.baselines import Baseline, none
-from invariclip.calibrate.candidates import Candidate
-from invariclip.calibrate.evaluate import Bootstrap, unit
-from invariclip.calibrate.maps import PerModality
-from invariclip.calibrate.modality import Projectors
-from invariclip.calibrate.pairs import UNCHANGED, Table
-from invariclip.calibrate.pictures import Picture
-from invariclip.calibrate.style_prompts import StylePrompts
+from invariclip.calibrate.data.pairs import UNCHANGED, Table
+from invariclip.calibrate.data.pictures import Picture
+from invariclip.calibrate.evaluation.baselines import Baseline, none
+from invariclip.calibrate.evaluation.maps import PerModality
+from invariclip.calibrate.evaluation.modality import Projectors
+from invariclip.calibrate.evaluation.style_prompts import StylePrompts
+from invariclip.calibrate.projection.candidates import Candidate
+from invariclip.calibrate.projection.evaluate import Bootstrap, unit
 from invariclip.errors import CheckpointError, MissingExtraError
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
 from invariclip.export.torchvision_ops import declare_missing_ops
-from invariclip.interventions import PAPER
-from invariclip.pixels import pixels
-from invariclip.projection import identity
+from invariclip.preprocessing.interventions import PAPER
+from invariclip.preprocessing.pixels import pixels
 
 if TYPE_CHECKING:
     from pathlib import Path

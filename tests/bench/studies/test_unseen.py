@@ -87,7 +87,7 @@ def test_an_artifacts_variant_is_asked_and_its_answers_are_kept(tmp_path):
     from invariclip.export.checkpoints.checkpoint import load_checkpoint
     from invariclip.export.reference import pictures_path
     from invariclip.export.variants import Wish
-    from invariclip.pixels import find_pictures
+    from invariclip.preprocessing.pixels import find_pictures
 
     pictures = find_pictures([pictures_path()])[::100]
     artifact = tmp_path / "small.icm"

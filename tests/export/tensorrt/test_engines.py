@@ -8,13 +8,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from invariclip.backends.tensorrt.device import Gpu
+from invariclip.backends.tensorrt.facts import read_facts
+from invariclip.backends.tensorrt.library import Library, open_library
 from invariclip.errors import ContractError, DeviceError
 from invariclip.export.tensorrt import builder
 from invariclip.export.tensorrt.engines import engine_of, key_of, timings_name
 from invariclip.export.tensorrt.plan import plan_engine
-from invariclip.tensorrt.device import Gpu
-from invariclip.tensorrt.facts import read_facts
-from invariclip.tensorrt.library import Library, open_library
 
 needs_rtx = pytest.mark.skipif(
     find_spec("tensorrt_rtx") is None,

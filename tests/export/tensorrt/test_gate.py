@@ -9,6 +9,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from invariclip.artifact.projection import Projection
 from invariclip.backends import open_backend
 from invariclip.errors import ContractError, MissingExtraError
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
@@ -22,7 +23,6 @@ from invariclip.export.quantization.ranges import flows_of
 from invariclip.export.quantization.sites import sites_of
 from invariclip.export.quantization.symmetric import to_symmetric
 from invariclip.export.tensorrt.gate import build_on_cpu
-from invariclip.projection import Projection
 
 needs_tensorrt = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None,

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from invariclip.batching import buckets
-from invariclip.batching import plan as runs_of
+from invariclip.backends.batching import buckets
+from invariclip.backends.batching import plan as runs_of
 from invariclip.errors import ArtifactError, InputError
 from invariclip.export.tensorrt.plan import SIDES, Tensor, plan_engine, precision_of, profiles_of
 

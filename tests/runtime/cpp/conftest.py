@@ -85,10 +85,10 @@ def engine(request, built):
 @pytest.fixture(scope="session")
 def artifact(tmp_path_factory, tiny_checkpoint, tiny_pictures, tiny_projection):
     """Learned templates that were calibrated, a projection, float32 and float16 weights, both engines."""
+    from invariclip.artifact.learned_prompts import Semantics
     from invariclip.export.assemble import export_artifact
     from invariclip.export.checkpoints.checkpoint import load_checkpoint
     from invariclip.export.variants import Wish
-    from invariclip.semantics import Semantics
 
     checkpoint = load_checkpoint(str(tiny_checkpoint))
     context = (0.02 * np.random.default_rng(5).normal(size=(2, 3, 16))).astype(np.float32)

@@ -12,16 +12,16 @@ import pytest
 from PIL import Image
 
 import invariclip
-from invariclip.backends.threads import available_threads
-from invariclip.batching import plan
+from invariclip.backends.batching import plan
 from invariclip.bench.cpp.build import build, install
 from invariclip.bench.cpp.turns import compare
 from invariclip.console import silent
 from invariclip.export.assemble import export_artifact
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
 from invariclip.export.site import bake_site
-from invariclip.pixels import find_pictures
-from invariclip.site import new_site
+from invariclip.preprocessing.pixels import find_pictures
+from invariclip.sites.site import new_site
+from invariclip.threads import available_threads
 
 REFERENCE = Path(__file__).parents[3] / "export" / "reference" / "pictures"
 SIZES = [(1, 40), (40, 1), (3, 500), (500, 3), (33, 32), (64, 200), (200, 64), (32, 32), (640, 480), (7, 7)]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from invariclip.errors import InputError
-from invariclip.pixels import PixelSpec, pixels
+from invariclip.preprocessing.pixels import PixelSpec, pixels
 
 ORDERS = {"grey": 1, "rgb": 3, "bgr": 3, "rgba": 4, "bgra": 4}
 SHOWN = st.tuples(st.sampled_from(sorted(ORDERS)), st.integers(0, 7), st.integers(0, 5))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from invariclip.site import new_site, write_site
+from invariclip.sites.site import new_site, write_site
 
 
 @settings(max_examples=300, deadline=None)

@@ -18,7 +18,7 @@ from invariclip.export.assemble import export_artifact
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
 from invariclip.export.site import bake_site
 from invariclip.export.variants import Wish
-from invariclip.site import MAX_SITE_BYTES, Site, new_site, read_site, write_site
+from invariclip.sites.site import MAX_SITE_BYTES, Site, new_site, read_site, write_site
 
 WIDTH = 8
 CLASSES = ("cat", 'a "red" house', "猫", "tree", "dog", "sun")

@@ -14,10 +14,10 @@ import uvicorn
 from PIL import Image
 
 import invariclip
+from invariclip.artifact.learned_prompts import Semantics
 from invariclip.export.assemble import export_artifact
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
-from invariclip.pixels import find_pictures
-from invariclip.semantics import Semantics
+from invariclip.preprocessing.pixels import find_pictures
 from invariclip.serve.app import application
 from invariclip.serve.metrics import Metrics
 from invariclip.serve.server import listening

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from invariclip.embeddings import read_embeddings
-from invariclip.pixels import find_pictures
+from invariclip.artifact.embeddings import read_embeddings
+from invariclip.preprocessing.pixels import find_pictures
+from invariclip.preprocessing.tokenizer import hearing_cuts
 from invariclip.serve.limits import Limits
 from invariclip.serve.metrics import Metrics
 from invariclip.serve.service import Service
-from invariclip.tokenizer import hearing_cuts
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ import threading
 
 import pytest
 
+from invariclip.cli.serve_command import read_keys
 from invariclip.errors import InputError
-from invariclip.serve.commands import read_keys
 from invariclip.serve.server import address_of, listening
 
 

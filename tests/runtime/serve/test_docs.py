@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from invariclip.embeddings import read_embeddings
-from invariclip.live_site import CHANGED, LATEST, SAME, UNLIKE, Window
-from invariclip.measuring import begun, training_mean
+from invariclip.artifact.embeddings import read_embeddings
 from invariclip.serve.service import Service
 from invariclip.serve.sites import SiteRegistry
-from invariclip.site_log import ROWS
+from invariclip.sites.live_site import CHANGED, LATEST, SAME, UNLIKE, Window
+from invariclip.sites.measuring import begun, training_mean
+from invariclip.sites.site_log import ROWS
 
 PAGE = (Path(__file__).parents[3] / "docs" / "serve.md").read_text(encoding="utf-8")
 CURLS = [

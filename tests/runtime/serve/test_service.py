@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from invariclip.errors import InputError, TruncatedTextWarning
+from invariclip.preprocessing.tokenizer import hearing_cuts
 from invariclip.serve.limits import Held, Limits, RefusedError
 from invariclip.serve.service import Batching, Named, Service
-from invariclip.tokenizer import hearing_cuts
 
 # What the contract allows between a row alone and in a batch (`max_batch_diff`), a component in float32
 IN_A_BATCH = 1e-5

@@ -8,15 +8,15 @@ import threading
 import numpy as np
 import pytest
 
-from invariclip.cli import main
-from invariclip.embeddings import read_embeddings
+from invariclip.artifact.embeddings import read_embeddings
+from invariclip.cli.main import main
 from invariclip.errors import InputError, SiteError
-from invariclip.live_site import Window
-from invariclip.measuring import begun, training_mean
 from invariclip.serve.metrics import Metrics
 from invariclip.serve.service import Service
 from invariclip.serve.sites import Running, SiteRegistry, read_sites
-from invariclip.site import new_site, read_site, write_site
+from invariclip.sites.live_site import Window
+from invariclip.sites.measuring import begun, training_mean
+from invariclip.sites.site import new_site, read_site, write_site
 
 SMALL = Window(floor=2, step=2, block=2, blocks=8)
 

@@ -1,0 +1,255 @@
+"""What a calibration keeps of what it has seen: sums by source and kind, of which shards, and what was left out.
+
+It is a file as well, `moments.safetensors`: states of different shards can be merged, one can be taken out of another,
+and a run goes on from it. A shard is in it whole or not at all, by its digest, so none is ever counted twice.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+import invariclip
+from invariclip.calibrate.data.stream.sums import POINTS
+from invariclip.calibrate.data.stream.tally import Tally
+from invariclip.calibrate.projection.moments import Moments, empty
+from invariclip.errors import InputError
+from invariclip.files import write_atomically
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator, Mapping
+
+    from invariclip.calibrate.data.stream.blocks import Shard
+
+STATE_SCHEMA = 2
+MAX_STATE_BYTES = 8 << 30
+GROUPS = 16
+"""Pairs are kept in as many sums, by shard, so that a bootstrap over groups can tell how sure the projection is."""
+_KEY = "invariclip.state"
+_PAIR_NUMBERS = ("pairs", "pair_weight", "pair_weight_squares", "pair_fourth", "pair_independent")
+_COUNTS = ("points", "pairs", "pair_independent")
+_MATRICES = ("point_sum", "point_outer", "pair_outer")
+
+
+@dataclass
+class State:
+    """Sums, and what they are of.
+
+    Attributes:
+        width: D.
+        encoder: Digest of weights and pixels of the encoder; empty where embeddings were given.
+        sums: Source, part and group → moments. `POINTS` are in group 0 alone.
+        done: Digest → source and name of every shard that is counted.
+        tallies: Source → what was left out of it.
+    """
+
+    width: int
+    encoder: str
+    sums: dict[tuple[str, str, int], Moments] = field(default_factory=dict)
+    done: dict[str, tuple[str, str]] = field(default_factory=dict)
+    tallies: dict[str, Tally] = field(default_factory=dict)
+
+    def add(self, shard: Shard, moments: Mapping[str, Moments], tally: Tally) -> None:
+        """Counts a shard.
+
+        Args:
+            shard: Which.
+            moments: Its sums, by part.
+            tally: What was left out of it.
+
+        Raises:
+            InputError: It is counted already, or its width is another.
+        """
+        if shard.digest in self.done:
+            raise InputError(f"{shard.source}: {shard.name} is counted already")
+        group = int(shard.digest, 16) % GROUPS
+        for part, found in moments.items():
+            self._put((shard.source, part, 0 if part == POINTS else group), found)
+        self.tallies.setdefault(shard.source, Tally()).merge(tally)
+        self.done[shard.digest] = (shard.source, shard.name)
+
+    def merge(self, other: State) -> None:
+        """Adds the sums of another state.
+
+        Raises:
+            InputError: A shard is in both, or they are of different encoders or widths.
+        """
+        self._require_kin(other)
+        twice = self.done.keys() & other.done.keys()
+        if twice:
+            source, name = self.done[min(twice)]
+            raise InputError(f"{source}: {name} is in both, with {len(twice) - 1} more shards; it would count twice")
+        for key, found in other.sums.items():
+            self._put(key, found)
+        for source, tally in other.tallies.items():
+            self.tallies.setdefault(source, Tally()).merge(tally)
+        self.done.update(other.done)
+
+    def subtract(self, other: State) -> None:
+        """Takes the sums of another state out again; what was left out of its shards is forgotten as well.
+
+        Raises:
+            InputError: It has a shard that is not counted here, or they are of different encoders or widths.
+        """
+        self._require_kin(other)
+        strange = other.done.keys() - self.done.keys()
+        if strange:
+            source, name = other.done[min(strange)]
+            raise InputError(
+                f"{source}: {name} is not counted here, with {len(strange) - 1} more; it cannot be taken out"
+            )
+        for key, found in other.sums.items():
+            self.sums[key] = self.sums[key] - found
+            if not self.sums[key].points and not self.sums[key].pairs:
+                del self.sums[key]
+        for source, tally in other.tallies.items():
+            self.tallies[source].subtract(tally)
+        for digest in other.done:
+            del self.done[digest]
+
+    def combined(self, weights: Mapping[str, float] | None = None) -> Moments:
+        """Everything together: of every source each kind of pairs counts its weight, however many pairs there are.
+
+        Args:
+            weights: Source → weight, also of its points; 1 where none is named.
+        """
+        total = empty(self.width)
+        for _, found, weight in self._weighed(weights):
+            total = total + found.scaled(weight)
+        return total
+
+    def groups(self, weights: Mapping[str, float] | None = None) -> list[Moments]:
+        """`combined`, apart: all points, then the pairs of every group of shards. See `confidence.confidence`."""
+        total: dict[int, Moments] = {}
+        for (_, part, group), found, weight in self._weighed(weights):
+            place = -1 if part == POINTS else group
+            total[place] = total.get(place, empty(self.width)) + found.scaled(weight)
+        return [total[place] for place in sorted(total)]
+
+    def _weighed(self, weights: Mapping[str, float] | None) -> Iterator[tuple[tuple[str, str, int], Moments, float]]:
+        """All sums in a fixed order, with what they are multiplied by."""
+        given = weights or {}
+        strange = given.keys() - set(self.sources())
+        if strange:
+            raise InputError(f"no source is called {min(strange)!r}; available: {', '.join(self.sources()) or 'none'}")
+        whole: dict[tuple[str, str], Moments] = {}
+        for (source, part, _), found in sorted(self.sums.items()):
+            # Of a part whose pairs share members the groups together say how many are independent, not each by itself.
+            numbers = replace(empty(0), **{name: getattr(found, name) for name in _PAIR_NUMBERS})
+            whole[source, part] = whole.get((source, part), empty(0)) + numbers
+        for key, found in sorted(self.sums.items()):
+            weight, pairs = given.get(key[0], 1.0), whole[key[:2]]
+            if key[1] != POINTS:
+                weight = weight / pairs.pair_weight if pairs.pair_weight > 0 else 0.0
+            yield key, found.crowded(pairs.crowding), weight
+
+    def sources(self) -> list[str]:
+        """Names of the sources that something is counted of."""
+        return sorted({source for source, _, _ in self.sums})
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Source → part → how many points or pairs."""
+        found: dict[str, dict[str, int]] = {}
+        for (source, part, _), moments in sorted(self.sums.items()):
+            counts = found.setdefault(source, {})
+            counts[part] = counts.get(part, 0) + moments.points + moments.pairs
+        return found
+
+    def _put(self, key: tuple[str, str, int], found: Moments) -> None:
+        if found.width != self.width:
+            raise InputError(f"{key[0]}: embeddings of width {found.width}, where others have {self.width}")
+        before = self.sums.get(key)
+        self.sums[key] = found if before is None else before + found
+
+    def _require_kin(self, other: State) -> None:
+        if (self.width, self.encoder) != (other.width, other.encoder):
+            raise InputError(
+                f"moments of encoder {other.encoder[:12] or 'unknown'} and width {other.width} do not go with those of "
+                f"{self.encoder[:12] or 'unknown'} and width {self.width}"
+            )
+
+
+def write_state(path: str | os.PathLike[str], state: State) -> None:
+    """Writes a state atomically."""
+    write_atomically(Path(path), state_to_bytes(state))
+
+
+def state_to_bytes(state: State) -> bytes:
+    """The content of a state's file: safetensors."""
+    tensors, entries = {}, []
+    for place, ((source, part, group), moments) in enumerate(state.sums.items()):
+        plain = {each.name: getattr(moments, each.name) for each in fields(moments)}
+        # Points have no pairs and pairs no points: half of the matrices are zero, and a file need not hold those.
+        kept = [name for name in _MATRICES if plain[name].any()]
+        tensors.update({f"{place}.{name}": np.ascontiguousarray(plain[name]) for name in kept})
+        numbers = {name: value for name, value in plain.items() if name not in _MATRICES}
+        entries.append({"source": source, "part": part, "group": group, **numbers})
+    facts = {
+        "schema": STATE_SCHEMA,
+        "invariclip": invariclip.__version__,
+        "numpy": np.__version__,
+        "width": state.width,
+        "encoder": state.encoder,
+        "sums": entries,
+        "done": {digest: list(what) for digest, what in state.done.items()},
+        "left_out": {source: tally.to_json() for source, tally in state.tallies.items()},
+    }
+    return save(tensors, {_KEY: json.dumps(facts, ensure_ascii=False)})
+
+
+def read_state(path: str | os.PathLike[str]) -> State:
+    """Reads what `write_state` wrote.
+
+    Raises:
+        InputError: The file is missing, too large, damaged, or of another schema.
+    """
+    where = Path(path)
+    if not where.is_file():
+        raise InputError(f"{where}: no such moments file; `invariclip calibrate --sources` writes one")
+    if where.stat().st_size > MAX_STATE_BYTES:
+        raise InputError(f"{where}: larger than any moments ({where.stat().st_size:,} bytes)")
+    return state_from_bytes(where.read_bytes(), str(where))
+
+
+def state_from_bytes(content: bytes, where: str) -> State:
+    """Reads what `state_to_bytes` made; `where` is what errors call it.
+
+    Raises:
+        InputError: Damaged, or of another schema.
+    """
+    try:
+        held = load(content)
+        length = int.from_bytes(content[:8], "little")
+        facts = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][_KEY])
+        if facts["schema"] != STATE_SCHEMA:
+            raise InputError(f"{where}: schema {facts['schema']} is not known; this version reads {STATE_SCHEMA}")
+        return _state(facts, held)
+    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{where}: not moments written by invariclip ({error})") from error
+
+
+def _state(facts: dict[str, Any], held: dict[str, Any]) -> State:
+    width = int(facts["width"])
+    shapes = {"point_sum": (width,), "point_outer": (width, width), "pair_outer": (width, width)}
+    state = State(width, str(facts["encoder"]))
+    for place, entry in enumerate(facts["sums"]):
+        key = (entry.pop("source"), entry.pop("part"), entry.pop("group"))
+        matrices = {name: held.get(f"{place}.{name}", np.zeros(shape)) for name, shape in shapes.items()}
+        for name, matrix in matrices.items():
+            if matrix.shape != shapes[name] or matrix.dtype != np.float64 or not np.isfinite(matrix).all():
+                raise ValueError(f"its {name} of {key[0]} is not {list(shapes[name])} of finite float64 values")
+        for name, value in entry.items():
+            kinds = (int,) if name in _COUNTS else (int, float)
+            if isinstance(value, bool) or not isinstance(value, kinds) or not 0 <= value < np.inf:
+                raise ValueError(f"its {name} of {key[0]} is {value!r}, not a number of zero or more")
+        state.sums[key] = Moments(**entry, **matrices)
+    state.done = {digest: (what[0], what[1]) for digest, what in facts["done"].items()}
+    state.tallies = {source: Tally.from_json(plain) for source, plain in facts["left_out"].items()}
+    return state

@@ -1,0 +1,1 @@
+"""What a projection is compared with, and what is measured beside accuracy."""

@@ -1,0 +1,1 @@
+"""The projection: moments, estimators, and how one of its candidates is chosen."""

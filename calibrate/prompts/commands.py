@@ -1,0 +1,152 @@
+"""`invariclip cdc`: learns templates and how sure each is; writes `cdc.safetensors`, which `export --cdc` takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from invariclip.artifact.learned_prompts import write_semantics
+from invariclip.artifact.projection import read_projection
+from invariclip.calibrate.asked import PAIRS_BY_OPTION, pictures_of
+from invariclip.calibrate.prompts.learn import Learnt, learn
+from invariclip.calibrate.prompts.options import DEFAULT_LOSSES, MAX_SHOTS, PLAIN, Augmentation, Options
+from invariclip.calibrate.prompts.summary import summary_json, summary_text
+from invariclip.calibrate.report import require_page_packages
+from invariclip.calibrate.stages import default_cache
+from invariclip.cli.predict_command import TEMPLATE_OPTIONS, prompt_templates
+from invariclip.console import bar, emit_json, note, say, silent
+from invariclip.errors import InputError
+from invariclip.preprocessing.interventions import parse_kinds
+from invariclip.preprocessing.prompts import DEFAULT_TEMPLATES
+
+
+@click.command("cdc")
+@click.option("--model", default="reference", show_default=True, help="Architecture, folder or hf-hub: id.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="File with the model's weights.")
+@click.option("--tokenizer", metavar="DIR", help="Folder with tokenizer.json, or hf-hub: id; see `export`.")
+@click.option(
+    "--images",
+    "pictures",
+    type=click.Path(path_type=Path),
+    help="Manifest (.jsonl, .csv) or environment/class/file folders; the bundled images by default.",
+)
+@PAIRS_BY_OPTION
+@click.option("--allow-outside", is_flag=True, help="Accept a manifest's paths outside of its folder.")
+@click.option("--environments", help="Use only these, separated by commas.")
+@click.option(
+    "--split",
+    help="Only these, separated by commas, or `all` [default: train,calibrate if it has splits].",
+)
+@click.option("--projection", type=click.Path(path_type=Path), help="Learn in the space of this projection.")
+@click.option(
+    "--templates-learned",
+    "learned",
+    default=4,
+    show_default=True,
+    type=int,
+    help="Learned templates beside the hand-written one.",
+)
+@click.option("--context-tokens", default=4, show_default=True, type=int, help="Vectors per template.")
+@click.option("--augmentations", help=f"One a learned template, with commas: names of interventions, or {PLAIN}.")
+@click.option("--shots", type=click.IntRange(1, MAX_SHOTS), help="Training images per class; all by default.")
+@click.option("--steps", default=100, show_default=True, type=click.IntRange(1), help="Training steps at most.")
+@click.option(
+    "--rate", default=0.05, show_default=True, type=float, help="Learning rate, in units of the vocabulary's spread."
+)
+@click.option("--without", multiple=True, type=click.Choice(DEFAULT_LOSSES), help="Leave this loss out; repeatable.")
+@click.option(
+    "--target-risk",
+    type=float,
+    help="Also find the uncertainty to abstain above, so that this share of answers at most is wrong.",
+)
+@click.option(
+    "--confidence", default=0.95, show_default=True, type=float, help="Confidence with which that share is kept."
+)
+@TEMPLATE_OPTIONS[0]
+@TEMPLATE_OPTIONS[1]
+@TEMPLATE_OPTIONS[2]
+@click.option("--seed", default=0, show_default=True, type=int)
+@click.option("--cache", type=click.Path(path_type=Path), help="Keeps embeddings and trainings across runs.")
+@click.option(
+    "--report", type=click.Path(dir_okay=False, path_type=Path), help="Also write a page about it, FILE.html."
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+@click.option("-o", "--out", default=Path("cdc.safetensors"), show_default=True, type=click.Path(path_type=Path))
+def cdc(
+    out: Path,
+    projection: Path | None,
+    cache: Path | None,
+    report: Path | None,
+    as_json: bool,
+    quiet: bool,
+    **given: Any,
+) -> None:
+    """Learn several templates beside the hand-written one, and how sure an answer is.
+
+    Encoders stay frozen: pictures are embedded once, under each template's augmentation, and kept. An interrupted run
+    goes on where it stopped. Export the result with `export --cdc`.
+    """
+    if report:
+        require_page_packages("--report")
+    options = _options_of(given)
+    pictures, told = pictures_of(given)
+    space = read_projection(projection) if projection else None
+    # Torch's models are loaded only once it is known that there is something to do
+    from invariclip.export.checkpoints.checkpoint import load_checkpoint
+
+    checkpoint = load_checkpoint(given["model"], given["checkpoint"], tokenizer=given["tokenizer"], progress=bar)
+    if told:
+        note(told)
+    result = learn(
+        checkpoint, pictures, options, space, cache=cache or default_cache(), progress=silent if quiet else bar
+    )
+    write_semantics(out, result.semantics)
+    if report:
+        from invariclip.calibrate.prompts.report.page import write_page
+
+        write_page(report, result, options, pictures)
+    answer(result, out, report, as_json=as_json)
+
+
+def answer(result: Learnt, out: Path, report: Path | None, *, as_json: bool) -> None:
+    """Prints what was learnt, where it lies, and where its page does."""
+    if as_json:
+        emit_json({"cdc": str(out), **({"report": str(report)} if report else {}), **summary_json(result)})
+        return
+    say(summary_text(result))
+    say(f"templates  {out}")
+    if report:
+        say(f"report     {report}")
+
+
+def _options_of(given: dict[str, Any]) -> Options:
+    templates = prompt_templates(given["templates"], given["templates_file"], given["template_name"])
+    options = Options(
+        learned=given["learned"],
+        context_tokens=given["context_tokens"],
+        templates=templates or DEFAULT_TEMPLATES,
+        augmentations=_augmentations(given["augmentations"]),
+        shots=given["shots"],
+        steps=given["steps"],
+        rate=given["rate"],
+        target_risk=given["target_risk"],
+        confidence=given["confidence"],
+        augmentation_seed=given["seed"],
+        seed=given["seed"],
+    )
+    return options.without(given["without"])
+
+
+def _augmentations(text: str | None) -> tuple[Augmentation, ...]:
+    if text is None:
+        return ()
+    found: list[Augmentation] = []
+    for name in (part.strip() for part in text.split(",")):
+        kinds = () if name == PLAIN else parse_kinds(name)
+        if len(kinds) != 1 and name != PLAIN:
+            raise InputError(f"--augmentations takes one intervention a template; {name!r} stands for {len(kinds)}")
+        found.append(kinds[0] if kinds else None)
+    return tuple(found)

@@ -1,0 +1,220 @@
+"""The whole of CDC: pictures → splits → views → learned vectors → evidence → threshold, and what it came from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+
+import invariclip
+from invariclip.artifact.learned_prompts import Semantics
+from invariclip.calibrate.prompts.opinions import fused_answers
+from invariclip.calibrate.prompts.scales import Scales, fit_scales
+from invariclip.calibrate.prompts.scored import Scored, scored_of, scores_json
+from invariclip.calibrate.prompts.splits import Split, split_rows
+from invariclip.calibrate.prompts.texts import LearnedTexts, hand_written_bank
+from invariclip.calibrate.prompts.threshold import Threshold, choose_threshold
+from invariclip.calibrate.prompts.training import Task, Trained, train
+from invariclip.calibrate.prompts.views import Pictures, augmented, embed_pictures
+from invariclip.console import Progress, silent
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from invariclip.artifact.projection import Projection
+    from invariclip.calibrate.data.encoder import TextEncoder
+    from invariclip.calibrate.data.pictures import Picture
+    from invariclip.calibrate.prompts.options import Options
+    from invariclip.export.checkpoints.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True, eq=False)
+class Learnt:
+    """What `learn` gives.
+
+    Attributes:
+        semantics: To be written; its provenance holds the rest as JSON.
+        threshold: What was found for the target risk, or None where none was asked for.
+        facts: JSON-ready: counts, the training's course, scores on pictures that training did not see.
+        scored: Those pictures, and what answers about them are made of.
+        projection: In whose space all of it is, or None.
+    """
+
+    semantics: Semantics
+    threshold: Threshold | None
+    facts: dict[str, Any]
+    scored: Scored
+    projection: Projection | None
+
+
+def learn(
+    checkpoint: Checkpoint,
+    pictures: Sequence[Picture],
+    options: Options,
+    projection: Projection | None = None,
+    *,
+    cache: Path | None = None,
+    progress: Progress = silent,
+) -> Learnt:
+    """Learns templates for a checkpoint, in the space of a projection if there is one.
+
+    Args:
+        checkpoint: The encoder; it stays frozen.
+        pictures: Of training environments alone.
+        options: What to learn.
+        projection: A_inv, or None.
+        cache: Keeps embeddings, and where the training stands, across runs.
+        progress: Progress display.
+
+    Raises:
+        InputError: Pictures or options leave nothing to learn from.
+        CheckpointError: The text tower takes no learned vectors.
+        ProjectionError: The projection is of another width.
+    """
+    if projection:
+        projection.require_width(checkpoint.embed_dim, checkpoint.name)
+    seen = embed_pictures(checkpoint, pictures, projection, cache=cache, progress=progress)
+    split = split_rows(
+        seen.labels, shots=options.shots, validation=options.validation, held=options.held, seed=options.seed
+    )
+    return learn_from(checkpoint, seen, split, options, projection, cache=cache, progress=progress)
+
+
+def learn_from(
+    checkpoint: Checkpoint,
+    seen: Pictures,
+    split: Split,
+    options: Options,
+    projection: Projection | None = None,
+    *,
+    encoder: Any = None,
+    cache: Path | None = None,
+    progress: Progress = silent,
+) -> Learnt:
+    """`learn` of pictures that are embedded and split.
+
+    Args:
+        checkpoint: As in `learn`.
+        seen: The embedded pictures.
+        split: Which are learnt from, validated on, held back.
+        options: As in `learn`.
+        projection: As in `learn`.
+        encoder: What embeds augmented pictures, if not the checkpoint itself.
+        cache: As in `learn`.
+        progress: As in `learn`.
+    """
+    rows = np.sort(np.concatenate([split.train, split.validation]))
+    views, declined = augmented(
+        encoder or checkpoint, seen, rows, options.views, projection,
+        seed=options.augmentation_seed, cache=cache, progress=progress,
+    )  # fmt: skip
+    trains, checks = np.isin(rows, split.train), np.isin(rows, split.validation)
+    hand_written = hand_written_bank(cast("TextEncoder", checkpoint), seen.names, options.templates, projection)
+    # Augmented versions count too: evidence has to be earned under change as well
+    shown = np.concatenate([seen.vectors[split.validation], *views[:, checks]])
+    shown_labels = np.tile(seen.labels[split.validation], 1 + options.learned)
+    task = Task(
+        names=seen.names,
+        hand_written=hand_written,
+        views=views[:, trains],
+        labels=seen.labels[rows[trains]],
+        validation=shown,
+        validation_labels=shown_labels,
+    )
+    trained = train(checkpoint, task, options, projection, work=cache / "cdc" if cache else None, progress=progress)
+    bank = full_bank(checkpoint, trained.context, hand_written, seen.names, projection)
+    scales = fit_scales(shown, shown_labels, bank, checkpoint.logit_scale, seed=options.seed)
+    threshold = None
+    if options.target_risk is not None:
+        threshold = threshold_of(seen, split, bank, checkpoint.logit_scale, scales, options)
+    facts = _facts(seen, split, declined, trained, scales, threshold)
+    scored = scored_of(seen, split, bank, checkpoint.logit_scale, scales, checkpoint.pixels)
+    facts["scores"] = scores_json(scored)
+    semantics = Semantics(
+        context=trained.context,
+        evidence_scale=scales.scale,
+        evidence_bias=scales.bias,
+        background=scales.background,
+        templates=options.templates,
+        checkpoint_sha256=checkpoint.sha256,
+        projection_sha256=projection.digest if projection else None,
+        abstain_above=threshold.value if threshold else None,
+    )
+    provenance = {
+        "invariclip": invariclip.__version__,
+        "numpy": np.__version__,
+        "torch": torch.__version__,
+        "options": options.to_json(),
+        "facts": facts,
+    }
+    return Learnt(replace(semantics, provenance=provenance), threshold, facts, scored, projection)
+
+
+def full_bank(
+    checkpoint: Checkpoint,
+    context: NDArray[np.float32],
+    hand_written: NDArray[np.float64],
+    names: Sequence[str],
+    projection: Projection | None,
+) -> NDArray[np.float64]:
+    """Every template's class embeddings, float64 [M + 1, K, d], the hand-written one's first."""
+    texts = LearnedTexts(checkpoint, torch.from_numpy(context), projection)
+    return np.concatenate([hand_written[None], texts.bank(texts.ids(names))])
+
+
+def threshold_of(
+    seen: Pictures, split: Split, bank: NDArray[np.float64], logit_scale: float, scales: Scales, options: Options
+) -> Threshold:
+    """The threshold for the target risk, tested on the held-back pictures.
+
+    Raises:
+        InputError: None is held back.
+    """
+    grid = fused_answers(seen.vectors[split.validation], bank, logit_scale, *scales.numbers)
+    held = fused_answers(seen.vectors[split.held], bank, logit_scale, *scales.numbers)
+    return choose_threshold(
+        held.uncertainty,
+        held.probabilities.argmax(axis=1) != seen.labels[split.held],
+        grid.uncertainty,
+        target=options.target_risk or 0.0,
+        confidence=options.confidence,
+    )
+
+
+def pictures_digest(seen: Pictures) -> str:
+    """sha256 over all pictures' contents, classes and environments, whatever their order."""
+    lines = sorted(f"{d}\t{p.name}\t{p.environment}" for d, p in zip(seen.digests, seen.used, strict=True))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _facts(
+    seen: Pictures,
+    split: Split,
+    declined: dict[str, int],
+    trained: Trained,
+    scales: Scales,
+    threshold: Threshold | None,
+) -> dict[str, Any]:
+    return {
+        "pictures": len(seen.labels),
+        "classes": len(seen.names),
+        "environments": dict(sorted(Counter(picture.environment for picture in seen.used).items())),
+        "train": len(split.train),
+        "validation": len(split.validation),
+        "held": len(split.held),
+        "skipped": list(seen.skipped),
+        "declined": declined,
+        "pictures_sha256": pictures_digest(seen),
+        "steps": trained.steps,
+        "best_step": trained.best_step,
+        "curve": [[step, loss] for step, loss in trained.curve],
+        "evidence_loss": scales.loss,
+        "threshold": threshold.to_json() if threshold else None,
+    }

@@ -1,0 +1,121 @@
+"""The page of learned templates: one HTML file that needs no other, with every plot's figures in a table beside it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from invariclip.calibrate.data.embed import Job, shown
+from invariclip.calibrate.prompts.report import plots
+from invariclip.calibrate.prompts.report.figures import figures_of
+from invariclip.calibrate.prompts.report.verdict import conclude
+from invariclip.calibrate.prompts.summary import course
+from invariclip.calibrate.report.look import write_html
+from invariclip.calibrate.report.page import skipped_by_reason
+from invariclip.calibrate.report.thumbnails import Thumbnail, data_uri
+from invariclip.calibrate.report.verdict import signed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from invariclip.calibrate.data.pictures import Picture
+    from invariclip.calibrate.prompts.evaluate import Reliability
+    from invariclip.calibrate.prompts.learn import Learnt
+    from invariclip.calibrate.prompts.options import Options
+    from invariclip.calibrate.prompts.report.figures import Example, Figures, Histogram
+    from invariclip.calibrate.prompts.scored import Scored
+
+TEMPLATE = Path(__file__).with_name("page.html")
+
+
+def page_beside(report: Path) -> Path:
+    """Where the page of templates lies beside another report: `R.html` gives `R.cdc.html`."""
+    return report.with_name(f"{report.stem}.cdc.html")
+
+
+def write_page(path: Path, learnt: Learnt, options: Options, pictures: Sequence[Picture]) -> None:
+    """Renders the page and writes it atomically.
+
+    Args:
+        path: The .html file.
+        learnt: What `learn` gave.
+        options: What it was asked for.
+        pictures: What was given to it, with those that were skipped.
+
+    Raises:
+        InputError: The file cannot be written, or a picture cannot be read any more.
+    """
+    figures, facts = figures_of(learnt, options), learnt.facts
+    curve = [(int(step), float(loss)) for step, loss in facts["curve"]]
+    wrong = not (figures.hand_written.right.all() and figures.cdc.right.all())
+    # Where neither side is ever wrong there is no risk: words instead of two lines at nought
+    risk = plots.risk_plot(figures, options.target_risk) if wrong else None
+    write_html(
+        path,
+        TEMPLATE,
+        learnt=learnt,
+        facts=facts,
+        semantics=learnt.semantics,
+        figures=figures,
+        sides=(figures.hand_written, figures.cdc),
+        conclusion=conclude(learnt, figures),
+        skipped=skipped_by_reason(facts["skipped"], frozenset(str(picture.path) for picture in pictures)),
+        projection=_projection(learnt),
+        course={"plot": plots.course_plot(curve, facts["best_step"]), "rows": curve, "words": course(facts)},
+        risk={"plot": risk, "rows": _covered(figures)},
+        reliability={"plot": plots.reliability_plot(figures), "rows": _bins(figures)},
+        histogram={"plot": plots.histogram_plot(figures), "rows": _histogram(figures.histogram)},
+        templates_plot=plots.templates_plot(figures.templates, figures.cdc.accuracy),
+        unsure=[_card(learnt.scored, one) for one in figures.unsure],
+        sure_and_wrong=[_card(learnt.scored, one) for one in figures.sure_and_wrong],
+        wrong=int((~figures.cdc.right).sum()),
+        options=json.dumps(options.to_json(), indent=2, ensure_ascii=False),
+        signed=signed,
+    )
+
+
+def _projection(learnt: Learnt) -> str:
+    space = learnt.projection
+    if space is None or space.estimator == "identity":
+        return "none: the encoder's own embeddings"
+    strength = "" if space.strength is None else f", λ = {space.strength:g}"
+    return f"{space.estimator}{strength}, {space.rank} of {space.embed_dim} dimensions"
+
+
+def _covered(figures: Figures) -> list[tuple[int, float, float, float, bool]]:
+    """Answered, hand-written risk, CDC's, u, and whether it is the threshold; in the order of how many are answered."""
+    rows = [(one.answered, one.hand_written, one.cdc, one.uncertainty, False) for one in figures.covered]
+    if figures.mark:
+        mark = figures.mark
+        rows.append((mark.answered, mark.hand_written, mark.risk, mark.uncertainty, True))
+    return sorted(rows, key=lambda row: (row[0], row[-1]))
+
+
+def _bins(figures: Figures) -> list[dict[str, Any]]:
+    """A row for every bin that either side has pictures in; a side without any has None for confidence and accuracy."""
+    both = figures.hand_written.reliability, figures.cdc.reliability
+    bins = len(both[0].counts)
+    return [
+        {"low": 100 * place / bins, "high": 100 * (place + 1) / bins, "sides": [_bin(side, place) for side in both]}
+        for place in range(bins)
+        if any(side.counts[place] for side in both)
+    ]
+
+
+def _bin(side: Reliability, place: int) -> tuple[int, float | None, float | None]:
+    if not side.counts[place]:
+        return 0, None, None
+    return int(side.counts[place]), 100 * float(side.confidence[place]), 100 * float(side.accuracy[place])
+
+
+def _histogram(found: Histogram) -> list[tuple[float, float, int, int]]:
+    """Bins that hold pictures: lower edge, upper edge, right, wrong."""
+    rows = zip(found.edges[:-1], found.edges[1:], found.right, found.wrong, strict=True)
+    return [(float(low), float(high), int(right), int(wrong)) for low, high, right, wrong in rows if right or wrong]
+
+
+def _card(scored: Scored, example: Example) -> dict[str, Any]:
+    picture, digest = scored.pictures.used[example.row], scored.pictures.digests[example.row]
+    pixels = shown(Job(picture.path), digest, scored.pixels)
+    return {"picture": Thumbnail(data_uri(pixels), example.name, picture.environment), "example": example}

@@ -1,0 +1,152 @@
+"""What lies beside an engine: what it was built from, by what, for which GPU and shapes; and the name that follows.
+
+An engine is good for one graph, one release of one library and one GPU. All of it enters the key, so an engine that is
+found under the name of a key is the right one, and one that is not is never tried.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from invariclip.errors import ArtifactError
+from invariclip.files import sha256_file, write_atomically
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from invariclip.backends.tensorrt.library import Name
+
+SCHEMA_VERSION = 1
+FOLDER = "engines"
+"""Where engines lie: beside the graphs, in a folder of their own that the manifest does not list."""
+MAX_SIDECAR_BYTES = 4 << 20
+ANY_GPU = "any"
+"""What an engine of TensorRT-RTX is built for, unless capabilities are named: it is compiled again on the GPU."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Shapes that an engine is prepared for.
+
+    Attributes:
+        shapes: Input to its smallest, usual and largest shape.
+    """
+
+    shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
+
+    def takes(self, given: dict[str, tuple[int, ...]]) -> bool:
+        """Whether these shapes, of every input with a profile, lie inside."""
+        return all(
+            name in given
+            and len(given[name]) == len(low)
+            and all(a <= side <= b for a, side, b in zip(low, given[name], high, strict=True))
+            for name, (low, _, high) in self.shapes.items()
+        )
+
+
+@dataclass(frozen=True)
+class EngineKey:
+    """What an engine must match.
+
+    Attributes:
+        graph_sha256: Digest of the graph, its weights included.
+        library: `tensorrt` or `tensorrt_rtx`.
+        library_version: Its version, whole.
+        gpu: The GPU's name, or `any`.
+        capability: Its compute capability as `9.0`; several joined by commas for TensorRT-RTX.
+        precision: What the graph computes in, see `known_bad.EVERY`.
+        profiles: In the order in which the engine has them.
+        refit: Names of the initializers that may be exchanged.
+        tf32: Whether float32 products may be taken in TensorFloat-32.
+    """
+
+    graph_sha256: str
+    library: Name
+    library_version: str
+    gpu: str
+    capability: str
+    precision: str
+    profiles: tuple[Profile, ...]
+    refit: tuple[str, ...] = ()
+    tf32: bool = False
+
+    @property
+    def digest(self) -> str:
+        """Hexadecimal sha256 over all of it."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class EngineFacts:
+    """The sidecar of an engine.
+
+    Attributes:
+        key: What it must match.
+        graph: Name of the graph's file.
+        inputs: The graph's inputs and their dtypes, in numpy's words.
+        outputs: The same of its outputs.
+        engine_sha256: Digest of the engine.
+        size_bytes: Its size.
+        seconds: What building took.
+        agreement: How closely its graph answered the float32 graph, where that was asked; for people.
+        made: Versions and settings of the build, for people.
+    """
+
+    key: EngineKey
+    graph: str
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+    engine_sha256: str
+    size_bytes: int
+    seconds: float
+    agreement: dict[str, Any] = field(default_factory=dict)
+    made: dict[str, Any] = field(default_factory=dict)
+
+
+def graph_digest(path: Path) -> str:
+    """sha256 of an ONNX file, and of the weights beside it where it has some."""
+    data = path.with_name(f"{path.name}.data")
+    parts = [sha256_file(path), *([sha256_file(data)] if data.is_file() else [])]
+    return parts[0] if len(parts) == 1 else hashlib.sha256(" ".join(parts).encode()).hexdigest()
+
+
+def engine_path(folder: Path, graph: str, key: EngineKey) -> Path:
+    """Where the engine of a graph and a key lies: `engines/GRAPH.KEY.engine` in the artifact's folder."""
+    return folder / FOLDER / f"{graph.removesuffix('.onnx')}.{key.digest[:16]}.engine"
+
+
+def write_facts(engine: Path, facts: EngineFacts) -> None:
+    """Writes the sidecar `NAME.engine.json`."""
+    plain = {"schema_version": SCHEMA_VERSION, **asdict(facts)}
+    write_atomically(engine.with_name(f"{engine.name}.json"), json.dumps(plain, indent=2, ensure_ascii=False))
+
+
+def read_facts(sidecar: Path) -> EngineFacts:
+    """Reads a sidecar.
+
+    Raises:
+        ArtifactError: It is not one, or of another schema version.
+    """
+    try:
+        if sidecar.stat().st_size > MAX_SIDECAR_BYTES:
+            raise ArtifactError(f"{sidecar}: larger than any sidecar ({sidecar.stat().st_size:,} bytes)")
+        plain = json.loads(sidecar.read_text(encoding="utf-8"))
+        version = plain.pop("schema_version")
+        if version != SCHEMA_VERSION:
+            raise ArtifactError(f"{sidecar}: schema_version {version!r} is not known; build the engine again")
+        key = plain.pop("key")
+        key["profiles"] = tuple(_profile(profile) for profile in key["profiles"])
+        key["refit"] = tuple(key["refit"])
+        return EngineFacts(EngineKey(**key), **plain)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{sidecar}: does not say what engine it belongs to ({error!r}); build it again") from error
+
+
+def _profile(plain: dict[str, Any]) -> Profile:
+    shapes = {name: tuple(tuple(map(int, shape)) for shape in three) for name, three in plain["shapes"].items()}
+    if any(len(three) != 3 for three in shapes.values()):
+        raise ValueError(f"{plain!r:.200} has not a smallest, usual and largest shape for each input")
+    return Profile({name: (three[0], three[1], three[2]) for name, three in shapes.items()})

@@ -1,0 +1,101 @@
+"""`invariclip embed`: embeddings of pictures or texts to files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+
+from invariclip.artifact.embeddings import Embeddings, write_embeddings
+from invariclip.cli.predict_command import (
+    ARTIFACT,
+    BACKEND,
+    BATCH,
+    JSON,
+    OTHER_PROJECTION,
+    PIXEL_MODE,
+    QUIET,
+    SITE,
+    THREADS,
+    open_model,
+)
+from invariclip.console import UnreadableImages, bar, emit_json, note, say, silent
+from invariclip.errors import InputError
+from invariclip.preprocessing.pixels import find_pictures
+from invariclip.rooms import other_room
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from invariclip.preprocessing.pixels import PixelMode
+
+
+@click.command()
+@ARTIFACT
+@click.argument("pictures", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--text", "texts", multiple=True, help="Embed this text instead of images; repeatable.")
+@click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="The safetensors file to write.")
+@OTHER_PROJECTION
+@SITE
+@BATCH
+@PIXEL_MODE
+@BACKEND
+@THREADS
+@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True,
+              help="ray writes a folder of parquet parts; what is there already is not embedded again.")  # fmt: skip
+@click.option("--ray-address", help="An existing Ray cluster; a local one is started by default.")
+@click.option("--workers", type=int, help="Ray workers at most; one for every CPU of the cluster by default.")
+@JSON
+@QUIET
+def embed(
+    artifact: Path, pictures: tuple[Path, ...], texts: tuple[str, ...], out: Path, projection: Path | None,
+    site: Path | None, batch_size: int, pixel_mode: PixelMode, backend: str | None, threads: int | None, engine: str,
+    ray_address: str | None, workers: int | None, as_json: bool, quiet: bool,
+) -> int:  # fmt: skip
+    """Write unit-length embeddings with their paths (or texts) and the id of their space."""
+    if bool(pictures) == bool(texts):
+        raise InputError("give pictures, or --text, and not both")
+    if engine == "ray":
+        if texts or projection is not None or site is not None or pixel_mode != "exact":
+            raise InputError("--engine ray embeds pictures exactly as the artifact does; it goes without --text, "
+                             "--projection, --site and --pixel-mode")  # fmt: skip
+        return _by_ray(artifact, pictures, out, as_json=as_json, backend=backend, threads=threads,
+                       address=ray_address, workers=workers, batch_size=batch_size,
+                       progress=silent if quiet or as_json else bar)  # fmt: skip
+    if site is not None and texts:
+        raise InputError("a site changes images' embeddings alone; leave --site out for texts")
+    model = open_model(artifact, projection, backend, threads, pixel_mode, site)
+    items: list[str] = list(texts)
+    rows: list[NDArray[np.float32]] = list(model.embed_texts(items)) if texts else []
+    bad = UnreadableImages()
+    if pictures:
+        paths = find_pictures(pictures)
+        shown = (silent if quiet or as_json else bar)(paths, total=len(paths), desc="pictures")
+        for answer in model.stream(shown, batch_size=batch_size, unreadable=bad, classes=False):
+            items.append(str(answer.picture))
+            rows.append(answer.embedding)
+    if not rows:
+        raise InputError("no picture could be read; nothing was written")
+    adapted = "" if texts else model.site_sha256
+    write_embeddings(out, Embeddings(np.stack(rows), tuple(items), model.space_id, adapted))
+    if as_json:
+        emit_json(
+            {"out": str(out), "count": len(items), "width": model.width, "space_id": model.space_id,
+             "site_sha256": adapted or None, **bad.facts()}
+        )  # fmt: skip
+    else:
+        say(f"{len(items)} embeddings of width {model.width} in {out} (space {model.space_id})")
+    return 2 if bad.count else 0
+
+
+def _by_ray(artifact: Path, pictures: tuple[Path, ...], out: Path, *, as_json: bool, **how: Any) -> int:
+    told: dict[str, Any] = other_room("embed --engine ray")(artifact, find_pictures(pictures), out, **how)
+    for path, reason in told["unreadable"]:
+        note(f"invariclip: {reason}" if str(path) in reason else f"invariclip: {path}: {reason}")
+    if as_json:
+        emit_json({"out": str(out), **told})
+    else:
+        say(f"{told['count']} embeddings in {len(told['parts'])} parts in {out} (space {told['space_id']})")
+    return 2 if told["unreadable"] else 0

@@ -1,0 +1,168 @@
+"""`invariclip serve`."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from PIL import Image
+
+from invariclip.artifact.fidelity import LEVELS
+from invariclip.artifact.projection import read_projection
+from invariclip.cli.predict_command import (
+    ARTIFACT,
+    BACKEND,
+    OTHER_PROJECTION,
+    PIXEL_MODE,
+    SITE,
+    THREADS,
+    UNCERTAINTY_OPTION,
+    class_names,
+    number_or_word,
+    prompt_templates,
+    zero_shot_options,
+)
+from invariclip.errors import InputError
+from invariclip.loading import load
+from invariclip.profile import OBJECTIVES
+from invariclip.results import CALIBRATED
+from invariclip.serve.limits import MIB, Limits
+from invariclip.serve.metrics import Metrics
+from invariclip.serve.server import listening, run
+from invariclip.serve.service import Batching, Service
+from invariclip.serve.sites import Running, SiteRegistry, read_sites
+from invariclip.sites.site import read_site
+
+if TYPE_CHECKING:
+    from invariclip.preprocessing.pixels import PixelMode
+    from invariclip.results import AbstainAbove, UncertaintyKind
+
+MAX_KEYS_BYTES = 1 << 20
+_MOST = click.IntRange(min=1)
+
+
+@click.command()
+@ARTIFACT
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 accepts other machines."
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8000,
+    show_default=True,
+    help="Port to listen on; 0 takes a free one.",
+)
+@zero_shot_options
+@OTHER_PROJECTION
+@SITE
+@click.option("--sites", type=click.Path(path_type=Path),
+              help="A folder of sites, NAME.safetensors each, that requests name in the field site.")  # fmt: skip
+@click.option("--adapt", is_flag=True, help="Measure the sites that requests name, from the images of the requests.")
+@click.option("--max-sites", type=_MOST, default=Running.most, show_default=True,
+              help="Sites measured at a time; every API key has an equal share.")  # fmt: skip
+@click.option("--adapt-log", type=click.Path(path_type=Path),
+              help="Folder to log the embeddings of each measured site to, for `adapt --replay`.")  # fmt: skip
+@click.option(
+    "--adapt-log-mib", type=_MOST, default=Running.log_bytes // MIB, show_default=True, help="Limit for one site."
+)
+@click.option(
+    "--abstain-above", metavar="U", callback=number_or_word,
+    help=f"Give no label where the uncertainty is above this, from 0 to 1, or {CALIBRATED}; a request may say else.",
+)  # fmt: skip
+@UNCERTAINTY_OPTION
+@click.option("--variant", help="One that the artifact lists [default: as `predict` chooses].")
+@click.option("--fidelity", type=click.Choice(LEVELS), help="A level that the variant must have been proved at.")
+@click.option("--objective", type=click.Choice(OBJECTIVES), help="Which profile of `tune` to use.")
+@PIXEL_MODE
+@BACKEND
+@THREADS
+@click.option("--decode-threads", type=_MOST, help="Threads that decode [default: what this process may use].")
+@click.option("--max-batch", type=click.IntRange(1, 1024), default=Batching.max_batch, show_default=True,
+              help="Images per run of the engine, rounded down to a power of two.")  # fmt: skip
+@click.option("--max-wait-ms", type=click.FloatRange(min=0), default=0.0, show_default=True,
+              help="How long an image waits for a batch to fill while the engine is free.")  # fmt: skip
+@click.option("--queue", type=_MOST, default=Limits.queue, show_default=True, help="Images that may wait in the queue.")
+@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=Limits.seconds, show_default=True,
+              help="Seconds allowed for a request, from its headers to its answer.")  # fmt: skip
+@click.option("--grace", type=_MOST, default=10, show_default=True,
+              help="Seconds after SIGTERM to finish accepted requests.")  # fmt: skip
+@click.option(
+    "--max-body-mib", type=_MOST, default=Limits.body // MIB, show_default=True, help="Limit for one request."
+)
+@click.option("--max-images", type=_MOST, default=Limits.images, show_default=True, help="Limit for one request.")
+@click.option("--max-pixels", type=_MOST, default=Limits.pixels, show_default=True, help="Limit for one image.")
+@click.option("--max-texts", type=_MOST, default=Limits.texts, show_default=True, help="Limit for one request.")
+@click.option("--max-classes", type=_MOST, default=Limits.classes, show_default=True, help="Limit for one request.")
+@click.option("--max-templates", type=_MOST, default=Limits.templates, show_default=True, help="Limit for one request.")
+@click.option("--class-sets", type=_MOST, default=Limits.class_sets, show_default=True,
+              help="Class sets from requests that are kept.")  # fmt: skip
+@click.option(
+    "--cors-origin", "cors_origins", multiple=True, help="An origin whose pages may send requests (CORS); repeatable."
+)
+@click.option(
+    "--api-key-file", type=click.Path(path_type=Path), help="Require one of the API keys in this file, one per line."
+)
+def serve(
+    artifact: Path, host: str, port: int, classes: str | None, classes_file: Path | None, templates: tuple[str, ...],
+    templates_file: Path | None, template_name: str | None, projection: Path | None, site: Path | None,
+    sites: Path | None, adapt: bool, max_sites: int, adapt_log: Path | None, adapt_log_mib: int,
+    abstain_above: AbstainAbove, uncertainty: UncertaintyKind | None, variant: str | None, fidelity: str | None,
+    objective: str | None, pixel_mode: PixelMode, backend: str | None, threads: int | None,
+    decode_threads: int | None, max_batch: int, max_wait_ms: float, queue: int, timeout: float, grace: int,
+    max_body_mib: int, max_images: int, max_pixels: int, max_texts: int, max_classes: int, max_templates: int,
+    class_sets: int, cors_origins: tuple[str, ...], api_key_file: Path | None,
+) -> int:  # fmt: skip
+    """Answer over HTTP: classify and embed, in batches of many clients' requests. SIGTERM ends it."""
+    limits = Limits(
+        body=max_body_mib * MIB, bodies=max(Limits.bodies, max_body_mib * MIB), images=max_images,
+        pixels=max_pixels, texts=max_texts, classes=max_classes, templates=max_templates, class_sets=class_sets,
+        queue=queue, seconds=timeout,
+    )  # fmt: skip
+    keys = () if api_key_file is None else read_keys(api_key_file)
+    names = class_names(classes, classes_file)
+    prompts = prompt_templates(templates, templates_file, template_name)
+    sock = listening(host, port)
+    other = None if projection is None else read_projection(projection)
+    if adapt_log is not None and not adapt:
+        raise InputError("--adapt-log keeps what --adapt measures; name both")
+    default, known = None if site is None else read_site(site), {} if sites is None else read_sites(sites)
+    model = load(artifact, variant=variant, backend=backend, threads=threads, fidelity=fidelity, objective=objective,
+                 pixel_mode=pixel_mode)  # fmt: skip
+    model = model if other is None else model.with_projection(other)
+    names = names or model.classes
+    if names and (names != model.classes or prompts or other is not None):
+        model = model.with_classes(names, prompts or None)
+    logging.basicConfig(format="invariclip: %(asctime)s %(levelname)s %(message)s")
+    # An image's size has bounds of ours; Python would keep a record of every size that Pillow warns of
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    running = Running(max_sites, log=adapt_log, log_bytes=adapt_log_mib * MIB) if adapt else None
+    registry = SiteRegistry(model, default=default, known=known, running=running, keys=max(1, len(keys)))
+    metrics = Metrics()
+    service = Service(
+        model, limits, Batching(max_batch, max_wait_ms / 1000, decode_threads), abstain_above=abstain_above,
+        uncertainty=uncertainty, sites=registry, images=metrics.watcher("images"), texts=metrics.watcher("texts"),
+    )  # fmt: skip
+    return run(service, metrics, sock, what=f"{artifact} ({model.variant} on {model.backend})", grace=grace,
+               api_keys=keys, cors_origins=cors_origins)  # fmt: skip
+
+
+def read_keys(path: Path) -> tuple[str, ...]:
+    """Keys from a text file, one a line; blank lines and lines that start with `#` are none.
+
+    Raises:
+        InputError: The file cannot be read as text, is larger than 1 MiB, or holds none.
+    """
+    try:
+        if path.stat().st_size > MAX_KEYS_BYTES:
+            raise InputError(f"{path}: {path.stat().st_size:,} bytes is more than any list of keys")
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as text ({error})") from error
+    keys = tuple(line for line in lines if line and not line.startswith("#"))
+    if not keys:
+        raise InputError(f"{path}: holds no key; write one a line")
+    return keys

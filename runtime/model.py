@@ -1,0 +1,504 @@
+"""An artifact that answers: classify, embed, swap classes and projection, with numpy and an inference engine alone.
+
+Whether a projection may take the place of the one that an artifact was exported with.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from invariclip.artifact.folder import checked_meanwhile
+from invariclip.artifact.graph_bank import read_class_bank
+from invariclip.artifact.manifest import (
+    EMBEDDING,
+    IMAGE_INPUT,
+    LOGITS,
+    PROBABILITIES,
+    PROJECTION_INPUT,
+    UNCERTAINTY,
+    Manifest,
+    space_id,
+)
+from invariclip.artifact.projection import Projection
+from invariclip.backends import DEFAULT_BACKEND, open_backend
+from invariclip.backends.batching import plan, run_in_buckets
+from invariclip.console import Progress, silent
+from invariclip.errors import ArtifactError, InputError, ProjectionError
+from invariclip.host_head import HostHead
+from invariclip.preprocessing.pixels import Picture, PixelMode, pixels
+from invariclip.preprocessing.prompts import DEFAULT_TEMPLATES, check_prompts
+from invariclip.preprocessing.streams import DEFAULT_BATCH, LOOK_AHEAD, Batch, PictureReader, Pictures, Unreadable
+from invariclip.results import (
+    CALIBRATED,
+    ENERGY,
+    EVIDENCE,
+    UNCERTAINTY_KINDS,
+    AbstainAbove,
+    Answer,
+    Answers,
+    Prediction,
+    UncertaintyKind,
+    ranked,
+    threshold,
+    uncertainty_kind,
+)
+from invariclip.selection import require_openable
+from invariclip.sites.live_site import LiveSite
+from invariclip.sites.site import Site
+from invariclip.text_tower import DEFAULT_TEXT_CACHE, TextCache, TextTower
+from invariclip.threads import available_threads
+from invariclip.uncertainty import energy_uncertainty
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from invariclip.artifact.manifest import Manifest
+    from invariclip.artifact.projection import Projection
+
+
+EXCHANGING_BACKENDS = ("onnxruntime",)
+"""Engines that let an initializer be overridden at a run; the others read it as a constant."""
+
+
+def require_exchangeable(folder: Path, manifest: Manifest, backend: str, projection: Projection) -> None:
+    """Refuses a projection that an artifact cannot take.
+
+    Raises:
+        ArtifactError: The artifact was exported with its projection folded in, or without one.
+        InputError: The engine cannot exchange it, or learned templates were trained in the artifact's own space.
+        ProjectionError: It is of another shape.
+    """
+    if manifest.cdc is not None:
+        raise InputError(
+            f"{folder}: its learned templates were trained in the space of its own projection, so that one cannot be "
+            "exchanged; train templates with the other one and export again"
+        )
+    facts, model = manifest.projection, manifest.model
+    how = "none" if facts is None else f"image {facts.image_fold}, text {facts.text_fold}"
+    if facts is None or {facts.image_fold, facts.text_fold} != {"input"}:
+        raise ArtifactError(
+            f"{folder}: its projection cannot be exchanged ({how}); export it again with "
+            "--projection FILE --projection-as-input-initializer"
+        )
+    if backend not in EXCHANGING_BACKENDS:
+        raise InputError(
+            f"backend {backend!r} cannot exchange the projection; available: {', '.join(EXCHANGING_BACKENDS)}"
+        )
+    if projection.A_inv.shape != (model.embed_dim, facts.rank):
+        raise ProjectionError(
+            f"the projection is {projection.embed_dim} → {projection.rank}, the artifact's towers take "
+            f"{model.embed_dim} → {facts.rank}; calibrate with --rank {facts.rank}, or export again"
+        )
+
+
+__all__ = ["CALIBRATED", "DEFAULT_BATCH", "EXCHANGING_BACKENDS", "Answer", "Answers", "Model", "Prediction"]
+
+T = TypeVar("T")
+_Answering: TypeAlias = Callable[[NDArray[np.uint8]], Answers]
+
+_TEXTS = 64
+LARGEST_WARM_UP = 1024
+
+
+class Model:
+    """A loaded artifact; safe to share between threads. Use `load`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        *,
+        variant: str,
+        backend: str = DEFAULT_BACKEND,
+        threads: int | None,
+        chosen_by: str = "caller",
+        pixel_mode: PixelMode = "exact",
+        text_cache: int = DEFAULT_TEXT_CACHE,
+        engine_options: Mapping[str, str] | None = None,
+    ) -> None:
+        """Opens the image tower now and the text tower when a text first needs it.
+
+        Raises:
+            ArtifactError: The variant does not exist, or a file is missing or changed.
+            InputError: No engine is called `backend`, no pixel mode `pixel_mode`, or `text_cache` is out of range.
+            MissingExtraError: Its package is not installed.
+            DeviceError: It needs a GPU, driver or library that is missing, too old or known to be wrong.
+        """
+        chosen = require_openable(folder, manifest, variant, backend, pixel_mode)
+        self.manifest = manifest
+        self.classes: tuple[str, ...] = manifest.classes
+        self.templates: tuple[str, ...] = manifest.templates or DEFAULT_TEMPLATES
+        self.variant = variant
+        self.backend = backend
+        self.chosen_by = chosen_by
+        self._folder = folder
+        self._graph = chosen.image
+        with checked_meanwhile(folder, chosen.image) as graph:
+            self._image = open_backend(backend, graph, threads=threads, compute=chosen.compute, options=engine_options)
+        self._text = TextTower(folder, manifest, variant, backend=backend, threads=threads, options=engine_options)
+        self._space_id = manifest.space_id
+        self._reader = PictureReader(manifest.pixels, pixel_mode, workers=available_threads())
+        self._cache = TextCache(text_cache)
+        self._feeds: dict[str, NDArray[np.float32]] = {}  # what every run is fed beside pictures or ids
+        self._head: HostHead | None = None  # answers in place of the graph's own classes
+        self._site: Site | None = None  # whose shift every picture's embedding loses
+        self._live: LiveSite | None = None  # the same, of a site that these pictures move
+
+    @property
+    def folder(self) -> Path:
+        """Where the artifact lies."""
+        return self._folder
+
+    @property
+    def width(self) -> int:
+        """d, the length of every embedding."""
+        return self.manifest.width
+
+    @property
+    def space_id(self) -> str:
+        """Names the embedding space; compare vectors only where it is equal."""
+        return self._space_id
+
+    @property
+    def site(self) -> Site | None:
+        """The site that it is adapted to now, see `with_site` and `adapting`."""
+        return self._site if self._live is None else self._live.site
+
+    @property
+    def site_sha256(self) -> str:
+        """Digest of the site that pictures' embeddings are adapted to, here or in the graph; "" for none."""
+        if self.site is not None:
+            return self.site.digest
+        return self.manifest.site.sha256 if self.manifest.site is not None else ""
+
+    @property
+    def head(self) -> HostHead | None:
+        """What answers with the classes from embeddings; None where the graph itself does, or there are none."""
+        return self._head
+
+    def prepare(self, image: Picture) -> NDArray[np.uint8]:
+        """One picture as the tower sees it, uint8 [H, W, 3]; several, stacked, are what every method takes too.
+
+        Raises:
+            InputError: It cannot be read.
+        """
+        return pixels(image, self.manifest.pixels, self._reader.mode)
+
+    def embed_images(self, images: Pictures, *, batch_size: int = DEFAULT_BATCH) -> NDArray[np.float32]:
+        """Unit-length embeddings of pictures, float32 [N, d].
+
+        Raises:
+            InputError: A picture cannot be read, or `batch_size` is below 1.
+        """
+        blocks = self._over(images, batch_size, self._embed)
+        return np.concatenate(blocks) if blocks else np.empty((0, self.width), dtype=np.float32)
+
+    def embed_texts(self, texts: Sequence[str], *, batch_size: int = _TEXTS) -> NDArray[np.float32]:
+        """Unit-length embeddings of texts, float32 [N, d]; a text longer than the context is cut with a warning.
+
+        Raises:
+            InputError: Something is not a string, or `batch_size` is below 1.
+        """
+        return self._text.embed(
+            [texts] if isinstance(texts, str) else list(texts), batch_size, self._feeds, self._cache
+        )
+
+    def answer(self, images: Pictures, *, batch_size: int = DEFAULT_BATCH) -> Answers:
+        """Embeddings, class probabilities and uncertainties, in one pass.
+
+        Raises:
+            InputError: There are no classes, a picture cannot be read, or `batch_size` is below 1.
+        """
+        if not self.classes:
+            raise InputError("the artifact has no classes; give some with with_classes([...])")
+        blocks = self._over(images, batch_size, self._answer)
+        if not blocks:
+            none = np.empty(0, dtype=np.float32)
+            rows = none.reshape(0, self.width), none.reshape(0, len(self.classes))
+            kinds = UNCERTAINTY_KINDS if self.manifest.cdc else (ENERGY,)
+            return Answers(*rows, dict.fromkeys(kinds, none))
+        return Answers(
+            np.concatenate([block.embeddings for block in blocks]),
+            np.concatenate([block.probabilities for block in blocks]),
+            {kind: np.concatenate([block.uncertainties[kind] for block in blocks]) for kind in blocks[0].uncertainties},
+        )
+
+    def probabilities(self, images: Pictures, *, batch_size: int = DEFAULT_BATCH) -> NDArray[np.float32]:
+        """Class probabilities, float32 [N, K], in the order of `classes`.
+
+        Raises:
+            InputError: There are no classes, a picture cannot be read, or `batch_size` is below 1.
+        """
+        return self.answer(images, batch_size=batch_size).probabilities
+
+    def classify(
+        self,
+        images: Pictures,
+        *,
+        top_k: int = 5,
+        batch_size: int = DEFAULT_BATCH,
+        abstain_above: AbstainAbove = None,
+        uncertainty: UncertaintyKind | None = None,
+    ) -> list[Prediction]:
+        """The best classes of each picture, in order.
+
+        Args:
+            images: What to classify.
+            top_k: How many classes are ranked.
+            batch_size: Pictures to a run.
+            abstain_above: The uncertainty above which no label is given: a number, `CALIBRATED`, or None, which
+                always gives one.
+            uncertainty: Which one to tell and to abstain by: `evidence` of learned templates, or `energy` (see `energy`
+                for what it is); None takes evidence where there are learned templates, else energy.
+
+        Raises:
+            InputError: There are no classes, a picture cannot be read, a number is out of range, or the artifact has no
+                learned templates for the evidence asked for.
+        """
+        if top_k < 1:
+            raise InputError(f"top_k must be at least 1, not {top_k}")
+        kind = uncertainty_kind(self.manifest.cdc, uncertainty)
+        limit = threshold(self.manifest.cdc, abstain_above, kind)
+        answers = self.answer(images, batch_size=batch_size)
+        return [
+            ranked(row, self.classes, top_k, {kind: one}, abstain_above=limit)
+            for row, one in zip(answers.probabilities, answers.uncertainties[kind].tolist(), strict=True)
+        ]
+
+    def stream(
+        self,
+        images: Pictures,
+        *,
+        batch_size: int = DEFAULT_BATCH,
+        look_ahead: int = LOOK_AHEAD,
+        unreadable: Unreadable | None = None,
+        classes: bool = True,
+    ) -> Iterator[Answer]:
+        """Answers one by one, in order, from any number of pictures, also without end, in bounded memory.
+
+        The next pictures are decoded while the model runs. A picture is answered when its batch is full, or there are
+        no more; for a camera take `batch_size=1, look_ahead=0`.
+
+        Args:
+            images: Whatever gives pictures.
+            batch_size: Pictures to a run.
+            look_ahead: Batches to read ahead, see `streams.PictureReader.batches`.
+            unreadable: Is told of a picture that cannot be read, which is then left out; None raises the error, after
+                all answers before it.
+            classes: Whether to answer with the classes, where there are some.
+
+        Raises:
+            InputError: A number is too small, or `images` is a single one; later, a picture cannot be read.
+        """
+        batches = self._reader.batches(images, batch_size, look_ahead=look_ahead, unreadable=unreadable)
+        return self._streamed(batches, self._answer if classes and self.classes else None)
+
+    def with_classes(
+        self, classes: Sequence[str], templates: Sequence[str] | None = None, *, progress: Progress = silent
+    ) -> Model:
+        """The same model answering with other classes; nothing is loaded again.
+
+        Args:
+            classes: Class names.
+            templates: Prompts with one `{}`, see `prompts.template_set`; None takes the artifact's own, or the default.
+            progress: `console.bar` or `console.silent`.
+
+        Learned templates stay: the classes are embedded in all of them, and the evidence is fused here.
+
+        Raises:
+            InputError: No class, an empty or repeated one, a template without `{}`, or other prompts than those that
+                learned templates were trained beside.
+        """
+        chosen = tuple(templates or self.manifest.templates or DEFAULT_TEMPLATES)
+        check_prompts(classes, chosen)
+        head = HostHead(self.manifest, tuple(classes), chosen, self._embed_behind)
+        head.bank(progress)
+        return self._but(classes=head.classes, templates=chosen, _head=head)
+
+    def with_projection(self, projection: Projection) -> Model:
+        """The same model with another projection of the same shape; nothing is loaded or exported again.
+
+        Pictures and texts are then embedded in the projection's own space, whose id `space_id` gives. The classes are
+        embedded anew, through the text tower, when they are first asked for.
+
+        Args:
+            projection: A_inv of the checkpoint's width D and the artifact's width d.
+
+        Raises:
+            ArtifactError: The artifact was exported with its projection folded in, or without one.
+            InputError: The engine cannot exchange it, learned templates were trained in the artifact's own space, or
+                the model is adapted to a site.
+            ProjectionError: It is of another shape.
+        """
+        if self.site is not None:
+            raise InputError("a site belongs to one projection: exchange the projection first, then name a site of it")
+        require_exchangeable(self._folder, self.manifest, self.backend, projection)
+        model = self.manifest.model
+        matrix = np.ascontiguousarray(projection.A_inv, dtype=np.float32)
+        other = self._but(
+            _feeds={PROJECTION_INPUT: matrix},
+            _space_id=space_id(model.checkpoint_sha256, projection.digest, self.manifest.pixels, self.manifest.text),
+            _cache=TextCache(self._cache.limit),  # another space: nothing that is kept belongs to it
+            _head=None,
+        )
+        if self.classes:
+            other._head = HostHead(self.manifest, self.classes, self.templates, other._embed_behind)
+        return other
+
+    def with_site(self, site: Site) -> Model:
+        """The same model for images of one site, whose shift is removed from each of their embeddings (see `site`).
+
+        Texts, class embeddings and prototypes stay as they are, and so does the space that they are compared in. The
+        graph's own classes are then answered outside it, from the embeddings that it holds.
+
+        Args:
+            site: What `invariclip adapt` measured with this artifact.
+
+        Raises:
+            SiteError: It was measured in another space.
+            InputError: The artifact has learned templates, whose evidence was fitted on pictures that were not adapted,
+                or a site in its graph already.
+        """
+        self.require_adaptable(site)
+        return self._hosting(_site=site, _live=None)
+
+    def adapting(self, live: LiveSite) -> Model:
+        """The same model for images of a site that is measured from them, see `live_site`.
+
+        Every picture that it is shown loses the shift that was known before, and then counts; show it no others.
+
+        Args:
+            live: See `measuring.open_live_site`; its owner inspects, freezes and exports it meanwhile.
+
+        Raises:
+            SiteError: It is of another space.
+            InputError: As `with_site`.
+        """
+        self.require_adaptable(live.site)
+        return self._hosting(_site=None, _live=live)
+
+    def hosting(self) -> Model:
+        """The same model whose classes are answered outside the graph, from embeddings; see `head`."""
+        return self._hosting()
+
+    def require_adaptable(self, site: Site) -> None:
+        """Refuses a site that this model cannot take.
+
+        Raises:
+            SiteError, InputError: See `with_site`.
+        """
+        if self.manifest.cdc is not None:
+            raise InputError(
+                "the artifact's learned templates and their uncertainty were fitted on pictures that were not adapted; "
+                "adapt an artifact without --cdc"
+            )
+        if self.manifest.site is not None:
+            raise InputError(
+                f"the artifact is adapted to {self.manifest.site.name!r} already; take the one that it was made from"
+            )
+        site.require_space(self.space_id, "the artifact")
+
+    def class_bank(self, progress: Progress = silent) -> NDArray[np.float32]:
+        """Unit-length class embeddings, float32 [K, d]: the graph's own, or embedded through the text tower.
+
+        Raises:
+            InputError: There are no classes, or each has several embeddings, one for every learned template.
+        """
+        if not self.classes:
+            raise InputError("the artifact has no classes; give some with with_classes([...])")
+        if self.manifest.cdc is not None:
+            raise InputError("the artifact has learned templates, and its classes several embeddings each")
+        head = self._head or self._own_head()
+        return np.asarray(head.bank(progress), dtype=np.float32)
+
+    def warm_up(self, batch_sizes: Sequence[int] = (1,), *, texts: bool = False) -> None:
+        """Answers blank pictures, so that the first real ones of these batch sizes need not wait for an engine.
+
+        Args:
+            batch_sizes: How many pictures will be given at once.
+            texts: Whether to open the text tower too and embed a text.
+
+        Raises:
+            InputError: A batch size is not from 1 to `LARGEST_WARM_UP`.
+        """
+        if not all(1 <= size <= LARGEST_WARM_UP for size in batch_sizes):
+            raise InputError(f"batch sizes must be from 1 to {LARGEST_WARM_UP}, not {list(batch_sizes)}")
+        still = self._but(_live=None)  # blank images are not of a site
+        answer = still._answer if self.classes else still._embed
+        for rows in sorted({bucket for size in batch_sizes for _, bucket in plan(size)}):
+            answer(np.zeros((rows, *self.manifest.pixels.image_size, 3), dtype=np.uint8))
+        if texts:
+            self.embed_texts([""])
+
+    def describe(self) -> dict[str, Any]:
+        """What really runs: engine, threads, variant, precision, who chose them, pixel mode; and the text cache."""
+        precision = self.manifest.variants[self.variant].precision
+        return {
+            **self._image.describe(), "variant": self.variant, "precision": precision, "chosen_by": self.chosen_by,
+            "batch_sizes": "powers of two", "pixel_mode": self._reader.mode, "text_cache": self._cache.describe(),
+            **({"site": self.site.name} if self.site else {}),
+        }  # fmt: skip
+
+    def _over(self, images: Pictures, batch_size: int, answer: Callable[[NDArray[np.uint8]], T]) -> list[T]:
+        with closing(self._reader.batches(images, batch_size)) as batches:
+            return [answer(batch.pixels) for batch in batches]
+
+    def _streamed(self, batches: Generator[Batch, None, None], answer: _Answering | None) -> Iterator[Answer]:
+        with closing(batches):
+            for batch in batches:
+                said = answer(batch.pixels) if answer else None
+                embeddings = self._embed(batch.pixels) if said is None else said.embeddings
+                for number, (place, picture) in enumerate(zip(batch.places, batch.pictures, strict=True)):
+                    if said is None:
+                        yield Answer(place, picture, embeddings[number], None, ())
+                        continue
+                    unsure = {kind: float(each[number]) for kind, each in said.uncertainties.items()}
+                    yield Answer(place, picture, embeddings[number], said.probabilities[number], self.classes, unsure)
+
+    def _hosting(self, **changes: Any) -> Model:
+        """As `_but`, with classes answered from embeddings that are not the graph's own."""
+        other = self._but(**changes)
+        if self.classes and self._head is None:
+            other._head = self._own_head()
+        return other
+
+    def _own_head(self) -> HostHead:
+        """The graph's own classes, answered from embeddings."""
+        return HostHead(self.manifest, self.classes, self.templates, self._embed_behind, self._in_graph)
+
+    def _in_graph(self) -> NDArray[np.float32] | None:
+        with checked_meanwhile(self._folder, self._graph) as path:
+            return read_class_bank(path, self.width, len(self.manifest.classes))
+
+    def _but(self, **changes: Any) -> Model:
+        other = copy.copy(self)
+        for name, value in changes.items():
+            setattr(other, name, value)
+        return other
+
+    def _embed(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+        outputs = run_in_buckets(self._image, IMAGE_INPUT, batch, (EMBEDDING,), feeds=self._feeds)
+        embeddings = np.asarray(outputs[EMBEDDING])
+        if self._live is not None:
+            return self._live.take(embeddings)[0]
+        return embeddings if self._site is None else self._site.apply(embeddings)
+
+    def _embed_behind(self, texts: list[str], before: tuple[int, ...]) -> NDArray[np.float32]:
+        return self._text.embed(texts, _TEXTS, self._feeds, self._cache, before)
+
+    def _answer(self, batch: NDArray[np.uint8]) -> Answers:
+        if self._head is not None:
+            return self._head.answers(self._embed(batch))
+        learned, model = self.manifest.cdc, self.manifest.model
+        wanted = (EMBEDDING, LOGITS, PROBABILITIES, *([UNCERTAINTY] if learned else []))
+        outputs = run_in_buckets(self._image, IMAGE_INPUT, batch, wanted)
+        energy = energy_uncertainty(outputs[LOGITS], model.logit_scale, sigmoid=model.logit_bias is not None)
+        evidence: dict[UncertaintyKind, NDArray[np.float32]] = {EVIDENCE: outputs[UNCERTAINTY]} if learned else {}
+        return Answers(outputs[EMBEDDING], outputs[PROBABILITIES], {**evidence, ENERGY: energy})

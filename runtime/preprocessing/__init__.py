@@ -1,0 +1,1 @@
+"""Images to pixels, texts to ids, class names to prompts."""

@@ -1,0 +1,24 @@
+"""Image interventions: the same picture, changed in ways that leave its class alone (docs/interventions.md)."""
+
+from invariclip.preprocessing.interventions.base import DonorIntervention, Intervention, Range, parameter
+from invariclip.preprocessing.interventions.catalogue import CATALOGUE, GROUPS, PAPER, Chosen, Kind, resolve
+from invariclip.preprocessing.interventions.config import kinds_of, parse_kinds, read_kinds
+from invariclip.preprocessing.interventions.draw import choose_kinds, intervene
+
+__all__ = [
+    "CATALOGUE",
+    "GROUPS",
+    "PAPER",
+    "Chosen",
+    "DonorIntervention",
+    "Intervention",
+    "Kind",
+    "Range",
+    "choose_kinds",
+    "intervene",
+    "kinds_of",
+    "parameter",
+    "parse_kinds",
+    "read_kinds",
+    "resolve",
+]

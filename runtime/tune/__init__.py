@@ -1,5 +1,0 @@
-"""The search for what is fastest on this machine among what was proved: `invariclip tune`."""
-
-from invariclip.tune.tuner import Settings, Tuned, tune
-
-__all__ = ["Settings", "Tuned", "tune"]

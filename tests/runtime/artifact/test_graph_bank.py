@@ -1,0 +1,94 @@
+"""Class embeddings read from a graph's file: those that the graph multiplies by, and nothing from a damaged file."""
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import numpy_helper
+
+import invariclip
+from invariclip.artifact.graph_bank import read_class_bank
+from invariclip.errors import ArtifactError
+
+WIDTH, CLASSES = 8, 5
+
+
+def _bank(dtype=np.float32):
+    rows = np.random.default_rng(0).normal(size=(CLASSES, WIDTH))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(dtype)
+
+
+def _write(path, tensors, **how):
+    graph = onnx.helper.make_graph([], "g", [], [], tensors)
+    onnx.save(onnx.helper.make_model(graph), path, **how)
+    return path
+
+
+def _others():
+    return [numpy_helper.from_array(np.ones((3, 3), np.float32), f"w{place}") for place in range(3)]
+
+
+@pytest.mark.parametrize(("dtype", "name"), [(np.float32, "class_bank"), (np.float16, "class_bank_float16")])
+@pytest.mark.parametrize("external", [False, True])
+def test_the_bank_is_what_onnx_reads(dtype, name, external, tmp_path):
+    bank = _bank(dtype)
+    tensors = [*_others(), numpy_helper.from_array(np.ascontiguousarray(bank.T), name)]
+    how = {"save_as_external_data": True, "location": "image.onnx.data", "size_threshold": 0} if external else {}
+    path = _write(tmp_path / "image.onnx", tensors, **how)
+    np.testing.assert_array_equal(read_class_bank(path, WIDTH, CLASSES), bank.astype(np.float32))
+
+
+def test_an_artifact_gives_its_own_classes_without_the_text_tower(tiny_artifact, monkeypatch):
+    model = invariclip.load(tiny_artifact)
+    graph = onnx.load(tiny_artifact / "image.onnx").graph
+    [wanted] = [numpy_helper.to_array(t) for t in graph.initializer if t.name == "class_bank"]
+    monkeypatch.setattr(model._text, "embed", None)
+    np.testing.assert_array_equal(model.class_bank(), wanted.T)
+    np.testing.assert_array_equal(model.hosting().class_bank(), wanted.T)
+
+
+def test_other_classes_are_embedded(tiny_artifact):
+    model = invariclip.load(tiny_artifact).with_classes(("sun", "moon"))
+    assert model.class_bank().shape == (2, model.width)
+
+
+def test_no_bank_is_no_error_and_another_shape_is(tmp_path):
+    path = _write(tmp_path / "a.onnx", _others())
+    assert read_class_bank(path, WIDTH, CLASSES) is None
+    eight = numpy_helper.from_array(np.ones((WIDTH, CLASSES), np.int8), "class_bank")
+    assert read_class_bank(_write(path, [eight]), WIDTH, CLASSES) is None
+    bank = _bank()
+    path = _write(path, [numpy_helper.from_array(bank, "class_bank")])
+    with pytest.raises(ArtifactError, match=r"not \[8, 5\]"):
+        read_class_bank(path, WIDTH, CLASSES)
+    bank[0, 0] = np.nan
+    path = _write(path, [numpy_helper.from_array(np.ascontiguousarray(bank.T), "class_bank")])
+    with pytest.raises(ArtifactError, match="not finite"):
+        read_class_bank(path, WIDTH, CLASSES)
+
+
+def test_weights_in_another_file_are_refused(tmp_path):
+    tensor = numpy_helper.from_array(np.ascontiguousarray(_bank().T), "class_bank")
+    path = _write(tmp_path / "a.onnx", [tensor], save_as_external_data=True, location="b.data", size_threshold=0)
+    with pytest.raises(ArtifactError, match="another file"):
+        read_class_bank(path, WIDTH, CLASSES)
+
+
+@given(st.integers(0, 10_000), st.integers(0, 255), st.booleans())
+@settings(max_examples=200, deadline=None)
+def test_a_damaged_file_gives_an_error_or_an_array(tmp_path_factory, place, value, cut):
+    path = tmp_path_factory.getbasetemp() / "damaged.onnx"
+    tensors = [*_others(), numpy_helper.from_array(np.ascontiguousarray(_bank().T), "class_bank")]
+    content = bytearray(_write(path, tensors).read_bytes())
+    place %= len(content)
+    if cut:
+        del content[place:]
+    else:
+        content[place] = value
+    path.write_bytes(bytes(content))
+    try:
+        found = read_class_bank(path, WIDTH, CLASSES)
+    except ArtifactError:
+        return
+    assert found is None or found.shape == (CLASSES, WIDTH)

@@ -1,0 +1,200 @@
+"""A loaded artifact answers like PyTorch, in any batch, from several threads, with other classes."""
+
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import invariclip
+from invariclip.artifact.manifest import MANIFEST
+from invariclip.errors import ArtifactError, InputError
+from invariclip.preprocessing.pixels import find_pictures, stack
+
+
+@pytest.fixture(scope="module")
+def model(tiny_artifact):
+    return invariclip.load(tiny_artifact, threads=1)
+
+
+@pytest.fixture(scope="module")
+def paths(tiny_pictures):
+    return find_pictures([tiny_pictures])
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_checkpoint, tiny_projection):
+    """PyTorch's encoder, the projection in float64, unit length."""
+    from invariclip.export.checkpoints.checkpoint import load_checkpoint
+
+    checkpoint = load_checkpoint(str(tiny_checkpoint))
+
+    def images(paths):
+        return tiny_projection.apply(checkpoint.encode_images(stack(paths, checkpoint.pixels)))
+
+    def texts(given):
+        return tiny_projection.apply(checkpoint.encode_texts(checkpoint.tokenizer(given)))
+
+    return images, texts, checkpoint.logit_scale
+
+
+def test_embeddings_equal_the_reference(model, paths, expected):
+    images, texts, _ = expected
+    np.testing.assert_allclose(model.embed_images(paths), images(paths), atol=1e-5)
+    sentences = ["a cat", "Two   dogs & a TREE", ""]
+    np.testing.assert_allclose(model.embed_texts(sentences), texts(sentences), atol=1e-5)
+    assert model.width == 8
+
+
+def test_classes_equal_the_formula_baked_and_swapped(model, paths, expected):
+    images, texts, logit_scale = expected
+    bank = texts([f"a photo of a {name}." for name in ("cat", "dog", "tree")])
+    logits = logit_scale * images(paths) @ bank.T
+    formula = np.exp(logits - logits.max(1, keepdims=True))
+    formula /= formula.sum(1, keepdims=True)
+    np.testing.assert_allclose(model.probabilities(paths), formula, atol=1e-5)
+    np.testing.assert_allclose(model.with_classes(["cat", "dog", "tree"]).probabilities(paths), formula, atol=1e-5)
+    swapped = model.with_classes(["tree", "cat"], ["{}", "a drawing of a {}"])
+    assert swapped.classes == ("tree", "cat")
+    assert model.classes == ("cat", "dog", "tree")
+    np.testing.assert_allclose(swapped.probabilities(paths).sum(1), 1, atol=1e-6)
+
+
+def test_ranking_is_sorted_and_holds_the_best(model, paths):
+    for prediction, row in zip(model.classify(paths, top_k=2), model.probabilities(paths), strict=True):
+        assert prediction.ranking[0] == (prediction.label, prediction.probability)
+        assert [p for _, p in prediction.ranking] == sorted(row.tolist(), reverse=True)[:2]
+        assert prediction.label == model.classes[int(row.argmax())]
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(order=st.permutations(range(12)), batch_size=st.integers(1, 13))
+def test_any_batch_gives_the_same_rows(model, paths, order, batch_size):
+    whole = model.embed_images(paths)
+    part = model.embed_images([paths[i] for i in order], batch_size=batch_size)
+    np.testing.assert_allclose(part, whole[list(order)], atol=1e-6)
+
+
+def test_one_model_serves_many_threads(model, paths):
+    whole = model.probabilities(paths)
+    with ThreadPoolExecutor(4) as pool:
+        for rows in pool.map(lambda _: model.probabilities(paths), range(12)):
+            np.testing.assert_allclose(rows, whole, atol=1e-6)
+        texts = list(pool.map(lambda _: model.embed_texts(["a cat"]), range(8)))
+    assert all(np.array_equal(texts[0], other) for other in texts)
+
+
+def test_prepared_batches_and_empty_lists(model, paths):
+    prepared = stack(paths, model.manifest.pixels)
+    np.testing.assert_allclose(model.embed_images(prepared), model.embed_images(paths), atol=1e-6)
+    assert model.embed_images([]).shape == (0, 8)
+    assert model.embed_texts([]).shape == (0, 8)
+    assert model.classify([]) == []
+
+
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        (lambda m: m.classify("cat.png"), "list of pictures"),
+        (lambda m: m.classify(["absent.png"]), "no such file"),
+        (lambda m: m.classify([], top_k=0), "top_k"),
+        (lambda m: m.embed_images([], batch_size=0), "batch_size"),
+        (lambda m: m.embed_texts([], batch_size=0), "batch_size"),
+        (lambda m: m.embed_images(np.zeros((2, 9, 9, 3), np.uint8)), "prepared batch"),
+        (lambda m: m.with_classes([]), "at least one class"),
+        (lambda m: m.with_classes(["a"], ["no slot"]), "exactly one"),
+    ],
+)
+def test_wrong_calls_are_typed(model, call, reason):
+    with pytest.raises(InputError, match=reason):
+        call(model)
+
+
+def test_damaged_artifacts_are_refused(tiny_artifact, tmp_path):
+    copy = tmp_path / "copy.icm"
+    shutil.copytree(tiny_artifact, copy)
+    with pytest.raises(ArtifactError, match="no variant 'int8'; available: float32"):
+        invariclip.load(copy, variant="int8")
+    graph = copy / "image.onnx"
+    data = bytearray(graph.read_bytes())
+    data[len(data) // 2] ^= 1
+    graph.write_bytes(data)
+    with pytest.raises(ArtifactError, match="digest differs"):
+        invariclip.load(copy)
+    graph.unlink()
+    with pytest.raises(ArtifactError, match=r"image\.onnx is missing"):
+        invariclip.load(copy)
+    (copy / MANIFEST).unlink()
+    with pytest.raises(ArtifactError, match="not an artifact"):
+        invariclip.load(copy)
+
+
+def test_says_what_really_runs(model):
+    assert model.describe() == {
+        "engine": "onnxruntime",
+        "version": model.describe()["version"],
+        "execution_provider": "CPUExecutionProvider",
+        "processor": model.describe()["processor"],
+        "computes_in": "float32",
+        "threads": 1,
+        "spinning": False,
+        "variant": "float32",
+        "precision": "float32",
+        "chosen_by": "default",
+        "batch_sizes": "powers of two",
+        "pixel_mode": "exact",
+        "text_cache": model.describe()["text_cache"],
+    }
+
+
+class Counting:
+    """An engine that notes how many rows each run had."""
+
+    def __init__(self, inner):
+        self.inner, self.rows = inner, []
+
+    def run(self, inputs, outputs=None):
+        self.rows.append(len(next(iter(inputs.values()))))
+        return self.inner.run(inputs, outputs)
+
+
+@pytest.mark.parametrize(("batch_size", "rows"), [(16, [8, 4]), (7, [8, 4, 1]), (5, [4, 1, 4, 1, 2]), (3, [4] * 4)])
+def test_pictures_run_in_powers_of_two(tiny_artifact, paths, batch_size, rows):
+    model = invariclip.load(tiny_artifact, threads=1)
+    whole = model.embed_images(paths, batch_size=1)
+    model._image = counting = Counting(model._image)
+    got = model.embed_images(paths, batch_size=batch_size)
+    assert counting.rows == rows
+    np.testing.assert_allclose(got, whole, atol=1e-6)
+    counting.rows.clear()
+    model.probabilities(paths, batch_size=batch_size)
+    assert counting.rows == rows
+
+
+def test_warm_up_runs_each_batch_size_once(tiny_artifact, paths):
+    model = invariclip.load(tiny_artifact, threads=1)
+    model._image = counting = Counting(model._image)
+    model.warm_up()
+    assert counting.rows == [1]
+    counting.rows.clear()
+    model.warm_up([1, 7, 8, 13], texts=True)
+    assert counting.rows == [1, 4, 8]
+    assert model._text._opened is not None
+    swapped = model.with_classes(["tree", "cat"])
+    counting.rows.clear()
+    swapped.warm_up((2,))
+    assert counting.rows == [2]
+    for wrong in ([0], [1, 5000]):
+        with pytest.raises(InputError, match="batch sizes must be from 1 to 1024"):
+            model.warm_up(wrong)
+
+
+def test_a_changed_graph_is_told_from_one_that_an_engine_cannot_load(tiny_artifact, tmp_path):
+    copy = tmp_path / "copy.icm"
+    shutil.copytree(tiny_artifact, copy)
+    graph = copy / "image.onnx"
+    graph.write_bytes(b"x" * graph.stat().st_size)  # the engine fails too, and first
+    with pytest.raises(ArtifactError, match="digest differs"):
+        invariclip.load(copy)
