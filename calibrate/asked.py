@@ -10,7 +10,7 @@ import click
 
 from invariclip.calibrate.data.names import PAIRS_BY
 from invariclip.calibrate.data.pictures import Picture, keep, read_pictures
-from invariclip.calibrate.fit import Options
+from invariclip.calibrate.fit import FitOptions
 from invariclip.calibrate.projection.estimators import ESTIMATORS
 from invariclip.cli.predict_command import TEMPLATE_OPTIONS, prompt_templates
 from invariclip.errors import InputError
@@ -95,7 +95,7 @@ def fitting_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-def options_of(given: dict[str, Any]) -> Options:
+def options_of(given: dict[str, Any]) -> FitOptions:
     """What to fit.
 
     Raises:
@@ -103,7 +103,7 @@ def options_of(given: dict[str, Any]) -> Options:
     """
     templates = prompt_templates(given["templates"], given["templates_file"], given["template_name"])
     objective = "both" if given["objective"] == "auto" else given["objective"]
-    return Options(
+    return FitOptions(
         interventions=parse_kinds(given["interventions"]),
         draws=given["draws"],
         estimator=given["estimator"],

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from invariclip.calibrate.data.encoder import Encoder
-    from invariclip.calibrate.data.encoders import Opening
+    from invariclip.calibrate.data.encoders import EncoderOpening
     from invariclip.calibrate.data.pictures import Picture
-    from invariclip.calibrate.data.stream.collect import Engine
-    from invariclip.calibrate.data.stream.state import State
-    from invariclip.calibrate.fit import Calibration, Options
+    from invariclip.calibrate.data.stream.collect import ShardReader
+    from invariclip.calibrate.data.stream.state import MomentsState
+    from invariclip.calibrate.fit import Calibration, FitOptions
 
 _NOTHING_TO_CHOOSE_ON = (
     "estimator, rank and λ cannot be chosen from moments alone: name pictures to choose on with --images, or all "
@@ -50,8 +50,8 @@ class Collecting:
 
 def calibrate_sources(
     collecting: Collecting,
-    opening: Opening,
-    options: Options,
+    opening: EncoderOpening,
+    options: FitOptions,
     *,
     sample: Sequence[Picture] = (),
     cache: Path | None = None,
@@ -86,7 +86,7 @@ def calibrate_sources(
         weights = {source.name: source.weight for source in sources}
         embeds = any(source.needs_encoder for source in sources)
         encoder = opening.open() if embeds or sample else None
-        engine: Engine | None = None
+        engine: ShardReader | None = None
         if collecting.engine == "ray":
             from invariclip.calibrate.data.stream.cluster import Cluster
             from invariclip.calibrate.data.stream.ray_engine import RayEngine
@@ -101,8 +101,8 @@ def calibrate_sources(
 
 
 def calibrate_moments(
-    state: State,
-    options: Options,
+    state: MomentsState,
+    options: FitOptions,
     *,
     weights: Mapping[str, float] | None = None,
     encoder: Encoder | None = None,

@@ -11,7 +11,7 @@ from invariclip.artifact.fidelity import LEVELS
 from invariclip.artifact.projection import write_projection
 from invariclip.backends import DEFAULT_BACKEND, require_backend
 from invariclip.calibrate.asked import fitting_options, options_of, pictures_of
-from invariclip.calibrate.data.encoders import Opening
+from invariclip.calibrate.data.encoders import EncoderOpening
 from invariclip.calibrate.fit import calibrate as fit_projection
 from invariclip.calibrate.prompts.beside import TARGET_RISK, learning_of, write_page_of, write_templates
 from invariclip.calibrate.report import require_page_packages, summary_json, summary_text
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from invariclip.artifact.fidelity import Fidelity
     from invariclip.calibrate.data.encoder import Encoder
     from invariclip.calibrate.data.pictures import Picture
-    from invariclip.calibrate.fit import Calibration, Options
+    from invariclip.calibrate.fit import Calibration, FitOptions
     from invariclip.console import Progress
 
 
@@ -89,7 +89,7 @@ def calibrate(
             "--moments, or run `invariclip cdc --projection` afterwards"
         )
     cache, progress = cache or default_cache(), silent if quiet else bar
-    opening = Opening(given["model"], given["checkpoint"], given["tokenizer"], artifact)
+    opening = EncoderOpening(given["model"], given["checkpoint"], given["tokenizer"], artifact)
     if sources or moments:
         from invariclip.calibrate.at_scale import Collecting, calibrate_sources
 
@@ -199,7 +199,7 @@ def _write_report(
     path: Path,
     encoder: Encoder,
     pictures: list[Picture],
-    options: Options,
+    options: FitOptions,
     result: Calibration,
     cache: Path,
     progress: Progress,

@@ -11,10 +11,10 @@ import numpy as np
 
 import invariclip
 from invariclip.artifact.projection import Projection, identity
-from invariclip.calibrate.data.embed import Job, embed, embed_texts
+from invariclip.calibrate.data.embed import EmbeddingJob, embed, embed_texts
 from invariclip.calibrate.data.pairs import (
     UNCHANGED,
-    Table,
+    EmbeddingTable,
     codes,
     fitted_moments,
     grouped_moments,
@@ -23,7 +23,7 @@ from invariclip.calibrate.data.pairs import (
 from invariclip.calibrate.data.pictures import summarise
 from invariclip.calibrate.data.problems import problems
 from invariclip.calibrate.data.versions import changed_versions
-from invariclip.calibrate.projection.candidates import Candidate, grid
+from invariclip.calibrate.projection.candidates import ProjectionCandidate, grid
 from invariclip.calibrate.projection.concept_gains import concept_gains
 from invariclip.calibrate.projection.confidence import confidence
 from invariclip.calibrate.projection.diagnostics import diagnose
@@ -33,7 +33,7 @@ from invariclip.calibrate.projection.scorer import TEXT_OBJECTIVES, Objective
 from invariclip.calibrate.projection.selection import Selection, select
 from invariclip.console import Progress, silent
 from invariclip.errors import InputError
-from invariclip.preprocessing.interventions import Chosen, Kind, resolve
+from invariclip.preprocessing.interventions import InterventionRequest, Kind, resolve
 from invariclip.preprocessing.prompts import DEFAULT_TEMPLATES, class_bank
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Options:
+class FitOptions:
     """What to fit; None means that selection chooses.
 
     Attributes:
@@ -75,7 +75,7 @@ class Options:
     seed: int = 0
 
     @property
-    def kinds(self) -> tuple[Chosen, ...]:
+    def kinds(self) -> tuple[InterventionRequest, ...]:
         """The interventions with their labels and parameters."""
         return tuple(resolve(kind) for kind in self.interventions)
 
@@ -86,13 +86,13 @@ class Options:
             return (False, True) if self.objective in TEXT_OBJECTIVES else (False,)
         return (self.captions,)
 
-    def fixed(self) -> Candidate | None:
+    def fixed(self) -> ProjectionCandidate | None:
         """The candidate that the options leave no choice about, if they name one."""
         needs_strength = self.estimator in ("icm", "shrinkage")
         needs_rank = self.estimator in ("icm", "generalised")
         if self.estimator == "auto" or (needs_strength and self.strength is None) or (needs_rank and self.rank is None):
             return None
-        return Candidate(self.estimator, self.rank, self.strength, bool(self.captions))
+        return ProjectionCandidate(self.estimator, self.rank, self.strength, bool(self.captions))
 
     def to_json(self) -> dict[str, Any]:
         """All of them, every intervention with its label, kind and parameters."""
@@ -118,7 +118,7 @@ class Calibration:
 def calibrate(
     encoder: Encoder,
     pictures: Sequence[Picture],
-    options: Options,
+    options: FitOptions,
     *,
     cache: Path | None = None,
     progress: Progress = silent,
@@ -162,13 +162,13 @@ def calibrate(
 
 def conclude(
     encoder: Encoder | None,
-    chosen: Candidate,
+    chosen: ProjectionCandidate,
     selection: Selection | None,
     moments: Moments,
     parts: Sequence[Moments],
     facts: dict[str, Any],
-    options: Options,
-    table: Table | None = None,
+    options: FitOptions,
+    table: EmbeddingTable | None = None,
 ) -> Calibration:
     """Fits what was chosen, and says what there is to say about it.
 
@@ -205,7 +205,7 @@ def conclude(
     return Calibration(replace(projection, provenance=provenance, training_mean=mean), selection, facts)
 
 
-def training_mean(projection: Projection, table: Table) -> NDArray[np.float64]:
+def training_mean(projection: Projection, table: EmbeddingTable) -> NDArray[np.float64]:
     """m₀ of the space that a projection makes: the mean over environments of their unchanged pictures' means.
 
     Args:
@@ -224,11 +224,11 @@ def training_mean(projection: Projection, table: Table) -> NDArray[np.float64]:
 def tabulate(
     encoder: Encoder,
     pictures: Sequence[Picture],
-    options: Options,
+    options: FitOptions,
     *,
     cache: Path | None = None,
     progress: Progress = silent,
-) -> tuple[Table, dict[str, Any]]:
+) -> tuple[EmbeddingTable, dict[str, Any]]:
     """Embeds pictures and their changed versions, and lists them as a table.
 
     Returns:
@@ -240,7 +240,7 @@ def tabulate(
     Raises:
         InputError: No picture could be used, or an intervention needs a second picture and there is none.
     """
-    plain = embed(encoder, [Job(picture.path) for picture in pictures], cache=cache, progress=progress)
+    plain = embed(encoder, [EmbeddingJob(picture.path) for picture in pictures], cache=cache, progress=progress)
     used = [pictures[index] for index in plain.kept]
     digests = [plain.digests[index] for index in plain.kept]
     asked = options.kinds
@@ -257,7 +257,7 @@ def tabulate(
     concepts, concept_names = codes([picture.concept for picture in rows])
     labels, label_names = codes([picture.name for picture in rows])
     environments, environment_names = codes([picture.environment for picture in rows])
-    table = Table(
+    table = EmbeddingTable(
         vectors=vectors,
         concepts=concepts,
         labels=labels,
@@ -279,12 +279,12 @@ def tabulate(
 
 
 def choose(
-    table: Table, bank: NDArray[np.float64] | None, options: Options, progress: Progress
-) -> tuple[Selection | None, Candidate]:
+    table: EmbeddingTable, bank: NDArray[np.float64] | None, options: FitOptions, progress: Progress
+) -> tuple[Selection | None, ProjectionCandidate]:
     """The candidate to fit, and the scores if any could be had; a fully named candidate needs none."""
     fixed = options.fixed()
     if fixed is not None:
-        candidates = list(dict.fromkeys([Candidate("identity"), fixed]))
+        candidates = list(dict.fromkeys([ProjectionCandidate("identity"), fixed]))
     else:
         width = table.vectors.shape[1]
         candidates = grid(

@@ -14,7 +14,7 @@ from invariclip.artifact.folder import checked_path, read_manifest
 from invariclip.artifact.learned_prompts import read_semantics, write_semantics
 from invariclip.artifact.projection import read_projection, write_projection
 from invariclip.backends import DEFAULT_BACKEND
-from invariclip.calibrate.fit import Calibration, Options, calibrate
+from invariclip.calibrate.fit import Calibration, FitOptions, calibrate
 from invariclip.calibrate.projection.selection import Selection
 from invariclip.console import Progress, silent
 from invariclip.errors import ArtifactError, InputError, ProjectionError, SemanticsError
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from invariclip.artifact.fidelity import Fidelity
-    from invariclip.artifact.learned_prompts import Semantics
+    from invariclip.artifact.learned_prompts import LearnedPrompts
     from invariclip.artifact.manifest import Manifest
     from invariclip.artifact.projection import Projection
     from invariclip.calibrate.data.pictures import Picture
-    from invariclip.calibrate.prompts.options import Options as Learning
+    from invariclip.calibrate.prompts.options import PromptOptions
     from invariclip.export.checkpoints.checkpoint import Checkpoint
 
 EXPORTED = "exported.json"
@@ -58,14 +58,14 @@ class Serving:
 def run_build(
     checkpoint: Checkpoint,
     pictures: Sequence[Picture],
-    options: Options,
+    options: FitOptions,
     *,
     out: Path,
     work: Path,
     cache: Path,
     classes: Sequence[str] = (),
     serving: Serving | None = None,
-    learning: Learning | None = None,
+    learning: PromptOptions | None = None,
     progress: Progress = silent,
     tell: Callable[[str], None] = lambda _: None,
 ) -> tuple[Calibration, dict[str, Any]]:
@@ -151,13 +151,13 @@ def served_projection(result: Calibration) -> Projection | None:
 def _learnt(
     checkpoint: Checkpoint,
     pictures: Sequence[Picture],
-    learning: Learning,
+    learning: PromptOptions,
     projection: Projection | None,
     file: Path,
     cache: Path,
     progress: Progress,
     tell: Callable[[str], None],
-) -> Semantics:
+) -> LearnedPrompts:
     """The learned templates, from their file if they were learnt before."""
     try:
         semantics = read_semantics(file)

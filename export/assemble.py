@@ -35,16 +35,16 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
-    from invariclip.artifact.learned_prompts import Semantics
+    from invariclip.artifact.learned_prompts import LearnedPrompts
     from invariclip.artifact.manifest import Front, TextLength
     from invariclip.artifact.projection import Projection
     from invariclip.console import Progress
     from invariclip.export.checkpoints.checkpoint import Checkpoint
     from invariclip.export.graphs.rewrites import Tower
     from invariclip.export.graphs.tower_graph import TowerFacts
-    from invariclip.export.verification.evidence import Pictures
+    from invariclip.export.verification.evidence import ImageBatches
     from invariclip.export.verification.figures import Thresholds
-    from invariclip.export.verification.verify import Job
+    from invariclip.export.verification.verify import ExportJob
 
 IMAGE_FILE, TEXT_FILE, LEARNED_TEXT_FILE = "image.onnx", "text.onnx", "text.cdc.onnx"
 TOKENIZER_FILE, PROJECTION_FILE, SEMANTICS_FILE = "tokenizer.json", "projection.safetensors", "cdc.safetensors"
@@ -86,7 +86,7 @@ def export_artifact(
     projection: Projection | None = None,
     classes: Sequence[str] = (),
     templates: Sequence[str] | None = None,
-    semantics: Semantics | None = None,
+    semantics: LearnedPrompts | None = None,
     images: Sequence[str | Path] | None = None,
     thresholds: Thresholds = figures.EXACT,
     how: Build | None = None,
@@ -145,7 +145,9 @@ def export_artifact(
     with new_directory(target) as folder:
         written = write_files(job, folder, build, progress, semantics)
         towers = folder / written.image, folder / written.text
-        candidates = {name: verify.Candidate.open(*towers, job, backend=name, threads=threads) for name in backends}
+        candidates = {
+            name: verify.VerificationCandidate.open(*towers, job, backend=name, threads=threads) for name in backends
+        }
         seen = verify.look(job.checkpoint, checked, progress)
         verdicts = verify.check(candidates, checked, thresholds, seen=seen, progress=progress)
         for name, verdict in verdicts.items():
@@ -163,7 +165,7 @@ def export_artifact(
     return manifest
 
 
-def _prompts(templates: Sequence[str] | None, semantics: Semantics | None) -> tuple[str, ...]:
+def _prompts(templates: Sequence[str] | None, semantics: LearnedPrompts | None) -> tuple[str, ...]:
     """The hand-written prompts.
 
     Raises:
@@ -179,7 +181,7 @@ def _prompts(templates: Sequence[str] | None, semantics: Semantics | None) -> tu
     return semantics.templates
 
 
-def _fast_pixels(job: Job, pictures: Pictures, wish: Wish, progress: Progress) -> dict[str, Any]:
+def _fast_pixels(job: ExportJob, pictures: ImageBatches, wish: Wish, progress: Progress) -> dict[str, Any]:
     """The record of the fast pixel mode, at the bounds of the level that variants have to keep."""
     record = fast_pixels.prove(job, pictures, wish.bounds or figures.THRESHOLDS[wish.level], progress=progress)
     if not record["passed"]:
@@ -187,7 +189,7 @@ def _fast_pixels(job: Job, pictures: Pictures, wish: Wish, progress: Progress) -
     return record
 
 
-def _write_thinned(job: Job, how: Build, tokens: Sequence[int], path: Path) -> None:
+def _write_thinned(job: ExportJob, how: Build, tokens: Sequence[int], path: Path) -> None:
     """Writes the image graph again with so many tokens after each block."""
     graph = tower_graph(
         job.checkpoint, "image", job.projection, rewrites=how.rewrites, projection_as_input=how.projection_as_input,
@@ -197,12 +199,14 @@ def _write_thinned(job: Job, how: Build, tokens: Sequence[int], path: Path) -> N
     write_graph(graph.model, path)
 
 
-def _attach(model: ir.Model, job: Job) -> None:
+def _attach(model: ir.Model, job: ExportJob) -> None:
     head, checkpoint = job.head, job.checkpoint
     attach_head(model, head.bank if head else None, checkpoint.logit_scale, checkpoint.logit_bias, job.learned)
 
 
-def write_files(job: Job, folder: Path, how: Build, progress: Progress, semantics: Semantics | None = None) -> Written:
+def write_files(
+    job: ExportJob, folder: Path, how: Build, progress: Progress, semantics: LearnedPrompts | None = None
+) -> Written:
     """Writes every file but the manifest; its manifest lists no variant yet."""
     checkpoint, projection = job.checkpoint, job.projection
     write_atomically(folder / TOKENIZER_FILE, checkpoint.tokenizer.model_json)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from invariclip.artifact.manifest import Compute, Manifest
     from invariclip.console import Progress
-    from invariclip.export.verification.evidence import Pictures
+    from invariclip.export.verification.evidence import ImageBatches
     from invariclip.sites.site import Site
 
 T = TypeVar("T")
@@ -161,7 +161,7 @@ def _thinned(items: Iterable[T], count: int) -> list[T]:
 
 
 def _difference(
-    before: Path, after: Path, site: Site, images: Pictures, *, backend: str, threads: int | None, compute: Compute
+    before: Path, after: Path, site: Site, images: ImageBatches, *, backend: str, threads: int | None, compute: Compute
 ) -> float:
     """Largest difference of an adapted graph's embeddings from float64; NaN where one is."""
     engine = open_backend(backend, before, threads=threads, compute=compute)

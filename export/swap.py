@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from invariclip.artifact.manifest import Compute, Manifest
     from invariclip.console import Progress
-    from invariclip.export.verification.evidence import Pictures
+    from invariclip.export.verification.evidence import ImageBatches
 
 _BEST = "float32"
 """The variant whose text graph embeds the classes of all of them, where it is there."""
@@ -144,7 +144,7 @@ def swap_classes(
 
 def head_differences(
     path: Path,
-    pictures: Pictures,
+    pictures: ImageBatches,
     head: ClassHead,
     *,
     backend: str = DEFAULT_BACKEND,

@@ -18,11 +18,11 @@ from invariclip.export.checkpoints.check_texts import spread
 from invariclip.export.graphs.trace import write_facts
 from invariclip.export.quantization.fewer import fewer_tokens
 from invariclip.export.quantization.islands import NORMS
-from invariclip.export.quantization.trials import Trials
-from invariclip.export.quantization.variants import KINDS, Workshop, require_kinds, write_islands
+from invariclip.export.quantization.trials import GraphTrials
+from invariclip.export.quantization.variants import KINDS, VariantInputs, require_kinds, write_islands
 from invariclip.export.verification import evidence, verify
-from invariclip.export.verification.candidate import Candidate
-from invariclip.export.verification.evidence import Pictures
+from invariclip.export.verification.candidate import VerificationCandidate
+from invariclip.export.verification.evidence import ImageBatches
 from invariclip.export.verification.figures import THRESHOLDS, searched
 from invariclip.preprocessing.pixels import find_pictures
 
@@ -37,10 +37,10 @@ if TYPE_CHECKING:
     from invariclip.artifact.manifest import Manifest, Variant
     from invariclip.console import Progress
     from invariclip.export.quantization.token_search import Found
-    from invariclip.export.quantization.variants import Kind, Method
-    from invariclip.export.verification.candidate import Job, Verdict
+    from invariclip.export.quantization.variants import Method, VariantKind
+    from invariclip.export.verification.candidate import CandidateVerdict, ExportJob
     from invariclip.export.verification.figures import Thresholds
-    from invariclip.export.verification.verify import Evidence
+    from invariclip.export.verification.verify import ReferenceEvidence
 
 BASE = "float32"
 """The variant that every artifact has, and the others are made from."""
@@ -84,9 +84,9 @@ def require_wish(wish: Wish, pixels_in_graph: str | None) -> None:
 def with_variants(
     manifest: Manifest,
     folder: Path,
-    job: Job,
+    job: ExportJob,
     wish: Wish,
-    seen: Evidence,
+    seen: ReferenceEvidence,
     *,
     backends: Sequence[str],
     threads: int | None,
@@ -114,9 +114,11 @@ def with_variants(
     base = manifest.variants[BASE]
     bounds = wish.bounds or THRESHOLDS[wish.level]
     spare = spare_pictures(wish, seen.pictures)
-    calibration = Pictures(spare if wish.calibration else spread(spare, CALIBRATION), job.checkpoint.pixels)
-    trials = Trials.look(job, Pictures(spread(spare, LOOKED_AT), job.checkpoint.pixels), searched(bounds), progress)
-    workshop = Workshop(partial(_batches, calibration), trials, "", threads, progress)
+    calibration = ImageBatches(spare if wish.calibration else spread(spare, CALIBRATION), job.checkpoint.pixels)
+    trials = GraphTrials.look(
+        job, ImageBatches(spread(spare, LOOKED_AT), job.checkpoint.pixels), searched(bounds), progress
+    )
+    workshop = VariantInputs(partial(_batches, calibration), trials, "", threads, progress)
     made, left = _made(manifest, folder, wish, backends, workshop, partial(fewer_tokens, folder=folder, trace=trace))
     files = {file.path for variant in made.values() for file in (variant.image, variant.text)}
     for file in files - {base.image.path, base.text.path}:
@@ -143,9 +145,9 @@ def with_variants(
 
 
 def _judged(
-    folder: Path, job: Job, wish: Wish, bounds: Thresholds, seen: Evidence, made: Mapping[str, Variant],
+    folder: Path, job: ExportJob, wish: Wish, bounds: Thresholds, seen: ReferenceEvidence, made: Mapping[str, Variant],
     backends: Sequence[str], threads: int | None, progress: Progress,
-) -> dict[str, dict[str, Verdict]]:  # fmt: skip
+) -> dict[str, dict[str, CandidateVerdict]]:  # fmt: skip
     """Every variant on every engine that can compute it, by name and engine."""
     candidates, places = {}, {}
     for name, variant in made.items():
@@ -154,11 +156,11 @@ def _judged(
                 continue
             key = f"{name} on {engine}"
             places[key] = name, engine
-            candidates[key] = Candidate.open(
+            candidates[key] = VerificationCandidate.open(
                 folder / variant.image.path, folder / variant.text.path, job, backend=engine, level=wish.level,
                 compute=variant.compute, text_compute=variant.text_compute, threads=threads,
             )  # fmt: skip
-    found: dict[str, dict[str, Verdict]] = {name: {} for name in made}
+    found: dict[str, dict[str, CandidateVerdict]] = {name: {} for name in made}
     verdicts = verify.check(candidates, seen.pictures, bounds, seen=seen, progress=progress) if candidates else {}
     for key, verdict in verdicts.items():
         name, engine = places[key]
@@ -176,7 +178,7 @@ def _drop_unlisted(folder: Path, listed: Mapping[str, Variant]) -> None:
 
 
 def _made(
-    manifest: Manifest, folder: Path, wish: Wish, backends: Sequence[str], workshop: Workshop,
+    manifest: Manifest, folder: Path, wish: Wish, backends: Sequence[str], workshop: VariantInputs,
     thin: Callable[..., tuple[Path, Found]],
 ) -> tuple[dict[str, Variant], dict[str, str]]:  # fmt: skip
     """Every variant whose graph could be made, not yet judged; and why the others could not."""
@@ -213,7 +215,7 @@ def _made(
     return made, left
 
 
-def _text_of(kind: Kind, folder: Path, base: Variant) -> str:
+def _text_of(kind: VariantKind, folder: Path, base: Variant) -> str:
     """The text graph's file: the float32 one, or one in float16 that variants share."""
     if not kind.text_islands:
         return base.text.path
@@ -223,13 +225,13 @@ def _text_of(kind: Kind, folder: Path, base: Variant) -> str:
     return target.name
 
 
-def _engine(kind: Kind, backends: Sequence[str]) -> str | None:
+def _engine(kind: VariantKind, backends: Sequence[str]) -> str | None:
     """The engine that a search asks: OpenVINO first, which is the faster one in int8."""
     able = [name for name in backends if kind.compute == "float32" or name == "openvino"]
     return "openvino" if "openvino" in able else next(iter(able), None)
 
 
-def spare_pictures(wish: Wish, judged: Pictures) -> list[Path]:
+def spare_pictures(wish: Wish, judged: ImageBatches) -> list[Path]:
     """What to calibrate and search on: the wish's own pictures, or bundled ones that the contract does not look at.
 
     As many bundled ones as the contract looks at, at most: ranges and second moments hold every picture's activations.
@@ -246,7 +248,7 @@ def spare_pictures(wish: Wish, judged: Pictures) -> list[Path]:
     return check_texts.spread(apart or bundled, evidence.BUNDLED_LIMIT)
 
 
-def _batches(pictures: Pictures) -> Iterator[NDArray[np.uint8]]:
+def _batches(pictures: ImageBatches) -> Iterator[NDArray[np.uint8]]:
     """Calibration pictures as they are and under an intervention each, so that ranges hold for both."""
     for batch in pictures.batches(_BATCH):
         yield batch

@@ -22,13 +22,13 @@ from invariclip.sites.site import read_site
 
 if TYPE_CHECKING:
     from invariclip.artifact.fidelity import Fidelity
-    from invariclip.artifact.learned_prompts import Semantics
+    from invariclip.artifact.learned_prompts import LearnedPrompts
     from invariclip.artifact.manifest import Manifest, Variant
     from invariclip.console import Progress
     from invariclip.export.options import Limits
-    from invariclip.export.verification.candidate import Job
-    from invariclip.export.verification.evidence import Pictures
-    from invariclip.export.verification.verify import Verdict
+    from invariclip.export.verification.candidate import ExportJob
+    from invariclip.export.verification.evidence import ImageBatches
+    from invariclip.export.verification.verify import CandidateVerdict
     from invariclip.sites.site import Site
 
 
@@ -60,7 +60,7 @@ def verify(
     paths = _checked_paths(artifact, manifest)
     from invariclip.export.verification import evidence
     from invariclip.export.verification.manifest_check import OTHER, disagreements
-    from invariclip.export.verification.verify import Candidate, check, prepare
+    from invariclip.export.verification.verify import VerificationCandidate, check, prepare
 
     loaded = load(model or _own_model(manifest.model.name, artifact), checkpoint, random_weights, threads, tokenizer)
     if loaded.sha256 != manifest.model.checkpoint_sha256:
@@ -81,7 +81,7 @@ def verify(
         name, facts = f"{variant} on {backend}", manifest.variants[variant]
         # held to the level that it was listed with; an engine that it was never tried on has to reach that of others
         level = _promised(facts, backend)
-        candidates[name] = Candidate.open(
+        candidates[name] = VerificationCandidate.open(
             *paths[variant], job, backend=backend, level=level, compute=facts.compute,
             text_compute=facts.text_compute, threads=threads,
         )  # fmt: skip
@@ -119,7 +119,7 @@ def _checked_paths(artifact: Path, manifest: Manifest) -> dict[str, tuple[Path, 
     }
 
 
-def _own_semantics(artifact: Path, manifest: Manifest, *, own: bool) -> Semantics | None:
+def _own_semantics(artifact: Path, manifest: Manifest, *, own: bool) -> LearnedPrompts | None:
     """The artifact's learned templates.
 
     Raises:
@@ -156,7 +156,9 @@ def _own_site(artifact: Path, manifest: Manifest, *, own: bool) -> Site | None:
     return site
 
 
-def _fast_pixels(manifest: Manifest, job: Job, pictures: Pictures, limits: Limits, *, progress: Progress) -> list[str]:
+def _fast_pixels(
+    manifest: Manifest, job: ExportJob, pictures: ImageBatches, limits: Limits, *, progress: Progress
+) -> list[str]:
     """What the fast pixel mode breaks of its own bounds or the user's, where the artifact promises it."""
     promised = manifest.fast_pixels
     if promised.get("passed") is not True:
@@ -191,7 +193,7 @@ def _promised(variant: Variant, backend: str) -> Fidelity:
     return max(levels, key=LEVELS.index, default=LEVELS[0])
 
 
-def _as_json(verdicts: dict[str, Verdict], places: dict[str, tuple[str, str]]) -> dict[str, Any]:
+def _as_json(verdicts: dict[str, CandidateVerdict], places: dict[str, tuple[str, str]]) -> dict[str, Any]:
     """Every failure in words, and the records as a manifest has them: variant, then backend."""
     variants: dict[str, dict[str, Any]] = {}
     for name, (variant, backend) in places.items():

@@ -33,7 +33,7 @@ BUSY = 0.5
 
 
 @dataclass(frozen=True)
-class Basis:
+class ProfileBasis:
     """What a choice rests on; where any of it differs, it has to be made again.
 
     Attributes:
@@ -72,7 +72,7 @@ class Basis:
 
 
 @dataclass(frozen=True)
-class Choice:
+class ProfileChoice:
     """What to open.
 
     Attributes:
@@ -118,7 +118,7 @@ class Measurement:
         ratio_high: Upper end.
     """
 
-    candidate: Choice
+    candidate: ProfileChoice
     fidelity: str
     stage: int
     rounds: int
@@ -144,7 +144,7 @@ class Measurement:
 
 
 @dataclass(frozen=True)
-class Profile:
+class MachineProfile:
     """A choice, what it rests on and how it came about.
 
     Attributes:
@@ -159,8 +159,8 @@ class Profile:
         versions: Of invariclip and Python.
     """
 
-    basis: Basis
-    choice: Choice
+    basis: ProfileBasis
+    choice: ProfileChoice
     why: str
     measurements: tuple[Measurement, ...]
     left_out: tuple[dict[str, str], ...]
@@ -174,7 +174,7 @@ class Profile:
         return {"schema_version": SCHEMA_VERSION, "key": file_key(self.basis), **asdict(self)}
 
     @classmethod
-    def from_json(cls, plain: dict[str, Any]) -> Profile:
+    def from_json(cls, plain: dict[str, Any]) -> MachineProfile:
         """Reads what `to_json` wrote.
 
         Raises:
@@ -190,7 +190,7 @@ class Profile:
             profile = cls(
                 **{
                     **rest,
-                    "basis": Basis(
+                    "basis": ProfileBasis(
                         **{
                             **basis,
                             "machine": machine_from_json(basis["machine"]),
@@ -199,9 +199,9 @@ class Profile:
                             "batches": tuple(basis["batches"]),
                         }
                     ),
-                    "choice": Choice(**rest["choice"]),
+                    "choice": ProfileChoice(**rest["choice"]),
                     "measurements": tuple(
-                        Measurement(**{**item, "candidate": Choice(**item["candidate"])})
+                        Measurement(**{**item, "candidate": ProfileChoice(**item["candidate"])})
                         for item in rest["measurements"]
                     ),
                     "left_out": tuple(
@@ -220,18 +220,18 @@ class Profile:
         return profile
 
 
-def file_key(basis: Basis) -> str:
+def file_key(basis: ProfileBasis) -> str:
     """Names the machine, the objective and the fidelity: 16 hexadecimal digits, the KEY of machine-KEY.json."""
     parts = [json.dumps(asdict(basis.machine), sort_keys=True), basis.objective, basis.fidelity]
     return hashlib.sha256("\n".join(["invariclip-machine-1", *parts]).encode()).hexdigest()[:16]
 
 
-def profile_path(folder: Path, basis: Basis) -> Path:
+def profile_path(folder: Path, basis: ProfileBasis) -> Path:
     """Where the profile of this basis lies in an artifact's folder."""
     return folder / f"machine-{file_key(basis)}.json"
 
 
-def write_profile(path: Path, profile: Profile) -> None:
+def write_profile(path: Path, profile: MachineProfile) -> None:
     """Writes a profile: the whole file or none.
 
     Raises:
@@ -244,7 +244,7 @@ def write_profile(path: Path, profile: Profile) -> None:
         raise InputError(f"{error}; name another place with --profile FILE") from error
 
 
-def read_profile(path: Path) -> Profile:
+def read_profile(path: Path) -> MachineProfile:
     """Reads a profile, whose size is bounded and of which nothing is ever executed.
 
     Raises:
@@ -261,12 +261,12 @@ def read_profile(path: Path) -> Profile:
     if not isinstance(plain, dict):
         raise ProfileError(f"{path}: must hold a JSON object")
     try:
-        return Profile.from_json(plain)
+        return MachineProfile.from_json(plain)
     except ProfileError as error:
         raise ProfileError(f"{path}: {error}") from error
 
 
-def changes(then: Basis, now: Basis, engines: Collection[str] | None = None) -> list[str]:
+def changes(then: ProfileBasis, now: ProfileBasis, engines: Collection[str] | None = None) -> list[str]:
     """What differs between the basis of a profile and now, in words; empty where it still holds.
 
     Args:

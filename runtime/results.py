@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from invariclip.artifact.manifest import SemanticsFacts
+from invariclip.artifact.manifest import LearnedPromptsFacts
 from invariclip.errors import InputError
 from invariclip.uncertainty import energy_uncertainty, fuse, opinions
 
@@ -30,7 +30,7 @@ WITHOUT_EVIDENCE = (
 )
 
 
-def uncertainty_kind(learned: SemanticsFacts | None, asked: str | None = None) -> UncertaintyKind:
+def uncertainty_kind(learned: LearnedPromptsFacts | None, asked: str | None = None) -> UncertaintyKind:
     """Which uncertainty is meant: the one asked for, else evidence where there are learned templates, else energy.
 
     Args:
@@ -50,7 +50,7 @@ def uncertainty_kind(learned: SemanticsFacts | None, asked: str | None = None) -
 
 
 def threshold(
-    learned: SemanticsFacts | None, abstain_above: AbstainAbove, kind: UncertaintyKind | None = None
+    learned: LearnedPromptsFacts | None, abstain_above: AbstainAbove, kind: UncertaintyKind | None = None
 ) -> float | None:
     """The uncertainty that is meant: the number itself, or what the templates were calibrated to for a target risk.
 
@@ -242,7 +242,7 @@ def host_answers(
     bank: NDArray[Any],
     logit_scale: float,
     logit_bias: float | None,
-    learned: SemanticsFacts | None,
+    learned: LearnedPromptsFacts | None,
 ) -> Answers:
     """What embeddings say of class embeddings, outside a graph.
 
@@ -266,7 +266,7 @@ def host_answers(
 
 
 def fused_probabilities(
-    embeddings: NDArray[np.float32], banks: NDArray[np.float64], logit_scale: float, facts: SemanticsFacts
+    embeddings: NDArray[np.float32], banks: NDArray[np.float64], logit_scale: float, facts: LearnedPromptsFacts
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Probabilities [N, K] and uncertainty [N] of all templates together, see `evidence`; computed in float64.
 

@@ -14,21 +14,21 @@ from invariclip.errors import ArtifactError, InputError, ProfileError, ProfileWa
 from invariclip.files import sha256_file
 from invariclip.machine import this_machine
 from invariclip.preprocessing.pixels import require_pixel_mode
-from invariclip.profile import OBJECTIVES, Basis, changes, profile_path, read_profile
+from invariclip.profile import OBJECTIVES, ProfileBasis, changes, profile_path, read_profile
 
 if TYPE_CHECKING:
     import os
 
     from invariclip.artifact.fidelity import Fidelity
     from invariclip.artifact.manifest import Manifest, Variant
-    from invariclip.profile import Objective, Profile
+    from invariclip.profile import MachineProfile, Objective
 
 SAFE_VARIANT = "float32"
 _STACK = 5  # from the warning up to the caller of `load`
 
 
 @dataclass(frozen=True)
-class Chosen:
+class Selection:
     """What to open, and who says so.
 
     Attributes:
@@ -54,7 +54,7 @@ def choose(
     fidelity: str | None = None,
     objective: str | None = None,
     profile: str | os.PathLike[str] | None = None,
-) -> Chosen:
+) -> Selection:
     """Picks a variant and an engine; the arguments are those of `loading.load`.
 
     Raises:
@@ -85,7 +85,7 @@ def choose(
             f"{_listed(manifest, level)}"
         )
     by = "default" if variant is None and backend is None else "caller"
-    return Chosen(*pair, threads, by)
+    return Selection(*pair, threads, by)
 
 
 def safe_default(folder: Path, manifest: Manifest) -> tuple[str, str]:
@@ -134,14 +134,14 @@ def basis_of(
     fidelity: Fidelity,
     threads: tuple[int, ...] = (),
     batches: tuple[int, ...] = (),
-) -> Basis:
+) -> ProfileBasis:
     """What a choice made now, on this machine and of this artifact, rests on."""
-    return Basis(
+    return ProfileBasis(
         this_machine(), engine_versions(), sha256_file(folder / MANIFEST), objective, fidelity, threads, batches
     )
 
 
-def why_not(profile: Profile, now: Basis, manifest: Manifest) -> list[str]:
+def why_not(profile: MachineProfile, now: ProfileBasis, manifest: Manifest) -> list[str]:
     """Why a profile must not be used, in words; empty where it may.
 
     What other engines than the chosen one are at does not matter to whoever serves; `tune` asks about them too.
@@ -161,7 +161,7 @@ def why_not(profile: Profile, now: Basis, manifest: Manifest) -> list[str]:
 
 def profile_of(
     folder: Path, manifest: Manifest, level: Fidelity | None = None, objective: Objective = "latency"
-) -> tuple[Path, Profile] | None:
+) -> tuple[Path, MachineProfile] | None:
     """This machine's profile of an artifact, where there is a usable one.
 
     Args:
@@ -175,7 +175,7 @@ def profile_of(
     """
     if next(folder.glob("machine-*.json"), None) is None:
         return None
-    found: list[tuple[Path, Profile]] = []
+    found: list[tuple[Path, MachineProfile]] = []
     here = basis_of(folder, objective, LEVELS[0])
     for wanted in LEVELS if level is None else LEVELS[: LEVELS.index(level) + 1]:
         now = replace(here, fidelity=wanted)
@@ -203,7 +203,7 @@ def profile_of(
 
 def _from_profile(
     folder: Path, manifest: Manifest, level: Fidelity | None, objective: Objective | None, named: Path | None
-) -> Chosen | None:
+) -> Selection | None:
     if named is None:
         found = profile_of(folder, manifest, level, objective or OBJECTIVES[0])
     else:
@@ -217,7 +217,7 @@ def _from_profile(
         return None
     path, profile = found
     choice = profile.choice
-    return Chosen(choice.variant, choice.backend, choice.threads, f"profile {path.name}")
+    return Selection(choice.variant, choice.backend, choice.threads, f"profile {path.name}")
 
 
 def _proved_engine(variant: Variant) -> str:

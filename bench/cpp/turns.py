@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Row:
+class CppTiming:
     """One question, answered by Python and by C++; times in milliseconds.
 
     Attributes:
@@ -90,7 +90,7 @@ class _Asked:
 
 def compare(
     name: str, ask: Path, words: Sequence[str], folder: Path, *, rounds: int, seconds: float, progress: Progress
-) -> Row:
+) -> CppTiming:
     """Times one question.
 
     Args:
@@ -127,7 +127,7 @@ def compare(
     faster = ratio(turns["python"], turns["cpp"])
     slowest = {key: spread(taken) for key, taken in turns.items()}
     best = {key: min(map(min, taken)) for key, taken in turns.items()}
-    return Row(
+    return CppTiming(
         name, percentiles(turns["python"])["p50"], percentiles(turns["cpp"])["p50"], best["python"], best["cpp"],
         slowest["python"], slowest["cpp"], faster.value, faster.low, faster.high,
         outs["python"].read_bytes() == outs["cpp"].read_bytes(),

@@ -114,7 +114,7 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
-class Answers:
+class ArtifactAnswers:
     """What one artifact says to all pictures: by names as class indices, unit embeddings, and how unsure it is."""
 
     indices: NDArray[np.int64]
@@ -144,7 +144,7 @@ class Halves:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class DemoVerdict:
     """The sentence under which everything stands, and whether there is a gain and no loss."""
 
     helped: bool
@@ -170,7 +170,7 @@ def kind_of(picture: Picture) -> str:
     return PHOTOGRAPHS if picture.environment == _PHOTOGRAPH_STYLE else DRAWINGS
 
 
-def ask(folder: Path, bundled: Bundle, progress: Progress) -> Answers:
+def ask(folder: Path, bundled: Bundle, progress: Progress) -> ArtifactAnswers:
     """Puts every bundled picture to an artifact, through the runtime alone."""
     model = invariclip.load(folder)
     paths = [picture.path for picture in bundled.pictures]
@@ -181,10 +181,12 @@ def ask(folder: Path, bundled: Bundle, progress: Progress) -> Answers:
         indices.append(answers.probabilities.argmax(axis=1))
         embeddings.append(answers.embeddings)
         uncertainty.append(answers.uncertainty)
-    return Answers(np.concatenate(indices).astype(np.int64), np.concatenate(embeddings), np.concatenate(uncertainty))
+    return ArtifactAnswers(
+        np.concatenate(indices).astype(np.int64), np.concatenate(embeddings), np.concatenate(uncertainty)
+    )
 
 
-def adapt(folder: Path, bundled: Bundle, answers: Answers) -> Answers:
+def adapt(folder: Path, bundled: Bundle, answers: ArtifactAnswers) -> ArtifactAnswers:
     """What the artifact says when each unseen style is a site, measured on `SHOWN` of its pictures, without labels.
 
     Two samples of each style are drawn, and a picture of the one is answered with the site of the other: no picture is
@@ -206,10 +208,10 @@ def adapt(folder: Path, bundled: Bundle, answers: Answers) -> Answers:
             site = empty.adding(answers.embeddings[sample], bank)
             embeddings[asked] = site.apply(answers.embeddings[asked])
     found = host_answers(embeddings, bank, model.manifest.model.logit_scale, model.manifest.model.logit_bias, None)
-    return Answers(found.probabilities.argmax(axis=1).astype(np.int64), embeddings, found.uncertainty)
+    return ArtifactAnswers(found.probabilities.argmax(axis=1).astype(np.int64), embeddings, found.uncertainty)
 
 
-def answered(bundled: Bundle, answers: Answers, protocol: Protocol) -> NDArray[np.int64]:
+def answered(bundled: Bundle, answers: ArtifactAnswers, protocol: Protocol) -> NDArray[np.int64]:
     """The class that every picture is taken for, int64 [N].
 
     Args:
@@ -228,7 +230,7 @@ def answered(bundled: Bundle, answers: Answers, protocol: Protocol) -> NDArray[n
 
 
 def _nearest(
-    answers: Answers, labels: NDArray[np.int64], support: NDArray[np.bool_], asked: NDArray[np.bool_]
+    answers: ArtifactAnswers, labels: NDArray[np.int64], support: NDArray[np.bool_], asked: NDArray[np.bool_]
 ) -> NDArray[np.int64]:
     """The nearest prototype of the pictures that are asked about, -1 for the others."""
     classes, bank = prototype_bank(answers.embeddings[support], labels[support])
@@ -244,7 +246,7 @@ def _left_out(bundled: Bundle) -> list[NDArray[np.bool_]]:
     return [styles[(bundled.concepts + turn) % len(styles), np.arange(len(bundled.pictures))] for turn in turns]
 
 
-def score(bundled: Bundle, before: Answers, after: Answers, adapted: Answers) -> list[Accuracy]:
+def score(bundled: Bundle, before: ArtifactAnswers, after: ArtifactAnswers, adapted: ArtifactAnswers) -> list[Accuracy]:
     """Both protocols on unseen drawings, on photographs and their mean, and on two kinds of pictures that tell more.
 
     Every share counts pictures of its kind alike; the mean counts drawings and photographs half each. Most things were
@@ -286,7 +288,7 @@ def score(bundled: Bundle, before: Answers, after: Answers, adapted: Answers) ->
     return rows
 
 
-def halves(bundled: Bundle, answers: Answers) -> Halves:
+def halves(bundled: Bundle, answers: ArtifactAnswers) -> Halves:
     """How well the uncertainty tells right answers by names from wrong ones, on unseen pictures."""
     asked = bundled.unseen
     wrong = answers.indices[asked] != bundled.labels[asked]
@@ -295,7 +297,7 @@ def halves(bundled: Bundle, answers: Answers) -> Halves:
     return Halves(float(surer.mean()), float(other.mean()), auroc(answers.uncertainty[asked].astype(np.float64), wrong))
 
 
-def verdict(rows: Sequence[Accuracy], chosen: str) -> Verdict:
+def verdict(rows: Sequence[Accuracy], chosen: str) -> DemoVerdict:
     """What the table says of unseen pictures, by every protocol, in plain words.
 
     Args:
@@ -303,7 +305,7 @@ def verdict(rows: Sequence[Accuracy], chosen: str) -> Verdict:
         chosen: The estimator.
     """
     if chosen == "identity":
-        return Verdict(
+        return DemoVerdict(
             False, "There is no gain: on styles left out no projection beat doing nothing, so nothing was changed."
         )
     means = [row for row in rows if row.style == MEAN]
@@ -338,7 +340,7 @@ def verdict(rows: Sequence[Accuracy], chosen: str) -> Verdict:
     ]
     if own:
         sentence += f" Adapted to {SHOWN} unlabelled pictures of each style: {'; '.join(own)}."
-    return Verdict(bool(gains) and not losses, sentence)
+    return DemoVerdict(bool(gains) and not losses, sentence)
 
 
 def _words(row: Accuracy) -> str:

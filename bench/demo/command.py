@@ -17,11 +17,11 @@ from invariclip.backends import DEFAULT_BACKEND
 from invariclip.bench.demo.bundled import PROTOCOLS, SEED, SHOWN, adapt, ask, bundle, halves, score, verdict
 from invariclip.bench.demo.own import classify_own, wanted
 from invariclip.bench.demo.page import Demo, write_page
-from invariclip.bench.latency.candidates import Candidate
+from invariclip.bench.latency.candidates import LatencyCandidate
 from invariclip.bench.latency.measure import artifact_candidate, measure
 from invariclip.bench.latency.noise import busy_machine
 from invariclip.calibrate.data.encoders import ArtifactEncoder
-from invariclip.calibrate.fit import Options, calibrate
+from invariclip.calibrate.fit import FitOptions, calibrate
 from invariclip.console import bar, emit_json, say, silent, table
 from invariclip.export.assemble import export_artifact
 from invariclip.export.checkpoints.check_texts import spread
@@ -32,7 +32,7 @@ from invariclip.threads import available_threads
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from invariclip.bench.demo.own import Own, Wanted
+    from invariclip.bench.demo.own import DemoRequest, Own
     from invariclip.calibrate.data.encoder import Encoder
     from invariclip.console import Progress
 
@@ -82,7 +82,7 @@ def demo(out: Path, images: Path | None, classes: str | None, rounds: int, as_js
         _print(result, page)
 
 
-def run(out: Path, *, rounds: int, progress: Progress, own: Wanted | None = None) -> Demo:
+def run(out: Path, *, rounds: int, progress: Progress, own: DemoRequest | None = None) -> Demo:
     """Exports without the projection, calibrates on that artifact, exports with it, classifies and times.
 
     Calibration embeds through the exported graph, not through PyTorch, which is several times slower on a CPU. Every
@@ -110,7 +110,7 @@ def run(out: Path, *, rounds: int, progress: Progress, own: Wanted | None = None
     for folder in (before, after):
         if folder == after:
             with timed("calibrate"):
-                options = Options(interventions=PAPER, draws=DRAWS, objective="both", templates=TEMPLATES, seed=SEED)
+                options = FitOptions(interventions=PAPER, draws=DRAWS, objective="both", templates=TEMPLATES, seed=SEED)
                 encoder = cast("Encoder", ArtifactEncoder(before))
                 calibration = calibrate(encoder, bundled.fit, options, cache=out / "cache", progress=progress)
                 projection = calibration.projection
@@ -130,7 +130,7 @@ def run(out: Path, *, rounds: int, progress: Progress, own: Wanted | None = None
         accuracy = score(bundled, *answers, adapt(after, bundled, answers[1]))
         mine = tuple(classify_own(own, before, after, TEMPLATES)) if own else ()
     candidates = [
-        Candidate("PyTorch eager", "pytorch", "reference"),
+        LatencyCandidate("PyTorch eager", "pytorch", "reference"),
         artifact_candidate("ONNX, no projection", before),
         artifact_candidate("ONNX, projection folded in", after),
     ]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class DemoRequest:
     """What was asked for: pictures that can be read, and the words to choose from."""
 
     paths: tuple[Path, ...]
@@ -41,7 +41,7 @@ class Own:
         return self.before.label != self.after.label
 
 
-def wanted(images: Path | None, classes: str | None, templates: Sequence[str]) -> Wanted | None:
+def wanted(images: Path | None, classes: str | None, templates: Sequence[str]) -> DemoRequest | None:
     """Checks the options before minutes of work; pictures that cannot be read are named in a warning and left out.
 
     Args:
@@ -73,10 +73,10 @@ def wanted(images: Path | None, classes: str | None, templates: Sequence[str]) -
             readable.append(path)
     if not readable:
         raise InputError(f"{images}: no picture there can be read; name a folder of JPEG, PNG or WebP files")
-    return Wanted(tuple(readable), words)
+    return DemoRequest(tuple(readable), words)
 
 
-def classify_own(asked: Wanted, before: Path, after: Path, templates: Sequence[str]) -> list[Own]:
+def classify_own(asked: DemoRequest, before: Path, after: Path, templates: Sequence[str]) -> list[Own]:
     """The answers of both artifacts.
 
     Args:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.artifact.manifest import Manifest
-    from invariclip.bench.demo.bundled import Accuracy, Answers, Bundle, Halves, Protocol, Verdict
+    from invariclip.bench.demo.bundled import Accuracy, ArtifactAnswers, Bundle, DemoVerdict, Halves, Protocol
     from invariclip.bench.demo.own import Own
     from invariclip.bench.latency.candidates import Timing
     from invariclip.calibrate.data.pictures import Picture
@@ -53,14 +53,14 @@ class Demo:
 
     bundled: Bundle
     calibration: Calibration
-    answers: tuple[Answers, Answers]
+    answers: tuple[ArtifactAnswers, ArtifactAnswers]
     accuracy: list[Accuracy]
     timings: list[Timing]
     busy: str | None
     manifest: Manifest
     artifact: Path
     halves: Halves
-    verdict: Verdict
+    verdict: DemoVerdict
     own: tuple[Own, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
 

@@ -51,7 +51,7 @@ def main(
 def _measured(questions: list[Case], minutes: float, out: Path, *, short: bool) -> dict[str, Any]:
     deadline = time.monotonic() + 60 * minutes
     require_page_packages("python -m invariclip.bench.gpu")
-    from invariclip.bench.gpu.files import Workshop
+    from invariclip.bench.gpu.files import GraphFiles
     from invariclip.bench.gpu.measure import machine, measure
     from invariclip.bench.gpu.page import line, write_page
 
@@ -65,7 +65,7 @@ def _measured(questions: list[Case], minutes: float, out: Path, *, short: bool) 
         note(line(row))
         write_atomically(out / "bench.json", json.dumps(record, indent=1, ensure_ascii=False))
 
-    measure(questions, Workshop(folder, short), deadline=deadline, keep=keep)
+    measure(questions, GraphFiles(folder, short), deadline=deadline, keep=keep)
     write_page(out / "index.html", record)
     return record
 

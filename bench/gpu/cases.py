@@ -42,7 +42,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class GpuCandidate:
     """One way to answer it.
 
     Attributes:
@@ -61,21 +61,21 @@ class Candidate:
 
 
 _TRT = (("tensorrt", "tensorrt_rtx"), ("cuda",))
-REFERENCE = Candidate("PyTorch float32", "torch", "float32")
+REFERENCE = GpuCandidate("PyTorch float32", "torch", "float32")
 """What answers are held against, on the same GPU, TensorFloat-32 switched off."""
 CANDIDATES = (
     REFERENCE,
-    Candidate("invariclip, TensorRT float16 islands", "tensorrt", "float16", "ours", _TRT),
-    Candidate("torch.compile float16", "compile", "float16"),
-    Candidate("PyTorch CUDA graph float16", "cudagraph", "float16"),
-    Candidate("PyTorch float16", "torch", "float16"),
-    Candidate("TensorRT float16, plain export", "tensorrt", "float16", "plain", _TRT),
-    Candidate("ONNX Runtime CUDA float16", "onnxruntime-cuda", "float16", "ours", (("onnxruntime",),)),
-    Candidate("ONNX Runtime TensorRT float16", "onnxruntime-tensorrt", "float16", "ours", (("onnxruntime",),)),
-    Candidate("PyTorch CUDA graph bfloat16", "cudagraph", "bfloat16"),
-    Candidate("PyTorch bfloat16", "torch", "bfloat16"),
-    Candidate("torch.compile bfloat16", "compile", "bfloat16"),
-    Candidate("invariclip, TensorRT float32", "tensorrt", "float32", "ours", _TRT),
+    GpuCandidate("invariclip, TensorRT float16 islands", "tensorrt", "float16", "ours", _TRT),
+    GpuCandidate("torch.compile float16", "compile", "float16"),
+    GpuCandidate("PyTorch CUDA graph float16", "cudagraph", "float16"),
+    GpuCandidate("PyTorch float16", "torch", "float16"),
+    GpuCandidate("TensorRT float16, plain export", "tensorrt", "float16", "plain", _TRT),
+    GpuCandidate("ONNX Runtime CUDA float16", "onnxruntime-cuda", "float16", "ours", (("onnxruntime",),)),
+    GpuCandidate("ONNX Runtime TensorRT float16", "onnxruntime-tensorrt", "float16", "ours", (("onnxruntime",),)),
+    GpuCandidate("PyTorch CUDA graph bfloat16", "cudagraph", "bfloat16"),
+    GpuCandidate("PyTorch bfloat16", "torch", "bfloat16"),
+    GpuCandidate("torch.compile bfloat16", "compile", "bfloat16"),
+    GpuCandidate("invariclip, TensorRT float32", "tensorrt", "float32", "ours", _TRT),
 )
 
 
@@ -103,7 +103,7 @@ def cases(
     ]
 
 
-def missing(candidate: Candidate) -> str | None:
+def missing(candidate: GpuCandidate) -> str | None:
     """The package that a candidate lacks here, in words; None where it has all."""
     for group in candidate.packages:
         if not any(_is_there(name) for name in group):

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from invariclip.bench.gpu.cases import Candidate, Case
+    from invariclip.bench.gpu.cases import Case, GpuCandidate
 
 PARITY_ROWS = 32
 """Pictures or texts that answers are compared on."""
 
 
 @dataclass(frozen=True)
-class Workshop:
+class GraphFiles:
     """Where graphs are made, once each.
 
     Attributes:
@@ -44,7 +44,7 @@ class Workshop:
         """A model with seeded random weights."""
         return _checkpoint(model, self.short)
 
-    def graph(self, case: Case, candidate: Candidate) -> Path:
+    def graph(self, case: Case, candidate: GpuCandidate) -> Path:
         """The ONNX file that a candidate runs.
 
         Raises:
@@ -79,12 +79,12 @@ def rows_of(checkpoint: Checkpoint, tower: str, rows: int) -> NDArray[np.uint8] 
     """uint8 [rows, side, side, 3] of bundled pictures, or int64 [rows, context] of prompts about what they show."""
     from invariclip.export.checkpoints.check_texts import spread
     from invariclip.export.reference import pictures_path
-    from invariclip.export.verification.evidence import Pictures
+    from invariclip.export.verification.evidence import ImageBatches
     from invariclip.preprocessing.pixels import find_pictures
 
     if tower == "text":
         texts: Sequence[str] = check_texts.PROMPTS
         return np.asarray(checkpoint.tokenizer([texts[place % len(texts)] for place in range(rows)]))
     found = spread(find_pictures([pictures_path()]), min(rows, PARITY_ROWS))
-    pictures = np.concatenate(list(Pictures(found, checkpoint.pixels).batches(len(found))))
+    pictures = np.concatenate(list(ImageBatches(found, checkpoint.pixels).batches(len(found))))
     return np.ascontiguousarray(pictures[np.arange(rows) % len(pictures)])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from invariclip.bench.gpu.cases import CANDIDATES, REFERENCE, Candidate, missing
+from invariclip.bench.gpu.cases import CANDIDATES, REFERENCE, GpuCandidate, missing
 from invariclip.bench.gpu.files import PARITY_ROWS
 from invariclip.bench.gpu.runners import WARM, open_runner, require_cuda
 from invariclip.bench.latency.flops import graph_flops
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.bench.gpu.cases import Case
-    from invariclip.bench.gpu.files import Workshop
+    from invariclip.bench.gpu.files import GraphFiles
     from invariclip.bench.gpu.runners import Runner
 
 LEAST_COSINE = 0.999
@@ -37,11 +37,11 @@ _PEAK_SIDE, _PEAK_RUNS = 8192, 20
 
 def measure(
     questions: Sequence[Case],
-    workshop: Workshop,
+    workshop: GraphFiles,
     *,
     deadline: float,
     keep: Callable[[dict[str, Any]], None],
-    candidates: Sequence[Candidate] = CANDIDATES,
+    candidates: Sequence[GpuCandidate] = CANDIDATES,
 ) -> list[dict[str, Any]]:
     """Every candidate on every case, until the time is up.
 
@@ -79,7 +79,7 @@ def measure(
 
 
 def _one(
-    candidate: Candidate, case: Case, workshop: Workshop, reference: NDArray[np.float32] | None, peak: float
+    candidate: GpuCandidate, case: Case, workshop: GraphFiles, reference: NDArray[np.float32] | None, peak: float
 ) -> tuple[dict[str, Any], NDArray[np.float32] | None]:
     """Figures of one candidate, or its reason; and what it answered."""
     runner: Runner | None = None
@@ -97,7 +97,7 @@ def _one(
             if not found["cosine_min"] >= LEAST_COSINE:
                 return {**found, "reason": f"answers differ: cosine {found['cosine_min']:.4f}"}, None
         found.update(_times(runner, given[: case.batch]))
-        flops = graph_flops(workshop.graph(case, Candidate("", "tensorrt", "float32", "plain")), case.batch)
+        flops = graph_flops(workshop.graph(case, GpuCandidate("", "tensorrt", "float32", "plain")), case.batch)
         fastest = found.get("device_p50_ms") or found["total_p50_ms"]
         found["peak_share"] = flops / (fastest * 1e-3) / peak if peak else None
         return found, answers

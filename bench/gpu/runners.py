@@ -12,8 +12,8 @@ from invariclip.errors import DeviceError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from invariclip.bench.gpu.cases import Candidate, Case
-    from invariclip.bench.gpu.files import Workshop
+    from invariclip.bench.gpu.cases import Case, GpuCandidate
+    from invariclip.bench.gpu.files import GraphFiles
 
 WARM = 10
 """Runs that are not counted: kernels are loaded, chosen and captured in them."""
@@ -32,7 +32,7 @@ class Runner(Protocol):
         """Gives the GPU's memory back."""
 
 
-def open_runner(candidate: Candidate, case: Case, workshop: Workshop) -> Runner:
+def open_runner(candidate: GpuCandidate, case: Case, workshop: GraphFiles) -> Runner:
     """Loads, compiles or builds a candidate for a case.
 
     Raises:
@@ -47,7 +47,7 @@ def open_runner(candidate: Candidate, case: Case, workshop: Workshop) -> Runner:
 class TorchRunner:
     """PyTorch: eager, compiled, or eager captured as a CUDA graph."""
 
-    def __init__(self, candidate: Candidate, case: Case, workshop: Workshop) -> None:
+    def __init__(self, candidate: GpuCandidate, case: Case, workshop: GraphFiles) -> None:
         import torch as module
 
         torch: Any = module  # its stubs leave events and graphs untyped
@@ -125,7 +125,7 @@ class TorchRunner:
 class GraphRunner:
     """An exported graph in an engine of ours: ONNX Runtime on a GPU, or TensorRT."""
 
-    def __init__(self, candidate: Candidate, case: Case, workshop: Workshop) -> None:
+    def __init__(self, candidate: GpuCandidate, case: Case, workshop: GraphFiles) -> None:
         from invariclip.backends import open_backend
 
         graph = workshop.graph(case, candidate)

@@ -7,7 +7,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Candidate:
+class LatencyCandidate:
     """One way to run a tower, or to multiply matrices.
 
     Attributes:

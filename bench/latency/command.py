@@ -13,7 +13,7 @@ from invariclip.bench.latency import machine, report
 from invariclip.bench.latency.peers import entries
 from invariclip.bench.latency.prepare import prepare
 from invariclip.bench.latency.record import open_record
-from invariclip.bench.latency.reference_files import Wanted
+from invariclip.bench.latency.reference_files import ReferenceRequest
 from invariclip.bench.latency.report_page import write_page
 from invariclip.bench.latency.session import Plan, Session
 from invariclip.cli.predict_command import JSON, QUIET, THREADS
@@ -55,7 +55,7 @@ def bench(
     progress, tell = (silent, lambda _: None) if quiet else (bar, note)
     named = model or ("reference" if artifact is None else read_manifest(artifact).model.name)
     count = threads or available_threads()
-    wanted = Wanted(named, checkpoint, random_weights, tokenizer, artifact, images, count)
+    wanted = ReferenceRequest(named, checkpoint, random_weights, tokenizer, artifact, images, count)
     prepared = prepare(wanted, out, progress=progress, tell=tell)
     facts = machine.facts()
     key = {**prepared.key, "processor": facts["processor"], "threads": str(count)}

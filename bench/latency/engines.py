@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from invariclip.bench.latency.candidates import Candidate
+    from invariclip.bench.latency.candidates import LatencyCandidate
 
 Batch: TypeAlias = "Callable[[int], NDArray[Any]]"
 """Rows to a batch of that many."""
@@ -43,7 +43,7 @@ class Opened:
     engine: dict[str, Any] = field(default_factory=dict)
 
 
-def open_candidate(candidate: Candidate, threads: int) -> Opened:
+def open_candidate(candidate: LatencyCandidate, threads: int) -> Opened:
     """Loads what a candidate is.
 
     Args:
@@ -59,7 +59,7 @@ def open_candidate(candidate: Candidate, threads: int) -> Opened:
     return KINDS[candidate.kind](candidate, threads)
 
 
-def _artifact(candidate: Candidate, threads: int) -> Opened:
+def _artifact(candidate: LatencyCandidate, threads: int) -> Opened:
     from invariclip import load
 
     model = load(candidate.model, variant=candidate.variant, backend=candidate.backend, threads=threads)
@@ -70,7 +70,7 @@ def _artifact(candidate: Candidate, threads: int) -> Opened:
     )
 
 
-def _graph(candidate: Candidate, threads: int) -> Opened:
+def _graph(candidate: LatencyCandidate, threads: int) -> Opened:
     from invariclip.artifact.manifest import EMBEDDING
     from invariclip.backends import open_backend
 
@@ -81,7 +81,7 @@ def _graph(candidate: Candidate, threads: int) -> Opened:
     return Opened(lambda batch: backend.run({name: batch}, (EMBEDDING,))[EMBEDDING], make, backend.describe())
 
 
-def _whole(candidate: Candidate, threads: int) -> Opened:
+def _whole(candidate: LatencyCandidate, threads: int) -> Opened:
     """A graph of ours that is asked for all that it answers, not for the embedding alone."""
     from invariclip.backends import open_backend
 
@@ -92,7 +92,7 @@ def _whole(candidate: Candidate, threads: int) -> Opened:
     )
 
 
-def _onnxruntime(candidate: Candidate, threads: int) -> Opened:
+def _onnxruntime(candidate: LatencyCandidate, threads: int) -> Opened:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -106,7 +106,7 @@ def _onnxruntime(candidate: Candidate, threads: int) -> Opened:
     )
 
 
-def _openvino(candidate: Candidate, threads: int) -> Opened:
+def _openvino(candidate: LatencyCandidate, threads: int) -> Opened:
     from invariclip.backends.openvino import VERSION  # first: it keeps the next from reporting itself over the network
 
     core = import_module("openvino").Core()
@@ -129,7 +129,7 @@ def _openvino(candidate: Candidate, threads: int) -> Opened:
     )
 
 
-def _pytorch(candidate: Candidate, threads: int) -> Opened:
+def _pytorch(candidate: LatencyCandidate, threads: int) -> Opened:
     import torch
 
     from invariclip.export.checkpoints.checkpoint import load_checkpoint
@@ -163,7 +163,7 @@ def _pytorch(candidate: Candidate, threads: int) -> Opened:
     )
 
 
-def _peak(candidate: Candidate, threads: int) -> Opened:
+def _peak(candidate: LatencyCandidate, threads: int) -> Opened:
     """One product of square matrices, whatever the batch."""
     import torch
 
@@ -220,7 +220,7 @@ def _texts(length: int) -> Batch:
     return make
 
 
-KINDS: dict[str, Callable[[Candidate, int], Opened]] = {
+KINDS: dict[str, Callable[[LatencyCandidate, int], Opened]] = {
     "artifact": _artifact,
     "graph": _graph,
     "whole": _whole,

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from invariclip.bench.latency.candidates import Candidate, Timing
+from invariclip.bench.latency.candidates import LatencyCandidate, Timing
 from invariclip.bench.latency.machine import Ticks
 from invariclip.bench.latency.noise import mean_load
 from invariclip.bench.latency.process import CandidateError, Worker, take_turns
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def measure(
-    candidates: Sequence[Candidate],
+    candidates: Sequence[LatencyCandidate],
     *,
     batches: Sequence[int] = (1, 8),
     rounds: int = 7,
@@ -96,6 +96,6 @@ def _timing(name: str, batch: int, first: list[list[float]], turns: list[list[fl
     )
 
 
-def artifact_candidate(name: str, folder: Path) -> Candidate:
+def artifact_candidate(name: str, folder: Path) -> LatencyCandidate:
     """An exported artifact as a candidate."""
-    return Candidate(name, "artifact", str(folder))
+    return LatencyCandidate(name, "artifact", str(folder))

@@ -6,20 +6,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from invariclip.bench.latency import machine
-from invariclip.bench.latency.candidates import Candidate
+from invariclip.bench.latency.candidates import LatencyCandidate
 from invariclip.bench.latency.reference_files import PLAIN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from invariclip.bench.latency.prepare import Prepared
-    from invariclip.bench.latency.reference_files import Wanted
+    from invariclip.bench.latency.reference_files import ReferenceRequest
 
 PYTORCH, PEER, OURS, PEAK = "pytorch", "peer", "ours", "peak"
 
 
 @dataclass(frozen=True)
-class Entry:
+class PeerRow:
     """One row of the comparison.
 
     Attributes:
@@ -29,21 +29,21 @@ class Entry:
         reason: Why it cannot run here; empty if nothing is known against it.
     """
 
-    candidate: Candidate
+    candidate: LatencyCandidate
     group: str
     arithmetic: str
     reason: str = ""
 
 
-def entries(wanted: Wanted, prepared: Prepared) -> list[Entry]:
+def entries(wanted: ReferenceRequest, prepared: Prepared) -> list[PeerRow]:
     """Every candidate, those that cannot run with the reason; names differ."""
     return [*_pytorch(wanted, prepared), *_peers(prepared), *_ours(prepared), *_peaks()]
 
 
-def _pytorch(wanted: Wanted, prepared: Prepared) -> Iterator[Entry]:
+def _pytorch(wanted: ReferenceRequest, prepared: Prepared) -> Iterator[PeerRow]:
     for compiled in (False, True):
         for compute in ("float32", "bfloat16"):
-            candidate = Candidate(
+            candidate = LatencyCandidate(
                 f"PyTorch {'compiled' if compiled else 'eager'} {compute}",
                 "pytorch",
                 wanted.model,
@@ -55,37 +55,39 @@ def _pytorch(wanted: Wanted, prepared: Prepared) -> Iterator[Entry]:
             reason = _no_bfloat16(compute)
             if compiled and machine.compiler() is None:
                 reason = "torch.compile needs a C++ compiler, and none of g++, clang++ and cl is on the PATH"
-            yield Entry(candidate, PYTORCH, compute, reason)
+            yield PeerRow(candidate, PYTORCH, compute, reason)
 
 
-def _peers(prepared: Prepared) -> Iterator[Entry]:
+def _peers(prepared: Prepared) -> Iterator[PeerRow]:
     plain = str(prepared.folder / PLAIN)
     found = machine.versions()
-    yield Entry(Candidate("ONNX Runtime float32", "onnxruntime", plain), PEER, "float32")
+    yield PeerRow(LatencyCandidate("ONNX Runtime float32", "onnxruntime", plain), PEER, "float32")
     no_openvino = "" if "openvino" in found else "needs openvino: pip install openvino"
     for compute in ("float32", "bfloat16"):
-        candidate = Candidate(f"OpenVINO {compute}", "openvino", plain, compute=compute)
-        yield Entry(candidate, PEER, compute, no_openvino or _no_bfloat16(compute))
+        candidate = LatencyCandidate(f"OpenVINO {compute}", "openvino", plain, compute=compute)
+        yield PeerRow(candidate, PEER, compute, no_openvino or _no_bfloat16(compute))
     for compute in ("float32", "bfloat16"):
         # What NNCF left unquantised runs in this; both are here, so that the better one is beaten
         name = f"OpenVINO NNCF int8, rest {compute}"
-        candidate = Candidate(name, "openvino", str(prepared.quantised or ""), compute=compute)
-        yield Entry(candidate, PEER, "int8", prepared.missing.get("nncf", "") or _no_bfloat16(compute))
+        candidate = LatencyCandidate(name, "openvino", str(prepared.quantised or ""), compute=compute)
+        yield PeerRow(candidate, PEER, "int8", prepared.missing.get("nncf", "") or _no_bfloat16(compute))
 
 
-def _ours(prepared: Prepared) -> Iterator[Entry]:
+def _ours(prepared: Prepared) -> Iterator[PeerRow]:
     for name, variant in prepared.manifest.variants.items():
         for backend in variant.parity:
-            candidate = Candidate(
+            candidate = LatencyCandidate(
                 f"invariclip {name}, {backend}", "artifact", str(prepared.artifact), backend=backend, variant=name
             )
             arithmetic = "int8" if "int8" in f"{name} {variant.precision}" else variant.compute
-            yield Entry(candidate, OURS, arithmetic)
+            yield PeerRow(candidate, OURS, arithmetic)
 
 
-def _peaks() -> Iterator[Entry]:
+def _peaks() -> Iterator[PeerRow]:
     for compute in ("float32", "bfloat16", "int8"):
-        yield Entry(Candidate(f"peak {compute}", "peak", "", compute=compute), PEAK, compute, _no_bfloat16(compute))
+        yield PeerRow(
+            LatencyCandidate(f"peak {compute}", "peak", "", compute=compute), PEAK, compute, _no_bfloat16(compute)
+        )
 
 
 def _no_bfloat16(compute: str) -> str:

@@ -19,7 +19,14 @@ from invariclip.bench.latency import machine
 from invariclip.bench.latency.accuracy import Reference
 from invariclip.bench.latency.process import CandidateError
 from invariclip.bench.latency.quantise_peer import SUBSET, quantised_peer
-from invariclip.bench.latency.reference_files import CALIBRATION, FACTS, PLAIN, WEIGHTS, Wanted, write_reference
+from invariclip.bench.latency.reference_files import (
+    CALIBRATION,
+    FACTS,
+    PLAIN,
+    WEIGHTS,
+    ReferenceRequest,
+    write_reference,
+)
 from invariclip.console import silent
 from invariclip.errors import ArtifactError, CheckpointError, MissingExtraError
 from invariclip.export.options import load
@@ -65,7 +72,7 @@ class Prepared:
 
 
 def prepare(
-    wanted: Wanted,
+    wanted: ReferenceRequest,
     out: Path,
     *,
     progress: Progress = silent,
@@ -74,7 +81,7 @@ def prepare(
     """Makes what is missing; a second call finds everything done.
 
     Args:
-        wanted: See `Wanted`.
+        wanted: See `ReferenceRequest`.
         out: The bench's folder; everything goes below `out/prepared`, an own artifact to `out/artifact.icm`.
         progress: `console.bar` or `console.silent`.
         tell: Takes one line about every step.
@@ -119,7 +126,7 @@ def prepare(
 class _Loader:
     """The checkpoint, loaded when something has to be made from it and not before."""
 
-    def __init__(self, wanted: Wanted) -> None:
+    def __init__(self, wanted: ReferenceRequest) -> None:
         self._wanted = wanted
         self._loaded: Checkpoint | None = None
 
@@ -131,7 +138,7 @@ class _Loader:
         return self._loaded
 
 
-def _key(wanted: Wanted, given: Manifest | None) -> dict[str, str]:
+def _key(wanted: ReferenceRequest, given: Manifest | None) -> dict[str, str]:
     """What the reference's folder is made from, without loading anything."""
     installed = machine.versions()
     weights = wanted.checkpoint
@@ -149,7 +156,7 @@ def _key(wanted: Wanted, given: Manifest | None) -> dict[str, str]:
     }
 
 
-def _require_same(wanted: Wanted, given: Manifest | None, sha256: str) -> None:
+def _require_same(wanted: ReferenceRequest, given: Manifest | None, sha256: str) -> None:
     """Refuses an artifact of another checkpoint, before anything is made.
 
     Raises:
@@ -165,7 +172,7 @@ def _require_same(wanted: Wanted, given: Manifest | None, sha256: str) -> None:
 
 def _artifact(
     loader: _Loader,
-    wanted: Wanted,
+    wanted: ReferenceRequest,
     given: Manifest | None,
     sha256: str,
     out: Path,

@@ -17,7 +17,7 @@ from invariclip.errors import InvariclipError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from invariclip.bench.latency.candidates import Candidate
+    from invariclip.bench.latency.candidates import LatencyCandidate
 
 LONGEST_ANSWER = 1200.0
 """Seconds after which a process counts as stuck; torch needs minutes to compile a large tower."""
@@ -57,7 +57,7 @@ class Worker:
         facts: What the process says of itself: `engine`, `load_s`, `first_s`.
     """
 
-    def __init__(self, candidate: Candidate, threads: int, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(self, candidate: LatencyCandidate, threads: int, environment: Mapping[str, str] | None = None) -> None:
         """Starts it and waits for the first answer.
 
         Args:

@@ -30,7 +30,7 @@ EVIDENCE, ALTERED, CALIBRATION = "evidence.npy", "altered.npy", "calibration.npy
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ReferenceRequest:
     """What is to be compared.
 
     Attributes:
@@ -53,13 +53,13 @@ class Wanted:
 
 
 def write_reference(
-    checkpoint: Checkpoint, wanted: Wanted, given: Manifest | None, folder: Path, progress: Progress
+    checkpoint: Checkpoint, wanted: ReferenceRequest, given: Manifest | None, folder: Path, progress: Progress
 ) -> None:
     """Fills the folder, or leaves none.
 
     Args:
         checkpoint: The original model.
-        wanted: See `Wanted`.
+        wanted: See `ReferenceRequest`.
         given: The manifest of the artifact that was named, or None.
         folder: The folder; it appears when it is complete.
         progress: `console.bar` or `console.silent`.
@@ -76,7 +76,7 @@ def write_reference(
 
     projection = _projection(wanted.artifact, given)
     pictures = evidence.pictures_of(wanted.images or None, checkpoint.pixels)
-    chosen = evidence.Pictures(check_texts.spread(pictures.paths, evidence.BUNDLED_LIMIT), checkpoint.pixels)
+    chosen = evidence.ImageBatches(check_texts.spread(pictures.paths, evidence.BUNDLED_LIMIT), checkpoint.pixels)
     with new_directory(folder) as new:
         # Without the projection: no peer knows of it
         write_graph(tower_graph(checkpoint, "image", rewrites=()).model, new / PLAIN)

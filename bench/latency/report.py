@@ -12,7 +12,7 @@ from invariclip.bench.latency.stages import STAGES
 from invariclip.bench.latency.summary import (
     FEWEST_ROUNDS,
     WIDEST,
-    Interval,
+    MeasuredInterval,
     median_of_rounds,
     percentiles,
     ratio,
@@ -181,7 +181,7 @@ def _figures(record: Record, batch: str, name: str, yardstick: str) -> dict[str,
     }
 
 
-def _ratio(rounds: list[Round], first: str, other: str) -> Interval | None:
+def _ratio(rounds: list[Round], first: str, other: str) -> MeasuredInterval | None:
     """Of the rounds that both have."""
     both = [one.turns for one in rounds if first in one.turns and other in one.turns]
     return ratio([turns[first] for turns in both], [turns[other] for turns in both]) if both else None

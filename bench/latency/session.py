@@ -25,7 +25,7 @@ from invariclip.machine import available_memory
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from invariclip.bench.latency.peers import Entry
+    from invariclip.bench.latency.peers import PeerRow
     from invariclip.bench.latency.prepare import Prepared
     from invariclip.bench.latency.record import Record
     from invariclip.console import Progress
@@ -65,7 +65,7 @@ class Session:
         self,
         record: Record,
         path: Path,
-        entries: Sequence[Entry],
+        entries: Sequence[PeerRow],
         prepared: Prepared,
         plan: Plan,
         *,
@@ -102,10 +102,10 @@ class Session:
             self._ask(workers)
         self._note()
 
-    def _able(self) -> list[Entry]:
+    def _able(self) -> list[PeerRow]:
         return [entry for entry in self._entries if entry.candidate.name not in self._reasons]
 
-    def _lacks(self, entry: Entry) -> bool:
+    def _lacks(self, entry: PeerRow) -> bool:
         """Whether something of a candidate is still to be measured; a round needs all of them."""
         if any(len(self._record.rounds.get(str(batch), ())) < self._plan.rounds for batch in self._plan.batches):
             return True
@@ -131,7 +131,7 @@ class Session:
         ]
         self._record.write(self._path)
 
-    def _start(self, entry: Entry) -> Worker | None:
+    def _start(self, entry: PeerRow) -> Worker | None:
         """A running candidate, or None and a reason."""
         name, room, needed = entry.candidate.name, available_memory(), _needed(entry)
         if room is not None and room < needed:
@@ -225,7 +225,7 @@ class Session:
             self._drop(workers, worker.name, error.reason if isinstance(error, CandidateError) else str(error))
         self._note()
 
-    def _answers(self, worker: Worker, entry: Entry, scratch: Path) -> None:
+    def _answers(self, worker: Worker, entry: PeerRow, scratch: Path) -> None:
         found = []
         for name in (EVIDENCE, ALTERED):
             out = scratch / f"answers-{name}"
@@ -243,7 +243,7 @@ class Session:
         size = stages.write_jpegs(find_pictures([pictures_path()]), scratch / "sheets")
         self._record.settings["sheet_bytes"] = size
 
-    def _stages(self, worker: Worker, entry: Entry, scratch: Path) -> None:
+    def _stages(self, worker: Worker, entry: PeerRow, scratch: Path) -> None:
         candidate, manifest = entry.candidate, self._prepared.manifest
         variant = manifest.variants[candidate.variant]
         common = {"backend": candidate.backend, "threads": self._plan.threads}
@@ -271,7 +271,7 @@ class Session:
         self._record.stages[worker.name] = found
 
 
-def _needed(entry: Entry) -> int:
+def _needed(entry: PeerRow) -> int:
     """Bytes that a candidate will take, roughly: its weights twice, and the libraries."""
     candidate = entry.candidate
     if entry.group == PEAK:

@@ -22,7 +22,7 @@ _DRAWS = 2000
 
 
 @dataclass(frozen=True)
-class Interval:
+class MeasuredInterval:
     """A figure and its 95 % interval.
 
     Attributes:
@@ -52,7 +52,7 @@ class Interval:
         return {"value": self.value, "low": self.low, "high": self.high, "rounds": self.rounds, "decides": self.decides}
 
 
-def median_of_rounds(values: ArrayLike, seed: int = 0) -> Interval:
+def median_of_rounds(values: ArrayLike, seed: int = 0) -> MeasuredInterval:
     """The median over rounds and its bootstrap interval, rounds being what is drawn.
 
     Args:
@@ -67,10 +67,10 @@ def median_of_rounds(values: ArrayLike, seed: int = 0) -> Interval:
         raise InputError(f"{rounds.size} rounds of shape {list(rounds.shape)} are no list of figures above zero")
     draws = np.random.default_rng(seed).integers(0, len(rounds), (_DRAWS, len(rounds)))
     low, high = np.percentile(np.median(rounds[draws], axis=1), [2.5, 97.5])
-    return Interval(float(np.median(rounds)), float(low), float(high), len(rounds))
+    return MeasuredInterval(float(np.median(rounds)), float(low), float(high), len(rounds))
 
 
-def ratio(first: Sequence[Sequence[float]], other: Sequence[Sequence[float]], seed: int = 0) -> Interval:
+def ratio(first: Sequence[Sequence[float]], other: Sequence[Sequence[float]], seed: int = 0) -> MeasuredInterval:
     """How many times as fast `other` is as `first`: medians of the same round compared, the median over rounds.
 
     Args:

@@ -103,9 +103,9 @@ def print_line(pipe: Any, answer: dict[str, Any]) -> None:
 
 
 def _serve(tell: Callable[[dict[str, Any]], None]) -> None:
-    from invariclip.bench.latency.candidates import Candidate
+    from invariclip.bench.latency.candidates import LatencyCandidate
 
-    candidate, threads = Candidate(**json.loads(sys.argv[1])), int(sys.argv[2])
+    candidate, threads = LatencyCandidate(**json.loads(sys.argv[1])), int(sys.argv[2])
     start = time.perf_counter()
     opened = open_candidate(candidate, threads)
     loaded = time.perf_counter()

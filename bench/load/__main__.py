@@ -46,7 +46,7 @@ PICTURES = 32
 
 
 @dataclass(frozen=True)
-class Candidate:
+class LoadedServer:
     """A server.
 
     Attributes:
@@ -68,15 +68,15 @@ class Candidate:
 
 
 BATCHED, ALONE = "batched", "one at a time"
-OURS = (Candidate(BATCHED, ("--max-batch", "16")), Candidate(ALONE, ("--max-batch", "1")))
+OURS = (LoadedServer(BATCHED, ("--max-batch", "16")), LoadedServer(ALONE, ("--max-batch", "1")))
 THEIRS = (
-    Candidate("PyTorch, batched", ("--max-batch", "16"), torch=True),
-    Candidate("PyTorch, one at a time", ("--max-batch", "1"), torch=True),
+    LoadedServer("PyTorch, batched", ("--max-batch", "16"), torch=True),
+    LoadedServer("PyTorch, one at a time", ("--max-batch", "1"), torch=True),
 )
 
 
 @dataclass(frozen=True)
-class Turn:
+class LoadTurn:
     """One candidate under one load, once.
 
     Attributes:
@@ -182,7 +182,7 @@ def measure(
     rounds: int,
     warm: float,
     seconds: float,
-) -> list[Turn]:
+) -> list[LoadTurn]:
     """Starts every server, lets them take turns, and ends them.
 
     Args:
@@ -223,11 +223,11 @@ def started(command: Sequence[str]) -> Iterator[Server]:
             process.wait(START_SECONDS)
 
 
-def _named(given: str) -> Candidate:
+def _named(given: str) -> LoadedServer:
     name, equals, options = given.partition("=")
     if not equals:
         raise click.BadParameter(f"{given!r} is not NAME=OPTIONS")
-    return Candidate(name, tuple(shlex.split(options)))
+    return LoadedServer(name, tuple(shlex.split(options)))
 
 
 def _pictures(folder: Path, side: int | None) -> str:
@@ -247,7 +247,7 @@ def _pictures(folder: Path, side: int | None) -> str:
 
 def _turns(
     servers: dict[str, Server], folder: Path, clients: Sequence[int], rounds: int, warm: float, seconds: float
-) -> Iterator[Turn]:
+) -> Iterator[LoadTurn]:
     plan = [(number, many, name) for number in range(rounds) for many in clients for name in _rotated(servers, number)]
     for number, many, name in bar(plan, total=len(plan), desc="turns"):
         server = servers[name]
@@ -262,7 +262,7 @@ def _turns(
             raise InputError(f"{name} with {many} clients: answered with {told['statuses'] or 'nothing'}")
         pictures = after[0] - before[0]
         p50, p95, p99 = np.percentile(times, (50, 95, 99))
-        yield Turn(
+        yield LoadTurn(
             name, many, number, good, len(times) - good, good / seconds, float(p50), float(p95), float(p99),
             pictures / max(1.0, after[1] - before[1]), 1000 * took / max(1.0, pictures), shares["steal"],
             shares["others"],

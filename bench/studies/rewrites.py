@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from invariclip.bench.latency.candidates import Candidate, Timing
+from invariclip.bench.latency.candidates import LatencyCandidate, Timing
 from invariclip.bench.latency.measure import measure
 from invariclip.cli.main import run_command
 from invariclip.console import bar, note
@@ -73,7 +73,7 @@ def write_graphs(checkpoint: Checkpoint, tower: Tower, folder: Path) -> dict[str
 
 
 @dataclass(frozen=True)
-class Group:
+class TowerTimings:
     """One tower of one model, timed in one engine.
 
     Attributes:
@@ -93,7 +93,7 @@ class Group:
     timings: list[Timing]
 
     @classmethod
-    def from_json(cls, plain: dict[str, Any]) -> Group:
+    def from_json(cls, plain: dict[str, Any]) -> TowerTimings:
         """Reads what `asdict` wrote."""
         return cls(**{**plain, "timings": [Timing(**row) for row in plain["timings"]]})
 
@@ -121,12 +121,14 @@ def rewrites(cases: tuple[str, ...], backends: tuple[str, ...], rounds: int, out
     return 0
 
 
-def group_key(group: Group) -> tuple[str, str, str]:
+def group_key(group: TowerTimings) -> tuple[str, str, str]:
     """What tells groups apart."""
     return group.model, group.tower, group.backend
 
 
-def time_tower(model: str, tower: Tower, backends: Sequence[str], rounds: int, threads: int | None) -> Iterator[Group]:
+def time_tower(
+    model: str, tower: Tower, backends: Sequence[str], rounds: int, threads: int | None
+) -> Iterator[TowerTimings]:
     """Times every graph of a tower, one engine after the other."""
     checkpoint = load_checkpoint(model, threads=threads, allow_random=True, seed=_SEED)
     engines = ", ".join(f"{name} {version(name)}" for name in ("torch", "onnxruntime", "openvino"))
@@ -136,17 +138,17 @@ def time_tower(model: str, tower: Tower, backends: Sequence[str], rounds: int, t
         nodes = {name: count for name, (_, count, _) in graphs.items()}
         for backend in backends:
             candidates = [
-                Candidate(name, "graph", str(path), backend=backend, ids=_ids(tower, cut, checkpoint))
+                LatencyCandidate(name, "graph", str(path), backend=backend, ids=_ids(tower, cut, checkpoint))
                 for name, (path, _, cut) in graphs.items()
             ]
             timings = measure(
                 candidates, batches=BATCHES[tower], rounds=rounds, threads=threads, seed=_SEED, progress=bar
             )
-            yield Group(model, tower, backend, setting, nodes, timings)
+            yield TowerTimings(model, tower, backend, setting, nodes, timings)
 
 
-def _stored(data: Path) -> list[Group]:
-    return [Group.from_json(plain) for plain in json.loads(data.read_text())] if data.is_file() else []
+def _stored(data: Path) -> list[TowerTimings]:
+    return [TowerTimings.from_json(plain) for plain in json.loads(data.read_text())] if data.is_file() else []
 
 
 def _ids(tower: Tower, cut: bool, checkpoint: Checkpoint) -> int | None:
@@ -155,7 +157,7 @@ def _ids(tower: Tower, cut: bool, checkpoint: Checkpoint) -> int | None:
     return TEXT_IDS if cut else checkpoint.tokenizer.spec.context_length
 
 
-def page(groups: Sequence[Group]) -> str:
+def page(groups: Sequence[TowerTimings]) -> str:
     """The tables as Markdown. The yardstick is the full graph, so `1 / ratio` is how much longer another one takes."""
     lines = [
         "# What each exact rewrite gains",

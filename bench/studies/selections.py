@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from invariclip.calibrate.data.pairs import ALL_SOURCES, Sources, Table
+from invariclip.calibrate.data.pairs import ALL_SOURCES, EmbeddingTable, Sources
 from invariclip.calibrate.projection.folds import CONCEPT_PARTS
 from invariclip.calibrate.projection.selection import Selection, select
 from invariclip.console import Progress, silent
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from invariclip.calibrate.projection.candidates import Candidate
+    from invariclip.calibrate.projection.candidates import ProjectionCandidate
     from invariclip.calibrate.projection.scorer import Objective
 
 VERSION = 1
@@ -29,8 +29,8 @@ VERSION = 1
 
 def kept_selection(
     folder: Path | None,
-    table: Table,
-    candidates: Sequence[Candidate],
+    table: EmbeddingTable,
+    candidates: Sequence[ProjectionCandidate],
     *,
     objective: Objective,
     bank: NDArray[np.float64] | None = None,

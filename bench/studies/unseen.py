@@ -25,7 +25,7 @@ from invariclip.cli.main import run_command
 from invariclip.console import bar, note, silent
 from invariclip.errors import InputError
 from invariclip.export.checkpoints.check_texts import spread
-from invariclip.export.verification.evidence import Pictures, altered
+from invariclip.export.verification.evidence import ImageBatches, altered
 from invariclip.files import sha256_file, write_atomically
 from invariclip.preprocessing.pixels import find_pictures
 
@@ -48,7 +48,7 @@ _DRAWN = {"calibration": 96, "judged": 240, "drawings": 300}
 
 
 @dataclass(frozen=True)
-class Candidate:
+class StudiedGraph:
     """One image graph and how it is asked.
 
     Attributes:
@@ -65,7 +65,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Row:
+class UnseenAgreement:
     """One candidate's answers on one set beside float32's.
 
     Attributes:
@@ -104,13 +104,13 @@ def wilson(right: int, items: int) -> tuple[float, float]:
 
 def compare(
     name: str, pictures: str, wanted: tuple[NDArray[Any], NDArray[Any]], got: tuple[NDArray[Any], NDArray[Any]]
-) -> Row:
+) -> UnseenAgreement:
     """Holds one candidate's embeddings [N, d] and best classes [N] on a set against float32's."""
     reference, other = (_unit(side[0]) for side in (wanted, got))
     cosines = (reference * other).sum(axis=1)
     same = int((wanted[1] == got[1]).sum())
     low, high = wilson(same, len(cosines))
-    return Row(name, pictures, len(cosines), same, low, high, float(cosines.min()), float(cosines.mean()))
+    return UnseenAgreement(name, pictures, len(cosines), same, low, high, float(cosines.min()), float(cosines.mean()))
 
 
 def _unit(rows: NDArray[Any]) -> NDArray[np.float64]:
@@ -118,7 +118,9 @@ def _unit(rows: NDArray[Any]) -> NDArray[np.float64]:
     return np.asarray(exact / np.linalg.norm(exact, axis=1, keepdims=True))
 
 
-def answers(candidate: Candidate, pictures: Pictures, kept: Path) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def answers(
+    candidate: StudiedGraph, pictures: ImageBatches, kept: Path
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Embeddings and best classes, by OpenVINO; read back where they were answered before.
 
     Args:
@@ -144,7 +146,7 @@ def answers(candidate: Candidate, pictures: Pictures, kept: Path) -> tuple[NDArr
         return stored["embeddings"], stored["best"]
 
 
-def judged(name: str, manifest: Manifest) -> Row | None:
+def judged(name: str, manifest: Manifest) -> UnseenAgreement | None:
     """What the contract itself measured when it judged a variant; None for what is no variant."""
     if name not in manifest.variants:
         return None
@@ -152,7 +154,7 @@ def judged(name: str, manifest: Manifest) -> Row | None:
     items = int(found["items"])
     same = round(found["top1_agreement"] * items)
     low, high = wilson(same, items)
-    return Row(name, JUDGED, items, same, low, high, found["cosine_min"], found["cosine_mean"])
+    return UnseenAgreement(name, JUDGED, items, same, low, high, found["cosine_min"], found["cosine_mean"])
 
 
 def _digest(text: str) -> str:
@@ -161,12 +163,14 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
-def candidates(artifact: Path, manifest: Manifest) -> list[Candidate]:
+def candidates(artifact: Path, manifest: Manifest) -> list[StudiedGraph]:
     """Float32 first, then the other variants that OpenVINO may open."""
     found = []
     for name, variant in manifest.variants.items():
         if "openvino" in variant.parity:
-            found.append(Candidate(name, artifact / variant.image.path, variant.compute, tuple(_story(variant.made))))
+            found.append(
+                StudiedGraph(name, artifact / variant.image.path, variant.compute, tuple(_story(variant.made)))
+            )
     found.sort(key=lambda candidate: candidate.name != FLOAT32)
     if not found or found[0].name != FLOAT32:
         raise InputError(f"{artifact} was not verified with OpenVINO: export it with --backend openvino")
@@ -186,14 +190,16 @@ def _story(made: dict[str, Any]) -> Iterator[str]:
             yield f"{_AGAIN}{', '.join(group['products'])}"
 
 
-def peer(artifact: Path, work: Path, calibration: Path, manifest: Manifest, tell: Callable[[str], None]) -> Candidate:
+def peer(
+    artifact: Path, work: Path, calibration: Path, manifest: Manifest, tell: Callable[[str], None]
+) -> StudiedGraph:
     """NNCF's int8 of our float32 graph, by its defaults for transformers, on the same calibration pictures."""
     from invariclip.export.quantization.library import nncf
 
     target = work / "nncf.onnx"
     if not target.is_file():
         tell("NNCF quantises (minutes)")
-        pictures = Pictures(find_pictures([calibration]), manifest.pixels)
+        pictures = ImageBatches(find_pictures([calibration]), manifest.pixels)
 
         def batches() -> Iterator[NDArray[np.uint8]]:
             for batch in pictures.batches(_BATCH):
@@ -203,7 +209,7 @@ def peer(artifact: Path, work: Path, calibration: Path, manifest: Manifest, tell
         beside = target.with_suffix(".part.onnx")
         nncf(artifact / manifest.variants[FLOAT32].image.path, beside, batches())
         beside.replace(target)
-    return Candidate(PEER, target)
+    return StudiedGraph(PEER, target)
 
 
 @click.group()
@@ -319,7 +325,7 @@ def measure(
     if calibration is not None:
         asked.append(peer(artifact, work, calibration, manifest, note))
     sets = [_named(one) for one in unseen]
-    shown = {name: Pictures(spread(find_pictures([path]), limit), manifest.pixels) for name, path in sets}
+    shown = {name: ImageBatches(spread(find_pictures([path]), limit), manifest.pixels) for name, path in sets}
     rows = [row for candidate in asked[1:] if (row := judged(candidate.name, manifest)) is not None]
     steps = [(candidate, name) for candidate in asked for name in shown]
     reference: dict[str, Any] = {}
@@ -358,10 +364,10 @@ def measure(
     }
 
 
-def _loose(given: str) -> Candidate:
+def _loose(given: str) -> StudiedGraph:
     name, path = _named(given)
     plain = name.removesuffix(":bfloat16")
-    return Candidate(plain, path, "float32" if plain == name else "bfloat16", ("not in the artifact",))
+    return StudiedGraph(plain, path, "float32" if plain == name else "bfloat16", ("not in the artifact",))
 
 
 def _named(given: str) -> tuple[str, Path]:

@@ -35,7 +35,7 @@ PART = 256
 
 
 @dataclass(frozen=True)
-class Job:
+class EmbeddingJob:
     """One embedding to make.
 
     Attributes:
@@ -71,7 +71,12 @@ class Embedded:
 
 
 def embed(
-    encoder: Encoder, jobs: Sequence[Job], *, cache: Path | None = None, workers: int = 2, progress: Progress = silent
+    encoder: Encoder,
+    jobs: Sequence[EmbeddingJob],
+    *,
+    cache: Path | None = None,
+    workers: int = 2,
+    progress: Progress = silent,
 ) -> Embedded:
     """Embeds pictures; what the cache already holds is not computed again.
 
@@ -122,7 +127,7 @@ def embed(
     )
 
 
-def shown(job: Job, digest: str, spec: PixelSpec) -> NDArray[np.uint8]:
+def shown(job: EmbeddingJob, digest: str, spec: PixelSpec) -> NDArray[np.uint8]:
     """What the encoder is shown for a job, uint8 [H, W, 3].
 
     Args:
@@ -151,7 +156,7 @@ def embed_texts(encoder: TextEncoder, texts: list[str], *, batch: int = 256) -> 
     return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
 
 
-def _digests(jobs: Sequence[Job]) -> tuple[dict[Path, str], dict[int, str]]:
+def _digests(jobs: Sequence[EmbeddingJob]) -> tuple[dict[Path, str], dict[int, str]]:
     """Every file's digest, each read once, and the reasons of jobs with a file that cannot be read."""
     known: dict[Path, str] = {}
     unreadable: dict[Path, str] = {}
@@ -170,7 +175,7 @@ def _digests(jobs: Sequence[Job]) -> tuple[dict[Path, str], dict[int, str]]:
     return known, reasons
 
 
-def _key(digests: Mapping[Path, str], job: Job) -> bytes:
+def _key(digests: Mapping[Path, str], job: EmbeddingJob) -> bytes:
     """Names one embedding within a space: content, intervention, seed, donor.
 
     The version changes with what an intervention does; parameters and label are in its identity.
@@ -184,7 +189,7 @@ def _key(digests: Mapping[Path, str], job: Job) -> bytes:
     return hashlib.sha256(what.encode()).digest()
 
 
-def _prepare(job: Job, spec: PixelSpec, digests: Mapping[Path, str]) -> NDArray[np.uint8] | str:
+def _prepare(job: EmbeddingJob, spec: PixelSpec, digests: Mapping[Path, str]) -> NDArray[np.uint8] | str:
     """What the encoder is shown for a job, or why there is nothing."""
     try:
         return shown(job, digests[job.path], spec)
@@ -197,7 +202,7 @@ def _prepare(job: Job, spec: PixelSpec, digests: Mapping[Path, str]) -> NDArray[
 def _fill(
     encoder: Encoder,
     store: Store,
-    jobs: Sequence[Job],
+    jobs: Sequence[EmbeddingJob],
     digests: Mapping[Path, str],
     todo: dict[bytes, int],
     reasons: dict[int, str],

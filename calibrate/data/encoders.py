@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Opening:
+class EncoderOpening:
     """How an encoder is opened, here or in a worker elsewhere.
 
     Attributes:

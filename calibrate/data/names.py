@@ -42,7 +42,7 @@ _HEXADECIMAL = re.compile(r"(?=.*\d)(?=.*[a-f])[0-9a-f]{4,}(-[0-9a-f]+)*", re.IG
 
 
 @dataclass(frozen=True)
-class Names:
+class FileNames:
     """What the names of a folder's files stand for.
 
     Attributes:
@@ -56,7 +56,7 @@ class Names:
     unsure: frozenset[str] = frozenset()
 
 
-def judge(stems: Mapping[str, Stems]) -> Names:
+def judge(stems: Mapping[str, Stems]) -> FileNames:
     """What file names stand for, class by class.
 
     Names are objects only where most of a class's stand in several environments. Of those that look like a numbering:
@@ -79,9 +79,9 @@ def judge(stems: Mapping[str, Stems]) -> Names:
     hexadecimal = 0 < digits <= sum(_HEXADECIMAL.fullmatch(stem) is not None for stem in every)
     numbered = {label for label in named if 2 * len(_counters(shared[label], hexadecimal)) > len(shared[label])}
     if not numbered or by_design({label: stems[label] for label in numbered}):
-        return Names(frozenset(named))
+        return FileNames(frozenset(named))
     unsure = {label for label in numbered if _complete(stems[label]) and _names_class(label, shared[label])}
-    return Names(frozenset(named - numbered | unsure), frozenset(numbered - unsure), frozenset(unsure))
+    return FileNames(frozenset(named - numbered | unsure), frozenset(numbered - unsure), frozenset(unsure))
 
 
 def by_design(stems: Mapping[str, Stems]) -> bool:

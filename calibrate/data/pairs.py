@@ -33,7 +33,7 @@ PAIRS_PER_GROUP = 64
 
 
 @dataclass(frozen=True)
-class Table:
+class EmbeddingTable:
     """Embedded pictures and what is known of them, row by row; codes are 0, 1, … into the lists of names.
 
     Attributes:
@@ -65,7 +65,7 @@ class Table:
         """Rows that are pictures as they are, bool [N]."""
         return np.asarray(self.kinds == UNCHANGED)
 
-    def where(self, mask: NDArray[np.bool_]) -> Table:
+    def where(self, mask: NDArray[np.bool_]) -> EmbeddingTable:
         """The rows of a mask; a changed row goes with its picture.
 
         Args:
@@ -99,7 +99,7 @@ class Pairs:
         """The pairs of a mask, bool [P]."""
         return Pairs(self.first[mask], self.second[mask], self.weights[mask])
 
-    def moments(self, table: Table) -> Moments:
+    def moments(self, table: EmbeddingTable) -> Moments:
         """Moments of the differences; pairs of k pictures of one concept count as k - 1 independent ones at most."""
         members = np.unique(np.concatenate([self.first, self.second]))
         independent = len(members) - len(np.unique(table.concepts[members]))
@@ -122,7 +122,7 @@ class Sources:
 ALL_SOURCES = Sources()
 
 
-def natural_pairs(table: Table, *, seed: int = 0, per_group: int = PAIRS_PER_GROUP) -> Pairs:
+def natural_pairs(table: EmbeddingTable, *, seed: int = 0, per_group: int = PAIRS_PER_GROUP) -> Pairs:
     """Pictures of one concept in two environments, all unordered pairs of environments.
 
     A concept seen in k environments weighs k - 1, shared evenly by its k(k-1)/2 pairs of environments and within
@@ -159,7 +159,7 @@ def natural_pairs(table: Table, *, seed: int = 0, per_group: int = PAIRS_PER_GRO
     return _pairs(first, second, weights)
 
 
-def interventional_pairs(table: Table, *, kinds: Sequence[int] | None = None) -> Pairs:
+def interventional_pairs(table: EmbeddingTable, *, kinds: Sequence[int] | None = None) -> Pairs:
     """Pictures and their changed versions; a picture weighs one, shared by its versions.
 
     Args:
@@ -174,7 +174,7 @@ def interventional_pairs(table: Table, *, kinds: Sequence[int] | None = None) ->
 
 
 def fitted_moments(
-    table: Table, sources: Sources = ALL_SOURCES, *, captions: NDArray[np.float64] | None = None, seed: int = 0
+    table: EmbeddingTable, sources: Sources = ALL_SOURCES, *, captions: NDArray[np.float64] | None = None, seed: int = 0
 ) -> Moments:
     """Moments of the unchanged pictures and of all pairs that a table holds.
 
@@ -204,7 +204,7 @@ def fitted_moments(
 
 
 def grouped_moments(
-    table: Table, sources: Sources = ALL_SOURCES, *, captions: NDArray[np.float64] | None = None, seed: int = 0
+    table: EmbeddingTable, sources: Sources = ALL_SOURCES, *, captions: NDArray[np.float64] | None = None, seed: int = 0
 ) -> list[Moments]:
     """The same moments apart, as `confidence.confidence` draws from them: concepts are spread over groups by name.
 
@@ -236,7 +236,7 @@ def grouped_moments(
     return parts
 
 
-def taken_pairs(table: Table, sources: Sources = ALL_SOURCES, *, seed: int = 0) -> dict[str, Pairs]:
+def taken_pairs(table: EmbeddingTable, sources: Sources = ALL_SOURCES, *, seed: int = 0) -> dict[str, Pairs]:
     """The pairs of every source, by its name, without those whose members are the same (see `same_pairs`).
 
     Args:
@@ -247,13 +247,13 @@ def taken_pairs(table: Table, sources: Sources = ALL_SOURCES, *, seed: int = 0) 
     return {name: pairs.where(~same_pairs(table, pairs)) for name, pairs in all_pairs(table, sources, seed).items()}
 
 
-def all_pairs(table: Table, sources: Sources = ALL_SOURCES, seed: int = 0) -> dict[str, Pairs]:
+def all_pairs(table: EmbeddingTable, sources: Sources = ALL_SOURCES, seed: int = 0) -> dict[str, Pairs]:
     """The pairs of every source, by its name, the useless ones too."""
     found = {"natural": natural_pairs(table, seed=seed)} if sources.natural else {}
     return found | ({"interventions": interventional_pairs(table)} if sources.interventions else {})
 
 
-def same_pairs(table: Table, pairs: Pairs) -> NDArray[np.bool_]:
+def same_pairs(table: EmbeddingTable, pairs: Pairs) -> NDArray[np.bool_]:
     """Which pairs have one embedding twice, bool [P]: one file in two environments, greyscale of a grey picture."""
     same = np.zeros(len(pairs), dtype=np.bool_)
     for start in range(0, len(pairs), _CHUNK):

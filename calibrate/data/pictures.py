@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from invariclip.calibrate.data.names import PAIRS_BY, Names, PairsBy, coinciding, judge
+from invariclip.calibrate.data.names import PAIRS_BY, FileNames, PairsBy, coinciding, judge
 from invariclip.calibrate.data.sources.lines import read_records
 from invariclip.errors import InputError
 from invariclip.preprocessing.pixels import PICTURE_SUFFIXES
@@ -211,7 +211,7 @@ def _read_folder(root: Path, pairs_by: PairsBy) -> list[Picture]:
         names = judge(seen)
         _warn_of(root, seen, names)
     else:
-        names = Names(frozenset(seen) if pairs_by == "name" else frozenset())
+        names = FileNames(frozenset(seen) if pairs_by == "name" else frozenset())
     return [
         Picture(
             path=path,
@@ -223,7 +223,7 @@ def _read_folder(root: Path, pairs_by: PairsBy) -> list[Picture]:
     ]
 
 
-def _warn_of(root: Path, seen: dict[str, dict[str, set[str]]], names: Names) -> None:
+def _warn_of(root: Path, seen: dict[str, dict[str, set[str]]], names: FileNames) -> None:
     """Says where equal names were taken for nothing, or for objects, on what may be an accident."""
     told = {
         "look like numbers of files: they are not taken for one object, and their classes are paired by class": (

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from invariclip.calibrate.data.embed import NO_EMBEDDING
-from invariclip.calibrate.data.pairs import SAME_DISTANCE, Table, all_pairs, same_pairs
+from invariclip.calibrate.data.pairs import SAME_DISTANCE, EmbeddingTable, all_pairs, same_pairs
 from invariclip.calibrate.data.stream.tally import (
     ALIKE,
     EMPTY,
@@ -23,7 +23,7 @@ from invariclip.calibrate.data.stream.tally import (
     SINGLE,
     SINGLE_OF_CLASS,
     UNREADABLE,
-    Tally,
+    ProblemCounts,
 )
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 
 def problems(
-    table: Table, pictures: Sequence[Picture], taken: Mapping[str, Pairs], skipped: Sequence[str], *, seed: int
-) -> Tally:
+    table: EmbeddingTable, pictures: Sequence[Picture], taken: Mapping[str, Pairs], skipped: Sequence[str], *, seed: int
+) -> ProblemCounts:
     """Every problem of a set of pictures.
 
     Args:
@@ -45,7 +45,7 @@ def problems(
         skipped: Why pictures were skipped, `path: reason`.
         seed: Of the pairs.
     """
-    tally = Tally()
+    tally = ProblemCounts()
     for reason in skipped:
         tally.add(NOT_FINITE if reason.endswith(NO_EMBEDDING) else UNREADABLE, [reason.partition(": ")[0]])
     for name, pairs in all_pairs(table, seed=seed).items():
@@ -65,7 +65,7 @@ def problems(
     return tally
 
 
-def _count_concepts(table: Table, tally: Tally) -> None:
+def _count_concepts(table: EmbeddingTable, tally: ProblemCounts) -> None:
     """Concepts that give no natural pair."""
     environments: dict[int, set[int]] = defaultdict(set)
     pictures: Counter[int] = Counter()

@@ -11,7 +11,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from invariclip.calibrate.data.embed import Job
+from invariclip.calibrate.data.embed import EmbeddingJob
 from invariclip.errors import InputError
 from invariclip.preprocessing.interventions import choose_kinds
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from invariclip.calibrate.data.pictures import Picture
-    from invariclip.preprocessing.interventions import Chosen
+    from invariclip.preprocessing.interventions import InterventionRequest
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class Version:
 
     origin: int
     kind: int
-    job: Job
+    job: EmbeddingJob
 
 
 def changed_versions(
-    pictures: Sequence[Picture], digests: Sequence[str], kinds: Sequence[Chosen], *, draws: int, seed: int
+    pictures: Sequence[Picture], digests: Sequence[str], kinds: Sequence[InterventionRequest], *, draws: int, seed: int
 ) -> list[Version]:
     """`draws` versions of every picture, each under another intervention.
 
@@ -61,7 +61,7 @@ def changed_versions(
             kind, donor = kinds[code], None
             if kind.change.needs_donor:
                 donor = donors.choose(digest, picture.environment, kind.label, seed)
-            versions.append(Version(origin, code, Job(picture.path, kind, seed, donor)))
+            versions.append(Version(origin, code, EmbeddingJob(picture.path, kind, seed, donor)))
     return versions
 
 

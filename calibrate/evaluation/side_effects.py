@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from invariclip.calibrate.evaluation.leakage import PARTS, Reader, fold_numbers, told
-from invariclip.calibrate.projection.evaluate import RESAMPLES, Bootstrap, Interval
+from invariclip.calibrate.projection.evaluate import RESAMPLES, AccuracyInterval, Bootstrap
 from invariclip.errors import InputError
 
 if TYPE_CHECKING:
@@ -38,9 +38,9 @@ class SideEffect:
     """
 
     attribute: str
-    before: Interval
-    after: Interval
-    difference: Interval
+    before: AccuracyInterval
+    after: AccuracyInterval
+    difference: AccuracyInterval
     chance: float
     worse: bool
 

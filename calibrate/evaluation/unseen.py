@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from invariclip.calibrate.data.pairs import Table
+    from invariclip.calibrate.data.pairs import EmbeddingTable
     from invariclip.calibrate.evaluation.maps import Map
 
 Way = Literal["probe", "probe, own C", "prototypes", "zero-shot"]
@@ -27,7 +27,7 @@ nearest class mean, nearest class name."""
 
 
 def answers(
-    what: Map, seen: Table, unseen: Table, way: Way, *, bank: NDArray[np.float64] | None = None
+    what: Map, seen: EmbeddingTable, unseen: EmbeddingTable, way: Way, *, bank: NDArray[np.float64] | None = None
 ) -> NDArray[np.bool_]:
     """Which unchanged pictures of the unseen environment are named right.
 
@@ -58,7 +58,7 @@ def answers(
     return fit_probe(shown, given, C).correct(queries, labels)
 
 
-def shared_labels(table: Table, like: Table) -> NDArray[np.int64]:
+def shared_labels(table: EmbeddingTable, like: EmbeddingTable) -> NDArray[np.int64]:
     """The rows' labels in another table's codes, int64 [N]; -1 where that has no such class."""
     codes = {name: code for code, name in enumerate(like.label_names)}
     return np.asarray([codes.get(name, -1) for name in table.label_names], dtype=np.int64)[table.labels]

@@ -15,7 +15,7 @@ RANK_SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 7 / 8)
 
 
 @dataclass(frozen=True)
-class Candidate:
+class ProjectionCandidate:
     """One way to fit: the arguments of `estimators.fit`, and whether pictures are paired with captions as well."""
 
     estimator: str
@@ -38,7 +38,7 @@ def grid(
     rank: int | None = None,
     strength: float | None = None,
     captions: Sequence[bool] = (False,),
-) -> list[Candidate]:
+) -> list[ProjectionCandidate]:
     """The candidates: always no projection, and of every estimator asked for all ranks and λ that are not given.
 
     Args:
@@ -52,15 +52,15 @@ def grid(
         InputError: No estimator takes what was given.
     """
     ranks = [rank] if rank is not None else sorted({max(1, round(width * share)) for share in RANK_SHARES} - {width})
-    found: list[Candidate] = []
+    found: list[ProjectionCandidate] = []
     if estimator in ("auto", "shrinkage") and rank is None:
         lambdas = STRENGTHS["shrinkage"] if strength is None else (strength,)
-        found += [Candidate("shrinkage", None, value) for value in lambdas]
+        found += [ProjectionCandidate("shrinkage", None, value) for value in lambdas]
     if estimator in ("auto", "generalised") and strength is None:
-        found += [Candidate("generalised", value) for value in ranks]
+        found += [ProjectionCandidate("generalised", value) for value in ranks]
     if estimator in ("auto", "icm"):
         lambdas = STRENGTHS["icm"] if strength is None else (strength,)
-        found += [Candidate("icm", value, each) for each in lambdas for value in ranks]
+        found += [ProjectionCandidate("icm", value, each) for each in lambdas for value in ranks]
     if not found and estimator != "identity":
         raise InputError(f"--estimator {estimator} cannot take this --rank or --strength; only icm takes both")
-    return [Candidate("identity"), *(replace(each, captions=flag) for flag in captions for each in found)]
+    return [ProjectionCandidate("identity"), *(replace(each, captions=flag) for flag in captions for each in found)]

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from invariclip.calibrate.data.pairs import ALL_SOURCES, Sources, Table
-from invariclip.calibrate.projection.candidates import Candidate
+from invariclip.calibrate.data.pairs import ALL_SOURCES, EmbeddingTable, Sources
+from invariclip.calibrate.projection.candidates import ProjectionCandidate
 from invariclip.calibrate.projection.evaluate import Bootstrap
 from invariclip.calibrate.projection.folds import CONCEPT_PARTS, concept_masks, make_folds
 from invariclip.calibrate.projection.parallel import side_by_side
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def concept_gains(
-    table: Table,
+    table: EmbeddingTable,
     selection: Selection,
     *,
     bank: NDArray[np.float64] | None = None,
@@ -48,7 +48,7 @@ def concept_gains(
     Returns:
         None where no projection was chosen. Where no concept could be left out, the told gain is of fitted ones.
     """
-    chosen, none = selection.result(), Candidate("identity")
+    chosen, none = selection.result(), ProjectionCandidate("identity")
     if chosen.candidate == none:
         return None
     if len(concept_masks(table, concept_parts, seed)) == 1:
@@ -57,7 +57,7 @@ def concept_gains(
     folds = [fold for fold in folds if fold.queries.any()]
     pair = [none, chosen.candidate]
 
-    def work(fold: Fold) -> dict[Candidate, NDArray[np.float64]]:
+    def work(fold: Fold) -> dict[ProjectionCandidate, NDArray[np.float64]]:
         score = Scorer(table, fold, selection.objective, bank)
         fitted = fitted_bases(table, fold, pair, bank, sources, seed)
         return {candidate: score(basis, candidate.rank) for candidate, basis in fitted}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from invariclip.calibrate.projection.estimators import Basis, decompose
+from invariclip.calibrate.projection.estimators import EstimatorBasis, decompose
 from invariclip.calibrate.projection.moments import Moments, empty
 from invariclip.calibrate.projection.parallel import side_by_side
 from invariclip.errors import InputError
@@ -178,7 +178,7 @@ def _drawn(fixed: Moments, parts: Sequence[Moments], times: NDArray[np.int64]) -
     return Moments(**values)
 
 
-def _compared(basis: Basis, rank: int | None) -> int:
+def _compared(basis: EstimatorBasis, rank: int | None) -> int:
     """Dimensions of the subspace to compare, 0 if there is none."""
     width = len(basis.axes)
     if basis.cuts:
@@ -188,12 +188,12 @@ def _compared(basis: Basis, rank: int | None) -> int:
     return int(np.searchsorted(movement, movement[-1] / 2)) + 1 if movement[-1] > 0 else 0
 
 
-def _subspace(basis: Basis, count: int) -> NDArray[np.float64]:
+def _subspace(basis: EstimatorBasis, count: int) -> NDArray[np.float64]:
     """Orthonormal [D, count]: the most invariant axes if the estimator cuts, the least invariant ones if not."""
     return basis.axes[:, :count] if basis.cuts else basis.axes[:, -count:]
 
 
-def _metric(basis: Basis, rank: int | None) -> NDArray[np.float64]:
+def _metric(basis: EstimatorBasis, rank: int | None) -> NDArray[np.float64]:
     """P = A_inv A_invᵀ of trace one, [D, D]."""
     columns = (basis.axes * basis.factors)[:, :rank]
     return np.asarray(columns @ columns.T / (basis.factors[:rank] ** 2).sum())

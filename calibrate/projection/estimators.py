@@ -28,7 +28,7 @@ RIDGE = 1e-4
 
 
 @dataclass(frozen=True)
-class Basis:
+class EstimatorBasis:
     """An estimator's whole answer, from which every rank is cut.
 
     Attributes:
@@ -83,8 +83,8 @@ def fit(moments: Moments, estimator: str, rank: int | None = None, strength: flo
     return decompose(moments, estimator, strength).projection(rank)
 
 
-def decompose(moments: Moments, estimator: str, strength: float | None = None) -> Basis:
-    """The whole basis of an estimator, of which `Basis.projection` takes the first columns.
+def decompose(moments: Moments, estimator: str, strength: float | None = None) -> EstimatorBasis:
+    """The whole basis of an estimator, of which `EstimatorBasis.projection` takes the first columns.
 
     - `icm`: eigenvectors of the *largest* eigenvalues of Σ - λΣ_Δ. The columns are orthonormal.
     - `generalised`: Σ_Δ v = μ Σ v with the smallest μ, free of λ: the directions in which an intervention moves
@@ -111,13 +111,13 @@ def decompose(moments: Moments, estimator: str, strength: float | None = None) -
     if not needs and strength is not None:
         raise ProjectionError(f"{estimator} has no strength; λ goes with icm and shrinkage")
     if estimator == "identity":
-        return Basis(estimator, None, np.eye(moments.width), np.ones(moments.width), np.empty(0), cuts=False)
+        return EstimatorBasis(estimator, None, np.eye(moments.width), np.ones(moments.width), np.empty(0), cuts=False)
     if estimator == "generalised":
         return _generalised(moments)
     return decompose_all(moments, estimator, [strength or 0.0])[0]
 
 
-def decompose_all(moments: Moments, estimator: str, strengths: Sequence[float]) -> list[Basis]:
+def decompose_all(moments: Moments, estimator: str, strengths: Sequence[float]) -> list[EstimatorBasis]:
     """`icm` or `shrinkage` for several λ, sharing what can be shared; the λ are taken as they are.
 
     Raises:
@@ -152,13 +152,13 @@ def removed(factors: NDArray[np.float64], width: int) -> float:
     return float(1 - squares.sum() ** 2 / (width * (squares**2).sum()))
 
 
-def _icm(moments: Moments, strength: float) -> Basis:
+def _icm(moments: Moments, strength: float) -> EstimatorBasis:
     values, vectors = np.linalg.eigh(moments.sigma - strength * moments.sigma_delta)
     # eigh answers in ascending order, and the largest are the ones to keep.
-    return Basis("icm", strength, vectors[:, ::-1], np.ones(len(values)), values[::-1].copy(), cuts=True)
+    return EstimatorBasis("icm", strength, vectors[:, ::-1], np.ones(len(values)), values[::-1].copy(), cuts=True)
 
 
-def _generalised(moments: Moments) -> Basis:
+def _generalised(moments: Moments) -> EstimatorBasis:
     sigma, moved, _ = regularised(moments)
     ridge = RIDGE * float(np.trace(moments.sigma)) / moments.width * np.eye(moments.width)
     # Through the Cholesky factor, as LAPACK's sygv does; with the ridge Σ is positive definite.
@@ -167,10 +167,10 @@ def _generalised(moments: Moments) -> Basis:
     columns, triangle = np.linalg.qr(inverse.T @ vectors)
     # QR leaves the signs open; fixed ones make the projection's digest reproducible.
     axes = columns * np.sign(np.diag(triangle))
-    return Basis("generalised", None, axes, np.ones(len(values)), 1 - values, cuts=True)
+    return EstimatorBasis("generalised", None, axes, np.ones(len(values)), 1 - values, cuts=True)
 
 
-def _shrinkage(moments: Moments, strengths: Sequence[float]) -> list[Basis]:
+def _shrinkage(moments: Moments, strengths: Sequence[float]) -> list[EstimatorBasis]:
     """One eigendecomposition serves every λ."""
     values, vectors = np.linalg.eigh(moments.sigma_delta)
     mean = float(values.mean())
@@ -180,6 +180,6 @@ def _shrinkage(moments: Moments, strengths: Sequence[float]) -> list[Basis]:
     moved = np.maximum(values, 0) / mean
     kept = [1 / np.sqrt(1 + strength * moved) for strength in strengths]
     return [
-        Basis("shrinkage", strength, vectors, factors, factors, cuts=False)
+        EstimatorBasis("shrinkage", strength, vectors, factors, factors, cuts=False)
         for strength, factors in zip(strengths, kept, strict=True)
     ]

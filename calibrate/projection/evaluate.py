@@ -21,7 +21,7 @@ _CHUNK = 4096
 
 
 @dataclass(frozen=True)
-class Interval:
+class AccuracyInterval:
     """An estimate in percent (or percentage points) and its bootstrap interval at `LEVEL`."""
 
     value: float
@@ -162,14 +162,14 @@ class Bootstrap:
         share = np.divide(100 * right, self._counts, out=np.full_like(right, np.nan), where=self._counts > 0)
         return np.concatenate([share, np.nanmean(share, axis=1, keepdims=True)], axis=1)
 
-    def intervals(self, correct: Scores, baseline: Scores | None = None) -> list[Interval]:
+    def intervals(self, correct: Scores, baseline: Scores | None = None) -> list[AccuracyInterval]:
         """Accuracy, or its paired difference to `baseline`, per environment (in code order) and, last, their mean."""
         samples = self.samples(correct)
         if baseline is not None:
             samples = samples - self.samples(baseline)
         tail = 100 * (1 - LEVEL) / 2
         low, high = np.nanpercentile(samples[1:], [tail, 100 - tail], axis=0)
-        return [Interval(float(v), float(a), float(b)) for v, a, b in zip(samples[0], low, high, strict=True)]
+        return [AccuracyInterval(float(v), float(a), float(b)) for v, a, b in zip(samples[0], low, high, strict=True)]
 
     def standard_error(self, correct: Scores, baseline: Scores | None = None) -> float:
         """Standard error, in points, of the mean over environments, or of its paired difference to `baseline`."""

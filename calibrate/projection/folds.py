@@ -21,7 +21,7 @@ from invariclip.errors import InputError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from invariclip.calibrate.data.pairs import Table
+    from invariclip.calibrate.data.pairs import EmbeddingTable
 
 CONCEPT_PARTS = 4
 KIND_PARTS = 2
@@ -50,7 +50,7 @@ class Fold:
 
 
 def make_folds(
-    table: Table, *, seed: int = 0, concept_parts: int = CONCEPT_PARTS, fitted: bool = False
+    table: EmbeddingTable, *, seed: int = 0, concept_parts: int = CONCEPT_PARTS, fitted: bool = False
 ) -> tuple[str, list[Fold]]:
     """The folds that a table allows, and one line that says what is left out.
 
@@ -103,7 +103,9 @@ def make_folds(
     )
 
 
-def _environment_fold(table: Table, code: int, kinds: list[int], part: NDArray[np.bool_], fitted: bool) -> Fold:
+def _environment_fold(
+    table: EmbeddingTable, code: int, kinds: list[int], part: NDArray[np.bool_], fitted: bool
+) -> Fold:
     """Left out: the environment, all of `kinds` everywhere, and the concepts of `part`."""
     left, some = table.environments == code, np.isin(table.kinds, kinds)
     queries = left & _asked(part, fitted) & (table.unchanged | some)
@@ -116,7 +118,7 @@ def _environment_fold(table: Table, code: int, kinds: list[int], part: NDArray[n
     )
 
 
-def _concept_fold(table: Table, code: int, part: NDArray[np.bool_], fitted: bool) -> Fold:
+def _concept_fold(table: EmbeddingTable, code: int, part: NDArray[np.bool_], fitted: bool) -> Fold:
     """Left out: the concepts of `part`, in both environments."""
     left = table.environments == code
     queries = table.unchanged & left & _asked(part, fitted)
@@ -128,7 +130,7 @@ def _concept_fold(table: Table, code: int, part: NDArray[np.bool_], fitted: bool
     )
 
 
-def _kind_fold(table: Table, code: int, part: NDArray[np.bool_], fitted: bool) -> Fold:
+def _kind_fold(table: EmbeddingTable, code: int, part: NDArray[np.bool_], fitted: bool) -> Fold:
     """Left out: the kind of intervention, and the concepts of `part`."""
     queries = (table.kinds == code) & _asked(part, fitted)
     return Fold(
@@ -149,7 +151,7 @@ def _others(part: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return np.ones_like(part) if part.all() else ~part
 
 
-def concept_masks(table: Table, count: int, seed: int) -> list[NDArray[np.bool_]]:
+def concept_masks(table: EmbeddingTable, count: int, seed: int) -> list[NDArray[np.bool_]]:
     """Masks over rows, bool [N] each, one for each part of the concepts, by the concepts' names and the seed alone.
 
     One mask of all rows where there are fewer than `CONCEPTS_TO_PART` concepts.

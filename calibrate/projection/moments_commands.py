@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from invariclip.calibrate.data.stream.state import State, read_state, write_state
+from invariclip.calibrate.data.stream.state import MomentsState, read_state, write_state
 from invariclip.console import emit_json, say, table
 from invariclip.errors import InputError
 
@@ -57,7 +57,7 @@ def subtract(whole: Path, part: Path, out: Path, as_json: bool) -> None:
     _tell(left, {"file": str(out)}, as_json)
 
 
-def state_json(state: State) -> dict[str, Any]:
+def state_json(state: MomentsState) -> dict[str, Any]:
     """JSON-ready: width, encoder, counts by source and part, shards, what was left out."""
     return {
         "width": state.width,
@@ -68,7 +68,7 @@ def state_json(state: State) -> dict[str, Any]:
     }
 
 
-def state_text(state: State) -> str:
+def state_text(state: MomentsState) -> str:
     """The same as a table and lines."""
     rows = [[source, part, f"{number:,}"] for source, parts in state.counts().items() for part, number in parts.items()]
     lines = [
@@ -81,7 +81,7 @@ def state_text(state: State) -> str:
     return "\n".join(lines)
 
 
-def _tell(state: State, facts: dict[str, Any], as_json: bool) -> None:
+def _tell(state: MomentsState, facts: dict[str, Any], as_json: bool) -> None:
     if as_json:
         emit_json({**facts, **state_json(state)})
         return

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 
 from invariclip.calibrate.evaluation.probe import fit_probe
-from invariclip.calibrate.projection.candidates import Candidate
-from invariclip.calibrate.projection.estimators import Basis, decompose, decompose_all
+from invariclip.calibrate.projection.candidates import ProjectionCandidate
+from invariclip.calibrate.projection.estimators import EstimatorBasis, decompose, decompose_all
 from invariclip.calibrate.projection.evaluate import prototype_bank, prototypes, unit, zero_shot
 from invariclip.calibrate.projection.separation import margins
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from invariclip.calibrate.data.pairs import Table
+    from invariclip.calibrate.data.pairs import EmbeddingTable
     from invariclip.calibrate.projection.folds import Fold
     from invariclip.calibrate.projection.moments import Moments
 
@@ -28,17 +28,17 @@ TEXT_OBJECTIVES: tuple[Objective, ...] = ("zero-shot", "both")
 _CHUNK = 4096
 
 
-def bases(moments: Moments, candidates: Sequence[Candidate]) -> dict[Candidate, Basis]:
+def bases(moments: Moments, candidates: Sequence[ProjectionCandidate]) -> dict[ProjectionCandidate, EstimatorBasis]:
     """Every candidate's basis; one eigendecomposition serves all ranks, and for shrinkage all λ too."""
-    found: dict[Candidate, Basis] = {}
+    found: dict[ProjectionCandidate, EstimatorBasis] = {}
     for estimator in dict.fromkeys(candidate.estimator for candidate in candidates):
         strengths = [c.strength for c in candidates if c.estimator == estimator and c.strength is not None]
         if not strengths:
-            found[Candidate(estimator)] = decompose(moments, estimator)
+            found[ProjectionCandidate(estimator)] = decompose(moments, estimator)
             continue
         unique = list(dict.fromkeys(strengths))
         for basis in decompose_all(moments, estimator, unique):
-            found[Candidate(estimator, None, basis.strength)] = basis
+            found[ProjectionCandidate(estimator, None, basis.strength)] = basis
     return {candidate: found[replace(candidate, rank=None, captions=False)] for candidate in candidates}
 
 
@@ -48,7 +48,9 @@ class Scorer:
     Cosines do not change when the axes are turned, so the symmetric A_inv of shrinkage needs no turning back.
     """
 
-    def __init__(self, table: Table, fold: Fold, objective: Objective, bank: NDArray[np.float64] | None) -> None:
+    def __init__(
+        self, table: EmbeddingTable, fold: Fold, objective: Objective, bank: NDArray[np.float64] | None
+    ) -> None:
         self.labels, self.support_labels = table.labels[fold.queries], table.labels[fold.support]
         self._given = {"queries": table.vectors[fold.queries]}
         if objective != "zero-shot":
@@ -59,7 +61,7 @@ class Scorer:
         self._axes: NDArray[np.float64] | None = None
         self._turned: dict[str, NDArray[np.float64]] = {}
 
-    def __call__(self, basis: Basis, rank: int | None) -> NDArray[np.float64]:
+    def __call__(self, basis: EstimatorBasis, rank: int | None) -> NDArray[np.float64]:
         """Share of right answers, 0 to 1, for every query."""
         seen = self._seen(basis, rank)
         answers: list[NDArray[np.bool_]] = []
@@ -71,7 +73,7 @@ class Scorer:
             answers.append(zero_shot(seen["queries"], self.labels, seen["bank"]))
         return np.asarray(np.mean(answers, axis=0))
 
-    def margins(self, basis: Basis, rank: int | None) -> list[NDArray[np.float64]]:
+    def margins(self, basis: EstimatorBasis, rank: int | None) -> list[NDArray[np.float64]]:
         """For every way of answering the margins of the queries whose class is known, in the same order of ways."""
         seen = self._seen(basis, rank)
         found: list[NDArray[np.float64]] = []
@@ -84,7 +86,7 @@ class Scorer:
             found.append(self._margins(seen["queries"], np.arange(len(seen["bank"])), seen["bank"]))
         return found
 
-    def _seen(self, basis: Basis, rank: int | None) -> dict[str, NDArray[np.float64]]:
+    def _seen(self, basis: EstimatorBasis, rank: int | None) -> dict[str, NDArray[np.float64]]:
         """Everything as a candidate shows it, unit length."""
         if self._axes is not basis.axes:
             self._axes = basis.axes

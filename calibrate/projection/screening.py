@@ -15,7 +15,7 @@ from invariclip.calibrate.projection.folds import CHANGED
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from invariclip.calibrate.projection.candidates import Candidate
+    from invariclip.calibrate.projection.candidates import ProjectionCandidate
     from invariclip.calibrate.projection.folds import Fold
 
 AFFORDABLE = 1e11
@@ -27,13 +27,13 @@ _STRIDE = 5
 """So that environments are screened with different concepts and kinds of intervention left out."""
 
 
-def decomposition(candidate: Candidate) -> tuple[str, float | None, bool]:
+def decomposition(candidate: ProjectionCandidate) -> tuple[str, float | None, bool]:
     """What candidates share that come from one eigenproblem."""
     strength = candidate.strength if candidate.estimator == "icm" else None
     return candidate.estimator, strength, candidate.captions
 
 
-def needs_screening(candidates: Sequence[Candidate], folds: int, width: int) -> bool:
+def needs_screening(candidates: Sequence[ProjectionCandidate], folds: int, width: int) -> bool:
     """Whether scoring every candidate on every fold would take too long.
 
     Args:
@@ -53,7 +53,7 @@ def screening_folds(folds: Sequence[Fold]) -> list[int]:
     return sorted(own[_STRIDE * number % len(own)] for number, own in enumerate(places.values()))
 
 
-def kept(behind: dict[Candidate, float], count: int = KEPT) -> list[Candidate]:
+def kept(behind: dict[ProjectionCandidate, float], count: int = KEPT) -> list[ProjectionCandidate]:
     """The candidates that go on, in their order: no projection, and all of the `count` best decompositions.
 
     Args:

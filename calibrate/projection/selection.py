@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from invariclip.calibrate.data.pairs import ALL_SOURCES, Sources, Table, fitted_moments
-from invariclip.calibrate.projection.candidates import Candidate
+from invariclip.calibrate.data.pairs import ALL_SOURCES, EmbeddingTable, Sources, fitted_moments
+from invariclip.calibrate.projection.candidates import ProjectionCandidate
 from invariclip.calibrate.projection.estimators import removed
-from invariclip.calibrate.projection.evaluate import Bootstrap, Interval
+from invariclip.calibrate.projection.evaluate import AccuracyInterval, Bootstrap
 from invariclip.calibrate.projection.folds import CONCEPT_PARTS, CONCEPTS_TO_PART, Fold, make_folds
 from invariclip.calibrate.projection.parallel import side_by_side
 from invariclip.calibrate.projection.scorer import TEXT_OBJECTIVES, Objective, Scorer, bases
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from invariclip.calibrate.projection.estimators import Basis
+    from invariclip.calibrate.projection.estimators import EstimatorBasis
 
 _EQUAL = 1e-9
 """Points by which two equal accuracies may differ for rounding."""
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredCandidate:
     """A candidate's result on what was left out.
 
     Attributes:
@@ -43,10 +43,10 @@ class Scored:
         behind_error: Standard error of `behind`, by bootstrap over concepts (pictures where concepts are few).
     """
 
-    candidate: Candidate
+    candidate: ProjectionCandidate
     removed: float
-    accuracy: dict[str, Interval]
-    gain: Interval
+    accuracy: dict[str, AccuracyInterval]
+    gain: AccuracyInterval
     behind: float
     behind_error: float
 
@@ -65,21 +65,21 @@ class Scored:
         }
 
     @classmethod
-    def from_json(cls, plain: dict[str, Any]) -> Scored:
+    def from_json(cls, plain: dict[str, Any]) -> ScoredCandidate:
         """Reads what `to_json` wrote, rounded as it is.
 
         Raises:
             KeyError: Something is missing.
         """
         return cls(
-            candidate=Candidate(plain["estimator"], plain["rank"], plain["strength"], plain["captions"]),
+            candidate=ProjectionCandidate(plain["estimator"], plain["rank"], plain["strength"], plain["captions"]),
             removed=plain["removed"],
             # JSON objects have no order of their own: the mean belongs last.
             accuracy={
-                name: Interval(**plain["accuracy"][name])
+                name: AccuracyInterval(**plain["accuracy"][name])
                 for name in sorted(plain["accuracy"], key=lambda name: (name == "mean", name))
             },
-            gain=Interval(**plain["gain"]),
+            gain=AccuracyInterval(**plain["gain"]),
             behind=plain["behind"],
             behind_error=plain["behind_error"],
         )
@@ -96,8 +96,8 @@ class ConceptGains:
         unfitted: On concepts of which nothing was; None where there were too few concepts to leave any out.
     """
 
-    fitted: Interval
-    unfitted: Interval | None
+    fitted: AccuracyInterval
+    unfitted: AccuracyInterval | None
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready, for the provenance."""
@@ -109,7 +109,7 @@ class ConceptGains:
     def from_json(cls, plain: dict[str, Any]) -> ConceptGains:
         """Reads what `to_json` wrote, rounded as it is."""
         unfitted = plain["unfitted"]
-        return cls(Interval(**plain["fitted"]), Interval(**unfitted) if unfitted else None)
+        return cls(AccuracyInterval(**plain["fitted"]), AccuracyInterval(**unfitted) if unfitted else None)
 
 
 @dataclass(frozen=True)
@@ -130,23 +130,23 @@ class Selection:
             they were there, in points; empty where all were scored.
     """
 
-    chosen: Candidate
+    chosen: ProjectionCandidate
     objective: Objective
     left_out: str
     queries: int
-    curve: tuple[Scored, ...]
+    curve: tuple[ScoredCandidate, ...]
     separations: dict[str, float] = field(default_factory=dict)
     by_concept: ConceptGains | None = None
     screened: dict[str, float] = field(default_factory=dict)
 
-    def result(self, candidate: Candidate | None = None) -> Scored:
+    def result(self, candidate: ProjectionCandidate | None = None) -> ScoredCandidate:
         """The scores of a candidate, of the chosen one by default."""
         wanted = candidate or self.chosen
         return next(scored for scored in self.curve if scored.candidate == wanted)
 
-    def baseline(self) -> Scored:
+    def baseline(self) -> ScoredCandidate:
         """The scores without a projection."""
-        return self.result(Candidate("identity"))
+        return self.result(ProjectionCandidate("identity"))
 
     @classmethod
     def from_json(cls, plain: dict[str, Any]) -> Selection:
@@ -155,7 +155,7 @@ class Selection:
         Raises:
             KeyError: Something is missing.
         """
-        curve = tuple(Scored.from_json(scored) for scored in plain["curve"])
+        curve = tuple(ScoredCandidate.from_json(scored) for scored in plain["curve"])
         chosen = next(scored.candidate for scored in curve if str(scored.candidate) == plain["chosen"])
         split = ConceptGains.from_json(plain["by_concept"]) if plain["by_concept"] else None
         return cls(
@@ -178,8 +178,8 @@ class Selection:
 
 
 def select(
-    table: Table,
-    candidates: Sequence[Candidate],
+    table: EmbeddingTable,
+    candidates: Sequence[ProjectionCandidate],
     *,
     objective: Objective = "prototypes",
     bank: NDArray[np.float64] | None = None,
@@ -227,7 +227,7 @@ def select(
     """
     if bank is None and (objective in TEXT_OBJECTIVES or any(candidate.captions for candidate in candidates)):
         raise InputError("zero-shot and captions need class names and a checkpoint with a text tower")
-    if Candidate("identity") not in candidates:
+    if ProjectionCandidate("identity") not in candidates:
         raise InputError("no projection must be among the candidates: what is gained is measured against it")
     left_out, folds = make_folds(table, seed=seed, concept_parts=concept_parts)
     folds = [fold for fold in folds if fold.queries.any()]
@@ -248,11 +248,11 @@ def select(
     flat = {candidate: score.flat(candidate) for candidate in candidates}
     best = max(candidates, key=lambda candidate: bootstrap.samples(flat[candidate])[0, -1])
     curve = tuple(
-        Scored(
+        ScoredCandidate(
             candidate=candidate,
             removed=score.removed(candidate),
             accuracy=dict(zip((*names, "mean"), bootstrap.intervals(flat[candidate]), strict=True)),
-            gain=bootstrap.intervals(flat[candidate], flat[Candidate("identity")])[-1],
+            gain=bootstrap.intervals(flat[candidate], flat[ProjectionCandidate("identity")])[-1],
             behind=_behind(bootstrap, flat[candidate], flat[best]),
             behind_error=bootstrap.standard_error(flat[candidate], flat[best]),
         )
@@ -275,7 +275,7 @@ class _FoldScores:
 
     def __init__(
         self,
-        table: Table,
+        table: EmbeddingTable,
         folds: Sequence[Fold],
         objective: Objective,
         bank: NDArray[np.float64] | None,
@@ -284,13 +284,15 @@ class _FoldScores:
     ) -> None:
         self._table, self._folds, self._objective = table, folds, objective
         self._bank, self._sources, self._seed = bank, sources, seed
-        self._found: list[dict[Candidate, tuple[NDArray[np.float64], float]]] = [{} for _ in folds]
+        self._found: list[dict[ProjectionCandidate, tuple[NDArray[np.float64], float]]] = [{} for _ in folds]
 
-    def run(self, places: Sequence[int], candidates: Sequence[Candidate], progress: Progress, desc: str) -> None:
+    def run(
+        self, places: Sequence[int], candidates: Sequence[ProjectionCandidate], progress: Progress, desc: str
+    ) -> None:
         """Scores the candidates on the folds at `places`, several at once."""
         width = self._table.vectors.shape[1]
 
-        def work(place: int) -> dict[Candidate, tuple[NDArray[np.float64], float]]:
+        def work(place: int) -> dict[ProjectionCandidate, tuple[NDArray[np.float64], float]]:
             todo = [candidate for candidate in candidates if candidate not in self._found[place]]
             if not todo:
                 return {}
@@ -306,12 +308,12 @@ class _FoldScores:
         for place, found in zip(places, results, strict=True):
             self._found[place].update(found)
 
-    def flat(self, candidate: Candidate, places: Sequence[int] | None = None) -> NDArray[np.float64]:
+    def flat(self, candidate: ProjectionCandidate, places: Sequence[int] | None = None) -> NDArray[np.float64]:
         """The candidate's score of every query, fold after fold."""
         chosen = range(len(self._folds)) if places is None else places
         return np.concatenate([self._found[place][candidate][0] for place in chosen])
 
-    def removed(self, candidate: Candidate) -> float:
+    def removed(self, candidate: ProjectionCandidate) -> float:
         """How much of the space it takes away, averaged over the folds."""
         return float(np.mean([found[candidate][1] for found in self._found]))
 
@@ -323,13 +325,13 @@ def _bootstrap(folds: Sequence[Fold], own: NDArray[np.int64], seed: int) -> Boot
 
 
 def fitted_bases(
-    table: Table,
+    table: EmbeddingTable,
     fold: Fold,
-    candidates: Sequence[Candidate],
+    candidates: Sequence[ProjectionCandidate],
     bank: NDArray[np.float64] | None,
     sources: Sources,
     seed: int,
-) -> Iterator[tuple[Candidate, Basis]]:
+) -> Iterator[tuple[ProjectionCandidate, EstimatorBasis]]:
     """Every candidate as fitted on one fold."""
     for captions in {candidate.captions for candidate in candidates}:
         own = [candidate for candidate in candidates if candidate.captions == captions]
@@ -338,9 +340,9 @@ def fitted_bases(
 
 
 def _separations(
-    table: Table,
+    table: EmbeddingTable,
     folds: Sequence[Fold],
-    candidates: Sequence[Candidate],
+    candidates: Sequence[ProjectionCandidate],
     objective: Objective,
     bank: NDArray[np.float64] | None,
     sources: Sources,
@@ -348,7 +350,7 @@ def _separations(
 ) -> dict[str, float]:
     """How clearly each candidate answers, by its name; of several ways of answering the mean."""
 
-    def work(fold: Fold) -> dict[Candidate, list[NDArray[np.float64]]]:
+    def work(fold: Fold) -> dict[ProjectionCandidate, list[NDArray[np.float64]]]:
         score = Scorer(table, fold, objective, bank)
         fitted = fitted_bases(table, fold, candidates, bank, sources, seed)
         return {candidate: score.margins(basis, candidate.rank) for candidate, basis in fitted}
@@ -361,7 +363,7 @@ def _separations(
     }
 
 
-def units(table: Table) -> NDArray[np.int64]:
+def units(table: EmbeddingTable) -> NDArray[np.int64]:
     """What is resampled, by row: concepts; pictures where concepts are so few that they are the classes themselves.
 
     A handful of concepts is not a sample of concepts yet to come, and seven drawn from seven say little.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from invariclip.artifact.learned_prompts import read_semantics, write_semantics
-from invariclip.calibrate.prompts.options import Options
+from invariclip.calibrate.prompts.options import PromptOptions
 from invariclip.calibrate.stages import served_projection
 from invariclip.cli.predict_command import prompt_templates
 from invariclip.console import note
@@ -29,7 +29,7 @@ TARGET_RISK = click.option(
 )
 
 
-def learning_of(wanted: bool, target_risk: float | None, given: dict[str, Any]) -> Options | None:
+def learning_of(wanted: bool, target_risk: float | None, given: dict[str, Any]) -> PromptOptions | None:
     """What to learn besides, with the prompts and the seed of the command.
 
     Raises:
@@ -41,14 +41,16 @@ def learning_of(wanted: bool, target_risk: float | None, given: dict[str, Any]) 
         return None
     seed = given["seed"]
     templates = prompt_templates(given["templates"], given["templates_file"], given["template_name"])
-    return Options(templates=templates or DEFAULT_TEMPLATES, target_risk=target_risk, seed=seed, augmentation_seed=seed)
+    return PromptOptions(
+        templates=templates or DEFAULT_TEMPLATES, target_risk=target_risk, seed=seed, augmentation_seed=seed
+    )
 
 
 def write_templates(
     path: Path,
     encoder: Encoder,
     pictures: list[Picture],
-    learning: Options,
+    learning: PromptOptions,
     result: Calibration,
     cache: Path,
     progress: Progress,
@@ -85,7 +87,7 @@ def write_page_of(
     templates: Path,
     checkpoint: Checkpoint,
     pictures: list[Picture],
-    learning: Options,
+    learning: PromptOptions,
     result: Calibration,
     cache: Path,
     progress: Progress,
@@ -115,7 +117,9 @@ def write_page_of(
     return _write_beside(report, learnt, learning, pictures)
 
 
-def _write_beside(report: Path | None, learnt: Learnt, learning: Options, pictures: list[Picture]) -> dict[str, Any]:
+def _write_beside(
+    report: Path | None, learnt: Learnt, learning: PromptOptions, pictures: list[Picture]
+) -> dict[str, Any]:
     if report is None:
         return {}
     from invariclip.calibrate.prompts.report.page import page_beside, write_page

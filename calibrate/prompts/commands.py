@@ -11,7 +11,7 @@ from invariclip.artifact.learned_prompts import write_semantics
 from invariclip.artifact.projection import read_projection
 from invariclip.calibrate.asked import PAIRS_BY_OPTION, pictures_of
 from invariclip.calibrate.prompts.learn import Learnt, learn
-from invariclip.calibrate.prompts.options import DEFAULT_LOSSES, MAX_SHOTS, PLAIN, Augmentation, Options
+from invariclip.calibrate.prompts.options import DEFAULT_LOSSES, MAX_SHOTS, PLAIN, Augmentation, PromptOptions
 from invariclip.calibrate.prompts.summary import summary_json, summary_text
 from invariclip.calibrate.report import require_page_packages
 from invariclip.calibrate.stages import default_cache
@@ -122,9 +122,9 @@ def answer(result: Learnt, out: Path, report: Path | None, *, as_json: bool) -> 
         say(f"report     {report}")
 
 
-def _options_of(given: dict[str, Any]) -> Options:
+def _options_of(given: dict[str, Any]) -> PromptOptions:
     templates = prompt_templates(given["templates"], given["templates_file"], given["template_name"])
-    options = Options(
+    options = PromptOptions(
         learned=given["learned"],
         context_tokens=given["context_tokens"],
         templates=templates or DEFAULT_TEMPLATES,

@@ -11,15 +11,15 @@ import numpy as np
 import torch
 
 import invariclip
-from invariclip.artifact.learned_prompts import Semantics
+from invariclip.artifact.learned_prompts import LearnedPrompts
 from invariclip.calibrate.prompts.opinions import fused_answers
 from invariclip.calibrate.prompts.scales import Scales, fit_scales
-from invariclip.calibrate.prompts.scored import Scored, scored_of, scores_json
+from invariclip.calibrate.prompts.scored import ScoredImages, scored_of, scores_json
 from invariclip.calibrate.prompts.splits import Split, split_rows
 from invariclip.calibrate.prompts.texts import LearnedTexts, hand_written_bank
 from invariclip.calibrate.prompts.threshold import Threshold, choose_threshold
 from invariclip.calibrate.prompts.training import Task, Trained, train
-from invariclip.calibrate.prompts.views import Pictures, augmented, embed_pictures
+from invariclip.calibrate.prompts.views import LabelledEmbeddings, augmented, embed_pictures
 from invariclip.console import Progress, silent
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from invariclip.artifact.projection import Projection
     from invariclip.calibrate.data.encoder import TextEncoder
     from invariclip.calibrate.data.pictures import Picture
-    from invariclip.calibrate.prompts.options import Options
+    from invariclip.calibrate.prompts.options import PromptOptions
     from invariclip.export.checkpoints.checkpoint import Checkpoint
 
 
@@ -47,17 +47,17 @@ class Learnt:
         projection: In whose space all of it is, or None.
     """
 
-    semantics: Semantics
+    semantics: LearnedPrompts
     threshold: Threshold | None
     facts: dict[str, Any]
-    scored: Scored
+    scored: ScoredImages
     projection: Projection | None
 
 
 def learn(
     checkpoint: Checkpoint,
     pictures: Sequence[Picture],
-    options: Options,
+    options: PromptOptions,
     projection: Projection | None = None,
     *,
     cache: Path | None = None,
@@ -89,9 +89,9 @@ def learn(
 
 def learn_from(
     checkpoint: Checkpoint,
-    seen: Pictures,
+    seen: LabelledEmbeddings,
     split: Split,
-    options: Options,
+    options: PromptOptions,
     projection: Projection | None = None,
     *,
     encoder: Any = None,
@@ -137,7 +137,7 @@ def learn_from(
     facts = _facts(seen, split, declined, trained, scales, threshold)
     scored = scored_of(seen, split, bank, checkpoint.logit_scale, scales, checkpoint.pixels)
     facts["scores"] = scores_json(scored)
-    semantics = Semantics(
+    semantics = LearnedPrompts(
         context=trained.context,
         evidence_scale=scales.scale,
         evidence_bias=scales.bias,
@@ -170,7 +170,12 @@ def full_bank(
 
 
 def threshold_of(
-    seen: Pictures, split: Split, bank: NDArray[np.float64], logit_scale: float, scales: Scales, options: Options
+    seen: LabelledEmbeddings,
+    split: Split,
+    bank: NDArray[np.float64],
+    logit_scale: float,
+    scales: Scales,
+    options: PromptOptions,
 ) -> Threshold:
     """The threshold for the target risk, tested on the held-back pictures.
 
@@ -188,14 +193,14 @@ def threshold_of(
     )
 
 
-def pictures_digest(seen: Pictures) -> str:
+def pictures_digest(seen: LabelledEmbeddings) -> str:
     """sha256 over all pictures' contents, classes and environments, whatever their order."""
     lines = sorted(f"{d}\t{p.name}\t{p.environment}" for d, p in zip(seen.digests, seen.used, strict=True))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _facts(
-    seen: Pictures,
+    seen: LabelledEmbeddings,
     split: Split,
     declined: dict[str, int],
     trained: Trained,

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from invariclip.artifact.learned_prompts import MAX_CONTEXT_TOKENS, MAX_LEARNED
 from invariclip.errors import InputError
-from invariclip.preprocessing.interventions import CATALOGUE, Chosen, resolve
+from invariclip.preprocessing.interventions import CATALOGUE, InterventionRequest, resolve
 from invariclip.preprocessing.prompts import DEFAULT_TEMPLATES, check_prompts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-Augmentation: TypeAlias = Chosen | None
+Augmentation: TypeAlias = InterventionRequest | None
 """An intervention, or None: the picture as it is."""
 
 LOSSES = ("evidential", "misleading", "diversity", "consistency", "softmax")
@@ -31,7 +31,7 @@ MAX_SHOTS = 16
 
 
 @dataclass(frozen=True)
-class Options:
+class PromptOptions:
     """What to learn.
 
     Attributes:
@@ -140,7 +140,7 @@ class Options:
         named = [PLAIN if kind is None else kind.to_json() for kind in self.views]
         return {**plain, "templates": list(self.templates), "losses": list(self.losses), "augmentations": named}
 
-    def without(self, losses: Sequence[str]) -> Options:
+    def without(self, losses: Sequence[str]) -> PromptOptions:
         """The same with some terms of the loss off.
 
         Raises:

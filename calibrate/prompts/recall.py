@@ -18,19 +18,19 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from invariclip.artifact.learned_prompts import Semantics
+    from invariclip.artifact.learned_prompts import LearnedPrompts
     from invariclip.artifact.projection import Projection
     from invariclip.calibrate.data.encoder import TextEncoder
     from invariclip.calibrate.data.pictures import Picture
-    from invariclip.calibrate.prompts.options import Options
+    from invariclip.calibrate.prompts.options import PromptOptions
     from invariclip.export.checkpoints.checkpoint import Checkpoint
 
 
 def recall(
     checkpoint: Checkpoint,
     pictures: Sequence[Picture],
-    options: Options,
-    semantics: Semantics,
+    options: PromptOptions,
+    semantics: LearnedPrompts,
     projection: Projection | None = None,
     *,
     cache: Path | None = None,

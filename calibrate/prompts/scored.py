@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
     from invariclip.calibrate.prompts.scales import Scales
     from invariclip.calibrate.prompts.splits import Split
-    from invariclip.calibrate.prompts.views import Pictures
+    from invariclip.calibrate.prompts.views import LabelledEmbeddings
     from invariclip.preprocessing.pixels import PixelSpec
 
 HAND_WRITTEN, CDC = "hand-written", "cdc"
 
 
 @dataclass(frozen=True, eq=False)
-class Scored:
+class ScoredImages:
     """What answers are scored on, and all that they are made of.
 
     Attributes:
@@ -36,7 +36,7 @@ class Scored:
     """
 
     held: bool
-    pictures: Pictures
+    pictures: LabelledEmbeddings
     bank: NDArray[np.float64]
     logit_scale: float
     scales: Scales
@@ -94,8 +94,13 @@ class Side:
 
 
 def scored_of(
-    seen: Pictures, split: Split, bank: NDArray[np.float64], logit_scale: float, scales: Scales, pixels: PixelSpec
-) -> Scored:
+    seen: LabelledEmbeddings,
+    split: Split,
+    bank: NDArray[np.float64],
+    logit_scale: float,
+    scales: Scales,
+    pixels: PixelSpec,
+) -> ScoredImages:
     """The held-back pictures, or the validation pictures where none are held back.
 
     Args:
@@ -108,10 +113,10 @@ def scored_of(
     """
     held = bool(len(split.held))
     chosen = seen.part(split.held if held else split.validation)
-    return Scored(held, chosen, bank, logit_scale, scales, pixels)
+    return ScoredImages(held, chosen, bank, logit_scale, scales, pixels)
 
 
-def sides(scored: Scored) -> tuple[Side, Side]:
+def sides(scored: ScoredImages) -> tuple[Side, Side]:
     """The hand-written template's softmax, and the fused opinions."""
     vectors, labels = scored.pictures.vectors, scored.pictures.labels
     logits = scored.logit_scale * vectors @ scored.bank[0].T
@@ -125,7 +130,7 @@ def sides(scored: Scored) -> tuple[Side, Side]:
     )
 
 
-def scores_json(scored: Scored) -> dict[str, Any]:
+def scores_json(scored: ScoredImages) -> dict[str, Any]:
     """Both sides' scores, JSON-ready, and on which pictures and how many."""
     on = "held" if scored.held else "validation"
     return {"on": on, "pictures": len(scored.pictures.labels), **{side.name: side.to_json() for side in sides(scored)}}

@@ -19,7 +19,7 @@ _FACTS = "invariclip.cdc.training"
 
 
 @dataclass
-class State:
+class TrainingState:
     """Where a training stands, between two steps.
 
     Attributes:
@@ -41,7 +41,7 @@ class State:
     curve: list[tuple[int, float]] = field(default_factory=list)
 
 
-def write_state(path: Path, key: str, state: State, moments: dict[str, torch.Tensor]) -> None:
+def write_state(path: Path, key: str, state: TrainingState, moments: dict[str, torch.Tensor]) -> None:
     """Writes a state and the optimiser's moments, atomically.
 
     Args:
@@ -63,7 +63,7 @@ def write_state(path: Path, key: str, state: State, moments: dict[str, torch.Ten
     write_atomically(path, save(plain, {_FACTS: json.dumps(facts)}))
 
 
-def read_state(path: Path, key: str) -> tuple[State, dict[str, torch.Tensor]] | None:
+def read_state(path: Path, key: str) -> tuple[TrainingState, dict[str, torch.Tensor]] | None:
     """What `write_state` wrote for the same key; None where there is nothing, or nothing that can be read."""
     if not path.is_file():
         return None
@@ -75,7 +75,7 @@ def read_state(path: Path, key: str) -> tuple[State, dict[str, torch.Tensor]] | 
             return None
         parts = {part: _part(tensors, part) for part in ("now", "best", "adam")}
         curve = [(int(step), float(loss)) for step, loss in facts["curve"]]
-        state = State(
+        state = TrainingState(
             facts["step"], parts["now"], parts["best"], facts["best_loss"], facts["best_step"], facts["stale"], curve
         )
     except (SafetensorError, KeyError, ValueError, TypeError, OSError):

@@ -10,7 +10,7 @@ import torch
 from invariclip.artifact.learned_prompts import LEARNED_TEXT, context_ids
 from invariclip.calibrate.data.embed import embed_texts
 from invariclip.export.checkpoints.contexts import token_embedding, with_context_rows
-from invariclip.export.graphs.rewrites import NotApplicableError, Subject
+from invariclip.export.graphs.rewrites import RewriteNotApplicableError, Subject
 from invariclip.export.graphs.rewrites.encoder import cut_texts
 from invariclip.export.graphs.towers import NORM_FLOOR, part_of
 from invariclip.preprocessing.prompts import class_bank
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from invariclip.artifact.projection import Projection
     from invariclip.calibrate.data.encoder import TextEncoder
-    from invariclip.calibrate.prompts.options import Options
+    from invariclip.calibrate.prompts.options import PromptOptions
     from invariclip.export.checkpoints.checkpoint import Checkpoint
     from invariclip.preprocessing.tokenizer import TextSpec, Tokenizer
 
@@ -58,7 +58,7 @@ class LearnedTexts:
         try:
             cut_texts(subject)
             self.cut = True
-        except NotApplicableError:  # its padding takes part: every text at full length
+        except RewriteNotApplicableError:  # its padding takes part: every text at full length
             self.cut = False
         self._encoder: Any = subject.encoder
         self._matrix = None if projection is None else torch.from_numpy(projection.A_inv.astype(np.float32))
@@ -111,7 +111,7 @@ def hand_written_bank(
     return class_bank(embedded, list(names), list(templates))
 
 
-def starting_context(checkpoint: Checkpoint, options: Options) -> tuple[NDArray[np.float32], float]:
+def starting_context(checkpoint: Checkpoint, options: PromptOptions) -> tuple[NDArray[np.float32], float]:
     """The vectors that learning starts from, [M, n, width], and the vocabulary's spread, the unit of `rate`.
 
     A template starts at the words that stand before the class in a hand-written prompt (the prompts in turn, if there

@@ -11,7 +11,13 @@ import numpy as np
 import torch
 
 from invariclip.calibrate.prompts import losses
-from invariclip.calibrate.prompts.state import State, optimiser_moments, read_state, restore_moments, write_state
+from invariclip.calibrate.prompts.state import (
+    TrainingState,
+    optimiser_moments,
+    read_state,
+    restore_moments,
+    write_state,
+)
 from invariclip.calibrate.prompts.texts import LearnedTexts, starting_context
 from invariclip.console import Progress, silent
 
@@ -22,7 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.artifact.projection import Projection
-    from invariclip.calibrate.prompts.options import Options
+    from invariclip.calibrate.prompts.options import PromptOptions
     from invariclip.export.checkpoints.checkpoint import Checkpoint
 
 VALIDATION_CLASSES = 64
@@ -80,7 +86,7 @@ class Trained:
 def train(
     checkpoint: Checkpoint,
     task: Task,
-    options: Options,
+    options: PromptOptions,
     projection: Projection | None = None,
     *,
     work: Path | None = None,
@@ -122,7 +128,7 @@ class _Learner:
         self,
         checkpoint: Checkpoint,
         task: Task,
-        options: Options,
+        options: PromptOptions,
         projection: Projection | None,
         start: NDArray[np.float32],
         spread: float,
@@ -151,11 +157,11 @@ class _Learner:
             checked = np.sort(np.random.default_rng([options.seed, 31]).permutation(checked)[:VALIDATION_CLASSES])
         self.checked = checked
 
-    def begin(self, file: Path | None, key: str) -> State:
+    def begin(self, file: Path | None, key: str) -> TrainingState:
         """The start, or where the file says that it stands."""
         kept = read_state(file, key) if file else None
         if kept is None:
-            state = State(0, {}, {})
+            state = TrainingState(0, {}, {})
             self.look(state)
             return state
         state, moments = kept
@@ -181,7 +187,7 @@ class _Learner:
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimiser.step()
 
-    def look(self, state: State) -> None:
+    def look(self, state: TrainingState) -> None:
         """Scores the validation pictures and keeps what is best."""
         with torch.no_grad():
             loss = self._validation_loss()

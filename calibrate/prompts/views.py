@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from invariclip.calibrate.data.embed import Job, embed
+from invariclip.calibrate.data.embed import EmbeddingJob, embed
 from invariclip.calibrate.data.pairs import codes
 from invariclip.calibrate.data.versions import Donors
 from invariclip.console import Progress, silent
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Pictures:
+class LabelledEmbeddings:
     """Embedded pictures and their classes.
 
     Attributes:
@@ -45,7 +45,7 @@ class Pictures:
     digests: tuple[str, ...]
     skipped: tuple[str, ...]
 
-    def part(self, rows: NDArray[np.int64]) -> Pictures:
+    def part(self, rows: NDArray[np.int64]) -> LabelledEmbeddings:
         """Some of them, in this order; of the same classes."""
         return replace(
             self,
@@ -63,18 +63,18 @@ def embed_pictures(
     *,
     cache: Path | None = None,
     progress: Progress = silent,
-) -> Pictures:
+) -> LabelledEmbeddings:
     """Embeds the pictures as they are.
 
     Raises:
         InputError: None can be used, or they are of one class alone.
     """
-    found = embed(encoder, [Job(picture.path) for picture in pictures], cache=cache, progress=progress)
+    found = embed(encoder, [EmbeddingJob(picture.path) for picture in pictures], cache=cache, progress=progress)
     used = tuple(pictures[index] for index in found.kept)
     labels, names = codes([picture.name for picture in used])
     if len(names) < 2:
         raise InputError(f"all pictures are of one class, {names[0]!r}; templates are learnt from two classes or more")
-    return Pictures(
+    return LabelledEmbeddings(
         vectors=_projected(found.vectors, projection),
         labels=labels,
         names=names,
@@ -86,7 +86,7 @@ def embed_pictures(
 
 def augmented(
     encoder: Encoder,
-    pictures: Pictures,
+    pictures: LabelledEmbeddings,
     rows: NDArray[np.int64],
     augmentations: Sequence[Augmentation],
     projection: Projection | None,
@@ -126,7 +126,7 @@ def augmented(
             needed = kind.change.needs_donor
             donor = donors.choose(digest, picture.environment, kind.label, seed) if needed else None
             places.append((place, number))
-            jobs.append(Job(picture.path, kind, seed, donor))
+            jobs.append(EmbeddingJob(picture.path, kind, seed, donor))
     declined: dict[str, int] = {}
     if jobs:
         found = embed(encoder, jobs, cache=cache, progress=progress)

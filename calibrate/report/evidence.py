@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from invariclip.calibrate.data.embed import Job, embed, shown
-from invariclip.calibrate.data.pairs import Table, fitted_moments
+from invariclip.calibrate.data.embed import EmbeddingJob, embed, shown
+from invariclip.calibrate.data.pairs import EmbeddingTable, fitted_moments
 from invariclip.calibrate.data.pictures import SkippedPictureWarning
 from invariclip.calibrate.data.versions import changed_versions
 from invariclip.calibrate.fit import bank_of, tabulate
-from invariclip.calibrate.projection.candidates import Candidate
+from invariclip.calibrate.projection.candidates import ProjectionCandidate
 from invariclip.calibrate.projection.estimators import fit
 from invariclip.calibrate.report.measures import Change, Gaps, gaps, held_out_spaces, leakage
 from invariclip.calibrate.report.retrieval import Retrieval, retrieve
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from invariclip.artifact.projection import Projection
     from invariclip.calibrate.data.encoder import Encoder
     from invariclip.calibrate.data.pictures import Picture
-    from invariclip.calibrate.fit import Calibration, Options
+    from invariclip.calibrate.fit import Calibration, FitOptions
     from invariclip.preprocessing.pixels import PixelSpec
 
 
 @dataclass(frozen=True)
-class Evidence:
+class ReportEvidence:
     """Everything the page needs beside the calibration.
 
     Attributes:
@@ -52,12 +52,12 @@ class Evidence:
         given: The paths of all pictures, of those that were skipped too.
     """
 
-    table: Table
+    table: EmbeddingTable
     pictures: tuple[Picture, ...]
     digests: tuple[str, ...]
     ranks: NDArray[np.int64]
     spec: PixelSpec
-    jobs: tuple[Job, ...]
+    jobs: tuple[EmbeddingJob, ...]
     seed: int
     retrieval: Retrieval | None
     gaps: Gaps | None
@@ -77,12 +77,12 @@ class Evidence:
 def gather(
     encoder: Encoder,
     pictures: Sequence[Picture],
-    options: Options,
+    options: FitOptions,
     result: Calibration,
     *,
     cache: Path | None = None,
     progress: Progress = silent,
-) -> Evidence:
+) -> ReportEvidence:
     """Reads the embeddings back and fits the chosen candidate on parts of them, to show it on the rest.
 
     A calibration keeps no embeddings, so that its memory does not depend on whether a page is wanted; with `cache`
@@ -102,14 +102,14 @@ def gather(
     with warnings.catch_warnings():
         # Calibration has told of them, and the page lists them.
         warnings.simplefilter("ignore", SkippedPictureWarning)
-        plain = embed(encoder, [Job(picture.path) for picture in pictures], cache=cache, progress=progress)
+        plain = embed(encoder, [EmbeddingJob(picture.path) for picture in pictures], cache=cache, progress=progress)
         table, _ = tabulate(encoder, pictures, options, cache=cache, progress=progress)
     used = [pictures[index] for index in plain.kept]
     digests = [plain.digests[index] for index in plain.kept]
     versions = changed_versions(used, digests, options.kinds, draws=options.draws, seed=options.seed)
     changed = {(version.origin, version.kind): version.job for version in versions}
     rows = list(zip(table.origins.tolist(), table.kinds.tolist(), strict=True))
-    jobs = tuple(changed[row] if row in changed else Job(used[row[0]].path) for row in rows)
+    jobs = tuple(changed[row] if row in changed else EmbeddingJob(used[row[0]].path) for row in rows)
     ranks = _ranks(table, digests, options.seed)
     candidate = chosen_candidate(options, result)
     bank = None
@@ -117,7 +117,7 @@ def gather(
         bank = bank_of(encoder, table.label_names, options.templates)
     fit_on = _fitter(candidate, bank if candidate.captions else None, options.seed)
     spaces = held_out_spaces(table, fit_on, options.seed)
-    return Evidence(
+    return ReportEvidence(
         table=table,
         pictures=tuple(used[origin] for origin in table.origins),
         digests=tuple(digests[origin] for origin in table.origins),
@@ -133,19 +133,19 @@ def gather(
     )
 
 
-def chosen_candidate(options: Options, result: Calibration) -> Candidate:
+def chosen_candidate(options: FitOptions, result: Calibration) -> ProjectionCandidate:
     """What was fitted: as selection chose it, or as the options name it."""
     if result.selection is not None:
         return result.selection.chosen
-    return options.fixed() or Candidate("identity")
+    return options.fixed() or ProjectionCandidate("identity")
 
 
 def _fitter(
-    candidate: Candidate, captions: NDArray[np.float64] | None, seed: int
-) -> Callable[[Table], Projection | None]:
+    candidate: ProjectionCandidate, captions: NDArray[np.float64] | None, seed: int
+) -> Callable[[EmbeddingTable], Projection | None]:
     """How rows of a table become the candidate's projection; None for no projection."""
 
-    def fit_on(rows: Table) -> Projection | None:
+    def fit_on(rows: EmbeddingTable) -> Projection | None:
         if candidate.estimator == "identity":
             return None
         moments = fitted_moments(rows, captions=captions, seed=seed)
@@ -154,7 +154,7 @@ def _fitter(
     return fit_on
 
 
-def _ranks(table: Table, digests: Sequence[str], seed: int) -> NDArray[np.int64]:
+def _ranks(table: EmbeddingTable, digests: Sequence[str], seed: int) -> NDArray[np.int64]:
     """Every row's place in a random order that content and seed alone decide."""
     columns = (table.origins, table.kinds, table.concepts, table.environments)
     keys = [

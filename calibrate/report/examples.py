@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from invariclip.calibrate.report.evidence import Evidence
+    from invariclip.calibrate.report.evidence import ReportEvidence
     from invariclip.calibrate.report.retrieval import Retrieval
 
 CHANGED_PAIRS = 24
@@ -25,7 +25,7 @@ RETRIEVALS, TEXTS = 4, 6
 """By the nearest picture and by the nearest class text: of those that became right, and of those that became wrong."""
 
 
-def changed_pairs(evidence: Evidence) -> list[dict[str, Any]]:
+def changed_pairs(evidence: ReportEvidence) -> list[dict[str, Any]]:
     """Pictures beside their changed versions: of every kind the first ones drawn, if there is room."""
     table = evidence.table
     kinds = [int(kind) for kind in np.unique(table.kinds[~table.unchanged])]
@@ -42,7 +42,7 @@ def changed_pairs(evidence: Evidence) -> list[dict[str, Any]]:
     return found[:CHANGED_PAIRS]
 
 
-def natural_rows(evidence: Evidence) -> list[dict[str, Any]]:
+def natural_rows(evidence: ReportEvidence) -> list[dict[str, Any]]:
     """Concepts in their environments: the first ones drawn of those that stand in two or more."""
     table, found = evidence.table, []
     rows = np.flatnonzero(table.unchanged)
@@ -78,7 +78,7 @@ class Turned:
     cards: list[dict[str, Any]]
 
 
-def turned(evidence: Evidence, retrieval: Retrieval, *, texts: bool) -> list[Turned]:
+def turned(evidence: ReportEvidence, retrieval: Retrieval, *, texts: bool) -> list[Turned]:
     """Queries that became right, and those that became wrong; none where there is no projection.
 
     Args:
@@ -107,7 +107,7 @@ def turned(evidence: Evidence, retrieval: Retrieval, *, texts: bool) -> list[Tur
     return found
 
 
-def correct(evidence: Evidence, retrieval: Retrieval, nearest: NDArray[np.int64]) -> NDArray[np.bool_]:
+def correct(evidence: ReportEvidence, retrieval: Retrieval, nearest: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Whether what is nearest is of the query's class, bool [Q].
 
     Args:
@@ -121,7 +121,7 @@ def correct(evidence: Evidence, retrieval: Retrieval, nearest: NDArray[np.int64]
 
 
 def _found(
-    evidence: Evidence, retrieval: Retrieval, place: int, codes: NDArray[np.int64], texts: bool
+    evidence: ReportEvidence, retrieval: Retrieval, place: int, codes: NDArray[np.int64], texts: bool
 ) -> list[tuple[Thumbnail | None, str, bool]]:
     table = evidence.table
     own = table.labels[retrieval.queries[place]]
@@ -141,7 +141,7 @@ def _in_turns(ranks: NDArray[np.int64], groups: Sequence[str]) -> list[int]:
     return [place for _, _, place in sorted(keyed)]
 
 
-def _thumbnail(evidence: Evidence, row: int) -> Thumbnail:
+def _thumbnail(evidence: ReportEvidence, row: int) -> Thumbnail:
     picture, kind = evidence.pictures[row], int(evidence.table.kinds[row])
     changed = "" if kind < 0 else f", {evidence.table.kind_names[kind]}"
     return Thumbnail(data_uri(evidence.shown(row)), picture.name, picture.environment + changed)

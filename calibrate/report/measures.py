@@ -10,7 +10,7 @@ import numpy as np
 from invariclip.calibrate.data.pairs import natural_pairs
 from invariclip.calibrate.evaluation.invariance import apart, moved
 from invariclip.calibrate.evaluation.leakage import Reader, classes_in_several, told
-from invariclip.calibrate.projection.evaluate import Bootstrap, Interval
+from invariclip.calibrate.projection.evaluate import AccuracyInterval, Bootstrap
 from invariclip.calibrate.projection.folds import concept_masks
 from invariclip.errors import InputError
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.artifact.projection import Projection
-    from invariclip.calibrate.data.pairs import Table
+    from invariclip.calibrate.data.pairs import EmbeddingTable
 
 PARTS = 4
 MAX_ROWS = 20_000
@@ -52,8 +52,8 @@ class Change:
 
     name: str
     count: int
-    before: Interval
-    after: Interval | None
+    before: AccuracyInterval
+    after: AccuracyInterval | None
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,9 @@ class Gaps:
     apart: tuple[float, float | None]
 
 
-def held_out_spaces(table: Table, fit_on: Callable[[Table], Projection | None], seed: int) -> list[Space]:
+def held_out_spaces(
+    table: EmbeddingTable, fit_on: Callable[[EmbeddingTable], Projection | None], seed: int
+) -> list[Space]:
     """Fits on three quarters of the concepts in turn; one space that has seen everything where there are too few.
 
     Args:
@@ -86,7 +88,7 @@ def held_out_spaces(table: Table, fit_on: Callable[[Table], Projection | None], 
     return [Space(np.ones(len(table.vectors), dtype=np.bool_), fit_on(table))]
 
 
-def gaps(table: Table, spaces: list[Space], seed: int) -> Gaps | None:
+def gaps(table: EmbeddingTable, spaces: list[Space], seed: int) -> Gaps | None:
     """The gap of every kind of intervention and of natural pairs; None where no two classes could be compared.
 
     The gap alone falls whenever a projection draws all embeddings together; over the distance of different classes
@@ -106,7 +108,7 @@ def gaps(table: Table, spaces: list[Space], seed: int) -> Gaps | None:
         return None
     bootstrap = Bootstrap(table.concepts[first], kinds, seed=seed)
     old = bootstrap.intervals(moved(table.vectors[first], table.vectors[second]) / before)
-    new: list[Interval | None] = [None] * len(old)
+    new: list[AccuracyInterval | None] = [None] * len(old)
     if after:
         # Both members of a pair are of one concept, hence of one space.
         seen = np.empty((len(table.vectors), spaces[0].see(table.vectors[:1]).shape[1]))
@@ -123,7 +125,7 @@ def gaps(table: Table, spaces: list[Space], seed: int) -> Gaps | None:
     )
 
 
-def leakage(table: Table, spaces: list[Space], ranks: NDArray[np.int64], seed: int) -> list[Change]:
+def leakage(table: EmbeddingTable, spaces: list[Space], ranks: NDArray[np.int64], seed: int) -> list[Change]:
     """How often an environment can be told from an embedding: percent right, mean over environments.
 
     Two readers (see `leakage.Reader`), each of which reads embeddings as they are, and less the mean of their class:
@@ -158,7 +160,7 @@ def leakage(table: Table, spaces: list[Space], ranks: NDArray[np.int64], seed: i
     return found
 
 
-def _apart(table: Table, spaces: list[Space]) -> float | None:
+def _apart(table: EmbeddingTable, spaces: list[Space]) -> float | None:
     """Mean 1 - cos over all pairs of unchanged pictures of different classes in one space; None without such."""
     total = count = 0.0
     for space in spaces:
@@ -169,7 +171,7 @@ def _apart(table: Table, spaces: list[Space]) -> float | None:
 
 
 def _read(
-    table: Table,
+    table: EmbeddingTable,
     spaces: list[Space],
     rows: NDArray[np.int64],
     ranks: NDArray[np.int64],

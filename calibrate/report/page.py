@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from invariclip.calibrate.data.stream.tally import Tally
+from invariclip.calibrate.data.stream.tally import ProblemCounts
 from invariclip.calibrate.projection.evaluate import Bootstrap
 from invariclip.calibrate.projection.folds import CHANGED
 from invariclip.calibrate.projection.selection import Selection
-from invariclip.calibrate.report.evidence import Evidence, chosen_candidate
+from invariclip.calibrate.report.evidence import ReportEvidence, chosen_candidate
 from invariclip.calibrate.report.examples import changed_pairs, correct, natural_rows, turned
 from invariclip.calibrate.report.look import write_html
 from invariclip.calibrate.report.plots import Bar, bar_plot, curve_plot, curves, spectrum_plot
-from invariclip.calibrate.report.retrieval import NEAREST, Answers, Retrieval
+from invariclip.calibrate.report.retrieval import NEAREST, Retrieval, RetrievedRanks
 from invariclip.calibrate.report.verdict import conclude, signed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from invariclip.calibrate.fit import Calibration, Options
+    from invariclip.calibrate.fit import Calibration, FitOptions
     from invariclip.calibrate.report.measures import Change
 
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -47,7 +47,7 @@ KNOWN_FACTS = (
 """What the page says in words; other facts are shown as they are."""
 
 
-def write_page(path: Path, result: Calibration, options: Options, evidence: Evidence) -> None:
+def write_page(path: Path, result: Calibration, options: FitOptions, evidence: ReportEvidence) -> None:
     """Renders the page and writes it atomically.
 
     Args:
@@ -82,7 +82,7 @@ def write_page(path: Path, result: Calibration, options: Options, evidence: Evid
         gaps=_gaps(evidence),
         leakage=_leakage(evidence),
         skipped=skipped_by_reason(facts["skipped"], evidence.given),
-        problems=Tally.from_json(facts["problems"]).lines(),
+        problems=ProblemCounts.from_json(facts["problems"]).lines(),
         options=json.dumps(options.to_json(), indent=2, ensure_ascii=False),
         other_facts={
             name: json.dumps(facts[name], indent=2, ensure_ascii=False, sort_keys=True)
@@ -141,7 +141,7 @@ def _spectrum(result: Calibration, name: str) -> dict[str, Any] | None:
     }
 
 
-def _retrieval(evidence: Evidence) -> dict[str, Any] | None:
+def _retrieval(evidence: ReportEvidence) -> dict[str, Any] | None:
     """The nearest pictures and class texts: how often right, and examples that turned."""
     retrieval = evidence.retrieval
     if retrieval is None:
@@ -161,7 +161,7 @@ def _retrieval(evidence: Evidence) -> dict[str, Any] | None:
     }
 
 
-def _found(evidence: Evidence, retrieval: Retrieval, answers: Answers) -> list[dict[str, Any]]:
+def _found(evidence: ReportEvidence, retrieval: Retrieval, answers: RetrievedRanks) -> list[dict[str, Any]]:
     """Per group of queries and over all of them: how often the nearest is of the query's class."""
     before = correct(evidence, retrieval, answers.before)
     after = before if answers.after is None else correct(evidence, retrieval, answers.after)
@@ -183,7 +183,7 @@ def _found(evidence: Evidence, retrieval: Retrieval, answers: Answers) -> list[d
     ]
 
 
-def _gaps(evidence: Evidence) -> dict[str, Any] | None:
+def _gaps(evidence: ReportEvidence) -> dict[str, Any] | None:
     if evidence.gaps is None:
         return None
     bars = _bars(evidence.gaps.kinds)
@@ -191,7 +191,7 @@ def _gaps(evidence: Evidence) -> dict[str, Any] | None:
     return {"kinds": evidence.gaps.kinds, "apart": evidence.gaps.apart, "plot": plot}
 
 
-def _leakage(evidence: Evidence) -> dict[str, Any] | None:
+def _leakage(evidence: ReportEvidence) -> dict[str, Any] | None:
     if not evidence.leakage:
         return None
     chance = 100 / len(np.unique(evidence.table.environments[evidence.table.unchanged]))

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from invariclip.calibrate.projection.candidates import Candidate
-    from invariclip.calibrate.projection.evaluate import Interval
-    from invariclip.calibrate.projection.selection import Scored, Selection
+    from invariclip.calibrate.projection.candidates import ProjectionCandidate
+    from invariclip.calibrate.projection.evaluate import AccuracyInterval
+    from invariclip.calibrate.projection.selection import ScoredCandidate, Selection
 
 WIDTH = 4.9
 """Inches; 353 points, as wide as a telephone's screen in pixels."""
@@ -29,8 +29,8 @@ class Bar:
     """A name with a measure without the projection and, if there is one, with it."""
 
     name: str
-    before: Interval
-    after: Interval | None
+    before: AccuracyInterval
+    after: AccuracyInterval | None
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Curve:
 
     title: str
     axis: str
-    lines: dict[str, list[Scored]]
+    lines: dict[str, list[ScoredCandidate]]
 
 
 def bar_plot(title: str, bars: Sequence[Bar], *, unit: str, reference: tuple[float, str] | None = None) -> str:
@@ -80,7 +80,7 @@ def bar_plot(title: str, bars: Sequence[Bar], *, unit: str, reference: tuple[flo
         return svg(figure, f"Bar plot. {title}; the figures stand in the table below.")
 
 
-def curve_plot(curve: Curve, chosen: Candidate) -> str:
+def curve_plot(curve: Curve, chosen: ProjectionCandidate) -> str:
     """Gain over no projection along a setting, a line for each value of the other one; the chosen one is ringed."""
     values = sorted({_setting(scored, curve.axis) for line in curve.lines.values() for scored in line})
     with drawing():
@@ -159,7 +159,7 @@ def curves(selection: Selection) -> list[Curve]:
                 some = [one for one in members if captions is None or one.candidate.captions == captions]
                 if len({_setting(one, axis) for one in some}) < 2:
                     continue
-                lines: dict[str, list[Scored]] = {}
+                lines: dict[str, list[ScoredCandidate]] = {}
                 for one in sorted(some, key=lambda one: _setting(one, axis)):
                     lines.setdefault(_line(one, other, crowded), []).append(one)
                 added = " (with captions)" if captions else ""
@@ -167,12 +167,12 @@ def curves(selection: Selection) -> list[Curve]:
     return panels
 
 
-def _setting(scored: Scored, axis: str) -> float:
+def _setting(scored: ScoredCandidate, axis: str) -> float:
     value = scored.candidate.rank if axis == "rank d" else scored.candidate.strength
     return -1.0 if value is None else float(value)
 
 
-def _line(scored: Scored, other: str, crowded: bool) -> str:
+def _line(scored: ScoredCandidate, other: str, crowded: bool) -> str:
     value = _setting(scored, other)
     words = [f"{other[-1]} = {value:g}"] if value > 0 else []
     words += ["with captions"] if scored.candidate.captions and not crowded else []

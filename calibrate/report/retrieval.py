@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.artifact.projection import Projection
-    from invariclip.calibrate.data.pairs import Table
+    from invariclip.calibrate.data.pairs import EmbeddingTable
 
 NEAREST = 3
 MAX_QUERIES = 4000
@@ -26,7 +26,7 @@ _CELLS = 1 << 23
 
 
 @dataclass(frozen=True)
-class Answers:
+class RetrievedRanks:
     """What every query finds, by cosine: codes of pictures (rows of the table) or of classes, the nearest first.
 
     Attributes:
@@ -52,14 +52,14 @@ class Retrieval:
 
     queries: NDArray[np.int64]
     groups: tuple[str, ...]
-    pictures: Answers
-    texts: Answers | None
+    pictures: RetrievedRanks
+    texts: RetrievedRanks | None
     left_out: bool
 
 
 def retrieve(
-    table: Table,
-    fit_on: Callable[[Table], Projection | None],
+    table: EmbeddingTable,
+    fit_on: Callable[[EmbeddingTable], Projection | None],
     *,
     bank: NDArray[np.float64] | None,
     ranks: NDArray[np.int64],
@@ -122,14 +122,14 @@ def _drawn(folds: list[Fold], ranks: NDArray[np.int64]) -> NDArray[np.bool_]:
     return mask
 
 
-def _joined(parts: list[list[NDArray[np.int64]]]) -> Answers:
+def _joined(parts: list[list[NDArray[np.int64]]]) -> RetrievedRanks:
     """Folds below each other; a small one may have found fewer."""
     width = min(part[0].shape[1] for part in parts)
     sides = [np.concatenate([part[side][:, :width] for part in parts]) for side in range(len(parts[0]))]
-    return Answers(sides[0], sides[1] if len(sides) > 1 else None)
+    return RetrievedRanks(sides[0], sides[1] if len(sides) > 1 else None)
 
 
-def _everything(table: Table) -> list[Fold]:
+def _everything(table: EmbeddingTable) -> list[Fold]:
     """Where nothing can be left out: each environment asks the others, or changed pictures those as they are."""
     codes = np.unique(table.environments)
     everything = np.ones(len(table.vectors), dtype=np.bool_)

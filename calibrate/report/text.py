@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from invariclip.calibrate.data.stream.tally import Tally
+from invariclip.calibrate.data.stream.tally import ProblemCounts
 from invariclip.calibrate.projection.diagnostics import few
 from invariclip.console import table
 
 if TYPE_CHECKING:
     from invariclip.calibrate.fit import Calibration
-    from invariclip.calibrate.projection.evaluate import Interval
+    from invariclip.calibrate.projection.evaluate import AccuracyInterval
     from invariclip.calibrate.projection.selection import Selection
 
 
@@ -40,7 +40,7 @@ def _pictures(facts: dict[str, Any]) -> list[str]:
         f"pairs      {facts['natural_pairs']} natural, {facts['interventional_pairs']} interventional, "
         f"{facts['caption_pairs']} with captions",
     ]
-    lines += [f"problem    {line}" for line in Tally.from_json(facts["problems"]).lines()]
+    lines += [f"problem    {line}" for line in ProblemCounts.from_json(facts["problems"]).lines()]
     if facts["declined"]:
         counts = ", ".join(f"{label} {count}" for label, count in facts["declined"].items())
         lines.append(f"declined   interventions that did not apply to a picture: {counts}")
@@ -55,7 +55,7 @@ def _sources(facts: dict[str, Any]) -> list[str]:
         weight = facts["weights"].get(source, 1.0)
         lines.append(f"source     {source}: {told}" + (f", weight {weight:g}" if weight != 1 else ""))
     for source, plain in facts["left_out"].items():
-        lines += [f"problem    {source}: {line}" for line in Tally.from_json(plain).lines()]
+        lines += [f"problem    {source}: {line}" for line in ProblemCounts.from_json(plain).lines()]
     return lines
 
 
@@ -117,7 +117,7 @@ def _scores(selection: Selection) -> str:
     return table(["left out", "none %", "chosen %", "gain"], rows)
 
 
-def _points(gain: Interval) -> str:
+def _points(gain: AccuracyInterval) -> str:
     return f"{gain.value:+.1f} [{gain.low:+.1f}, {gain.high:+.1f}]"
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from invariclip.calibrate.fit import Calibration, Options
-    from invariclip.calibrate.projection.evaluate import Interval
-    from invariclip.calibrate.projection.selection import Scored, Selection
+    from invariclip.calibrate.fit import Calibration, FitOptions
+    from invariclip.calibrate.projection.evaluate import AccuracyInterval
+    from invariclip.calibrate.projection.selection import ScoredCandidate, Selection
 
 _SCORED = {
     "zero-shot": "by the nearest class text",
@@ -38,7 +38,7 @@ def signed(value: float, digits: int = 1) -> str:
     return f"{value:+.{digits}f}".replace("-", "−")
 
 
-def conclude(result: Calibration, options: Options) -> Conclusion:
+def conclude(result: Calibration, options: FitOptions) -> Conclusion:
     """The conclusion of a calibration.
 
     Args:
@@ -77,7 +77,7 @@ def _none(selection: Selection, *, asked: bool) -> Conclusion:
     )
 
 
-def _projection(selection: Selection, scored: Scored, *, asked: bool) -> Conclusion:
+def _projection(selection: Selection, scored: ScoredCandidate, *, asked: bool) -> Conclusion:
     gain, before, after = scored.gain, selection.baseline().accuracy["mean"], scored.accuracy["mean"]
     taken = "was asked for" if asked else "was chosen"
     if gain.low > 0:
@@ -123,9 +123,9 @@ def _how(selection: Selection) -> str:
     )
 
 
-def _points(scored: Scored) -> str:
+def _points(scored: ScoredCandidate) -> str:
     return _interval(scored.gain)
 
 
-def _interval(gain: Interval) -> str:
+def _interval(gain: AccuracyInterval) -> str:
     return f"{signed(gain.value)} points (95 % interval {signed(gain.low)} … {signed(gain.high)})"

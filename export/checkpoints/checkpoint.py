@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from invariclip.export.checkpoints.sources import Source
+    from invariclip.export.checkpoints.sources import CheckpointSource
     from invariclip.preprocessing.pixels import PixelSpec
     from invariclip.preprocessing.tokenizer import Tokenizer
 
@@ -197,7 +197,7 @@ def load_checkpoint(
 
 
 def _tokenizer(
-    text_cfg: dict[str, Any], source: Source, given: str | Path | None, tower: dict[str, Any] | None
+    text_cfg: dict[str, Any], source: CheckpointSource, given: str | Path | None, tower: dict[str, Any] | None
 ) -> Tokenizer:
     """The tokenizer that was given, else the model's own; a model from the hub may take its tokenizer from there."""
     path = None if given is None else locate_tokenizer(given)

@@ -15,14 +15,14 @@ from invariclip.export.checkpoints.shorten import shorten
 from invariclip.export.checkpoints.sources import CONFIG_FILE
 
 if TYPE_CHECKING:
-    from invariclip.export.checkpoints.sources import Source
+    from invariclip.export.checkpoints.sources import CheckpointSource
 
 TOWER_FILE = "config.json"
 """What describes a Hugging Face text tower, in the model's folder or in one below it with the tower's name."""
 _MAX_CONFIG = 16 * 2**20
 
 
-def read_config(source: Source) -> dict[str, Any]:
+def read_config(source: CheckpointSource) -> dict[str, Any]:
     """The model part of an open_clip config: embed_dim, vision_cfg, text_cfg.
 
     Raises:
@@ -42,7 +42,7 @@ def read_config(source: Source) -> dict[str, Any]:
     return config
 
 
-def text_tower(config: dict[str, Any], source: Source) -> tuple[dict[str, Any], dict[str, Any] | None]:
+def text_tower(config: dict[str, Any], source: CheckpointSource) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """The `text_cfg` with a Hugging Face tower's name resolved to a local folder, and that tower's own config.
 
     Args:
@@ -84,7 +84,7 @@ def text_tower(config: dict[str, Any], source: Source) -> tuple[dict[str, Any], 
     return {**text_cfg, "hf_model_name": str(found), "hf_model_pretrained": False}, tower
 
 
-def build(source: Source, text_cfg: dict[str, Any], *, seed: int | None, short: bool = False) -> Any:
+def build(source: CheckpointSource, text_cfg: dict[str, Any], *, seed: int | None, short: bool = False) -> Any:
     """The model as open_clip builds it; the caller's random state stays as it was.
 
     Args:

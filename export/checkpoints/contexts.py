@@ -15,7 +15,7 @@ from invariclip.errors import CheckpointError, SemanticsError
 from invariclip.export.checkpoints.surgery import find, with_replaced
 
 if TYPE_CHECKING:
-    from invariclip.artifact.learned_prompts import Semantics
+    from invariclip.artifact.learned_prompts import LearnedPrompts
 
 
 class ContextEmbedding(nn.Module):
@@ -107,6 +107,6 @@ def contexts_of(module: nn.Module) -> tuple[int, int] | None:
     return int(templates), int(tokens)
 
 
-def with_semantics(module: nn.Module, semantics: Semantics) -> nn.Module:
+def with_semantics(module: nn.Module, semantics: LearnedPrompts) -> nn.Module:
     """`with_context_rows` of what a file of learned templates holds."""
     return with_context_rows(module, torch.from_numpy(semantics.context))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Family:
+class ModelFamily:
     """One architecture of the issue's list.
 
     Attributes:
@@ -42,22 +42,22 @@ class Family:
     note: str = ""
 
 
-FAMILIES: tuple[Family, ...] = (
-    Family("ViT-B-32", note="the first CLIP's architecture, with GELU"),
-    Family("ViT-B-32-quickgelu", note="the same with QuickGELU, as OpenAI trained it"),
-    Family("ViT-B-16"),
-    Family("ViT-L-14"),
-    Family("RN50", note="batch norms; attention pool with a bias"),
-    Family("ViT-B-16-SigLIP", "unigram", note="sigmoid and bias; padding is seen; not causal; attention-pooled"),
-    Family("ViT-B-16-SigLIP2", "bpe", note="as SigLIP, with a vocabulary of 256,000"),
-    Family("convnext_base_w", note="timm trunk, linear head"),
-    Family("MobileCLIP-S1", note="re-parameterised before export; text not causal"),
-    Family("MobileCLIP2-S0", note="re-parameterised before export; text not causal"),
-    Family("EVA02-B-16", note="rotary positions, SwiGLU"),
-    Family("coca_ViT-B-32", note="attentional pooler; class token behind the text, padding masked"),
-    Family("PE-Core-B-16", note="rotary positions, attention-pooled, context of 32"),
-    Family("ViT-SO400M-14-SigLIP", "unigram", tolerance=1e-4, note="external data: each tower is above 1.7 GB"),
-    Family("roberta-ViT-B-32", "bytes", needs=("transformers",), note="text tower from Hugging Face, mean-pooled"),
+FAMILIES: tuple[ModelFamily, ...] = (
+    ModelFamily("ViT-B-32", note="the first CLIP's architecture, with GELU"),
+    ModelFamily("ViT-B-32-quickgelu", note="the same with QuickGELU, as OpenAI trained it"),
+    ModelFamily("ViT-B-16"),
+    ModelFamily("ViT-L-14"),
+    ModelFamily("RN50", note="batch norms; attention pool with a bias"),
+    ModelFamily("ViT-B-16-SigLIP", "unigram", note="sigmoid and bias; padding is seen; not causal; attention-pooled"),
+    ModelFamily("ViT-B-16-SigLIP2", "bpe", note="as SigLIP, with a vocabulary of 256,000"),
+    ModelFamily("convnext_base_w", note="timm trunk, linear head"),
+    ModelFamily("MobileCLIP-S1", note="re-parameterised before export; text not causal"),
+    ModelFamily("MobileCLIP2-S0", note="re-parameterised before export; text not causal"),
+    ModelFamily("EVA02-B-16", note="rotary positions, SwiGLU"),
+    ModelFamily("coca_ViT-B-32", note="attentional pooler; class token behind the text, padding masked"),
+    ModelFamily("PE-Core-B-16", note="rotary positions, attention-pooled, context of 32"),
+    ModelFamily("ViT-SO400M-14-SigLIP", "unigram", tolerance=1e-4, note="external data: each tower is above 1.7 GB"),
+    ModelFamily("roberta-ViT-B-32", "bytes", needs=("transformers",), note="text tower from Hugging Face, mean-pooled"),
 )
 
 ROBERTA_BASE = {
@@ -82,7 +82,7 @@ ROBERTA_BASE = {
 """The published sizes of roberta-base."""
 
 
-def family(name: str) -> Family:
+def family(name: str) -> ModelFamily:
     """The family of that name.
 
     Raises:

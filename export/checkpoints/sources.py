@@ -20,7 +20,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_m
 
 
 @dataclass(frozen=True)
-class Source:
+class CheckpointSource:
     """A model before it is loaded.
 
     Attributes:
@@ -38,7 +38,7 @@ class Source:
     tag: dict[str, Any] = field(default_factory=dict)
 
 
-def locate(model: str, checkpoint: str | Path | None = None, *, progress: Progress = silent) -> Source:
+def locate(model: str, checkpoint: str | Path | None = None, *, progress: Progress = silent) -> CheckpointSource:
     """Finds a model's files.
 
     Args:
@@ -56,16 +56,16 @@ def locate(model: str, checkpoint: str | Path | None = None, *, progress: Progre
     own = None if checkpoint is None else Path(checkpoint)
     if model in RECIPES:
         folder = assembled(model, progress=progress)
-        return Source(model, f"{FOLDER}{folder}", folder, own or _weights_in(folder))
+        return CheckpointSource(model, f"{FOLDER}{folder}", folder, own or _weights_in(folder))
     if model.startswith(HUB):
         folder, file = _download_model(model.removeprefix(HUB))
-        return Source(model, f"{FOLDER}{folder}", folder, own or file)
+        return CheckpointSource(model, f"{FOLDER}{folder}", folder, own or file)
     if model in list_models():
         known = None if own is None or own.exists() else _published(model, str(own))
-        return known or Source(model, model, None, own)
+        return known or CheckpointSource(model, model, None, own)
     folder = Path(model.removeprefix(FOLDER))
     if folder.is_dir():
-        return Source(folder.resolve().name, f"{FOLDER}{folder}", folder, own or _weights_in(folder))
+        return CheckpointSource(folder.resolve().name, f"{FOLDER}{folder}", folder, own or _weights_in(folder))
     near = difflib.get_close_matches(model, [*RECIPES, *list_models()], n=4, cutoff=0.5)
     hint = f"nearest names: {', '.join(near)}" if near else "for example ViT-B-32, or `reference`"
     raise CheckpointError(f"{model}: neither an open_clip architecture nor a folder; {hint}")
@@ -127,7 +127,7 @@ def _weights_in(folder: Path) -> Path | None:
     return next((path for path in indices if path.name.startswith("open_clip")), indices[0])
 
 
-def _published(name: str, tag: str) -> Source | None:
+def _published(name: str, tag: str) -> CheckpointSource | None:
     """The weights that open_clip knows by a tag, downloaded; None for what looks like a file.
 
     Raises:
@@ -142,7 +142,7 @@ def _published(name: str, tag: str) -> Source | None:
         tags = ", ".join(list_pretrained_tags_by_model(name)) or "none"
         raise CheckpointError(f"{tag}: neither a file nor one of the tags of {name}; available: {tags}")
     try:
-        return Source(name, name, None, Path(download_pretrained(settings)), dict(settings))
+        return CheckpointSource(name, name, None, Path(download_pretrained(settings)), dict(settings))
     except Exception as error:  # whatever the hub's client, the network and the cache raise
         reason = str(error).split("\n", 1)[0]
         raise CheckpointError(

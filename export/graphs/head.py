@@ -19,7 +19,7 @@ from invariclip.export.graphs.ends import append, constant, downstream, free_nam
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from invariclip.artifact.manifest import SemanticsFacts
+    from invariclip.artifact.manifest import LearnedPromptsFacts
 
 CLASS_BANK, LOGIT_SCALE, LOGIT_BIAS = "class_bank", "logit_scale", "logit_bias"
 MATRIX = "matrix"
@@ -36,7 +36,7 @@ def attach_head(
     bank: NDArray[np.float64] | None,
     logit_scale: float,
     logit_bias: float | None,
-    learned: SemanticsFacts | None = None,
+    learned: LearnedPromptsFacts | None = None,
 ) -> None:
     """Puts the classes after `embedding`, in place of any that stand there; without a bank it takes them away.
 
@@ -158,7 +158,7 @@ def _embedding(graph: ir.Graph) -> ir.Value:
     return value
 
 
-def _check_bank(bank: NDArray[np.float64], embedding: ir.Value, learned: SemanticsFacts | None) -> None:
+def _check_bank(bank: NDArray[np.float64], embedding: ir.Value, learned: LearnedPromptsFacts | None) -> None:
     width = embedding.shape[1] if embedding.shape is not None and len(embedding.shape) == 2 else None
     templates = [] if learned is None else [learned.learned + 1]
     wanted = ", ".join(map(str, [*templates, "K", width]))

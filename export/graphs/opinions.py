@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from invariclip.artifact.manifest import SemanticsFacts
+    from invariclip.artifact.manifest import LearnedPromptsFacts
 
 BANK, HEIGHT, BACKGROUND = "evidence_bank", "evidence_height", "evidence_background"
 _PREFIX = "evidence_"
@@ -53,7 +53,7 @@ def attach(
     graph: ir.Graph,
     embedding: ir.Value,
     bank: NDArray[np.float64],
-    facts: SemanticsFacts,
+    facts: LearnedPromptsFacts,
     logit_scale: float,
     logit_bias: float | None,
 ) -> None:

@@ -15,14 +15,14 @@ from invariclip.export.graphs.fold import Folded, fold_images, fold_texts, left_
 from invariclip.export.graphs.head import expose_projection
 from invariclip.export.graphs.rewrites import (
     NAMES,
-    NotApplicableError,
+    RewriteNotApplicableError,
     Subject,
     require_held,
     rewrite_encoder,
     rewrite_graph,
 )
 from invariclip.export.graphs.tokens import name_merges, refusal, thin_tokens
-from invariclip.export.graphs.towers import ImageTower, TextTower, part_of
+from invariclip.export.graphs.towers import ImageTower, TracedTextTower, part_of
 from invariclip.export.graphs.trace import traced
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def tower_graph(
     else:
         longest = checkpoint.tokenizer.spec.context_length if "text-cut" in subject.applied else None
         model = traced(
-            TextTower(subject.encoder, folded.matrix), probe, input_name=TEXT_INPUT, output_name=EMBEDDING,
+            TracedTextTower(subject.encoder, folded.matrix), probe, input_name=TEXT_INPUT, output_name=EMBEDDING,
             longest=longest,
         )  # fmt: skip
     if folded.how == "input":
@@ -138,7 +138,7 @@ def _learned(contexts: tuple[int, int]) -> Step:
 def _thinned(subject: Subject, tokens: Sequence[int]) -> Step:
     try:
         return Step("tokens", True, thin_tokens(subject, tokens))
-    except NotApplicableError as error:
+    except RewriteNotApplicableError as error:
         raise refusal(subject.tower, error) from None
 
 

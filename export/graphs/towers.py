@@ -45,7 +45,7 @@ class ImageTower(nn.Module):
         return _unit(raw, self.matrix)
 
 
-class TextTower(nn.Module):
+class TracedTextTower(nn.Module):
     """int64 ids [N, L] → float32 embedding [N, d] of unit length."""
 
     matrix: torch.Tensor | None

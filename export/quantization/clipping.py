@@ -21,7 +21,7 @@ _SHARES = np.linspace(1.0, 0.3, 36)
 _TURNS = 3
 
 
-class Sample:
+class StreamSample:
     """Some rows of a stream of unknown length, spread evenly over it: never more than `SAMPLE` numbers."""
 
     def __init__(self) -> None:

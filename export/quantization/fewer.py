@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from invariclip.export.quantization.token_search import Found
-    from invariclip.export.quantization.variants import Workshop
-    from invariclip.export.verification.figures import Figures
+    from invariclip.export.quantization.variants import VariantInputs
+    from invariclip.export.verification.figures import TowerFigures
 
 TRIALS = 14
 """Schedules that are tried: each is a trace and a run of the calibration pictures."""
@@ -22,7 +22,7 @@ FILE = "image.tokens.onnx"
 
 
 def fewer_tokens(
-    workshop: Workshop, *, folder: Path, trace: Callable[[Sequence[int], Path], None]
+    workshop: VariantInputs, *, folder: Path, trace: Callable[[Sequence[int], Path], None]
 ) -> tuple[Path, Found]:
     """Searches a schedule and writes the float32 graph that has it.
 
@@ -40,7 +40,7 @@ def fewer_tokens(
     """
     target = folder / FILE
 
-    def ask(schedule: Sequence[int]) -> Figures:
+    def ask(schedule: Sequence[int]) -> TowerFigures:
         trace(schedule, target)
         return workshop.trials.figures(target, backend=workshop.backend, threads=workshop.threads)
 

@@ -34,7 +34,7 @@ def dynamic(source: Path, target: Path) -> None:
     """ONNX Runtime's dynamic int8: weights per channel, each value's range found at every run; needs no pictures."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with _Quiet():
+    with _QuietQuantiser():
         quantize_dynamic(
             source, target, per_channel=True, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"],
             nodes_to_exclude=_left_out(source),
@@ -45,7 +45,7 @@ def static(source: Path, target: Path, batches: Iterable[NDArray[np.uint8]]) -> 
     """ONNX Runtime's static Q/DQ int8: ranges by minimum and maximum on the calibration pictures."""
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-    with _Quiet():
+    with _QuietQuantiser():
         quantize_static(
             source, target, _reader(source, batches), quant_format=QuantFormat.QDQ, per_channel=True,
             op_types_to_quantize=["MatMul", "Gemm"], activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
@@ -123,7 +123,7 @@ def _reader(source: Path, batches: Iterable[NDArray[np.uint8]]) -> Any:
     return Reader()
 
 
-class _Quiet:
+class _QuietQuantiser:
     """The quantiser's advice to preprocess is for graphs that were not prepared; it goes to the root logger."""
 
     def __enter__(self) -> None:

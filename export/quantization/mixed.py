@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from invariclip.console import Progress
-    from invariclip.export.quantization.sites import Site
-    from invariclip.export.verification.figures import Figures
+    from invariclip.export.quantization.sites import Product
+    from invariclip.export.verification.figures import TowerFigures
 
 
 @dataclass(frozen=True)
-class Group:
+class SharedInput:
     """Products that read one value, and so share its eight bits.
 
     Attributes:
@@ -31,7 +31,7 @@ class Group:
     """
 
     value: str
-    sites: tuple[Site, ...]
+    sites: tuple[Product, ...]
     work: int
 
 
@@ -47,9 +47,9 @@ class Mix:
         trials: Each mix that was tried: how many groups went back, and what it broke.
     """
 
-    chosen: tuple[Group, ...]
-    back: tuple[Group, ...]
-    figures: Figures | None
+    chosen: tuple[SharedInput, ...]
+    back: tuple[SharedInput, ...]
+    figures: TowerFigures | None
     costs: dict[str, float]
     trials: tuple[dict[str, Any], ...]
 
@@ -69,20 +69,20 @@ class Mix:
         }
 
 
-def groups_of(sites: Sequence[Site], work: Callable[[Site], int]) -> list[Group]:
+def groups_of(sites: Sequence[Product], work: Callable[[Product], int]) -> list[SharedInput]:
     """Sites by the value that they read, in order."""
-    by_value: dict[str, list[Site]] = {}
+    by_value: dict[str, list[Product]] = {}
     for site in sites:
         by_value.setdefault(site.value, []).append(site)
-    return [Group(value, tuple(found), sum(map(work, found))) for value, found in by_value.items()]
+    return [SharedInput(value, tuple(found), sum(map(work, found))) for value, found in by_value.items()]
 
 
 def mix(
-    groups: Sequence[Group],
-    ask: Callable[[Sequence[Group]], Figures],
-    broken: Callable[[Figures], list[str]],
+    groups: Sequence[SharedInput],
+    ask: Callable[[Sequence[SharedInput]], TowerFigures],
+    broken: Callable[[TowerFigures], list[str]],
     *,
-    cost_of: Callable[[Sequence[Group]], float] | None = None,
+    cost_of: Callable[[Sequence[SharedInput]], float] | None = None,
     progress: Progress = silent,
 ) -> Mix:
     """Finds the mix.
@@ -96,7 +96,7 @@ def mix(
     """
     trials: list[dict[str, Any]] = []
 
-    def tried(chosen: Sequence[Group]) -> tuple[Figures, bool]:
+    def tried(chosen: Sequence[SharedInput]) -> tuple[TowerFigures, bool]:
         figures = ask(chosen)
         lines = broken(figures)
         trials.append(
@@ -111,7 +111,7 @@ def mix(
     loss = cost_of or (lambda chosen: 1 - ask(chosen).cosine_mean)
     costs = {group.value: loss([group]) for group in progress(list(groups), total=len(groups), desc="sensitivity")}
     order = sorted(groups, key=lambda group: -costs[group.value] / group.work)
-    best: tuple[int, Figures] | None = None
+    best: tuple[int, TowerFigures] | None = None
     low, high = 1, len(groups) - 1  # how many go back
     while low <= high:
         middle = (low + high) // 2
@@ -126,6 +126,6 @@ def mix(
     return Mix(tuple(_without(groups, back)), tuple(back), best[1], costs, tuple(trials))
 
 
-def _without(groups: Sequence[Group], back: Sequence[Group]) -> list[Group]:
+def _without(groups: Sequence[SharedInput], back: Sequence[SharedInput]) -> list[SharedInput]:
     gone = {group.value for group in back}
     return [group for group in groups if group.value not in gone]

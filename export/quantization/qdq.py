@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
     from invariclip.console import Progress
     from invariclip.export.quantization.ranges import Flow
-    from invariclip.export.quantization.sites import Site
+    from invariclip.export.quantization.sites import Product
 
 
 @dataclass(frozen=True)
-class Recipe:
+class QuantizationRecipe:
     """How a graph is quantised.
 
     Attributes:
@@ -65,9 +65,9 @@ class Rounded:
 
 def rounded(
     model: ir.Model,
-    sites: Sequence[Site],
+    sites: Sequence[Product],
     flows: Mapping[str, Flow],
-    recipe: Recipe,
+    recipe: QuantizationRecipe,
     *,
     progress: Progress = silent,
 ) -> dict[str, Rounded]:
@@ -104,14 +104,14 @@ def rounded(
     return found
 
 
-def smoothable(model: ir.Model, sites: Sequence[Site]) -> list[str]:
+def smoothable(model: ir.Model, sites: Sequence[Product]) -> list[str]:
     """Values that SmoothQuant may divide: of norms whose output goes into quantised matrix products alone."""
     free = [node for node in model.graph if node.op_type == "LayerNormalization" and _is_free(node, sites)]
     return [node.outputs[0].name or "" for node in free]
 
 
 def ranges_of(
-    model: ir.Model, sites: Sequence[Site], flows: Mapping[str, Flow], weights: Mapping[str, Rounded], *, clip: bool
+    model: ir.Model, sites: Sequence[Product], flows: Mapping[str, Flow], weights: Mapping[str, Rounded], *, clip: bool
 ) -> dict[str, tuple[float, float]]:
     """What the levels of each value go from and to, after the division of smoothing.
 
@@ -120,7 +120,7 @@ def ranges_of(
         sites: Its products.
         flows: Of every value that they read.
         weights: From `rounded`.
-        clip: See `Recipe`.
+        clip: See `QuantizationRecipe`.
     """
     found: dict[str, tuple[float, float]] = {}
     for site in sites:
@@ -142,7 +142,7 @@ def ranges_of(
 
 def quantise(
     model: ir.Model,
-    sites: Sequence[Site],
+    sites: Sequence[Product],
     ranges: Mapping[str, tuple[float, float]],
     weights: Mapping[str, Rounded],
 ) -> None:
@@ -155,7 +155,7 @@ def quantise(
         weights: From `rounded`.
     """
     nodes = {node.name: node for node in model.graph}
-    by_value: dict[str, list[Site]] = {}
+    by_value: dict[str, list[Product]] = {}
     for site in sites:
         by_value.setdefault(site.value, []).append(site)
     for value, group in by_value.items():
@@ -190,7 +190,7 @@ def _through_eight_bits(model: ir.Model, source: ir.Value, low: float, high: flo
     return rounded_
 
 
-def _take(model: ir.Model, node: ir.Node, site: Site, given: ir.Value, weights: Rounded) -> None:
+def _take(model: ir.Model, node: ir.Node, site: Product, given: ir.Value, weights: Rounded) -> None:
     """Lets a product read the rounded value and int8 weights."""
     old, levels, axis = node.inputs[1], weights.levels, 1
     if site.window is not None:
@@ -212,7 +212,7 @@ def _take(model: ir.Model, node: ir.Node, site: Site, given: ir.Value, weights: 
         _correct_conv(model, node, site, weights.correction)
 
 
-def _correct_conv(model: ir.Model, node: ir.Node, site: Site, correction: NDArray[np.float64]) -> None:
+def _correct_conv(model: ir.Model, node: ir.Node, site: Product, correction: NDArray[np.float64]) -> None:
     """The mean's shift into a convolution's own bias. Windows over the border see fewer numbers, and shift less."""
     held = 0.0 if site.bias is None else constant(model, site.bias)
     moved = _initializer(model, f"{site.node}_bias", (held + correction).astype(np.float32))
@@ -224,7 +224,7 @@ def _correct_conv(model: ir.Model, node: ir.Node, site: Site, correction: NDArra
         model.graph.initializers.pop(site.bias)
 
 
-def _correct(model: ir.Model, node: ir.Node, site: Site, correction: NDArray[np.float64]) -> None:
+def _correct(model: ir.Model, node: ir.Node, site: Product, correction: NDArray[np.float64]) -> None:
     """The mean's shift into the bias, or into a new one."""
     if site.bias is not None:
         held = model.graph.initializers[site.bias]
@@ -256,7 +256,7 @@ def _divide_norm(model: ir.Model, value: ir.Value, divisor: NDArray[np.float32],
             norm.replace_input_with(place, _initializer(model, f"{value.name}_smooth_{place}", numbers))
 
 
-def _is_free(norm: ir.Node, sites: Sequence[Site]) -> bool:
+def _is_free(norm: ir.Node, sites: Sequence[Product]) -> bool:
     """Whether a norm's output goes into quantised products alone, so that its scale may change for them."""
     nodes = {site.node for site in sites}
     output = norm.outputs[0]

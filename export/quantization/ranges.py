@@ -13,7 +13,7 @@ import onnxruntime
 from invariclip.console import silent
 from invariclip.errors import ContractError
 from invariclip.export.graphs.trace import write_graph
-from invariclip.export.quantization.clipping import Sample
+from invariclip.export.quantization.clipping import StreamSample
 from invariclip.threads import available_threads
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.console import Progress
-    from invariclip.export.quantization.sites import Site
-    from invariclip.export.quantization.windows import Window
+    from invariclip.export.quantization.sites import Product
+    from invariclip.export.quantization.windows import ConvWindow
 
 
 POSITIONS = 100
@@ -51,7 +51,7 @@ class Flow:
     total: NDArray[np.float64]
     moments: NDArray[np.float32]
     rows: int = 0
-    sample: Sample = field(default_factory=Sample)
+    sample: StreamSample = field(default_factory=StreamSample)
 
     @classmethod
     def empty(cls, width: int) -> Flow:
@@ -85,7 +85,7 @@ class Flow:
 
 def flows_of(
     model: ir.Model,
-    sites: Sequence[Site],
+    sites: Sequence[Product],
     batches: Iterable[NDArray[np.uint8]],
     *,
     threads: int | None = None,
@@ -101,7 +101,7 @@ def flows_of(
         progress: `console.bar` or `console.silent`.
 
     Returns:
-        By `Site.reading`; of each picture about `POSITIONS` rows, evenly spread, and the range of all.
+        By `Product.reading`; of each picture about `POSITIONS` rows, evenly spread, and the range of all.
 
     Raises:
         ContractError: A value is not finite, or no picture came.
@@ -125,7 +125,7 @@ def flows_of(
     return flows
 
 
-def _rows(answer: NDArray[np.float32], window: Window | None) -> NDArray[np.float32]:
+def _rows(answer: NDArray[np.float32], window: ConvWindow | None) -> NDArray[np.float32]:
     if window is not None:
         return window.rows(answer, POSITIONS)
     by_picture = answer.reshape(len(answer), -1, answer.shape[-1])

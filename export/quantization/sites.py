@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from invariclip.export.quantization.windows import Window, window_of
+from invariclip.export.quantization.windows import ConvWindow, window_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -20,7 +20,7 @@ _FRONT = "front_"
 
 
 @dataclass(frozen=True)
-class Site:
+class Product:
     """One product: value [..., K] @ weights [K, N], or a convolution, which is one of windows of its value.
 
     Attributes:
@@ -36,7 +36,7 @@ class Site:
     value: str
     weights: str
     bias: str | None
-    window: Window | None = None
+    window: ConvWindow | None = None
 
     @property
     def reading(self) -> str:
@@ -44,7 +44,7 @@ class Site:
         return self.value if self.window is None else f"{self.value} in {self.window}"
 
 
-def sites_of(model: ir.Model) -> list[Site]:
+def sites_of(model: ir.Model) -> list[Product]:
     """The products that int8 can take over, in the graph's order.
 
     Products of two values (attention's scores and sums) stay: they are a small part of the work, and softmax's output
@@ -61,13 +61,13 @@ def sites_of(model: ir.Model) -> list[Site]:
             continue
         rank = len(weights.const_value.shape) if weights.const_value is not None else 0
         if node.op_type == "MatMul" and rank == 2 and not _is_head(node):
-            found.append(Site(node.name or "", value.name or "", weights.name or "", _added(node)))
+            found.append(Product(node.name or "", value.name or "", weights.name or "", _added(node)))
         elif node.op_type == "Conv" and rank == 4:
             window = window_of(node)
             if window is not None:
                 bias = node.inputs[2] if len(node.inputs) > 2 else None
                 name = None if bias is None else bias.name
-                found.append(Site(node.name or "", value.name or "", weights.name or "", name, window))
+                found.append(Product(node.name or "", value.name or "", weights.name or "", name, window))
     return found
 
 
@@ -79,13 +79,13 @@ def constant(model: ir.Model, name: str) -> NDArray[np.float32]:
     return np.asarray(value.numpy(), dtype=np.float32)
 
 
-def matrix(model: ir.Model, site: Site) -> NDArray[np.float32]:
+def matrix(model: ir.Model, site: Product) -> NDArray[np.float32]:
     """float32 [K, N], a site's weights as its rows meet them."""
     weights = constant(model, site.weights)
     return weights if site.window is None else np.ascontiguousarray(weights.reshape(len(weights), -1).T)
 
 
-def flops(model: ir.Model, site: Site) -> int:
+def flops(model: ir.Model, site: Product) -> int:
     """Multiplications of one picture, as far as the graph's shapes tell: the measure of what a site costs."""
     node = next(node for node in model.graph if node.name == site.node)
     shape = node.outputs[0].shape

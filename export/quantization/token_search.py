@@ -20,9 +20,9 @@ from invariclip.export.verification.figures import failures
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from invariclip.export.graphs.tokens.families import Family
+    from invariclip.export.graphs.tokens.families import MergeSchedules
     from invariclip.export.graphs.tokens.schedule import Schedule, TowerShape
-    from invariclip.export.verification.figures import Figures, Thresholds
+    from invariclip.export.verification.figures import Thresholds, TowerFigures
 
 TRIALS = 24
 """Schedules that are asked about unless the caller says otherwise."""
@@ -45,7 +45,7 @@ class Trial:
     schedule: Schedule
     flops: float
     saving: float
-    figures: Figures
+    figures: TowerFigures
     broken: dict[str, str]
 
     def __str__(self) -> str:
@@ -83,11 +83,11 @@ class Found:
 
 def fewest_tokens(
     shape: TowerShape,
-    ask: Callable[[Schedule], Figures],
+    ask: Callable[[Schedule], TowerFigures],
     bounds: Thresholds,
     *,
     trials: int = TRIALS,
-    families: Sequence[Family] = FAMILIES,
+    families: Sequence[MergeSchedules] = FAMILIES,
 ) -> Found:
     """Searches for the cheapest schedule that keeps the bounds.
 
@@ -129,7 +129,7 @@ class _Search:
     """One search under way; methods return whether trials were left."""
 
     shape: TowerShape
-    ask: Callable[[Schedule], Figures]
+    ask: Callable[[Schedule], TowerFigures]
     bounds: Thresholds
     trials: int
     seen: dict[Schedule, Trial] = field(default_factory=dict)
@@ -159,7 +159,7 @@ class _Search:
         least = WORTH if self.best is None else self.best.saving + WORTH
         return self.shape.saving(schedule) >= least
 
-    def bisect(self, family: Family) -> bool:
+    def bisect(self, family: MergeSchedules) -> bool:
         """The cheapest of a family, if it beats the best so far."""
         members = sorted(family.members(self.shape), key=lambda schedule: (-self.shape.flops(schedule), schedule))
         members = [schedule for schedule in members if self.worth(schedule)]

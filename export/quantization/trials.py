@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
     from invariclip.artifact.manifest import Compute
     from invariclip.console import Progress
-    from invariclip.export.verification.answers import Shown
-    from invariclip.export.verification.candidate import Job
-    from invariclip.export.verification.evidence import Pictures
-    from invariclip.export.verification.figures import Figures, Thresholds
+    from invariclip.export.verification.answers import ReferenceTarget
+    from invariclip.export.verification.candidate import ExportJob
+    from invariclip.export.verification.evidence import ImageBatches
+    from invariclip.export.verification.figures import Thresholds, TowerFigures
 
 
 @dataclass
-class Trials:
+class GraphTrials:
     """Reference answers, once; then any number of graphs.
 
     Attributes:
@@ -39,14 +39,14 @@ class Trials:
         asked: How many graphs were tried.
     """
 
-    job: Job
+    job: ExportJob
     bounds: Thresholds
-    shown: Shown
+    shown: ReferenceTarget
     bank: NDArray[np.float64]
     asked: int = field(default=0)
 
     @classmethod
-    def look(cls, job: Job, pictures: Pictures, bounds: Thresholds, progress: Progress) -> Trials:
+    def look(cls, job: ExportJob, pictures: ImageBatches, bounds: Thresholds, progress: Progress) -> GraphTrials:
         """Runs the reference's image tower on every picture.
 
         Raises:
@@ -58,7 +58,7 @@ class Trials:
 
     def figures(
         self, image: Path, *, backend: str, compute: Compute = "float32", threads: int | None = None
-    ) -> Figures:
+    ) -> TowerFigures:
         """What a graph answers, measured.
 
         Raises:
@@ -78,6 +78,6 @@ class Trials:
         wanted = answers.project(self.shown.raw[: len(few)], self.job.projection)
         return float(1 - (got * wanted).sum(axis=1).mean())
 
-    def broken(self, figures: Figures) -> list[str]:
+    def broken(self, figures: TowerFigures) -> list[str]:
         """Every bound that figures break, in words."""
         return list(failures("image", figures, self.bounds).values())

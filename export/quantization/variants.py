@@ -14,7 +14,7 @@ from invariclip.export.quantization import library
 from invariclip.export.quantization.half import halve
 from invariclip.export.quantization.islands import LADDER, to_float16
 from invariclip.export.quantization.mixed import groups_of, mix
-from invariclip.export.quantization.qdq import Recipe, quantise, ranges_of, rounded, smoothable
+from invariclip.export.quantization.qdq import QuantizationRecipe, quantise, ranges_of, rounded, smoothable
 from invariclip.export.quantization.ranges import flows_of
 from invariclip.export.quantization.sites import flops, sites_of
 from invariclip.export.quantization.symmetric import to_symmetric
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from invariclip.artifact.manifest import Compute
     from invariclip.console import Progress
     from invariclip.export.quantization.islands import Islands
-    from invariclip.export.quantization.mixed import Group, Mix
+    from invariclip.export.quantization.mixed import Mix, SharedInput
     from invariclip.export.quantization.qdq import Rounded
-    from invariclip.export.quantization.trials import Trials
-    from invariclip.export.verification.figures import Figures
+    from invariclip.export.quantization.trials import GraphTrials
+    from invariclip.export.verification.figures import TowerFigures
 
 SMOOTHING = (None, 0.5)
 """SmoothQuant's α in the recipes that are tried, each with clipped ranges and without: which is best differs."""
@@ -41,12 +41,12 @@ Method = Literal["none", "float16", "islands", "mixed", "symmetric", "dynamic", 
 
 Finish: TypeAlias = "Callable[[ir.Model], None]"
 """What is done to a graph after its groups are in int8."""
-Write: TypeAlias = "Callable[[Sequence[Group]], None]"
+Write: TypeAlias = "Callable[[Sequence[SharedInput]], None]"
 """Writes the graph with these groups in int8."""
 
 
 @dataclass(frozen=True)
-class Kind:
+class VariantKind:
     """How a variant comes about.
 
     Attributes:
@@ -66,20 +66,20 @@ class Kind:
     text_islands: bool = False
 
 
-KINDS: dict[str, Kind] = {
-    "bfloat16": Kind("none", "float32", "bfloat16"),
-    "float16": Kind("float16", "float16"),
-    "float16-islands": Kind("islands", "float16", text_islands=True),
-    "int8": Kind("mixed", "int8"),
-    "int8-bfloat16": Kind("mixed", "int8", "bfloat16"),
-    "int8-symmetric": Kind("symmetric", "int8", text_islands=True),
-    "int8-dynamic": Kind("dynamic", "int8"),
-    "int8-static": Kind("static", "int8"),
-    "int8-nncf": Kind("nncf", "int8"),
-    "tokens": Kind("none", "float32", fewer_tokens=True),
-    "tokens-bfloat16": Kind("none", "float32", "bfloat16", fewer_tokens=True),
-    "tokens-int8": Kind("mixed", "int8", fewer_tokens=True),
-    "tokens-int8-bfloat16": Kind("mixed", "int8", "bfloat16", fewer_tokens=True),
+KINDS: dict[str, VariantKind] = {
+    "bfloat16": VariantKind("none", "float32", "bfloat16"),
+    "float16": VariantKind("float16", "float16"),
+    "float16-islands": VariantKind("islands", "float16", text_islands=True),
+    "int8": VariantKind("mixed", "int8"),
+    "int8-bfloat16": VariantKind("mixed", "int8", "bfloat16"),
+    "int8-symmetric": VariantKind("symmetric", "int8", text_islands=True),
+    "int8-dynamic": VariantKind("dynamic", "int8"),
+    "int8-static": VariantKind("static", "int8"),
+    "int8-nncf": VariantKind("nncf", "int8"),
+    "tokens": VariantKind("none", "float32", fewer_tokens=True),
+    "tokens-bfloat16": VariantKind("none", "float32", "bfloat16", fewer_tokens=True),
+    "tokens-int8": VariantKind("mixed", "int8", fewer_tokens=True),
+    "tokens-int8-bfloat16": VariantKind("mixed", "int8", "bfloat16", fewer_tokens=True),
 }
 """What `--variant` knows."""
 
@@ -96,7 +96,7 @@ def require_kinds(names: Iterable[str]) -> None:
 
 
 @dataclass(frozen=True)
-class Workshop:
+class VariantInputs:
     """What making a variant needs.
 
     Attributes:
@@ -108,7 +108,7 @@ class Workshop:
     """
 
     calibration: Callable[[], Iterable[NDArray[np.uint8]]]
-    trials: Trials
+    trials: GraphTrials
     backend: str
     threads: int | None
     progress: Progress
@@ -117,7 +117,7 @@ class Workshop:
         """Writes one image graph in another precision.
 
         Args:
-            method: See `Kind`; not `none`.
+            method: See `VariantKind`; not `none`.
             source: The float32 graph.
             target: The file to write.
 
@@ -162,14 +162,14 @@ class Workshop:
             raise ContractError("it has no product with constant weights that int8 could take over")
         flows = flows_of(model, sites, self.calibration(), threads=self.threads, progress=self.progress)
         groups = groups_of(sites, lambda site: flops(model, site))
-        tried: list[tuple[float, Recipe, Write]] = []
+        tried: list[tuple[float, QuantizationRecipe, Write]] = []
         for smoothing in SMOOTHING if smoothable(model, sites) else (None,):
-            weights = rounded(model, sites, flows, Recipe(smoothing), progress=self.progress)
+            weights = rounded(model, sites, flows, QuantizationRecipe(smoothing), progress=self.progress)
             for clip in (False, True):
                 ranges = ranges_of(model, sites, flows, weights, clip=clip)
                 write: Write = partial(_write, source, target, ranges, weights, finish=finish)
                 write(groups)
-                tried.append((self._cost(target), Recipe(smoothing, clip=clip), write))
+                tried.append((self._cost(target), QuantizationRecipe(smoothing, clip=clip), write))
         tried.sort(key=lambda one: one[0])
         recipe, found = self._fitting(tried, groups, target)
         return {
@@ -179,10 +179,10 @@ class Workshop:
         }
 
     def _fitting(
-        self, tried: Sequence[tuple[float, Recipe, Write]], groups: list[Group], target: Path
-    ) -> tuple[Recipe, Mix]:
+        self, tried: Sequence[tuple[float, QuantizationRecipe, Write]], groups: list[SharedInput], target: Path
+    ) -> tuple[QuantizationRecipe, Mix]:
         """The first recipe that keeps the contract with int8 everywhere; else the nearest one, with groups put back."""
-        everywhere: list[Figures] = []
+        everywhere: list[TowerFigures] = []
         for _, recipe, write in tried:
             write(groups)
             everywhere.append(self._figures(target))
@@ -190,13 +190,13 @@ class Workshop:
                 return recipe, mix(groups, lambda _: everywhere[-1], self.trials.broken)
         _, recipe, write = tried[0]
 
-        def ask(chosen: Sequence[Group]) -> Figures:
+        def ask(chosen: Sequence[SharedInput]) -> TowerFigures:
             if len(chosen) == len(groups):
                 return everywhere[0]
             write(chosen)
             return self._figures(target)
 
-        def cost_of(chosen: Sequence[Group]) -> float:
+        def cost_of(chosen: Sequence[SharedInput]) -> float:
             write(chosen)
             return self._cost(target)
 
@@ -207,7 +207,7 @@ class Workshop:
         write(found.chosen)
         return recipe, found
 
-    def _figures(self, target: Path) -> Figures:
+    def _figures(self, target: Path) -> TowerFigures:
         return self.trials.figures(target, backend=self.backend, threads=self.threads)
 
     def _cost(self, target: Path) -> float:
@@ -219,7 +219,7 @@ def _write(
     target: Path,
     ranges: Mapping[str, tuple[float, float]],
     weights: Mapping[str, Rounded],
-    chosen: Sequence[Group],
+    chosen: Sequence[SharedInput],
     finish: Finish | None = None,
 ) -> None:
     """A float32 graph's file again, with these groups in int8."""

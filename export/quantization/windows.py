@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Window:
+class ConvWindow:
     """What one output position of a two-dimensional convolution reads, over all channels.
 
     Attributes:
@@ -54,7 +54,7 @@ class Window:
         return np.asarray(by_place.reshape(-1, planes.shape[1] * self.kernel[0] * self.kernel[1]))
 
 
-def window_of(conv: ir.Node) -> Window | None:
+def window_of(conv: ir.Node) -> ConvWindow | None:
     """What a Conv reads; None of one that int8 leaves alone: by groups, not of two dimensions, or padding by itself."""
     attributes, weights = conv.attributes, conv.inputs[1]
     if weights is None or weights.const_value is None or attributes.get_int("group", 1) != 1:
@@ -66,4 +66,4 @@ def window_of(conv: ir.Node) -> Window | None:
     down, across = attributes.get_ints("strides", [1, 1])
     top, left, bottom, right = attributes.get_ints("pads", [0, 0, 0, 0])
     tall, broad = attributes.get_ints("dilations", [1, 1])
-    return Window((high, wide), (down, across), (top, left, bottom, right), (tall, broad))
+    return ConvWindow((high, wide), (down, across), (top, left, bottom, right), (tall, broad))

@@ -34,7 +34,7 @@ HEAD_WEIGHT, HEAD_BIAS = "visual.head.proj.weight", "visual.head.proj.bias"
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ReferenceRecipe:
     """How one reference model is put together.
 
     Attributes:
@@ -57,11 +57,11 @@ class Recipe:
         return _HERE / self.name.replace("-", "_")
 
 
-RECIPES: dict[str, Recipe] = {
+RECIPES: dict[str, ReferenceRecipe] = {
     recipe.name: recipe
     for recipe in (
-        Recipe("reference", towers.LITE2, towers.MINILM, towers.lite2_state),
-        Recipe("reference-vit", towers.FOCUS, towers.MINILM, towers.vit_state, "visual."),
+        ReferenceRecipe("reference", towers.LITE2, towers.MINILM, towers.lite2_state),
+        ReferenceRecipe("reference-vit", towers.FOCUS, towers.MINILM, towers.vit_state, "visual."),
     )
 }
 """Every reference model by name."""
@@ -110,7 +110,7 @@ def assembled(name: str, cache: Path | None = None, progress: Progress = silent)
     return folder
 
 
-def write_model(recipe: Recipe, image: Path, text: Path, learnt: Path, out: Path) -> None:
+def write_model(recipe: ReferenceRecipe, image: Path, text: Path, learnt: Path, out: Path) -> None:
     """Writes config, tokenizer and weights of a model into a folder that exists.
 
     Args:
@@ -140,7 +140,7 @@ def config_of(name: str) -> dict[str, Any]:
     return dict(json.loads((RECIPES[name].folder / CONFIG_FILE).read_text(encoding="utf-8")))
 
 
-def _digest(recipe: Recipe) -> str:
+def _digest(recipe: ReferenceRecipe) -> str:
     parts = [recipe.image.sha256, recipe.text.sha256]
     parts += [sha256_file(recipe.folder / name) for name in (CONFIG_FILE, LEARNT_FILE)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -37,7 +37,7 @@ _FP8 = (8, 9)
 
 
 @dataclass(frozen=True)
-class Engine:
+class EngineFile:
     """An engine on disk.
 
     Attributes:
@@ -86,7 +86,7 @@ def engine_of(
     capabilities: Sequence[str] = (),
     accept_known_bad: bool = False,
     progress: Progress = silent,
-) -> Engine:
+) -> EngineFile:
     """The engine of a plan: the one that lies there, or a new one.
 
     Args:
@@ -111,7 +111,7 @@ def engine_of(
     path = engine_path(graph.parent, plan.graph, key)
     there = _there(path, key)
     if there is not None:
-        return Engine(path, there, True)
+        return EngineFile(path, there, True)
     if plan.precision == "int8":
         require_signed(graph)
     timings = None if gpu is None else graph.parent / FOLDER / timings_name(library, gpu)
@@ -132,7 +132,7 @@ def engine_of(
     write_facts(path, facts)  # the sidecar last: without it the engine is not there
     if timings is not None and built.timings is not None:
         write_atomically(timings, built.timings)
-    return Engine(path, facts, False)
+    return EngineFile(path, facts, False)
 
 
 def timings_name(library: Library, gpu: Gpu) -> str:

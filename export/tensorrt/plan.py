@@ -12,7 +12,7 @@ import onnx
 
 from invariclip.artifact.manifest import PROJECTION_INPUT
 from invariclip.backends.batching import buckets
-from invariclip.backends.tensorrt.facts import Profile, graph_digest
+from invariclip.backends.tensorrt.facts import ShapeProfile, graph_digest
 from invariclip.errors import ArtifactError, InputError
 from invariclip.export.graphs.head import CLASS_BANK
 
@@ -62,7 +62,7 @@ class EnginePlan:
     precision: str
     inputs: dict[str, Tensor]
     outputs: dict[str, Tensor]
-    profiles: tuple[Profile, ...]
+    profiles: tuple[ShapeProfile, ...]
     refit: tuple[str, ...] = ()
     tf32: bool = False
     level: int | None = None
@@ -126,7 +126,7 @@ def plan_engine(
 
 def profiles_of(
     inputs: dict[str, Tensor], batches: Sequence[int], *, longest: int = 77, sides: tuple[int, int, int] = SIDES
-) -> tuple[Profile, ...]:
+) -> tuple[ShapeProfile, ...]:
     """One profile for each tuned batch size: from just above the one before it up to itself, tuned for itself.
 
     So every bucket that `batching.plan` runs lies in exactly one of them, and batch 1 has one of its own.
@@ -150,7 +150,7 @@ def profiles_of(
             for name, tensor in inputs.items()
             if any(side < 0 for side in tensor.shape)
         }
-        profiles.append(Profile(three))
+        profiles.append(ShapeProfile(three))
         smallest = batch + 1
     return tuple(profiles)
 

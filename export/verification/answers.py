@@ -30,7 +30,7 @@ _RUNS = 3
 
 
 @dataclass(frozen=True)
-class Shown:
+class ReferenceTarget:
     """One tower's inputs, and what the reference answers.
 
     Attributes:
@@ -58,14 +58,14 @@ def show(
     *,
     alter: Collection[int] = (),
     spec: TextSpec | None = None,
-) -> Shown:
+) -> ReferenceTarget:
     """Runs the reference on every input once.
 
     Args:
         batches: Gives the inputs, batch by batch, the same at every call.
         encode: The reference encoder, a batch to raw float32 [n, D].
         alter: Inputs, by their place, that are also shown under an intervention.
-        spec: See `Shown`.
+        spec: See `ReferenceTarget`.
 
     Raises:
         CheckpointError: The checkpoint itself answers with NaN or infinity.
@@ -87,12 +87,12 @@ def show(
     if bad:
         raise CheckpointError(f"the checkpoint itself answers {bad} values that are NaN or infinite; take another")
     start = start[np.arange(_FIRST) % len(start)]
-    return Shown(batches, answers, start, np.array(rows, dtype=np.int64), changed, changed_raw, spec)
+    return ReferenceTarget(batches, answers, start, np.array(rows, dtype=np.int64), changed, changed_raw, spec)
 
 
 def compare(
     backend: Backend,
-    shown: Shown,
+    shown: ReferenceTarget,
     projection: Projection | None,
     batches: Iterable[NDArray[Any]],
     site: Site | None = None,
@@ -150,7 +150,7 @@ def project(raw: NDArray[np.float32], projection: Projection | None, site: Site 
     return rows if site is None else site.exactly(rows)
 
 
-def _served(backend: Backend, shown: Shown) -> Callable[[NDArray[Any]], NDArray[Any]]:
+def _served(backend: Backend, shown: ReferenceTarget) -> Callable[[NDArray[Any]], NDArray[Any]]:
     """How serving would feed a batch: a text graph of free length gets rows no longer than the longest text."""
     spec = shown.spec
     if spec is None or backend.input_shapes[backend.input_names[0]][-1] is not None:
@@ -175,7 +175,7 @@ def _rerun(backend: Backend, batch: NDArray[Any], answers: dict[str, NDArray[Any
     return float(np.max(same))  # Python's max would lose a NaN that is not the first
 
 
-def _try_sizes(backend: Backend, shown: Shown, seen: Comparison) -> None:
+def _try_sizes(backend: Backend, shown: ReferenceTarget, seen: Comparison) -> None:
     """The first inputs in batches of every size: against the reference, and against themselves alone."""
     rows = np.arange(_FIRST) % len(seen.reference)
     wanted = seen.reference[rows]

@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.artifact.fidelity import Fidelity
-    from invariclip.artifact.manifest import Compute, SemanticsFacts
+    from invariclip.artifact.manifest import Compute, LearnedPromptsFacts
     from invariclip.artifact.projection import Projection
     from invariclip.backends import Backend
     from invariclip.export.checkpoints.checkpoint import Checkpoint
-    from invariclip.export.verification.figures import Figures
+    from invariclip.export.verification.figures import TowerFigures
     from invariclip.sites.site import Site
 
 
 @dataclass(frozen=True)
-class Job:
+class ExportJob:
     """What one artifact is made from, and so what it must answer like.
 
     Attributes:
@@ -48,7 +48,7 @@ class Job:
     classes: tuple[str, ...]
     templates: tuple[str, ...]
     bank: NDArray[np.float64] | None
-    learned: SemanticsFacts | None = None
+    learned: LearnedPromptsFacts | None = None
     banks: NDArray[np.float64] | None = None
     site: Site | None = None
 
@@ -69,7 +69,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class VerificationCandidate:
     """Two graphs, the engine that answers with them, and the projection that they claim to hold.
 
     Attributes:
@@ -86,7 +86,7 @@ class Candidate:
 
     image: Path
     text: Path
-    job: Job
+    job: ExportJob
     backend: str = DEFAULT_BACKEND
     level: Fidelity = "exact"
     compute: Compute = "float32"
@@ -99,14 +99,14 @@ class Candidate:
         cls,
         image: Path,
         text: Path,
-        job: Job,
+        job: ExportJob,
         *,
         backend: str = DEFAULT_BACKEND,
         level: Fidelity = "exact",
         compute: Compute = "float32",
         text_compute: Compute = "float32",
         threads: int | None = None,
-    ) -> Candidate:
+    ) -> VerificationCandidate:
         """Names two ONNX files. Each is loaded when its turn comes and let go after it.
 
         Raises:
@@ -127,7 +127,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class CandidateVerdict:
     """What came out for one candidate.
 
     Attributes:
@@ -138,8 +138,8 @@ class Verdict:
         causes: What is wrong, where recomputing the reference with that fault gave the candidate's answers.
     """
 
-    image: Figures
-    text: Figures
+    image: TowerFigures
+    text: TowerFigures
     broken: list[str]
     parity: dict[str, Any]
     causes: list[str] = field(default_factory=list)

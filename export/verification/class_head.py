@@ -13,7 +13,7 @@ from invariclip.export.verification.figures import probabilities
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from invariclip.artifact.manifest import SemanticsFacts
+    from invariclip.artifact.manifest import LearnedPromptsFacts
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +30,7 @@ class ClassHead:
     bank: NDArray[np.float64]
     logit_scale: float
     logit_bias: float | None
-    learned: SemanticsFacts | None = None
+    learned: LearnedPromptsFacts | None = None
 
     def answers(self, embeddings: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
         """Probabilities [N, K] of unit embeddings [N, d], and uncertainty [N] where there are learned templates."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from invariclip.errors import ContractError
-from invariclip.export.verification.figures import SIZES, Figures, max_diff
+from invariclip.export.verification.figures import SIZES, TowerFigures, max_diff
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,7 +36,7 @@ class Comparison:
         altered_rows: int64 [m], the inputs that were also shown under an intervention.
         altered_reference: float64 [m, d], the reference's answers to those.
         altered: float32 [m, d], the graph's.
-        levels: Further figures of the picture's path, by their names in `Figures`.
+        levels: Further figures of the picture's path, by their names in `TowerFigures`.
         worst: The batch that is furthest off: by how much, its inputs, the graph's embeddings, its first row's place.
     """
 
@@ -55,7 +55,7 @@ class Comparison:
     worst: tuple[float, NDArray[Any], NDArray[np.float32], int] | None = None
 
 
-def measure(seen: Comparison, bank: NDArray[np.float64], head: ClassHead | None = None) -> Figures:
+def measure(seen: Comparison, bank: NDArray[np.float64], head: ClassHead | None = None) -> TowerFigures:
     """The figures of one tower.
 
     Args:
@@ -73,7 +73,7 @@ def measure(seen: Comparison, bank: NDArray[np.float64], head: ClassHead | None 
         top5 = agreement(scores, candidate_scores, TOP)
     said = {} if head is None else _said(seen, *head.answers(wanted))
     by_size: dict[str, Any] = {f"batch_{size}": seen.by_size.get(size, 0.0) for size in SIZES}
-    return Figures(
+    return TowerFigures(
         items=len(wanted),
         max_abs_diff=max_diff(got, wanted),
         cosine_min=float(cosines.min()),

@@ -28,7 +28,7 @@ BUNDLED_LIMIT = 240
 
 
 @dataclass
-class Pictures:
+class ImageBatches:
     """Pictures read batch by batch; one that cannot be read is warned of and counted, never skipped in silence.
 
     Attributes:
@@ -94,7 +94,7 @@ class UnreadablePictureWarning(UserWarning):
     """A picture that was named for the check cannot be read."""
 
 
-def pictures_of(given: Sequence[str | Path] | None, spec: PixelSpec) -> Pictures:
+def pictures_of(given: Sequence[str | Path] | None, spec: PixelSpec) -> ImageBatches:
     """The user's pictures, or the bundled ones.
 
     Args:
@@ -105,11 +105,11 @@ def pictures_of(given: Sequence[str | Path] | None, spec: PixelSpec) -> Pictures
         InputError: A path does not exist or a folder is empty.
     """
     if given:
-        return Pictures(find_pictures(list(given)), spec)
+        return ImageBatches(find_pictures(list(given)), spec)
     from invariclip.export.reference import pictures_path
 
     bundled = find_pictures([pictures_path()])
-    return Pictures(spread(bundled, BUNDLED_LIMIT), spec)
+    return ImageBatches(spread(bundled, BUNDLED_LIMIT), spec)
 
 
 def altered(batch: NDArray[np.uint8], seed: int = 0) -> NDArray[np.uint8]:

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.console import Progress
-    from invariclip.export.verification.candidate import Job
-    from invariclip.export.verification.evidence import Pictures
+    from invariclip.export.verification.candidate import ExportJob
+    from invariclip.export.verification.evidence import ImageBatches
     from invariclip.export.verification.figures import Thresholds
     from invariclip.preprocessing.pixels import PixelSpec
 
@@ -88,7 +88,7 @@ def as_jpeg(image: Image.Image, size: tuple[int, int], quality: int = QUALITY) -
     return stream.getvalue()
 
 
-def prove(job: Job, pictures: Pictures, bounds: Thresholds, *, progress: Progress = silent) -> dict[str, Any]:
+def prove(job: ExportJob, pictures: ImageBatches, bounds: Thresholds, *, progress: Progress = silent) -> dict[str, Any]:
     """Holds the fast mode against the exact one at a level's bounds, as the checkpoint itself sees both.
 
     Which engine answers does not matter: what the mode changes is the pixels, and every variant was held against the

@@ -74,7 +74,7 @@ THRESHOLDS: dict[Fidelity, Thresholds] = {
 
 
 @dataclass(frozen=True)
-class Figures:
+class TowerFigures:
     """What was measured of one tower.
 
     Attributes:
@@ -171,7 +171,7 @@ def searched(bounds: Thresholds) -> Thresholds:
     return replace(bounds, min_top1=(1 + bounds.min_top1) / 2)
 
 
-def failures(tower: str, figures: Figures, bounds: Thresholds) -> dict[str, str]:
+def failures(tower: str, figures: TowerFigures, bounds: Thresholds) -> dict[str, str]:
     """Every bound that a tower's figures break.
 
     Args:

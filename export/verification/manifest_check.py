@@ -14,7 +14,7 @@ from invariclip.preprocessing.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from invariclip.artifact.learned_prompts import Semantics
+    from invariclip.artifact.learned_prompts import LearnedPrompts
     from invariclip.artifact.manifest import Manifest
     from invariclip.artifact.projection import Projection
     from invariclip.export.checkpoints.checkpoint import Checkpoint
@@ -29,7 +29,7 @@ def disagreements(
     artifact: Path,
     checkpoint: Checkpoint,
     projection: Projection | Literal["other"] | None,
-    semantics: Semantics | None = None,
+    semantics: LearnedPrompts | None = None,
 ) -> list[str]:
     """Every fact of a manifest that is not the checkpoint's, in words; empty if they agree.
 

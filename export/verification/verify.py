@@ -26,7 +26,7 @@ from invariclip.export.checkpoints.contexts import contexts_of, with_semantics
 from invariclip.export.graphs.front import BOUNDS
 from invariclip.export.verification import answers, pictures_check
 from invariclip.export.verification.answers import project
-from invariclip.export.verification.candidate import Candidate, Job, Verdict
+from invariclip.export.verification.candidate import CandidateVerdict, ExportJob, VerificationCandidate
 from invariclip.export.verification.comparison import measure
 from invariclip.export.verification.diagnose import causes_of
 from invariclip.export.verification.diagnose_pixels import front_causes, pixel_causes
@@ -38,14 +38,14 @@ from invariclip.preprocessing.prompts import class_bank
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from invariclip.artifact.learned_prompts import Semantics
+    from invariclip.artifact.learned_prompts import LearnedPrompts
     from invariclip.artifact.projection import Projection
     from invariclip.backends import Backend
     from invariclip.console import Progress
     from invariclip.export.checkpoints.checkpoint import Checkpoint
-    from invariclip.export.verification.answers import Shown
+    from invariclip.export.verification.answers import ReferenceTarget
     from invariclip.export.verification.comparison import Comparison
-    from invariclip.export.verification.evidence import Pictures
+    from invariclip.export.verification.evidence import ImageBatches
 
 BATCH = 16
 """Rows per run; the last batch is smaller."""
@@ -53,7 +53,16 @@ ALTERED = 64
 """Pictures that are also shown under an intervention."""
 TOWERS = ("image", "text")
 
-__all__ = ["Candidate", "Evidence", "Job", "Verdict", "check", "look", "prepare", "project"]
+__all__ = [
+    "CandidateVerdict",
+    "ExportJob",
+    "ReferenceEvidence",
+    "VerificationCandidate",
+    "check",
+    "look",
+    "prepare",
+    "project",
+]
 
 
 def prepare(
@@ -61,8 +70,8 @@ def prepare(
     projection: Projection | None,
     classes: tuple[str, ...],
     templates: tuple[str, ...],
-    semantics: Semantics | None = None,
-) -> Job:
+    semantics: LearnedPrompts | None = None,
+) -> ExportJob:
     """A job whose class embeddings come from the reference: PyTorch in float32, projection and mean in float64.
 
     Args:
@@ -85,21 +94,21 @@ def prepare(
 
     learned = None if semantics is None else semantics.facts
     if not classes:
-        return Job(checkpoint, projection, classes, templates, None, learned)
+        return ExportJob(checkpoint, projection, classes, templates, None, learned)
     if learned is None:
-        return Job(checkpoint, projection, classes, templates, class_bank(embed, classes, templates))
+        return ExportJob(checkpoint, projection, classes, templates, class_bank(embed, classes, templates))
     banks = class_banks(embed, classes, templates, learned)
-    return Job(checkpoint, projection, classes, templates, banks[0], learned, banks)
+    return ExportJob(checkpoint, projection, classes, templates, banks[0], learned, banks)
 
 
 def check(
-    candidates: Mapping[str, Candidate],
-    pictures: Pictures,
+    candidates: Mapping[str, VerificationCandidate],
+    pictures: ImageBatches,
     bounds: Thresholds | Mapping[str, Thresholds] | None = None,
     *,
-    seen: Evidence | None = None,
+    seen: ReferenceEvidence | None = None,
     progress: Progress = silent,
-) -> dict[str, Verdict]:
+) -> dict[str, CandidateVerdict]:
     """Holds graphs of one checkpoint against it.
 
     Pictures are matched with the baked classes, or with a list of prompts; texts with those pictures. Both banks are
@@ -133,13 +142,13 @@ def check(
 
 
 @dataclass(frozen=True)
-class Evidence:
+class ReferenceEvidence:
     """What all candidates are held against: inputs, the reference's answers, and the host's pixels."""
 
     checkpoint: Checkpoint
-    pictures: Pictures
+    pictures: ImageBatches
     raw: RawPictures
-    shown: dict[str, Shown]
+    shown: dict[str, ReferenceTarget]
     prompts: NDArray[np.float32]
     pixel_levels: float
     pixel_causes: list[str]
@@ -147,7 +156,7 @@ class Evidence:
     texts: dict[tuple[Any, ...], Comparison] = field(default_factory=dict)
 
 
-def look(checkpoint: Checkpoint, pictures: Pictures, progress: Progress) -> Evidence:
+def look(checkpoint: Checkpoint, pictures: ImageBatches, progress: Progress) -> ReferenceEvidence:
     """Runs the reference on everything once.
 
     Raises:
@@ -170,10 +179,10 @@ def look(checkpoint: Checkpoint, pictures: Pictures, progress: Progress) -> Evid
     prompts = checkpoint.encode_texts(check_texts.ids_of(check_texts.PROMPTS, checkpoint.tokenizer))
     shown = {"image": images, "text": replace(texts, batches=lambda: iter(parts))}
     raw = RawPictures(pictures.readable, checkpoint.pixels)
-    return Evidence(checkpoint, pictures, raw, shown, prompts, levels, causes)
+    return ReferenceEvidence(checkpoint, pictures, raw, shown, prompts, levels, causes)
 
 
-def look_at_pictures(checkpoint: Checkpoint, pictures: Pictures, progress: Progress) -> Shown:
+def look_at_pictures(checkpoint: Checkpoint, pictures: ImageBatches, progress: Progress) -> ReferenceTarget:
     """The reference's image tower alone; the pictures are shown to candidates without a second progress bar.
 
     Raises:
@@ -189,7 +198,9 @@ def look_at_pictures(checkpoint: Checkpoint, pictures: Pictures, progress: Progr
     return replace(images, batches=lambda: pictures.batches(BATCH))
 
 
-def _judge(name: str, candidate: Candidate, seen: Evidence, bounds: Thresholds, progress: Progress) -> Verdict:
+def _judge(
+    name: str, candidate: VerificationCandidate, seen: ReferenceEvidence, bounds: Thresholds, progress: Progress
+) -> CandidateVerdict:
     """Both towers of one candidate, one after the other."""
     job, checkpoint = candidate.job, seen.checkpoint
     sides: dict[str, Comparison] = {}
@@ -244,10 +255,10 @@ def _judge(name: str, candidate: Candidate, seen: Evidence, bounds: Thresholds, 
         "causes": causes,
         "passed": not broken,
     }
-    return Verdict(figures["image"], figures["text"], broken, parity, causes)
+    return CandidateVerdict(figures["image"], figures["text"], broken, parity, causes)
 
 
-def _front_cosine(backend: Backend, job: Job, seen: Evidence) -> float:
+def _front_cosine(backend: Backend, job: ExportJob, seen: ReferenceEvidence) -> float:
     """Smallest cosine between decoded pictures through the graph's own resize and through the host's."""
     spec, worst = seen.checkpoint.pixels, 1.0
     for place, picture in enumerate(seen.raw):
@@ -284,7 +295,7 @@ class _Front:
         return replace(bounds, max_front_levels=min(bounds.max_front_levels, self.most))
 
 
-def _front(candidate: Candidate, seen: Evidence, bounds: Thresholds) -> _Front:
+def _front(candidate: VerificationCandidate, seen: ReferenceEvidence, bounds: Thresholds) -> _Front:
     """Asks the graph's own resize, opened once and alone, in the candidate's engine."""
     spec = seen.checkpoint.pixels
     form, run = pictures_check.open_front(candidate.image, backend=candidate.backend, threads=candidate.threads)

@@ -19,7 +19,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from invariclip.artifact.manifest import SemanticsFacts
+from invariclip.artifact.manifest import LearnedPromptsFacts
 from invariclip.console import silent
 from invariclip.errors import SemanticsError
 from invariclip.files import write_atomically
@@ -45,7 +45,7 @@ _ARRAYS = ("context", "evidence_scale", "evidence_bias", "background")
 
 
 @dataclass(frozen=True, eq=False)
-class Semantics:
+class LearnedPrompts:
     """M learned templates beside the hand-written one, and how sure each is.
 
     Attributes:
@@ -116,11 +116,11 @@ class Semantics:
         return hashlib.sha256(b"\n".join([head.encode(), *parts])).hexdigest()
 
     @property
-    def facts(self) -> SemanticsFacts:
+    def facts(self) -> LearnedPromptsFacts:
         """What a manifest says of it."""
         numbers = (self.evidence_scale, self.evidence_bias, self.background)
         scale, bias, background = (tuple(map(float, values)) for values in numbers)
-        return SemanticsFacts(
+        return LearnedPromptsFacts(
             self.digest, self.learned, self.context_tokens, scale, bias, background, self.abstain_above
         )
 
@@ -158,7 +158,7 @@ def class_banks(
     embed: Callable[[list[str], tuple[int, ...]], NDArray[np.floating]],
     classes: Sequence[str],
     templates: Sequence[str],
-    facts: SemanticsFacts,
+    facts: LearnedPromptsFacts,
     *,
     progress: Progress = silent,
 ) -> NDArray[np.float64]:
@@ -191,7 +191,7 @@ def _behind(
     return embed(texts, before)
 
 
-def write_semantics(path: str | os.PathLike[str], semantics: Semantics) -> None:
+def write_semantics(path: str | os.PathLike[str], semantics: LearnedPrompts) -> None:
     """Writes `cdc.safetensors` atomically: the arrays, and the rest as metadata."""
     facts = {
         "schema": SEMANTICS_SCHEMA,
@@ -210,7 +210,7 @@ def write_semantics(path: str | os.PathLike[str], semantics: Semantics) -> None:
     write_atomically(Path(path), save(tensors, {_FACTS: json.dumps(facts, sort_keys=True)}))
 
 
-def read_semantics(path: str | os.PathLike[str]) -> Semantics:
+def read_semantics(path: str | os.PathLike[str]) -> LearnedPrompts:
     """Reads what `write_semantics` wrote.
 
     Raises:
@@ -235,7 +235,7 @@ def read_semantics(path: str | os.PathLike[str]) -> Semantics:
         )
     context, scale, bias, background = arrays
     try:
-        return Semantics(
+        return LearnedPrompts(
             context, scale, bias, background, tuple(facts["templates"]), facts["checkpoint_sha256"],
             facts["projection_sha256"], facts["abstain_above"], facts["provenance"],
         )  # fmt: skip

@@ -77,8 +77,8 @@ class ProjectionFacts:
 
 
 @dataclass(frozen=True)
-class SemanticsFacts:
-    """The learned templates that a text graph reads and an image graph's classes are in; see `semantics.Semantics`.
+class LearnedPromptsFacts:
+    """The learned templates that a text graph reads and an image graph's classes are in; see `learned_prompts`.
 
     `learned` and `context_tokens` are M and n; `evidence_scale`, `evidence_bias` and `background` have M + 1 values,
     the first of the hand-written template. `abstain_above` is the uncertainty that was calibrated for a target risk, or
@@ -246,7 +246,7 @@ class Manifest:
     producer: dict[str, str]
     left_out: dict[str, str] = field(default_factory=dict)
     fast_pixels: dict[str, Any] = field(default_factory=dict)
-    cdc: SemanticsFacts | None = None
+    cdc: LearnedPromptsFacts | None = None
     cdc_file: FileFacts | None = None
     site: SiteFacts | None = None
     site_file: FileFacts | None = None
@@ -325,9 +325,9 @@ class Manifest:
             raise ArtifactError(f"the manifest is not understood ({error!r}); its fields are: {known}") from error
 
 
-def _semantics(plain: dict[str, Any]) -> SemanticsFacts:
+def _semantics(plain: dict[str, Any]) -> LearnedPromptsFacts:
     lists = {name: tuple(plain[name]) for name in ("evidence_scale", "evidence_bias", "background")}
-    return SemanticsFacts(**{**plain, **lists})
+    return LearnedPromptsFacts(**{**plain, **lists})
 
 
 def _is_finite(value: object) -> bool:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class TuneCandidate:
     """One way to answer, which a process of its own runs.
 
     Attributes:
@@ -48,7 +48,7 @@ class Candidate:
 
 def enumerate_candidates(
     manifest: Manifest, fidelity: Fidelity, threads: Sequence[int]
-) -> tuple[list[Candidate], list[dict[str, str]]]:
+) -> tuple[list[TuneCandidate], list[dict[str, str]]]:
     """Candidates, and the pairs of variant and engine that are none, each with the reason.
 
     Args:
@@ -59,7 +59,7 @@ def enumerate_candidates(
     Returns:
         The candidates, and `candidate` and `why` of each pair that was left out.
     """
-    found: list[Candidate] = []
+    found: list[TuneCandidate] = []
     left_out: list[dict[str, str]] = []
     for name, variant in manifest.variants.items():
         for backend, record in variant.parity.items():
@@ -68,7 +68,7 @@ def enumerate_candidates(
             if reason or claimed is None:
                 left_out.append({"candidate": f"{name} on {backend}", "why": reason})
                 continue
-            found += [Candidate(name, backend, count, claimed, plainness(variant)) for count in threads]
+            found += [TuneCandidate(name, backend, count, claimed, plainness(variant)) for count in threads]
     return found, left_out
 
 
@@ -99,7 +99,7 @@ def require_threads(threads: Sequence[int], available: int) -> tuple[int, ...]:
 
 
 def require_candidates(
-    folder: Path, found: Sequence[Candidate], left_out: Sequence[dict[str, str]], fidelity: Fidelity
+    folder: Path, found: Sequence[TuneCandidate], left_out: Sequence[dict[str, str]], fidelity: Fidelity
 ) -> None:
     """Makes sure that there is something to choose from.
 

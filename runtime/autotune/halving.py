@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from invariclip.autotune.checks import PICTURES, disagreement
-from invariclip.autotune.process import Process, StoppedError
-from invariclip.autotune.verdict import Entry, Timed, survivors
+from invariclip.autotune.process import CandidateStoppedError, Process
+from invariclip.autotune.verdict import MeasuredCandidate, Timed, survivors
 from invariclip.errors import ContractError, UntrueVariantWarning
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from invariclip.autotune.candidates import Candidate
+    from invariclip.autotune.candidates import TuneCandidate
     from invariclip.console import Progress
     from invariclip.profile import Objective
 
@@ -83,14 +83,14 @@ class Search:
     """
 
     folder: Path
-    yardstick: Candidate
+    yardstick: TuneCandidate
     yard_batch: int
     seats: int
     progress: Progress
-    timed: dict[Entry, Timed] = field(default_factory=dict)
+    timed: dict[MeasuredCandidate, Timed] = field(default_factory=dict)
     turn: float = LONGEST_TURN
     left_out: list[dict[str, str]] = field(default_factory=list)
-    _open: dict[Candidate, Process] = field(default_factory=dict)
+    _open: dict[TuneCandidate, Process] = field(default_factory=dict)
     _wanted: dict[str, NDArray[np.float32]] = field(default_factory=dict)
 
     def __enter__(self) -> Search:
@@ -105,7 +105,7 @@ class Search:
             answers = process.images(PICTURES)
             if not np.isfinite(answers).all():
                 raise ContractError(f"{self.folder}: the safe default, {name}, answers NaN on this machine")
-        except StoppedError as error:
+        except CandidateStoppedError as error:
             self.__exit__()
             raise ContractError(f"{self.folder}: the safe default, {name}, fails here: {error}") from error
         except BaseException:  # Ctrl-C too must leave no process behind
@@ -119,7 +119,7 @@ class Search:
             process.close()
         self._open.clear()
 
-    def run(self, candidates: Sequence[Candidate], stages: Sequence[Stage], seconds: float) -> list[Timed]:
+    def run(self, candidates: Sequence[TuneCandidate], stages: Sequence[Stage], seconds: float) -> list[Timed]:
         """Times the candidates, stage by stage.
 
         Args:
@@ -135,12 +135,12 @@ class Search:
         """
         end = time.monotonic() + seconds
         self.turn = min(LONGEST_TURN, max(SHORTEST_TURN, seconds / 300))
-        left = [Entry(candidate, self.yard_batch) for candidate in candidates]
+        left = [MeasuredCandidate(candidate, self.yard_batch) for candidate in candidates]
         timed: list[Timed] = []
         for number, stage in enumerate(stages, start=1):
             if stage.batches is not None:
                 among = list(dict.fromkeys(entry.candidate for entry in left))
-                left = [Entry(candidate, batch) for candidate in among for batch in stage.batches]
+                left = [MeasuredCandidate(candidate, batch) for candidate in among for batch in stage.batches]
             part = stage.share / sum(later.share for later in stages[number - 1 :])
             until = time.monotonic() + max(0.0, end - time.monotonic()) * part
             timed = []
@@ -150,7 +150,7 @@ class Search:
                 left = self._go_on(timed)
         return timed
 
-    def recheck(self, entry: Entry) -> str:
+    def recheck(self, entry: MeasuredCandidate) -> str:
         """What is wrong with a finalist's answers in its own batch size, alone, and to texts; empty if nothing."""
         try:
             process, default = self._open[entry.candidate], self._open[self.yardstick]
@@ -161,16 +161,16 @@ class Search:
             if "texts" not in self._wanted:
                 self._wanted["texts"] = default.texts()
             problem = disagreement(process.texts(), self._wanted["texts"], entry.candidate.claimed)
-        except StoppedError as error:
+        except CandidateStoppedError as error:
             return str(error)
         return problem and f"texts: {problem}"
 
-    def refuse(self, candidate: Candidate, why: str) -> None:
+    def refuse(self, candidate: TuneCandidate, why: str) -> None:
         """Leaves a candidate out that does not answer as its record says, and warns of it."""
         self._leave_out(candidate, f"does not answer here as its record says: {why}")
         warnings.warn(f"{candidate.name}: {self.left_out[-1]['why']}", UntrueVariantWarning, stacklevel=2)
 
-    def _leave_out(self, candidate: Candidate, why: str) -> None:
+    def _leave_out(self, candidate: TuneCandidate, why: str) -> None:
         self.left_out.append({"candidate": candidate.name, "why": why})
         for entry in [entry for entry in self.timed if entry.candidate == candidate]:
             del self.timed[entry]
@@ -178,16 +178,16 @@ class Search:
         if process is not None:
             process.close()
 
-    def _go_on(self, timed: Sequence[Timed]) -> list[Entry]:
+    def _go_on(self, timed: Sequence[Timed]) -> list[MeasuredCandidate]:
         """The entries of the next stage, which is one heat: as many candidates as have a seat.
 
         The default is timed in any case, so where it may be picked it stays to the end.
         """
-        default = [one.entry for one in timed if one.entry == Entry(self.yardstick, self.yard_batch)]
+        default = [one.entry for one in timed if one.entry == MeasuredCandidate(self.yardstick, self.yard_batch)]
         others = [one for one in timed if one.entry not in default]
         return [one.entry for one in survivors(others, self.seats - 1)] + default
 
-    def _heats(self, entries: Sequence[Entry]) -> list[list[Entry]]:
+    def _heats(self, entries: Sequence[MeasuredCandidate]) -> list[list[MeasuredCandidate]]:
         """Entries by as many candidates as have a seat beside the default."""
         among = list(dict.fromkeys(entry.candidate for entry in entries))
         others = [candidate for candidate in among if candidate != self.yardstick]
@@ -197,7 +197,7 @@ class Search:
             groups[0] = [self.yardstick, *groups[0]]
         return [[entry for entry in entries if entry.candidate in group] for group in groups]
 
-    def _seat(self, candidates: Sequence[Candidate]) -> None:
+    def _seat(self, candidates: Sequence[TuneCandidate]) -> None:
         """Ends processes that are not needed, opens those that are, and refuses those that answer wrongly."""
         for candidate in [held for held in self._open if held not in candidates and held != self.yardstick]:
             self._open.pop(candidate).close()
@@ -206,19 +206,19 @@ class Search:
             try:
                 process = self._open[candidate] = Process(self.folder, candidate)
                 problem = disagreement(process.images(PICTURES), self._wanted["images"], candidate.claimed)
-            except StoppedError as error:
+            except CandidateStoppedError as error:
                 self._leave_out(candidate, str(error))
                 continue
             if problem:
                 self.refuse(candidate, problem)
 
-    def _heat(self, entries: Sequence[Entry], stage: Stage, number: int, until: float) -> list[Timed]:
+    def _heat(self, entries: Sequence[MeasuredCandidate], stage: Stage, number: int, until: float) -> list[Timed]:
         """Turns of these entries and of the default; those that stop are left out."""
         self._seat(list(dict.fromkeys(entry.candidate for entry in entries)))
-        yard = Entry(self.yardstick, self.yard_batch)
+        yard = MeasuredCandidate(self.yardstick, self.yard_batch)
         runs = [yard, *(entry for entry in entries if entry != yard and entry.candidate in self._open)]
-        repetitions: dict[Entry, int] = {}
-        turns: dict[Entry, list[float]] = {entry: [] for entry in runs}
+        repetitions: dict[MeasuredCandidate, int] = {}
+        turns: dict[MeasuredCandidate, list[float]] = {entry: [] for entry in runs}
         self._each(runs, lambda entry: repetitions.__setitem__(entry, self._warm_up(entry)))
         wanted = [entry for entry in entries if entry in turns]
         for round_ in self.progress(
@@ -234,7 +234,7 @@ class Search:
                 break
         return [self.timed[entry] for entry in wanted if entry.candidate in self._open]
 
-    def _each(self, entries: Sequence[Entry], do: Callable[[Entry], None]) -> None:
+    def _each(self, entries: Sequence[MeasuredCandidate], do: Callable[[MeasuredCandidate], None]) -> None:
         """Does something with every entry whose process lives.
 
         Raises:
@@ -245,22 +245,24 @@ class Search:
                 continue
             try:
                 do(entry)
-            except StoppedError as error:
+            except CandidateStoppedError as error:
                 if entry.candidate == self.yardstick:
                     raise ContractError(f"{self.folder}: the safe default, {entry.name}, stopped: {error}") from error
                 self._leave_out(entry.candidate, str(error))
 
-    def _warm_up(self, entry: Entry) -> int:
+    def _warm_up(self, entry: MeasuredCandidate) -> int:
         """A batch or two unmeasured; then as many repetitions as fill a turn."""
         process = self._open[entry.candidate]
         once = min(process.seconds(entry.batch, 2 if entry.batch <= PICTURES else 1))
         return max(1, min(200, round(self.turn / max(once, 1e-6))))
 
-    def _turn(self, entry: Entry, repetitions: int) -> float:
+    def _turn(self, entry: MeasuredCandidate, repetitions: int) -> float:
         return self._open[entry.candidate].turn(entry.batch, repetitions)
 
 
-def _timed(entry: Entry, own: list[float], yard: Entry, default: list[float], stage: int) -> Timed:
+def _timed(
+    entry: MeasuredCandidate, own: list[float], yard: MeasuredCandidate, default: list[float], stage: int
+) -> Timed:
     seconds = np.asarray(own)
     speed = entry.batch / seconds
     return Timed(entry, seconds, speed * np.asarray(default[: len(own)]) / yard.batch, stage)

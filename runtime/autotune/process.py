@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from invariclip.autotune.candidates import Candidate
+    from invariclip.autotune.candidates import TuneCandidate
 
 LONGEST_ANSWER = 300.0
 """Seconds after which a process counts as stuck."""
@@ -29,7 +29,7 @@ PAUSE = 0.03
 """Seconds before a turn, in which the last candidate's threads go to sleep."""
 
 
-class StoppedError(InvariclipError):
+class CandidateStoppedError(InvariclipError):
     """A candidate's process could not open it, or stopped; the message is the reason."""
 
 
@@ -41,7 +41,7 @@ class Process:
         facts: What the engine says of itself.
     """
 
-    def __init__(self, folder: Path, candidate: Candidate) -> None:
+    def __init__(self, folder: Path, candidate: TuneCandidate) -> None:
         """Starts it and waits until the artifact is open.
 
         Raises:
@@ -130,7 +130,7 @@ class Process:
     def _ask(self, **question: Any) -> dict[str, Any]:
         stdin = self._process.stdin
         if stdin is None:
-            raise StoppedError("its process has no pipe")
+            raise CandidateStoppedError("its process has no pipe")
         with suppress(BrokenPipeError):  # what it said last, if anything, is still to be read
             stdin.write(json.dumps(question) + "\n")
             stdin.flush()
@@ -140,12 +140,12 @@ class Process:
         try:
             line = self._lines.get(timeout=LONGEST_ANSWER)
         except queue.Empty:
-            raise StoppedError(f"its process gave no answer in {LONGEST_ANSWER:.0f} s") from None
+            raise CandidateStoppedError(f"its process gave no answer in {LONGEST_ANSWER:.0f} s") from None
         if not line:
             code = self._process.wait()
             why = "killed, perhaps for memory" if code < 0 else f"exit {code}"
-            raise StoppedError(f"its process stopped ({why})")
+            raise CandidateStoppedError(f"its process stopped ({why})")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            raise StoppedError(str(answer["error"]))
+            raise CandidateStoppedError(str(answer["error"]))
         return answer

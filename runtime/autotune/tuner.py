@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from invariclip.artifact.fidelity import LEVELS, reaches, require_level
 from invariclip.artifact.folder import read_manifest
 from invariclip.autotune.candidates import (
-    Candidate,
+    TuneCandidate,
     enumerate_candidates,
     plainness,
     require_candidates,
@@ -24,7 +24,7 @@ from invariclip.autotune.verdict import decide
 from invariclip.console import silent
 from invariclip.errors import ArtifactError, ContractError, InputError, ProfileError, TuningInterruptedError
 from invariclip.machine import available_memory, load_before, this_machine
-from invariclip.profile import Choice, Profile, changes, profile_path, read_profile, write_profile
+from invariclip.profile import MachineProfile, ProfileChoice, changes, profile_path, read_profile, write_profile
 from invariclip.selection import basis_of, require_objective, safe_default, why_not
 from invariclip.version import __version__
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from invariclip.artifact.manifest import Manifest
     from invariclip.autotune.verdict import Timed
     from invariclip.console import Progress
-    from invariclip.profile import Basis, Objective
+    from invariclip.profile import Objective, ProfileBasis
 
 THROUGHPUT_BATCHES = (1, 4, 16, 64)
 MAX_BATCH = 64
@@ -46,7 +46,7 @@ _MEMORY_SHARE = 0.6
 
 
 @dataclass(frozen=True)
-class Settings:
+class TuneSettings:
     """What to search.
 
     Attributes:
@@ -80,13 +80,13 @@ class Tuned:
         changed: Why the one that was there did not hold, in words.
     """
 
-    profile: Profile
+    profile: MachineProfile
     path: Path
     reused: bool
     changed: tuple[str, ...]
 
 
-def tune(folder: str | os.PathLike[str], settings: Settings | None = None, *, progress: Progress = silent) -> Tuned:
+def tune(folder: str | os.PathLike[str], settings: TuneSettings | None = None, *, progress: Progress = silent) -> Tuned:
     """Measures what is fastest on this machine and writes a machine profile, or finds that the one there holds.
 
     Args:
@@ -103,7 +103,7 @@ def tune(folder: str | os.PathLike[str], settings: Settings | None = None, *, pr
     Warns:
         UntrueVariantWarning: A variant does not answer here as its record says; it is not picked.
     """
-    where, wanted = Path(folder), settings or Settings()
+    where, wanted = Path(folder), settings or TuneSettings()
     manifest = read_manifest(where)
     basis = _basis(where, wanted)
     path = wanted.profile or profile_path(where, basis)
@@ -123,9 +123,9 @@ def tune(folder: str | os.PathLike[str], settings: Settings | None = None, *, pr
     except KeyboardInterrupt:
         raise TuningInterruptedError(f"{where}: interrupted; {_best_so_far(search)}; nothing was written") from None
     candidate = taken.entry.candidate
-    profile = Profile(
+    profile = MachineProfile(
         basis=basis,
-        choice=Choice(candidate.variant, candidate.backend, candidate.threads, taken.entry.batch),
+        choice=ProfileChoice(candidate.variant, candidate.backend, candidate.threads, taken.entry.batch),
         why=why,
         measurements=tuple(
             one.measurement() for one in sorted(search.timed.values(), key=lambda one: (-one.stage, -one.ratio))
@@ -142,7 +142,7 @@ def tune(folder: str | os.PathLike[str], settings: Settings | None = None, *, pr
     return Tuned(profile, path, reused=False, changed=tuple(changed))
 
 
-def _basis(folder: Path, settings: Settings) -> Basis:
+def _basis(folder: Path, settings: TuneSettings) -> ProfileBasis:
     objective = require_objective(settings.objective)
     fidelity = require_level(settings.fidelity)
     threads = require_threads(settings.threads, this_machine().threads)
@@ -160,7 +160,7 @@ def _batches(batches: Sequence[int], objective: Objective) -> tuple[int, ...]:
     return tuple(sorted(set(batches))) or ((1,) if objective == "latency" else THROUGHPUT_BATCHES)
 
 
-def _there(path: Path, basis: Basis, manifest: Manifest) -> tuple[Profile | None, list[str]]:
+def _there(path: Path, basis: ProfileBasis, manifest: Manifest) -> tuple[MachineProfile | None, list[str]]:
     """The profile that lies there, and why it does not hold; no profile and no reason where there is none."""
     if not path.exists():
         return None, []
@@ -186,7 +186,7 @@ def _require_writable(path: Path) -> None:
         ) from error
 
 
-def _yardstick(folder: Path, manifest: Manifest, basis: Basis) -> Candidate:
+def _yardstick(folder: Path, manifest: Manifest, basis: ProfileBasis) -> TuneCandidate:
     """The safe default with the most threads: what others are timed and checked against.
 
     Raises:
@@ -199,7 +199,7 @@ def _yardstick(folder: Path, manifest: Manifest, basis: Basis) -> Candidate:
             f"{folder}: {variant} on {backend}, which the others would be checked against, was not proved exact; "
             "export it again"
         )
-    return Candidate(variant, backend, basis.threads[-1], LEVELS[0], plainness(facts))
+    return TuneCandidate(variant, backend, basis.threads[-1], LEVELS[0], plainness(facts))
 
 
 def _seats(folder: Path, manifest: Manifest) -> int:

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from invariclip.profile import Choice, Measurement
+from invariclip.profile import Measurement, ProfileChoice
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from invariclip.autotune.candidates import Candidate
+    from invariclip.autotune.candidates import TuneCandidate
 
 MARGIN = 1.02
 """A gain that is not surely above this is none: machines drift by more from hour to hour."""
@@ -22,10 +22,10 @@ _DRAWS = 2000
 
 
 @dataclass(frozen=True)
-class Entry:
+class MeasuredCandidate:
     """A candidate at a batch size."""
 
-    candidate: Candidate
+    candidate: TuneCandidate
     batch: int
 
     @property
@@ -50,7 +50,7 @@ class Timed:
         stage: In which they were timed.
     """
 
-    entry: Entry
+    entry: MeasuredCandidate
     seconds: NDArray[np.float64]
     ratios: NDArray[np.float64]
     stage: int
@@ -66,7 +66,8 @@ class Timed:
         low, high = interval(self.ratios)
         candidate, batch = self.entry.candidate, self.entry.batch
         return Measurement(
-            Choice(candidate.variant, candidate.backend, candidate.threads, batch), candidate.claimed, self.stage,
+            ProfileChoice(candidate.variant, candidate.backend, candidate.threads, batch),
+            candidate.claimed, self.stage,
             len(self.seconds), median_ms, low_ms, high_ms, batch / (median_ms / 1e3), self.ratio, low, high,
         )  # fmt: skip
 

@@ -33,7 +33,7 @@ from invariclip.serve.limits import MIB, Limits
 from invariclip.serve.metrics import Metrics
 from invariclip.serve.server import listening, run
 from invariclip.serve.service import Batching, Service
-from invariclip.serve.sites import Running, SiteRegistry, read_sites
+from invariclip.serve.sites import LiveSiteOptions, SiteRegistry, read_sites
 from invariclip.sites.site import read_site
 
 if TYPE_CHECKING:
@@ -62,12 +62,16 @@ _MOST = click.IntRange(min=1)
 @click.option("--sites", type=click.Path(path_type=Path),
               help="A folder of sites, NAME.safetensors each, that requests name in the field site.")  # fmt: skip
 @click.option("--adapt", is_flag=True, help="Measure the sites that requests name, from the images of the requests.")
-@click.option("--max-sites", type=_MOST, default=Running.most, show_default=True,
+@click.option("--max-sites", type=_MOST, default=LiveSiteOptions.most, show_default=True,
               help="Sites measured at a time; every API key has an equal share.")  # fmt: skip
 @click.option("--adapt-log", type=click.Path(path_type=Path),
               help="Folder to log the embeddings of each measured site to, for `adapt --replay`.")  # fmt: skip
 @click.option(
-    "--adapt-log-mib", type=_MOST, default=Running.log_bytes // MIB, show_default=True, help="Limit for one site."
+    "--adapt-log-mib",
+    type=_MOST,
+    default=LiveSiteOptions.log_bytes // MIB,
+    show_default=True,
+    help="Limit for one site.",
 )
 @click.option(
     "--abstain-above", metavar="U", callback=number_or_word,
@@ -139,7 +143,7 @@ def serve(
     logging.basicConfig(format="invariclip: %(asctime)s %(levelname)s %(message)s")
     # An image's size has bounds of ours; Python would keep a record of every size that Pillow warns of
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-    running = Running(max_sites, log=adapt_log, log_bytes=adapt_log_mib * MIB) if adapt else None
+    running = LiveSiteOptions(max_sites, log=adapt_log, log_bytes=adapt_log_mib * MIB) if adapt else None
     registry = SiteRegistry(model, default=default, known=known, running=running, keys=max(1, len(keys)))
     metrics = Metrics()
     service = Service(

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import click
 
 from invariclip.artifact.fidelity import LEVELS
-from invariclip.autotune.tuner import DEFAULT_SECONDS, MAX_BATCH, Settings, tune
+from invariclip.autotune.tuner import DEFAULT_SECONDS, MAX_BATCH, TuneSettings, tune
 from invariclip.console import bar, emit_json, note, say, silent, table
 from invariclip.profile import BUSY, OBJECTIVES
 
 if TYPE_CHECKING:
     from invariclip.autotune.tuner import Tuned
-    from invariclip.profile import Profile
+    from invariclip.profile import MachineProfile
 
 
 @click.command("tune")
@@ -52,7 +52,7 @@ def command(
     profile: Path | None, again: bool, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Find what is fastest on this machine among what was proved, and let `load` use it."""
-    settings = Settings(objective, fidelity, threads, batches, seconds, again, profile)
+    settings = TuneSettings(objective, fidelity, threads, batches, seconds, again, profile)
     tuned = tune(artifact, settings, progress=silent if quiet or as_json else bar)
     if as_json:
         emit_json(
@@ -89,7 +89,7 @@ def _say(tuned: Tuned) -> None:
         )
 
 
-def profile_table(profile: Profile) -> str:
+def profile_table(profile: MachineProfile) -> str:
     """The measurements of a profile as aligned text."""
     header = ["variant", "engine", "threads", "batch", "fidelity", "rounds", "ms", "quartiles", "pictures/s",
               "× default", "95 %"]  # fmt: skip

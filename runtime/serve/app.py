@@ -22,7 +22,7 @@ from invariclip.serve.guard import KEY, Guard, as_json, error_answer
 from invariclip.serve.limits import Held, RefusedError
 from invariclip.serve.metrics import CONTENT_TYPE
 from invariclip.serve.page import page
-from invariclip.serve.service import Row
+from invariclip.serve.service import ImageScores
 from invariclip.serve.sites import site_facts
 from invariclip.sites.site import site_bytes
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from invariclip.serve.limits import Limits
     from invariclip.serve.metrics import Metrics
     from invariclip.serve.requests import Body, Classify, Embed
-    from invariclip.serve.service import Named, Service
+    from invariclip.serve.service import EncodedImage, Service
     from invariclip.serve.sites import SiteHandle
     from invariclip.sites.site import Site
 
@@ -191,18 +191,20 @@ class Api:
         facts = None if site is None else {"name": site.name, "sha256": site.digest, "images": site.images}
         return {"site": facts}
 
-    async def _rows(self, images: Sequence[Named], *, classes: bool) -> list[Row]:
+    async def _rows(self, images: Sequence[EncodedImage], *, classes: bool) -> list[ImageScores]:
         return await answered(self.service.images, [(image, classes) for image in images])
 
 
-async def without_shift(handle: SiteHandle | None, rows: Sequence[Row]) -> tuple[list[Row], Site | None]:
+async def without_shift(
+    handle: SiteHandle | None, rows: Sequence[ImageScores]
+) -> tuple[list[ImageScores], Site | None]:
     """Rows less a site's shift, and that site; where it runs, they then count."""
     if handle is None:
         return list(rows), None
     vectors = np.stack([row.embedding for row in rows])
     live = handle.live is not None
     moved, site = await asyncio.to_thread(handle.take, vectors) if live else handle.take(vectors)
-    return [Row(row, None, {}) for row in moved], site
+    return [ImageScores(row, None, {}) for row in moved], site
 
 
 async def answered(batcher: Batcher[T, Any, R], items: list[T]) -> list[R]:

@@ -37,7 +37,7 @@ class QueueFullError(InvariclipError):
         self.retry_after = retry_after
 
 
-class StoppedError(InvariclipError):
+class BatcherStoppedError(InvariclipError):
     """The queue takes no more work, or was closed before this was answered."""
 
 
@@ -83,7 +83,7 @@ class Ticket(Generic[R]):
     future: Future[list[R]] = field(default_factory=Future)
 
     def drop(self) -> None:
-        """The caller went away: what still waits is not worked on. The future then holds a `StoppedError`."""
+        """The caller went away: what still waits is not worked on. The future then holds a `BatcherStoppedError`."""
         self._drop(self)
 
 
@@ -155,7 +155,7 @@ class Batcher(Generic[T, P, R]):
         count = len(items)
         with self._lock:
             if not self._open:
-                raise StoppedError("the server is stopping and takes no more work")
+                raise BatcherStoppedError("the server is stopping and takes no more work")
             if self._waiting + count > self.queue:
                 raise QueueFullError(
                     f"{self._waiting} {self.name} are waiting, and there is room for {self.queue}: no room for {count} "
@@ -179,7 +179,7 @@ class Batcher(Generic[T, P, R]):
     def drop(self, ticket: Ticket[R]) -> None:
         """See `Ticket.drop`."""
         with self._changed:
-            self._end(ticket, error=StoppedError("dropped before it was answered; ask again"))
+            self._end(ticket, error=BatcherStoppedError("dropped before it was answered; ask again"))
             self._changed.notify_all()
 
     def close(self, seconds: float = 0.0) -> bool:
@@ -191,7 +191,7 @@ class Batcher(Generic[T, P, R]):
         with self._lock:
             left = list(self._tickets)
             for ticket in left:
-                self._end(ticket, error=StoppedError("the server stopped before this was answered; ask again"))
+                self._end(ticket, error=BatcherStoppedError("the server stopped before this was answered; ask again"))
             self._changed.notify_all()
         self._pool.shutdown(wait=False, cancel_futures=True)
         return not left

@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 from invariclip.errors import InputError
 from invariclip.serve.limits import RefusedError
 from invariclip.serve.requests import Body, from_json, from_pairs, merged
-from invariclip.serve.service import Named
+from invariclip.serve.service import EncodedImage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -103,7 +103,7 @@ async def _apart(request: Request, limits: Limits, count: _Count) -> Body:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind.startswith("image/") or kind == "application/octet-stream":
         data = b"".join([chunk async for chunk in count.chunks()])
-        return Body(query, (Named("0", data),) if data else ())
+        return Body(query, (EncodedImage("0", data),) if data else ())
     if kind == "application/json":
         data = b"".join([chunk async for chunk in count.chunks()])
         fields = await asyncio.to_thread(from_json, data) if len(data) > LARGE else from_json(data)
@@ -128,7 +128,7 @@ async def _multipart(request: Request, limits: Limits, count: _Count, query: dic
         raise RefusedError(400, f"the body cannot be read as multipart/form-data: {error.message}") from error
     except (KeyError, ValueError, LookupError) as error:  # no boundary, an unknown charset
         raise RefusedError(400, f"the body cannot be read as multipart/form-data: {error!r}") from error
-    images: list[Named] = []
+    images: list[EncodedImage] = []
     pairs: list[tuple[str, str]] = []
     for name, value in form.multi_items():
         if isinstance(value, str):
@@ -136,6 +136,6 @@ async def _multipart(request: Request, limits: Limits, count: _Count, query: dic
         elif name != "images":
             raise InputError(f"a file belongs in the field images, not in {name!r:.60}")
         else:
-            images.append(Named(value.filename or str(len(images)), await value.read()))
+            images.append(EncodedImage(value.filename or str(len(images)), await value.read()))
     await form.close()
     return Body(merged(query, from_pairs(pairs)), tuple(images))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from invariclip.preprocessing.tokenizer import hearing_cuts
-from invariclip.serve.batcher import QueueFullError, StoppedError
+from invariclip.serve.batcher import BatcherStoppedError, QueueFullError
 
 if TYPE_CHECKING:
     from invariclip.model import Model
@@ -83,7 +83,7 @@ class ClassSets:
             entry = self._kept.get(key)
             if entry is None:
                 if not self._open:
-                    raise StoppedError("the server is stopping and takes no more work")
+                    raise BatcherStoppedError("the server is stopping and takes no more work")
                 if len(self._queue) >= self.pending:
                     raise QueueFullError(
                         f"{len(self._queue)} class sets are waiting to be embedded; try again in {RETRY} s", RETRY
@@ -109,7 +109,7 @@ class ClassSets:
             left, self._queue = list(self._queue), deque()
             self._changed.notify()
         for entry in left:
-            entry.future.set_exception(StoppedError("the server stopped before this was answered; ask again"))
+            entry.future.set_exception(BatcherStoppedError("the server stopped before this was answered; ask again"))
 
     def _left(self, entry: _Entry) -> None:
         with self._changed:
@@ -118,7 +118,7 @@ class ClassSets:
                 return
             self._queue.remove(entry)
             self._kept.pop(entry.key, None)
-        entry.future.set_exception(StoppedError("nobody waits for these classes any more"))
+        entry.future.set_exception(BatcherStoppedError("nobody waits for these classes any more"))
 
     def _work(self) -> None:
         while True:

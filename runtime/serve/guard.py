@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from invariclip.errors import InputError
-from invariclip.serve.batcher import QueueFullError, StoppedError
+from invariclip.serve.batcher import BatcherStoppedError, QueueFullError
 from invariclip.serve.limits import RefusedError
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def refusal(error: Exception) -> Response:
         return _line(error, error.status, error.headers)
     if isinstance(error, QueueFullError):
         return _line(error, 503, {"retry-after": str(error.retry_after)})
-    if isinstance(error, StoppedError):
+    if isinstance(error, BatcherStoppedError):
         return _line(error, 503, {"retry-after": "1"})
     if isinstance(error, InputError):
         return _line(error, 422, {})

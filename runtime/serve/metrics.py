@@ -62,14 +62,14 @@ class Metrics:
         made = Gauge("invariclip_class_sets_embedded", "Class sets embedded so far.", registry=self.registry)
         made.set_function(lambda: service.class_sets.embedded)
         if service.sites.running is not None:
-            self.registry.register(Running(service.sites))
+            self.registry.register(SiteMetrics(service.sites))
 
     def text(self) -> bytes:
         """All of it, in Prometheus' own format."""
         return generate_latest(self.registry)
 
 
-class Running(Collector):
+class SiteMetrics(Collector):
     """What running sites know, by the number of their API key and their name; as many as there may be sites."""
 
     def __init__(self, sites: SiteRegistry) -> None:

@@ -12,7 +12,7 @@ from invariclip.errors import InputError
 from invariclip.preprocessing.prompts import TEMPLATE_SETS, check_prompts, template_set
 from invariclip.results import CALIBRATED, UNCERTAINTY_KINDS
 from invariclip.serve.limits import RefusedError
-from invariclip.serve.service import Named
+from invariclip.serve.service import EncodedImage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -39,7 +39,7 @@ class Body:
     """
 
     fields: Mapping[str, Any]
-    images: tuple[Named, ...] = ()
+    images: tuple[EncodedImage, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Classify:
         site: The place that the images are from; "" for none, None for the server's.
     """
 
-    images: tuple[Named, ...]
+    images: tuple[EncodedImage, ...]
     classes: tuple[str, ...] | None
     templates: tuple[str, ...] | None
     abstain_above: AbstainAbove | object
@@ -69,7 +69,7 @@ class Classify:
 class Embed:
     """A question to `/v1/embed`: images, or texts; `site` as in `Classify`."""
 
-    images: tuple[Named, ...]
+    images: tuple[EncodedImage, ...]
     texts: tuple[str, ...]
     site: str | None
 
@@ -164,7 +164,7 @@ def _known(fields: Mapping[str, Any], known: tuple[str, ...]) -> Mapping[str, An
     return fields
 
 
-def _images(body: Body, limits: Limits) -> tuple[Named, ...]:
+def _images(body: Body, limits: Limits) -> tuple[EncodedImage, ...]:
     given = body.fields.get("images")
     if given is None:
         limits.require(len(body.images), "images", limits.images)
@@ -174,7 +174,7 @@ def _images(body: Body, limits: Limits) -> tuple[Named, ...]:
     return (*body.images, *(_from_base64(place, one) for place, one in enumerate(listed)))
 
 
-def _from_base64(place: int, given: Any) -> Named:
+def _from_base64(place: int, given: Any) -> EncodedImage:
     """An image as a text, or as `{"name": ..., "data": ...}`."""
     name: Any = str(place)
     if isinstance(given, dict):
@@ -186,7 +186,7 @@ def _from_base64(place: int, given: Any) -> Named:
     if given.startswith("data:"):
         given = given.partition(",")[2]
     try:
-        return Named(name, base64.b64decode("".join(given.split()), validate=True))
+        return EncodedImage(name, base64.b64decode("".join(given.split()), validate=True))
     except (binascii.Error, ValueError) as error:
         raise InputError(f"image {place}: not base64 ({error})") from error
 

@@ -33,21 +33,21 @@ PENDING_SETS = 16
 TEXTS_TO_A_BATCH = 64
 
 
-class Named(NamedTuple):
+class EncodedImage(NamedTuple):
     """An image as it came: what to call it, and its encoded bytes."""
 
     name: str
     data: bytes
 
 
-class Seen(NamedTuple):
+class DecodedImage(NamedTuple):
     """A decoded image; `classes`: whether the artifact's own classes are to be answered with."""
 
     pixels: NDArray[np.uint8]
     classes: bool
 
 
-class Row(NamedTuple):
+class ImageScores(NamedTuple):
     """What the image tower says of an image: float32 [d]; float32 [K] and its uncertainties, where asked for."""
 
     embedding: NDArray[np.float32]
@@ -116,7 +116,7 @@ class Service:
         self.uncertainty = uncertainty_kind(model.manifest.cdc, uncertainty)
         self.abstain_above = threshold(model.manifest.cdc, abstain_above, self.uncertainty)
         batching = batching or Batching()
-        self.images: Batcher[tuple[Named, bool], Seen, Row] = Batcher(
+        self.images: Batcher[tuple[EncodedImage, bool], DecodedImage, ImageScores] = Batcher(
             self._decode, self._see, max_batch=batching.max_batch, queue=self.limits.queue, watcher=images,
             max_wait=batching.max_wait, workers=batching.decoders or available_threads(), name="images",
         )  # fmt: skip
@@ -184,7 +184,7 @@ class Service:
         return chosen, self.abstain_above if chosen == self.uncertainty else None
 
     def predictions(
-        self, rows: Sequence[Row], model: Model, top: int, kind: UncertaintyKind, abstain_above: float | None
+        self, rows: Sequence[ImageScores], model: Model, top: int, kind: UncertaintyKind, abstain_above: float | None
     ) -> list[Prediction]:
         """The best classes of each image.
 
@@ -216,7 +216,7 @@ class Service:
         self.sites.close()
         return self.texts.close(seconds) and done
 
-    def _decode(self, asked: tuple[Named, bool]) -> Seen:
+    def _decode(self, asked: tuple[EncodedImage, bool]) -> DecodedImage:
         (name, data), classes = asked
         try:
             kind, (width, height) = picture_facts(data)
@@ -226,23 +226,25 @@ class Service:
                 raise RefusedError(
                     413, f"image {name}: {width}x{height} pixels are too many; up to {self.limits.pixels:,} are taken"
                 )
-            return Seen(self.model.prepare(data), classes)
+            return DecodedImage(self.model.prepare(data), classes)
         except InputError as error:
             raise InputError(f"image {name}: {str(error).removeprefix(f'{picture_name(data)}: ')}") from error
 
-    def _see(self, seen: list[Seen]) -> list[Row]:
+    def _see(self, seen: list[DecodedImage]) -> list[ImageScores]:
         batch = np.stack([one.pixels for one in seen])
         try:
             return self._rows(batch, seen)
         except InputError as error:  # the images were found good: what fails now is not their senders' fault
             raise RuntimeError(str(error)) from error
 
-    def _rows(self, batch: NDArray[np.uint8], seen: list[Seen]) -> list[Row]:
+    def _rows(self, batch: NDArray[np.uint8], seen: list[DecodedImage]) -> list[ImageScores]:
         if not any(one.classes for one in seen):
-            return [Row(row, None, {}) for row in self.model.embed_images(batch, batch_size=len(batch))]
+            return [ImageScores(row, None, {}) for row in self.model.embed_images(batch, batch_size=len(batch))]
         embeddings, probabilities, unsure = self.model.answer(batch, batch_size=len(batch))
         return [
-            Row(embeddings[place], probabilities[place], {kind: float(each[place]) for kind, each in unsure.items()})
+            ImageScores(
+                embeddings[place], probabilities[place], {kind: float(each[place]) for kind, each in unsure.items()}
+            )
             for place in range(len(seen))
         ]
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from invariclip.console import note
 from invariclip.errors import InputError, SiteError
 from invariclip.serve.limits import MIB, RefusedError
-from invariclip.sites.live_site import LiveSite, Window
+from invariclip.sites.live_site import LiveSite, SiteWindow
 from invariclip.sites.measuring import begun, model_mean
 from invariclip.sites.site import read_site
 from invariclip.sites.site_log import SiteLog
@@ -39,7 +39,7 @@ _LISTED = 200  # characters of names in an error
 
 
 @dataclass(frozen=True)
-class Running:
+class LiveSiteOptions:
     """How sites are measured from requests.
 
     Attributes:
@@ -50,7 +50,7 @@ class Running:
     """
 
     most: int = 64
-    window: Window = field(default_factory=Window)
+    window: SiteWindow = field(default_factory=SiteWindow)
     log: Path | None = None
     log_bytes: int = 256 * MIB
 
@@ -82,7 +82,7 @@ class SiteRegistry:
         *,
         default: Site | None = None,
         known: Mapping[str, Site] | None = None,
-        running: Running | None = None,
+        running: LiveSiteOptions | None = None,
         keys: int = 1,
     ) -> None:
         """Checks that the model can take them all.
@@ -196,7 +196,7 @@ class SiteRegistry:
         for live, log in self._logs:
             live.close(log.flush)
 
-    def _begun(self, name: str, key: int, running: Running) -> LiveSite:
+    def _begun(self, name: str, key: int, running: LiveSiteOptions) -> LiveSite:
         with self._lock:
             found = self._live.get((key, name))
             if found is not None:
@@ -232,7 +232,7 @@ def _require_writable(folder: Path) -> None:
         raise InputError(f"{folder}: cannot be written ({error.strerror or error}); name another folder") from error
 
 
-def _log(name: str, key: int, start: Site, running: Running) -> SiteLog | None:
+def _log(name: str, key: int, start: Site, running: LiveSiteOptions) -> SiteLog | None:
     """The next log of a site; None, and a line, where it cannot be written: that is no reason not to answer."""
     if running.log is None:
         return None

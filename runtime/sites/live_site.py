@@ -36,7 +36,7 @@ CHANGED = 32
 
 
 @dataclass(frozen=True)
-class Window:
+class SiteWindow:
     """How much of the past counts.
 
     Attributes:
@@ -100,7 +100,7 @@ class LiveSite:
         self,
         start: Site,
         bank: NDArray[np.float32],
-        window: Window | None = None,
+        window: SiteWindow | None = None,
         *,
         log: Callable[[NDArray[np.float32] | Event], None] | None = None,
     ) -> None:
@@ -119,7 +119,7 @@ class LiveSite:
         if bank.shape != (len(start.taken_for), start.width):
             raise InputError(f"the site has {len(start.taken_for)} classes of width {start.width}, "
                              f"the bank is {list(bank.shape)}")  # fmt: skip
-        self.window = window or Window()
+        self.window = window or SiteWindow()
         self._start, self._bank, self._log = start, bank, log  # many sites share the bank
         self._lock = threading.Lock()
         self._latest = np.zeros((LATEST, start.width), dtype=np.float32)

@@ -23,7 +23,7 @@ from invariclip.console import Progress, UnreadableImages, note, silent
 from invariclip.errors import InputError, SiteError
 from invariclip.model import Model
 from invariclip.preprocessing.pixels import walk_pictures
-from invariclip.sites.live_site import LiveSite, Window
+from invariclip.sites.live_site import LiveSite, SiteWindow
 from invariclip.sites.site import Site, new_site, read_site, write_site
 from invariclip.version import __version__
 
@@ -90,7 +90,7 @@ def begun(model: Model, name: str, mean: NDArray[np.float64], known: Site | None
     return known
 
 
-def open_live_site(model: Model, name: str, *, start: Site | None = None, window: Window | None = None) -> LiveSite:
+def open_live_site(model: Model, name: str, *, start: Site | None = None, window: SiteWindow | None = None) -> LiveSite:
     """A running site of a model's space, for `Model.adapting`.
 
     Args:

@@ -14,7 +14,7 @@ from safetensors.numpy import save
 from invariclip.console import note
 from invariclip.errors import InputError, SiteError
 from invariclip.files import write_atomically
-from invariclip.sites.live_site import EVENTS, LiveSite, Window
+from invariclip.sites.live_site import EVENTS, LiveSite, SiteWindow
 from invariclip.sites.site import read_site, write_site
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class SiteLog:
         full: Whether nothing more is kept.
     """
 
-    def __init__(self, folder: Path, start: Site, window: Window, limit: int) -> None:
+    def __init__(self, folder: Path, start: Site, window: SiteWindow, limit: int) -> None:
         """Begins a log.
 
         Args:
@@ -126,7 +126,7 @@ def replay(folder: Path, bank: NDArray[np.float32]) -> LiveSite:
         facts = json.loads((folder / _FACTS).read_text())
         if facts["schema"] != LOG_SCHEMA:
             raise SiteError(f"{folder}: schema {facts['schema']!r} is not known; this version reads {LOG_SCHEMA}")
-        window = Window(**facts["window"])
+        window = SiteWindow(**facts["window"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise SiteError(f"{folder}: not a log of a live site ({error})") from error
     live = LiveSite(read_site(folder / _START), bank, window)

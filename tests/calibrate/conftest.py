@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from invariclip.calibrate.data.pairs import UNCHANGED, Table
+from invariclip.calibrate.data.pairs import UNCHANGED, EmbeddingTable
 from invariclip.preprocessing.pixels import PixelSpec
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class Scm:
         rows = [self._embed(inv, labels, environment) for environment in range(3)]
         vectors = np.concatenate(rows)
         count = 3 * objects
-        return Table(
+        return EmbeddingTable(
             vectors=vectors / np.linalg.norm(vectors, axis=1, keepdims=True),
             concepts=np.tile(np.arange(objects), 3),
             labels=np.tile(labels, 3),
@@ -132,7 +132,7 @@ class Scm:
         return np.linalg.inv(self.mix).T[:, : self.invariant]
 
 
-def random_table(*, concepts=12, environments=3, width=6, kinds=0, seed=0) -> Table:
+def random_table(*, concepts=12, environments=3, width=6, kinds=0, seed=0) -> EmbeddingTable:
     """A table of noise around concept centres, with one changed row per picture and kind."""
     rng = np.random.default_rng(seed)
     centres = rng.normal(size=(concepts, width))
@@ -143,7 +143,7 @@ def random_table(*, concepts=12, environments=3, width=6, kinds=0, seed=0) -> Ta
     codes = np.repeat(np.arange(UNCHANGED, kinds), count)
     vectors = np.concatenate([vectors] + [vectors + 0.2 * rng.normal(size=vectors.shape) for _ in range(kinds)])
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    return Table(
+    return EmbeddingTable(
         vectors=vectors,
         concepts=concept[origins],
         labels=concept[origins],

@@ -5,7 +5,7 @@ import pytest
 
 from invariclip.artifact.projection import read_projection, write_projection
 from invariclip.calibrate.data.pictures import SkippedPictureWarning, read_pictures
-from invariclip.calibrate.fit import Options, calibrate, tabulate
+from invariclip.calibrate.fit import FitOptions, calibrate, tabulate
 from invariclip.calibrate.report import summary_text
 from invariclip.errors import InputError
 from invariclip.preprocessing.interventions import parse_kinds
@@ -17,7 +17,7 @@ def pictures(manifest):
 
 
 def test_table_lists_what_was_embedded(world, pictures):
-    table, facts = tabulate(world.LinearEncoder(), pictures, Options(interventions=("invert", "greyscale"), draws=1))
+    table, facts = tabulate(world.LinearEncoder(), pictures, FitOptions(interventions=("invert", "greyscale"), draws=1))
     assert table.unchanged.sum() == 30
     assert len(table.vectors) == 60
     assert (table.concepts[table.origins] == table.concepts).all()
@@ -28,7 +28,7 @@ def test_table_lists_what_was_embedded(world, pictures):
 def test_strengths_and_labels_go_into_table_and_provenance(world, pictures, tmp_path):
     file = tmp_path / "kinds.json"
     file.write_text('{"weak": {"kind": "style-exchange", "strength": 0.2}, "style-exchange": null, "invert": null}')
-    options = Options(interventions=parse_kinds(str(file)), draws=3, estimator="shrinkage", strength=1.0)
+    options = FitOptions(interventions=parse_kinds(str(file)), draws=3, estimator="shrinkage", strength=1.0)
     table, facts = tabulate(world.LinearEncoder(), pictures, options)
     assert table.kind_names == ("weak", "style-exchange", "invert")
     assert np.bincount(table.kinds[~table.unchanged]).tolist() == [30, 30, 30]
@@ -41,12 +41,12 @@ def test_strengths_and_labels_go_into_table_and_provenance(world, pictures, tmp_
         "kind": "style-exchange",
         "parameters": {"strength": [0.2, 0.2], "window": [0.01, 0.05]},
     }
-    named = Options(interventions=("invert",)).to_json()
+    named = FitOptions(interventions=("invert",)).to_json()
     assert named["interventions"] == [{"label": "invert", "kind": "invert", "parameters": {}}]
 
 
 def test_interventions_that_do_not_apply_are_counted(world, pictures):
-    options = Options(interventions=("invert", "background-texture"), estimator="shrinkage", strength=1.0)
+    options = FitOptions(interventions=("invert", "background-texture"), estimator="shrinkage", strength=1.0)
     with pytest.warns(SkippedPictureWarning, match="left out on 30 pictures: background-texture"):
         result = calibrate(world.LinearEncoder(), pictures, options)
     assert result.facts["declined"] == {"background-texture": 30}
@@ -57,7 +57,7 @@ def test_interventions_that_do_not_apply_are_counted(world, pictures):
 def test_the_training_mean_counts_every_environment_the_same(world, pictures, tmp_path):
     red = [picture for picture in pictures if picture.environment == "red"]
     few = [picture for picture in pictures if picture not in red[3:]]
-    options = Options(interventions=("invert",), draws=1, estimator="shrinkage", strength=1.0)
+    options = FitOptions(interventions=("invert",), draws=1, estimator="shrinkage", strength=1.0)
     found = calibrate(world.LinearEncoder(), few, options).projection
     table, _ = tabulate(world.LinearEncoder(), few, options)
     plain = table.where(table.unchanged)
@@ -71,13 +71,13 @@ def test_the_training_mean_counts_every_environment_the_same(world, pictures, tm
 
 def test_one_picture_cannot_borrow(world, pictures):
     with pytest.raises(InputError, match="style-exchange needs a second picture and there is none"):
-        tabulate(world.LinearEncoder(), pictures[:1], Options(interventions=("style-exchange",)))
+        tabulate(world.LinearEncoder(), pictures[:1], FitOptions(interventions=("style-exchange",)))
 
 
 def test_a_bad_picture_takes_its_versions_with_it(world, pictures):
     pictures[4].path.write_text("no picture")
     with pytest.warns(SkippedPictureWarning):
-        table, facts = tabulate(world.LinearEncoder(), pictures, Options(interventions=("invert",)))
+        table, facts = tabulate(world.LinearEncoder(), pictures, FitOptions(interventions=("invert",)))
     assert len(table.vectors) == 58
     assert len(facts["skipped"]) == 1
     assert facts["pictures"] == 29
@@ -85,7 +85,7 @@ def test_a_bad_picture_takes_its_versions_with_it(world, pictures):
 
 def test_colour_is_found_and_removed(world, tmp_path):
     pictures = read_pictures(world.draw_pictures(tmp_path, concepts=16))
-    result = calibrate(world.LinearEncoder(), pictures, Options(objective="prototypes"))
+    result = calibrate(world.LinearEncoder(), pictures, FitOptions(objective="prototypes"))
     assert result.selection is not None
     assert result.projection.estimator != "identity"
     assert result.selection.result().gain.low > 0
@@ -94,7 +94,7 @@ def test_colour_is_found_and_removed(world, tmp_path):
 
 
 def test_provenance_tells_all_and_survives_the_file(world, pictures, tmp_path):
-    options = Options(interventions=("invert", "equalize"), objective="both", seed=4)
+    options = FitOptions(interventions=("invert", "equalize"), objective="both", seed=4)
     result = calibrate(world.LinearEncoder(), pictures, options)
     write_projection(tmp_path / "p.safetensors", result.projection)
     provenance = read_projection(tmp_path / "p.safetensors").provenance
@@ -108,9 +108,9 @@ def test_provenance_tells_all_and_survives_the_file(world, pictures, tmp_path):
 def test_the_summary_says_how_sure_and_from_how_little(world, tmp_path):
     pictures = read_pictures(world.draw_pictures(tmp_path, concepts=30))
     for options, sure in (
-        (Options(estimator="icm", rank=8, strength=3.0), "of the kept subspace on average"),
-        (Options(estimator="shrinkage", strength=3.0), "directions that move most; similarities to"),
-        (Options(estimator="icm", rank=24, strength=3.0), "not known"),
+        (FitOptions(estimator="icm", rank=8, strength=3.0), "of the kept subspace on average"),
+        (FitOptions(estimator="shrinkage", strength=3.0), "directions that move most; similarities to"),
+        (FitOptions(estimator="icm", rank=24, strength=3.0), "not known"),
     ):
         result = calibrate(world.LinearEncoder(), pictures, options)
         text = summary_text(result)
@@ -121,7 +121,7 @@ def test_the_summary_says_how_sure_and_from_how_little(world, tmp_path):
 
 
 def test_reproducible_whatever_the_order(world, pictures):
-    options = Options(interventions=("colour-jitter",), estimator="shrinkage", strength=3.0, objective="prototypes")
+    options = FitOptions(interventions=("colour-jitter",), estimator="shrinkage", strength=3.0, objective="prototypes")
     first = calibrate(world.LinearEncoder(), pictures, options).projection
     other = calibrate(world.LinearEncoder(), pictures[::-1], options).projection
     assert np.allclose(first.A_inv, other.A_inv, atol=1e-12)
@@ -129,7 +129,7 @@ def test_reproducible_whatever_the_order(world, pictures):
 
 
 def test_a_named_candidate_is_taken_even_where_it_loses(world, pictures):
-    result = calibrate(world.LinearEncoder(), pictures, Options(estimator="icm", rank=1, strength=1.0))
+    result = calibrate(world.LinearEncoder(), pictures, FitOptions(estimator="icm", rank=1, strength=1.0))
     assert (result.projection.estimator, result.projection.rank, result.projection.strength) == ("icm", 1, 1.0)
     assert result.selection is not None
     assert len(result.selection.curve) == 2
@@ -137,18 +137,18 @@ def test_a_named_candidate_is_taken_even_where_it_loses(world, pictures):
 
 def test_a_named_candidate_needs_nothing_to_leave_out(world, pictures):
     few = [p for p in pictures if p.concept in ("c1", "c2", "c3") and p.environment != "red"]
-    result = calibrate(world.LinearEncoder(), few, Options(estimator="shrinkage", strength=1.0))
+    result = calibrate(world.LinearEncoder(), few, FitOptions(estimator="shrinkage", strength=1.0))
     assert result.selection is None
     with pytest.raises(InputError, match="nothing can be left out"):
-        calibrate(world.LinearEncoder(), few, Options())
+        calibrate(world.LinearEncoder(), few, FitOptions())
 
 
 def test_one_environment(world, pictures):
     red = [picture for picture in pictures if picture.environment == "red"]
     with pytest.raises(InputError, match=r"no pair: 10 of 10 concepts stand in one environment only"):
-        calibrate(world.LinearEncoder(), red, Options())
+        calibrate(world.LinearEncoder(), red, FitOptions())
     kinds = ("invert", "equalize", "posterize")
-    result = calibrate(world.LinearEncoder(), red, Options(interventions=kinds, draws=3))
+    result = calibrate(world.LinearEncoder(), red, FitOptions(interventions=kinds, draws=3))
     assert result.selection is not None
     assert result.selection.left_out.startswith("each of 3 kinds")
 
@@ -158,4 +158,4 @@ def test_encoder_without_texts(world, pictures):
         encode_texts = property(lambda self: self.missing)
 
     with pytest.raises(InputError, match="takes no texts; use --objective prototypes"):
-        calibrate(Blind(), pictures, Options(objective="both"))
+        calibrate(Blind(), pictures, FitOptions(objective="both"))

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from invariclip.export.quantization import clipping
-from invariclip.export.quantization.clipping import Sample, clipped, step
+from invariclip.export.quantization.clipping import StreamSample, clipped, step
 
 
 def error(numbers, low, high):
@@ -45,7 +45,7 @@ def test_a_sample_is_bounded_and_even_whatever_the_batches(sizes):
     held, clipping.SAMPLE = clipping.SAMPLE, 60
     try:
         rows = np.arange(sum(sizes), dtype=np.float32)[:, None].repeat(3, axis=1)
-        parts, whole = Sample(), Sample()
+        parts, whole = StreamSample(), StreamSample()
         for part in np.split(rows, np.cumsum(sizes)[:-1]):
             parts.add(part)
         whole.add(rows)

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from invariclip.artifact.fidelity import LEVELS
 from invariclip.export.verification.comparison import TIE, Comparison, agreement, invariance_gap, measure
-from invariclip.export.verification.figures import EXACT, THRESHOLDS, Figures, Thresholds, failures
+from invariclip.export.verification.figures import EXACT, THRESHOLDS, Thresholds, TowerFigures, failures
 
-GOOD = Figures(
+GOOD = TowerFigures(
     items=9, max_abs_diff=0, cosine_min=1, cosine_mean=1, top1_agreement=1, top1_ties=0, top1_of=9, non_finite=0,
     batch_diff=0, rerun_diff=0, top5_agreement=1, top5_ties=0, probability_diff=0, gap_reference=0.1, gap=0.1,
     gap_increase=0, gap_items=9, pixel_levels=0, front_levels=0, front_cosine=1,

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
 
-from invariclip.artifact.manifest import SemanticsFacts
+from invariclip.artifact.manifest import LearnedPromptsFacts
 from invariclip.backends import open_backend
 from invariclip.errors import InputError
 from invariclip.export.graphs import head, opinions
@@ -24,7 +24,7 @@ ENGINES = ("onnxruntime", "openvino")
 
 def semantics_of(scale, bias, background=0.1):
     numbers = [tuple(map(float, np.broadcast_to(own, len(scale)))) for own in (scale, bias, background)]
-    return SemanticsFacts("c" * 64, len(scale) - 1, 4, *numbers)
+    return LearnedPromptsFacts("c" * 64, len(scale) - 1, 4, *numbers)
 
 
 def graph_of(dtype=ir.DataType.FLOAT, width=WIDTH):

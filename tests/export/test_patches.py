@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from invariclip.export.graphs.rewrites import Subject, require_held, rewrite_graph
 from invariclip.export.graphs.rewrites.patches import PATCHES, patches_as_bytes
-from invariclip.export.quantization.qdq import Recipe, quantise, ranges_of, rounded
+from invariclip.export.quantization.qdq import QuantizationRecipe, quantise, ranges_of, rounded
 from invariclip.export.quantization.ranges import flows_of
 from invariclip.export.quantization.sites import sites_of
 from invariclip.preprocessing.pixels import PixelSpec
@@ -119,7 +119,7 @@ def test_what_is_no_patch_embedding_stays(kind):
 def int8(model, seen):
     sites = sites_of(model)
     flows = flows_of(model, sites, [seen], threads=1)
-    weights = rounded(model, sites, flows, Recipe())
+    weights = rounded(model, sites, flows, QuantizationRecipe())
     ranges = ranges_of(model, sites, flows, weights, clip=True)
     assert ranges == {PATCHES: (-115.0, 140.0)}  # whatever was seen: a level for every byte
     quantise(model, sites, ranges, weights)

@@ -99,7 +99,9 @@ def test_a_fault_in_the_runtimes_pixels_is_found_and_named(bundled, monkeypatch,
 def test_the_contract_fails_by_it(tiny_checkpoint, tiny_artifact, tiny_projection, bundled, monkeypatch):
     loaded = load_checkpoint(str(tiny_checkpoint))
     job = verify.prepare(loaded, tiny_projection, ("cat", "dog", "tree"), ("a photo of a {}.",))
-    candidate = verify.Candidate.open(tiny_artifact / "image.onnx", tiny_artifact / "text.onnx", job, threads=1)
+    candidate = verify.VerificationCandidate.open(
+        tiny_artifact / "image.onnx", tiny_artifact / "text.onnx", job, threads=1
+    )
     monkeypatch.setattr(host, "_crop_or_pad", floored)
     verdict = verify.check({"float32": candidate}, evidence.pictures_of(bundled, loaded.pixels))["float32"]
     assert verdict.parity["image"]["failed"] == ["pixel_levels"]
@@ -214,7 +216,7 @@ def contract(tiny_checkpoint, tiny_artifact, tiny_projection, bundled, tmp_path_
             image = tmp_path_factory.mktemp("fronts") / "image.onnx"
             image.write_bytes((tiny_artifact / "image.onnx").read_bytes())
             damage(image, loaded.pixels)
-            candidates[name] = verify.Candidate.open(
+            candidates[name] = verify.VerificationCandidate.open(
                 image, tiny_artifact / "text.onnx", job, backend=backend, threads=1
             )
         return verify.check(candidates, evidence.pictures_of(bundled, loaded.pixels))

@@ -15,7 +15,7 @@ from invariclip.export.graphs.trace import write_graph
 from invariclip.export.quantization import library
 from invariclip.export.quantization.half import halve
 from invariclip.export.quantization.mixed import groups_of, mix
-from invariclip.export.quantization.qdq import Recipe, quantise, ranges_of, rounded, smoothable
+from invariclip.export.quantization.qdq import QuantizationRecipe, quantise, ranges_of, rounded, smoothable
 from invariclip.export.quantization.ranges import Flow, flows_of
 from invariclip.export.quantization.rounding import compensated, nearest, sharing
 from invariclip.export.quantization.sites import flops, sites_of
@@ -78,7 +78,7 @@ def int8(rng, tmp_path, recipe=None, **how):
     wanted = answers(model, tmp_path / "float.onnx", asked)
     sites = sites_of(model)
     flows = flows_of(model, sites, [seen[:20], seen[20:]], threads=1)
-    recipe = recipe or Recipe()
+    recipe = recipe or QuantizationRecipe()
     weights = rounded(model, sites, flows, recipe)
     ranges = ranges_of(model, sites, flows, weights, clip=recipe.clip)
     rng.bit_generator.state = state
@@ -160,7 +160,14 @@ def test_nan_inside_and_no_pictures_are_refused():
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(
-    "recipe", [Recipe(), Recipe(compensate=False), Recipe(smoothing=0.5), Recipe(clip=True), Recipe(0.5, clip=True)]
+    "recipe",
+    [
+        QuantizationRecipe(),
+        QuantizationRecipe(compensate=False),
+        QuantizationRecipe(smoothing=0.5),
+        QuantizationRecipe(clip=True),
+        QuantizationRecipe(0.5, clip=True),
+    ],
 )
 def test_int8_answers_almost_like_float32(tmp_path, bias, recipe):
     wanted, got = int8(np.random.default_rng(2), tmp_path, recipe, bias=bias)
@@ -173,7 +180,7 @@ def test_int8_answers_almost_like_float32(tmp_path, bias, recipe):
 
 
 def test_the_mean_of_the_outputs_stays(tmp_path):
-    wanted, got = int8(np.random.default_rng(3), tmp_path, Recipe(compensate=False))
+    wanted, got = int8(np.random.default_rng(3), tmp_path, QuantizationRecipe(compensate=False))
     shift = np.abs((got - wanted).mean(axis=(0, 1))).max()
     assert shift < 0.25 * np.abs(got - wanted).max()
 
@@ -185,8 +192,8 @@ def test_what_can_be_smoothed_is_what_goes_into_products_alone():
 
 
 def test_smoothing_helps_where_one_channel_is_far_larger(tmp_path):
-    plain = error(*int8(np.random.default_rng(4), tmp_path, Recipe(), outlier=200.0)[::-1])
-    smooth = error(*int8(np.random.default_rng(4), tmp_path, Recipe(smoothing=0.5), outlier=200.0)[::-1])
+    plain = error(*int8(np.random.default_rng(4), tmp_path, QuantizationRecipe(), outlier=200.0)[::-1])
+    smooth = error(*int8(np.random.default_rng(4), tmp_path, QuantizationRecipe(smoothing=0.5), outlier=200.0)[::-1])
     assert smooth < plain * 0.7
 
 

@@ -10,8 +10,8 @@ from invariclip.errors import ContractError, InputError
 from invariclip.export.checkpoints import weights
 from invariclip.export.checkpoints.families import load_family
 from invariclip.export.graphs.rewrites import NAMES, REWRITES, Subject, blocks, chosen, encoder, rewrite_encoder
-from invariclip.export.graphs.rewrites.attention import Attention, Block, linear
-from invariclip.export.graphs.rewrites.text_encoder import TextEncoder
+from invariclip.export.graphs.rewrites.attention import Attention, TransformerBlock, linear
+from invariclip.export.graphs.rewrites.text_encoder import RewrittenTextEncoder
 from invariclip.export.graphs.towers import part_of
 
 ENCODER = {rewrite.name: rewrite for rewrite in REWRITES if rewrite.module is not None}
@@ -194,7 +194,7 @@ def next_row(self, mask, index):
     return mask.index_select(0, (index + 1).clamp(max=len(mask) - 1))[:, None, None, :]
 
 
-class LastToken(Block):
+class LastToken(TransformerBlock):
     """Answers for the last token where the first is pooled."""
 
     def forward(self, x, attn_mask=None, rope=None, is_causal=False):
@@ -208,15 +208,16 @@ def unscaled(weight, biases, out, heads, rope=None, norm=None):
 
 FAULTS = {
     "the value bias is dropped": ("attention-biases", "image", (encoder, "without_value_bias", no_value_bias)),
-    "the mask's row is off by one": ("pooled-last-block", "text", (TextEncoder, "_row", next_row)),
-    "another token is pooled": ("pooled-last-block", "image", (encoder, "Block", LastToken)),
+    "the mask's row is off by one": ("pooled-last-block", "text", (RewrittenTextEncoder, "_row", next_row)),
+    "another token is pooled": ("pooled-last-block", "image", (encoder, "TransformerBlock", LastToken)),
     "the scale is forgotten": ("plain-attention", "image", (blocks, "split_packed", unscaled)),
     "the end is picked one too early": (
-        "plain-pooling", "text", (TextEncoder, "_index", lambda self, ids: ids.argmax(dim=-1) - int(self.gather)),
+        "plain-pooling", "text",
+        (RewrittenTextEncoder, "_index", lambda self, ids: ids.argmax(dim=-1) - int(self.gather)),
     ),
     "positions are dropped with the padding": (
         "text-cut", "text",
-        (TextEncoder, "_embed", lambda self, ids: (self.token_embedding(ids), self.mask[: ids.shape[1]])),
+        (RewrittenTextEncoder, "_embed", lambda self, ids: (self.token_embedding(ids), self.mask[: ids.shape[1]])),
     ),
 }  # fmt: skip
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from invariclip.errors import ContractError
 from invariclip.export.graphs.rewrites import (
     NAMES,
-    NotApplicableError,
+    RewriteNotApplicableError,
     Subject,
     normalisation,
     require_held,
@@ -203,7 +203,7 @@ def test_dead_duplicate_and_identity_nodes_go():
     assert duplicates(model) is None
     assert [node.op_type for node in model.graph][-2:] == ["Sigmoid", "Add"]
     np.testing.assert_array_equal(run(model, pictures()), wanted)
-    with pytest.raises(NotApplicableError, match=r"^there was nothing to remove$"):
+    with pytest.raises(RewriteNotApplicableError, match=r"^there was nothing to remove$"):
         tidy(model, of_image())
 
 

@@ -8,7 +8,13 @@ import pytest
 
 import invariclip
 from invariclip.artifact.folder import read_manifest
-from invariclip.artifact.learned_prompts import LEARNED_TEXT, Semantics, context_ids, read_semantics, write_semantics
+from invariclip.artifact.learned_prompts import (
+    LEARNED_TEXT,
+    LearnedPrompts,
+    context_ids,
+    read_semantics,
+    write_semantics,
+)
 from invariclip.errors import ContractError, InputError, SemanticsError
 from invariclip.export.assemble import Build, export_artifact
 from invariclip.export.checkpoints.contexts import with_semantics
@@ -25,7 +31,7 @@ LEARNED, TOKENS, WIDTH = 2, 3, 16
 @pytest.fixture(scope="module")
 def semantics(checkpoint, tiny_projection):
     rng = np.random.default_rng(5)
-    return Semantics(
+    return LearnedPrompts(
         (0.02 * rng.normal(size=(LEARNED, TOKENS, WIDTH))).astype(np.float32),
         np.array([0.2, 0.1, 0.3]), np.array([-1.0, 0.5, -3.0]), np.array([0.1, -0.2, 0.3]), PROMPTS,
         checkpoint("vit").sha256, tiny_projection.digest, abstain_above=0.3,

@@ -12,7 +12,7 @@ from invariclip.artifact.manifest import EMBEDDING
 from invariclip.backends import open_backend
 from invariclip.errors import InputError
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
-from invariclip.export.graphs.rewrites import NAMES, NotApplicableError, Subject, rewrite_encoder
+from invariclip.export.graphs.rewrites import NAMES, RewriteNotApplicableError, Subject, rewrite_encoder
 from invariclip.export.graphs.tokens import MERGE_NODES, image_shape, thin_tokens
 from invariclip.export.graphs.tokens.merge import Merge
 from invariclip.export.graphs.tower_graph import tower_graph
@@ -240,7 +240,7 @@ def test_texts_are_refused_and_so_is_a_tower_without_its_rewrites(deep):
         tower_graph(deep, "text", tokens=SCHEDULE)
     subject = Subject("image", part_of(deep.module, "image"), deep.pixels)
     before = subject.encoder
-    with pytest.raises(NotApplicableError, match="needs the rewrite plain-attention"):
+    with pytest.raises(RewriteNotApplicableError, match="needs the rewrite plain-attention"):
         thin_tokens(subject, SCHEDULE)
     assert subject.encoder is before
 

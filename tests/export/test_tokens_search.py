@@ -7,10 +7,10 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from invariclip.errors import InputError
-from invariclip.export.graphs.tokens.families import FAMILIES, Family
+from invariclip.export.graphs.tokens.families import FAMILIES, MergeSchedules
 from invariclip.export.graphs.tokens.schedule import TowerShape, written
 from invariclip.export.quantization.token_search import WORTH, fewest_tokens
-from invariclip.export.verification.figures import Figures, Thresholds
+from invariclip.export.verification.figures import Thresholds, TowerFigures
 
 E2 = 768 * 768
 B16 = TowerShape(12, 197, 1, 768, 768, 2 * E2, 2 * E2, 8 * E2, 196 * E2)
@@ -19,7 +19,7 @@ BOUNDS = Thresholds(min_cosine=0.9, min_top1=0.99)
 
 
 def figures(cosine, top1=1.0):
-    return Figures(240, 0.0, cosine, cosine, top1, 0, 56, 0, 0.0, 0.0)
+    return TowerFigures(240, 0.0, cosine, cosine, top1, 0, 56, 0, 0.0, 0.0)
 
 
 def by_total(threshold):
@@ -113,7 +113,7 @@ def test_what_is_found_was_asked_and_passes_and_is_the_cheapest_of_all_that_pass
 @settings(deadline=None, max_examples=30)
 @given(st.integers(600, 2000))
 def test_bisection_ends_beside_the_bound(threshold):
-    family = Family("after every block", (), "linear")
+    family = MergeSchedules("after every block", (), "linear")
     found = fewest_tokens(B16, by_total(threshold), BOUNDS, families=[family], trials=9)
     reachable = [schedule for schedule in family.members(B16) if sum(schedule) >= threshold]
     best = max((B16.saving(schedule) for schedule in reachable), default=0.0)
@@ -129,7 +129,7 @@ def test_refining_ends_beside_the_best_there_is():
         B16,
         lambda schedule: figures(0.95 if schedule[0] >= 120 and schedule[-1] >= 60 else 0.85),
         BOUNDS,
-        families=[Family("twice", (0.0, 0.5))],
+        families=[MergeSchedules("twice", (0.0, 0.5))],
         trials=60,
     )
     assert found.complete
@@ -139,9 +139,9 @@ def test_refining_ends_beside_the_best_there_is():
 @pytest.mark.parametrize(
     ("family", "left", "wanted"),
     [
-        (Family("", (0.0, 0.17, 0.34)), 26, (100, 100, 52, 52, *(26,) * 7)),  # 196, 99, 50, 25 patches: by half
-        (Family("", (), "linear"), 21, tuple(198 - 16 * block for block in range(1, 12))),  # ToMe's r = 16
-        (Family("", (0.0,)), 2, (100,) * 11),  # no fewer than one merge can leave
+        (MergeSchedules("", (0.0, 0.17, 0.34)), 26, (100, 100, 52, 52, *(26,) * 7)),  # 196, 99, 50, 25 patches: by half
+        (MergeSchedules("", (), "linear"), 21, tuple(198 - 16 * block for block in range(1, 12))),  # ToMe's r = 16
+        (MergeSchedules("", (0.0,)), 2, (100,) * 11),  # no fewer than one merge can leave
     ],
 )
 def test_what_a_family_leaves(family, left, wanted):

@@ -80,7 +80,7 @@ def judge(loaded, shipped, tiny_projection, tiny_pictures, tmp_path):
         if damage:
             damage(image, text)
         job = verify.prepare(reference, projection, CLASSES, TEMPLATES)
-        candidate = verify.Candidate.open(image, text, job, backend=backend, threads=1)
+        candidate = verify.VerificationCandidate.open(image, text, job, backend=backend, threads=1)
         if wrap:
             opener = candidate.opener
             candidate = replace(
@@ -337,7 +337,7 @@ def test_one_tower_is_open_at_a_time(loaded, shipped, tiny_projection, tiny_pict
 
     folder = shipped(loaded)
     job = verify.prepare(loaded, tiny_projection, CLASSES, TEMPLATES)
-    one = verify.Candidate(folder / "image.onnx", folder / "text.onnx", job, threads=1, opener=opener)
+    one = verify.VerificationCandidate(folder / "image.onnx", folder / "text.onnx", job, threads=1, opener=opener)
     verdicts = verify.check({"a": one, "b": one}, evidence.pictures_of([tiny_pictures], loaded.pixels))
     assert [verdict.broken for verdict in verdicts.values()] == [[], []]
     assert most == [1, 1, 1]  # two image graphs and the text graph that both have: it is asked once
@@ -361,9 +361,9 @@ def test_a_checkpoint_that_answers_nan_is_no_reference(loaded, twin, judge):
 def test_unknown_engines_and_levels_are_refused(loaded, tmp_path):
     job = verify.prepare(loaded, None, (), ())
     with pytest.raises(InputError, match="'abacus'; available: onnxruntime, openvino"):
-        verify.Candidate.open(tmp_path, tmp_path, job, backend="abacus")
+        verify.VerificationCandidate.open(tmp_path, tmp_path, job, backend="abacus")
     with pytest.raises(InputError, match="no fidelity is called 'close'; available: exact, near, fast"):
-        verify.Candidate.open(tmp_path, tmp_path, job, level="close")
+        verify.VerificationCandidate.open(tmp_path, tmp_path, job, level="close")
 
 
 def test_unreadable_pictures_are_warned_of_once_and_counted(loaded, tmp_path):

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from invariclip.export.graphs.trace import write_graph
-from invariclip.export.quantization.qdq import Recipe, quantise, ranges_of, rounded, smoothable
+from invariclip.export.quantization.qdq import QuantizationRecipe, quantise, ranges_of, rounded, smoothable
 from invariclip.export.quantization.ranges import flows_of
 from invariclip.export.quantization.sites import flops, matrix, sites_of
-from invariclip.export.quantization.windows import Window, window_of
+from invariclip.export.quantization.windows import ConvWindow, window_of
 
 
 def conv_graph(weights, *, bias=None, size=(11, 13), **attributes):
@@ -42,7 +42,7 @@ def test_windows_times_the_matrix_are_the_convolution(kernel, strides, pads, dil
     model = ir.from_proto(proto)
     sites = sites_of(model)
     assert bool(sites) == (weights.size >= 4096)
-    window = Window(kernel, strides, pads, dilations)
+    window = ConvWindow(kernel, strides, pads, dilations)
     assert window_of(model.graph[0]) == window
     rows = window.rows(planes)
     got = rows @ weights.reshape(500, -1).T
@@ -116,7 +116,7 @@ def test_a_convolutional_tower_in_int8(tmp_path, clip):
         assert matrix(model, sites[3]).shape == (64, 64)
         flows = flows_of(model, sites, [seen[:12], seen[12:]], threads=1)
         assert len(flows) == 4  # two of one value, which see it through different windows
-        weights = rounded(model, sites, flows, Recipe(compensate=compensate))
+        weights = rounded(model, sites, flows, QuantizationRecipe(compensate=compensate))
         quantise(model, sites, ranges_of(model, sites, flows, weights, clip=clip), weights)
         got = answers(model, tmp_path / "int8.onnx", asked)
         found[compensate] = float(((got - wanted) ** 2).mean() / ((wanted - wanted.mean(axis=0)) ** 2).mean())

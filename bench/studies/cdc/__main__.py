@@ -18,7 +18,7 @@ from invariclip.console import bar, note
 from invariclip.files import sha256_file, write_atomically
 
 if TYPE_CHECKING:
-    from invariclip.bench.studies.cdc.world import World
+    from invariclip.bench.studies.cdc.world import CdcWorld
     from invariclip.bench.studies.stylebench.encoders import Precision
 
 DATA = Path("build/stylebench")
@@ -57,7 +57,7 @@ def main(
     embeddings = work / "embeddings"
 
     @once
-    def world(seed: int) -> World:
+    def world(seed: int) -> CdcWorld:
         note(f"seed {seed}: classes, projection, embeddings")
         return make_world(images, pictures, seed, embeddings, bar)
 

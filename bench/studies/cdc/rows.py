@@ -10,13 +10,13 @@ import numpy as np
 from invariclip.bench.studies.cdc.world import TEMPLATES
 from invariclip.calibrate.prompts.evaluate import uncertainties
 from invariclip.calibrate.prompts.opinions import fused_answers
-from invariclip.calibrate.prompts.options import DEFAULT_AUGMENTATIONS, Options
+from invariclip.calibrate.prompts.options import DEFAULT_AUGMENTATIONS, PromptOptions
 from invariclip.preprocessing.interventions import resolve
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from invariclip.artifact.learned_prompts import Semantics
+    from invariclip.artifact.learned_prompts import LearnedPrompts
 
 SHOTS = 1
 """Training pictures of a class: each concept has two or three in the styles adapted to."""
@@ -25,10 +25,10 @@ ZERO_SHOT_FITTED, SINGLE_FITTED = "zero-shot, temperature fitted", "single templ
 FITTED = (ZERO_SHOT_FITTED, SINGLE_FITTED)
 """Rows whose softmax has a temperature of its own, fitted on the pictures that CDC fits its evidence on."""
 _FOUR = tuple(resolve(name) for name in DEFAULT_AUGMENTATIONS[:4])
-OPTIONS = Options(templates=TEMPLATES, shots=SHOTS, augmentations=_FOUR)
+OPTIONS = PromptOptions(templates=TEMPLATES, shots=SHOTS, augmentations=_FOUR)
 
 
-def _of(learned: int) -> Options:
+def _of(learned: int) -> PromptOptions:
     """So many templates; the four augmentations go round."""
     return replace(OPTIONS, learned=learned, augmentations=tuple(_FOUR[m % len(_FOUR)] for m in range(learned)))
 
@@ -36,7 +36,7 @@ def _of(learned: int) -> Options:
 _SOFTMAX = replace(OPTIONS, learned=1, losses=("softmax",), augmentations=(None,))
 """As CoOp learns (Zhou et al., IJCV 2022): one template, the cross-entropy of its softmax."""
 
-ROWS: dict[str, Options | None] = {
+ROWS: dict[str, PromptOptions | None] = {
     ZERO_SHOT: None,
     ZERO_SHOT_FITTED: None,
     SINGLE: _SOFTMAX,
@@ -58,7 +58,7 @@ COMPARED = (ZERO_SHOT, ZERO_SHOT_FITTED, SINGLE, SINGLE_FITTED, MEAN, MAIN)
 
 
 @dataclass(frozen=True, eq=False)
-class Answers:
+class RowAnswers:
     """What a row says about pictures.
 
     Attributes:
@@ -73,8 +73,12 @@ class Answers:
 
 
 def answer(
-    row: str, vectors: NDArray[np.float64], bank: NDArray[np.float64], logit_scale: float, semantics: Semantics | None
-) -> Answers:
+    row: str,
+    vectors: NDArray[np.float64],
+    bank: NDArray[np.float64],
+    logit_scale: float,
+    semantics: LearnedPrompts | None,
+) -> RowAnswers:
     """Answers of a row.
 
     Args:
@@ -87,19 +91,19 @@ def answer(
     if row in (ZERO_SHOT, SINGLE, *FITTED):
         logits = logit_scale * vectors @ bank[-1].T
         doubts = uncertainties(logits)
-        return Answers(logits.argmax(axis=1), 1 - doubts["max-softmax"], {**doubts})
+        return RowAnswers(logits.argmax(axis=1), 1 - doubts["max-softmax"], {**doubts})
     if semantics is None:
         raise ValueError(f"{row} needs learned templates")
     if row == MEAN:
         probability = np.mean([_softmax(logit_scale * vectors @ own.T) for own in bank], axis=0)
         highest = probability.max(axis=1)
         spread = -(probability * np.log(np.maximum(probability, 1e-300))).sum(axis=1)
-        return Answers(probability.argmax(axis=1), highest, {"max-softmax": 1 - highest, "entropy": spread})
+        return RowAnswers(probability.argmax(axis=1), highest, {"max-softmax": 1 - highest, "entropy": spread})
     numbers = semantics.evidence_scale, semantics.evidence_bias, semantics.background
     fused = fused_answers(vectors, bank, logit_scale, *numbers)
     highest = fused.probabilities.max(axis=1)
     own: dict[str, NDArray[np.floating[Any]]] = {"u": fused.uncertainty, "1 - max p": 1 - highest}
-    return Answers(fused.probabilities.argmax(axis=1), highest, own)
+    return RowAnswers(fused.probabilities.argmax(axis=1), highest, own)
 
 
 def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from invariclip.bench.studies.cdc.rows import FITTED, OPTIONS, ROWS, Answers, answer
+from invariclip.bench.studies.cdc.rows import FITTED, OPTIONS, ROWS, RowAnswers, answer
 from invariclip.bench.studies.cdc.world import TEMPLATES, places_of
 from invariclip.calibrate.prompts.evaluate import auroc, harmonic_mean, reliability, risk_coverage
 from invariclip.calibrate.prompts.learn import full_bank, learn_from
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from invariclip.artifact.learned_prompts import Semantics
-    from invariclip.bench.studies.cdc.world import World
+    from invariclip.artifact.learned_prompts import LearnedPrompts
+    from invariclip.bench.studies.cdc.world import CdcWorld
     from invariclip.bench.studies.stylebench.encoders import Quick
-    from invariclip.calibrate.prompts.options import Options
+    from invariclip.calibrate.prompts.options import PromptOptions
     from invariclip.calibrate.prompts.splits import Split
-    from invariclip.calibrate.prompts.views import Pictures
+    from invariclip.calibrate.prompts.views import LabelledEmbeddings
     from invariclip.export.checkpoints.checkpoint import Checkpoint
 
     Tests = tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.str_]]
@@ -51,7 +51,7 @@ def run_trial(
     row: str,
     seed: int,
     key: dict[str, Any],
-    make: Callable[[], World],
+    make: Callable[[], CdcWorld],
     encoders: tuple[Checkpoint, Quick],
     folder: Path,
     cache: Path,
@@ -83,8 +83,8 @@ def run_trial(
 def _trial(
     row: str,
     seed: int,
-    options: Options | None,
-    world: World,
+    options: PromptOptions | None,
+    world: CdcWorld,
     encoders: tuple[Checkpoint, Quick],
     cache: Path,
     progress: Progress,
@@ -132,7 +132,7 @@ def _trial(
 
 
 def _bank(
-    checkpoint: Checkpoint, world: World, names: tuple[str, ...], semantics: Semantics | None
+    checkpoint: Checkpoint, world: CdcWorld, names: tuple[str, ...], semantics: LearnedPrompts | None
 ) -> NDArray[np.float64]:
     hand_written = hand_written_bank(checkpoint, names, TEMPLATES, world.projection)
     if semantics is None:
@@ -141,7 +141,7 @@ def _bank(
 
 
 def _temperature(
-    tau: float, bank: NDArray[np.float64], world: World, split: Split, images: Quick, cache: Path
+    tau: float, bank: NDArray[np.float64], world: CdcWorld, split: Split, images: Quick, cache: Path
 ) -> float:
     """Fitted on what CDC fits its evidence on: validation pictures as they are and augmented."""
     rows, labels = split.validation, world.base.labels[split.validation]
@@ -151,12 +151,12 @@ def _temperature(
     return fit_temperature(shown @ bank.T, np.tile(labels, 1 + len(views)), tau)
 
 
-def _tests(pictures: Pictures, names: tuple[str, ...]) -> Tests:
+def _tests(pictures: LabelledEmbeddings, names: tuple[str, ...]) -> Tests:
     return pictures.vectors, places_of(pictures, names), _styles(pictures.used)
 
 
 def _score(
-    row: str, tau: float, banks: list[NDArray[np.float64]], base: Tests, new: Tests, semantics: Semantics | None
+    row: str, tau: float, banks: list[NDArray[np.float64]], base: Tests, new: Tests, semantics: LearnedPrompts | None
 ) -> dict[str, Any]:
     """Every figure of one group of styles; accuracies are means over styles, the others over all pictures.
 
@@ -205,7 +205,7 @@ def _by_style(right: NDArray[np.bool_], styles: NDArray[np.str_]) -> dict[str, f
     return {**found, "mean": float(np.mean(list(found.values())))}
 
 
-def _unknown(known: Answers, unknown: Answers, name: str) -> float:
+def _unknown(known: RowAnswers, unknown: RowAnswers, name: str) -> float:
     doubt = np.concatenate([known.doubts[name], unknown.doubts[name]])
     return auroc(doubt, np.arange(len(doubt)) >= len(known.classes))
 
@@ -216,7 +216,7 @@ def _of_few(
     bank: NDArray[np.float64],
     base: Tests,
     unknown: NDArray[np.float64],
-    semantics: Semantics | None,
+    semantics: LearnedPrompts | None,
     count: int,
 ) -> dict[str, float]:
     """AUROC by doubt, where so many base classes are asked about: pictures of them against pictures of new classes."""

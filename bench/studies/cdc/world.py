@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from invariclip.bench.studies.stylebench.sources import HELD_OUT_STYLES, TRAINING_STYLES
-from invariclip.calibrate.fit import Options, calibrate
-from invariclip.calibrate.prompts.views import Pictures, embed_pictures
+from invariclip.calibrate.fit import FitOptions, calibrate
+from invariclip.calibrate.prompts.views import LabelledEmbeddings, embed_pictures
 from invariclip.console import Progress, silent
 from invariclip.preprocessing.interventions import PAPER
 
@@ -27,7 +27,7 @@ TEMPLATES = ("a picture of a {}.",)
 
 
 @dataclass(frozen=True, eq=False)
-class World:
+class CdcWorld:
     """Half of the learnt concepts to learn templates from, the other half new to them.
 
     Attributes:
@@ -41,10 +41,10 @@ class World:
         new_names: Every new class, sorted.
     """
 
-    base: Pictures
-    new: Pictures
-    base_unseen: Pictures
-    new_unseen: Pictures
+    base: LabelledEmbeddings
+    new: LabelledEmbeddings
+    base_unseen: LabelledEmbeddings
+    new_unseen: LabelledEmbeddings
     projection: Projection | None
     held_out: str
     base_names: tuple[str, ...]
@@ -53,7 +53,7 @@ class World:
 
 def make_world(
     images: Quick, pictures: Sequence[Picture], seed: int, cache: Path, progress: Progress = silent
-) -> World:
+) -> CdcWorld:
     """Draws the halves, fits the shrinkage that `calibrate` chooses, and embeds everything in its space.
 
     The projection is fitted and selected on the training styles of the base concepts and of those that no encoder has
@@ -75,7 +75,7 @@ def make_world(
     new = set(learnt) - base
     fit_on = [p for p in seen if p.split == "calibrate" or p.name in base]
     # The seed of what interventions draw stays the same, so that one set of embeddings serves every seed
-    options = Options(interventions=PAPER, estimator="shrinkage", objective="zero-shot", templates=TEMPLATES)
+    options = FitOptions(interventions=PAPER, estimator="shrinkage", objective="zero-shot", templates=TEMPLATES)
     found = calibrate(images, fit_on, options, cache=cache, progress=progress).projection
     projection = None if found.estimator == "identity" else found
     held_out = HELD_OUT_STYLES[seed % len(HELD_OUT_STYLES)]
@@ -84,10 +84,12 @@ def make_world(
         for names in (base, new):
             some = [p for p in pictures if p.environment in styles and p.name in names]
             parts.append(embed_pictures(images, some, projection, cache=cache, progress=progress))
-    return World(parts[0], parts[1], parts[2], parts[3], projection, held_out, tuple(sorted(base)), tuple(sorted(new)))
+    return CdcWorld(
+        parts[0], parts[1], parts[2], parts[3], projection, held_out, tuple(sorted(base)), tuple(sorted(new))
+    )
 
 
-def places_of(pictures: Pictures, names: Sequence[str]) -> NDArray[np.int64]:
+def places_of(pictures: LabelledEmbeddings, names: Sequence[str]) -> NDArray[np.int64]:
     """Labels of pictures as places in a list of classes that has all of theirs."""
     places = {name: place for place, name in enumerate(names)}
     return np.asarray([places[name] for name in pictures.names], dtype=np.int64)[pictures.labels]

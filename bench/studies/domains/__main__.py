@@ -14,7 +14,7 @@ from invariclip.bench.studies.blas import bound_blas
 from invariclip.bench.studies.domains.encoders import Precision, load_encoder
 from invariclip.bench.studies.domains.page import plot, render
 from invariclip.bench.studies.domains.summary import summarise
-from invariclip.bench.studies.domains.trial import Settings, run_trial
+from invariclip.bench.studies.domains.trial import TrialSettings, run_trial
 from invariclip.calibrate.data.layouts import find_layout, read_layout
 from invariclip.cli.main import run_command
 from invariclip.console import bar, note, silent
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 @click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default="bfloat16", show_default=True,
               help="Of the image trunk; bfloat16 needs one with a linear head.")  # fmt: skip
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="How many, counted from 0.")
-@click.option("--draws", type=click.IntRange(1), default=Settings().draws, show_default=True,
+@click.option("--draws", type=click.IntRange(1), default=TrialSettings().draws, show_default=True,
               help="Changed versions of every image.")  # fmt: skip
 @click.option("--work", type=click.Path(path_type=Path), default=Path("build/domains"), show_default=True,
               help="Keeps trials and selections: an interrupted run goes on from there.")  # fmt: skip
@@ -62,7 +62,7 @@ def main(
     layout = find_layout(name)
     pictures = read_layout(layout, data)
     loaded = load_encoder(encoder, checkpoint=checkpoint, precision=cast("Precision", precision))
-    settings = Settings(draws=draws)
+    settings = TrialSettings(draws=draws)
     trials = []
     for seed in range(seeds):
         for test in layout.environments:

@@ -8,7 +8,7 @@ import numpy as np
 
 from invariclip.bench.studies.domains.trial import OWN, unpack
 from invariclip.bench.studies.resampling import Stratified
-from invariclip.calibrate.projection.evaluate import LEVEL, Bootstrap, Interval
+from invariclip.calibrate.projection.evaluate import LEVEL, AccuracyInterval, Bootstrap
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -136,14 +136,16 @@ def _by_seed(
     return {seed: float(np.mean(values)) for seed, values in sorted(found.items())}
 
 
-def _worst(bootstrap: Bootstrap, scores: NDArray[np.float64], baseline: NDArray[np.float64] | None = None) -> Interval:
+def _worst(
+    bootstrap: Bootstrap, scores: NDArray[np.float64], baseline: NDArray[np.float64] | None = None
+) -> AccuracyInterval:
     """The lowest of the environments' accuracies, each resample's own, or its difference to the baseline's lowest."""
     samples = np.nanmin(bootstrap.samples(scores)[:, :-1], axis=1)
     if baseline is not None:
         samples = samples - np.nanmin(bootstrap.samples(baseline)[:, :-1], axis=1)
     tail = 100 * (1 - LEVEL) / 2
     low, high = np.percentile(samples[1:], [tail, 100 - tail])
-    return Interval(float(samples[0]), float(low), float(high))
+    return AccuracyInterval(float(samples[0]), float(low), float(high))
 
 
 def _home(trials: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -183,7 +185,7 @@ def _home(trials: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
         scores = {}
         for what, values in (("mean", own), ("difference", own - samples[NONE, way])):
             low, high = np.percentile(values[1:], [tail, 100 - tail])
-            scores[what] = Interval(float(values[0]), float(low), float(high)).to_json()
+            scores[what] = AccuracyInterval(float(values[0]), float(low), float(high)).to_json()
         found.setdefault(name, {})[way] = scores
     return found
 

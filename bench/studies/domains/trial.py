@@ -12,13 +12,13 @@ import numpy as np
 from invariclip.artifact.projection import Projection, identity
 from invariclip.bench.studies.selections import kept_selection
 from invariclip.bench.studies.stylebench.encoders import Quick, through
-from invariclip.calibrate.data.pairs import Sources, Table, fitted_moments, interventional_pairs
+from invariclip.calibrate.data.pairs import EmbeddingTable, Sources, fitted_moments, interventional_pairs
 from invariclip.calibrate.evaluation import baselines, erasure, modality, style_prompts
 from invariclip.calibrate.evaluation.invariance import invariance_gap
 from invariclip.calibrate.evaluation.leakage import domain_leakage
 from invariclip.calibrate.evaluation.unseen import WAYS, Way, answers, base_classes
-from invariclip.calibrate.fit import Options, bank_of, tabulate
-from invariclip.calibrate.projection.candidates import Candidate, grid
+from invariclip.calibrate.fit import FitOptions, bank_of, tabulate
+from invariclip.calibrate.projection.candidates import ProjectionCandidate, grid
 from invariclip.calibrate.projection.estimators import fit
 from invariclip.console import Progress, silent
 from invariclip.errors import CheckpointError
@@ -60,7 +60,7 @@ TRIAL_VERSION = 4
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrialSettings:
     """What a trial depends on besides pictures and encoder.
 
     Attributes:
@@ -76,13 +76,13 @@ class Settings:
     templates: tuple[str, ...] = ("a photo of a {}.",)
     fitted: int = 70
 
-    def options(self, seed: int) -> Options:
+    def options(self, seed: int) -> FitOptions:
         """As calibration takes them."""
-        return Options(interventions=self.interventions, draws=self.draws, templates=self.templates, seed=seed)
+        return FitOptions(interventions=self.interventions, draws=self.draws, templates=self.templates, seed=seed)
 
 
 @dataclass(frozen=True)
-class World:
+class DomainWorld:
     """The embedded pictures of one trial.
 
     Attributes:
@@ -96,14 +96,14 @@ class World:
         moved: Some of the test environment with their changed versions, for the invariance gap alone; None for none.
     """
 
-    seen: Table
-    unseen: Table
+    seen: EmbeddingTable
+    unseen: EmbeddingTable
     bank: NDArray[np.float64] | None
     seed: int
     layers: Projectors | None = None
     styles: StylePrompts | None = None
-    home: Table | None = None
-    moved: Table | None = None
+    home: EmbeddingTable | None = None
+    moved: EmbeddingTable | None = None
 
     @property
     def ways(self) -> tuple[Plain, ...]:
@@ -116,7 +116,7 @@ def run_trial(
     pictures: Sequence[Picture],
     test: str,
     seed: int,
-    settings: Settings,
+    settings: TrialSettings,
     *,
     folder: Path,
     cache: Path,
@@ -143,15 +143,15 @@ def run_trial(
     new = [p for p in pictures if p.environment == test]
     shown, _ = divided(new, settings.fitted)
     seen, facts = embedded(encoder, known, settings.options(seed), cache, progress)
-    home, _ = embedded(encoder, asked, Options(seed=seed), cache, progress)
-    unseen, _ = embedded(encoder, new, Options(seed=seed), cache, progress)
+    home, _ = embedded(encoder, asked, FitOptions(seed=seed), cache, progress)
+    unseen, _ = embedded(encoder, new, FitOptions(seed=seed), cache, progress)
     moved, _ = embedded(encoder, shown, settings.options(seed), cache, progress)
     bank = styles = None
     if hasattr(encoder, "encode_texts"):
         bank = bank_of(encoder, seen.label_names, settings.templates)
         named = [in_words(name) for name in seen.environment_names]
         styles = style_prompts.embed_style_prompts(cast("TextEncoder", encoder), named, seen.label_names)
-    world = World(seen, unseen, bank, seed, _layers(encoder), styles, home, moved)
+    world = DomainWorld(seen, unseen, bank, seed, _layers(encoder), styles, home, moved)
     result = {"test": test, "seed": seed, "pictures": facts, **evaluate(world, progress, folder / "selections")}
     write_atomically(file, json.dumps(result, ensure_ascii=False) + "\n")
     return result
@@ -176,8 +176,8 @@ def divided(pictures: Sequence[Picture], most: int) -> tuple[list[Picture], list
 
 
 def embedded(
-    encoder: Encoder, pictures: Sequence[Picture], options: Options, cache: Path, progress: Progress
-) -> tuple[Table, dict[str, Any]]:
+    encoder: Encoder, pictures: Sequence[Picture], options: FitOptions, cache: Path, progress: Progress
+) -> tuple[EmbeddingTable, dict[str, Any]]:
     """A table of embeddings; of a checkpoint taken apart the trunk's features are what is kept."""
     if not isinstance(encoder, Quick):
         return tabulate(encoder, pictures, options, cache=cache, progress=progress)
@@ -185,7 +185,7 @@ def embedded(
     return through(encoder.trunk, table), facts
 
 
-def evaluate(world: World, progress: Progress = silent, folder: Path | None = None) -> dict[str, Any]:
+def evaluate(world: DomainWorld, progress: Progress = silent, folder: Path | None = None) -> dict[str, Any]:
     """Every projection of the table on one test environment.
 
     Returns:
@@ -219,13 +219,13 @@ def evaluate(world: World, progress: Progress = silent, folder: Path | None = No
     }
 
 
-def best_of(selection: Selection, estimator: str) -> Candidate:
+def best_of(selection: Selection, estimator: str) -> ProjectionCandidate:
     """One estimator's best candidate on what was left out, also where no projection is better."""
     own = [scored for scored in selection.curve if scored.candidate.estimator == estimator]
     return max(own, key=lambda scored: scored.behind).candidate
 
 
-def fitted_baselines(world: World, moments: Moments, icm: Candidate) -> dict[str, Map]:
+def fitted_baselines(world: DomainWorld, moments: Moments, icm: ProjectionCandidate) -> dict[str, Map]:
     """Everything that a projection is compared with, by name; what needs a rank or λ takes those of `icm`.
 
     Args:
@@ -277,7 +277,7 @@ def _layers(encoder: Encoder) -> Projectors | None:
         return None
 
 
-def _row(world: World, name: str, what: Map, chosen: str) -> dict[str, Any]:
+def _row(world: DomainWorld, name: str, what: Map, chosen: str) -> dict[str, Any]:
     ways: tuple[Way, ...] = (*world.ways, "probe, own C") if name in OWN_C else world.ways
     found = _answers(world, what, chosen, ways)
     both = [table.where(table.unchanged) for table in (world.seen, world.unseen)]
@@ -294,7 +294,7 @@ def _row(world: World, name: str, what: Map, chosen: str) -> dict[str, Any]:
     return found | {"leakage": leak.accuracy, "chance": leak.chance, "gap": gap}
 
 
-def _home(world: World, maps: Mapping[str, Map]) -> dict[str, Any]:
+def _home(world: DomainWorld, maps: Mapping[str, Map]) -> dict[str, Any]:
     """Each training environment by itself: fitted on its pictures alone, asked about others of it."""
     if world.home is None:
         return {}
@@ -318,7 +318,7 @@ def _home(world: World, maps: Mapping[str, Map]) -> dict[str, Any]:
     }
 
 
-def _by_source(world: World, progress: Progress, folder: Path | None) -> dict[str, Any]:
+def _by_source(world: DomainWorld, progress: Progress, folder: Path | None) -> dict[str, Any]:
     """Shrinkage, λ selected for prototypes each time, from other pairs."""
     table, found = world.seen, {}
     style = np.isin(table.kinds, [code for code, name in enumerate(table.kind_names) if name == STYLE])
@@ -338,7 +338,7 @@ def _by_source(world: World, progress: Progress, folder: Path | None) -> dict[st
     return found
 
 
-def _open(world: World, progress: Progress, folder: Path | None) -> dict[str, Any]:
+def _open(world: DomainWorld, progress: Progress, folder: Path | None) -> dict[str, Any]:
     """Fitted and selected on the base classes alone; all classes are told apart, by prototypes and by name."""
     table = world.seen
     base = base_classes(table.label_names, world.seed)
@@ -352,7 +352,7 @@ def _open(world: World, progress: Progress, folder: Path | None) -> dict[str, An
     }
 
 
-def tried(width: int, estimator: str = "auto") -> list[Candidate]:
+def tried(width: int, estimator: str = "auto") -> list[ProjectionCandidate]:
     """What selection chooses from: `calibrate`'s grid, with few λ of `icm` in a wide space."""
     return [
         c
@@ -362,8 +362,8 @@ def tried(width: int, estimator: str = "auto") -> list[Candidate]:
 
 
 def select_by(
-    world: World,
-    table: Table,
+    world: DomainWorld,
+    table: EmbeddingTable,
     objective: Objective,
     sources: Sources,
     progress: Progress,
@@ -380,14 +380,14 @@ def select_by(
     )
 
 
-def fitted(moments: Moments, pick: Candidate) -> Projection:
+def fitted(moments: Moments, pick: ProjectionCandidate) -> Projection:
     """What was chosen, fitted."""
     if pick.estimator == "identity":
         return identity(moments.width)
     return fit(moments, pick.estimator, pick.rank, pick.strength)
 
 
-def _answers(world: World, what: Map, chosen: str, ways: Sequence[Way]) -> dict[str, Any]:
+def _answers(world: DomainWorld, what: Map, chosen: str, ways: Sequence[Way]) -> dict[str, Any]:
     found: Mapping[Way, NDArray[np.bool_]] = {
         way: answers(what, world.seen, world.unseen, way, bank=world.bank) for way in ways
     }

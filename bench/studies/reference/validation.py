@@ -61,7 +61,7 @@ _MAX_ENTRY = 64 * 2**20
 
 
 @dataclass(frozen=True)
-class Named:
+class ValidationImage:
     """One picture and what its file calls it; `kind` is `photograph` or `cartoon`."""
 
     path: Path
@@ -69,7 +69,7 @@ class Named:
     kind: str
 
 
-def read_validation(package: Path, out: Path) -> list[Named]:
+def read_validation(package: Path, out: Path) -> list[ValidationImage]:
     """Unpacks the pictures that are named and shown alone.
 
     Args:
@@ -87,7 +87,7 @@ def read_validation(package: Path, out: Path) -> list[Named]:
             path = out / archive / inside.replace("/", "__")
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
-            found.append(Named(path, name, "cartoon" if archive == _CARTOONS else "photograph"))
+            found.append(ValidationImage(path, name, "cartoon" if archive == _CARTOONS else "photograph"))
     return sorted(found, key=lambda named: str(named.path))
 
 

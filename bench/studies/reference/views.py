@@ -129,7 +129,7 @@ def to_input(picture: Image.Image) -> NDArray[np.float32]:
     return np.asarray(((np.asarray(picture, dtype=np.float32) - _MIDDLE) / _SPREAD).transpose(2, 0, 1))
 
 
-class Trunk:
+class BFloat16Trunk:
     """The frozen trunk in bfloat16, where the processor multiplies in it; float32 elsewhere."""
 
     def __init__(self, module: torch.nn.Module, threads: int) -> None:
@@ -150,7 +150,7 @@ class Trunk:
 
 
 def features(
-    make_trunk: Callable[[], Trunk],
+    make_trunk: Callable[[], BFloat16Trunk],
     paths: Sequence[Path],
     digests: Sequence[str],
     views: int,
@@ -169,7 +169,7 @@ def features(
     """
     cache.mkdir(parents=True, exist_ok=True)
     stem = hashlib.sha256("\n".join([VERSION, *digests]).encode()).hexdigest()[:16]
-    trunk: Trunk | None = None
+    trunk: BFloat16Trunk | None = None
     stacked = []
     for view in range(views):
         path = cache / f"{stem}-{view}.npy"
@@ -183,7 +183,7 @@ def features(
 
 
 def _one_view(
-    trunk: Trunk, paths: Sequence[Path], digests: Sequence[str], view: int, progress: Progress
+    trunk: BFloat16Trunk, paths: Sequence[Path], digests: Sequence[str], view: int, progress: Progress
 ) -> NDArray[np.float32]:
     def read(place: int) -> NDArray[np.float32]:
         picture = read_rgb(paths[place])

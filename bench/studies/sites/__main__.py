@@ -19,20 +19,20 @@ import numpy as np
 from invariclip.bench.studies.blas import bound_blas
 from invariclip.bench.studies.domains import trial as domains
 from invariclip.bench.studies.resampling import Stratified
-from invariclip.bench.studies.sites.choice import ALIGNED, ALONE, GUARDS, SHOWN, Choice, answers, choose
+from invariclip.bench.studies.sites.choice import ALIGNED, ALONE, GUARDS, SHOWN, FormChoice, answers, choose
 from invariclip.bench.studies.sites.page import BOUND, NONE, WHOLE, render
 from invariclip.bench.studies.sites.peers import colours, recoloured, t3a, tda
 from invariclip.bench.studies.sites.plot import plot
 from invariclip.bench.studies.sites.worlds import HALF, SKEWED, Place, measured, samples, wards
 from invariclip.bench.studies.stylebench import trial as styles
-from invariclip.bench.studies.stylebench.encoders import Quick, Trunk
+from invariclip.bench.studies.stylebench.encoders import Quick, TrunkEncoder
 from invariclip.bench.studies.stylebench.manifest import read_manifest
 from invariclip.bench.studies.stylebench.sources import HELD_OUT_STYLES, TRAINING_STYLES
 from invariclip.bench.studies.stylebench.world import embed_world
 from invariclip.calibrate.data.layouts import find_layout, read_layout
 from invariclip.calibrate.data.pairs import ALL_SOURCES, fitted_moments
 from invariclip.calibrate.data.pictures import read_pictures
-from invariclip.calibrate.fit import Options, bank_of
+from invariclip.calibrate.fit import FitOptions, bank_of
 from invariclip.calibrate.projection.evaluate import LEVEL, Bootstrap, unit
 from invariclip.calibrate.projection.selection import Selection
 from invariclip.cli.main import run_command
@@ -47,9 +47,9 @@ if TYPE_CHECKING:
     from invariclip.artifact.projection import Projection
     from invariclip.bench.studies.resampling import Resampler
     from invariclip.bench.studies.sites.worlds import Rows, Vectors, Ward
-    from invariclip.bench.studies.stylebench.world import World
-    from invariclip.calibrate.data.pairs import Table
-    from invariclip.calibrate.projection.candidates import Candidate
+    from invariclip.bench.studies.stylebench.world import StyleWorld
+    from invariclip.calibrate.data.pairs import EmbeddingTable
+    from invariclip.calibrate.projection.candidates import ProjectionCandidate
     from invariclip.console import Progress
 
     Told = tuple[dict[str, Any], dict[str, Any]]
@@ -64,7 +64,7 @@ CHOSEN = (SHOWN, HALF, *GUARDS)
 
 
 @dataclass
-class Tally:
+class SiteScores:
     """Shares of right answers by row, site and picture, over the halves that were scored.
 
     Attributes:
@@ -120,7 +120,7 @@ class Draw:
         return self.ward.sites[self.name]
 
 
-def score(both: Mapping[str, Ward], choice: Choice, world: tuple[str, int], tally: Tally) -> None:
+def score(both: Mapping[str, Ward], choice: FormChoice, world: tuple[str, int], tally: SiteScores) -> None:
     """Adds every row of one world to a tally.
 
     Args:
@@ -146,7 +146,7 @@ def score(both: Mapping[str, Ward], choice: Choice, world: tuple[str, int], tall
         tally.add(WHOLE, name, ward.rule(measured(ward, vectors).apply(vectors)) == labels, every)
 
 
-def _rows(draw: Draw, choice: Choice, rng: np.random.Generator) -> Iterator[tuple[str, Rows]]:
+def _rows(draw: Draw, choice: FormChoice, rng: np.random.Generator) -> Iterator[tuple[str, Rows]]:
     """Rows of the form that `adapt` has, and of other forms of a shift."""
     ward, vectors, asked, some = draw.ward, draw.vectors, draw.asked, draw.shown[:SKEWED]
     drawn = dict(samples(ward.contents[draw.name], draw.shown, rng))
@@ -169,7 +169,7 @@ def _rows(draw: Draw, choice: Choice, rng: np.random.Generator) -> Iterator[tupl
     yield "20, half of another site", ward.rule(measured(ward, half).apply(vectors[asked]))
 
 
-def _peers(draw: Draw, choice: Choice, costs: dict[str, list[tuple[int, int]]]) -> Iterator[tuple[str, Rows]]:
+def _peers(draw: Draw, choice: FormChoice, costs: dict[str, list[tuple[int, int]]]) -> Iterator[tuple[str, Rows]]:
     """Rows of what others do with the same pictures, in the projected space."""
     ward, vectors = draw.ward, draw.vectors[draw.asked]
     classes, width = ward.bank.shape
@@ -212,9 +212,9 @@ def _bounds(draw: Draw) -> Iterator[tuple[str, Rows]]:
 
 def stylebench(data: Path, model: Any, seeds: int, work: Path, features: Path, progress: Progress) -> Told:
     """The held-out styles as sites, by zero-shot and by prototypes."""
-    pictures, trunk = read_pictures(data / "manifest.jsonl"), Trunk(model, "bfloat16")
+    pictures, trunk = read_pictures(data / "manifest.jsonl"), TrunkEncoder(model, "bfloat16")
     groups = {picture.concept: picture.group for picture in read_manifest(data / "manifest.jsonl")}
-    tallies: dict[str, Tally] = defaultdict(Tally)
+    tallies: dict[str, SiteScores] = defaultdict(SiteScores)
     kept: dict[str, Rows] = {}
     for seed in range(seeds):
         world = embed_world(model, trunk, pictures, groups, {styles.SEVEN: styles.KINDS[styles.SEVEN]}, features, seed,
@@ -244,28 +244,28 @@ def stylebench(data: Path, model: Any, seeds: int, work: Path, features: Path, p
     return told(tallies, kept, Bootstrap)
 
 
-def told(tallies: Mapping[str, Tally], kept: dict[str, Rows], resampler: Callable[..., Resampler]) -> Told:
+def told(tallies: Mapping[str, SiteScores], kept: dict[str, Rows], resampler: Callable[..., Resampler]) -> Told:
     """See `summarised`; and what was chosen in each world."""
     rows = {way: summarised(tally, kept, resampler) for way, tally in tallies.items()}
     return rows, {way: tally.choices for way, tally in tallies.items()}
 
 
-def _labels(table: Table) -> Rows:
+def _labels(table: EmbeddingTable) -> Rows:
     return table.labels
 
 
-def _groups(world: World, table: Table) -> Rows:
+def _groups(world: StyleWorld, table: EmbeddingTable) -> Rows:
     return np.asarray(world.groups[table.concepts])
 
 
-def _domain_projection(seen: Table, pick: Candidate, seed: int, without: str | None) -> Projection:
+def _domain_projection(seen: EmbeddingTable, pick: ProjectionCandidate, seed: int, without: str | None) -> Projection:
     """What was chosen, fitted on training pictures without one domain, or on all."""
     codes = [code for code, name in enumerate(seen.environment_names) if name != without]
     rest = seen.where(np.isin(seen.environments, codes))
     return domains.fitted(fitted_moments(rest, domains.INTERVENTIONS, seed=seed), pick)
 
 
-def _style_projection(world: World, pick: Candidate, without: str) -> Projection:
+def _style_projection(world: StyleWorld, pick: ProjectionCandidate, without: str) -> Projection:
     """What was chosen, fitted on a world's training pictures without one style."""
     table = world.train[styles.SEVEN]
     rest = table.where(table.environments != table.environment_names.index(without))
@@ -276,8 +276,8 @@ def _style_projection(world: World, pick: Candidate, without: str) -> Projection
 def pacs(data: Path, model: Any, seeds: int, work: Path, features: Path, progress: Progress) -> Told:
     """Each domain unseen in turn as a site, by zero-shot, prototypes and probe; projections are those of its table."""
     layout = find_layout("PACS")
-    pictures, encoder, settings = read_layout(layout, data), Quick(model, "bfloat16"), domains.Settings()
-    tallies: dict[str, Tally] = defaultdict(Tally)
+    pictures, encoder, settings = read_layout(layout, data), Quick(model, "bfloat16"), domains.TrialSettings()
+    tallies: dict[str, SiteScores] = defaultdict(SiteScores)
     kept: dict[str, Rows] = {}
     for seed in range(seeds):
         for test in layout.environments:
@@ -287,7 +287,7 @@ def pacs(data: Path, model: Any, seeds: int, work: Path, features: Path, progres
             known, _ = domains.divided([p for p in pictures if p.environment != test], settings.fitted)
             new = [p for p in pictures if p.environment == test]
             seen, _ = domains.embedded(encoder, known, settings.options(seed), features, progress)
-            unseen, _ = domains.embedded(encoder, new, Options(seed=seed), features, progress)
+            unseen, _ = domains.embedded(encoder, new, FitOptions(seed=seed), features, progress)
             bank = bank_of(encoder, seen.label_names, settings.templates)
             kept[test] = unseen.labels
             other = seen.where(seen.unchanged & (seen.environments == seed % len(seen.environment_names)))
@@ -302,7 +302,7 @@ def pacs(data: Path, model: Any, seeds: int, work: Path, features: Path, progres
     return told(tallies, kept, Stratified)
 
 
-def summarised(tally: Tally, kept: dict[str, Rows], resampler: Callable[..., Resampler]) -> dict[str, Any]:
+def summarised(tally: SiteScores, kept: dict[str, Rows], resampler: Callable[..., Resampler]) -> dict[str, Any]:
     """JSON-ready: row → accuracy by site and mean, and paired differences to three of the rows.
 
     Args:

@@ -78,7 +78,7 @@ def answers(form: str, both: Mapping[str, Ward], name: str, asked: NDArray[np.bo
 
 
 @dataclass(frozen=True)
-class Choice:
+class FormChoice:
     """What a world's training environments chose.
 
     Attributes:
@@ -103,7 +103,7 @@ class Choice:
 
 
 @dataclass
-class Trials:
+class FormTrials:
     """Shares of right answers by candidate and sample, over training environments and their halves.
 
     Attributes:
@@ -121,7 +121,7 @@ class Trials:
         return {key: drawn.samples(np.concatenate(shares))[:, -1] for key, shares in self.right.items()}
 
 
-def choose(place: Place, way: str, seed: int, resampler: Callable[..., Resampler], draws: int = DRAWS) -> Choice:
+def choose(place: Place, way: str, seed: int, resampler: Callable[..., Resampler], draws: int = DRAWS) -> FormChoice:
     """Scores every candidate on each training environment in turn and chooses.
 
     - The form with the most right answers from mixed pictures, of those that cost no more than `HARM` where contents
@@ -135,7 +135,7 @@ def choose(place: Place, way: str, seed: int, resampler: Callable[..., Resampler
         resampler: As the table's.
         draws: Halves of every training environment.
     """
-    trials = Trials()
+    trials = FormTrials()
     for number, both in enumerate(left_out(place, way)):
         for name in both[ALONE].sites:
             _try(both, name, np.random.default_rng([seed, number, 73]), draws, trials)
@@ -155,7 +155,7 @@ def choose(place: Place, way: str, seed: int, resampler: Callable[..., Resampler
     first = most([form for form in FORMS if min(gains[form][sample] for sample in GUARDS) >= -HARM], SHOWN)
     gammas, kept = {_gamma(each): each for each in SHRINKAGES}, {_keep(each): each for each in FILTERS}
     coral = {sample: most(list(gammas), sample) for sample in (SHOWN, HALF)}
-    return Choice(
+    return FormChoice(
         first if clearly(first, ALONE, SHOWN) else ALONE,
         {sample: gammas[each] for sample, each in coral.items()},
         {sample: clearly(each, _SHIFT, sample) for sample, each in coral.items()},
@@ -175,7 +175,7 @@ def _keep(count: int) -> str:
     return f"M = {count}"
 
 
-def _try(both: Mapping[str, Ward], name: str, rng: np.random.Generator, draws: int, trials: Trials) -> None:
+def _try(both: Mapping[str, Ward], name: str, rng: np.random.Generator, draws: int, trials: FormTrials) -> None:
     """Adds one training environment's answers."""
     ward = both[ALONE]
     labels, vectors = ward.labels[name], ward.sites[name]

@@ -24,7 +24,7 @@ from invariclip.bench.studies.stylebench.sources import TRAINING_STYLES
 from invariclip.bench.studies.stylebench.world import TEMPLATES
 from invariclip.calibrate.data.pairs import Sources, fitted_moments
 from invariclip.calibrate.data.pictures import read_pictures
-from invariclip.calibrate.fit import Options, bank_of, tabulate
+from invariclip.calibrate.fit import FitOptions, bank_of, tabulate
 from invariclip.calibrate.projection.estimators import fit
 from invariclip.calibrate.projection.evaluate import prototype_bank, unit
 from invariclip.cli.main import run_command
@@ -236,7 +236,7 @@ def main(data: Path, model: str, features: Path, out: Path, quiet: bool) -> None
     known = [
         p for p in read_pictures(data / "manifest.jsonl") if p.environment in TRAINING_STYLES and p.split != "test"
     ]
-    seen, _ = tabulate(encoder, known, Options(), cache=features, progress=progress)
+    seen, _ = tabulate(encoder, known, FitOptions(), cache=features, progress=progress)
     what = fit(fitted_moments(seen, Sources(interventions=False), seed=0), "shrinkage", None, STRENGTH)
     by_concept: dict[str, list[Picture]] = defaultdict(list)
     for picture in known:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.artifact.projection import Projection
-    from invariclip.calibrate.data.pairs import Table
+    from invariclip.calibrate.data.pairs import EmbeddingTable
 
     Vectors = NDArray[np.float64]
     Rows = NDArray[np.int64]
@@ -46,10 +46,10 @@ class Place:
         refit: The projection without one training environment, by its name.
     """
 
-    seen: Table
-    sites: dict[str, Table]
-    others: dict[str, Table]
-    kinds: Callable[[Table], Rows]
+    seen: EmbeddingTable
+    sites: dict[str, EmbeddingTable]
+    others: dict[str, EmbeddingTable]
+    kinds: Callable[[EmbeddingTable], Rows]
     bank: Vectors
     names: Sequence[str]
     refit: Callable[[str], Projection]
@@ -104,7 +104,7 @@ def ward(what: Projection, place: Place, way: str) -> Ward:
     seen, sites, names = place.seen, place.sites, place.names
     places = {name: number for number, name in enumerate(names)}
 
-    def labels(table: Table) -> Rows:
+    def labels(table: EmbeddingTable) -> Rows:
         return np.asarray([places[name] for name in table.label_names])[table.labels]
 
     plain = seen.where(seen.unchanged)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from invariclip.bench.studies.stylebench.artwork import Artwork, find_artwork
 from invariclip.bench.studies.stylebench.concepts import Concept, common_concepts, picture_split, read_concepts
-from invariclip.bench.studies.stylebench.manifest import Picture, write_manifest
+from invariclip.bench.studies.stylebench.manifest import StyleImage, write_manifest
 from invariclip.bench.studies.stylebench.render import SIZE, render
 from invariclip.bench.studies.stylebench.sources import PACKAGES, STYLES, licence_of
 from invariclip.console import Progress, silent
@@ -24,7 +24,7 @@ RENDERER = f"resvg-{SIZE}-white-1"
 """Changes when pictures would come out differently; pictures of another renderer are drawn anew."""
 
 
-def build(out: Path, packages: Path | None = None, progress: Progress = silent) -> list[Picture]:
+def build(out: Path, packages: Path | None = None, progress: Progress = silent) -> list[StyleImage]:
     """Builds the picture set; pictures that are there already are not drawn again.
 
     Args:
@@ -55,7 +55,7 @@ def build(out: Path, packages: Path | None = None, progress: Progress = silent) 
     return pictures
 
 
-def _draw(out: Path, style: str, concept: Concept, artwork: Artwork) -> Picture:
+def _draw(out: Path, style: str, concept: Concept, artwork: Artwork) -> StyleImage:
     file = f"pictures/{style}/{concept.hexcode}.webp"
     path = out / file
     if not path.is_file():
@@ -63,7 +63,7 @@ def _draw(out: Path, style: str, concept: Concept, artwork: Artwork) -> Picture:
         beside = path.with_name(path.name + ".part")
         render(artwork).save(beside, format="WEBP", lossless=True, method=2)
         beside.replace(path)
-    return Picture(
+    return StyleImage(
         file=file,
         concept=concept.hexcode,
         name=concept.name,
@@ -86,7 +86,7 @@ def _forget_other_renderers(out: Path) -> None:
         marker.write_text(RENDERER, encoding="ascii")
 
 
-def digest_of(pictures: list[Picture]) -> str:
+def digest_of(pictures: list[StyleImage]) -> str:
     """One digest for a set of pictures: over each one's style, concept, split and file digest."""
     lines = sorted(f"{p.style} {p.concept} {p.split} {p.sha256}" for p in pictures)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from invariclip.calibrate.data.pairs import Table
+    from invariclip.calibrate.data.pairs import EmbeddingTable
     from invariclip.export.checkpoints.checkpoint import Checkpoint
     from invariclip.preprocessing.pixels import PixelSpec
     from invariclip.preprocessing.tokenizer import Tokenizer
@@ -37,7 +37,7 @@ Precision = Literal["float32", "bfloat16"]
 BATCH = 32
 
 
-class Trunk:
+class TrunkEncoder:
     """Pooled features of a checkpoint's trunk and a 1 behind them, as an encoder; it takes no texts.
 
     Embeddings are kept at unit length, and a head with a bias needs the length: of features with a 1 behind them it is
@@ -91,7 +91,7 @@ class Quick:
     """A checkpoint as an encoder whose pictures go through its trunk in another precision; texts stay in float32."""
 
     def __init__(self, checkpoint: Checkpoint, precision: Precision, kept: Path | None = None) -> None:
-        """Takes the checkpoint apart, see `Trunk`.
+        """Takes the checkpoint apart, see `TrunkEncoder`.
 
         Args:
             checkpoint: Its image tower is a trunk with a linear head.
@@ -99,7 +99,7 @@ class Quick:
             kept: Keeps the features of what the trunk was shown, by its pixels, for other heads and texts.
         """
         self.checkpoint = checkpoint
-        self.trunk = Trunk(checkpoint, precision)
+        self.trunk = TrunkEncoder(checkpoint, precision)
         self.pixels: PixelSpec = checkpoint.pixels
         self.embed_dim: int = checkpoint.embed_dim
         own = hashlib.sha256(self.trunk.head.tobytes()).hexdigest()
@@ -140,7 +140,7 @@ class Quick:
         return self.checkpoint.encode_texts(ids)
 
 
-def through(trunk: Trunk, table: Table) -> Table:
+def through(trunk: TrunkEncoder, table: EmbeddingTable) -> EmbeddingTable:
     """A table of the trunk's features as one of the checkpoint's embeddings."""
     return replace(table, vectors=unit(table.vectors @ trunk.head.T))
 

@@ -22,7 +22,7 @@ from invariclip.files import sha256_file, write_atomically
 
 if TYPE_CHECKING:
     from invariclip.bench.studies.stylebench.encoders import Precision
-    from invariclip.bench.studies.stylebench.world import World
+    from invariclip.bench.studies.stylebench.world import StyleWorld
 
 DATA = Path("build/stylebench")
 PAGE = Path("docs/stylebench.md")
@@ -62,7 +62,7 @@ def evaluate_command(
 ) -> None:
     """Scores every estimator and baseline on the held-out styles and writes the committed table."""
     from invariclip.bench.studies.blas import bound_blas
-    from invariclip.bench.studies.stylebench.encoders import Trunk
+    from invariclip.bench.studies.stylebench.encoders import TrunkEncoder
     from invariclip.bench.studies.stylebench.evaluate_page import plot, render
     from invariclip.bench.studies.stylebench.manifest import read_manifest
     from invariclip.bench.studies.stylebench.summary import elsewhere_scores, summarise
@@ -76,7 +76,7 @@ def evaluate_command(
     pictures = read_pictures(manifest)
     groups = {picture.concept: picture.group for picture in read_manifest(manifest)}
     checkpoint = load_checkpoint(model)
-    trunk = Trunk(checkpoint, cast("Precision", precision))
+    trunk = TrunkEncoder(checkpoint, cast("Precision", precision))
     known = {"trunk": trunk.sha256, "checkpoint": checkpoint.sha256, "manifest": sha256_file(manifest)}
     elsewhere = None
     if pacs is not None:
@@ -85,7 +85,7 @@ def evaluate_command(
         known["elsewhere"] = hashlib.sha256(elsewhere.table.vectors.tobytes()).hexdigest()
 
     @lru_cache(maxsize=1)
-    def world(seed: int, *lists: str) -> World:
+    def world(seed: int, *lists: str) -> StyleWorld:
         kinds = {name: KINDS[name] for name in lists}
         return embed_world(
             checkpoint, trunk, pictures, groups, kinds, features, seed, elsewhere=elsewhere, progress=bar

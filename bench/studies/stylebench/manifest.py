@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class Picture:
+class StyleImage:
     """One picture of the set.
 
     Attributes:
@@ -43,13 +43,13 @@ class Picture:
     sha256: str
 
 
-def write_manifest(path: Path, pictures: Iterable[Picture]) -> None:
+def write_manifest(path: Path, pictures: Iterable[StyleImage]) -> None:
     """Writes a manifest whole: beside, then renamed."""
     lines = [json.dumps(dataclasses.asdict(picture), ensure_ascii=False) for picture in pictures]
     write_atomically(path, "\n".join(lines) + "\n")
 
 
-def read_manifest(path: Path) -> list[Picture]:
+def read_manifest(path: Path) -> list[StyleImage]:
     """Reads a manifest.
 
     Raises:
@@ -63,7 +63,7 @@ def read_manifest(path: Path) -> list[Picture]:
     for number, line in enumerate(lines, 1):
         try:
             entry = json.loads(line)
-            pictures.append(Picture(**{**entry, "keywords": tuple(entry["keywords"])}))
+            pictures.append(StyleImage(**{**entry, "keywords": tuple(entry["keywords"])}))
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(f"{path} line {number} is not a picture's entry: {error}") from error
     return pictures

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from invariclip.bench.studies.stylebench.build import MANIFEST
-from invariclip.bench.studies.stylebench.manifest import Picture, read_manifest, write_manifest
+from invariclip.bench.studies.stylebench.manifest import StyleImage, read_manifest, write_manifest
 from invariclip.console import Progress, silent
 from invariclip.errors import InputError
 from invariclip.files import sha256_file
@@ -38,7 +38,7 @@ LOSSY = {"noto": 85, "fluent-3d": 85, PHOTOGRAPHS: 85}
 MANIFEST_FILE = "pictures.jsonl"
 
 
-def chosen_concepts(pictures: Sequence[Picture], count: int = CONCEPTS) -> list[str]:
+def chosen_concepts(pictures: Sequence[StyleImage], count: int = CONCEPTS) -> list[str]:
     """The concepts of the subset: those with a photograph, then others in hashed order, `count` in all.
 
     Args:
@@ -59,7 +59,7 @@ def chosen_concepts(pictures: Sequence[Picture], count: int = CONCEPTS) -> list[
     return first + rest[: max(0, count - len(first))]
 
 
-def write_subset(data: Path, out: Path, progress: Progress = silent, *, count: int = CONCEPTS) -> list[Picture]:
+def write_subset(data: Path, out: Path, progress: Progress = silent, *, count: int = CONCEPTS) -> list[StyleImage]:
     """Copies the committed subset out of a built set; pictures that stand in `out` and are not of it are removed.
 
     Args:
@@ -89,7 +89,7 @@ def _hash(concept: str) -> bytes:
     return hashlib.sha256(f"bundled\n{SEED}\n{concept}".encode()).digest()
 
 
-def _copy(data: Path, out: Path, picture: Picture) -> Picture:
+def _copy(data: Path, out: Path, picture: StyleImage) -> StyleImage:
     target = out / picture.file
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(target.name + ".part")

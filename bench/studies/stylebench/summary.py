@@ -16,13 +16,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.bench.studies.resampling import Resampler
-    from invariclip.bench.studies.stylebench.world import World
+    from invariclip.bench.studies.stylebench.world import StyleWorld
 
 NONE, AUTO = "none", "auto"
 OURS = ("icm", "generalised", "shrinkage", AUTO)
 
 
-def summarise(world: World, trials: Sequence[Mapping[str, Any]], by_pairs: Mapping[str, Any] | None) -> dict[str, Any]:
+def summarise(
+    world: StyleWorld, trials: Sequence[Mapping[str, Any]], by_pairs: Mapping[str, Any] | None
+) -> dict[str, Any]:
     """The figures by one protocol.
 
     Args:
@@ -61,7 +63,7 @@ def summarise(world: World, trials: Sequence[Mapping[str, Any]], by_pairs: Mappi
     }
 
 
-def elsewhere_scores(world: World, trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def elsewhere_scores(world: StyleWorld, trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Every row on the other set: name → scores, see `scores`; pictures resampled within environment and class."""
     if world.elsewhere is None:
         return {}

@@ -22,7 +22,7 @@ from invariclip.bench.studies.stylebench.world import (
 from invariclip.calibrate.data.pairs import ALL_SOURCES, Sources, fitted_moments
 from invariclip.calibrate.evaluation import baselines, erasure, modality, style_prompts
 from invariclip.calibrate.evaluation.side_effects import side_effects
-from invariclip.calibrate.projection.candidates import Candidate, grid
+from invariclip.calibrate.projection.candidates import ProjectionCandidate, grid
 from invariclip.calibrate.projection.estimators import fit
 from invariclip.calibrate.projection.folds import CHANGED
 from invariclip.console import Progress, silent
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from invariclip.bench.studies.stylebench.world import Way, World
+    from invariclip.bench.studies.stylebench.world import StyleWorld, Way
     from invariclip.calibrate.evaluation.maps import Map
     from invariclip.calibrate.projection.moments import Moments
     from invariclip.calibrate.projection.selection import Selection
@@ -65,7 +65,7 @@ CONCEPT_PARTS = 2
 
 def run_trial(
     part: Callable[..., dict[str, Any]],
-    make: Callable[[], World],
+    make: Callable[[], StyleWorld],
     key: dict[str, Any],
     way: Way,
     folder: Path,
@@ -92,7 +92,7 @@ def run_trial(
     return result
 
 
-def rows(world: World, way: Way, progress: Progress = silent, folder: Path | None = None) -> dict[str, Any]:
+def rows(world: StyleWorld, way: Way, progress: Progress = silent, folder: Path | None = None) -> dict[str, Any]:
     """Every estimator and baseline by one protocol.
 
     Returns:
@@ -102,7 +102,9 @@ def rows(world: World, way: Way, progress: Progress = silent, folder: Path | Non
     selection = select_by(world, way, SEVEN, ALL_SOURCES, tried(world.bank.shape[1], way), progress, folder)
     picks = {name: best_of(selection, name) for name in ESTIMATORS} | {"auto": selection.chosen}
     chosen = {name: str(pick) for name, pick in picks.items()}
-    by_pick: dict[Candidate, Map] = {pick: fitted(world, SEVEN, ALL_SOURCES, pick) for pick in set(picks.values())}
+    by_pick: dict[ProjectionCandidate, Map] = {
+        pick: fitted(world, SEVEN, ALL_SOURCES, pick) for pick in set(picks.values())
+    }
     maps: dict[str, Map] = {name: by_pick[pick] for name, pick in picks.items()}
     found = {
         name: _row(world, way, what, chosen.get(name, ""))
@@ -123,7 +125,7 @@ def rows(world: World, way: Way, progress: Progress = silent, folder: Path | Non
     }
 
 
-def pairs(world: World, way: Way, progress: Progress = silent, folder: Path | None = None) -> dict[str, Any]:
+def pairs(world: StyleWorld, way: Way, progress: Progress = silent, folder: Path | None = None) -> dict[str, Any]:
     """Shrinkage fitted on other pairs, λ selected for each.
 
     Returns:
@@ -144,14 +146,14 @@ def pairs(world: World, way: Way, progress: Progress = silent, folder: Path | No
     return {"rows": found}
 
 
-def tried(width: int, way: Way) -> list[Candidate]:
+def tried(width: int, way: Way) -> list[ProjectionCandidate]:
     """What selection chooses from: `calibrate`'s grid with few λ of `icm`, and captions with shrinkage alone."""
     own = [c for c in grid(width) if c.estimator != "icm" or c.strength in ICM_STRENGTHS]
     more = grid(width, estimator="shrinkage", captions=(True,)) if way == "zero-shot" else []
     return list(dict.fromkeys([*own, *more]))
 
 
-def best_of(selection: Selection, estimator: str) -> Candidate:
+def best_of(selection: Selection, estimator: str) -> ProjectionCandidate:
     """One estimator's best candidate on what was left out, also where no projection is better."""
     own = [scored for scored in selection.curve if scored.candidate.estimator == estimator]
     return max(own, key=lambda scored: scored.behind).candidate
@@ -167,7 +169,7 @@ def unpack(text: str, count: int) -> NDArray[np.bool_]:
     return np.unpackbits(np.frombuffer(bytes.fromhex(text), dtype=np.uint8), count=count).astype(np.bool_)
 
 
-def _baselines(world: World, icm: Candidate) -> dict[str, Map]:
+def _baselines(world: StyleWorld, icm: ProjectionCandidate) -> dict[str, Map]:
     """What needs no pairs, and the published order at the rank and λ that were chosen for `icm`."""
     train = world.train[SEVEN]
     seen, rank = train.unchanged, icm.rank or train.vectors.shape[1]
@@ -202,11 +204,11 @@ def _gain(selection: Selection, *, changed: bool) -> float:
 
 
 def select_by(
-    world: World,
+    world: StyleWorld,
     way: Way,
     listed: str,
     sources: Sources,
-    candidates: list[Candidate],
+    candidates: list[ProjectionCandidate],
     progress: Progress,
     folder: Path | None,
 ) -> Selection:
@@ -224,19 +226,19 @@ def select_by(
     )
 
 
-def _moments(world: World, listed: str, sources: Sources, captions: bool) -> Moments:
+def _moments(world: StyleWorld, listed: str, sources: Sources, captions: bool) -> Moments:
     bank = world.train_bank if captions else None
     return fitted_moments(world.train[listed], sources, captions=bank, seed=world.seed)
 
 
-def fitted(world: World, listed: str, sources: Sources, pick: Candidate) -> Projection:
+def fitted(world: StyleWorld, listed: str, sources: Sources, pick: ProjectionCandidate) -> Projection:
     """What was chosen, fitted on a world's training pictures."""
     if pick.estimator == "identity":
         return identity(world.table.vectors.shape[1])
     return fit(_moments(world, listed, sources, pick.captions), pick.estimator, pick.rank, pick.strength)
 
 
-def _row(world: World, way: Way, what: Map, chosen: str) -> dict[str, Any]:
+def _row(world: StyleWorld, way: Way, what: Map, chosen: str) -> dict[str, Any]:
     found = {
         "chosen": chosen,
         "answers": packed(answers(world, what, way)),

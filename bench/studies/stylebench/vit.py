@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from invariclip.bench.studies.stylebench.build import MANIFEST, digest_of
-from invariclip.bench.studies.stylebench.manifest import Picture, read_manifest
+from invariclip.bench.studies.stylebench.manifest import StyleImage, read_manifest
 from invariclip.console import Progress, silent
 from invariclip.errors import MissingExtraError
 from invariclip.export.reference import towers
@@ -134,13 +134,13 @@ def learn(data: Path, out: Path | None = None, progress: Progress = silent) -> d
     return record
 
 
-def _percent(cosines: NDArray[np.float32], names: Sequence[str], pictures: Sequence[Picture]) -> float:
+def _percent(cosines: NDArray[np.float32], names: Sequence[str], pictures: Sequence[StyleImage]) -> float:
     right = [names[answer] == picture.name for answer, picture in zip(cosines.argmax(axis=1), pictures, strict=True)]
     return round(100 * float(np.mean(right)), 1)
 
 
 def class_tokens(
-    graph: Path, root: Path, pictures: Sequence[Picture], progress: Progress = silent
+    graph: Path, root: Path, pictures: Sequence[StyleImage], progress: Progress = silent
 ) -> NDArray[np.float32]:
     """The class token behind the final norm, by the published graph itself in bfloat16; kept in `features`.
 
@@ -169,7 +169,7 @@ def class_tokens(
     return found
 
 
-def _run(graph: Path, root: Path, pictures: Sequence[Picture], progress: Progress) -> NDArray[np.float32]:
+def _run(graph: Path, root: Path, pictures: Sequence[StyleImage], progress: Progress) -> NDArray[np.float32]:
     import onnx
 
     try:
@@ -185,7 +185,7 @@ def _run(graph: Path, root: Path, pictures: Sequence[Picture], progress: Progres
     network.reshape([_BATCH, 3, _SIZE, _SIZE])
     run = core.compile_model(network, "CPU", {"INFERENCE_PRECISION_HINT": "bf16"})
 
-    def planes(picture: Picture) -> NDArray[np.float32]:
+    def planes(picture: StyleImage) -> NDArray[np.float32]:
         with Image.open(root / picture.file) as opened:
             shown = opened.convert("RGB")
         shown = shown.resize((_SIZE, _SIZE), Image.Resampling.BICUBIC)

@@ -12,7 +12,7 @@ from invariclip.bench.studies.stylebench.sources import HELD_OUT_STYLES, STYLES,
 from invariclip.calibrate.evaluation.maps import for_texts
 from invariclip.calibrate.evaluation.modality import projectors
 from invariclip.calibrate.evaluation.style_prompts import embed_style_prompts
-from invariclip.calibrate.fit import Options, bank_of, tabulate
+from invariclip.calibrate.fit import FitOptions, bank_of, tabulate
 from invariclip.calibrate.projection.evaluate import prototypes, zero_shot
 from invariclip.console import Progress, silent
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from invariclip.bench.studies.stylebench.encoders import Trunk
-    from invariclip.calibrate.data.pairs import Table
+    from invariclip.bench.studies.stylebench.encoders import TrunkEncoder
+    from invariclip.calibrate.data.pairs import EmbeddingTable
     from invariclip.calibrate.data.pictures import Picture
     from invariclip.calibrate.evaluation.maps import Map
     from invariclip.calibrate.evaluation.modality import Projectors
@@ -49,12 +49,12 @@ class Elsewhere:
         bank: float64 [K, D], its class embeddings by label code.
     """
 
-    table: Table
+    table: EmbeddingTable
     bank: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class World:
+class StyleWorld:
     """The embedded picture set.
 
     Attributes:
@@ -71,9 +71,9 @@ class World:
         elsewhere: Another set, or None.
     """
 
-    table: Table
+    table: EmbeddingTable
     bank: NDArray[np.float64]
-    train: Mapping[str, Table]
+    train: Mapping[str, EmbeddingTable]
     train_bank: NDArray[np.float64]
     learnt: frozenset[str]
     groups: NDArray[np.int64]
@@ -106,7 +106,7 @@ class World:
         return np.asarray(known[self.table.concepts[self.queries]])
 
 
-def answers(world: World, what: Map, way: Way) -> NDArray[np.bool_]:
+def answers(world: StyleWorld, what: Map, way: Way) -> NDArray[np.bool_]:
     """Which queries are named right, bool [Q]: by the names' embeddings, or by prototypes from the training styles."""
     table, queries = world.table, world.queries
     images = what.apply(table.vectors[queries])
@@ -116,7 +116,7 @@ def answers(world: World, what: Map, way: Way) -> NDArray[np.bool_]:
     return prototypes(what.apply(table.vectors[support]), table.labels[support], images, table.labels[queries])
 
 
-def group_answers(world: World, what: Map) -> NDArray[np.bool_]:
+def group_answers(world: StyleWorld, what: Map) -> NDArray[np.bool_]:
     """Which queries are named right among the names of their concept's own group, bool [Q]."""
     table, queries = world.table, world.queries
     images, bank = what.apply(table.vectors[queries]), for_texts(what).apply(world.bank)
@@ -127,8 +127,8 @@ def group_answers(world: World, what: Map) -> NDArray[np.bool_]:
     return np.asarray(logits.argmax(axis=1) == labels)
 
 
-def home_answers(world: World, what: Map, way: Way) -> NDArray[np.bool_]:
-    """Which pictures of `World.home` are named right, bool [H].
+def home_answers(world: StyleWorld, what: Map, way: Way) -> NDArray[np.bool_]:
+    """Which pictures of `StyleWorld.home` are named right, bool [H].
 
     By name among the names of these concepts alone; by prototypes among all concepts, each from all pictures of the
     training styles but the one that is asked about.
@@ -159,7 +159,7 @@ def elsewhere_answers(elsewhere: Elsewhere, what: Map) -> NDArray[np.bool_]:
 
 def embed_world(
     checkpoint: Checkpoint,
-    trunk: Trunk,
+    trunk: TrunkEncoder,
     pictures: Sequence[Picture],
     groups: Mapping[str, str],
     kinds: Mapping[str, tuple[str, ...]],
@@ -168,7 +168,7 @@ def embed_world(
     *,
     elsewhere: Elsewhere | None = None,
     progress: Progress = silent,
-) -> World:
+) -> StyleWorld:
     """Embeds the set; what is fitted on also under interventions, as `calibrate` does it.
 
     Args:
@@ -183,17 +183,17 @@ def embed_world(
         progress: Progress display.
     """
     fit_on = [p for p in pictures if p.environment in TRAINING_STYLES and p.split in ("train", "calibrate")]
-    table = through(trunk, tabulate(trunk, pictures, Options(seed=seed), cache=cache, progress=progress)[0])
+    table = through(trunk, tabulate(trunk, pictures, FitOptions(seed=seed), cache=cache, progress=progress)[0])
     train = {}
     for name, listed in kinds.items():
-        options = Options(interventions=listed, draws=DRAWS, seed=seed)
+        options = FitOptions(interventions=listed, draws=DRAWS, seed=seed)
         train[name] = through(trunk, tabulate(trunk, fit_on, options, cache=cache, progress=progress)[0])
     bank = bank_of(checkpoint, table.label_names, TEMPLATES)
     some = next(iter(train.values()))
     phrases = [phrase for style in TRAINING_STYLES for phrase in STYLES[style].phrases]
     named = some.label_names[:: -(-len(some.label_names) // PROMPTED_CLASSES)]
     order = sorted(set(groups.values()))
-    return World(
+    return StyleWorld(
         table=table,
         bank=bank,
         train=train,
@@ -208,7 +208,7 @@ def embed_world(
 
 
 def embed_elsewhere(
-    checkpoint: Checkpoint, trunk: Trunk, pictures: Sequence[Picture], cache: Path, progress: Progress = silent
+    checkpoint: Checkpoint, trunk: TrunkEncoder, pictures: Sequence[Picture], cache: Path, progress: Progress = silent
 ) -> Elsewhere:
     """Embeds another set and its classes' names.
 
@@ -219,5 +219,5 @@ def embed_elsewhere(
         cache: Keeps features.
         progress: Progress display.
     """
-    table = through(trunk, tabulate(trunk, pictures, Options(), cache=cache, progress=progress)[0])
+    table = through(trunk, tabulate(trunk, pictures, FitOptions(), cache=cache, progress=progress)[0])
     return Elsewhere(table, bank_of(checkpoint, table.label_names, ELSEWHERE_TEMPLATES))

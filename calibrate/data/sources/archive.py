@@ -17,7 +17,7 @@ from invariclip.preprocessing.pixels import PICTURE_SUFFIXES
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from invariclip.calibrate.data.stream.tally import Tally
+    from invariclip.calibrate.data.stream.tally import ProblemCounts
 
 MAX_ARCHIVES = 100_000
 MAX_MEMBER = 64 << 20
@@ -47,7 +47,7 @@ _EXTENDED = (
 
 
 @dataclass
-class Sample:
+class TarSample:
     """What belongs together in a tar.
 
     Attributes:
@@ -78,7 +78,7 @@ def archives(patterns: Sequence[str]) -> list[Path]:
     return list(found)
 
 
-def samples(path: Path, tally: Tally) -> Iterator[Sample]:
+def samples(path: Path, tally: ProblemCounts) -> Iterator[TarSample]:
     """The samples of a tar, compressed or not, with their pictures; other members are passed over.
 
     Members of one sample follow each other, as in every webdataset shard.
@@ -90,7 +90,7 @@ def samples(path: Path, tally: Tally) -> Iterator[Sample]:
     Raises:
         InputError: The file is damaged or no tar; what was given before does not count then.
     """
-    sample: Sample | None = None
+    sample: TarSample | None = None
     done: set[str] = set()
     held = count = 0
     for member, content in _members(path, tally):
@@ -100,7 +100,7 @@ def samples(path: Path, tally: Tally) -> Iterator[Sample]:
         if sample is None or match[1] != sample.key:
             if sample is not None and _accepted(sample, done, count, held, tally):
                 yield sample
-            sample, held, count = Sample(match[1]), 0, 0
+            sample, held, count = TarSample(match[1]), 0, 0
         if content is not None:
             held, count = held + len(content), count + 1
             if count <= MAX_PICTURES and held <= MAX_SAMPLE:
@@ -132,7 +132,7 @@ class _Checked(tarfile.TarInfo):
         return info
 
 
-def _members(path: Path, tally: Tally) -> Iterator[tuple[str, bytes | None]]:
+def _members(path: Path, tally: ProblemCounts) -> Iterator[tuple[str, bytes | None]]:
     """Names of members, with the content of those that are pictures."""
     place, last = 0, ""
     try:
@@ -152,7 +152,7 @@ def _members(path: Path, tally: Tally) -> Iterator[tuple[str, bytes | None]]:
         ) from error
 
 
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, tally: Tally) -> bytes | None:
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, tally: ProblemCounts) -> bytes | None:
     if PurePosixPath(member.name).suffix.lower() not in PICTURE_SUFFIXES or member.isdir():
         return None
     stream = tar.extractfile(member) if member.isreg() else None
@@ -168,7 +168,7 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, tally: Tally) -> byt
     return content
 
 
-def _accepted(sample: Sample, done: set[str], count: int, held: int, tally: Tally) -> bool:
+def _accepted(sample: TarSample, done: set[str], count: int, held: int, tally: ProblemCounts) -> bool:
     """Whether a sample counts; the tally is told where it does not."""
     reason = ""
     if sample.key in done:

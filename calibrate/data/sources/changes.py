@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from invariclip.errors import InputError, NotApplicableError
-from invariclip.preprocessing.interventions import Chosen, choose_kinds, intervene, resolve
+from invariclip.preprocessing.interventions import InterventionRequest, choose_kinds, intervene, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,7 +59,7 @@ class Changes:
             raise InputError(f"draws must be one or more, not {self.draws}; for none leave the interventions out")
 
     @property
-    def chosen(self) -> tuple[Chosen, ...]:
+    def chosen(self) -> tuple[InterventionRequest, ...]:
         """The kinds with their labels and parameters."""
         return tuple(resolve(kind) for kind in self.kinds)
 

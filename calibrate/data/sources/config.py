@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from invariclip.calibrate.data.names import PAIRS_BY
 from invariclip.calibrate.data.sources.changes import Changes
-from invariclip.calibrate.data.sources.entry import Entry, unknown
+from invariclip.calibrate.data.sources.entry import SourceEntry, unknown
 from invariclip.calibrate.data.sources.pairs_file import PairsFile, Points
-from invariclip.calibrate.data.sources.pictures import Pictures
+from invariclip.calibrate.data.sources.pictures import ImageSource
 from invariclip.calibrate.data.sources.texts import TemplatePairs, TextPairs
 from invariclip.calibrate.data.sources.webdataset import WebDataset
 from invariclip.errors import InputError
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     import os
 
     from invariclip.calibrate.data.names import PairsBy
-    from invariclip.calibrate.data.stream.blocks import Source
+    from invariclip.calibrate.data.stream.blocks import PairSource
 
 COMMON = ("kind", "name", "weight")
 POINTS = ("both", "first", "none")
 
 
 @dataclass(frozen=True)
-class Kind:
+class SourceKind:
     """One kind of source.
 
     Attributes:
@@ -38,10 +38,10 @@ class Kind:
     """
 
     keys: tuple[str, ...]
-    build: Callable[[Entry, str, float], Source]
+    build: Callable[[SourceEntry, str, float], PairSource]
 
 
-def sources_of(given: str | os.PathLike[str] | Mapping[str, Any]) -> list[Source]:
+def sources_of(given: str | os.PathLike[str] | Mapping[str, Any]) -> list[PairSource]:
     """The sources that a file lists.
 
     Args:
@@ -62,7 +62,7 @@ def sources_of(given: str | os.PathLike[str] | Mapping[str, Any]) -> list[Source
     entries = content["sources"]
     if not isinstance(entries, list) or not entries:
         raise InputError(f"{where}: lists no source; available kinds: {', '.join(KINDS)}")
-    found: dict[str, Source] = {}
+    found: dict[str, PairSource] = {}
     for number, values in enumerate(entries, 1):
         source = _source(f"{where}: source {number}", values, folder)
         if source.name in found:
@@ -71,10 +71,10 @@ def sources_of(given: str | os.PathLike[str] | Mapping[str, Any]) -> list[Source
     return list(found.values())
 
 
-def _source(where: str, values: Any, folder: Path) -> Source:
+def _source(where: str, values: Any, folder: Path) -> PairSource:
     if not isinstance(values, Mapping):
         raise InputError(f"{where}: must be a mapping with a `kind`; available: {', '.join(KINDS)}")
-    entry = Entry(where, values, folder)
+    entry = SourceEntry(where, values, folder)
     kind = entry.text("kind")
     if kind not in KINDS:
         raise unknown(f"{where}: no kind of source", kind, tuple(KINDS))
@@ -82,8 +82,8 @@ def _source(where: str, values: Any, folder: Path) -> Source:
     return KINDS[kind].build(entry, entry.text("name", kind), entry.number("weight", 1.0))
 
 
-def _pictures(entry: Entry, name: str, weight: float) -> Source:
-    return Pictures(
+def _pictures(entry: SourceEntry, name: str, weight: float) -> PairSource:
+    return ImageSource(
         name,
         entry.path("path"),
         weight,
@@ -98,9 +98,9 @@ def _pictures(entry: Entry, name: str, weight: float) -> Source:
     )
 
 
-def _domainbed(entry: Entry, name: str, weight: float) -> Source:
+def _domainbed(entry: SourceEntry, name: str, weight: float) -> PairSource:
     # Two pictures of a class show two objects, so natural pairs have to be asked for (see calibrate.layouts).
-    return Pictures(
+    return ImageSource(
         name,
         entry.path("path"),
         weight,
@@ -113,13 +113,13 @@ def _domainbed(entry: Entry, name: str, weight: float) -> Source:
     )
 
 
-def _pairs(entry: Entry, name: str, weight: float) -> Source:
+def _pairs(entry: SourceEntry, name: str, weight: float) -> PairSource:
     return PairsFile(
         name, entry.path("path"), weight, points=_points(entry), allow_outside=entry.flag("allow_outside", False)
     )
 
 
-def _webdataset(entry: Entry, name: str, weight: float) -> Source:
+def _webdataset(entry: SourceEntry, name: str, weight: float) -> PairSource:
     return WebDataset(
         name,
         entry.paths("path"),
@@ -130,7 +130,7 @@ def _webdataset(entry: Entry, name: str, weight: float) -> Source:
     )
 
 
-def _texts(entry: Entry, name: str, weight: float) -> Source:
+def _texts(entry: SourceEntry, name: str, weight: float) -> PairSource:
     if "path" in entry.values:
         if set(entry.values) & {"classes", "templates", "classes_file", "templates_file"}:
             raise InputError(f"{entry.where}: give `path`, or classes and templates, not both")
@@ -143,15 +143,15 @@ def _texts(entry: Entry, name: str, weight: float) -> Source:
         raise InputError(f"{entry.where}: {error}") from error
 
 
-def _embeddings(entry: Entry, name: str, weight: float) -> Source:
-    from invariclip.calibrate.data.sources.embeddings import Embeddings
+def _embeddings(entry: SourceEntry, name: str, weight: float) -> PairSource:
+    from invariclip.calibrate.data.sources.embeddings import EmbeddingSource
 
     paths = {key: entry.path(key) for key in ("first", "second", "path") if key in entry.values}
-    source: Source = Embeddings(name=name, weight=weight, points=_points(entry), **paths)
+    source: PairSource = EmbeddingSource(name=name, weight=weight, points=_points(entry), **paths)
     return source
 
 
-def _changes(entry: Entry, default: str = "none") -> Changes:
+def _changes(entry: SourceEntry, default: str = "none") -> Changes:
     kinds = entry.kinds("interventions", default)
     try:
         return Changes(kinds, entry.whole("draws", 2), entry.whole("seed", 0))
@@ -159,11 +159,11 @@ def _changes(entry: Entry, default: str = "none") -> Changes:
         raise InputError(f"{entry.where}: {error}") from error
 
 
-def _points(entry: Entry) -> Points:
+def _points(entry: SourceEntry) -> Points:
     return cast("Points", entry.choice("points", "both", POINTS))
 
 
-def _one_of(entry: Entry, key: str, file: str) -> tuple[str, ...]:
+def _one_of(entry: SourceEntry, key: str, file: str) -> tuple[str, ...]:
     """Texts from a key, or from the lines of the file that another key names."""
     if (key in entry.values) == (file in entry.values):
         raise InputError(f"{entry.where}: give `path`, or {key!r} or {file!r}, one of the two")
@@ -182,15 +182,15 @@ def _lines(path: Path, key: str) -> tuple[str, ...]:
 
 
 _CHANGED = ("interventions", "draws", "seed")
-KINDS: dict[str, Kind] = {
-    "pictures": Kind(
+KINDS: dict[str, SourceKind] = {
+    "pictures": SourceKind(
         ("path", "environments", "splits", "natural", "points", "allow_outside", "pairs_by", *_CHANGED),
         _pictures,
     ),
-    "pairs": Kind(("path", "points", "allow_outside"), _pairs),
-    "webdataset": Kind(("path", "natural", "points", *_CHANGED), _webdataset),
-    "texts": Kind(("path", "classes", "classes_file", "templates", "templates_file"), _texts),
-    "embeddings": Kind(("first", "second", "path", "points"), _embeddings),
-    "domainbed": Kind(("set", "path", "environments", "natural", "points", *_CHANGED), _domainbed),
+    "pairs": SourceKind(("path", "points", "allow_outside"), _pairs),
+    "webdataset": SourceKind(("path", "natural", "points", *_CHANGED), _webdataset),
+    "texts": SourceKind(("path", "classes", "classes_file", "templates", "templates_file"), _texts),
+    "embeddings": SourceKind(("first", "second", "path", "points"), _embeddings),
+    "domainbed": SourceKind(("set", "path", "environments", "natural", "points", *_CHANGED), _domainbed),
 }
 """The kinds by name."""

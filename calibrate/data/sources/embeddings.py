@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from invariclip.calibrate.data.sources.tables import Table, open_tables
-from invariclip.calibrate.data.stream.blocks import BLOCK_ROWS, Block, Shard
+from invariclip.calibrate.data.sources.tables import ColumnFile, open_tables
+from invariclip.calibrate.data.stream.blocks import BLOCK_ROWS, RowBlock, Shard
 from invariclip.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from invariclip.calibrate.data.encoder import Encoder
-    from invariclip.calibrate.data.stream.tally import Tally
+    from invariclip.calibrate.data.stream.tally import ProblemCounts
 
 SHARD_ROWS = 16 * BLOCK_ROWS
 """Rows of a shard: 65,536 pairs of 512 float32 are 268 MB."""
@@ -26,7 +26,7 @@ COLUMNS = ("points", "first", "second", "weights")
 
 
 @dataclass(frozen=True)
-class Embeddings:
+class EmbeddingSource:
     """Rows of files. Pairs are rows of one number in `first` and `second`; points are what Σ is made of.
 
     Attributes:
@@ -64,7 +64,7 @@ class Embeddings:
                 found.append(Shard(self.name, name, {**spec, "start": start, "stop": stop}))
         return found
 
-    def read(self, shard: Shard, encoder: Encoder | None, tally: Tally) -> Iterator[Block]:
+    def read(self, shard: Shard, encoder: Encoder | None, tally: ProblemCounts) -> Iterator[RowBlock]:
         """Blocks of rows, as they are in the files."""
         del encoder, tally
         spec = shard.spec
@@ -78,10 +78,10 @@ class Embeddings:
             names = Numbered(shard.name.rpartition("[")[0], done, len(next(iter(rows.values()))))
             done += len(names)
             if "points" in rows:
-                yield Block(points=rows["points"], point_names=names)
+                yield RowBlock(points=rows["points"], point_names=names)
                 continue
             first, second, weights = rows["first"], rows["second"], rows.get("weights")
-            yield Block(
+            yield RowBlock(
                 points=None if self.points == "none" else first,
                 first=first,
                 second=second,
@@ -90,9 +90,9 @@ class Embeddings:
                 pair_names=names,
             )
             if self.points == "both":
-                yield Block(points=second, point_names=names)
+                yield RowBlock(points=second, point_names=names)
 
-    def _open(self, files: dict[str, Path]) -> Table:
+    def _open(self, files: dict[str, Path]) -> ColumnFile:
         table = open_tables(files)
         if not table.rows:
             raise InputError(f"{', '.join(map(str, files.values()))}: holds no rows")

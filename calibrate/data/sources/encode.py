@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.calibrate.data.encoder import Encoder, TextEncoder
-    from invariclip.calibrate.data.stream.tally import Tally
+    from invariclip.calibrate.data.stream.tally import ProblemCounts
 
 BATCH = 32
 """Pictures that the encoder takes at a time."""
@@ -83,7 +83,7 @@ class Donor(Protocol):
 
 
 @dataclass(frozen=True)
-class Seen:
+class EmbeddedVersions:
     """A picture and its changed versions, embedded.
 
     Attributes:
@@ -115,12 +115,12 @@ class _Decoded:
 def encode_pictures(
     encoder: Encoder,
     requests: Iterable[Request],
-    tally: Tally,
+    tally: ProblemCounts,
     *,
     changes: Changes = NO_CHANGES,
     donor: Donor = lambda request, digest, label: None,
     workers: int = WORKERS,
-) -> Iterator[Seen]:
+) -> Iterator[EmbeddedVersions]:
     """Embeds pictures, and changed versions of each, in the order of the requests; each file is decoded once.
 
     Args:
@@ -156,7 +156,9 @@ def encode_pictures(
             tally.add(UNREADABLE, [request.name])
         else:
             unit = unit_rows(rows)
-            yield Seen(request.name, request.place, ready.item.digest, unit[0], unit[1:], tuple(versions.labels))
+            yield EmbeddedVersions(
+                request.name, request.place, ready.item.digest, unit[0], unit[1:], tuple(versions.labels)
+            )
 
 
 def encode_texts(encoder: Encoder, texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from invariclip.preprocessing.interventions import Chosen
+    from invariclip.preprocessing.interventions import InterventionRequest
 
 
 @dataclass(frozen=True)
-class Entry:
+class SourceEntry:
     """The keys of one source.
 
     Attributes:
@@ -129,7 +129,7 @@ class Entry:
             raise self._wrong(key, f"one of {', '.join(known)}", value)
         return str(value)
 
-    def kinds(self, key: str, default: str = "none") -> tuple[Chosen, ...]:
+    def kinds(self, key: str, default: str = "none") -> tuple[InterventionRequest, ...]:
         """Interventions: names and groups with commas, a file of them, or a list as such a file holds.
 
         Raises:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from invariclip.calibrate.data.stream.tally import Tally
+    from invariclip.calibrate.data.stream.tally import ProblemCounts
 
 
 class Environments:
@@ -35,7 +35,7 @@ class Environments:
             self._differ[name] = bool(np.linalg.norm(row - first) > SAME_DISTANCE)
         self._counts[name] += 1
 
-    def tell(self, tally: Tally) -> None:
+    def tell(self, tally: ProblemCounts) -> None:
         """Counts the environments that tell nothing."""
         counts = self._counts.items()
         tally.add(EMPTY_HERE, [name for name, count in counts if count == 0])

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from invariclip.calibrate.data.stream.blocks import BLOCK_ROWS, Block
+from invariclip.calibrate.data.stream.blocks import BLOCK_ROWS, RowBlock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -52,7 +52,7 @@ class Gather:
         """Adds a pair, [D] each, to a part, all of whose pairs have a tie or none."""
         self._pairs.setdefault(part, []).append(_Pair(first, second, weight, name, tie))
 
-    def full(self) -> Iterator[Block]:
+    def full(self) -> Iterator[RowBlock]:
         """The blocks that are full; call it after every few rows, so that no more than they are held."""
         while len(self._points) >= BLOCK_ROWS:
             yield _of_points(self._points[:BLOCK_ROWS])
@@ -62,7 +62,7 @@ class Gather:
                 yield _of_pairs(part, pairs[:BLOCK_ROWS])
                 del pairs[:BLOCK_ROWS]
 
-    def rest(self) -> Iterator[Block]:
+    def rest(self) -> Iterator[RowBlock]:
         """All that is left, part by part."""
         yield from self.full()
         if self._points:
@@ -70,13 +70,13 @@ class Gather:
         yield from (_of_pairs(part, pairs) for part, pairs in self._pairs.items() if pairs)
 
 
-def _of_points(points: Sequence[tuple[NDArray[np.float64], str]]) -> Block:
-    return Block(points=np.stack([row for row, _ in points]), point_names=[name for _, name in points])
+def _of_points(points: Sequence[tuple[NDArray[np.float64], str]]) -> RowBlock:
+    return RowBlock(points=np.stack([row for row, _ in points]), point_names=[name for _, name in points])
 
 
-def _of_pairs(part: str, pairs: Sequence[_Pair]) -> Block:
+def _of_pairs(part: str, pairs: Sequence[_Pair]) -> RowBlock:
     ties = [pair.tie for pair in pairs if pair.tie is not None]
-    return Block(
+    return RowBlock(
         first=np.stack([pair.first for pair in pairs]),
         second=np.stack([pair.second for pair in pairs]),
         weights=np.asarray([pair.weight for pair in pairs]),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from invariclip.calibrate.data.pictures import inside_folder
 from invariclip.calibrate.data.sources.columns import PATHS, Listed, read_pairs
-from invariclip.calibrate.data.sources.encode import Request, Seen, encode_pictures
+from invariclip.calibrate.data.sources.encode import EmbeddedVersions, Request, encode_pictures
 from invariclip.calibrate.data.sources.gather import NATURAL, Gather
 from invariclip.calibrate.data.sources.lines import Span, spans
 from invariclip.calibrate.data.sources.stamps import require_file, require_unchanged, stamp
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from invariclip.calibrate.data.encoder import Encoder
-    from invariclip.calibrate.data.stream.blocks import Block
-    from invariclip.calibrate.data.stream.tally import Tally
+    from invariclip.calibrate.data.stream.blocks import RowBlock
+    from invariclip.calibrate.data.stream.tally import ProblemCounts
 
 Points = Literal["both", "first", "none"]
 """Which members of pairs are taken as points."""
@@ -83,7 +83,7 @@ class PairsFile:
             raise InputError(f"{path}: lists no pair")
         return found
 
-    def read(self, shard: Shard, encoder: Encoder | None, tally: Tally) -> Iterator[Block]:
+    def read(self, shard: Shard, encoder: Encoder | None, tally: ProblemCounts) -> Iterator[RowBlock]:
         """The pairs of a range; every picture of it is embedded once (see `Source`).
 
         A pair whose members are one file, or two of the same content, is left out with its points.
@@ -114,7 +114,7 @@ class PairsFile:
             yield from gather.full()
         yield from gather.rest()
 
-    def _embedded(self, pairs: Sequence[Listed], encoder: Encoder, tally: Tally) -> dict[str, Seen]:
+    def _embedded(self, pairs: Sequence[Listed], encoder: Encoder, tally: ProblemCounts) -> dict[str, EmbeddedVersions]:
         """Every picture that can be read, by the path that the file gives."""
         names = list(dict.fromkeys(name for pair in pairs for name in (pair.first, pair.second)))
         there = [name for name in names if stamp(Path(self.path).parent / name)]

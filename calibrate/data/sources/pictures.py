@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from invariclip.calibrate.data.layouts import find_layout, read_layout
-from invariclip.calibrate.data.pairs import UNCHANGED, Table, codes, natural_pairs, seeded
+from invariclip.calibrate.data.pairs import UNCHANGED, EmbeddingTable, codes, natural_pairs, seeded
 from invariclip.calibrate.data.pictures import keep, read_pictures
 from invariclip.calibrate.data.sources.changes import NO_CHANGES, Changes
-from invariclip.calibrate.data.sources.encode import Donor, Request, Seen, encode_pictures, usable
+from invariclip.calibrate.data.sources.encode import Donor, EmbeddedVersions, Request, encode_pictures, usable
 from invariclip.calibrate.data.sources.environments import Environments
 from invariclip.calibrate.data.sources.gather import INTERVENTIONS, NATURAL, Gather
 from invariclip.calibrate.data.sources.stamps import require_unchanged, stamp
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from invariclip.calibrate.data.encoder import Encoder
     from invariclip.calibrate.data.names import PairsBy
     from invariclip.calibrate.data.pictures import Picture
-    from invariclip.calibrate.data.stream.blocks import Block
-    from invariclip.calibrate.data.stream.tally import Tally
+    from invariclip.calibrate.data.stream.blocks import RowBlock
+    from invariclip.calibrate.data.stream.tally import ProblemCounts
 
 CONCEPTS = 64
 """Concepts of a shard at most."""
@@ -48,7 +48,7 @@ Files = list[list[Any]]
 
 
 @dataclass(frozen=True)
-class Pictures:
+class ImageSource:
     """A manifest or a folder of pictures (see `calibrate.pictures.read_pictures`).
 
     Attributes:
@@ -113,7 +113,7 @@ class Pictures:
             found[0] = Shard(found[0].source, found[0].name, {**found[0].spec, **told})
         return found
 
-    def read(self, shard: Shard, encoder: Encoder | None, tally: Tally) -> Iterator[Block]:
+    def read(self, shard: Shard, encoder: Encoder | None, tally: ProblemCounts) -> Iterator[RowBlock]:
         """Points, natural pairs and interventions of a shard's concepts (see `Source`).
 
         Raises:
@@ -126,7 +126,7 @@ class Pictures:
         tally.add(SINGLE_OF_CLASS, spec.get("single", ()))
         files, root = spec["files"], Path(spec["root"])
         changes = self.changes if spec["changes"] else NO_CHANGES
-        gather, good = Gather(), list[Seen]()
+        gather, good = Gather(), list[EmbeddedVersions]()
         environments = Environments(environment for _, _, environment, _ in files)
         requests, donor = _requests(root, files, tally), _donor(root, files, changes)
         for seen in encode_pictures(encoder, requests, tally, changes=changes, donor=donor):
@@ -183,7 +183,7 @@ class Pictures:
         )
 
 
-def take(seen: Seen, gather: Gather, tally: Tally, *, points: bool) -> bool:
+def take(seen: EmbeddedVersions, gather: Gather, tally: ProblemCounts, *, points: bool) -> bool:
     """Gathers a picture as a point, and its pairs with its versions: it weighs one, shared by those that are usable.
 
     A picture whose embedding is not usable goes on as a point, where it is counted; it is told here where there are no
@@ -229,7 +229,7 @@ def _drawn(files: Files, seed: int) -> Files:
     return [files[place] for place in sorted(chosen)]
 
 
-def _requests(root: Path, files: Files, tally: Tally) -> Iterator[Request]:
+def _requests(root: Path, files: Files, tally: ProblemCounts) -> Iterator[Request]:
     for place, (file, _, _, listed) in enumerate(files):
         require_unchanged(root / file, listed)
         if listed:
@@ -248,12 +248,12 @@ def _donor(root: Path, files: Files, changes: Changes) -> Donor:
     return lambda request, digest, label: donors.choose(digest, files[request.place][2], label, changes.seed)
 
 
-def _pair_up(good: Sequence[Seen], files: Files, seed: int, gather: Gather, tally: Tally) -> None:
+def _pair_up(good: Sequence[EmbeddedVersions], files: Files, seed: int, gather: Gather, tally: ProblemCounts) -> None:
     """Natural pairs of the pictures that could be embedded, and what has no partner."""
     concepts, concept_names = codes([files[seen.place][1] for seen in good])
     environments, environment_names = codes([files[seen.place][2] for seen in good])
     count = len(good)
-    table = Table(
+    table = EmbeddingTable(
         vectors=np.empty((count, 0)),
         concepts=concepts,
         labels=concepts,

@@ -19,7 +19,7 @@ MAX_WIDTH = 1 << 16
 """Of an embedding: a damaged header must not make us allocate."""
 
 
-class Table(Protocol):
+class ColumnFile(Protocol):
     """Columns of rows.
 
     Attributes:
@@ -39,7 +39,7 @@ class Table(Protocol):
         """Column → its rows from start to stop, at most `block` at a time. Both ends are cuts."""
 
 
-def open_tables(files: Mapping[str, Path]) -> Table:
+def open_tables(files: Mapping[str, Path]) -> ColumnFile:
     """One file that holds all columns (called ""), or an npy file for every column.
 
     Raises:

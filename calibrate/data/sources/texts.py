@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from invariclip.calibrate.data.encoder import Encoder
-    from invariclip.calibrate.data.stream.blocks import Block
-    from invariclip.calibrate.data.stream.tally import Tally
+    from invariclip.calibrate.data.stream.blocks import RowBlock
+    from invariclip.calibrate.data.stream.tally import ProblemCounts
 
 RECORDS = 4096
 """Pairs of a shard of a file."""
@@ -79,7 +79,7 @@ class TextPairs:
             raise InputError(f"{path}: lists no pair")
         return found
 
-    def read(self, shard: Shard, encoder: Encoder | None, tally: Tally) -> Iterator[Block]:
+    def read(self, shard: Shard, encoder: Encoder | None, tally: ProblemCounts) -> Iterator[RowBlock]:
         """The pairs of a range (see `Source`).
 
         Raises:
@@ -140,7 +140,7 @@ class TemplatePairs:
             for start in range(0, len(self.classes), step)
         ]
 
-    def read(self, shard: Shard, encoder: Encoder | None, tally: Tally) -> Iterator[Block]:
+    def read(self, shard: Shard, encoder: Encoder | None, tally: ProblemCounts) -> Iterator[RowBlock]:
         """The pairs of a range of classes (see `Source`).
 
         Raises:
@@ -155,7 +155,7 @@ class TemplatePairs:
         return _blocks(self.name, pairs, encoder, tally)
 
 
-def _blocks(source: str, pairs: Sequence[Listed], encoder: Encoder | None, tally: Tally) -> Iterator[Block]:
+def _blocks(source: str, pairs: Sequence[Listed], encoder: Encoder | None, tally: ProblemCounts) -> Iterator[RowBlock]:
     """Pairs as rows; those whose members the encoder cannot tell apart (case, beyond its context) are left out."""
     if encoder is None:
         raise InputError(f"{source}: texts need an encoder; name a checkpoint")

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from invariclip.calibrate.data.pairs import seeded
-from invariclip.calibrate.data.sources.archive import Sample, archives, samples
+from invariclip.calibrate.data.sources.archive import TarSample, archives, samples
 from invariclip.calibrate.data.sources.changes import NO_CHANGES, Changes
-from invariclip.calibrate.data.sources.encode import Request, Seen, encode_pictures
+from invariclip.calibrate.data.sources.encode import EmbeddedVersions, Request, encode_pictures
 from invariclip.calibrate.data.sources.gather import NATURAL, Gather
 from invariclip.calibrate.data.sources.pictures import take
 from invariclip.calibrate.data.sources.stamps import require_file, require_unchanged
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from invariclip.calibrate.data.encoder import Encoder
-    from invariclip.calibrate.data.stream.blocks import Block
-    from invariclip.calibrate.data.stream.tally import Tally
+    from invariclip.calibrate.data.stream.blocks import RowBlock
+    from invariclip.calibrate.data.stream.tally import ProblemCounts
 
 ALONE = "samples with one usable picture: no natural pair"
 
@@ -88,7 +88,7 @@ class WebDataset:
             for path in archives(self.paths)
         ]
 
-    def read(self, shard: Shard, encoder: Encoder | None, tally: Tally) -> Iterator[Block]:
+    def read(self, shard: Shard, encoder: Encoder | None, tally: ProblemCounts) -> Iterator[RowBlock]:
         """The pictures of a tar file, sample by sample (see `Source`).
 
         A sample of k usable pictures weighs k - 1, shared evenly by its k(k-1)/2 pairs, as a concept in k
@@ -101,7 +101,7 @@ class WebDataset:
             raise InputError(f"{self.name}: pictures need an encoder; name a checkpoint")
         path = Path(shard.spec["path"])
         require_unchanged(path, shard.spec["stamp"])
-        gather, good, done = Gather(), list[Seen](), 0
+        gather, good, done = Gather(), list[EmbeddedVersions](), 0
         requests = _requests(samples(path, tally), LENDERS if self.changes.needs_donor else 0)
         for picture in encode_pictures(encoder, requests, tally, changes=self.changes, donor=self._donor):
             if good and picture.place != good[0].place:
@@ -119,7 +119,7 @@ class WebDataset:
             return None
         return request.lenders[seeded("donor", digest, label, self.changes.seed).integers(len(request.lenders))]
 
-    def _pair_up(self, good: Sequence[Seen], before: int, gather: Gather, tally: Tally) -> None:
+    def _pair_up(self, good: Sequence[EmbeddedVersions], before: int, gather: Gather, tally: ProblemCounts) -> None:
         """Natural pairs of a sample's pictures; there were so many pictures before them."""
         if not self.natural:
             return
@@ -133,7 +133,7 @@ class WebDataset:
                 gather.pair(NATURAL, first.row, second.row, 2 / len(good), name, (one, other, first.place))
 
 
-def _requests(found: Iterator[Sample], lenders: int) -> Iterator[Request]:
+def _requests(found: Iterator[TarSample], lenders: int) -> Iterator[Request]:
     """The pictures of samples, each with some of the samples before it to borrow from."""
     before: deque[bytes] = deque(maxlen=lenders)
     for place, sample in enumerate(found):

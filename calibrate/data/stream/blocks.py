@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.calibrate.data.encoder import Encoder
-    from invariclip.calibrate.data.stream.tally import Tally
+    from invariclip.calibrate.data.stream.tally import ProblemCounts
 
 BLOCK_ROWS = 4096
 """Rows of a block at most."""
@@ -46,7 +46,7 @@ class Shard:
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-class Names(Protocol):
+class RowNames(Protocol):
     """Names of rows: a tuple or list, or something that makes them when they are asked for."""
 
     def __len__(self) -> int:
@@ -57,7 +57,7 @@ class Names(Protocol):
 
 
 @dataclass(frozen=True)
-class Block:
+class RowBlock:
     """Rows to take into the moments. They need not have unit length; what is not finite or zero is left out and told.
 
     Attributes:
@@ -78,11 +78,11 @@ class Block:
     weights: NDArray[np.float64] | None = None
     ties: NDArray[np.int64] | None = None
     part: str = "pairs"
-    point_names: Names = ()
-    pair_names: Names = ()
+    point_names: RowNames = ()
+    pair_names: RowNames = ()
 
 
-class Source(Protocol):
+class PairSource(Protocol):
     """Where pairs come from.
 
     Attributes:
@@ -110,7 +110,7 @@ class Source(Protocol):
             InputError: Something that it names is missing or cannot be used.
         """
 
-    def read(self, shard: Shard, encoder: Encoder | None, tally: Tally) -> Iterator[Block]:
+    def read(self, shard: Shard, encoder: Encoder | None, tally: ProblemCounts) -> Iterator[RowBlock]:
         """The shard's rows, at most `BLOCK_ROWS` a block.
 
         The same shard gives the same blocks at every reading, whatever was read before it. What cannot be used (a file

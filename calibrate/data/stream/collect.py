@@ -12,9 +12,9 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from invariclip.calibrate.data.stream.state import State, read_state, write_state
+from invariclip.calibrate.data.stream.state import MomentsState, read_state, write_state
 from invariclip.calibrate.data.stream.sums import Sums
-from invariclip.calibrate.data.stream.tally import Tally
+from invariclip.calibrate.data.stream.tally import ProblemCounts
 from invariclip.console import Progress, silent
 from invariclip.errors import InputError, InvariclipError
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from invariclip.calibrate.data.encoder import Encoder
-    from invariclip.calibrate.data.stream.blocks import Shard, Source
+    from invariclip.calibrate.data.stream.blocks import PairSource, Shard
     from invariclip.calibrate.projection.moments import Moments
 
 SAVE_EVERY = 20.0
@@ -43,28 +43,28 @@ class Collected:
 
     shard: Shard
     moments: dict[str, Moments]
-    tally: Tally
+    tally: ProblemCounts
     lost: str | None = None
 
 
-class Engine(Protocol):
+class ShardReader(Protocol):
     """What reads shards: this process, or many."""
 
     def __call__(
-        self, tasks: Sequence[tuple[Source, Shard]], width: int, encoder: Encoder | None, /
+        self, tasks: Sequence[tuple[PairSource, Shard]], width: int, encoder: Encoder | None, /
     ) -> Iterable[Collected]:
         """What every shard gives, in the order of the tasks."""
 
 
 def collect(
-    sources: Sequence[Source],
+    sources: Sequence[PairSource],
     encoder: Encoder | None = None,
     *,
     state_file: Path | None = None,
-    engine: Engine | None = None,
+    engine: ShardReader | None = None,
     save_every: float = SAVE_EVERY,
     progress: Progress = silent,
-) -> State:
+) -> MomentsState:
     """Takes every shard of the sources into a state that does not hold it yet.
 
     Args:
@@ -81,7 +81,7 @@ def collect(
     """
     plan = plan_of(sources)
     width = _width(plan, encoder)
-    state = State(width, encoder_digest(encoder))
+    state = MomentsState(width, encoder_digest(encoder))
     if state_file is not None and state_file.exists():
         before = read_state(state_file)
         state.merge(before)
@@ -110,26 +110,26 @@ def collect(
     return state
 
 
-def here(tasks: Iterable[tuple[Source, Shard]], width: int, encoder: Encoder | None) -> Iterator[Collected]:
+def here(tasks: Iterable[tuple[PairSource, Shard]], width: int, encoder: Encoder | None) -> Iterator[Collected]:
     """Reads shards in this process, one after another."""
     for source, shard in tasks:
         yield read_shard(source, shard, width, encoder)
 
 
-def read_shard(source: Source, shard: Shard, width: int, encoder: Encoder | None) -> Collected:
+def read_shard(source: PairSource, shard: Shard, width: int, encoder: Encoder | None) -> Collected:
     """One shard's sums; one that cannot be read is told as lost, and nothing of it counts."""
     sums = Sums(width, shard.name)
-    told = Tally()
+    told = ProblemCounts()
     try:
         for block in source.read(shard, encoder, told):
             sums.add(block)
     except (InvariclipError, OSError) as error:
-        return Collected(shard, {}, Tally(), lost=str(error))
+        return Collected(shard, {}, ProblemCounts(), lost=str(error))
     told.merge(sums.tally)
     return Collected(shard, sums.moments(), told)
 
 
-def plan_of(sources: Sequence[Source]) -> list[tuple[Source, Shard]]:
+def plan_of(sources: Sequence[PairSource]) -> list[tuple[PairSource, Shard]]:
     """All shards of all sources, in order.
 
     Raises:
@@ -158,7 +158,7 @@ def encoder_digest(encoder: Encoder | None) -> str:
     return hashlib.sha256(space.encode()).hexdigest()
 
 
-def _width(plan: Sequence[tuple[Source, Shard]], encoder: Encoder | None) -> int:
+def _width(plan: Sequence[tuple[PairSource, Shard]], encoder: Encoder | None) -> int:
     """D: the encoder's, or that of the embeddings that are given."""
     if encoder is not None:
         return encoder.embed_dim
@@ -170,7 +170,7 @@ def _width(plan: Sequence[tuple[Source, Shard]], encoder: Encoder | None) -> int
     raise InputError("no source says how wide its embeddings are")
 
 
-def _require_unchanged(state: State, plan: Sequence[tuple[Source, Shard]]) -> None:
+def _require_unchanged(state: MomentsState, plan: Sequence[tuple[PairSource, Shard]]) -> None:
     """Refuses to count a shard again that was another when it was counted."""
     planned = {shard.digest for _, shard in plan}
     counted = {what for digest, what in state.done.items() if digest not in planned}

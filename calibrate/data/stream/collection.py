@@ -36,7 +36,7 @@ _SPACE, _UNREADABLE = b"invariclip.space_id", b"invariclip.unreadable"
 
 
 @dataclass(frozen=True)
-class Opening:
+class ArtifactOpening:
     """How every worker opens the artifact; the arguments of `load`."""
 
     artifact: str
@@ -60,7 +60,7 @@ class Part:
 
 
 def embed_collection(
-    opening: Opening,
+    opening: ArtifactOpening,
     pictures: Sequence[Path],
     out: Path,
     *,
@@ -117,12 +117,14 @@ def embed_pictures(
     progress: Progress,
 ) -> dict[str, Any]:
     """`embed_collection` as the command line asks for it; a worker has one thread unless told otherwise."""
-    opening = Opening(str(artifact.resolve()), None, backend, threads or 1, batch_size)
+    opening = ArtifactOpening(str(artifact.resolve()), None, backend, threads or 1, batch_size)
     paths = [path.resolve() for path in pictures]
     return embed_collection(opening, paths, out.resolve(), cluster=Cluster(address, workers), progress=progress)
 
 
-def parts_of(opening: Opening, space_id: str, pictures: Sequence[Path], *, size: int = PART_PICTURES) -> list[Part]:
+def parts_of(
+    opening: ArtifactOpening, space_id: str, pictures: Sequence[Path], *, size: int = PART_PICTURES
+) -> list[Part]:
     """The parts of a collection, in the order of its pictures.
 
     Raises:
@@ -146,7 +148,7 @@ def parts_of(opening: Opening, space_id: str, pictures: Sequence[Path], *, size:
 class _Embedder:
     """One worker: opens the artifact once, then writes parts."""
 
-    def __init__(self, opening: Opening, out: str) -> None:
+    def __init__(self, opening: ArtifactOpening, out: str) -> None:
         from invariclip.loading import load
 
         self._model: Model = load(

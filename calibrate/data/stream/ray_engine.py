@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from invariclip.calibrate.data.stream.collect import Collected, read_shard
-from invariclip.calibrate.data.stream.state import State, state_from_bytes, state_to_bytes
-from invariclip.calibrate.data.stream.tally import Tally
+from invariclip.calibrate.data.stream.state import MomentsState, state_from_bytes, state_to_bytes
+from invariclip.calibrate.data.stream.tally import ProblemCounts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from invariclip.calibrate.data.encoder import Encoder
-    from invariclip.calibrate.data.stream.blocks import Shard, Source
+    from invariclip.calibrate.data.stream.blocks import PairSource, Shard
     from invariclip.calibrate.data.stream.cluster import Cluster
 
 
@@ -34,7 +34,7 @@ class RayEngine:
     make_encoder: Callable[[], Encoder] | None = None
 
     def __call__(
-        self, tasks: Sequence[tuple[Source, Shard]], width: int, encoder: Encoder | None, /
+        self, tasks: Sequence[tuple[PairSource, Shard]], width: int, encoder: Encoder | None, /
     ) -> Iterator[Collected]:
         """What every shard gives, in the order of the tasks.
 
@@ -45,7 +45,7 @@ class RayEngine:
         answers = self.cluster.over([_Task(*task) for task in tasks], _Reader, (width, make))
         for (_, shard), (lost, content) in zip(tasks, answers, strict=True):
             if lost is not None:
-                yield Collected(shard, {}, Tally(), lost=lost)
+                yield Collected(shard, {}, ProblemCounts(), lost=lost)
                 continue
             state = state_from_bytes(content, f"{shard.name}, from its worker")
             moments = {part: found for (_, part, _), found in state.sums.items()}
@@ -54,7 +54,7 @@ class RayEngine:
 
 @dataclass(frozen=True)
 class _Task:
-    source: Source
+    source: PairSource
     shard: Shard
 
     def __str__(self) -> str:
@@ -71,7 +71,7 @@ class _Reader:
     def __call__(self, task: _Task) -> tuple[str | None, bytes]:
         """Why a shard could not be read, or None; and its sums as a state's bytes."""
         found = read_shard(task.source, task.shard, self._width, self._encoder)
-        state = State(self._width, "")
+        state = MomentsState(self._width, "")
         if found.lost is None:
             state.add(task.shard, found.moments, found.tally)
         return found.lost, state_to_bytes(state)

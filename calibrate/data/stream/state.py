@@ -17,7 +17,7 @@ from safetensors.numpy import load, save
 
 import invariclip
 from invariclip.calibrate.data.stream.sums import POINTS
-from invariclip.calibrate.data.stream.tally import Tally
+from invariclip.calibrate.data.stream.tally import ProblemCounts
 from invariclip.calibrate.projection.moments import Moments, empty
 from invariclip.errors import InputError
 from invariclip.files import write_atomically
@@ -39,7 +39,7 @@ _MATRICES = ("point_sum", "point_outer", "pair_outer")
 
 
 @dataclass
-class State:
+class MomentsState:
     """Sums, and what they are of.
 
     Attributes:
@@ -54,9 +54,9 @@ class State:
     encoder: str
     sums: dict[tuple[str, str, int], Moments] = field(default_factory=dict)
     done: dict[str, tuple[str, str]] = field(default_factory=dict)
-    tallies: dict[str, Tally] = field(default_factory=dict)
+    tallies: dict[str, ProblemCounts] = field(default_factory=dict)
 
-    def add(self, shard: Shard, moments: Mapping[str, Moments], tally: Tally) -> None:
+    def add(self, shard: Shard, moments: Mapping[str, Moments], tally: ProblemCounts) -> None:
         """Counts a shard.
 
         Args:
@@ -72,10 +72,10 @@ class State:
         group = int(shard.digest, 16) % GROUPS
         for part, found in moments.items():
             self._put((shard.source, part, 0 if part == POINTS else group), found)
-        self.tallies.setdefault(shard.source, Tally()).merge(tally)
+        self.tallies.setdefault(shard.source, ProblemCounts()).merge(tally)
         self.done[shard.digest] = (shard.source, shard.name)
 
-    def merge(self, other: State) -> None:
+    def merge(self, other: MomentsState) -> None:
         """Adds the sums of another state.
 
         Raises:
@@ -89,10 +89,10 @@ class State:
         for key, found in other.sums.items():
             self._put(key, found)
         for source, tally in other.tallies.items():
-            self.tallies.setdefault(source, Tally()).merge(tally)
+            self.tallies.setdefault(source, ProblemCounts()).merge(tally)
         self.done.update(other.done)
 
-    def subtract(self, other: State) -> None:
+    def subtract(self, other: MomentsState) -> None:
         """Takes the sums of another state out again; what was left out of its shards is forgotten as well.
 
         Raises:
@@ -168,7 +168,7 @@ class State:
         before = self.sums.get(key)
         self.sums[key] = found if before is None else before + found
 
-    def _require_kin(self, other: State) -> None:
+    def _require_kin(self, other: MomentsState) -> None:
         if (self.width, self.encoder) != (other.width, other.encoder):
             raise InputError(
                 f"moments of encoder {other.encoder[:12] or 'unknown'} and width {other.width} do not go with those of "
@@ -176,12 +176,12 @@ class State:
             )
 
 
-def write_state(path: str | os.PathLike[str], state: State) -> None:
+def write_state(path: str | os.PathLike[str], state: MomentsState) -> None:
     """Writes a state atomically."""
     write_atomically(Path(path), state_to_bytes(state))
 
 
-def state_to_bytes(state: State) -> bytes:
+def state_to_bytes(state: MomentsState) -> bytes:
     """The content of a state's file: safetensors."""
     tensors, entries = {}, []
     for place, ((source, part, group), moments) in enumerate(state.sums.items()):
@@ -204,7 +204,7 @@ def state_to_bytes(state: State) -> bytes:
     return save(tensors, {_KEY: json.dumps(facts, ensure_ascii=False)})
 
 
-def read_state(path: str | os.PathLike[str]) -> State:
+def read_state(path: str | os.PathLike[str]) -> MomentsState:
     """Reads what `write_state` wrote.
 
     Raises:
@@ -218,7 +218,7 @@ def read_state(path: str | os.PathLike[str]) -> State:
     return state_from_bytes(where.read_bytes(), str(where))
 
 
-def state_from_bytes(content: bytes, where: str) -> State:
+def state_from_bytes(content: bytes, where: str) -> MomentsState:
     """Reads what `state_to_bytes` made; `where` is what errors call it.
 
     Raises:
@@ -235,10 +235,10 @@ def state_from_bytes(content: bytes, where: str) -> State:
         raise InputError(f"{where}: not moments written by invariclip ({error})") from error
 
 
-def _state(facts: dict[str, Any], held: dict[str, Any]) -> State:
+def _state(facts: dict[str, Any], held: dict[str, Any]) -> MomentsState:
     width = int(facts["width"])
     shapes = {"point_sum": (width,), "point_outer": (width, width), "pair_outer": (width, width)}
-    state = State(width, str(facts["encoder"]))
+    state = MomentsState(width, str(facts["encoder"]))
     for place, entry in enumerate(facts["sums"]):
         key = (entry.pop("source"), entry.pop("part"), entry.pop("group"))
         matrices = {name: held.get(f"{place}.{name}", np.zeros(shape)) for name, shape in shapes.items()}
@@ -251,5 +251,5 @@ def _state(facts: dict[str, Any], held: dict[str, Any]) -> State:
                 raise ValueError(f"its {name} of {key[0]} is {value!r}, not a number of zero or more")
         state.sums[key] = Moments(**entry, **matrices)
     state.done = {digest: (what[0], what[1]) for digest, what in facts["done"].items()}
-    state.tallies = {source: Tally.from_json(plain) for source, plain in facts["left_out"].items()}
+    state.tallies = {source: ProblemCounts.from_json(plain) for source, plain in facts["left_out"].items()}
     return state

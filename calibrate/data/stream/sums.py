@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from invariclip.calibrate.data.pairs import SAME_DISTANCE
-from invariclip.calibrate.data.stream.tally import NOT_FINITE, SAME, ZERO, Tally
+from invariclip.calibrate.data.stream.tally import NOT_FINITE, SAME, ZERO, ProblemCounts
 from invariclip.calibrate.projection.moments import Moments, empty
 from invariclip.errors import InputError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from invariclip.calibrate.data.stream.blocks import Block, Names
+    from invariclip.calibrate.data.stream.blocks import RowBlock, RowNames
 
 POINTS = "points"
 """The part that Σ is made of; all others are kinds of pairs."""
@@ -44,13 +44,13 @@ class Sums:
             name: The shard's, for what is told of rows that have no name.
         """
         self.width = width
-        self.tally = Tally()
+        self.tally = ProblemCounts()
         self._name = name
         self._running: dict[str, _Running] = {}
         self._buffers = (np.empty((0, width)), np.empty((0, width)))
         self._seen = {"row": 0, "pair": 0}
 
-    def add(self, block: Block) -> None:
+    def add(self, block: RowBlock) -> None:
         """Takes a block in.
 
         Raises:
@@ -66,12 +66,12 @@ class Sums:
         """The sums so far, by part."""
         return {part: running.moments(part) for part, running in sorted(self._running.items())}
 
-    def _take_points(self, rows: NDArray[np.float64], squares: NDArray[np.float64], names: Names) -> None:
+    def _take_points(self, rows: NDArray[np.float64], squares: NDArray[np.float64], names: RowNames) -> None:
         good = self._told("row", squares, names)
         self._seen["row"] += len(rows)
         self._sum(POINTS, rows, good, np.ones(len(rows)), np.ones(len(rows)), None)
 
-    def _take_pairs(self, block: Block, first: NDArray[Any], second: NDArray[Any]) -> None:
+    def _take_pairs(self, block: RowBlock, first: NDArray[Any], second: NDArray[Any]) -> None:
         if first.shape != second.shape:
             raise InputError(f"{self._name}: {len(first)} first members of pairs and {len(second)} second ones")
         weights = self._weights(block.weights, len(first))
@@ -110,14 +110,14 @@ class Sums:
                 rows[part] /= np.sqrt(squares[part])[:, None]
         return squares
 
-    def _told(self, what: str, squares: NDArray[np.float64], names: Names) -> NDArray[np.bool_]:
+    def _told(self, what: str, squares: NDArray[np.float64], names: RowNames) -> NDArray[np.bool_]:
         """Which rows are embeddings, bool [n]; the others are counted."""
         finite, zero = np.isfinite(squares), squares == 0
         self._tell(NOT_FINITE, what, ~finite, names)
         self._tell(ZERO, what, zero, names)
         return np.asarray(finite & ~zero)
 
-    def _tell(self, reason: str, what: str, bad: NDArray[np.bool_], names: Names) -> None:
+    def _tell(self, reason: str, what: str, bad: NDArray[np.bool_], names: RowNames) -> None:
         if bad.any():
             places = np.flatnonzero(bad)
             known = [

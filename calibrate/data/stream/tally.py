@@ -42,7 +42,7 @@ WORDS = {
 
 
 @dataclass
-class Tally:
+class ProblemCounts:
     """Counts of problems. Tallies of shards add up.
 
     Attributes:
@@ -67,12 +67,12 @@ class Tally:
             kept = self.examples.setdefault(reason, [])
             kept.extend(list(names)[: EXAMPLES - len(kept)])
 
-    def merge(self, other: Tally) -> None:
+    def merge(self, other: ProblemCounts) -> None:
         """Adds another tally's counts, and its examples as far as there is room."""
         for reason, number in other.counts.items():
             self.add(reason, other.examples.get(reason, ()), number)
 
-    def subtract(self, other: Tally) -> None:
+    def subtract(self, other: ProblemCounts) -> None:
         """Takes another tally's counts out; the examples stay as far as something is left of their reason."""
         self.counts.subtract(other.counts)
         for reason in [reason for reason, number in self.counts.items() if number <= 0]:
@@ -98,7 +98,7 @@ class Tally:
         }
 
     @classmethod
-    def from_json(cls, plain: Mapping[str, Any]) -> Tally:
+    def from_json(cls, plain: Mapping[str, Any]) -> ProblemCounts:
         """Reads what `to_json` wrote.
 
         Raises:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from invariclip.calibrate.projection.evaluate import Bootstrap, Interval
+from invariclip.calibrate.projection.evaluate import AccuracyInterval, Bootstrap
 from invariclip.calibrate.prompts.opinions import fused_answers
 from invariclip.calibrate.prompts.options import PLAIN
 from invariclip.calibrate.prompts.scored import Side, sides
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.calibrate.prompts.learn import Learnt
-    from invariclip.calibrate.prompts.options import Options
-    from invariclip.calibrate.prompts.scored import Scored
+    from invariclip.calibrate.prompts.options import PromptOptions
+    from invariclip.calibrate.prompts.scored import ScoredImages
     from invariclip.uncertainty import Fused
 
 COVERAGES = tuple(share / 10 for share in range(1, 11))
@@ -100,7 +100,7 @@ class Template:
     seen: str
     scale: float
     bias: float
-    accuracy: Interval
+    accuracy: AccuracyInterval
     agreement: float
     uncertainty: float
     without: float
@@ -128,7 +128,7 @@ class Example:
 
 
 @dataclass(frozen=True, eq=False)
-class Figures:
+class PageFigures:
     """All of the page's figures.
 
     Attributes:
@@ -147,8 +147,8 @@ class Figures:
 
     hand_written: Side
     cdc: Side
-    accuracy: tuple[Interval, Interval]
-    gain: Interval
+    accuracy: tuple[AccuracyInterval, AccuracyInterval]
+    gain: AccuracyInterval
     telling: bool
     covered: tuple[Covered, ...]
     mark: Mark | None
@@ -158,7 +158,7 @@ class Figures:
     sure_and_wrong: tuple[Example, ...]
 
 
-def figures_of(learnt: Learnt, options: Options) -> Figures:
+def figures_of(learnt: Learnt, options: PromptOptions) -> PageFigures:
     """Computes all of them.
 
     Args:
@@ -172,7 +172,7 @@ def figures_of(learnt: Learnt, options: Options) -> Figures:
     bootstrap = Bootstrap(labels, np.zeros_like(labels), seed=options.seed)
     unsure, wrong = _examples(scored, plain, cdc)
     above = learnt.semantics.abstain_above
-    return Figures(
+    return PageFigures(
         hand_written=plain,
         cdc=cdc,
         accuracy=(bootstrap.intervals(plain.right)[-1], bootstrap.intervals(cdc.right)[-1]),
@@ -211,7 +211,7 @@ def _histogram(cdc: Side) -> Histogram:
     return Histogram(edges, *counts)
 
 
-def _templates(scored: Scored, cdc: Side, options: Options, bootstrap: Bootstrap) -> tuple[Template, ...]:
+def _templates(scored: ScoredImages, cdc: Side, options: PromptOptions, bootstrap: Bootstrap) -> tuple[Template, ...]:
     vectors, labels = scored.pictures.vectors, scored.pictures.labels
     every = np.arange(len(scored.bank))
     seen = ["", *(PLAIN if kind is None else kind.label for kind in options.views)]
@@ -235,13 +235,13 @@ def _templates(scored: Scored, cdc: Side, options: Options, bootstrap: Bootstrap
     return tuple(found)
 
 
-def _fused(scored: Scored, places: NDArray[np.int64]) -> Fused:
+def _fused(scored: ScoredImages, places: NDArray[np.int64]) -> Fused:
     """What some of the templates say together."""
     numbers = (own[places] for own in scored.scales.numbers)
     return fused_answers(scored.pictures.vectors, scored.bank[places], scored.logit_scale, *numbers)
 
 
-def _examples(scored: Scored, plain: Side, cdc: Side) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+def _examples(scored: ScoredImages, plain: Side, cdc: Side) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
     """The most uncertain pictures, and the least uncertain of those answered wrong."""
     pictures = scored.pictures
     # Equally uncertain ones in the order of their contents, so that the order of the files does not matter

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from invariclip.calibrate.data.embed import Job, shown
+from invariclip.calibrate.data.embed import EmbeddingJob, shown
 from invariclip.calibrate.prompts.report import plots
 from invariclip.calibrate.prompts.report.figures import figures_of
 from invariclip.calibrate.prompts.report.verdict import conclude
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from invariclip.calibrate.data.pictures import Picture
     from invariclip.calibrate.prompts.evaluate import Reliability
     from invariclip.calibrate.prompts.learn import Learnt
-    from invariclip.calibrate.prompts.options import Options
-    from invariclip.calibrate.prompts.report.figures import Example, Figures, Histogram
-    from invariclip.calibrate.prompts.scored import Scored
+    from invariclip.calibrate.prompts.options import PromptOptions
+    from invariclip.calibrate.prompts.report.figures import Example, Histogram, PageFigures
+    from invariclip.calibrate.prompts.scored import ScoredImages
 
 TEMPLATE = Path(__file__).with_name("page.html")
 
@@ -34,7 +34,7 @@ def page_beside(report: Path) -> Path:
     return report.with_name(f"{report.stem}.cdc.html")
 
 
-def write_page(path: Path, learnt: Learnt, options: Options, pictures: Sequence[Picture]) -> None:
+def write_page(path: Path, learnt: Learnt, options: PromptOptions, pictures: Sequence[Picture]) -> None:
     """Renders the page and writes it atomically.
 
     Args:
@@ -83,7 +83,7 @@ def _projection(learnt: Learnt) -> str:
     return f"{space.estimator}{strength}, {space.rank} of {space.embed_dim} dimensions"
 
 
-def _covered(figures: Figures) -> list[tuple[int, float, float, float, bool]]:
+def _covered(figures: PageFigures) -> list[tuple[int, float, float, float, bool]]:
     """Answered, hand-written risk, CDC's, u, and whether it is the threshold; in the order of how many are answered."""
     rows = [(one.answered, one.hand_written, one.cdc, one.uncertainty, False) for one in figures.covered]
     if figures.mark:
@@ -92,7 +92,7 @@ def _covered(figures: Figures) -> list[tuple[int, float, float, float, bool]]:
     return sorted(rows, key=lambda row: (row[0], row[-1]))
 
 
-def _bins(figures: Figures) -> list[dict[str, Any]]:
+def _bins(figures: PageFigures) -> list[dict[str, Any]]:
     """A row for every bin that either side has pictures in; a side without any has None for confidence and accuracy."""
     both = figures.hand_written.reliability, figures.cdc.reliability
     bins = len(both[0].counts)
@@ -115,7 +115,7 @@ def _histogram(found: Histogram) -> list[tuple[float, float, int, int]]:
     return [(float(low), float(high), int(right), int(wrong)) for low, high, right, wrong in rows if right or wrong]
 
 
-def _card(scored: Scored, example: Example) -> dict[str, Any]:
+def _card(scored: ScoredImages, example: Example) -> dict[str, Any]:
     picture, digest = scored.pictures.used[example.row], scored.pictures.digests[example.row]
-    pixels = shown(Job(picture.path), digest, scored.pixels)
+    pixels = shown(EmbeddingJob(picture.path), digest, scored.pixels)
     return {"picture": Thumbnail(data_uri(pixels), example.name, picture.environment), "example": example}

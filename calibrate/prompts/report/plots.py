@@ -12,7 +12,7 @@ from invariclip.calibrate.report.plots import WIDTH, Bar, bar_plot
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from invariclip.calibrate.prompts.report.figures import Figures, Template
+    from invariclip.calibrate.prompts.report.figures import PageFigures, Template
 
 HEIGHT = 3.4
 POINTS = 400
@@ -43,7 +43,7 @@ def course_plot(curve: Sequence[tuple[int, float]], best_step: int) -> str:
         return svg(figure, "Line plot. Validation loss by step; the figures stand in the table beside it.")
 
 
-def risk_plot(figures: Figures, target: float | None) -> str:
+def risk_plot(figures: PageFigures, target: float | None) -> str:
     """Risk of what is answered by how much is answered, of both sides; the threshold is marked.
 
     Args:
@@ -71,7 +71,7 @@ def risk_plot(figures: Figures, target: float | None) -> str:
         return svg(figure, "Line plot. Risk against coverage; the figures stand in the table beside it.")
 
 
-def reliability_plot(figures: Figures) -> str:
+def reliability_plot(figures: PageFigures) -> str:
     """Confidence against accuracy in bins; a point's area is its bin's share of the pictures."""
     with drawing():
         figure, axes = new_figure("Reliability diagram", WIDTH, HEIGHT + 0.4)
@@ -91,7 +91,7 @@ def reliability_plot(figures: Figures) -> str:
         )
 
 
-def histogram_plot(figures: Figures) -> str:
+def histogram_plot(figures: PageFigures) -> str:
     """Uncertainty of right and of wrong answers, each as shares of its own kind: there are often few wrong ones."""
     found = figures.histogram
     width = found.edges[1] - found.edges[0]

@@ -9,10 +9,10 @@ from invariclip.calibrate.report.verdict import Conclusion, signed
 
 if TYPE_CHECKING:
     from invariclip.calibrate.prompts.learn import Learnt
-    from invariclip.calibrate.prompts.report.figures import Figures
+    from invariclip.calibrate.prompts.report.figures import PageFigures
 
 
-def conclude(learnt: Learnt, figures: Figures) -> Conclusion:
+def conclude(learnt: Learnt, figures: PageFigures) -> Conclusion:
     """The first thing on the page: the gain, and what there is to know before it is used."""
     plain, cdc, gain = figures.hand_written, figures.cdc, figures.gain
     which = "held-back" if learnt.scored.held else "validation"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from invariclip.export.graphs.front.weights import FIXED_POINT_BITS, LOW_BITS, Window, seen, weights
+from invariclip.export.graphs.front.weights import FIXED_POINT_BITS, LOW_BITS, CropWindow, seen, weights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,7 +42,7 @@ def write(pen: Pen, pixels: ir.Value, axes: tuple[Axis, Axis], spec: PixelSpec) 
         ends = pen.row(*(window.end for window in windows))
         picture = pen.op("Slice", picture, firsts, ends, pen.whole([1, 2]))
     else:
-        windows = [Window(pen.whole(0), axis.given) for axis in axes]
+        windows = [CropWindow(pen.whole(0), axis.given) for axis in axes]
     planes = pen.op("Transpose", picture, perm=[0, 3, 1, 2])
     vertical, horizontal = (
         weights(pen, axis, window, spec.interpolation) for axis, window in zip(axes, windows, strict=True)

@@ -27,7 +27,7 @@ _CUBIC_UNIT = 2.0**19
 
 
 @dataclass(frozen=True)
-class Window:
+class CropWindow:
     """The places of one side that the crop can see; int64 scalars in the graph.
 
     Attributes:
@@ -39,7 +39,7 @@ class Window:
     end: ir.Value
 
 
-def seen(pen: Pen, axis: Axis, filter_: str) -> Window:
+def seen(pen: Pen, axis: Axis, filter_: str) -> CropWindow:
     """The window of an axis: in half places from the picture's middle, nothing is seen beyond kept + support units."""
     unit = pen.op("Max", axis.given, axis.resized)
     far = pen.op("Mul", axis.given, pen.whole(axis.kept))
@@ -48,10 +48,10 @@ def seen(pen: Pen, axis: Axis, filter_: str) -> Window:
     end = pen.op("Sub", axis.given, pen.whole(1))
     first = pen.op("Div", pen.op("Max", pen.op("Sub", end, reach), pen.whole(0)), pen.whole(2))
     last = pen.op("Div", pen.op("Add", end, reach), pen.whole(2))
-    return Window(first, pen.op("Min", pen.op("Add", last, pen.whole(1)), axis.given))
+    return CropWindow(first, pen.op("Min", pen.op("Add", last, pen.whole(1)), axis.given))
 
 
-def weights(pen: Pen, axis: Axis, window: Window, filter_: str) -> tuple[ir.Value, ir.Value]:
+def weights(pen: Pen, axis: Axis, window: CropWindow, filter_: str) -> tuple[ir.Value, ir.Value]:
     """The weights times 2^22 as 2^12·high + low: whole numbers in float32 [kept, places of the window], twice.
 
     Pillow's own bounds of the places need no test: they lie where the filter is zero.
@@ -62,7 +62,7 @@ def weights(pen: Pen, axis: Axis, window: Window, filter_: str) -> tuple[ir.Valu
     return _split(pen, *_cubic(pen, pen.op("Min", apart, pen.op("Mul", unit, pen.whole(2))), unit))
 
 
-def _distances(pen: Pen, axis: Axis, window: Window) -> tuple[ir.Value, ir.Value]:
+def _distances(pen: Pen, axis: Axis, window: CropWindow) -> tuple[ir.Value, ir.Value]:
     """|place - centre|, int64 [kept, places], and how much of it is one unit of the filter's argument, a scalar.
 
     Both count in 1 / (2·resized) of a place: the distance of place x from the centre of X is (2x+1)·resized -

@@ -91,7 +91,7 @@ class RotaryFacts:
         return turned if self.prefix == 0 else torch.cat([kept, turned], dim=2)
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """x + s₁·attention(norm(x)), then x + s₂·mlp(norm(x)), for all tokens or for the first one."""
 
     def __init__(

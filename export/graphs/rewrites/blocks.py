@@ -1,4 +1,4 @@
-"""Recognises open_clip's and timm's transformer blocks and writes them as `attention.Block`."""
+"""Recognises open_clip's and timm's transformer blocks and writes them as `attention.TransformerBlock`."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from torch import nn
 
 from invariclip.export.graphs.rewrites.attention import (
     Attention,
-    Block,
     RotaryFacts,
     Scale,
+    TransformerBlock,
     bias_of,
     linear,
     scaled,
     split_packed,
 )
-from invariclip.export.graphs.rewrites.rewrite import NotApplicableError
+from invariclip.export.graphs.rewrites.rewrite import RewriteNotApplicableError
 
 if TYPE_CHECKING:
     import torch
 
 
-def written_out(block: nn.Module) -> Block:
+def written_out(block: nn.Module) -> TransformerBlock:
     """The same block as our own module, sharing its weights where they do not change.
 
     Raises:
-        NotApplicableError: It is a block of another kind, or has parts that `Block` lacks.
+        NotApplicableError: It is a block of another kind, or has parts that `TransformerBlock` lacks.
     """
     from open_clip.transformer import ResidualAttentionBlock
     from timm.models import eva, vision_transformer
 
-    if isinstance(block, Block):
+    if isinstance(block, TransformerBlock):
         return block
     # exact types: a subclass may compute something else
     if type(block) is ResidualAttentionBlock:
@@ -40,19 +40,19 @@ def written_out(block: nn.Module) -> Block:
         return _of_timm(block)
     if type(block) is eva.EvaBlock:
         return _of_eva(block)
-    raise NotApplicableError(f"its blocks are of another kind ({type(block).__name__})")
+    raise RewriteNotApplicableError(f"its blocks are of another kind ({type(block).__name__})")
 
 
-def _of_open_clip(block: Any) -> Block:
+def _of_open_clip(block: Any) -> TransformerBlock:
     attn = block.attn
     if attn.in_proj_weight is None or attn.bias_k is not None or attn.add_zero_attn or hasattr(block, "ln_1_kv"):
-        raise NotApplicableError("its attention has parts beyond query, key, value and output")
+        raise RewriteNotApplicableError("its attention has parts beyond query, key, value and output")
     biases = (None, None, None) if attn.in_proj_bias is None else attn.in_proj_bias.detach().chunk(3)
     attention = split_packed(attn.in_proj_weight, tuple(biases), attn.out_proj, attn.num_heads)
-    return Block(block.ln_1, attention, block.ls_1, block.ln_2, block.mlp, block.ls_2)
+    return TransformerBlock(block.ln_1, attention, block.ls_1, block.ln_2, block.mlp, block.ls_2)
 
 
-def _of_timm(block: Any) -> Block:
+def _of_timm(block: Any) -> TransformerBlock:
     from timm.layers.attention import Attention as TimmAttention
 
     attn = block.attn
@@ -60,10 +60,10 @@ def _of_timm(block: Any) -> Block:
     _require_plain(attn, ("q_norm", "k_norm", "norm"))
     biases = (None, None, None) if attn.qkv.bias is None else attn.qkv.bias.detach().chunk(3)
     attention = split_packed(attn.qkv.weight, tuple(biases), attn.proj, attn.num_heads)
-    return Block(block.norm1, attention, block.ls1, block.norm2, block.mlp, block.ls2)
+    return TransformerBlock(block.norm1, attention, block.ls1, block.norm2, block.mlp, block.ls2)
 
 
-def _of_eva(block: Any) -> Block:
+def _of_eva(block: Any) -> TransformerBlock:
     from timm.models.eva import EvaAttention
 
     attn = block.attn
@@ -77,10 +77,10 @@ def _of_eva(block: Any) -> Block:
     else:
         biases = (_detached(attn.q_bias), None, _detached(attn.v_bias))  # the key's is a buffer of zeros
         if attn.k_bias is not None and bool(attn.k_bias.any()):
-            raise NotApplicableError("its key bias is not zero")
+            raise RewriteNotApplicableError("its key bias is not zero")
         attention = split_packed(attn.qkv.weight, biases, attn.proj, attn.num_heads, rope, attn.norm)
     scales = [nn.Identity() if gamma is None else Scale(gamma) for gamma in (block.gamma_1, block.gamma_2)]
-    return Block(block.norm1, attention, scales[0], block.norm2, block.mlp, scales[1])
+    return TransformerBlock(block.norm1, attention, scales[0], block.norm2, block.mlp, scales[1])
 
 
 def without_value_bias(attention: Attention) -> Attention:
@@ -92,7 +92,7 @@ def without_value_bias(attention: Attention) -> Attention:
     """
     out = attention.out
     if not isinstance(attention.norm, nn.Identity):
-        raise NotApplicableError("a norm stands between its values and the output projection")
+        raise RewriteNotApplicableError("a norm stands between its values and the output projection")
     value, given = bias_of(attention.v), bias_of(out)
     if value is not None:
         bias = out.weight.detach().double() @ value.double()
@@ -105,13 +105,13 @@ def without_value_bias(attention: Attention) -> Attention:
 def _require_kind(attn: object, kind: type) -> None:
     # exact types again
     if type(attn) is not kind:
-        raise NotApplicableError(f"its attention is of another kind ({type(attn).__name__})")
+        raise RewriteNotApplicableError(f"its attention is of another kind ({type(attn).__name__})")
 
 
 def _require_plain(attn: Any, norms: tuple[str, ...]) -> None:
     extra = [name for name in norms if not isinstance(getattr(attn, name), nn.Identity)]
     if extra or getattr(attn, "gate", None) is not None:
-        raise NotApplicableError(f"its attention also has {', '.join(extra or ['a gate'])}")
+        raise RewriteNotApplicableError(f"its attention also has {', '.join(extra or ['a gate'])}")
 
 
 def _detached(value: torch.Tensor | None) -> torch.Tensor | None:

@@ -8,10 +8,10 @@ from torch import nn
 
 from invariclip.export.checkpoints.reparameterize import foldable, reparameterized
 from invariclip.export.checkpoints.surgery import container_like, find, with_replaced
-from invariclip.export.graphs.rewrites.attention import Block, bias_of
+from invariclip.export.graphs.rewrites.attention import TransformerBlock, bias_of
 from invariclip.export.graphs.rewrites.blocks import without_value_bias, written_out
-from invariclip.export.graphs.rewrites.rewrite import NotApplicableError
-from invariclip.export.graphs.rewrites.text_encoder import TextEncoder
+from invariclip.export.graphs.rewrites.rewrite import RewriteNotApplicableError
+from invariclip.export.graphs.rewrites.text_encoder import RewrittenTextEncoder
 
 if TYPE_CHECKING:
     import torch
@@ -26,16 +26,16 @@ def fold_branches(subject: Subject) -> str:
     """Branches that serve training alone into the convolutions beside them."""
     found = foldable(subject.encoder)
     if not found:
-        raise NotApplicableError("it has no branches for training alone")
+        raise RewriteNotApplicableError("it has no branches for training alone")
     subject.encoder = reparameterized(subject.encoder)
     left = foldable(subject.encoder)
     if left:
-        raise NotApplicableError(f"timm left {left[0]} as it was")
+        raise RewriteNotApplicableError(f"timm left {left[0]} as it was")
     return f"{len(found)} parts"
 
 
 def write_out_attention(subject: Subject) -> str:
-    """Every block as `attention.Block`."""
+    """Every block as `attention.TransformerBlock`."""
     blocks = [written_out(block) for block in _blocks(subject)]
     _put(subject, blocks)
     return f"{len(blocks)} blocks"
@@ -43,10 +43,10 @@ def write_out_attention(subject: Subject) -> str:
 
 def fold_attention_biases(subject: Subject) -> str:
     """Value biases into the output projections; key biases away."""
-    blocks = [block for block in _blocks(subject) if isinstance(block, Block)]
+    blocks = [block for block in _blocks(subject) if isinstance(block, TransformerBlock)]
     biased = [b for b in blocks if bias_of(b.attention.v) is not None or bias_of(b.attention.k) is not None]
     if not biased:
-        raise NotApplicableError("its values and keys have no bias")
+        raise RewriteNotApplicableError("its values and keys have no bias")
     _put(subject, [_with_attention(block, without_value_bias(block.attention)) for block in blocks])
     return f"{len(biased)} blocks"
 
@@ -54,16 +54,18 @@ def fold_attention_biases(subject: Subject) -> str:
 def pool_last_block(subject: Subject) -> str:
     """The last block for the token that is pooled."""
     if subject.tower == "text":
-        text = TextEncoder.of(subject.encoder)
+        text = RewrittenTextEncoder.of(subject.encoder)
         subject.encoder = text.changed(pooled_only=True)
         return "the last block answers for the pooled token alone"
     reason = _why_not_first_token(subject.encoder.visual)
     if reason:
-        raise NotApplicableError(reason)
+        raise RewriteNotApplicableError(reason)
     *earlier, last = _blocks(subject)
-    first = Block(last.norm_1, last.attention, last.scale_1, last.norm_2, last.mlp, last.scale_2, first_only=True)
+    first = TransformerBlock(
+        last.norm_1, last.attention, last.scale_1, last.norm_2, last.mlp, last.scale_2, first_only=True
+    )
     if last.attention.rope is not None and last.attention.rope.prefix < 1:
-        raise NotApplicableError("its pooled token has a position")
+        raise RewriteNotApplicableError("its pooled token has a position")
     _put(subject, [*earlier, first.eval()])
     return "the last block answers for the class token alone"
 
@@ -76,7 +78,7 @@ def average_plainly(subject: Subject) -> str:
         if type(part) is nn.AdaptiveAvgPool2d and part.output_size in (1, (1, 1))
     ]
     if not paths:
-        raise NotApplicableError("it has no adaptive average pooling to one number")
+        raise RewriteNotApplicableError("it has no adaptive average pooling to one number")
     for path in paths:
         subject.encoder = with_replaced(subject.encoder, path.split("."), Mean().eval())
     return f"{len(paths)} poolings"
@@ -94,13 +96,15 @@ def cut_texts(subject: Subject) -> str:
     """Texts no longer than they are."""
     if masks_padding(subject.encoder):
         return "none of the padding has to be there: it is masked"
-    text = TextEncoder.of(subject.encoder)
+    text = RewrittenTextEncoder.of(subject.encoder)
     if text.cls_emb is not None:
-        raise NotApplicableError("its class token stands after the padding and has the last position's embedding")
+        raise RewriteNotApplicableError(
+            "its class token stands after the padding and has the last position's embedding"
+        )
     if text.mask is None:
-        raise NotApplicableError("its text tower is not causal: the padding takes part")
+        raise RewriteNotApplicableError("its text tower is not causal: the padding takes part")
     if text.pool == "last":
-        raise NotApplicableError("it pools the last place, which is padding")
+        raise RewriteNotApplicableError("it pools the last place, which is padding")
     subject.encoder = text.changed(cut=True)
     return f"from 1 to {len(text.positional_embedding)} ids"
 
@@ -116,9 +120,9 @@ def masks_padding(encoder: Any) -> bool:
 
 def pick_plainly(subject: Subject) -> str:
     """The pooled token by Gather on flattened tokens."""
-    text = TextEncoder.of(subject.encoder)
+    text = RewrittenTextEncoder.of(subject.encoder)
     if text.pool not in ("argmax", "eos"):
-        raise NotApplicableError(f"it pools the {text.pool} place, the same for every text")
+        raise RewriteNotApplicableError(f"it pools the {text.pool} place, the same for every text")
     subject.encoder = text.changed(gather=True)
     return f"pooled by {text.pool}"
 
@@ -129,25 +133,25 @@ def _blocks(subject: Subject) -> list[Any]:
 
 def _container(subject: Subject) -> Any:
     if subject.tower == "text":
-        return TextEncoder.of(subject.encoder).blocks
+        return RewrittenTextEncoder.of(subject.encoder).blocks
     for path in IMAGE_BLOCKS:
         found = find(subject.encoder, path)
         if isinstance(found, (nn.Sequential, nn.ModuleList)) and len(found):
             return found
-    raise NotApplicableError("it has no transformer blocks")
+    raise RewriteNotApplicableError("it has no transformer blocks")
 
 
-def _put(subject: Subject, blocks: list[Block]) -> None:
+def _put(subject: Subject, blocks: list[TransformerBlock]) -> None:
     new = container_like(_container(subject), blocks).eval()
     if subject.tower == "text":
-        subject.encoder = TextEncoder.of(subject.encoder).changed(blocks=new)
+        subject.encoder = RewrittenTextEncoder.of(subject.encoder).changed(blocks=new)
         return
     path = next(path for path in IMAGE_BLOCKS if find(subject.encoder, path) is not None)
     subject.encoder = with_replaced(subject.encoder, path.split("."), new)
 
 
-def _with_attention(block: Block, attention: Any) -> Block:
-    return Block(
+def _with_attention(block: TransformerBlock, attention: Any) -> TransformerBlock:
+    return TransformerBlock(
         block.norm_1, attention, block.scale_1, block.norm_2, block.mlp, block.scale_2, first_only=block.first_only
     ).eval()
 

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from invariclip.artifact.manifest import IMAGE_INPUT
-from invariclip.export.graphs.rewrites.rewrite import NotApplicableError
+from invariclip.export.graphs.rewrites.rewrite import RewriteNotApplicableError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,12 +41,12 @@ def fold_normalisation(model: ir.Model, subject: Subject) -> str:
     start = pixels_of(model.graph)
     end = _followed(start)
     if end.value is start:
-        raise NotApplicableError("its pixels are not normalised before the first convolution")
+        raise RewriteNotApplicableError("its pixels are not normalised before the first convolution")
     convolutions = [use.node for use in end.value.uses()]
     for node in convolutions:
         reason = _why_not(node)
         if reason:
-            raise NotApplicableError(reason)
+            raise RewriteNotApplicableError(reason)
     padded = [node for node in convolutions if _pads(node)]
     source = start
     if padded:
@@ -82,7 +82,7 @@ def pixels_of(graph: ir.Graph) -> ir.Value:
     """
     value = next((item for item in graph.inputs if item.name == IMAGE_INPUT), None)
     if value is None:
-        raise NotApplicableError(f"the graph has no input {IMAGE_INPUT}")
+        raise RewriteNotApplicableError(f"the graph has no input {IMAGE_INPUT}")
     while True:
         users = list(value.uses())
         if len(users) != 1 and {user.node.op_type for user in users} - {"Shape"} != {"Cast"}:

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from invariclip.export.graphs.rewrites.normalisation import STRIPS, initializer, pixels_of
-from invariclip.export.graphs.rewrites.rewrite import NotApplicableError
+from invariclip.export.graphs.rewrites.rewrite import RewriteNotApplicableError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -116,20 +116,20 @@ def _stem(model: ir.Model) -> _Stem:
     planes = pixels_of(model.graph)
     turn = planes.producer()
     if turn is None or turn.op_type != "Transpose" or list(turn.attributes.get_ints("perm", [])) != _NHWC_TO_NCHW:
-        raise NotApplicableError("its pixels do not come as planes from one transposition")
+        raise RewriteNotApplicableError("its pixels do not come as planes from one transposition")
     users = [use.node for use in planes.uses()]
     if len(users) != 1 or users[0].op_type != "Conv":
-        raise NotApplicableError("its pixels do not go into one convolution alone")
+        raise RewriteNotApplicableError("its pixels do not go into one convolution alone")
     conv, pixels = users[0], turn.inputs[0]
     weight = _constant(conv.inputs[1])
     if weight is None or pixels is None or not _is_patch(conv, weight.shape):
-        raise NotApplicableError("its first convolution overlaps, pads or is grouped: no patch embedding")
+        raise RewriteNotApplicableError("its first convolution overlaps, pads or is grouped: no patch embedding")
     shape, end = conv.outputs[0].shape, _flattened(conv.outputs[0])
     if end is None or shape is None or not (isinstance(shape[2], int) and isinstance(shape[3], int)):
-        raise NotApplicableError("what its first convolution answers is not flattened into tokens")
+        raise RewriteNotApplicableError("what its first convolution answers is not flattened into tokens")
     grid, sides = (shape[2], shape[3]), None if pixels.shape is None else list(pixels.shape[1:3])
     if sides != [grid[0] * weight.shape[2], grid[1] * weight.shape[3]]:
-        raise NotApplicableError("its pictures are no whole number of patches")
+        raise RewriteNotApplicableError("its pictures are no whole number of patches")
     given = _constant(conv.inputs[2] if len(conv.inputs) > 2 else None)
     bias = np.zeros(len(weight)) if given is None else given
     return _Stem(pixels, conv, end, weight, bias, grid)

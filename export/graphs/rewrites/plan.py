@@ -10,7 +10,7 @@ from torch import nn
 from invariclip.artifact.manifest import Step
 from invariclip.errors import ContractError, InputError
 from invariclip.export.graphs.rewrites import encoder, normalisation, patches, tidy
-from invariclip.export.graphs.rewrites.rewrite import NotApplicableError, Rewrite
+from invariclip.export.graphs.rewrites.rewrite import Rewrite, RewriteNotApplicableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -155,7 +155,7 @@ def rewrite_encoder(subject: Subject, probe: torch.Tensor, names: Collection[str
         before = subject.encoder
         try:
             detail = rewrite.module(subject)
-        except NotApplicableError as error:
+        except RewriteNotApplicableError as error:
             subject.encoder = before
             steps.append(Step(rewrite.name, False, str(error)))
             continue
@@ -182,7 +182,7 @@ def rewrite_graph(model: ir.Model, subject: Subject, names: Collection[str]) -> 
             continue
         try:
             detail = rewrite.graph(model, subject)
-        except NotApplicableError as error:
+        except RewriteNotApplicableError as error:
             steps.append(Step(rewrite.name, False, str(error)))
             continue
         subject.applied |= {rewrite.name}

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Tower: TypeAlias = Literal["image", "text"]
 
 
-class NotApplicableError(Exception):
+class RewriteNotApplicableError(Exception):
     """A rewrite does not apply to a tower; the message is the reason, and the tower stays as it was."""
 
 

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from invariclip.export.graphs.rewrites.attention import Block
-from invariclip.export.graphs.rewrites.rewrite import NotApplicableError
+from invariclip.export.graphs.rewrites.attention import TransformerBlock
+from invariclip.export.graphs.rewrites.rewrite import RewriteNotApplicableError
 
 
-class TextEncoder(nn.Module):
+class RewrittenTextEncoder(nn.Module):
     """int64 ids [N, L] → raw embedding [N, D].
 
     Attributes:
@@ -48,7 +48,7 @@ class TextEncoder(nn.Module):
         self.pooled_only = self.cut = self.gather = False
 
     @classmethod
-    def of(cls, encoder: nn.Module) -> TextEncoder:
+    def of(cls, encoder: nn.Module) -> RewrittenTextEncoder:
         """The text tower of a twin that `towers.part_of` made.
 
         Raises:
@@ -57,20 +57,20 @@ class TextEncoder(nn.Module):
         from open_clip.model import CLIP
         from open_clip.transformer import TextTransformer
 
-        if isinstance(encoder, TextEncoder):
+        if isinstance(encoder, RewrittenTextEncoder):
             return encoder
         if isinstance(encoder, CLIP):
             return cls(encoder, pool=encoder.text_pool_type, eos_id=getattr(encoder, "text_eos_id", None))
         text: Any = getattr(encoder, "text", None)
         if type(text) is not TextTransformer:
-            raise NotApplicableError(f"its text tower is of another kind ({type(text).__name__})")
+            raise RewriteNotApplicableError(f"its text tower is of another kind ({type(text).__name__})")
         if text.use_pad_mask:
-            raise NotApplicableError("it masks the padding of a bidirectional tower")
+            raise RewriteNotApplicableError("it masks the padding of a bidirectional tower")
         if text.pool_type == "none":
-            raise NotApplicableError("it does not pool its tokens")
+            raise RewriteNotApplicableError("it does not pool its tokens")
         return cls(text, pool="cls" if text.cls_emb is not None else text.pool_type, eos_id=text.eos_id)
 
-    def changed(self, **fields: Any) -> TextEncoder:
+    def changed(self, **fields: Any) -> RewrittenTextEncoder:
         """A copy with other fields, sharing all weights."""
         twin = copy.copy(self)
         twin._modules = dict(self._modules)
@@ -89,7 +89,7 @@ class TextEncoder(nn.Module):
         for block in earlier:
             x = block(x, attn_mask=mask)
         index = self._index(ids)
-        if self.pooled_only and isinstance(last, Block):
+        if self.pooled_only and isinstance(last, TransformerBlock):
             row = self._row(mask, index)
             pooled = self.ln_final(last.answer(x, self._picked(x, index), mask=row)).squeeze(1)
         else:

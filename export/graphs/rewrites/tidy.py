@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from invariclip.export.checkpoints.quiet import quiet
-from invariclip.export.graphs.rewrites.rewrite import NotApplicableError
+from invariclip.export.graphs.rewrites.rewrite import RewriteNotApplicableError
 
 if TYPE_CHECKING:
     from invariclip.export.graphs.rewrites.rewrite import Subject
@@ -32,7 +32,7 @@ def tidy(model: ir.Model, subject: Subject) -> str:
     common.RemoveUnusedNodesPass()(model)
     gone = before - len(model.graph)
     if not gone and not plain:
-        raise NotApplicableError("there was nothing to remove")
+        raise RewriteNotApplicableError("there was nothing to remove")
     return f"{gone} nodes gone, {plain} shapes written as constants"
 
 

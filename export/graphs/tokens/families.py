@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Family:
+class MergeSchedules:
     """Merging after the same blocks.
 
     Attributes:
@@ -67,11 +67,11 @@ class Family:
 
 
 FAMILIES = (
-    Family("after every block", (), "linear"),
-    Family("after the first block", (0.0,)),
-    Family("after the first and the third block", (0.0, 0.17)),
-    Family("three times in the first half", (0.0, 0.17, 0.34)),
-    Family("after every third of the depth", (0.0, 0.34, 0.67)),
-    Family("from a third of the depth on", (0.34, 0.5, 0.67, 0.84)),
+    MergeSchedules("after every block", (), "linear"),
+    MergeSchedules("after the first block", (0.0,)),
+    MergeSchedules("after the first and the third block", (0.0, 0.17)),
+    MergeSchedules("three times in the first half", (0.0, 0.17, 0.34)),
+    MergeSchedules("after every third of the depth", (0.0, 0.34, 0.67)),
+    MergeSchedules("from a third of the depth on", (0.34, 0.5, 0.67, 0.84)),
 )
 """From the one that changes answers least to those with fewer merges, whose graphs cost less."""

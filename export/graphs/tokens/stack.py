@@ -10,7 +10,7 @@ from torch import nn
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from invariclip.export.graphs.rewrites.attention import Block
+    from invariclip.export.graphs.rewrites.attention import TransformerBlock
     from invariclip.export.graphs.tokens.merge import Merge
 
 
@@ -22,7 +22,7 @@ class ThinStack(nn.Module):
     background of forty merged patches would count as one.
     """
 
-    def __init__(self, blocks: Sequence[Block], merges: Sequence[Merge | None]) -> None:
+    def __init__(self, blocks: Sequence[TransformerBlock], merges: Sequence[Merge | None]) -> None:
         """Takes the blocks as they are.
 
         Args:
@@ -44,7 +44,7 @@ class ThinStack(nn.Module):
         del attn_mask, rope, is_causal
         size: torch.Tensor | None = None
         for module, merge in zip(self.blocks, self.merges, strict=True):
-            block = cast("Block", module)
+            block = cast("TransformerBlock", module)
             mask = None if size is None else size.log()[:, None]
             if isinstance(merge, nn.Identity):
                 x = block(x, attn_mask=mask)

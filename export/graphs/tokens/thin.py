@@ -10,7 +10,7 @@ from invariclip.errors import InputError
 from invariclip.export.checkpoints.surgery import container_like, find, with_replaced
 from invariclip.export.graphs.rewrites.blocks import written_out
 from invariclip.export.graphs.rewrites.encoder import IMAGE_BLOCKS
-from invariclip.export.graphs.rewrites.rewrite import NotApplicableError
+from invariclip.export.graphs.rewrites.rewrite import RewriteNotApplicableError
 from invariclip.export.graphs.tokens.merge import Merge
 from invariclip.export.graphs.tokens.schedule import TowerShape, written
 from invariclip.export.graphs.tokens.stack import ThinStack
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from invariclip.export.checkpoints.checkpoint import Checkpoint
-    from invariclip.export.graphs.rewrites.attention import Block
+    from invariclip.export.graphs.rewrites.attention import TransformerBlock
     from invariclip.export.graphs.rewrites.rewrite import Subject
 
 NEEDS = ("plain-attention", "pooled-last-block")
@@ -42,10 +42,10 @@ def thin_tokens(subject: Subject, schedule: Sequence[int]) -> str:
         InputError: It cannot have this schedule.
     """
     if subject.tower != "image":
-        raise NotApplicableError("its tokens are words")
+        raise RewriteNotApplicableError("its tokens are words")
     missing = [name for name in NEEDS if name not in subject.applied]
     if missing:
-        raise NotApplicableError(f"merging needs the rewrite {missing[0]}, which was not applied")
+        raise RewriteNotApplicableError(f"merging needs the rewrite {missing[0]}, which was not applied")
     path, blocks = _blocks(subject.encoder)
     shape = _shape(subject.encoder, [written_out(block) for block in blocks])
     schedule = shape.require(schedule)
@@ -70,11 +70,11 @@ def image_shape(checkpoint: Checkpoint) -> TowerShape:
     try:
         _, blocks = _blocks(encoder)
         return _shape(encoder, [written_out(block) for block in blocks])
-    except NotApplicableError as error:
+    except RewriteNotApplicableError as error:
         raise refusal("image", error) from None
 
 
-def refusal(tower: str, reason: NotApplicableError) -> InputError:
+def refusal(tower: str, reason: RewriteNotApplicableError) -> InputError:
     """What someone hears who asked for fewer tokens of a tower that does not fit."""
     return InputError(f"the {tower} tower cannot have fewer tokens: {reason}; export it with all")
 
@@ -84,14 +84,14 @@ def _blocks(encoder: nn.Module) -> tuple[str, list[Any]]:
         found = find(encoder, path)
         if isinstance(found, (nn.Sequential, nn.ModuleList)) and len(found):
             return path, list(found)
-    raise NotApplicableError("it has no transformer blocks")
+    raise RewriteNotApplicableError("it has no transformer blocks")
 
 
-def _shape(encoder: Any, blocks: Sequence[Block]) -> TowerShape:
+def _shape(encoder: Any, blocks: Sequence[TransformerBlock]) -> TowerShape:
     if len(blocks) < 2:
-        raise NotApplicableError("it has one block, which answers for the class token alone")
+        raise RewriteNotApplicableError("it has one block, which answers for the class token alone")
     if any(block.attention.rope is not None for block in blocks):
-        raise NotApplicableError("its tokens are turned by their position, and a merged token has several")
+        raise RewriteNotApplicableError("its tokens are turned by their position, and a merged token has several")
     first = blocks[0].attention
     visual = encoder.visual
     trunk = getattr(visual, "trunk", None)
@@ -101,7 +101,7 @@ def _shape(encoder: Any, blocks: Sequence[Block]) -> TowerShape:
         prefix = int(trunk.num_prefix_tokens)
         tokens, stem = trunk.patch_embed.num_patches + prefix, trunk.patch_embed.proj.weight.numel()
     if prefix < 1:
-        raise NotApplicableError("it has no class token")
+        raise RewriteNotApplicableError("it has no class token")
     return TowerShape(
         blocks=len(blocks),
         tokens=tokens,

@@ -28,7 +28,7 @@ ANY_GPU = "any"
 
 
 @dataclass(frozen=True)
-class Profile:
+class ShapeProfile:
     """Shapes that an engine is prepared for.
 
     Attributes:
@@ -69,7 +69,7 @@ class EngineKey:
     gpu: str
     capability: str
     precision: str
-    profiles: tuple[Profile, ...]
+    profiles: tuple[ShapeProfile, ...]
     refit: tuple[str, ...] = ()
     tf32: bool = False
 
@@ -145,8 +145,8 @@ def read_facts(sidecar: Path) -> EngineFacts:
         raise ArtifactError(f"{sidecar}: does not say what engine it belongs to ({error!r}); build it again") from error
 
 
-def _profile(plain: dict[str, Any]) -> Profile:
+def _profile(plain: dict[str, Any]) -> ShapeProfile:
     shapes = {name: tuple(tuple(map(int, shape)) for shape in three) for name, three in plain["shapes"].items()}
     if any(len(three) != 3 for three in shapes.values()):
         raise ValueError(f"{plain!r:.200} has not a smallest, usual and largest shape for each input")
-    return Profile({name: (three[0], three[1], three[2]) for name, three in shapes.items()})
+    return ShapeProfile({name: (three[0], three[1], three[2]) for name, three in shapes.items()})

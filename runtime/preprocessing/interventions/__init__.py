@@ -1,7 +1,14 @@
 """Image interventions: the same picture, changed in ways that leave its class alone (docs/interventions.md)."""
 
 from invariclip.preprocessing.interventions.base import DonorIntervention, Intervention, Range, parameter
-from invariclip.preprocessing.interventions.catalogue import CATALOGUE, GROUPS, PAPER, Chosen, Kind, resolve
+from invariclip.preprocessing.interventions.catalogue import (
+    CATALOGUE,
+    GROUPS,
+    PAPER,
+    InterventionRequest,
+    Kind,
+    resolve,
+)
 from invariclip.preprocessing.interventions.config import kinds_of, parse_kinds, read_kinds
 from invariclip.preprocessing.interventions.draw import choose_kinds, intervene
 
@@ -9,9 +16,9 @@ __all__ = [
     "CATALOGUE",
     "GROUPS",
     "PAPER",
-    "Chosen",
     "DonorIntervention",
     "Intervention",
+    "InterventionRequest",
     "Kind",
     "Range",
     "choose_kinds",

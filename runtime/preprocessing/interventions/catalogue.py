@@ -50,7 +50,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Chosen:
+class InterventionRequest:
     """An intervention as it was asked for.
 
     Attributes:
@@ -72,21 +72,21 @@ class Chosen:
         return {"label": self.label, "kind": self.change.name, "parameters": self.change.parameters()}
 
 
-Kind = str | Chosen
+Kind = str | InterventionRequest
 """A name stands for the kind with its defaults."""
 
 
-def resolve(kind: Kind) -> Chosen:
+def resolve(kind: Kind) -> InterventionRequest:
     """The intervention that a name stands for.
 
     Raises:
         InputError: No intervention is called that.
     """
-    if isinstance(kind, Chosen):
+    if isinstance(kind, InterventionRequest):
         return kind
     if kind not in CATALOGUE:
         raise unknown("intervention", kind, CATALOGUE)
-    return Chosen(kind, CATALOGUE[kind]())
+    return InterventionRequest(kind, CATALOGUE[kind]())
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> InputError:
@@ -97,4 +97,4 @@ def unknown(what: str, name: str, known: Iterable[str]) -> InputError:
     return InputError(f"no {what} is called {name[:64]!r}{hint}; available: {', '.join(names) or 'none'}")
 
 
-_PLAIN = {name: Chosen(name, CATALOGUE[name]()) for name in PAPER}
+_PLAIN = {name: InterventionRequest(name, CATALOGUE[name]()) for name in PAPER}

@@ -19,14 +19,14 @@ from typing import Any
 from invariclip.errors import InputError
 from invariclip.plain import read_plain
 from invariclip.preprocessing.interventions.base import described
-from invariclip.preprocessing.interventions.catalogue import CATALOGUE, GROUPS, Chosen, resolve, unknown
+from invariclip.preprocessing.interventions.catalogue import CATALOGUE, GROUPS, InterventionRequest, resolve, unknown
 
 SUFFIXES = (".yaml", ".yml", ".json")
 LONGEST = 64
 """Characters of a label."""
 
 
-def parse_kinds(text: str) -> tuple[Chosen, ...]:
+def parse_kinds(text: str) -> tuple[InterventionRequest, ...]:
     """Interventions as the command line gives them: `none`, names and groups with commas, or a file.
 
     Raises:
@@ -41,7 +41,7 @@ def parse_kinds(text: str) -> tuple[Chosen, ...]:
     return tuple(dict.fromkeys(kind for name in names for kind in _named(name)))
 
 
-def read_kinds(path: Path) -> tuple[Chosen, ...]:
+def read_kinds(path: Path) -> tuple[InterventionRequest, ...]:
     """Interventions of a file.
 
     Raises:
@@ -51,7 +51,7 @@ def read_kinds(path: Path) -> tuple[Chosen, ...]:
     return kinds_of(read_plain(path, "interventions"), str(path))
 
 
-def kinds_of(content: Any, where: str) -> tuple[Chosen, ...]:
+def kinds_of(content: Any, where: str) -> tuple[InterventionRequest, ...]:
     """Interventions of a file's content: a list or a mapping.
 
     Args:
@@ -66,7 +66,7 @@ def kinds_of(content: Any, where: str) -> tuple[Chosen, ...]:
     if not isinstance(content, list | dict):
         raise InputError(f"{where}: holds neither a list nor a mapping of interventions")
     entries = content if isinstance(content, list) else [{label: given} for label, given in content.items()]
-    chosen: dict[str, Chosen] = {}
+    chosen: dict[str, InterventionRequest] = {}
     for number, entry in enumerate(entries, 1):
         try:
             found = _entry(entry)
@@ -82,14 +82,14 @@ def kinds_of(content: Any, where: str) -> tuple[Chosen, ...]:
     return tuple(chosen.values())
 
 
-def _named(name: str) -> tuple[Chosen, ...]:
+def _named(name: str) -> tuple[InterventionRequest, ...]:
     """A group, or a kind with its defaults."""
     if name not in GROUPS and name not in CATALOGUE:
         raise unknown("intervention", name, ["all", "none", *list(GROUPS)[1:], *CATALOGUE])
     return tuple(resolve(each) for each in GROUPS.get(name, (name,)))
 
 
-def _entry(entry: Any) -> tuple[Chosen, ...]:
+def _entry(entry: Any) -> tuple[InterventionRequest, ...]:
     """A name, or one label with what is said of it."""
     if isinstance(entry, str):
         return _named(entry)
@@ -107,7 +107,7 @@ def _entry(entry: Any) -> tuple[Chosen, ...]:
     return (_build(label, given or {}),)
 
 
-def _build(label: str, given: dict[Any, Any]) -> Chosen:
+def _build(label: str, given: dict[Any, Any]) -> InterventionRequest:
     kind = given.get("kind", label)
     if not isinstance(kind, str) or kind not in CATALOGUE:
         said = " (a label that is no kind needs `kind: NAME`)" if "kind" not in given else ""
@@ -117,4 +117,4 @@ def _build(label: str, given: dict[Any, Any]) -> Chosen:
     for name in values:
         if name not in known:
             raise unknown(f"parameter of {kind}", str(name)[:LONGEST], known)
-    return Chosen(label, CATALOGUE[kind](**values))
+    return InterventionRequest(label, CATALOGUE[kind](**values))

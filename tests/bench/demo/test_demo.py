@@ -20,7 +20,7 @@ from invariclip.bench.demo.bundled import (
     SEEN,
     UNFITTED,
     Accuracy,
-    Answers,
+    ArtifactAnswers,
     answered,
     bundle,
     halves,
@@ -58,7 +58,7 @@ def answers(bundled, right):
     """By names right where `right` says, and embeddings that are one-hot by class where it says so too."""
     indices = np.where(right, bundled.labels, (bundled.labels + 1) % len(bundled.classes))
     unsure = np.where(right, 0.1, 0.9).astype(np.float32)
-    return Answers(indices, np.eye(len(bundled.classes), dtype=np.float32)[indices], unsure)
+    return ArtifactAnswers(indices, np.eye(len(bundled.classes), dtype=np.float32)[indices], unsure)
 
 
 def test_nothing_of_a_held_out_style_or_test_concept_is_fitted():
@@ -265,7 +265,7 @@ def test_a_picture_is_not_adapted_by_a_site_that_it_was_measured_on(bundled, own
     monkeypatch.setattr(scoring, "SHOWN", 4)
     rows = np.random.default_rng(0).normal(size=(16, invariclip.load(own_artifacts[1]).width)) + 1
     rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-    plain = Answers(np.zeros(16, dtype=np.int64), rows, np.zeros(16, dtype=np.float32))
+    plain = ArtifactAnswers(np.zeros(16, dtype=np.int64), rows, np.zeros(16, dtype=np.float32))
     adapted = scoring.adapt(own_artifacts[1], small, plain).embeddings
     assert np.allclose(np.linalg.norm(adapted, axis=1), 1, atol=1e-6)
     np.testing.assert_array_equal(adapted[8:], rows[8:])  # noto was fitted on

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from invariclip.bench.gpu import cases as cases_module
 from invariclip.bench.gpu import measure as measure_module
-from invariclip.bench.gpu.cases import BATCHES, CANDIDATES, MODELS, REFERENCE, Candidate, Case, cases, missing, plan
+from invariclip.bench.gpu.cases import BATCHES, CANDIDATES, MODELS, REFERENCE, Case, GpuCandidate, cases, missing, plan
 from invariclip.bench.gpu.files import rows_of
 from invariclip.bench.gpu.measure import LEAST_COSINE, measure, parity, percentiles
 from invariclip.bench.gpu.pack import cut, join
@@ -145,7 +145,7 @@ def measured(monkeypatch, tiny_artifact):
             return runner
 
         monkeypatch.setattr(measure_module, "open_runner", open_runner)
-        chosen = [REFERENCE if name == REFERENCE.name else Candidate(name, "torch", "float16") for name in runners]
+        chosen = [REFERENCE if name == REFERENCE.name else GpuCandidate(name, "torch", "float16") for name in runners]
         kept = []
         rows = measure(
             [Case("ViT-B-32", "image", batch)], Shop(tiny_artifact / "image.onnx"), deadline=time.monotonic() + seconds,
@@ -277,7 +277,7 @@ def test_pytorchs_own_tower_answers_like_the_checkpoint(tiny_checkpoint, tiny_ar
         assert 1e-6 < np.abs(half - wanted).max() < 0.05
     assert next(loaded.module.visual.parameters()).dtype == torch.float32  # the checkpoint itself is left alone
     runner = GraphRunner(
-        Candidate("CPU", "onnxruntime", "float32", "ours"),
+        GpuCandidate("CPU", "onnxruntime", "float32", "ours"),
         Case("ViT-B-32", "image", 2),
         Shop(tiny_artifact / "image.onnx"),
     )

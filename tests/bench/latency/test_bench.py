@@ -8,11 +8,11 @@ import pytest
 
 from invariclip.artifact.folder import read_manifest
 from invariclip.bench.latency import machine, peers, quantise_peer, report, stages
-from invariclip.bench.latency.candidates import Candidate
-from invariclip.bench.latency.peers import OURS, PEAK, PEER, PYTORCH, Entry
+from invariclip.bench.latency.candidates import LatencyCandidate
+from invariclip.bench.latency.peers import OURS, PEAK, PEER, PYTORCH, PeerRow
 from invariclip.bench.latency.prepare import prepare
 from invariclip.bench.latency.record import open_record, read_record
-from invariclip.bench.latency.reference_files import ALTERED, CALIBRATION, EVIDENCE, PLAIN, Wanted
+from invariclip.bench.latency.reference_files import ALTERED, CALIBRATION, EVIDENCE, PLAIN, ReferenceRequest
 from invariclip.bench.latency.report_page import write_page
 from invariclip.bench.latency.session import Plan, Session
 from invariclip.errors import CheckpointError, InputError
@@ -24,7 +24,7 @@ PLAN = Plan(
 
 @pytest.fixture(scope="module")
 def wanted(tiny_checkpoint, tiny_artifact, tiny_pictures):
-    return Wanted(str(tiny_checkpoint), None, None, None, tiny_artifact, (tiny_pictures,), 1)
+    return ReferenceRequest(str(tiny_checkpoint), None, None, None, tiny_artifact, (tiny_pictures,), 1)
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +44,9 @@ def prepared(wanted, out):
 def few(wanted, prepared):
     """Of all candidates those that start in a second, one that cannot start, and what is known not to run."""
     known = {entry.candidate.name: entry for entry in peers.entries(wanted, prepared)}
-    missing = Candidate("missing file", "openvino", str(prepared.folder / "none.onnx"))
+    missing = LatencyCandidate("missing file", "openvino", str(prepared.folder / "none.onnx"))
     return [
-        Entry(missing, PEER, "float32"),
+        PeerRow(missing, PEER, "float32"),
         known["ONNX Runtime float32"],
         known["OpenVINO float32"],
         known["OpenVINO NNCF int8, rest float32"],

@@ -2,14 +2,14 @@
 
 import pytest
 
-from invariclip.bench.latency.candidates import Candidate
+from invariclip.bench.latency.candidates import LatencyCandidate
 from invariclip.bench.latency.measure import artifact_candidate, measure
 from invariclip.errors import InvariclipError
 
 
 def test_two_processes_take_turns_and_the_first_is_the_yardstick(tiny_checkpoint, tiny_artifact):
     candidates = [
-        Candidate("pytorch", "pytorch", str(tiny_checkpoint)),
+        LatencyCandidate("pytorch", "pytorch", str(tiny_checkpoint)),
         artifact_candidate("onnx", tiny_artifact),
     ]
     rows = measure(candidates, batches=(1, 2), rounds=3, seconds_per_turn=0.01, threads=1)
@@ -23,4 +23,4 @@ def test_two_processes_take_turns_and_the_first_is_the_yardstick(tiny_checkpoint
 
 def test_a_candidate_that_cannot_start_is_named(tmp_path):
     with pytest.raises(InvariclipError, match="'broken' stopped"):
-        measure([Candidate("broken", "artifact", str(tmp_path))], rounds=3)
+        measure([LatencyCandidate("broken", "artifact", str(tmp_path))], rounds=3)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from invariclip.artifact.folder import read_manifest
-from invariclip.bench.latency.candidates import Candidate
+from invariclip.bench.latency.candidates import LatencyCandidate
 from invariclip.bench.latency.engines import KINDS
 from invariclip.bench.latency.measure import artifact_candidate, measure
 from invariclip.bench.latency.process import CandidateError, Turn, Worker, take_turns
@@ -36,7 +36,7 @@ def test_a_candidate_answers_like_the_artifact_and_sleeps_meanwhile(tiny_artifac
 
 def test_a_process_that_dies_is_named_with_its_reason(tiny_artifact):
     with pytest.raises(CandidateError, match="'odd' stopped: no candidate is of kind 'steam'; available: artifact, "):
-        Worker(Candidate("odd", "steam", ""), threads=1)
+        Worker(LatencyCandidate("odd", "steam", ""), threads=1)
     with Worker(artifact_candidate("ours", tiny_artifact), threads=1) as worker:
         with pytest.raises(CandidateError, match="'ours' stopped: ") as error:
             worker.ask({"do": "dance"})
@@ -92,7 +92,7 @@ def test_two_of_one_name_are_refused(tiny_artifact):
 @pytest.mark.filterwarnings("ignore:torch.quantize")
 @pytest.mark.parametrize("compute", ["float32", "int8"])
 def test_a_peak_multiplies_matrices_of_its_own_arithmetic(compute):
-    opened = KINDS["peak"](Candidate("peak", "peak", "", compute=compute), 1)
+    opened = KINDS["peak"](LatencyCandidate("peak", "peak", "", compute=compute), 1)
     assert opened.engine["computes_in"] == compute
     assert opened.engine["flop"] >= 2 * 1024**3
     opened.run(opened.make(1))

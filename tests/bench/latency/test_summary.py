@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from invariclip.bench.latency.summary import (
     FEWEST_ROUNDS,
     WIDEST,
-    Interval,
+    MeasuredInterval,
     median_of_rounds,
     percentiles,
     ratio,
@@ -68,10 +68,16 @@ def test_spread_is_free_of_units_and_never_negative(times, factor):
 
 
 def test_a_conclusion_needs_rounds_that_agree():
-    assert Interval(2, 1.9, 2.1, FEWEST_ROUNDS).decides
-    assert not Interval(2, 1.9, 2.1, FEWEST_ROUNDS - 1).decides
-    assert not Interval(2, 1.7, 1.7 + 2 * WIDEST + 0.01, 30).decides
-    assert Interval(2, 1.9, 2.1, 9).to_json() == {"value": 2, "low": 1.9, "high": 2.1, "rounds": 9, "decides": True}
+    assert MeasuredInterval(2, 1.9, 2.1, FEWEST_ROUNDS).decides
+    assert not MeasuredInterval(2, 1.9, 2.1, FEWEST_ROUNDS - 1).decides
+    assert not MeasuredInterval(2, 1.7, 1.7 + 2 * WIDEST + 0.01, 30).decides
+    assert MeasuredInterval(2, 1.9, 2.1, 9).to_json() == {
+        "value": 2,
+        "low": 1.9,
+        "high": 2.1,
+        "rounds": 9,
+        "decides": True,
+    }
 
 
 def test_the_interval_narrows_with_rounds():

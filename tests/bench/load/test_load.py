@@ -5,7 +5,7 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from invariclip.bench.load.__main__ import OURS, THEIRS, Candidate, load, measure, started
+from invariclip.bench.load.__main__ import OURS, THEIRS, LoadedServer, load, measure, started
 from invariclip.bench.load.client import request_of
 from invariclip.bench.load.page import BEGIN, END, with_tables
 from invariclip.bench.load.torch_server import server
@@ -55,9 +55,9 @@ def test_a_page_without_a_place_for_tables_is_refused(group):
 
 
 def test_what_is_started():
-    ours = Candidate("a", ("--max-batch", "1")).command("x.icm", ("--model", "m"), 2)
+    ours = LoadedServer("a", ("--max-batch", "1")).command("x.icm", ("--model", "m"), 2)
     assert ours[2:] == ["invariclip", "serve", "x.icm", "--port", "0", "--threads", "2", "--max-batch", "1"]
-    theirs = Candidate("b", (), torch=True).command("x.icm", ("--model", "m"), None)
+    theirs = LoadedServer("b", (), torch=True).command("x.icm", ("--model", "m"), None)
     assert theirs[2:] == ["invariclip.bench.load.torch_server", "x.icm", "--model", "m"]
 
 
@@ -66,7 +66,7 @@ def test_a_request_is_http():
 
 
 def test_a_server_that_does_not_start_is_told(tiny_artifact):
-    command = Candidate("a", ("--variant", "int8")).command(tiny_artifact, (), 1)
+    command = LoadedServer("a", ("--variant", "int8")).command(tiny_artifact, (), 1)
     with pytest.raises(InputError, match=r"ended before it listened: .*no variant 'int8'"), started(command):
         pytest.fail("it cannot have started")
 

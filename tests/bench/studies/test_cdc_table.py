@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from invariclip.artifact.learned_prompts import Semantics
+from invariclip.artifact.learned_prompts import LearnedPrompts
 from invariclip.bench.studies.cdc import rows, summary, trial
 from invariclip.bench.studies.cdc.page import render
 from invariclip.bench.studies.cdc.plots import plot
@@ -22,7 +22,7 @@ def scored():
     for seed in range(2):
         for row, options in rows.ROWS.items():
             learned = options.learned if options else 1
-            semantics = Semantics(
+            semantics = LearnedPrompts(
                 np.zeros((learned, 4, 2), np.float32), np.ones(learned + 1), np.zeros(learned + 1),
                 np.full(learned + 1, 0.1), ("a {}",), "0" * 64,
             )  # fmt: skip
@@ -82,7 +82,9 @@ def test_seeds_are_put_together_and_shown(scored):
 def test_mean_of_softmax_is_the_mean():
     rng = np.random.default_rng(1)
     vectors, bank = rng.normal(size=(5, 4)), rng.normal(size=(2, 3, 4))
-    semantics = Semantics(np.zeros((1, 1, 2), np.float32), np.ones(2), np.zeros(2), np.zeros(2), ("a {}",), "0" * 64)
+    semantics = LearnedPrompts(
+        np.zeros((1, 1, 2), np.float32), np.ones(2), np.zeros(2), np.zeros(2), ("a {}",), "0" * 64
+    )
     found = rows.answer(rows.MEAN, vectors, bank, 2.0, semantics)
     powers = [np.exp(2 * vectors @ own.T) for own in bank]
     mean = sum(p / p.sum(axis=1, keepdims=True) for p in powers) / 2

@@ -12,12 +12,20 @@ from invariclip.artifact.projection import identity
 from invariclip.bench.studies.domains import __main__ as command
 from invariclip.bench.studies.domains import trial as trial_module
 from invariclip.bench.studies.domains.summary import summarise
-from invariclip.bench.studies.domains.trial import MAIN, Settings, World, evaluate, in_words, run_trial, unpack
+from invariclip.bench.studies.domains.trial import (
+    MAIN,
+    DomainWorld,
+    TrialSettings,
+    evaluate,
+    in_words,
+    run_trial,
+    unpack,
+)
 from invariclip.calibrate.data.layouts import LAYOUTS, read_layout
-from invariclip.calibrate.data.pairs import UNCHANGED, Table
+from invariclip.calibrate.data.pairs import UNCHANGED, EmbeddingTable
 from invariclip.calibrate.evaluation.modality import Projectors
 from invariclip.calibrate.evaluation.style_prompts import StylePrompts
-from invariclip.calibrate.projection.candidates import Candidate
+from invariclip.calibrate.projection.candidates import ProjectionCandidate
 from invariclip.calibrate.projection.evaluate import unit
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
 from invariclip.preprocessing.pixels import PixelSpec
@@ -47,12 +55,12 @@ def few_candidates():
     """One of every estimator, so that a trial takes a second."""
     few = {
         "auto": [
-            Candidate("identity"),
-            Candidate("shrinkage", None, 1.0),
-            Candidate("generalised", 8),
-            Candidate("icm", 8, 1.0),
+            ProjectionCandidate("identity"),
+            ProjectionCandidate("shrinkage", None, 1.0),
+            ProjectionCandidate("generalised", 8),
+            ProjectionCandidate("icm", 8, 1.0),
         ],
-        "shrinkage": [Candidate("identity"), Candidate("shrinkage", None, 1.0)],
+        "shrinkage": [ProjectionCandidate("identity"), ProjectionCandidate("shrinkage", None, 1.0)],
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trial_module, "grid", lambda _, *, estimator: few[estimator])
@@ -81,7 +89,7 @@ def trial(data, tmp_path_factory):
     work = tmp_path_factory.mktemp("work")
     pictures = read_layout(PACS, data)
     encoder = LinearEncoder()
-    result = run_trial(encoder, pictures, "sketch", 0, Settings(), folder=work / "t", cache=work / "e")
+    result = run_trial(encoder, pictures, "sketch", 0, TrialSettings(), folder=work / "t", cache=work / "e")
     return encoder, pictures, work, result
 
 
@@ -98,7 +106,7 @@ def table(environments, *, shift=0.0, kinds=1, seed=0):
     moved = [plain + 0.3 * rng.normal(size=plain.shape) for _ in range(kinds)]
     count = len(labels)
     repeat = np.tile(np.arange(count), kinds + 1)
-    return Table(
+    return EmbeddingTable(
         vectors=unit(np.concatenate([plain, *moved])),
         concepts=labels[repeat],
         labels=labels[repeat],
@@ -115,7 +123,7 @@ def table(environments, *, shift=0.0, kinds=1, seed=0):
 def test_what_is_fitted_and_chosen_does_not_depend_on_the_test_environment():
     seen = table([0, 1, 2], kinds=2)
     unseen = [table([3], shift=s, kinds=2, seed=s) for s in (0, 3)]
-    results = [evaluate(World(seen, own.where(own.unchanged), None, 0, moved=own)) for own in unseen]
+    results = [evaluate(DomainWorld(seen, own.where(own.unchanged), None, 0, moved=own)) for own in unseen]
     choices = [{name: row["chosen"] for name, row in result["rows"].items()} for result in results]
     assert choices[0] == choices[1]
     assert results[0]["selections"] == results[1]["selections"]
@@ -126,10 +134,10 @@ def test_what_is_fitted_and_chosen_does_not_depend_on_the_test_environment():
 def test_a_trial_is_kept_and_taken_up_again(trial):
     encoder, pictures, work, result = trial
     count = len(encoder.batches)
-    again = run_trial(encoder, pictures, "sketch", 0, Settings(), folder=work / "t", cache=work / "e")
+    again = run_trial(encoder, pictures, "sketch", 0, TrialSettings(), folder=work / "t", cache=work / "e")
     assert again == json.loads(json.dumps(result))
     assert len(encoder.batches) == count
-    other = replace(Settings(), draws=2)
+    other = replace(TrialSettings(), draws=2)
     run_trial(encoder, pictures, "sketch", 0, other, folder=work / "t", cache=work / "e")
     assert len(list((work / "t").glob("*.json"))) == 2
 
@@ -154,7 +162,7 @@ def test_a_trial_says_everything_that_the_table_needs(trial):
 def test_an_encoder_with_a_text_tower_is_scored_and_selected_by_name():
     seen, unseen = table([0, 1, 2], kinds=2), table([3], kinds=2)
     bank = unit(np.stack([seen.vectors[seen.labels == label].mean(axis=0) for label in range(4)]))
-    result = evaluate(World(seen, unseen, bank, 0))
+    result = evaluate(DomainWorld(seen, unseen, bank, 0))
     assert result["selections"]["zero-shot"]["objective"] == "zero-shot"
     right = unpack(result["rows"]["none"]["answers"]["zero-shot"], 24)
     new = unseen.where(unseen.unchanged)
@@ -172,7 +180,7 @@ def test_text_towers_and_last_layers_give_more_baselines():
     bank = unit(np.stack([seen.vectors[seen.labels == label].mean(axis=0) for label in range(4)]))
     layers = Projectors(rng.normal(size=(WIDTH, 20)), rng.normal(size=(WIDTH, 12)))
     styles = StylePrompts(unit(rng.normal(size=(3, WIDTH))), unit(rng.normal(size=(3, 4, WIDTH))))
-    result = evaluate(World(seen, unseen, bank, 0, layers, styles))
+    result = evaluate(DomainWorld(seen, unseen, bank, 0, layers, styles))
     for name in ("gr-clip", "isoclip", "text-styles", "text-styles, equal rank", "prism-mini"):
         assert set(result["rows"][name]["answers"]) == {"probe", "prototypes", "zero-shot"}
 
@@ -180,7 +188,7 @@ def test_text_towers_and_last_layers_give_more_baselines():
 def test_a_checkpoint_is_asked_for_its_layers_and_its_words(data, tmp_path, tiny_checkpoint):
     checkpoint = load_checkpoint(str(tiny_checkpoint))
     pictures = read_layout(PACS, data)
-    result = run_trial(checkpoint, pictures, "sketch", 0, Settings(), folder=tmp_path / "t", cache=tmp_path / "e")
+    result = run_trial(checkpoint, pictures, "sketch", 0, TrialSettings(), folder=tmp_path / "t", cache=tmp_path / "e")
     assert {"isoclip", "text-styles", "prism-mini"} <= result["rows"].keys()
     assert trial_module._layers(LinearEncoder()) is None
 
@@ -198,7 +206,7 @@ def test_what_is_fitted_on_is_half_of_a_cell_at_most_and_the_rest_is_asked_about
 def test_at_home_an_environment_is_asked_about_by_itself():
     seen, home = table([0, 1, 2]), table([0, 1, 2], seed=1)
     plain = home.where(home.unchanged)
-    world = World(seen, table([3]), None, 0, home=plain)
+    world = DomainWorld(seen, table([3]), None, 0, home=plain)
     found = trial_module._home(world, {"none": identity(WIDTH)})
     right = unpack(found["rows"]["none"]["answers"]["prototypes"], len(plain.labels))
     for code in range(3):

@@ -171,7 +171,7 @@ def small_targets(texts: int, width: int) -> learn.Targets:
 def test_the_regression_is_the_closed_form_in_float64():
     targets = small_targets(12, 5)
     points = torch.randn(3, 12, 16, generator=torch.Generator().manual_seed(1))
-    settings = learn.Settings(ridge=0.2, width=0.8)
+    settings = learn.TrainingSettings(ridge=0.2, width=0.8)
     answers = learn.Regression(points, targets, settings)(points[0]).numpy()
     p = points.double().numpy()
     unit = lambda rows: rows / np.linalg.norm(rows, axis=-1, keepdims=True)  # noqa: E731
@@ -187,7 +187,7 @@ def test_the_regression_is_the_closed_form_in_float64():
 def test_the_head_learns_to_answer_as_the_regression_does_and_repeats():
     targets = small_targets(40, 6)
     embeddings = torch.randn(len(learn.TEMPLATES), 40, 16, generator=torch.Generator().manual_seed(2))
-    settings = learn.Settings(steps=150, batch=64, rate=1e-2)
+    settings = learn.TrainingSettings(steps=150, batch=64, rate=1e-2)
     teacher = learn.Regression(embeddings[: learn.PLAIN], targets, settings)
     head, log = learn.distil(teacher, embeddings, targets.weights, settings)
     again, _ = learn.distil(teacher, embeddings, targets.weights, settings)
@@ -198,13 +198,13 @@ def test_the_head_learns_to_answer_as_the_regression_does_and_repeats():
 
 def test_targets_take_each_sources_mean_away():
     def shown(source, name, k):
-        return pictures.Shown(source, None, str(k), name, (), "", "train")
+        return pictures.CaptionedImage(source, None, str(k), name, (), "", "train")
 
     some = [shown("emoji", "dog", 0), shown("emoji", "cat", 1), shown("clipart", "dog", 2), shown("clipart", "cat", 3)]
     style = np.array([[5.0, 0, 0], [5, 0, 0], [-5, 0, 0], [-5, 0, 0]])
     thing = np.array([[0, 1.0, 0], [0, 0, 1], [0, 1, 0], [0, 0, 1]])
     features = (style + thing)[None].astype(np.float32)
-    found = learn.targets(some, features, [], np.zeros((0, 3)), np.zeros(3, dtype=np.float32), learn.Settings())
+    found = learn.targets(some, features, [], np.zeros((0, 3)), np.zeros(3, dtype=np.float32), learn.TrainingSettings())
     means = dict(zip(found.texts, found.means, strict=True))
     assert means["dog"] @ means["cat"] == pytest.approx(-1)
     assert abs(means["dog"][0]) < 1e-9

@@ -9,7 +9,7 @@ import onnx
 import pytest
 from click.testing import CliRunner
 
-from invariclip.bench.latency.candidates import Candidate, Timing
+from invariclip.bench.latency.candidates import LatencyCandidate, Timing
 from invariclip.bench.latency.measure import measure
 from invariclip.bench.studies import rewrites
 from invariclip.errors import InvariclipError
@@ -35,7 +35,9 @@ def test_a_rewrite_that_does_not_apply_is_not_timed(tiny_checkpoint, tmp_path, m
     path, nodes, cut = written[rewrites.ALL]
     assert not cut
     assert nodes == len(onnx.load(path).graph.node)
-    (row,) = measure([Candidate("all", "graph", str(path))], batches=(2,), rounds=3, seconds_per_turn=0.01, threads=1)
+    (row,) = measure(
+        [LatencyCandidate("all", "graph", str(path))], batches=(2,), rounds=3, seconds_per_turn=0.01, threads=1
+    )
     assert row.median_ms > 0
     assert [rewrites._ids(tower, cut, loaded) for tower in ("image", "text") for cut in (False, True)] == [
         None, None, 16, rewrites.TEXT_IDS,
@@ -55,13 +57,13 @@ def text_graph(tmp_path):
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_a_text_graph_is_fed_ids_of_the_length_that_was_asked_for(text_graph, backend):
     turn = {"batches": (1, 3), "rounds": 3, "seconds_per_turn": 0.001, "threads": 1}
-    rows = measure([Candidate("text", "graph", str(text_graph), backend=backend, ids=5)], **turn)
+    rows = measure([LatencyCandidate("text", "graph", str(text_graph), backend=backend, ids=5)], **turn)
     assert [row.batch for row in rows] == [1, 3]
 
 
 def test_a_graph_that_does_not_take_what_it_is_fed_is_named(text_graph):
     with pytest.raises(InvariclipError, match="'text' stopped"):
-        measure([Candidate("text", "graph", str(text_graph), ids=4)], rounds=3, threads=1)
+        measure([LatencyCandidate("text", "graph", str(text_graph), ids=4)], rounds=3, threads=1)
 
 
 def timing(name, batch, ratio):
@@ -70,7 +72,7 @@ def timing(name, batch, ratio):
 
 def group(names, *, tower="text", model="tiny"):
     rows = [timing(name, batch, ratio) for batch in (1, 32) for name, ratio in names.items()]
-    return rewrites.Group(model, tower, "onnxruntime", "2 threads", dict.fromkeys(names, 81), rows)
+    return rewrites.TowerTimings(model, tower, "onnxruntime", "2 threads", dict.fromkeys(names, 81), rows)
 
 
 def test_the_page_says_how_much_longer_it_takes_without():
@@ -112,7 +114,7 @@ def test_the_command_writes_both_files(monkeypatch, tmp_path):
         ("all rewrites", "onnxruntime", rewrites.TEXT_IDS),
         ("plain export", "onnxruntime", 77),
     ]
-    stored = [rewrites.Group.from_json(plain) for plain in json.loads(out.with_suffix(".json").read_text())]
+    stored = [rewrites.TowerTimings.from_json(plain) for plain in json.loads(out.with_suffix(".json").read_text())]
     # what was not named stays, what was named is new
     assert [(one.model, one.tower) for one in stored] == [("old", "text"), ("new", "text"), ("new", "image")]
     assert stored[1].nodes == {"all rewrites": 7, "plain export": 9}

@@ -12,7 +12,7 @@ from invariclip.bench.studies.sites import forms as site_forms
 from invariclip.bench.studies.sites import worlds as site_worlds
 from invariclip.bench.studies.sites.page import render
 from invariclip.bench.studies.sites.plot import plot
-from invariclip.calibrate.data.pairs import UNCHANGED, Table
+from invariclip.calibrate.data.pairs import UNCHANGED, EmbeddingTable
 from invariclip.calibrate.projection.evaluate import Bootstrap, unit
 
 WIDTH, CLASSES, EACH = 16, 6, 20
@@ -28,7 +28,7 @@ def table(seed, *, shifts=(0.0,)):
     vectors = unit(CENTRES[labels] + 0.25 * rng.normal(size=(len(labels), WIDTH)) + moves)
     places = np.repeat(np.arange(len(shifts)), CLASSES * EACH)
     rows = np.arange(len(labels))
-    return Table(
+    return EmbeddingTable(
         vectors, rows, labels, places, np.full(len(rows), UNCHANGED), rows, tuple(map(str, rows)), NAMES,
         tuple(f"place {code}" for code in range(len(shifts))),
     )  # fmt: skip
@@ -50,7 +50,7 @@ def place():
 
 @pytest.fixture(scope="module", params=["zero-shot", "prototypes", "probe"])
 def found(request, place):
-    both, tally = site_worlds.wards(identity(WIDTH), place, request.param), sites.Tally()
+    both, tally = site_worlds.wards(identity(WIDTH), place, request.param), sites.SiteScores()
     choice = site_choice.choose(place, request.param, 0, Bootstrap)
     for seed in range(2):
         sites.score(both, choice, ("yard", seed), tally)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from invariclip.bench.studies.stylebench.concepts import picture_split, split_of
-from invariclip.bench.studies.stylebench.manifest import Picture, read_manifest, write_manifest
+from invariclip.bench.studies.stylebench.manifest import StyleImage, read_manifest, write_manifest
 from invariclip.bench.studies.stylebench.sources import HELD_OUT_STYLES, STYLES, TRAINING_STYLES, licence_of
 from invariclip.bench.studies.stylebench.subset import CONCEPTS, DRAWN, PHOTOGRAPHS, chosen_concepts, write_subset
 from invariclip.errors import InputError
@@ -54,7 +54,7 @@ def test_splits_are_disjoint_by_concept_and_held_out_styles_are_test():
     assert set(DRAWN) & set(TRAINING_STYLES) == {"noto", "fluent-flat", "fluent-3d"}
 
 
-def drawn(concept: str, *styles: str) -> list[Picture]:
+def drawn(concept: str, *styles: str) -> list[StyleImage]:
     one = PICTURES[0]
     return [dataclasses.replace(one, concept=concept, style=style) for style in styles]
 

@@ -17,7 +17,7 @@ from invariclip.bench.studies import selections
 from invariclip.bench.studies.blas import bound_blas
 from invariclip.bench.studies.resampling import Stratified
 from invariclip.bench.studies.selections import kept_selection
-from invariclip.bench.studies.stylebench.encoders import Quick, Trunk
+from invariclip.bench.studies.stylebench.encoders import Quick, TrunkEncoder
 from invariclip.bench.studies.stylebench.evaluate_page import above_auto, plot, render
 from invariclip.bench.studies.stylebench.sources import HELD_OUT_STYLES, TRAINING_STYLES
 from invariclip.bench.studies.stylebench.summary import better, elsewhere_scores, intervals, summarise
@@ -34,7 +34,7 @@ from invariclip.bench.studies.stylebench.trial import (
 )
 from invariclip.bench.studies.stylebench.world import (
     Elsewhere,
-    World,
+    StyleWorld,
     answers,
     elsewhere_answers,
     embed_elsewhere,
@@ -42,13 +42,13 @@ from invariclip.bench.studies.stylebench.world import (
     group_answers,
     home_answers,
 )
-from invariclip.calibrate.data.pairs import UNCHANGED, Table
+from invariclip.calibrate.data.pairs import UNCHANGED, EmbeddingTable
 from invariclip.calibrate.data.pictures import Picture
 from invariclip.calibrate.evaluation.baselines import Baseline, none
 from invariclip.calibrate.evaluation.maps import PerModality
 from invariclip.calibrate.evaluation.modality import Projectors
 from invariclip.calibrate.evaluation.style_prompts import StylePrompts
-from invariclip.calibrate.projection.candidates import Candidate
+from invariclip.calibrate.projection.candidates import ProjectionCandidate
 from invariclip.calibrate.projection.evaluate import Bootstrap, unit
 from invariclip.errors import CheckpointError, MissingExtraError
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
@@ -64,7 +64,7 @@ NAMES = tuple(f"c{code:02d}" for code in range(CONCEPTS))
 STYLES = (*TRAINING_STYLES, *HELD_OUT_STYLES)
 
 
-def table_of(styles: tuple[str, ...], concepts: int, *, changed: bool, seed: int) -> Table:
+def table_of(styles: tuple[str, ...], concepts: int, *, changed: bool, seed: int) -> EmbeddingTable:
     """Concepts in half of the dimensions, what styles and changes do in the other half, and louder."""
     rng = np.random.default_rng(seed)
     content = np.random.default_rng(7).normal(size=(CONCEPTS, SIGNAL))
@@ -79,7 +79,7 @@ def table_of(styles: tuple[str, ...], concepts: int, *, changed: bool, seed: int
     names = NAMES[:concepts]
     codes = np.asarray([rows[origin][0] for origin in origins])
     order = sorted(styles)
-    return Table(
+    return EmbeddingTable(
         vectors=unit(np.asarray(vectors)),
         concepts=codes,
         labels=codes,
@@ -93,7 +93,7 @@ def table_of(styles: tuple[str, ...], concepts: int, *, changed: bool, seed: int
     )
 
 
-def world_of(seed: int) -> World:
+def world_of(seed: int) -> StyleWorld:
     train = table_of(TRAINING_STYLES, 20, changed=True, seed=seed)
     rng = np.random.default_rng(7)
     words = np.concatenate(
@@ -102,7 +102,7 @@ def world_of(seed: int) -> World:
     bank = unit(words)
     shown = words[None, :20] + np.eye(WIDTH)[SIGNAL : SIGNAL + 4, None]  # phrases differ along style's own dimensions
     table = table_of(STYLES, CONCEPTS, changed=False, seed=0)
-    return World(
+    return StyleWorld(
         table=table,
         bank=bank,
         train={SEVEN: train, EVERYTHING: train},
@@ -167,7 +167,7 @@ def test_every_row_is_there_and_what_styles_change_is_removed(trials: dict[str, 
 
 def test_what_is_tried_is_calibrates_grid_with_less_of_what_is_dear():
     by_pictures, by_name = tried(64, "prototypes"), tried(64, "zero-shot")
-    assert by_pictures[0] == Candidate("identity")
+    assert by_pictures[0] == ProjectionCandidate("identity")
     assert {c.strength for c in by_pictures if c.estimator == "icm"} == {1.0, 10.0}
     assert not any(c.captions for c in by_pictures)
     assert {c.estimator for c in by_name if c.captions} == {"shrinkage"}
@@ -175,7 +175,7 @@ def test_what_is_tried_is_calibrates_grid_with_less_of_what_is_dear():
 
 
 def test_a_selection_is_kept_by_what_goes_into_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    world, candidates = world_of(0), [Candidate("identity"), Candidate("shrinkage", None, 3.0)]
+    world, candidates = world_of(0), [ProjectionCandidate("identity"), ProjectionCandidate("shrinkage", None, 3.0)]
     train = world.train[SEVEN]
     first = kept_selection(tmp_path, train, candidates, objective="prototypes", bank=world.train_bank)
     assert first.chosen == candidates[1]
@@ -261,7 +261,7 @@ def test_pictures_are_resampled_within_environment_and_class():
 def test_a_trial_is_run_once_and_another_trunk_is_another(tmp_path: Path):
     made = []
 
-    def make() -> World:
+    def make() -> StyleWorld:
         made.append(1)
         return world_of(1)
 
@@ -349,7 +349,7 @@ def test_worlds_of_a_checkpoint_know_its_layers_and_what_it_makes_of_styles(tmp_
             file = tmp_path / f"{style}-{name}.png"
             Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(file)
             pictures.append(Picture(file, concept=name, name=name, environment=style, split="train"))
-    trunk = Trunk(small)
+    trunk = TrunkEncoder(small)
     groups = {"cat": "animals", "dog": "animals", "bus": "things"}
     other = embed_elsewhere(small, trunk, pictures, tmp_path / "cache")
     kinds = {SEVEN: PAPER[:2]}
@@ -364,7 +364,7 @@ def test_worlds_of_a_checkpoint_know_its_layers_and_what_it_makes_of_styles(tmp_
     batch = np.stack([pixels(picture.path, small.pixels) for picture in pictures])
     assert np.allclose(unit(small.encode_images(batch)), world.table.vectors, atol=1e-5)
     assert elsewhere_answers(other, identity(small.embed_dim)).shape == (9,)
-    maps = _baselines(world, Candidate("icm", 8, 1.0))
+    maps = _baselines(world, ProjectionCandidate("icm", 8, 1.0))
     for name in ("isoclip", "leace", "text-styles, equal rank"):
         assert answers(world, maps[name], "zero-shot").shape == (3,)
 
@@ -373,11 +373,11 @@ def test_a_trunk_gives_embeddings_up_to_its_head_and_features_serve_every_head(s
     size = small.pixels.image_size
     batch = np.random.default_rng(0).integers(0, 255, (2, *size, 3), dtype=np.uint8)
     whole = unit(small.encode_images(batch))
-    trunk = Trunk(small)
+    trunk = TrunkEncoder(small)
     assert trunk.encode_images(batch).shape == (2, trunk.embed_dim)
     # at unit length, as embeddings are kept: the bias comes right all the same
     assert np.allclose(unit(unit(trunk.encode_images(batch)) @ trunk.head.T), whole, atol=1e-5)
-    coarse = unit(Trunk(small, "bfloat16").encode_images(batch) @ trunk.head.T)
+    coarse = unit(TrunkEncoder(small, "bfloat16").encode_images(batch) @ trunk.head.T)
     assert (coarse * whole).sum(axis=1).min() > 0.99
     quick = Quick(small, "float32", tmp_path)
     assert np.allclose(unit(quick.encode_images(batch)), whole, atol=1e-5)
@@ -391,4 +391,4 @@ def test_a_trunk_gives_embeddings_up_to_its_head_and_features_serve_every_head(s
     assert np.allclose(unit(other.encode_images(batch)), unit(small.encode_images(batch)), atol=1e-5)
     small.module.visual.head = torch.nn.Identity()
     with pytest.raises(CheckpointError, match="linear head"):
-        Trunk(small)
+        TrunkEncoder(small)

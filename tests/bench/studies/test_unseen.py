@@ -32,7 +32,7 @@ def test_a_row_counts_the_same_best_and_the_cosines_whatever_the_lengths():
 
 def record():
     rows = [
-        unseen.asdict(unseen.Row(name, pictures, 400, same, *unseen.wilson(same, 400), 0.99, 0.999))
+        unseen.asdict(unseen.UnseenAgreement(name, pictures, 400, same, *unseen.wilson(same, 400), 0.99, 0.999))
         for name, same in (("int8", 398), (unseen.PEER, 380))
         for pictures in (unseen.JUDGED, "paintings")
     ]

@@ -8,17 +8,17 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from invariclip.calibrate.data import embed as module
-from invariclip.calibrate.data.embed import Job, embed, embed_texts, shown
+from invariclip.calibrate.data.embed import EmbeddingJob, embed, embed_texts, shown
 from invariclip.calibrate.data.pictures import SkippedPictureWarning, read_pictures
 from invariclip.errors import InputError
 from invariclip.files import sha256_file
-from invariclip.preprocessing.interventions import CATALOGUE, Chosen, intervene, resolve
+from invariclip.preprocessing.interventions import CATALOGUE, InterventionRequest, intervene, resolve
 from invariclip.preprocessing.pixels import stack
 
 
 @pytest.fixture
 def jobs(manifest):
-    return [Job(picture.path) for picture in read_pictures(manifest)]
+    return [EmbeddingJob(picture.path) for picture in read_pictures(manifest)]
 
 
 def expected(encoder, batch):
@@ -35,7 +35,7 @@ def test_unit_length_and_equal_to_the_encoder(world, jobs):
 
 
 def test_changed_pictures_are_changed_as_the_tower_sees_them(world, jobs):
-    job = Job(jobs[0].path, "invert", 5)
+    job = EmbeddingJob(jobs[0].path, "invert", 5)
     (picture,) = stack([job.path], world.SPEC)
     changed = np.asarray(intervene(Image.fromarray(picture), "invert", sha256_file(job.path), 5))
     result = embed(world.LinearEncoder(), [jobs[0], job])
@@ -43,7 +43,7 @@ def test_changed_pictures_are_changed_as_the_tower_sees_them(world, jobs):
 
 
 def test_a_donor_is_seen_as_the_tower_sees_it(world, jobs):
-    job = Job(jobs[0].path, "style-exchange", 5, jobs[25].path)
+    job = EmbeddingJob(jobs[0].path, "style-exchange", 5, jobs[25].path)
     picture, donor = map(Image.fromarray, stack([job.path, job.donor], world.SPEC))
     changed = np.asarray(intervene(picture, "style-exchange", sha256_file(job.path), 5, donor))
     result = embed(world.LinearEncoder(), [job])
@@ -52,7 +52,7 @@ def test_a_donor_is_seen_as_the_tower_sees_it(world, jobs):
 
 def test_keys_of_the_papers_seven_stay_as_they_are(world, jobs, tmp_path):
     """Else what caches hold would be made again; version 2 leaves out what changes nothing in a picture."""
-    embed(world.LinearEncoder(), [jobs[0], Job(jobs[0].path, "invert", 5)], cache=tmp_path)
+    embed(world.LinearEncoder(), [jobs[0], EmbeddingJob(jobs[0].path, "invert", 5)], cache=tmp_path)
     (part,) = tmp_path.rglob("*.safetensors")
     digest = sha256_file(jobs[0].path)
     keys = [hashlib.sha256(text.encode()).digest() for text in (f"{digest}\n-", f"{digest}\ninvert-2\n5")]
@@ -61,29 +61,29 @@ def test_keys_of_the_papers_seven_stay_as_they_are(world, jobs, tmp_path):
 
 def test_all_that_a_changed_picture_depends_on_is_in_its_key(world, jobs, tmp_path):
     path, donor, other = (job.path for job in jobs[:3])
-    exchange = Chosen("style-exchange", CATALOGUE["style-exchange"](window=0.4))
-    weaker = Chosen("style-exchange", CATALOGUE["style-exchange"](window=0.4, strength=0.1))
-    blur = Chosen("gaussian-blur", CATALOGUE["gaussian-blur"](deviation=3))
+    exchange = InterventionRequest("style-exchange", CATALOGUE["style-exchange"](window=0.4))
+    weaker = InterventionRequest("style-exchange", CATALOGUE["style-exchange"](window=0.4, strength=0.1))
+    blur = InterventionRequest("gaussian-blur", CATALOGUE["gaussian-blur"](deviation=3))
     different = [
-        Job(path, exchange, 0, donor),
-        Job(path, exchange, 0, other),
-        Job(path, exchange, 1, donor),
-        Job(path, weaker, 0, donor),
-        Job(path, Chosen("again", exchange.change), 0, donor),
-        Job(path, blur),
-        Job(path, "gaussian-blur"),
+        EmbeddingJob(path, exchange, 0, donor),
+        EmbeddingJob(path, exchange, 0, other),
+        EmbeddingJob(path, exchange, 1, donor),
+        EmbeddingJob(path, weaker, 0, donor),
+        EmbeddingJob(path, InterventionRequest("again", exchange.change), 0, donor),
+        EmbeddingJob(path, blur),
+        EmbeddingJob(path, "gaussian-blur"),
     ]
     vectors = embed(world.LinearEncoder(), different, cache=tmp_path).vectors
     assert len({row.tobytes() for row in vectors}) == len(different)
     encoder = world.LinearEncoder()
-    named = [Job(path, resolve("gaussian-blur")), *different]
+    named = [EmbeddingJob(path, resolve("gaussian-blur")), *different]
     assert np.array_equal(embed(encoder, named, cache=tmp_path).vectors, vectors[[-1, *range(7)]])
     assert encoder.batches == []
 
 
 def test_interventions_that_do_not_apply_are_counted_with_one_warning(world, jobs):
     """The drawn patterns run to the border, so there is no background."""
-    asked = [*jobs[:5], *(Job(job.path, "background-texture") for job in jobs[:5])]
+    asked = [*jobs[:5], *(EmbeddingJob(job.path, "background-texture") for job in jobs[:5])]
     with pytest.warns(SkippedPictureWarning, match="left out on 5 pictures: background-texture: the border") as caught:
         result = embed(world.LinearEncoder(), asked)
     assert len(caught) == 1
@@ -94,7 +94,7 @@ def test_interventions_that_do_not_apply_are_counted_with_one_warning(world, job
 
 @pytest.mark.filterwarnings("ignore:left out on")
 def test_what_does_not_apply_is_not_tried_again(world, jobs, tmp_path, monkeypatch):
-    asked = [*jobs[:2], *(Job(job.path, "background-texture") for job in jobs[:5])]
+    asked = [*jobs[:2], *(EmbeddingJob(job.path, "background-texture") for job in jobs[:5])]
     first = embed(world.LinearEncoder(), asked, cache=tmp_path)
     tried = []
     monkeypatch.setattr(module, "shown", lambda job, *rest: tried.append(job) or shown(job, *rest))
@@ -103,9 +103,13 @@ def test_what_does_not_apply_is_not_tried_again(world, jobs, tmp_path, monkeypat
     assert [index for index, _ in again.declined] == [2, 3, 4, 5, 6]
     assert tried == []
     # another seed, another picture, and another size of the texture are other questions
-    wider = Chosen("background-texture", CATALOGUE["background-texture"](tolerance=7))
+    wider = InterventionRequest("background-texture", CATALOGUE["background-texture"](tolerance=7))
     path = jobs[0].path
-    others = [Job(path, "background-texture", 1), Job(jobs[7].path, "background-texture"), Job(path, wider)]
+    others = [
+        EmbeddingJob(path, "background-texture", 1),
+        EmbeddingJob(jobs[7].path, "background-texture"),
+        EmbeddingJob(path, wider),
+    ]
     embed(world.LinearEncoder(), [*asked, *others], cache=tmp_path)
     assert tried == others
 
@@ -113,7 +117,7 @@ def test_what_does_not_apply_is_not_tried_again(world, jobs, tmp_path, monkeypat
 @pytest.mark.filterwarnings("ignore:left out on")
 @pytest.mark.parametrize("damage", [b"", b"[1]", b'{"xy": "a"}', b"\xff" * 9, b'{"00": "' + b"a" * (1 << 20) + b'"}'])
 def test_a_damaged_record_of_what_does_not_apply_costs_a_try(world, jobs, tmp_path, damage):
-    asked = [jobs[0], Job(jobs[0].path, "background-texture")]
+    asked = [jobs[0], EmbeddingJob(jobs[0].path, "background-texture")]
     first = embed(world.LinearEncoder(), asked, cache=tmp_path)
     (kept,) = tmp_path.rglob("*.declined.json")
     whole = kept.read_bytes()
@@ -125,15 +129,15 @@ def test_a_damaged_record_of_what_does_not_apply_costs_a_try(world, jobs, tmp_pa
 def test_a_donor_that_cannot_be_read_is_named(world, jobs):
     jobs[2].path.unlink()
     with pytest.warns(SkippedPictureWarning) as caught:
-        result = embed(world.LinearEncoder(), [jobs[0], Job(jobs[0].path, "style-exchange", 0, jobs[2].path)])
+        result = embed(world.LinearEncoder(), [jobs[0], EmbeddingJob(jobs[0].path, "style-exchange", 0, jobs[2].path)])
     assert len(caught) == 1
     assert str(jobs[2].path) in result.skipped[0][1]
     with pytest.raises(InputError, match="style-exchange needs a second picture"):
-        embed(world.LinearEncoder(), [Job(jobs[0].path, "style-exchange")])
+        embed(world.LinearEncoder(), [EmbeddingJob(jobs[0].path, "style-exchange")])
 
 
 def test_order_and_batches_do_not_matter(world, jobs, monkeypatch):
-    kinds = [Job(job.path, kind, 0) for job in jobs for kind in (None, "colour-jitter")]
+    kinds = [EmbeddingJob(job.path, kind, 0) for job in jobs for kind in (None, "colour-jitter")]
     whole = embed(world.LinearEncoder(), kinds).vectors
     monkeypatch.setattr(module, "BATCH", 7)
     backwards = embed(world.LinearEncoder(), kinds[::-1], workers=1).vectors
@@ -226,7 +230,7 @@ def test_embeddings_that_are_not_numbers_are_left_out(world, jobs):
 
 def test_nothing_left(world, tmp_path):
     with pytest.warns(SkippedPictureWarning), pytest.raises(InputError, match="no picture could be embedded"):
-        embed(world.LinearEncoder(), [Job(tmp_path / "none.png")])
+        embed(world.LinearEncoder(), [EmbeddingJob(tmp_path / "none.png")])
     with pytest.raises(InputError, match="there are no pictures"):
         embed(world.LinearEncoder(), [])
 

@@ -6,10 +6,10 @@ from PIL import Image
 
 from invariclip.calibrate.data.pairs import fitted_moments
 from invariclip.calibrate.data.pictures import Picture, SkippedPictureWarning, read_pictures
-from invariclip.calibrate.fit import Options, calibrate, tabulate
+from invariclip.calibrate.fit import FitOptions, calibrate, tabulate
 from invariclip.calibrate.report import summary_text
 
-OPTIONS = Options(interventions=("greyscale", "invert"), estimator="shrinkage", strength=1.0)
+OPTIONS = FitOptions(interventions=("greyscale", "invert"), estimator="shrinkage", strength=1.0)
 
 
 def counted(result):

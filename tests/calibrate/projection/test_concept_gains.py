@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from invariclip.artifact.projection import identity
-from invariclip.calibrate.data.pairs import UNCHANGED, Table, fitted_moments
-from invariclip.calibrate.fit import Calibration, Options
-from invariclip.calibrate.projection.candidates import Candidate, grid
+from invariclip.calibrate.data.pairs import UNCHANGED, EmbeddingTable, fitted_moments
+from invariclip.calibrate.fit import Calibration, FitOptions
+from invariclip.calibrate.projection.candidates import ProjectionCandidate, grid
 from invariclip.calibrate.projection.concept_gains import concept_gains
 from invariclip.calibrate.projection.estimators import fit
 from invariclip.calibrate.projection.evaluate import prototypes, unit
@@ -31,15 +31,15 @@ def table(concepts=24, environments=3, private=0.0, seed=0):
     moved += (1 - private) * offsets[environment] + 0.2 * rng.normal(size=(len(concept), WIDTH))
     rows = centres[concept] + moved
     names = tuple(map(str, range(concepts)))
-    return Table(
+    return EmbeddingTable(
         vectors=unit(rows), concepts=concept, labels=concept, environments=environment,
         kinds=np.full(len(concept), UNCHANGED), origins=np.arange(len(concept)), concept_names=names,
         label_names=names, environment_names=tuple("abcde"[:environments]),
     )  # fmt: skip
 
 
-def with_gains(one, candidate=Candidate("shrinkage", None, 1.0)):  # noqa: B008 (it is frozen)
-    selection = replace(select(one, [Candidate("identity"), candidate]), chosen=candidate)
+def with_gains(one, candidate=ProjectionCandidate("shrinkage", None, 1.0)):  # noqa: B008 (it is frozen)
+    selection = replace(select(one, [ProjectionCandidate("identity"), candidate]), chosen=candidate)
     return replace(selection, by_concept=concept_gains(one, selection))
 
 
@@ -74,7 +74,7 @@ def test_the_gains_are_those_of_the_folds_by_hand():
 
 def test_where_each_concept_moves_its_own_way_the_gain_is_on_fitted_ones():
     one = table(concepts=8, environments=5, private=1.0)
-    gains = with_gains(one, Candidate("shrinkage", None, 100.0)).by_concept
+    gains = with_gains(one, ProjectionCandidate("shrinkage", None, 100.0)).by_concept
     assert gains.fitted.value > gains.unfitted.value + 5
 
 
@@ -101,7 +101,7 @@ def test_too_few_concepts_to_leave_any_out_is_said():
 
 def test_without_a_projection_there_is_nothing_to_tell_apart():
     one = table()
-    selection = replace(select(one, grid(WIDTH)), chosen=Candidate("identity"))
+    selection = replace(select(one, grid(WIDTH)), chosen=ProjectionCandidate("identity"))
     assert concept_gains(one, selection) is None
     assert "concepts   " not in summary(selection)
 
@@ -115,4 +115,4 @@ def summary(selection):
 
 
 def told(selection):
-    return conclude(Calibration(identity(WIDTH), selection, {}), Options()).sentences
+    return conclude(Calibration(identity(WIDTH), selection, {}), FitOptions()).sentences

@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from invariclip.calibrate.data.pairs import UNCHANGED, Table, fitted_moments
+from invariclip.calibrate.data.pairs import UNCHANGED, EmbeddingTable, fitted_moments
 from invariclip.calibrate.evaluation.probe import fit_probe
-from invariclip.calibrate.projection.candidates import Candidate, grid
+from invariclip.calibrate.projection.candidates import ProjectionCandidate, grid
 from invariclip.calibrate.projection.estimators import fit
 from invariclip.calibrate.projection.evaluate import prototypes, unit, zero_shot
 from invariclip.calibrate.projection.folds import make_folds
@@ -33,7 +33,7 @@ def shifted(*, concepts=60, environments=5, nuisance=1.0, noise=0.3, seed=0):
     )
     names = tuple(map(str, range(concepts)))
     count = len(concept)
-    return Table(
+    return EmbeddingTable(
         vectors=unit(rows @ turn),
         concepts=concept,
         labels=concept,
@@ -72,9 +72,9 @@ def test_nothing_to_gain_gives_the_identity():
     rng = np.random.default_rng(0)
     table = shifted(nuisance=0)
     vectors = unit(rng.normal(size=(60, WIDTH))[table.concepts] + 0.5 * rng.normal(size=table.vectors.shape))
-    table = Table(**{**table.__dict__, "vectors": vectors})
+    table = EmbeddingTable(**{**table.__dict__, "vectors": vectors})
     selection = select(table, grid(WIDTH))
-    assert selection.chosen == Candidate("identity")
+    assert selection.chosen == ProjectionCandidate("identity")
     assert selection.result().gain.value == 0
 
 
@@ -85,13 +85,15 @@ def test_the_rule_takes_the_best_unless_no_projection_is_within_one_standard_err
     assert clear.baseline().gain.value == 0
     unclear = select(shifted(nuisance=0.05, concepts=12), grid(WIDTH))
     assert unclear.baseline().behind >= -unclear.baseline().behind_error
-    assert unclear.chosen == Candidate("identity")
+    assert unclear.chosen == ProjectionCandidate("identity")
 
 
 def test_the_test_environment_is_not_looked_at():
     """Rubbish in an environment that is not in the table changes nothing, bit for bit."""
     table = shifted()
-    spoiled = Table(**{**table.__dict__, "vectors": np.where((table.environments == 4)[:, None], 1.0, table.vectors)})
+    spoiled = EmbeddingTable(
+        **{**table.__dict__, "vectors": np.where((table.environments == 4)[:, None], 1.0, table.vectors)}
+    )
     first, second = (select(each.where(each.environments < 4), grid(WIDTH)).to_json() for each in (table, spoiled))
     assert first == second
 
@@ -123,7 +125,7 @@ def test_captions_close_the_gap_between_modalities():
     gap = np.concatenate([np.zeros(WIDTH), [1.0]])
     pictures = np.pad(table.vectors, ((0, 0), (0, 1))) - 1.5 * gap
     bank = unit(np.pad(centres + 0.02 * rng.normal(size=centres.shape), ((0, 0), (0, 1))) + 1.5 * gap)
-    table = Table(**{**table.__dict__, "vectors": unit(pictures)})
+    table = EmbeddingTable(**{**table.__dict__, "vectors": unit(pictures)})
     seen, unseen = table.where(table.environments < 4), table.environments == 4
     results = {}
     for captions in (False, True):
@@ -144,20 +146,23 @@ def test_interventions_in_one_environment(world):
 
 def test_grids():
     candidates = grid(64)
-    assert candidates[0] == Candidate("identity")
+    assert candidates[0] == ProjectionCandidate("identity")
     assert len(candidates) == len(set(candidates))
     assert {candidate.estimator for candidate in candidates} == {"identity", "shrinkage", "generalised", "icm"}
-    assert grid(64, estimator="icm", rank=5, strength=2.0) == [Candidate("identity"), Candidate("icm", 5, 2.0)]
+    assert grid(64, estimator="icm", rank=5, strength=2.0) == [
+        ProjectionCandidate("identity"),
+        ProjectionCandidate("icm", 5, 2.0),
+    ]
     assert {c.estimator for c in grid(64, rank=5)} == {"identity", "generalised", "icm"}
-    assert grid(64, estimator="identity") == [Candidate("identity")]
+    assert grid(64, estimator="identity") == [ProjectionCandidate("identity")]
     with pytest.raises(InputError, match="only icm takes both"):
         grid(64, estimator="shrinkage", rank=5)
-    assert str(Candidate("icm", 5, 2.0)) == "icm d=5 λ=2"
+    assert str(ProjectionCandidate("icm", 5, 2.0)) == "icm d=5 λ=2"
 
 
 def test_refusals():
     with pytest.raises(InputError, match="no projection must be among"):
-        select(shifted(concepts=8), [Candidate("icm", 2, 1.0)])
+        select(shifted(concepts=8), [ProjectionCandidate("icm", 2, 1.0)])
     with pytest.raises(InputError, match="zero-shot and captions need"):
         select(shifted(concepts=8), grid(WIDTH), objective="zero-shot")
 
@@ -173,7 +178,7 @@ def test_the_probe_is_scored_as_it_will_be_used():
         },
         origins=np.arange(24),
     )
-    candidates = [Candidate("identity"), Candidate("shrinkage", None, 3.0)]
+    candidates = [ProjectionCandidate("identity"), ProjectionCandidate("shrinkage", None, 3.0)]
     selection = select(table, candidates, objective="probe")
     for scored in selection.curve:
         for code, name in enumerate(table.environment_names):
@@ -196,8 +201,12 @@ def test_few_concepts_are_classes_and_pictures_are_resampled():
         vectors = unit(rng.normal(size=(4, 6))[concepts] + 1.2 * rng.normal(size=(count, 6)))
         names = tuple("abcd")
         kinds, origins = np.full(count, UNCHANGED), np.arange(count)
-        table = Table(vectors, concepts, concepts, environments, kinds, origins, names, names, tuple("xyz"))
-        mean = select(table, [Candidate("identity"), Candidate("shrinkage", None, 1.0)]).baseline().accuracy["mean"]
+        table = EmbeddingTable(vectors, concepts, concepts, environments, kinds, origins, names, names, tuple("xyz"))
+        mean = (
+            select(table, [ProjectionCandidate("identity"), ProjectionCandidate("shrinkage", None, 1.0)])
+            .baseline()
+            .accuracy["mean"]
+        )
         widths.append(mean.high - mean.low)
     assert 1.4 < widths[0] / widths[1] < 2.8
 
@@ -227,13 +236,14 @@ def test_screening_chooses_the_same_with_the_same_scores(objective):
 def test_screening_is_for_wide_encoders_and_takes_one_fold_of_each_environment():
     assert not needs_screening(grid(512, captions=(False, True)), 24, 512)
     assert needs_screening(grid(1280, captions=(False, True)), 24, 1280)
-    assert not needs_screening([Candidate("identity"), Candidate("shrinkage", None, 3.0)], 24, 4096)
+    assert not needs_screening([ProjectionCandidate("identity"), ProjectionCandidate("shrinkage", None, 3.0)], 24, 4096)
     _, folds = make_folds(shifted())
     few = screening_folds(folds)
     assert len({folds[place].groups[0] for place in few}) == len(few) == 5
     behind = {
-        Candidate("shrinkage", None, 1.0): -1.0, Candidate("identity"): -9.0, Candidate("shrinkage", None, 3.0): -5.0,
-        Candidate("icm", 3, 1.0): -2.0, Candidate("generalised", 3): 0.0,
+        ProjectionCandidate("shrinkage", None, 1.0): -1.0, ProjectionCandidate("identity"): -9.0,
+        ProjectionCandidate("shrinkage", None, 3.0): -5.0,
+        ProjectionCandidate("icm", 3, 1.0): -2.0, ProjectionCandidate("generalised", 3): 0.0,
     }  # fmt: skip
     assert kept(behind) == [each for each in behind if each.estimator != "icm"]
 

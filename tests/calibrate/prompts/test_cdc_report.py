@@ -13,20 +13,20 @@ from invariclip.artifact.learned_prompts import read_semantics
 from invariclip.artifact.projection import Projection
 from invariclip.calibrate.data.pictures import Picture, read_pictures
 from invariclip.calibrate.prompts.learn import Learnt, learn
-from invariclip.calibrate.prompts.options import Options
+from invariclip.calibrate.prompts.options import PromptOptions
 from invariclip.calibrate.prompts.recall import recall
 from invariclip.calibrate.prompts.report.figures import figures_of
 from invariclip.calibrate.prompts.report.page import page_beside, write_page
 from invariclip.calibrate.prompts.report.verdict import conclude
 from invariclip.calibrate.prompts.scales import Scales
-from invariclip.calibrate.prompts.scored import Scored
+from invariclip.calibrate.prompts.scored import ScoredImages
 from invariclip.calibrate.prompts.threshold import Threshold
-from invariclip.calibrate.prompts.views import Pictures
+from invariclip.calibrate.prompts.views import LabelledEmbeddings
 from invariclip.errors import InputError, MissingExtraError, SemanticsError
 from invariclip.preprocessing.interventions import resolve
 from invariclip.uncertainty import fuse, opinions
 
-OPTIONS = Options(
+OPTIONS = PromptOptions(
     learned=2, context_tokens=3, steps=4, check_every=2, classes=6, pictures=16, held=0.3,
     augmentations=(None, resolve("flip")),
 )  # fmt: skip
@@ -84,9 +84,9 @@ def made(manifest, tiny_projection, world):
         paths = [picture.path for picture in read_pictures(manifest)]
         names = tuple(name.format(number) for number in range(classes))
         used = tuple(Picture(paths[i % len(paths)], "c", names[labels[i]], "one") for i in range(count))
-        pictures = Pictures(vectors, labels, names, used, tuple(f"{i:064x}" for i in range(count)), ())
+        pictures = LabelledEmbeddings(vectors, labels, names, used, tuple(f"{i:064x}" for i in range(count)), ())
         scales = Scales(np.array([1.0, 1.5, 0.7]), np.array([-2.0, -1.5, -3.0]), np.array([0.1, 0.2, -0.1]), 0.5)
-        scored = Scored(True, pictures, bank, 10.0, scales, world.SPEC)
+        scored = ScoredImages(True, pictures, bank, 10.0, scales, world.SPEC)
         semantics = SimpleNamespace(
             learned=2, context_tokens=3, abstain_above=above, templates=("a {}.",), digest="1" * 64,
             checkpoint_sha256="2" * 64, projection_sha256=tiny_projection.digest, provenance=VERSIONS,

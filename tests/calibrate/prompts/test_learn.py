@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 import torch
 
-from invariclip.artifact.learned_prompts import Semantics, class_banks, read_semantics, write_semantics
+from invariclip.artifact.learned_prompts import LearnedPrompts, class_banks, read_semantics, write_semantics
 from invariclip.calibrate.data.embed import embed_texts
 from invariclip.calibrate.data.pictures import read_pictures
 from invariclip.calibrate.prompts import training
 from invariclip.calibrate.prompts.learn import full_bank, learn
 from invariclip.calibrate.prompts.opinions import fused_answers
-from invariclip.calibrate.prompts.options import Options
+from invariclip.calibrate.prompts.options import PromptOptions
 from invariclip.calibrate.prompts.texts import LearnedTexts, hand_written_bank, starting_context
 from invariclip.errors import InputError, SemanticsError
 from invariclip.export.checkpoints.contexts import with_semantics
 from invariclip.export.checkpoints.families import load_family
 
-OPTIONS = Options(
+OPTIONS = PromptOptions(
     learned=2, context_tokens=3, steps=8, check_every=4, classes=6, pictures=16, target_risk=0.9, confidence=0.6,
     held=0.3, augmentations=(None, None),
 )  # fmt: skip
@@ -38,7 +38,7 @@ def pictures(manifest):
 
 
 def test_templates_start_at_the_hand_written_words(checkpoint):
-    options = Options(learned=2, context_tokens=4, templates=("a photo of a {}.",), noise=0.0)
+    options = PromptOptions(learned=2, context_tokens=4, templates=("a photo of a {}.",), noise=0.0)
     start, _ = starting_context(checkpoint, options)
     texts = LearnedTexts(checkpoint, torch.from_numpy(start))
     ours = texts.bank(texts.ids(["cat", "big dog"]))
@@ -49,10 +49,10 @@ def test_templates_start_at_the_hand_written_words(checkpoint):
 
 def test_missing_words_are_the_vocabularys_mean_and_seeds_differ(checkpoint):
     table = checkpoint.module.token_embedding.weight.detach().numpy()
-    start, spread = starting_context(checkpoint, Options(learned=1, context_tokens=6, noise=0.0))
+    start, spread = starting_context(checkpoint, PromptOptions(learned=1, context_tokens=6, noise=0.0))
     np.testing.assert_allclose(start[0, :2], np.repeat(table.mean(axis=0, keepdims=True), 2, axis=0), atol=1e-6)
     assert spread == pytest.approx(table.std(), rel=1e-4)
-    one, other = (starting_context(checkpoint, Options(seed=seed))[0] for seed in (0, 1))
+    one, other = (starting_context(checkpoint, PromptOptions(seed=seed))[0] for seed in (0, 1))
     assert not np.array_equal(one, other)
 
 
@@ -72,7 +72,7 @@ def test_gradients_reach_the_vectors_alone(checkpoint, tiny_projection):
 
 def test_a_tower_that_masks_its_padding_reads_texts_no_longer_than_they_are():
     loaded = load_family("roberta-ViT-B-32", short=True)
-    start, _ = starting_context(loaded, Options(learned=2, context_tokens=3))
+    start, _ = starting_context(loaded, PromptOptions(learned=2, context_tokens=3))
     texts = LearnedTexts(loaded, torch.from_numpy(start))
     ids = texts.ids(["cat", "very big dog"])
     assert texts.cut
@@ -127,10 +127,10 @@ def test_what_is_learnt_is_seeded_written_and_answers(checkpoint, pictures, tiny
 
 
 def test_class_embeddings_are_those_that_are_exported(checkpoint, tiny_projection):
-    options = Options(learned=2, context_tokens=3, templates=("a photo of a {}.", "a sketch of a {}."))
+    options = PromptOptions(learned=2, context_tokens=3, templates=("a photo of a {}.", "a sketch of a {}."))
     context, _ = starting_context(checkpoint, options)
     ones = np.ones(3)
-    semantics = Semantics(context, ones, ones, ones, options.templates, checkpoint.sha256, tiny_projection.digest)
+    semantics = LearnedPrompts(context, ones, ones, ones, options.templates, checkpoint.sha256, tiny_projection.digest)
     exported = replace(checkpoint, module=with_semantics(checkpoint.module, semantics))
 
     def embed(texts, before):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from invariclip.calibrate.prompts.options import Options
+from invariclip.calibrate.prompts.options import PromptOptions
 from invariclip.calibrate.prompts.splits import split_rows
 from invariclip.errors import InputError
 
@@ -56,4 +56,4 @@ def test_shares_are_kept_on_average():
 )
 def test_options_that_cannot_be_used_are_refused(given, said):
     with pytest.raises(InputError, match=said):
-        Options(**given)
+        PromptOptions(**given)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from invariclip.calibrate.data.pictures import Picture, SkippedPictureWarning, read_pictures
-from invariclip.calibrate.fit import Options, calibrate
+from invariclip.calibrate.fit import FitOptions, calibrate
 from invariclip.calibrate.report import summary_json, thumbnails
 from invariclip.calibrate.report.evidence import gather
 from invariclip.calibrate.report.look import require_page_packages
@@ -17,7 +17,7 @@ from invariclip.calibrate.report.page import skipped_by_reason, write_page
 from invariclip.calibrate.report.verdict import signed
 from invariclip.errors import MissingExtraError
 
-SOFT = Options(interventions=("invert", "equalize"), estimator="shrinkage", strength=3.0)
+SOFT = FitOptions(interventions=("invert", "equalize"), estimator="shrinkage", strength=3.0)
 VOID = {"img", "meta", "br", "link"}
 
 
@@ -98,7 +98,7 @@ def pictures(world, tmp_path):
 
 @pytest.fixture
 def options():
-    return Options(interventions=("invert", "equalize", "colour-jitter"), objective="both", seed=3)
+    return FitOptions(interventions=("invert", "equalize", "colour-jitter"), objective="both", seed=3)
 
 
 def test_the_page_holds_the_figures_of_the_json(world, tmp_path, pictures, options):
@@ -151,7 +151,7 @@ def test_the_same_calibration_gives_the_same_page_whatever_the_order(world, tmp_
 
 def test_where_nothing_helps_the_page_says_so(world, tmp_path, pictures):
     # a single direction of 24 loses for sure
-    options = Options(interventions=("invert", "equalize"), estimator="icm", rank=1)
+    options = FitOptions(interventions=("invert", "equalize"), estimator="icm", rank=1)
     result, _, page = report(tmp_path, world.LinearEncoder(), pictures, options)
     assert result.projection.estimator == "identity"
     self_contained(page)
@@ -163,7 +163,7 @@ def test_where_nothing_helps_the_page_says_so(world, tmp_path, pictures):
 
 
 def test_a_named_candidate_that_loses_is_said_to_lose(world, tmp_path, pictures):
-    options = Options(interventions=("invert", "equalize"), estimator="icm", rank=1, strength=1.0)
+    options = FitOptions(interventions=("invert", "equalize"), estimator="icm", rank=1, strength=1.0)
     result, _, page = report(tmp_path, world.LinearEncoder(), pictures, options)
     assert result.selection is not None
     assert result.selection.result().gain.high < 0
@@ -173,7 +173,9 @@ def test_a_named_candidate_that_loses_is_said_to_lose(world, tmp_path, pictures)
 
 def test_nothing_to_leave_out(world, tmp_path, pictures):
     few = [p for p in pictures if p.concept in ("c1", "c2", "c3") and p.environment != "red"]
-    result, evidence, page = report(tmp_path, world.LinearEncoder(), few, Options(estimator="shrinkage", strength=1.0))
+    result, evidence, page = report(
+        tmp_path, world.LinearEncoder(), few, FitOptions(estimator="shrinkage", strength=1.0)
+    )
     assert result.selection is None
     assert evidence.retrieval is not None
     assert not evidence.retrieval.left_out
@@ -185,7 +187,7 @@ def test_nothing_to_leave_out(world, tmp_path, pictures):
 
 def test_one_environment(world, tmp_path, pictures):
     red = [picture for picture in pictures if picture.environment == "red"]
-    options = Options(interventions=("invert", "equalize", "posterize"), draws=3, estimator="shrinkage")
+    options = FitOptions(interventions=("invert", "equalize", "posterize"), draws=3, estimator="shrinkage")
     _, evidence, page = report(tmp_path, world.LinearEncoder(), red, options)
     self_contained(page)
     assert evidence.leakage == ()

@@ -18,7 +18,7 @@ from invariclip.export.graphs.head import attach_head
 from invariclip.export.graphs.tower_graph import tower_graph
 from invariclip.export.graphs.trace import write_graph
 from invariclip.export.quantization.islands import to_float16
-from invariclip.export.quantization.qdq import Recipe, quantise, ranges_of, rounded
+from invariclip.export.quantization.qdq import QuantizationRecipe, quantise, ranges_of, rounded
 from invariclip.export.quantization.ranges import flows_of
 from invariclip.export.quantization.sites import sites_of
 from invariclip.export.quantization.symmetric import to_symmetric
@@ -139,7 +139,7 @@ def quantised(model):
     sites = sites_of(model)
     rng = np.random.default_rng(0)
     flows = flows_of(model, sites, [rng.integers(0, 256, (2, 224, 224, 3), dtype=np.uint8)], threads=2)
-    recipe = Recipe(compensate=False)
+    recipe = QuantizationRecipe(compensate=False)
     weights = rounded(model, sites, flows, recipe)
     quantise(model, sites, ranges_of(model, sites, flows, weights, clip=False), weights)
 

@@ -8,13 +8,13 @@ from safetensors.numpy import load_file, save_file
 
 from invariclip.artifact.learned_prompts import (
     MAX_LEARNED,
-    Semantics,
+    LearnedPrompts,
     class_banks,
     context_ids,
     read_semantics,
     write_semantics,
 )
-from invariclip.artifact.manifest import SemanticsFacts
+from invariclip.artifact.manifest import LearnedPromptsFacts
 from invariclip.errors import InputError, SemanticsError
 from invariclip.preprocessing.prompts import class_bank
 
@@ -25,7 +25,7 @@ def semantics(learned=2, tokens=3, width=5, seed=0, **fields):
     scale, bias = rng.uniform(0.1, 1, learned + 1), rng.normal(size=learned + 1)
     given = {"templates": ("a photo of a {}.",), "checkpoint_sha256": "c" * 64, "abstain_above": 0.25}
     given["background"] = rng.uniform(-0.5, 0.5, learned + 1)
-    return Semantics(context, scale, bias, **{**given, "provenance": {"seed": seed}, **fields})
+    return LearnedPrompts(context, scale, bias, **{**given, "provenance": {"seed": seed}, **fields})
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_what_is_written_is_read(path):
     for name in ("templates", "checkpoint_sha256", "projection_sha256", "abstain_above", "provenance", "digest"):
         assert getattr(got, name) == getattr(wanted, name)
     assert (got.learned, got.context_tokens) == (2, 3)
-    assert got.facts == SemanticsFacts(
+    assert got.facts == LearnedPromptsFacts(
         got.digest, 2, 3, tuple(wanted.evidence_scale), tuple(wanted.evidence_bias), tuple(wanted.background), 0.25
     )
 

@@ -18,9 +18,9 @@ from invariclip.errors import ArtifactError, InputError, ProfileError, ProfileWa
 from invariclip.machine import Machine, available_memory, load_before, parse_cpuinfo, this_machine
 from invariclip.profile import (
     MAX_PROFILE_BYTES,
-    Choice,
+    MachineProfile,
     Measurement,
-    Profile,
+    ProfileChoice,
     changes,
     file_key,
     profile_path,
@@ -53,10 +53,12 @@ def folder(copied, tmp_path):
 def made(folder, choice=None, objective="latency", fidelity="exact", date="2026-01-01T00:00:00+00:00", **basis):
     """A profile as `tune` writes it."""
     rests = replace(basis_of(folder, objective, fidelity, (1,), (1,)), **basis)
-    picked = choice or Choice("same", ORT, 1, 1)
+    picked = choice or ProfileChoice("same", ORT, 1, 1)
     measured = Measurement(picked, "exact", 3, 11, 1.5, 1.4, 1.6, 666.7, 2.0, 1.9, 2.1)
     left_out = ({"candidate": "x on y", "why": "because"},)
-    return Profile(rests, picked, "2 × the safe default", (measured,), left_out, 3.2, 0.1, date, {"invariclip": "0"})
+    return MachineProfile(
+        rests, picked, "2 × the safe default", (measured,), left_out, 3.2, 0.1, date, {"invariclip": "0"}
+    )
 
 
 def put(folder, **facts):
@@ -188,7 +190,7 @@ def damaged(plain):
 def test_a_spoilt_field_is_refused(folder, tmp_path):
     path = tmp_path / "x.json"
     plain = json.loads(json.dumps(made(folder).to_json()))
-    assert Profile.from_json(plain).to_json() == made(folder).to_json()
+    assert MachineProfile.from_json(plain).to_json() == made(folder).to_json()
     for name, spoilt in damaged(plain):
         path.write_text(json.dumps(spoilt))
         said = ""
@@ -235,7 +237,7 @@ def test_random_damage_is_refused_or_harmless(copied, tmp_path, data):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     path.write_bytes(content)
     with suppress(ProfileError):
-        assert isinstance(read_profile(path), Profile)
+        assert isinstance(read_profile(path), MachineProfile)
 
 
 def test_without_a_profile_the_safe_default_is_taken(folder):
@@ -260,7 +262,7 @@ def test_a_valid_profile_is_used_and_explicit_arguments_win(folder):
 
 def test_of_several_levels_the_last_tuned_is_used_or_the_one_asked_for(folder):
     put(folder, fidelity="exact", date="2026-01-01")
-    put(folder, fidelity="near", date="2026-01-02", choice=Choice("near", ORT, 1, 1))
+    put(folder, fidelity="near", date="2026-01-02", choice=ProfileChoice("near", ORT, 1, 1))
     assert chosen(folder)[0] == "near"
     assert chosen(folder, fidelity="exact")[0] == "same"
     assert chosen(folder, fidelity="near")[0] == "near"
@@ -276,11 +278,11 @@ def test_of_several_levels_the_last_tuned_is_used_or_the_one_asked_for(folder):
         ({"engines": {ORT: "0.1"}}, "onnxruntime: 0.1 → "),
         ({"engines": {}}, "onnxruntime: not installed → "),
         ({"manifest_sha256": "abc"}, "the artifact's manifest: abc → "),
-        ({"choice": Choice("absent", ORT, 1, 1)}, "absent on onnxruntime was not proved at fidelity exact"),
-        ({"choice": Choice("near", ORT, 1, 1)}, "near on onnxruntime was not proved at fidelity exact"),
-        ({"choice": Choice("near", "openvino", 1, 1)}, "near on openvino was not proved at fidelity exact"),
-        ({"choice": Choice("same", "abacus", 1, 1)}, "abacus is not installed"),
-        ({"choice": Choice("same", ORT, 4096, 1)}, "4096 threads are more than the"),
+        ({"choice": ProfileChoice("absent", ORT, 1, 1)}, "absent on onnxruntime was not proved at fidelity exact"),
+        ({"choice": ProfileChoice("near", ORT, 1, 1)}, "near on onnxruntime was not proved at fidelity exact"),
+        ({"choice": ProfileChoice("near", "openvino", 1, 1)}, "near on openvino was not proved at fidelity exact"),
+        ({"choice": ProfileChoice("same", "abacus", 1, 1)}, "abacus is not installed"),
+        ({"choice": ProfileChoice("same", ORT, 4096, 1)}, "4096 threads are more than the"),
     ],
 )
 def test_a_foreign_or_stale_profile_is_refused_aloud(folder, tmp_path, facts, reason):
@@ -303,7 +305,7 @@ def test_a_damaged_profile_is_refused_aloud_at_the_callers_line(folder):
 
 
 def test_an_engine_that_went_away_or_was_not_chosen(folder, monkeypatch):
-    put(folder, choice=Choice("same", "openvino", 1, 1))
+    put(folder, choice=ProfileChoice("same", "openvino", 1, 1))
     here = engine_versions()
     monkeypatch.setattr("invariclip.selection.engine_versions", lambda: {ORT: here[ORT]})
     with pytest.warns(ProfileWarning, match="openvino: .* → not installed"):

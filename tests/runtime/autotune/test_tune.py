@@ -16,9 +16,9 @@ from onnx import helper, numpy_helper
 import invariclip
 from invariclip.artifact.folder import describe_file, read_manifest, write_manifest
 from invariclip.autotune import Settings, tune
-from invariclip.autotune.candidates import Candidate, default_threads, enumerate_candidates
+from invariclip.autotune.candidates import TuneCandidate, default_threads, enumerate_candidates
 from invariclip.autotune.halving import Search, stages_for
-from invariclip.autotune.process import Process, StoppedError
+from invariclip.autotune.process import CandidateStoppedError, Process
 from invariclip.errors import (
     ArtifactError,
     ContractError,
@@ -273,8 +273,8 @@ def test_a_process_that_dies_is_left_out_and_the_others_go_on(plant):
 
 
 def test_what_cannot_be_opened_says_why(tiny_artifact):
-    with pytest.raises(StoppedError, match="no variant 'absent'; available: float32"):
-        Process(tiny_artifact, Candidate("absent", ORT, 1, "exact", 2))
+    with pytest.raises(CandidateStoppedError, match="no variant 'absent'; available: float32"):
+        Process(tiny_artifact, TuneCandidate("absent", ORT, 1, "exact", 2))
 
 
 def interrupting(after):

@@ -8,19 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from invariclip.artifact.fidelity import LEVELS
-from invariclip.autotune.candidates import Candidate
+from invariclip.autotune.candidates import TuneCandidate
 from invariclip.autotune.checks import MIN_COSINE, PICTURES, check_pictures, disagreement
 from invariclip.autotune.halving import middle, stages_for
-from invariclip.autotune.verdict import MARGIN, Entry, Timed, decide, interval, survivors
+from invariclip.autotune.verdict import MARGIN, MeasuredCandidate, Timed, decide, interval, survivors
 from invariclip.export.verification.figures import THRESHOLDS
 
-SIMPLE = Entry(Candidate("float32", "onnxruntime", 1, "exact", 2), 1)
+SIMPLE = MeasuredCandidate(TuneCandidate("float32", "onnxruntime", 1, "exact", 2), 1)
 OTHERS = [
-    Entry(Candidate("float32", "onnxruntime", 1, "exact", 2), 4),
-    Entry(Candidate("bfloat16", "onnxruntime", 1, "exact", 0), 1),
-    Entry(Candidate("float32", "openvino", 1, "exact", 2), 1),
-    Entry(Candidate("float32", "onnxruntime", 2, "exact", 2), 1),
-    Entry(Candidate("int8", "onnxruntime", 1, "fast", 0), 1),
+    MeasuredCandidate(TuneCandidate("float32", "onnxruntime", 1, "exact", 2), 4),
+    MeasuredCandidate(TuneCandidate("bfloat16", "onnxruntime", 1, "exact", 0), 1),
+    MeasuredCandidate(TuneCandidate("float32", "openvino", 1, "exact", 2), 1),
+    MeasuredCandidate(TuneCandidate("float32", "onnxruntime", 2, "exact", 2), 1),
+    MeasuredCandidate(TuneCandidate("int8", "onnxruntime", 1, "fast", 0), 1),
 ]
 """Each less preferred than the one before it, and than `SIMPLE`."""
 

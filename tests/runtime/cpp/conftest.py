@@ -85,14 +85,14 @@ def engine(request, built):
 @pytest.fixture(scope="session")
 def artifact(tmp_path_factory, tiny_checkpoint, tiny_pictures, tiny_projection):
     """Learned templates that were calibrated, a projection, float32 and float16 weights, both engines."""
-    from invariclip.artifact.learned_prompts import Semantics
+    from invariclip.artifact.learned_prompts import LearnedPrompts
     from invariclip.export.assemble import export_artifact
     from invariclip.export.checkpoints.checkpoint import load_checkpoint
     from invariclip.export.variants import Wish
 
     checkpoint = load_checkpoint(str(tiny_checkpoint))
     context = (0.02 * np.random.default_rng(5).normal(size=(2, 3, 16))).astype(np.float32)
-    learned = Semantics(
+    learned = LearnedPrompts(
         context, np.array([0.2, 0.1, 0.3]), np.array([-1.0, 0.5, -3.0]), np.array([0.1, -0.2, 0.3]), ("a {}",),
         checkpoint.sha256, tiny_projection.digest, abstain_above=0.4,
     )  # fmt: skip

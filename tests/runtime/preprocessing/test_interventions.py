@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
 from invariclip.errors import InputError, NotApplicableError
-from invariclip.preprocessing.interventions import CATALOGUE, GROUPS, PAPER, Chosen, choose_kinds, intervene, resolve
+from invariclip.preprocessing.interventions import (
+    CATALOGUE,
+    GROUPS,
+    PAPER,
+    InterventionRequest,
+    choose_kinds,
+    intervene,
+    resolve,
+)
 from invariclip.preprocessing.interventions.base import described
 
 FIXED = {"greyscale", "invert", "posterize", "solarize", "equalize", "flip"}
@@ -45,7 +53,7 @@ def test_same_key_seed_and_label_same_result_and_no_other(kind):
     first = intervene(image, kind, "a", 3, donor).tobytes()
     intervene(image, "colour-jitter", "b", 3)  # what was done before does not matter
     assert intervene(image, kind, "a", 3, donor).tobytes() == first
-    named = Chosen("another", resolve(kind).change)
+    named = InterventionRequest("another", resolve(kind).change)
     others = {intervene(image, each, key, seed, donor).tobytes() for each, key, seed in [
         (kind, "b", 3), (kind, "a", 4), (named, "a", 3)]}  # fmt: skip
     assert others == {first} if kind in FIXED else first not in others and len(others) == 3

@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 from invariclip.errors import InputError, MissingExtraError
-from invariclip.preprocessing.interventions import CATALOGUE, GROUPS, PAPER, Chosen, parse_kinds, read_kinds, resolve
+from invariclip.preprocessing.interventions import (
+    CATALOGUE,
+    GROUPS,
+    PAPER,
+    InterventionRequest,
+    parse_kinds,
+    read_kinds,
+    resolve,
+)
 from invariclip.preprocessing.interventions.base import described
 from invariclip.preprocessing.interventions.scene import Fog
 
@@ -56,7 +64,11 @@ def test_a_list(tmp_path):
 
 def test_a_mapping_with_one_kind_under_two_labels(tmp_path):
     kinds = read(tmp_path, "light: {kind: fog, density: 0.5}\nheavy: {kind: fog, density: [2, 4]}\ninvert:\n")
-    assert kinds == (Chosen("light", Fog(density=(0.5, 0.5))), Chosen("heavy", Fog(density=(2, 4))), resolve("invert"))
+    assert kinds == (
+        InterventionRequest("light", Fog(density=(0.5, 0.5))),
+        InterventionRequest("heavy", Fog(density=(2, 4))),
+        resolve("invert"),
+    )
     told = json.loads(json.dumps([kind.to_json() for kind in kinds]))
     assert told[0] == {"label": "light", "kind": "fog", "parameters": {"density": [0.5, 0.5], "decay": [1.5, 2.0]}}
 

@@ -10,7 +10,7 @@ from PIL import Image
 from scipy import ndimage
 
 from invariclip.errors import NotApplicableError
-from invariclip.preprocessing.interventions import CATALOGUE, Chosen, intervene
+from invariclip.preprocessing.interventions import CATALOGUE, InterventionRequest, intervene
 from invariclip.preprocessing.interventions.exchange import mix_amplitudes
 from invariclip.preprocessing.interventions.geometric import _homography
 from invariclip.preprocessing.interventions.scene import background
@@ -21,7 +21,7 @@ SIZES = st.tuples(st.integers(1, 24), st.integers(1, 24))
 
 def changed(levels, kind, key="a", donor=None, **parameters):
     """The levels under a kind with parameters, as int [H, W, 3]."""
-    chosen = Chosen(kind, CATALOGUE[kind](**parameters))
+    chosen = InterventionRequest(kind, CATALOGUE[kind](**parameters))
     given = None if donor is None else Image.fromarray(donor)
     return np.asarray(intervene(Image.fromarray(levels), chosen, key, 0, given)).astype(int)
 

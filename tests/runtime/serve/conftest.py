@@ -14,7 +14,7 @@ import uvicorn
 from PIL import Image
 
 import invariclip
-from invariclip.artifact.learned_prompts import Semantics
+from invariclip.artifact.learned_prompts import LearnedPrompts
 from invariclip.export.assemble import export_artifact
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
 from invariclip.preprocessing.pixels import find_pictures
@@ -34,7 +34,7 @@ def unsure_artifact(tmp_path_factory, tiny_checkpoint, tiny_pictures, tiny_proje
     """Three classes, two learned templates, calibrated to abstain above 0.3."""
     checkpoint = load_checkpoint(str(tiny_checkpoint))
     rng = np.random.default_rng(5)
-    semantics = Semantics(
+    semantics = LearnedPrompts(
         (0.02 * rng.normal(size=(2, 3, 16))).astype(np.float32),
         np.array([0.2, 0.1, 0.3]), np.array([-1.0, 0.5, -3.0]), np.array([0.1, -0.2, 0.3]), ("a photo of a {}.",),
         checkpoint.sha256, tiny_projection.digest, abstain_above=0.3,

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from invariclip.errors import InputError
-from invariclip.serve.batcher import Batcher, QueueFullError, StoppedError
+from invariclip.serve.batcher import Batcher, BatcherStoppedError, QueueFullError
 
 
 class Engine:
@@ -115,7 +115,7 @@ def test_dropped_work_is_not_done(until):
     until(lambda: len(queue._ready) == 4)
     gone.drop()
     assert queue.waiting == 1
-    with pytest.raises(StoppedError):
+    with pytest.raises(BatcherStoppedError):
         gone.future.result(0)
     engine.gate.set()
     assert running.future.result(20) == [2]
@@ -149,9 +149,9 @@ def test_closing_answers_what_waits_or_says_that_it_does_not():
     assert engine.begun.acquire(timeout=20)
     assert not queue.close(0)
     for ticket in (first, second):
-        with pytest.raises(StoppedError, match="ask again"):
+        with pytest.raises(BatcherStoppedError, match="ask again"):
             ticket.future.result(0)
-    with pytest.raises(StoppedError, match="no more work"):
+    with pytest.raises(BatcherStoppedError, match="no more work"):
         queue.submit([3])
     assert queue.waiting == 0
     engine.gate.set()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from invariclip.errors import InputError
-from invariclip.serve.batcher import QueueFullError, StoppedError
+from invariclip.serve.batcher import BatcherStoppedError, QueueFullError
 from invariclip.serve.classes import ClassSets
 
 TEMPLATES = ("a photo of a {}.",)
@@ -70,7 +70,7 @@ def test_a_set_that_nobody_waits_for_is_not_embedded(slow):
     first.leave()  # begun already: it is kept for the next one
     gone.leave()
     shared.leave()
-    with pytest.raises(StoppedError):
+    with pytest.raises(BatcherStoppedError):
         gone.future.result(0)
     slow.gate.set()
     assert stays.future.result(20).model.classes == ("c",)
@@ -108,7 +108,7 @@ def test_closing_tells_who_waits(slow):
     waiting = sets.ask(("b",), TEMPLATES)
     sets.close()
     slow.gate.set()
-    with pytest.raises(StoppedError, match="ask again"):
+    with pytest.raises(BatcherStoppedError, match="ask again"):
         waiting.future.result(0)
-    with pytest.raises(StoppedError, match="no more work"):
+    with pytest.raises(BatcherStoppedError, match="no more work"):
         sets.ask(("c",), TEMPLATES)

@@ -12,7 +12,7 @@ import pytest
 from invariclip.artifact.embeddings import read_embeddings
 from invariclip.serve.service import Service
 from invariclip.serve.sites import SiteRegistry
-from invariclip.sites.live_site import CHANGED, LATEST, SAME, UNLIKE, Window
+from invariclip.sites.live_site import CHANGED, LATEST, SAME, UNLIKE, SiteWindow
 from invariclip.sites.measuring import begun, training_mean
 from invariclip.sites.site_log import ROWS
 
@@ -61,7 +61,7 @@ def test_python_lines(ask, desk):
 
 
 def test_the_numbers_of_measured_sites_are_the_code_s():
-    window = Window()
+    window = SiteWindow()
     for number, text in (
         (window.floor, "applied before {} images"), (window.step, "updated every {} images"),
         (LATEST, "one of the last {} "), (window.block, "dropped in blocks of {}"), (SAME, "cosine above {}"),

@@ -10,14 +10,14 @@ from PIL import Image
 from invariclip.errors import InputError, TruncatedTextWarning
 from invariclip.preprocessing.tokenizer import hearing_cuts
 from invariclip.serve.limits import Held, Limits, RefusedError
-from invariclip.serve.service import Batching, Named, Service
+from invariclip.serve.service import Batching, EncodedImage, Service
 
 # What the contract allows between a row alone and in a batch (`max_batch_diff`), a component in float32
 IN_A_BATCH = 1e-5
 
 
 def asked(images, classes=True):
-    return [(Named(str(place), data), classes) for place, data in enumerate(images)]
+    return [(EncodedImage(str(place), data), classes) for place, data in enumerate(images)]
 
 
 @pytest.mark.parametrize("which", ["model", "unsure_model"])

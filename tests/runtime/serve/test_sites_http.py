@@ -13,12 +13,12 @@ from invariclip.cli.main import main
 from invariclip.errors import InputError, SiteError
 from invariclip.serve.metrics import Metrics
 from invariclip.serve.service import Service
-from invariclip.serve.sites import Running, SiteRegistry, read_sites
-from invariclip.sites.live_site import Window
+from invariclip.serve.sites import LiveSiteOptions, SiteRegistry, read_sites
+from invariclip.sites.live_site import SiteWindow
 from invariclip.sites.measuring import begun, training_mean
 from invariclip.sites.site import new_site, read_site, write_site
 
-SMALL = Window(floor=2, step=2, block=2, blocks=8)
+SMALL = SiteWindow(floor=2, step=2, block=2, blocks=8)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_requests_name_their_sites(model, site, serving, images, tmp_path):
 @pytest.fixture
 def running(model, serving, tmp_path):
     """A server that measures, with two keys and two sites for each."""
-    sites = SiteRegistry(model, running=Running(4, SMALL, tmp_path / "log"), keys=2)
+    sites = SiteRegistry(model, running=LiveSiteOptions(4, SMALL, tmp_path / "log"), keys=2)
     metrics = Metrics()
     service = Service(model, sites=sites)
     service.warm_up()
@@ -191,14 +191,14 @@ def test_a_log_is_replayed_to_the_same_bits(running, tiny_artifact, images, tmp_
 def test_a_site_that_is_known_is_where_measuring_starts(model, serving, tiny_artifact, images):
     mean = training_mean(tiny_artifact, model.manifest)
     known = begun(model, "yard", mean, None).adding(model.embed_images(images), model.class_bank())
-    service = _service(model, known={"yard": known}, running=Running(window=SMALL))
+    service = _service(model, known={"yard": known}, running=LiveSiteOptions(window=SMALL))
     with serving(service) as client:
         assert client.classify(images[0], "?site=yard").json["site"]["sha256"] == known.digest
         assert client.classify(images[0], "?site=other").json["site"]["images"] == 0
 
 
 def test_before_it_is_warm_no_site_is_answered(model, site, serving, images):
-    with serving(_service(model, warm=False, default=site, running=Running())) as client:
+    with serving(_service(model, warm=False, default=site, running=LiveSiteOptions())) as client:
         for query in ("", "?site=new"):
             answer = client.classify(images[0], query)
             assert answer.status == 503
@@ -212,7 +212,7 @@ def test_sites_that_cannot_be_are_refused(model, unsure_model, site, tmp_path):
     with pytest.raises(SiteError, match="measure it again"):
         SiteRegistry(model, known={"there": other})
     with pytest.raises(SiteError, match="other classes"):
-        SiteRegistry(model, known={"yard": site}, running=Running())
+        SiteRegistry(model, known={"yard": site}, running=LiveSiteOptions())
     with pytest.raises(InputError, match="registry's default"):
         Service(model.with_site(site))
     with pytest.raises(InputError, match="no such folder"):
@@ -227,9 +227,9 @@ def test_sites_that_cannot_be_are_refused(model, unsure_model, site, tmp_path):
 def test_a_log_that_cannot_be_written_fails_no_request(model, serving, images, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
-        SiteRegistry(model, running=Running(log=tmp_path / "file"))
+        SiteRegistry(model, running=LiveSiteOptions(log=tmp_path / "file"))
     log = tmp_path / "log"
-    with serving(_service(model, running=Running(4, SMALL, log))) as client:
+    with serving(_service(model, running=LiveSiteOptions(4, SMALL, log))) as client:
         (log / "key-0").write_text("in the way")
         assert client.classify(images[0], "?site=yard").status == 200
         assert client("GET", "/v1/sites/yard").json["seen"] == 1
@@ -240,14 +240,14 @@ def test_a_log_that_cannot_be_written_fails_no_request(model, serving, images, t
 def test_logs_that_were_cleared_away_are_not_written_again(model, serving, images, tmp_path):
     kept = tmp_path / "key-0" / "yard" / "0007"
     kept.mkdir(parents=True)
-    with serving(_service(model, running=Running(4, SMALL, tmp_path))) as client:
+    with serving(_service(model, running=LiveSiteOptions(4, SMALL, tmp_path))) as client:
         assert client.classify(images[0], "?site=yard").status == 200
     assert sorted(path.name for path in kept.parent.iterdir()) == ["0007", "0008"]
     assert not list(kept.iterdir())
 
 
 def test_sites_are_listed_while_others_begin(model):
-    sites = SiteRegistry(model, running=Running(400))
+    sites = SiteRegistry(model, running=LiveSiteOptions(400))
     sites.prepare(model.hosting())
     before, failed = sys.getswitchinterval(), []
 
@@ -274,7 +274,7 @@ def test_known_sites_are_called_as_requests_name_them(model, serving, site, imag
     known = begun(model, "\ud800", site.training_mean, None)
     for name in ("hall", "yard"):  # a copied file says the same name
         write_site(tmp_path / f"{name}.safetensors", known)
-    service = _service(model, known=read_sites(tmp_path), running=Running(4, SMALL))
+    service = _service(model, known=read_sites(tmp_path), running=LiveSiteOptions(4, SMALL))
     with serving(service) as client:
         for name in ("hall", "yard"):
             assert client.classify(images[0], f"?site={name}").json["site"]["name"] == name
@@ -285,7 +285,7 @@ def test_known_sites_are_called_as_requests_name_them(model, serving, site, imag
 
 def test_more_keys_than_sites_are_refused(model):
     with pytest.raises(InputError, match="--max-sites"):
-        SiteRegistry(model, running=Running(2), keys=3)
+        SiteRegistry(model, running=LiveSiteOptions(2), keys=3)
 
 
 def test_a_request_that_is_refused_begins_no_site(running, images):

@@ -12,12 +12,12 @@ import invariclip
 from invariclip.cli.main import main
 from invariclip.errors import InputError, SiteError
 from invariclip.preprocessing.pixels import find_pictures
-from invariclip.sites.live_site import CHANGED, EVENTS, LiveSite, Window
+from invariclip.sites.live_site import CHANGED, EVENTS, LiveSite, SiteWindow
 from invariclip.sites.site import new_site, read_site, write_site
 from invariclip.sites.site_log import SiteLog, replay
 
 WIDTH, CLASSES = 64, 8
-SMALL = Window(floor=8, step=4, block=8, blocks=4)
+SMALL = SiteWindow(floor=8, step=4, block=8, blocks=4)
 BANK = np.eye(CLASSES, WIDTH, dtype=np.float32)
 
 
@@ -167,7 +167,7 @@ def test_rows_that_are_no_embeddings_are_refused_whole():
 )
 def test_windows_that_cannot_be_counted_are_refused(window):
     with pytest.raises(InputError):
-        Window(**window)
+        SiteWindow(**window)
 
 
 @given(st.lists(st.one_of(st.integers(1, 20), st.sampled_from(EVENTS)), max_size=12), st.integers(0, 20))
@@ -224,7 +224,7 @@ def test_a_damaged_log_is_refused(tmp_path):
 
 def test_a_model_adapts_to_what_it_is_shown(tiny_artifact, tiny_pictures, tmp_path):
     plain, paths = invariclip.load(tiny_artifact), find_pictures([tiny_pictures])
-    live = invariclip.open_live_site(plain, "yard", window=Window(floor=2, step=2, block=2, blocks=8))
+    live = invariclip.open_live_site(plain, "yard", window=SiteWindow(floor=2, step=2, block=2, blocks=8))
     model = plain.adapting(live)
     model.warm_up((2,))
     assert live.seen == 0
@@ -243,7 +243,7 @@ def test_a_model_adapts_to_what_it_is_shown(tiny_artifact, tiny_pictures, tmp_pa
 
 def test_adapt_replays_a_log(tiny_artifact, tiny_pictures, tmp_path, capsys):
     plain, paths = invariclip.load(tiny_artifact), find_pictures([tiny_pictures])
-    window = Window(floor=2, step=2, block=2, blocks=8)
+    window = SiteWindow(floor=2, step=2, block=2, blocks=8)
     start = invariclip.open_live_site(plain, "yard").site
     log = SiteLog(tmp_path / "log", start, window, 1 << 20)
     live = LiveSite(start, plain.class_bank(), window, log=log)
@@ -263,7 +263,7 @@ def test_adapt_replays_a_log(tiny_artifact, tiny_pictures, tmp_path, capsys):
 
 
 def test_a_step_of_one_picture_is_counted():
-    live = _live(window=Window(floor=2, step=1, block=4, blocks=1))
+    live = _live(window=SiteWindow(floor=2, step=1, block=4, blocks=1))
     live.add(_rows(40))
     assert live.site.images > 0
     assert live.seen == 40

@@ -10,7 +10,7 @@ import pytest
 
 from invariclip.calibrate.data.pairs import SAME_DISTANCE
 from invariclip.calibrate.data.sources.encode import usable
-from invariclip.calibrate.data.stream.tally import Tally
+from invariclip.calibrate.data.stream.tally import ProblemCounts
 from invariclip.calibrate.projection.moments import empty, of_pairs, of_points
 from invariclip.preprocessing.pixels import PixelSpec, pixels
 
@@ -60,7 +60,7 @@ class Read:
     points: object
     parts: dict
     blocks: list
-    tally: Tally
+    tally: ProblemCounts
 
     @property
     def moments(self):
@@ -73,7 +73,7 @@ class Read:
 
 def read_all(source, encoder):
     """Reads every shard, and leaves out what is not finite, zero or twice the same, as the engine does."""
-    tally = Tally()
+    tally = ProblemCounts()
     points, parts, blocks = empty(encoder.embed_dim), {}, []
     for shard in source.shards():
         for block in source.read(shard, encoder, tally):

@@ -5,7 +5,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from invariclip.calibrate.data.sources import embeddings
-from invariclip.calibrate.data.sources.embeddings import Embeddings
+from invariclip.calibrate.data.sources.embeddings import EmbeddingSource
 from invariclip.calibrate.data.stream.collect import collect
 from invariclip.calibrate.projection.moments import of_pairs, of_points
 from invariclip.errors import InputError
@@ -40,7 +40,7 @@ def test_every_kind_of_file_gives_the_same_moments(given, tmp_path, monkeypatch)
     parquet(tmp_path / "all.parquet", {"first": first, "second": second, "weights": weights}, row_group_size=256)
     wanted = of_points(unit(first)) + of_pairs(unit(first), unit(second), weights)
     for file, shards in (("all.safetensors", 4), ("all.parquet", 4)):
-        source = Embeddings("e", path=str(tmp_path / file), points="first")
+        source = EmbeddingSource("e", path=str(tmp_path / file), points="first")
         assert len(source.shards()) == shards
         found = collect([source]).combined()
         np.testing.assert_allclose(found.sigma, wanted.sigma, rtol=1e-12, atol=1e-14, err_msg=file)
@@ -54,7 +54,7 @@ def test_npy_files_and_which_members_are_points(given, tmp_path, points, count):
     for place, part in enumerate((slice(0, 400), slice(400, ROWS))):
         np.save(tmp_path / f"a{place}.npy", first[part])
         np.save(tmp_path / f"b{place}.npy", second[part])
-    source = Embeddings("e", first=str(tmp_path / "a*.npy"), second=str(tmp_path / "b*.npy"), points=points)
+    source = EmbeddingSource("e", first=str(tmp_path / "a*.npy"), second=str(tmp_path / "b*.npy"), points=points)
     found = collect([source]).combined()
     assert (found.points, found.pairs) == (count, ROWS)
     delta = of_pairs(unit(first), unit(second)).sigma_delta
@@ -66,7 +66,7 @@ def test_npy_files_and_which_members_are_points(given, tmp_path, points, count):
 
 def test_points_alone(given, tmp_path):
     save_file({"points": given[0]}, tmp_path / "p.safetensors")
-    state = collect([Embeddings("e", path=str(tmp_path / "p.safetensors"))])
+    state = collect([EmbeddingSource("e", path=str(tmp_path / "p.safetensors"))])
     assert state.counts() == {"e": {"points": ROWS}}
 
 
@@ -77,7 +77,7 @@ def test_lists_of_different_lengths(tmp_path):
     rows = pyarrow.array([[1.0, 2.0], [3.0, 4.0, 5.0], [1.0], [2.0, 2.0]], type=pyarrow.list_(pyarrow.float32()))
     pq.write_table(pyarrow.table({"points": rows}), tmp_path / "p.parquet")
     with pytest.raises(InputError, match="not of one length"):
-        collect([Embeddings("e", path=str(tmp_path / "p.parquet"))])
+        collect([EmbeddingSource("e", path=str(tmp_path / "p.parquet"))])
 
 
 def files(folder, case):
@@ -114,19 +114,19 @@ def files(folder, case):
 def test_files_that_cannot_be_used(tmp_path, case, told):
     files(tmp_path, case)
     with pytest.raises(InputError, match=told):
-        collect([Embeddings("e", first=str(tmp_path / "a.npy"), second=str(tmp_path / "b.npy"))])
+        collect([EmbeddingSource("e", first=str(tmp_path / "a.npy"), second=str(tmp_path / "b.npy"))])
 
 
 def test_columns_that_are_missing_or_strange(tmp_path):
     rows = np.ones((4, 3), np.float32)
     save_file({"first": rows}, tmp_path / "a.safetensors")
     with pytest.raises(InputError, match="no columns first and second, nor points; it has first"):
-        collect([Embeddings("e", path=str(tmp_path / "a.safetensors"))])
+        collect([EmbeddingSource("e", path=str(tmp_path / "a.safetensors"))])
     save_file({"points": rows, "pionts": rows}, tmp_path / "a.safetensors")
     with pytest.raises(InputError, match="no use for column 'pionts'; available: points, first, second, weights"):
-        collect([Embeddings("e", path=str(tmp_path / "a.safetensors"))])
+        collect([EmbeddingSource("e", path=str(tmp_path / "a.safetensors"))])
     (tmp_path / "a.csv").touch()
     with pytest.raises(InputError, match=r"a\.csv: not a \.safetensors or \.parquet file"):
-        collect([Embeddings("e", path=str(tmp_path / "a.csv"))])
+        collect([EmbeddingSource("e", path=str(tmp_path / "a.csv"))])
     with pytest.raises(InputError, match="e: name either path, or first and second"):
-        collect([Embeddings("e")])
+        collect([EmbeddingSource("e")])

@@ -11,7 +11,7 @@ from PIL import Image
 from invariclip.calibrate.data.sources import encode as module
 from invariclip.calibrate.data.sources.changes import Changes, changed
 from invariclip.calibrate.data.sources.encode import DECLINED, Ready, Request, encode_pictures, encoded, unit_rows
-from invariclip.calibrate.data.stream.tally import UNREADABLE, Tally
+from invariclip.calibrate.data.stream.tally import UNREADABLE, ProblemCounts
 from invariclip.errors import InputError, NotApplicableError
 
 
@@ -71,7 +71,7 @@ def test_paths_and_bytes_are_the_same(reading, tmp_path):
     file = tmp_path / "a.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(file)
     requests = [Request(file, "path"), Request(b"damaged", "bad"), Request(file.read_bytes(), "bytes", 7)]
-    tally = Tally()
+    tally = ProblemCounts()
     changes = Changes(("invert", "fog"), draws=2)
     first, second = encode_pictures(reading.Rowwise(), requests, tally, changes=changes)
     assert (second.name, second.place, second.labels) == ("bytes", 7, first.labels)
@@ -83,7 +83,7 @@ def test_paths_and_bytes_are_the_same(reading, tmp_path):
 
 def test_versions_that_cannot_be_made_are_told(reading, tmp_path):
     Image.new("RGB", (16, 16), (9, 9, 9)).save(tmp_path / "grey.png")
-    tally = Tally()
+    tally = ProblemCounts()
     changes = Changes(("greyscale", "style-exchange", "invert"), draws=3)
     (seen,) = encode_pictures(reading.Rowwise(), [Request(tmp_path / "grey.png", "g")], tally, changes=changes)
     assert seen.labels == ("invert",)

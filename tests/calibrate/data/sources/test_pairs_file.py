@@ -152,7 +152,7 @@ def test_another_content_is_another_shard(reading, tmp_path):
     Image.new("RGB", (50, 50), "red").save(tmp_path / "1.png")
     assert source.shards()[0].digest != before.digest
     with pytest.raises(InputError, match="has changed since"):
-        list(source.read(before, reading.Rowwise(), reasons.Tally()))
+        list(source.read(before, reading.Rowwise(), reasons.ProblemCounts()))
     assert pickle.loads(pickle.dumps(source)) == source  # noqa: S301 -- our own bytes
     (tmp_path / "empty.csv").write_text("first,second\n")
     with pytest.raises(InputError, match="lists no pair"):

@@ -17,11 +17,11 @@ from invariclip.calibrate.data.pictures import SkippedPictureWarning, read_pictu
 from invariclip.calibrate.data.sources import pictures as module
 from invariclip.calibrate.data.sources.changes import Changes
 from invariclip.calibrate.data.sources.encode import DECLINED
-from invariclip.calibrate.data.sources.pictures import EMPTY, SINGLE, Pictures
+from invariclip.calibrate.data.sources.pictures import EMPTY, SINGLE, ImageSource
 from invariclip.calibrate.data.stream import tally as reasons
 from invariclip.calibrate.data.stream.collect import collect, read_shard
-from invariclip.calibrate.data.stream.state import State, state_from_bytes, state_to_bytes
-from invariclip.calibrate.fit import Options, tabulate
+from invariclip.calibrate.data.stream.state import MomentsState, state_from_bytes, state_to_bytes
+from invariclip.calibrate.fit import FitOptions, tabulate
 from invariclip.calibrate.projection.little_data import shares
 from invariclip.errors import InputError
 from invariclip.export.reference import __file__ as reference
@@ -32,7 +32,7 @@ BOTH = Sources()
 
 
 def in_memory(encoder, path, changes=CHANGES, sources=BOTH):
-    table, facts = tabulate(encoder, read_pictures(path), Options(interventions=changes.kinds, draws=changes.draws))
+    table, facts = tabulate(encoder, read_pictures(path), FitOptions(interventions=changes.kinds, draws=changes.draws))
     return fitted_moments(table, sources), facts
 
 
@@ -62,10 +62,10 @@ def test_the_bundled_subset_gives_the_moments_of_the_path_in_memory(reading, tmp
     manifest = tmp_path / "subset.jsonl"
     manifest.write_text("\n".join(map(json.dumps, rows)))
     encoder = reading.Rowwise()
-    options = Options(interventions=CHANGES.kinds, draws=CHANGES.draws)
+    options = FitOptions(interventions=CHANGES.kinds, draws=CHANGES.draws)
     with pytest.warns(SkippedPictureWarning, match="greyscale: it changes nothing"):  # drawings in black and white
         table, facts = tabulate(encoder, read_pictures(manifest, allow_outside=True), options)
-    source = Pictures("set", str(manifest), changes=CHANGES, allow_outside=True)
+    source = ImageSource("set", str(manifest), changes=CHANGES, allow_outside=True)
     state = collect([source], encoder)
     reading.assert_same(state.combined(), fitted_moments(table))
     assert state.combined().pairs > 100
@@ -81,7 +81,7 @@ def test_the_size_of_shards_and_blocks_does_not_change_the_moments(reading, tmp_
     root = tmp_path_factory.mktemp("folder")
     write_folder(root, {f"{environment}/c{number}": 1 + number % 3 for environment in "abc" for number in range(6)})
     encoder = reading.Rowwise()
-    source = Pictures("p", str(root), changes=CHANGES)
+    source = ImageSource("p", str(root), changes=CHANGES)
     whole = reading.read_all(source, encoder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "CONCEPTS", size)
@@ -108,7 +108,7 @@ def test_pairs_count_for_as_many_independent_ones_as_in_memory(reading, tmp_path
     wanted, _ = in_memory(encoder, root, changes)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "CONCEPTS", size)
-        state = collect([Pictures("p", str(root), changes=changes)], encoder)
+        state = collect([ImageSource("p", str(root), changes=changes)], encoder)
     state = state_from_bytes(state_to_bytes(state), "m")
     found, groups = state.combined(), state.groups()
     assert found.pairs == wanted.pairs
@@ -124,7 +124,7 @@ def test_parts_can_be_left_out(reading, tmp_path, natural, changed, points):
     write_folder(tmp_path, {f"{environment}/{concept}": 2 for environment in "ab" for concept in "xy"})
     encoder = reading.Rowwise()
     changes = CHANGES if changed else Changes()
-    source = Pictures("p", str(tmp_path), natural=bool(natural), changes=changes, points=bool(points))
+    source = ImageSource("p", str(tmp_path), natural=bool(natural), changes=changes, points=bool(points))
     read = reading.read_all(source, encoder)
     expected, _ = in_memory(encoder, tmp_path, changes, Sources(bool(natural), bool(changed)))
     assert sorted(read.parts) == ["interventions"] * changed + ["natural"] * natural
@@ -135,9 +135,9 @@ def test_parts_can_be_left_out(reading, tmp_path, natural, changed, points):
 def test_nothing_to_take(tmp_path):
     write_folder(tmp_path, {"a/x": 1})
     with pytest.raises(InputError, match="neither points nor natural pairs nor interventions"):
-        Pictures("p", str(tmp_path), natural=False, points=False).shards()
-    source = Pictures("p", str(tmp_path))
-    blocks = source.read(source.shards()[0], None, reasons.Tally())
+        ImageSource("p", str(tmp_path), natural=False, points=False).shards()
+    source = ImageSource("p", str(tmp_path))
+    blocks = source.read(source.shards()[0], None, reasons.ProblemCounts())
     with pytest.raises(InputError, match="need an encoder"):
         list(blocks)
 
@@ -152,7 +152,7 @@ def test_what_cannot_be_used_is_named_and_not_counted(reading, tmp_path):
     cut.write_bytes(cut.read_bytes()[:300])
     (tmp_path / "sketch" / "x").mkdir(parents=True)
     encoder = reading.Rowwise()
-    read = reading.read_all(Pictures("p", str(tmp_path), changes=CHANGES), encoder)
+    read = reading.read_all(ImageSource("p", str(tmp_path), changes=CHANGES), encoder)
     found = read.tally.to_json()
     assert found[reasons.UNREADABLE] == {"count": 1, "examples": ["a/cut/a-cut-0.jpg"]}
     assert found[reasons.LONE] == {"count": 1, "examples": ["alone"]}
@@ -169,13 +169,13 @@ def test_embeddings_that_are_not_numbers(reading, tmp_path):
     Image.new("RGB", (20, 20)).save(files[1])  # all black: this encoder answers zero
     encoder = reading.Rowwise(refuse=reading.pixels_of(files[3]))
     changes = Changes(("invert",), draws=1)
-    source = Pictures("p", str(tmp_path), changes=changes)
+    source = ImageSource("p", str(tmp_path), changes=changes)
     state = collect([source], encoder)
     with pytest.warns(SkippedPictureWarning, match="zero or not finite"):
         expected, _ = in_memory(encoder, tmp_path, changes)
     reading.assert_same(state.combined(), expected)
     assert state.combined().points == 3
-    silent = reading.read_all(Pictures("p", str(tmp_path), points=False), encoder).tally.to_json()
+    silent = reading.read_all(ImageSource("p", str(tmp_path), points=False), encoder).tally.to_json()
     assert silent[reasons.ZERO] == {"count": 1, "examples": ["a/x/a-x-1.png"]}
     assert silent[reasons.NOT_FINITE] == {"count": 1, "examples": ["b/x/b-x-0.png"]}
 
@@ -185,7 +185,7 @@ def test_every_fault_is_named_counted_and_not_in_the_moments(reading, tmp_path):
     good = {f"{environment}/c{number}": 2 for environment in "ab" for number in range(4)}
     write_folder(tmp_path, good)
     encoder = reading.Rowwise()
-    before = collect([Pictures("p", str(tmp_path), changes=CHANGES)], encoder)
+    before = collect([ImageSource("p", str(tmp_path), changes=CHANGES)], encoder)
     assert before.tallies["p"].counts == {}
     array = np.random.default_rng(9).integers(0, 256, (2, 20, 20, 3), dtype=np.uint8)
     faulty = {
@@ -203,7 +203,7 @@ def test_every_fault_is_named_counted_and_not_in_the_moments(reading, tmp_path):
     (tmp_path / "mist/c0").mkdir(parents=True)
     encoder.refuse = reading.pixels_of(tmp_path / "nan/c0/refused.png")
     # Without interventions the twins are in no pair but those of themselves; points they are like any others.
-    source = Pictures("p", str(tmp_path))
+    source = ImageSource("p", str(tmp_path))
     state = collect([source], encoder)
     assert {name: told["count"] for name, told in state.tallies["p"].to_json().items()} == {
         reasons.UNREADABLE: 1,
@@ -228,7 +228,7 @@ def test_every_fault_is_named_counted_and_not_in_the_moments(reading, tmp_path):
     assert moments["natural"].pair_independent == wanted["natural"].pair_independent == 4 * 3
     for faulty_one in ("nan", "torn", "alike", "twin", "mist"):
         shutil.rmtree(tmp_path / faulty_one)
-    again = collect([Pictures("p", str(tmp_path))], encoder).combined()
+    again = collect([ImageSource("p", str(tmp_path))], encoder).combined()
     np.testing.assert_allclose(again.sigma_delta, state.combined().sigma_delta, rtol=0, atol=1e-12)
 
 
@@ -241,15 +241,15 @@ def test_states_of_some_shards_merge_in_any_order(reading, tmp_path_factory, ord
     encoder = reading.Rowwise()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "CONCEPTS", size)
-        source = Pictures("p", str(root))
+        source = ImageSource("p", str(root))
         whole = collect([source], encoder)
         parts = []
         for shard in source.shards():
-            part = State(encoder.embed_dim, whole.encoder)
+            part = MomentsState(encoder.embed_dim, whole.encoder)
             found = read_shard(source, shard, encoder.embed_dim, encoder)
             part.add(shard, found.moments, found.tally)
             parts.append(part)
-    total = State(encoder.embed_dim, whole.encoder)
+    total = MomentsState(encoder.embed_dim, whole.encoder)
     for place in order:
         if place < len(parts):
             total.merge(parts[place])
@@ -262,9 +262,9 @@ def test_states_of_some_shards_merge_in_any_order(reading, tmp_path_factory, ord
 def test_a_large_concept_is_cut(reading, tmp_path, monkeypatch):
     write_folder(tmp_path, {"a/big": 30, "b/big": 5, "a/x": 2, "b/x": 2})
     encoder = reading.Rowwise()
-    whole = reading.read_all(Pictures("p", str(tmp_path), changes=CHANGES), encoder)
+    whole = reading.read_all(ImageSource("p", str(tmp_path), changes=CHANGES), encoder)
     monkeypatch.setattr(module, "LARGE", 12)
-    source = Pictures("p", str(tmp_path), changes=CHANGES)
+    source = ImageSource("p", str(tmp_path), changes=CHANGES)
     cut = reading.read_all(source, encoder)
     assert [len(shard.spec["files"]) for shard in source.shards()] == [11, 12, 12, 11, 4]
     reading.assert_same(cut.points, whole.points)
@@ -278,18 +278,18 @@ def test_donors_lie_in_the_same_shard(reading, tmp_path):
     write_folder(tmp_path, {"a/x": 3, "b/x": 3})
     encoder = reading.Rowwise()
     changes = Changes(("style-exchange",), draws=1)
-    read = reading.read_all(Pictures("p", str(tmp_path), changes=changes), encoder)
+    read = reading.read_all(ImageSource("p", str(tmp_path), changes=changes), encoder)
     reading.assert_same(read.moments, in_memory(encoder, tmp_path, changes)[0])
     (tmp_path / "lone").mkdir()
     write_folder(tmp_path / "lone", {"a/x": 1})
-    lone = reading.read_all(Pictures("p", str(tmp_path / "lone"), changes=changes), encoder)
+    lone = reading.read_all(ImageSource("p", str(tmp_path / "lone"), changes=changes), encoder)
     assert lone.tally.counts[DECLINED] == 1
     assert "interventions" not in lone.parts
 
 
 def test_another_content_is_another_shard(reading, tmp_path):
     write_folder(tmp_path, {"a/x": 1, "b/x": 1})
-    source = Pictures("p", str(tmp_path))
+    source = ImageSource("p", str(tmp_path))
     (before,) = source.shards()
     assert [shard.digest for shard in source.shards()] == [before.digest]
     file = next(tmp_path.rglob("*.png"))
@@ -297,8 +297,8 @@ def test_another_content_is_another_shard(reading, tmp_path):
     (after,) = source.shards()
     assert after.digest != before.digest
     with pytest.raises(InputError, match="has changed since"):
-        list(source.read(before, reading.Rowwise(), reasons.Tally()))
-    other = Pictures("p", str(tmp_path), changes=CHANGES)
+        list(source.read(before, reading.Rowwise(), reasons.ProblemCounts()))
+    other = ImageSource("p", str(tmp_path), changes=CHANGES)
     assert other.shards()[0].digest != after.digest
     assert pickle.loads(pickle.dumps(other)).shards() == other.shards()  # noqa: S301 -- our own bytes
 
@@ -306,8 +306,8 @@ def test_another_content_is_another_shard(reading, tmp_path):
 def test_filters(reading, tmp_path):
     write_folder(tmp_path, {"a/x": 1, "b/x": 1, "c/x": 1})
     (tmp_path / "none").mkdir()
-    read = reading.read_all(Pictures("p", str(tmp_path), environments=("a", "b", "none")), reading.Rowwise())
+    read = reading.read_all(ImageSource("p", str(tmp_path), environments=("a", "b", "none")), reading.Rowwise())
     assert (read.points.points, read.parts["natural"].pairs) == (2, 1)
     assert read.tally.to_json()[EMPTY]["examples"] == ["none"]
     with pytest.raises(InputError, match="no picture has environment 'q'"):
-        Pictures("p", str(tmp_path), environments=("a", "q")).shards()
+        ImageSource("p", str(tmp_path), environments=("a", "q")).shards()

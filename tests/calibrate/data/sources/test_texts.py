@@ -78,7 +78,7 @@ def test_no_text_tower(world, reading, tmp_path):
 
     source = TemplatePairs("t", ("dog",), TEMPLATES)
     for encoder, said in [(Blind(), "takes no texts"), (None, "texts need an encoder")]:
-        blocks = source.read(source.shards()[0], encoder, reasons.Tally())
+        blocks = source.read(source.shards()[0], encoder, reasons.ProblemCounts())
         with pytest.raises(InputError, match=said):
             list(blocks)
     (tmp_path / "t.csv").write_text("first,second\na,b\n")
@@ -86,4 +86,4 @@ def test_no_text_tower(world, reading, tmp_path):
     (shard,) = listed.shards()
     (tmp_path / "t.csv").write_text("first,second\na,b\nc,d\n")
     with pytest.raises(InputError, match="has changed since"):
-        list(listed.read(shard, reading.Rowwise(), reasons.Tally()))
+        list(listed.read(shard, reading.Rowwise(), reasons.ProblemCounts()))

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from invariclip.calibrate.data.pairs import Table, fitted_moments
+from invariclip.calibrate.data.pairs import EmbeddingTable, fitted_moments
 from invariclip.calibrate.data.sources import archive
 from invariclip.calibrate.data.sources.archive import LINK, NO_PICTURE, REPEATED, TOO_LARGE, TOO_MUCH, archives, samples
 from invariclip.calibrate.data.sources.changes import Changes
@@ -57,7 +57,9 @@ def test_the_pictures_of_a_sample_are_natural_pairs(reading, tmp_path, mode):
     vectors = encoder.encode_images(raw).astype(np.float64)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     codes, names = np.repeat(np.arange(3), 3), ("0", "1", "2")
-    table = Table(vectors, codes, codes, np.tile(np.arange(3), 3), np.full(9, -1), np.arange(9), names, names, names)
+    table = EmbeddingTable(
+        vectors, codes, codes, np.tile(np.arange(3), 3), np.full(9, -1), np.arange(9), names, names, names
+    )
     reading.assert_same(read.moments, fitted_moments(table))
     state = collect([of(tmp_path / "a.tar")], encoder)
     assert state.combined().effective_pairs == pytest.approx(3 * 2) == fitted_moments(table).effective_pairs
@@ -87,7 +89,7 @@ def test_donors_come_from_earlier_samples(reading, tmp_path):
 def test_names_and_folders(tmp_path):
     names = ["x/a.first.jpg", "x/a.second.JPG", "y.z/a.jpg", "./b.jpg", "b.jpg"]
     members = [(name, name.encode()) for name in names]
-    found = list(samples(write(tmp_path / "a.tar", members), reasons.Tally()))
+    found = list(samples(write(tmp_path / "a.tar", members), reasons.ProblemCounts()))
     assert [(sample.key, len(sample.pictures)) for sample in found] == [("x/a", 2), ("y.z/a", 1), ("./b", 1), ("b", 1)]
     assert found[0].pictures[0] == ("a.tar/x/a.first.jpg", b"x/a.first.jpg")
 
@@ -154,7 +156,7 @@ def test_a_tar_that_is_cut_anywhere_is_refused(whole, data):
     cut = whole.with_name("cut.tar")
     cut.write_bytes(content[: data.draw(st.integers(0, end))])
     with pytest.raises(InputError, match=r"cut\.tar: not a whole tar"):
-        list(samples(cut, reasons.Tally()))
+        list(samples(cut, reasons.ProblemCounts()))
 
 
 @settings(max_examples=25, deadline=None)
@@ -167,7 +169,7 @@ def test_a_damaged_header_is_refused(whole, data):
     broken = whole.with_name("broken.tar")
     broken.write_bytes(content)
     with pytest.raises(InputError, match=r"broken\.tar: not a whole tar"):
-        list(samples(broken, reasons.Tally()))
+        list(samples(broken, reasons.ProblemCounts()))
 
 
 def test_other_damage(tmp_path, whole):
@@ -183,7 +185,7 @@ def test_other_damage(tmp_path, whole):
     ]:
         (tmp_path / name).write_bytes(damaged)
         with pytest.raises(InputError, match=said):
-            list(samples(tmp_path / name, reasons.Tally()))
+            list(samples(tmp_path / name, reasons.ProblemCounts()))
 
 
 def test_a_damaged_shard_raises_when_it_is_read(reading, tmp_path, whole):
@@ -192,8 +194,8 @@ def test_a_damaged_shard_raises_when_it_is_read(reading, tmp_path, whole):
     source = of(path)
     (shard,) = source.shards()
     with pytest.raises(InputError, match="nothing of it is counted"):
-        list(source.read(shard, reading.Rowwise(), reasons.Tally()))
+        list(source.read(shard, reading.Rowwise(), reasons.ProblemCounts()))
     path.write_bytes(whole.read_bytes())
     assert source.shards()[0].digest != shard.digest
     with pytest.raises(InputError, match="has changed since"):
-        list(source.read(shard, reading.Rowwise(), reasons.Tally()))
+        list(source.read(shard, reading.Rowwise(), reasons.ProblemCounts()))

@@ -10,8 +10,8 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 import pytest
 
-from invariclip.calibrate.data.sources.embeddings import Embeddings
-from invariclip.calibrate.data.stream.blocks import Block, Shard
+from invariclip.calibrate.data.sources.embeddings import EmbeddingSource
+from invariclip.calibrate.data.stream.blocks import RowBlock, Shard
 from invariclip.calibrate.data.stream.collect import collect
 from invariclip.calibrate.data.stream.state import read_state, state_from_bytes, state_to_bytes, write_state
 from invariclip.calibrate.data.stream.tally import NOT_FINITE
@@ -27,7 +27,7 @@ def files(folder, count, rows=500, seed=0):
         first = rng.normal(size=(rows, WIDTH)).astype(np.float32)
         np.save(folder / f"a{k:02}.npy", first)
         np.save(folder / f"b{k:02}.npy", first + rng.normal(size=first.shape).astype(np.float32))
-    return Embeddings("given", first=str(folder / "a*.npy"), second=str(folder / "b*.npy"), points="first")
+    return EmbeddingSource("given", first=str(folder / "a*.npy"), second=str(folder / "b*.npy"), points="first")
 
 
 def bits(state):
@@ -69,7 +69,7 @@ def test_twenty_kills_at_random_moments_end_with_the_same_bits(tmp_path):
 def test_a_finished_run_reads_nothing_again(tmp_path, monkeypatch):
     source = files(tmp_path / "data", 3)
     first = bits(collect([source], state_file=tmp_path / "m"))
-    monkeypatch.setattr(Embeddings, "read", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(EmbeddingSource, "read", lambda *_: pytest.fail("read again"))
     assert bits(collect([source], state_file=tmp_path / "m")) == first
 
 
@@ -148,7 +148,7 @@ class Faulty:
         return [Shard(self.name, f"part {k}", {"width": WIDTH, "k": k}) for k in range(3)]
 
     def read(self, shard, encoder, tally):
-        yield Block(points=np.random.default_rng(shard.spec["k"]).normal(size=(9, WIDTH)))
+        yield RowBlock(points=np.random.default_rng(shard.spec["k"]).normal(size=(9, WIDTH)))
         if shard.spec["k"] == 1:
             raise InputError("part 1: the tape is torn")
 

@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install invariclip[ray]")
 
-from invariclip.calibrate.data.stream.blocks import Block, Shard
+from invariclip.calibrate.data.stream.blocks import RowBlock, Shard
 from invariclip.calibrate.data.stream.cluster import Cluster
 from invariclip.calibrate.data.stream.collect import collect
 from invariclip.calibrate.data.stream.ray_engine import RayEngine
@@ -45,7 +45,7 @@ class Slow:
         rng = np.random.default_rng(k)
         first = rng.normal(size=(200, WIDTH))
         first[k] = np.nan
-        yield Block(points=first, first=first, second=rng.normal(size=(200, WIDTH)))
+        yield RowBlock(points=first, first=first, second=rng.normal(size=(200, WIDTH)))
 
 
 def pids(folder):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from invariclip.calibrate.data.stream.blocks import Block
+from invariclip.calibrate.data.stream.blocks import RowBlock
 from invariclip.calibrate.data.stream.sums import POINTS, Sums
 from invariclip.calibrate.data.stream.tally import NOT_FINITE, SAME, ZERO
 from invariclip.calibrate.projection.moments import of_pairs, of_points
@@ -40,7 +40,7 @@ def test_blocks_of_any_size_give_the_moments_of_all_rows(sizes, weighted, shared
         block = first[part]
         chosen = None if weights is None else weights[part]
         points = block if shared else block.copy()
-        sums.add(Block(points=points, first=block, second=second[part], weights=chosen, part="natural"))
+        sums.add(RowBlock(points=points, first=block, second=second[part], weights=chosen, part="natural"))
         start += size
     found = sums.moments()
     same(found[POINTS], of_points(unit(first)))
@@ -55,7 +55,7 @@ def test_what_is_no_embedding_is_left_out_and_named(bad):
     if bad:
         second[7, 2] = bad
     sums = Sums(WIDTH, "a.npy")
-    sums.add(Block(points=first, first=first, second=second, point_names=[f"p{k}" for k in range(10)]))
+    sums.add(RowBlock(points=first, first=first, second=second, point_names=[f"p{k}" for k in range(10)]))
     found = sums.moments()
     kept = [k for k in range(10) if k != 3]
     paired = [k for k in kept if k != 7 or not bad]
@@ -71,7 +71,7 @@ def test_a_pair_of_one_thing_with_itself_is_no_pair():
     second[2] = first[2]
     second[4] = 2 * first[4]  # the same embedding, once its length is one
     sums = Sums(WIDTH, "s")
-    sums.add(Block(first=first, second=second, pair_names=["a", "b", "c", "d", "e"]))
+    sums.add(RowBlock(first=first, second=second, pair_names=["a", "b", "c", "d", "e"]))
     assert sums.moments()["pairs"].pairs == 3
     assert sums.tally.counts == {SAME: 2}
     assert sums.tally.examples[SAME] == ["c", "e"]
@@ -83,18 +83,18 @@ def test_pairs_that_share_members_are_counted_by_what_is_left_of_them():
     triangle = np.asarray([[0, 1, 0], [0, 2, 0], [1, 2, 0]])
     more = np.concatenate([triangle + np.asarray([3, 3, 1]), [[6, 7, 2], [8, 9, 3]]])
     sums = Sums(WIDTH, "s")
-    sums.add(Block(first=first[:3], second=second[:3], ties=triangle))
-    sums.add(Block(first=first, second=second, ties=more))
+    sums.add(RowBlock(first=first[:3], second=second[:3], ties=triangle))
+    sums.add(RowBlock(first=first, second=second, ties=more))
     found = sums.moments()["pairs"]
     assert (found.pairs, found.pair_independent) == (7, 2 + 2 + 1)  # the last is a pair of one thing with itself
     assert found.effective_pairs == 5
-    sums.add(Block(first=rows(4, 2), second=rows(4, 3)))  # of these nothing is known: each is independent
+    sums.add(RowBlock(first=rows(4, 2), second=rows(4, 3)))  # of these nothing is known: each is independent
     assert sums.moments()["pairs"].pair_independent == 9
 
 
 def test_nothing_good_gives_no_moments():
     sums = Sums(WIDTH, "s")
-    sums.add(Block(points=np.zeros((4, WIDTH))))
+    sums.add(RowBlock(points=np.zeros((4, WIDTH))))
     assert sums.moments() == {}
     assert sums.tally.counts == {ZERO: 4}
 
@@ -102,14 +102,14 @@ def test_nothing_good_gives_no_moments():
 @pytest.mark.parametrize(
     ("block", "told"),
     [
-        (Block(points=np.ones((2, WIDTH + 1))), "not of width 6"),
-        (Block(points=np.ones(WIDTH)), "not of width 6"),
-        (Block(first=np.ones((2, WIDTH)), second=np.ones((3, WIDTH))), "2 first members of pairs and 3"),
-        (Block(first=rows(2), second=rows(2, 1), weights=np.array([1.0, -1.0])), "finite numbers of zero or more"),
-        (Block(first=rows(2), second=rows(2, 1), weights=np.array([1.0, np.nan])), "finite numbers of zero or more"),
-        (Block(first=rows(2), second=rows(2, 1), weights=np.ones(3)), "must be 2 finite numbers"),
+        (RowBlock(points=np.ones((2, WIDTH + 1))), "not of width 6"),
+        (RowBlock(points=np.ones(WIDTH)), "not of width 6"),
+        (RowBlock(first=np.ones((2, WIDTH)), second=np.ones((3, WIDTH))), "2 first members of pairs and 3"),
+        (RowBlock(first=rows(2), second=rows(2, 1), weights=np.array([1.0, -1.0])), "finite numbers of zero or more"),
+        (RowBlock(first=rows(2), second=rows(2, 1), weights=np.array([1.0, np.nan])), "finite numbers of zero or more"),
+        (RowBlock(first=rows(2), second=rows(2, 1), weights=np.ones(3)), "must be 2 finite numbers"),
         (
-            Block(first=rows(2), second=rows(2, 1), ties=np.ones((2, 2), dtype=np.int64)),
+            RowBlock(first=rows(2), second=rows(2, 1), ties=np.ones((2, 2), dtype=np.int64)),
             r"2 pairs, and ties of shape \[2, 2",
         ),
     ],

@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 
 from invariclip.backends.tensorrt import device as device_module
-from invariclip.backends.tensorrt.facts import EngineFacts, EngineKey, Profile, engine_path, graph_digest, write_facts
+from invariclip.backends.tensorrt.facts import (
+    EngineFacts,
+    EngineKey,
+    ShapeProfile,
+    engine_path,
+    graph_digest,
+    write_facts,
+)
 from invariclip.backends.tensorrt.library import Library
 
 WIDTH = 4
@@ -248,7 +255,8 @@ def cuda(monkeypatch):
 
 def key_for(graph, **but):
     profiles = tuple(
-        Profile({"pixels": ((low, 2, WIDTH), (high, 2, WIDTH), (high, 2, WIDTH))}) for low, high in ((1, 1), (2, 8))
+        ShapeProfile({"pixels": ((low, 2, WIDTH), (high, 2, WIDTH), (high, 2, WIDTH))})
+        for low, high in ((1, 1), (2, 8))
     )
     key = EngineKey(graph_digest(graph), "tensorrt", "11.4.0", "Paper GPU", "9.0", "float32", profiles, ("projection",))
     return replace(key, **but)

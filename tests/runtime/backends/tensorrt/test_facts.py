@@ -7,15 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from invariclip.backends.tensorrt.facts import EngineKey, Profile, engine_path, graph_digest, read_facts
+from invariclip.backends.tensorrt.facts import EngineKey, ShapeProfile, engine_path, graph_digest, read_facts
 from invariclip.errors import ArtifactError
 
-PROFILE = Profile({"pixels": ((1, 32), (4, 32), (8, 32))})
+PROFILE = ShapeProfile({"pixels": ((1, 32), (4, 32), (8, 32))})
 KEY = EngineKey("a" * 64, "tensorrt", "11.4.0", "GPU", "9.0", "float16", (PROFILE,), ("projection",), False)
 CHANGES = [
     {"graph_sha256": "b" * 64}, {"library": "tensorrt_rtx"}, {"library_version": "11.4.1"}, {"gpu": "GPU 2"},
     {"capability": "8.9"}, {"precision": "float32"}, {"profiles": (PROFILE, PROFILE)}, {"refit": ()}, {"tf32": True},
-    {"profiles": (Profile({"pixels": ((1, 32), (4, 32), (9, 32))}),)},
+    {"profiles": (ShapeProfile({"pixels": ((1, 32), (4, 32), (9, 32))}),)},
 ]  # fmt: skip
 
 
@@ -33,14 +33,14 @@ SIDES = st.lists(st.integers(1, 50), min_size=2, max_size=2).map(tuple)
 @given(SIDES, SIDES, SIDES)
 def test_a_profile_takes_what_lies_between_its_ends(one, other, given_shape):
     low, high = tuple(map(min, one, other)), tuple(map(max, one, other))
-    profile = Profile({"x": (low, low, high)})
+    profile = ShapeProfile({"x": (low, low, high)})
     inside = all(a <= side <= b for a, side, b in zip(low, given_shape, high, strict=True))
     assert profile.takes({"x": given_shape}) == inside
     assert profile.takes({"x": low})
     assert profile.takes({"x": high})
     assert not profile.takes({"x": (*low, 1)})
     assert not profile.takes({})
-    assert Profile({}).takes({"x": given_shape})
+    assert ShapeProfile({}).takes({"x": given_shape})
 
 
 def test_a_sidecar_comes_back_as_it_was(graph, tools):
