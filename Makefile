@@ -10,7 +10,7 @@ WORKERS ?= 2
 .PHONY: demo test lint docs format clean help
 
 help:
-	@echo "make demo    pictures -> projection -> fused ONNX -> answers, and a page that shows it"
+	@echo "make demo    images -> projection -> fused ONNX -> answers, and a page that shows it"
 	@echo "make test    lint and all tests"
 	@echo "make lint    ruff and mypy --strict"
 	@echo "make docs    the documentation as a site, in build/site"

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from invariclip.calibrate.data.images import ImageRecord, keep, read_images
 from invariclip.calibrate.data.names import PAIRS_BY
-from invariclip.calibrate.data.pictures import Picture, keep, read_pictures
 from invariclip.calibrate.fit import FitOptions
 from invariclip.calibrate.projection.estimators import ESTIMATORS
 from invariclip.cli.predict_command import TEMPLATE_OPTIONS, prompt_templates
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from invariclip.calibrate.projection.scorer import Objective
 
 FITTED_SPLITS = ("train", "calibrate")
-"""Splits that are taken where a manifest has that column: pictures marked `test` are for measuring alone."""
+"""Splits that are taken where a manifest has that column: images marked `test` are for measuring alone."""
 
 PAIRS_BY_OPTION = click.option(
     "--pairs-by",
@@ -43,7 +43,7 @@ def fitting_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--tokenizer", metavar="DIR", help="Folder with tokenizer.json, or hf-hub: id; see `export`."),
         click.option(
             "--images",
-            "pictures",
+            "images",
             type=click.Path(path_type=Path),
             help="Manifest (.jsonl, .csv) or environment/class/file folders; the bundled images by default.",
         ),
@@ -116,20 +116,20 @@ def options_of(given: dict[str, Any]) -> FitOptions:
     )
 
 
-def pictures_of(given: dict[str, Any]) -> tuple[list[Picture], str]:
-    """The pictures that were named, see `choose_pictures`."""
-    names = ("pictures", "environments", "split", "allow_outside", "pairs_by")
-    return choose_pictures(*(given[name] for name in names))
+def images_of(given: dict[str, Any]) -> tuple[list[ImageRecord], str]:
+    """The images that were named, see `choose_images`."""
+    names = ("images", "environments", "split", "allow_outside", "pairs_by")
+    return choose_images(*(given[name] for name in names))
 
 
-def choose_pictures(
+def choose_images(
     source: Path | None,
     environments: str | None,
     split: str | None,
     allow_outside: bool = False,
     pairs_by: PairsBy = "auto",
-) -> tuple[list[Picture], str]:
-    """The pictures to fit on, `test` ones only if they are asked for by name; and what to say of it, if anything.
+) -> tuple[list[ImageRecord], str]:
+    """The images to fit on, `test` ones only if they are asked for by name; and what to say of it, if anything.
 
     Raises:
         InputError: The source cannot be read, or nothing is left.
@@ -138,15 +138,15 @@ def choose_pictures(
         from invariclip.export.reference import manifest_path
 
         source = manifest_path()
-    pictures = read_pictures(source, allow_outside=allow_outside, pairs_by=pairs_by)
+    images = read_images(source, allow_outside=allow_outside, pairs_by=pairs_by)
     splits, told = None if split in (None, "all") else _names(split or ""), ""
-    if split is None and any(picture.split for picture in pictures):
-        have = {picture.split for picture in pictures}
+    if split is None and any(image.split for image in images):
+        have = {image.split for image in images}
         splits = [name for name in FITTED_SPLITS if name in have]
         if not splits:
-            raise InputError(f"{source}: no picture has split train or calibrate; name the split with --split")
-        told = f"fitting on split {', '.join(splits)}; pictures of other splits are not touched"
-    return keep(pictures, environments=_names(environments) if environments else None, splits=splits), told
+            raise InputError(f"{source}: no image has split train or calibrate; name the split with --split")
+        told = f"fitting on split {', '.join(splits)}; images of other splits are not touched"
+    return keep(images, environments=_names(environments) if environments else None, splits=splits), told
 
 
 def _names(text: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Calibration from sources of any size: their moments are collected, and a bounded set of pictures is selected on."""
+"""Calibration from sources of any size: their moments are collected, and a bounded set of images is selected on."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
     from invariclip.calibrate.data.encoder import Encoder
     from invariclip.calibrate.data.encoders import EncoderOpening
-    from invariclip.calibrate.data.pictures import Picture
+    from invariclip.calibrate.data.images import ImageRecord
     from invariclip.calibrate.data.stream.collect import ShardReader
     from invariclip.calibrate.data.stream.state import MomentsState
     from invariclip.calibrate.fit import Calibration, FitOptions
 
 _NOTHING_TO_CHOOSE_ON = (
-    "estimator, rank and λ cannot be chosen from moments alone: name pictures to choose on with --images, or all "
+    "estimator, rank and λ cannot be chosen from moments alone: name images to choose on with --images, or all "
     "that the estimator needs with --estimator, --rank and --strength"
 )
 
@@ -53,7 +53,7 @@ def calibrate_sources(
     opening: EncoderOpening,
     options: FitOptions,
     *,
-    sample: Sequence[Picture] = (),
+    sample: Sequence[ImageRecord] = (),
     cache: Path | None = None,
     progress: Progress = silent,
 ) -> Calibration:
@@ -63,7 +63,7 @@ def calibrate_sources(
         collecting: Where pairs come from, and where their moments go.
         opening: The encoder, which is opened only where something has to be embedded.
         options: What to fit.
-        sample: Pictures to select on.
+        sample: Images to select on.
         cache: Keeps the sample's embeddings.
         progress: Progress display.
 
@@ -106,21 +106,21 @@ def calibrate_moments(
     *,
     weights: Mapping[str, float] | None = None,
     encoder: Encoder | None = None,
-    sample: Sequence[Picture] = (),
+    sample: Sequence[ImageRecord] = (),
     cache: Path | None = None,
     progress: Progress = silent,
 ) -> Calibration:
-    """Fits from collected moments; estimator, rank and λ are given, or chosen on a sample of labelled pictures.
+    """Fits from collected moments; estimator, rank and λ are given, or chosen on a sample of labelled images.
 
     What is collected has neither labels nor single embeddings any more, so nothing can be scored on it. A few thousand
-    pictures are enough to choose on, however many pairs are fitted on.
+    images are enough to choose on, however many pairs are fitted on.
 
     Args:
         state: What was collected.
         options: What to fit; pairs with captions are those of the sources, so `captions` has no say here.
         weights: Source → what its pairs count; 1 where none is named.
         encoder: Of the sample; None without one.
-        sample: Pictures of several environments, or of one to be scored under interventions.
+        sample: Images of several environments, or of one to be scored under interventions.
         cache: Keeps the sample's embeddings.
         progress: Progress display.
 

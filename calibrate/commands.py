@@ -10,7 +10,7 @@ import click
 from invariclip.artifact.fidelity import LEVELS
 from invariclip.artifact.projection import write_projection
 from invariclip.backends import DEFAULT_BACKEND, require_backend
-from invariclip.calibrate.asked import fitting_options, options_of, pictures_of
+from invariclip.calibrate.asked import fitting_options, images_of, options_of
 from invariclip.calibrate.data.encoders import EncoderOpening
 from invariclip.calibrate.fit import calibrate as fit_projection
 from invariclip.calibrate.prompts.beside import TARGET_RISK, learning_of, write_page_of, write_templates
@@ -23,7 +23,7 @@ from invariclip.errors import InputError
 if TYPE_CHECKING:
     from invariclip.artifact.fidelity import Fidelity
     from invariclip.calibrate.data.encoder import Encoder
-    from invariclip.calibrate.data.pictures import Picture
+    from invariclip.calibrate.data.images import ImageRecord
     from invariclip.calibrate.fit import Calibration, FitOptions
     from invariclip.console import Progress
 
@@ -73,7 +73,7 @@ def calibrate(
     workers: int | None,
     **given: Any,
 ) -> None:
-    """Fit the invariant projection from pictures of the same things in several environments.
+    """Fit the invariant projection from images of the same things in several environments.
 
     Estimator, rank and strength are chosen on environments, interventions and concepts that are left out in turn; where
     nothing beats no projection, the identity is written and said.
@@ -94,9 +94,9 @@ def calibrate(
         from invariclip.calibrate.at_scale import Collecting, calibrate_sources
 
         if report:
-            raise InputError("--report shows the pictures that were fitted on; it goes without --sources and --moments")
+            raise InputError("--report shows the images that were fitted on; it goes without --sources and --moments")
         kept = moments or out.with_suffix(".moments.safetensors")
-        sample, told = pictures_of(given) if given["pictures"] else ([], "")
+        sample, told = images_of(given) if given["images"] else ([], "")
         _note(told)
         collecting = Collecting(sources, kept, engine, ray_address, workers)
         result = calibrate_sources(
@@ -106,16 +106,16 @@ def calibrate(
         _answer(result, {"projection": str(out), "moments": str(kept)}, as_json)
         return
     options = options_of(given)
-    pictures, told = pictures_of(given)
+    images, told = images_of(given)
     encoder = opening.open()
     _note(told)
-    result = fit_projection(encoder, pictures, options, cache=cache, progress=progress)
+    result = fit_projection(encoder, images, options, cache=cache, progress=progress)
     write_projection(out, result.projection)
     facts = {"projection": str(out)}
     if report:
-        facts |= _write_report(report, encoder, pictures, options, result, cache, progress)
+        facts |= _write_report(report, encoder, images, options, result, cache, progress)
     if cdc and learning:
-        facts |= write_templates(cdc, encoder, pictures, learning, result, cache, progress, report=report)
+        facts |= write_templates(cdc, encoder, images, learning, result, cache, progress, report=report)
     _answer(result, facts, as_json)
 
 
@@ -160,7 +160,7 @@ def build(
         require_page_packages("--report")
     options = options_of(given)
     learning = learning_of(cdc, target_risk, given)
-    pictures, told = pictures_of(given)
+    images, told = images_of(given)
     # Torch is loaded only once it is known that there is something to do.
     from invariclip.export.checkpoints.checkpoint import load_checkpoint
 
@@ -170,7 +170,7 @@ def build(
     cache, progress = cache or folder / "embeddings", silent if quiet else bar
     result, facts = run_build(
         checkpoint,
-        pictures,
+        images,
         options,
         out=out,
         work=folder,
@@ -182,10 +182,10 @@ def build(
         tell=note,
     )
     if report:
-        facts |= _write_report(report, checkpoint, pictures, options, result, cache, progress)
+        facts |= _write_report(report, checkpoint, images, options, result, cache, progress)
         if learning:
             file = Path(facts["templates"])
-            facts |= write_page_of(file, checkpoint, pictures, learning, result, cache, progress, report=report)
+            facts |= write_page_of(file, checkpoint, images, learning, result, cache, progress, report=report)
     _answer(result, facts, as_json)
 
 
@@ -198,7 +198,7 @@ def _note(told: str) -> None:
 def _write_report(
     path: Path,
     encoder: Encoder,
-    pictures: list[Picture],
+    images: list[ImageRecord],
     options: FitOptions,
     result: Calibration,
     cache: Path,
@@ -207,7 +207,7 @@ def _write_report(
     from invariclip.calibrate.report.evidence import gather
     from invariclip.calibrate.report.page import write_page
 
-    evidence = gather(encoder, pictures, options, result, cache=cache, progress=progress)
+    evidence = gather(encoder, images, options, result, cache=cache, progress=progress)
     write_page(path, result, options, evidence)
     return {"report": str(path)}
 

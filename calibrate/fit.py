@@ -1,4 +1,4 @@
-"""The whole of calibration: pictures → embeddings → pairs → selection → the projection and what it came from."""
+"""The whole of calibration: images → embeddings → pairs → selection → the projection and what it came from."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 import invariclip
 from invariclip.artifact.projection import Projection, identity
 from invariclip.calibrate.data.embed import EmbeddingJob, embed, embed_texts
+from invariclip.calibrate.data.images import summarise
 from invariclip.calibrate.data.pairs import (
     UNCHANGED,
     EmbeddingTable,
@@ -20,7 +21,6 @@ from invariclip.calibrate.data.pairs import (
     grouped_moments,
     taken_pairs,
 )
-from invariclip.calibrate.data.pictures import summarise
 from invariclip.calibrate.data.problems import problems
 from invariclip.calibrate.data.versions import changed_versions
 from invariclip.calibrate.projection.candidates import ProjectionCandidate, grid
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.calibrate.data.encoder import Encoder, TextEncoder
-    from invariclip.calibrate.data.pictures import Picture
+    from invariclip.calibrate.data.images import ImageRecord
     from invariclip.calibrate.projection.moments import Moments
 
 
@@ -52,14 +52,14 @@ class FitOptions:
     """What to fit; None means that selection chooses.
 
     Attributes:
-        interventions: Kinds to draw from for every picture, a name standing for the kind with its defaults; empty for
+        interventions: Kinds to draw from for every image, a name standing for the kind with its defaults; empty for
             natural pairs alone.
-        draws: Changed versions of every picture.
+        draws: Changed versions of every image.
         estimator: `auto`, or one of `estimators.ESTIMATORS`.
         rank: d.
         strength: λ.
         objective: What selection scores.
-        captions: Pair pictures with their class's caption; None tries both where the objective has a zero-shot part.
+        captions: Pair images with their class's caption; None tries both where the objective has a zero-shot part.
         templates: Prompts of the zero-shot objective and of the classes that `build` bakes in.
         seed: Of everything that is drawn.
     """
@@ -106,7 +106,7 @@ class Calibration:
     Attributes:
         projection: To be written; its provenance holds the rest as JSON.
         selection: Scores of every candidate, or None where nothing could be left out.
-        facts: JSON-ready: counts of pictures, pairs and skipped files, what `diagnostics.diagnose` tells, and
+        facts: JSON-ready: counts of images, pairs and skipped files, what `diagnostics.diagnose` tells, and
             `confidence`, None where there is nothing to be unsure of.
     """
 
@@ -117,7 +117,7 @@ class Calibration:
 
 def calibrate(
     encoder: Encoder,
-    pictures: Sequence[Picture],
+    images: Sequence[ImageRecord],
     options: FitOptions,
     *,
     cache: Path | None = None,
@@ -129,7 +129,7 @@ def calibrate(
 
     Args:
         encoder: The checkpoint; for the zero-shot objective with a text tower.
-        pictures: Of training environments alone: what is here is fitted and selected on.
+        images: Of training environments alone: what is here is fitted and selected on.
         options: What to fit.
         cache: Keeps embeddings across runs.
         progress: Progress display.
@@ -138,14 +138,14 @@ def calibrate(
         InputError: No pair can be made, or nothing can be left out to select by.
         ProjectionError: The options name an estimator that cannot be fitted.
     """
-    table, facts = tabulate(encoder, pictures, options, cache=cache, progress=progress)
+    table, facts = tabulate(encoder, images, options, cache=cache, progress=progress)
     needs_bank = options.captions or options.objective in TEXT_OBJECTIVES
     bank = bank_of(encoder, table.label_names, options.templates) if needs_bank else None
     found = taken_pairs(table, seed=options.seed)
     facts |= {
         "natural_pairs": len(found["natural"]),
         "interventional_pairs": len(found["interventions"]),
-        "problems": problems(table, pictures, found, facts["skipped"], seed=options.seed).to_json(),
+        "problems": problems(table, images, found, facts["skipped"], seed=options.seed).to_json(),
     }
     if not facts["natural_pairs"] and not facts["interventional_pairs"]:
         raise InputError(
@@ -180,7 +180,7 @@ def conclude(
         parts: The same, apart by groups of pairs: see `confidence`.
         facts: JSON-ready, of the data.
         options: What was asked for.
-        table: Embedded pictures, whose mean sites will be measured against; None where there are none.
+        table: Embedded images, whose mean sites will be measured against; None where there are none.
 
     Raises:
         ProjectionError: The candidate cannot be fitted.
@@ -198,7 +198,7 @@ def conclude(
         "numpy": np.__version__,
         "checkpoint_sha256": encoder.sha256 if encoder else None,
         "options": options.to_json(),
-        "pictures": facts,
+        "images": facts,
         "selection": selection.to_json() if selection else None,
     }
     mean = np.empty(0) if table is None else training_mean(projection, table)
@@ -206,11 +206,11 @@ def conclude(
 
 
 def training_mean(projection: Projection, table: EmbeddingTable) -> NDArray[np.float64]:
-    """m₀ of the space that a projection makes: the mean over environments of their unchanged pictures' means.
+    """m₀ of the space that a projection makes: the mean over environments of their unchanged images' means.
 
     Args:
         projection: A_inv.
-        table: Embedded pictures.
+        table: Embedded images.
 
     Returns:
         float64 [d].
@@ -223,25 +223,25 @@ def training_mean(projection: Projection, table: EmbeddingTable) -> NDArray[np.f
 
 def tabulate(
     encoder: Encoder,
-    pictures: Sequence[Picture],
+    images: Sequence[ImageRecord],
     options: FitOptions,
     *,
     cache: Path | None = None,
     progress: Progress = silent,
 ) -> tuple[EmbeddingTable, dict[str, Any]]:
-    """Embeds pictures and their changed versions, and lists them as a table.
+    """Embeds images and their changed versions, and lists them as a table.
 
     Returns:
-        The table, whose first rows are the pictures that could be used, in the order given; and JSON-ready counts:
-        `pictures`, `concepts`, `environments`, `unpaired_concepts`, `skipped`, `declined` (label → pictures that the
-        intervention did not apply to), `pictures_sha256` (over content, concept
-        and environment of every picture used).
+        The table, whose first rows are the images that could be used, in the order given; and JSON-ready counts:
+        `images`, `concepts`, `environments`, `unpaired_concepts`, `skipped`, `declined` (label → images that the
+        intervention did not apply to), `images_sha256` (over content, concept
+        and environment of every image used).
 
     Raises:
-        InputError: No picture could be used, or an intervention needs a second picture and there is none.
+        InputError: No image could be used, or an intervention needs a second image and there is none.
     """
-    plain = embed(encoder, [EmbeddingJob(picture.path) for picture in pictures], cache=cache, progress=progress)
-    used = [pictures[index] for index in plain.kept]
+    plain = embed(encoder, [EmbeddingJob(image.path) for image in images], cache=cache, progress=progress)
+    used = [images[index] for index in plain.kept]
     digests = [plain.digests[index] for index in plain.kept]
     asked = options.kinds
     versions = changed_versions(used, digests, asked, draws=options.draws, seed=options.seed)
@@ -254,9 +254,9 @@ def tabulate(
         sources += [versions[index].origin for index in changed.kept]
         declined.update(asked[versions[index].kind].label for index, _ in changed.declined)
     rows = [used[row] for row in sources]
-    concepts, concept_names = codes([picture.concept for picture in rows])
-    labels, label_names = codes([picture.name for picture in rows])
-    environments, environment_names = codes([picture.environment for picture in rows])
+    concepts, concept_names = codes([image.concept for image in rows])
+    labels, label_names = codes([image.name for image in rows])
+    environments, environment_names = codes([image.environment for image in rows])
     table = EmbeddingTable(
         vectors=vectors,
         concepts=concepts,
@@ -273,7 +273,7 @@ def tabulate(
     facts = summarise(used) | {
         "skipped": [reason for _, reason in plain.skipped],
         "declined": dict(sorted(declined.items())),
-        "pictures_sha256": hashlib.sha256("\n".join(lines).encode()).hexdigest(),
+        "images_sha256": hashlib.sha256("\n".join(lines).encode()).hexdigest(),
     }
     return table, facts
 

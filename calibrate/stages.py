@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from invariclip.artifact.learned_prompts import LearnedPrompts
     from invariclip.artifact.manifest import Manifest
     from invariclip.artifact.projection import Projection
-    from invariclip.calibrate.data.pictures import Picture
+    from invariclip.calibrate.data.images import ImageRecord
     from invariclip.calibrate.prompts.options import PromptOptions
     from invariclip.export.checkpoints.checkpoint import Checkpoint
 
@@ -57,7 +57,7 @@ class Serving:
 
 def run_build(
     checkpoint: Checkpoint,
-    pictures: Sequence[Picture],
+    images: Sequence[ImageRecord],
     options: FitOptions,
     *,
     out: Path,
@@ -73,7 +73,7 @@ def run_build(
 
     Args:
         checkpoint: The original model.
-        pictures: What to fit on; the artifact is verified on them as well.
+        images: What to fit on; the artifact is verified on them as well.
         options: What to fit.
         out: The artifact's folder.
         work: Keeps `projection-<digest>.safetensors` and which artifact was made from what.
@@ -91,13 +91,13 @@ def run_build(
         InputError: See `fit.calibrate`.
         ContractError: The exported graph does not answer like the checkpoint.
     """
-    stages, contents = 2 if learning is None else 3, _contents(pictures)
+    stages, contents = 2 if learning is None else 3, _contents(images)
     key = _digest(["calibrate-3", invariclip.__version__, checkpoint.sha256, options.to_json(), contents])
     stored = work / f"projection-{key[:16]}.safetensors"
     result = _read_calibration(stored)
     if result is None:
         tell(f"1/{stages} calibrate")
-        result = calibrate(checkpoint, pictures, options, cache=cache, progress=progress)
+        result = calibrate(checkpoint, images, options, cache=cache, progress=progress)
         write_projection(stored, result.projection)
     else:
         tell(f"1/{stages} calibrate: done before, {stored.name}")
@@ -106,11 +106,11 @@ def run_build(
     wanted = serving or Serving()
     semantics = None
     if learning is not None:
-        # Which pictures are learnt from is drawn by their order
-        ordered = _contents(pictures, in_order=True)
+        # Which images are learnt from is drawn by their order
+        ordered = _contents(images, in_order=True)
         key = _digest(["cdc-2", invariclip.__version__, checkpoint.sha256, digest, learning.to_json(), ordered])
         file = work / f"cdc-{key[:16]}.safetensors"
-        semantics = _learnt(checkpoint, pictures, learning, projection, file, cache, progress, tell)
+        semantics = _learnt(checkpoint, images, learning, projection, file, cache, progress, tell)
     learnt = [semantics.digest, semantics.abstain_above] if semantics else []
     served = [list(classes), list(options.templates), asdict(wanted), *learnt]
     key = _digest(["export-2", invariclip.__version__, checkpoint.sha256, digest, *served])
@@ -120,7 +120,7 @@ def run_build(
         from invariclip.export.assemble import export_artifact
         from invariclip.export.variants import Wish
 
-        paths = [str(picture.path) for picture in pictures]
+        paths = [str(image.path) for image in images]
         # what variants are calibrated on must not be what they are judged on
         judged, seen = (paths[::2], tuple(paths[1::2])) if wanted.variants and len(paths) > 1 else (paths, None)
         manifest = export_artifact(
@@ -150,7 +150,7 @@ def served_projection(result: Calibration) -> Projection | None:
 
 def _learnt(
     checkpoint: Checkpoint,
-    pictures: Sequence[Picture],
+    images: Sequence[ImageRecord],
     learning: PromptOptions,
     projection: Projection | None,
     file: Path,
@@ -168,7 +168,7 @@ def _learnt(
         return semantics
     from invariclip.calibrate.prompts.learn import learn
 
-    result = learn(checkpoint, pictures, learning, projection, cache=cache, progress=progress)
+    result = learn(checkpoint, images, learning, projection, cache=cache, progress=progress)
     if result.threshold is not None:
         tell(result.threshold.sentence())
     write_semantics(file, result.semantics)
@@ -181,7 +181,7 @@ def _read_calibration(stored: Path) -> Calibration | None:
         return None
     try:
         projection = read_projection(stored)
-        facts, selection = projection.provenance["pictures"], projection.provenance["selection"]
+        facts, selection = projection.provenance["images"], projection.provenance["selection"]
         return Calibration(projection, Selection.from_json(selection) if selection else None, facts)
     except (ProjectionError, KeyError, TypeError):
         return None
@@ -201,17 +201,17 @@ def _read_artifact(out: Path, work: Path, key: str) -> Manifest | None:
     return manifest
 
 
-def _contents(pictures: Sequence[Picture], *, in_order: bool = False) -> list[list[str]]:
-    """What the pictures are, by content, in an order of its own or in theirs."""
+def _contents(images: Sequence[ImageRecord], *, in_order: bool = False) -> list[list[str]]:
+    """What the images are, by content, in an order of its own or in theirs."""
     rows = []
-    for picture in pictures:
+    for image in images:
         try:
-            digest = sha256_file(picture.path)
+            digest = sha256_file(image.path)
         except OSError:
             digest = "unreadable"
-        rows.append([digest, picture.concept, picture.name, picture.environment])
+        rows.append([digest, image.concept, image.name, image.environment])
     if not rows:
-        raise InputError("there are no pictures to build from")
+        raise InputError("there are no images to build from")
     return rows if in_order else sorted(rows)
 
 

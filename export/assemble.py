@@ -56,7 +56,7 @@ class Build:
 
     Attributes:
         rewrites: Names of the exact rewrites that are switched on, see `rewrites`.
-        pixels_in_graph: Put a front before the image tower that takes uint8 pictures of any size: `resize` (ONNX's
+        pixels_in_graph: Put a front before the image tower that takes uint8 images of any size: `resize` (ONNX's
             Resize, for ONNX Runtime) or `matmul` (two products, which TensorRT builds); None leaves that to the host.
         projection_as_input: Leave the projection as a matrix that may be exchanged at any run.
         fast_pixels: Hold the fast pixel mode against the exact one, so that it can be asked for at run time.
@@ -108,7 +108,7 @@ def export_artifact(
             reads their vectors.
         images: Files and folders to verify on; None takes the bundled ones.
         thresholds: Bounds of the contract.
-        how: How the graphs are made; None takes every rewrite, pictures prepared by the host, the projection folded.
+        how: How the graphs are made; None takes every rewrite, images prepared by the host, the projection folded.
         backends: Engines that have to keep the contract, see `backends.BACKENDS`.
         wish: Further variants beside float32, see `variants`; one that fails is left out with a warning.
         threads: The engines' threads; None takes what this process may use.
@@ -121,7 +121,7 @@ def export_artifact(
         ProjectionError: The projection is of another width.
         SemanticsError: The learned templates belong to another checkpoint or projection.
         ContractError: The graph cannot be exported, or does not answer like the checkpoint.
-        InputError: Bad classes or templates, no readable picture, or a folder that cannot be written.
+        InputError: Bad classes or templates, no readable image, or a folder that cannot be written.
     """
     target = Path(out)
     require_replaceable(target)
@@ -129,7 +129,7 @@ def export_artifact(
         projection.require_width(checkpoint.embed_dim, checkpoint.name)
     for name in backends:
         require_backend(name)
-    checked = evidence.pictures_of(images, checkpoint.pixels)
+    checked = evidence.images_of(images, checkpoint.pixels)
     checked.require_readable()
     build, wanted = how or Build(), wish or Wish()
     prompts = _prompts(templates, semantics)
@@ -181,9 +181,9 @@ def _prompts(templates: Sequence[str] | None, semantics: LearnedPrompts | None) 
     return semantics.templates
 
 
-def _fast_pixels(job: ExportJob, pictures: ImageBatches, wish: Wish, progress: Progress) -> dict[str, Any]:
+def _fast_pixels(job: ExportJob, images: ImageBatches, wish: Wish, progress: Progress) -> dict[str, Any]:
     """The record of the fast pixel mode, at the bounds of the level that variants have to keep."""
-    record = fast_pixels.prove(job, pictures, wish.bounds or figures.THRESHOLDS[wish.level], progress=progress)
+    record = fast_pixels.prove(job, images, wish.bounds or figures.THRESHOLDS[wish.level], progress=progress)
     if not record["passed"]:
         warnings.warn(f"the fast pixel mode is left out: {'; '.join(record['broken'])}", LeftOutWarning, stacklevel=3)
     return record

@@ -157,7 +157,7 @@ def _show(manifest: Manifest, out: Path, as_json: bool) -> None:
                 say(
                     "the figures are those of the export, the graph before the classes being the same; with the new "
                     f"classes probabilities are within {head['probability_diff']:.1e} of float64{also} "
-                    f"on {head['pictures']} pictures"
+                    f"on {head['images']} images"
                 )
 
 

@@ -135,7 +135,7 @@ def family_parity(name: str) -> FamilyParity:
     weights = sum(tensor.numel() * tensor.element_size() for tensor in checkpoint.module.state_dict().values())
     matrix = np.random.default_rng(SEED).normal(size=(checkpoint.embed_dim, min(RANK, checkpoint.embed_dim // 2)))
     projection = Projection(matrix, "random")
-    inputs = {"image": _pictures(checkpoint), "text": _texts(checkpoint)}
+    inputs = {"image": _images(checkpoint), "text": _texts(checkpoint)}
     wanted = {
         "image": project(checkpoint.encode_images(inputs["image"]), projection),
         "text": project(checkpoint.encode_texts(inputs["text"]), projection),
@@ -162,8 +162,8 @@ def load_source(name: str) -> str:
     return f"random weights, seed {SEED}" + (", stand-in tokenizer" if family(name).stand_in else "")
 
 
-def _pictures(checkpoint: Checkpoint) -> NDArray[Any]:
-    paths = check_texts.spread(list(evidence.pictures_of(None, checkpoint.pixels).paths), max(SIZES))
+def _images(checkpoint: Checkpoint) -> NDArray[Any]:
+    paths = check_texts.spread(list(evidence.images_of(None, checkpoint.pixels).paths), max(SIZES))
     return stack(paths, checkpoint.pixels)
 
 

@@ -126,7 +126,7 @@ def page(seen: list[FamilyParity], failed: list[str], used: dict[str, str]) -> s
         "Made by `python -m invariclip.export.parity`. Each family has seeded random weights that leave no part "
         f"without effect, and a random projection of rank {RANK} folded in. Reference: the original PyTorch encoder in "
         "float32, unfolded, then the projection and the L2 norm in float64. Candidate: the rewritten graph in float32, "
-        f"on {max(SIZES)} bundled pictures and texts.",
+        f"on {max(SIZES)} bundled images and texts.",
         "",
         "*max |Δ|* is the largest difference of any component of two unit embeddings. *could be* is how far two "
         "different inputs lie apart by the same measure: what a difference has to be seen against. *short texts* runs "

@@ -19,11 +19,11 @@ from invariclip.console import silent
 from invariclip.errors import ContractError, InputError
 from invariclip.export.checkpoints import check_texts
 from invariclip.export.graphs.head import attach_site
-from invariclip.export.swap import copy_weights, facts, require_copied, takes_pictures, with_facts, with_files
+from invariclip.export.swap import copy_weights, facts, require_copied, takes_images, with_facts, with_files
 from invariclip.export.verification import evidence
 from invariclip.export.verification.figures import EXACT, THRESHOLDS
 from invariclip.files import new_directory
-from invariclip.preprocessing.pixels import walk_pictures
+from invariclip.preprocessing.pixels import walk_images
 from invariclip.sites.site import write_site
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def bake_site(
     require_replaceable(target, source)
     entries = {entry.path: entry for entry in old.files}
     paths = {name: checked_path(source, entry) for name, entry in entries.items()}
-    looked_at = evidence.pictures_of(check_texts.spread(_thinned(walk_pictures(images), CHECKED), CHECKED), old.pixels)
+    looked_at = evidence.images_of(check_texts.spread(_thinned(walk_images(images), CHECKED), CHECKED), old.pixels)
     looked_at.require_readable()
     told = SiteFacts(site.name, site.digest, site.images, site.kinds, site.weight)
     with new_directory(target) as folder:
@@ -135,7 +135,7 @@ def _write(path: Path, target: Path, manifest: Manifest, site: Site) -> None:
     if path.suffix != ".onnx":
         shutil.copyfile(path, target)
         return
-    if not takes_pictures(path):
+    if not takes_images(path):
         with_facts(path, target, manifest)
         return
     model = ir.load(path)

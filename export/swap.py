@@ -98,7 +98,7 @@ def swap_classes(
     require_replaceable(target)
     entries = {entry.path: entry for entry in old.files}
     paths = {name: checked_path(source, entry) for name, entry in entries.items()}
-    looked_at = evidence.pictures_of(images, old.pixels)
+    looked_at = evidence.images_of(images, old.pixels)
     looked_at.require_readable()
     teacher = _BEST if _BEST in old.variants else next(iter(old.variants))
     manifest = replace(old, classes=tuple(classes), templates=prompts)
@@ -129,7 +129,7 @@ def swap_classes(
             head = {
                 "bank": f"text graph of {teacher}",
                 "body_sha256": bodies[image.name],
-                "pictures": len(looked_at.readable),
+                "images": len(looked_at.readable),
                 "probability_diff": differences[A_PROBABILITY],
                 "max_probability_diff": own,
                 **({"uncertainty_diff": differences[AN_UNCERTAINTY]} if manifest.cdc else {}),
@@ -144,7 +144,7 @@ def swap_classes(
 
 def head_differences(
     path: Path,
-    pictures: ImageBatches,
+    images: ImageBatches,
     head: ClassHead,
     *,
     backend: str = DEFAULT_BACKEND,
@@ -155,7 +155,7 @@ def head_differences(
 
     Args:
         path: An image graph with classes.
-        pictures: What to look at.
+        images: What to look at.
         head: What it must answer.
         backend: The engine that runs it.
         threads: Its threads; None takes what this process may use.
@@ -166,12 +166,12 @@ def head_differences(
 
     Raises:
         ArtifactError: The graph cannot be loaded.
-        InputError: No picture can be read.
+        InputError: No image can be read.
         MissingExtraError: The engine is not installed.
     """
     engine = open_backend(backend, path, threads=threads, compute=compute)
     differences: dict[str, list[float]] = {}
-    for batch in pictures.batches(_BATCH):
+    for batch in images.batches(_BATCH):
         answers = engine.run({IMAGE_INPUT: batch})
         probabilities, uncertainty = head.answers(answers[EMBEDDING].astype(np.float64))
         differences.setdefault(A_PROBABILITY, []).append(max_diff(answers[PROBABILITIES], probabilities))
@@ -215,7 +215,7 @@ def _write_files(
         copy_weights(path, folder / name)
         if path.suffix != ".onnx":
             shutil.copyfile(path, folder / name)
-        elif takes_pictures(path):
+        elif takes_images(path):
             bodies[name] = _with_head(path, folder / name, manifest, bank)
         else:
             with_facts(path, folder / name, manifest)
@@ -241,7 +241,7 @@ def require_copied(old: dict[str, FileFacts], new: dict[str, FileFacts]) -> None
         raise ContractError(f"{spoilt[0]}.data: was not copied as it is; is the disk full?")
 
 
-def takes_pictures(path: Path) -> bool:
+def takes_images(path: Path) -> bool:
     """Whether a graph is an image graph."""
     return any(item.name == IMAGE_INPUT for item in onnx.load(str(path), load_external_data=False).graph.input)
 

@@ -24,7 +24,7 @@ from invariclip.export.verification import evidence, verify
 from invariclip.export.verification.candidate import VerificationCandidate
 from invariclip.export.verification.evidence import ImageBatches
 from invariclip.export.verification.figures import THRESHOLDS, searched
-from invariclip.preprocessing.pixels import find_pictures
+from invariclip.preprocessing.pixels import find_images
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -45,9 +45,9 @@ if TYPE_CHECKING:
 BASE = "float32"
 """The variant that every artifact has, and the others are made from."""
 CALIBRATION = 96
-"""Bundled pictures that ranges and moments are taken from, each as it is and under one intervention."""
+"""Bundled images that ranges and moments are taken from, each as it is and under one intervention."""
 LOOKED_AT = 240
-"""Pictures at most that a search asks the contract on: of far fewer, one alone decides whether 99.5 % is kept."""
+"""Images at most that a search asks the contract on: of far fewer, one alone decides whether 99.5 % is kept."""
 _BATCH = 8
 _SEED = 1
 """Of those interventions; the contract's own draws have another."""
@@ -61,7 +61,7 @@ class Wish:
         names: See `precision.variants.KINDS`.
         level: The fidelity that they have to reach.
         bounds: That level's bounds; None takes the level's own.
-        calibration: Pictures to calibrate on; None takes bundled ones that the contract does not look at.
+        calibration: Images to calibrate on; None takes bundled ones that the contract does not look at.
     """
 
     names: tuple[str, ...] = ()
@@ -74,11 +74,11 @@ def require_wish(wish: Wish, pixels_in_graph: str | None) -> None:
     """Makes sure that every variant can be made, before minutes of work.
 
     Raises:
-        InputError: One is not known, or the image graph would resize pictures itself.
+        InputError: One is not known, or the image graph would resize images itself.
     """
     require_kinds(wish.names)
     if wish.names and pixels_in_graph is not None:
-        raise InputError("variants take pictures prepared by the host: leave --pixels-in-graph or --variant out")
+        raise InputError("variants take images prepared by the host: leave --pixels-in-graph or --variant out")
 
 
 def with_variants(
@@ -113,7 +113,7 @@ def with_variants(
         return manifest
     base = manifest.variants[BASE]
     bounds = wish.bounds or THRESHOLDS[wish.level]
-    spare = spare_pictures(wish, seen.pictures)
+    spare = spare_images(wish, seen.images)
     calibration = ImageBatches(spare if wish.calibration else spread(spare, CALIBRATION), job.checkpoint.pixels)
     trials = GraphTrials.look(
         job, ImageBatches(spread(spare, LOOKED_AT), job.checkpoint.pixels), searched(bounds), progress
@@ -161,7 +161,7 @@ def _judged(
                 compute=variant.compute, text_compute=variant.text_compute, threads=threads,
             )  # fmt: skip
     found: dict[str, dict[str, CandidateVerdict]] = {name: {} for name in made}
-    verdicts = verify.check(candidates, seen.pictures, bounds, seen=seen, progress=progress) if candidates else {}
+    verdicts = verify.check(candidates, seen.images, bounds, seen=seen, progress=progress) if candidates else {}
     for key, verdict in verdicts.items():
         name, engine = places[key]
         found[name][engine] = verdict
@@ -231,25 +231,25 @@ def _engine(kind: VariantKind, backends: Sequence[str]) -> str | None:
     return "openvino" if "openvino" in able else next(iter(able), None)
 
 
-def spare_pictures(wish: Wish, judged: ImageBatches) -> list[Path]:
-    """What to calibrate and search on: the wish's own pictures, or bundled ones that the contract does not look at.
+def spare_images(wish: Wish, judged: ImageBatches) -> list[Path]:
+    """What to calibrate and search on: the wish's own images, or bundled ones that the contract does not look at.
 
-    As many bundled ones as the contract looks at, at most: ranges and second moments hold every picture's activations.
+    As many bundled ones as the contract looks at, at most: ranges and second moments hold every image's activations.
 
     Raises:
         InputError: A path does not exist or a folder is empty.
     """
     if wish.calibration:
-        return find_pictures(list(wish.calibration))
-    from invariclip.export.reference import pictures_path
+        return find_images(list(wish.calibration))
+    from invariclip.export.reference import images_path
 
-    bundled = find_pictures([pictures_path()])
+    bundled = find_images([images_path()])
     apart = [path for path in bundled if path not in set(judged.paths)]
     return check_texts.spread(apart or bundled, evidence.BUNDLED_LIMIT)
 
 
-def _batches(pictures: ImageBatches) -> Iterator[NDArray[np.uint8]]:
-    """Calibration pictures as they are and under an intervention each, so that ranges hold for both."""
-    for batch in pictures.batches(_BATCH):
+def _batches(images: ImageBatches) -> Iterator[NDArray[np.uint8]]:
+    """Calibration images as they are and under an intervention each, so that ranges hold for both."""
+    for batch in images.batches(_BATCH):
         yield batch
         yield evidence.altered(batch, _SEED)

@@ -48,7 +48,7 @@ def verify(
     images: tuple[Path, ...], backends: tuple[str, ...], limits: Limits, threads: int | None, as_json: bool,
     quiet: bool,
 ) -> int:  # fmt: skip
-    """Check an artifact against its checkpoint on real pictures; exit code 1 if it fails."""
+    """Check an artifact against its checkpoint on real images; exit code 1 if it fails."""
     backends = tuple(dict.fromkeys(backends)) or (DEFAULT_BACKEND,)
     for backend in backends:
         require_backend(backend)
@@ -86,10 +86,10 @@ def verify(
             text_compute=facts.text_compute, threads=threads,
         )  # fmt: skip
         bounds[name] = bounds_of(limits, level)
-    pictures = evidence.pictures_of(images or None, loaded.pixels)
-    pictures.require_readable()
-    verdicts = check(candidates, pictures, bounds, progress=silent if quiet else bar)
-    fast = _fast_pixels(manifest, job, pictures, limits, progress=silent if quiet else bar)
+    judged = evidence.images_of(images or None, loaded.pixels)
+    judged.require_readable()
+    verdicts = check(candidates, judged, bounds, progress=silent if quiet else bar)
+    fast = _fast_pixels(manifest, job, judged, limits, progress=silent if quiet else bar)
     failed = {name: verdict.reason for name, verdict in verdicts.items() if verdict.broken}
     failed |= {"the fast pixel mode": "; ".join(fast)} if fast else {}
     if as_json:
@@ -157,7 +157,7 @@ def _own_site(artifact: Path, manifest: Manifest, *, own: bool) -> Site | None:
 
 
 def _fast_pixels(
-    manifest: Manifest, job: ExportJob, pictures: ImageBatches, limits: Limits, *, progress: Progress
+    manifest: Manifest, job: ExportJob, images: ImageBatches, limits: Limits, *, progress: Progress
 ) -> list[str]:
     """What the fast pixel mode breaks of its own bounds or the user's, where the artifact promises it."""
     promised = manifest.fast_pixels
@@ -167,7 +167,7 @@ def _fast_pixels(
 
     own = {name: float(promised[name]) for name in ("min_cosine", "min_top1")}
     bounds = bounds_of({**own, **{name: value for name, value in limits.items() if value is not None}}, "fast")
-    return list(prove(job, pictures, bounds, progress=progress)["broken"])
+    return list(prove(job, images, bounds, progress=progress)["broken"])
 
 
 def _own_model(name: str, artifact: Path) -> str:

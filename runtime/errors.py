@@ -14,11 +14,11 @@ class InvariclipError(Exception):
 
 
 class InputError(InvariclipError):
-    """A picture, text, folder or table that the caller gave cannot be used."""
+    """An image, text, folder or table that the caller gave cannot be used."""
 
 
 class NotApplicableError(InputError):
-    """A picture has not what an intervention changes, such as a background apart from the rest."""
+    """An image has not what an intervention changes, such as a background apart from the rest."""
 
 
 class ArtifactError(InvariclipError):

@@ -32,9 +32,9 @@ from invariclip.backends.batching import plan, run_in_buckets
 from invariclip.console import Progress, silent
 from invariclip.errors import ArtifactError, InputError, ProjectionError
 from invariclip.host_head import HostHead
-from invariclip.preprocessing.pixels import Picture, PixelMode, pixels
+from invariclip.preprocessing.pixels import ImageInput, PixelMode, pixels
 from invariclip.preprocessing.prompts import DEFAULT_TEMPLATES, check_prompts
-from invariclip.preprocessing.streams import DEFAULT_BATCH, LOOK_AHEAD, Batch, PictureReader, Pictures, Unreadable
+from invariclip.preprocessing.streams import DEFAULT_BATCH, LOOK_AHEAD, Batch, ImageInputs, ImageReader, Unreadable
 from invariclip.results import (
     CALIBRATED,
     ENERGY,
@@ -144,12 +144,12 @@ class Model:
             self._image = open_backend(backend, graph, threads=threads, compute=chosen.compute, options=engine_options)
         self._text = TextTower(folder, manifest, variant, backend=backend, threads=threads, options=engine_options)
         self._space_id = manifest.space_id
-        self._reader = PictureReader(manifest.pixels, pixel_mode, workers=available_threads())
+        self._reader = ImageReader(manifest.pixels, pixel_mode, workers=available_threads())
         self._cache = TextCache(text_cache)
-        self._feeds: dict[str, NDArray[np.float32]] = {}  # what every run is fed beside pictures or ids
+        self._feeds: dict[str, NDArray[np.float32]] = {}  # what every run is fed beside images or ids
         self._head: HostHead | None = None  # answers in place of the graph's own classes
-        self._site: Site | None = None  # whose shift every picture's embedding loses
-        self._live: LiveSite | None = None  # the same, of a site that these pictures move
+        self._site: Site | None = None  # whose shift every image's embedding loses
+        self._live: LiveSite | None = None  # the same, of a site that these images move
 
     @property
     def folder(self) -> Path:
@@ -173,7 +173,7 @@ class Model:
 
     @property
     def site_sha256(self) -> str:
-        """Digest of the site that pictures' embeddings are adapted to, here or in the graph; "" for none."""
+        """Digest of the site that images' embeddings are adapted to, here or in the graph; "" for none."""
         if self.site is not None:
             return self.site.digest
         return self.manifest.site.sha256 if self.manifest.site is not None else ""
@@ -183,19 +183,19 @@ class Model:
         """What answers with the classes from embeddings; None where the graph itself does, or there are none."""
         return self._head
 
-    def prepare(self, image: Picture) -> NDArray[np.uint8]:
-        """One picture as the tower sees it, uint8 [H, W, 3]; several, stacked, are what every method takes too.
+    def prepare(self, image: ImageInput) -> NDArray[np.uint8]:
+        """One image as the tower sees it, uint8 [H, W, 3]; several, stacked, are what every method takes too.
 
         Raises:
             InputError: It cannot be read.
         """
         return pixels(image, self.manifest.pixels, self._reader.mode)
 
-    def embed_images(self, images: Pictures, *, batch_size: int = DEFAULT_BATCH) -> NDArray[np.float32]:
-        """Unit-length embeddings of pictures, float32 [N, d].
+    def embed_images(self, images: ImageInputs, *, batch_size: int = DEFAULT_BATCH) -> NDArray[np.float32]:
+        """Unit-length embeddings of images, float32 [N, d].
 
         Raises:
-            InputError: A picture cannot be read, or `batch_size` is below 1.
+            InputError: An image cannot be read, or `batch_size` is below 1.
         """
         blocks = self._over(images, batch_size, self._embed)
         return np.concatenate(blocks) if blocks else np.empty((0, self.width), dtype=np.float32)
@@ -210,11 +210,11 @@ class Model:
             [texts] if isinstance(texts, str) else list(texts), batch_size, self._feeds, self._cache
         )
 
-    def answer(self, images: Pictures, *, batch_size: int = DEFAULT_BATCH) -> Answers:
+    def answer(self, images: ImageInputs, *, batch_size: int = DEFAULT_BATCH) -> Answers:
         """Embeddings, class probabilities and uncertainties, in one pass.
 
         Raises:
-            InputError: There are no classes, a picture cannot be read, or `batch_size` is below 1.
+            InputError: There are no classes, an image cannot be read, or `batch_size` is below 1.
         """
         if not self.classes:
             raise InputError("the artifact has no classes; give some with with_classes([...])")
@@ -230,36 +230,36 @@ class Model:
             {kind: np.concatenate([block.uncertainties[kind] for block in blocks]) for kind in blocks[0].uncertainties},
         )
 
-    def probabilities(self, images: Pictures, *, batch_size: int = DEFAULT_BATCH) -> NDArray[np.float32]:
+    def probabilities(self, images: ImageInputs, *, batch_size: int = DEFAULT_BATCH) -> NDArray[np.float32]:
         """Class probabilities, float32 [N, K], in the order of `classes`.
 
         Raises:
-            InputError: There are no classes, a picture cannot be read, or `batch_size` is below 1.
+            InputError: There are no classes, an image cannot be read, or `batch_size` is below 1.
         """
         return self.answer(images, batch_size=batch_size).probabilities
 
     def classify(
         self,
-        images: Pictures,
+        images: ImageInputs,
         *,
         top_k: int = 5,
         batch_size: int = DEFAULT_BATCH,
         abstain_above: AbstainAbove = None,
         uncertainty: UncertaintyKind | None = None,
     ) -> list[Prediction]:
-        """The best classes of each picture, in order.
+        """The best classes of each image, in order.
 
         Args:
             images: What to classify.
             top_k: How many classes are ranked.
-            batch_size: Pictures to a run.
+            batch_size: Images to a run.
             abstain_above: The uncertainty above which no label is given: a number, `CALIBRATED`, or None, which
                 always gives one.
             uncertainty: Which one to tell and to abstain by: `evidence` of learned templates, or `energy` (see `energy`
                 for what it is); None takes evidence where there are learned templates, else energy.
 
         Raises:
-            InputError: There are no classes, a picture cannot be read, a number is out of range, or the artifact has no
+            InputError: There are no classes, an image cannot be read, a number is out of range, or the artifact has no
                 learned templates for the evidence asked for.
         """
         if top_k < 1:
@@ -274,28 +274,28 @@ class Model:
 
     def stream(
         self,
-        images: Pictures,
+        images: ImageInputs,
         *,
         batch_size: int = DEFAULT_BATCH,
         look_ahead: int = LOOK_AHEAD,
         unreadable: Unreadable | None = None,
         classes: bool = True,
     ) -> Iterator[Answer]:
-        """Answers one by one, in order, from any number of pictures, also without end, in bounded memory.
+        """Answers one by one, in order, from any number of images, also without end, in bounded memory.
 
-        The next pictures are decoded while the model runs. A picture is answered when its batch is full, or there are
+        The next images are decoded while the model runs. An image is answered when its batch is full, or there are
         no more; for a camera take `batch_size=1, look_ahead=0`.
 
         Args:
-            images: Whatever gives pictures.
-            batch_size: Pictures to a run.
-            look_ahead: Batches to read ahead, see `streams.PictureReader.batches`.
-            unreadable: Is told of a picture that cannot be read, which is then left out; None raises the error, after
+            images: Whatever gives images.
+            batch_size: Images to a run.
+            look_ahead: Batches to read ahead, see `streams.ImageReader.batches`.
+            unreadable: Is told of an image that cannot be read, which is then left out; None raises the error, after
                 all answers before it.
             classes: Whether to answer with the classes, where there are some.
 
         Raises:
-            InputError: A number is too small, or `images` is a single one; later, a picture cannot be read.
+            InputError: A number is too small, or `images` is a single one; later, an image cannot be read.
         """
         batches = self._reader.batches(images, batch_size, look_ahead=look_ahead, unreadable=unreadable)
         return self._streamed(batches, self._answer if classes and self.classes else None)
@@ -325,7 +325,7 @@ class Model:
     def with_projection(self, projection: Projection) -> Model:
         """The same model with another projection of the same shape; nothing is loaded or exported again.
 
-        Pictures and texts are then embedded in the projection's own space, whose id `space_id` gives. The classes are
+        Images and texts are then embedded in the projection's own space, whose id `space_id` gives. The classes are
         embedded anew, through the text tower, when they are first asked for.
 
         Args:
@@ -363,7 +363,7 @@ class Model:
 
         Raises:
             SiteError: It was measured in another space.
-            InputError: The artifact has learned templates, whose evidence was fitted on pictures that were not adapted,
+            InputError: The artifact has learned templates, whose evidence was fitted on images that were not adapted,
                 or a site in its graph already.
         """
         self.require_adaptable(site)
@@ -372,7 +372,7 @@ class Model:
     def adapting(self, live: LiveSite) -> Model:
         """The same model for images of a site that is measured from them, see `live_site`.
 
-        Every picture that it is shown loses the shift that was known before, and then counts; show it no others.
+        Every image that it is shown loses the shift that was known before, and then counts; show it no others.
 
         Args:
             live: See `measuring.open_live_site`; its owner inspects, freezes and exports it meanwhile.
@@ -396,7 +396,7 @@ class Model:
         """
         if self.manifest.cdc is not None:
             raise InputError(
-                "the artifact's learned templates and their uncertainty were fitted on pictures that were not adapted; "
+                "the artifact's learned templates and their uncertainty were fitted on images that were not adapted; "
                 "adapt an artifact without --cdc"
             )
         if self.manifest.site is not None:
@@ -419,10 +419,10 @@ class Model:
         return np.asarray(head.bank(progress), dtype=np.float32)
 
     def warm_up(self, batch_sizes: Sequence[int] = (1,), *, texts: bool = False) -> None:
-        """Answers blank pictures, so that the first real ones of these batch sizes need not wait for an engine.
+        """Answers blank images, so that the first real ones of these batch sizes need not wait for an engine.
 
         Args:
-            batch_sizes: How many pictures will be given at once.
+            batch_sizes: How many images will be given at once.
             texts: Whether to open the text tower too and embed a text.
 
         Raises:
@@ -446,7 +446,7 @@ class Model:
             **({"site": self.site.name} if self.site else {}),
         }  # fmt: skip
 
-    def _over(self, images: Pictures, batch_size: int, answer: Callable[[NDArray[np.uint8]], T]) -> list[T]:
+    def _over(self, images: ImageInputs, batch_size: int, answer: Callable[[NDArray[np.uint8]], T]) -> list[T]:
         with closing(self._reader.batches(images, batch_size)) as batches:
             return [answer(batch.pixels) for batch in batches]
 
@@ -455,12 +455,12 @@ class Model:
             for batch in batches:
                 said = answer(batch.pixels) if answer else None
                 embeddings = self._embed(batch.pixels) if said is None else said.embeddings
-                for number, (place, picture) in enumerate(zip(batch.places, batch.pictures, strict=True)):
+                for number, (place, image) in enumerate(zip(batch.places, batch.images, strict=True)):
                     if said is None:
-                        yield Answer(place, picture, embeddings[number], None, ())
+                        yield Answer(place, image, embeddings[number], None, ())
                         continue
                     unsure = {kind: float(each[number]) for kind, each in said.uncertainties.items()}
-                    yield Answer(place, picture, embeddings[number], said.probabilities[number], self.classes, unsure)
+                    yield Answer(place, image, embeddings[number], said.probabilities[number], self.classes, unsure)
 
     def _hosting(self, **changes: Any) -> Model:
         """As `_but`, with classes answered from embeddings that are not the graph's own."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 Objective = Literal["latency", "throughput"]
-"""`latency`: the median time of one small batch. `throughput`: pictures per second, in the batch that gives most."""
+"""`latency`: the median time of one small batch. `throughput`: images per second, in the batch that gives most."""
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 
 SCHEMA_VERSION = 1
@@ -79,7 +79,7 @@ class ProfileChoice:
         variant: A name in the manifest.
         backend: The engine.
         threads: Its threads.
-        batch: Pictures per run.
+        batch: Images per run.
     """
 
     variant: str
@@ -112,7 +112,7 @@ class Measurement:
         median_ms: Median over rounds of a batch's time, milliseconds.
         low_ms: First quartile over rounds.
         high_ms: Third quartile over rounds.
-        pictures_per_second: At the median.
+        images_per_second: At the median.
         ratio: Speed over the safe default's, round by round, median: above 1 is faster.
         ratio_low: Lower end of its 95 % bootstrap interval over rounds.
         ratio_high: Upper end.
@@ -125,7 +125,7 @@ class Measurement:
     median_ms: float
     low_ms: float
     high_ms: float
-    pictures_per_second: float
+    images_per_second: float
     ratio: float
     ratio_low: float
     ratio_high: float

@@ -1,4 +1,4 @@
-"""What a model says of a picture.
+"""What a model says of an image.
 
 When to give no label: which uncertainty is meant, and above what of it an answer is "not sure".
 """
@@ -103,7 +103,7 @@ class RankedClass(NamedTuple):
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a picture was taken for.
+    """What an image was taken for.
 
     Attributes:
         label: The most probable class; None where the model abstains.
@@ -124,7 +124,7 @@ class Prediction:
     abstained: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """What `predict --json` and the server say of a picture."""
+        """What `predict --json` and the server say of an image."""
         return {
             "label": self.label, "probability": self.probability,
             "ranking": [one._asdict() for one in self.ranking],
@@ -133,7 +133,7 @@ class Prediction:
 
 
 class Answers(NamedTuple):
-    """What `Model.answer` gives: a row a picture.
+    """What `Model.answer` gives: a row an image.
 
     Attributes:
         embeddings: float32 [N, d], of unit length.
@@ -153,11 +153,11 @@ class Answers(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """One picture's answer from a stream.
+    """One image's answer from a stream.
 
     Attributes:
-        place: Where the picture stands in the stream, from 0; unreadable ones are counted.
-        picture: It itself, as it was given.
+        place: Where the image stands in the stream, from 0; unreadable ones are counted.
+        image: It itself, as it was given.
         embedding: float32 [d], of unit length.
         probabilities: float32 [K], in the order of `classes`; None where there are no classes.
         classes: The K class names.
@@ -165,7 +165,7 @@ class Answer:
     """
 
     place: int
-    picture: Any
+    image: Any
     embedding: NDArray[np.float32]
     probabilities: NDArray[np.float32] | None
     classes: tuple[str, ...]
@@ -205,7 +205,7 @@ def ranked(
     kind: UncertaintyKind | None = None,
     abstain_above: float | None = None,
 ) -> Prediction:
-    """The best classes of one picture; of equal ones, the first comes first.
+    """The best classes of one image; of equal ones, the first comes first.
 
     Args:
         probabilities: float32 [K].

@@ -246,7 +246,7 @@ def _listed(manifest: Manifest, level: Fidelity) -> str:
 
 
 def require_openable(folder: Path, manifest: Manifest, variant: str, backend: str, pixel_mode: str) -> Variant:
-    """The variant of this name, once it is known that it may run in an engine with pictures read in a mode.
+    """The variant of this name, once it is known that it may run in an engine with images read in a mode.
 
     Raises:
         ArtifactError: There is no such variant.

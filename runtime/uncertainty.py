@@ -1,13 +1,13 @@
 """Several templates' evidence for the classes, fused into one answer that says how unsure it is.
 
-CDC's trusted classification (arXiv 2410.12816). Template m takes a picture's logits for evidence e_k ≥ 0 of K classes:
+CDC's trusted classification (arXiv 2410.12816). Template m takes an image's logits for evidence e_k ≥ 0 of K classes:
 
     e_k^m = K · exp(c_m) · p_k^m · w_k*^m / (Σ_{j ≠ k*} w_j^m + w_0^m),    w_k^m = exp(a_m · τ · cos_k^m),
 
 with p^m the softmax w^m / Σ w^m, k* its best class, and w_0^m = exp(a_m · τ · r_m) a background rival at cosine r_m. So
 a template has as much evidence as its best class has odds against all its rivals, and shares it among the classes as
 its softmax does. Without a background, with c = 0 and one template, u below is 1 - max p: the chance that the answer is
-wrong, if the softmax is calibrated. The background is what a picture of none of the classes is held against, however
+wrong, if the softmax is calibrated. The background is what an image of none of the classes is held against, however
 few classes are asked about. Evidence that counts how near classes are (e = exp(a · τ · cos + c), the plain reading) is
 large for two classes alike as well, and tells wrong answers worse than a softmax does (docs/cdc.md).
 
@@ -28,21 +28,21 @@ subjective logic's projected probability with that softmax for the base rate (J�
 base rate of 1/K, the paper's, would spread the doubt over classes that nothing speaks for. With one template and c = 0
 the probabilities are p itself.
 
-How near the classes asked about a picture is, all of them together: an uncertainty that needs no learned template.
+How near the classes asked about an image is, all of them together: an uncertainty that needs no learned template.
 
 The energy of a classifier's logits is E = -log Σ_k exp(z_k), z = τ · cos (Liu et al., Energy-based Out-of-distribution
-Detection, NeurIPS 2020, arXiv 2010.03759): low where a picture is near some class. A softmax takes the height of the
-logits away; the energy is that height, so it tells pictures of none of the classes where a softmax is sure of the
+Detection, NeurIPS 2020, arXiv 2010.03759): low where an image is near some class. A softmax takes the height of the
+logits away; the energy is that height, so it tells images of none of the classes where a softmax is sure of the
 nearest. It tells wrong answers among the classes worse than the softmax does (docs/cdc.md has both).
 
 Answers carry it as a number from 0 to 1, without a parameter that would need data:
 
 - Softmax models: u = (1 - (log mean_k exp z_k) / τ) / 2. log mean exp lies between the mean and the largest logit, so
   from -τ to τ: u is one half of one less a soft maximum of the cosines. At given classes it is the energy but for where
-  it starts and its unit, so it orders pictures as the energy does, and nowhere does it saturate. **It is no
+  it starts and its unit, so it orders images as the energy does, and nowhere does it saturate. **It is no
   probability.** An encoder's cosines fill a narrow band, and so does u (0.3 to 0.4 is usual for a CLIP); it can be
-  compared among pictures of one artifact with one list of classes, and the number to abstain above has to be read off
-  one's own pictures.
+  compared among images of one artifact with one list of classes, and the number to abstain above has to be read off
+  one's own images.
 - Sigmoid models (SigLIP) have a bias that holds every class against nothing: u = Π_k (1 - p_k), which is
   exp(-Σ_k softplus z_k): the chance, as the model has it, that none of the classes is there, were they independent. Its
   logarithm is the joint energy of Wang et al. (Can multi-label classification networks know what they don't know?,
@@ -89,7 +89,7 @@ def energy_uncertainty(
 
 
 MOST = 1e4
-"""Of log evidence, either way; it is more than any picture has, and float16 still adds up seventeen templates of it."""
+"""Of log evidence, either way; it is more than any image has, and float16 still adds up seventeen templates of it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +142,7 @@ def opinions(
     """The log of each template's evidence, and the hand-written one's softmax; see above.
 
     Args:
-        cosines: [..., M, K], of pictures and class embeddings by template.
+        cosines: [..., M, K], of images and class embeddings by template.
         logit_scale: τ.
         evidence_scale: a, [M].
         evidence_bias: c, [M].

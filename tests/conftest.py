@@ -84,9 +84,9 @@ def reference_folder():
 
 
 @pytest.fixture(scope="session")
-def tiny_pictures(tmp_path_factory):
-    """A folder with a dozen small pictures of different sizes and contents."""
-    folder = tmp_path_factory.mktemp("pictures")
+def tiny_images(tmp_path_factory):
+    """A folder with a dozen small images of different sizes and contents."""
+    folder = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for index in range(12):
         height, width = rng.integers(20, 90, 2)
@@ -109,11 +109,11 @@ def tiny_projection():
 
 
 @pytest.fixture(scope="session")
-def tiny_artifact(tmp_path_factory, tiny_checkpoint, tiny_pictures, tiny_projection):
+def tiny_artifact(tmp_path_factory, tiny_checkpoint, tiny_images, tiny_projection):
     """An exported artifact with three classes and a projection of rank 8."""
     from invariclip.export.assemble import export_artifact
     from invariclip.export.checkpoints.checkpoint import load_checkpoint
-    from invariclip.preprocessing.pixels import find_pictures
+    from invariclip.preprocessing.pixels import find_images
 
     out = tmp_path_factory.mktemp("artifacts") / "tiny.icm"
     export_artifact(
@@ -121,7 +121,7 @@ def tiny_artifact(tmp_path_factory, tiny_checkpoint, tiny_pictures, tiny_project
         out,
         projection=tiny_projection,
         classes=("cat", "dog", "tree"),
-        images=find_pictures([tiny_pictures]),
+        images=find_images([tiny_images]),
     )
     return out
 

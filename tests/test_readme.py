@@ -29,21 +29,21 @@ def blocks(page):
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory, tiny_checkpoint, tiny_pictures, tiny_artifact):
+def desk(tmp_path_factory, tiny_checkpoint, tiny_images, tiny_artifact):
     """A folder with the files that the README's examples name."""
     folder = tmp_path_factory.mktemp("desk")
     shutil.copytree(tiny_checkpoint, folder / "checkpoint")
-    shutil.copytree(tiny_pictures, folder / "pictures")
+    shutil.copytree(tiny_images, folder / "images")
     shutil.copytree(tiny_artifact, folder / "mine.icm")
-    shutil.copy(tiny_pictures / "00.png", folder / "cat.png")
-    sources = [{"kind": "pictures", "path": "pairs", "interventions": "all"}]
+    shutil.copy(tiny_images / "00.png", folder / "cat.png")
+    sources = [{"kind": "images", "path": "pairs", "interventions": "all"}]
     (folder / "sources.json").write_text(json.dumps({"sources": sources}))
     # The same things in two environments: pairs/<environment>/<class>/<file>
-    for index, path in enumerate(sorted(tiny_pictures.iterdir())):
+    for index, path in enumerate(sorted(tiny_images.iterdir())):
         for environment in ("day", "night"):
             target = folder / "pairs" / environment / ("cat" if index % 2 else "dog") / path.name
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(path if environment == "day" else tiny_pictures / f"{(index + 1) % 12:02d}.png", target)
+            shutil.copy(path if environment == "day" else tiny_images / f"{(index + 1) % 12:02d}.png", target)
     return folder
 
 

@@ -70,10 +70,10 @@ def test_the_wheel_is_small_and_holds_what_is_served(wheel):
     assert not strange
 
 
-def test_the_core_answers_in_an_empty_environment(wheel, empty, tiny_artifact, tiny_pictures, tmp_path):
+def test_the_core_answers_in_an_empty_environment(wheel, empty, tiny_artifact, tiny_images, tmp_path):
     _install(empty, wheel)
-    pictures = sorted(tiny_pictures.iterdir())[:2]
-    done = _run(empty / "invariclip", "predict", tiny_artifact, *pictures, "--json", cwd=tmp_path)
+    images = sorted(tiny_images.iterdir())[:2]
+    done = _run(empty / "invariclip", "predict", tiny_artifact, *images, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert {one["label"] for one in json.loads(done.stdout)["predictions"]} <= {"cat", "dog", "tree"}
     there = _run(empty / "python", "-c", "import sys, invariclip.model; print('torch' in sys.modules)", cwd=tmp_path)
@@ -85,7 +85,7 @@ def test_the_core_answers_in_an_empty_environment(wheel, empty, tiny_artifact, t
         assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_the_server_runs_from_the_wheel(wheel, empty, tiny_artifact, tiny_pictures, tmp_path):
+def test_the_server_runs_from_the_wheel(wheel, empty, tiny_artifact, tiny_images, tmp_path):
     _install(empty, f"{wheel}[serve]")
     command = [str(empty / "invariclip"), "serve", str(tiny_artifact), "--port", "0"]
     server = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
@@ -93,7 +93,7 @@ def test_the_server_runs_from_the_wheel(wheel, empty, tiny_artifact, tiny_pictur
         lines = (re.search(r" at http://[\d.]+:(\d+)$", line.strip()) for line in server.stderr)
         port = next(found[1] for found in lines if found)
         link = http.client.HTTPConnection("127.0.0.1", int(port), timeout=30)
-        link.request("POST", "/v1/classify", min(tiny_pictures.iterdir()).read_bytes(), {"content-type": "image/png"})
+        link.request("POST", "/v1/classify", min(tiny_images.iterdir()).read_bytes(), {"content-type": "image/png"})
         assert json.load(link.getresponse())["predictions"][0]["label"] in ("cat", "dog", "tree")
         link.close()
     finally:
@@ -103,10 +103,10 @@ def test_the_server_runs_from_the_wheel(wheel, empty, tiny_artifact, tiny_pictur
 
 @pytest.mark.skipif("INVARICLIP_TEST_EXPORT_WHEEL" not in os.environ,
                     reason="installs PyTorch, minutes: set INVARICLIP_TEST_EXPORT_WHEEL=1")  # fmt: skip
-def test_exporting_runs_from_the_wheel(wheel, empty, tiny_checkpoint, tiny_pictures, tmp_path):
+def test_exporting_runs_from_the_wheel(wheel, empty, tiny_checkpoint, tiny_images, tmp_path):
     _install(empty, f"{wheel}[export]")
-    done = _run(empty / "invariclip", "export", "--model", tiny_checkpoint, "--images", tiny_pictures, "--classes",
+    done = _run(empty / "invariclip", "export", "--model", tiny_checkpoint, "--images", tiny_images, "--classes",
                 "cat,dog", "-o", "a.icm", cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    done = _run(empty / "invariclip", "predict", "a.icm", *sorted(tiny_pictures.iterdir())[:1], cwd=tmp_path)
+    done = _run(empty / "invariclip", "predict", "a.icm", *sorted(tiny_images.iterdir())[:1], cwd=tmp_path)
     assert done.returncode == 0, done.stderr

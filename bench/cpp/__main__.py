@@ -75,7 +75,7 @@ def cpp(artifact: Path, rounds: int, threads: int, out: Path) -> int:
 
 
 def _frame(columns: int, rows: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Waves and noise; what is in a picture takes no time, only its size does."""
+    """Waves and noise; what is in an image takes no time, only its size does."""
     y, x = np.mgrid[0:rows, 0:columns].astype(np.float32)
     waves = np.stack([np.sin(x / (7 + band)) + np.cos(y / (11 + band)) for band in range(3)], axis=-1)
     noise = np.random.default_rng(0).normal(0, 0.2, waves.shape)

@@ -1,1 +1,1 @@
-"""The command `demo`: the whole path on the bundled pictures, and a page that shows it."""
+"""The command `demo`: the whole path on the bundled images, and a page that shows it."""

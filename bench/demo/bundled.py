@@ -1,4 +1,4 @@
-"""Accuracy on the bundled pictures, before and after a projection, answered by exported artifacts."""
+"""Accuracy on the bundled images, before and after a projection, answered by exported artifacts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 
 import invariclip
-from invariclip.calibrate.data.pictures import Picture, read_pictures
+from invariclip.calibrate.data.images import ImageRecord, read_images
 from invariclip.calibrate.projection.evaluate import Bootstrap, prototype_bank
 from invariclip.calibrate.prompts.evaluate import auroc
 from invariclip.export.reference import manifest_path
@@ -26,55 +26,55 @@ if TYPE_CHECKING:
 Protocol: TypeAlias = Literal["prototypes", "names"]
 
 PROTOCOLS: dict[Protocol, str] = {"prototypes": "prototypes of training styles", "names": "names (zero-shot)"}
-"""How a class is told: the mean of its pictures in training styles, or its name in a prompt; and that in words."""
+"""How a class is told: the mean of its images in training styles, or its name in a prompt; and that in words."""
 FIT_SPLITS = ("train", "calibrate")
 SEED = 0
 PHOTOGRAPHS, DRAWINGS, MEAN = "photographs", "drawings", "mean of both"
 UNFITTED, SEEN = "things not fitted", "seen styles"
 _PHOTOGRAPH_STYLE = "photograph"
 SHOWN = 16
-"""Unlabelled pictures that an unseen style's shift is measured on."""
+"""Unlabelled images that an unseen style's shift is measured on."""
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """The bundled pictures, sorted by what may be done with them.
+    """The bundled images, sorted by what may be done with them.
 
     Attributes:
-        pictures: All of them.
+        images: All of them.
         fit: Training styles, concepts that calibration may see.
         training_styles: Styles that prototypes and the projection come from.
         held_out_styles: Styles that nothing is fitted or chosen on.
         classes: Every class name.
     """
 
-    pictures: tuple[Picture, ...]
-    fit: tuple[Picture, ...]
+    images: tuple[ImageRecord, ...]
+    fit: tuple[ImageRecord, ...]
     training_styles: tuple[str, ...]
     held_out_styles: tuple[str, ...]
     classes: tuple[str, ...]
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """The class of every picture, int64 [N]."""
+        """The class of every image, int64 [N]."""
         places = {name: place for place, name in enumerate(self.classes)}
-        return np.array([places[picture.name] for picture in self.pictures])
+        return np.array([places[image.name] for image in self.images])
 
     @property
     def concepts(self) -> NDArray[np.int64]:
-        """The concept of every picture as a code, int64 [N]."""
-        return np.unique([picture.concept for picture in self.pictures], return_inverse=True)[1]
+        """The concept of every image as a code, int64 [N]."""
+        return np.unique([image.concept for image in self.images], return_inverse=True)[1]
 
     @property
     def fitted(self) -> NDArray[np.bool_]:
-        """Pictures of concepts of which some picture, in another style or this one, may be fitted on, bool [N]."""
-        concepts = {picture.concept for picture in self.fit}
-        return np.array([picture.concept in concepts for picture in self.pictures])
+        """Images of concepts of which some image, in another style or this one, may be fitted on, bool [N]."""
+        concepts = {image.concept for image in self.fit}
+        return np.array([image.concept in concepts for image in self.images])
 
     @property
     def unseen(self) -> NDArray[np.bool_]:
-        """Pictures in held-out styles, bool [N]."""
-        return np.array([picture.environment in self.held_out_styles for picture in self.pictures])
+        """Images in held-out styles, bool [N]."""
+        return np.array([image.environment in self.held_out_styles for image in self.images])
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Accuracy:
         before: Without the projection.
         after: With it.
         difference: after − before; then its ends.
-        adapted: After, and with the shift of the style's own pictures taken away; None for styles that were fitted on.
+        adapted: After, and with the shift of the style's own images taken away; None for styles that were fitted on.
         more: (adapted − after, low, high).
     """
 
@@ -115,7 +115,7 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class ArtifactAnswers:
-    """What one artifact says to all pictures: by names as class indices, unit embeddings, and how unsure it is."""
+    """What one artifact says to all images: by names as class indices, unit embeddings, and how unsure it is."""
 
     indices: NDArray[np.int64]
     embeddings: NDArray[np.float32]
@@ -124,7 +124,7 @@ class ArtifactAnswers:
 
 @dataclass(frozen=True)
 class Halves:
-    """How many of the unseen pictures that an artifact is surer of are answered right by names, and of the others.
+    """How many of the unseen images that an artifact is surer of are answered right by names, and of the others.
 
     Attributes:
         surer: Share of right answers in the surer half.
@@ -138,7 +138,7 @@ class Halves:
 
     def __str__(self) -> str:
         return (
-            f"Of the half of the unseen pictures that it is surer of (by energy), {self.surer:.1%} are answered right "
+            f"Of the half of the unseen images that it is surer of (by energy), {self.surer:.1%} are answered right "
             f"by names; of the other half, {self.other:.1%} (AUROC {self.auroc:.2f})."
         )
 
@@ -152,28 +152,28 @@ class DemoVerdict:
 
 
 def bundle() -> Bundle:
-    """Reads the bundled manifest: a style whose pictures are all of split `test` is held out."""
-    pictures = tuple(read_pictures(manifest_path()))
-    styles = dict.fromkeys(picture.environment for picture in pictures)
-    training = tuple(s for s in styles if any(p.environment == s and p.split in FIT_SPLITS for p in pictures))
+    """Reads the bundled manifest: a style whose images are all of split `test` is held out."""
+    images = tuple(read_images(manifest_path()))
+    styles = dict.fromkeys(image.environment for image in images)
+    training = tuple(s for s in styles if any(p.environment == s and p.split in FIT_SPLITS for p in images))
     return Bundle(
-        pictures=pictures,
-        fit=tuple(p for p in pictures if p.environment in training and p.split in FIT_SPLITS),
+        images=images,
+        fit=tuple(p for p in images if p.environment in training and p.split in FIT_SPLITS),
         training_styles=training,
         held_out_styles=tuple(s for s in styles if s not in training),
-        classes=tuple(sorted({picture.name for picture in pictures})),
+        classes=tuple(sorted({image.name for image in images})),
     )
 
 
-def kind_of(picture: Picture) -> str:
+def kind_of(image: ImageRecord) -> str:
     """`PHOTOGRAPHS` or `DRAWINGS`."""
-    return PHOTOGRAPHS if picture.environment == _PHOTOGRAPH_STYLE else DRAWINGS
+    return PHOTOGRAPHS if image.environment == _PHOTOGRAPH_STYLE else DRAWINGS
 
 
 def ask(folder: Path, bundled: Bundle, progress: Progress) -> ArtifactAnswers:
-    """Puts every bundled picture to an artifact, through the runtime alone."""
+    """Puts every bundled image to an artifact, through the runtime alone."""
     model = invariclip.load(folder)
-    paths = [picture.path for picture in bundled.pictures]
+    paths = [image.path for image in bundled.images]
     indices, embeddings, uncertainty = [], [], []
     starts = range(0, len(paths), 16)
     for start in progress(starts, total=len(starts), desc=f"classify with {folder.name}"):
@@ -187,14 +187,14 @@ def ask(folder: Path, bundled: Bundle, progress: Progress) -> ArtifactAnswers:
 
 
 def adapt(folder: Path, bundled: Bundle, answers: ArtifactAnswers) -> ArtifactAnswers:
-    """What the artifact says when each unseen style is a site, measured on `SHOWN` of its pictures, without labels.
+    """What the artifact says when each unseen style is a site, measured on `SHOWN` of its images, without labels.
 
-    Two samples of each style are drawn, and a picture of the one is answered with the site of the other: no picture is
+    Two samples of each style are drawn, and an image of the one is answered with the site of the other: no image is
     answered with a site that it was measured on. Nothing is embedded again but the class names.
 
     Args:
         folder: The artifact.
-        bundled: The pictures.
+        bundled: The images.
         answers: What it says of them by itself.
     """
     model = invariclip.load(folder)
@@ -202,7 +202,7 @@ def adapt(folder: Path, bundled: Bundle, answers: ArtifactAnswers) -> ArtifactAn
     embeddings = answers.embeddings.copy()
     rng = np.random.default_rng(SEED)
     for style in bundled.held_out_styles:
-        rows = np.flatnonzero([picture.environment == style for picture in bundled.pictures])
+        rows = np.flatnonzero([image.environment == style for image in bundled.images])
         first, second = np.split(rng.permutation(rows)[: 2 * SHOWN], 2)
         for sample, asked in ((first, np.setdiff1d(rows, first)), (second, first)):
             site = empty.adding(answers.embeddings[sample], bank)
@@ -212,12 +212,12 @@ def adapt(folder: Path, bundled: Bundle, answers: ArtifactAnswers) -> ArtifactAn
 
 
 def answered(bundled: Bundle, answers: ArtifactAnswers, protocol: Protocol) -> NDArray[np.int64]:
-    """The class that every picture is taken for, int64 [N].
+    """The class that every image is taken for, int64 [N].
 
     Args:
-        bundled: The pictures.
+        bundled: The images.
         answers: What the artifact says.
-        protocol: Told by names, or by the mean of each class's pictures in training styles. A picture of a training
+        protocol: Told by names, or by the mean of each class's images in training styles. An image of a training
             style is compared with means that it is no part of.
     """
     if protocol == "names":
@@ -232,7 +232,7 @@ def answered(bundled: Bundle, answers: ArtifactAnswers, protocol: Protocol) -> N
 def _nearest(
     answers: ArtifactAnswers, labels: NDArray[np.int64], support: NDArray[np.bool_], asked: NDArray[np.bool_]
 ) -> NDArray[np.int64]:
-    """The nearest prototype of the pictures that are asked about, -1 for the others."""
+    """The nearest prototype of the images that are asked about, -1 for the others."""
     classes, bank = prototype_bank(answers.embeddings[support], labels[support])
     found = np.full(len(labels), -1, dtype=np.int64)
     found[asked] = classes[np.argmax(answers.embeddings[asked] @ bank.T, axis=1)]
@@ -240,21 +240,21 @@ def _nearest(
 
 
 def _left_out(bundled: Bundle) -> list[NDArray[np.bool_]]:
-    """Pictures of training styles in as many parts as there are styles: of each concept one picture, bool [N] each."""
-    styles = np.array([[p.environment == style for p in bundled.pictures] for style in bundled.training_styles])
+    """Images of training styles in as many parts as there are styles: of each concept one image, bool [N] each."""
+    styles = np.array([[p.environment == style for p in bundled.images] for style in bundled.training_styles])
     turns = np.arange(len(styles))
-    return [styles[(bundled.concepts + turn) % len(styles), np.arange(len(bundled.pictures))] for turn in turns]
+    return [styles[(bundled.concepts + turn) % len(styles), np.arange(len(bundled.images))] for turn in turns]
 
 
 def score(bundled: Bundle, before: ArtifactAnswers, after: ArtifactAnswers, adapted: ArtifactAnswers) -> list[Accuracy]:
-    """Both protocols on unseen drawings, on photographs and their mean, and on two kinds of pictures that tell more.
+    """Both protocols on unseen drawings, on photographs and their mean, and on two kinds of images that tell more.
 
-    Every share counts pictures of its kind alike; the mean counts drawings and photographs half each. Most things were
-    fitted on in other styles; `UNFITTED` are the unseen pictures of those that were not. In `SEEN` styles nothing
+    Every share counts images of its kind alike; the mean counts drawings and photographs half each. Most things were
+    fitted on in other styles; `UNFITTED` are the unseen images of those that were not. In `SEEN` styles nothing
     should be lost.
     """
     unseen, labels = bundled.unseen, bundled.labels
-    kinds = np.array([[DRAWINGS, PHOTOGRAPHS].index(kind_of(picture)) for picture in bundled.pictures])
+    kinds = np.array([[DRAWINGS, PHOTOGRAPHS].index(kind_of(image)) for image in bundled.images])
     names = [name for code, name in enumerate((DRAWINGS, PHOTOGRAPHS)) if (kinds[unseen] == code).any()]
     rows: list[Accuracy] = []
     for protocol in PROTOCOLS:
@@ -289,7 +289,7 @@ def score(bundled: Bundle, before: ArtifactAnswers, after: ArtifactAnswers, adap
 
 
 def halves(bundled: Bundle, answers: ArtifactAnswers) -> Halves:
-    """How well the uncertainty tells right answers by names from wrong ones, on unseen pictures."""
+    """How well the uncertainty tells right answers by names from wrong ones, on unseen images."""
     asked = bundled.unseen
     wrong = answers.indices[asked] != bundled.labels[asked]
     order = np.argsort(answers.uncertainty[asked], kind="stable")
@@ -298,7 +298,7 @@ def halves(bundled: Bundle, answers: ArtifactAnswers) -> Halves:
 
 
 def verdict(rows: Sequence[Accuracy], chosen: str) -> DemoVerdict:
-    """What the table says of unseen pictures, by every protocol, in plain words.
+    """What the table says of unseen images, by every protocol, in plain words.
 
     Args:
         rows: From `score`.
@@ -324,7 +324,7 @@ def verdict(rows: Sequence[Accuracy], chosen: str) -> DemoVerdict:
     ]
     others = [f"{_words(row)} with {PROTOCOLS[row.protocol]}, {row}" for row in rows if row.style == UNFITTED]
     seen = [f"{PROTOCOLS[row.protocol]}: {row}" for row in rows if row.style == SEEN and row.high < 0]
-    sentence = f"On pictures in styles that it has not seen, the projection {'; it '.join(parts)}."
+    sentence = f"On images in styles that it has not seen, the projection {'; it '.join(parts)}."
     sentence += f" It loses on {'; '.join(lost)}." if lost else ""
     sentence += (
         f" Most of these things were fitted on in other styles. Those that were not: {'; '.join(others)}."
@@ -339,7 +339,7 @@ def verdict(rows: Sequence[Accuracy], chosen: str) -> DemoVerdict:
         if row.adapted is not None and row.more is not None
     ]
     if own:
-        sentence += f" Adapted to {SHOWN} unlabelled pictures of each style: {'; '.join(own)}."
+        sentence += f" Adapted to {SHOWN} unlabelled images of each style: {'; '.join(own)}."
     return DemoVerdict(bool(gains) and not losses, sentence)
 
 

@@ -1,4 +1,4 @@
-"""`invariclip demo`: the whole path on the bundled pictures, and a page that shows it."""
+"""`invariclip demo`: the whole path on the bundled images, and a page that shows it."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ if TYPE_CHECKING:
 
 TEMPLATES = ("a picture of a {}.",)
 DRAWS = 1
-"""Changed versions of each picture that is fitted on; `calibrate` takes two, and the embedding twice the time."""
+"""Changed versions of each image that is fitted on; `calibrate` takes two, and the embedding twice the time."""
 CHECKED = {"before.icm": 8, "after.icm": 24}
-"""Pictures that each graph is held against PyTorch on; they are evenly spread over the styles."""
+"""Images that each graph is held against PyTorch on; they are evenly spread over the styles."""
 
 
 @click.command()
@@ -48,12 +48,12 @@ CHECKED = {"before.icm": 8, "after.icm": 24}
               help="Folder for everything it makes.")  # fmt: skip
 @click.option("--images", metavar="DIR", type=click.Path(path_type=Path),
               help="Also classify your own images, before and after; needs --classes.")  # fmt: skip
-@click.option("--classes", help='The words for your own pictures: "dog,cat,car".')
+@click.option("--classes", help='The words for your own images: "dog,cat,car".')
 @click.option("--rounds", type=click.IntRange(min=3), default=5, show_default=True, help="Turns of the timing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.option("--quiet", is_flag=True, help="No progress bars.")
 def demo(out: Path, images: Path | None, classes: str | None, rounds: int, as_json: bool, quiet: bool) -> None:
-    """See the whole path on the bundled pictures: calibrate, export, verify, classify unseen styles, time it."""
+    """See the whole path on the bundled images: calibrate, export, verify, classify unseen styles, time it."""
     own = wanted(images, classes, TEMPLATES)
     result = run(out, rounds=rounds, own=own, progress=silent if quiet or as_json else bar)
     page = out / "index.html"
@@ -70,7 +70,7 @@ def demo(out: Path, images: Path | None, classes: str | None, rounds: int, as_js
                 "busy_machine": result.busy,
                 "artifact": str(result.artifact),
                 "uncertainty": asdict(result.halves),
-                "own_pictures": [
+                "own_images": [
                     {"path": str(one.path), "before": one.before.to_json(), "after": one.after.to_json()}
                     for one in result.own
                 ],
@@ -92,7 +92,7 @@ def run(out: Path, *, rounds: int, progress: Progress, own: DemoRequest | None =
         out: Everything lands below it.
         rounds: Turns of the timing.
         progress: `console.bar` or `console.silent`.
-        own: The user's own pictures and words.
+        own: The user's own images and words.
     """
     bundled = bundle()
     seconds: dict[str, float] = {}
@@ -122,7 +122,7 @@ def run(out: Path, *, rounds: int, progress: Progress, own: DemoRequest | None =
                 projection=projection,
                 classes=bundled.classes,
                 templates=TEMPLATES,
-                images=spread([picture.path for picture in bundled.pictures], CHECKED[folder.name]),
+                images=spread([image.path for image in bundled.images], CHECKED[folder.name]),
                 progress=progress,
             )
     with timed("classify"):
@@ -159,8 +159,8 @@ def _print(result: Demo, page: Path) -> None:
          f"{r.adapted:.1%}" if r.adapted is not None else "", _points(*r.more) if r.more else ""]
         for r in sorted(result.accuracy, key=lambda row: row.seen)
     ]  # fmt: skip
-    say(table(["pictures", "classes told by", "before", "after", "points", "adapted", "points more"], accuracy))
-    say(f"(95 % intervals; adapted: to {SHOWN} unlabelled pictures of the style, see `invariclip adapt`)")
+    say(table(["images", "classes told by", "before", "after", "points", "adapted", "points more"], accuracy))
+    say(f"(95 % intervals; adapted: to {SHOWN} unlabelled images of the style, see `invariclip adapt`)")
     say(f"\n{result.halves}")
     say("\nThe exported graph against PyTorch")
     say(parity_table(result.manifest.variants["float32"].parity[DEFAULT_BACKEND]))
@@ -187,10 +187,10 @@ def _points(value: float, low: float, high: float) -> str:
 
 
 def _print_own(own: tuple[Own, ...]) -> None:
-    say("\nYour own pictures")
+    say("\nYour own images")
     rows = [
         [one.path.name, *(f"{each.label} {each.probability:.0%}" for each in (one.before, one.after)),
          "changed" if one.changed else ""]
         for one in own
     ]  # fmt: skip
-    say(table(["picture", "before", "after", ""], rows))
+    say(table(["image", "before", "after", ""], rows))

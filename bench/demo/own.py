@@ -1,4 +1,4 @@
-"""`invariclip demo --images DIR --classes …`: the user's own pictures with the user's own words, before and after."""
+"""`invariclip demo --images DIR --classes …`: the user's own images with the user's own words, before and after."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import invariclip
-from invariclip.calibrate.data.pictures import SkippedPictureWarning
+from invariclip.calibrate.data.images import SkippedImageWarning
 from invariclip.errors import InputError
-from invariclip.preprocessing.pixels import find_pictures, open_picture
+from invariclip.preprocessing.pixels import find_images, open_image
 from invariclip.preprocessing.prompts import check_prompts
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DemoRequest:
-    """What was asked for: pictures that can be read, and the words to choose from."""
+    """What was asked for: images that can be read, and the words to choose from."""
 
     paths: tuple[Path, ...]
     classes: tuple[str, ...]
@@ -29,7 +29,7 @@ class DemoRequest:
 
 @dataclass(frozen=True)
 class Own:
-    """One of the user's pictures, and what it is taken for without the projection and with it."""
+    """One of the user's images, and what it is taken for without the projection and with it."""
 
     path: Path
     before: Prediction
@@ -42,10 +42,10 @@ class Own:
 
 
 def wanted(images: Path | None, classes: str | None, templates: Sequence[str]) -> DemoRequest | None:
-    """Checks the options before minutes of work; pictures that cannot be read are named in a warning and left out.
+    """Checks the options before minutes of work; images that cannot be read are named in a warning and left out.
 
     Args:
-        images: A folder or a picture.
+        images: A folder or an image.
         classes: Words with commas between them.
         templates: Prompts that the words go into.
 
@@ -53,26 +53,26 @@ def wanted(images: Path | None, classes: str | None, templates: Sequence[str]) -
         None where nothing was asked for.
 
     Raises:
-        InputError: One option stands without the other, a word is empty or repeated, or no picture can be read.
+        InputError: One option stands without the other, a word is empty or repeated, or no image can be read.
     """
     if images is None and classes is None:
         return None
     if images is None:
-        raise InputError("--classes are the words for your own pictures: add --images DIR, or leave --classes out")
+        raise InputError("--classes are the words for your own images: add --images DIR, or leave --classes out")
     words = tuple(word.strip() for word in (classes or "").split(",") if word.strip())
     if len(words) < 2:
         raise InputError('--images needs two words or more to choose from: add --classes "dog,cat,car"')
     check_prompts(words, templates)
     readable: list[Path] = []
-    for path in find_pictures([images]):
+    for path in find_images([images]):
         try:
-            open_picture(path)
+            open_image(path)
         except InputError as error:
-            warnings.warn(f"skipped: {error}", SkippedPictureWarning, stacklevel=2)
+            warnings.warn(f"skipped: {error}", SkippedImageWarning, stacklevel=2)
         else:
             readable.append(path)
     if not readable:
-        raise InputError(f"{images}: no picture there can be read; name a folder of JPEG, PNG or WebP files")
+        raise InputError(f"{images}: no image there can be read; name a folder of JPEG, PNG or WebP files")
     return DemoRequest(tuple(readable), words)
 
 

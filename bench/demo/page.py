@@ -17,7 +17,7 @@ from invariclip.backends import DEFAULT_BACKEND
 from invariclip.bench.demo.bundled import DRAWINGS, MEAN, PHOTOGRAPHS, PROTOCOLS, SHOWN, answered, kind_of
 from invariclip.calibrate.report.look import AFTER, BEFORE, SERIES, SOFT, drawing, label, new_figure, svg, write_html
 from invariclip.export.reference import manifest_path
-from invariclip.preprocessing.decode import open_picture
+from invariclip.preprocessing.decode import open_image
 from invariclip.threads import available_threads
 
 if TYPE_CHECKING:
@@ -29,19 +29,19 @@ if TYPE_CHECKING:
     from invariclip.bench.demo.bundled import Accuracy, ArtifactAnswers, Bundle, DemoVerdict, Halves, Protocol
     from invariclip.bench.demo.own import Own
     from invariclip.bench.latency.candidates import Timing
-    from invariclip.calibrate.data.pictures import Picture
+    from invariclip.calibrate.data.images import ImageRecord
     from invariclip.calibrate.fit import Calibration
     from invariclip.calibrate.projection.selection import Selection
 
 STRIP = 4
 """Photographs, and as many drawings, on the first screen."""
 GALLERY = 18
-"""Pictures with changed answers further down."""
+"""Images with changed answers further down."""
 LEAST_SURE = 6
 OWN = 48
-"""The user's own pictures on the page; the terminal lists all."""
+"""The user's own images on the page; the terminal lists all."""
 OWN_EDGE = 256
-"""Longest edge of theirs, in pixels: a folder of camera pictures would make a page of hundreds of megabytes."""
+"""Longest edge of theirs, in pixels: a folder of camera images would make a page of hundreds of megabytes."""
 TEMPLATE = Path(__file__).with_name("demo.html")
 WIDTH, HEIGHT = 4.9, 3.4
 """Inches of a plot; 4.9 are as wide as a telephone's screen in pixels."""
@@ -73,14 +73,14 @@ class Demo:
     @property
     def next_lines(self) -> list[str]:
         """Commands to type next, with the paths of this run."""
-        photographs = [p.path for p in self.bundled.pictures if kind_of(p) == PHOTOGRAPHS]
+        photographs = [p.path for p in self.bundled.images if kind_of(p) == PHOTOGRAPHS]
         paths = [
-            self.artifact, (photographs or [self.bundled.pictures[0].path])[0], manifest_path(),
+            self.artifact, (photographs or [self.bundled.images[0].path])[0], manifest_path(),
             self.artifact.with_name("mine.icm"),
         ]  # fmt: skip
-        artifact, picture, manifest, mine = (shlex.quote(_near(path)) for path in paths)
+        artifact, image, manifest, mine = (shlex.quote(_near(path)) for path in paths)
         return [
-            f"invariclip predict {artifact} {picture}",
+            f"invariclip predict {artifact} {image}",
             f"invariclip serve {artifact}",
             f'invariclip build --images {manifest} --classes "dog,cat,car" -o {mine}'
             "  # yours: --model ViT-B-32 --checkpoint FILE --images FOLDER",
@@ -89,23 +89,23 @@ class Demo:
 
 @dataclass(frozen=True)
 class Changed:
-    """An unseen picture whose answer the projection changed."""
+    """An unseen image whose answer the projection changed."""
 
-    picture: Picture
+    image: ImageRecord
     before: str
     after: str
 
     def item(self) -> dict[str, str]:
         """As the page shows it."""
-        picture = self.picture
+        image = self.image
         return {
-            "src": picture_source(picture.path), "truth": picture.name, "style": picture.environment,
+            "src": image_source(image.path), "truth": image.name, "style": image.environment,
             "before": self.before, "after": self.after,
         }  # fmt: skip
 
 
-def picture_source(path: Path) -> str:
-    """A picture as a data URI, so that the page needs no other file."""
+def image_source(path: Path) -> str:
+    """An image as a data URI, so that the page needs no other file."""
     kind = {"jpg": "jpeg"}.get(path.suffix[1:].lower(), path.suffix[1:].lower())
     return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
@@ -161,8 +161,8 @@ def write_page(path: Path, demo: Demo) -> None:
     write_html(
         path,
         TEMPLATE,
-        picture_count=len(bundled.pictures),
-        concept_count=len({picture.concept for picture in bundled.pictures}),
+        image_count=len(bundled.images),
+        concept_count=len({image.concept for image in bundled.images}),
         class_count=len(bundled.classes),
         training_styles=bundled.training_styles,
         held_out_styles=bundled.held_out_styles,
@@ -170,7 +170,7 @@ def write_page(path: Path, demo: Demo) -> None:
         means=[row for row in demo.accuracy if row.style == MEAN],
         protocols=PROTOCOLS,
         shown=PROTOCOLS[shown],
-        site_pictures=SHOWN,
+        site_images=SHOWN,
         strip=strip,
         style_row=_style_row(bundled),
         accuracy=sorted(demo.accuracy, key=lambda row: row.seen),
@@ -196,7 +196,7 @@ def write_page(path: Path, demo: Demo) -> None:
 
 
 def shown_protocol(rows: Sequence[Accuracy]) -> Protocol:
-    """Whose answers the pictures show: the first protocol whose gain is clear, else the first."""
+    """Whose answers the images show: the first protocol whose gain is clear, else the first."""
     clear = [row.protocol for row in rows if row.style == MEAN and row.low > 0]
     return clear[0] if clear else next(iter(PROTOCOLS))
 
@@ -208,20 +208,20 @@ def _near(path: Path) -> str:
 
 def _style_row(bundled: Bundle) -> list[dict[str, str]]:
     """One thing in every style: the first by its identifier that has a photograph."""
-    concept = min((p.concept for p in bundled.pictures if kind_of(p) == PHOTOGRAPHS), default=bundled.fit[0].concept)
-    same = [picture for picture in bundled.pictures if picture.concept == concept]
-    return [{"src": picture_source(p.path), "name": p.name, "style": p.environment} for p in same]
+    concept = min((p.concept for p in bundled.images if kind_of(p) == PHOTOGRAPHS), default=bundled.fit[0].concept)
+    same = [image for image in bundled.images if image.concept == concept]
+    return [{"src": image_source(p.path), "name": p.name, "style": p.environment} for p in same]
 
 
 def _changed(demo: Demo, protocol: Protocol) -> tuple[list[Changed], list[Changed]]:
-    """Unseen pictures whose answer became right, and those whose answer became wrong."""
+    """Unseen images whose answer became right, and those whose answer became wrong."""
     bundled = demo.bundled
     old, new = (answered(bundled, answers, protocol) for answers in demo.answers)
     fixed: list[Changed] = []
     broken: list[Changed] = []
-    for picture, asked, before, after in zip(bundled.pictures, bundled.unseen, old, new, strict=True):
-        one = Changed(picture, bundled.classes[before], bundled.classes[after])
-        right = one.before == picture.name, one.after == picture.name
+    for image, asked, before, after in zip(bundled.images, bundled.unseen, old, new, strict=True):
+        one = Changed(image, bundled.classes[before], bundled.classes[after])
+        right = one.before == image.name, one.after == image.name
         if asked and right[0] != right[1]:
             (fixed if right[1] else broken).append(one)
     return fixed, broken
@@ -229,7 +229,7 @@ def _changed(demo: Demo, protocol: Protocol) -> tuple[list[Changed], list[Change
 
 def _sample(fixed: list[Changed], broken: list[Changed], count: int, kind: str | None = None) -> list[dict[str, str]]:
     """A seeded sample in which right and wrong changes stand in proportion, at least one of each that there is."""
-    ours, theirs = ([one for one in each if kind in (None, kind_of(one.picture))] for each in (fixed, broken))
+    ours, theirs = ([one for one in each if kind in (None, kind_of(one.image))] for each in (fixed, broken))
     total = len(ours) + len(theirs)
     wrong = min(len(theirs), max(1, round(count * len(theirs) / total)) if total else 0)
     wrong = max(wrong, min(len(theirs), count - len(ours)))
@@ -243,15 +243,15 @@ def _shuffled(items: list[Changed], count: int) -> list[Changed]:
 
 
 def _least_sure(demo: Demo) -> list[dict[str, object]]:
-    """The unseen pictures that the artifact is least sure of, told by names."""
+    """The unseen images that the artifact is least sure of, told by names."""
     bundled, answers = demo.bundled, demo.answers[1]
     places = np.flatnonzero(bundled.unseen)
     order = places[np.argsort(-answers.uncertainty[places], kind="stable")][:LEAST_SURE]
     return [
         {
-            "src": picture_source(bundled.pictures[place].path),
-            "truth": bundled.pictures[place].name,
-            "style": bundled.pictures[place].environment,
+            "src": image_source(bundled.images[place].path),
+            "truth": bundled.images[place].name,
+            "style": bundled.images[place].environment,
             "answer": bundled.classes[answers.indices[place]],
             "uncertainty": float(answers.uncertainty[place]),
         }
@@ -260,7 +260,7 @@ def _least_sure(demo: Demo) -> list[dict[str, object]]:
 
 
 def _own(one: Own) -> dict[str, object]:
-    image = open_picture(one.path, exif_transpose=True).convert("RGB")
+    image = open_image(one.path, exif_transpose=True).convert("RGB")
     image.thumbnail((OWN_EDGE, OWN_EDGE))
     stream = io.BytesIO()
     image.save(stream, format="WEBP", quality=80)
@@ -277,7 +277,7 @@ def _selection_text(demo: Demo) -> str:
     return (
         f"Chosen: {demo.chosen}, out of {count} candidates, no projection being one{_screened(selection)}. "
         "Left out in turn: "
-        f"{selection.left_out}. Scored on {selection.queries} pictures that each fit had not seen, it gained "
+        f"{selection.left_out}. Scored on {selection.queries} images that each fit had not seen, it gained "
         f"{scored.gain.value:+.1f} points (95 % interval {scored.gain.low:+.1f} … {scored.gain.high:+.1f}) over no "
         "projection. No projection is kept where it is within one standard error of the best candidate; otherwise the "
         "best is taken, of equally good ones the one that answers most clearly."

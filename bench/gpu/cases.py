@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 MODELS = ("ViT-B-32", "ViT-L-14", "ViT-B-16")
 BATCHES = (1, 8, 64, 256)
 CONTEXT, SIDE = 77, 224
-"""Of these models: ids in a text, pixels of a picture's side."""
+"""Of these models: ids in a text, pixels of an image's side."""
 Tower = Literal["image", "text"]
 TOWERS: tuple[Tower, ...] = ("image", "text")
 Engine = Literal["torch", "compile", "cudagraph", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt"]
@@ -82,7 +82,7 @@ CANDIDATES = (
 def cases(
     models: Sequence[str] = MODELS, towers: Sequence[str] = TOWERS, batches: Sequence[int] = BATCHES
 ) -> list[Case]:
-    """Every question, pictures one by one first: that is what the goal is stated for.
+    """Every question, images one by one first: that is what the goal is stated for.
 
     Raises:
         InputError: A model or tower is not one of these, or a batch size is below 1.

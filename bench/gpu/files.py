@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from invariclip.bench.gpu.cases import Case, GpuCandidate
 
 PARITY_ROWS = 32
-"""Pictures or texts that answers are compared on."""
+"""Images or texts that answers are compared on."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class GraphFiles:
         return path
 
     def inputs(self, case: Case, rows: int) -> NDArray[np.uint8] | NDArray[np.int64]:
-        """What the case's tower reads: bundled pictures and prompts, over again where more are asked for."""
+        """What the case's tower reads: bundled images and prompts, over again where more are asked for."""
         return rows_of(self.checkpoint(case.model), case.tower, rows)
 
 
@@ -76,15 +76,15 @@ def _checkpoint(model: str, short: bool) -> Checkpoint:
 
 
 def rows_of(checkpoint: Checkpoint, tower: str, rows: int) -> NDArray[np.uint8] | NDArray[np.int64]:
-    """uint8 [rows, side, side, 3] of bundled pictures, or int64 [rows, context] of prompts about what they show."""
+    """uint8 [rows, side, side, 3] of bundled images, or int64 [rows, context] of prompts about what they show."""
     from invariclip.export.checkpoints.check_texts import spread
-    from invariclip.export.reference import pictures_path
+    from invariclip.export.reference import images_path
     from invariclip.export.verification.evidence import ImageBatches
-    from invariclip.preprocessing.pixels import find_pictures
+    from invariclip.preprocessing.pixels import find_images
 
     if tower == "text":
         texts: Sequence[str] = check_texts.PROMPTS
         return np.asarray(checkpoint.tokenizer([texts[place % len(texts)] for place in range(rows)]))
-    found = spread(find_pictures([pictures_path()]), min(rows, PARITY_ROWS))
-    pictures = np.concatenate(list(ImageBatches(found, checkpoint.pixels).batches(len(found))))
-    return np.ascontiguousarray(pictures[np.arange(rows) % len(pictures)])
+    found = spread(find_images([images_path()]), min(rows, PARITY_ROWS))
+    images = np.concatenate(list(ImageBatches(found, checkpoint.pixels).batches(len(found))))
+    return np.ascontiguousarray(images[np.arange(rows) % len(images)])

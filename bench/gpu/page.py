@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 GOAL_BEFORE, GOAL_OURS, GOAL = "torch.compile float16", "invariclip, TensorRT float16 islands", 1.3
-"""What is compared for the goal: batch 1, pictures, times of the GPU."""
+"""What is compared for the goal: batch 1, images, times of the GPU."""
 OURS = frozenset(one.name for one in CANDIDATES if one.graph == "ours" and one.engine == "tensorrt")
 HEADER = ["case", "candidate", "GPU p50", "p99", "end to end p50", "p99", "of peak", "cosine min", "ready in"]
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -61,7 +61,7 @@ def as_text(record: dict[str, Any]) -> str:
 
 
 def goals(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """How many times as fast as `torch.compile` we are on single pictures, by model; or that it was not measured."""
+    """How many times as fast as `torch.compile` we are on single images, by model; or that it was not measured."""
     found = {(row["case"], row["candidate"]): row.get("device_p50_ms") for row in rows}
     lines = []
     for case in dict.fromkeys(row["case"] for row in rows if row["batch"] == 1 and row["tower"] == "image"):

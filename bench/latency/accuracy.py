@@ -21,10 +21,10 @@ class Reference:
     """What the original checkpoint answers, float64 and of unit length.
 
     Attributes:
-        plain: [N, d] for the evidence pictures.
+        plain: [N, d] for the evidence images.
         altered: [m, d] for those of `rows`, each under an intervention.
         rows: int64 [m].
-        bank: [K, d], the texts that pictures are matched with.
+        bank: [K, d], the texts that images are matched with.
     """
 
     plain: NDArray[np.float64]
@@ -48,12 +48,12 @@ def figures(reference: Reference, plain: NDArray[Any], altered: NDArray[Any]) ->
 
     Args:
         reference: See `Reference`.
-        plain: [N, d], the candidate's embeddings of the evidence pictures.
+        plain: [N, d], the candidate's embeddings of the evidence images.
         altered: [m, d], of the altered ones.
 
     Returns:
         `cosine_min`, `cosine_mean`, `top1_agreement` (share), `top1_ties`, `gap`, `gap_reference`, `gap_increase`,
-        `pictures`, `texts`, `non_finite`; a figure that is no number is None.
+        `images`, `texts`, `non_finite`; a figure that is no number is None.
 
     Raises:
         InputError: The embeddings are not of the reference's shape.
@@ -80,7 +80,7 @@ def figures(reference: Reference, plain: NDArray[Any], altered: NDArray[Any]) ->
     return {
         **{name: value if np.isfinite(value) else None for name, value in found.items()},
         "top1_ties": ties,
-        "pictures": len(plain),
+        "images": len(plain),
         "texts": len(reference.bank),
         "non_finite": int((~np.isfinite(plain)).sum() + (~np.isfinite(altered)).sum()),
     }

@@ -19,7 +19,7 @@ class LatencyCandidate:
         model: open_clip model for `pytorch`, artifact folder for `artifact`, file for the others, empty for `peak`.
         checkpoint: Weights file for `pytorch`, or None.
         backend: Engine of `graph` and `artifact`.
-        ids: Ids per text that a text `graph` is fed; None feeds pictures.
+        ids: Ids per text that a text `graph` is fed; None feeds images.
         compute: What the arithmetic is: `float32`, `bfloat16`, for `peak` also `int8`. Artifacts know it themselves.
         variant: The variant of `artifact`.
         compiled: `pytorch` through torch.compile.

@@ -83,7 +83,7 @@ def bench(
     say(report.summary_table(record, summary))
     stages = report.stage_table(summary)
     if stages:
-        say(f"\nWhere a picture's time goes, ms at batch 1\n{stages}")
+        say(f"\nWhere an image's time goes, ms at batch 1\n{stages}")
     for warning in summary["warnings"]:
         say(f"\nwarning: {warning}")
     say(f"\nRecord: {path}\nPage:   {out / PAGE}")

@@ -65,7 +65,7 @@ def _artifact(candidate: LatencyCandidate, threads: int) -> Opened:
     model = load(candidate.model, variant=candidate.variant, backend=candidate.backend, threads=threads)
     return Opened(
         lambda batch: model.embed_images(batch, batch_size=len(batch)),
-        _pictures(model.manifest.pixels.image_size),
+        _images(model.manifest.pixels.image_size),
         model.describe(),
     )
 
@@ -77,7 +77,7 @@ def _graph(candidate: LatencyCandidate, threads: int) -> Opened:
     backend = open_backend(candidate.backend, Path(candidate.model), threads=threads)
     name = backend.input_names[0]
     shape = backend.input_shapes[name]
-    make = _pictures(_sides(shape)) if candidate.ids is None else _texts(candidate.ids)
+    make = _images(_sides(shape)) if candidate.ids is None else _texts(candidate.ids)
     return Opened(lambda batch: backend.run({name: batch}, (EMBEDDING,))[EMBEDDING], make, backend.describe())
 
 
@@ -88,7 +88,7 @@ def _whole(candidate: LatencyCandidate, threads: int) -> Opened:
     backend = open_backend(candidate.backend, Path(candidate.model), threads=threads)
     name = backend.input_names[0]
     return Opened(
-        lambda batch: backend.run({name: batch}), _pictures(_sides(backend.input_shapes[name])), backend.describe()
+        lambda batch: backend.run({name: batch}), _images(_sides(backend.input_shapes[name])), backend.describe()
     )
 
 
@@ -101,7 +101,7 @@ def _onnxruntime(candidate: LatencyCandidate, threads: int) -> Opened:
     given = session.get_inputs()[0]
     return Opened(
         lambda batch: session.run(None, {given.name: batch})[0],
-        _pictures(_sides(given.shape)),
+        _images(_sides(given.shape)),
         {"engine": "onnxruntime", "version": onnxruntime.__version__, "computes_in": "float32", "threads": threads},
     )
 
@@ -124,7 +124,7 @@ def _openvino(candidate: LatencyCandidate, threads: int) -> Opened:
     shape = [side.get_length() if side.is_static else None for side in model.inputs[0].get_partial_shape()]
     return Opened(
         lambda batch: np.array(request.infer([batch])[0]),
-        _pictures(_sides(shape)),
+        _images(_sides(shape)),
         {"engine": "openvino", "version": VERSION, "computes_in": kind, "threads": threads},
     )
 
@@ -158,7 +158,7 @@ def _pytorch(candidate: LatencyCandidate, threads: int) -> Opened:
     engine = {"engine": "torch", "version": torch.__version__, "compiled": candidate.compiled}
     return Opened(
         run,
-        _pictures(checkpoint.pixels.image_size),
+        _images(checkpoint.pixels.image_size),
         {**engine, "computes_in": candidate.compute, "threads": torch.get_num_threads()},
     )
 
@@ -193,17 +193,17 @@ def _peak(candidate: LatencyCandidate, threads: int) -> Opened:
 
 
 def _sides(shape: Any) -> tuple[int, int]:
-    """Height and width of the pictures that a graph [N, H, W, 3] takes.
+    """Height and width of the images that a graph [N, H, W, 3] takes.
 
     Raises:
-        InputError: It takes any, or its input is no picture.
+        InputError: It takes any, or its input is no image.
     """
     if len(shape) != 4 or not all(isinstance(side, int) for side in shape[1:3]):
-        raise InputError(f"an input of shape {list(shape)} is no batch of prepared pictures [N, H, W, 3]")
+        raise InputError(f"an input of shape {list(shape)} is no batch of prepared images [N, H, W, 3]")
     return int(shape[1]), int(shape[2])
 
 
-def _pictures(size: tuple[int, int]) -> Batch:
+def _images(size: tuple[int, int]) -> Batch:
     rng = np.random.default_rng(0)
     return lambda rows: rng.integers(0, 256, (rows, *size, 3), dtype=np.uint8)
 

@@ -38,10 +38,10 @@ def graph_flops(path: Path, batch: int) -> float:
         raise InputError(f"batch must be at least 1, not {batch}")
     model = onnx.load(str(path), load_external_data=False)
     weights = {value.name for value in model.graph.initializer}  # older files list them among the inputs too
-    pictures = [value for value in model.graph.input if value.name not in weights]
-    names = {value.type.tensor_type.shape.dim[0].dim_param for value in pictures}
+    images = [value for value in model.graph.input if value.name not in weights]
+    names = {value.type.tensor_type.shape.dim[0].dim_param for value in images}
     written = {value.name: _shape(value, {name: batch for name in names if name}) for value in model.graph.value_info}
-    for value in pictures:
+    for value in images:
         value.type.tensor_type.shape.dim[0].dim_value = batch
     for value in (*model.graph.output, *model.graph.value_info):
         value.type.tensor_type.ClearField("shape")  # written for any batch; found anew for this one

@@ -55,7 +55,7 @@ class Prepared:
         manifest: Its manifest.
         quantised: NNCF's .xml, or None.
         missing: What could not be made, to the reason: `nncf`.
-        key: What names the comparison: checkpoint, artifact, pictures, versions.
+        key: What names the comparison: checkpoint, artifact, images, versions.
     """
 
     folder: Path
@@ -89,7 +89,7 @@ def prepare(
     Raises:
         CheckpointError: The checkpoint cannot be loaded, or the artifact was exported from another one.
         ArtifactError: The artifact is damaged.
-        InputError: No picture can be read.
+        InputError: No image can be read.
         ContractError: Our own export does not answer like the checkpoint.
     """
     given = None if wanted.artifact is None else read_manifest(wanted.artifact)
@@ -151,7 +151,7 @@ def _key(wanted: ReferenceRequest, given: Manifest | None) -> dict[str, str]:
         "of_artifact": own,
         "projection": "" if given is None or given.projection is None else given.projection.sha256,
         "classes": "" if given is None else _digest([given.classes, given.templates]),
-        "pictures": _digest([str(path) for path in wanted.images]),
+        "images": _digest([str(path) for path in wanted.images]),
         **{name: installed.get(name, "") for name in _PACKAGES},
     }
 
@@ -191,9 +191,9 @@ def _artifact(
         from invariclip.export.assemble import export_artifact
 
         tell(f"prepare: no artifact was named, so one is exported to {own}")
-        pictures = list(wanted.images) or None
+        images = list(wanted.images) or None
         found = export_artifact(
-            loader.checkpoint, own, images=pictures, backends=installed(), threads=wanted.threads, progress=progress
+            loader.checkpoint, own, images=images, backends=installed(), threads=wanted.threads, progress=progress
         )
     return own, found
 

@@ -39,7 +39,7 @@ class ReferenceRequest:
         seed: Of random weights, or None.
         tokenizer: See `load_checkpoint`.
         artifact: Ours, or None to export one.
-        images: Pictures and folders that answers are compared on; empty takes the bundled ones.
+        images: Images and folders that answers are compared on; empty takes the bundled ones.
         threads: Of every candidate.
     """
 
@@ -65,7 +65,7 @@ def write_reference(
         progress: `console.bar` or `console.silent`.
 
     Raises:
-        InputError: No picture can be read.
+        InputError: No image can be read.
         ArtifactError: The artifact's projection is damaged.
     """
     from safetensors.torch import save_file
@@ -75,8 +75,8 @@ def write_reference(
     from invariclip.export.verification import evidence
 
     projection = _projection(wanted.artifact, given)
-    pictures = evidence.pictures_of(wanted.images or None, checkpoint.pixels)
-    chosen = evidence.ImageBatches(check_texts.spread(pictures.paths, evidence.BUNDLED_LIMIT), checkpoint.pixels)
+    images = evidence.images_of(wanted.images or None, checkpoint.pixels)
+    chosen = evidence.ImageBatches(check_texts.spread(images.paths, evidence.BUNDLED_LIMIT), checkpoint.pixels)
     with new_directory(folder) as new:
         # Without the projection: no peer knows of it
         write_graph(tower_graph(checkpoint, "image", rewrites=()).model, new / PLAIN)
@@ -94,7 +94,7 @@ def write_reference(
         if wanted.seed is not None:
             tensors = {name: value.contiguous().clone() for name, value in checkpoint.module.state_dict().items()}
             save_file(tensors, new / WEIGHTS)
-        facts = {"checkpoint_sha256": checkpoint.sha256, "source": checkpoint.source, "pictures": len(shown)}
+        facts = {"checkpoint_sha256": checkpoint.sha256, "source": checkpoint.source, "images": len(shown)}
         write_atomically(new / FACTS, json.dumps(facts, indent=1))
 
 
@@ -105,7 +105,7 @@ def _reference(
     given: Manifest | None,
     projection: Projection | None,
 ) -> Reference:
-    """The answers to pictures and altered pictures, and the texts: the baked classes, else the contract's prompts."""
+    """The answers to images and altered images, and the texts: the baked classes, else the contract's prompts."""
     from invariclip.export.verification.verify import prepare as job_of
     from invariclip.export.verification.verify import project
 
@@ -124,10 +124,10 @@ def _projection(artifact: Path | None, given: Manifest | None) -> Projection | N
 
 
 def _calibration(chosen: Any, shown: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Pictures for the peer to calibrate on: bundled ones that nothing is compared on, else the same."""
-    from invariclip.export.reference import pictures_path
-    from invariclip.preprocessing.pixels import find_pictures, stack
+    """Images for the peer to calibrate on: bundled ones that nothing is compared on, else the same."""
+    from invariclip.export.reference import images_path
+    from invariclip.preprocessing.pixels import find_images, stack
 
     seen = set(chosen.paths)
-    others = [path for path in find_pictures([pictures_path()]) if path not in seen]
+    others = [path for path in find_images([images_path()]) if path not in seen]
     return stack([str(path) for path in check_texts.spread(others, SUBSET)], chosen.spec) if others else shown[:SUBSET]

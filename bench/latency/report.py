@@ -143,7 +143,7 @@ def summary_table(record: Record, summary: dict[str, Any]) -> str:
 
 
 def stage_table(summary: dict[str, Any]) -> str:
-    """Where a picture's time goes, in ms at batch 1; empty where nothing of ours was measured."""
+    """Where an image's time goes, in ms at batch 1; empty where nothing of ours was measured."""
     header = ["candidate", *STAGES, "around / encode", "end to end", f"head of {1000:,} classes"]
     rows = [
         [

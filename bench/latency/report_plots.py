@@ -58,7 +58,7 @@ def fidelity_plot(record: Record, summary: dict[str, Any], batch: str) -> str:
             axes.annotate(str(number), (loss, value), xytext=(5, 4), textcoords="offset points", fontsize=9)
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0e}")  # matplotlib's own is a formula
-        axes.set_xlabel("1 − cosine, worst picture", fontsize=9.5)
+        axes.set_xlabel("1 − cosine, worst image", fontsize=9.5)
         axes.set_ylabel("times as fast", fontsize=9.5)
         axes.set_ylim(bottom=0)
         for bound, word in ((1e-6, "exact"), (1e-4, "near")):
@@ -70,7 +70,7 @@ def fidelity_plot(record: Record, summary: dict[str, Any], batch: str) -> str:
 
 def stage_plot(summary: dict[str, Any]) -> str:
     """Stacked stages of each of our variants, in ms at batch 1."""
-    names, title = list(summary["stages"]), "Where a picture's time goes, ms at batch 1"
+    names, title = list(summary["stages"]), "Where an image's time goes, ms at batch 1"
     with drawing():
         figure, axes = new_figure(title, WIDTH, 0.4 * len(names) + 1.3)
         left = np.zeros(len(names))

@@ -45,7 +45,7 @@ class Plan:
         cold: Fresh starts of every candidate after a first one, likewise.
         seconds_per_turn: How long a turn should last.
         threads: Of every candidate.
-        stage_rounds: How often the sheets of pictures are read for the stages.
+        stage_rounds: How often the sheets of images are read for the stages.
         head_calls: Calls that the class head's cost is measured on.
     """
 
@@ -229,18 +229,18 @@ class Session:
         found = []
         for name in (EVIDENCE, ALTERED):
             out = scratch / f"answers-{name}"
-            question = {"pictures": str((self._prepared.folder / name).resolve()), "batch": max(self._plan.batches)}
+            question = {"images": str((self._prepared.folder / name).resolve()), "batch": max(self._plan.batches)}
             worker.ask({"do": "embed", **question, "out": str(out.resolve())})
             found.append(np.load(out, allow_pickle=False))
         reference = self._prepared.reference(projected=entry.group == OURS)
         self._record.accuracy[worker.name] = accuracy.figures(reference, found[0], found[1])
 
     def _sheets(self, scratch: Path) -> None:
-        from invariclip.export.reference import pictures_path
-        from invariclip.preprocessing.pixels import find_pictures
+        from invariclip.export.reference import images_path
+        from invariclip.preprocessing.pixels import find_images
 
         (scratch / "sheets").mkdir()
-        size = stages.write_jpegs(find_pictures([pictures_path()]), scratch / "sheets")
+        size = stages.write_jpegs(find_images([images_path()]), scratch / "sheets")
         self._record.settings["sheet_bytes"] = size
 
     def _stages(self, worker: Worker, entry: PeerRow, scratch: Path) -> None:
@@ -253,7 +253,7 @@ class Session:
                 **common,
                 "artifact": str(self._prepared.artifact.resolve()),
                 "variant": candidate.variant,
-                "pictures": str((scratch / "sheets").resolve()),
+                "images": str((scratch / "sheets").resolve()),
                 "rounds": self._plan.stage_rounds,
             }
         )

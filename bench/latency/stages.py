@@ -1,4 +1,4 @@
-"""Where a picture's time goes in one of our variants: read, decode, resize, copy, encode, head; and all at once."""
+"""Where an image's time goes in one of our variants: read, decode, resize, copy, encode, head; and all at once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from invariclip.errors import InputError
-from invariclip.preprocessing.pixels import find_pictures, open_picture, pixels
+from invariclip.preprocessing.pixels import find_images, open_image, pixels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,10 +25,10 @@ CLASSES = 1000
 
 
 def write_jpegs(paths: Sequence[Path], folder: Path, count: int = 16) -> int:
-    """Writes JPEGs of 640×480, each a sheet of 4×3 of the pictures: about as many details as a photograph has.
+    """Writes JPEGs of 640×480, each a sheet of 4×3 of the images: about as many details as a photograph has.
 
     Args:
-        paths: Pictures to draw on the sheets; they come round again where there are too few.
+        paths: Images to draw on the sheets; they come round again where there are too few.
         folder: Where `000.jpg` and so on go.
         count: How many.
 
@@ -36,17 +36,17 @@ def write_jpegs(paths: Sequence[Path], folder: Path, count: int = 16) -> int:
         Their mean size in bytes.
 
     Raises:
-        InputError: There is no picture, or one cannot be read.
+        InputError: There is no image, or one cannot be read.
     """
     if not paths:
-        raise InputError("there is no picture to make a sheet of; name some")
+        raise InputError("there is no image to make a sheet of; name some")
     side = SIZE[0] // TILES[0], SIZE[1] // TILES[1]
     total = 0
     for index in range(count):
         sheet = Image.new("RGB", SIZE, "white")
         for tile in range(TILES[0] * TILES[1]):
-            picture = open_picture(paths[(index * TILES[0] * TILES[1] + tile) % len(paths)]).convert("RGBA")
-            fitted = ImageOps.fit(picture, side)
+            image = open_image(paths[(index * TILES[0] * TILES[1] + tile) % len(paths)]).convert("RGBA")
+            fitted = ImageOps.fit(image, side)
             row, column = divmod(tile, TILES[0])
             sheet.paste(fitted, (column * side[0], row * side[1]), fitted)
         path = folder / f"{index:03}.jpg"
@@ -56,14 +56,14 @@ def write_jpegs(paths: Sequence[Path], folder: Path, count: int = 16) -> int:
 
 
 def time_stages(question: dict[str, Any]) -> dict[str, Any]:
-    """Times every stage picture by picture, and the same pictures end to end through `Model.embed_images`.
+    """Times every stage image by image, and the same images end to end through `Model.embed_images`.
 
     Args:
-        question: `artifact`, `variant`, `backend`, `threads` as `load` takes them; `pictures`, a folder of files;
+        question: `artifact`, `variant`, `backend`, `threads` as `load` takes them; `images`, a folder of files;
             `rounds`, how often each is read.
 
     Returns:
-        `stages` (stage to seconds, one per picture and round) and `end_to_end` (likewise, from bytes to embedding).
+        `stages` (stage to seconds, one per image and round) and `end_to_end` (likewise, from bytes to embedding).
     """
     from invariclip import load
 
@@ -71,7 +71,7 @@ def time_stages(question: dict[str, Any]) -> dict[str, Any]:
         question["artifact"], variant=question["variant"], backend=question["backend"], threads=question["threads"]
     )
     spec = model.manifest.pixels
-    paths = find_pictures([question["pictures"]])
+    paths = find_images([question["images"]])
     batch = np.empty((1, *spec.image_size, 3), dtype=np.uint8)
     taken: dict[str, list[float]] = {stage: [] for stage in STAGES}
     whole: list[float] = []
@@ -81,7 +81,7 @@ def time_stages(question: dict[str, Any]) -> dict[str, Any]:
             marks = [time.perf_counter()]
             data = path.read_bytes()
             marks.append(time.perf_counter())
-            image = open_picture(data)
+            image = open_image(data)
             marks.append(time.perf_counter())
             fitted = pixels(image, spec)
             marks.append(time.perf_counter())

@@ -42,21 +42,21 @@ def answer_memory(opened: Opened, question: dict[str, Any]) -> dict[str, Any]:
 
 
 def answer_embed(opened: Opened, question: dict[str, Any]) -> dict[str, Any]:
-    """`pictures` (a .npy of uint8 [N, H, W, 3]), `batch`, `out` → embeddings float32 [N, d] in the .npy file `out`.
+    """`images` (a .npy of uint8 [N, H, W, 3]), `batch`, `out` → embeddings float32 [N, d] in the .npy file `out`.
 
     The last batch is filled up, so that a compiled tower sees no other size.
     """
-    pictures = np.load(question["pictures"], mmap_mode="r", allow_pickle=False)
+    images = np.load(question["images"], mmap_mode="r", allow_pickle=False)
     size, parts = question["batch"], []
-    for start in range(0, len(pictures), size):
-        rows = np.minimum(np.arange(start, start + size), len(pictures) - 1)
-        parts.append(np.array(opened.run(np.ascontiguousarray(pictures[rows]))))
-    np.save(question["out"], np.concatenate(parts)[: len(pictures)], allow_pickle=False)
-    return {"rows": len(pictures)}
+    for start in range(0, len(images), size):
+        rows = np.minimum(np.arange(start, start + size), len(images) - 1)
+        parts.append(np.array(opened.run(np.ascontiguousarray(images[rows]))))
+    np.save(question["out"], np.concatenate(parts)[: len(images)], allow_pickle=False)
+    return {"rows": len(images)}
 
 
 def answer_stages(opened: Opened, question: dict[str, Any]) -> dict[str, Any]:
-    """`artifact`, `variant`, `backend`, `threads`, `pictures` (a folder), `rounds` → see `stages.time_stages`."""
+    """`artifact`, `variant`, `backend`, `threads`, `images` (a folder), `rounds` → see `stages.time_stages`."""
     from invariclip.bench.latency.stages import time_stages
 
     del opened

@@ -34,14 +34,14 @@ from invariclip.errors import InputError
 from invariclip.export.reference import manifest_path
 from invariclip.files import write_atomically
 from invariclip.machine import this_machine
-from invariclip.preprocessing.pixels import find_pictures
+from invariclip.preprocessing.pixels import find_images
 from invariclip.threads import available_threads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 START_SECONDS = 300
-PICTURES = 32
+IMAGES = 32
 """Different ones that are sent."""
 
 
@@ -87,7 +87,7 @@ class LoadTurn:
         refused: How many with another.
         per_second: Answers a second.
         p50, p95, p99: Of the answers' latencies, in ms.
-        batch: Pictures to a run of the engine, in the mean.
+        batch: Images to a run of the engine, in the mean.
         cpu_ms: The server's processor time for an answer: busy neighbours change it far less than they do the clock.
         steal: Share of the processors' time that other machines of the host took.
         others: Share that other programs of this machine took.
@@ -124,15 +124,15 @@ class Server:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def batches(self) -> tuple[float, float]:
-        """Pictures and batches that it has answered so far."""
+        """Images and batches that it has answered so far."""
         with urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=30) as answer:
             text = answer.read().decode()
         numbers = [
             re.search(rf'^invariclip_batch_size_{what}{{kind="images"}} (\S+)$', text, re.MULTILINE)
             for what in ("sum", "count")
         ]
-        pictures, batches = (float(found[1]) if found else 0.0 for found in numbers)
-        return pictures, batches
+        images, batches = (float(found[1]) if found else 0.0 for found in numbers)
+        return images, batches
 
 
 @click.command()
@@ -159,11 +159,11 @@ def load(
     of = ("--model", model, *weights) if model else ()
     commands = {one.name: one.command(artifact, of, threads) for one in candidates}
     with TemporaryDirectory() as folder:
-        sent = _pictures(Path(folder), side)
+        sent = _images(Path(folder), side)
         turns = measure(commands, Path(folder), clients, rounds, warm, seconds)
     setting = {
         "processor": this_machine().processor, "threads": threads or available_threads(), "rounds": rounds,
-        "seconds": seconds, "pictures": sent, "date": time.strftime("%Y-%m-%d"),
+        "seconds": seconds, "images": sent, "date": time.strftime("%Y-%m-%d"),
         "versions": {name: version(name) for name in ("onnxruntime", "torch", "starlette", "uvicorn")},
     }  # fmt: skip
     data = out.with_suffix(".json")
@@ -177,7 +177,7 @@ def load(
 
 def measure(
     commands: Mapping[str, Sequence[str]],
-    pictures: Path,
+    images: Path,
     clients: Sequence[int],
     rounds: int,
     warm: float,
@@ -187,7 +187,7 @@ def measure(
 
     Args:
         commands: What starts each, by name.
-        pictures: A folder of those that are sent.
+        images: A folder of those that are sent.
         clients: How many ask at a time.
         rounds: Turns of each server with each number of clients.
         warm: Seconds of a turn that are not counted: as long as an answer takes at least.
@@ -198,7 +198,7 @@ def measure(
     """
     with ExitStack() as stack:
         servers = {name: stack.enter_context(started(command)) for name, command in commands.items()}
-        return list(_turns(servers, pictures, clients, rounds, warm, seconds))
+        return list(_turns(servers, images, clients, rounds, warm, seconds))
 
 
 @contextmanager
@@ -230,10 +230,10 @@ def _named(given: str) -> LoadedServer:
     return LoadedServer(name, tuple(shlex.split(options)))
 
 
-def _pictures(folder: Path, side: int | None) -> str:
-    """Bundled pictures of every style, as they are, or as larger JPEGs; says what they are."""
-    every = find_pictures([manifest_path().parent])
-    chosen = [every[place] for place in np.linspace(0, len(every) - 1, PICTURES).astype(int)]
+def _images(folder: Path, side: int | None) -> str:
+    """Bundled images of every style, as they are, or as larger JPEGs; says what they are."""
+    every = find_images([manifest_path().parent])
+    chosen = [every[place] for place in np.linspace(0, len(every) - 1, IMAGES).astype(int)]
     for number, path in enumerate(chosen):
         data = path.read_bytes()
         if side is not None:
@@ -242,7 +242,7 @@ def _pictures(folder: Path, side: int | None) -> str:
             larger.save(stream, "JPEG", quality=90)
             data = stream.getvalue()
         (folder / f"{number:03d}{path.suffix if side is None else '.jpg'}").write_bytes(data)
-    return f"{PICTURES} bundled pictures" + ("" if side is None else f", enlarged to JPEGs of {side}x{side}")
+    return f"{IMAGES} bundled images" + ("" if side is None else f", enlarged to JPEGs of {side}x{side}")
 
 
 def _turns(
@@ -260,11 +260,11 @@ def _turns(
         times, good = told["latencies_ms"], told["statuses"].get("200", 0)
         if not good or len(times) != good:
             raise InputError(f"{name} with {many} clients: answered with {told['statuses'] or 'nothing'}")
-        pictures = after[0] - before[0]
+        images = after[0] - before[0]
         p50, p95, p99 = np.percentile(times, (50, 95, 99))
         yield LoadTurn(
             name, many, number, good, len(times) - good, good / seconds, float(p50), float(p95), float(p99),
-            pictures / max(1.0, after[1] - before[1]), 1000 * took / max(1.0, pictures), shares["steal"],
+            images / max(1.0, after[1] - before[1]), 1000 * took / max(1.0, images), shares["steal"],
             shares["others"],
         )  # fmt: skip
 

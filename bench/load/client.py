@@ -15,15 +15,15 @@ import click
 
 from invariclip.cli.main import run_command
 from invariclip.console import emit_json
-from invariclip.preprocessing.pixels import find_pictures
+from invariclip.preprocessing.pixels import find_images
 
 HOST = "127.0.0.1"
 
 
-def request_of(picture: bytes) -> bytes:
+def request_of(image: bytes) -> bytes:
     """A question to `/v1/classify`, as it goes over the wire."""
-    head = f"POST /v1/classify HTTP/1.1\r\nhost: {HOST}\r\ncontent-type: image/jpeg\r\ncontent-length: {len(picture)}"
-    return head.encode() + b"\r\n\r\n" + picture
+    head = f"POST /v1/classify HTTP/1.1\r\nhost: {HOST}\r\ncontent-type: image/jpeg\r\ncontent-length: {len(image)}"
+    return head.encode() + b"\r\n\r\n" + image
 
 
 class Load:
@@ -62,13 +62,13 @@ class Load:
 
 @click.command()
 @click.argument("port", type=int)
-@click.argument("pictures", type=click.Path(path_type=Path, exists=True))
+@click.argument("images", type=click.Path(path_type=Path, exists=True))
 @click.option("--clients", type=click.IntRange(min=1), required=True)
 @click.option("--warm", type=click.FloatRange(min=0), required=True)
 @click.option("--seconds", type=click.FloatRange(min=0.1), required=True)
-def client(port: int, pictures: Path, clients: int, warm: float, seconds: float) -> None:
+def client(port: int, images: Path, clients: int, warm: float, seconds: float) -> None:
     """Ask a server for so many seconds."""
-    load = Load(port, [request_of(path.read_bytes()) for path in find_pictures([pictures])])
+    load = Load(port, [request_of(path.read_bytes()) for path in find_images([images])])
     asyncio.run(load.run(clients, warm, seconds))
     emit_json({"latencies_ms": load.latencies, "statuses": dict(load.statuses)})
 

@@ -20,7 +20,7 @@ HEAD = [
     "p50 ms",
     "p95 ms",
     "p99 ms",
-    "pictures a run",
+    "images a run",
     "CPU ms",
     "× first",
 ]
@@ -53,7 +53,7 @@ def _table(title: str, group: dict[str, Any]) -> str:
         if (shares := [turn[what] for turn in turns if turn[what] is not None])
     )
     about = (
-        f"{setting['pictures']}; {setting['rounds']} rounds of {setting['seconds']:g} s a row, medians over rounds; "
+        f"{setting['images']}; {setting['rounds']} rounds of {setting['seconds']:g} s a row, medians over rounds; "
         f"{setting['threads']} engine threads; {setting['processor']}; {versions}; {setting['date']}{busy}"
     )
     names = list(dict.fromkeys(turn["candidate"] for turn in turns))

@@ -32,7 +32,7 @@ SAME = 1e-4
 
 
 class TorchBackend:
-    """A `backends.Backend` for pictures: what a user of open_clip runs."""
+    """A `backends.Backend` for images: what a user of open_clip runs."""
 
     input_names: tuple[str, ...] = (IMAGE_INPUT,)
     output_names: tuple[str, ...] = (EMBEDDING,)
@@ -43,7 +43,7 @@ class TorchBackend:
         self._pixels = checkpoint.pixels
 
     def run(self, inputs: dict[str, NDArray[Any]], outputs: tuple[str, ...] | None = None) -> dict[str, NDArray[Any]]:
-        """Unit-length embeddings of uint8 pictures."""
+        """Unit-length embeddings of uint8 images."""
         del outputs
         with torch.inference_mode():
             batch = torch.from_numpy(normalise(inputs[IMAGE_INPUT], self._pixels))
@@ -66,8 +66,8 @@ def server(artifact: Path, model: str, random_weights: int | None, threads: int 
     checkpoint = load_checkpoint(model, allow_random=random_weights is not None, seed=random_weights or 0)
     ours = invariclip.load(artifact, threads=threads)
     theirs = ours.with_classes(ours.classes)._but(_image=TorchBackend(checkpoint))
-    picture = np.random.default_rng(0).integers(0, 256, (1, *ours.manifest.pixels.image_size, 3), dtype=np.uint8)
-    own, other = ours.embed_images(picture), theirs.embed_images(picture)
+    image = np.random.default_rng(0).integers(0, 256, (1, *ours.manifest.pixels.image_size, 3), dtype=np.uint8)
+    own, other = ours.embed_images(image), theirs.embed_images(image)
     if own.shape != other.shape or not np.abs(own - other).max() <= SAME:
         raise InputError(f"{artifact} was not exported from {model}, or with a projection: embeddings differ")
     metrics = Metrics()

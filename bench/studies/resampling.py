@@ -1,4 +1,4 @@
-"""Pictures resampled within every environment and class, where classes are so few that they are no sample."""
+"""Images resampled within every environment and class, where classes are so few that they are no sample."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Resampler(Protocol):
 
 
 class Stratified:
-    """Accuracies per environment and their mean, pictures resampled within every environment and class."""
+    """Accuracies per environment and their mean, images resampled within every environment and class."""
 
     def __init__(
         self, classes: NDArray[np.int64], environments: NDArray[np.int64], *, resamples: int = RESAMPLES, seed: int = 0

@@ -41,7 +41,7 @@ def kept_selection(
 ) -> Selection:
     """`select.select`, or what it said the last time; rounded as `Selection.to_json` is either way.
 
-    A bank counts only where it is looked at, so texts that change leave selections by pictures alone as they are.
+    A bank counts only where it is looked at, so texts that change leave selections by images alone as they are.
 
     Args:
         folder: Where selections are kept; None keeps nothing.

@@ -1,7 +1,7 @@
-"""What variants keep on pictures that no export saw: `python -m invariclip.bench.studies.unseen`.
+"""What variants keep on images that no export saw: `python -m invariclip.bench.studies.unseen`.
 
-The contract judges a variant on the pictures it is given, and a search that stops at the bound is at the bound on these
-pictures. Here its answers are held against float32's on further sets, each with an interval. That says how alike the
+The contract judges a variant on the images it is given, and a search that stops at the bound is at the bound on these
+images. Here its answers are held against float32's on further sets, each with an interval. That says how alike the
 answers are, not how right: no labels are read.
 """
 
@@ -27,7 +27,7 @@ from invariclip.errors import InputError
 from invariclip.export.checkpoints.check_texts import spread
 from invariclip.export.verification.evidence import ImageBatches, altered
 from invariclip.files import sha256_file, write_atomically
-from invariclip.preprocessing.pixels import find_pictures
+from invariclip.preprocessing.pixels import find_images
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -44,7 +44,7 @@ _BATCH = 8
 _AGAIN = "float32 again: "
 _Z = 1.959963984540054
 _DRAWN = {"calibration": 96, "judged": 240, "drawings": 300}
-"""Pictures of each folder that `pictures` writes."""
+"""Images of each folder that `images` writes."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ class UnseenAgreement:
 
     Attributes:
         name: The candidate's.
-        pictures: The set's name.
-        items: How many pictures.
+        images: The set's name.
+        items: How many images.
         same: How many have the same best class.
         low: Lower end of the share's 95 % interval (Wilson's).
         high: Upper end.
@@ -80,7 +80,7 @@ class UnseenAgreement:
     """
 
     name: str
-    pictures: str
+    images: str
     items: int
     same: int
     low: float
@@ -103,14 +103,14 @@ def wilson(right: int, items: int) -> tuple[float, float]:
 
 
 def compare(
-    name: str, pictures: str, wanted: tuple[NDArray[Any], NDArray[Any]], got: tuple[NDArray[Any], NDArray[Any]]
+    name: str, images: str, wanted: tuple[NDArray[Any], NDArray[Any]], got: tuple[NDArray[Any], NDArray[Any]]
 ) -> UnseenAgreement:
     """Holds one candidate's embeddings [N, d] and best classes [N] on a set against float32's."""
     reference, other = (_unit(side[0]) for side in (wanted, got))
     cosines = (reference * other).sum(axis=1)
     same = int((wanted[1] == got[1]).sum())
     low, high = wilson(same, len(cosines))
-    return UnseenAgreement(name, pictures, len(cosines), same, low, high, float(cosines.min()), float(cosines.mean()))
+    return UnseenAgreement(name, images, len(cosines), same, low, high, float(cosines.min()), float(cosines.mean()))
 
 
 def _unit(rows: NDArray[Any]) -> NDArray[np.float64]:
@@ -118,24 +118,22 @@ def _unit(rows: NDArray[Any]) -> NDArray[np.float64]:
     return np.asarray(exact / np.linalg.norm(exact, axis=1, keepdims=True))
 
 
-def answers(
-    candidate: StudiedGraph, pictures: ImageBatches, kept: Path
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def answers(candidate: StudiedGraph, images: ImageBatches, kept: Path) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Embeddings and best classes, by OpenVINO; read back where they were answered before.
 
     Args:
         candidate: The graph.
-        pictures: The set.
+        images: The set.
         kept: Folder of kept answers.
     """
-    listed = json.dumps([str(path) for path in pictures.paths])
+    listed = json.dumps([str(path) for path in images.paths])
     key = f"{sha256_file(candidate.path)}:{candidate.compute}:{listed}"
     path = kept / f"{_digest(key)}.npz"
     if not path.is_file():
         backend = open_backend("openvino", candidate.path, compute=candidate.compute)
         (name,) = backend.input_names
         embeddings, best = [], []
-        for batch in pictures.batches(_BATCH):
+        for batch in images.batches(_BATCH):
             answered = backend.run({name: batch}, (EMBEDDING, PROBABILITIES))
             embeddings.append(answered[EMBEDDING])
             best.append(answered[PROBABILITIES].argmax(axis=1))
@@ -193,16 +191,16 @@ def _story(made: dict[str, Any]) -> Iterator[str]:
 def peer(
     artifact: Path, work: Path, calibration: Path, manifest: Manifest, tell: Callable[[str], None]
 ) -> StudiedGraph:
-    """NNCF's int8 of our float32 graph, by its defaults for transformers, on the same calibration pictures."""
+    """NNCF's int8 of our float32 graph, by its defaults for transformers, on the same calibration images."""
     from invariclip.export.quantization.library import nncf
 
     target = work / "nncf.onnx"
     if not target.is_file():
         tell("NNCF quantises (minutes)")
-        pictures = ImageBatches(find_pictures([calibration]), manifest.pixels)
+        images = ImageBatches(find_images([calibration]), manifest.pixels)
 
         def batches() -> Iterator[NDArray[np.uint8]]:
-            for batch in pictures.batches(_BATCH):
+            for batch in images.batches(_BATCH):
                 yield batch
                 yield altered(batch, 0)
 
@@ -214,19 +212,19 @@ def peer(
 
 @click.group()
 def main() -> None:
-    """Variants beside float32 on pictures that no export saw."""
+    """Variants beside float32 on images that no export saw."""
 
 
-@main.command("pictures")
+@main.command("images")
 @click.option("--data", type=click.Path(path_type=Path), default=Path("build/stylebench"), show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), default=Path("build/unseen/pictures"), show_default=True)
-def pictures_command(data: Path, out: Path) -> None:
-    """Sorts stylebench's pictures into what a variant is made on, judged on, and never shown."""
+@click.option("--out", type=click.Path(path_type=Path), default=Path("build/unseen/images"), show_default=True)
+def images_command(data: Path, out: Path) -> None:
+    """Sorts stylebench's images into what a variant is made on, judged on, and never shown."""
     from invariclip.bench.studies.stylebench.build import MANIFEST
-    from invariclip.bench.studies.stylebench.manifest import read_manifest as read_pictures
+    from invariclip.bench.studies.stylebench.manifest import read_manifest as read_images
     from invariclip.bench.studies.stylebench.sources import STYLES
 
-    every = read_pictures(data / MANIFEST)
+    every = read_images(data / MANIFEST)
     drawn = {
         "calibration": [p for p in every if p.split == "train"],
         "judged": [p for p in every if not STYLES[p.style].held_out],
@@ -238,12 +236,12 @@ def pictures_command(data: Path, out: Path) -> None:
         (out / name).mkdir(parents=True, exist_ok=True)
         free = sorted((p for p in those if p.file not in taken), key=lambda p: (p.style, p.concept))
         chosen = spread(free, _DRAWN.get(name, len(free)))
-        taken |= {picture.file for picture in chosen}
-        for picture in chosen:
-            file = Path(picture.file)
-            shutil.copyfile(data / file, out / name / f"{picture.style}-{file.name}")
-        note(f"{len(chosen)} pictures in {out / name}")
-    names = sorted({picture.name for picture in every})
+        taken |= {image.file for image in chosen}
+        for image in chosen:
+            file = Path(image.file)
+            shutil.copyfile(data / file, out / name / f"{image.style}-{file.name}")
+        note(f"{len(chosen)} images in {out / name}")
+    names = sorted({image.name for image in every})
     write_atomically(out / "classes.txt", "\n".join(names) + "\n")
     note(f"{len(names)} names in {out / 'classes.txt'}")
 
@@ -304,9 +302,9 @@ def measure(
 
     Args:
         artifact: It must have classes.
-        unseen: `NAME=PATH` of pictures that no export saw.
+        unseen: `NAME=PATH` of images that no export saw.
         calibration: See `peer`; None leaves the peer out.
-        limit: Pictures of a set at most, evenly spread.
+        limit: Images of a set at most, evenly spread.
         work: Folder of what is kept.
         progress: Progress display.
         graphs: `NAME[:bfloat16]=PATH` of further image graphs of the same model.
@@ -325,7 +323,7 @@ def measure(
     if calibration is not None:
         asked.append(peer(artifact, work, calibration, manifest, note))
     sets = [_named(one) for one in unseen]
-    shown = {name: ImageBatches(spread(find_pictures([path]), limit), manifest.pixels) for name, path in sets}
+    shown = {name: ImageBatches(spread(find_images([path]), limit), manifest.pixels) for name, path in sets}
     rows = [row for candidate in asked[1:] if (row := judged(candidate.name, manifest)) is not None]
     steps = [(candidate, name) for candidate in asked for name in shown]
     reference: dict[str, Any] = {}
@@ -349,9 +347,9 @@ def measure(
             {
                 "name": JUDGED,
                 "kind": "seen",
-                "pictures": manifest.variants[FLOAT32].parity["openvino"]["image"]["items"],
+                "images": manifest.variants[FLOAT32].parity["openvino"]["image"]["items"],
             },
-            *({"name": name, "kind": "unseen", "pictures": len(reference[name][1])} for name, _ in sets),
+            *({"name": name, "kind": "unseen", "images": len(reference[name][1])} for name, _ in sets),
         ],
         "candidates": [
             {"name": one.name, "megabytes": round(one.path.stat().st_size / 1e6, 1), "made": list(one.made)}
@@ -381,24 +379,24 @@ _HEAD = """# A trained ViT: what its variants keep
 
 `reference-vit` is a ViT-S/14 with **trained** weights (257 tokens at 224 px, layer scale; its card is in
 `export/reference/reference_vit/card.md`). Each variant's answers, in OpenVINO, beside those of float32, which is the
-checkpoint's to rounding: top-1 is the share of pictures whose best of {classes} names is the same, with Wilson's 95 %
+checkpoint's to rounding: top-1 is the share of images whose best of {classes} names is the same, with Wilson's 95 %
 interval; cosines are of embeddings. That is agreement, not accuracy: no labels were read. The names lie close
 together and the head is weak, so best matches are decided by little: a hard bank.
 
-*Seen* are the pictures that the export judged its variants on, with the contract's own figures; calibrated and searched
-was on others. *Unseen* are pictures that no export was shown{sets}.
+*Seen* are the images that the export judged its variants on, with the contract's own figures; calibrated and searched
+was on others. *Unseen* are images that no export was shown{sets}.
 """
 _TAIL = """
 ## Made by
 ```sh
 python -m invariclip.bench.studies.stylebench build
-python -m invariclip.bench.studies.unseen pictures
-invariclip export --model reference-vit --backend openvino --classes-file build/unseen/pictures/classes.txt \\
-  --images build/unseen/pictures/judged --calibration build/unseen/pictures/calibration --min-top1 {min_top1} \\
+python -m invariclip.bench.studies.unseen images
+invariclip export --model reference-vit --backend openvino --classes-file build/unseen/images/classes.txt \\
+  --images build/unseen/images/judged --calibration build/unseen/images/calibration --min-top1 {min_top1} \\
   --variant bfloat16 --variant int8 --variant int8-bfloat16 --variant tokens-bfloat16 --variant tokens-int8 \\
   -o build/unseen/{artifact}
 python -m invariclip.bench.studies.unseen measure build/unseen/{artifact} \\
-  --calibration build/unseen/pictures/calibration {arguments} --out docs/bench/{page}
+  --calibration build/unseen/images/calibration {arguments} --out docs/bench/{page}
 ```
 {processor}; OpenVINO {versions[openvino]}, NNCF {versions[nncf]}.
 """
@@ -407,10 +405,10 @@ python -m invariclip.bench.studies.unseen measure build/unseen/{artifact} \\
 def page(record: dict[str, Any], name: str = "reference-vit.md") -> str:
     """The page of a record."""
     sets = record["sets"]
-    rows = {(row["name"], row["pictures"]): row for row in record["rows"]}
-    parts = [f"{one['name']}, {one['pictures']}" for one in sets if one["kind"] == "unseen"]
+    rows = {(row["name"], row["images"]): row for row in record["rows"]}
+    parts = [f"{one['name']}, {one['images']}" for one in sets if one["kind"] == "unseen"]
     lines = [_HEAD.format(classes=record["classes"], sets=f": {'; '.join(parts)}" if parts else "")]
-    heads = [f"{one['name']} ({one['kind']}, {one['pictures']})" for one in sets]
+    heads = [f"{one['name']} ({one['kind']}, {one['images']})" for one in sets]
     others = [one for one in record["candidates"] if one["name"] != FLOAT32]
     for title, cell in (("Top-1 agreement, % [95 %]", _share), ("Cosine, min (mean)", _cosine)):
         lines += [f"## {title}", f"| | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
@@ -426,7 +424,7 @@ def page(record: dict[str, Any], name: str = "reference-vit.md") -> str:
         lines += [f"- `{one}`: {why}" for one, why in record["left_out"].items()]
     lines += _times(record)
     if record["schedules"]:
-        lines += ["", "## Schedules of tokens that were tried, on the calibration pictures", ""]
+        lines += ["", "## Schedules of tokens that were tried, on the calibration images", ""]
         lines += [f"- {line}" for line in record["schedules"]]
     options = " ".join(f'--unseen "{one["name"]}=…"' for one in sets if one["kind"] == "unseen")
     options = f"{options} --limit {record['limit']}"
@@ -450,7 +448,7 @@ def _times(record: dict[str, Any]) -> list[str]:
         "",
         "## Time",
         "",
-        f"One picture at a time, two threads, a process each, in turns; × {timed['yardstick']} "
+        f"One image at a time, two threads, a process each, in turns; × {timed['yardstick']} "
         "with the interval over rounds. Made by `invariclip bench ARTIFACT --batch 1 --rounds 7 --cold 0 -o OUT` and "
         "`python -m invariclip.bench.studies.unseen timings RECORD.json OUT/bench.json`.",
         "",

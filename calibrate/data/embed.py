@@ -1,4 +1,4 @@
-"""Pictures to unit-length embeddings, through the pixels that serving uses; what was computed before is read back."""
+"""Images to unit-length embeddings, through the pixels that serving uses; what was computed before is read back."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from invariclip.calibrate.data.embed_cache import Declined, Store
-from invariclip.calibrate.data.pictures import SkippedPictureWarning
+from invariclip.calibrate.data.images import SkippedImageWarning
 from invariclip.calibrate.data.sources.changes import changed
 from invariclip.calibrate.data.sources.encode import BATCH, Ready, encoded
 from invariclip.console import Progress, silent
@@ -39,10 +39,10 @@ class EmbeddingJob:
     """One embedding to make.
 
     Attributes:
-        path: The picture's file.
-        kind: The intervention to apply, or None for the picture as it is.
+        path: The image's file.
+        kind: The intervention to apply, or None for the image as it is.
         seed: Seed of the intervention; without meaning where there is none.
-        donor: The second picture's file, for interventions that need one.
+        donor: The second image's file, for interventions that need one.
     """
 
     path: Path
@@ -58,8 +58,8 @@ class Embedded:
     Attributes:
         vectors: float64 [N, D], unit length.
         kept: int64 [N], which job each row is of, ascending.
-        skipped: Job index and reason of every picture that could not be used.
-        declined: Job index and reason of every intervention that does not apply to its picture.
+        skipped: Job index and reason of every image that could not be used.
+        declined: Job index and reason of every intervention that does not apply to its image.
         digests: For every job the sha256 of its file; empty where that could not be read.
     """
 
@@ -78,21 +78,21 @@ def embed(
     workers: int = 2,
     progress: Progress = silent,
 ) -> Embedded:
-    """Embeds pictures; what the cache already holds is not computed again.
+    """Embeds images; what the cache already holds is not computed again.
 
-    A picture that cannot be read, or whose embedding is not finite or zero, is skipped with a warning and named in
+    An image that cannot be read, or whose embedding is not finite or zero, is skipped with a warning and named in
     the result: it never reaches the moments. So is one that an intervention does not apply to, with one warning for
     all of the intervention's.
 
     Args:
-        encoder: Takes the pictures.
+        encoder: Takes the images.
         jobs: What to embed; equal jobs are computed once.
         cache: A folder that keeps embeddings across runs.
         workers: Threads that decode.
         progress: Progress display.
 
     Raises:
-        InputError: No picture at all could be used.
+        InputError: No image at all could be used.
     """
     digests, reasons = _digests(jobs)
     keys = [None if index in reasons else _key(digests, job) for index, job in enumerate(jobs)]
@@ -110,12 +110,12 @@ def embed(
     declined = {index: reason for index, reason in reasons.items() if isinstance(reason, Declined)}
     skipped = {index: reason for index, reason in reasons.items() if index not in declined}
     for reason in dict.fromkeys(skipped.values()):
-        warnings.warn(f"skipped: {reason}", SkippedPictureWarning, stacklevel=2)
+        warnings.warn(f"skipped: {reason}", SkippedImageWarning, stacklevel=2)
     for reason, count in sorted(Counter(declined.values()).items()):
-        warnings.warn(f"left out on {count} pictures: {reason}", SkippedPictureWarning, stacklevel=2)
+        warnings.warn(f"left out on {count} images: {reason}", SkippedImageWarning, stacklevel=2)
     if not kept:
-        first = next(iter(reasons.values()), "there are no pictures")
-        raise InputError(f"no picture could be embedded; the first: {first}")
+        first = next(iter(reasons.values()), "there are no images")
+        raise InputError(f"no image could be embedded; the first: {first}")
     vectors = np.stack([store.rows[keys[index] or b""] for index in kept]).astype(np.float64)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     return Embedded(
@@ -131,13 +131,13 @@ def shown(job: EmbeddingJob, digest: str, spec: PixelSpec) -> NDArray[np.uint8]:
     """What the encoder is shown for a job, uint8 [H, W, 3].
 
     Args:
-        job: A picture, changed or as it is.
-        digest: sha256 of the picture's file.
-        spec: How the encoder wants its pictures.
+        job: An image, changed or as it is.
+        digest: sha256 of the image's file.
+        spec: How the encoder wants its images.
 
     Raises:
-        InputError: The picture or the donor cannot be read.
-        NotApplicableError: The intervention does not apply to the picture, or changes nothing in it.
+        InputError: The image or the donor cannot be read.
+        NotApplicableError: The intervention does not apply to the image, or changes nothing in it.
     """
     seen = pixels(job.path, spec)
     if job.kind is None:

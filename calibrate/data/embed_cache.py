@@ -2,7 +2,7 @@
 
 They lie in small files `CACHE/<space>/<digest>.safetensors`, each written whole. `<space>` names checkpoint, pixels and
 encoder version; a row's key names the file's content and what was done to it. Interventions that do not apply to a
-picture are kept likewise, with the reason, as `<digest>.declined.json`. Nothing is ever changed in place, so runs may
+image are kept likewise, with the reason, as `<digest>.declined.json`. Nothing is ever changed in place, so runs may
 share a cache, and a damaged file costs only its own rows.
 """
 
@@ -28,7 +28,7 @@ MAX_DECLINED_BYTES = 1 << 20
 
 
 class Declined(str):
-    """Why an intervention was left out on a picture that is good in itself."""
+    """Why an intervention was left out on an image that is good in itself."""
 
     __slots__ = ()
 

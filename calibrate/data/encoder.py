@@ -17,14 +17,14 @@ class Encoder(Protocol):
     """What calibration needs of a checkpoint; `export.models.checkpoint.Checkpoint` is one.
 
     Attributes:
-        pixels: How it wants its pictures.
+        pixels: How it wants its images.
         embed_dim: D.
         sha256: Digest of the weights.
     """
 
     @property
     def pixels(self) -> PixelSpec:
-        """How it wants its pictures."""
+        """How it wants its images."""
 
     @property
     def embed_dim(self) -> int:

@@ -103,7 +103,7 @@ class ArtifactEncoder:
 
     @property
     def pixels(self) -> PixelSpec:
-        """How it wants its pictures."""
+        """How it wants its images."""
         return self._manifest.pixels
 
     @property

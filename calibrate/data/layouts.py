@@ -4,7 +4,7 @@ Folder names are those that DomainBed's download leaves (Gulrajani and Lopez-Paz
 `domainbed/datasets.py` and `scripts/download.py`): `ROOT/<set>/<environment>/<class>/<file>`.
 
 Here the concept is the class: nothing says that two files show one object, and equal file names in two environments
-are an accident of numbering. A pair of two pictures that share no more than their class would also differ in pose, in
+are an accident of numbering. A pair of two images that share no more than their class would also differ in pose, in
 the animal and in how many there are, all of which the projection would then be told to remove; `bench/domains` measures
 what such pairs do.
 """
@@ -16,14 +16,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from invariclip.calibrate.data.pictures import read_pictures
+from invariclip.calibrate.data.images import read_images
 from invariclip.errors import InputError
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
-    from invariclip.calibrate.data.pictures import Picture
+    from invariclip.calibrate.data.images import ImageRecord
 
 _OFFICE_HOME = """
     Alarm_Clock Backpack Batteries Bed Bike Bottle Bucket Calculator Calendar Candles Chair Clipboards Computer Couch
@@ -98,15 +98,15 @@ def find_layout(name: str) -> Layout:
     raise InputError(f"no set is called {name!r}; available: {', '.join(LAYOUTS)}, or a folder environment/class/file")
 
 
-def read_layout(layout: Layout, data: str | os.PathLike[str]) -> list[Picture]:
-    """The pictures of a set, after a check that nothing of it is missing.
+def read_layout(layout: Layout, data: str | os.PathLike[str]) -> list[ImageRecord]:
+    """The images of a set, after a check that nothing of it is missing.
 
     Args:
         layout: Which set.
         data: The set's own folder, in whatever name, or the folder that holds it under DomainBed's name.
 
     Returns:
-        Pictures whose concept is their class, named in words, sorted by environment and path.
+        Images whose concept is their class, named in words, sorted by environment and path.
 
     Raises:
         InputError: An environment or a class is missing, or there is one too many; the message names them.
@@ -114,14 +114,14 @@ def read_layout(layout: Layout, data: str | os.PathLike[str]) -> list[Picture]:
     root = _root(layout, Path(data))
     # Copies differ in the case of a few class folders (`Toothbrush`); one class must not become two.
     spelt = {name.casefold(): name for name in layout.classes}
-    pictures = []
-    for picture in read_pictures(root, pairs_by="class"):
-        folder = picture.path.relative_to(root).parts[1]
+    images = []
+    for image in read_images(root, pairs_by="class"):
+        folder = image.path.relative_to(root).parts[1]
         concept = spelt.get(folder.casefold(), folder)
-        environment = layout.spellings.get(picture.environment, picture.environment)
-        pictures.append(replace(picture, concept=concept, name=words(concept), environment=environment))
-    _check(layout, root, pictures)
-    return pictures
+        environment = layout.spellings.get(image.environment, image.environment)
+        images.append(replace(image, concept=concept, name=words(concept), environment=environment))
+    _check(layout, root, images)
+    return images
 
 
 def words(folder: str) -> str:
@@ -143,10 +143,10 @@ def _root(layout: Layout, data: Path) -> Path:
     )
 
 
-def _check(layout: Layout, root: Path, pictures: Sequence[Picture]) -> None:
+def _check(layout: Layout, root: Path, images: Sequence[ImageRecord]) -> None:
     classes: dict[str, set[str]] = {environment: set() for environment in layout.environments}
-    for picture in pictures:
-        classes.setdefault(picture.environment, set()).add(picture.concept)
+    for image in images:
+        classes.setdefault(image.environment, set()).add(image.concept)
     _same(f"{root}: environments of {layout.name}", set(layout.environments), {e for e, c in classes.items() if c})
     # Where a layout lists no classes, those of most environments are what the others are held against.
     expected = set(layout.classes)

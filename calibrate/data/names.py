@@ -1,4 +1,4 @@
-"""Whether equal file names in two environments mean one object, or two pictures that were counted alike.
+"""Whether equal file names in two environments mean one object, or two images that were counted alike.
 
 `house/pic_001.jpg` of two sets is two houses: both sets count from one. `noto/1f415.webp` and `twemoji/1f415.webp` are
 one dog. A name can be told for a numbering (digits alone, or a prefix that many files share and a counter); whether a
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     Stems: TypeAlias = Mapping[str, set[str]]
 
 PairsBy: TypeAlias = Literal["auto", "name", "class"]
-"""What makes pictures of a folder one concept: see `pictures.read_pictures`."""
+"""What makes images of a folder one concept: see `images.read_images`."""
 PAIRS_BY: tuple[PairsBy, ...] = get_args(PairsBy)
 
 CHANCE = 1e-6
@@ -33,7 +33,7 @@ _COUNTED = 3
 _OF_FILES = frozenset(
     [
         "", "c", "d", "dsc", "dscf", "dscn", "f", "file", "frame", "im", "image", "img", "p", "photo", "pic",
-        "picture", "s", "sample", "scan", "screenshot", "untitled", "x",
+        "image", "s", "sample", "scan", "screenshot", "untitled", "x",
     ]
 )  # fmt: skip
 """Prefixes, without separators, that are of a file and not of what it shows."""
@@ -87,7 +87,7 @@ def judge(stems: Mapping[str, Stems]) -> FileNames:
 def by_design(stems: Mapping[str, Stems]) -> bool:
     """Whether every number is of one class, and they coincide far more often than with numbers a few places further on.
 
-    Of every class the two fullest environments are compared. Places are counted among the numbers that any picture of
+    Of every class the two fullest environments are compared. Places are counted among the numbers that any image of
     the folder has behind that prefix: a set that was thinned by number, everywhere alike, has no gaps then. A set that
     was thinned by class and number, everywhere alike, has; but there one number is of several classes.
 

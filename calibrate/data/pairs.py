@@ -1,4 +1,4 @@
-"""What belongs together: a concept in two environments, a picture and its changed version or its caption."""
+"""What belongs together: a concept in two environments, an image and its changed version or its caption."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from invariclip.calibrate.projection.moments import Moments
 
 UNCHANGED = -1
-"""The kind of a row that is a picture as it is."""
+"""The kind of a row that is an image as it is."""
 
 SAME_DISTANCE = 1e-5
 """Two unit vectors nearer than this are one, but for the rounding of float32 in another batch."""
@@ -29,12 +29,12 @@ _CHUNK = 4096
 """Pairs that are compared at a time."""
 
 PAIRS_PER_GROUP = 64
-"""Most pairs of one concept between two environments: all of them up to eight pictures in each."""
+"""Most pairs of one concept between two environments: all of them up to eight images in each."""
 
 
 @dataclass(frozen=True)
 class EmbeddingTable:
-    """Embedded pictures and what is known of them, row by row; codes are 0, 1, … into the lists of names.
+    """Embedded images and what is known of them, row by row; codes are 0, 1, … into the lists of names.
 
     Attributes:
         vectors: float64 [N, D], unit length.
@@ -42,7 +42,7 @@ class EmbeddingTable:
         labels: int64 [N], the class that a prediction must name; several concepts may share one.
         environments: int64 [N].
         kinds: int64 [N], the intervention that made the row, or `UNCHANGED`.
-        origins: int64 [N], for a changed row the row of its picture; for others the row itself.
+        origins: int64 [N], for a changed row the row of its image; for others the row itself.
         concept_names: By code.
         label_names: By code.
         environment_names: By code.
@@ -62,11 +62,11 @@ class EmbeddingTable:
 
     @property
     def unchanged(self) -> NDArray[np.bool_]:
-        """Rows that are pictures as they are, bool [N]."""
+        """Rows that are images as they are, bool [N]."""
         return np.asarray(self.kinds == UNCHANGED)
 
     def where(self, mask: NDArray[np.bool_]) -> EmbeddingTable:
-        """The rows of a mask; a changed row goes with its picture.
+        """The rows of a mask; a changed row goes with its image.
 
         Args:
             mask: bool [N].
@@ -100,7 +100,7 @@ class Pairs:
         return Pairs(self.first[mask], self.second[mask], self.weights[mask])
 
     def moments(self, table: EmbeddingTable) -> Moments:
-        """Moments of the differences; pairs of k pictures of one concept count as k - 1 independent ones at most."""
+        """Moments of the differences; pairs of k images of one concept count as k - 1 independent ones at most."""
         members = np.unique(np.concatenate([self.first, self.second]))
         independent = len(members) - len(np.unique(table.concepts[members]))
         return of_pairs(table.vectors[self.first], table.vectors[self.second], self.weights, independent=independent)
@@ -112,7 +112,7 @@ class Sources:
 
     Attributes:
         natural: One concept in two environments.
-        interventions: A picture and its changed versions.
+        interventions: An image and its changed versions.
     """
 
     natural: bool = True
@@ -123,10 +123,10 @@ ALL_SOURCES = Sources()
 
 
 def natural_pairs(table: EmbeddingTable, *, seed: int = 0, per_group: int = PAIRS_PER_GROUP) -> Pairs:
-    """Pictures of one concept in two environments, all unordered pairs of environments.
+    """Images of one concept in two environments, all unordered pairs of environments.
 
     A concept seen in k environments weighs k - 1, shared evenly by its k(k-1)/2 pairs of environments and within
-    each by the pairs of pictures. That is the pooled within-concept covariance (times two), in which every concept
+    each by the pairs of images. That is the pooled within-concept covariance (times two), in which every concept
     counts by its degrees of freedom: one in all five styles says more than one in two, but not ten times as much.
 
     Args:
@@ -160,7 +160,7 @@ def natural_pairs(table: EmbeddingTable, *, seed: int = 0, per_group: int = PAIR
 
 
 def interventional_pairs(table: EmbeddingTable, *, kinds: Sequence[int] | None = None) -> Pairs:
-    """Pictures and their changed versions; a picture weighs one, shared by its versions.
+    """Images and their changed versions; an image weighs one, shared by its versions.
 
     Args:
         table: The rows.
@@ -176,14 +176,14 @@ def interventional_pairs(table: EmbeddingTable, *, kinds: Sequence[int] | None =
 def fitted_moments(
     table: EmbeddingTable, sources: Sources = ALL_SOURCES, *, captions: NDArray[np.float64] | None = None, seed: int = 0
 ) -> Moments:
-    """Moments of the unchanged pictures and of all pairs that a table holds.
+    """Moments of the unchanged images and of all pairs that a table holds.
 
     The sources come in very different numbers; each is therefore scaled to a weight of one, and the counts tell how
     many pairs there were.
 
-    A picture and its class's caption can be a pair for the same reason as pictures in two styles are: they share what
-    the class depends on and differ in the rest, here in the modality. Contrastive encoders keep pictures and texts in
-    two separate cones (Liang et al., Mind the Gap, arXiv 2203.02053), and pairs of pictures never move along the
+    An image and its class's caption can be a pair for the same reason as images in two styles are: they share what
+    the class depends on and differ in the rest, here in the modality. Contrastive encoders keep images and texts in
+    two separate cones (Liang et al., Mind the Gap, arXiv 2203.02053), and pairs of images never move along the
     direction between the cones. Where the gap is wide, a projection that shortens everything else but not that
     direction leaves class embeddings nearly parallel, and zero-shot answers collapse onto a few classes; where it is
     narrow, such pairs take away more than they should. Selection tries both.
@@ -191,7 +191,7 @@ def fitted_moments(
     Args:
         table: The rows.
         sources: Which pairs to take.
-        captions: [K, D], unit length, the embedding of every label's caption by code: every unchanged picture is
+        captions: [K, D], unit length, the embedding of every label's caption by code: every unchanged image is
             then paired with its own.
         seed: See `natural_pairs`.
     """
@@ -254,7 +254,7 @@ def all_pairs(table: EmbeddingTable, sources: Sources = ALL_SOURCES, seed: int =
 
 
 def same_pairs(table: EmbeddingTable, pairs: Pairs) -> NDArray[np.bool_]:
-    """Which pairs have one embedding twice, bool [P]: one file in two environments, greyscale of a grey picture."""
+    """Which pairs have one embedding twice, bool [P]: one file in two environments, greyscale of a grey image."""
     same = np.zeros(len(pairs), dtype=np.bool_)
     for start in range(0, len(pairs), _CHUNK):
         part = slice(start, start + _CHUNK)

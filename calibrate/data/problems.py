@@ -1,7 +1,7 @@
-"""What is wrong with the pictures of a calibration: each kind of problem counted, with examples by name.
+"""What is wrong with the images of a calibration: each kind of problem counted, with examples by name.
 
 Some things are left out (files that cannot be read, embeddings that are none, pairs that are no pairs); others are
-taken and weaken the result (a concept with one picture gives no pair, an environment whose pictures all look alike
+taken and weaken the result (a concept with one image gives no pair, an environment whose images all look alike
 tells nothing). All are told.
 """
 
@@ -29,20 +29,25 @@ from invariclip.calibrate.data.stream.tally import (
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from invariclip.calibrate.data.images import ImageRecord
     from invariclip.calibrate.data.pairs import Pairs
-    from invariclip.calibrate.data.pictures import Picture
 
 
 def problems(
-    table: EmbeddingTable, pictures: Sequence[Picture], taken: Mapping[str, Pairs], skipped: Sequence[str], *, seed: int
+    table: EmbeddingTable,
+    images: Sequence[ImageRecord],
+    taken: Mapping[str, Pairs],
+    skipped: Sequence[str],
+    *,
+    seed: int,
 ) -> ProblemCounts:
-    """Every problem of a set of pictures.
+    """Every problem of a set of images.
 
     Args:
         table: What could be embedded.
-        pictures: All that were given.
+        images: All that were given.
         taken: The pairs that are fitted on, see `pairs.taken_pairs`.
-        skipped: Why pictures were skipped, `path: reason`.
+        skipped: Why images were skipped, `path: reason`.
         seed: Of the pairs.
     """
     tally = ProblemCounts()
@@ -57,7 +62,7 @@ def problems(
     labels = Counter(table.labels[seen].tolist())
     tally.add(SINGLE_OF_CLASS, [table.label_names[code] for code, number in sorted(labels.items()) if number == 1])
     have = {table.environment_names[code] for code in np.unique(table.environments[seen])}
-    tally.add(EMPTY, sorted({picture.environment for picture in pictures} - have))
+    tally.add(EMPTY, sorted({image.environment for image in images} - have))
     for code in np.unique(table.environments[seen]):
         rows = table.vectors[seen & (table.environments == code)]
         if len(rows) > 1 and np.linalg.norm(rows - rows.mean(axis=0), axis=1).max() <= SAME_DISTANCE:
@@ -68,10 +73,10 @@ def problems(
 def _count_concepts(table: EmbeddingTable, tally: ProblemCounts) -> None:
     """Concepts that give no natural pair."""
     environments: dict[int, set[int]] = defaultdict(set)
-    pictures: Counter[int] = Counter()
+    images: Counter[int] = Counter()
     for concept, environment in zip(table.concepts[table.unchanged], table.environments[table.unchanged], strict=True):
         environments[int(concept)].add(int(environment))
-        pictures[int(concept)] += 1
+        images[int(concept)] += 1
     lone = [code for code in sorted(environments) if len(environments[code]) < 2]
-    tally.add(SINGLE, [table.concept_names[code] for code in lone if pictures[code] == 1])
-    tally.add(LONE, [table.concept_names[code] for code in lone if pictures[code] > 1])
+    tally.add(SINGLE, [table.concept_names[code] for code in lone if images[code] == 1])
+    tally.add(LONE, [table.concept_names[code] for code in lone if images[code] > 1])

@@ -5,7 +5,7 @@ They are for tables of evaluation, not for export: an artifact's projection is l
 `within-class` and `lda` need vectors and their class labels. Baselines of other kinds are in modules of their own:
 `erasure` (environment labels), `style_prompts` (prompts that name styles), `modality` (images and texts apart).
 
-Class embeddings go through the same map as pictures. Where a checkpoint keeps pictures and texts apart, the pictures'
+Class embeddings go through the same map as images. Where a checkpoint keeps images and texts apart, the images'
 mean is not the texts', and what has an offset then says more by prototypes or a linear probe than by zero-shot.
 """
 
@@ -76,10 +76,10 @@ def none(width: int) -> Baseline:
 
 
 def centring(moments: Moments) -> Baseline:
-    """The mean of all pictures taken away, pooled over environments.
+    """The mean of all images taken away, pooled over environments.
 
     Raises:
-        InputError: The moments hold no picture.
+        InputError: The moments hold no image.
     """
     return Baseline("centring", _mean(moments), np.eye(moments.width))
 
@@ -88,13 +88,13 @@ def whitening(moments: Moments, ridge: float = RIDGE) -> Baseline:
     """ZCA: centred, then (C + r I)^(-1/2) of the covariance C, the whitening nearest to no change (Kessy et al. 2018).
 
     Args:
-        moments: Of the pictures; pairs are not looked at.
+        moments: Of the images; pairs are not looked at.
         ridge: r, as a share of the mean eigenvalue of C.
 
     Raises:
-        InputError: The moments hold no picture, or all of them are equal.
+        InputError: The moments hold no image, or all of them are equal.
     """
-    values, vectors = _spectrum(_covariance(moments), "all pictures have equal embeddings")
+    values, vectors = _spectrum(_covariance(moments), "all images have equal embeddings")
     return Baseline("whitening", _mean(moments), vectors * _roots(values, ridge) @ vectors.T)
 
 
@@ -102,15 +102,15 @@ def pca(moments: Moments, rank: int) -> Baseline:
     """Centred, then the `rank` directions of the largest variance: what a cut to equal rank does that knows no pairs.
 
     Args:
-        moments: Of the pictures; pairs are not looked at.
+        moments: Of the images; pairs are not looked at.
         rank: d, that of the projection to compare with.
 
     Raises:
-        InputError: The moments hold no picture, or all of them are equal.
+        InputError: The moments hold no image, or all of them are equal.
         ProjectionError: The rank is not from 1 to D.
     """
     _require_rank(rank, moments.width)
-    _, vectors = _spectrum(_covariance(moments), "all pictures have equal embeddings")
+    _, vectors = _spectrum(_covariance(moments), "all images have equal embeddings")
     return Baseline("pca", _mean(moments), vectors[:, ::-1][:, :rank].copy())
 
 
@@ -126,7 +126,7 @@ def within_class(vectors: NDArray[np.floating[Any]], labels: NDArray[np.int64], 
         ridge: r, as a share of the mean eigenvalue of S_w.
 
     Raises:
-        InputError: There are not as many labels as vectors, fewer than two classes, or no class has two pictures that
+        InputError: There are not as many labels as vectors, fewer than two classes, or no class has two images that
             differ.
     """
     rows, means, codes = _classes(vectors, labels)
@@ -171,7 +171,7 @@ def published(moments: Moments, rank: int, strength: float) -> Baseline:
         strength: λ.
 
     Raises:
-        InputError: The moments hold no picture or no pair.
+        InputError: The moments hold no image or no pair.
         ProjectionError: The rank is not from 1 to D.
     """
     _require_rank(rank, moments.width)
@@ -195,13 +195,13 @@ def _classes(
 
 def _whitened_within(rows: NDArray[np.float64], means: NDArray[np.float64], ridge: float) -> NDArray[np.float64]:
     within = rows - means
-    values, axes = _spectrum(within.T @ within / len(rows), "no class has two pictures that differ")
+    values, axes = _spectrum(within.T @ within / len(rows), "no class has two images that differ")
     return np.asarray(axes * _roots(values, ridge) @ axes.T)
 
 
 def _mean(moments: Moments) -> NDArray[np.float64]:
     if moments.point_weight <= 0:
-        raise InputError("the moments hold no picture; there is nothing to fit")
+        raise InputError("the moments hold no image; there is nothing to fit")
     return moments.point_sum / moments.point_weight
 
 

@@ -15,10 +15,10 @@ _CHUNK = 8192
 
 
 def invariance_gap(first: NDArray[np.floating[Any]], second: NDArray[np.floating[Any]]) -> float:
-    """How far interventions move embeddings, as a share of how far apart two pictures are anyway.
+    """How far interventions move embeddings, as a share of how far apart two images are anyway.
 
     Mean (1 - cos) of pairs, divided by the mean (1 - cos) of the first members with one another: 0 is invariance, 1 is
-    that a changed picture is as far away as another picture. Without the division a projection that pushes all
+    that a changed image is as far away as another image. Without the division a projection that pushes all
     embeddings together would look invariant.
 
     Args:
@@ -32,7 +32,7 @@ def invariance_gap(first: NDArray[np.floating[Any]], second: NDArray[np.floating
         raise InputError(f"the invariance gap needs two pairs or more, and there are {len(first)}")
     total, count = apart(first, np.arange(len(first)))
     if total <= 0:
-        raise InputError("all pictures have one embedding: there is no distance to measure the gap by")
+        raise InputError("all images have one embedding: there is no distance to measure the gap by")
     return float(np.mean(moved(first, second))) / (total / count)
 
 

@@ -32,7 +32,7 @@ class Leakage:
     """How well a linear probe names the environment.
 
     Attributes:
-        accuracy: Percent right, averaged over environments, on pictures that it was not fitted on.
+        accuracy: Percent right, averaged over environments, on images that it was not fitted on.
         chance: Percent right by chance.
     """
 
@@ -55,24 +55,24 @@ def domain_leakage(
     1, so that the probe's penalty means the same before and after a projection. Classes in one environment only are
     left out: there class and environment are one thing.
 
-    The centre is that of all pictures, tested ones too, which tells nothing where a class has tens of them in every
+    The centre is that of all images, tested ones too, which tells nothing where a class has tens of them in every
     environment. Where it has one or two, the tested one is what the others lack: see `told`, which leaves it out.
 
     Args:
         vectors: [N, d], unit length.
         labels: int64 [N].
         environments: int64 [N].
-        parts: Into how many parts the pictures of every class and environment are split; each is left out in turn.
+        parts: Into how many parts the images of every class and environment are split; each is left out in turn.
         seed: Of the split.
 
     Raises:
-        InputError: Fewer than two environments share a class, or have too few pictures to split.
+        InputError: Fewer than two environments share a class, or have too few images to split.
         MissingExtraError: scikit-learn is not installed.
     """
     rows, residuals = _without_class(vectors, labels, environments)
     codes, environment = np.unique(environments[rows], return_inverse=True)
     if len(codes) < 2:
-        raise InputError("leakage needs a class with pictures in two environments, and there is none")
+        raise InputError("leakage needs a class with images in two environments, and there is none")
     fold = fold_numbers(np.stack([labels[rows], environment]), parts, seed)
     right = np.zeros(len(rows))
     for part in range(parts):
@@ -130,7 +130,7 @@ def _without_class(
         kept.append(rows)
         residuals.append(vectors[rows] - np.mean(means, axis=0))
     if not kept:
-        raise InputError("leakage needs a class with pictures in two environments, and there is none")
+        raise InputError("leakage needs a class with images in two environments, and there is none")
     found = np.concatenate(residuals).astype(np.float64)
     scale = np.sqrt(np.mean(np.sum(found**2, axis=1)))
     return np.concatenate(kept), found / scale if scale > 0 else found
@@ -163,7 +163,7 @@ def _class_means(
 ) -> NDArray[np.float64]:
     """For every row the mean of its class, [N, d]: of the rows not tested, or, of a class only tested, of those.
 
-    A mean over both would tell: where a class has a picture in each environment, the tested one would be what
+    A mean over both would tell: where a class has an image in each environment, the tested one would be what
     the others lack.
     """
     own = np.zeros(len(labels), dtype=np.bool_)
@@ -188,7 +188,7 @@ def _by_line(
     seen: NDArray[np.floating[Any]], environments: NDArray[np.int64], asked: NDArray[np.floating[Any]]
 ) -> NDArray[np.int64]:
     codes, places, counts = np.unique(environments, return_inverse=True, return_counts=True)
-    # Every environment weighs the same, however many pictures it has.
+    # Every environment weighs the same, however many images it has.
     weights = (1 / counts[places] / len(codes))[:, None]
     centre = (weights * seen).sum(axis=0)
     inputs = seen - centre

@@ -30,7 +30,7 @@ def gr_clip(images: NDArray[np.floating[Any]], texts: NDArray[np.floating[Any]])
     """Every modality less its own mean, at unit length again (Li et al., arXiv 2507.19054, GR-CLIP).
 
     Args:
-        images: [N, D], unit length: the pictures that their mean is taken of, of training environments alone.
+        images: [N, D], unit length: the images that their mean is taken of, of training environments alone.
         texts: [M, D], unit length: the texts that theirs is taken of; prompts of the training classes, say. The paper
             takes captions of a data set beside the one that is scored.
 
@@ -72,14 +72,12 @@ def projectors(checkpoint: Checkpoint) -> Projectors:
     # torch is imported by whoever has a checkpoint
     import torch
 
-    from invariclip.export.graphs.fold import last_linear, probe_pictures
+    from invariclip.export.graphs.fold import last_linear, probe_images
 
     ids = torch.from_numpy(checkpoint.tokenizer(["a photo of a dog.", "two cats"]))
-    pictures = probe_pictures(*checkpoint.pixels.image_size)
+    images = probe_images(*checkpoint.pixels.image_size)
     try:
-        return Projectors(
-            last_linear(checkpoint.module, "image", pictures), last_linear(checkpoint.module, "text", ids)
-        )
+        return Projectors(last_linear(checkpoint.module, "image", images), last_linear(checkpoint.module, "text", ids))
     except CheckpointError as error:
         raise CheckpointError(f"{checkpoint.name}: {error}; IsoCLIP needs the last linear layer of both") from error
 

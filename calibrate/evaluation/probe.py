@@ -72,7 +72,7 @@ def fit_probe(vectors: NDArray[np.floating[Any]], labels: NDArray[np.int64], C: 
     if not (np.isfinite(C) and C > 0):
         raise InputError(f"C must be a finite number above zero, not {C}")
     if not np.isfinite(vectors).all():
-        raise InputError("an embedding has values that are not finite; leave that picture out")
+        raise InputError("an embedding has values that are not finite; leave that image out")
     try:
         from sklearn.linear_model import LogisticRegression
     except ImportError:
@@ -93,7 +93,7 @@ def choose_penalty(
 ) -> float:
     """C by leaving one training environment out in turn: the best mean accuracy, of equal ones the smallest.
 
-    Pictures of one environment left out at random would be easier than any environment that is met later, and would
+    Images of one environment left out at random would be easier than any environment that is met later, and would
     call for a weaker penalty than it bears.
 
     Args:
@@ -103,7 +103,7 @@ def choose_penalty(
         Cs: What to choose from.
 
     Raises:
-        InputError: There are fewer than two environments, or one holds all pictures of all classes but one.
+        InputError: There are fewer than two environments, or one holds all images of all classes but one.
         MissingExtraError: scikit-learn is not installed.
     """
     codes = np.unique(environments)

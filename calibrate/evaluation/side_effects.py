@@ -76,7 +76,7 @@ def side_effects(
         before: [N, D], unit length.
         after: [N, d], the same rows through the map, unit length.
         attributes: Name → int64 [N]; -1 where a row's value is not known: it is left out for that attribute.
-        groups: int64 [N], rows that must not be told from each other, as pictures of one concept: a group is fitted on
+        groups: int64 [N], rows that must not be told from each other, as images of one concept: a group is fitted on
             or tested as a whole, and is what the bootstrap draws. None makes every row its own.
         reader: `centroid` (nearest prototype, what a cosine sees), `linear` or `probe`, see `leakage.Reader`.
         tolerance: Points that an attribute may lose before it is flagged.

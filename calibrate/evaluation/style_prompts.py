@@ -1,4 +1,4 @@
-"""Projections away from what prompts say of styles: no picture is looked at, only a text tower asked."""
+"""Projections away from what prompts say of styles: no image is looked at, only a text tower asked."""
 
 from __future__ import annotations
 

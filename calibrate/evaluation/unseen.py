@@ -29,11 +29,11 @@ nearest class mean, nearest class name."""
 def answers(
     what: Map, seen: EmbeddingTable, unseen: EmbeddingTable, way: Way, *, bank: NDArray[np.float64] | None = None
 ) -> NDArray[np.bool_]:
-    """Which unchanged pictures of the unseen environment are named right.
+    """Which unchanged images of the unseen environment are named right.
 
     Args:
         what: Fitted on `seen` alone.
-        seen: The training environments; their unchanged pictures are what probes and prototypes are made of.
+        seen: The training environments; their unchanged images are what probes and prototypes are made of.
         unseen: The test environment, whose labels are compared with the answers and used for nothing else.
         way: One of `WAYS`.
         bank: For `zero-shot`: [K, D], unit length, class embeddings by the label codes of `seen`.

@@ -16,7 +16,7 @@ RANK_SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 7 / 8)
 
 @dataclass(frozen=True)
 class ProjectionCandidate:
-    """One way to fit: the arguments of `estimators.fit`, and whether pictures are paired with captions as well."""
+    """One way to fit: the arguments of `estimators.fit`, and whether images are paired with captions as well."""
 
     estimator: str
     rank: int | None = None

@@ -128,7 +128,7 @@ def confidence(
         `generalised` (a rotation), or with fewer than two groups whose pairs differ.
 
     Raises:
-        InputError: There is no part, their widths differ, or they hold no picture or no pair.
+        InputError: There is no part, their widths differ, or they hold no image or no pair.
         ProjectionError: The estimator does not go with the strength.
     """
     if not parts:
@@ -150,7 +150,7 @@ def confidence(
 
     def refit(times: NDArray[np.int64]) -> tuple[float, float, float]:
         resample = _drawn(fixed, drawn, times)
-        if resample.point_weight <= 0:  # all pictures are in groups that were not drawn
+        if resample.point_weight <= 0:  # all images are in groups that were not drawn
             resample = replace(resample, point_weight=whole.point_weight, point_outer=whole.point_outer)
         other = decompose(resample, estimator, strength)
         cosines = np.linalg.svd(subspace.T @ _subspace(other, compared), compute_uv=False)

@@ -35,7 +35,7 @@ def diagnose(projection: Projection, moments: Moments) -> dict[str, Any]:
         moments: Σ and Σ_Δ.
 
     Raises:
-        InputError: The moments hold no picture or no pair.
+        InputError: The moments hold no image or no pair.
     """
     points, pairs = shares(moments)
     return {
@@ -48,7 +48,7 @@ def diagnose(projection: Projection, moments: Moments) -> dict[str, Any]:
 
 
 def energies(projection: Projection, moments: Moments) -> dict[str, float]:
-    """What is kept of the variation between pictures and of what the environment moves, as shares of 1.
+    """What is kept of the variation between images and of what the environment moves, as shares of 1.
 
     tr(Aᵀ Σ A) / tr(Σ) and tr(Aᵀ Σ_Δ A) / tr(Σ_Δ), with A scaled so that the direction it keeps best keeps its length.
     Where no pair differs there is no movement to keep a share of, and it counts as 0.

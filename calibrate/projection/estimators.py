@@ -78,7 +78,7 @@ def fit(moments: Moments, estimator: str, rank: int | None = None, strength: flo
 
     Raises:
         ProjectionError: The estimator is not known, or the rank or the strength does not go with it.
-        InputError: The moments hold no picture or no pair.
+        InputError: The moments hold no image or no pair.
     """
     return decompose(moments, estimator, strength).projection(rank)
 
@@ -93,15 +93,15 @@ def decompose(moments: Moments, estimator: str, strength: float | None = None) -
       kept, magnifying just the directions with least signal. The columns here are an orthonormal basis of the same
       subspaces (Gram-Schmidt in the order of μ), so cosines keep the encoder's own metric, and the full rank changes
       nothing.
-      Where fewer pictures than dimensions leave Σ singular, 0/0 decides; a ridge of `RIDGE` · mean-eig(Σ) on *both*
-      sides gives a direction that no picture excites μ = 1, so that it stands behind all that carry signal. A ridge
+      Where fewer images than dimensions leave Σ singular, 0/0 decides; a ridge of `RIDGE` · mean-eig(Σ) on *both*
+      sides gives a direction that no image excites μ = 1, so that it stands behind all that carry signal. A ridge
       on Σ alone would call it perfectly invariant. With few pairs the ridge is larger: see `little_data`.
     - `shrinkage`: the symmetric (I + λ Σ_Δ / mean-eig(Σ_Δ))^(-1/2); keeps every direction, shortens those that move.
     - `identity`: no change.
 
     Raises:
         ProjectionError: The estimator is not known, or the strength does not go with it.
-        InputError: The moments hold no picture or no pair.
+        InputError: The moments hold no image or no pair.
     """
     if estimator not in ESTIMATORS:
         raise ProjectionError(f"no estimator is called {estimator!r}; available: {', '.join(ESTIMATORS)}")
@@ -122,7 +122,7 @@ def decompose_all(moments: Moments, estimator: str, strengths: Sequence[float]) 
 
     Raises:
         ProjectionError: No pair differs.
-        InputError: The moments hold no picture or no pair.
+        InputError: The moments hold no image or no pair.
     """
     if estimator == "shrinkage":
         return _shrinkage(moments, strengths)

@@ -36,7 +36,7 @@ class AccuracyInterval:
 def zero_shot(
     images: NDArray[np.floating[Any]], labels: NDArray[np.int64], bank: NDArray[np.floating[Any]]
 ) -> NDArray[np.bool_]:
-    """Which pictures' nearest class embedding, by cosine, is their own (CLIP-ICM, the predictor).
+    """Which images' nearest class embedding, by cosine, is their own (CLIP-ICM, the predictor).
 
     Args:
         images: [N, d], unit length, projected if there is a projection.
@@ -59,7 +59,7 @@ def prototypes(
     queries: NDArray[np.floating[Any]],
     labels: NDArray[np.int64],
 ) -> NDArray[np.bool_]:
-    """Which queries are nearest, by cosine, to the mean of their own class's support pictures.
+    """Which queries are nearest, by cosine, to the mean of their own class's support images.
 
     Args:
         support: [M, d], unit length.
@@ -95,11 +95,11 @@ def prototype_bank(
         InputError: There is no support.
     """
     if not len(support):
-        raise InputError("class prototypes need support pictures, and there are none")
+        raise InputError("class prototypes need support images, and there are none")
     order = np.argsort(support_labels, kind="stable")
     classes, starts = np.unique(support_labels[order], return_index=True)
     sums = np.add.reduceat(support[order].astype(np.float64), starts, axis=0)
-    # Opposite pictures may cancel to a zero mean; such a class then never wins.
+    # Opposite images may cancel to a zero mean; such a class then never wins.
     lengths = np.linalg.norm(sums, axis=1, keepdims=True)
     return classes, np.divide(sums, lengths, out=np.zeros_like(sums), where=lengths > 0)
 
@@ -112,7 +112,7 @@ def unit(vectors: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
 class Bootstrap:
     """Accuracies per environment and their mean, resampled by concept.
 
-    Pictures of one concept succeed and fail together across styles, so concepts are what is drawn with replacement;
+    Images of one concept succeed and fail together across styles, so concepts are what is drawn with replacement;
     the same draws serve every candidate, which makes differences paired.
     """
 
@@ -127,7 +127,7 @@ class Bootstrap:
         """Draws the resamples.
 
         Args:
-            concepts: int64 [N], the concept of every scored picture.
+            concepts: int64 [N], the concept of every scored image.
             environments: int64 [N], its environment.
             resamples: How many.
             seed: Of the draws.
@@ -136,7 +136,7 @@ class Bootstrap:
             InputError: There is nothing to score.
         """
         if not len(concepts):
-            raise InputError("there is no picture to score")
+            raise InputError("there is no image to score")
         self.codes, self._environment = np.unique(environments, return_inverse=True)
         names, self._concept = np.unique(concepts, return_inverse=True)
         self._shape = (len(names), len(self.codes))

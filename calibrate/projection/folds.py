@@ -2,9 +2,9 @@
 
 An environment that will be met later is unlike those that were fitted on. Leaving one out, fitting on the others and
 scoring on it is the nearest thing to it that can be had without it (DomainBed's leave-one-domain-out, Gulrajani and
-Lopez-Paz, arXiv 2007.01434). But an encoder has often learnt the left-out environment too, and then a picture of it
-asks little. The same picture under an intervention that was left out of the fit is unlike anything the encoder or the
-projection has seen; so half of the score comes from unchanged pictures and half from changed ones. Concepts are left
+Lopez-Paz, arXiv 2007.01434). But an encoder has often learnt the left-out environment too, and then an image of it
+asks little. The same image under an intervention that was left out of the fit is unlike anything the encoder or the
+projection has seen; so half of the score comes from unchanged images and half from changed ones. Concepts are left
 out as well: a projection looks better than it is on the very concepts that it was fitted on.
 """
 
@@ -28,7 +28,7 @@ KIND_PARTS = 2
 CONCEPTS_TO_PART = 8
 """Below this many concepts none are left out: what remained would say too little."""
 CHANGED = " changed"
-"""Added to an environment's name for the scores of its changed pictures."""
+"""Added to an environment's name for the scores of its changed images."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Fold:
         support: bool [N], rows that class prototypes are made of.
         queries: bool [N], rows that are scored.
         groups: For every scored row, in order, the name under which its score counts: the environment that was left
-            out, with `CHANGED` where the row is a changed picture, or the kind of intervention.
+            out, with `CHANGED` where the row is a changed image, or the kind of intervention.
     """
 
     fit: NDArray[np.bool_]
@@ -58,14 +58,14 @@ def make_folds(
       of two halves of the kinds of intervention.
     - Two environments without interventions: leaving one out would leave no pair, so only concepts are left out, and
       each environment is scored from prototypes of the other.
-    - One environment: each kind of intervention in turn, scored from the unchanged pictures.
+    - One environment: each kind of intervention in turn, scored from the unchanged images.
 
     Args:
         table: All rows.
         seed: Distributes the concepts over the parts.
         concept_parts: Into how many parts concepts are split; 1 leaves none out.
         fitted: Score, in the same folds, the concepts that are fitted on in place of those that are left out. Where
-            only concepts can be left out, these are then the very pictures of the fit.
+            only concepts can be left out, these are then the very images of the fit.
 
     Raises:
         InputError: There are too few environments and kinds of intervention to leave one out.

@@ -40,7 +40,7 @@ def shares(moments: Moments) -> tuple[float, float]:
     """The shares of the identity that Σ and Σ_Δ call for: 0 from `ENOUGH` · D effective observations on.
 
     Raises:
-        InputError: The moments hold no picture or no pair.
+        InputError: The moments hold no image or no pair.
     """
     few = ENOUGH * moments.width * (1 - _ROUNDING)
     points = pairs = 0.0
@@ -57,7 +57,7 @@ def regularised(moments: Moments) -> tuple[NDArray[np.float64], NDArray[np.float
 
     Σ_Δ is mixed as Ledoit and Wolf do, (1-s)Σ_Δ + s·m·I with m the mean eigenvalue of Σ_Δ: movement that so few pairs
     cannot have shown. The same s·m·I joins (1-s)Σ. On Σ_Δ alone it would call a direction moved the more, the less
-    pictures differ along it, until PCA is left: that lost one to two points on real embeddings. With both, s leads
+    images differ along it, until PCA is left: that lost one to two points on real embeddings. With both, s leads
     from the pencil's own answer to that of Σ - Σ_Δ, which is `icm` with λ = 1, and needs no λ to be chosen.
 
     Where the pairs span fewer dimensions than there are pairs and dimensions, they are not too few: noise would have
@@ -67,7 +67,7 @@ def regularised(moments: Moments) -> tuple[NDArray[np.float64], NDArray[np.float
         float64 [D, D], float64 [D, D], and s from 0 to 1.
 
     Raises:
-        InputError: The moments hold no picture or no pair.
+        InputError: The moments hold no image or no pair.
     """
     sigma, moved = moments.sigma, moments.sigma_delta
     share = min(shares(moments)[1], _MOST)

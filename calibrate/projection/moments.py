@@ -72,7 +72,7 @@ class Moments:
             InputError: No point was added.
         """
         if self.point_weight <= 0:
-            raise InputError("the moments hold no picture; there is nothing to fit")
+            raise InputError("the moments hold no image; there is nothing to fit")
         return self.point_outer / self.point_weight
 
     @property
@@ -84,7 +84,7 @@ class Moments:
         """
         if self.pair_weight <= 0:
             raise InputError(
-                "the moments hold no pair; pictures of one concept in two environments are needed, or --interventions"
+                "the moments hold no pair; images of one concept in two environments are needed, or --interventions"
             )
         return self.pair_outer / self.pair_weight
 
@@ -242,7 +242,7 @@ def of_pairs(
         first: [P, D].
         second: [P, D].
         weights: [P], zero or more; all one by default.
-        independent: How many of the pairs are independent at most, where they share members: k pictures make
+        independent: How many of the pairs are independent at most, where they share members: k images make
             k(k-1)/2 pairs, whose differences have only k - 1 degrees of freedom. All by default.
 
     Raises:
@@ -322,5 +322,5 @@ def _weighed(
     # Squared lengths tell of every value that is not finite, and save a pass over the rows.
     squares = np.einsum("nd,nd->n", rows, rows)
     if not np.isfinite(squares).all():
-        raise InputError("an embedding has values that are not finite; leave that picture out")
+        raise InputError("an embedding has values that are not finite; leave that image out")
     return rows, roots, float(squares @ squares)

@@ -47,7 +47,7 @@ def merge(files: tuple[Path, ...], out: Path, as_json: bool) -> None:
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="The file to write.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
 def subtract(whole: Path, part: Path, out: Path, as_json: bool) -> None:
-    """Take the moments of PART out of WHOLE, for example those of pictures that must be forgotten."""
+    """Take the moments of PART out of WHOLE, for example those of images that must be forgotten."""
     left = read_state(whole)
     try:
         left.subtract(read_state(part))

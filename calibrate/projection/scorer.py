@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Objective: TypeAlias = Literal["zero-shot", "prototypes", "both", "probe"]
 TEXT_OBJECTIVES: tuple[Objective, ...] = ("zero-shot", "both")
-"""Those that compare pictures with class names."""
+"""Those that compare images with class names."""
 _CHUNK = 4096
 
 

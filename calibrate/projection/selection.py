@@ -40,7 +40,7 @@ class ScoredCandidate:
         accuracy: Percent right per left-out environment or kind, by name; their mean stands under `mean`.
         gain: Paired difference of the mean to no projection, in points, with its bootstrap interval.
         behind: Paired difference of the mean to the best candidate's, in points: zero or less.
-        behind_error: Standard error of `behind`, by bootstrap over concepts (pictures where concepts are few).
+        behind_error: Standard error of `behind`, by bootstrap over concepts (images where concepts are few).
     """
 
     candidate: ProjectionCandidate
@@ -92,7 +92,7 @@ class ConceptGains:
     Environments and interventions are left out for both, as far as they can be (see `folds`).
 
     Attributes:
-        fitted: On concepts whose other pictures were fitted on.
+        fitted: On concepts whose other images were fitted on.
         unfitted: On concepts of which nothing was; None where there were too few concepts to leave any out.
     """
 
@@ -120,7 +120,7 @@ class Selection:
         chosen: The candidate to fit on all data.
         objective: What was scored.
         left_out: One line on what was left out in turn.
-        queries: How many pictures were scored.
+        queries: How many images were scored.
         curve: Every candidate that was scored on all folds, in the order of the grid.
         separations: Where several candidates were equally good and better than none, how clearly each of them answered
             (see `separation`), by its name; empty elsewhere.
@@ -194,10 +194,10 @@ def select(
     The rule: no projection, if it is within one standard error of the best candidate; otherwise the best one, and of
     equally good ones the one that answers most clearly (see `separation`), then the one that removes least. The
     standard error is that of the *paired* difference, over concepts:
-    candidates fail on much the same pictures, and an unpaired error would call nearly all of them equal. The usual
+    candidates fail on much the same images, and an unpaired error would call nearly all of them equal. The usual
     form of the rule, the mildest of all candidates within one standard error, is not used: an environment not seen yet
     differs by more than one left out here, so what looks equally good here is too mild there. Both rules were tried:
-    on stylebench's held-out styles while this was being designed, then on PACS (70 pictures a class and domain,
+    on stylebench's held-out styles while this was being designed, then on PACS (70 images a class and domain,
     ImageNet ResNet-18, seed 0, each domain kept out of selection in turn): none 55.7 % by prototypes and 63.1 % by a
     linear probe, the mildest 65.3 and 66.1, the best 66.5 and 67.2: the better of two
     rules, so a little flattered.
@@ -208,14 +208,14 @@ def select(
     lost 0.3 and 1.2.
 
     Args:
-        table: Embedded pictures of the training environments alone.
+        table: Embedded images of the training environments alone.
         candidates: From `candidates.grid`; must hold the identity.
-        objective: `prototypes` (classes from pictures of the other environments), `zero-shot` (classes from `bank`),
-            `both`, which counts a picture's two answers half each, or `probe` (logistic regression on pictures of the
+        objective: `prototypes` (classes from images of the other environments), `zero-shot` (classes from `bank`),
+            `both`, which counts an image's two answers half each, or `probe` (logistic regression on images of the
             other environments, with the published C). Best what will be used: what suits one is not the best for
             another, and a probe can do without what prototypes stumble over.
         bank: [K, D], unit length: class embeddings by label code, before any projection.
-        sources: Which pairs of pictures are fitted on; candidates say whether captions, from the bank, are too.
+        sources: Which pairs of images are fitted on; candidates say whether captions, from the bank, are too.
         concept_parts: See `folds.make_folds`.
         seed: Of the folds, the pairs and the bootstrap.
         screen: Score all candidates on a few folds first and only the best on the others (see `screening`); None does
@@ -364,7 +364,7 @@ def _separations(
 
 
 def units(table: EmbeddingTable) -> NDArray[np.int64]:
-    """What is resampled, by row: concepts; pictures where concepts are so few that they are the classes themselves.
+    """What is resampled, by row: concepts; images where concepts are so few that they are the classes themselves.
 
     A handful of concepts is not a sample of concepts yet to come, and seven drawn from seven say little.
     """

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from invariclip.calibrate.data.encoder import Encoder
-    from invariclip.calibrate.data.pictures import Picture
+    from invariclip.calibrate.data.images import ImageRecord
     from invariclip.calibrate.fit import Calibration
     from invariclip.calibrate.prompts.learn import Learnt
     from invariclip.console import Progress
@@ -49,7 +49,7 @@ def learning_of(wanted: bool, target_risk: float | None, given: dict[str, Any]) 
 def write_templates(
     path: Path,
     encoder: Encoder,
-    pictures: list[Picture],
+    images: list[ImageRecord],
     learning: PromptOptions,
     result: Calibration,
     cache: Path,
@@ -62,7 +62,7 @@ def write_templates(
     Args:
         path: The file.
         encoder: The checkpoint.
-        pictures: What to learn from.
+        images: What to learn from.
         learning: What to learn.
         result: The calibration whose projection it is.
         cache: Keeps embeddings, and where the training stands.
@@ -75,18 +75,18 @@ def write_templates(
     from invariclip.calibrate.prompts.learn import learn
     from invariclip.calibrate.prompts.summary import summary_json
 
-    learnt = learn(cast("Checkpoint", encoder), pictures, learning, result.projection, cache=cache, progress=progress)
+    learnt = learn(cast("Checkpoint", encoder), images, learning, result.projection, cache=cache, progress=progress)
     write_semantics(path, learnt.semantics)
     if learnt.threshold is not None:
         note(learnt.threshold.sentence())
     facts = {"cdc": str(path), "cdc_facts": summary_json(learnt)}
-    return facts | _write_beside(report, learnt, learning, pictures)
+    return facts | _write_beside(report, learnt, learning, images)
 
 
 def write_page_of(
     templates: Path,
     checkpoint: Checkpoint,
-    pictures: list[Picture],
+    images: list[ImageRecord],
     learning: PromptOptions,
     result: Calibration,
     cache: Path,
@@ -99,7 +99,7 @@ def write_page_of(
     Args:
         templates: Their file.
         checkpoint: As for `write_templates`.
-        pictures: As for `write_templates`.
+        images: As for `write_templates`.
         learning: As for `write_templates`.
         result: As for `write_templates`.
         cache: The folder that embeddings were kept in.
@@ -113,17 +113,17 @@ def write_page_of(
 
     projection = served_projection(result)
     semantics = read_semantics(templates)
-    learnt = recall(checkpoint, pictures, learning, semantics, projection, cache=cache, progress=progress)
-    return _write_beside(report, learnt, learning, pictures)
+    learnt = recall(checkpoint, images, learning, semantics, projection, cache=cache, progress=progress)
+    return _write_beside(report, learnt, learning, images)
 
 
 def _write_beside(
-    report: Path | None, learnt: Learnt, learning: PromptOptions, pictures: list[Picture]
+    report: Path | None, learnt: Learnt, learning: PromptOptions, images: list[ImageRecord]
 ) -> dict[str, Any]:
     if report is None:
         return {}
     from invariclip.calibrate.prompts.report.page import page_beside, write_page
 
     path = page_beside(report)
-    write_page(path, learnt, learning, pictures)
+    write_page(path, learnt, learning, images)
     return {"cdc_report": str(path)}

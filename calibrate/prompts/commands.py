@@ -9,7 +9,7 @@ import click
 
 from invariclip.artifact.learned_prompts import write_semantics
 from invariclip.artifact.projection import read_projection
-from invariclip.calibrate.asked import PAIRS_BY_OPTION, pictures_of
+from invariclip.calibrate.asked import PAIRS_BY_OPTION, images_of
 from invariclip.calibrate.prompts.learn import Learnt, learn
 from invariclip.calibrate.prompts.options import DEFAULT_LOSSES, MAX_SHOTS, PLAIN, Augmentation, PromptOptions
 from invariclip.calibrate.prompts.summary import summary_json, summary_text
@@ -28,7 +28,7 @@ from invariclip.preprocessing.prompts import DEFAULT_TEMPLATES
 @click.option("--tokenizer", metavar="DIR", help="Folder with tokenizer.json, or hf-hub: id; see `export`.")
 @click.option(
     "--images",
-    "pictures",
+    "images",
     type=click.Path(path_type=Path),
     help="Manifest (.jsonl, .csv) or environment/class/file folders; the bundled images by default.",
 )
@@ -86,13 +86,13 @@ def cdc(
 ) -> None:
     """Learn several templates beside the hand-written one, and how sure an answer is.
 
-    Encoders stay frozen: pictures are embedded once, under each template's augmentation, and kept. An interrupted run
+    Encoders stay frozen: images are embedded once, under each template's augmentation, and kept. An interrupted run
     goes on where it stopped. Export the result with `export --cdc`.
     """
     if report:
         require_page_packages("--report")
     options = _options_of(given)
-    pictures, told = pictures_of(given)
+    images, told = images_of(given)
     space = read_projection(projection) if projection else None
     # Torch's models are loaded only once it is known that there is something to do
     from invariclip.export.checkpoints.checkpoint import load_checkpoint
@@ -101,13 +101,13 @@ def cdc(
     if told:
         note(told)
     result = learn(
-        checkpoint, pictures, options, space, cache=cache or default_cache(), progress=silent if quiet else bar
+        checkpoint, images, options, space, cache=cache or default_cache(), progress=silent if quiet else bar
     )
     write_semantics(out, result.semantics)
     if report:
         from invariclip.calibrate.prompts.report.page import write_page
 
-        write_page(report, result, options, pictures)
+        write_page(report, result, options, images)
     answer(result, out, report, as_json=as_json)
 
 

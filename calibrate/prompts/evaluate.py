@@ -55,9 +55,9 @@ def reliability(confidence: NDArray[np.floating[Any]], right: NDArray[np.bool_],
 
 
 def risk_coverage(uncertainty: NDArray[np.floating[Any]], right: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Risk of what is answered when the n least uncertain pictures are, for n from 1 to N (El-Yaniv, Wiener, 2010).
+    """Risk of what is answered when the n least uncertain images are, for n from 1 to N (El-Yaniv, Wiener, 2010).
 
-    Equally uncertain pictures are answered in a random order; what stands here is the mean over all of them.
+    Equally uncertain images are answered in a random order; what stands here is the mean over all of them.
 
     Args:
         uncertainty: [N]; the smallest is answered first.
@@ -67,7 +67,7 @@ def risk_coverage(uncertainty: NDArray[np.floating[Any]], right: NDArray[np.bool
         float64 [N]; the coverage is (1, ..., N) / N. Its mean is the area under the curve.
 
     Raises:
-        InputError: There is no picture.
+        InputError: There is no image.
     """
     _require(len(uncertainty))
     order = np.argsort(uncertainty, kind="stable")
@@ -125,4 +125,4 @@ def harmonic_mean(base: float, new: float) -> float:
 
 def _require(count: int) -> None:
     if not count:
-        raise InputError("there is no picture to score")
+        raise InputError("there is no image to score")

@@ -1,4 +1,4 @@
-"""The whole of CDC: pictures → splits → views → learned vectors → evidence → threshold, and what it came from."""
+"""The whole of CDC: images → splits → views → learned vectors → evidence → threshold, and what it came from."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from invariclip.calibrate.prompts.splits import Split, split_rows
 from invariclip.calibrate.prompts.texts import LearnedTexts, hand_written_bank
 from invariclip.calibrate.prompts.threshold import Threshold, choose_threshold
 from invariclip.calibrate.prompts.training import Task, Trained, train
-from invariclip.calibrate.prompts.views import LabelledEmbeddings, augmented, embed_pictures
+from invariclip.calibrate.prompts.views import LabelledEmbeddings, augmented, embed_images
 from invariclip.console import Progress, silent
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from invariclip.artifact.projection import Projection
     from invariclip.calibrate.data.encoder import TextEncoder
-    from invariclip.calibrate.data.pictures import Picture
+    from invariclip.calibrate.data.images import ImageRecord
     from invariclip.calibrate.prompts.options import PromptOptions
     from invariclip.export.checkpoints.checkpoint import Checkpoint
 
@@ -42,8 +42,8 @@ class Learnt:
     Attributes:
         semantics: To be written; its provenance holds the rest as JSON.
         threshold: What was found for the target risk, or None where none was asked for.
-        facts: JSON-ready: counts, the training's course, scores on pictures that training did not see.
-        scored: Those pictures, and what answers about them are made of.
+        facts: JSON-ready: counts, the training's course, scores on images that training did not see.
+        scored: Those images, and what answers about them are made of.
         projection: In whose space all of it is, or None.
     """
 
@@ -56,7 +56,7 @@ class Learnt:
 
 def learn(
     checkpoint: Checkpoint,
-    pictures: Sequence[Picture],
+    images: Sequence[ImageRecord],
     options: PromptOptions,
     projection: Projection | None = None,
     *,
@@ -67,20 +67,20 @@ def learn(
 
     Args:
         checkpoint: The encoder; it stays frozen.
-        pictures: Of training environments alone.
+        images: Of training environments alone.
         options: What to learn.
         projection: A_inv, or None.
         cache: Keeps embeddings, and where the training stands, across runs.
         progress: Progress display.
 
     Raises:
-        InputError: Pictures or options leave nothing to learn from.
+        InputError: Images or options leave nothing to learn from.
         CheckpointError: The text tower takes no learned vectors.
         ProjectionError: The projection is of another width.
     """
     if projection:
         projection.require_width(checkpoint.embed_dim, checkpoint.name)
-    seen = embed_pictures(checkpoint, pictures, projection, cache=cache, progress=progress)
+    seen = embed_images(checkpoint, images, projection, cache=cache, progress=progress)
     split = split_rows(
         seen.labels, shots=options.shots, validation=options.validation, held=options.held, seed=options.seed
     )
@@ -98,15 +98,15 @@ def learn_from(
     cache: Path | None = None,
     progress: Progress = silent,
 ) -> Learnt:
-    """`learn` of pictures that are embedded and split.
+    """`learn` of images that are embedded and split.
 
     Args:
         checkpoint: As in `learn`.
-        seen: The embedded pictures.
+        seen: The embedded images.
         split: Which are learnt from, validated on, held back.
         options: As in `learn`.
         projection: As in `learn`.
-        encoder: What embeds augmented pictures, if not the checkpoint itself.
+        encoder: What embeds augmented images, if not the checkpoint itself.
         cache: As in `learn`.
         progress: As in `learn`.
     """
@@ -177,7 +177,7 @@ def threshold_of(
     scales: Scales,
     options: PromptOptions,
 ) -> Threshold:
-    """The threshold for the target risk, tested on the held-back pictures.
+    """The threshold for the target risk, tested on the held-back images.
 
     Raises:
         InputError: None is held back.
@@ -193,8 +193,8 @@ def threshold_of(
     )
 
 
-def pictures_digest(seen: LabelledEmbeddings) -> str:
-    """sha256 over all pictures' contents, classes and environments, whatever their order."""
+def images_digest(seen: LabelledEmbeddings) -> str:
+    """sha256 over all images' contents, classes and environments, whatever their order."""
     lines = sorted(f"{d}\t{p.name}\t{p.environment}" for d, p in zip(seen.digests, seen.used, strict=True))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
@@ -208,15 +208,15 @@ def _facts(
     threshold: Threshold | None,
 ) -> dict[str, Any]:
     return {
-        "pictures": len(seen.labels),
+        "images": len(seen.labels),
         "classes": len(seen.names),
-        "environments": dict(sorted(Counter(picture.environment for picture in seen.used).items())),
+        "environments": dict(sorted(Counter(image.environment for image in seen.used).items())),
         "train": len(split.train),
         "validation": len(split.validation),
         "held": len(split.held),
         "skipped": list(seen.skipped),
         "declined": declined,
-        "pictures_sha256": pictures_digest(seen),
+        "images_sha256": images_digest(seen),
         "steps": trained.steps,
         "best_step": trained.best_step,
         "curve": [[step, loss] for step, loss in trained.curve],

@@ -21,7 +21,7 @@ _KL_HIGHEST = 16.0
 _LEAST = 1e-30
 BELOW = 2.0
 """How far the background lies below the usual rivals, as a logarithm: a seventh of them. Among the classes that were
-learnt it changes little; of two classes it is most of what a picture of neither is held against. Chosen on pictures of
+learnt it changes little; of two classes it is most of what an image of neither is held against. Chosen on images of
 training styles that interventions had changed (docs/cdc.md)."""
 
 
@@ -32,7 +32,7 @@ def digamma_exp(log_x: torch.Tensor) -> torch.Tensor:
 
 
 def log_evidence(logits: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """One template's log e, see `invariclip.evidence`; its background is the usual one of these pictures.
+    """One template's log e, see `invariclip.evidence`; its background is the usual one of these images.
 
     Args:
         logits: τ · cos, [N, K] of two classes or more.
@@ -49,7 +49,7 @@ def log_evidence(logits: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor) 
 
 
 def usual_background(logits: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """The background's cosine times τ: e^-`BELOW` of what the best class of a usual picture has against it.
+    """The background's cosine times τ: e^-`BELOW` of what the best class of a usual image has against it.
 
     Args:
         logits: As in `log_evidence`.
@@ -129,7 +129,7 @@ def consistency_loss(logits: torch.Tensor, hand_written: torch.Tensor) -> torch.
 
     Args:
         logits: A learned template's, [N, K].
-        hand_written: Template 0's on the same pictures, [N, K]; it is what is tied to, and gets no gradient.
+        hand_written: Template 0's on the same images, [N, K]; it is what is tied to, and gets no gradient.
 
     Returns:
         [N].

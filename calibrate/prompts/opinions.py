@@ -1,4 +1,4 @@
-"""What learned templates answer about pictures, on the host in float64: the same as the artifact's head."""
+"""What learned templates answer about images, on the host in float64: the same as the artifact's head."""
 
 from __future__ import annotations
 

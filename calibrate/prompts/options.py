@@ -14,19 +14,19 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 Augmentation: TypeAlias = InterventionRequest | None
-"""An intervention, or None: the picture as it is."""
+"""An intervention, or None: the image as it is."""
 
 LOSSES = ("evidential", "misleading", "diversity", "consistency", "softmax")
 """Terms of the loss, see `losses`."""
 DEFAULT_LOSSES = ("evidential", "misleading", "diversity", "consistency")
 PLAIN = "none"
-"""The augmentation that leaves a picture as it is, as it is typed."""
+"""The augmentation that leaves an image as it is, as it is typed."""
 _GENTLE_FIRST = (
     *("crop", "colour-jitter", "greyscale", "gaussian-blur", "perspective", "posterize", "rotation", "equalize"),
     *("jpeg", "fog", "flip", "gaussian-noise", "solarize", "shot-noise", "background-texture", "invert"),
 )
 DEFAULT_AUGMENTATIONS = tuple(name for name in _GENTLE_FIRST if name in CATALOGUE)
-"""Of template 1, 2, ...: none needs a second picture, and neighbours change different things."""
+"""Of template 1, 2, ...: none needs a second image, and neighbours change different things."""
 MAX_SHOTS = 16
 
 
@@ -38,21 +38,21 @@ class PromptOptions:
         learned: M, learned templates beside the hand-written one.
         context_tokens: n, vectors a template.
         templates: The hand-written prompts with one `{}`: template 0.
-        augmentations: What template 1, 2, ... sees of a picture in training; M of them. Empty takes the first M of
+        augmentations: What template 1, 2, ... sees of an image in training; M of them. Empty takes the first M of
             `DEFAULT_AUGMENTATIONS`.
-        shots: Training pictures of a class; None takes all but those that are held back.
+        shots: Training images of a class; None takes all but those that are held back.
         losses: Terms that are on, of `LOSSES`.
         misleading: Weight of the misleading evidence's divergence, reached over the first half of the steps.
         diversity: Weight of the diversity term.
         consistency: Weight of the consistency term.
         steps: Steps at most.
-        pictures: Pictures a step.
+        images: Images a step.
         classes: Classes a step: where there are more, they are drawn.
         rate: Adam's, of the vectors in units of the vocabulary's spread.
         noise: What tells templates apart at the start, in the same units.
-        check_every: Steps between two looks at the validation pictures.
+        check_every: Steps between two looks at the validation images.
         patience: Looks without a gain after which training ends.
-        validation: Share of a class's pictures that training does not see: to stop early and to fit the evidence.
+        validation: Share of a class's images that training does not see: to stop early and to fit the evidence.
         held: Share that is held back for the threshold alone.
         target_risk: Share of wrong answers allowed among those that are given, or None for no threshold.
         confidence: With what probability that is kept.
@@ -70,7 +70,7 @@ class PromptOptions:
     diversity: float = 0.1
     consistency: float = 1.0
     steps: int = 100
-    pictures: int = 96
+    images: int = 96
     classes: int = 32
     rate: float = 0.05
     noise: float = 0.2
@@ -93,7 +93,7 @@ class PromptOptions:
         _require_from_to("vectors a template", self.context_tokens, 1, MAX_CONTEXT_TOKENS)
         if self.shots is not None:
             _require_from_to("shots", self.shots, 1, MAX_SHOTS)
-        for name in ("steps", "pictures", "check_every", "patience"):
+        for name in ("steps", "images", "check_every", "patience"):
             _require_from_to(name, getattr(self, name), 1, 1_000_000)
         _require_from_to("classes a step", self.classes, 2, 100_000)
         check_prompts(("class",), self.templates)
@@ -120,7 +120,7 @@ class PromptOptions:
         if not 0 < self.confidence < 1:
             raise InputError(f"the confidence is between 0 and 1, not {self.confidence}")
         if self.target_risk is not None and self.held == 0:
-            raise InputError("a threshold for a target risk needs pictures that are held back; held is 0")
+            raise InputError("a threshold for a target risk needs images that are held back; held is 0")
 
     def _check_losses(self) -> None:
         unknown = [name for name in self.losses if name not in LOSSES]

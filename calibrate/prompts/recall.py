@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from invariclip.calibrate.prompts.learn import Learnt, full_bank, pictures_digest
+from invariclip.calibrate.prompts.learn import Learnt, full_bank, images_digest
 from invariclip.calibrate.prompts.scales import Scales
 from invariclip.calibrate.prompts.scored import scored_of
 from invariclip.calibrate.prompts.splits import split_rows
 from invariclip.calibrate.prompts.texts import hand_written_bank
 from invariclip.calibrate.prompts.threshold import Threshold
-from invariclip.calibrate.prompts.views import embed_pictures
+from invariclip.calibrate.prompts.views import embed_images
 from invariclip.console import Progress, silent
 from invariclip.errors import SemanticsError
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from invariclip.artifact.learned_prompts import LearnedPrompts
     from invariclip.artifact.projection import Projection
     from invariclip.calibrate.data.encoder import TextEncoder
-    from invariclip.calibrate.data.pictures import Picture
+    from invariclip.calibrate.data.images import ImageRecord
     from invariclip.calibrate.prompts.options import PromptOptions
     from invariclip.export.checkpoints.checkpoint import Checkpoint
 
 
 def recall(
     checkpoint: Checkpoint,
-    pictures: Sequence[Picture],
+    images: Sequence[ImageRecord],
     options: PromptOptions,
     semantics: LearnedPrompts,
     projection: Projection | None = None,
@@ -40,7 +40,7 @@ def recall(
 
     Args:
         checkpoint: As for `learn`.
-        pictures: As for `learn`, in the same order: which are held back is drawn by it.
+        images: As for `learn`, in the same order: which are held back is drawn by it.
         options: As for `learn`.
         semantics: What `learn` gave for them.
         projection: As for `learn`.
@@ -48,15 +48,15 @@ def recall(
         progress: Progress display.
 
     Raises:
-        InputError: The pictures leave nothing to score.
-        SemanticsError: The templates belong to another checkpoint, projection, or other pictures.
+        InputError: The images leave nothing to score.
+        SemanticsError: The templates belong to another checkpoint, projection, or other images.
     """
     semantics.require_owner(checkpoint.sha256, projection.digest if projection else None)
-    seen = embed_pictures(checkpoint, pictures, projection, cache=cache, progress=progress)
+    seen = embed_images(checkpoint, images, projection, cache=cache, progress=progress)
     facts = semantics.provenance.get("facts")
-    if not isinstance(facts, dict) or facts.get("pictures_sha256") != pictures_digest(seen):
+    if not isinstance(facts, dict) or facts.get("images_sha256") != images_digest(seen):
         raise SemanticsError(
-            "the templates were learnt from other pictures than these, so what was held back is not known; "
+            "the templates were learnt from other images than these, so what was held back is not known; "
             "learn them again"
         )
     split = split_rows(

@@ -1,6 +1,6 @@
-"""How a template's cosines become evidence: two numbers a template, fitted on all classes and on unseen pictures.
+"""How a template's cosines become evidence: two numbers a template, fitted on all classes and on unseen images.
 
-Training sees few classes a step and pictures that it learns by heart, so its own scales would be too sure. What is
+Training sees few classes a step and images that it learns by heart, so its own scales would be too sure. What is
 fitted here are both things that users read: the probabilities, by the log loss of the right class, and u, as what it
 then is: the probability that the answer is wrong, by the log loss of that.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MOST_LOGITS = 1 << 21
-"""Of all templates and pictures together: beyond that, pictures are drawn."""
+"""Of all templates and images together: beyond that, images are drawn."""
 _PRIOR = 1e-3
 """Weight of what tells templates' scales apart: those that say the same could otherwise share it any way, and some be
 left without a say."""
@@ -60,12 +60,12 @@ def fit_scales(
     """Fits a > 0 and c of every template by L-BFGS, in float64.
 
     Args:
-        vectors: float64 [N, d], unit length; of pictures that the templates were not learnt from, and of which some
+        vectors: float64 [N, d], unit length; of images that the templates were not learnt from, and of which some
             should be hard: with none answered wrong, u would be told that it is always nought.
         labels: int64 [N].
         bank: float64 [M + 1, K, d], every template's class embeddings.
         logit_scale: τ.
-        seed: Of the draw where there are too many pictures.
+        seed: Of the draw where there are too many images.
     """
     templates, classes = bank.shape[:2]
     most = max(MOST_LOGITS // (templates * classes), 1)
@@ -125,7 +125,7 @@ def fit_temperature(cosines: NDArray[np.float64], labels: NDArray[np.int64], log
 
 
 def served_loss(log_evidence: torch.Tensor, base_rate: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """-log p_y - log P(right or wrong, as it was | u), the mean over pictures.
+    """-log p_y - log P(right or wrong, as it was | u), the mean over images.
 
     Args:
         log_evidence: log e of the fused opinion, [N, K]: p_k = b_k + u · base rate, b = e / S, u = K / S, S = Σ e + K.

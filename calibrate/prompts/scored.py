@@ -1,4 +1,4 @@
-"""The pictures that answers are scored on, and how the hand-written template and the fused opinions do on them."""
+"""The images that answers are scored on, and how the hand-written template and the fused opinions do on them."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ class ScoredImages:
     """What answers are scored on, and all that they are made of.
 
     Attributes:
-        held: The pictures were held back; else none were, and these are the validation pictures, which the evidence was
+        held: The images were held back; else none were, and these are the validation images, which the evidence was
             fitted on.
-        pictures: N of them, as they are.
+        images: N of them, as they are.
         bank: float64 [M + 1, K, d], every template's class embeddings, the hand-written one's first.
         logit_scale: τ.
         scales: What makes evidence of each template's cosines.
-        pixels: How the encoder wants its pictures.
+        pixels: How the encoder wants its images.
     """
 
     held: bool
-    pictures: LabelledEmbeddings
+    images: LabelledEmbeddings
     bank: NDArray[np.float64]
     logit_scale: float
     scales: Scales
@@ -45,7 +45,7 @@ class ScoredImages:
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """One way to answer N pictures, and how sure it is of each answer.
+    """One way to answer N images, and how sure it is of each answer.
 
     Attributes:
         name: `HAND_WRITTEN` or `CDC`.
@@ -79,7 +79,7 @@ class Side:
 
     @property
     def risk(self) -> NDArray[np.float64]:
-        """Share of wrong answers when the n most certain pictures are answered, float64 [N] for n from 1 to N."""
+        """Share of wrong answers when the n most certain images are answered, float64 [N] for n from 1 to N."""
         return risk_coverage(self.uncertainty, self.right)
 
     def to_json(self) -> dict[str, Any]:
@@ -101,15 +101,15 @@ def scored_of(
     scales: Scales,
     pixels: PixelSpec,
 ) -> ScoredImages:
-    """The held-back pictures, or the validation pictures where none are held back.
+    """The held-back images, or the validation images where none are held back.
 
     Args:
-        seen: All pictures.
+        seen: All images.
         split: Which of them are which.
         bank: float64 [M + 1, K, d].
         logit_scale: τ.
         scales: Of the evidence.
-        pixels: How the encoder wants its pictures.
+        pixels: How the encoder wants its images.
     """
     held = bool(len(split.held))
     chosen = seen.part(split.held if held else split.validation)
@@ -118,7 +118,7 @@ def scored_of(
 
 def sides(scored: ScoredImages) -> tuple[Side, Side]:
     """The hand-written template's softmax, and the fused opinions."""
-    vectors, labels = scored.pictures.vectors, scored.pictures.labels
+    vectors, labels = scored.images.vectors, scored.images.labels
     logits = scored.logit_scale * vectors @ scored.bank[0].T
     doubt = uncertainties(logits)["max-softmax"]
     fused = fused_answers(vectors, scored.bank, scored.logit_scale, *scored.scales.numbers)
@@ -131,6 +131,6 @@ def sides(scored: ScoredImages) -> tuple[Side, Side]:
 
 
 def scores_json(scored: ScoredImages) -> dict[str, Any]:
-    """Both sides' scores, JSON-ready, and on which pictures and how many."""
+    """Both sides' scores, JSON-ready, and on which images and how many."""
     on = "held" if scored.held else "validation"
-    return {"on": on, "pictures": len(scored.pictures.labels), **{side.name: side.to_json() for side in sides(scored)}}
+    return {"on": on, "images": len(scored.images.labels), **{side.name: side.to_json() for side in sides(scored)}}

@@ -1,4 +1,4 @@
-"""Which pictures are learnt from, which say when to stop, and which are held back for the threshold."""
+"""Which images are learnt from, which say when to stop, and which are held back for the threshold."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 VALIDATION_SHOTS = 4
-"""Validation pictures of a class at most where training is few-shot: more would not be few-shot (CoOp's protocol)."""
+"""Validation images of a class at most where training is few-shot: more would not be few-shot (CoOp's protocol)."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Rows of the pictures, each ascending; no picture is in two of them.
+    """Rows of the images, each ascending; no image is in two of them.
 
     Attributes:
         train: int64, learnt from.
@@ -34,19 +34,19 @@ class Split:
 def split_rows(labels: NDArray[np.int64], *, shots: int | None, validation: float, held: float, seed: int) -> Split:
     """Draws the three parts class by class, so that each knows as many classes as it can.
 
-    Few-shot: `shots` pictures to learn from, up to as many (and `VALIDATION_SHOTS`) to validate on, the rest is held
-    back. Otherwise by shares; where a share of a class is no whole number of pictures, chance decides, so that no class
-    is favoured. Every class keeps one picture to learn from.
+    Few-shot: `shots` images to learn from, up to as many (and `VALIDATION_SHOTS`) to validate on, the rest is held
+    back. Otherwise by shares; where a share of a class is no whole number of images, chance decides, so that no class
+    is favoured. Every class keeps one image to learn from.
 
     Args:
         labels: int64 [N].
-        shots: Training pictures of a class, or None.
+        shots: Training images of a class, or None.
         validation: Share for validation where `shots` is None.
         held: Share to hold back where `shots` is None.
         seed: Of the draw.
 
     Raises:
-        InputError: No picture is left for validation.
+        InputError: No image is left for validation.
     """
     rng = np.random.default_rng([seed, 17])
     parts: tuple[list[int], list[int], list[int]] = ([], [], [])
@@ -64,7 +64,7 @@ def split_rows(labels: NDArray[np.int64], *, shots: int | None, validation: floa
     train, checks, kept = (np.asarray(sorted(part), dtype=np.int64) for part in parts)
     if not len(checks):
         raise InputError(
-            f"{len(labels)} pictures leave none to validate on; add pictures of the classes, or ask for fewer shots"
+            f"{len(labels)} images leave none to validate on; add images of the classes, or ask for fewer shots"
         )
     return Split(train, checks, kept)
 

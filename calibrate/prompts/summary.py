@@ -15,7 +15,7 @@ def summary_text(result: Learnt) -> str:
     facts, semantics = result.facts, result.semantics
     environments = ", ".join(f"{name} {count}" for name, count in facts["environments"].items())
     lines = [
-        f"pictures   {facts['pictures']} of {facts['classes']} classes ({environments})",
+        f"images   {facts['images']} of {facts['classes']} classes ({environments})",
         f"split      {facts['train']} to learn from, {facts['validation']} to validate, {facts['held']} held back",
         f"templates  {semantics.learned} learned, {semantics.context_tokens} vectors each, beside "
         f"{', '.join(repr(template) for template in semantics.templates[:2])}"
@@ -24,9 +24,9 @@ def summary_text(result: Learnt) -> str:
     ]
     if facts["declined"]:
         counts = ", ".join(f"{label} {count}" for label, count in facts["declined"].items())
-        lines.append(f"declined   augmentations that did not apply, the picture taken as it is: {counts}")
+        lines.append(f"declined   augmentations that did not apply, the image taken as it is: {counts}")
     if facts["skipped"]:
-        lines.append(f"problem    {len(facts['skipped'])} pictures left out; the first: {facts['skipped'][0]}")
+        lines.append(f"problem    {len(facts['skipped'])} images left out; the first: {facts['skipped'][0]}")
     lines += ["", _scores(facts["scores"]), ""]
     if result.threshold is not None:
         lines.append(f"threshold  {result.threshold.sentence()}")
@@ -54,7 +54,7 @@ def course(facts: dict[str, Any]) -> str:
     if facts["best_step"] == 0:
         return (
             f"{facts['steps']} steps made validation loss no better than the start's {start:.3f}: the templates are "
-            "the hand-written words with noise; more pictures, or a smaller --rate, may help"
+            "the hand-written words with noise; more images, or a smaller --rate, may help"
         )
     return f"{facts['steps']} steps, best at {facts['best_step']}: validation loss {start:.3f} → {best:.3f}"
 
@@ -65,6 +65,6 @@ def _scores(scores: dict[str, Any]) -> str:
         own = scores[name]
         apart = "–" if own["auroc_wrong"] is None else f"{own['auroc_wrong']:.3f}"
         rows.append([name, f"{own['accuracy']:.1f} %", f"{own['ece']:.3f}", apart, f"{own['aurc']:.3f}"])
-    which = "held-back pictures" if scores["on"] == "held" else "validation pictures, which the evidence was fitted on"
-    header = [f"{scores['pictures']} {which}", "top-1", "ECE", "AUROC wrong", "AURC"]
+    which = "held-back images" if scores["on"] == "held" else "validation images, which the evidence was fitted on"
+    header = [f"{scores['images']} {which}", "top-1", "ECE", "AUROC wrong", "AURC"]
     return table(header, rows)

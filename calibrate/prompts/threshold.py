@@ -1,11 +1,11 @@
 """The uncertainty above which to abstain, so that what is answered is seldom wrong: a promise, and tested as one.
 
-The promise: with probability `confidence` over the pictures that are held back, P(wrong | u ≤ threshold) ≤ target, for
-pictures that come from where those came from. A threshold is accepted if the Clopper-Pearson upper bound of the risk of
-what it accepts is within the target. Thresholds come from other pictures than the ones that test them, so each test is
+The promise: with probability `confidence` over the images that are held back, P(wrong | u ≤ threshold) ≤ target, for
+images that come from where those came from. A threshold is accepted if the Clopper-Pearson upper bound of the risk of
+what it accepts is within the target. Thresholds come from other images than the ones that test them, so each test is
 exact; they are tested in a fixed order from strict to lenient and the walk ends at the first that fails, so that many
 tests cost no more than one (fixed-sequence testing, Bauer 1991; for risks: Angelopoulos et al., Learn then Test, 2021).
-The strictest thresholds accept too few pictures to prove anything, and a chance error among few would end the walk:
+The strictest thresholds accept too few images to prove anything, and a chance error among few would end the walk:
 so there are a few walks with other starts, which share the allowed error between them.
 """
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 GRID = 50
 """Thresholds that are tried."""
 STARTS = 3
-"""Walks: from two and six times the fewest pictures that could prove anything, and from half of all."""
+"""Walks: from two and six times the fewest images that could prove anything, and from half of all."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class Threshold:
         value: The uncertainty above which to abstain, or None: no threshold was proved to keep the target.
         target: Share of wrong answers that is allowed.
         confidence: With what probability it is kept.
-        accepted: Held pictures at or below the threshold.
+        accepted: Held images at or below the threshold.
         wrong: Those of them that are answered wrong.
         bound: Upper bound of the risk of what is accepted, at the walk's own confidence.
-        held: Pictures that were held back.
+        held: Images that were held back.
     """
 
     value: float | None
@@ -74,11 +74,11 @@ class Threshold:
         promise = f"wrong answers ≤ {self.target:.1%} with {self.confidence:.0%} confidence"
         if self.value is None:
             return (
-                f"no threshold was proved to keep {promise} on {self.held} held-back pictures; hold more back, or ask "
+                f"no threshold was proved to keep {promise} on {self.held} held-back images; hold more back, or ask "
                 "for a higher risk"
             )
         return (
-            f"abstain above {self.value:.4g}: {promise}, on pictures like those held back; answers "
+            f"abstain above {self.value:.4g}: {promise}, on images like those held back; answers "
             f"{self.accepted} of {self.held}, {self.wrong} wrong"
         )
 
@@ -94,9 +94,9 @@ def choose_threshold(
     """The largest threshold that is proved to keep the target.
 
     Args:
-        uncertainty: u of the held-back pictures, [N].
+        uncertainty: u of the held-back images, [N].
         wrong: Which of them are answered wrong, bool [N].
-        grid: u of other pictures, from which thresholds are taken; they may have been learnt from.
+        grid: u of other images, from which thresholds are taken; they may have been learnt from.
         target: Share of wrong answers allowed among those given, between 0 and 1.
         confidence: With what probability that is kept, between 0 and 1.
 
@@ -105,12 +105,12 @@ def choose_threshold(
         MissingExtraError: scipy is not installed.
     """
     if not len(uncertainty) or not len(grid):
-        raise InputError("a threshold needs pictures that are held back and others to take thresholds from")
+        raise InputError("a threshold needs images that are held back and others to take thresholds from")
     if not (0 < target < 1 and 0 < confidence < 1):
         raise InputError(f"target risk {target} and confidence {confidence} must lie between 0 and 1")
     thresholds = np.unique(np.quantile(grid, np.linspace(0, 1, GRID), method="inverted_cdf"))
     error = (1 - confidence) / STARTS
-    # None wrong among so few proves it; where walks start must not depend on the held pictures, only on how many
+    # None wrong among so few proves it; where walks start must not depend on the held images, only on how many
     fewest = np.log(error) / np.log1p(-target)
     expected = len(uncertainty) * (grid[None, :] <= thresholds[:, None]).mean(axis=1)
     starts = np.searchsorted(expected, [2 * fewest, 6 * fewest, len(uncertainty) / 2])

@@ -1,4 +1,4 @@
-"""Learns the templates' vectors: frozen encoders, embedded pictures, a few classes a step; stops early, and resumes."""
+"""Learns the templates' vectors: frozen encoders, embedded images, a few classes a step; stops early, and resumes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from invariclip.export.checkpoints.checkpoint import Checkpoint
 
 VALIDATION_CLASSES = 64
-"""Classes that a look at the validation pictures takes at most; drawn once."""
+"""Classes that a look at the validation images takes at most; drawn once."""
 _EVIDENCE_RATE = 0.05
 """Adam's, of the logarithm of a template's scale and of its bias."""
 
@@ -44,9 +44,9 @@ class Task:
     Attributes:
         names: K classes.
         hand_written: float64 [K, d], template 0's class embeddings.
-        views: float64 [M, R, d], training pictures under each template's augmentation.
+        views: float64 [M, R, d], training images under each template's augmentation.
         labels: int64 [R].
-        validation: float64 [V, d], pictures that are not learnt from: as they are, and under every augmentation.
+        validation: float64 [V, d], images that are not learnt from: as they are, and under every augmentation.
         validation_labels: int64 [V].
     """
 
@@ -178,8 +178,8 @@ class _Learner:
         if len(classes) > self.options.classes:
             classes = np.sort(rng.choice(classes, self.options.classes, replace=False))
         rows = np.flatnonzero(np.isin(self.labels, classes))
-        if len(rows) > self.options.pictures:
-            rows = rng.choice(rows, self.options.pictures, replace=False)
+        if len(rows) > self.options.images:
+            rows = rng.choice(rows, self.options.images, replace=False)
         texts = self.texts.embed(self.ids[:, classes])
         labels = torch.from_numpy(np.searchsorted(classes, self.labels[rows]))
         loss = self._loss(self.views[:, rows], labels, texts, self.hand_written[classes], number)
@@ -188,7 +188,7 @@ class _Learner:
         self.optimiser.step()
 
     def look(self, state: TrainingState) -> None:
-        """Scores the validation pictures and keeps what is best."""
+        """Scores the validation images and keeps what is best."""
         with torch.no_grad():
             loss = self._validation_loss()
         state.tensors = {name: value.detach().clone() for name, value in self._parameters().items()}

@@ -1,4 +1,4 @@
-"""What every template sees of the pictures: embeddings under its own augmentation, made once and kept."""
+"""What every template sees of the images: embeddings under its own augmentation, made once and kept."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 
     from invariclip.artifact.projection import Projection
     from invariclip.calibrate.data.encoder import Encoder
-    from invariclip.calibrate.data.pictures import Picture
+    from invariclip.calibrate.data.images import ImageRecord
     from invariclip.calibrate.prompts.options import Augmentation
 
 
 @dataclass(frozen=True, eq=False)
 class LabelledEmbeddings:
-    """Embedded pictures and their classes.
+    """Embedded images and their classes.
 
     Attributes:
-        vectors: float64 [N, d], unit length, projected; of the pictures as they are.
+        vectors: float64 [N, d], unit length, projected; of the images as they are.
         labels: int64 [N], places in `names`.
         names: The classes, sorted.
-        used: The pictures themselves; those that could not be read are not among them.
+        used: The images themselves; those that could not be read are not among them.
         digests: sha256 of each one's file.
         skipped: Why others were left out.
     """
@@ -41,7 +41,7 @@ class LabelledEmbeddings:
     vectors: NDArray[np.float64]
     labels: NDArray[np.int64]
     names: tuple[str, ...]
-    used: tuple[Picture, ...]
+    used: tuple[ImageRecord, ...]
     digests: tuple[str, ...]
     skipped: tuple[str, ...]
 
@@ -56,24 +56,24 @@ class LabelledEmbeddings:
         )
 
 
-def embed_pictures(
+def embed_images(
     encoder: Encoder,
-    pictures: Sequence[Picture],
+    images: Sequence[ImageRecord],
     projection: Projection | None,
     *,
     cache: Path | None = None,
     progress: Progress = silent,
 ) -> LabelledEmbeddings:
-    """Embeds the pictures as they are.
+    """Embeds the images as they are.
 
     Raises:
         InputError: None can be used, or they are of one class alone.
     """
-    found = embed(encoder, [EmbeddingJob(picture.path) for picture in pictures], cache=cache, progress=progress)
-    used = tuple(pictures[index] for index in found.kept)
-    labels, names = codes([picture.name for picture in used])
+    found = embed(encoder, [EmbeddingJob(image.path) for image in images], cache=cache, progress=progress)
+    used = tuple(images[index] for index in found.kept)
+    labels, names = codes([image.name for image in used])
     if len(names) < 2:
-        raise InputError(f"all pictures are of one class, {names[0]!r}; templates are learnt from two classes or more")
+        raise InputError(f"all images are of one class, {names[0]!r}; templates are learnt from two classes or more")
     return LabelledEmbeddings(
         vectors=_projected(found.vectors, projection),
         labels=labels,
@@ -86,7 +86,7 @@ def embed_pictures(
 
 def augmented(
     encoder: Encoder,
-    pictures: LabelledEmbeddings,
+    images: LabelledEmbeddings,
     rows: NDArray[np.int64],
     augmentations: Sequence[Augmentation],
     projection: Projection | None,
@@ -95,13 +95,13 @@ def augmented(
     cache: Path | None = None,
     progress: Progress = silent,
 ) -> tuple[NDArray[np.float64], dict[str, int]]:
-    """Embeds some pictures under every augmentation.
+    """Embeds some images under every augmentation.
 
-    Where an augmentation does not apply to a picture, `embed` warns of it, and the template sees it as it is.
+    Where an augmentation does not apply to an image, `embed` warns of it, and the template sees it as it is.
 
     Args:
-        encoder: Takes the pictures.
-        pictures: All of them; donors are taken from `rows` alone.
+        encoder: Takes the images.
+        images: All of them; donors are taken from `rows` alone.
         rows: int64 [R], ascending.
         augmentations: M of them.
         projection: A_inv, or None.
@@ -110,23 +110,23 @@ def augmented(
         progress: Progress display.
 
     Returns:
-        float64 [M, R, d], unit length; and how many pictures each augmentation did not apply to, by label, where any.
+        float64 [M, R, d], unit length; and how many images each augmentation did not apply to, by label, where any.
 
     Raises:
-        InputError: An augmentation needs a second picture and there is none.
+        InputError: An augmentation needs a second image and there is none.
     """
-    donors = Donors((pictures.digests[r], pictures.used[r].environment, pictures.used[r].path) for r in rows)
-    views = np.repeat(pictures.vectors[rows][None], len(augmentations), axis=0)
+    donors = Donors((images.digests[r], images.used[r].environment, images.used[r].path) for r in rows)
+    views = np.repeat(images.vectors[rows][None], len(augmentations), axis=0)
     places, jobs = [], []
     for place, kind in enumerate(augmentations):
         if kind is None:
             continue
         for number, row in enumerate(rows):
-            picture, digest = pictures.used[row], pictures.digests[row]
+            image, digest = images.used[row], images.digests[row]
             needed = kind.change.needs_donor
-            donor = donors.choose(digest, picture.environment, kind.label, seed) if needed else None
+            donor = donors.choose(digest, image.environment, kind.label, seed) if needed else None
             places.append((place, number))
-            jobs.append(EmbeddingJob(picture.path, kind, seed, donor))
+            jobs.append(EmbeddingJob(image.path, kind, seed, donor))
     declined: dict[str, int] = {}
     if jobs:
         found = embed(encoder, jobs, cache=cache, progress=progress)

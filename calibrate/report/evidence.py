@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from invariclip.calibrate.data.embed import EmbeddingJob, embed, shown
+from invariclip.calibrate.data.images import SkippedImageWarning
 from invariclip.calibrate.data.pairs import EmbeddingTable, fitted_moments
-from invariclip.calibrate.data.pictures import SkippedPictureWarning
 from invariclip.calibrate.data.versions import changed_versions
 from invariclip.calibrate.fit import bank_of, tabulate
 from invariclip.calibrate.projection.candidates import ProjectionCandidate
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from invariclip.artifact.projection import Projection
     from invariclip.calibrate.data.encoder import Encoder
-    from invariclip.calibrate.data.pictures import Picture
+    from invariclip.calibrate.data.images import ImageRecord
     from invariclip.calibrate.fit import Calibration, FitOptions
     from invariclip.preprocessing.pixels import PixelSpec
 
@@ -39,21 +39,21 @@ class ReportEvidence:
 
     Attributes:
         table: The rows that were fitted on.
-        pictures: Of every row, the picture that it is or was made from.
-        digests: Of every row, the sha256 of that picture's file.
+        images: Of every row, the image that it is or was made from.
+        digests: Of every row, the sha256 of that image's file.
         ranks: int64 [N], the order in which rows are drawn as examples: by content and seed, whatever their order.
-        spec: How the encoder wants its pictures.
-        jobs: Of every row, how its picture was made.
+        spec: How the encoder wants its images.
+        jobs: Of every row, how its image was made.
         seed: Of everything that is drawn.
-        retrieval: Nearest pictures and class texts, before and after.
+        retrieval: Nearest images and class texts, before and after.
         gaps: How far pairs are apart, before and after.
         leakage: How well an environment can be told, before and after.
         concepts_left_out: Whether `gaps` and `leakage` are of concepts that the projection had not seen.
-        given: The paths of all pictures, of those that were skipped too.
+        given: The paths of all images, of those that were skipped too.
     """
 
     table: EmbeddingTable
-    pictures: tuple[Picture, ...]
+    images: tuple[ImageRecord, ...]
     digests: tuple[str, ...]
     ranks: NDArray[np.int64]
     spec: PixelSpec
@@ -76,7 +76,7 @@ class ReportEvidence:
 
 def gather(
     encoder: Encoder,
-    pictures: Sequence[Picture],
+    images: Sequence[ImageRecord],
     options: FitOptions,
     result: Calibration,
     *,
@@ -90,21 +90,21 @@ def gather(
 
     Args:
         encoder: As for `calibrate`.
-        pictures: As for `calibrate`.
+        images: As for `calibrate`.
         options: As for `calibrate`.
         result: What `calibrate` returned for them.
         cache: The folder that `calibrate` kept embeddings in.
         progress: Progress display.
 
     Raises:
-        InputError: No picture can be used.
+        InputError: No image can be used.
     """
     with warnings.catch_warnings():
         # Calibration has told of them, and the page lists them.
-        warnings.simplefilter("ignore", SkippedPictureWarning)
-        plain = embed(encoder, [EmbeddingJob(picture.path) for picture in pictures], cache=cache, progress=progress)
-        table, _ = tabulate(encoder, pictures, options, cache=cache, progress=progress)
-    used = [pictures[index] for index in plain.kept]
+        warnings.simplefilter("ignore", SkippedImageWarning)
+        plain = embed(encoder, [EmbeddingJob(image.path) for image in images], cache=cache, progress=progress)
+        table, _ = tabulate(encoder, images, options, cache=cache, progress=progress)
+    used = [images[index] for index in plain.kept]
     digests = [plain.digests[index] for index in plain.kept]
     versions = changed_versions(used, digests, options.kinds, draws=options.draws, seed=options.seed)
     changed = {(version.origin, version.kind): version.job for version in versions}
@@ -119,7 +119,7 @@ def gather(
     spaces = held_out_spaces(table, fit_on, options.seed)
     return ReportEvidence(
         table=table,
-        pictures=tuple(used[origin] for origin in table.origins),
+        images=tuple(used[origin] for origin in table.origins),
         digests=tuple(digests[origin] for origin in table.origins),
         ranks=ranks,
         spec=encoder.pixels,
@@ -129,7 +129,7 @@ def gather(
         gaps=gaps(table, spaces, options.seed),
         leakage=tuple(leakage(table, spaces, ranks, options.seed)),
         concepts_left_out=len(spaces) > 1,
-        given=frozenset(str(picture.path) for picture in pictures),
+        given=frozenset(str(image.path) for image in images),
     )
 
 

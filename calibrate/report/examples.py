@@ -22,18 +22,18 @@ OF_A_KIND = 2
 NATURAL_CONCEPTS = 6
 NATURAL_ENVIRONMENTS = 6
 RETRIEVALS, TEXTS = 4, 6
-"""By the nearest picture and by the nearest class text: of those that became right, and of those that became wrong."""
+"""By the nearest image and by the nearest class text: of those that became right, and of those that became wrong."""
 
 
 def changed_pairs(evidence: ReportEvidence) -> list[dict[str, Any]]:
-    """Pictures beside their changed versions: of every kind the first ones drawn, if there is room."""
+    """Images beside their changed versions: of every kind the first ones drawn, if there is room."""
     table = evidence.table
     kinds = [int(kind) for kind in np.unique(table.kinds[~table.unchanged])]
     each = min(OF_A_KIND, max(1, CHANGED_PAIRS // max(1, len(kinds))))
     found = []
     for kind in kinds:
         rows = np.flatnonzero(table.kinds == kind)
-        names = [evidence.pictures[row].environment for row in rows]
+        names = [evidence.images[row].environment for row in rows]
         for row in rows[_in_turns(evidence.ranks[rows], names)][:each].tolist():
             origin = int(table.origins[row])
             gap = 1 - float(table.vectors[row] @ table.vectors[origin])
@@ -53,10 +53,10 @@ def natural_rows(evidence: ReportEvidence) -> list[dict[str, Any]]:
         if len(members) < 2:
             continue
         chosen = [members[environment] for environment in sorted(members)][:NATURAL_ENVIRONMENTS]
-        pictures = [_thumbnail(evidence, row) for row in chosen]
+        images = [_thumbnail(evidence, row) for row in chosen]
         concept_name = table.concept_names[concept]
-        name = pictures[0].name
-        found.append({"name": name, "concept": "" if concept_name == name else concept_name, "pictures": pictures})
+        name = images[0].name
+        found.append({"name": name, "concept": "" if concept_name == name else concept_name, "images": images})
         if len(found) == NATURAL_CONCEPTS:
             break
     return found
@@ -84,9 +84,9 @@ def turned(evidence: ReportEvidence, retrieval: Retrieval, *, texts: bool) -> li
     Args:
         evidence: What they are drawn from.
         retrieval: Its retrieval.
-        texts: Go by the nearest class text; by the nearest picture otherwise.
+        texts: Go by the nearest class text; by the nearest image otherwise.
     """
-    answers = retrieval.texts if texts else retrieval.pictures
+    answers = retrieval.texts if texts else retrieval.images
     if answers is None or answers.after is None:
         return []
     old, new = correct(evidence, retrieval, answers.before), correct(evidence, retrieval, answers.after)
@@ -127,8 +127,8 @@ def _found(
     own = table.labels[retrieval.queries[place]]
     if texts:
         return [(None, table.label_names[code], bool(code == own)) for code in codes.tolist()]
-    pictures = [_thumbnail(evidence, row) for row in codes.tolist()]
-    return [(item, item.name, bool(table.labels[row] == own)) for item, row in zip(pictures, codes, strict=True)]
+    images = [_thumbnail(evidence, row) for row in codes.tolist()]
+    return [(item, item.name, bool(table.labels[row] == own)) for item, row in zip(images, codes, strict=True)]
 
 
 def _in_turns(ranks: NDArray[np.int64], groups: Sequence[str]) -> list[int]:
@@ -142,6 +142,6 @@ def _in_turns(ranks: NDArray[np.int64], groups: Sequence[str]) -> list[int]:
 
 
 def _thumbnail(evidence: ReportEvidence, row: int) -> Thumbnail:
-    picture, kind = evidence.pictures[row], int(evidence.table.kinds[row])
+    image, kind = evidence.images[row], int(evidence.table.kinds[row])
     changed = "" if kind < 0 else f", {evidence.table.kind_names[kind]}"
-    return Thumbnail(data_uri(evidence.shown(row)), picture.name, picture.environment + changed)
+    return Thumbnail(data_uri(evidence.shown(row)), image.name, image.environment + changed)

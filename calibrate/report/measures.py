@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 PARTS = 4
 MAX_ROWS = 20_000
-"""Pictures that the environment is read from: a classifier gains nothing from more."""
+"""Images that the environment is read from: a classifier gains nothing from more."""
 READERS: tuple[Reader, ...] = ("centroid", "linear")
 NATURAL = "natural pairs"
 
@@ -58,11 +58,11 @@ class Change:
 
 @dataclass(frozen=True)
 class Gaps:
-    """How far apart the members of a pair are, by kind, in percent of how far pictures of two classes are.
+    """How far apart the members of a pair are, by kind, in percent of how far images of two classes are.
 
     Attributes:
         kinds: Mean 1 - cos over the pairs of a kind, over `apart`.
-        apart: Mean 1 - cos of two pictures of different classes, before and after.
+        apart: Mean 1 - cos of two images of different classes, before and after.
     """
 
     kinds: tuple[Change, ...]
@@ -92,7 +92,7 @@ def gaps(table: EmbeddingTable, spaces: list[Space], seed: int) -> Gaps | None:
     """The gap of every kind of intervention and of natural pairs; None where no two classes could be compared.
 
     The gap alone falls whenever a projection draws all embeddings together; over the distance of different classes
-    it falls only if the members of a pair come closer than other pictures do.
+    it falls only if the members of a pair come closer than other images do.
     """
     before = _apart(table, [Space(space.held, None) for space in spaces])
     projected = spaces[0].projection is not None
@@ -129,7 +129,7 @@ def leakage(table: EmbeddingTable, spaces: list[Space], ranks: NDArray[np.int64]
     """How often an environment can be told from an embedding: percent right, mean over environments.
 
     Two readers (see `leakage.Reader`), each of which reads embeddings as they are, and less the mean of their class:
-    what is left of the environment within a class. Readers are tried on pictures that they did not learn from, of
+    what is left of the environment within a class. Readers are tried on images that they did not learn from, of
     concepts that neither they nor the projection have seen.
 
     Returns:
@@ -161,7 +161,7 @@ def leakage(table: EmbeddingTable, spaces: list[Space], ranks: NDArray[np.int64]
 
 
 def _apart(table: EmbeddingTable, spaces: list[Space]) -> float | None:
-    """Mean 1 - cos over all pairs of unchanged pictures of different classes in one space; None without such."""
+    """Mean 1 - cos over all pairs of unchanged images of different classes in one space; None without such."""
     total = count = 0.0
     for space in spaces:
         rows = np.flatnonzero(space.held & table.unchanged)
@@ -184,7 +184,7 @@ def _read(
         seen = space.see(table.vectors[rows])
         tests = [space.held[rows]]
         if tests[0].all():
-            # Concepts are too few to be left out: pictures are, in the order in which they would be drawn.
+            # Concepts are too few to be left out: images are, in the order in which they would be drawn.
             turn = np.argsort(np.argsort(ranks[rows])) % PARTS
             tests = [turn == part for part in range(PARTS)]
         for test in tests:

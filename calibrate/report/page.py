@@ -31,13 +31,13 @@ TEMPLATE = Path(__file__).with_name("page.html")
 SPECTRUM_ROWS = 25
 KNOWN_FACTS = (
     "problems",
-    "pictures",
+    "images",
     "concepts",
     "environments",
     "unpaired_concepts",
     "skipped",
     "declined",
-    "pictures_sha256",
+    "images_sha256",
     "natural_pairs",
     "interventional_pairs",
     "caption_pairs",
@@ -57,7 +57,7 @@ def write_page(path: Path, result: Calibration, options: FitOptions, evidence: R
         evidence: From `evidence.gather`.
 
     Raises:
-        InputError: The file cannot be written, or a picture cannot be read any more.
+        InputError: The file cannot be written, or an image cannot be read any more.
     """
     if result.selection is not None:
         # Rounded as in the projection's file: the page of a finished run is then the same as that of the run itself.
@@ -142,11 +142,11 @@ def _spectrum(result: Calibration, name: str) -> dict[str, Any] | None:
 
 
 def _retrieval(evidence: ReportEvidence) -> dict[str, Any] | None:
-    """The nearest pictures and class texts: how often right, and examples that turned."""
+    """The nearest images and class texts: how often right, and examples that turned."""
     retrieval = evidence.retrieval
     if retrieval is None:
         return None
-    sections = [("Nearest picture", retrieval.pictures, False), ("Nearest class text", retrieval.texts, True)]
+    sections = [("Nearest image", retrieval.images, False), ("Nearest class text", retrieval.texts, True)]
     return {
         "left_out": retrieval.left_out,
         "sections": [
@@ -187,7 +187,7 @@ def _gaps(evidence: ReportEvidence) -> dict[str, Any] | None:
     if evidence.gaps is None:
         return None
     bars = _bars(evidence.gaps.kinds)
-    plot = bar_plot("Distance of a pair's two members", bars, unit="% of the distance of pictures of two classes")
+    plot = bar_plot("Distance of a pair's two members", bars, unit="% of the distance of images of two classes")
     return {"kinds": evidence.gaps.kinds, "apart": evidence.gaps.apart, "plot": plot}
 
 

@@ -176,4 +176,4 @@ def _line(scored: ScoredCandidate, other: str, crowded: bool) -> str:
     value = _setting(scored, other)
     words = [f"{other[-1]} = {value:g}"] if value > 0 else []
     words += ["with captions"] if scored.candidate.captions and not crowded else []
-    return ", ".join(words) or "pairs of pictures"
+    return ", ".join(words) or "pairs of images"

@@ -1,4 +1,4 @@
-"""What pictures find, before and after a projection that did not see them: the nearest pictures, and class texts."""
+"""What images find, before and after a projection that did not see them: the nearest images, and class texts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _CELLS = 1 << 23
 
 @dataclass(frozen=True)
 class RetrievedRanks:
-    """What every query finds, by cosine: codes of pictures (rows of the table) or of classes, the nearest first.
+    """What every query finds, by cosine: codes of images (rows of the table) or of classes, the nearest first.
 
     Attributes:
         before: int64 [Q, T], without a projection.
@@ -45,14 +45,14 @@ class Retrieval:
     Attributes:
         queries: int64 [Q], rows of the table.
         groups: The name under which each query counts, see `folds.Fold`.
-        pictures: The nearest rows of the support.
+        images: The nearest rows of the support.
         texts: The nearest class text, T = 1; None where no class texts were embedded.
         left_out: Whether each query was left out of the fit (see `folds`), or was fitted on.
     """
 
     queries: NDArray[np.int64]
     groups: tuple[str, ...]
-    pictures: RetrievedRanks
+    images: RetrievedRanks
     texts: RetrievedRanks | None
     left_out: bool
 
@@ -66,7 +66,7 @@ def retrieve(
     seed: int,
     progress: Progress = silent,
 ) -> Retrieval | None:
-    """Asks what selection asks (see `folds`), for the nearest pictures instead of the nearest class mean.
+    """Asks what selection asks (see `folds`), for the nearest images instead of the nearest class mean.
 
     The projection of every fold is fitted without the query's environment, concept and kind of intervention, as far as
     each can be left out. Where nothing can, it has seen all, and `left_out` says so.
@@ -80,14 +80,14 @@ def retrieve(
         progress: Progress display.
 
     Returns:
-        None where no picture has another one to find.
+        None where no image has another one to find.
     """
     try:
         folds, left_out = make_folds(table, seed=seed)[1], True
     except InputError:
         folds, left_out = _everything(table), False
     open_rows = _drawn(folds, ranks)
-    queries, groups, pictures, texts = [], [], [], []
+    queries, groups, images, texts = [], [], [], []
     for fold in progress(folds, total=len(folds), desc="retrieving"):
         rows, support = np.flatnonzero(fold.queries & open_rows), np.flatnonzero(fold.support)
         if not len(rows) or not len(support):
@@ -100,13 +100,13 @@ def retrieve(
         projection = fit_on(table.where(fold.fit))
         sides = [_unchanged] if projection is None else [_unchanged, projection.apply]
         found = [_nearest(see(table.vectors[rows]), see(table.vectors[support]), NEAREST) for see in sides]
-        pictures.append([support[places] for places in found])
+        images.append([support[places] for places in found])
         if bank is not None:
             texts.append([_nearest(see(table.vectors[rows]), see(bank), 1) for see in sides])
     if not queries:
         return None
     return Retrieval(
-        np.concatenate(queries), tuple(groups), _joined(pictures), _joined(texts) if texts else None, left_out
+        np.concatenate(queries), tuple(groups), _joined(images), _joined(texts) if texts else None, left_out
     )
 
 
@@ -130,7 +130,7 @@ def _joined(parts: list[list[NDArray[np.int64]]]) -> RetrievedRanks:
 
 
 def _everything(table: EmbeddingTable) -> list[Fold]:
-    """Where nothing can be left out: each environment asks the others, or changed pictures those as they are."""
+    """Where nothing can be left out: each environment asks the others, or changed images those as they are."""
     codes = np.unique(table.environments)
     everything = np.ones(len(table.vectors), dtype=np.bool_)
     folds = []

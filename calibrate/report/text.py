@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 def summary_text(result: Calibration) -> str:
     """What was fitted on, what was chosen, and how it did on what was left out."""
     facts, projection = result.facts, result.projection
-    lines = _sources(facts) if "sources" in facts else _pictures(facts)
+    lines = _sources(facts) if "sources" in facts else _images(facts)
     strength = "" if projection.strength is None else f", λ = {projection.strength:g}"
     lines.append(f"projection {projection.estimator}{strength}, {projection.rank} of {projection.embed_dim} dimensions")
     if projection.estimator != "identity":
         lines += [
-            f"keeps      {facts['kept_variation']:.0%} of what varies between pictures, "
+            f"keeps      {facts['kept_variation']:.0%} of what varies between images, "
             f"{facts['kept_movement']:.0%} of what environments and interventions move",
             f"spectrum   {_spectrum(facts['spectrum'])}",
             *_sureness(facts, projection.embed_dim, projection.rank),
@@ -32,18 +32,18 @@ def summary_text(result: Calibration) -> str:
     return "\n".join(lines)
 
 
-def _pictures(facts: dict[str, Any]) -> list[str]:
-    """What was fitted on, where it was pictures."""
+def _images(facts: dict[str, Any]) -> list[str]:
+    """What was fitted on, where it was images."""
     environments = ", ".join(f"{name} {count}" for name, count in facts["environments"].items())
     lines = [
-        f"pictures   {facts['pictures']} of {facts['concepts']} concepts ({environments})",
+        f"images   {facts['images']} of {facts['concepts']} concepts ({environments})",
         f"pairs      {facts['natural_pairs']} natural, {facts['interventional_pairs']} interventional, "
         f"{facts['caption_pairs']} with captions",
     ]
     lines += [f"problem    {line}" for line in ProblemCounts.from_json(facts["problems"]).lines()]
     if facts["declined"]:
         counts = ", ".join(f"{label} {count}" for label, count in facts["declined"].items())
-        lines.append(f"declined   interventions that did not apply to a picture: {counts}")
+        lines.append(f"declined   interventions that did not apply to an image: {counts}")
     return lines
 
 
@@ -77,7 +77,7 @@ def _verdict(selection: Selection) -> list[str]:
     chosen = selection.result()
     lines = [
         f"left out   {selection.left_out}",
-        f"scored     {selection.objective} on {selection.queries} pictures, {len(selection.curve)} candidates",
+        f"scored     {selection.objective} on {selection.queries} images, {len(selection.curve)} candidates",
     ]
     if selection.screened:
         few = f"{len(selection.screened)} others were dropped after a few folds, the best of them"
@@ -147,7 +147,7 @@ def _sureness(facts: dict[str, Any], width: int, rank: int) -> list[str]:
         points, pairs = facts["sigma"], facts["sigma_delta"]
         done = f"{facts['mixed']:.0%} of both moments is an identity" if facts["mixed"] else "moments are as they were"
         lines.append(
-            f"few data   as good as {points['effective']:.0f} independent pictures and {pairs['effective']:.0f} pairs "
+            f"few data   as good as {points['effective']:.0f} independent images and {pairs['effective']:.0f} pairs "
             f"in {width} dimensions, {points['identity']:.0%} and {pairs['identity']:.0%} noise (Ledoit-Wolf); {done}"
         )
     return lines

@@ -1,4 +1,4 @@
-"""Small pictures that a page carries in itself, as data URIs."""
+"""Small images that a page carries in itself, as data URIs."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 THUMBNAIL = 112
 """Pixels of the longer side."""
 MAX_BYTES = 4000
-"""Of one small picture. The page of a calibration has at most 152 of them (48 in pairs that were changed, 36 natural
+"""Of one small image. The page of a calibration has at most 152 of them (48 in pairs that were changed, 36 natural
 ones, 68 around what was found): below 1 MB, base64 included."""
 
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A picture of a page.
+    """An image of a page.
 
     Attributes:
         src: A data URI.

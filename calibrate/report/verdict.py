@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 _SCORED = {
     "zero-shot": "by the nearest class text",
-    "prototypes": "by the nearest class mean of the other pictures",
+    "prototypes": "by the nearest class mean of the other images",
     "both": "by the nearest class text and by the nearest class mean, half each",
-    "probe": "by logistic regression on the other pictures",
+    "probe": "by logistic regression on the other images",
 }
 
 
@@ -111,7 +111,7 @@ def _by_concept(selection: Selection) -> list[str]:
     if gains.unfitted is None:
         return ["That is on concepts that were fitted: too few to leave any out, so nothing is known of others."]
     return [
-        f"That is on concepts that were not fitted: {_interval(gains.unfitted)}; on concepts whose other pictures were "
+        f"That is on concepts that were not fitted: {_interval(gains.unfitted)}; on concepts whose other images were "
         f"fitted, scored in the same folds, it was {_interval(gains.fitted)}."
     ]
 
@@ -119,7 +119,7 @@ def _by_concept(selection: Selection) -> list[str]:
 def _how(selection: Selection) -> str:
     return (
         f"Left out of the fit: {selection.left_out}. Scored {_SCORED.get(selection.objective, selection.objective)}, "
-        f"on {selection.queries:,} pictures."
+        f"on {selection.queries:,} images."
     )
 
 

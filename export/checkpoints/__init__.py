@@ -1,1 +1,1 @@
-"""Checkpoints: found, built, filled with weights, and what they need for pictures and texts."""
+"""Checkpoints: found, built, filled with weights, and what they need for images and texts."""

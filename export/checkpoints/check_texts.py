@@ -40,7 +40,7 @@ _ODD = (
 TEXTS = (*(manner.format(thing) for thing in _THINGS for manner in _MANNERS), *_ODD)
 """What the text tower is checked on: short and long prompts, other scripts, empty, and one that is cut."""
 PROMPTS = tuple(f"a photo of a {thing}." for thing in _THINGS)
-"""What pictures are matched with where no classes are baked in."""
+"""What images are matched with where no classes are baked in."""
 
 
 def spread(items: Sequence[T], count: int) -> list[T]:

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 __all__ = ["REFERENCE", "Checkpoint", "load_checkpoint"]
 
 _CHUNK = 32
-"""Pictures or texts per forward pass of the reference encoder."""
+"""Images or texts per forward pass of the reference encoder."""
 
 
 SHORT = "first and last blocks only"
@@ -53,12 +53,12 @@ SHORT = "first and last blocks only"
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """An open_clip model in float32, in evaluation mode, with everything that its pictures and texts need.
+    """An open_clip model in float32, in evaluation mode, with everything that its images and texts need.
 
     Attributes:
         name: `reference`, the architecture's name, the folder's name, or the hub id.
         module: The open_clip model. Never changed: it is the reference of every parity figure.
-        pixels: How pictures become its input.
+        pixels: How images become its input.
         tokenizer: How texts do.
         embed_dim: D, the width of both towers' embeddings.
         logit_scale: Temperature that multiplies cosines, already exponentiated.

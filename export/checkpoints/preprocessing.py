@@ -1,4 +1,4 @@
-"""How a checkpoint wants its pictures, read from its config or from what was published with its architecture."""
+"""How a checkpoint wants its images, read from its config or from what was published with its architecture."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class CheckpointWarning(UserWarning):
 
 
 def preprocessing_of(module: Any, name: str, settings: dict[str, Any]) -> PixelSpec:
-    """How pictures become the input, from the config's preprocessing.
+    """How images become the input, from the config's preprocessing.
 
     Args:
         module: The open_clip model.

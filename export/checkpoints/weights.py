@@ -87,7 +87,7 @@ def fit(tensors: dict[str, torch.Tensor], module: torch.nn.Module, where: str, n
     The model takes the tensors themselves where dtype and layout allow, so that the weights are in memory once.
 
     Older and third-party layouts are renamed by open_clip's own converters first. Positional embeddings are *not*
-    interpolated to another picture size: that is training's business, here it means the wrong architecture was named.
+    interpolated to another image size: that is training's business, here it means the wrong architecture was named.
 
     Args:
         tensors: As `read_state_dict` gave them; empty afterwards, so that upcasting frees one after the other.

@@ -115,8 +115,8 @@ def left_open(module: nn.Module, A_inv: NDArray[np.float64]) -> Folded:
     return Folded(module, "input", torch.from_numpy(A_inv.astype(np.float32)), "")
 
 
-def probe_pictures(height: int, width: int) -> torch.Tensor:
-    """Noise that stands in for pictures where a tower is checked or traced: float32 [3, 3, H, W]."""
+def probe_images(height: int, width: int) -> torch.Tensor:
+    """Noise that stands in for images where a tower is checked or traced: float32 [3, 3, H, W]."""
     return torch.randn((_PROBES, 3, height, width), generator=torch.Generator().manual_seed(0))
 
 

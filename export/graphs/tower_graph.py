@@ -11,7 +11,7 @@ import torch
 from invariclip.artifact.manifest import EMBEDDING, IMAGE_INPUT, TEXT_INPUT, Step
 from invariclip.export.checkpoints import check_texts
 from invariclip.export.checkpoints.contexts import contexts_of
-from invariclip.export.graphs.fold import Folded, fold_images, fold_texts, left_open, probe_pictures
+from invariclip.export.graphs.fold import Folded, fold_images, fold_texts, left_open, probe_images
 from invariclip.export.graphs.head import expose_projection
 from invariclip.export.graphs.rewrites import (
     NAMES,
@@ -123,7 +123,7 @@ def tower_graph(
 
 def _probe(checkpoint: Checkpoint, tower: Tower) -> torch.Tensor:
     if tower == "image":
-        return probe_pictures(*checkpoint.pixels.image_size)
+        return probe_images(*checkpoint.pixels.image_size)
     ids, contexts = check_texts.ids_of(check_texts.PROMPTS[:3], checkpoint.tokenizer), contexts_of(checkpoint.module)
     if contexts is not None:
         ids = np.concatenate([ids, check_texts.ids_behind(contexts, checkpoint.tokenizer)])

@@ -1,4 +1,4 @@
-"""The two modules that get traced: uint8 pictures → unit embedding, ids → unit embedding."""
+"""The two modules that get traced: uint8 images → unit embedding, ids → unit embedding."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Lower precisions of a finished graph: int8 calibrated on interventional pictures, and float16 weights."""
+"""Lower precisions of a finished graph: int8 calibrated on interventional images, and float16 weights."""

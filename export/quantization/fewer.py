@@ -1,4 +1,4 @@
-"""The image graph with fewer tokens: the schedule that the contract allows on the calibration pictures."""
+"""The image graph with fewer tokens: the schedule that the contract allows on the calibration images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from invariclip.export.verification.figures import TowerFigures
 
 TRIALS = 14
-"""Schedules that are tried: each is a trace and a run of the calibration pictures."""
+"""Schedules that are tried: each is a trace and a run of the calibration images."""
 FILE = "image.tokens.onnx"
 
 

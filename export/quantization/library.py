@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 NNCF_SAMPLES = 60
-"""Pictures that NNCF looks at: it answers every value of the graph for each of them alone, which is slow."""
+"""Images that NNCF looks at: it answers every value of the graph for each of them alone, which is slow."""
 
 
 def dynamic(source: Path, target: Path) -> None:
-    """ONNX Runtime's dynamic int8: weights per channel, each value's range found at every run; needs no pictures."""
+    """ONNX Runtime's dynamic int8: weights per channel, each value's range found at every run; needs no images."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     with _QuietQuantiser():
@@ -42,7 +42,7 @@ def dynamic(source: Path, target: Path) -> None:
 
 
 def static(source: Path, target: Path, batches: Iterable[NDArray[np.uint8]]) -> None:
-    """ONNX Runtime's static Q/DQ int8: ranges by minimum and maximum on the calibration pictures."""
+    """ONNX Runtime's static Q/DQ int8: ranges by minimum and maximum on the calibration images."""
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     with _QuietQuantiser():
@@ -66,13 +66,13 @@ def nncf(source: Path, target: Path, batches: Iterable[NDArray[np.uint8]], *, sa
     library.set_log_level(logging.ERROR)
     model = onnx.load(str(source))
     name = model.graph.input[0].name
-    pictures = [{name: picture[None]} for picture in islice(_single(batches), samples)]
+    images = [{name: image[None]} for image in islice(_single(batches), samples)]
     attends = any(node.op_type == "Softmax" for node in model.graph.node)
     with redirect_stdout(io.StringIO()):  # its progress bars; a command's answer goes there
         quantised = library.quantize(
             model,
-            library.Dataset(pictures),
-            subset_size=len(pictures),
+            library.Dataset(images),
+            subset_size=len(images),
             model_type=library.ModelType.TRANSFORMER if attends else None,
             ignored_scope=library.IgnoredScope(names=_head(model)),
         )

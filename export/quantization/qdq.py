@@ -1,7 +1,7 @@
 """int8 in a graph: QuantizeLinear and DequantizeLinear around the products that are chosen.
 
 The form is ONNX's own (Q/DQ), which ONNX Runtime, OpenVINO and TensorRT all read: a value is uint8 with one scale and a
-zero point, from the range that it had on the calibration pictures; weights are int8 with a scale for each output. What
+zero point, from the range that it had on the calibration images; weights are int8 with a scale for each output. What
 rounding the weights does to the mean of the output is known, and goes into the bias.
 """
 

@@ -1,4 +1,4 @@
-"""What flows into each product while calibration pictures pass: ranges, means and second moments, streamed."""
+"""What flows into each product while calibration images pass: ranges, means and second moments, streamed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 POSITIONS = 100
-"""Of a picture's tokens or windows, how many go into means and moments, about; all of them go into the range."""
+"""Of an image's tokens or windows, how many go into means and moments, about; all of them go into the range."""
 
 
 @dataclass
@@ -65,7 +65,7 @@ class Flow:
             ContractError: One of them is NaN or infinite.
         """
         if not np.isfinite(numbers).all():
-            raise ContractError("a value inside the graph is NaN or infinite on a calibration picture")
+            raise ContractError("a value inside the graph is NaN or infinite on a calibration image")
         self.low = min(self.low, float(numbers.min()))
         self.high = max(self.high, float(numbers.max()))
 
@@ -91,7 +91,7 @@ def flows_of(
     threads: int | None = None,
     progress: Progress = silent,
 ) -> dict[str, Flow]:
-    """Runs calibration pictures through a float32 graph and looks at what its products multiply.
+    """Runs calibration images through a float32 graph and looks at what its products multiply.
 
     Args:
         model: The graph; it is unchanged afterwards.
@@ -101,17 +101,17 @@ def flows_of(
         progress: `console.bar` or `console.silent`.
 
     Returns:
-        By `Product.reading`; of each picture about `POSITIONS` rows, evenly spread, and the range of all.
+        By `Product.reading`; of each image about `POSITIONS` rows, evenly spread, and the range of all.
 
     Raises:
-        ContractError: A value is not finite, or no picture came.
+        ContractError: A value is not finite, or no image came.
     """
     readings = {site.reading: site for site in sites}
     wanted = list(dict.fromkeys(site.value for site in sites))
     flows: dict[str, Flow] = {}
     with TemporaryDirectory() as folder:
         session = _looking(model, wanted, Path(folder) / "looking.onnx", threads or available_threads())
-        for batch in progress(batches, total=None, desc="calibration pictures"):
+        for batch in progress(batches, total=None, desc="calibration images"):
             answers = dict(zip(wanted, session.run(wanted, {session.get_inputs()[0].name: batch}), strict=True))
             for name, site in readings.items():
                 answer = np.asarray(answers[site.value], dtype=np.float32)
@@ -121,15 +121,15 @@ def flows_of(
                 flows[name].widen(answer)
                 flows[name].add(rows)
     if wanted and not flows:
-        raise ContractError("no calibration picture came")
+        raise ContractError("no calibration image came")
     return flows
 
 
 def _rows(answer: NDArray[np.float32], window: ConvWindow | None) -> NDArray[np.float32]:
     if window is not None:
         return window.rows(answer, POSITIONS)
-    by_picture = answer.reshape(len(answer), -1, answer.shape[-1])
-    return by_picture[:, :: max(1, round(by_picture.shape[1] / POSITIONS))].reshape(-1, answer.shape[-1])
+    by_image = answer.reshape(len(answer), -1, answer.shape[-1])
+    return by_image[:, :: max(1, round(by_image.shape[1] / POSITIONS))].reshape(-1, answer.shape[-1])
 
 
 def _looking(model: ir.Model, values: Sequence[str], path: Path, threads: int) -> onnxruntime.InferenceSession:

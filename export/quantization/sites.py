@@ -86,7 +86,7 @@ def matrix(model: ir.Model, site: Product) -> NDArray[np.float32]:
 
 
 def flops(model: ir.Model, site: Product) -> int:
-    """Multiplications of one picture, as far as the graph's shapes tell: the measure of what a site costs."""
+    """Multiplications of one image, as far as the graph's shapes tell: the measure of what a site costs."""
     node = next(node for node in model.graph if node.name == site.node)
     shape = node.outputs[0].shape
     places = () if shape is None else shape[1:-1] if site.window is None else shape[2:]

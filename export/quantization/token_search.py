@@ -36,7 +36,7 @@ class Trial:
 
     Attributes:
         schedule: Tokens left after each block but the last.
-        flops: What a picture costs, see `TowerShape.flops`.
+        flops: What an image costs, see `TowerShape.flops`.
         saving: Share of the whole tower's cost that it saves.
         figures: What was measured.
         broken: The bounds that it breaks, see `figures.failures`; empty where it passes.
@@ -91,12 +91,12 @@ def fewest_tokens(
 ) -> Found:
     """Searches for the cheapest schedule that keeps the bounds.
 
-    The figures should come from other pictures than those that the chosen one is judged on afterwards: the best of many
+    The figures should come from other images than those that the chosen one is judged on afterwards: the best of many
     trials is partly luck.
 
     Args:
         shape: The tower.
-        ask: A schedule → the figures of an image tower with it, by whatever engine and on whatever pictures.
+        ask: A schedule → the figures of an image tower with it, by whatever engine and on whatever images.
         bounds: What must be kept.
         trials: How often `ask` is called at most, 1 or more.
         families: What is bisected, in this order.

@@ -12,7 +12,7 @@ from invariclip.backends import open_backend
 from invariclip.export.verification import answers
 from invariclip.export.verification.comparison import measure
 from invariclip.export.verification.figures import failures
-from invariclip.export.verification.verify import look_at_pictures
+from invariclip.export.verification.verify import look_at_images
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,7 +34,7 @@ class GraphTrials:
     Attributes:
         job: What they must answer like.
         bounds: What they must keep.
-        shown: The pictures, and the reference's answers.
+        shown: The images, and the reference's answers.
         bank: float64 [K, d], what best matches are sought in.
         asked: How many graphs were tried.
     """
@@ -46,14 +46,14 @@ class GraphTrials:
     asked: int = field(default=0)
 
     @classmethod
-    def look(cls, job: ExportJob, pictures: ImageBatches, bounds: Thresholds, progress: Progress) -> GraphTrials:
-        """Runs the reference's image tower on every picture.
+    def look(cls, job: ExportJob, images: ImageBatches, bounds: Thresholds, progress: Progress) -> GraphTrials:
+        """Runs the reference's image tower on every image.
 
         Raises:
-            InputError: No picture can be read.
+            InputError: No image can be read.
             CheckpointError: The checkpoint itself answers with NaN or infinity.
         """
-        shown = look_at_pictures(job.checkpoint, pictures, progress)
+        shown = look_at_images(job.checkpoint, images, progress)
         return cls(job, bounds, shown, job.bank_or_prompts())
 
     def figures(
@@ -71,7 +71,7 @@ class GraphTrials:
         return measure(seen, self.bank, self.job.head)
 
     def cost(self, image: Path, *, backend: str, threads: int | None = None) -> float:
-        """1 - the mean cosine to the reference on a few pictures: what a part of a search ranks by."""
+        """1 - the mean cosine to the reference on a few images: what a part of a search ranks by."""
         opened = open_backend(backend, image, threads=threads)
         few = self.shown.first[: len(self.shown.raw)]
         got = opened.run({opened.input_names[0]: few}, (EMBEDDING,))[EMBEDDING].astype(np.float64)

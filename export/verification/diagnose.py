@@ -107,7 +107,7 @@ def _faults(checkpoint: Checkpoint, tower: str) -> Iterator[Fault]:
         )
         for name, (mean, std) in _STATISTICS.items():
             other = replace(checkpoint, pixels=replace(checkpoint.pixels, image_mean=mean, image_std=std))
-            said = f"pictures are normalised with {name} mean and standard deviation, not the checkpoint's"
+            said = f"images are normalised with {name} mean and standard deviation, not the checkpoint's"
             yield Fault("statistics", partial(str, said), other.encode_images)
     else:
         yield Fault("mask", lambda: "the causal mask is missing", _with(checkpoint, tower, _unmask))

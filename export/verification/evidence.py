@@ -1,4 +1,4 @@
-"""The pictures and texts that the contract is checked on: the bundled ones, or the user's own."""
+"""The images and texts that the contract is checked on: the bundled ones, or the user's own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 from invariclip.errors import InputError
 from invariclip.export.checkpoints.check_texts import spread
 from invariclip.preprocessing.interventions import PAPER, choose_kinds, intervene
-from invariclip.preprocessing.pixels import find_pictures, pixels
+from invariclip.preprocessing.pixels import find_images, pixels
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from invariclip.preprocessing.pixels import PixelSpec
 
 BUNDLED_LIMIT = 240
-"""Bundled pictures used when the user names none: two hundred and a reserve, so that large models stay bearable."""
+"""Bundled images used when the user names none: two hundred and a reserve, so that large models stay bearable."""
 
 
 @dataclass
 class ImageBatches:
-    """Pictures read batch by batch; one that cannot be read is warned of and counted, never skipped in silence.
+    """Images read batch by batch; one that cannot be read is warned of and counted, never skipped in silence.
 
     Attributes:
         paths: The files.
@@ -52,7 +52,7 @@ class ImageBatches:
         """uint8 [n, H, W, 3] with n up to `size`, in order; every pass gives the same.
 
         Raises:
-            InputError: None of the pictures can be read.
+            InputError: None of the images can be read.
         """
         rows: list[NDArray[np.uint8]] = []
         self.read = 0
@@ -61,7 +61,7 @@ class ImageBatches:
                 rows.append(pixels(path, self.spec))
             except InputError as error:
                 self.unreadable[path] = str(error)
-                warnings.warn(f"left out of the check: {error}", UnreadablePictureWarning, stacklevel=2)
+                warnings.warn(f"left out of the check: {error}", UnreadableImageWarning, stacklevel=2)
                 continue
             self.read += 1
             if len(rows) == size:
@@ -71,10 +71,10 @@ class ImageBatches:
             yield np.stack(rows)
         if not self.read:
             first = next(iter(self.unreadable.values()), "no path was given")
-            raise InputError(f"none of the {len(self.paths)} pictures can be read; the first: {first}")
+            raise InputError(f"none of the {len(self.paths)} images can be read; the first: {first}")
 
     def require_readable(self) -> None:
-        """Looks for one picture that can be read, so that a mistake shows before minutes of work and not after.
+        """Looks for one image that can be read, so that a mistake shows before minutes of work and not after.
 
         Raises:
             InputError: None of them can.
@@ -87,33 +87,33 @@ class ImageBatches:
                 first = first or error
             else:
                 return
-        raise InputError(f"none of the {len(self.paths)} pictures can be read; the first: {first}")
+        raise InputError(f"none of the {len(self.paths)} images can be read; the first: {first}")
 
 
-class UnreadablePictureWarning(UserWarning):
-    """A picture that was named for the check cannot be read."""
+class UnreadableImageWarning(UserWarning):
+    """An image that was named for the check cannot be read."""
 
 
-def pictures_of(given: Sequence[str | Path] | None, spec: PixelSpec) -> ImageBatches:
-    """The user's pictures, or the bundled ones.
+def images_of(given: Sequence[str | Path] | None, spec: PixelSpec) -> ImageBatches:
+    """The user's images, or the bundled ones.
 
     Args:
-        given: Files and folders; None or empty takes up to `BUNDLED_LIMIT` bundled pictures, evenly spread.
+        given: Files and folders; None or empty takes up to `BUNDLED_LIMIT` bundled images, evenly spread.
         spec: How the tower wants them.
 
     Raises:
         InputError: A path does not exist or a folder is empty.
     """
     if given:
-        return ImageBatches(find_pictures(list(given)), spec)
-    from invariclip.export.reference import pictures_path
+        return ImageBatches(find_images(list(given)), spec)
+    from invariclip.export.reference import images_path
 
-    bundled = find_pictures([pictures_path()])
+    bundled = find_images([images_path()])
     return ImageBatches(spread(bundled, BUNDLED_LIMIT), spec)
 
 
 def altered(batch: NDArray[np.uint8], seed: int = 0) -> NDArray[np.uint8]:
-    """Each picture under one photometric intervention, drawn by its content alone.
+    """Each image under one photometric intervention, drawn by its content alone.
 
     Args:
         batch: uint8 [n, H, W, 3], as the tower sees them.
@@ -123,8 +123,8 @@ def altered(batch: NDArray[np.uint8], seed: int = 0) -> NDArray[np.uint8]:
         The same shape and dtype.
     """
     changed = []
-    for picture in batch:
-        key = hashlib.sha256(picture.tobytes()).hexdigest()
+    for image in batch:
+        key = hashlib.sha256(image.tobytes()).hexdigest()
         (kind,) = choose_kinds(PAPER, key, seed)
-        changed.append(np.asarray(intervene(Image.fromarray(picture), kind, key, seed)))
+        changed.append(np.asarray(intervene(Image.fromarray(image), kind, key, seed)))
     return np.stack(changed)

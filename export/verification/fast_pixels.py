@@ -1,8 +1,8 @@
 """The fast pixel mode held against the exact one: in levels, and in what a tower makes of the difference.
 
-The mode is about large JPEGs, which few pictures of a check are (the bundled ones are 256x256 WebP). So every picture
+The mode is about large JPEGs, which few images of a check are (the bundled ones are 256x256 WebP). So every image
 becomes JPEGs of chosen sizes: repeated in mirror image at its own resolution, and not enlarged, because an enlarged
-picture has no fine detail and hides what the decoder leaves out.
+image has no fine detail and hides what the decoder leaves out.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from invariclip.errors import InputError
 from invariclip.export.checkpoints.check_texts import spread
 from invariclip.export.verification.answers import project
 from invariclip.export.verification.comparison import agreement
-from invariclip.preprocessing.pixels import open_picture, pixels
+from invariclip.preprocessing.pixels import open_image, pixels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -37,7 +37,7 @@ SIZES = ((640, 480), (1800, 1350), (4000, 3000))
 """Width and height. At the first a decoder can leave out nothing for 224 pixels; at the second it leaves the least that
 it may, just `FAST_MARGIN` times what is needed; the third is what a telephone takes."""
 SHOWN = 24
-"""Pictures that are shown in each size."""
+"""Images that are shown in each size."""
 QUALITY = 90
 _MAX_SIDE = 8192
 _BATCH = 16
@@ -69,7 +69,7 @@ class FastFigures:
 
 
 def as_jpeg(image: Image.Image, size: tuple[int, int], quality: int = QUALITY) -> bytes:
-    """A picture as a JPEG of another size: cut where it is larger, repeated in mirror image where it is smaller.
+    """An image as a JPEG of another size: cut where it is larger, repeated in mirror image where it is smaller.
 
     Args:
         image: Any mode.
@@ -88,7 +88,7 @@ def as_jpeg(image: Image.Image, size: tuple[int, int], quality: int = QUALITY) -
     return stream.getvalue()
 
 
-def prove(job: ExportJob, pictures: ImageBatches, bounds: Thresholds, *, progress: Progress = silent) -> dict[str, Any]:
+def prove(job: ExportJob, images: ImageBatches, bounds: Thresholds, *, progress: Progress = silent) -> dict[str, Any]:
     """Holds the fast mode against the exact one at a level's bounds, as the checkpoint itself sees both.
 
     Which engine answers does not matter: what the mode changes is the pixels, and every variant was held against the
@@ -96,7 +96,7 @@ def prove(job: ExportJob, pictures: ImageBatches, bounds: Thresholds, *, progres
 
     Args:
         job: The checkpoint, its projection, and the classes, whose place prompts take where there are none.
-        pictures: What to make JPEGs of.
+        images: What to make JPEGs of.
         bounds: `min_cosine` and `min_top1` are asked.
         progress: `console.bar` or `console.silent`.
 
@@ -104,9 +104,9 @@ def prove(job: ExportJob, pictures: ImageBatches, bounds: Thresholds, *, progres
         The record that `Manifest.fast_pixels` keeps: figures, bounds, what they `broken`, and `passed`.
 
     Raises:
-        InputError: No picture can be read.
+        InputError: No image can be read.
     """
-    chosen = spread(pictures.readable, SHOWN)
+    chosen = spread(images.readable, SHOWN)
     pairs = fast_pairs(progress(chosen, total=len(chosen), desc="fast pixels"), job.checkpoint.pixels)
 
     def encode(batch: NDArray[np.uint8]) -> NDArray[np.float64]:
@@ -132,10 +132,10 @@ def prove(job: ExportJob, pictures: ImageBatches, bounds: Thresholds, *, progres
 def fast_pairs(
     paths: Iterable[Path], spec: PixelSpec, sizes: Sequence[tuple[int, int]] = SIZES
 ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
-    """Some of the pictures as JPEGs of each size, through the exact mode and through the fast one.
+    """Some of the images as JPEGs of each size, through the exact mode and through the fast one.
 
     Args:
-        paths: Readable pictures.
+        paths: Readable images.
         spec: How the tower wants them.
         sizes: Width and height of the JPEGs.
 
@@ -143,10 +143,10 @@ def fast_pairs(
         Pairs of uint8 [H, W, 3].
 
     Raises:
-        InputError: A picture cannot be read.
+        InputError: An image cannot be read.
     """
     for path in paths:
-        image = open_picture(path)
+        image = open_image(path)
         for size in sizes:
             data = as_jpeg(image, size)
             yield pixels(data, spec), pixels(data, spec, "fast")
@@ -171,14 +171,14 @@ def fast_figures(
     Args:
         pairs: What `fast_pairs` gives; they are held in memory, 300 KB each at 224x224.
         encode: uint8 [n, H, W, 3] to embeddings [n, d] of any length above 0: the checkpoint's, or a graph's.
-        bank: [K, d], of unit length: where a picture's best match is sought.
+        bank: [K, d], of unit length: where an image's best match is sought.
 
     Raises:
         InputError: There is no pair.
     """
     given = list(pairs)
     if not given:
-        raise InputError("the fast pixel mode was shown no picture; give at least one")
+        raise InputError("the fast pixel mode was shown no image; give at least one")
     sides = [np.asarray(encode(np.stack(side)), dtype=np.float64) for side in zip(*given, strict=True)]
     exact, fast = (side / np.linalg.norm(side, axis=1, keepdims=True) for side in sides)
     cosines = (exact * fast).sum(axis=1)

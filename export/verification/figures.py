@@ -33,7 +33,7 @@ class Thresholds:
         max_pixel_levels: Largest difference of the runtime's pixels from open_clip's transform, in levels of 255.
         max_front_levels: Largest difference of the graph's own resize from the runtime's pixels, in levels of 255. The
             form `matmul` stays within 1 and `resize` within 2 (see `front.BOUNDS`); a resize of floats is 14 off.
-        min_front_cosine: Smallest cosine between a picture through the graph's own resize and its reference.
+        min_front_cosine: Smallest cosine between an image through the graph's own resize and its reference.
     """
 
     max_abs_diff: float = 1e-5
@@ -78,7 +78,7 @@ class TowerFigures:
     """What was measured of one tower.
 
     Attributes:
-        items: Pictures or texts.
+        items: Images or texts.
         max_abs_diff: See `Thresholds`.
         cosine_min: Smallest cosine to the reference.
         cosine_mean: Mean cosine to the reference.
@@ -96,16 +96,16 @@ class TowerFigures:
         top5_ties: Inputs whose five best differ by ties alone.
         probability_diff: See `Thresholds`; None where no classes are baked in.
         uncertainty_diff: See `Thresholds`; None without learned templates.
-        gap_reference: Mean of 1 - cos between a picture and the same under a photometric intervention, by the
+        gap_reference: Mean of 1 - cos between an image and the same under a photometric intervention, by the
             reference; None for texts.
         gap: The same by the candidate.
         gap_increase: gap - gap_reference.
-        gap_items: Pictures that the gap is the mean of.
+        gap_items: Images that the gap is the mean of.
         pixel_levels: Largest difference of the runtime's pixels from open_clip's transform, in levels of 255; None for
             texts.
         front_levels: Largest difference of the graph's own resize from the runtime's pixels, in levels of 255; None
-            where the graph takes prepared pictures.
-        front_cosine: Smallest cosine between a picture through the graph's own resize and the reference; None likewise.
+            where the graph takes prepared images.
+        front_cosine: Smallest cosine between an image through the graph's own resize and the reference; None likewise.
     """
 
     items: int
@@ -164,9 +164,9 @@ _LOWER = {
 
 
 def searched(bounds: Thresholds) -> Thresholds:
-    """What a search asks of its own pictures, so that what it finds keeps `bounds` on others: half of the misses.
+    """What a search asks of its own images, so that what it finds keeps `bounds` on others: half of the misses.
 
-    A search stops at the fastest that passes, so at the bound itself, and that fails on other pictures half the time.
+    A search stops at the fastest that passes, so at the bound itself, and that fails on other images half the time.
     """
     return replace(bounds, min_top1=(1 + bounds.min_top1) / 2)
 

@@ -33,7 +33,7 @@ def disagreements(
 ) -> list[str]:
     """Every fact of a manifest that is not the checkpoint's, in words; empty if they agree.
 
-    A graph may be right and its answers wrong all the same, when pictures or texts are prepared as the manifest says
+    A graph may be right and its answers wrong all the same, when images or texts are prepared as the manifest says
     and the manifest says something else than the checkpoint.
 
     Args:

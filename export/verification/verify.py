@@ -1,7 +1,7 @@
-"""The parity contract: an exported graph answers like its checkpoint, shown on real pictures, or it is not shipped.
+"""The parity contract: an exported graph answers like its checkpoint, shown on real images, or it is not shipped.
 
 Reference: the original PyTorch encoder in float32, unfolded; then A_inv and the L2 norm in float64. Candidate: the ONNX
-files in one engine. Both see the same uint8 pictures and the same ids. The reference encodes every input once, however
+files in one engine. Both see the same uint8 images and the same ids. The reference encodes every input once, however
 many candidates (variants, engines, projections) are held against it, and only one tower of one candidate is open at a
 time. `figures` says what is bounded, `comparison` how it is measured.
 """
@@ -24,14 +24,14 @@ from invariclip.errors import ContractError
 from invariclip.export.checkpoints import check_texts
 from invariclip.export.checkpoints.contexts import contexts_of, with_semantics
 from invariclip.export.graphs.front import BOUNDS
-from invariclip.export.verification import answers, pictures_check
+from invariclip.export.verification import answers, images_check
 from invariclip.export.verification.answers import project
 from invariclip.export.verification.candidate import CandidateVerdict, ExportJob, VerificationCandidate
 from invariclip.export.verification.comparison import measure
 from invariclip.export.verification.diagnose import causes_of
 from invariclip.export.verification.diagnose_pixels import front_causes, pixel_causes
 from invariclip.export.verification.figures import THRESHOLDS, Thresholds, failures
-from invariclip.export.verification.pictures_check import RawPictures
+from invariclip.export.verification.images_check import RawImages
 from invariclip.preprocessing.pixels import pixels
 from invariclip.preprocessing.prompts import class_bank
 
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 BATCH = 16
 """Rows per run; the last batch is smaller."""
 ALTERED = 64
-"""Pictures that are also shown under an intervention."""
+"""Images that are also shown under an intervention."""
 TOWERS = ("image", "text")
 
 __all__ = [
@@ -103,7 +103,7 @@ def prepare(
 
 def check(
     candidates: Mapping[str, VerificationCandidate],
-    pictures: ImageBatches,
+    images: ImageBatches,
     bounds: Thresholds | Mapping[str, Thresholds] | None = None,
     *,
     seen: ReferenceEvidence | None = None,
@@ -111,26 +111,26 @@ def check(
 ) -> dict[str, CandidateVerdict]:
     """Holds graphs of one checkpoint against it.
 
-    Pictures are matched with the baked classes, or with a list of prompts; texts with those pictures. Both banks are
+    Images are matched with the baked classes, or with a list of prompts; texts with those images. Both banks are
     the reference's own embeddings.
 
     Args:
         candidates: Graphs by name; all their jobs have the same checkpoint.
-        pictures: What to look at.
+        images: What to look at.
         bounds: What they must keep, for all or by the candidates' names; None takes their levels' own.
-        seen: From `look`, where the reference was run on these pictures already; None runs it.
+        seen: From `look`, where the reference was run on these images already; None runs it.
         progress: `console.bar` or `console.silent`.
 
     Returns:
         A verdict for every candidate.
 
     Raises:
-        InputError: No picture can be read.
+        InputError: No image can be read.
         ArtifactError: A graph cannot be loaded.
         ContractError: A graph cannot answer at all, or with vectors of another width.
         CheckpointError: The checkpoint itself answers with NaN or infinity.
     """
-    seen = seen or look(next(iter(candidates.values())).job.checkpoint, pictures, progress)
+    seen = seen or look(next(iter(candidates.values())).job.checkpoint, images, progress)
     verdicts = {}
     for name, candidate in candidates.items():
         limits = bounds.get(name) if isinstance(bounds, Mapping) else bounds
@@ -146,8 +146,8 @@ class ReferenceEvidence:
     """What all candidates are held against: inputs, the reference's answers, and the host's pixels."""
 
     checkpoint: Checkpoint
-    pictures: ImageBatches
-    raw: RawPictures
+    images: ImageBatches
+    raw: RawImages
     shown: dict[str, ReferenceTarget]
     prompts: NDArray[np.float32]
     pixel_levels: float
@@ -156,14 +156,14 @@ class ReferenceEvidence:
     texts: dict[tuple[Any, ...], Comparison] = field(default_factory=dict)
 
 
-def look(checkpoint: Checkpoint, pictures: ImageBatches, progress: Progress) -> ReferenceEvidence:
+def look(checkpoint: Checkpoint, images: ImageBatches, progress: Progress) -> ReferenceEvidence:
     """Runs the reference on everything once.
 
     Raises:
-        InputError: No picture can be read.
+        InputError: No image can be read.
         CheckpointError: The checkpoint itself answers with NaN or infinity.
     """
-    images = look_at_pictures(checkpoint, pictures, progress)
+    target = look_at_images(checkpoint, images, progress)
     ids = check_texts.ids_of(check_texts.TEXTS, checkpoint.tokenizer)
     learned = contexts_of(checkpoint.module)
     if learned is not None:
@@ -174,28 +174,28 @@ def look(checkpoint: Checkpoint, pictures: ImageBatches, progress: Progress) -> 
         checkpoint.encode_texts,
         spec=checkpoint.tokenizer.spec,
     )
-    levels = pictures_check.pixel_levels(pictures.readable, checkpoint.pixels)
-    causes = pixel_causes(pictures.readable, checkpoint.pixels) if levels else []
+    levels = images_check.pixel_levels(images.readable, checkpoint.pixels)
+    causes = pixel_causes(images.readable, checkpoint.pixels) if levels else []
     prompts = checkpoint.encode_texts(check_texts.ids_of(check_texts.PROMPTS, checkpoint.tokenizer))
-    shown = {"image": images, "text": replace(texts, batches=lambda: iter(parts))}
-    raw = RawPictures(pictures.readable, checkpoint.pixels)
-    return ReferenceEvidence(checkpoint, pictures, raw, shown, prompts, levels, causes)
+    shown = {"image": target, "text": replace(texts, batches=lambda: iter(parts))}
+    raw = RawImages(images.readable, checkpoint.pixels)
+    return ReferenceEvidence(checkpoint, images, raw, shown, prompts, levels, causes)
 
 
-def look_at_pictures(checkpoint: Checkpoint, pictures: ImageBatches, progress: Progress) -> ReferenceTarget:
-    """The reference's image tower alone; the pictures are shown to candidates without a second progress bar.
+def look_at_images(checkpoint: Checkpoint, images: ImageBatches, progress: Progress) -> ReferenceTarget:
+    """The reference's image tower alone; the images are shown to candidates without a second progress bar.
 
     Raises:
-        InputError: No picture can be read.
+        InputError: No image can be read.
         CheckpointError: The checkpoint itself answers with NaN or infinity.
     """
-    steps = -(-len(pictures.paths) // BATCH)
-    images = answers.show(
-        lambda: progress(pictures.batches(BATCH), total=steps, desc="reference, image tower"),
+    steps = -(-len(images.paths) // BATCH)
+    target = answers.show(
+        lambda: progress(images.batches(BATCH), total=steps, desc="reference, image tower"),
         checkpoint.encode_images,
-        alter=set(check_texts.spread(range(len(pictures.paths)), ALTERED)),
+        alter=set(check_texts.spread(range(len(images.paths)), ALTERED)),
     )
-    return replace(images, batches=lambda: pictures.batches(BATCH))
+    return replace(target, batches=lambda: images.batches(BATCH))
 
 
 def _judge(
@@ -218,7 +218,7 @@ def _judge(
         batches = progress(shown.batches(), total=-(-len(shown.raw) // BATCH), desc=f"{name}, {tower} tower")
         site = job.site if tower == "image" else None
         sides[tower] = answers.compare(backend, shown, job.projection, batches, site)
-        any_size = tower == "image" and pictures_check.is_any_size(backend)
+        any_size = tower == "image" and images_check.is_any_size(backend)
         if any_size:
             sides[tower].levels["front_cosine"] = _front_cosine(backend, job, seen)
         if tower == "text":
@@ -247,8 +247,8 @@ def _judge(
         "reference": f"torch {torch.__version__} float32, projection and norm in float64",
         "engine": engine,
         **{tower: {**figures[tower].to_json(), "failed": list(failed[tower])} for tower in TOWERS},
-        "unreadable_pictures": len(seen.pictures.unreadable),
-        "too_large_pictures": len(seen.raw.too_large) if front.is_there else 0,
+        "unreadable_images": len(seen.images.unreadable),
+        "too_large_images": len(seen.raw.too_large) if front.is_there else 0,
         "level": candidate.level,
         "fidelity": kept,
         "thresholds": asdict(bounds),
@@ -259,12 +259,12 @@ def _judge(
 
 
 def _front_cosine(backend: Backend, job: ExportJob, seen: ReferenceEvidence) -> float:
-    """Smallest cosine between decoded pictures through the graph's own resize and through the host's."""
+    """Smallest cosine between decoded images through the graph's own resize and through the host's."""
     spec, worst = seen.checkpoint.pixels, 1.0
-    for place, picture in enumerate(seen.raw):
+    for place, image in enumerate(seen.raw):
         if place == len(seen.front_raw):  # the first candidate that resizes; the next ones find it done
-            seen.front_raw.append(seen.checkpoint.encode_images(pixels(picture, spec)[None]))
-        (got,) = backend.run({backend.input_names[0]: picture[None]}, (EMBEDDING,))[EMBEDDING].astype(np.float64)
+            seen.front_raw.append(seen.checkpoint.encode_images(pixels(image, spec)[None]))
+        (got,) = backend.run({backend.input_names[0]: image[None]}, (EMBEDDING,))[EMBEDDING].astype(np.float64)
         cosine = float(
             project(seen.front_raw[place], job.projection, job.site)[0] @ got / max(np.linalg.norm(got), 1e-30)
         )
@@ -278,7 +278,7 @@ class _Front:
 
     Attributes:
         levels: Largest difference from the host's pixels.
-        most: What its form keeps on any picture, see `front.BOUNDS`.
+        most: What its form keeps on any image, see `front.BOUNDS`.
         causes: What is wrong, where it is further off.
     """
 
@@ -298,8 +298,8 @@ class _Front:
 def _front(candidate: VerificationCandidate, seen: ReferenceEvidence, bounds: Thresholds) -> _Front:
     """Asks the graph's own resize, opened once and alone, in the candidate's engine."""
     spec = seen.checkpoint.pixels
-    form, run = pictures_check.open_front(candidate.image, backend=candidate.backend, threads=candidate.threads)
-    front = _Front(pictures_check.front_levels(run, seen.raw, spec), BOUNDS[form, spec.interpolation].max_levels)
+    form, run = images_check.open_front(candidate.image, backend=candidate.backend, threads=candidate.threads)
+    front = _Front(images_check.front_levels(run, seen.raw, spec), BOUNDS[form, spec.interpolation].max_levels)
     if front.levels <= front.tighten(bounds).max_front_levels:
         return front
     return replace(front, causes=tuple(front_causes(run, seen.raw, spec)))

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 Fidelity = Literal["exact", "near", "fast"]
 """`exact`: rounding of float32 alone (cosine ≥ 0.999999, the same best matches). `near`: cosine ≥ 0.9999 on every
-picture. `fast`: the same best match on at least 99.5 % of them. The bounds are in `export.contract.figures`."""
+image. `fast`: the same best match on at least 99.5 % of them. The bounds are in `export.contract.figures`."""
 LEVELS: tuple[Fidelity, ...] = get_args(Fidelity)
 """Closest first."""
 

@@ -52,12 +52,12 @@ class LearnedPrompts:
         context: float32 [M, n, width], the learned templates' vectors.
         evidence_scale: float64 [M + 1], a of `evidence.log_evidence`; template 0 first.
         evidence_bias: float64 [M + 1], c.
-        background: float64 [M + 1], r, the cosine of what a picture of none of the classes is held against.
+        background: float64 [M + 1], r, the cosine of what an image of none of the classes is held against.
         templates: The hand-written prompts with one `{}`; template 0 is the mean of a class's embeddings in them.
         checkpoint_sha256: Of the checkpoint whose text tower the vectors belong to.
         projection_sha256: Digest of the projection in whose space they were trained, or None.
         abstain_above: The uncertainty above which to abstain, for the target risk asked for; None if none was.
-        provenance: What it came from: options, pictures, seeds, scores, versions. JSON-ready.
+        provenance: What it came from: options, images, seeds, scores, versions. JSON-ready.
     """
 
     context: NDArray[np.float32]

@@ -202,7 +202,7 @@ class Variant:
         parity: The figures it passed with, by backend; `parity` (the module) says what a record holds.
         text_length: `fixed`: the text graph takes ids [N, context_length] only. `dynamic`: it takes any shorter length
             too, as long as every text's end is inside.
-        front: `host`: the image graph takes prepared pictures only. `resize`, `matmul`: it takes pictures of any size
+        front: `host`: the image graph takes prepared images only. `resize`, `matmul`: it takes images of any size
             and resizes and crops them itself, by ONNX's Resize or by two products (see `export.graphs.front`).
         compute: What the engine may compute the image graph in; anything but float32 is asked of it, never assumed.
         text_compute: The same of the text graph.

@@ -2,7 +2,7 @@
 
 A variant's `parity` is {backend: record}. A record is flat: `reference` (what was compared with), `engine` (what ran),
 `image` and `text` (figure to number, null where there is none or it was NaN; `failed` names those that broke a bound),
-`unreadable_pictures`, `too_large_pictures` (not shown to a graph's own resize), `level` (the fidelity that was asked
+`unreadable_images`, `too_large_images` (not shown to a graph's own resize), `level` (the fidelity that was asked
 for), `fidelity` (the levels whose bounds it keeps), `thresholds` (of the level asked for), `causes` (what was found to
 be wrong, in words) and `passed`.
 """

@@ -31,8 +31,8 @@ class Projection:
         strength: λ of the estimator, or None where it has none.
         eigenvalues: float64 [D], the estimator's spectrum in descending order of invariance; empty if none.
         provenance: What it came from: checkpoint digest, pairs, seeds, selection curve, versions. JSON-ready.
-        training_mean: float64 [d], the mean of the calibrated pictures' projected unit embeddings, every environment
-            counting the same: what a site is measured against (see `site`); empty where no picture was embedded.
+        training_mean: float64 [d], the mean of the calibrated images' projected unit embeddings, every environment
+            counting the same: what a site is measured against (see `site`); empty where no image was embedded.
     """
 
     A_inv: NDArray[np.float64]

@@ -1,8 +1,8 @@
 """Whether a candidate answers on this machine like the safe default: what was proved elsewhere may not hold here.
 
-The same graph runs through other kernels on another processor; some saturate, some are wrong. So a few pictures and
+The same graph runs through other kernels on another processor; some saturate, some are wrong. So a few images and
 texts, made here from a seed, go through both. They only look for kernels that are wrong: the contract itself was
-checked on real pictures at export.
+checked on real images at export.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from invariclip.artifact.fidelity import Fidelity
 
-PICTURES = 8
+IMAGES = 8
 TEXTS = (
     "a photo of a cat.",
     "two red boats on a lake at night",
@@ -26,12 +26,12 @@ TEXTS = (
 MIN_COSINE: dict[Fidelity, float] = {"exact": 0.999999, "near": 0.9999, "fast": 0.985}
 """Of the contract's levels, as `export.contract.figures` bounds them."""
 SLACK = 2.0
-"""How many times the angle of that cosine is allowed. The default is off by an angle too, and these pictures are none
+"""How many times the angle of that cosine is allowed. The default is off by an angle too, and these images are none
 that the level was proved on: bfloat16 of a ViT-B/32 with random weights reaches 0.78 of the angle of `near` on them."""
 
 
-def check_pictures(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
-    """Noise, gradients, checks and waves: pictures that embed apart from each other.
+def check_images(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
+    """Noise, gradients, checks and waves: images that embed apart from each other.
 
     Args:
         height: Of each.
@@ -39,12 +39,12 @@ def check_pictures(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
         seed: Of the generator.
 
     Returns:
-        uint8 [PICTURES, height, width, 3].
+        uint8 [IMAGES, height, width, 3].
     """
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[0:height, 0:width] / max(height, width)
-    pictures = []
-    for place in range(PICTURES):
+    images = []
+    for place in range(IMAGES):
         low, high = rng.uniform(0, 255, (2, 3))
         angle, count = rng.uniform(0, 2 * np.pi), int(rng.integers(3, 12))
         across = np.cos(angle) * x + np.sin(angle) * y
@@ -55,8 +55,8 @@ def check_pictures(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
             "waves": 0.5 + 0.5 * np.sin(6 * count * across),
         }
         weight = list(kinds.values())[place % len(kinds)][..., None]
-        pictures.append(low + (high - low) * weight + rng.normal(0, 6, (height, width, 3)))
-    return np.asarray(np.clip(np.stack(pictures), 0, 255), dtype=np.uint8)
+        images.append(low + (high - low) * weight + rng.normal(0, 6, (height, width, 3)))
+    return np.asarray(np.clip(np.stack(images), 0, 255), dtype=np.uint8)
 
 
 def disagreement(got: NDArray[np.float32], wanted: NDArray[np.float32], level: Fidelity) -> str:

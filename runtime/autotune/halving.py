@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from invariclip.autotune.checks import PICTURES, disagreement
+from invariclip.autotune.checks import IMAGES, disagreement
 from invariclip.autotune.process import CandidateStoppedError, Process
 from invariclip.autotune.verdict import MeasuredCandidate, Timed, survivors
 from invariclip.errors import ContractError, UntrueVariantWarning
@@ -102,7 +102,7 @@ class Search:
         name = self.yardstick.name
         try:
             process = self._open[self.yardstick] = Process(self.folder, self.yardstick)
-            answers = process.images(PICTURES)
+            answers = process.images(IMAGES)
             if not np.isfinite(answers).all():
                 raise ContractError(f"{self.folder}: the safe default, {name}, answers NaN on this machine")
         except CandidateStoppedError as error:
@@ -205,7 +205,7 @@ class Search:
         for candidate in self.progress(missing, total=len(missing), desc="open candidates"):
             try:
                 process = self._open[candidate] = Process(self.folder, candidate)
-                problem = disagreement(process.images(PICTURES), self._wanted["images"], candidate.claimed)
+                problem = disagreement(process.images(IMAGES), self._wanted["images"], candidate.claimed)
             except CandidateStoppedError as error:
                 self._leave_out(candidate, str(error))
                 continue
@@ -253,7 +253,7 @@ class Search:
     def _warm_up(self, entry: MeasuredCandidate) -> int:
         """A batch or two unmeasured; then as many repetitions as fill a turn."""
         process = self._open[entry.candidate]
-        once = min(process.seconds(entry.batch, 2 if entry.batch <= PICTURES else 1))
+        once = min(process.seconds(entry.batch, 2 if entry.batch <= IMAGES else 1))
         return max(1, min(200, round(self.turn / max(once, 1e-6))))
 
     def _turn(self, entry: MeasuredCandidate, repetitions: int) -> float:

@@ -90,7 +90,7 @@ class Process:
         return statistics.median(self.seconds(batch, repetitions))
 
     def images(self, batch: int) -> NDArray[np.float32]:
-        """Embeddings [PICTURES, d] of `checks.check_pictures`, in batches of that many.
+        """Embeddings [IMAGES, d] of `checks.check_images`, in batches of that many.
 
         Raises:
             StoppedError: See `seconds`.

@@ -46,7 +46,7 @@ class Timed:
     Attributes:
         entry: What ran.
         seconds: Median time of a batch in each round, float64 [rounds].
-        ratios: Speed over the safe default's in the same round, float64 [rounds]: pictures per second, divided.
+        ratios: Speed over the safe default's in the same round, float64 [rounds]: images per second, divided.
         stage: In which they were timed.
     """
 

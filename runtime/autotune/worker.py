@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from invariclip.artifact.folder import read_manifest
-from invariclip.autotune.checks import PICTURES, TEXTS, check_pictures
+from invariclip.autotune.checks import IMAGES, TEXTS, check_images
 from invariclip.errors import InvariclipError
 from invariclip.model import Model
 
@@ -23,31 +23,31 @@ MAX_REPETITIONS, MAX_BATCH = 10_000, 4096
 
 
 class Bench:
-    """One open candidate and the pictures that it is asked about."""
+    """One open candidate and the images that it is asked about."""
 
     def __init__(self, folder: str, variant: str, backend: str, threads: int) -> None:
         """Opens the image tower."""
         manifest = read_manifest(folder)
         self.model = Model(Path(folder), manifest, variant=variant, backend=backend, threads=threads)
-        self._pictures = check_pictures(*manifest.pixels.image_size)
+        self._images = check_images(*manifest.pixels.image_size)
 
     def _batch(self, rows: int) -> NDArray[np.uint8]:
-        return np.ascontiguousarray(self._pictures[np.arange(rows) % PICTURES])
+        return np.ascontiguousarray(self._images[np.arange(rows) % IMAGES])
 
     def time(self, batch: int, repetitions: int) -> dict[str, Any]:
         """Seconds of each of `repetitions` batches."""
-        pictures = self._batch(min(batch, MAX_BATCH))
+        images = self._batch(min(batch, MAX_BATCH))
         times = []
         for _ in range(min(repetitions, MAX_REPETITIONS)):
             start = time.perf_counter()
-            self.model.embed_images(pictures, batch_size=batch)
+            self.model.embed_images(images, batch_size=batch)
             times.append(time.perf_counter() - start)
         return {"seconds": times}
 
     def images(self, batch: int) -> dict[str, Any]:
-        """Embeddings of the check pictures, each as part of a batch of that many."""
-        rows = -(-PICTURES // batch) * batch
-        return {"embeddings": self.model.embed_images(self._batch(rows), batch_size=batch)[:PICTURES].tolist()}
+        """Embeddings of the check images, each as part of a batch of that many."""
+        rows = -(-IMAGES // batch) * batch
+        return {"embeddings": self.model.embed_images(self._batch(rows), batch_size=batch)[:IMAGES].tolist()}
 
     def texts(self) -> dict[str, Any]:
         """Embeddings of the check texts."""

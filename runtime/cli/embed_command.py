@@ -1,4 +1,4 @@
-"""`invariclip embed`: embeddings of pictures or texts to files."""
+"""`invariclip embed`: embeddings of images or texts to files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from invariclip.cli.predict_command import (
 )
 from invariclip.console import UnreadableImages, bar, emit_json, note, say, silent
 from invariclip.errors import InputError
-from invariclip.preprocessing.pixels import find_pictures
+from invariclip.preprocessing.pixels import find_images
 from invariclip.rooms import other_room
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @ARTIFACT
-@click.argument("pictures", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--text", "texts", multiple=True, help="Embed this text instead of images; repeatable.")
 @click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="The safetensors file to write.")
 @OTHER_PROJECTION
@@ -50,18 +50,18 @@ if TYPE_CHECKING:
 @JSON
 @QUIET
 def embed(
-    artifact: Path, pictures: tuple[Path, ...], texts: tuple[str, ...], out: Path, projection: Path | None,
+    artifact: Path, images: tuple[Path, ...], texts: tuple[str, ...], out: Path, projection: Path | None,
     site: Path | None, batch_size: int, pixel_mode: PixelMode, backend: str | None, threads: int | None, engine: str,
     ray_address: str | None, workers: int | None, as_json: bool, quiet: bool,
 ) -> int:  # fmt: skip
     """Write unit-length embeddings with their paths (or texts) and the id of their space."""
-    if bool(pictures) == bool(texts):
-        raise InputError("give pictures, or --text, and not both")
+    if bool(images) == bool(texts):
+        raise InputError("give images, or --text, and not both")
     if engine == "ray":
         if texts or projection is not None or site is not None or pixel_mode != "exact":
-            raise InputError("--engine ray embeds pictures exactly as the artifact does; it goes without --text, "
+            raise InputError("--engine ray embeds images exactly as the artifact does; it goes without --text, "
                              "--projection, --site and --pixel-mode")  # fmt: skip
-        return _by_ray(artifact, pictures, out, as_json=as_json, backend=backend, threads=threads,
+        return _by_ray(artifact, images, out, as_json=as_json, backend=backend, threads=threads,
                        address=ray_address, workers=workers, batch_size=batch_size,
                        progress=silent if quiet or as_json else bar)  # fmt: skip
     if site is not None and texts:
@@ -70,14 +70,14 @@ def embed(
     items: list[str] = list(texts)
     rows: list[NDArray[np.float32]] = list(model.embed_texts(items)) if texts else []
     bad = UnreadableImages()
-    if pictures:
-        paths = find_pictures(pictures)
-        shown = (silent if quiet or as_json else bar)(paths, total=len(paths), desc="pictures")
+    if images:
+        paths = find_images(images)
+        shown = (silent if quiet or as_json else bar)(paths, total=len(paths), desc="images")
         for answer in model.stream(shown, batch_size=batch_size, unreadable=bad, classes=False):
-            items.append(str(answer.picture))
+            items.append(str(answer.image))
             rows.append(answer.embedding)
     if not rows:
-        raise InputError("no picture could be read; nothing was written")
+        raise InputError("no image could be read; nothing was written")
     adapted = "" if texts else model.site_sha256
     write_embeddings(out, Embeddings(np.stack(rows), tuple(items), model.space_id, adapted))
     if as_json:
@@ -90,8 +90,8 @@ def embed(
     return 2 if bad.count else 0
 
 
-def _by_ray(artifact: Path, pictures: tuple[Path, ...], out: Path, *, as_json: bool, **how: Any) -> int:
-    told: dict[str, Any] = other_room("embed --engine ray")(artifact, find_pictures(pictures), out, **how)
+def _by_ray(artifact: Path, images: tuple[Path, ...], out: Path, *, as_json: bool, **how: Any) -> int:
+    told: dict[str, Any] = other_room("embed --engine ray")(artifact, find_images(images), out, **how)
     for path, reason in told["unreadable"]:
         note(f"invariclip: {reason}" if str(path) in reason else f"invariclip: {path}: {reason}")
     if as_json:

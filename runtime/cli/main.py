@@ -22,7 +22,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "demo": (
         "invariclip.bench.demo.command:demo",
         "bench",
-        "See the whole path on the bundled pictures, in a few minutes.",
+        "See the whole path on the bundled images, in a few minutes.",
     ),
     "calibrate": ("invariclip.calibrate.commands:calibrate", "calibrate", "Fit the invariant projection from pairs."),
     "cdc": (
@@ -44,7 +44,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "verify": (
         "invariclip.export.verify_command:verify",
         "export",
-        "Check an artifact against its checkpoint on real pictures.",
+        "Check an artifact against its checkpoint on real images.",
     ),
     "engines": ("invariclip.export.tensorrt.commands:engines", "export", "Build TensorRT engines of an artifact."),
     "tune": (
@@ -58,9 +58,9 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "Time an artifact beside PyTorch, plain engines and NNCF.",
     ),
     "inspect": ("invariclip.cli.predict_command:inspect", "", "Show what an artifact is and what it was proved to do."),
-    "predict": ("invariclip.cli.predict_command:predict", "", "Classify pictures."),
+    "predict": ("invariclip.cli.predict_command:predict", "", "Classify images."),
     "adapt": ("invariclip.cli.adapt_command:adapt", "", "Measure the shift of a site from a few unlabelled images."),
-    "embed": ("invariclip.cli.embed_command:embed", "", "Write embeddings of pictures or texts to safetensors."),
+    "embed": ("invariclip.cli.embed_command:embed", "", "Write embeddings of images or texts to safetensors."),
     "serve": ("invariclip.cli.serve_command:serve", "serve", "Answer over HTTP, in batches of many clients' requests."),
 }
 

@@ -14,7 +14,7 @@ from invariclip.artifact.projection import read_projection
 from invariclip.backends import ALL_BACKENDS, DEFAULT_BACKEND
 from invariclip.console import UnreadableImages, bar, emit_json, say, silent, table
 from invariclip.errors import InputError
-from invariclip.preprocessing.pixels import PIXEL_MODES, find_pictures
+from invariclip.preprocessing.pixels import PIXEL_MODES, find_images
 from invariclip.preprocessing.prompts import TEMPLATE_SETS, read_templates, template_set
 from invariclip.profile import OBJECTIVES
 from invariclip.results import CALIBRATED, EVIDENCE, UNCERTAINTY_KINDS, threshold, uncertainty_kind
@@ -224,7 +224,7 @@ UNCERTAINTY_OPTION = click.option(
 
 @click.command()
 @ARTIFACT
-@click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @zero_shot_options
 @OTHER_PROJECTION
 @SITE
@@ -243,12 +243,12 @@ UNCERTAINTY_OPTION = click.option(
 @JSON
 @QUIET
 def predict(
-    artifact: Path, pictures: tuple[Path, ...], classes: str | None, classes_file: Path | None,
+    artifact: Path, images: tuple[Path, ...], classes: str | None, classes_file: Path | None,
     templates: tuple[str, ...], templates_file: Path | None, template_name: str | None, projection: Path | None,
     site: Path | None, top_k: int, abstain_above: AbstainAbove, uncertainty: UncertaintyKind | None, batch_size: int,
     pixel_mode: PixelMode, backend: str | None, threads: int | None, as_json: bool, quiet: bool,
 ) -> int:  # fmt: skip
-    """Classify pictures (files or folders). Unreadable ones are named, and make the exit code 2."""
+    """Classify images (files or folders). Unreadable ones are named, and make the exit code 2."""
     names = class_names(classes, classes_file)
     prompts = prompt_templates(templates, templates_file, template_name)
     progress = silent if quiet or as_json else bar
@@ -264,13 +264,13 @@ def predict(
     results: list[dict[str, Any]] = []
 
     bad = UnreadableImages()
-    paths = find_pictures(pictures)
-    shown = progress(paths, total=len(paths), desc="pictures")
+    paths = find_images(images)
+    shown = progress(paths, total=len(paths), desc="images")
     for answer in model.stream(shown, batch_size=batch_size, unreadable=bad):
         prediction = answer.prediction(top_k, abstain_above=limit, uncertainty=kind)
-        results.append({"image": str(answer.picture), **prediction.to_json()})
+        results.append({"image": str(answer.image), **prediction.to_json()})
         if not as_json:
-            say(f"{answer.picture}  {_in_words(prediction)}")
+            say(f"{answer.image}  {_in_words(prediction)}")
     if as_json:
         emit_json({"engine": model.describe(), "space_id": model.space_id, "predictions": results, **bad.facts()})
     return 2 if bad.count else 0

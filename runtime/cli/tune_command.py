@@ -91,14 +91,14 @@ def _say(tuned: Tuned) -> None:
 
 def profile_table(profile: MachineProfile) -> str:
     """The measurements of a profile as aligned text."""
-    header = ["variant", "engine", "threads", "batch", "fidelity", "rounds", "ms", "quartiles", "pictures/s",
+    header = ["variant", "engine", "threads", "batch", "fidelity", "rounds", "ms", "quartiles", "images/s",
               "× default", "95 %"]  # fmt: skip
     rows = []
     for one in profile.measurements:
         ran = asdict(one.candidate)
         rows.append(
             [*(str(ran[name]) for name in ("variant", "backend", "threads", "batch")), one.fidelity, str(one.rounds),
-             f"{one.median_ms:.2f}", f"{one.low_ms:.2f} to {one.high_ms:.2f}", f"{one.pictures_per_second:.1f}",
+             f"{one.median_ms:.2f}", f"{one.low_ms:.2f} to {one.high_ms:.2f}", f"{one.images_per_second:.1f}",
              f"{one.ratio:.2f}", f"{one.ratio_low:.2f} to {one.ratio_high:.2f}"]
         )  # fmt: skip
     return table(header, rows)

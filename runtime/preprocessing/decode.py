@@ -1,7 +1,7 @@
-"""One picture, decoded: whole, or smaller by what a JPEG's decoder can leave out.
+"""One image, decoded: whole, or smaller by what a JPEG's decoder can leave out.
 
 A JPEG is stored as frequencies of blocks of 8x8 pixels. Its decoder can give a half, a quarter or an eighth of the
-picture from the lowest of them, for a fraction of the time.
+image from the lowest of them, for a fraction of the time.
 """
 
 from __future__ import annotations
@@ -22,111 +22,111 @@ from invariclip.errors import InputError
 T = TypeVar("T")
 N = TypeVar("N", int, float)
 
-Picture: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
+ImageInput: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
 """A path, encoded bytes, a PIL image, or a uint8 array [H, W, 3] (RGB) or [H, W] (greyscale)."""
 Size: TypeAlias = tuple[int, int]
 """Width and height, in pixels, as PIL has them."""
 Box: TypeAlias = tuple[float, float, float, float]
 """Left, top, right, bottom, in pixels of an image."""
 
-MAX_PICTURE_PIXELS = 200_000_000
-"""Pictures above this are refused before they are decoded (600 MB as RGB)."""
+MAX_IMAGE_PIXELS = 200_000_000
+"""Images above this are refused before they are decoded (600 MB as RGB)."""
 JPEG_FORMATS = ("JPEG", "MPO")
 """What Pillow calls a JPEG: cameras' files that hold several are `MPO`, and only the first is looked at."""
 
 _ORIENTATION = 0x0112
-# which EXIF orientations exchange the sides, and which put the stored picture's right or lower edge first
+# which EXIF orientations exchange the sides, and which put the stored image's right or lower edge first
 _SWAPPED, _RIGHT_FIRST, _LOWER_FIRST = {5, 6, 7, 8}, {2, 3, 6, 7}, {3, 4, 7, 8}
 _shared = threading.Lock()
 """Held while a caller's own image is decoded: it may stand in a list twice, or be known to other threads."""
 
 
-def open_picture(picture: Picture, *, exif_transpose: bool = False) -> Image.Image:
-    """Decodes one picture fully, in the mode it is stored in.
+def open_image(image: ImageInput, *, exif_transpose: bool = False) -> Image.Image:
+    """Decodes one image fully, in the mode it is stored in.
 
     Args:
-        picture: See `Picture`.
-        exif_transpose: Turn the picture as its EXIF orientation says. Off by default: open_clip does not.
+        image: See `ImageInput`.
+        exif_transpose: Turn the image as its EXIF orientation says. Off by default: open_clip does not.
 
     Raises:
-        InputError: It is missing, not a picture, truncated, too large, or an array of another dtype or shape.
+        InputError: It is missing, not an image, truncated, too large, or an array of another dtype or shape.
     """
-    name = picture_name(picture)
+    name = image_name(image)
 
     def decoded() -> Image.Image:
-        image = _opened(picture, name)
-        with _shared if image is picture else nullcontext():
-            image.load()
-        return ImageOps.exif_transpose(image) if exif_transpose else image
+        opened = _opened(image, name)
+        with _shared if opened is image else nullcontext():
+            opened.load()
+        return ImageOps.exif_transpose(opened) if exif_transpose else opened
 
     return _in_one_line(name, decoded)
 
 
 def open_reduced(
-    picture: str | os.PathLike[str] | bytes, least: Callable[[Size], Size], *, exif_transpose: bool = False
+    image: str | os.PathLike[str] | bytes, least: Callable[[Size], Size], *, exif_transpose: bool = False
 ) -> tuple[Image.Image, Size, Box | None]:
-    """Decodes one picture, a JPEG no larger than it needs to be.
+    """Decodes one image, a JPEG no larger than it needs to be.
 
     Args:
-        picture: A path or encoded bytes.
-        least: The picture's whole size to the width and height that the decoded one must have at least.
-        exif_transpose: See `open_picture`.
+        image: A path or encoded bytes.
+        least: The image's whole size to the width and height that the decoded one must have at least.
+        exif_transpose: See `open_image`.
 
     Returns:
-        The picture, in the mode it is stored in; its whole size; and which part of the image the whole is. The last
-        column or row of a reduced picture may stand for less than a pixel, so that part may end in a fraction. It is
-        None for anything but a JPEG, which is decoded as `open_picture` does.
+        The image, in the mode it is stored in; its whole size; and which part of the image the whole is. The last
+        column or row of a reduced image may stand for less than a pixel, so that part may end in a fraction. It is
+        None for anything but a JPEG, which is decoded as `open_image` does.
 
     Raises:
-        InputError: What `open_picture` refuses, or what `least` raises.
+        InputError: What `open_image` refuses, or what `least` raises.
     """
-    name = picture_name(picture)
+    name = image_name(image)
 
     def decoded() -> tuple[Image.Image, Size, Box | None]:
-        image = _opened(picture, name)
-        if image.format not in JPEG_FORMATS:
-            image.load()
-            image = ImageOps.exif_transpose(image) if exif_transpose else image
-            return image, image.size, None
-        turn = image.getexif().get(_ORIENTATION, 1) if exif_transpose else 1
-        whole = _turned(image.size, turn)
+        opened = _opened(image, name)
+        if opened.format not in JPEG_FORMATS:
+            opened.load()
+            opened = ImageOps.exif_transpose(opened) if exif_transpose else opened
+            return opened, opened.size, None
+        turn = opened.getexif().get(_ORIENTATION, 1) if exif_transpose else 1
+        whole = _turned(opened.size, turn)
         try:
             wanted = least(whole)
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
-        drafted = image.draft(None, _turned(wanted, turn))
-        end = image.size if drafted is None else drafted[1][2:]
-        image.load()
-        image = ImageOps.exif_transpose(image) if exif_transpose else image
+        drafted = opened.draft(None, _turned(wanted, turn))
+        end = opened.size if drafted is None else drafted[1][2:]
+        opened.load()
+        opened = ImageOps.exif_transpose(opened) if exif_transpose else opened
         right, lower = _turned(end, turn)
-        left = image.width - right if turn in _RIGHT_FIRST else 0.0
-        top = image.height - lower if turn in _LOWER_FIRST else 0.0
-        return image, whole, (left, top, left + right, top + lower)
+        left = opened.width - right if turn in _RIGHT_FIRST else 0.0
+        top = opened.height - lower if turn in _LOWER_FIRST else 0.0
+        return opened, whole, (left, top, left + right, top + lower)
 
     return _in_one_line(name, decoded)
 
 
-def picture_facts(picture: Picture) -> tuple[str, Size]:
-    """What kind of picture it is, by Pillow's name of the format, and its size; only its head is read.
+def image_facts(image: ImageInput) -> tuple[str, Size]:
+    """What kind of image it is, by Pillow's name of the format, and its size; only its head is read.
 
     An array or an image that was made in memory is of no format: an empty name.
 
     Raises:
-        InputError: It is missing, not a picture, or too large.
+        InputError: It is missing, not an image, or too large.
     """
 
     def read() -> tuple[str, Size]:
-        image = _opened(picture, picture_name(picture))
-        return image.format or "", image.size
+        opened = _opened(image, image_name(image))
+        return opened.format or "", opened.size
 
-    return _in_one_line(picture_name(picture), read)
+    return _in_one_line(image_name(image), read)
 
 
-def picture_name(picture: Picture) -> str:
-    """What to call a picture in an error message."""
-    if isinstance(picture, (str, os.PathLike)):
-        return os.fspath(picture)
-    return f"<{len(picture)} bytes>" if isinstance(picture, bytes) else f"<{type(picture).__name__}>"
+def image_name(image: ImageInput) -> str:
+    """What to call an image in an error message."""
+    if isinstance(image, (str, os.PathLike)):
+        return os.fspath(image)
+    return f"<{len(image)} bytes>" if isinstance(image, bytes) else f"<{type(image).__name__}>"
 
 
 def _turned(size: tuple[N, N], turn: int) -> tuple[N, N]:
@@ -135,7 +135,7 @@ def _turned(size: tuple[N, N], turn: int) -> tuple[N, N]:
 
 
 def _in_one_line(name: str, decoded: Callable[[], T]) -> T:
-    """What `decoded` gives, or whatever it raises as one typed line that names the picture."""
+    """What `decoded` gives, or whatever it raises as one typed line that names the image."""
     try:
         return decoded()
     except InputError:
@@ -143,30 +143,30 @@ def _in_one_line(name: str, decoded: Callable[[], T]) -> T:
     except FileNotFoundError as error:
         raise InputError(f"{name}: no such file") from error
     except IsADirectoryError as error:
-        raise InputError(f"{name}: is a directory, not a picture") from error
+        raise InputError(f"{name}: is a directory, not an image") from error
     except UnidentifiedImageError as error:
-        raise InputError(f"{name}: not a picture that Pillow can read") from error
+        raise InputError(f"{name}: not an image that Pillow can read") from error
     except Image.DecompressionBombError as error:
         raise InputError(f"{name}: {error}") from error
     except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, struct.error, ... on damaged files
-        raise InputError(f"{name}: damaged picture ({error})") from error
+        raise InputError(f"{name}: damaged image ({error})") from error
 
 
-def _opened(picture: Picture, name: str) -> Image.Image:
-    if isinstance(picture, Image.Image):
-        return picture
-    if isinstance(picture, np.ndarray):
-        if picture.dtype != np.uint8 or not (picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] == 3)):
+def _opened(image: ImageInput, name: str) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
             raise InputError(
-                f"{name}: an array of {picture.dtype} {list(picture.shape)}; pass uint8 [H, W, 3] (RGB) or [H, W]"
+                f"{name}: an array of {image.dtype} {list(image.shape)}; pass uint8 [H, W, 3] (RGB) or [H, W]"
             )
-        image = Image.fromarray(picture)
-    elif isinstance(picture, bytes):
-        image = Image.open(io.BytesIO(picture))
-    elif isinstance(picture, (str, os.PathLike)):
-        image = Image.open(picture)
+        opened = Image.fromarray(image)
+    elif isinstance(image, bytes):
+        opened = Image.open(io.BytesIO(image))
+    elif isinstance(image, (str, os.PathLike)):
+        opened = Image.open(image)
     else:
         raise InputError(f"{name}: pass a path, bytes, a PIL image or a uint8 array")
-    if image.width * image.height > MAX_PICTURE_PIXELS:
-        raise InputError(f"{name}: {image.width}x{image.height} is above the limit of {MAX_PICTURE_PIXELS:,} pixels")
-    return image
+    if opened.width * opened.height > MAX_IMAGE_PIXELS:
+        raise InputError(f"{name}: {opened.width}x{opened.height} is above the limit of {MAX_IMAGE_PIXELS:,} pixels")
+    return opened

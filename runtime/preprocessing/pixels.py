@@ -1,6 +1,6 @@
 """Bytes to pixels, bit-defined: the same calls, in the same order, as open_clip's evaluation transform.
 
-open_clip resizes the picture in the mode it was stored in (a palette picture therefore by nearest neighbour, a
+open_clip resizes the image in the mode it was stored in (a palette image therefore by nearest neighbour, a
 transparent one with its alpha premultiplied), crops at a *rounded* offset, and only then converts to RGB. EXIF
 orientation is not applied, because training pipelines do not apply it. Calibration, export and serving all come
 through here, so that what was measured is what answers.
@@ -21,22 +21,33 @@ from PIL import Image, ImageOps
 
 from invariclip.errors import ArtifactError, InputError
 from invariclip.preprocessing.decode import (
-    MAX_PICTURE_PIXELS,
+    MAX_IMAGE_PIXELS,
     Box,
-    Picture,
+    ImageInput,
     Size,
-    open_picture,
+    image_name,
+    open_image,
     open_reduced,
-    picture_name,
 )
 
 __all__ = [
-    "FAST_MARGIN", "MAX_PICTURE_PIXELS", "PICTURE_SUFFIXES", "PIXEL_MODES", "Picture", "PixelMode", "PixelSpec",
-    "find_pictures", "normalise", "open_picture", "pixels", "require_pixel_mode", "stack",
-    "walk_pictures",
+    "FAST_MARGIN",
+    "IMAGE_SUFFIXES",
+    "MAX_IMAGE_PIXELS",
+    "PIXEL_MODES",
+    "ImageInput",
+    "PixelMode",
+    "PixelSpec",
+    "find_images",
+    "normalise",
+    "open_image",
+    "pixels",
+    "require_pixel_mode",
+    "stack",
+    "walk_images",
 ]  # fmt: skip
 
-PICTURE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 PixelMode = Literal["exact", "fast"]
 PIXEL_MODES: tuple[PixelMode, ...] = ("exact", "fast")
 FAST_MARGIN = 3
@@ -49,7 +60,7 @@ Of embeddings of the bundled checkpoint, on photographs that are just as many ti
 
 @dataclass(frozen=True)
 class PixelSpec:
-    """How a checkpoint wants its pictures; the field names are open_clip's.
+    """How a checkpoint wants its images; the field names are open_clip's.
 
     Attributes:
         image_size: Height and width that the image tower takes, in pixels.
@@ -103,41 +114,41 @@ class PixelSpec:
 
 
 def pixels(
-    picture: Picture, spec: PixelSpec, mode: PixelMode = "exact", *, exif_transpose: bool = False
+    image: ImageInput, spec: PixelSpec, mode: PixelMode = "exact", *, exif_transpose: bool = False
 ) -> NDArray[np.uint8]:
-    """One picture as the tower sees it, before normalisation.
+    """One image as the tower sees it, before normalisation.
 
     `fast` is another way for JPEGs that come as a path or as bytes, and the same as `exact` for all else. The decoder
     leaves out what the resize would average away, but never so much that less than `FAST_MARGIN` times the needed size
-    is left; and the resize computes only what the crop keeps. Measured at 224 pixels: up to six times larger pictures
+    is left; and the resize computes only what the crop keeps. Measured at 224 pixels: up to six times larger images
     are 1 level of 255 off, because nothing can be left out; larger photographs up to 6, 0.4 in the mean, and drawings
     with hard edges up to 17. Whether a tower minds is for the contract to say (`export.contract.fast_pixels`).
 
     Args:
-        picture: See `Picture`.
+        image: See `ImageInput`.
         spec: How the tower wants it.
         mode: `exact`, or `fast`.
-        exif_transpose: See `decode.open_picture`.
+        exif_transpose: See `decode.open_image`.
 
     Returns:
         uint8 [H, W, 3], RGB; in mode `exact` equal to open_clip's evaluation transform before its tensor conversion.
 
     Raises:
-        InputError: The picture cannot be read, or no mode is called `mode`.
+        InputError: The image cannot be read, or no mode is called `mode`.
     """
     require_pixel_mode(mode)
-    if mode == "fast" and isinstance(picture, (str, os.PathLike, bytes)):
-        image, whole, box = open_reduced(picture, lambda size: _spacious(size, spec), exif_transpose=exif_transpose)
+    if mode == "fast" and isinstance(image, (str, os.PathLike, bytes)):
+        opened, whole, box = open_reduced(image, lambda size: _spacious(size, spec), exif_transpose=exif_transpose)
     else:
-        image, box = open_picture(picture, exif_transpose=exif_transpose), None
-        whole = image.size
+        opened, box = open_image(image, exif_transpose=exif_transpose), None
+        whole = opened.size
     try:
-        fitted = _fit(image, spec) if box is None else _fit_part(image, whole, box, spec)
+        fitted = _fit(opened, spec) if box is None else _fit_part(opened, whole, box, spec)
         return np.asarray(fitted.convert("RGB"))
     except InputError as error:
-        raise InputError(f"{picture_name(picture)}: {error}") from error
+        raise InputError(f"{image_name(image)}: {error}") from error
     except (OSError, ValueError) as error:
-        raise InputError(f"{picture_name(picture)}: cannot be converted to RGB ({error})") from error
+        raise InputError(f"{image_name(image)}: cannot be converted to RGB ({error})") from error
 
 
 def require_pixel_mode(mode: str) -> None:
@@ -151,28 +162,28 @@ def require_pixel_mode(mode: str) -> None:
 
 
 def stack(
-    pictures: Sequence[Picture],
+    images: Sequence[ImageInput],
     spec: PixelSpec,
     mode: PixelMode = "exact",
     *,
     exif_transpose: bool = False,
     workers: int = 1,
 ) -> NDArray[np.uint8]:
-    """Several pictures as one batch, uint8 [N, H, W, 3], in order; the arguments are those of `pixels`.
+    """Several images as one batch, uint8 [N, H, W, 3], in order; the arguments are those of `pixels`.
 
     Raises:
         InputError: One of them cannot be read; the message names it. Or no mode is called `mode`.
     """
-    batch = np.empty((len(pictures), *spec.image_size, 3), dtype=np.uint8)
+    batch = np.empty((len(images), *spec.image_size, 3), dtype=np.uint8)
 
     def fill(index: int) -> None:
-        batch[index] = pixels(pictures[index], spec, mode, exif_transpose=exif_transpose)
+        batch[index] = pixels(images[index], spec, mode, exif_transpose=exif_transpose)
 
-    if workers > 1 and len(pictures) > 1:
+    if workers > 1 and len(images) > 1:
         with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(fill, range(len(pictures))))
+            list(pool.map(fill, range(len(images))))
     else:
-        for index in range(len(pictures)):
+        for index in range(len(images)):
             fill(index)
     return batch
 
@@ -185,27 +196,27 @@ def normalise(batch: NDArray[np.uint8], spec: PixelSpec) -> NDArray[np.float32]:
     return np.ascontiguousarray((scaled - mean) / std)
 
 
-def find_pictures(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
-    """Files as given, folders replaced by the pictures below them, sorted by path.
+def find_images(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
+    """Files as given, folders replaced by the images below them, sorted by path.
 
     Raises:
-        InputError: A path does not exist, or a folder holds no picture.
+        InputError: A path does not exist, or a folder holds no image.
     """
-    return list(walk_pictures(paths))
+    return list(walk_images(paths))
 
 
-def walk_pictures(paths: Sequence[str | os.PathLike[str]]) -> Iterator[Path]:
-    """As `find_pictures`, one by one; no more than the names in one folder, and in those above it, are held.
+def walk_images(paths: Sequence[str | os.PathLike[str]]) -> Iterator[Path]:
+    """As `find_images`, one by one; no more than the names in one folder, and in those above it, are held.
 
     Raises:
-        InputError: As `find_pictures`, when the walk comes there.
+        InputError: As `find_images`, when the walk comes there.
     """
     for given in map(Path, paths):
         if given.is_dir():
             inside = _below(given)
             first = next(inside, None)
             if first is None:
-                raise InputError(f"{given}: no picture in this folder; known endings: {' '.join(PICTURE_SUFFIXES)}")
+                raise InputError(f"{given}: no image in this folder; known endings: {' '.join(IMAGE_SUFFIXES)}")
             yield first
             yield from inside
         elif given.exists():
@@ -215,13 +226,13 @@ def walk_pictures(paths: Sequence[str | os.PathLike[str]]) -> Iterator[Path]:
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    """Pictures in a folder and in those below it, sorted; links to folders are not followed."""
+    """Images in a folder and in those below it, sorted; links to folders are not followed."""
     try:
         with os.scandir(folder) as entries:
             wanted = sorted(
                 (entry.name, entry.is_dir(follow_symlinks=False))
                 for entry in entries
-                if entry.is_dir(follow_symlinks=False) or Path(entry.name).suffix.lower() in PICTURE_SUFFIXES
+                if entry.is_dir(follow_symlinks=False) or Path(entry.name).suffix.lower() in IMAGE_SUFFIXES
             )
     except OSError as error:
         raise InputError(f"{folder}: cannot be listed ({error.strerror or error})") from error
@@ -240,7 +251,7 @@ def _fit(image: Image.Image, spec: PixelSpec) -> Image.Image:
 
 
 def _fit_part(image: Image.Image, whole: Size, box: Box, spec: PixelSpec) -> Image.Image:
-    """As `_fit`, of the picture of size `whole` that fills `box` of an image; resizes no more than the crop keeps."""
+    """As `_fit`, of the image of size `whole` that fills `box` of an image; resizes no more than the crop keeps."""
     (width, height), filter_ = _resized(whole, spec)
     wanted_h, wanted_w = spec.image_size
     if width < wanted_w or height < wanted_h:
@@ -257,13 +268,13 @@ def _fit_part(image: Image.Image, whole: Size, box: Box, spec: PixelSpec) -> Ima
 
 
 def _spacious(whole: Size, spec: PixelSpec) -> Size:
-    """What a JPEG's decoder must leave of a picture's width and height."""
+    """What a JPEG's decoder must leave of an image's width and height."""
     (width, height), _ = _resized(whole, spec)
     return FAST_MARGIN * width, FAST_MARGIN * height
 
 
 def _resized(size: Size, spec: PixelSpec) -> tuple[Size, Image.Resampling]:
-    """A picture's width and height after the resize and before crop or padding, and the filter.
+    """An image's width and height after the resize and before crop or padding, and the filter.
 
     Raises:
         InputError: See `_require_bearable`.
@@ -297,10 +308,10 @@ def _require_bearable(size: Size, resized: int) -> None:
     Raises:
         InputError: It would.
     """
-    if resized > MAX_PICTURE_PIXELS:
+    if resized > MAX_IMAGE_PIXELS:
         raise InputError(
-            f"a picture of {size[0]}x{size[1]} becomes {resized:,} pixels when its shorter side is fitted, "
-            f"above the limit of {MAX_PICTURE_PIXELS:,}; crop it"
+            f"an image of {size[0]}x{size[1]} becomes {resized:,} pixels when its shorter side is fitted, "
+            f"above the limit of {MAX_IMAGE_PIXELS:,}; crop it"
         )
 
 

@@ -120,7 +120,7 @@ def read_templates(path: str | os.PathLike[str]) -> tuple[str, ...]:
 def template_set(name: str) -> tuple[str, ...]:
     """The templates that are known by a name.
 
-    `ensemble` varies picture, style, quality, number and setting, as the prompt ensembles do that OpenAI published for
+    `ensemble` varies image, style, quality, number and setting, as the prompt ensembles do that OpenAI published for
     CLIP; the sentences are this project's own.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Pictures read ahead of the model: decoded in threads while it runs, in order, in bounded memory.
+"""Images read ahead of the model: decoded in threads while it runs, in order, in bounded memory.
 
 Pillow lets go of the interpreter while it decodes and resizes, and the engines do while they run, so threads are
 enough. With one core there is nothing to win, and everything happens in the caller's thread.
@@ -18,24 +18,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from invariclip.errors import InputError
-from invariclip.preprocessing.pixels import Picture, PixelMode, PixelSpec, pixels
+from invariclip.preprocessing.pixels import ImageInput, PixelMode, PixelSpec, pixels
 from invariclip.threads import available_threads
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-Pictures: TypeAlias = Iterable[Picture] | NDArray[np.uint8]
-"""Pictures one by one, or a batch uint8 [N, H, W, 3] that `invariclip.preprocessing.pixels.stack` has prepared."""
-Unreadable: TypeAlias = Callable[[int, Picture, InputError], None]
-"""Told of a picture that cannot be read: its place in the stream, the picture, and why."""
+ImageInputs: TypeAlias = Iterable[ImageInput] | NDArray[np.uint8]
+"""Images one by one, or a batch uint8 [N, H, W, 3] that `invariclip.preprocessing.pixels.stack` has prepared."""
+Unreadable: TypeAlias = Callable[[int, ImageInput, InputError], None]
+"""Told of an image that cannot be read: its place in the stream, the image, and why."""
 
-_Seen: TypeAlias = tuple[int, Picture, NDArray[np.uint8]]
+_Seen: TypeAlias = tuple[int, ImageInput, NDArray[np.uint8]]
 
 DEFAULT_BATCH = 16
 LOOK_AHEAD = 2
-"""Batches that are read while the model runs: one to go on with, one for pictures that take longer."""
+"""Batches that are read while the model runs: one to go on with, one for images that take longer."""
 MAX_AHEAD = 256
-"""Pictures that are read ahead at most, however large the batches: at 224x224 they take 38 MB."""
+"""Images that are read ahead at most, however large the batches: at 224x224 they take 38 MB."""
 
 
 @dataclass(frozen=True)
@@ -43,19 +43,19 @@ class Batch:
     """What goes to the model at once.
 
     Attributes:
-        places: Where its n pictures stand in the stream, from 0.
-        pictures: They themselves, as they were given.
+        places: Where its n images stand in the stream, from 0.
+        images: They themselves, as they were given.
         pixels: uint8 [n, H, W, 3].
     """
 
     places: list[int]
-    pictures: list[Any]
+    images: list[Any]
     pixels: NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class PictureReader:
-    """How pictures become batches.
+class ImageReader:
+    """How images become batches.
 
     Attributes:
         spec: How the tower wants them.
@@ -69,53 +69,53 @@ class PictureReader:
 
     def batches(
         self,
-        pictures: Pictures,
+        images: ImageInputs,
         batch_size: int = DEFAULT_BATCH,
         *,
         look_ahead: int = LOOK_AHEAD,
         unreadable: Unreadable | None = None,
     ) -> Generator[Batch, None, None]:
-        """Batches in the order of the pictures; close it, and its threads end.
+        """Batches in the order of the images; close it, and its threads end.
 
-        Before an error is raised, be it a picture's or that of the iterable which gives them, all pictures before it
+        Before an error is raised, be it an image's or that of the iterable which gives them, all images before it
         come out, if need be in a smaller batch.
 
         Args:
-            pictures: See `Pictures`.
-            batch_size: Pictures to a batch; the last one may have fewer.
-            look_ahead: Batches that are read while the caller works on one, `MAX_AHEAD` pictures at most. With 0 no
-                picture is asked for before it is needed, which suits a camera.
-            unreadable: Is told of pictures that cannot be read, which are then left out; None raises the error.
+            images: See `ImageInputs`.
+            batch_size: Images to a batch; the last one may have fewer.
+            look_ahead: Batches that are read while the caller works on one, `MAX_AHEAD` images at most. With 0 no
+                image is asked for before it is needed, which suits a camera.
+            unreadable: Is told of images that cannot be read, which are then left out; None raises the error.
 
         Raises:
-            InputError: `batch_size` is below 1, `look_ahead` below 0, `pictures` is one picture or an array of another
-                shape or dtype; later, a picture cannot be read.
+            InputError: `batch_size` is below 1, `look_ahead` below 0, `images` is one image or an array of another
+                shape or dtype; later, an image cannot be read.
         """
         if batch_size < 1 or look_ahead < 0:
             least, name, given = (1, "batch_size", batch_size) if batch_size < 1 else (0, "look_ahead", look_ahead)
             raise InputError(f"{name} must be at least {least}, not {given}")
-        if isinstance(pictures, np.ndarray) and pictures.ndim == 4:
-            self._check_prepared(pictures)
-            return _slices(pictures, batch_size)
-        one = isinstance(pictures, (str, bytes, np.ndarray, os.PathLike)) or not hasattr(pictures, "__iter__")
+        if isinstance(images, np.ndarray) and images.ndim == 4:
+            self._check_prepared(images)
+            return _slices(images, batch_size)
+        one = isinstance(images, (str, bytes, np.ndarray, os.PathLike)) or not hasattr(images, "__iter__")
         if one:
-            raise InputError("pass a list of pictures, even for one: [picture]")
-        return self._read(pictures, batch_size, min(look_ahead * batch_size, MAX_AHEAD), unreadable)
+            raise InputError("pass a list of images, even for one: [image]")
+        return self._read(images, batch_size, min(look_ahead * batch_size, MAX_AHEAD), unreadable)
 
     def _read(
-        self, pictures: Iterable[Picture], batch_size: int, ahead: int, unreadable: Unreadable | None
+        self, images: Iterable[ImageInput], batch_size: int, ahead: int, unreadable: Unreadable | None
     ) -> Generator[Batch, None, None]:
-        def read(picture: Picture) -> NDArray[np.uint8] | InputError:
+        def read(image: ImageInput) -> NDArray[np.uint8] | InputError:
             try:
-                return pixels(picture, self.spec, self.mode)
+                return pixels(image, self.spec, self.mode)
             except InputError as error:
                 return error
 
         workers = available_threads() if self.workers is None else self.workers
-        if isinstance(pictures, Sized):
-            workers = min(workers, len(pictures))
+        if isinstance(images, Sized):
+            workers = min(workers, len(images))
         waiting: list[_Seen] = []
-        with closing(prefetch(pictures, read, workers=workers, ahead=ahead)) as stream:
+        with closing(prefetch(images, read, workers=workers, ahead=ahead)) as stream:
             try:
                 for seen in _readable(stream, unreadable):
                     waiting.append(seen)
@@ -134,7 +134,7 @@ class PictureReader:
             size = "x".join(map(str, self.spec.image_size))
             raise InputError(
                 f"an array of {batch.dtype} {list(batch.shape)} is not a prepared batch of uint8 {size}x3; "
-                "pass a list of pictures of any size instead"
+                "pass a list of images of any size instead"
             )
 
 
@@ -183,20 +183,20 @@ def prefetch(
 
 
 def _readable(
-    stream: Iterable[tuple[Picture, NDArray[np.uint8] | InputError]], unreadable: Unreadable | None
+    stream: Iterable[tuple[ImageInput, NDArray[np.uint8] | InputError]], unreadable: Unreadable | None
 ) -> Iterator[_Seen]:
-    for place, (picture, seen) in enumerate(stream):
+    for place, (image, seen) in enumerate(stream):
         if not isinstance(seen, InputError):
-            yield place, picture, seen
+            yield place, image, seen
         elif unreadable is None:
             raise seen
         else:
-            unreadable(place, picture, seen)
+            unreadable(place, image, seen)
 
 
 def _batch(seen: list[_Seen]) -> Batch:
-    places, pictures, rows = zip(*seen, strict=True)
-    return Batch(list(places), list(pictures), np.stack(rows))
+    places, images, rows = zip(*seen, strict=True)
+    return Batch(list(places), list(images), np.stack(rows))
 
 
 def _slices(prepared: NDArray[np.uint8], batch_size: int) -> Generator[Batch, None, None]:

@@ -242,7 +242,7 @@ _CLEANERS = {"lower": _lower, "canonicalize": _canonicalize, "whitespace": _whit
 
 
 def _repaired(text: str) -> str:
-    # Imported here: a fifth of what importing the predictor costs, and no picture needs it
+    # Imported here: a fifth of what importing the predictor costs, and no image needs it
     import ftfy
 
     return html.unescape(html.unescape(ftfy.fix_text(text)))

@@ -9,7 +9,7 @@ import numpy as np
 
 from invariclip.backends.batching import buckets
 from invariclip.errors import InputError
-from invariclip.preprocessing.decode import picture_facts, picture_name
+from invariclip.preprocessing.decode import image_facts, image_name
 from invariclip.preprocessing.tokenizer import hearing_cuts
 from invariclip.results import ranked, threshold, uncertainty_kind
 from invariclip.serve.batcher import Batcher, quiet
@@ -219,7 +219,7 @@ class Service:
     def _decode(self, asked: tuple[EncodedImage, bool]) -> DecodedImage:
         (name, data), classes = asked
         try:
-            kind, (width, height) = picture_facts(data)
+            kind, (width, height) = image_facts(data)
             if kind not in FORMATS:
                 raise InputError(f"an image of format {kind} is not taken; available: {', '.join(FORMATS)}")
             if width * height > self.limits.pixels:
@@ -228,7 +228,7 @@ class Service:
                 )
             return DecodedImage(self.model.prepare(data), classes)
         except InputError as error:
-            raise InputError(f"image {name}: {str(error).removeprefix(f'{picture_name(data)}: ')}") from error
+            raise InputError(f"image {name}: {str(error).removeprefix(f'{image_name(data)}: ')}") from error
 
     def _see(self, seen: list[DecodedImage]) -> list[ImageScores]:
         batch = np.stack([one.pixels for one in seen])

@@ -22,7 +22,7 @@ from invariclip.artifact.projection import read_projection
 from invariclip.console import Progress, UnreadableImages, note, silent
 from invariclip.errors import InputError, SiteError
 from invariclip.model import Model
-from invariclip.preprocessing.pixels import walk_pictures
+from invariclip.preprocessing.pixels import walk_images
 from invariclip.sites.live_site import LiveSite, SiteWindow
 from invariclip.sites.site import Site, new_site, read_site, write_site
 from invariclip.version import __version__
@@ -122,7 +122,7 @@ def measure(
     Args:
         model: Embeds them; without a site.
         site: What is known already, see `begun`.
-        images: Files and folders, see `pixels.walk_pictures`.
+        images: Files and folders, see `pixels.walk_images`.
         batch_size: Images to a run.
         unreadable: Is told of images that cannot be read.
         unfinished: A file that keeps what is measured so far, every `SAVE_SECONDS`. If it stands there and was begun
@@ -138,7 +138,7 @@ def measure(
     count, listing = _listed(images)
     key = _key(model, site, batch_size, listing)
     done, site = _resumed(unfinished, key, site, unreadable)
-    shown = iter(progress(walk_pictures(images), total=count, desc="images"))
+    shown = iter(progress(walk_images(images), total=count, desc="images"))
     met = sum(1 for _ in islice(shown, done * PART))
     saved, saved_at, bad = done, time.monotonic(), unreadable.count
 
@@ -193,7 +193,7 @@ def measure_embeddings(model: Model, site: Site, files: Sequence[Path]) -> Site:
 def _listed(images: Sequence[str | os.PathLike[str]]) -> tuple[int, str]:
     """How many images there are, and a digest of their paths, sizes and times."""
     count, digest = 0, hashlib.sha256()
-    for path in walk_pictures(images):
+    for path in walk_images(images):
         try:
             facts = path.stat()
         except OSError as error:

@@ -1,4 +1,4 @@
-"""Small worlds with a known answer: a linear encoder over pixels, pictures drawn by code, and linear SCMs."""
+"""Small worlds with a known answer: a linear encoder over pixels, images drawn by code, and linear SCMs."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ class LinearEncoder:
         return (ids @ matrix).astype(np.float32)
 
 
-def draw_pictures(root: Path, *, concepts: int = 10, environments: tuple[str, ...] = ("red", "green", "blue")) -> Path:
-    """One picture per concept and environment: a pattern that is the concept's, in the environment's colour."""
+def draw_images(root: Path, *, concepts: int = 10, environments: tuple[str, ...] = ("red", "green", "blue")) -> Path:
+    """One image per concept and environment: a pattern that is the concept's, in the environment's colour."""
     colours = {"red": (255, 80, 80), "green": (80, 255, 80), "blue": (80, 80, 255)}
     lines = []
     for environment in environments:
@@ -133,7 +133,7 @@ class Scm:
 
 
 def random_table(*, concepts=12, environments=3, width=6, kinds=0, seed=0) -> EmbeddingTable:
-    """A table of noise around concept centres, with one changed row per picture and kind."""
+    """A table of noise around concept centres, with one changed row per image and kind."""
     rng = np.random.default_rng(seed)
     centres = rng.normal(size=(concepts, width))
     concept, environment = (grid.ravel() for grid in np.meshgrid(range(concepts), range(environments), indexing="ij"))
@@ -161,11 +161,11 @@ def random_table(*, concepts=12, environments=3, width=6, kinds=0, seed=0) -> Em
 def world():
     """The helpers of this file, by name: pytest imports test modules without a package to import them from."""
     return SimpleNamespace(
-        LinearEncoder=LinearEncoder, Scm=Scm, draw_pictures=draw_pictures, random_table=random_table, SPEC=SPEC
+        LinearEncoder=LinearEncoder, Scm=Scm, draw_images=draw_images, random_table=random_table, SPEC=SPEC
     )
 
 
 @pytest.fixture
 def manifest(tmp_path):
     """Ten concepts in three environments; concept 0 is split `test`."""
-    return draw_pictures(tmp_path / "set")
+    return draw_images(tmp_path / "set")

@@ -44,7 +44,7 @@ def test_given_embeddings_need_no_model(run, given, tmp_path):
     projection = read_projection(out)
     np.testing.assert_allclose(projection.A_inv, wanted.A_inv, rtol=0, atol=1e-12)
     assert projection.provenance["checkpoint_sha256"] is None
-    assert projection.provenance["pictures"]["left_out"]["given"]["not finite"]["count"] == 2
+    assert projection.provenance["images"]["left_out"]["given"]["not finite"]["count"] == 2
 
 
 def test_moments_are_kept_and_fitted_on_again(run, given, tmp_path):
@@ -57,28 +57,28 @@ def test_moments_are_kept_and_fitted_on_again(run, given, tmp_path):
     assert read_projection(again).digest == read_projection(first).digest
 
 
-def test_choosing_needs_pictures(run, given, tmp_path):
+def test_choosing_needs_images(run, given, tmp_path):
     code, _, err = run("calibrate", "--sources", tmp_path / "sources.json", "--quiet", "-o", tmp_path / "p.safetensors")
     assert code == 2
     assert "cannot be chosen from moments alone" in err
     assert not (tmp_path / "p.moments.safetensors").exists()  # said before the work
 
 
-def test_pictures_are_collected_and_selected_on(run, manifest, tiny_checkpoint, tmp_path):
-    entry = {"kind": "pictures", "path": str(manifest), "splits": ["train"], "interventions": "greyscale,invert"}
+def test_images_are_collected_and_selected_on(run, manifest, tiny_checkpoint, tmp_path):
+    entry = {"kind": "images", "path": str(manifest), "splits": ["train"], "interventions": "greyscale,invert"}
     (tmp_path / "sources.json").write_text(json.dumps({"sources": [entry]}))
     common = ["--sources", tmp_path / "sources.json", "--images", manifest, "--cache", tmp_path / "cache"]
     model = ["--model", tiny_checkpoint, "--quiet"]
     code, out, err = run("calibrate", *common, *model, "-o", tmp_path / "p.safetensors")
     assert code == 0, err
-    assert "source     pictures: 54 interventions, 27 natural, 27 points" in out
+    assert "source     images: 54 interventions, 27 natural, 27 points" in out
     assert "left out   each of 3 environments in turn" in out
     provenance = read_projection(tmp_path / "p.safetensors").provenance
-    assert provenance["pictures"]["selected_on"]["pictures"] == 27
+    assert provenance["images"]["selected_on"]["images"] == 27
     code, out, err = run("moments", "show", tmp_path / "p.moments.safetensors", "--json")
     assert code == 0, err
     shown = json.loads(out)
-    assert shown["counts"] == {"pictures": {"interventions": 54, "natural": 27, "points": 27}}
+    assert shown["counts"] == {"images": {"interventions": 54, "natural": 27, "points": 27}}
     assert (shown["width"], bool(shown["encoder"])) == (24, True)
 
 

@@ -22,7 +22,7 @@ def test_calibrate_writes_a_projection(run, common, tmp_path):
     assert projection.embed_dim == 24
     assert "left out" in out
     assert "fitting on split train" in err
-    assert projection.provenance["pictures"]["pictures"] == 27  # concept 0 is marked test
+    assert projection.provenance["images"]["images"] == 27  # concept 0 is marked test
 
 
 def test_json_is_one_document(run, common, tmp_path):
@@ -44,7 +44,7 @@ def test_strengths_come_from_a_file(run, common, tmp_path):
     provenance = read_projection(tmp_path / "p.safetensors").provenance
     assert [kind["label"] for kind in provenance["options"]["interventions"]] == ["style-exchange", "fog"]
     assert provenance["options"]["interventions"][1]["parameters"]["density"] == [0.5, 0.5]
-    assert provenance["pictures"]["interventional_pairs"] == 54
+    assert provenance["images"]["interventional_pairs"] == 54
 
 
 def test_a_report_is_written_beside_and_again_from_a_finished_build(run, common, tmp_path):
@@ -75,7 +75,7 @@ def test_a_report_is_written_beside_and_again_from_a_finished_build(run, common,
         (["--interventions", "blurr"], "available: all, none"),
         (["--interventions", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
         (["--environments", "mauve"], "available: blue, green, red"),
-        (["--split", "val"], "no picture has split 'val'"),
+        (["--split", "val"], "no image has split 'val'"),
         (["--estimator", "icm", "--rank", "99", "--strength", "1"], "rank 99 is not from 1 to the encoder's width 24"),
         (["--images", "/nowhere"], "no such file or folder"),
         (["--environments", "red", "--interventions", "none"], "no pair: 9 of 9 concepts"),
@@ -91,7 +91,7 @@ def test_mistakes_are_one_line_and_exit_2(run, common, tmp_path, options, said):
     assert not (tmp_path / "p.safetensors").exists()
 
 
-def test_bad_pictures_are_warned_of(run, common, manifest, tmp_path):
+def test_bad_images_are_warned_of(run, common, manifest, tmp_path):
     (manifest.parent / "red" / "3.png").write_text("broken")
     code, out, err = run("calibrate", *common, "--interventions", "none", "-o", tmp_path / "p.safetensors")
     assert code == 0
@@ -139,7 +139,7 @@ def stub(exported):
     return export_artifact
 
 
-def test_build_makes_variants_and_judges_them_on_other_pictures(run, common, manifest, tmp_path, monkeypatch):
+def test_build_makes_variants_and_judges_them_on_other_images(run, common, manifest, tmp_path, monkeypatch):
     command = ["build", *common, "--estimator", "identity", "--variant", "float16", "--fidelity", "near"]
     code, _, err = run(*command, "--backend", "onnxruntime", "--backend", "openvino", "-o", tmp_path / "x.icm")
     assert code == 0, err

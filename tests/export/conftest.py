@@ -87,7 +87,7 @@ def checkpoint(model_folder):
 
 @pytest.fixture(scope="session")
 def batch():
-    """Noise pictures for a checkpoint: uint8 [n, H, W, 3]."""
+    """Noise images for a checkpoint: uint8 [n, H, W, 3]."""
 
     def of(loaded, count=5, seed=0):
         rng = np.random.default_rng(seed)

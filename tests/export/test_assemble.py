@@ -14,7 +14,7 @@ from invariclip.artifact.projection import Projection, read_projection
 from invariclip.errors import ArtifactError, ContractError, InputError, ProjectionError
 from invariclip.export import assemble
 from invariclip.export.verification.figures import Thresholds
-from invariclip.preprocessing.pixels import find_pictures, stack
+from invariclip.preprocessing.pixels import find_images, stack
 
 
 def test_the_manifest_tells_everything(tiny_artifact, checkpoint, tiny_projection):
@@ -51,12 +51,12 @@ def test_each_graph_carries_the_facts(tiny_artifact, facts_in):
         assert facts == plain
 
 
-def test_the_runtime_answers_from_it(tiny_artifact, tiny_checkpoint, tiny_projection, tiny_pictures):
+def test_the_runtime_answers_from_it(tiny_artifact, tiny_checkpoint, tiny_projection, tiny_images):
     from invariclip.export.checkpoints.checkpoint import load_checkpoint
 
     loaded = load_checkpoint(str(tiny_checkpoint))
     model = invariclip.load(tiny_artifact)
-    paths = find_pictures([tiny_pictures])
+    paths = find_images([tiny_images])
     wanted = tiny_projection.apply(loaded.encode_images(stack(paths, loaded.pixels)))
     np.testing.assert_allclose(model.embed_images(paths), wanted, atol=1e-5)
     texts = ["a cat", "", "猫"]
@@ -68,9 +68,9 @@ def test_the_runtime_answers_from_it(tiny_artifact, tiny_checkpoint, tiny_projec
 
 
 @pytest.fixture
-def export(checkpoint, tiny_pictures, tmp_path):
+def export(checkpoint, tiny_images, tmp_path):
     def of(name="vit", out=tmp_path / "out.icm", **options):
-        options.setdefault("images", [tiny_pictures])
+        options.setdefault("images", [tiny_images])
         return assemble.export_artifact(checkpoint(name), out, threads=1, **options), out
 
     return of
@@ -146,12 +146,12 @@ def test_bad_classes_are_refused(export):
         export(classes=("cat",), templates=("a photo",))
 
 
-def test_random_weights_are_on_record(checkpoint, tiny_pictures, tmp_path):
+def test_random_weights_are_on_record(checkpoint, tiny_images, tmp_path):
     random = replace(checkpoint("vit"), source="random weights, seed 7")
     assert assemble.producer(random)["weights"] == "random weights, seed 7"
 
 
-def test_large_weights_lie_beside_the_graph_and_are_checked(export, monkeypatch, tiny_pictures, tiny_projection):
+def test_large_weights_lie_beside_the_graph_and_are_checked(export, monkeypatch, tiny_images, tiny_projection):
     from invariclip.export.graphs import trace as tracing
 
     monkeypatch.setattr(tracing, "EXTERNAL_DATA_BYTES", 0)
@@ -159,7 +159,7 @@ def test_large_weights_lie_beside_the_graph_and_are_checked(export, monkeypatch,
     assert {path.name for path in out.iterdir()} >= {"image.onnx.data", "text.onnx.data"}
     assert (out / "text.onnx").stat().st_size < (out / "text.onnx.data").stat().st_size
     assert manifest == read_manifest(out)
-    assert invariclip.load(out).embed_images(find_pictures([tiny_pictures])[:2]).shape == (2, 8)
+    assert invariclip.load(out).embed_images(find_images([tiny_images])[:2]).shape == (2, 8)
     with (out / "image.onnx.data").open("r+b") as stream:
         stream.write(b"\x01\x02\x03\x04")
     with pytest.raises(ArtifactError, match=r"image\.onnx\.data is missing or not what was exported"):

@@ -27,14 +27,14 @@ def folder(model_folder, tmp_path):
     return Path(shutil.copytree(model_folder("vit"), tmp_path / "vit"))
 
 
-def test_it_answers_like_open_clip(model_folder, checkpoint, tiny_pictures):
+def test_it_answers_like_open_clip(model_folder, checkpoint, tiny_images):
     loaded = checkpoint("vit")
     model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{model_folder('vit')}")
     model.eval()
     tokenizer = open_clip.get_tokenizer(f"local-dir:{model_folder('vit')}")
     from PIL import Image
 
-    paths = sorted(tiny_pictures.iterdir())
+    paths = sorted(tiny_images.iterdir())
     with torch.inference_mode():
         wanted = model.encode_image(torch.stack([transform(Image.open(path)) for path in paths])).numpy()
         wanted_texts = model.encode_text(tokenizer(["a cat", "zwei Hunde"])).numpy()
@@ -54,9 +54,9 @@ def test_no_rows_are_an_answer_too(checkpoint, batch):
 
 def test_more_than_one_chunk_is_one_answer(checkpoint, batch):
     loaded = checkpoint("vit")
-    pictures = batch(loaded, 40)
-    both = loaded.encode_images(pictures)
-    np.testing.assert_allclose(both[-8:], loaded.encode_images(pictures[-8:]), atol=1e-5)
+    images = batch(loaded, 40)
+    both = loaded.encode_images(images)
+    np.testing.assert_allclose(both[-8:], loaded.encode_images(images[-8:]), atol=1e-5)
 
 
 def test_float16_weights_are_upcast(folder):

@@ -18,12 +18,12 @@ def one_line(code, out, err, *, exit_code=2):
     return err
 
 
-def test_export_then_verify(run, tiny_checkpoint, tiny_pictures, tiny_projection, tmp_path):
+def test_export_then_verify(run, tiny_checkpoint, tiny_images, tiny_projection, tmp_path):
     write_projection(tmp_path / "p.safetensors", tiny_projection)
     (tmp_path / "names.txt").write_text("cat\n\ndog\n")
     out = tmp_path / "x.icm"
     code, stdout, err = run(
-        "export", "--model", tiny_checkpoint, "--projection", tmp_path / "p.safetensors", "--images", tiny_pictures,
+        "export", "--model", tiny_checkpoint, "--projection", tmp_path / "p.safetensors", "--images", tiny_images,
         "--classes-file", tmp_path / "names.txt", "--template", "a {}", "--template", "the {}", "-o", out, "--quiet",
     )  # fmt: skip
     assert (code, err) == (0, "")
@@ -33,14 +33,14 @@ def test_export_then_verify(run, tiny_checkpoint, tiny_pictures, tiny_projection
     manifest = json.loads((out / "manifest.json").read_text())
     assert (manifest["classes"], manifest["templates"]) == (["cat", "dog"], ["a {}", "the {}"])
 
-    code, stdout, err = run("verify", out, "--model", tiny_checkpoint, "--images", tiny_pictures, "--json", "--quiet")
+    code, stdout, err = run("verify", out, "--model", tiny_checkpoint, "--images", tiny_images, "--json", "--quiet")
     assert (code, err) == (0, "")
     report = json.loads(stdout)
     assert report["passed"] is True
     assert report["variants"]["float32"]["onnxruntime"]["image"]["items"] == 12
 
     code, stdout, err = run(
-        "verify", out, "--model", tiny_checkpoint, "--images", tiny_pictures, "--max-abs-diff", "1e-12", "--quiet"
+        "verify", out, "--model", tiny_checkpoint, "--images", tiny_images, "--max-abs-diff", "1e-12", "--quiet"
     )
     assert code == 1
     assert "max |Δ|" in stdout
@@ -49,31 +49,31 @@ def test_export_then_verify(run, tiny_checkpoint, tiny_pictures, tiny_projection
     assert err.count("\n") == 1
 
     code, stdout, err = run(
-        "verify", out, "--model", tiny_checkpoint, "--images", tiny_pictures, "--min-cosine", "1", "--json", "--quiet"
+        "verify", out, "--model", tiny_checkpoint, "--images", tiny_images, "--min-cosine", "1", "--json", "--quiet"
     )
     assert code == 1
     assert json.loads(stdout)["passed"] is False
     assert json.loads(stdout)["failures"]
 
 
-def test_other_classes_without_a_checkpoint(run, tiny_artifact, tiny_checkpoint, tiny_pictures, tmp_path):
-    (tmp_path / "forms.txt").write_text("# mine\na {} in words\na {} in a picture\n")
+def test_other_classes_without_a_checkpoint(run, tiny_artifact, tiny_checkpoint, tiny_images, tmp_path):
+    (tmp_path / "forms.txt").write_text("# mine\na {} in words\na {} in an image\n")
     out = tmp_path / "new.icm"
     code, stdout, err = run(
         "export", "--classes-only", tiny_artifact, "--classes", "sun,moon", "--templates-file", tmp_path / "forms.txt",
-        "--images", tiny_pictures, "-o", out, "--quiet",
+        "--images", tiny_images, "-o", out, "--quiet",
     )  # fmt: skip
     assert (code, err) == (0, "")
     assert "2 classes" in stdout
     assert "with the new classes probabilities are within" in stdout
     manifest = json.loads((out / "manifest.json").read_text())
-    assert (manifest["classes"], manifest["templates"]) == (["sun", "moon"], ["a {} in words", "a {} in a picture"])
+    assert (manifest["classes"], manifest["templates"]) == (["sun", "moon"], ["a {} in words", "a {} in an image"])
     # the contract holds as it does for an artifact from a checkpoint
-    code, _, err = run("verify", out, "--model", tiny_checkpoint, "--images", tiny_pictures, "--quiet")
+    code, _, err = run("verify", out, "--model", tiny_checkpoint, "--images", tiny_images, "--quiet")
     assert (code, err) == (0, "")
 
     code, stdout, err = run(
-        "export", "--classes-only", out, "--classes", "cat", "--templates", "ensemble", "--images", tiny_pictures,
+        "export", "--classes-only", out, "--classes", "cat", "--templates", "ensemble", "--images", tiny_images,
         "-o", out, "--json", "--quiet",
     )  # fmt: skip
     assert (code, err) == (0, "")
@@ -107,10 +107,10 @@ def test_verify_against_another_checkpoint(run, tiny_artifact, model_folder):
     assert "was exported from another checkpoint" in err
 
 
-def test_verify_against_another_projection(run, tiny_artifact, tiny_checkpoint, tiny_pictures, tmp_path):
+def test_verify_against_another_projection(run, tiny_artifact, tiny_checkpoint, tiny_images, tmp_path):
     write_projection(tmp_path / "p.safetensors", Projection(np.random.default_rng(9).normal(size=(24, 8)), "icm"))
     code, _, err = run(
-        "verify", tiny_artifact, "--model", tiny_checkpoint, "--images", tiny_pictures, "--projection",
+        "verify", tiny_artifact, "--model", tiny_checkpoint, "--images", tiny_images, "--projection",
         tmp_path / "p.safetensors", "--quiet",
     )  # fmt: skip
     assert code == 1
@@ -139,8 +139,8 @@ def test_verify_a_damaged_artifact(run, tiny_artifact, tiny_checkpoint, tmp_path
         (["--model", "{tiny}", "--projection", "{wide}"], "for embeddings of width 32, but"),
         (["--model", "{tiny}", "--projection", "none"], "no such projection file"),
         (["--model", "{tiny}", "--images", "none"], "no such file or folder"),
-        (["--model", "{tiny}", "--images", "{garbage}"], "none of the 1 pictures can be read"),
-        (["--model", "{tiny}", "--images", "{empty}"], "no picture in this folder"),
+        (["--model", "{tiny}", "--images", "{garbage}"], "none of the 1 images can be read"),
+        (["--model", "{tiny}", "--images", "{empty}"], "no image in this folder"),
         (["--model", "{tiny}", "--classes", "a,a"], "empty or repeated"),
         (["--model", "{tiny}", "--checkpoint", "x.pt", "--random-weights", "1"], "not both"),
         (["--model", "{tiny}", "--random-weights", "1"], "has weights of its own"),
@@ -154,7 +154,7 @@ def test_verify_a_damaged_artifact(run, tiny_artifact, tiny_checkpoint, tmp_path
     ],
     ids=lambda value: None if isinstance(value, str) else " ".join(value)[:40],
 )
-@pytest.mark.filterwarnings("ignore::invariclip.export.verification.evidence.UnreadablePictureWarning")
+@pytest.mark.filterwarnings("ignore::invariclip.export.verification.evidence.UnreadableImageWarning")
 def test_mistakes_are_one_line_and_exit_2(run, tiny_checkpoint, model_folder, tmp_path, options, message):
     (tmp_path / "garbage.safetensors").write_bytes(b"garbage" * 30)
     (tmp_path / "empty").mkdir()
@@ -174,8 +174,8 @@ def test_mistakes_are_one_line_and_exit_2(run, tiny_checkpoint, model_folder, tm
     assert not out.exists()
 
 
-def test_a_real_process_prints_no_chatter(tiny_checkpoint, tiny_pictures, tmp_path):
-    command = [sys.executable, "-m", "invariclip", "export", "--model", tiny_checkpoint, "--images", tiny_pictures]
+def test_a_real_process_prints_no_chatter(tiny_checkpoint, tiny_images, tmp_path):
+    command = [sys.executable, "-m", "invariclip", "export", "--model", tiny_checkpoint, "--images", tiny_images]
     done = subprocess.run(
         [*map(str, command), "-o", tmp_path / "x.icm", "--json", "--quiet"], capture_output=True, text=True, check=False
     )

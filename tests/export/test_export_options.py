@@ -14,10 +14,10 @@ from invariclip.errors import InputError
 from invariclip.preprocessing.pixels import pixels
 
 
-def test_a_graph_of_any_size_with_a_rewrite_left_out(run, tiny_checkpoint, tiny_pictures, tmp_path):
+def test_a_graph_of_any_size_with_a_rewrite_left_out(run, tiny_checkpoint, tiny_images, tmp_path):
     out = tmp_path / "x.icm"
     code, stdout, err = run(
-        "export", "--model", tiny_checkpoint, "--images", tiny_pictures, "--pixels-in-graph", "matmul", "--without",
+        "export", "--model", tiny_checkpoint, "--images", tiny_images, "--pixels-in-graph", "matmul", "--without",
         "text-cut", "--without", "tidy", "--backend", "onnxruntime", "--backend", "openvino", "-o", out, "--quiet",
     )  # fmt: skip
     assert (code, err) == (0, "")
@@ -40,11 +40,11 @@ def test_a_graph_of_any_size_with_a_rewrite_left_out(run, tiny_checkpoint, tiny_
     steps = json.loads(plain)["text"]
     assert {"name": "text-cut", "applied": False, "detail": "switched off"} in steps
 
-    # the graph alone gives a portrait picture, as it is decoded, the answer that the runtime gives the file
-    picture = np.asarray(Image.open(tiny_pictures / "03.png").convert("RGB"))
+    # the graph alone gives a portrait image, as it is decoded, the answer that the runtime gives the file
+    image = np.asarray(Image.open(tiny_images / "03.png").convert("RGB"))
     backend = open_backend("onnxruntime", out / "image.onnx")
-    alone = backend.run({"pixels": picture[None]}, ("embedding",))["embedding"]
-    assert np.abs(alone - invariclip.load(out).embed_images([tiny_pictures / "03.png"])).max() < 2e-2
+    alone = backend.run({"pixels": image[None]}, ("embedding",))["embedding"]
+    assert np.abs(alone - invariclip.load(out).embed_images([tiny_images / "03.png"])).max() < 2e-2
 
 
 def test_the_plan_of_a_plain_export(tiny_artifact):
@@ -81,12 +81,10 @@ def red_and_blue_swapped_where_fast(data, spec, mode="exact"):
     return pixels(data, spec)[..., :: 1 if mode == "exact" else -1]
 
 
-def test_the_fast_pixel_mode_is_proved_where_it_is_asked_for(
-    run, tiny_checkpoint, tiny_pictures, tmp_path, monkeypatch
-):
+def test_the_fast_pixel_mode_is_proved_where_it_is_asked_for(run, tiny_checkpoint, tiny_images, tmp_path, monkeypatch):
     monkeypatch.setattr("invariclip.export.verification.fast_pixels.SHOWN", 2)
     out = tmp_path / "x.icm"
-    wanted = ("export", "--model", tiny_checkpoint, "--images", tiny_pictures, "--fast-pixels", "-o", out, "--quiet")
+    wanted = ("export", "--model", tiny_checkpoint, "--images", tiny_images, "--fast-pixels", "-o", out, "--quiet")
     code, stdout, err = run(*wanted)
     assert (code, err) == (0, "")
     assert "fast pixels on 6 JPEGs: passed; cosine to the exact mode at least 0.99" in stdout

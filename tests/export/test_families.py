@@ -66,12 +66,12 @@ def test_a_family_loads_offline_and_leaves_no_part_without_effect(family, quiet)
     loaded = load_family(family.name, short=True)
     assert loaded.source.startswith("random weights, seed 0, first and last blocks only")
     assert ("stand-in tokenizer" in loaded.source) == bool(family.stand_in)
-    pictures = unit(loaded.encode_images(noise(loaded)))
+    images = unit(loaded.encode_images(noise(loaded)))
     texts = unit(loaded.encode_texts(loaded.tokenizer(TEXTS)))
-    assert pictures.shape == (2, loaded.embed_dim)
-    assert np.isfinite(pictures).all()
+    assert images.shape == (2, loaded.embed_dim)
+    assert np.isfinite(images).all()
     assert np.isfinite(texts).all()
-    for rows in (pictures, texts):  # no two alike: the tower looks at its input
+    for rows in (images, texts):  # no two alike: the tower looks at its input
         assert (rows @ rows.T - 2 * np.eye(len(rows))).max() < 1 - 1e-6
     assert (loaded.logit_bias is not None) == ("SigLIP" in family.name)
     alike = [
@@ -146,9 +146,9 @@ def test_training_branches_are_folded_and_the_original_stays():
     assert {value.dtype for value in twin.parameters()} == {torch.float32}
     norms = [sum(isinstance(part, torch.nn.BatchNorm2d) for part in model.modules()) for model in (loaded.module, twin)]
     assert norms[1] < norms[0] / 2
-    pictures = torch.from_numpy(noise(loaded, 3)).permute(0, 3, 1, 2) / 255
+    images = torch.from_numpy(noise(loaded, 3)).permute(0, 3, 1, 2) / 255
     with torch.inference_mode():
-        wanted, got = (model.encode_image(pictures, normalize=True) for model in (loaded.module, twin))
+        wanted, got = (model.encode_image(images, normalize=True) for model in (loaded.module, twin))
     torch.testing.assert_close(got, wanted, rtol=0, atol=5e-7)
     # what is not folded is not copied
     assert twin.text.token_embedding.weight.data_ptr() == loaded.module.text.token_embedding.weight.data_ptr()
@@ -209,8 +209,8 @@ def test_siglips_text_tower_sees_its_padding(siglip, tmp_path, quiet):
     np.testing.assert_allclose(ask(wrong), unit(siglip.encode_texts(wrong)), atol=1e-6)
 
 
-def test_siglips_bias_and_sigmoid_answer(siglip, tmp_path, tiny_pictures):
-    paths = sorted(tiny_pictures.iterdir())
+def test_siglips_bias_and_sigmoid_answer(siglip, tmp_path, tiny_images):
+    paths = sorted(tiny_images.iterdir())
     export_artifact(siglip, tmp_path / "s.icm", classes=("cat", "dog"), templates=("a {}",), images=paths)
     answers = load(tmp_path / "s.icm").classify(paths)
     classes = unit(siglip.encode_texts(siglip.tokenizer(["a cat", "a dog"])))
@@ -242,8 +242,8 @@ def test_the_activation_comes_from_the_config_and_not_from_the_name(name, quick,
     assert loaded.name == name
     ask, kinds = session(loaded, "image", tmp_path)
     assert ("Gelu" in kinds, "Sigmoid" in kinds) == (not quick, quick)
-    pictures = noise(loaded)
-    np.testing.assert_allclose(ask(pictures), unit(loaded.encode_images(pictures)), atol=1e-6)
+    images = noise(loaded)
+    np.testing.assert_allclose(ask(images), unit(loaded.encode_images(images)), atol=1e-6)
 
 
 TOWER = {

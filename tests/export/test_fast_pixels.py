@@ -8,14 +8,14 @@ from PIL import Image
 
 from invariclip.errors import InputError
 from invariclip.export.verification.fast_pixels import SIZES, as_jpeg, fast_figures, fast_levels, fast_pairs
-from invariclip.preprocessing.pixels import PixelSpec, find_pictures
+from invariclip.preprocessing.pixels import PixelSpec, find_images
 
 SPEC = PixelSpec((64, 64), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 @pytest.fixture(scope="module")
-def paths(tiny_pictures):
-    return find_pictures([tiny_pictures])[:3]
+def paths(tiny_images):
+    return find_images([tiny_images])[:3]
 
 
 def encode(batch):
@@ -24,7 +24,7 @@ def encode(batch):
     return parts - parts.mean(axis=1, keepdims=True)
 
 
-def test_pictures_are_repeated_and_not_enlarged(paths):
+def test_images_are_repeated_and_not_enlarged(paths):
     image = Image.open(paths[0])
     data = as_jpeg(image, (300, 200), quality=95)
     large = np.asarray(Image.open(io.BytesIO(data))).astype(int)
@@ -72,5 +72,5 @@ def test_by_hand():
         [(one, one), (one, other)], lambda batch: np.stack([1 + batch[:, 0, 0, 0], np.ones(2)], 1), bank
     )
     assert plain.top1_agreement == 0.5
-    with pytest.raises(InputError, match="no picture"):
+    with pytest.raises(InputError, match="no image"):
         fast_figures([], encode)

@@ -55,12 +55,12 @@ def test_every_ending(checkpoint, batch, name, hows, rank):
     loaded = checkpoint(name)
     A = np.random.default_rng(rank).normal(size=(24, rank))
     before = {key: value.clone() for key, value in loaded.module.state_dict().items()}
-    pictures = torch.rand(4, 3, *loaded.pixels.image_size)
+    images = torch.rand(4, 3, *loaded.pixels.image_size)
     ids = torch.from_numpy(loaded.tokenizer(["a cat", "two dogs", ""]))
-    images, texts = fold.fold_images(loaded.module, A, pictures), fold.fold_texts(loaded.module, A, ids)
-    assert (images.how, texts.how) == hows
+    tower, texts = fold.fold_images(loaded.module, A, images), fold.fold_texts(loaded.module, A, ids)
+    assert (tower.how, texts.how) == hows
     with torch.inference_mode():
-        for folded, encoder, given_ in ((images, "encode_image", pictures), (texts, "encode_text", ids)):
+        for folded, encoder, given_ in ((tower, "encode_image", images), (texts, "encode_text", ids)):
             raw = getattr(loaded.module, encoder)(given_).double().numpy()
             wanted = raw @ A
             got = getattr(folded.module, encoder)(given_)
@@ -94,12 +94,12 @@ TRUNKS = {
 @pytest.mark.parametrize("name", TRUNKS)
 def test_trunks_take_it_into_their_own_classifier(kind, name):
     loaded, A = kind(name), np.random.default_rng(0).normal(size=(24, 8))
-    pictures = torch.rand((2, 3, *loaded.pixels.image_size), generator=torch.Generator().manual_seed(0))
-    folded = fold.fold_images(loaded.module, A, pictures)
+    images = torch.rand((2, 3, *loaded.pixels.image_size), generator=torch.Generator().manual_seed(0))
+    folded = fold.fold_images(loaded.module, A, images)
     assert (folded.how, folded.site, folded.matrix) == ("folded", TRUNKS[name], None)
     with torch.inference_mode():
-        raw = loaded.module.encode_image(pictures).double().numpy()
-        got = folded.module.encode_image(pictures).numpy()
+        raw = loaded.module.encode_image(images).double().numpy()
+        got = folded.module.encode_image(images).numpy()
     np.testing.assert_allclose(got, raw @ A, rtol=0, atol=1e-6 * (np.abs(raw) @ np.abs(A)).max())
 
 

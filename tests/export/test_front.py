@@ -15,8 +15,8 @@ from PIL import Image
 from invariclip.errors import ArtifactError, InputError
 from invariclip.export.checkpoints.check_texts import spread
 from invariclip.export.graphs.front import BOUNDS, FITTED, TALLEST, add_front, form_of, front_alone
-from invariclip.export.reference import pictures_path
-from invariclip.preprocessing.pixels import PixelSpec, find_pictures, open_picture, pixels
+from invariclip.export.reference import images_path
+from invariclip.preprocessing.pixels import PixelSpec, find_images, open_image, pixels
 
 FORMS, FILTERS = ("matmul", "resize"), ("bicubic", "bilinear")
 # height, width: non-square, portrait, odd, tiny, whole and half multiples, one and three pixels beside the tower's 64
@@ -32,7 +32,7 @@ def spec_of(size=64, filter_="bicubic", mode="shortest"):
 
 
 def tower(spec, opset=20, consumer="Cast"):
-    """A graph that takes pictures as the towers do and answers them as floats."""
+    """A graph that takes images as the towers do and answers them as floats."""
     height, width = spec.image_size
     info = onnx.helper.make_tensor_value_info
     outputs = [info("out", onnx.TensorProto.FLOAT, ["batch", height, width, 3])]
@@ -73,7 +73,7 @@ def noise(height, width, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def picture(height, width, kind, seed=0):
+def image(height, width, kind, seed=0):
     """Noise, black and white (whose sums overshoot a byte), or waves."""
     if kind == "noise":
         return noise(height, width, seed)
@@ -87,14 +87,14 @@ def picture(height, width, kind, seed=0):
 KINDS = ("noise", "black and white", "waves")
 
 
-def apart(run, picture, spec):
-    """How many levels a front is off the host at most, and the share of values that differ; of one picture.
+def apart(run, image, spec):
+    """How many levels a front is off the host at most, and the share of values that differ; of one image.
 
     It is converted to RGB first, because that is what a front takes: the host resizes a palette or a transparent
-    picture in the mode it is stored in, which is no fault of the front.
+    image in the mode it is stored in, which is no fault of the front.
     """
-    image = open_picture(picture).convert("RGB")
-    wanted, got = pixels(image, spec), np.asarray(run(np.asarray(image)[None]))
+    whole = open_image(image).convert("RGB")
+    wanted, got = pixels(whole, spec), np.asarray(run(np.asarray(whole)[None]))
     assert got.shape == (1, *wanted.shape)
     assert ((got >= 0) & (got <= 255) & (got == np.floor(got))).all()  # whole numbers; NaN compares false
     difference = np.abs(got[0].astype(np.int16) - wanted)
@@ -113,7 +113,7 @@ def test_awkward_sizes_keep_their_bounds(form, filter_, mode):
     spec = spec_of(64, filter_, mode)
     for height, width in SIZES:
         for kind in KINDS:
-            found = apart(front(spec, form), picture(height, width, kind), spec)
+            found = apart(front(spec, form), image(height, width, kind), spec)
             assert within(found, form, filter_), (height, width, kind)
             if form == "matmul":
                 assert found[0] == 0, (height, width, kind)
@@ -133,14 +133,14 @@ def test_awkward_sizes_keep_their_bounds(form, filter_, mode):
 def test_any_size_keeps_its_bounds(height, width, kind, seed, spec, form):
     if spec.resize_mode == "shortest" and spec.image_size == (32, 40):
         spec = spec_of(40, spec.interpolation)
-    found = apart(front(spec, form), picture(height, width, kind, seed), spec)
+    found = apart(front(spec, form), image(height, width, kind, seed), spec)
     assert within(found, form, spec.interpolation), found
 
 
 @given(size=st.sampled_from([32, 64, 224]), kind=st.sampled_from(KINDS), seed=st.integers(0, 99))
 @settings(max_examples=20, deadline=None)
-def test_a_prepared_picture_passes_unchanged(size, kind, seed):
-    given_ = picture(size, size, kind, seed)
+def test_a_prepared_image_passes_unchanged(size, kind, seed):
+    given_ = image(size, size, kind, seed)
     for form in FORMS:
         for filter_ in FILTERS:
             for mode in ("shortest", "squash"):
@@ -149,9 +149,9 @@ def test_a_prepared_picture_passes_unchanged(size, kind, seed):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("filter_", FILTERS)
-def test_real_pictures(form, filter_):
+def test_real_images(form, filter_):
     spec = spec_of(224, filter_)
-    found = [apart(front(spec, form), path, spec) for path in spread(find_pictures([pictures_path()]), 8)]
+    found = [apart(front(spec, form), path, spec) for path in spread(find_images([images_path()]), 8)]
     assert len(found) == 8
     assert all(within(one, form, filter_) for one in found)
     assert form == "resize" or {levels for levels, _ in found} == {0}
@@ -171,7 +171,7 @@ def test_a_panorama_costs_only_what_the_crop_sees():
     wide = noise(64, 200_001)
     np.testing.assert_array_equal(front(spec, "matmul")(wide[None])[0], wide[:, 99_968 : 99_968 + 64])
     tall = noise(4, 30_000).transpose(1, 0, 2)
-    # the host would make 64 x 480,000 pixels of it; what the crop sees is the same on a shorter picture
+    # the host would make 64 x 480,000 pixels of it; what the crop sees is the same on a shorter image
     short = tall[15_000 - 50 : 15_000 + 50]
     np.testing.assert_array_equal(front(spec, "matmul")(tall[None])[0], pixels(np.ascontiguousarray(short), spec))
 
@@ -213,11 +213,11 @@ def pillow_weights(given_, kept, filter_):
     return table
 
 
-def test_what_is_said_of_very_tall_pictures_is_so():
+def test_what_is_said_of_very_tall_images_is_so():
     spec = spec_of(64, mode="squash")
     assert TALLEST == 100
-    assert apart(front(spec, "matmul"), picture(100 * 8, 8, "black and white"), spec)[0] == 0
-    assert 1 < apart(front(spec, "matmul"), picture(100 * 8 + 1, 8, "black and white"), spec)[0] <= 40
+    assert apart(front(spec, "matmul"), image(100 * 8, 8, "black and white"), spec)[0] == 0
+    assert 1 < apart(front(spec, "matmul"), image(100 * 8 + 1, 8, "black and white"), spec)[0] <= 40
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -249,7 +249,7 @@ def real(checkpoint):
     return (lambda: ir.from_proto(onnx.load_from_string(file))), loaded.pixels
 
 
-def test_a_real_tower_answers_a_raw_picture_like_a_prepared_one(real):
+def test_a_real_tower_answers_a_raw_image_like_a_prepared_one(real):
     made, spec = real
     model = made()
     prepared = session(model)
@@ -320,8 +320,8 @@ def test_wrong_use_is_refused_in_one_line():
 
 def test_these_tests_see_planted_faults():
     spec, good = spec_of(64), front(spec_of(64), "matmul")
-    pictures = [noise(100, 75), Image.fromarray(noise(80, 90)).convert("P")]  # the front gets RGB of either
-    for one in pictures:
+    images = [noise(100, 75), Image.fromarray(noise(80, 90)).convert("P")]  # the front gets RGB of either
+    for one in images:
         assert apart(good, one, spec) == (0, 0.0)
         swapped = apart(lambda batch: good(batch)[..., ::-1], one, spec)
         assert swapped[0] > 22

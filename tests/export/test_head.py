@@ -163,16 +163,16 @@ def test_on_a_real_tower_it_computes_what_torch_computes(unfolded, checkpoint, b
 
 
 def test_the_projection_becomes_an_input_with_a_default(unfolded, checkpoint, batch):
-    model, pictures = ir.load(unfolded), batch(checkpoint("vit"))
-    before = answers(ir.load(unfolded), pixels=pictures)["embedding"]
+    model, images = ir.load(unfolded), batch(checkpoint("vit"))
+    before = answers(ir.load(unfolded), pixels=images)["embedding"]
     head.expose_projection(model)
     head.expose_projection(model)  # twice is once
     assert [value.name for value in model.graph.inputs] == ["pixels", "projection"]
-    np.testing.assert_allclose(answers(model, pixels=pictures)["embedding"], before, atol=1e-6)
+    np.testing.assert_allclose(answers(model, pixels=images)["embedding"], before, atol=1e-6)
     other = np.random.default_rng(2).normal(size=(24, 8))
-    wanted = checkpoint("vit").encode_images(pictures).astype(np.float64) @ other
+    wanted = checkpoint("vit").encode_images(images).astype(np.float64) @ other
     wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
-    got = answers(model, pixels=pictures, projection=other.astype(np.float32))["embedding"]
+    got = answers(model, pixels=images, projection=other.astype(np.float32))["embedding"]
     assert np.abs(got - wanted).max() <= 1e-6
     assert np.abs(got - before).max() > 0.1
 

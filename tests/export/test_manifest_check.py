@@ -51,10 +51,10 @@ def other_tokenizer(plain, folder):
         (other_tokenizer, "tokenizer.json makes other ids of the texts"),
     ],
 )
-def test_verify_finds_it(altered, tiny_checkpoint, tiny_pictures, capsys, change, words):
+def test_verify_finds_it(altered, tiny_checkpoint, tiny_images, capsys, change, words):
     folder = altered(change)
     with pytest.raises(SystemExit) as stopped:
-        main(["verify", str(folder), "--model", str(tiny_checkpoint), "--images", str(tiny_pictures), "--quiet"])
+        main(["verify", str(folder), "--model", str(tiny_checkpoint), "--images", str(tiny_images), "--quiet"])
     said = capsys.readouterr()
     assert (stopped.value.code, said.out) == (1, "")
     assert words in said.err
@@ -67,7 +67,7 @@ def test_an_artifact_without_variants_proves_nothing(altered):
         read_manifest(folder)
 
 
-def test_an_engine_that_was_not_proved_is_warned_of(tiny_artifact, tiny_pictures):
+def test_an_engine_that_was_not_proved_is_warned_of(tiny_artifact, tiny_images):
     with pytest.warns(UnprovedBackendWarning, match="was proved on onnxruntime, not on openvino"):
         model = invariclip.load(tiny_artifact, backend="openvino")
     assert model.describe()["engine"] == "openvino"

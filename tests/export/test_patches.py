@@ -64,7 +64,7 @@ def run(model, batch):
     return session.run(["embedding"], {"pixels": batch})[0]
 
 
-def pictures(rows=2, columns=3, high=6, wide=8, count=5):
+def images(rows=2, columns=3, high=6, wide=8, count=5):
     return np.random.default_rng(1).integers(0, 256, (count, rows * high, columns * wide, 3), dtype=np.uint8)
 
 
@@ -72,14 +72,14 @@ def pictures(rows=2, columns=3, high=6, wide=8, count=5):
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 9), st.integers(1, 9), st.booleans())
 def test_a_patch_convolution_answers_the_same_as_a_product(rows, columns, high, wide, bias):
     sizes = (rows, columns, high, wide)
-    wanted = run(graph(*sizes, bias=bias), pictures(*sizes))
+    wanted = run(graph(*sizes, bias=bias), images(*sizes))
     model = graph(*sizes, bias=bias)
     step = rewritten(model)
     assert (step.applied, step.detail) == (
         True, f"{rows * columns} patches of {high * wide * 3} numbers, less 115, times a matrix"
     )  # fmt: skip
     assert not {"Conv", "Div"} & {node.op_type for node in model.graph}
-    np.testing.assert_allclose(run(model, pictures(*sizes)), wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+    np.testing.assert_allclose(run(model, images(*sizes)), wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
 
 
 KERNEL = "kernel_shape = [6, 8]"
@@ -109,11 +109,11 @@ NOT_PATCHES = {
 def test_what_is_no_patch_embedding_stays(kind):
     stem, end, reason = NOT_PATCHES[kind]
     model = graph(stem=stem, end=end)
-    wanted = run(graph(stem=stem, end=end), pictures())
+    wanted = run(graph(stem=stem, end=end), images())
     step = rewritten(model)
     assert not step.applied
     assert reason in step.detail
-    np.testing.assert_allclose(run(model, pictures()), wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+    np.testing.assert_allclose(run(model, images()), wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
 
 
 def int8(model, seen):
@@ -127,16 +127,16 @@ def int8(model, seen):
 
 
 def test_int8_takes_pixels_as_they_are():
-    model, dim = graph(), pictures(count=20) // 3
+    model, dim = graph(), images(count=20) // 3
     rewritten(model)
     held = int8(model, dim)
     kinds = [node.op_type for node in model.graph]
     assert kinds == ["Reshape", "Transpose", "Reshape", "DequantizeLinear", "DequantizeLinear", "MatMul", "Add", "Neg"]
     # the weights are all that is rounded: against whole numbers in float64
-    levels = pictures().reshape(5, 2, 6, 3, 24).transpose(0, 1, 3, 2, 4).reshape(5, 6, 144).astype(np.float64) - 115
+    levels = images().reshape(5, 2, 6, 3, 24).transpose(0, 1, 3, 2, 4).reshape(5, 6, 144).astype(np.float64) - 115
     bias = next(value for name, value in model.graph.initializers.items() if name == "patch_bias").const_value.numpy()
     wanted = -levels @ (held.levels * held.scales.astype(np.float64)) - bias
-    np.testing.assert_allclose(run(model, pictures()), wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+    np.testing.assert_allclose(run(model, images()), wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
 
 
 def test_floats_from_a_front_are_rounded_to_the_same_levels():
@@ -149,9 +149,9 @@ def test_floats_from_a_front_are_rounded_to_the_same_levels():
     whole.replace_input_with(0, floats)
     model.graph.insert_after(floats.producer(), [whole])
     assert patches_as_bytes(model) is None
-    int8(model, pictures(count=20))
+    int8(model, images(count=20))
     other = graph()
     rewritten(other)
-    int8(other, pictures(count=20))
+    int8(other, images(count=20))
     assert "QuantizeLinear" in [node.op_type for node in model.graph]
-    assert np.array_equal(run(model, pictures()), run(other, pictures()))
+    assert np.array_equal(run(model, images()), run(other, images()))

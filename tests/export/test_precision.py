@@ -57,7 +57,7 @@ def layer(rng, *, bias=True, outlier=1.0):
     return ir.serde.deserialize_model(onnx.shape_inference.infer_shapes(model))
 
 
-def pictures(rng, count=40):
+def images(rng, count=40):
     return rng.integers(0, 256, (count, 4, 6, 3), dtype=np.uint8)
 
 
@@ -74,7 +74,7 @@ def error(one, other):
 def int8(rng, tmp_path, recipe=None, **how):
     """float32's answers and int8's, of one layer."""
     state = rng.bit_generator.state
-    model, seen, asked = layer(rng, **how), pictures(rng), pictures(rng, 16)
+    model, seen, asked = layer(rng, **how), images(rng), images(rng, 16)
     wanted = answers(model, tmp_path / "float.onnx", asked)
     sites = sites_of(model)
     flows = flows_of(model, sites, [seen[:20], seen[20:]], threads=1)
@@ -139,7 +139,7 @@ def test_smoothing_is_exact_and_evens_out_channels(seed, alpha):
 
 def test_statistics_are_those_of_all_rows_whatever_the_batches():
     rng = np.random.default_rng(1)
-    model, seen = layer(rng), pictures(rng, 30)
+    model, seen = layer(rng), images(rng, 30)
     whole = flows_of(model, sites_of(model), [seen], threads=1)["normed"]
     parts = flows_of(model, sites_of(model), [seen[:7], seen[7:8], seen[8:]], threads=1)["normed"]
     assert whole.rows == parts.rows == 120
@@ -150,11 +150,11 @@ def test_statistics_are_those_of_all_rows_whatever_the_batches():
     assert [value.name for node in model.graph for value in node.outputs if value.is_graph_output()] == ["embedding"]
 
 
-def test_nan_inside_and_no_pictures_are_refused():
+def test_nan_inside_and_no_images_are_refused():
     flow, model = Flow.empty(2), layer(np.random.default_rng(0))
-    with pytest.raises(ContractError, match="NaN or infinite on a calibration picture"):
+    with pytest.raises(ContractError, match="NaN or infinite on a calibration image"):
         flow.widen(np.array([[1, np.nan]], np.float32))
-    with pytest.raises(ContractError, match="no calibration picture came"):
+    with pytest.raises(ContractError, match="no calibration image came"):
         flows_of(model, sites_of(model), [], threads=1)
 
 
@@ -199,7 +199,7 @@ def test_smoothing_helps_where_one_channel_is_far_larger(tmp_path):
 
 def test_half_weights_halve_the_file_and_keep_answers(tmp_path):
     rng = np.random.default_rng(5)
-    model, asked = layer(rng), pictures(rng)
+    model, asked = layer(rng), images(rng)
     wanted = answers(model, tmp_path / "float.onnx", asked)
     assert halve(model) == 4
     got = answers(model, tmp_path / "half.onnx", asked)
@@ -240,7 +240,7 @@ def test_groups_share_a_value():
     found = groups()
     assert [(group.value, len(group.sites), group.work) for group in found] == [("normed", 2, 20), ("bent", 1, 10)]
     model = layer(np.random.default_rng(0))
-    assert flops(model, sites_of(model)[0]) == WIDTH * INNER * 4  # rows of each picture
+    assert flops(model, sites_of(model)[0]) == WIDTH * INNER * 4  # rows of each image
 
 
 def broken(figures):
@@ -289,7 +289,7 @@ def test_the_libraries_quantise_too(tmp_path, method):
     if method == "nncf":
         pytest.importorskip("nncf", reason="nncf is not installed")
     rng = np.random.default_rng(7)
-    model, seen, asked = layer(rng), pictures(rng, 20), pictures(rng, 8)
+    model, seen, asked = layer(rng), images(rng, 20), images(rng, 8)
     source, target = tmp_path / "float.onnx", tmp_path / f"{method}.onnx"
     wanted = answers(model, source, asked)
     getattr(library, method)(source, target, *([] if method == "dynamic" else [[seen[:10], seen[10:]]]))

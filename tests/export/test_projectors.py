@@ -48,10 +48,10 @@ def test_the_maps_are_the_papers_layers(checkpoint, name):
     image = layers.image @ left[:, kept] @ left[:, kept].T
     text = layers.text @ right[kept].T @ right[kept]
     what = isoclip(layers, rank - 4)
-    pictures = torch.rand(4, 3, *loaded.pixels.image_size)
+    images = torch.rand(4, 3, *loaded.pixels.image_size)
     ids = torch.from_numpy(loaded.tokenizer(["a cat", "two dogs", ""]))
     for encoder, rows, sites, matrix, own in (
-        ("encode_image", pictures, IMAGE_SITES, image, what.images),
+        ("encode_image", images, IMAGE_SITES, image, what.images),
         ("encode_text", ids, TEXT_SITES, text, what.texts),
     ):
         with torch.inference_mode():

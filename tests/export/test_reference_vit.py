@@ -12,11 +12,11 @@ import torch
 
 from invariclip.errors import CheckpointError, InputError
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
-from invariclip.export.reference import pictures_path, towers
+from invariclip.export.reference import images_path, towers
 from invariclip.export.reference.assemble import LEARNT_FILE, RECIPES, cache_folder, config_of
 from invariclip.export.reference.packages import fetch
 from invariclip.files import sha256_file
-from invariclip.preprocessing.pixels import find_pictures, normalise, stack
+from invariclip.preprocessing.pixels import find_images, normalise, stack
 
 NORM = "/backbone/layernorm/Add_1_output_0"
 
@@ -48,8 +48,8 @@ def graph_norm(package, planes):
 
 
 def test_the_tower_is_the_graphs_own(package, checkpoint):
-    pictures = [str(path) for path in find_pictures([pictures_path()])[::64]]
-    shown = stack(pictures, checkpoint.pixels)
+    images = [str(path) for path in find_images([images_path()])[::64]]
+    shown = stack(images, checkpoint.pixels)
     planes = normalise(shown, checkpoint.pixels)
     wanted = graph_norm(package, planes)
     visual: Any = checkpoint.module.visual

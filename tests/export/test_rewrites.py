@@ -162,7 +162,7 @@ def test_a_row_is_the_same_in_any_batch_at_any_length(made, data):
 
 @settings(max_examples=20, deadline=None)
 @given(count=st.integers(1, 17), seed=st.integers(0, 2**32 - 1))
-def test_a_picture_is_the_same_in_any_batch(made, count, seed):
+def test_an_image_is_the_same_in_any_batch(made, count, seed):
     _, ask = made("clip", "image")
     rng = np.random.default_rng(seed)
     rows = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)

@@ -55,7 +55,7 @@ def run(model, rows):
     return session.run(None, {"pixels": rows})[0]
 
 
-def pictures(count=2):
+def images(count=2):
     return np.random.default_rng(1).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
 
 
@@ -94,7 +94,7 @@ STEMS = {
 def test_normalisation_goes_into_a_stem(stem):
     body, said = STEMS[stem]
     model = graph(body, {**W, "point": (4, 3, 1, 1)})
-    wanted = run(model, pictures())
+    wanted = run(model, images())
     assert normalisation.not_normalised(model) == "pixels still go through Div"
     subject = of_image()
     step, *_ = rewrite_graph(model, subject, ("normalisation",))
@@ -103,7 +103,7 @@ def test_normalisation_goes_into_a_stem(stem):
     kinds = [node.op_type for node in model.graph]
     assert "Div" not in kinds
     assert "Sub" not in kinds
-    got = run(model, pictures())
+    got = run(model, images())
     np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-6 * np.abs(wanted).max())
 
 
@@ -144,10 +144,10 @@ def test_other_stems_keep_their_normalisation_and_say_why(stem):
     if stem == "not normalised":
         for node in [node for node in model.graph if node.op_type in ("Div", "Sub")][::-1]:
             model.graph.remove(node, safe=True)
-    wanted = run(model, pictures())
+    wanted = run(model, images())
     (step, *_) = rewrite_graph(model, of_image(), ("normalisation",))
     assert (step.applied, step.detail) == (False, why)
-    np.testing.assert_array_equal(run(model, pictures()), wanted)
+    np.testing.assert_array_equal(run(model, images()), wanted)
 
 
 FAULTS = {
@@ -168,10 +168,10 @@ def test_a_wrong_fold_is_seen(monkeypatch, fault):
     """These tests' own eyes: the two mistakes that are easily made change answers by far more than rounding."""
     place, name, wrong, stem = FAULTS[fault]
     model = graph(STEMS[stem][0], W)
-    wanted = run(model, pictures())
+    wanted = run(model, images())
     monkeypatch.setattr(place, name, wrong)
     rewrite_graph(model, of_image(), ("normalisation",))
-    assert np.abs(run(model, pictures()) - wanted).max() > 0.1 * np.abs(wanted).max()
+    assert np.abs(run(model, images()) - wanted).max() > 0.1 * np.abs(wanted).max()
 
 
 def test_a_rewrite_that_does_not_keep_its_word_is_refused():
@@ -196,13 +196,13 @@ def test_dead_duplicate_and_identity_nodes_go():
     c = Sigmoid (normal)
     embedding = Add (a, c)"""
     model = graph(body)
-    wanted = run(model, pictures())
+    wanted = run(model, images())
     assert duplicates(model) == "computed twice: nothing; computed for nobody: Relu"
     detail = tidy(model, of_image())
     assert detail == "3 nodes gone, 0 shapes written as constants"
     assert duplicates(model) is None
     assert [node.op_type for node in model.graph][-2:] == ["Sigmoid", "Add"]
-    np.testing.assert_array_equal(run(model, pictures()), wanted)
+    np.testing.assert_array_equal(run(model, images()), wanted)
     with pytest.raises(RewriteNotApplicableError, match=r"^there was nothing to remove$"):
         tidy(model, of_image())
 

@@ -21,7 +21,7 @@ from invariclip.export.checkpoints.contexts import with_semantics
 from invariclip.export.swap import swap_classes
 from invariclip.export.variants import Wish
 from invariclip.export.verification.dempster import earned, pairwise
-from invariclip.preprocessing.pixels import find_pictures, stack
+from invariclip.preprocessing.pixels import find_images, stack
 
 CLASSES, OTHERS = ("cat", "dog", "tree", "a red house"), ("sun", "moon", "猫")
 PROMPTS = ("a photo of a {}.", "a drawing of a {}")
@@ -39,11 +39,11 @@ def semantics(checkpoint, tiny_projection):
 
 
 @pytest.fixture(scope="module")
-def artifact(checkpoint, semantics, tiny_projection, tiny_pictures, tmp_path_factory):
+def artifact(checkpoint, semantics, tiny_projection, tiny_images, tmp_path_factory):
     out = tmp_path_factory.mktemp("cdc") / "cdc.icm"
     export_artifact(
         checkpoint("vit"), out, projection=tiny_projection, classes=CLASSES, semantics=semantics,
-        images=[tiny_pictures], backends=("onnxruntime", "openvino"), wish=Wish(("float16",), "near"), threads=1,
+        images=[tiny_images], backends=("onnxruntime", "openvino"), wish=Wish(("float16",), "near"), threads=1,
     )  # fmt: skip
     return out
 
@@ -54,11 +54,11 @@ def model(artifact):
 
 
 @pytest.fixture(scope="module")
-def wanted(checkpoint, semantics, tiny_projection, tiny_pictures):
+def wanted(checkpoint, semantics, tiny_projection, tiny_images):
     """Classes → probabilities and uncertainty by PyTorch, A_inv and Dempster's rule in float64."""
     loaded = checkpoint("vit")
     reader = replace(loaded, module=with_semantics(loaded.module, semantics))
-    images = tiny_projection.apply(loaded.encode_images(stack(find_pictures([tiny_pictures]), loaded.pixels)))
+    images = tiny_projection.apply(loaded.encode_images(stack(find_images([tiny_images]), loaded.pixels)))
 
     def texts(given, before=()):
         return tiny_projection.apply(reader.encode_texts(reader.tokenizer(given, prefix=before)))
@@ -115,57 +115,57 @@ def test_its_files_say_what_it_is(artifact, semantics, facts_in, run):
     assert json.loads(run("inspect", artifact, "--json")[1])["cdc"]["learned"] == 2
 
 
-def test_ordinary_texts_and_pictures_are_embedded_as_before(
-    artifact, model, checkpoint, tiny_projection, tiny_pictures, tmp_path
+def test_ordinary_texts_and_images_are_embedded_as_before(
+    artifact, model, checkpoint, tiny_projection, tiny_images, tmp_path
 ):
     plain = tmp_path / "plain.icm"
-    export_artifact(checkpoint("vit"), plain, projection=tiny_projection, images=[tiny_pictures], threads=1)
+    export_artifact(checkpoint("vit"), plain, projection=tiny_projection, images=[tiny_images], threads=1)
     other = invariclip.load(plain, threads=1)
     assert other.space_id == model.space_id
     texts = ["a cat", "", "two dogs & a tree"]
     np.testing.assert_array_equal(model.embed_texts(texts), other.embed_texts(texts))
     np.testing.assert_array_equal(
-        model.embed_images([tiny_pictures / "00.png"]), other.embed_images([tiny_pictures / "00.png"])
+        model.embed_images([tiny_images / "00.png"]), other.embed_images([tiny_images / "00.png"])
     )
 
 
-def test_baked_classes_and_others_answer_like_the_reference(model, wanted, tiny_pictures):
-    pictures = find_pictures([tiny_pictures])
+def test_baked_classes_and_others_answer_like_the_reference(model, wanted, tiny_images):
+    images = find_images([tiny_images])
     for classes, served in (
         (CLASSES, model),
         (CLASSES, model.with_classes(CLASSES)),
         (OTHERS, model.with_classes(OTHERS)),
     ):
         probabilities, uncertainty = wanted(classes)
-        answers = served.answer(pictures, batch_size=5)
+        answers = served.answer(images, batch_size=5)
         np.testing.assert_allclose(answers.probabilities, probabilities, atol=1e-5)
         np.testing.assert_allclose(answers.uncertainty, uncertainty, atol=1e-5)
-        for answer, unsure in zip(served.stream(pictures), uncertainty, strict=True):
+        for answer, unsure in zip(served.stream(images), uncertainty, strict=True):
             assert answer.uncertainty == pytest.approx(unsure, abs=1e-5)
     empty = model.answer([])
     assert (empty.probabilities.shape, empty.uncertainty.shape) == ((0, 4), (0,))
 
 
-def test_abstaining(model, tiny_pictures):
-    pictures = find_pictures([tiny_pictures])
-    unsure = model.answer(pictures).uncertainty
+def test_abstaining(model, tiny_images):
+    images = find_images([tiny_images])
+    unsure = model.answer(images).uncertainty
     limit = float(np.median(unsure))
-    said = model.classify(pictures, abstain_above=limit)
+    said = model.classify(images, abstain_above=limit)
     assert [one.abstained for one in said] == (unsure > limit).tolist()
     assert 0 < sum(one.abstained for one in said) < len(said)
-    for one, plain in zip(said, model.classify(pictures), strict=True):
+    for one, plain in zip(said, model.classify(images), strict=True):
         assert plain.label == plain.ranking[0][0]  # the calibrated threshold is not applied unasked
         assert not plain.abstained
         assert (one.label is None) == one.abstained
         assert (one.ranking, one.probability, one.uncertainty) == (plain.ranking, plain.probability, plain.uncertainty)
-    calibrated = model.classify(pictures, abstain_above="calibrated")
+    calibrated = model.classify(images, abstain_above="calibrated")
     assert [one.abstained for one in calibrated] == (unsure > 0.3).tolist()
-    assert [answer.prediction(abstain_above=limit).abstained for answer in model.stream(pictures)] == [
+    assert [answer.prediction(abstain_above=limit).abstained for answer in model.stream(images)] == [
         one.abstained for one in said
     ]
     for wrong in (-0.1, 1.1, float("nan"), "often", True):
         with pytest.raises(InputError, match="must be a number from 0 to 1 or 'calibrated'"):
-            model.classify(pictures, abstain_above=wrong)
+            model.classify(images, abstain_above=wrong)
 
 
 def test_what_does_not_belong_to_its_templates_is_refused(model, tiny_projection):
@@ -175,83 +175,83 @@ def test_what_does_not_belong_to_its_templates_is_refused(model, tiny_projection
         model.with_projection(tiny_projection)
 
 
-def test_without_learned_templates_there_is_the_energy_alone(tiny_artifact, tiny_pictures, run):
+def test_without_learned_templates_there_is_the_energy_alone(tiny_artifact, tiny_images, run):
     plain = invariclip.load(tiny_artifact, threads=1)
-    pictures = find_pictures([tiny_pictures])
-    energies = plain.answer(pictures).uncertainty
-    said = plain.classify(pictures, abstain_above=(limit := float(np.median(energies))))
+    images = find_images([tiny_images])
+    energies = plain.answer(images).uncertainty
+    said = plain.classify(images, abstain_above=(limit := float(np.median(energies))))
     assert {one.uncertainty_kind for one in said} == {"energy"}
     assert [one.abstained for one in said] == (energies > limit).tolist()
     with pytest.raises(InputError, match=r"`invariclip cdc` and export again with --cdc FILE"):
-        plain.classify(pictures, uncertainty="evidence")
+        plain.classify(images, uncertainty="evidence")
     with pytest.raises(InputError, match="energy is not; give a number"):
-        plain.classify(pictures, abstain_above="calibrated")
+        plain.classify(images, abstain_above="calibrated")
     with pytest.raises(InputError, match="'doubt'; available: evidence, energy"):
-        plain.classify(pictures, uncertainty="doubt")
-    code, out, _ = run("predict", tiny_artifact, tiny_pictures, "--abstain-above", limit, "--json")
+        plain.classify(images, uncertainty="doubt")
+    code, out, _ = run("predict", tiny_artifact, tiny_images, "--abstain-above", limit, "--json")
     told = json.loads(out)["predictions"]
     assert (code, {one["uncertainty_kind"] for one in told}) == (0, {"energy"})
     assert [one["abstained"] for one in told] == (energies > limit).tolist()
-    code, _, err = run("predict", tiny_artifact, tiny_pictures, "--uncertainty", "evidence", "--quiet")
+    code, _, err = run("predict", tiny_artifact, tiny_images, "--uncertainty", "evidence", "--quiet")
     assert (code, err.count("\n")) == (2, 1)
     assert "--cdc FILE" in err
 
 
-def test_learned_templates_can_be_asked_for_the_energy(model, tiny_pictures, artifact, run):
+def test_learned_templates_can_be_asked_for_the_energy(model, tiny_images, artifact, run):
     """The hand-written template's, in the graph and on the host."""
-    pictures = find_pictures([tiny_pictures])
-    answers = model.answer(pictures)
+    images = find_images([tiny_images])
+    answers = model.answer(images)
     assert list(answers.uncertainties) == ["evidence", "energy"]
     np.testing.assert_array_equal(answers.uncertainty, answers.uncertainties["evidence"])
     hosted = model.with_classes(OTHERS)
-    same = hosted.with_classes(model.classes).answer(pictures)
+    same = hosted.with_classes(model.classes).answer(images)
     np.testing.assert_allclose(same.uncertainties["energy"], answers.uncertainties["energy"], atol=1e-6)
     for one in (model, hosted):
-        energies = one.answer(pictures).uncertainties["energy"]
-        said = one.classify(pictures, uncertainty="energy", abstain_above=0.5)
+        energies = one.answer(images).uncertainties["energy"]
+        said = one.classify(images, uncertainty="energy", abstain_above=0.5)
         np.testing.assert_allclose([each.uncertainty for each in said], energies, atol=1e-6)
         assert {each.uncertainty_kind for each in said} == {"energy"}
-    assert {one.uncertainty_kind for one in model.classify(pictures)} == {"evidence"}
+    assert {one.uncertainty_kind for one in model.classify(images)} == {"evidence"}
     with pytest.raises(InputError, match="energy is not; give a number"):
-        model.classify(pictures, uncertainty="energy", abstain_above="calibrated")
-    out = run("predict", artifact, tiny_pictures, "--uncertainty", "energy", "--quiet")[1]
-    assert out.count("  energy 0.") == len(pictures)
+        model.classify(images, uncertainty="energy", abstain_above="calibrated")
+    out = run("predict", artifact, tiny_images, "--uncertainty", "energy", "--quiet")[1]
+    assert out.count("  energy 0.") == len(images)
 
 
-def test_the_command_says_who_is_not_sure(artifact, model, tiny_pictures, run):
-    unsure = model.answer(find_pictures([tiny_pictures])).uncertainty
+def test_the_command_says_who_is_not_sure(artifact, model, tiny_images, run):
+    unsure = model.answer(find_images([tiny_images])).uncertainty
     limit = float(np.median(unsure))
-    code, out, _ = run("predict", artifact, tiny_pictures, "--abstain-above", limit, "--quiet")
+    code, out, _ = run("predict", artifact, tiny_images, "--abstain-above", limit, "--quiet")
     assert code == 0
     assert out.count("not sure: ") == int((unsure > limit).sum())
     assert out.count("unsure ") == len(unsure)
-    said = json.loads(run("predict", artifact, tiny_pictures, "--abstain-above", "calibrated", "--json")[1])
+    said = json.loads(run("predict", artifact, tiny_images, "--abstain-above", "calibrated", "--json")[1])
     assert [one["abstained"] for one in said["predictions"]] == (unsure > 0.3).tolist()
     assert [one["label"] is None for one in said["predictions"]] == (unsure > 0.3).tolist()
     np.testing.assert_allclose([one["uncertainty"] for one in said["predictions"]], unsure, atol=1e-6)
-    code, _, err = run("predict", artifact, tiny_pictures, "--abstain-above", "often", "--quiet")
+    code, _, err = run("predict", artifact, tiny_images, "--abstain-above", "often", "--quiet")
     assert (code, err.count("\n")) == (2, 1)
 
 
-def test_classes_are_swapped_in_all_templates(artifact, wanted, tiny_pictures, tmp_path, run):
+def test_classes_are_swapped_in_all_templates(artifact, wanted, tiny_images, tmp_path, run):
     out = tmp_path / "other.icm"
-    manifest = swap_classes(artifact, out, OTHERS, images=[tiny_pictures], threads=1)
+    manifest = swap_classes(artifact, out, OTHERS, images=[tiny_images], threads=1)
     for variant in manifest.variants.values():
         for record in variant.parity.values():
             assert record["head"]["uncertainty_diff"] <= 1e-4
             assert record["image"]["uncertainty_diff"] is None
-    answers = invariclip.load(out, threads=1).answer(find_pictures([tiny_pictures]))
+    answers = invariclip.load(out, threads=1).answer(find_images([tiny_images]))
     probabilities, uncertainty = wanted(OTHERS)
     np.testing.assert_allclose(answers.probabilities, probabilities, atol=1e-5)
     np.testing.assert_allclose(answers.uncertainty, uncertainty, atol=1e-5)
     assert manifest.cdc == read_manifest(artifact).cdc
     assert run("inspect", out)[0] == 0
     with pytest.raises(InputError, match="trained beside the prompts"):
-        swap_classes(artifact, out, OTHERS, ["a sketch of a {}"], images=[tiny_pictures], threads=1)
+        swap_classes(artifact, out, OTHERS, ["a sketch of a {}"], images=[tiny_images], threads=1)
 
 
 def test_the_command_line_exports_and_verifies_it(
-    model_folder, semantics, artifact, tiny_pictures, tiny_projection, tmp_path, run
+    model_folder, semantics, artifact, tiny_images, tiny_projection, tmp_path, run
 ):
     from invariclip.artifact.projection import write_projection
 
@@ -260,11 +260,11 @@ def test_the_command_line_exports_and_verifies_it(
     folder, out = model_folder("vit"), tmp_path / "a.icm"
     code, said, err = run(
         "export", "--model", folder, "--projection", tmp_path / "p.safetensors", "--cdc", tmp_path / "cdc.safetensors",
-        "--classes", "cat,dog", "--images", tiny_pictures, "-o", out, "--threads", 1, "--quiet",
+        "--classes", "cat,dog", "--images", tiny_images, "-o", out, "--threads", 1, "--quiet",
     )  # fmt: skip
     assert (code, err) == (0, "")
     assert "2 learned templates" in said
-    checks = "--model", folder, "--images", tiny_pictures, "--threads", 1, "--quiet"
+    checks = "--model", folder, "--images", tiny_images, "--threads", 1, "--quiet"
     code, said, _ = run("verify", out, *checks)
     assert code == 0
     assert "uncertainty max |Δ|" in said
@@ -282,16 +282,16 @@ def test_the_command_line_exports_and_verifies_it(
     ],
 )
 def test_what_cannot_be_exported_is_refused(
-    checkpoint, semantics, tiny_projection, tiny_pictures, tmp_path, changes, error, reason
+    checkpoint, semantics, tiny_projection, tiny_images, tmp_path, changes, error, reason
 ):
-    given = {"projection": tiny_projection, "classes": CLASSES, "semantics": semantics, "images": [tiny_pictures]}
+    given = {"projection": tiny_projection, "classes": CLASSES, "semantics": semantics, "images": [tiny_images]}
     with pytest.raises(error, match=reason):
         export_artifact(checkpoint("vit"), tmp_path / "x.icm", **{**given, **changes})
     assert not (tmp_path / "x.icm").exists()
 
 
 def test_a_graph_whose_evidence_is_wrong_fails(
-    checkpoint, semantics, tiny_projection, tiny_pictures, tmp_path, monkeypatch
+    checkpoint, semantics, tiny_projection, tiny_images, tmp_path, monkeypatch
 ):
     from invariclip.export import assemble
 
@@ -305,5 +305,5 @@ def test_a_graph_whose_evidence_is_wrong_fails(
     with pytest.raises(ContractError, match=r"image uncertainty, max \|Δ\| .* is above 0.0001"):
         export_artifact(
             checkpoint("vit"), tmp_path / "x.icm", projection=tiny_projection, classes=CLASSES, semantics=semantics,
-            images=[tiny_pictures], threads=1,
+            images=[tiny_images], threads=1,
         )  # fmt: skip

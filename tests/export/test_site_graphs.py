@@ -14,7 +14,7 @@ from invariclip.cli.main import main
 from invariclip.errors import ContractError, InputError, SiteError
 from invariclip.export.site import bake_site
 from invariclip.export.swap import swap_classes
-from invariclip.preprocessing.pixels import find_pictures
+from invariclip.preprocessing.pixels import find_images
 from invariclip.sites.site import Site, new_site, read_site
 
 
@@ -25,7 +25,7 @@ def _run(arguments, capsys):
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory, tiny_checkpoint, tiny_pictures, tiny_projection):
+def both(tmp_path_factory, tiny_checkpoint, tiny_images, tiny_projection):
     """An artifact that was proved on both engines, with a variant of lower precision."""
     from invariclip.export.assemble import export_artifact
     from invariclip.export.checkpoints.checkpoint import load_checkpoint
@@ -34,31 +34,31 @@ def both(tmp_path_factory, tiny_checkpoint, tiny_pictures, tiny_projection):
     out = tmp_path_factory.mktemp("both") / "both.icm"
     export_artifact(
         load_checkpoint(str(tiny_checkpoint)), out, projection=tiny_projection, classes=("cat", "dog", "tree"),
-        images=find_pictures([tiny_pictures]), backends=("onnxruntime", "openvino"), wish=Wish(("float16",), "near"),
+        images=find_images([tiny_images]), backends=("onnxruntime", "openvino"), wish=Wish(("float16",), "near"),
     )  # fmt: skip
     return out
 
 
 @pytest.fixture(scope="module")
-def site(both, tiny_pictures):
+def site(both, tiny_images):
     model = invariclip.load(both)
     mean = read_projection(both / "projection.safetensors").training_mean
     # random shares stand for many kinds of things, of which a random model tells none
-    rows, bank = model.embed_images(find_pictures([tiny_pictures])), np.eye(8)
+    rows, bank = model.embed_images(find_images([tiny_images])), np.eye(8)
     return new_site("yard", model.space_id, mean, len(bank), {}).adding(rows, bank)
 
 
 @pytest.fixture(scope="module")
-def adapted(tmp_path_factory, both, site, tiny_pictures):
+def adapted(tmp_path_factory, both, site, tiny_images):
     out = tmp_path_factory.mktemp("adapted") / "yard.icm"
-    bake_site(both, out, site, images=find_pictures([tiny_pictures]))
+    bake_site(both, out, site, images=find_images([tiny_images]))
     return out
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("variant", ["float32", "float16"])
-def test_graphs_answer_like_float64(both, adapted, site, tiny_pictures, backend, variant):
-    paths = find_pictures([tiny_pictures])
+def test_graphs_answer_like_float64(both, adapted, site, tiny_images, backend, variant):
+    paths = find_images([tiny_images])
     assert np.linalg.norm(site.shift) > 0.01
     plain = invariclip.load(both, backend=backend, variant=variant)
     got = invariclip.load(adapted, backend=backend, variant=variant).answer(paths)
@@ -69,8 +69,8 @@ def test_graphs_answer_like_float64(both, adapted, site, tiny_pictures, backend,
     np.testing.assert_allclose(got.probabilities, shares / shares.sum(axis=1, keepdims=True), atol=1e-4)
 
 
-def test_host_and_graph_agree(both, adapted, site, tiny_pictures):
-    paths = find_pictures([tiny_pictures])
+def test_host_and_graph_agree(both, adapted, site, tiny_images):
+    paths = find_images([tiny_images])
     on_host, in_graph = invariclip.load(both, site=site).answer(paths), invariclip.load(adapted).answer(paths)
     np.testing.assert_allclose(on_host.embeddings, in_graph.embeddings, atol=1e-6)
     np.testing.assert_allclose(on_host.probabilities, in_graph.probabilities, atol=1e-5)
@@ -98,15 +98,15 @@ def test_the_manifest_says_so(both, adapted, site, capsys):
     assert "adapted to" in said.out
 
 
-def test_classes_stay_exchangeable(adapted, tiny_pictures, tmp_path):
-    paths = find_pictures([tiny_pictures])
+def test_classes_stay_exchangeable(adapted, tiny_images, tmp_path):
+    paths = find_images([tiny_images])
     swap_classes(adapted, tmp_path / "other.icm", ("river", "moon"), images=paths)
     wanted = invariclip.load(adapted).with_classes(("river", "moon")).probabilities(paths)
     np.testing.assert_allclose(invariclip.load(tmp_path / "other.icm").probabilities(paths), wanted, atol=1e-5)
 
 
-def test_verify_holds_it_against_checkpoint_and_site(both, adapted, tiny_checkpoint, tiny_pictures, tmp_path, capsys):
-    asked = ["--model", tiny_checkpoint, "--images", tiny_pictures, "--quiet"]
+def test_verify_holds_it_against_checkpoint_and_site(both, adapted, tiny_checkpoint, tiny_images, tmp_path, capsys):
+    asked = ["--model", tiny_checkpoint, "--images", tiny_images, "--quiet"]
     code, _ = _run(["verify", adapted, *asked], capsys)
     assert code == 0
     # the same manifest over graphs that were not adapted
@@ -124,53 +124,53 @@ def test_verify_holds_it_against_checkpoint_and_site(both, adapted, tiny_checkpo
     assert "does not answer like its checkpoint" in said.err
 
 
-def test_it_is_adapted_once(adapted, site, tiny_pictures, tmp_path, capsys):
+def test_it_is_adapted_once(adapted, site, tiny_images, tmp_path, capsys):
     with pytest.raises(InputError, match="already"):
-        bake_site(adapted, tmp_path / "twice.icm", site, images=[tiny_pictures])
+        bake_site(adapted, tmp_path / "twice.icm", site, images=[tiny_images])
     with pytest.raises(InputError, match="already"):
         invariclip.load(adapted, site=site)
-    code, said = _run(["adapt", adapted, "--images", tiny_pictures, "-o", tmp_path / "twice.safetensors"], capsys)
+    code, said = _run(["adapt", adapted, "--images", tiny_images, "-o", tmp_path / "twice.safetensors"], capsys)
     assert code == 2
     assert "already" in said.err
     assert not (tmp_path / "twice.icm").exists()
 
 
-def test_it_is_checked_on_few_pictures_however_many_are_given(both, site, tiny_pictures, tmp_path, monkeypatch):
+def test_it_is_checked_on_few_images_however_many_are_given(both, site, tiny_images, tmp_path, monkeypatch):
     monkeypatch.setattr("invariclip.export.site.CHECKED", 3)
-    manifest = bake_site(both, tmp_path / "few.icm", site, images=[tiny_pictures])
+    manifest = bake_site(both, tmp_path / "few.icm", site, images=[tiny_images])
     assert {r["site"]["images"] for v in manifest.variants.values() for r in v.parity.values()} == {3}
 
 
-def test_another_space_is_refused_and_nothing_written(both, site, tiny_pictures, tmp_path):
+def test_another_space_is_refused_and_nothing_written(both, site, tiny_images, tmp_path):
     other = Site("there", "0" * 32, site.images, site.total, site.taken_for, site.training_mean)
     with pytest.raises(SiteError, match="measure it again"):
-        bake_site(both, tmp_path / "there.icm", other, images=[tiny_pictures])
+        bake_site(both, tmp_path / "there.icm", other, images=[tiny_images])
     assert not (tmp_path / "there.icm").exists()
 
 
-def test_an_engine_that_answers_otherwise_stops_it(both, site, tiny_pictures, tmp_path, monkeypatch):
+def test_an_engine_that_answers_otherwise_stops_it(both, site, tiny_images, tmp_path, monkeypatch):
     from invariclip.export import site as module
 
     wrong_attach = module.attach_site
     monkeypatch.setattr(module, "attach_site", lambda model, shift: wrong_attach(model, np.float32(2) * shift))
     with pytest.raises(ContractError, match="is off by"):
-        bake_site(both, tmp_path / "wrong.icm", site, images=[tiny_pictures])
+        bake_site(both, tmp_path / "wrong.icm", site, images=[tiny_images])
     assert not (tmp_path / "wrong.icm").exists()
 
 
-def test_the_artifact_to_start_from_is_not_replaced(both, site, tiny_pictures, capsys):
+def test_the_artifact_to_start_from_is_not_replaced(both, site, tiny_images, capsys):
     before = (both / "manifest.json").read_bytes()
     same = both.parent / ".." / both.parent.name / both.name
-    code, said = _run(["adapt", both, "--images", tiny_pictures, "-o", same], capsys)
+    code, said = _run(["adapt", both, "--images", tiny_images, "-o", same], capsys)
     assert code == 2
     assert "name another output" in said.err
     with pytest.raises(InputError, match="stays as it is"):
-        bake_site(both, both, site, images=[tiny_pictures])
+        bake_site(both, both, site, images=[tiny_images])
     assert (both / "manifest.json").read_bytes() == before
 
 
-def test_adapt_writes_an_artifact(both, tiny_pictures, tmp_path, capsys):
-    code, _ = _run(["adapt", both, "--images", tiny_pictures, "-o", tmp_path / "yard.icm", "--quiet"], capsys)
+def test_adapt_writes_an_artifact(both, tiny_images, tmp_path, capsys):
+    code, _ = _run(["adapt", both, "--images", tiny_images, "-o", tmp_path / "yard.icm", "--quiet"], capsys)
     assert code == 0
-    code, said = _run(["adapt", both, "--images", tiny_pictures, "-o", tmp_path / "yard.safetensors", "--json"], capsys)
+    code, said = _run(["adapt", both, "--images", tiny_images, "-o", tmp_path / "yard.safetensors", "--json"], capsys)
     assert json.loads(said.out)["sha256"] == read_manifest(tmp_path / "yard.icm").site.sha256

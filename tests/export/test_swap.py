@@ -19,14 +19,14 @@ from invariclip.export.assemble import export_artifact
 from invariclip.export.graphs import trace as tracing
 from invariclip.export.graphs.body import body_digest
 from invariclip.files import sha256_file
-from invariclip.preprocessing.pixels import find_pictures
+from invariclip.preprocessing.pixels import find_images
 
 NAMES, FORMS = ("sun", "moon", "a small house", "猫"), ("{}", "a drawing of a {}.")
 LARGE = "vit, weights beside the graph"
 
 
 @pytest.fixture(scope="module")
-def built(checkpoint, tiny_pictures, tiny_projection, tmp_path_factory):
+def built(checkpoint, tiny_images, tiny_projection, tmp_path_factory):
     """Artifacts of a model with some classes, each built once: (name, classes, templates) → folder."""
     root, done = tmp_path_factory.mktemp("built"), {}
 
@@ -39,7 +39,7 @@ def built(checkpoint, tiny_pictures, tiny_projection, tmp_path_factory):
                     patch.setattr(tracing, "EXTERNAL_DATA_BYTES", 0)
                 export_artifact(
                     checkpoint("vit" if name == LARGE else name), out, projection=projection, classes=classes,
-                    templates=templates, images=[tiny_pictures], threads=1,
+                    templates=templates, images=[tiny_images], threads=1,
                 )  # fmt: skip
             done[key] = out
         return done[key]
@@ -48,9 +48,9 @@ def built(checkpoint, tiny_pictures, tiny_projection, tmp_path_factory):
 
 
 @pytest.fixture
-def swapped(tiny_pictures, tmp_path):
+def swapped(tiny_images, tmp_path):
     def of(source, classes=NAMES, templates=FORMS, out=tmp_path / "new.icm", **options):
-        manifest = swap.swap_classes(source, out, classes, templates, images=[tiny_pictures], threads=1, **options)
+        manifest = swap.swap_classes(source, out, classes, templates, images=[tiny_images], threads=1, **options)
         return manifest, out
 
     return of
@@ -65,15 +65,15 @@ def bank(folder):
 @pytest.mark.parametrize(
     ("name", "before"), [("vit", ()), ("vit", ("cat", "dog")), ("vit, sigmoid", ()), (LARGE, ("cat", "dog"))]
 )
-def test_it_answers_like_a_full_rebuild(built, swapped, tiny_pictures, name, before):
+def test_it_answers_like_a_full_rebuild(built, swapped, tiny_images, name, before):
     # where the weights lie changes no answer
     source, rebuilt = built(name, before), built("vit" if name == LARGE else name, NAMES, FORMS)
     manifest, out = swapped(source)
     assert np.abs(bank(out) - bank(rebuilt)).max() <= 1e-6
-    pictures = find_pictures([tiny_pictures])
+    images = find_images([tiny_images])
     new, whole, old = (invariclip.load(folder, threads=1) for folder in (out, rebuilt, source))
-    assert np.abs(new.probabilities(pictures) - whole.probabilities(pictures)).max() <= 1e-5
-    np.testing.assert_array_equal(new.embed_images(pictures), old.embed_images(pictures))
+    assert np.abs(new.probabilities(images) - whole.probabilities(images)).max() <= 1e-5
+    np.testing.assert_array_equal(new.embed_images(images), old.embed_images(images))
     assert (manifest.classes, manifest.templates) == (NAMES, FORMS)
     assert manifest == read_manifest(out)
     assert manifest.space_id == read_manifest(source).space_id == read_manifest(rebuilt).space_id
@@ -118,7 +118,7 @@ def test_the_record_says_what_is_still_proved(built, swapped):
     }
     head = now["head"]
     assert head["body_sha256"] == body_digest(source / "image.onnx")
-    assert head["pictures"] == 12
+    assert head["images"] == 12
     assert 0 <= head["probability_diff"] <= 1e-5
     # without old classes best matches were sought among prompts, which is as true as before
     no_classes = swapped(built("vit"))[0].variants["float32"].parity["onnxruntime"]
@@ -230,7 +230,7 @@ def test_the_digest_of_the_body_sees_nodes_weights_and_order(built, tmp_path):
     assert len({same, digest_of(flip), digest_of(rename)}) == 3
 
 
-def test_every_variant_gets_the_classes(built, swapped, tmp_path, tiny_pictures):
+def test_every_variant_gets_the_classes(built, swapped, tmp_path, tiny_images):
     """Two variants, the second with files of its own; the first one's text graph embeds the classes of both."""
     copy = shutil.copytree(built("vit"), tmp_path / "two.icm")
     manifest = read_manifest(copy)
@@ -247,19 +247,19 @@ def test_every_variant_gets_the_classes(built, swapped, tmp_path, tiny_pictures)
         "text graph of float32",
         "text graph of float32",
     ]
-    pictures = find_pictures([tiny_pictures])
-    answers = [invariclip.load(out, variant=name, threads=1).probabilities(pictures) for name in ("int8", "float32")]
+    images = find_images([tiny_images])
+    answers = [invariclip.load(out, variant=name, threads=1).probabilities(images) for name in ("int8", "float32")]
     np.testing.assert_array_equal(*answers)
 
 
-def test_neither_torch_nor_open_clip_is_needed(built, tmp_path, tiny_pictures):
+def test_neither_torch_nor_open_clip_is_needed(built, tmp_path, tiny_images):
     code = (
         "import sys; sys.modules.update(torch=None, open_clip=None, timm=None)\n"
         "from invariclip.export.swap import swap_classes\n"
-        "source, out, pictures = sys.argv[1:]\n"
-        "swap_classes(source, out, ['a', 'b'], images=[pictures])"
+        "source, out, images = sys.argv[1:]\n"
+        "swap_classes(source, out, ['a', 'b'], images=[images])"
     )
-    places = map(str, (built("vit"), tmp_path / "n.icm", tiny_pictures))
+    places = map(str, (built("vit"), tmp_path / "n.icm", tiny_images))
     done = subprocess.run([sys.executable, "-c", code, *places], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert read_manifest(tmp_path / "n.icm").classes == ("a", "b")

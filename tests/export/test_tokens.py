@@ -91,7 +91,7 @@ def deep(write, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def thinned(deep):
-    """A schedule → the torch tower with it, from uint8 pictures to unit embeddings; None merges nothing."""
+    """A schedule → the torch tower with it, from uint8 images to unit embeddings; None merges nothing."""
 
     @cache
     def tower(schedule):
@@ -175,7 +175,7 @@ def test_in_bfloat16_it_stays_close(graph, thinned, deep, batch):
     rows = batch(deep, 16)
     backend = open_backend("openvino", graph[1], threads=1, compute="bfloat16")
     got = backend.run({backend.input_names[0]: rows}, (EMBEDDING,))[EMBEDDING]
-    # noise pictures: a pair that rounding exchanges moves an answer; most keep theirs
+    # noise images: a pair that rounding exchanges moves an answer; most keep theirs
     assert np.median(alike(thinned(SCHEDULE)(rows), got)) > 0.995
 
 

@@ -14,9 +14,9 @@ from invariclip.export import variants
 from invariclip.export.assemble import Build, export_artifact
 from invariclip.export.graphs.tokens import TowerShape
 from invariclip.export.quantization import variants as kinds
-from invariclip.export.variants import Wish, spare_pictures
+from invariclip.export.variants import Wish, spare_images
 from invariclip.export.verification.figures import THRESHOLDS
-from invariclip.preprocessing.pixels import find_pictures
+from invariclip.preprocessing.pixels import find_images
 
 LOOSE = replace(
     THRESHOLDS["fast"], min_top1=0.5, min_top5=0.0, min_cosine=0.9, max_abs_diff=0.5, max_invariance_gap=0.1,
@@ -25,15 +25,15 @@ LOOSE = replace(
 
 
 @pytest.fixture(scope="module")
-def export(tmp_path_factory, checkpoint, tiny_pictures, tiny_projection):
+def export(tmp_path_factory, checkpoint, tiny_images, tiny_projection):
     """Exports the tiny checkpoint with variants; answers the artifact's folder."""
 
     def of(*names, bounds=LOOSE, how=None, backends=("onnxruntime", "openvino")):
         out = tmp_path_factory.mktemp("variants") / "tiny.icm"
         export_artifact(
             checkpoint("vit"), out, projection=tiny_projection, classes=("cat", "dog", "tree"), how=how,
-            images=find_pictures([tiny_pictures]), backends=backends, threads=1,
-            wish=Wish(names, "fast", bounds, tuple(find_pictures([tiny_pictures]))),
+            images=find_images([tiny_images]), backends=backends, threads=1,
+            wish=Wish(names, "fast", bounds, tuple(find_images([tiny_images]))),
         )  # fmt: skip
         return out
 
@@ -69,8 +69,8 @@ def test_what_passes_is_listed_with_what_it_reaches(everything):
     assert graphs == {file.path for one in manifest.variants.values() for file in (one.image, one.text)}
 
 
-def test_variants_answer_almost_alike_and_not_the_same(everything, tiny_pictures):
-    paths = find_pictures([tiny_pictures])
+def test_variants_answer_almost_alike_and_not_the_same(everything, tiny_images):
+    paths = find_images([tiny_images])
     manifest = read_manifest(everything)
     wanted = invariclip.load(everything, variant="float32", backend="onnxruntime").embed_images(paths)
     for name, variant in manifest.variants.items():
@@ -148,11 +148,11 @@ def test_mistakes_show_before_any_work(export):
         export("int8", how=Build(pixels_in_graph="resize"))
 
 
-def test_calibration_is_on_pictures_that_the_contract_does_not_look_at(checkpoint):
-    from invariclip.export.verification.evidence import BUNDLED_LIMIT, pictures_of
+def test_calibration_is_on_images_that_the_contract_does_not_look_at(checkpoint):
+    from invariclip.export.verification.evidence import BUNDLED_LIMIT, images_of
 
-    judged = pictures_of(None, checkpoint("vit").pixels)
-    spare = spare_pictures(Wish(), judged)
+    judged = images_of(None, checkpoint("vit").pixels)
+    spare = spare_images(Wish(), judged)
     assert len(spare) == BUNDLED_LIMIT
     assert not set(spare) & set(judged.paths)
 

@@ -19,7 +19,7 @@ from invariclip.export.assemble import export_artifact
 from invariclip.export.checkpoints import check_texts
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
 from invariclip.export.verification import evidence, figures, verify
-from invariclip.export.verification.evidence import UnreadablePictureWarning
+from invariclip.export.verification.evidence import UnreadableImageWarning
 
 CLASSES = ("cat", "dog", "tree", "house", "horse", "boat", "owl")
 TEMPLATES = ("a photo of a {}.",)
@@ -51,7 +51,7 @@ def twin(tmp_path_factory, tiny_checkpoint):
 
 
 @pytest.fixture(scope="module")
-def shipped(tmp_path_factory, tiny_projection, tiny_pictures):
+def shipped(tmp_path_factory, tiny_projection, tiny_images):
     """Exports a checkpoint once: checkpoint to folder. What is exported from another one is a planted fault."""
     done = {}
 
@@ -59,7 +59,7 @@ def shipped(tmp_path_factory, tiny_projection, tiny_pictures):
         if id(checkpoint) not in done:
             out = tmp_path_factory.mktemp("shipped") / "a.icm"
             options = {"projection": tiny_projection, "classes": CLASSES, "templates": TEMPLATES}
-            export_artifact(checkpoint, out, images=[tiny_pictures], threads=1, **options)
+            export_artifact(checkpoint, out, images=[tiny_images], threads=1, **options)
             done[id(checkpoint)] = checkpoint, out
         return done[id(checkpoint)][1]
 
@@ -67,12 +67,12 @@ def shipped(tmp_path_factory, tiny_projection, tiny_pictures):
 
 
 @pytest.fixture
-def judge(loaded, shipped, tiny_projection, tiny_pictures, tmp_path):
+def judge(loaded, shipped, tiny_projection, tiny_images, tmp_path):
     """Holds an artifact (the tiny checkpoint's own, after `damage(image, text)`) against a reference."""
 
     def of(
         damage=None, *, made_of=None, reference=None, projection=tiny_projection, wrap=None, bounds=None,
-        backend="onnxruntime", pictures=None,
+        backend="onnxruntime", images=None,
     ):  # fmt: skip
         reference = reference or loaded
         folder = shutil.copytree(shipped(made_of or reference), tmp_path / "a.icm", dirs_exist_ok=True)
@@ -86,7 +86,7 @@ def judge(loaded, shipped, tiny_projection, tiny_pictures, tmp_path):
             candidate = replace(
                 candidate, opener=lambda name, path, **options: wrap(path, opener(name, path, **options))
             )
-        looked_at = evidence.pictures_of(pictures or [tiny_pictures], reference.pixels)
+        looked_at = evidence.images_of(images or [tiny_images], reference.pixels)
         return verify.check({"float32": candidate}, looked_at, bounds)["float32"]
 
     return of
@@ -190,12 +190,12 @@ def test_other_statistics_are_found(judge, loaded, twin):
     verdict = judge(made_of=twin(preprocess_cfg={"mean": [0.5] * 3, "std": [0.5] * 3}), reference=loaded)
     assert "cosine_min" in verdict.parity["image"]["failed"]
     (cause,) = verdict.causes
-    assert cause == "image: pictures are normalised with 0.5 mean and standard deviation, not the checkpoint's"
+    assert cause == "image: images are normalised with 0.5 mean and standard deviation, not the checkpoint's"
 
 
-def test_a_missing_projection_is_found(judge, loaded, tiny_pictures, tmp_path):
+def test_a_missing_projection_is_found(judge, loaded, tiny_images, tmp_path):
     square = Projection(np.random.default_rng(0).normal(size=(24, 24)), "icm", 3.0)
-    export_artifact(loaded, tmp_path / "b.icm", images=[tiny_pictures], classes=CLASSES, templates=TEMPLATES)
+    export_artifact(loaded, tmp_path / "b.icm", images=[tiny_images], classes=CLASSES, templates=TEMPLATES)
 
     def replaced(image, text):
         shutil.copy(tmp_path / "b.icm" / "image.onnx", image)
@@ -300,7 +300,7 @@ def test_a_nan_in_a_later_run_alone_is_found(judge):
 @pytest.mark.parametrize("bad", [1, 2, 5, 17])
 def test_rows_that_depend_on_their_batch_are_found(judge, bad):
     verdict = judge(wrap=images_only(lambda a, _, rows: shifted(1e-3 if rows == bad else 0)(a)))
-    # 17 is also how altered pictures are shown; here there are twelve of those
+    # 17 is also how altered images are shown; here there are twelve of those
     assert verdict.parity["image"]["failed"] == [f"batch_{bad}", "batch_diff"]
     assert verdict.broken[0].startswith(f"image max |Δ| in batches of {bad} 0.001 is above 1e-05, by 0.0009")
 
@@ -326,7 +326,7 @@ def test_wrong_probabilities_are_found(judge):
     assert verdict.parity["image"]["failed"] == ["probability_diff"]
 
 
-def test_one_tower_is_open_at_a_time(loaded, shipped, tiny_projection, tiny_pictures):
+def test_one_tower_is_open_at_a_time(loaded, shipped, tiny_projection, tiny_images):
     alive, most = weakref.WeakSet(), []
 
     def opener(name, path, threads, compute):
@@ -338,7 +338,7 @@ def test_one_tower_is_open_at_a_time(loaded, shipped, tiny_projection, tiny_pict
     folder = shipped(loaded)
     job = verify.prepare(loaded, tiny_projection, CLASSES, TEMPLATES)
     one = verify.VerificationCandidate(folder / "image.onnx", folder / "text.onnx", job, threads=1, opener=opener)
-    verdicts = verify.check({"a": one, "b": one}, evidence.pictures_of([tiny_pictures], loaded.pixels))
+    verdicts = verify.check({"a": one, "b": one}, evidence.images_of([tiny_images], loaded.pixels))
     assert [verdict.broken for verdict in verdicts.values()] == [[], []]
     assert most == [1, 1, 1]  # two image graphs and the text graph that both have: it is asked once
 
@@ -366,30 +366,30 @@ def test_unknown_engines_and_levels_are_refused(loaded, tmp_path):
         verify.VerificationCandidate.open(tmp_path, tmp_path, job, level="close")
 
 
-def test_unreadable_pictures_are_warned_of_once_and_counted(loaded, tmp_path):
+def test_unreadable_images_are_warned_of_once_and_counted(loaded, tmp_path):
     Image.new("RGB", (40, 50), "red").save(tmp_path / "good.png")
-    (tmp_path / "bad.png").write_bytes(b"no picture")
-    pictures = evidence.pictures_of([tmp_path], loaded.pixels)
-    with pytest.warns(UnreadablePictureWarning, match=r"left out of the check: .*bad\.png") as seen:
-        batches = [*pictures.batches(4), *pictures.batches(4)]
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    images = evidence.images_of([tmp_path], loaded.pixels)
+    with pytest.warns(UnreadableImageWarning, match=r"left out of the check: .*bad\.png") as seen:
+        batches = [*images.batches(4), *images.batches(4)]
     assert len(seen) == 1
     assert [batch.shape for batch in batches] == [(1, 32, 32, 3)] * 2
-    assert (pictures.read, len(pictures.unreadable), pictures.readable) == (1, 1, [tmp_path / "good.png"])
+    assert (images.read, len(images.unreadable), images.readable) == (1, 1, [tmp_path / "good.png"])
 
 
-def test_no_readable_picture_is_an_error(loaded, tmp_path):
-    (tmp_path / "bad.png").write_bytes(b"no picture")
-    pictures = evidence.pictures_of([tmp_path], loaded.pixels)
-    with pytest.warns(UnreadablePictureWarning), pytest.raises(InputError, match="none of the 1 pictures can be read"):
-        list(pictures.batches(4))
+def test_no_readable_image_is_an_error(loaded, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    images = evidence.images_of([tmp_path], loaded.pixels)
+    with pytest.warns(UnreadableImageWarning), pytest.raises(InputError, match="none of the 1 images can be read"):
+        list(images.batches(4))
 
 
-def test_missing_pictures_are_named(loaded, tmp_path):
+def test_missing_images_are_named(loaded, tmp_path):
     with pytest.raises(InputError, match="no such file or folder"):
-        evidence.pictures_of([tmp_path / "none"], loaded.pixels)
+        evidence.images_of([tmp_path / "none"], loaded.pixels)
 
 
-def test_the_bundled_pictures_are_enough(loaded):
-    pictures = evidence.pictures_of(None, loaded.pixels)
-    assert 200 <= len(pictures.paths) <= evidence.BUNDLED_LIMIT
-    assert len(set(pictures.paths)) == len(pictures.paths)
+def test_the_bundled_images_are_enough(loaded):
+    images = evidence.images_of(None, loaded.pixels)
+    assert 200 <= len(images.paths) <= evidence.BUNDLED_LIMIT
+    assert len(set(images.paths)) == len(images.paths)

@@ -18,9 +18,9 @@ from invariclip.preprocessing.pixels import pixels
 
 
 @pytest.fixture
-def run(capsys, tiny_checkpoint, tiny_pictures):
+def run(capsys, tiny_checkpoint, tiny_images):
     def of(artifact, *options):
-        common = ("--model", tiny_checkpoint, "--images", tiny_pictures, "--threads", 1, "--quiet")
+        common = ("--model", tiny_checkpoint, "--images", tiny_images, "--threads", 1, "--quiet")
         with pytest.raises(SystemExit) as stopped:
             main(["verify", *map(str, (artifact, *common, *options))])
         captured = capsys.readouterr()

@@ -90,7 +90,7 @@ def net(rng):
 
 
 def waves(rng, count):
-    """Pictures whose neighbouring pixels are alike, as those of photographs are."""
+    """Images whose neighbouring pixels are alike, as those of photographs are."""
     y, x = np.mgrid[0:32, 0:32]
     slopes = rng.normal(size=(count, 2, 3)) / 4
     turns = y[None, ..., None] * slopes[:, None, None, 0] + x[None, ..., None] * slopes[:, None, None, 1]

@@ -38,7 +38,7 @@ def test_it_is_from_0_to_1_and_float32_logits_give_the_same(given_, sigmoid):
 
 
 @given(arrays(np.float64, (2, 5), elements=st.floats(-1, 1)))
-def test_pictures_are_ordered_as_the_energy_orders_them(given_):
+def test_images_are_ordered_as_the_energy_orders_them(given_):
     plain = energy(SCALE * given_)
     assume(abs(plain[0] - plain[1]) > 1e-3)
     unsure = energy_uncertainty(SCALE * given_, SCALE)

@@ -142,7 +142,7 @@ def test_float32_is_near(seed, templates, shift):
     np.testing.assert_allclose(single.uncertainty, exact.uncertainty, atol=2e-6)
 
 
-def test_many_pictures_at_once():
+def test_many_images_at_once():
     logs = np.stack([opinions(seed, 4, 7) for seed in range(6)]).reshape(2, 3, 4, 7)
     fused = fuse(logs)
     assert (fused.belief.shape, fused.uncertainty.shape, fused.probabilities.shape) == ((2, 3, 7), (2, 3), (2, 3, 7))
@@ -191,7 +191,7 @@ def test_probabilities_sum_to_one_and_fall_back_to_the_first_template(seed, temp
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_a_picture_of_none_of_the_classes_is_held_against_the_background(dtype):
+def test_an_image_of_none_of_the_classes_is_held_against_the_background(dtype):
     """However few they are: one class alone, or two of which one is a little nearer."""
     for far in ([0.05], [0.05, 0.02]):
         numbers = np.full(2, 0.5), np.zeros(2), np.full(2, 0.2)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import invariclip
 from invariclip.artifact.manifest import MANIFEST
 from invariclip.errors import ArtifactError, InputError
-from invariclip.preprocessing.pixels import find_pictures, stack
+from invariclip.preprocessing.pixels import find_images, stack
 
 
 @pytest.fixture(scope="module")
@@ -20,8 +20,8 @@ def model(tiny_artifact):
 
 
 @pytest.fixture(scope="module")
-def paths(tiny_pictures):
-    return find_pictures([tiny_pictures])
+def paths(tiny_images):
+    return find_images([tiny_images])
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_prepared_batches_and_empty_lists(model, paths):
 @pytest.mark.parametrize(
     ("call", "reason"),
     [
-        (lambda m: m.classify("cat.png"), "list of pictures"),
+        (lambda m: m.classify("cat.png"), "list of images"),
         (lambda m: m.classify(["absent.png"]), "no such file"),
         (lambda m: m.classify([], top_k=0), "top_k"),
         (lambda m: m.embed_images([], batch_size=0), "batch_size"),
@@ -161,7 +161,7 @@ class Counting:
 
 
 @pytest.mark.parametrize(("batch_size", "rows"), [(16, [8, 4]), (7, [8, 4, 1]), (5, [4, 1, 4, 1, 2]), (3, [4] * 4)])
-def test_pictures_run_in_powers_of_two(tiny_artifact, paths, batch_size, rows):
+def test_images_run_in_powers_of_two(tiny_artifact, paths, batch_size, rows):
     model = invariclip.load(tiny_artifact, threads=1)
     whole = model.embed_images(paths, batch_size=1)
     model._image = counting = Counting(model._image)

@@ -17,7 +17,7 @@ from invariclip.artifact.folder import read_manifest
 from invariclip.artifact.manifest import space_id
 from invariclip.artifact.projection import Projection, write_projection
 from invariclip.errors import ArtifactError, InputError, ProjectionError
-from invariclip.preprocessing.pixels import find_pictures, stack
+from invariclip.preprocessing.pixels import find_images, stack
 
 CLASSES, FORMS = ("cat", "dog", "tree"), ("a photo of a {}.", "{}")
 
@@ -35,8 +35,8 @@ def checkpoint(tiny_checkpoint):
 
 
 @pytest.fixture(scope="module")
-def paths(tiny_pictures):
-    return find_pictures([tiny_pictures])
+def paths(tiny_images):
+    return find_images([tiny_images])
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import invariclip
 from invariclip.artifact.folder import read_manifest, write_manifest
 from invariclip.errors import InputError
-from invariclip.preprocessing.pixels import find_pictures
+from invariclip.preprocessing.pixels import find_images
 from invariclip.results import Answer, class_probabilities, ranked
 
 
@@ -22,18 +22,18 @@ def model(tiny_artifact):
 
 
 @pytest.fixture(scope="module")
-def paths(tiny_pictures):
-    return find_pictures([tiny_pictures])
+def paths(tiny_images):
+    return find_images([tiny_images])
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(order=st.lists(st.integers(0, 11), max_size=20), batch_size=st.integers(1, 9), look_ahead=st.integers(0, 3))
 def test_a_stream_answers_as_the_list_does(model, paths, order, batch_size, look_ahead):
-    pictures = [paths[place] for place in order]
-    embeddings, probabilities, uncertainties = model.answer(pictures, batch_size=batch_size)
+    images = [paths[place] for place in order]
+    embeddings, probabilities, uncertainties = model.answer(images, batch_size=batch_size)
     assert set(uncertainties) == {"energy"}
-    seen = list(model.stream(iter(pictures), batch_size=batch_size, look_ahead=look_ahead))
-    assert [(answer.place, answer.picture) for answer in seen] == list(enumerate(pictures))
+    seen = list(model.stream(iter(images), batch_size=batch_size, look_ahead=look_ahead))
+    assert [(answer.place, answer.image) for answer in seen] == list(enumerate(images))
     for answer, row, chances, unsure in zip(seen, embeddings, probabilities, uncertainties["energy"], strict=True):
         np.testing.assert_array_equal(answer.embedding, row)
         np.testing.assert_array_equal(answer.probabilities, chances)
@@ -53,7 +53,7 @@ def test_without_classes_there_are_embeddings_alone(model, paths):
         answer.prediction()
 
 
-def test_answers_before_a_bad_picture_are_kept(model, paths):
+def test_answers_before_a_bad_image_are_kept(model, paths):
     seen = []
     with pytest.raises(InputError, match=r"absent\.png"):
         seen.extend(itertools.takewhile(lambda _: True, model.stream([*paths[:5], "absent.png"], batch_size=4)))
@@ -61,10 +61,10 @@ def test_answers_before_a_bad_picture_are_kept(model, paths):
     assert [answer.place for answer in seen] == [0, 1, 2, 3, 4]
 
 
-def test_bad_pictures_can_be_left_out(model, paths):
+def test_bad_images_can_be_left_out(model, paths):
     bad = []
     mixed = [paths[0], b"nothing", paths[1], "absent.png"]
-    seen = list(model.stream(mixed, unreadable=lambda place, picture, error: bad.append((place, picture))))
+    seen = list(model.stream(mixed, unreadable=lambda place, image, error: bad.append((place, image))))
     assert [answer.place for answer in seen] == [0, 2]
     assert bad == [(1, b"nothing"), (3, "absent.png")]
 
@@ -79,7 +79,7 @@ def test_an_endless_stream_can_be_left(model, paths):
 def test_a_wrong_call_is_refused_before_the_first_answer(model):
     with pytest.raises(InputError, match="batch_size"):
         model.stream([], batch_size=0)
-    with pytest.raises(InputError, match="list of pictures"):
+    with pytest.raises(InputError, match="list of images"):
         model.stream("cat.png")
 
 

@@ -129,16 +129,16 @@ def test_a_model_keeps_texts_and_counts_them(tiny_artifact):
     assert other.describe()["text_cache"] == {"rows": 6, "limit": 10_000, "hits": 9, "misses": 6}
 
 
-def test_another_projection_has_a_cache_of_its_own(tmp_path, tiny_checkpoint, tiny_projection, tiny_pictures):
+def test_another_projection_has_a_cache_of_its_own(tmp_path, tiny_checkpoint, tiny_projection, tiny_images):
     from invariclip.artifact.projection import Projection
     from invariclip.export.assemble import Build, export_artifact
     from invariclip.export.checkpoints.checkpoint import load_checkpoint
-    from invariclip.preprocessing.pixels import find_pictures
+    from invariclip.preprocessing.pixels import find_images
 
     out = tmp_path / "input.icm"
     export_artifact(
         load_checkpoint(str(tiny_checkpoint)), out, projection=tiny_projection,
-        images=find_pictures([tiny_pictures]), how=Build(projection_as_input=True),
+        images=find_images([tiny_images]), how=Build(projection_as_input=True),
     )  # fmt: skip
     model = invariclip.load(out, threads=1, text_cache=50)
     plain = model.embed_texts(["a cat"])

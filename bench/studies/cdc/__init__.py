@@ -1,1 +1,1 @@
-"""CDC on the multi-style picture set: base classes to new ones, seen styles to unseen ones."""
+"""CDC on the multi-style image set: base classes to new ones, seen styles to unseen ones."""

@@ -1,4 +1,4 @@
-"""`python -m invariclip.bench.studies.cdc`: the table of CDC on the multi-style picture set; writes docs/cdc.md."""
+"""`python -m invariclip.bench.studies.cdc`: the table of CDC on the multi-style image set; writes docs/cdc.md."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import click
 
 from invariclip.bench.studies.blas import bound_blas
 from invariclip.bench.studies.cdc.rows import COMPARED, ROWS
-from invariclip.calibrate.data.pictures import read_pictures
+from invariclip.calibrate.data.images import read_images
 from invariclip.cli.main import run_command
 from invariclip.console import bar, note
 from invariclip.files import sha256_file, write_atomically
@@ -51,23 +51,23 @@ def main(
 
     bound_blas()
     manifest = data / "manifest.jsonl"
-    pictures = read_pictures(manifest)
+    images = read_images(manifest)
     checkpoint = load_checkpoint(model)
-    images = Quick(checkpoint, cast("Precision", precision), features)
+    encoder = Quick(checkpoint, cast("Precision", precision), features)
     embeddings = work / "embeddings"
 
     @once
     def world(seed: int) -> CdcWorld:
         note(f"seed {seed}: classes, projection, embeddings")
-        return make_world(images, pictures, seed, embeddings, bar)
+        return make_world(encoder, images, seed, embeddings, bar)
 
-    key = {"images": images.sha256, "manifest": sha256_file(manifest)}
+    key = {"images": encoder.sha256, "manifest": sha256_file(manifest)}
     trials = {}
     for seed in range(seeds):
         for row in ROWS if ablations else COMPARED:
             note(f"seed {seed}: {row}")
             trials[row, seed] = run_trial(
-                row, seed, key, partial(world, seed), (checkpoint, images), work / "trials", embeddings, bar
+                row, seed, key, partial(world, seed), (checkpoint, encoder), work / "trials", embeddings, bar
             )
     result = summarise(trials, seeds) | {
         "model": checkpoint.name,

@@ -35,8 +35,8 @@ def render(result: dict[str, Any], figure: str = "cdc.svg") -> str:
         _accuracy(result, (ZERO_SHOT, SINGLE, MAIN, MEAN)),
         _baselines(result),
         "### Uncertainty",
-        "AUROC: the chance that a wrong answer (or a picture of a class that is not among those asked about) is more "
-        "uncertain than a right answer (or a picture of a class that is); *of 2 classes*: where no more are asked "
+        "AUROC: the chance that a wrong answer (or an image of a class that is not among those asked about) is more "
+        "uncertain than a right answer (or an image of a class that is); *of 2 classes*: where no more are asked "
         "about, drawn fifty times. AURC: the area under risk against coverage; "
         "low is good. `u` is what an artifact answers and abstains by; `1 - max p` is what its "
         "probability misses to one.",
@@ -103,11 +103,11 @@ def _reasons(result: dict[str, Any]) -> list[str]:
             f"{base:+.1f} points on base classes and {new:+.1f} on new ones" for base, new in moved.values()
         )
         little = (
-            "one picture of a class in styles that the image tower never saw teaches vectors, which stand before "
+            "one image of a class in styles that the image tower never saw teaches vectors, which stand before "
             "every class's name, little that holds"
         )
         told.append(
-            "**Why no more right answers.** The pictures leave room (zero-shot is right on "
+            "**Why no more right answers.** The images leave room (zero-shot is right on "
             f"{rows[ZERO_SHOT]['harmonic']['mean']:.0f} %), but {little}: in the adapted "
             f"styles a single template moves by {single}. CDC, tied to the hand-written prompt, moves by {ours}. What "
             "the image tower misplaces in an unseen style, no prompt puts back."
@@ -129,9 +129,9 @@ def _baselines(result: dict[str, Any]) -> str:
     fitted = ", ".join(f"{value:.0f}" for value in result["temperatures"][ZERO_SHOT_FITTED])
     own = result["temperatures"][ZERO_SHOT][0]
     return (
-        f"*{SINGLE}* learns as CoOp does (Zhou et al., IJCV 2022), on the same pictures, with the same early stop: in "
+        f"*{SINGLE}* learns as CoOp does (Zhou et al., IJCV 2022), on the same images, with the same early stop: in "
         f"{trained} of {len(kept)} seeds a step lowered its validation loss. *{ZERO_SHOT_FITTED}* and "
-        f"*{SINGLE_FITTED}* answer alike, but their softmax has a temperature fitted on the pictures that "
+        f"*{SINGLE_FITTED}* answer alike, but their softmax has a temperature fitted on the images that "
         "CDC fits its evidence on: "
         f"{fitted} for zero-shot, where the checkpoint has {own:.0f}. What remains beside them is what several "
         "templates and their fusion give."
@@ -139,12 +139,12 @@ def _baselines(result: dict[str, Any]) -> str:
 
 
 def _protocol(result: dict[str, Any]) -> str:
-    counts, pictures = result["counts"], result["pictures"]
+    counts, images = result["counts"], result["images"]
     spaces = ", ".join(dict.fromkeys(result["projections"]))
     styles = ", ".join(dict.fromkeys(result["held_out"]))
 
     def spread(group: str, part: int) -> str:
-        every = [own[part] for own in pictures[group]]
+        every = [own[part] for own in images[group]]
         return f"{min(every)} to {max(every)}"
 
     seen = (
@@ -159,15 +159,15 @@ def _protocol(result: dict[str, Any]) -> str:
         "named among new classes.\n"
         f"- **Styles.** Four that the encoder never saw ({styles}). Each seed holds another one out; templates are "
         "learnt from the three others, *adapted styles*.\n"
-        f"- **Few-shot.** {SHOTS} picture of a base class, in whichever adapted style it was drawn from "
+        f"- **Few-shot.** {SHOTS} image of a base class, in whichever adapted style it was drawn from "
         f"({counts['train']} for {counts['taught_classes']} classes that have any); {counts['validation']} more stop "
         "the training and fit the evidence; the rest is scored.\n"
-        f"- **Scored** on {spread(SEEN, 0)} base and {spread(SEEN, 1)} new pictures in the adapted styles (accuracy: "
+        f"- **Scored** on {spread(SEEN, 0)} base and {spread(SEEN, 1)} new images in the adapted styles (accuracy: "
         f"mean over styles), {spread(UNSEEN, 0)} and {spread(UNSEEN, 1)} in the held-out one.\n"
         "- **Space.** That of the shrinkage which calibration chooses for zero-shot on the training styles' base and "
         f"calibration concepts ({spaces}); every row is in it. Image trunk in {result['precision']}.\n"
         f"- **{result['seeds']} seeds**: of halves, held-out style, shots, starts and steps; ± is their standard "
-        "deviation. The form of evidence, learning rate and steps were chosen on pictures of the training styles that "
+        "deviation. The form of evidence, learning rate and steps were chosen on images of the training styles that "
         "interventions had changed (as if invert, solarize, fog and noise were the four styles), without a "
         f"projection. {seen}"
     )

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from invariclip.artifact.learned_prompts import LearnedPrompts
 
 SHOTS = 1
-"""Training pictures of a class: each concept has two or three in the styles adapted to."""
+"""Training images of a class: each concept has two or three in the styles adapted to."""
 MAIN, ZERO_SHOT, SINGLE, MEAN = "CDC", "zero-shot", "single template, softmax", "mean of softmax"
 ZERO_SHOT_FITTED, SINGLE_FITTED = "zero-shot, temperature fitted", "single template, temperature fitted"
 FITTED = (ZERO_SHOT_FITTED, SINGLE_FITTED)
-"""Rows whose softmax has a temperature of its own, fitted on the pictures that CDC fits its evidence on."""
+"""Rows whose softmax has a temperature of its own, fitted on the images that CDC fits its evidence on."""
 _FOUR = tuple(resolve(name) for name in DEFAULT_AUGMENTATIONS[:4])
 OPTIONS = PromptOptions(templates=TEMPLATES, shots=SHOTS, augmentations=_FOUR)
 
@@ -59,7 +59,7 @@ COMPARED = (ZERO_SHOT, ZERO_SHOT_FITTED, SINGLE, SINGLE_FITTED, MEAN, MAIN)
 
 @dataclass(frozen=True, eq=False)
 class RowAnswers:
-    """What a row says about pictures.
+    """What a row says about images.
 
     Attributes:
         classes: int64 [N], the classes answered.

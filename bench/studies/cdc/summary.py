@@ -45,8 +45,8 @@ def summarise(trials: Mapping[tuple[str, int], Mapping[str, Any]], seeds: int) -
         "rows": rows,
         "goals": goals(rows, [trials[MAIN, s]["held_out"] for s in range(seeds)]),
         "counts": trials[MAIN, 0]["counts"],
-        "pictures": {
-            group: [trials[MAIN, s]["scores"][group]["pictures"] for s in range(seeds)] for group in (SEEN, UNSEEN)
+        "images": {
+            group: [trials[MAIN, s]["scores"][group]["images"] for s in range(seeds)] for group in (SEEN, UNSEEN)
         },
         "held_out": [trials[MAIN, s]["held_out"] for s in range(seeds)],
         "temperatures": {row: [trials[row, s]["temperature"] for s in range(seeds)] for row in (ZERO_SHOT, *FITTED)},

@@ -41,7 +41,7 @@ VERSION = 5
 POINTS = 50
 """Of a kept risk-coverage curve."""
 FEW = (2, 20)
-"""Classes asked about, where pictures of none of them are to be told."""
+"""Classes asked about, where images of none of them are to be told."""
 DRAWS = 50
 """Of so few classes."""
 SEEN, UNSEEN = "adapted styles", "held-out style"
@@ -64,7 +64,7 @@ def run_trial(
         seed: Of the halves, the shots, the start and the steps.
         key: JSON-ready: what the world depends on beside the seed.
         make: Gives the world; not called where there is a file.
-        encoders: The checkpoint, and what embeds its pictures.
+        encoders: The checkpoint, and what embeds its images.
         folder: Where scores are kept, under a digest of all that goes into them.
         cache: Keeps embeddings and trainings.
         progress: Progress display.
@@ -143,7 +143,7 @@ def _bank(
 def _temperature(
     tau: float, bank: NDArray[np.float64], world: CdcWorld, split: Split, images: Quick, cache: Path
 ) -> float:
-    """Fitted on what CDC fits its evidence on: validation pictures as they are and augmented."""
+    """Fitted on what CDC fits its evidence on: validation images as they are and augmented."""
     rows, labels = split.validation, world.base.labels[split.validation]
     views, _ = augmented(images, world.base, rows, OPTIONS.views, world.projection,
                          seed=OPTIONS.augmentation_seed, cache=cache)  # fmt: skip
@@ -151,14 +151,14 @@ def _temperature(
     return fit_temperature(shown @ bank.T, np.tile(labels, 1 + len(views)), tau)
 
 
-def _tests(pictures: LabelledEmbeddings, names: tuple[str, ...]) -> Tests:
-    return pictures.vectors, places_of(pictures, names), _styles(pictures.used)
+def _tests(images: LabelledEmbeddings, names: tuple[str, ...]) -> Tests:
+    return images.vectors, places_of(images, names), _styles(images.used)
 
 
 def _score(
     row: str, tau: float, banks: list[NDArray[np.float64]], base: Tests, new: Tests, semantics: LearnedPrompts | None
 ) -> dict[str, Any]:
-    """Every figure of one group of styles; accuracies are means over styles, the others over all pictures.
+    """Every figure of one group of styles; accuracies are means over styles, the others over all images.
 
     Args:
         row: As in `answer`.
@@ -170,7 +170,7 @@ def _score(
     """
     known = answer(row, base[0], banks[0], tau, semantics)
     fresh = answer(row, new[0], banks[1], tau, semantics)
-    # Pictures of new classes, asked about among base classes: there is no right answer
+    # Images of new classes, asked about among base classes: there is no right answer
     unknown = answer(row, new[0], banks[0], tau, semantics)
     rights = known.classes == base[1], fresh.classes == new[1]
     right = np.concatenate(rights)
@@ -192,12 +192,12 @@ def _score(
         **{f"auroc_of_{count}": _of_few(row, tau, banks[0], base, new[0], semantics, count) for count in FEW},
         "aurc": {name: float(risk_coverage(doubt, right).mean()) for name, doubt in doubts.items()},
         "curve": _curve(doubts[own], right),
-        "pictures": [len(base[1]), len(new[1])],
+        "images": [len(base[1]), len(new[1])],
     }
 
 
-def _styles(pictures: Any) -> NDArray[np.str_]:
-    return np.asarray([picture.environment for picture in pictures])
+def _styles(images: Any) -> NDArray[np.str_]:
+    return np.asarray([image.environment for image in images])
 
 
 def _by_style(right: NDArray[np.bool_], styles: NDArray[np.str_]) -> dict[str, float]:
@@ -219,7 +219,7 @@ def _of_few(
     semantics: LearnedPrompts | None,
     count: int,
 ) -> dict[str, float]:
-    """AUROC by doubt, where so many base classes are asked about: pictures of them against pictures of new classes."""
+    """AUROC by doubt, where so many base classes are asked about: images of them against images of new classes."""
     rng, present = np.random.default_rng([59, count]), np.unique(base[1])
     found: dict[str, list[float]] = {}
     for _ in range(DRAWS):

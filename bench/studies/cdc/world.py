@@ -1,4 +1,4 @@
-"""The picture set as the table of CDC sees it: base and new classes, styles to adapt to and one held out, the space."""
+"""The image set as the table of CDC sees it: base and new classes, styles to adapt to and one held out, the space."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from invariclip.bench.studies.stylebench.sources import HELD_OUT_STYLES, TRAINING_STYLES
 from invariclip.calibrate.fit import FitOptions, calibrate
-from invariclip.calibrate.prompts.views import LabelledEmbeddings, embed_pictures
+from invariclip.calibrate.prompts.views import LabelledEmbeddings, embed_images
 from invariclip.console import Progress, silent
 from invariclip.preprocessing.interventions import PAPER
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from invariclip.artifact.projection import Projection
     from invariclip.bench.studies.stylebench.encoders import Quick
-    from invariclip.calibrate.data.pictures import Picture
+    from invariclip.calibrate.data.images import ImageRecord
 
 TEMPLATES = ("a picture of a {}.",)
 
@@ -31,13 +31,13 @@ class CdcWorld:
     """Half of the learnt concepts to learn templates from, the other half new to them.
 
     Attributes:
-        base: Pictures of base classes in the styles adapted to, which the encoder was never trained on.
-        new: Pictures of new classes in the same styles.
-        base_unseen: Pictures of base classes in the held-out style.
+        base: Images of base classes in the styles adapted to, which the encoder was never trained on.
+        new: Images of new classes in the same styles.
+        base_unseen: Images of base classes in the held-out style.
         new_unseen: The same of new classes.
         projection: The space of all vectors, or None.
         held_out: The held-out style.
-        base_names: Every base class, sorted; not each has pictures in all styles.
+        base_names: Every base class, sorted; not each has images in all styles.
         new_names: Every new class, sorted.
     """
 
@@ -52,7 +52,7 @@ class CdcWorld:
 
 
 def make_world(
-    images: Quick, pictures: Sequence[Picture], seed: int, cache: Path, progress: Progress = silent
+    encoder: Quick, images: Sequence[ImageRecord], seed: int, cache: Path, progress: Progress = silent
 ) -> CdcWorld:
     """Draws the halves, fits the shrinkage that `calibrate` chooses, and embeds everything in its space.
 
@@ -61,13 +61,13 @@ def make_world(
     another one with every seed, and templates are learnt from the other three.
 
     Args:
-        images: The encoder.
-        pictures: The whole set.
+        encoder: The encoder.
+        images: The whole set.
         seed: Of the halves; the style held out is number `seed` of the four, and round again.
         cache: Keeps embeddings.
         progress: Progress display.
     """
-    seen = [p for p in pictures if p.environment in TRAINING_STYLES]
+    seen = [p for p in images if p.environment in TRAINING_STYLES]
     learnt = sorted({p.name for p in seen if p.split == "train"})
     order = np.random.default_rng([seed, 53]).permutation(len(learnt))
     half = len(learnt) // 2
@@ -76,20 +76,20 @@ def make_world(
     fit_on = [p for p in seen if p.split == "calibrate" or p.name in base]
     # The seed of what interventions draw stays the same, so that one set of embeddings serves every seed
     options = FitOptions(interventions=PAPER, estimator="shrinkage", objective="zero-shot", templates=TEMPLATES)
-    found = calibrate(images, fit_on, options, cache=cache, progress=progress).projection
+    found = calibrate(encoder, fit_on, options, cache=cache, progress=progress).projection
     projection = None if found.estimator == "identity" else found
     held_out = HELD_OUT_STYLES[seed % len(HELD_OUT_STYLES)]
     parts = []
     for styles in ([style for style in HELD_OUT_STYLES if style != held_out], [held_out]):
         for names in (base, new):
-            some = [p for p in pictures if p.environment in styles and p.name in names]
-            parts.append(embed_pictures(images, some, projection, cache=cache, progress=progress))
+            some = [p for p in images if p.environment in styles and p.name in names]
+            parts.append(embed_images(encoder, some, projection, cache=cache, progress=progress))
     return CdcWorld(
         parts[0], parts[1], parts[2], parts[3], projection, held_out, tuple(sorted(base)), tuple(sorted(new))
     )
 
 
-def places_of(pictures: LabelledEmbeddings, names: Sequence[str]) -> NDArray[np.int64]:
-    """Labels of pictures as places in a list of classes that has all of theirs."""
+def places_of(images: LabelledEmbeddings, names: Sequence[str]) -> NDArray[np.int64]:
+    """Labels of images as places in a list of classes that has all of theirs."""
     places = {name: place for place, name in enumerate(names)}
-    return np.asarray([places[name] for name in pictures.names], dtype=np.int64)[pictures.labels]
+    return np.asarray([places[name] for name in images.names], dtype=np.int64)[images.labels]

@@ -23,7 +23,7 @@ from invariclip.files import write_atomically
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from invariclip.calibrate.data.pictures import Picture
+    from invariclip.calibrate.data.images import ImageRecord
 
 
 @click.command()
@@ -60,7 +60,7 @@ def main(
     """Scores every projection on each environment of the set NAME, unseen in fitting and in selection."""
     bound_blas()
     layout = find_layout(name)
-    pictures = read_layout(layout, data)
+    images = read_layout(layout, data)
     loaded = load_encoder(encoder, checkpoint=checkpoint, precision=cast("Precision", precision))
     settings = TrialSettings(draws=draws)
     trials = []
@@ -71,7 +71,7 @@ def main(
             trials.append(
                 run_trial(
                     loaded,
-                    pictures,
+                    images,
                     test,
                     seed,
                     settings,
@@ -82,12 +82,12 @@ def main(
             )
     result = {
         "set": layout.name,
-        "pictures": _counts(pictures),
+        "images": _counts(images),
         "classes": layout.class_count,
         "encoder": {"name": encoder, "sha256": loaded.sha256, "precision": precision, "width": loaded.embed_dim},
         "settings": asdict(settings),
         "seeds": seeds,
-        "skipped": sorted({reason for trial in trials for reason in trial["pictures"]["skipped"]}),
+        "skipped": sorted({reason for trial in trials for reason in trial["images"]["skipped"]}),
         **summarise(trials),
         "curves": [
             {key: trial[key] for key in ("test", "seed", "selections")} for trial in trials if not trial["seed"]
@@ -99,8 +99,8 @@ def main(
     note(f"wrote {out}, its .json and its .svg")
 
 
-def _counts(pictures: Sequence[Picture]) -> dict[str, Any]:
-    return dict(sorted(Counter(picture.environment for picture in pictures).items()))
+def _counts(images: Sequence[ImageRecord]) -> dict[str, Any]:
+    return dict(sorted(Counter(image.environment for image in images).items()))
 
 
 if __name__ == "__main__":

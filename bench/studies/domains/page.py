@@ -19,7 +19,7 @@ def plot(result: dict[str, Any]) -> str:
     """The linear probe before and after, per unseen environment, with 95 % intervals, as SVG."""
     from matplotlib.figure import Figure
 
-    tests = [*result["pictures"], "mean"]
+    tests = [*result["images"], "mean"]
     figure = Figure(figsize=(7.2, 3.2), layout="constrained")
     axes = figure.subplots()
     for shift, row, colour, label in ((-0.2, "none", "#9aa7b5", "before"), (0.2, MAIN, "#1a7f4b", "after")):
@@ -43,13 +43,13 @@ def plot(result: dict[str, Any]) -> str:
 
 
 def render(result: dict[str, Any], stem: str) -> str:
-    """The page; every figure in percent, with its 95 % bootstrap interval over pictures.
+    """The page; every figure in percent, with its 95 % bootstrap interval over images.
 
     Args:
         result: What the JSON beside it holds.
         stem: Name of the JSON and of the plot, without their endings.
     """
-    counts = ", ".join(f"{name} {count}" for name, count in result["pictures"].items())
+    counts = ", ".join(f"{name} {count}" for name, count in result["images"].items())
     encoder, settings = result["encoder"], result["settings"]
     seeds = "one seed" if result["seeds"] == 1 else f"{result['seeds']} seeds"
     ways = [way for way in _TITLES if way in result["rows"][MAIN]]
@@ -65,14 +65,14 @@ def render(result: dict[str, Any], stem: str) -> str:
         f"Made by `python -m invariclip.bench.studies.domains {result['set']} --encoder {encoder['name']} --precision "
         f"{encoder['precision']} --seeds {result['seeds']} --draws {settings['draws']}`; all digits, and the "
         f"selections' curves of seed 0, are in `{stem}.json`.",
-        f"- Pictures: {counts}; {result['classes']} classes.{skipped}\n"
+        f"- Images: {counts}; {result['classes']} classes.{skipped}\n"
         f"- Encoder: {encoder['name']}, {encoder['width']} wide, {encoder['precision']}, sha256 "
         f"`{encoder['sha256'][:16]}`. {seeds[0].upper() + seeds[1:]}.\n"
-        f"- Fitted on: of every class and training environment half of the pictures, {settings['fitted']} at most, and "
+        f"- Fitted on: of every class and training environment half of the images, {settings['fitted']} at most, and "
         f"{settings['draws']} changed version of each, drawn from {', '.join(settings['interventions'])}; donors of "
-        "style are training pictures too. Probes and prototypes are made of the same pictures. Scored on all pictures "
+        "style are training images too. Probes and prototypes are made of the same images. Scored on all images "
         "of the unseen environment.\n"
-        "- Each environment is unseen in turn: no picture and no label of it enters fitting, selection, probes or "
+        "- Each environment is unseen in turn: no image and no label of it enters fitting, selection, probes or "
         "prototypes. Estimator, rank and λ are chosen by leaving out one *training* environment and half of the "
         f"interventions at a time; no projection is a candidate.{few} Rows `icm`, `generalised` and `shrinkage` are "
         "each estimator's best by that score, also where selection prefers no projection. `published` keeps the other "
@@ -85,11 +85,11 @@ def render(result: dict[str, Any], stem: str) -> str:
         "projections are folded in, do not have: all of these but `published`, `isoclip`, `text-styles` and "
         "`prism-mini`.\n"
         "- No run looks at the unseen environment, but the scheme does not come from nowhere: that the main rows pair "
-        "interventions and not pictures of one class, and that the probe is what is selected for, was decided with "
+        "interventions and not images of one class, and that the probe is what is selected for, was decided with "
         "results of an earlier encoder on all of PACS in view, and figures of a quick ridge regression on it were in "
         "view when the bundled reference was set out (export/reference/reference/card.md). On that set, read the gains "
         "as those of a development set.\n"
-        "- In brackets: 95 % intervals by bootstrap over pictures, of results averaged over seeds; differences are "
+        "- In brackets: 95 % intervals by bootstrap over images, of results averaged over seeds; differences are "
         "paired. `seeds` are the lowest and the highest difference among seeds.",
         *[f"## {_TITLES[way]}\n\n{_NOTES.get(way, '')}{_scores(result, 'rows', way)}" for way in ways],
         *([f"## What it costs where nothing has shifted\n\n{_COST}\n\n{_cost(result)}"] if result["home"] else []),
@@ -103,20 +103,20 @@ def render(result: dict[str, Any], stem: str) -> str:
 
 _NOTES = {
     "probe, own C": (
-        "A fixed C is a weaker penalty where vectors lie further apart, and taking away what all pictures share drives "
+        "A fixed C is a weaker penalty where vectors lie further apart, and taking away what all images share drives "
         "them apart: part of a gain at C = 0.316 can be that alone. Here both rows have the C that suits them best "
         "when each training environment is left out in turn.\n\n"
     ),
 }
 _COST = (
-    "The other pictures of the training environments, which nothing was fitted on: each environment is asked about by "
-    "itself, probes and prototypes being made of its own pictures. Here a projection has nothing to gain. Intervals by "
-    "bootstrap over pictures within environment and class."
+    "The other images of the training environments, which nothing was fitted on: each environment is asked about by "
+    "itself, probes and prototypes being made of its own images. Here a projection has nothing to gain. Intervals by "
+    "bootstrap over images within environment and class."
 )
 _HARM = 0.5
 """Points that a projection may cost where nothing has shifted."""
 _SOURCES = (
-    "Shrinkage, λ selected for prototypes each time, scored by the probe. `same class`: two pictures of one class in "
+    "Shrinkage, λ selected for prototypes each time, scored by the probe. `same class`: two images of one class in "
     "two training environments, which share nothing but the class."
 )
 _OPEN = (
@@ -124,8 +124,8 @@ _OPEN = (
     "all classes are told apart, by prototypes, in the unseen environment."
 )
 _MEASURES = (
-    "Leakage: how often a linear probe names the environment of a picture it was not fitted on, with the class's "
-    "centre taken away. Gap: how far an intervention moves pictures of the unseen environment, as a share of how far "
+    "Leakage: how often a linear probe names the environment of an image it was not fitted on, with the class's "
+    "centre taken away. Gap: how far an intervention moves images of the unseen environment, as a share of how far "
     "apart any two of them are. Shrinkage shortens directions and keeps them all, so a probe that is fitted anew finds "
     "the environment in them still; what changes is how much those directions weigh in a cosine."
 )
@@ -178,7 +178,7 @@ def _cost(result: dict[str, Any]) -> str:
 
 
 def _scores(result: dict[str, Any], group: str, way: str) -> str:
-    tests = list(result["pictures"])
+    tests = list(result["images"])
     rows = []
     for name, ways in result[group].items():
         if way not in ways:
@@ -224,7 +224,7 @@ def _measures(result: dict[str, Any]) -> str:
 
 
 def _chosen(result: dict[str, Any]) -> str:
-    tests = list(result["pictures"])
+    tests = list(result["images"])
     rows = [[name, *(", ".join(dict.fromkeys(by[test])) for test in tests)] for name, by in result["chosen"].items()]
     return _table(["row", *tests], rows)
 

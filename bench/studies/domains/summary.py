@@ -25,7 +25,7 @@ def summarise(trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         trials: Results of `trial.run_trial`, the same seeds for every test environment.
 
     Returns:
-        JSON-ready: `rows`, `sources` (name → way → scores), `base` and `open` (the same, over pictures of base and of
+        JSON-ready: `rows`, `sources` (name → way → scores), `base` and `open` (the same, over images of base and of
         open classes), `measures` (name → leakage and gap, in means over trials), `chosen` (name → test → choices),
         `home` (name → way → {`mean`, `difference`}: training environments by themselves, see `_home`).
     """
@@ -54,7 +54,7 @@ def _scores(
 ) -> dict[str, dict[str, Any]]:
     """Name → way → {test, `mean`, `worst`: {value, low, high}; `difference`, `worst_difference`; `by_seed`: [points]}.
 
-    A picture's score is the share of seeds in which it was named right, of those in which it counts. Pictures are
+    An image's score is the share of seeds in which it was named right, of those in which it counts. Images are
     resampled, the same ones for every row, so differences are paired; what other seeds would give stands apart, in
     `by_seed`, the differences of the means, one for each seed.
     """
@@ -96,7 +96,7 @@ def _mask(trial: Mapping[str, Any], masks: Sequence[NDArray[np.bool_]] | None, i
 def _counted(
     trials: Sequence[Mapping[str, Any]], masks: Sequence[NDArray[np.bool_]] | None
 ) -> dict[str, NDArray[np.int64]]:
-    """In how many seeds each picture of a test environment counts."""
+    """In how many seeds each image of a test environment counts."""
     found: dict[str, NDArray[np.int64]] = {}
     for index, trial in enumerate(trials):
         mask = _mask(trial, masks, index).astype(np.int64)
@@ -111,7 +111,7 @@ def _shares(
     name: str,
     way: str,
 ) -> dict[str, NDArray[np.float64]]:
-    """Each picture's share of right answers over the seeds in which it counts, by test environment."""
+    """Each image's share of right answers over the seeds in which it counts, by test environment."""
     right: dict[str, NDArray[np.float64]] = {}
     for index, (trial, part) in enumerate(zip(trials, parts, strict=True)):
         own = (_right(trial, part, name, way) & _mask(trial, masks, index)).astype(np.float64)
@@ -151,8 +151,8 @@ def _worst(
 def _home(trials: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Name → way → {`mean`, `difference`} over training environments by themselves; nothing where none was asked about.
 
-    The same pictures are asked about whenever their environment is not the unseen one; a picture's score is the share
-    of those trials in which it was named right. Pictures are resampled within environment and class.
+    The same images are asked about whenever their environment is not the unseen one; an image's score is the share
+    of those trials in which it was named right. Images are resampled within environment and class.
     """
     parts = [trial["home"] for trial in trials if trial.get("home")]
     if not parts:

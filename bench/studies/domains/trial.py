@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.calibrate.data.encoder import Encoder, TextEncoder
-    from invariclip.calibrate.data.pictures import Picture
+    from invariclip.calibrate.data.images import ImageRecord
     from invariclip.calibrate.evaluation.maps import Map
     from invariclip.calibrate.evaluation.modality import Projectors
     from invariclip.calibrate.evaluation.style_prompts import StylePrompts
@@ -61,13 +61,13 @@ TRIAL_VERSION = 4
 
 @dataclass(frozen=True)
 class TrialSettings:
-    """What a trial depends on besides pictures and encoder.
+    """What a trial depends on besides images and encoder.
 
     Attributes:
-        interventions: Names of the kinds that every picture's changed versions are drawn from.
-        draws: Changed versions of every picture; the paper has one.
+        interventions: Names of the kinds that every image's changed versions are drawn from.
+        draws: Changed versions of every image; the paper has one.
         templates: Prompts, for encoders that take texts.
-        fitted: Most pictures of a class and environment that are fitted on, and at most half of those that there are;
+        fitted: Most images of a class and environment that are fitted on, and at most half of those that there are;
             the others of the training environments are asked about beside the unseen environment.
     """
 
@@ -83,16 +83,16 @@ class TrialSettings:
 
 @dataclass(frozen=True)
 class DomainWorld:
-    """The embedded pictures of one trial.
+    """The embedded images of one trial.
 
     Attributes:
-        seen: The training environments with their changed versions, whose donors are training pictures too.
+        seen: The training environments with their changed versions, whose donors are training images too.
         unseen: The test environment, unchanged.
         bank: Class embeddings by the label codes of `seen`, or None without a text tower.
         seed: Of everything that is drawn.
         layers: The last linear layers of both towers, or None where a tower has none.
         styles: What the text tower makes of the training environments' names, or None without one.
-        home: Pictures of the training environments that nothing was fitted on, unchanged; None where there are none.
+        home: Images of the training environments that nothing was fitted on, unchanged; None where there are none.
         moved: Some of the test environment with their changed versions, for the invariance gap alone; None for none.
     """
 
@@ -113,7 +113,7 @@ class DomainWorld:
 
 def run_trial(
     encoder: Encoder,
-    pictures: Sequence[Picture],
+    images: Sequence[ImageRecord],
     test: str,
     seed: int,
     settings: TrialSettings,
@@ -125,8 +125,8 @@ def run_trial(
     """A trial's result, from its file if it was run before.
 
     Args:
-        encoder: Takes the pictures.
-        pictures: Of all environments.
+        encoder: Takes the images.
+        images: Of all environments.
         test: The environment that is unseen.
         seed: Of interventions, donors, folds, pairs and of which classes are base classes.
         settings: The rest.
@@ -134,13 +134,13 @@ def run_trial(
         cache: Where embeddings are kept.
         progress: Progress display.
     """
-    names = "\n".join(f"{p.environment}\t{p.concept}\t{p.path.name}" for p in pictures)
+    names = "\n".join(f"{p.environment}\t{p.concept}\t{p.path.name}" for p in images)
     given = json.dumps([TRIAL_VERSION, encoder.sha256, encoder.pixels.to_json(), names, test, seed, asdict(settings)])
     file = folder / f"{test}-{seed}-{hashlib.sha256(given.encode()).hexdigest()[:16]}.json"
     if file.is_file():
         return dict(json.loads(file.read_text(encoding="utf-8")))
-    known, asked = divided([p for p in pictures if p.environment != test], settings.fitted)
-    new = [p for p in pictures if p.environment == test]
+    known, asked = divided([p for p in images if p.environment != test], settings.fitted)
+    new = [p for p in images if p.environment == test]
     shown, _ = divided(new, settings.fitted)
     seen, facts = embedded(encoder, known, settings.options(seed), cache, progress)
     home, _ = embedded(encoder, asked, FitOptions(seed=seed), cache, progress)
@@ -152,36 +152,36 @@ def run_trial(
         named = [in_words(name) for name in seen.environment_names]
         styles = style_prompts.embed_style_prompts(cast("TextEncoder", encoder), named, seen.label_names)
     world = DomainWorld(seen, unseen, bank, seed, _layers(encoder), styles, home, moved)
-    result = {"test": test, "seed": seed, "pictures": facts, **evaluate(world, progress, folder / "selections")}
+    result = {"test": test, "seed": seed, "images": facts, **evaluate(world, progress, folder / "selections")}
     write_atomically(file, json.dumps(result, ensure_ascii=False) + "\n")
     return result
 
 
-def divided(pictures: Sequence[Picture], most: int) -> tuple[list[Picture], list[Picture]]:
-    """Pictures to fit on, and the others: of every class and environment half, `most` at most, whatever the seed.
+def divided(images: Sequence[ImageRecord], most: int) -> tuple[list[ImageRecord], list[ImageRecord]]:
+    """Images to fit on, and the others: of every class and environment half, `most` at most, whatever the seed.
 
     Args:
-        pictures: Of some environments.
+        images: Of some environments.
         most: Of a class and environment.
     """
-    cells: dict[tuple[str, str], list[Picture]] = {}
-    for picture in pictures:
-        cells.setdefault((picture.environment, picture.concept), []).append(picture)
-    known: set[Picture] = set()
+    cells: dict[tuple[str, str], list[ImageRecord]] = {}
+    for image in images:
+        cells.setdefault((image.environment, image.concept), []).append(image)
+    known: set[ImageRecord] = set()
     for (environment, concept), cell in cells.items():
         # By names alone, so that it does not matter how many there are elsewhere.
         ranked = sorted(cell, key=lambda p: hashlib.sha256(f"{environment}/{concept}/{p.path.name}".encode()).digest())
         known.update(ranked[: min(most, -(-len(cell) // 2))])
-    return [p for p in pictures if p in known], [p for p in pictures if p not in known]
+    return [p for p in images if p in known], [p for p in images if p not in known]
 
 
 def embedded(
-    encoder: Encoder, pictures: Sequence[Picture], options: FitOptions, cache: Path, progress: Progress
+    encoder: Encoder, images: Sequence[ImageRecord], options: FitOptions, cache: Path, progress: Progress
 ) -> tuple[EmbeddingTable, dict[str, Any]]:
     """A table of embeddings; of a checkpoint taken apart the trunk's features are what is kept."""
     if not isinstance(encoder, Quick):
-        return tabulate(encoder, pictures, options, cache=cache, progress=progress)
-    table, facts = tabulate(encoder.trunk, pictures, options, cache=cache, progress=progress)
+        return tabulate(encoder, images, options, cache=cache, progress=progress)
+    table, facts = tabulate(encoder.trunk, images, options, cache=cache, progress=progress)
     return through(encoder.trunk, table), facts
 
 
@@ -189,9 +189,9 @@ def evaluate(world: DomainWorld, progress: Progress = silent, folder: Path | Non
     """Every projection of the table on one test environment.
 
     Returns:
-        JSON-ready: `labels` (of the test pictures, in words), `rows` (name → {`chosen`, `answers` (way → packed),
+        JSON-ready: `labels` (of the test images, in words), `rows` (name → {`chosen`, `answers` (way → packed),
         `leakage`, `gap`}), `sources` (which pairs → the same), `open` (name → the same), `selections`; `home`: `places`
-        (the environment of each picture), `labels` and `rows` (name → {`answers`}).
+        (the environment of each image), `labels` and `rows` (name → {`answers`}).
     """
     selections = {way: select_by(world, world.seen, way, INTERVENTIONS, progress, folder) for way in world.ways}
     moments = fitted_moments(world.seen, INTERVENTIONS, seed=world.seed)
@@ -295,7 +295,7 @@ def _row(world: DomainWorld, name: str, what: Map, chosen: str) -> dict[str, Any
 
 
 def _home(world: DomainWorld, maps: Mapping[str, Map]) -> dict[str, Any]:
-    """Each training environment by itself: fitted on its pictures alone, asked about others of it."""
+    """Each training environment by itself: fitted on its images alone, asked about others of it."""
     if world.home is None:
         return {}
     home, seen = world.home, world.seen
@@ -371,7 +371,7 @@ def select_by(
     *,
     estimator: str = "auto",
 ) -> Selection:
-    """What selection says of a table's pictures for one way of naming classes, kept in a folder."""
+    """What selection says of a table's images for one way of naming classes, kept in a folder."""
     candidates = tried(table.vectors.shape[1], estimator)
     # A table of base classes has other codes than the bank's; none is selected for by name.
     bank = world.bank if objective == "zero-shot" else None

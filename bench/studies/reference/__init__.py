@@ -1,1 +1,1 @@
-"""How the reference model was learnt: pictures with words, ImageNet's classifier, and what joins the two towers."""
+"""How the reference model was learnt: images with words, ImageNet's classifier, and what joins the two towers."""

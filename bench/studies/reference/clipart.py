@@ -1,4 +1,4 @@
-"""Clip art with what its authors called it: titles and subjects from the SVG files, pictures from their PNG twins."""
+"""Clip art with what its authors called it: titles and subjects from the SVG files, images from their PNG twins."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class ClipArt:
     """One drawing.
 
     Attributes:
-        png: Its picture.
+        png: Its image.
         title: What its author called it, or its first subjects where the title is a series' name.
         subjects: Other words for it.
     """
@@ -66,16 +66,16 @@ def read_clip_art(svg_package: Path, png_package: Path) -> list[ClipArt]:
             folders.setdefault(path, []).append(folder)
     found = []
     for path, inside in folders.items():
-        picture = png_package / PNG_ROOT / path.relative_to(root).with_suffix(".png")
-        if path.stat().st_size > MAX_SVG_BYTES or not picture.is_file():
+        image = png_package / PNG_ROOT / path.relative_to(root).with_suffix(".png")
+        if path.stat().st_size > MAX_SVG_BYTES or not image.is_file():
             continue
-        item = _described(path, picture, inside)
+        item = _described(path, image, inside)
         if item is not None:
             found.append(item)
     return found
 
 
-def _described(path: Path, picture: Path, folders: list[str]) -> ClipArt | None:
+def _described(path: Path, image: Path, folders: list[str]) -> ClipArt | None:
     title, subjects = read_words(path.read_text(encoding="utf-8", errors="replace"))
     if any(part in subject for subject in subjects for part in _NOT_SUBJECTS) or _NOT_WHOLE_SUBJECTS & set(subjects):
         return None
@@ -87,7 +87,7 @@ def _described(path: Path, picture: Path, folders: list[str]) -> ClipArt | None:
         return None
     if any(folder.rsplit("/", 1)[-1] == "people" for folder in folders):
         words.append("person")
-    return ClipArt(picture, plain, tuple(dict.fromkeys(words)))
+    return ClipArt(image, plain, tuple(dict.fromkeys(words)))
 
 
 def read_words(svg: str) -> tuple[str, list[str]]:

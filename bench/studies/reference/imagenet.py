@@ -38,7 +38,7 @@ _ABSTRACT = frozenset(
         *("extent", "way", "facility", "installation"),
     }
 )
-"""WordNet's words above what a picture would be called."""
+"""WordNet's words above what an image would be called."""
 
 
 @dataclass(frozen=True)

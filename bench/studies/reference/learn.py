@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.bench.studies.reference.imagenet import ImageClass
-    from invariclip.bench.studies.reference.pictures import CaptionedImage
+    from invariclip.bench.studies.reference.images import CaptionedImage
 
 TEMPLATES = (
     "{}",
@@ -78,7 +78,7 @@ class Targets:
         texts: M subjects, without a template.
         means: float64 [M, width], mean unit directions.
         weights: float64 [M], how much was seen of each.
-        origin: float32 [width], what is taken from every picture's features.
+        origin: float32 [width], what is taken from every image's features.
     """
 
     texts: tuple[str, ...]
@@ -98,7 +98,7 @@ def targets(
     """Mean directions of names, keywords, ImageNet's classes and what these are kinds of.
 
     Args:
-        shown: N pictures; those of split `train` are learnt from.
+        shown: N images; those of split `train` are learnt from.
         features: Theirs, [V, N, width].
         classes: ImageNet's classes.
         directions: Theirs, [1000, width], unit length.
@@ -106,16 +106,16 @@ def targets(
         settings: The run's settings.
     """
     gathered = _Gathered(features.shape[2])
-    sources = np.array([picture.source for picture in shown])
+    sources = np.array([image.source for image in shown])
     centres = {source: features[:, sources == source].mean(axis=(0, 1)) for source in dict.fromkeys(sources.tolist())}
     drawn = features.mean(axis=(0, 1))
-    of_pictures = features.mean(axis=0)
-    for place, picture in enumerate(shown):
-        if picture.split != "train":
+    of_images = features.mean(axis=0)
+    for place, image in enumerate(shown):
+        if image.split != "train":
             continue
-        direction = _unit(of_pictures[place] - centres[picture.source])
-        gathered.add(picture.name, direction, 1.0)
-        words = picture.words[:_KEYWORDS]
+        direction = _unit(of_images[place] - centres[image.source])
+        gathered.add(image.name, direction, 1.0)
+        words = image.words[:_KEYWORDS]
         for word in words:
             gathered.add(word, direction, settings.keyword_weight / len(words))
     emoji_words = {word for p in shown if p.source != "clipart" and p.split == "train" for word in (p.name, *p.words)}

@@ -56,13 +56,13 @@ _SPELT = {
     "bulb": "light bulb",
     "gosling": "duckling",
 }
-_PICTURES = (".webp", ".jpg", ".jpeg")
+_IMAGES = (".webp", ".jpg", ".jpeg")
 _MAX_ENTRY = 64 * 2**20
 
 
 @dataclass(frozen=True)
 class ValidationImage:
-    """One picture and what its file calls it; `kind` is `photograph` or `cartoon`."""
+    """One image and what its file calls it; `kind` is `photograph` or `cartoon`."""
 
     path: Path
     name: str
@@ -70,17 +70,17 @@ class ValidationImage:
 
 
 def read_validation(package: Path, out: Path) -> list[ValidationImage]:
-    """Unpacks the pictures that are named and shown alone.
+    """Unpacks the images that are named and shown alone.
 
     Args:
         package: The unpacked package.
-        out: Where the pictures go.
+        out: Where the images go.
     """
     found = []
     for archive in (*_ANIMALS, _THINGS, _CARTOONS):
         for inside, data in read_resources(package / RESOURCES / f"{archive}.rcc"):
             name = name_of(inside)
-            if not inside.endswith(_PICTURES) or (archive == _CARTOONS and name in _NOT_SHOWN_ALONE):
+            if not inside.endswith(_IMAGES) or (archive == _CARTOONS and name in _NOT_SHOWN_ALONE):
                 continue
             if archive == _THINGS and not any(part in inside for part in _THING_FOLDERS):
                 continue

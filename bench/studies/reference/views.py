@@ -1,4 +1,4 @@
-"""The trunk's features of pictures as they are and of altered views, computed once and kept."""
+"""The trunk's features of images as they are and of altered views, computed once and kept."""
 
 from __future__ import annotations
 
@@ -23,35 +23,35 @@ if TYPE_CHECKING:
 SIDE = 260
 BATCH = 32
 VIEWS = 2
-"""The picture as it is, and an altered view: more were tried and gained nothing on validation."""
+"""The image as it is, and an altered view: more were tried and gained nothing on validation."""
 VERSION = "reference-views-1"
 """Changes when a view would come out differently."""
 _MIDDLE, _SPREAD = 127.0, 128.0
 _WHITE = 250
 
 
-def alter(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+def alter(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """An altered view of a drawing on white: another background, turned, mirrored, moved, another size, other light.
 
     Args:
-        picture: A square RGB picture.
+        image: A square RGB image.
         rng: Draws the alteration.
 
     Returns:
-        An RGB picture of SIDE x SIDE.
+        An RGB image of SIDE x SIDE.
     """
     background = (255, 255, 255)
     if rng.random() < 0.5:
-        picture, background = _on_another_background(picture, rng)
-    picture = picture.rotate(float(rng.uniform(-20, 20)), Image.Resampling.BICUBIC, fillcolor=background)
+        image, background = _on_another_background(image, rng)
+    image = image.rotate(float(rng.uniform(-20, 20)), Image.Resampling.BICUBIC, fillcolor=background)
     if rng.random() < 0.5:
-        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return _in_other_light(_placed(picture, background, rng), rng)
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return _in_other_light(_placed(image, background, rng), rng)
 
 
-def _on_another_background(picture: Image.Image, rng: np.random.Generator) -> tuple[Image.Image, tuple[int, int, int]]:
-    pixels = np.asarray(picture)
-    side = picture.width
+def _on_another_background(image: Image.Image, rng: np.random.Generator) -> tuple[Image.Image, tuple[int, int, int]]:
+    pixels = np.asarray(image)
+    side = image.width
     labels, _ = scipy.ndimage.label((pixels >= _WHITE).all(axis=2))
     edge = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
     drawn = ~np.isin(labels, edge[edge > 0])
@@ -78,14 +78,14 @@ def _clouds(side: int, rng: np.random.Generator) -> NDArray[np.float32]:
     return np.stack(planes, axis=2)
 
 
-def _placed(picture: Image.Image, background: tuple[int, int, int], rng: np.random.Generator) -> Image.Image:
-    side = picture.width
-    # above 1 the picture is shrunk: things in the world do not fill their frame as icons do
+def _placed(image: Image.Image, background: tuple[int, int, int], rng: np.random.Generator) -> Image.Image:
+    side = image.width
+    # above 1 the image is shrunk: things in the world do not fill their frame as icons do
     area, aspect = float(rng.uniform(0.45, 1.7)), math.exp(float(rng.uniform(-0.22, 0.22)))
     width, height = side * math.sqrt(area * aspect), side * math.sqrt(area / aspect)
     left, top = (_drawn_offset(side, extent, rng) + side / 2 for extent in (width, height))
     canvas = Image.new("RGB", (2 * side, 2 * side), background)
-    canvas.paste(picture, (side // 2, side // 2))
+    canvas.paste(image, (side // 2, side // 2))
     return canvas.resize((SIDE, SIDE), Image.Resampling.BICUBIC, box=(left, top, left + width, top + height))
 
 
@@ -94,20 +94,20 @@ def _drawn_offset(side: int, extent: float, rng: np.random.Generator) -> float:
     return float(rng.uniform(low, high))
 
 
-def _in_other_light(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+def _in_other_light(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     draw = rng.random()
     if draw < 0.15:
-        picture = picture.convert("L").convert("RGB")
+        image = image.convert("L").convert("RGB")
     elif draw < 0.5:
         for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
-            picture = enhance(picture).enhance(float(rng.uniform(0.6, 1.4)))
+            image = enhance(image).enhance(float(rng.uniform(0.6, 1.4)))
     if rng.random() < 0.15:
-        picture = picture.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.5, 2))))
-    return picture
+        image = image.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.5, 2))))
+    return image
 
 
 def read_rgb(path: Path) -> Image.Image:
-    """A picture in RGB, transparency laid on white."""
+    """An image in RGB, transparency laid on white."""
     with Image.open(path) as opened:
         if opened.mode == "RGB":
             return opened.copy()
@@ -117,16 +117,16 @@ def read_rgb(path: Path) -> Image.Image:
     return white.convert("RGB")
 
 
-def to_input(picture: Image.Image) -> NDArray[np.float32]:
+def to_input(image: Image.Image) -> NDArray[np.float32]:
     """The trunk's input, [3, SIDE, SIDE]: the shorter side resized to SIDE, the centre kept."""
-    width, height = picture.size
+    width, height = image.size
     if (width, height) != (SIDE, SIDE):
         scale = SIDE / min(width, height)
         size = max(SIDE, round(width * scale)), max(SIDE, round(height * scale))
-        picture = picture.resize(size, Image.Resampling.BICUBIC)
+        image = image.resize(size, Image.Resampling.BICUBIC)
         left, top = round((size[0] - SIDE) / 2), round((size[1] - SIDE) / 2)
-        picture = picture.crop((left, top, left + SIDE, top + SIDE))
-    return np.asarray(((np.asarray(picture, dtype=np.float32) - _MIDDLE) / _SPREAD).transpose(2, 0, 1))
+        image = image.crop((left, top, left + SIDE, top + SIDE))
+    return np.asarray(((np.asarray(image, dtype=np.float32) - _MIDDLE) / _SPREAD).transpose(2, 0, 1))
 
 
 class BFloat16Trunk:
@@ -157,13 +157,13 @@ def features(
     cache: Path,
     progress: Progress = silent,
 ) -> NDArray[np.float32]:
-    """Features [V, N, width] of N pictures; what was computed before is read back, so that a stopped run resumes.
+    """Features [V, N, width] of N images; what was computed before is read back, so that a stopped run resumes.
 
     Args:
         make_trunk: Compiles the trunk; called only where something has to be computed.
-        paths: The pictures.
+        paths: The images.
         digests: Theirs, which seed the alterations and name the kept features.
-        views: V: view 0 is the picture as it is, others are altered.
+        views: V: view 0 is the image as it is, others are altered.
         cache: Folder of the kept features, one file a view.
         progress: Progress display.
     """
@@ -186,11 +186,11 @@ def _one_view(
     trunk: BFloat16Trunk, paths: Sequence[Path], digests: Sequence[str], view: int, progress: Progress
 ) -> NDArray[np.float32]:
     def read(place: int) -> NDArray[np.float32]:
-        picture = read_rgb(paths[place])
+        image = read_rgb(paths[place])
         if view:
             seed = hashlib.sha256(f"{VERSION}:{digests[place]}:{view}".encode()).digest()
-            picture = alter(picture, np.random.default_rng(int.from_bytes(seed[:8], "big")))
-        return to_input(picture)
+            image = alter(image, np.random.default_rng(int.from_bytes(seed[:8], "big")))
+        return to_input(image)
 
     rows = []
     starts = range(0, len(paths), BATCH)

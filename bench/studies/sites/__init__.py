@@ -1,1 +1,1 @@
-"""What a few unlabelled pictures of a place are worth, and how the form of a site was chosen."""
+"""What a few unlabelled images of a place are worth, and how the form of a site was chosen."""

@@ -1,7 +1,7 @@
-"""What a few unlabelled pictures of a place are worth: `python -m invariclip.bench.studies.sites`.
+"""What a few unlabelled images of a place are worth: `python -m invariclip.bench.studies.sites`.
 
 Each style of stylebench and each domain of PACS that nothing was fitted or chosen on is a site. A site is measured on
-some of its pictures and scored on the others, with the projections that the tables of stylebench and PACS chose.
+some of its images and scored on the others, with the projections that the tables of stylebench and PACS chose.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from invariclip.bench.studies.stylebench.encoders import Quick, TrunkEncoder
 from invariclip.bench.studies.stylebench.manifest import read_manifest
 from invariclip.bench.studies.stylebench.sources import HELD_OUT_STYLES, TRAINING_STYLES
 from invariclip.bench.studies.stylebench.world import embed_world
+from invariclip.calibrate.data.images import read_images
 from invariclip.calibrate.data.layouts import find_layout, read_layout
 from invariclip.calibrate.data.pairs import ALL_SOURCES, fitted_moments
-from invariclip.calibrate.data.pictures import read_pictures
 from invariclip.calibrate.fit import FitOptions, bank_of
 from invariclip.calibrate.projection.evaluate import LEVEL, Bootstrap, unit
 from invariclip.calibrate.projection.selection import Selection
@@ -65,12 +65,12 @@ CHOSEN = (SHOWN, HALF, *GUARDS)
 
 @dataclass
 class SiteScores:
-    """Shares of right answers by row, site and picture, over the halves that were scored.
+    """Shares of right answers by row, site and image, over the halves that were scored.
 
     Attributes:
-        right: Row → site → right answers by picture.
-        asked: Row → site → answers by picture.
-        costs: Row → what a draw keeps of a site, in numbers, and adds to each picture, in products.
+        right: Row → site → right answers by image.
+        asked: Row → site → answers by image.
+        costs: Row → what a draw keeps of a site, in numbers, and adds to each image, in products.
         choices: What training environments chose, for each world, JSON-ready.
     """
 
@@ -85,7 +85,7 @@ class SiteScores:
         Args:
             row: Of the table.
             site: Its name.
-            right: Of the pictures that are asked about, in their order.
+            right: Of the images that are asked about, in their order.
             asked: bool [N].
         """
         for kept, values in ((self.right, right), (self.asked, np.ones_like(right))):
@@ -116,7 +116,7 @@ class Draw:
 
     @property
     def vectors(self) -> Vectors:
-        """All pictures of the site, projected."""
+        """All images of the site, projected."""
         return self.ward.sites[self.name]
 
 
@@ -170,7 +170,7 @@ def _rows(draw: Draw, choice: FormChoice, rng: np.random.Generator) -> Iterator[
 
 
 def _peers(draw: Draw, choice: FormChoice, costs: dict[str, list[tuple[int, int]]]) -> Iterator[tuple[str, Rows]]:
-    """Rows of what others do with the same pictures, in the projected space."""
+    """Rows of what others do with the same images, in the projected space."""
     ward, vectors = draw.ward, draw.vectors[draw.asked]
     classes, width = ward.bank.shape
     for row, rows in ((SHOWN, draw.shown[:SKEWED]), (HALF, draw.shown)):
@@ -191,7 +191,7 @@ def _peers(draw: Draw, choice: FormChoice, costs: dict[str, list[tuple[int, int]
 
 
 def _bounds(draw: Draw) -> Iterator[tuple[str, Rows]]:
-    """What the labels of the half that is shown would be worth, where it has pictures of every class."""
+    """What the labels of the half that is shown would be worth, where it has images of every class."""
     labels = draw.ward.labels[draw.name]
     known = labels[draw.shown]
     if len(np.unique(known)) < len(np.unique(labels)):
@@ -212,12 +212,12 @@ def _bounds(draw: Draw) -> Iterator[tuple[str, Rows]]:
 
 def stylebench(data: Path, model: Any, seeds: int, work: Path, features: Path, progress: Progress) -> Told:
     """The held-out styles as sites, by zero-shot and by prototypes."""
-    pictures, trunk = read_pictures(data / "manifest.jsonl"), TrunkEncoder(model, "bfloat16")
-    groups = {picture.concept: picture.group for picture in read_manifest(data / "manifest.jsonl")}
+    images, trunk = read_images(data / "manifest.jsonl"), TrunkEncoder(model, "bfloat16")
+    groups = {image.concept: image.group for image in read_manifest(data / "manifest.jsonl")}
     tallies: dict[str, SiteScores] = defaultdict(SiteScores)
     kept: dict[str, Rows] = {}
     for seed in range(seeds):
-        world = embed_world(model, trunk, pictures, groups, {styles.SEVEN: styles.KINDS[styles.SEVEN]}, features, seed,
+        world = embed_world(model, trunk, images, groups, {styles.SEVEN: styles.KINDS[styles.SEVEN]}, features, seed,
                             progress=progress)  # fmt: skip
         sites = {style: world.table.where(world.rows([style])) for style in HELD_OUT_STYLES}
         kept = {name: each.concepts for name, each in sites.items()}
@@ -259,14 +259,14 @@ def _groups(world: StyleWorld, table: EmbeddingTable) -> Rows:
 
 
 def _domain_projection(seen: EmbeddingTable, pick: ProjectionCandidate, seed: int, without: str | None) -> Projection:
-    """What was chosen, fitted on training pictures without one domain, or on all."""
+    """What was chosen, fitted on training images without one domain, or on all."""
     codes = [code for code, name in enumerate(seen.environment_names) if name != without]
     rest = seen.where(np.isin(seen.environments, codes))
     return domains.fitted(fitted_moments(rest, domains.INTERVENTIONS, seed=seed), pick)
 
 
 def _style_projection(world: StyleWorld, pick: ProjectionCandidate, without: str) -> Projection:
-    """What was chosen, fitted on a world's training pictures without one style."""
+    """What was chosen, fitted on a world's training images without one style."""
     table = world.train[styles.SEVEN]
     rest = table.where(table.environments != table.environment_names.index(without))
     bank = world.train_bank if pick.captions else None
@@ -276,16 +276,16 @@ def _style_projection(world: StyleWorld, pick: ProjectionCandidate, without: str
 def pacs(data: Path, model: Any, seeds: int, work: Path, features: Path, progress: Progress) -> Told:
     """Each domain unseen in turn as a site, by zero-shot, prototypes and probe; projections are those of its table."""
     layout = find_layout("PACS")
-    pictures, encoder, settings = read_layout(layout, data), Quick(model, "bfloat16"), domains.TrialSettings()
+    images, encoder, settings = read_layout(layout, data), Quick(model, "bfloat16"), domains.TrialSettings()
     tallies: dict[str, SiteScores] = defaultdict(SiteScores)
     kept: dict[str, Rows] = {}
     for seed in range(seeds):
         for test in layout.environments:
             trial = domains.run_trial(
-                encoder, pictures, test, seed, settings, folder=work, cache=features, progress=progress
+                encoder, images, test, seed, settings, folder=work, cache=features, progress=progress
             )
-            known, _ = domains.divided([p for p in pictures if p.environment != test], settings.fitted)
-            new = [p for p in pictures if p.environment == test]
+            known, _ = domains.divided([p for p in images if p.environment != test], settings.fitted)
+            new = [p for p in images if p.environment == test]
             seen, _ = domains.embedded(encoder, known, settings.options(seed), features, progress)
             unseen, _ = domains.embedded(encoder, new, FitOptions(seed=seed), features, progress)
             bank = bank_of(encoder, seen.label_names, settings.templates)
@@ -308,7 +308,7 @@ def summarised(tally: SiteScores, kept: dict[str, Rows], resampler: Callable[...
     Args:
         tally: All draws of all seeds.
         kept: Site → what the bootstrap draws.
-        resampler: `Bootstrap` over concepts, or `Stratified` over pictures.
+        resampler: `Bootstrap` over concepts, or `Stratified` over images.
     """
     names = list(kept)
     codes = np.concatenate([np.full(len(kept[name]), place) for place, name in enumerate(names)])
@@ -317,7 +317,7 @@ def summarised(tally: SiteScores, kept: dict[str, Rows], resampler: Callable[...
 
     def shares(row: str) -> Vectors:
         right, asked = tally.right[row], tally.asked[row]
-        # a picture that no draw scored tells nothing: it counts as the projection leaves it
+        # an image that no draw scored tells nothing: it counts as the projection leaves it
         plain = {name: tally.right[ALONE][name] / tally.asked[ALONE][name] for name in names}
         return np.concatenate([np.where(asked[n] > 0, right[n] / np.maximum(asked[n], 1), plain[n]) for n in names])
 
@@ -341,7 +341,7 @@ def summarised(tally: SiteScores, kept: dict[str, Rows], resampler: Callable[...
 
 
 def _cost(costs: list[tuple[int, int]]) -> dict[str, Any]:
-    """Means over draws: numbers that are kept of a site, and products that a picture costs more."""
+    """Means over draws: numbers that are kept of a site, and products that an image costs more."""
     if not costs:
         return {}
     numbers, products = (float(np.mean(values)) for values in zip(*costs, strict=True))

@@ -1,6 +1,6 @@
 """What the training environments say of forms and settings: each is a site in turn, with the projection of the others.
 
-Nothing that a table scores is looked at: a choice is of one world, from the pictures that its projection was fitted on.
+Nothing that a table scores is looked at: a choice is of one world, from the images that its projection was fitted on.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ DRAWS = 6
 """Halves of every training environment that forms are scored on, where there are few classes."""
 SETTING_DRAWS = 2
 """Halves that γ and M are scored on."""
-SHOWN = f"{SKEWED} pictures"
+SHOWN = f"{SKEWED} images"
 GUARDS = (f"{SKEWED} of one kind", f"{SKEWED} of two kinds")
 HARM = 0.5
 """Points below the projection alone, on the mean over training environments, that skewed contents may cost."""
@@ -59,18 +59,18 @@ FORMS: dict[str, tuple[str, Callable[[Ward, Vectors, Vectors], Rows]]] = {
     "no projection, site, classes aligned": ("no projection", _aligned),
     "no projection, centring": ("no projection", _centring),
 }
-"""Form → the space, and (its ward, pictures, sample) → labels."""
+"""Form → the space, and (its ward, images, sample) → labels."""
 
 
 def answers(form: str, both: Mapping[str, Ward], name: str, asked: NDArray[np.bool_], sample: Rows) -> Rows:
-    """How some pictures of a site are named in one of `FORMS`.
+    """How some images of a site are named in one of `FORMS`.
 
     Args:
         form: Which.
         both: The world by space.
         name: The site.
-        asked: bool [N], the pictures.
-        sample: Rows of the pictures that it is measured on.
+        asked: bool [N], the images.
+        sample: Rows of the images that it is measured on.
     """
     space, how = FORMS[form]
     vectors = both[space].sites[name]
@@ -124,9 +124,9 @@ class FormTrials:
 def choose(place: Place, way: str, seed: int, resampler: Callable[..., Resampler], draws: int = DRAWS) -> FormChoice:
     """Scores every candidate on each training environment in turn and chooses.
 
-    - The form with the most right answers from mixed pictures, of those that cost no more than `HARM` where contents
+    - The form with the most right answers from mixed images, of those that cost no more than `HARM` where contents
       are skewed. The projection alone is taken if it is within one standard error of that.
-    - γ of CORAL and M of T3A by the most right answers from the sample's pictures.
+    - γ of CORAL and M of T3A by the most right answers from the sample's images.
 
     Args:
         place: The world; its sites are not looked at.
@@ -197,7 +197,7 @@ def _try(both: Mapping[str, Ward], name: str, rng: np.random.Generator, draws: i
                 for candidate, told in _settings(ward, vectors[asked], vectors[rows]).items():
                     add(candidate, sample, told, asked)
     for key, values in right.items():
-        # a picture that no half scored counts as wrong for every candidate alike
+        # an image that no half scored counts as wrong for every candidate alike
         trials.right[key].append(values / np.maximum(1, asks[key]))
     trials.drawn.append(ward.concepts[name])
 

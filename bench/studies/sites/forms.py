@@ -2,7 +2,7 @@
 
 Nothing here is part of the tables that say what adaptation gains. Concepts of stylebench's training styles are shown
 under changes that stand for places; a projection is fitted on pairs of the styles alone, which has seen none of the
-changes. A world is a few concepts: its classes are told by the plain pictures (prototypes) or by their names, and each
+changes. A world is a few concepts: its classes are told by the plain images (prototypes) or by their names, and each
 change is a site, measured on mixed and on skewed contents, in several forms.
 """
 
@@ -22,8 +22,8 @@ from invariclip.bench.studies.stylebench.encoders import Quick
 from invariclip.bench.studies.stylebench.evaluate_page import table
 from invariclip.bench.studies.stylebench.sources import TRAINING_STYLES
 from invariclip.bench.studies.stylebench.world import TEMPLATES
+from invariclip.calibrate.data.images import read_images
 from invariclip.calibrate.data.pairs import Sources, fitted_moments
-from invariclip.calibrate.data.pictures import read_pictures
 from invariclip.calibrate.fit import FitOptions, bank_of, tabulate
 from invariclip.calibrate.projection.estimators import fit
 from invariclip.calibrate.projection.evaluate import prototype_bank, unit
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from invariclip.calibrate.data.pictures import Picture
+    from invariclip.calibrate.data.images import ImageRecord
     from invariclip.console import Progress
 
     Vectors = NDArray[np.float64]
@@ -83,20 +83,20 @@ CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
 """What stands for a place."""
 
 
-def embedded(pictures: list[Picture], encoder: Quick, progress: Progress) -> tuple[Vectors, Rows, Rows]:
-    """Every picture as it is and under each change, each also mirrored.
+def embedded(images: list[ImageRecord], encoder: Quick, progress: Progress) -> tuple[Vectors, Rows, Rows]:
+    """Every image as it is and under each change, each also mirrored.
 
     Args:
-        pictures: In the order of their concepts.
+        images: In the order of their concepts.
         encoder: Keeps what it was shown.
         progress: Progress display.
 
     Returns:
-        Embeddings [N, D], and of each row its picture and its change (0 is none).
+        Embeddings [N, D], and of each row its image and its change (0 is none).
     """
     parts, codes = [], []
-    for number, picture in enumerate(progress(pictures, total=len(pictures), desc="changed pictures")):
-        plain = Image.fromarray(pixels(picture.path, encoder.pixels))
+    for number, image in enumerate(progress(images, total=len(images), desc="changed images")):
+        plain = Image.fromarray(pixels(image.path, encoder.pixels))
         shown = [plain, *(change(plain) for change in CHANGES.values())]
         both = [np.asarray(turned) for image in shown for turned in (image, ImageOps.mirror(image))]
         parts.append(encoder.encode_images(np.stack(both)))
@@ -106,7 +106,7 @@ def embedded(pictures: list[Picture], encoder: Quick, progress: Progress) -> tup
 
 
 def drawn(sample: str, labels: Rows, rng: np.random.Generator) -> Rows:
-    """Places of one of `SAMPLES` among the pictures of a site."""
+    """Places of one of `SAMPLES` among the images of a site."""
     count, kind = sample.split(" ", 1)
     if kind == "mixed":
         return rng.choice(len(labels), int(count), replace=False)
@@ -118,7 +118,7 @@ def forms(shown: Vectors, training: Vectors, bank: Vectors) -> Iterator[tuple[st
     """Every form's shift, [d].
 
     Args:
-        shown: The site's pictures, [n, d].
+        shown: The site's images, [n, d].
         training: m₀.
         bank: [K, d], of the classes' names.
     """
@@ -128,7 +128,7 @@ def forms(shown: Vectors, training: Vectors, bank: Vectors) -> Iterator[tuple[st
         yield f"n / (n + {prior})", whole * count / (count + prior)
     clear = [float(_clearness(unit(shown - step * whole), bank)) for step in _STEPS]
     yield (
-        "n / (n + 10), as far as pictures are named most clearly",
+        "n / (n + 10), as far as images are named most clearly",
         whole * count / (count + 10) * _STEPS[int(np.argmax(clear))],
     )
     for per_kind in (3, 5, 10):
@@ -138,9 +138,9 @@ def forms(shown: Vectors, training: Vectors, bank: Vectors) -> Iterator[tuple[st
             yield f"e / (e + {prior}), {per_kind} a kind", whole * counted / (counted + prior)
     site = new_site("", "", training, len(bank), {}).adding(shown, bank)
     yield TAKEN, np.asarray(site.shift, dtype=np.float64)
-    # the same with the sample's pictures shown a thousand times: what any number of pictures comes to
+    # the same with the sample's images shown a thousand times: what any number of images comes to
     many = PER_KIND * (site.kinds - 1)
-    yield f"{TAKEN}, of any number of such pictures", whole * many / (many + PRIOR)
+    yield f"{TAKEN}, of any number of such images", whole * many / (many + PRIOR)
 
 
 _STEPS = np.linspace(0, 1, 6)
@@ -203,7 +203,7 @@ def render(result: dict[str, Any]) -> str:
         f"Points over no shift, means over {result['worlds']} worlds of {CLASSES} of {CONCEPTS} concepts of "
         f"stylebench's training styles and over {len(CHANGES)} changes that stand for places ({', '.join(CHANGES)}). "
         f"The projection (`shrinkage`, λ = {STRENGTH:g}) is fitted on pairs of the styles alone, on no change; "
-        "classes are told by their plain pictures or by their names. All pictures of a site are scored. Nothing of the "
+        "classes are told by their plain images or by their names. All images of a site are scored. Nothing of the "
         f"styles and sets that [sites.md](sites.md) reports is here. `{TAKEN}` is what `adapt` does: "
         f"e / (e + {PRIOR:g}) with e = min(n, {PER_KIND:g}·(k − 1)).",
     ]
@@ -233,20 +233,18 @@ def main(data: Path, model: str, features: Path, out: Path, quiet: bool) -> None
     bound_blas()
     progress = silent if quiet else bar
     encoder = Quick(load_checkpoint(model), "bfloat16", features)
-    known = [
-        p for p in read_pictures(data / "manifest.jsonl") if p.environment in TRAINING_STYLES and p.split != "test"
-    ]
+    known = [p for p in read_images(data / "manifest.jsonl") if p.environment in TRAINING_STYLES and p.split != "test"]
     seen, _ = tabulate(encoder, known, FitOptions(), cache=features, progress=progress)
     what = fit(fitted_moments(seen, Sources(interventions=False), seed=0), "shrinkage", None, STRENGTH)
-    by_concept: dict[str, list[Picture]] = defaultdict(list)
-    for picture in known:
-        by_concept[picture.concept].append(picture)
+    by_concept: dict[str, list[ImageRecord]] = defaultdict(list)
+    for image in known:
+        by_concept[image.concept].append(image)
     whole = sorted(concept for concept, those in by_concept.items() if len(those) == len(TRAINING_STYLES))
     concepts = [whole[index] for index in np.random.default_rng(1).choice(len(whole), CONCEPTS, replace=False)]
-    pictures = [picture for concept in concepts for picture in by_concept[concept]]
-    vectors, origins, changes = embedded(pictures, encoder, progress)
-    labels = np.asarray([concepts.index(picture.concept) for picture in pictures])[origins]
-    styles = np.asarray([TRAINING_STYLES.index(picture.environment) for picture in pictures])[origins]
+    images = [image for concept in concepts for image in by_concept[concept]]
+    vectors, origins, changes = embedded(images, encoder, progress)
+    labels = np.asarray([concepts.index(image.concept) for image in images])[origins]
+    styles = np.asarray([TRAINING_STYLES.index(image.environment) for image in images])[origins]
     names = bank_of(encoder, [by_concept[concept][0].name for concept in concepts], TEMPLATES)
     gains = measured(what.apply(vectors), labels, styles, changes, what.apply(names))
     result = {"model": model, "sha256": encoder.sha256, "worlds": WORLDS, "gains": gains}

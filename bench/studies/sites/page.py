@@ -14,13 +14,13 @@ HARM = 0.5
 """Points that adaptation may cost where it cannot help."""
 NONE, WHOLE = "no projection", "all of them, and scored on all"
 BOUND = "bound: "
-"""Begins rows that take the labels of the site's own pictures."""
+"""Begins rows that take the labels of the site's own images."""
 ALIGNED, CHOSEN = "classes aligned", "chosen"
 PEERS = ("CORAL", "T3A", "T3A after the site", "TDA")
 SHIFTED = "means"
 """What rows are called that shift by the true means of the site's classes."""
 GOAL = 9
-"""Points over no projection that were wanted of the probe with 20 pictures."""
+"""Points over no projection that were wanted of the probe with 20 images."""
 
 
 def render(result: dict[str, Any], stem: str = "sites") -> str:
@@ -44,7 +44,7 @@ def render(result: dict[str, Any], stem: str = "sites") -> str:
         "sites at once or measured from the requests' own images: [serve.md](serve.md). In C++: [cpp.md](cpp.md). In "
         "the graph itself: `adapt -o NAME.icm`.",
         "\n".join(_headline(*each) for each in tables),
-        f"![Accuracy by the number of the site's pictures]({stem}.svg)",
+        f"![Accuracy by the number of the site's images]({stem}.svg)",
         "\n".join(_harm(*each) for each in tables),
         _DECIDE.format(both=_both(worlds), many=_many(tables)),
         _FORM.format(prior=PRIOR, per_kind=PER_KIND, scale=KIND_SCALE),
@@ -60,24 +60,24 @@ def render(result: dict[str, Any], stem: str = "sites") -> str:
 
 
 def _headline(name: str, way: str, rows: dict[str, Any]) -> str:
-    base, after, few = rows["no projection"], rows["projection"], rows["20 pictures"]
+    base, after, few = rows["no projection"], rows["projection"], rows["20 images"]
     return (
         f"- {name}, {_title(way)}: {base['mean']['value']:.1f} % without a projection, "
-        f"{after['mean']['value']:.1f} with it, {few['mean']['value']:.1f} adapted to 20 pictures: "
+        f"{after['mean']['value']:.1f} with it, {few['mean']['value']:.1f} adapted to 20 images: "
         f"{interval(few['to_none'], signed=True)} over none, **{interval(few['to_projection'], signed=True)}** over "
         "the projection."
     )
 
 
 def _harm(name: str, way: str, rows: dict[str, Any]) -> str:
-    kinds = ["1 picture", *(row for row in rows if row.endswith(("one kind", "two kinds", "Zipf's law")))]
+    kinds = ["1 image", *(row for row in rows if row.endswith(("one kind", "two kinds", "Zipf's law")))]
     worst = min((row for row in kinds if row in rows), key=lambda row: rows[row]["to_projection"]["value"])
     change = rows[worst]["to_projection"]
     kept = "within" if change["value"] >= -HARM else "**beyond**"
     wrong = rows["20 of another site"]["to_projection"]
     return (
-        f"- {name}, {_title(way)}: of one picture and of skewed contents the worst is `{worst}`, "
-        f"{interval(change, signed=True)} against the projection ({kept} the bound of −{HARM:g}); pictures of another "
+        f"- {name}, {_title(way)}: of one image and of skewed contents the worst is `{worst}`, "
+        f"{interval(change, signed=True)} against the projection ({kept} the bound of −{HARM:g}); images of another "
         f"site do {interval(wrong, signed=True)}: measure each site on its own."
     )
 
@@ -85,7 +85,7 @@ def _harm(name: str, way: str, rows: dict[str, Any]) -> str:
 def _both(worlds: dict[str, Any]) -> str:
     """In how many tables a site with the projection does more than a site without."""
     pairs = [
-        (f"{name}, {_title(way)}", rows["20 pictures"]["mean"]["value"], rows["20, no projection"]["mean"]["value"])
+        (f"{name}, {_title(way)}", rows["20 images"]["mean"]["value"], rows["20, no projection"]["mean"]["value"])
         for name, ways in worlds.items()
         for way, rows in ways.items()
     ]
@@ -132,8 +132,8 @@ def _other_forms(tables: list[tuple[str, str, dict[str, Any]]], choices: dict[st
         said = Counter(choice["form"] for choice in choices[name][way])
         body.append([
             f"{name}, {_title(way)}",
-            *(f"{rows[row]['mean']['value']:.1f}" for row in ("projection", "20 pictures")),
-            *(_against(rows[f"20 pictures, {word}"]) for word in (ALIGNED, CHOSEN)),
+            *(f"{rows[row]['mean']['value']:.1f}" for row in ("projection", "20 images")),
+            *(_against(rows[f"20 images, {word}"]) for word in (ALIGNED, CHOSEN)),
             *(_gain(rows[f"20 of one kind, {word}"], "to_projection") for word in (ALIGNED, CHOSEN)),
             "; ".join(f"{form} ({count})" for form, count in said.most_common()),
         ])  # fmt: skip
@@ -142,8 +142,8 @@ def _other_forms(tables: list[tuple[str, str, dict[str, Any]]], choices: dict[st
     return "\n\n".join([
         _OTHER_FORMS.format(pooled=_pooled(choices)),
         table(head, body),
-        f"- `{CHOSEN}`: {_verdict(tables, f'20 pictures, {CHOSEN}')}\n"
-        f"- `{ALIGNED}`: {_verdict(tables, f'20 pictures, {ALIGNED}')}",
+        f"- `{CHOSEN}`: {_verdict(tables, f'20 images, {CHOSEN}')}\n"
+        f"- `{ALIGNED}`: {_verdict(tables, f'20 images, {ALIGNED}')}",
     ])  # fmt: skip
 
 
@@ -154,19 +154,19 @@ def _pooled(choices: dict[str, Any]) -> str:
     def mean(form: str, sample: str) -> float:
         return fmean(fmean(choice["gains"][form][sample] for choice in worlds) for worlds in ways)
 
-    skewed = {form: [mean(form, sample) for sample in by if sample != "20 pictures"]
+    skewed = {form: [mean(form, sample) for sample in by if sample != "20 images"]
               for form, by in ways[0][0]["gains"].items()}  # fmt: skip
-    gains = {form: mean(form, "20 pictures") for form, found in skewed.items() if min(found) >= -HARM}
+    gains = {form: mean(form, "20 images") for form, found in skewed.items() if min(found) >= -HARM}
     told = ", ".join(f"{form} {gain:+.1f}" for form, gain in sorted(gains.items(), key=lambda each: -each[1]))
     return f"Over all training environments together, of those that skewed contents do not harm: {told}."
 
 
 def _others(tables: list[tuple[str, str, dict[str, Any]]], choices: dict[str, Any]) -> str:
-    """What CORAL, T3A and TDA gain over `adapt` on the same pictures, and cost."""
+    """What CORAL, T3A and TDA gain over `adapt` on the same images, and cost."""
     body = []
     for name, way, rows in tables:
         said = choices[name][way]
-        for size in ("20 pictures", "half of them"):
+        for size in ("20 images", "half of them"):
             costs = [rows[f"{size}, {peer}"]["cost"] for peer in PEERS]
             body.append([
                 f"{name}, {_title(way)}: {size}",
@@ -182,7 +182,7 @@ def _others(tables: list[tuple[str, str, dict[str, Any]]], choices: dict[str, An
         *PEERS,
         "CORAL chosen",
         "thousand numbers kept",
-        "thousand products a picture",
+        "thousand products an image",
     ]
     return "\n\n".join([_OTHERS, table(head, body), _recoloured(tables, choices)])
 
@@ -191,7 +191,7 @@ def _recoloured(tables: list[tuple[str, str, dict[str, Any]]], choices: dict[str
     """What re-colouring comes to where the training environments decide it, as far as a table's worlds agree."""
     found: dict[str, list[str]] = {"all": [], "none": [], "some": []}
     for name, way, rows in tables:
-        for size in ("20 pictures", "half of them"):
+        for size in ("20 images", "half of them"):
             said = [choice["recolours"][size] for choice in choices[name][way]]
             gain = f" {_gain(rows[f'{size}, CORAL'])}" if all(said) else ""
             found["all" if all(said) else "some" if any(said) else "none"].append(
@@ -229,9 +229,9 @@ def _bounds(name: str, rows: dict[str, Any]) -> str:
     told += f" Without labels {'; '.join(reached) or 'no row of the table'} is at {GOAL:+g} or more."
     return "\n\n".join([
         f"## How far a shift can take the probe: {name}",
-        f"The goal was {GOAL:+g} points over no projection from 20 unlabelled pictures. `adapt` has "
-        f"{_gain(rows['20 pictures'], 'to_none')}; the most of all rows with 20 pictures, named after the fact, is "
-        f"`{best}` with {_gain(rows[best], 'to_none')}. Where the labels of half of the site's pictures are known:",
+        f"The goal was {GOAL:+g} points over no projection from 20 unlabelled images. `adapt` has "
+        f"{_gain(rows['20 images'], 'to_none')}; the most of all rows with 20 images, named after the fact, is "
+        f"`{best}` with {_gain(rows[best], 'to_none')}. Where the labels of half of the site's images are known:",
         "\n".join(bounds),
         told,
     ])  # fmt: skip
@@ -255,53 +255,53 @@ _DECIDE = """## Which to use
 | you have | do |
 |---|---|
 | pairs: one thing in two settings | `calibrate`: the projection serves every site, also unseen ones |
-| pictures of one site, no pairs | `calibrate --interventions all`, then `adapt` |
-| pairs, and pictures of the site | both: {both} |
-| hundreds of pictures of the site | `adapt`; T3A, which is not in the product, does {many} |
-| pictures of one or two kinds of things alone | `adapt` counts them for little, and says so; the cost stands above |
+| images of one site, no pairs | `calibrate --interventions all`, then `adapt` |
+| pairs, and images of the site | both: {both} |
+| hundreds of images of the site | `adapt`; T3A, which is not in the product, does {many} |
+| images of one or two kinds of things alone | `adapt` counts them for little, and says so; the cost stands above |
 | a mixed stream of several sites | measure each site on its own: see `20, half of another site` |"""
 
 _FORM = """## The form
 z ↦ (z − δ)/|z − δ| with δ = e/(e + {prior:g}) · (m − m₀): m is the mean of the site's unit embeddings, m₀ that of the
-pictures that were calibrated on, every environment counting the same. What the pictures show moves m as well, so they
+images that were calibrated on, every environment counting the same. What the images show moves m as well, so they
 count only as far as they show different kinds of things: e = min(n, {per_kind:g}·(k − 1)), k being the exponential of
 the entropy of what they are taken for on average, by a softmax of {scale:g} · cosine over the classes, before anything
-is taken away. All of it are sums, so sites stream and add up, and take as many bytes whatever the number of pictures.
+is taken away. All of it are sums, so sites stream and add up, and take as many bytes whatever the number of images.
 
-It was chosen among others on pictures that are no part of the tables: the training styles under changes that no
-projection was fitted on, see [site-forms.md](site-forms.md). Where a sample's pictures are all of one kind the whole
+It was chosen among others on images that are no part of the tables: the training styles under changes that no
+projection was fitted on, see [site-forms.md](site-forms.md). Where a sample's images are all of one kind the whole
 shift costs up to ten points there, this form next to nothing."""
 
 _OTHER_FORMS = """## Other forms
 Candidates are: the projection alone, `adapt`'s form, the same with *classes aligned* (every training environment's
-pictures are moved to m₀ as a whole before prototypes or probes are made of them; by name nothing changes), and
-*centring* (pictures less the sample's mean, classes' pictures less their own environment's, by name names less the mean
+images are moved to m₀ as a whole before prototypes or probes are made of them; by name nothing changes), and
+*centring* (images less the sample's mean, classes' images less their own environment's, by name names less the mean
 of the names); the last three with and without a projection. *Chosen* is what each world's own training environments
 say, with each of them in turn as a site and a projection that was refitted without it (estimator, rank and λ stay those
-of all of them): most right answers from 20 mixed pictures, of the forms that lose no more than 0.5 with pictures of one
+of all of them): most right answers from 20 mixed images, of the forms that lose no more than 0.5 with images of one
 or two kinds; the projection alone wins within one standard error. Nothing of the sites in the tables enters that.
 {pooled}
 
-The columns: percent right with 20 pictures and what that is against `adapt`; and of 20 pictures of one kind, against
+The columns: percent right with 20 images and what that is against `adapt`; and of 20 images of one kind, against
 the projection."""
 
 _OTHERS = """## Beside CORAL, T3A and TDA
-Measured on the very same pictures and then frozen; percent right, and points against `adapt`. Strength (CORAL) and
+Measured on the very same images and then frozen; percent right, and points against `adapt`. Strength (CORAL) and
 filter size (T3A) are those that the training environments chose, as above; TDA has its published settings. *CORAL
 chosen*: in how many worlds the training environments, as sites, found its re-colouring better than the shift alone by
 more than one standard error; the row is re-coloured whether they did or not. What is kept of a site, and what each
-picture costs more at run time, stand in the order of the columns; `adapt` keeps one number for each dimension and costs
+image costs more at run time, stand in the order of the columns; `adapt` keeps one number for each dimension and costs
 nothing. T3A's classes belong to the site: they cannot be shared or exchanged as names can, and while they are still
-being adapted embeddings of pictures have to be kept."""
+being adapted embeddings of images have to be kept."""
 
 _MEASURED = """## What was measured
-- Each style of stylebench and domain of PACS that nothing was fitted or chosen on is a site. Its pictures are halved at
+- Each style of stylebench and domain of PACS that nothing was fitted or chosen on is a site. Its images are halved at
   random: it is measured on some of one half, without labels, and scored on the other. {seeds} seeds, {draws} halves;
   `{model}`; the projections are those that the tables of stylebench and PACS chose.
-- `of one kind`: pictures of one class alone (PACS) or of one group, such as food (stylebench, where a class has one
-  picture); all classes are scored.
-- In brackets: 95 % intervals by bootstrap over concepts (stylebench) or over pictures within class (PACS); differences
-  are paired, over the same pictures.
+- `of one kind`: images of one class alone (PACS) or of one group, such as food (stylebench, where a class has one
+  image); all classes are scored.
+- In brackets: 95 % intervals by bootstrap over concepts (stylebench) or over images within class (PACS); differences
+  are paired, over the same images.
 - That a site's mean helps was known from PACS and stylebench with other encoders before; the form was not chosen on
   them.
 - What was looked at: figures of these sites were known for `adapt`'s form, `no projection`, `whole shift` and
@@ -310,9 +310,9 @@ _MEASURED = """## What was measured
   all of this was run; then the row `T3A after the site` was added and the strengths of CORAL that are tried were cut.
   Training styles of stylebench are halved twice each, for time; environments of PACS six times. The bounds were
   computed last.
-- `{whole}`: the site is measured on all its pictures, without labels, and scored on the same.
+- `{whole}`: the site is measured on all its images, without labels, and scored on the same.
 - `bound`: labels of the half that is shown are used; they are not available when adapting.
-- `no projection`: the site's form against the mean of unprojected training pictures. `whole shift`: the whole
-  difference of the means, whatever the pictures show."""
+- `no projection`: the site's form against the mean of unprojected training images. `whole shift`: the whole
+  difference of the means, whatever the images show."""
 
 _MADE = "Made by `python -m invariclip.bench.studies.sites --pacs FOLDER`, after the tables of stylebench and PACS."

@@ -1,6 +1,6 @@
-"""Other ways to adapt to a site's unlabelled pictures, for rows beside ours; all of them cost more at run time.
+"""Other ways to adapt to a site's unlabelled images, for rows beside ours; all of them cost more at run time.
 
-Each is measured on a sample and then frozen, so that every row of the table has seen the same pictures. All work on
+Each is measured on a sample and then frozen, so that every row of the table has seen the same images. All work on
 unit embeddings in the projected space and leave the encoder as it is.
 """
 
@@ -105,7 +105,7 @@ def recoloured(vectors: Vectors, shift: Vectors, mean: Vectors, site: Colours, t
     """CORAL with the shift of a site: z ↦ (m - δ) + (z - m) C_site^(-1/2) C_training^(1/2), at unit length.
 
     Sun, Feng and Saenko, "Return of Frustratingly Easy Domain Adaptation" (AAAI 2016, arXiv 1511.05547, section 3.1,
-    algorithm 1), turned about: the site's pictures take the training pictures' colours, so that classes stay. The paper
+    algorithm 1), turned about: the site's images take the training images' colours, so that classes stay. The paper
     adds I to both covariances; here γI is added to covariances of trace d.
 
     Args:
@@ -113,7 +113,7 @@ def recoloured(vectors: Vectors, shift: Vectors, mean: Vectors, site: Colours, t
         shift: δ, [d].
         mean: m, of the site's sample.
         site: Colours of the sample.
-        training: Colours of the training pictures, each environment about its own mean.
+        training: Colours of the training images, each environment about its own mean.
         shrinkage: γ; the larger, the nearer to the shift alone.
     """
     turned = training.power(site.power(vectors - mean, -0.5, shrinkage), 0.5, shrinkage)
@@ -151,12 +151,12 @@ def t3a(classes: Classes, sample: Vectors) -> Supports:
     """The supports that T3A takes from a sample.
 
     Iwasawa and Matsuo, "Test-Time Classifier Adjustment Module for Model-Agnostic Domain Generalization" (NeurIPS 2021,
-    section 3.2): each class has a set of supports, its own weights first; a picture joins the set of the class that it
+    section 3.2): each class has a set of supports, its own weights first; an image joins the set of the class that it
     is taken for; of a set the M with the least entropy are kept, and their mean is the class.
 
     Args:
         classes: The classifier before.
-        sample: [n, d], unit length; the filter after the last picture does not depend on their order.
+        sample: [n, d], unit length; the filter after the last image does not depend on their order.
     """
     own = unit(classes.weights)
     supports, count = np.concatenate([own, sample]), len(own)
@@ -190,7 +190,7 @@ class Caches:
 
     @property
     def products(self) -> int:
-        """What a picture costs more: cosines with all keys, and each key's weight for what it speaks about."""
+        """What an image costs more: cosines with all keys, and each key's weight for what it speaks about."""
         return self.positive.size + self.negative.size + len(self.taken) + int(self.masks.sum())
 
     def __call__(self, vectors: Vectors) -> Rows:
@@ -206,9 +206,9 @@ def tda(classes: Classes, sample: Vectors) -> Caches:
     """The caches that TDA fills from a sample.
 
     Karmanov et al., "Efficient Test-Time Adaptation of Vision-Language Models" (CVPR 2024, arXiv 2403.18293, section
-    3.2), with the published settings for ImageNet: of each class the three pictures of least entropy, and the two of
+    3.2), with the published settings for ImageNet: of each class the three images of least entropy, and the two of
     least entropy among those of medium entropy, which count against every class of more than 3 %. Entropies are shares
-    of log2 K, as in the published code; a cache that is full takes a picture for its worst.
+    of log2 K, as in the published code; a cache that is full takes an image for its worst.
 
     Args:
         classes: The classifier.

@@ -1,4 +1,4 @@
-"""The figure of the page about sites: accuracy against the number of pictures, a panel for each table."""
+"""The figure of the page about sites: accuracy against the number of images, a panel for each table."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def plot(result: dict[str, Any]) -> str:
 
 
 def _panel(axes: Any, rows: dict[str, Any]) -> None:
-    names = {f"{size} pictures" if size > 1 else "1 picture": f"{size}" for size in SIZES} | {HALF: "half"}
+    names = {f"{size} images" if size > 1 else "1 image": f"{size}" for size in SIZES} | {HALF: "half"}
     shown = [name for name in names if name in rows]
     base = rows["projection"]["mean"]["value"]
     axes.axhline(rows[NONE]["mean"]["value"], color=BEFORE, lw=1, ls=":", label="no projection")
@@ -45,14 +45,14 @@ def _panel(axes: Any, rows: dict[str, Any]) -> None:
     axes.fill_between(places, [base + each["low"] for each in changes], [base + each["high"] for each in changes],
                       color=AFTER, alpha=0.18, lw=0, label="95 % interval against the projection")  # fmt: skip
     axes.plot(places, [base + each["value"] for each in changes], "o-", ms=3.5, color=AFTER, label="adapted")
-    few = shown.index("20 pictures")
+    few = shown.index("20 images")
     for number, (row, (marker, colour)) in enumerate(SKEWED.items()):
         change = rows[row]["to_projection"]
         spread = [[change["value"] - change["low"]], [change["high"] - change["value"]]]
         axes.errorbar([few + 0.2 * (number + 1)], [base + change["value"]], yerr=spread, fmt=marker, ms=4, lw=0.9,
                       color=colour, label=row)  # fmt: skip
     axes.set_xticks(places, [names[name] for name in shown])
-    axes.set_xlabel("unlabelled pictures of the site", fontsize=8, color=SOFT)
+    axes.set_xlabel("unlabelled images of the site", fontsize=8, color=SOFT)
     axes.set_ylabel("right, %", fontsize=8, color=SOFT)
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 SIZES = (1, 2, 5, 10, 20, 50, 100)
 SKEWED = 20
-"""Pictures of a sample whose contents are skewed, of a wrong site, and of the rows beside."""
+"""Images of a sample whose contents are skewed, of a wrong site, and of the rows beside."""
 HALF = "half of them"
 
 
@@ -37,9 +37,9 @@ class Place:
     """A world and its sites, before any projection.
 
     Attributes:
-        seen: The training pictures.
-        sites: Unseen pictures by site; labels are matched by name.
-        others: Pictures of another place by site; may be empty where nobody asks for rows of a wrong site.
+        seen: The training images.
+        sites: Unseen images by site; labels are matched by name.
+        others: Images of another place by site; may be empty where nobody asks for rows of a wrong site.
         kinds: Kinds of things in a table, int64 [N]: what skewed samples are drawn by.
         bank: [K, D], of `names`.
         names: K class names.
@@ -57,7 +57,7 @@ class Place:
 
 @dataclass(frozen=True, eq=False)
 class Ward:
-    """Sites of one world in one space, and how a picture is named there.
+    """Sites of one world in one space, and how an image is named there.
 
     Attributes:
         sites: Name → unit embeddings [N, d].
@@ -68,9 +68,9 @@ class Ward:
         rule: The classes.
         bank: [K, d], embeddings of the classes' names.
         training: m₀.
-        aligned: The classes where every environment's pictures are moved to m₀ as a whole before.
-        centred: The classes where every environment's pictures lost their own mean before; by name, names less theirs.
-        residues: [M, d], training pictures less their own environment's mean.
+        aligned: The classes where every environment's images are moved to m₀ as a whole before.
+        centred: The classes where every environment's images lost their own mean before; by name, names less theirs.
+        residues: [M, d], training images less their own environment's mean.
         learn: Classes from vectors and labels in the same way, or None by name.
     """
 
@@ -89,7 +89,7 @@ class Ward:
 
     @cached_property
     def colours(self) -> Colours:
-        """Of the training pictures, each environment about its own mean."""
+        """Of the training images, each environment about its own mean."""
         return colours(self.residues)
 
 
@@ -176,10 +176,10 @@ def measured(ward: Ward, sample: Vectors) -> Site:
 
 
 def samples(contents: Rows, shown: Rows, rng: np.random.Generator) -> Iterator[tuple[str, Rows]]:
-    """Rows of the table, and the pictures of those shown that a site is measured on."""
+    """Rows of the table, and the images of those shown that a site is measured on."""
     for size in SIZES:
         if size <= len(shown):
-            yield f"{size} pictures" if size > 1 else "1 picture", shown[:size]
+            yield f"{size} images" if size > 1 else "1 image", shown[:size]
     yield HALF, shown
     kinds = np.unique(contents[shown])
     for number, word in ((1, "one kind"), (2, "two kinds")):

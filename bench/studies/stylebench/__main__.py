@@ -1,4 +1,4 @@
-"""`python -m invariclip.bench.studies.stylebench`: build the picture set, cut the bundled subset, make the table."""
+"""`python -m invariclip.bench.studies.stylebench`: build the image set, cut the bundled subset, make the table."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REFERENCE = Path("export/reference")
 
 @click.group()
 def main() -> None:
-    """The multi-style picture set and the table of estimators on it."""
+    """The multi-style image set and the table of estimators on it."""
 
 
 @main.command("build")
@@ -29,11 +29,11 @@ def build_command(out: Path, packages: Path | None, as_json: bool) -> None:
     """Fetches the packages and draws every concept in every style (two minutes)."""
     from invariclip.bench.studies.stylebench.build import MANIFEST, build, digest_of
 
-    pictures = build(out, packages, bar)
-    counts = Counter(picture.style for picture in pictures)
+    images = build(out, packages, bar)
+    counts = Counter(image.style for image in images)
     if as_json:
-        concepts = len({picture.concept for picture in pictures})
-        emit_json({"manifest": str(out / MANIFEST), "sha256": digest_of(pictures), "concepts": concepts, **counts})
+        concepts = len({image.concept for image in images})
+        emit_json({"manifest": str(out / MANIFEST), "sha256": digest_of(images), "concepts": concepts, **counts})
         return
     rows = [
         [style, str(counts[style]), "held out" if STYLES[style].held_out else "training", licence_of(style)]
@@ -50,9 +50,9 @@ def subset_command(data: Path, out: Path) -> None:
     """Writes the committed subset of the built set."""
     from invariclip.bench.studies.stylebench.subset import write_subset
 
-    pictures = write_subset(data, out, bar)
-    size = sum((out / picture.file).stat().st_size for picture in pictures)
-    note(f"wrote {len(pictures)} pictures, {size / 1e6:.2f} MB, to {out}")
+    images = write_subset(data, out, bar)
+    size = sum((out / image.file).stat().st_size for image in images)
+    note(f"wrote {len(images)} images, {size / 1e6:.2f} MB, to {out}")
 
 
 @main.command("vit")

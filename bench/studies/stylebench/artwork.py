@@ -1,4 +1,4 @@
-"""Finds each style's picture of a concept inside its package: an SVG text or a raster file."""
+"""Finds each style's image of a concept inside its package: an SVG text or a raster file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Artwork:
-    """One style's picture of one concept, before rendering: exactly one of the two is set.
+    """One style's image of one concept, before rendering: exactly one of the two is set.
 
     Attributes:
         svg: The complete SVG document.
@@ -116,8 +116,8 @@ def find_artwork(packages: Mapping[str, Path], names: Mapping[str, str]) -> dict
             found[style.name] = _from_folder(packages[style.package], style, names)
         else:
             base = packages[style.package] / style.folder
-            pictures = {code: base / file for file, code in reviewed_photographs().items()}
-            found[style.name] = {code: Artwork(path=path) for code, path in pictures.items() if code in names}
+            images = {code: base / file for file, code in reviewed_photographs().items()}
+            found[style.name] = {code: Artwork(path=path) for code, path in images.items() if code in names}
     return found
 
 

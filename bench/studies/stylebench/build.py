@@ -1,4 +1,4 @@
-"""Builds the whole picture set: fetch, match, render, describe."""
+"""Builds the whole image set: fetch, match, render, describe."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from invariclip.bench.studies.stylebench.artwork import Artwork, find_artwork
-from invariclip.bench.studies.stylebench.concepts import Concept, common_concepts, picture_split, read_concepts
+from invariclip.bench.studies.stylebench.concepts import Concept, common_concepts, image_split, read_concepts
 from invariclip.bench.studies.stylebench.manifest import StyleImage, write_manifest
 from invariclip.bench.studies.stylebench.render import SIZE, render
 from invariclip.bench.studies.stylebench.sources import PACKAGES, STYLES, licence_of
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.jsonl"
 RENDERER = f"resvg-{SIZE}-white-1"
-"""Changes when pictures would come out differently; pictures of another renderer are drawn anew."""
+"""Changes when images would come out differently; images of another renderer are drawn anew."""
 
 
 def build(out: Path, packages: Path | None = None, progress: Progress = silent) -> list[StyleImage]:
-    """Builds the picture set; pictures that are there already are not drawn again.
+    """Builds the image set; images that are there already are not drawn again.
 
     Args:
-        out: Folder of the set: `manifest.jsonl` and `pictures/<style>/<hexcode>.webp`.
+        out: Folder of the set: `manifest.jsonl` and `images/<style>/<hexcode>.webp`.
         packages: Where packages are kept; `out/packages` by default.
         progress: Progress display.
 
@@ -36,7 +36,7 @@ def build(out: Path, packages: Path | None = None, progress: Progress = silent) 
         The manifest, ordered by style and then by concept.
 
     Raises:
-        InputError: A package cannot be fetched or a picture not be drawn.
+        InputError: A package cannot be fetched or an image not be drawn.
     """
     folders = fetch_all(PACKAGES, packages or out / "packages", progress)
     concepts = read_concepts(folders)
@@ -50,13 +50,13 @@ def build(out: Path, packages: Path | None = None, progress: Progress = silent) 
     ]
     _forget_other_renderers(out)
     with ThreadPoolExecutor(max_workers=min(2, os.cpu_count() or 1)) as pool:
-        pictures = list(progress(pool.map(lambda job: _draw(out, *job), jobs), total=len(jobs), desc="pictures"))
-    write_manifest(out / MANIFEST, pictures)
-    return pictures
+        images = list(progress(pool.map(lambda job: _draw(out, *job), jobs), total=len(jobs), desc="images"))
+    write_manifest(out / MANIFEST, images)
+    return images
 
 
 def _draw(out: Path, style: str, concept: Concept, artwork: Artwork) -> StyleImage:
-    file = f"pictures/{style}/{concept.hexcode}.webp"
+    file = f"images/{style}/{concept.hexcode}.webp"
     path = out / file
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,7 @@ def _draw(out: Path, style: str, concept: Concept, artwork: Artwork) -> StyleIma
         keywords=concept.keywords,
         group=concept.group,
         style=style,
-        split=picture_split(style, concept.split),
+        split=image_split(style, concept.split),
         concept_split=concept.split,
         licence=licence_of(style),
         sha256=sha256_file(path),
@@ -78,7 +78,7 @@ def _draw(out: Path, style: str, concept: Concept, artwork: Artwork) -> StyleIma
 
 
 def _forget_other_renderers(out: Path) -> None:
-    marker = out / "pictures" / ".renderer"
+    marker = out / "images" / ".renderer"
     marker.parent.mkdir(parents=True, exist_ok=True)
     if not marker.is_file() or marker.read_text(encoding="ascii") != RENDERER:
         for stale in marker.parent.glob("*/*.webp"):
@@ -86,7 +86,7 @@ def _forget_other_renderers(out: Path) -> None:
         marker.write_text(RENDERER, encoding="ascii")
 
 
-def digest_of(pictures: list[StyleImage]) -> str:
-    """One digest for a set of pictures: over each one's style, concept, split and file digest."""
-    lines = sorted(f"{p.style} {p.concept} {p.split} {p.sha256}" for p in pictures)
+def digest_of(images: list[StyleImage]) -> str:
+    """One digest for a set of images: over each one's style, concept, split and file digest."""
+    lines = sorted(f"{p.style} {p.concept} {p.split} {p.sha256}" for p in images)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

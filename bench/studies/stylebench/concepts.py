@@ -64,8 +64,8 @@ def split_of(hexcode: str) -> Split:
     return "train" if share < 0.8 else "calibrate" if share < 0.9 else "test"
 
 
-def picture_split(style: str, concept: Split) -> Split:
-    """The split of one picture: "test" in a held-out style, whatever its concept; else the concept's."""
+def image_split(style: str, concept: Split) -> Split:
+    """The split of one image: "test" in a held-out style, whatever its concept; else the concept's."""
     return "test" if STYLES[style].held_out else concept
 
 

@@ -88,7 +88,7 @@ class TrunkEncoder:
 
 
 class Quick:
-    """A checkpoint as an encoder whose pictures go through its trunk in another precision; texts stay in float32."""
+    """A checkpoint as an encoder whose images go through its trunk in another precision; texts stay in float32."""
 
     def __init__(self, checkpoint: Checkpoint, precision: Precision, kept: Path | None = None) -> None:
         """Takes the checkpoint apart, see `TrunkEncoder`.
@@ -128,7 +128,7 @@ class Quick:
     def _features(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
         if self._store is None or not len(batch):
             return self.trunk.encode_images(batch)
-        keys = [hashlib.sha256(picture.tobytes()).digest() for picture in batch]
+        keys = [hashlib.sha256(image.tobytes()).digest() for image in batch]
         new = [place for place, key in enumerate(keys) if key not in self._store.rows]
         if new:
             found = self.trunk.encode_images(batch[new])
@@ -150,7 +150,7 @@ def fused(trunk: torch.nn.Module, size: tuple[int, int]) -> Run:
 
     Args:
         trunk: In evaluation mode; it is copied.
-        size: Height and width of its pictures.
+        size: Height and width of its images.
 
     Returns:
         Normalised float32 [`BATCH`, 3, H, W] to float32 [`BATCH`, width].

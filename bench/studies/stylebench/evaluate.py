@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from invariclip.bench.studies.stylebench.sources import HELD_OUT_STYLES, TRAINING_STYLES
+from invariclip.calibrate.data.images import read_images
 from invariclip.calibrate.data.layouts import find_layout, read_layout
-from invariclip.calibrate.data.pictures import read_pictures
 from invariclip.console import bar, note
 from invariclip.files import sha256_file, write_atomically
 
@@ -73,8 +73,8 @@ def evaluate_command(
 
     bound_blas()
     manifest = data / "manifest.jsonl"
-    pictures = read_pictures(manifest)
-    groups = {picture.concept: picture.group for picture in read_manifest(manifest)}
+    images = read_images(manifest)
+    groups = {image.concept: image.group for image in read_manifest(manifest)}
     checkpoint = load_checkpoint(model)
     trunk = TrunkEncoder(checkpoint, cast("Precision", precision))
     known = {"trunk": trunk.sha256, "checkpoint": checkpoint.sha256, "manifest": sha256_file(manifest)}
@@ -87,9 +87,7 @@ def evaluate_command(
     @lru_cache(maxsize=1)
     def world(seed: int, *lists: str) -> StyleWorld:
         kinds = {name: KINDS[name] for name in lists}
-        return embed_world(
-            checkpoint, trunk, pictures, groups, kinds, features, seed, elsewhere=elsewhere, progress=bar
-        )
+        return embed_world(checkpoint, trunk, images, groups, kinds, features, seed, elsewhere=elsewhere, progress=bar)
 
     trials: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
     for seed in range(seeds):
@@ -112,7 +110,7 @@ def evaluate_command(
         "manifest_sha256": known["manifest"],
         "precision": precision,
         "seeds": seeds,
-        "pictures": {style: int(first.rows([style]).sum()) for style in (*TRAINING_STYLES, *HELD_OUT_STYLES)},
+        "images": {style: int(first.rows([style]).sum()) for style in (*TRAINING_STYLES, *HELD_OUT_STYLES)},
         "concepts": len(first.table.concept_names),
         "learnt_concepts": len(first.learnt),
         "home_concepts": len({int(code) for code in first.table.concepts[first.home]}),

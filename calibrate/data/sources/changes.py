@@ -1,4 +1,4 @@
-"""The changed versions that a picture gets: the one place where sources meet the interventions."""
+"""The changed versions that an image gets: the one place where sources meet the interventions."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Versions:
-    """The changed versions of one picture.
+    """The changed versions of one image.
 
     Attributes:
-        pictures: uint8 [H, W, 3] each.
+        images: uint8 [H, W, 3] each.
         labels: What made each.
         declined: Labels and reasons of those that could not be made.
     """
 
-    pictures: list[NDArray[np.uint8]] = field(default_factory=list)
+    images: list[NDArray[np.uint8]] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
     declined: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Changes:
-    """Which versions to make of every picture.
+    """Which versions to make of every image.
 
     Attributes:
         kinds: Interventions to draw from; none for no versions.
-        draws: Versions of every picture, or all of the kinds where they are fewer.
-        seed: What is drawn depends on it and on the picture's content, and nothing else.
+        draws: Versions of every image, or all of the kinds where they are fewer.
+        seed: What is drawn depends on it and on the image's content, and nothing else.
     """
 
     kinds: tuple[Kind, ...] = ()
@@ -65,31 +65,31 @@ class Changes:
 
     @property
     def needs_donor(self) -> bool:
-        """Whether a kind takes something from a second picture."""
+        """Whether a kind takes something from a second image."""
         return any(kind.change.needs_donor for kind in self.chosen)
 
     def versions(
-        self, picture: NDArray[np.uint8], digest: str, donor: Callable[[str], NDArray[np.uint8] | None]
+        self, image: NDArray[np.uint8], digest: str, donor: Callable[[str], NDArray[np.uint8] | None]
     ) -> Versions:
-        """The changed versions of one picture.
+        """The changed versions of one image.
 
         Args:
-            picture: uint8 [H, W, 3], as the tower sees it.
+            image: uint8 [H, W, 3], as the tower sees it.
             digest: sha256 of its content.
-            donor: The second picture for an intervention's label, as the tower sees it; None if there is none.
+            donor: The second image for an intervention's label, as the tower sees it; None if there is none.
         """
         made = Versions()
         for kind in choose_kinds(self.chosen, digest, self.seed, self.draws):
             try:
                 lent = donor(kind.label) if kind.change.needs_donor else None
-                made.pictures.append(changed(picture, kind, digest, self.seed, lent))
+                made.images.append(changed(image, kind, digest, self.seed, lent))
                 made.labels.append(kind.label)
-            except InputError as error:  # not applicable to this picture, or nothing to borrow from
+            except InputError as error:  # not applicable to this image, or nothing to borrow from
                 made.declined.append(f"{kind.label}: {error}")
         return made
 
     def to_json(self) -> dict[str, Any] | None:
-        """What the versions depend on beside the pictures; None where there are none."""
+        """What the versions depend on beside the images; None where there are none."""
         kinds = [kind.to_json() for kind in self.chosen]
         return {"kinds": kinds, "draws": self.draws, "seed": self.seed} if kinds else None
 
@@ -98,23 +98,23 @@ NO_CHANGES = Changes()
 
 
 def changed(
-    picture: NDArray[np.uint8], kind: Kind, digest: str, seed: int, donor: NDArray[np.uint8] | None = None
+    image: NDArray[np.uint8], kind: Kind, digest: str, seed: int, donor: NDArray[np.uint8] | None = None
 ) -> NDArray[np.uint8]:
-    """One picture under one intervention, which must change something: else it would be paired with itself.
+    """One image under one intervention, which must change something: else it would be paired with itself.
 
     Args:
-        picture: uint8 [H, W, 3], as the tower sees it.
+        image: uint8 [H, W, 3], as the tower sees it.
         kind: What to do.
         digest: sha256 of its content.
         seed: The run's seed.
-        donor: The second picture, as the tower sees it.
+        donor: The second image, as the tower sees it.
 
     Raises:
-        NotApplicableError: The picture stays as it is, such as a grey one made grey; or see `intervene`.
-        InputError: A second picture is needed and there is none.
+        NotApplicableError: The image stays as it is, such as a grey one made grey; or see `intervene`.
+        InputError: A second image is needed and there is none.
     """
     second = None if donor is None else Image.fromarray(donor)
-    made = np.asarray(intervene(Image.fromarray(picture), kind, digest, seed, second))
-    if np.array_equal(made, picture):
-        raise NotApplicableError("it changes nothing in this picture")
+    made = np.asarray(intervene(Image.fromarray(image), kind, digest, seed, second))
+    if np.array_equal(made, image):
+        raise NotApplicableError("it changes nothing in this image")
     return made

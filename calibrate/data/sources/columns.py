@@ -17,7 +17,7 @@ PATHS = {
     "first": ("first", "first_path", "image_1", "image1", "path_1", "path1", "a"),
     "second": ("second", "second_path", "image_2", "image2", "path_2", "path2", "b"),
 }
-"""What the columns of a list of picture pairs may be called; the first that is there counts."""
+"""What the columns of a list of image pairs may be called; the first that is there counts."""
 TEXTS = {
     "first": ("first", "first_text", "text_1", "text1", "caption_1", "caption1", "a"),
     "second": ("second", "second_text", "text_2", "text2", "caption_2", "caption2", "b"),

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 from invariclip.calibrate.data.names import PAIRS_BY
 from invariclip.calibrate.data.sources.changes import Changes
 from invariclip.calibrate.data.sources.entry import SourceEntry, unknown
+from invariclip.calibrate.data.sources.images import ImageSource
 from invariclip.calibrate.data.sources.pairs_file import PairsFile, Points
-from invariclip.calibrate.data.sources.pictures import ImageSource
 from invariclip.calibrate.data.sources.texts import TemplatePairs, TextPairs
 from invariclip.calibrate.data.sources.webdataset import WebDataset
 from invariclip.errors import InputError
@@ -82,7 +82,7 @@ def _source(where: str, values: Any, folder: Path) -> PairSource:
     return KINDS[kind].build(entry, entry.text("name", kind), entry.number("weight", 1.0))
 
 
-def _pictures(entry: SourceEntry, name: str, weight: float) -> PairSource:
+def _images(entry: SourceEntry, name: str, weight: float) -> PairSource:
     return ImageSource(
         name,
         entry.path("path"),
@@ -99,7 +99,7 @@ def _pictures(entry: SourceEntry, name: str, weight: float) -> PairSource:
 
 
 def _domainbed(entry: SourceEntry, name: str, weight: float) -> PairSource:
-    # Two pictures of a class show two objects, so natural pairs have to be asked for (see calibrate.layouts).
+    # Two images of a class show two objects, so natural pairs have to be asked for (see calibrate.layouts).
     return ImageSource(
         name,
         entry.path("path"),
@@ -183,9 +183,9 @@ def _lines(path: Path, key: str) -> tuple[str, ...]:
 
 _CHANGED = ("interventions", "draws", "seed")
 KINDS: dict[str, SourceKind] = {
-    "pictures": SourceKind(
+    "images": SourceKind(
         ("path", "environments", "splits", "natural", "points", "allow_outside", "pairs_by", *_CHANGED),
-        _pictures,
+        _images,
     ),
     "pairs": SourceKind(("path", "points", "allow_outside"), _pairs),
     "webdataset": SourceKind(("path", "natural", "points", *_CHANGED), _webdataset),

@@ -37,7 +37,7 @@ class EmbeddingSource:
         first: npy files (a glob) with the first members, [N, D]; as many as `second` has, in the order of their names.
         second: npy files with the second ones.
         points: Which members are points too: the first, both, or none. Both suits natural pairs; the first, pairs of a
-            picture and its changed version.
+            image and its changed version.
     """
 
     name: str

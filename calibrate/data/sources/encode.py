@@ -1,4 +1,4 @@
-"""Pictures and texts to unit-length rows in bounded memory: the next pictures decode while the encoder runs."""
+"""Images and texts to unit-length rows in bounded memory: the next images decode while the encoder runs."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from invariclip.calibrate.data.stream.tally import ProblemCounts
 
 BATCH = 32
-"""Pictures that the encoder takes at a time."""
+"""Images that the encoder takes at a time."""
 WORKERS = 2
 """Threads that decode."""
 TEXTS_AT_ONCE = 256
 HELD_BYTES = 256 << 20
-"""Most encoded bytes that wait for a thread: pictures from an archive are held as they are read."""
+"""Most encoded bytes that wait for a thread: images from an archive are held as they are read."""
 
 DECLINED = "changed versions that could not be made"
 
@@ -41,38 +41,38 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ready(Generic[T]):
-    """Pictures that are decoded, or the reason why they cannot be.
+    """Images that are decoded, or the reason why they cannot be.
 
     Attributes:
         item: What they are of.
-        pictures: uint8 [H, W, 3] each, as the tower sees them; none where there is a reason.
+        images: uint8 [H, W, 3] each, as the tower sees them; none where there is a reason.
         reason: Why there are none; empty where there are.
     """
 
     item: T
-    pictures: Sequence[NDArray[np.uint8]] = ()
+    images: Sequence[NDArray[np.uint8]] = ()
     reason: str = ""
 
 
 @dataclass(frozen=True)
 class Request:
-    """One picture to embed.
+    """One image to embed.
 
     Attributes:
-        picture: Its file, or its encoded bytes.
+        image: Its file, or its encoded bytes.
         name: What a person knows it by.
         place: A number by which the caller knows it.
-        lenders: Other pictures at hand, for `Donor`.
+        lenders: Other images at hand, for `Donor`.
     """
 
-    picture: Path | bytes
+    image: Path | bytes
     name: str
     place: int = 0
     lenders: tuple[bytes, ...] = ()
 
 
 class Donor(Protocol):
-    """Chooses the second picture for an intervention that needs one."""
+    """Chooses the second image for an intervention that needs one."""
 
     def __call__(self, request: Request, digest: str, label: str) -> Path | bytes | None:
         """Its file or bytes, by the content of the first and the intervention's label alone; None if there is none.
@@ -84,7 +84,7 @@ class Donor(Protocol):
 
 @dataclass(frozen=True)
 class EmbeddedVersions:
-    """A picture and its changed versions, embedded.
+    """An image and its changed versions, embedded.
 
     Attributes:
         name: The request's.
@@ -105,14 +105,14 @@ class EmbeddedVersions:
 
 @dataclass(frozen=True)
 class _Decoded:
-    """What is known of a picture once it is decoded."""
+    """What is known of an image once it is decoded."""
 
     request: Request
     digest: str = ""
     versions: Versions = field(default_factory=Versions)
 
 
-def encode_pictures(
+def encode_images(
     encoder: Encoder,
     requests: Iterable[Request],
     tally: ProblemCounts,
@@ -121,21 +121,21 @@ def encode_pictures(
     donor: Donor = lambda request, digest, label: None,
     workers: int = WORKERS,
 ) -> Iterator[EmbeddedVersions]:
-    """Embeds pictures, and changed versions of each, in the order of the requests; each file is decoded once.
+    """Embeds images, and changed versions of each, in the order of the requests; each file is decoded once.
 
     Args:
-        encoder: Takes the pictures.
+        encoder: Takes the images.
         requests: Taken one by one, a batch ahead of what is given.
-        tally: Is told of every picture that cannot be read, and of every version that cannot be made.
-        changes: Which versions of every picture to make.
-        donor: Chooses second pictures.
+        tally: Is told of every image that cannot be read, and of every version that cannot be made.
+        changes: Which versions of every image to make.
+        donor: Chooses second images.
         workers: Threads that decode.
     """
 
     def prepare(request: Request) -> Ready[_Decoded]:
         try:
-            digest = _digest(request.picture)
-            plain = pixels(request.picture, encoder.pixels)
+            digest = _digest(request.image)
+            plain = pixels(request.image, encoder.pixels)
         except (InputError, OSError) as error:
             return Ready(_Decoded(request), reason=str(error))
 
@@ -144,10 +144,10 @@ def encode_pictures(
             return None if lender is None else pixels(lender, encoder.pixels)
 
         versions = changes.versions(plain, digest, lend)
-        return Ready(_Decoded(request, digest, versions), [plain, *versions.pictures])
+        return Ready(_Decoded(request, digest, versions), [plain, *versions.images])
 
     def size(request: Request) -> int:
-        return len(request.picture) if isinstance(request.picture, bytes) else 0
+        return len(request.image) if isinstance(request.image, bytes) else 0
 
     for ready, rows in encoded(encoder, requests, prepare, size=size, batch=BATCH, workers=workers):
         request, versions = ready.item.request, ready.item.versions
@@ -190,24 +190,24 @@ def encoded(
     """Decodes in threads and encodes in batches, in the order of the items.
 
     Args:
-        encoder: Takes the pictures.
+        encoder: Takes the images.
         items: Taken one by one, `batch` ahead of what is given.
-        prepare: Decodes an item's pictures.
+        prepare: Decodes an item's images.
         size: Bytes that an item holds while it waits.
-        batch: Pictures in a batch; an item's stay together unless they are more.
+        batch: Images in a batch; an item's stay together unless they are more.
         workers: Threads.
 
     Yields:
-        What was made ready, and float32 [pictures, D] as the encoder gave it.
+        What was made ready, and float32 [images, D] as the encoder gave it.
     """
     waiting: list[Ready[T]] = []
     filled = 0
     for ready in _prepared(items, prepare, size, batch, workers):
-        if waiting and (filled + len(ready.pictures) > batch or len(waiting) == batch):
+        if waiting and (filled + len(ready.images) > batch or len(waiting) == batch):
             yield from _through(encoder, waiting, batch)
             waiting, filled = [], 0
         waiting.append(ready)
-        filled += len(ready.pictures)
+        filled += len(ready.images)
     yield from _through(encoder, waiting, batch)
 
 
@@ -224,13 +224,13 @@ def usable(rows: NDArray[np.float64]) -> NDArray[np.bool_]:
     return np.asarray(np.isfinite(rows).all(axis=-1) & rows.any(axis=-1))
 
 
-def _digest(picture: Path | bytes) -> str:
-    """Hexadecimal sha256 of a picture's content.
+def _digest(image: Path | bytes) -> str:
+    """Hexadecimal sha256 of an image's content.
 
     Raises:
         OSError: The file cannot be read.
     """
-    return hashlib.sha256(picture).hexdigest() if isinstance(picture, bytes) else sha256_file(picture)
+    return hashlib.sha256(image).hexdigest() if isinstance(image, bytes) else sha256_file(image)
 
 
 def _prepared(
@@ -257,10 +257,10 @@ def _prepared(
 def _through(
     encoder: Encoder, waiting: Sequence[Ready[T]], batch: int
 ) -> Iterator[tuple[Ready[T], NDArray[np.float32]]]:
-    pictures = [picture for ready in waiting for picture in ready.pictures]
-    rows = np.empty((len(pictures), encoder.embed_dim), dtype=np.float32)
-    for start in range(0, len(pictures), batch):
-        rows[start : start + batch] = encoder.encode_images(np.stack(pictures[start : start + batch]))
-    ends = np.cumsum([len(ready.pictures) for ready in waiting], dtype=np.int64)
+    images = [image for ready in waiting for image in ready.images]
+    rows = np.empty((len(images), encoder.embed_dim), dtype=np.float32)
+    for start in range(0, len(images), batch):
+        rows[start : start + batch] = encoder.encode_images(np.stack(images[start : start + batch]))
+    ends = np.cumsum([len(ready.images) for ready in waiting], dtype=np.int64)
     for ready, end in zip(waiting, ends, strict=True):
-        yield ready, rows[end - len(ready.pictures) : end]
+        yield ready, rows[end - len(ready.images) : end]

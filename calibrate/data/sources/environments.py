@@ -1,4 +1,4 @@
-"""Environments of a shard that tell nothing: none of their pictures can be used, or all of them have one embedding."""
+"""Environments of a shard that tell nothing: none of their images can be used, or all of them have one embedding."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Environments:
         self._differ = dict.fromkeys(self._first, False)
 
     def add(self, name: str, row: NDArray[np.float64]) -> None:
-        """Takes in the embedding of a picture, [D], unit length."""
+        """Takes in the embedding of an image, [D], unit length."""
         first = self._first[name]
         if first is None:
             self._first[name] = row.copy()

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from invariclip.calibrate.data.pictures import inside_folder
+from invariclip.calibrate.data.images import inside_folder
 from invariclip.calibrate.data.sources.columns import PATHS, Listed, read_pairs
-from invariclip.calibrate.data.sources.encode import EmbeddedVersions, Request, encode_pictures
+from invariclip.calibrate.data.sources.encode import EmbeddedVersions, Request, encode_images
 from invariclip.calibrate.data.sources.gather import NATURAL, Gather
 from invariclip.calibrate.data.sources.lines import Span, spans
 from invariclip.calibrate.data.sources.stamps import require_file, require_unchanged, stamp
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 Points = Literal["both", "first", "none"]
 """Which members of pairs are taken as points."""
 RECORDS = 1024
-"""Pairs of a shard: the embeddings of their pictures are held together, and what they share is known within it."""
+"""Pairs of a shard: the embeddings of their images are held together, and what they share is known within it."""
 
-HALF = "pairs of which a picture cannot be read"
+HALF = "pairs of which an image cannot be read"
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class PairsFile:
         name: See `Source`.
         path: The file; the paths in it are relative to its folder.
         weight: See `Source`.
-        points: Which members are points; a picture that stands in several pairs then counts in each.
+        points: Which members are points; an image that stands in several pairs then counts in each.
         allow_outside: Accept paths that leave the file's folder.
     """
 
@@ -57,7 +57,7 @@ class PairsFile:
         return True
 
     def shards(self) -> list[Shard]:
-        """Ranges of `RECORDS` pairs; the file is read once, the pictures are not opened.
+        """Ranges of `RECORDS` pairs; the file is read once, the images are not opened.
 
         Raises:
             InputError: The file is missing or empty, or a record cannot be used.
@@ -73,7 +73,7 @@ class PairsFile:
                     "path": self.path,
                     "stamp": listed,
                     "span": [span.start, span.end, span.line, span.records],
-                    "pictures": self._stamps(list(read_pairs(path, span, PATHS))),
+                    "images": self._stamps(list(read_pairs(path, span, PATHS))),
                     "points": self.points,
                 },
             )
@@ -84,7 +84,7 @@ class PairsFile:
         return found
 
     def read(self, shard: Shard, encoder: Encoder | None, tally: ProblemCounts) -> Iterator[RowBlock]:
-        """The pairs of a range; every picture of it is embedded once (see `Source`).
+        """The pairs of a range; every image of it is embedded once (see `Source`).
 
         A pair whose members are one file, or two of the same content, is left out with its points.
 
@@ -92,12 +92,12 @@ class PairsFile:
             InputError: There is no encoder, or a file has changed since it was listed.
         """
         if encoder is None:
-            raise InputError(f"{self.name}: pictures need an encoder; name a checkpoint")
+            raise InputError(f"{self.name}: images need an encoder; name a checkpoint")
         path = Path(self.path)
         require_unchanged(path, shard.spec["stamp"])
         pairs = list(read_pairs(path, Span(*shard.spec["span"]), PATHS))
-        if self._stamps(pairs) != shard.spec["pictures"]:
-            raise InputError(f"{shard.name}: a picture has changed since the shards were listed; start again")
+        if self._stamps(pairs) != shard.spec["images"]:
+            raise InputError(f"{shard.name}: an image has changed since the shards were listed; start again")
         seen = self._embedded(pairs, encoder, tally)
         gather = Gather()
         for pair, tie in zip(pairs, ties_of([(pair.first, pair.second) for pair in pairs]), strict=True):
@@ -115,18 +115,18 @@ class PairsFile:
         yield from gather.rest()
 
     def _embedded(self, pairs: Sequence[Listed], encoder: Encoder, tally: ProblemCounts) -> dict[str, EmbeddedVersions]:
-        """Every picture that can be read, by the path that the file gives."""
+        """Every image that can be read, by the path that the file gives."""
         names = list(dict.fromkeys(name for pair in pairs for name in (pair.first, pair.second)))
         there = [name for name in names if stamp(Path(self.path).parent / name)]
         tally.add(UNREADABLE, [name for name in names if name not in set(there)])
         requests = (Request(Path(self.path).parent / name, name) for name in there)
-        return {seen.name: seen for seen in encode_pictures(encoder, requests, tally)}
+        return {seen.name: seen for seen in encode_images(encoder, requests, tally)}
 
     def _stamps(self, pairs: Sequence[Listed]) -> str:
-        """A digest of what the pictures of some pairs are, which stay inside the file's folder."""
+        """A digest of what the images of some pairs are, which stay inside the file's folder."""
         lines = hashlib.sha256()
         for pair in pairs:
             for name in (pair.first, pair.second):
-                picture = inside_folder(Path(self.path), pair.line, name, self.allow_outside)
-                lines.update(f"{name}\t{stamp(picture)}\n".encode(errors="surrogatepass"))
+                image = inside_folder(Path(self.path), pair.line, name, self.allow_outside)
+                lines.update(f"{name}\t{stamp(image)}\n".encode(errors="surrogatepass"))
         return lines.hexdigest()

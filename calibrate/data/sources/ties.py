@@ -1,4 +1,4 @@
-"""Which pairs share members: k pictures of one thing make k(k-1)/2 pairs, and no more than k - 1 independent ones."""
+"""Which pairs share members: k images of one thing make k(k-1)/2 pairs, and no more than k - 1 independent ones."""
 
 from __future__ import annotations
 

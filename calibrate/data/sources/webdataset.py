@@ -1,6 +1,6 @@
 """Webdataset shards: tar files whose members `key.….jpg` belong to a sample by what stands before the first dot.
 
-The pictures of a sample are natural pairs of each other; a picture may also be paired with changed versions of itself.
+The images of a sample are natural pairs of each other; an image may also be paired with changed versions of itself.
 Members are read as they come, in one pass, and never written to disk.
 """
 
@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 from invariclip.calibrate.data.pairs import seeded
 from invariclip.calibrate.data.sources.archive import TarSample, archives, samples
 from invariclip.calibrate.data.sources.changes import NO_CHANGES, Changes
-from invariclip.calibrate.data.sources.encode import EmbeddedVersions, Request, encode_pictures
+from invariclip.calibrate.data.sources.encode import EmbeddedVersions, Request, encode_images
 from invariclip.calibrate.data.sources.gather import NATURAL, Gather
-from invariclip.calibrate.data.sources.pictures import take
+from invariclip.calibrate.data.sources.images import take
 from invariclip.calibrate.data.sources.stamps import require_file, require_unchanged
 from invariclip.calibrate.data.stream.blocks import Shard
 from invariclip.calibrate.data.stream.tally import SAME
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     from invariclip.calibrate.data.stream.blocks import RowBlock
     from invariclip.calibrate.data.stream.tally import ProblemCounts
 
-ALONE = "samples with one usable picture: no natural pair"
+ALONE = "samples with one usable image: no natural pair"
 
 LENDERS = 16
-"""Pictures of earlier samples that are held for interventions that need a second picture."""
+"""Images of earlier samples that are held for interventions that need a second image."""
 
 LENT_BYTES = 4 << 20
-"""Bytes of such a picture at most."""
+"""Bytes of such an image at most."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class WebDataset:
         name: See `Source`.
         paths: Files, with `*`, `?`, `[…]` and brace ranges such as `{000..099}`.
         weight: See `Source`.
-        natural: Pair the pictures of a sample with each other.
-        changes: Pair every picture with changed versions of itself.
-        points: Take the pictures as points.
+        natural: Pair the images of a sample with each other.
+        changes: Pair every image with changed versions of itself.
+        points: Take the images as points.
     """
 
     name: str
@@ -89,38 +89,38 @@ class WebDataset:
         ]
 
     def read(self, shard: Shard, encoder: Encoder | None, tally: ProblemCounts) -> Iterator[RowBlock]:
-        """The pictures of a tar file, sample by sample (see `Source`).
+        """The images of a tar file, sample by sample (see `Source`).
 
-        A sample of k usable pictures weighs k - 1, shared evenly by its k(k-1)/2 pairs, as a concept in k
+        A sample of k usable images weighs k - 1, shared evenly by its k(k-1)/2 pairs, as a concept in k
         environments does (see `pairs.natural_pairs`).
 
         Raises:
             InputError: There is no encoder, or the file is damaged, or has changed since it was listed.
         """
         if encoder is None:
-            raise InputError(f"{self.name}: pictures need an encoder; name a checkpoint")
+            raise InputError(f"{self.name}: images need an encoder; name a checkpoint")
         path = Path(shard.spec["path"])
         require_unchanged(path, shard.spec["stamp"])
         gather, good, done = Gather(), list[EmbeddedVersions](), 0
         requests = _requests(samples(path, tally), LENDERS if self.changes.needs_donor else 0)
-        for picture in encode_pictures(encoder, requests, tally, changes=self.changes, donor=self._donor):
-            if good and picture.place != good[0].place:
+        for image in encode_images(encoder, requests, tally, changes=self.changes, donor=self._donor):
+            if good and image.place != good[0].place:
                 self._pair_up(good, done, gather, tally)
                 good, done = [], done + len(good)
-            if take(picture, gather, tally, points=self.points):
-                good.append(picture)
+            if take(image, gather, tally, points=self.points):
+                good.append(image)
             yield from gather.full()
         self._pair_up(good, done, gather, tally)
         yield from gather.rest()
 
     def _donor(self, request: Request, digest: str, label: str) -> bytes | None:
-        """One of the pictures at hand, never one of the same sample."""
+        """One of the images at hand, never one of the same sample."""
         if not request.lenders:
             return None
         return request.lenders[seeded("donor", digest, label, self.changes.seed).integers(len(request.lenders))]
 
     def _pair_up(self, good: Sequence[EmbeddedVersions], before: int, gather: Gather, tally: ProblemCounts) -> None:
-        """Natural pairs of a sample's pictures; there were so many pictures before them."""
+        """Natural pairs of a sample's images; there were so many images before them."""
         if not self.natural:
             return
         if len(good) == 1 and not self.changes.kinds:
@@ -134,11 +134,11 @@ class WebDataset:
 
 
 def _requests(found: Iterator[TarSample], lenders: int) -> Iterator[Request]:
-    """The pictures of samples, each with some of the samples before it to borrow from."""
+    """The images of samples, each with some of the samples before it to borrow from."""
     before: deque[bytes] = deque(maxlen=lenders)
     for place, sample in enumerate(found):
         at_hand = tuple(before)
-        for name, content in sample.pictures:
+        for name, content in sample.images:
             yield Request(content, name, place, at_hand)
             if len(content) <= LENT_BYTES:
                 before.append(content)

@@ -66,7 +66,7 @@ class RowBlock:
         second: [p, D], the second ones.
         weights: float64 [p], of the pairs; None for one each.
         ties: int64 [p, 3], numbers within the shard of a pair's two members and of the thing that both show: of k
-            pictures of one thing at most k - 1 pairs are independent. None where no two pairs share a member.
+            images of one thing at most k - 1 pairs are independent. None where no two pairs share a member.
         part: What kind of pairs they are, such as `natural`: each kind of a source counts the same, see `State`.
         point_names: What each point is, for the summary of problems; a number of the row where it is empty.
         pair_names: Likewise for pairs.
@@ -88,7 +88,7 @@ class PairSource(Protocol):
     Attributes:
         name: Unique within a plan; stands in summaries and in the moments' parts.
         weight: What its pairs count in all, beside other sources.
-        needs_encoder: Whether it holds pictures or texts, rather than embeddings.
+        needs_encoder: Whether it holds images or texts, rather than embeddings.
     """
 
     @property

@@ -69,7 +69,7 @@ def collect(
 
     Args:
         sources: Where pairs come from.
-        encoder: Of pictures and texts; None where all sources hold embeddings.
+        encoder: Of images and texts; None where all sources hold embeddings.
         state_file: Where the state is kept; what it holds already is not read again.
         engine: What reads shards; this process by default.
         save_every: Seconds between two writes.
@@ -164,7 +164,7 @@ def _width(plan: Sequence[tuple[PairSource, Shard]], encoder: Encoder | None) ->
         return encoder.embed_dim
     for source, shard in plan:
         if source.needs_encoder:
-            raise InputError(f"{source.name} holds pictures or texts; name the model that embeds them")
+            raise InputError(f"{source.name} holds images or texts; name the model that embeds them")
         if "width" in shard.spec:
             return int(shard.spec["width"])
     raise InputError("no source says how wide its embeddings are")

@@ -1,6 +1,6 @@
-"""Embeddings of a whole collection of pictures by Ray: parquet parts, each written whole, so that a run can go on.
+"""Embeddings of a whole collection of images by Ray: parquet parts, each written whole, so that a run can go on.
 
-A part's name holds a digest of all that its content depends on: the artifact's space and variant, and its pictures
+A part's name holds a digest of all that its content depends on: the artifact's space and variant, and its images
 with their sizes and times. What is there already is not embedded again, and what belongs to another run is never taken
 for it.
 """
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
     from invariclip.model import Model
 
-PART_PICTURES = 1024
-"""Pictures of a part: what a worker that dies has to do again."""
+PART_IMAGES = 1024
+"""Images of a part: what a worker that dies has to do again."""
 INDEX = "collection.json"
 _SPACE, _UNREADABLE = b"invariclip.space_id", b"invariclip.unreadable"
 
@@ -48,30 +48,30 @@ class ArtifactOpening:
 
 @dataclass(frozen=True)
 class Part:
-    """Some pictures of the collection.
+    """Some images of the collection.
 
     Attributes:
         file: Name of its parquet file.
-        pictures: Their paths.
+        images: Their paths.
     """
 
     file: str
-    pictures: tuple[str, ...]
+    images: tuple[str, ...]
 
 
 def embed_collection(
     opening: ArtifactOpening,
-    pictures: Sequence[Path],
+    images: Sequence[Path],
     out: Path,
     *,
     cluster: Cluster,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Embeds pictures into parts, parquet files with columns `item` and `embedding`, and lists them in `INDEX`.
+    """Embeds images into parts, parquet files with columns `item` and `embedding`, and lists them in `INDEX`.
 
     Args:
-        opening: The artifact; its folder must be readable by every worker, under the same path, as must the pictures.
-        pictures: What to embed.
+        opening: The artifact; its folder must be readable by every worker, under the same path, as must the images.
+        images: What to embed.
         out: The folder to write, which every worker can write.
         cluster: Where the workers are.
         progress: Progress display, over parts.
@@ -80,11 +80,11 @@ def embed_collection(
         What `collection.json` holds: `space_id`, `count`, `parts` (file and count), `unreadable` (path and reason).
 
     Raises:
-        InputError: No picture could be read, the cluster cannot be reached, or a part did not come back.
+        InputError: No image could be read, the cluster cannot be reached, or a part did not come back.
         ArtifactError: The artifact cannot be opened.
     """
     manifest = read_manifest(opening.artifact)
-    parts = parts_of(opening, manifest.space_id, pictures)
+    parts = parts_of(opening, manifest.space_id, images)
     out.mkdir(parents=True, exist_ok=True)
     todo = [part for part in parts if not (out / part.file).is_file()]
     answers = cluster.over(todo, _Embedder, (opening, str(out)))
@@ -99,14 +99,14 @@ def embed_collection(
         "unreadable": [line for part in told for line in part["unreadable"]],
     }
     if not facts["count"]:
-        raise InputError("no picture could be read; nothing is in the collection")
+        raise InputError("no image could be read; nothing is in the collection")
     write_atomically(out / INDEX, json.dumps(facts, indent=1, ensure_ascii=False))
     return facts
 
 
-def embed_pictures(
+def embed_images(
     artifact: Path,
-    pictures: Sequence[Path],
+    images: Sequence[Path],
     out: Path,
     *,
     backend: str | None,
@@ -118,23 +118,21 @@ def embed_pictures(
 ) -> dict[str, Any]:
     """`embed_collection` as the command line asks for it; a worker has one thread unless told otherwise."""
     opening = ArtifactOpening(str(artifact.resolve()), None, backend, threads or 1, batch_size)
-    paths = [path.resolve() for path in pictures]
+    paths = [path.resolve() for path in images]
     return embed_collection(opening, paths, out.resolve(), cluster=Cluster(address, workers), progress=progress)
 
 
-def parts_of(
-    opening: ArtifactOpening, space_id: str, pictures: Sequence[Path], *, size: int = PART_PICTURES
-) -> list[Part]:
-    """The parts of a collection, in the order of its pictures.
+def parts_of(opening: ArtifactOpening, space_id: str, images: Sequence[Path], *, size: int = PART_IMAGES) -> list[Part]:
+    """The parts of a collection, in the order of its images.
 
     Raises:
-        InputError: There is no picture, or one is not there.
+        InputError: There is no image, or one is not there.
     """
-    if not pictures:
-        raise InputError("there are no pictures to embed")
+    if not images:
+        raise InputError("there are no images to embed")
     found = []
-    for start in range(0, len(pictures), size):
-        some = pictures[start : start + size]
+    for start in range(0, len(images), size):
+        some = images[start : start + size]
         try:
             facts = [[str(path), (seen := path.stat()).st_size, seen.st_mtime_ns] for path in some]
         except OSError as error:
@@ -162,15 +160,15 @@ class _Embedder:
         unreadable: list[list[str]] = []
         answers = list(
             self._model.stream(
-                list(part.pictures),
+                list(part.images),
                 batch_size=self._batch_size,
-                unreadable=lambda _place, picture, error: unreadable.append([str(picture), str(error)]),
+                unreadable=lambda _place, image, error: unreadable.append([str(image), str(error)]),
                 classes=False,
             )
         )
         rows = [answer.embedding for answer in answers]
         vectors = np.stack(rows) if rows else np.empty((0, self._model.width), dtype=np.float32)
-        content = _parquet([str(answer.picture) for answer in answers], vectors, self._model.space_id, unreadable)
+        content = _parquet([str(answer.image) for answer in answers], vectors, self._model.space_id, unreadable)
         write_atomically(self._out / part.file, content)
         return part.file
 

@@ -17,11 +17,11 @@ NOT_FINITE = "not finite"
 ZERO = "zero embedding"
 SAME = "pair of one thing with itself"
 LONE = "without a partner"
-SINGLE = "concept with a single picture"
-SINGLE_OF_CLASS = "class with a single picture"
-EMPTY = "environment without a picture"
+SINGLE = "concept with a single image"
+SINGLE_OF_CLASS = "class with a single image"
+EMPTY = "environment without an image"
 ALIKE = "environment without variance"
-EMPTY_HERE = "environment without a picture in a shard"
+EMPTY_HERE = "environment without an image in a shard"
 ALIKE_HERE = "environment without variance in a shard"
 """Reasons that several sources have; a source may have others."""
 
@@ -30,13 +30,13 @@ WORDS = {
     NOT_FINITE: "left out: their embedding holds NaN or infinity",
     ZERO: "left out: their embedding is zero",
     SAME: "left out: both members of the pair are the same",
-    LONE: "concepts of several pictures in one environment alone: no natural pair",
-    SINGLE: "concepts with a single picture: no natural pair",
-    SINGLE_OF_CLASS: "classes with a single picture",
-    EMPTY: "environments without a picture that can be used",
-    ALIKE: "environments whose pictures all have one embedding: no variance to tell from movement",
-    EMPTY_HERE: "times that an environment has no picture in a shard that can be used",
-    ALIKE_HERE: "times that all of an environment's pictures in a shard have one embedding",
+    LONE: "concepts of several images in one environment alone: no natural pair",
+    SINGLE: "concepts with a single image: no natural pair",
+    SINGLE_OF_CLASS: "classes with a single image",
+    EMPTY: "environments without an image that can be used",
+    ALIKE: "environments whose images all have one embedding: no variance to tell from movement",
+    EMPTY_HERE: "times that an environment has no image in a shard that can be used",
+    ALIKE_HERE: "times that all of an environment's images in a shard have one embedding",
 }
 """What each is called in a line."""
 

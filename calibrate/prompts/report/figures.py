@@ -26,15 +26,15 @@ COVERAGES = tuple(share / 10 for share in range(1, 11))
 HISTOGRAM_BINS = 20
 HISTOGRAM_ENDS = (0.05, 0.1, 0.2, 0.5, 1.0)
 SHOWN = 8
-"""Pictures of each kind of example."""
+"""Images of each kind of example."""
 
 
 @dataclass(frozen=True)
 class Covered:
-    """What is answered when so many pictures are.
+    """What is answered when so many images are.
 
     Attributes:
-        answered: The n pictures that are least uncertain.
+        answered: The n images that are least uncertain.
         hand_written: Share of wrong answers among them, by 1 - max-softmax.
         cdc: By u.
         uncertainty: The largest u among them.
@@ -52,10 +52,10 @@ class Mark:
 
     Attributes:
         uncertainty: The threshold.
-        answered: Pictures at or below it.
+        answered: Images at or below it.
         coverage: Their share of all.
         risk: Share of wrong answers among them.
-        hand_written: The same of as many pictures by 1 - max-softmax.
+        hand_written: The same of as many images by 1 - max-softmax.
     """
 
     uncertainty: float
@@ -86,11 +86,11 @@ class Template:
 
     Attributes:
         name: `hand-written`, or `learned m`.
-        seen: The change that it saw its training pictures under, if it was learned.
+        seen: The change that it saw its training images under, if it was learned.
         scale: a of its evidence.
         bias: c of its evidence.
         accuracy: Percent right by its nearest class embedding alone.
-        agreement: Percent of pictures that it answers as all together do.
+        agreement: Percent of images that it answers as all together do.
         uncertainty: Mean u of its opinion alone.
         without: Percent right of all the others together; without the hand-written one, doubt falls back to the first
             learned one's softmax.
@@ -108,10 +108,10 @@ class Template:
 
 @dataclass(frozen=True)
 class Example:
-    """A picture that is shown.
+    """An image that is shown.
 
     Attributes:
-        row: Its place among the scored pictures.
+        row: Its place among the scored images.
         name: Its class.
         answer: What CDC says.
         hand_written: What the hand-written template says.
@@ -137,11 +137,11 @@ class PageFigures:
         accuracy: Percent right of both, with 95 % intervals over classes.
         gain: The paired difference, in points.
         telling: Whether there are classes enough for those intervals to tell anything.
-        covered: Risk at tenths of the pictures.
+        covered: Risk at tenths of the images.
         mark: The threshold, or None where there is none.
         histogram: u of right and of wrong answers.
         templates: Template 0 first.
-        unsure: The most uncertain pictures.
+        unsure: The most uncertain images.
         sure_and_wrong: The wrong answers that are least uncertain.
     """
 
@@ -166,9 +166,9 @@ def figures_of(learnt: Learnt, options: PromptOptions) -> PageFigures:
         options: What it was asked for.
     """
     scored = learnt.scored
-    labels = scored.pictures.labels
+    labels = scored.images.labels
     plain, cdc = sides(scored)
-    # One group: intervals are over classes, as pictures of a class succeed and fail together
+    # One group: intervals are over classes, as images of a class succeed and fail together
     bootstrap = Bootstrap(labels, np.zeros_like(labels), seed=options.seed)
     unsure, wrong = _examples(scored, plain, cdc)
     above = learnt.semantics.abstain_above
@@ -212,7 +212,7 @@ def _histogram(cdc: Side) -> Histogram:
 
 
 def _templates(scored: ScoredImages, cdc: Side, options: PromptOptions, bootstrap: Bootstrap) -> tuple[Template, ...]:
-    vectors, labels = scored.pictures.vectors, scored.pictures.labels
+    vectors, labels = scored.images.vectors, scored.images.labels
     every = np.arange(len(scored.bank))
     seen = ["", *(PLAIN if kind is None else kind.label for kind in options.views)]
     found = []
@@ -238,14 +238,14 @@ def _templates(scored: ScoredImages, cdc: Side, options: PromptOptions, bootstra
 def _fused(scored: ScoredImages, places: NDArray[np.int64]) -> Fused:
     """What some of the templates say together."""
     numbers = (own[places] for own in scored.scales.numbers)
-    return fused_answers(scored.pictures.vectors, scored.bank[places], scored.logit_scale, *numbers)
+    return fused_answers(scored.images.vectors, scored.bank[places], scored.logit_scale, *numbers)
 
 
 def _examples(scored: ScoredImages, plain: Side, cdc: Side) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-    """The most uncertain pictures, and the least uncertain of those answered wrong."""
-    pictures = scored.pictures
+    """The most uncertain images, and the least uncertain of those answered wrong."""
+    images = scored.images
     # Equally uncertain ones in the order of their contents, so that the order of the files does not matter
-    by_content = np.argsort(np.asarray(pictures.digests), kind="stable")
+    by_content = np.argsort(np.asarray(images.digests), kind="stable")
     ascending = by_content[np.argsort(cdc.uncertainty[by_content], kind="stable")]
     descending = by_content[np.argsort(-cdc.uncertainty[by_content], kind="stable")]
 
@@ -253,9 +253,9 @@ def _examples(scored: ScoredImages, plain: Side, cdc: Side) -> tuple[tuple[Examp
         return tuple(
             Example(
                 row=row,
-                name=pictures.names[pictures.labels[row]],
-                answer=pictures.names[cdc.answers[row]],
-                hand_written=pictures.names[plain.answers[row]],
+                name=images.names[images.labels[row]],
+                answer=images.names[cdc.answers[row]],
+                hand_written=images.names[plain.answers[row]],
                 uncertainty=float(cdc.uncertainty[row]),
                 right=bool(cdc.right[row]),
             )

@@ -19,7 +19,7 @@ from invariclip.calibrate.report.verdict import signed
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from invariclip.calibrate.data.pictures import Picture
+    from invariclip.calibrate.data.images import ImageRecord
     from invariclip.calibrate.prompts.evaluate import Reliability
     from invariclip.calibrate.prompts.learn import Learnt
     from invariclip.calibrate.prompts.options import PromptOptions
@@ -34,17 +34,17 @@ def page_beside(report: Path) -> Path:
     return report.with_name(f"{report.stem}.cdc.html")
 
 
-def write_page(path: Path, learnt: Learnt, options: PromptOptions, pictures: Sequence[Picture]) -> None:
+def write_page(path: Path, learnt: Learnt, options: PromptOptions, images: Sequence[ImageRecord]) -> None:
     """Renders the page and writes it atomically.
 
     Args:
         path: The .html file.
         learnt: What `learn` gave.
         options: What it was asked for.
-        pictures: What was given to it, with those that were skipped.
+        images: What was given to it, with those that were skipped.
 
     Raises:
-        InputError: The file cannot be written, or a picture cannot be read any more.
+        InputError: The file cannot be written, or an image cannot be read any more.
     """
     figures, facts = figures_of(learnt, options), learnt.facts
     curve = [(int(step), float(loss)) for step, loss in facts["curve"]]
@@ -60,7 +60,7 @@ def write_page(path: Path, learnt: Learnt, options: PromptOptions, pictures: Seq
         figures=figures,
         sides=(figures.hand_written, figures.cdc),
         conclusion=conclude(learnt, figures),
-        skipped=skipped_by_reason(facts["skipped"], frozenset(str(picture.path) for picture in pictures)),
+        skipped=skipped_by_reason(facts["skipped"], frozenset(str(image.path) for image in images)),
         projection=_projection(learnt),
         course={"plot": plots.course_plot(curve, facts["best_step"]), "rows": curve, "words": course(facts)},
         risk={"plot": risk, "rows": _covered(figures)},
@@ -93,7 +93,7 @@ def _covered(figures: PageFigures) -> list[tuple[int, float, float, float, bool]
 
 
 def _bins(figures: PageFigures) -> list[dict[str, Any]]:
-    """A row for every bin that either side has pictures in; a side without any has None for confidence and accuracy."""
+    """A row for every bin that either side has images in; a side without any has None for confidence and accuracy."""
     both = figures.hand_written.reliability, figures.cdc.reliability
     bins = len(both[0].counts)
     return [
@@ -110,12 +110,12 @@ def _bin(side: Reliability, place: int) -> tuple[int, float | None, float | None
 
 
 def _histogram(found: Histogram) -> list[tuple[float, float, int, int]]:
-    """Bins that hold pictures: lower edge, upper edge, right, wrong."""
+    """Bins that hold images: lower edge, upper edge, right, wrong."""
     rows = zip(found.edges[:-1], found.edges[1:], found.right, found.wrong, strict=True)
     return [(float(low), float(high), int(right), int(wrong)) for low, high, right, wrong in rows if right or wrong]
 
 
 def _card(scored: ScoredImages, example: Example) -> dict[str, Any]:
-    picture, digest = scored.pictures.used[example.row], scored.pictures.digests[example.row]
-    pixels = shown(EmbeddingJob(picture.path), digest, scored.pixels)
-    return {"picture": Thumbnail(data_uri(pixels), example.name, picture.environment), "example": example}
+    image, digest = scored.images.used[example.row], scored.images.digests[example.row]
+    pixels = shown(EmbeddingJob(image.path), digest, scored.pixels)
+    return {"image": Thumbnail(data_uri(pixels), example.name, image.environment), "example": example}

@@ -18,7 +18,7 @@ HEIGHT = 3.4
 POINTS = 400
 """Of a curve: more cannot be seen, and every one takes room in the page."""
 MARKER = 110
-"""Area, in square points, of a bin that holds every picture."""
+"""Area, in square points, of a bin that holds every image."""
 _SIDES = (("hand-written", BEFORE), ("CDC", AFTER))
 _LEGEND: dict[str, Any] = {"loc": "outside lower center", "frameon": False, "fontsize": 9.5}
 
@@ -66,13 +66,13 @@ def risk_plot(figures: PageFigures, target: float | None) -> str:
             axes.plot(*point, "D", color=INK, markersize=6, label=f"abstain above {figures.mark.uncertainty:.4g}")
         axes.set_xlim(0, 102)
         axes.set_ylim(bottom=0)
-        _name(axes, "answered, % of pictures", "wrong, % of answers")
+        _name(axes, "answered, % of images", "wrong, % of answers")
         figure.legend(**_LEGEND, ncols=2)
         return svg(figure, "Line plot. Risk against coverage; the figures stand in the table beside it.")
 
 
 def reliability_plot(figures: PageFigures) -> str:
-    """Confidence against accuracy in bins; a point's area is its bin's share of the pictures."""
+    """Confidence against accuracy in bins; a point's area is its bin's share of the images."""
     with drawing():
         figure, axes = new_figure("Reliability diagram", WIDTH, HEIGHT + 0.4)
         axes.plot([0, 100], [0, 100], color=SOFT, linewidth=1, linestyle=":", label="as sure as right")

@@ -18,24 +18,24 @@ def conclude(learnt: Learnt, figures: PageFigures) -> Conclusion:
     which = "held-back" if learnt.scored.held else "validation"
     helps: bool | None = None
     if not figures.telling:
-        word = "All of these pictures are of one class, so there is no interval."
+        word = "All of these images are of one class, so there is no interval."
     elif gain.low > 0:
         helps, word = True, "That is a gain."
     elif gain.high < 0:
         helps, word = False, "That is a loss."
     else:
         same = bool((figures.hand_written.right == figures.cdc.right).all())
-        word = "They are right on the very same pictures." if same else "That may be chance."
+        word = "They are right on the very same images." if same else "That may be chance."
     interval = f" (95 % interval {signed(gain.low)} … {signed(gain.high)})" if figures.telling else ""
     headline = (
-        f"CDC answers {cdc.accuracy:.1f} % of {len(cdc.right):,} {which} pictures right, the hand-written template "
+        f"CDC answers {cdc.accuracy:.1f} % of {len(cdc.right):,} {which} images right, the hand-written template "
         f"alone {plain.accuracy:.1f} %: {signed(gain.value)} points{interval}. {word}"
     )
     before, after = plain.reliability.error, cdc.reliability.error
     sentences = [f"The expected calibration error went from {before:.3f} to {after:.3f}."]
     if not learnt.scored.held:
         sentences.append(
-            "No pictures were held back: all scores are of the validation pictures, which stopped the training and "
+            "No images were held back: all scores are of the validation images, which stopped the training and "
             "which the evidence was fitted on, so they flatter CDC."
         )
     if learnt.facts["best_step"] == 0:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class FrontBounds:
-    """What a front keeps on a picture of any size and content; the reference is `preprocessing.pixels`.
+    """What a front keeps on an image of any size and content; the reference is `preprocessing.pixels`.
 
     Attributes:
         max_levels: Largest difference of any channel of any pixel, in levels of 255.
-        share_off: Share of one picture's channel values that differ at all.
+        share_off: Share of one image's channel values that differ at all.
     """
 
     max_levels: int
@@ -26,11 +26,11 @@ BOUNDS = {
 }
 """By form and `PixelSpec.interpolation`, with room over the worst that was found.
 
-Of a thousand random pictures each, `matmul` was equal to the host on 99.6 % (bicubic) and on all (bilinear), and else a
+Of a thousand random images each, `matmul` was equal to the host on 99.6 % (bicubic) and on all (bilinear), and else a
 few values in a million were one level off. `resize` was equal on 53 % and 63 %; the worst had 0.7 % and 22 % of their
 values off. A search among small ratios of whole numbers, which put many sums halfway between two levels, found 7 % of a
-picture of waves (28 × 32 to 32) and 35 % of one in black and white (16 × 20 to 40). They hold for pictures up to
+image of waves (28 × 32 to 32) and 35 % of one in black and white (16 × 20 to 40). They hold for images up to
 `TALLEST` times as tall as wide.
 """
 TALLEST = 100
-"""Above this, Pillow shortens a tall picture by columns first, which no front does: up to 28 levels off."""
+"""Above this, Pillow shortens a tall image by columns first, which no front does: up to 28 levels off."""

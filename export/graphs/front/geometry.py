@@ -17,7 +17,7 @@ class Axis:
     """One axis of the resize; all values are int64 scalars in the graph.
 
     Attributes:
-        given: Length of the picture's side, in pixels.
+        given: Length of the image's side, in pixels.
         resized: Length after the resize.
         start: First resized pixel that the crop keeps.
         kept: How many it keeps: the tower's side.
@@ -30,7 +30,7 @@ class Axis:
 
 
 def resize_axes(pen: Pen, pixels: ir.Value, spec: PixelSpec) -> tuple[Axis, Axis]:
-    """The vertical and the horizontal axis of a picture of unknown size.
+    """The vertical and the horizontal axis of an image of unknown size.
 
     Args:
         pen: Where the nodes go.

@@ -27,11 +27,11 @@ MIN_OPSET = 18
 
 
 def add_front(model: ir.Model, spec: PixelSpec, form: FrontForm) -> None:
-    """Makes an image graph take RGB pictures of any size, resized and cropped as the host's Pillow does.
+    """Makes an image graph take RGB images of any size, resized and cropped as the host's Pillow does.
 
     Afterwards the input `pixels` is uint8 [batch, height, width, 3] with all three free; everything else is computed
-    from its shape. A picture that has the tower's size already passes unchanged. How near the result is to the host's,
-    and for which pictures, is at `BOUNDS`.
+    from its shape. An image that has the tower's size already passes unchanged. How near the result is to the host's,
+    and for which images, is at `BOUNDS`.
 
     An engine must run `matmul` in float32: in bfloat16, which OpenVINO takes by default on some CPUs, a third of the
     values are up to 2 levels off. Products in TensorFloat-32 lose nothing, since their operands fit its 11 bits.
@@ -39,7 +39,7 @@ def add_front(model: ir.Model, spec: PixelSpec, form: FrontForm) -> None:
 
     Args:
         model: A graph with the input `pixels`, uint8 [batch, S, S, 3], opset 18 or later. Changed in place.
-        spec: How its tower wants pictures: `shortest` with a square tower, or `squash`.
+        spec: How its tower wants images: `shortest` with a square tower, or `squash`.
         form: See `FrontForm`. TensorRT refuses `resize`, and OpenVINO answers it wrongly, without an error.
 
     Raises:

@@ -35,15 +35,15 @@ def write(pen: Pen, pixels: ir.Value, axes: tuple[Axis, Axis], spec: PixelSpec) 
         spec: Gives the filter, and whether there is a crop.
     """
     # Cast comes first because TensorRT parses a uint8 input only then
-    picture = pen.op("Cast", pixels, to=ir.DataType.FLOAT)
+    image = pen.op("Cast", pixels, to=ir.DataType.FLOAT)
     if spec.resize_mode == "shortest":
         windows = [seen(pen, axis, spec.interpolation) for axis in axes]
         firsts = pen.row(*(window.first for window in windows))
         ends = pen.row(*(window.end for window in windows))
-        picture = pen.op("Slice", picture, firsts, ends, pen.whole([1, 2]))
+        image = pen.op("Slice", image, firsts, ends, pen.whole([1, 2]))
     else:
         windows = [CropWindow(pen.whole(0), axis.given) for axis in axes]
-    planes = pen.op("Transpose", picture, perm=[0, 3, 1, 2])
+    planes = pen.op("Transpose", image, perm=[0, 3, 1, 2])
     vertical, horizontal = (
         weights(pen, axis, window, spec.interpolation) for axis, window in zip(axes, windows, strict=True)
     )

@@ -1,7 +1,7 @@
-"""Pillow's weights of one pass, to its last bit, computed in the graph from a picture's side.
+"""Pillow's weights of one pass, to its last bit, computed in the graph from an image's side.
 
 A weight is filter(t) over the sum of its row, in whole multiples of 2^-22. Plain float32 gets some wrong by one (28 %
-of pictures then differ from the host's somewhere, against 0.4 %), and float64 is not for TensorRT. But a weight needs
+of images then differ from the host's somewhere, against 0.4 %), and float64 is not for TensorRT. But a weight needs
 few bits at a time: the cubic at the nearest 64th of t is a whole number of 2^-19, what is missing is small, and so is
 the remainder of the first of two divisions. Whole numbers stay below 2^31, because OpenVINO has no longer ones.
 """
@@ -40,7 +40,7 @@ class CropWindow:
 
 
 def seen(pen: Pen, axis: Axis, filter_: str) -> CropWindow:
-    """The window of an axis: in half places from the picture's middle, nothing is seen beyond kept + support units."""
+    """The window of an axis: in half places from the image's middle, nothing is seen beyond kept + support units."""
     unit = pen.op("Max", axis.given, axis.resized)
     far = pen.op("Mul", axis.given, pen.whole(axis.kept))
     far = pen.op("Add", far, pen.op("Mul", unit, pen.whole(2 * SUPPORT[filter_])))
@@ -66,7 +66,7 @@ def _distances(pen: Pen, axis: Axis, window: CropWindow) -> tuple[ir.Value, ir.V
     """|place - centre|, int64 [kept, places], and how much of it is one unit of the filter's argument, a scalar.
 
     Both count in 1 / (2·resized) of a place: the distance of place x from the centre of X is (2x+1)·resized -
-    (2X+1)·given. Measured from the middle of the picture the two products are small.
+    (2X+1)·given. Measured from the middle of the image the two products are small.
     """
     one, two = pen.whole(1), pen.whole(2)
     places = pen.op("Range", window.first, window.end, one)

@@ -3,7 +3,7 @@
 The pixels are cut into rows of kh · kw · 3 numbers and multiplied by a matrix, W' (x − m) + (b + Σ W' m). Taking a
 level m in their middle away first is exact: the differences are whole numbers of at most 8 bits. It is there for what
 follows in fewer bits, where the weights' rounding errors would otherwise all be multiplied by the mean brightness; and
-a picture needs no rounding at all to be uint8 with the zero point m.
+an image needs no rounding at all to be uint8 with the zero point m.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def _stem(model: ir.Model) -> _Stem:
         raise RewriteNotApplicableError("what its first convolution answers is not flattened into tokens")
     grid, sides = (shape[2], shape[3]), None if pixels.shape is None else list(pixels.shape[1:3])
     if sides != [grid[0] * weight.shape[2], grid[1] * weight.shape[3]]:
-        raise RewriteNotApplicableError("its pictures are no whole number of patches")
+        raise RewriteNotApplicableError("its images are no whole number of patches")
     given = _constant(conv.inputs[2] if len(conv.inputs) > 2 else None)
     bias = np.zeros(len(weight)) if given is None else given
     return _Stem(pixels, conv, end, weight, bias, grid)

@@ -217,7 +217,7 @@ def _answers(subject: Subject, probe: torch.Tensor) -> torch.Tensor:
     try:
         with torch.inference_mode():
             return nn.functional.normalize(encode(probe, normalize=False).double(), dim=-1)
-    except (AssertionError, RuntimeError) as error:  # a timm trunk asserts that pictures have its own size
+    except (AssertionError, RuntimeError) as error:  # a timm trunk asserts that images have its own size
         reason = " ".join(str(error).split())
         raise ContractError(
             f"the {subject.tower} tower cannot encode an input of its config's size ({reason})"

@@ -28,7 +28,7 @@ class Subject:
         tower: Which one.
         encoder: Its torch encoder, see `towers.part_of`. A rewrite puts a changed copy here; the model it came from is
             never touched.
-        pixels: How pictures become its input.
+        pixels: How images become its input.
         applied: Names of the rewrites that have been applied.
     """
 

@@ -71,7 +71,7 @@ class Merge(nn.Module):
         together = moved.sum(dim=-1, keepdim=True)
         tokens, sizes = (moved / together) @ x[:, self.past :], together.transpose(1, 2)
         if self.past:
-            # ones for as many pictures as there are, where no sizes are given
+            # ones for as many images as there are, where no sizes are given
             alone = (slots >= 0).to(x.dtype) if size is None else size
             tokens = torch.cat([x[:, : self.past], tokens], dim=1)
             sizes = torch.cat([alone[..., : self.past], sizes], dim=2)

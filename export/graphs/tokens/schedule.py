@@ -15,7 +15,7 @@ Schedule: TypeAlias = tuple[int, ...]
 
 MERGE_FLOPS = 2e8
 """What one merge costs beside its arithmetic, in operations of its tower: some twenty small operators. Fitted to
-ViT-B/16 in OpenVINO's bfloat16, with 3, 4 and 11 merges: 1.6e8 a picture in batches of 8, 4.4e8 at batch 1 (where
+ViT-B/16 in OpenVINO's bfloat16, with 3, 4 and 11 merges: 1.6e8 an image in batches of 8, 4.4e8 at batch 1 (where
 another 23 % of the whole tower's time is the reading of its weights, which fewer tokens do not save)."""
 
 
@@ -82,7 +82,7 @@ class TowerShape:
         return sum(before != after for before, after in zip((self.tokens, *schedule[:-1]), schedule, strict=True))
 
     def flops(self, schedule: Schedule, *, merge: float = MERGE_FLOPS) -> float:
-        """What a picture costs: twice its multiplications, and an extra for each merge.
+        """What an image costs: twice its multiplications, and an extra for each merge.
 
         Args:
             schedule: One that `require` lets pass.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from invariclip.backends.tensorrt.slot import Shapes, Slot
 
 DEFAULT_SLOTS = 12
-"""Contexts at most. Seven batch sizes of pictures fit with room for calls at the same time."""
+"""Contexts at most. Seven batch sizes of images fit with room for calls at the same time."""
 _REMEMBERED = 1024
 
 

@@ -6,24 +6,24 @@
 #include <sstream>
 
 #include "json.hpp"
-#include "pictures.hpp"
+#include "images.hpp"
 
 namespace {
 
 using invariclip::json::quoted;
 
 constexpr const char* usage =
-    "usage: invariclip-classify ARTIFACT PICTURE...\n"
+    "usage: invariclip-classify ARTIFACT IMAGE...\n"
     "  ARTIFACT  a folder name.icm, or an image.onnx alone\n"
     "  --engine NAME --variant NAME --threads N --batch-size N --top-k K\n"
-    "  --site FILE                    what `invariclip adapt` measured of the pictures' place\n"
+    "  --site FILE                    what `invariclip adapt` measured of the images' place\n"
     "  --abstain-above U|calibrated   give no label above an uncertainty\n"
     "  --embed                        embeddings in place of classes\n"
-    "  --json                         one JSON object a picture\n";
+    "  --json                         one JSON object an image\n";
 
 struct Asked {
     std::string artifact;
-    std::vector<std::string> pictures;
+    std::vector<std::string> images;
     std::string site;
     invariclip::LoadOptions load;
     invariclip::ClassifyOptions classify;
@@ -84,11 +84,11 @@ Asked read(const std::vector<std::string>& words) {
         } else if (asked.artifact.empty()) {
             asked.artifact = word;
         } else {
-            asked.pictures.push_back(word);
+            asked.images.push_back(word);
         }
     }
-    if (asked.pictures.empty()) {
-        throw invariclip::InputError("give an artifact and at least one picture");
+    if (asked.images.empty()) {
+        throw invariclip::InputError("give an artifact and at least one image");
     }
     return asked;
 }
@@ -136,12 +136,12 @@ void answer(const Asked& asked, std::ostream& out) {
     out.imbue(std::locale::classic());
     out.precision(asked.json || asked.embed ? std::numeric_limits<float>::max_digits10 : 4);
     const std::size_t most = asked.classify.batch_size;
-    for (std::size_t begin = 0; begin < asked.pictures.size(); begin += most) {  // no more than a batch in memory
-        const std::size_t end = std::min(begin + most, asked.pictures.size());
-        std::vector<invariclip::pictures::Decoded> decoded;
+    for (std::size_t begin = 0; begin < asked.images.size(); begin += most) {  // no more than a batch in memory
+        const std::size_t end = std::min(begin + most, asked.images.size());
+        std::vector<invariclip::images::Decoded> decoded;
         std::vector<invariclip::Image> images;
         for (std::size_t place = begin; place < end; ++place) {
-            decoded.push_back(invariclip::pictures::read(asked.pictures[place]));
+            decoded.push_back(invariclip::images::read(asked.images[place]));
         }
         for (const auto& one : decoded) {
             images.push_back(one.image());
@@ -154,8 +154,8 @@ void answer(const Asked& asked, std::ostream& out) {
             predictions = model.classify(images, asked.classify);
         }
         for (std::size_t place = begin; place < end; ++place) {
-            const std::string& name = asked.pictures[place];
-            out << (asked.json ? "{\"picture\": " + quoted(name) + ", " : name + ": ");
+            const std::string& name = asked.images[place];
+            out << (asked.json ? "{\"image\": " + quoted(name) + ", " : name + ": ");
             if (asked.embed) {
                 out << (asked.json ? "\"embedding\": " : "");
                 write_list(out, embeddings.row(place - begin), embeddings.width);

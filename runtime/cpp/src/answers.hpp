@@ -1,4 +1,4 @@
-// What a model says of one picture, and when it says nothing.
+// What a model says of one image, and when it says nothing.
 #pragma once
 
 #include "artifact.hpp"

@@ -1,4 +1,4 @@
-// Pictures to answers: prepared, run in buckets, ranked.
+// Images to answers: prepared, run in buckets, ranked.
 #include <algorithm>
 #include <fstream>
 #include <future>
@@ -64,7 +64,7 @@ std::unique_ptr<Engine> open_engine(const std::string& name, const Graph& graph,
 
 void require_batch(std::size_t size) {
     if (size < 1 || size > max_batch) {
-        throw InputError("a batch must be of 1 to " + std::to_string(max_batch) + " pictures, not " +
+        throw InputError("a batch must be of 1 to " + std::to_string(max_batch) + " images, not " +
                          std::to_string(size));
     }
 }
@@ -298,7 +298,7 @@ Model Model::with_site(const Site& site) const {
     const Facts& facts = state_->opened->facts;
     if (facts.learned) {
         throw InputError(
-            "the artifact's learned templates and their uncertainty were fitted on pictures that were not adapted; "
+            "the artifact's learned templates and their uncertainty were fitted on images that were not adapted; "
             "adapt an artifact without --cdc");
     }
     if (facts.site) {

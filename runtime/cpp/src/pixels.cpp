@@ -14,7 +14,7 @@
 namespace invariclip {
 namespace {
 
-// Above this a picture's weights are not kept for the next one of its size
+// Above this an image's weights are not kept for the next one of its size
 constexpr std::size_t max_kept_weights = std::size_t{1} << 20;
 constexpr std::size_t max_kept_sizes = 8;
 
@@ -27,17 +27,17 @@ struct View {
 std::size_t require_readable(const Image& image) {
     const std::size_t channels = channels_of(image.order);
     if (image.data == nullptr || image.width == 0 || image.height == 0) {
-        throw InputError("a picture of " + std::to_string(image.width) + "x" + std::to_string(image.height) +
+        throw InputError("an image of " + std::to_string(image.width) + "x" + std::to_string(image.height) +
                          " pixels has nothing to see; give its data, width and height");
     }
-    if (image.width > max_picture_pixels / image.height) {
-        throw InputError("a picture of " + std::to_string(image.width) + "x" + std::to_string(image.height) +
-                         " is above the limit of " + std::to_string(max_picture_pixels) + " pixels; crop it");
+    if (image.width > max_image_pixels / image.height) {
+        throw InputError("an image of " + std::to_string(image.width) + "x" + std::to_string(image.height) +
+                         " is above the limit of " + std::to_string(max_image_pixels) + " pixels; crop it");
     }
     const std::size_t least = image.width * channels;
     const std::size_t stride = image.stride == 0 ? least : image.stride;
     if (stride < least || stride > std::numeric_limits<std::size_t>::max() / image.height) {
-        throw InputError("a picture's rows are " + std::to_string(stride) + " bytes apart, but hold " +
+        throw InputError("an image's rows are " + std::to_string(stride) + " bytes apart, but hold " +
                          std::to_string(least) + "; give the stride in bytes, or 0 where there is no gap");
     }
     return stride;

@@ -7,7 +7,7 @@
 namespace invariclip {
 namespace {
 
-// What the weights of one direction may take: a picture of four million columns
+// What the weights of one direction may take: an image of four million columns
 constexpr std::size_t max_weights = std::size_t{1} << 24;
 
 double bicubic(double x) {
@@ -43,7 +43,7 @@ void weigh(Axis& axis, Interpolation interpolation) {
     const double support = (cubic ? 2.0 : 1.0) * stretch;
     axis.most = static_cast<std::size_t>(std::ceil(support)) * 2 + 1;
     if (axis.most > max_weights / axis.kept) {
-        throw InputError("a picture of " + std::to_string(axis.size) +
+        throw InputError("an image of " + std::to_string(axis.size) +
                          " pixels in one direction is too long to resize");
     }
     axis.begin.assign(axis.kept, 0);
@@ -78,10 +78,10 @@ void weigh(Axis& axis, Interpolation interpolation) {
 
 void require_bearable(std::size_t width, std::size_t height, double new_width, double new_height) {
     const double grown = new_width * new_height;
-    if (grown > static_cast<double>(max_picture_pixels)) {
-        throw InputError("a picture of " + std::to_string(width) + "x" + std::to_string(height) + " becomes " +
+    if (grown > static_cast<double>(max_image_pixels)) {
+        throw InputError("an image of " + std::to_string(width) + "x" + std::to_string(height) + " becomes " +
                          std::to_string(static_cast<std::uint64_t>(grown)) +
-                         " pixels when it is fitted, above the limit of " + std::to_string(max_picture_pixels) +
+                         " pixels when it is fitted, above the limit of " + std::to_string(max_image_pixels) +
                          "; crop it");
     }
 }

@@ -1,4 +1,4 @@
-// What a resize and a crop of one size of picture come to: which inputs every kept output is a sum of, and how much of
+// What a resize and a crop of one size of image come to: which inputs every kept output is a sum of, and how much of
 // each.
 #pragma once
 
@@ -43,7 +43,7 @@ struct Plan {
     [[nodiscard]] std::size_t weights() const noexcept { return across.weights.size() + down.weights.size(); }
 };
 
-// Throws InputError where the picture would grow, or its weights, beyond all bounds.
+// Throws InputError where the image would grow, or its weights, beyond all bounds.
 Plan plan_of(const PixelSpec& spec, std::size_t width, std::size_t height);
 
 }  // namespace invariclip

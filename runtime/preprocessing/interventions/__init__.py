@@ -1,4 +1,4 @@
-"""Image interventions: the same picture, changed in ways that leave its class alone (docs/interventions.md)."""
+"""Image interventions: the same image, changed in ways that leave its class alone (docs/interventions.md)."""
 
 from invariclip.preprocessing.interventions.base import DonorIntervention, Intervention, Range, parameter
 from invariclip.preprocessing.interventions.catalogue import (

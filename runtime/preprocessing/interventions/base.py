@@ -1,6 +1,6 @@
-"""What every intervention is: parameters within limits, and one change of a picture.
+"""What every intervention is: parameters within limits, and one change of an image.
 
-An intervention acts on the picture as the tower sees it, after resize and crop: the two members of a pair then differ
+An intervention acts on the image as the tower sees it, after resize and crop: the two members of a pair then differ
 in nothing but the intervention (whatever mode the file was stored in), and a blur of three pixels means the same for
 every file.
 """
@@ -33,11 +33,11 @@ def parameter(default: Any, lowest: float, highest: float) -> Any:
 
 
 class Intervention:
-    """One way to change a picture; subclasses are frozen dataclasses whose fields come from `parameter`.
+    """One way to change an image; subclasses are frozen dataclasses whose fields come from `parameter`.
 
     Attributes:
         name: What the command line, files and provenance call it.
-        needs_donor: Whether a second picture is needed.
+        needs_donor: Whether a second image is needed.
     """
 
     name: ClassVar[str]
@@ -48,19 +48,19 @@ class Intervention:
             object.__setattr__(self, name, _checked(f"{self.name}: {name}", getattr(self, name), limits, default))
 
     def __call__(self, image: Image.Image, rng: np.random.Generator, donor: Image.Image | None = None) -> Image.Image:
-        """A changed copy of a picture.
+        """A changed copy of an image.
 
         Args:
             image: Any mode; RGB as the tower sees it.
             rng: All that is random comes from it.
-            donor: The second picture, resized to the first; without meaning where none is needed.
+            donor: The second image, resized to the first; without meaning where none is needed.
 
         Returns:
             RGB of the same size.
 
         Raises:
             InputError: A donor is needed and there is none.
-            NotApplicableError: This picture has not what the intervention changes.
+            NotApplicableError: This image has not what the intervention changes.
         """
         del donor
         return self.change(image.convert("RGB"), rng)
@@ -76,14 +76,14 @@ class Intervention:
 
 
 class DonorIntervention(Intervention):
-    """An intervention that takes something from a second picture."""
+    """An intervention that takes something from a second image."""
 
     needs_donor = True
 
     def __call__(self, image: Image.Image, rng: np.random.Generator, donor: Image.Image | None = None) -> Image.Image:
         """As `Intervention.__call__`, with a donor."""
         if donor is None:
-            raise InputError(f"{self.name} needs a second picture; give it one, or leave the intervention out")
+            raise InputError(f"{self.name} needs a second image; give it one, or leave the intervention out")
         fitted = donor.convert("RGB")
         if fitted.size != image.size:
             fitted = fitted.resize(image.size, Image.Resampling.BICUBIC)

@@ -46,7 +46,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "extended": tuple(name for name, kind in CATALOGUE.items() if not kind.needs_donor),
     "everything": tuple(CATALOGUE),
 }
-"""The paper's seven; all that need no second picture; all."""
+"""The paper's seven; all that need no second image; all."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class InterventionRequest:
 
     @property
     def identity(self) -> dict[str, Any] | str:
-        """All that a changed picture depends on beside picture, donor and seed; the paper's seven go by their names."""
+        """All that a changed image depends on beside image, donor and seed; the paper's seven go by their names."""
         return self.label if self == _PLAIN.get(self.label) else self.to_json()
 
     def to_json(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What a camera, a cable or a disk adds: compression, noise.
 
-Pillow's libjpeg decides the very bits of a compressed picture; another build of it may differ in the last level.
+Pillow's libjpeg decides the very bits of a compressed image; another build of it may differ in the last level.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class GaussianNoise(Intervention):
     def change(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         """Levels beyond black and white are cut."""
         levels = np.asarray(image, dtype=np.float64)
-        return to_picture(levels + rng.normal(0, rng.uniform(*self.deviation), levels.shape))
+        return to_image(levels + rng.normal(0, rng.uniform(*self.deviation), levels.shape))
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,9 @@ class ShotNoise(Intervention):
         """Few photons are drawn as often as many, on a logarithmic scale."""
         photons = np.exp(rng.uniform(np.log(self.photons[0]), np.log(self.photons[1])))
         counts = rng.poisson(np.asarray(image, dtype=np.float64) / 255 * photons)
-        return to_picture(counts * (255 / photons))
+        return to_image(counts * (255 / photons))
 
 
-def to_picture(levels: np.ndarray) -> Image.Image:
-    """Levels float [H, W, 3], rounded and cut to 0 … 255, as an RGB picture."""
+def to_image(levels: np.ndarray) -> Image.Image:
+    """Levels float [H, W, 3], rounded and cut to 0 … 255, as an RGB image."""
     return Image.fromarray(np.clip(np.rint(levels), 0, 255).astype(np.uint8))

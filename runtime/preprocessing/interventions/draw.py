@@ -1,4 +1,4 @@
-"""Which interventions a picture gets, and the picture under one: by what the picture is, and the seed, alone."""
+"""Which interventions an image gets, and the image under one: by what the image is, and the seed, alone."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ K = TypeVar("K")
 
 
 def choose_kinds(kinds: Sequence[K], key: str, seed: int, draws: int = 1) -> tuple[K, ...]:
-    """The kinds that one picture gets: `draws` of `kinds` without repetition, at random (the paper draws one).
+    """The kinds that one image gets: `draws` of `kinds` without repetition, at random (the paper draws one).
 
     Args:
         kinds: What to draw from.
-        key: What the picture is, such as the digest of its file: the draw depends on `key` and `seed` and nothing
-            else, so that neither the order of the pictures nor parallel work changes it.
+        key: What the image is, such as the digest of its file: the draw depends on `key` and `seed` and nothing
+            else, so that neither the order of the images nor parallel work changes it.
         seed: The run's seed.
         draws: How many; all of them if there are fewer.
     """
@@ -32,21 +32,21 @@ def choose_kinds(kinds: Sequence[K], key: str, seed: int, draws: int = 1) -> tup
 
 
 def intervene(image: Image.Image, kind: Kind, key: str, seed: int, donor: Image.Image | None = None) -> Image.Image:
-    """One picture under one intervention, reproducibly (see `choose_kinds` for `key` and `seed`).
+    """One image under one intervention, reproducibly (see `choose_kinds` for `key` and `seed`).
 
     Args:
         image: RGB, as the tower sees it.
         kind: What to do; a name takes the kind's defaults.
-        key: What the picture is.
+        key: What the image is.
         seed: The run's seed.
-        donor: A second picture, for kinds that need one.
+        donor: A second image, for kinds that need one.
 
     Returns:
         RGB of the same size.
 
     Raises:
         InputError: The kind is not known, or needs a donor and there is none.
-        NotApplicableError: This picture has not what the kind changes.
+        NotApplicableError: This image has not what the kind changes.
     """
     chosen = resolve(kind)
     return chosen.change(image, _generator(chosen.label, key, seed), donor)

@@ -1,7 +1,7 @@
-"""Style from another picture: what is coarse in the Fourier amplitude is exchanged, the phase stays.
+"""Style from another image: what is coarse in the Fourier amplitude is exchanged, the phase stays.
 
 The phase holds where things are, the low amplitudes hold light, colour and contrast: Yang and Soatto, FDA (CVPR 2020,
-arXiv 2004.05498) put another picture's there; Xu et al., FACT (CVPR 2021, arXiv 2105.14075) mix the two.
+arXiv 2004.05498) put another image's there; Xu et al., FACT (CVPR 2021, arXiv 2105.14075) mix the two.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from invariclip.preprocessing.interventions.base import DonorIntervention, Range, parameter
-from invariclip.preprocessing.interventions.degrade import to_picture
+from invariclip.preprocessing.interventions.degrade import to_image
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -27,7 +27,7 @@ class StyleExchange(DonorIntervention):
 
     Attributes:
         strength: The donor's part in the mixture: 1 exchanges, as FDA does; FACT draws from 0 to 1.
-        window: Which frequencies: up to this share of the shorter side, in periods over the picture (FDA's β, 0.01 to
+        window: Which frequencies: up to this share of the shorter side, in periods over the image (FDA's β, 0.01 to
             0.09 there); 0.5 are all, as in FACT.
     """
 
@@ -39,7 +39,7 @@ class StyleExchange(DonorIntervention):
         """Levels beyond black and white are cut."""
         strength, window = rng.uniform(*self.strength), rng.uniform(*self.window)
         levels = np.asarray(image, dtype=np.float64)
-        return to_picture(mix_amplitudes(levels, np.asarray(donor, dtype=np.float64), strength, window))
+        return to_image(mix_amplitudes(levels, np.asarray(donor, dtype=np.float64), strength, window))
 
 
 def mix_amplitudes(levels: np.ndarray, donor: np.ndarray, strength: float, window: float) -> np.ndarray:

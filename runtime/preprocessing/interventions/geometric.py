@@ -1,6 +1,6 @@
 """The camera moves, the thing stays: crop, rotation, perspective, mirror.
 
-None of them shows a border that was not in the picture: an encoder would learn the border, not the movement.
+None of them shows a border that was not in the image: an encoder would learn the border, not the movement.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from invariclip.preprocessing.interventions.base import Intervention, Range, par
 
 @dataclass(frozen=True)
 class Crop(Intervention):
-    """A part of the picture at the size of the whole (torchvision's RandomResizedCrop, with a milder scale).
+    """A part of the image at the size of the whole (torchvision's RandomResizedCrop, with a milder scale).
 
     Attributes:
-        area: The part's share of the picture.
-        aspect: The part's width by height, relative to the picture's; drawn evenly on a logarithmic scale.
+        area: The part's share of the image.
+        aspect: The part's width by height, relative to the image's; drawn evenly on a logarithmic scale.
     """
 
     name: ClassVar[str] = "crop"
@@ -40,7 +40,7 @@ class Crop(Intervention):
 
 @dataclass(frozen=True)
 class Rotation(Intervention):
-    """A turn about the middle; the corners are filled with the picture's mirror image.
+    """A turn about the middle; the corners are filled with the image's mirror image.
 
     Attributes:
         degrees: How far, either way.
@@ -50,7 +50,7 @@ class Rotation(Intervention):
     degrees: Range = parameter((5, 30), 0, 180)
 
     def change(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        """Turns a picture that is continued on all sides."""
+        """Turns an image that is continued on all sides."""
         angle = rng.uniform(*self.degrees) * rng.choice((-1, 1))
         width, height = image.size
         # a corner comes from no further out than half of the diagonal; two more for the cubic's reach
@@ -63,7 +63,7 @@ class Rotation(Intervention):
 
 @dataclass(frozen=True)
 class Perspective(Intervention):
-    """The picture seen from aside: a four-cornered part of it becomes the whole.
+    """The image seen from aside: a four-cornered part of it becomes the whole.
 
     Attributes:
         distortion: Up to which share of half the side each corner is drawn inwards (torchvision's RandomPerspective

@@ -10,13 +10,13 @@ from PIL import Image, ImageFilter
 
 from invariclip.errors import NotApplicableError
 from invariclip.preprocessing.interventions.base import DonorIntervention, Intervention, Range, parameter
-from invariclip.preprocessing.interventions.degrade import to_picture
+from invariclip.preprocessing.interventions.degrade import to_image
 from invariclip.preprocessing.interventions.geometric import Crop
 from invariclip.preprocessing.interventions.texture import plasma
 
 TOLERANCE = 24
 SHARES = (0.05, 0.95)
-"""How much of the picture a background may be: less is a frame, more leaves no thing."""
+"""How much of the image a background may be: less is a frame, more leaves no thing."""
 BORDER_SHARE = 0.5
 """A background runs along at least so much of the border."""
 
@@ -25,11 +25,11 @@ BORDER_SHARE = 0.5
 class Fog(Intervention):
     """White haze in clouds: x → (x + density · cloud) / (1 + density), levels from 0 to 1.
 
-    It is ImageNet-C's (Hendrycks and Dietterich, arXiv 1903.12261) with the picture's brightest level taken as white;
+    It is ImageNet-C's (Hendrycks and Dietterich, arXiv 1903.12261) with the image's brightest level taken as white;
     that goes through densities from 1.5 to 3.
 
     Attributes:
-        density: The haze's weight beside the picture's.
+        density: The haze's weight beside the image's.
         decay: How smooth the clouds are; see `texture.plasma`.
     """
 
@@ -41,7 +41,7 @@ class Fog(Intervention):
         """The same haze over all three channels."""
         density = rng.uniform(*self.density)
         cloud = plasma(*image.size, rng.uniform(*self.decay), rng)[..., None]
-        return to_picture((np.asarray(image) + density * 255 * cloud) / (1 + density))
+        return to_image((np.asarray(image) + density * 255 * cloud) / (1 + density))
 
 
 @dataclass(frozen=True)
@@ -65,18 +65,18 @@ class BackgroundTexture(Intervention):
         first, second = rng.uniform(0, 255, (2, 3))
         second = first + (second - first) * rng.uniform(*self.contrast)
         cloud = plasma(*image.size, rng.uniform(*self.decay), rng)[..., None]
-        return _behind(image, to_picture(first + (second - first) * cloud), mask)
+        return _behind(image, to_image(first + (second - first) * cloud), mask)
 
 
 @dataclass(frozen=True)
 class BackgroundSwap(DonorIntervention):
-    """A plain background gives way to a part of another picture, enlarged and out of focus.
+    """A plain background gives way to a part of another image, enlarged and out of focus.
 
-    A whole picture would bring the thing that it shows, and the class would no longer be one.
+    A whole image would bring the thing that it shows, and the class would no longer be one.
 
     Attributes:
         tolerance: See `background`.
-        area: The part's share of the other picture.
+        area: The part's share of the other image.
         blur: Standard deviation, in pixels.
     """
 
@@ -86,7 +86,7 @@ class BackgroundSwap(DonorIntervention):
     blur: Range = parameter((2.0, 8.0), 0, 100)
 
     def change_with(self, image: Image.Image, donor: Image.Image, rng: np.random.Generator) -> Image.Image:
-        """The part has the picture's aspect."""
+        """The part has the image's aspect."""
         mask = background(image, self.tolerance)
         part = Crop(area=self.area, aspect=(1, 1)).change(donor, rng)
         return _behind(image, part.filter(ImageFilter.GaussianBlur(rng.uniform(*self.blur))), mask)
@@ -117,7 +117,7 @@ def background(image: Image.Image, tolerance: int) -> np.ndarray:
         # along rows, then along columns
         reached = _along_rows(_along_rows(reached, near).T, near.T).T
     if not SHARES[0] <= found / near.size <= SHARES[1]:
-        raise NotApplicableError("the border's colour is nearly none or nearly all of the picture")
+        raise NotApplicableError("the border's colour is nearly none or nearly all of the image")
     return np.asarray(reached)
 
 
@@ -133,6 +133,6 @@ def _along_rows(reached: np.ndarray, free: np.ndarray) -> np.ndarray:
 
 
 def _behind(image: Image.Image, new: Image.Image, mask: np.ndarray) -> Image.Image:
-    """The new picture where the mask is; the seam is a pixel or two wide, as an antialiased edge is."""
+    """The new image where the mask is; the seam is a pixel or two wide, as an antialiased edge is."""
     alpha = Image.fromarray(mask.astype(np.uint8) * 255).filter(ImageFilter.MaxFilter(3))
     return Image.composite(new, image, alpha.filter(ImageFilter.BoxBlur(1)))

@@ -14,10 +14,10 @@ LARGEST = 512
 
 
 def plasma(width: int, height: int, decay: float, rng: np.random.Generator) -> np.ndarray:
-    """A cloud over a picture, float64 [height, width] from 0 to 1.
+    """A cloud over an image, float64 [height, width] from 0 to 1.
 
     Args:
-        width: Of the picture, at least 1.
+        width: Of the image, at least 1.
         height: Likewise.
         decay: By what the displacement is divided when the step is halved: 1 is grain, 3 is nearly smooth.
         rng: Draws the displacements.

@@ -1,4 +1,4 @@
-"""The demo's scoring, its page and the user's own pictures, on tiny artifacts; the whole demo is run by `make demo`."""
+"""The demo's scoring, its page and the user's own images, on tiny artifacts; the whole demo is run by `make demo`."""
 
 import shutil
 from dataclasses import replace
@@ -31,7 +31,7 @@ from invariclip.bench.demo.command import _print, demo
 from invariclip.bench.demo.own import classify_own, wanted
 from invariclip.bench.demo.page import GALLERY, LEAST_SURE, STRIP, Demo, shown_protocol, write_page
 from invariclip.bench.latency.candidates import Timing
-from invariclip.calibrate.data.pictures import SkippedPictureWarning
+from invariclip.calibrate.data.images import SkippedImageWarning
 from invariclip.calibrate.fit import Calibration
 from invariclip.errors import InputError
 from invariclip.export.assemble import export_artifact
@@ -44,13 +44,13 @@ TEMPLATES = ("a picture of a {}.",)
 def bundled():
     """A tenth of the concepts, so that scoring takes no time."""
     everything = bundle()
-    concepts = sorted({p.concept for p in everything.pictures})[::10]
-    pictures = tuple(p for p in everything.pictures if p.concept in concepts)
+    concepts = sorted({p.concept for p in everything.images})[::10]
+    images = tuple(p for p in everything.images if p.concept in concepts)
     return replace(
         everything,
-        pictures=pictures,
+        images=images,
         fit=tuple(p for p in everything.fit if p.concept in concepts),
-        classes=tuple(sorted({p.name for p in pictures})),
+        classes=tuple(sorted({p.name for p in images})),
     )
 
 
@@ -82,7 +82,7 @@ def test_scores_tell_drawings_photographs_and_seen_styles_apart(bundled):
         assert (row.before, row.after, row.difference) == expected
         assert row.low == row.high == expected[2]
         assert (row.adapted, row.more) == ((None, None) if row.seen else (1, (0, 0, 0)))
-    photographs = np.array([p.environment == "photograph" for p in bundled.pictures])
+    photographs = np.array([p.environment == "photograph" for p in bundled.images])
     parts = answers(bundled, ~unseen), answers(bundled, photographs), answers(bundled, unseen)
     rows = {(r.style, r.protocol): r for r in score(bundled, *parts)}
     assert rows[DRAWINGS, "names"].more == (1, 1, 1)
@@ -93,9 +93,9 @@ def test_scores_tell_drawings_photographs_and_seen_styles_apart(bundled):
     assert rows[SEEN, "names"].difference == -1
 
 
-def test_a_seen_picture_is_no_part_of_the_prototype_it_is_compared_with(bundled):
-    """All pictures of one style are wrong: with themselves in the mean of three they would still be near it."""
-    flat = np.array([p.environment == "noto" for p in bundled.pictures])
+def test_a_seen_image_is_no_part_of_the_prototype_it_is_compared_with(bundled):
+    """All images of one style are wrong: with themselves in the mean of three they would still be near it."""
+    flat = np.array([p.environment == "noto" for p in bundled.images])
     found = answered(bundled, answers(bundled, ~flat), "prototypes")
     assert (found[flat] != bundled.labels[flat]).all()
     assert (found[bundled.unseen] == bundled.labels[bundled.unseen]).all()
@@ -133,7 +133,7 @@ def test_the_verdict_names_what_gains_and_what_does_not():
 
 def test_how_unsure_is_said_in_halves(bundled):
     asked = np.flatnonzero(bundled.unseen)
-    right = np.ones(len(bundled.pictures), bool)
+    right = np.ones(len(bundled.images), bool)
     right[asked[: len(asked) // 2]] = False
     found = halves(bundled, answers(bundled, right))
     assert (found.surer, found.auroc) == (1, 1)
@@ -142,11 +142,11 @@ def test_how_unsure_is_said_in_halves(bundled):
 
 
 @pytest.fixture(scope="module")
-def own_artifacts(tiny_checkpoint, tiny_pictures, tiny_projection, tmp_path_factory):
+def own_artifacts(tiny_checkpoint, tiny_images, tiny_projection, tmp_path_factory):
     """Before and after: tiny artifacts."""
     folder = tmp_path_factory.mktemp("demo")
     checkpoint = load_checkpoint(str(tiny_checkpoint))
-    some = sorted(tiny_pictures.glob("*.png"))[:2]
+    some = sorted(tiny_images.glob("*.png"))[:2]
     for name, projection in (("before", None), ("after", tiny_projection)):
         export_artifact(
             checkpoint, folder / f"{name}.icm", projection=projection, classes=["dog", "cat"], templates=TEMPLATES,
@@ -156,18 +156,18 @@ def own_artifacts(tiny_checkpoint, tiny_pictures, tiny_projection, tmp_path_fact
 
 
 @pytest.fixture(scope="module")
-def own(own_artifacts, tiny_pictures, tmp_path_factory):
+def own(own_artifacts, tiny_images, tmp_path_factory):
     folder = tmp_path_factory.mktemp("own")
-    for path in sorted(tiny_pictures.glob("*.png"))[:3]:
+    for path in sorted(tiny_images.glob("*.png"))[:3]:
         shutil.copy(path, folder)
-    (folder / "broken.jpg").write_bytes(b"no picture")
+    (folder / "broken.jpg").write_bytes(b"no image")
     Image.new("RGB", (900, 300), "red").save(folder / "wide.png")
-    with pytest.warns(SkippedPictureWarning, match=r"broken\.jpg"):
+    with pytest.warns(SkippedImageWarning, match=r"broken\.jpg"):
         asked = wanted(folder, "dog, cat,car", TEMPLATES)
     return classify_own(asked, *own_artifacts, TEMPLATES)
 
 
-def test_own_pictures_are_answered_with_own_words_before_and_after(own):
+def test_own_images_are_answered_with_own_words_before_and_after(own):
     assert [one.path.name for one in own] == ["00.png", "01.png", "02.png", "wide.png"]
     for one in own:
         assert {one.before.label, one.after.label} <= {"dog", "cat", "car"}
@@ -175,16 +175,16 @@ def test_own_pictures_are_answered_with_own_words_before_and_after(own):
         assert one.changed is (one.before.label != one.after.label)
 
 
-def test_own_pictures_need_words_and_words_pictures(tmp_path):
+def test_own_images_need_words_and_words_images(tmp_path):
     assert wanted(None, None, TEMPLATES) is None
     with pytest.raises(InputError, match='add --classes "dog,cat,car"'):
         wanted(tmp_path, None, TEMPLATES)
     with pytest.raises(InputError, match="add --images"):
         wanted(None, "dog,cat", TEMPLATES)
-    with pytest.raises(InputError, match="no picture in this folder"):
+    with pytest.raises(InputError, match="no image in this folder"):
         wanted(tmp_path, "dog,cat", TEMPLATES)
     (tmp_path / "a.png").write_bytes(b"")
-    with pytest.warns(SkippedPictureWarning), pytest.raises(InputError, match="no picture there can be read"):
+    with pytest.warns(SkippedImageWarning), pytest.raises(InputError, match="no image there can be read"):
         wanted(tmp_path, "dog,cat", TEMPLATES)
     with pytest.raises(InputError):
         wanted(tmp_path, "dog,dog", TEMPLATES)
@@ -199,8 +199,8 @@ def test_the_command_refuses_before_any_work(tmp_path):
 @pytest.fixture
 def result(bundled, tiny_artifact, tiny_projection, own):
     before = answers(bundled, ~bundled.unseen)
-    after = answers(bundled, np.arange(len(bundled.pictures)) % 5 > 0)
-    accuracy = score(bundled, before, after, answers(bundled, np.arange(len(bundled.pictures)) % 7 > 0))
+    after = answers(bundled, np.arange(len(bundled.images)) % 5 > 0)
+    accuracy = score(bundled, before, after, answers(bundled, np.arange(len(bundled.images)) % 7 > 0))
     return Demo(
         bundled=bundled,
         calibration=Calibration(tiny_projection, None, {}),
@@ -242,7 +242,7 @@ def test_the_terminal_says_the_same_and_what_to_type_next(result, capsys):
     _print(result, Path("index.html"))
     said = capsys.readouterr().out
     assert result.verdict.sentence in said
-    assert "16 unlabelled pictures" in said
+    assert "16 unlabelled images" in said
     assert "timed on a busy machine" in said
     assert "wide.png" in said
     assert f"invariclip serve {result.artifact}" in said
@@ -250,18 +250,18 @@ def test_the_terminal_says_the_same_and_what_to_type_next(result, capsys):
     assert "Took 3 s: load 1 s, calibrate 2 s" in said
 
 
-def test_artifacts_are_asked_about_every_picture(bundled, own_artifacts):
-    few = replace(bundled, pictures=bundled.pictures[:18], classes=("dog", "cat"))
+def test_artifacts_are_asked_about_every_image(bundled, own_artifacts):
+    few = replace(bundled, images=bundled.images[:18], classes=("dog", "cat"))
     found = scoring.ask(own_artifacts[1], few, lambda items, **_: items)
     assert found.indices.shape == found.uncertainty.shape == (18,)
     assert np.allclose(np.linalg.norm(found.embeddings, axis=1), 1, atol=1e-5)
 
 
-def test_a_picture_is_not_adapted_by_a_site_that_it_was_measured_on(bundled, own_artifacts, monkeypatch):
+def test_an_image_is_not_adapted_by_a_site_that_it_was_measured_on(bundled, own_artifacts, monkeypatch):
     """Of each style two samples, each answered with the site of the other."""
-    styles = np.array([picture.environment for picture in bundled.pictures])
+    styles = np.array([image.environment for image in bundled.images])
     places = np.concatenate([np.flatnonzero(styles == style)[:8] for style in ("openmoji", "noto")])
-    small = replace(bundled, pictures=tuple(bundled.pictures[place] for place in places), classes=("dog", "cat"))
+    small = replace(bundled, images=tuple(bundled.images[place] for place in places), classes=("dog", "cat"))
     monkeypatch.setattr(scoring, "SHOWN", 4)
     rows = np.random.default_rng(0).normal(size=(16, invariclip.load(own_artifacts[1]).width)) + 1
     rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)

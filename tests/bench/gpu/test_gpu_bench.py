@@ -198,7 +198,7 @@ def row_of(candidate, device, **but):
     return {**row, **(percentiles("device", [device]) if device else {}), **but}
 
 
-def test_the_goal_is_told_from_device_times_of_single_pictures():
+def test_the_goal_is_told_from_device_times_of_single_images():
     rows = [row_of(GOAL_BEFORE, 1.4), row_of(GOAL_OURS, 1.0)]
     assert goals(rows) == ["ViT-B-32 image 1: 1.40 × torch.compile float16 (goal 1.3 ×: reached)"]
     assert "missed" in goals([row_of(GOAL_BEFORE, 1.2), row_of(GOAL_OURS, 1.0)])[0]

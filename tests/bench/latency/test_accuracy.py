@@ -28,7 +28,7 @@ def test_the_reference_agrees_with_itself_whatever_the_length(reference, tmp_pat
     assert found["top1_agreement"] == 1
     assert found["gap_increase"] == pytest.approx(0, abs=1e-12)
     assert found["gap"] > 0
-    assert (found["pictures"], found["texts"], found["non_finite"]) == (40, 7, 0)
+    assert (found["images"], found["texts"], found["non_finite"]) == (40, 7, 0)
 
 
 def test_a_candidate_that_is_wrong_shows_in_the_figure_that_is_about_it(reference):

@@ -23,8 +23,8 @@ PLAN = Plan(
 
 
 @pytest.fixture(scope="module")
-def wanted(tiny_checkpoint, tiny_artifact, tiny_pictures):
-    return ReferenceRequest(str(tiny_checkpoint), None, None, None, tiny_artifact, (tiny_pictures,), 1)
+def wanted(tiny_checkpoint, tiny_artifact, tiny_images):
+    return ReferenceRequest(str(tiny_checkpoint), None, None, None, tiny_artifact, (tiny_images,), 1)
 
 
 @pytest.fixture(scope="module")
@@ -187,16 +187,16 @@ def test_the_page_is_one_file_and_escapes_names(measured, tmp_path):
     assert 'href="http' not in page.replace('href="http://www.w3.org', "")
 
 
-def test_sheets_are_pictures_of_the_size_that_is_said(tiny_pictures, tmp_path):
+def test_sheets_are_images_of_the_size_that_is_said(tiny_images, tmp_path):
     from PIL import Image
 
-    from invariclip.preprocessing.pixels import find_pictures
+    from invariclip.preprocessing.pixels import find_images
 
-    size = stages.write_jpegs(find_pictures([tiny_pictures]), tmp_path, count=2)
+    size = stages.write_jpegs(find_images([tiny_images]), tmp_path, count=2)
     files = sorted(tmp_path.glob("*.jpg"))
     assert size == sum(path.stat().st_size for path in files) // 2
     assert [Image.open(path).size for path in files] == [(640, 480)] * 2
-    with pytest.raises(InputError, match="no picture to make a sheet of"):
+    with pytest.raises(InputError, match="no image to make a sheet of"):
         stages.write_jpegs([], tmp_path)
 
 

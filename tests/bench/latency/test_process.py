@@ -12,12 +12,12 @@ from invariclip.bench.latency.engines import KINDS
 from invariclip.bench.latency.measure import artifact_candidate, measure
 from invariclip.bench.latency.process import CandidateError, Turn, Worker, take_turns
 from invariclip.errors import InputError
-from invariclip.preprocessing.pixels import find_pictures, stack
+from invariclip.preprocessing.pixels import find_images, stack
 
 
-def test_a_candidate_answers_like_the_artifact_and_sleeps_meanwhile(tiny_artifact, tiny_pictures, tmp_path):
+def test_a_candidate_answers_like_the_artifact_and_sleeps_meanwhile(tiny_artifact, tiny_images, tmp_path):
     spec = read_manifest(tiny_artifact).pixels
-    batch = stack([str(path) for path in find_pictures([tiny_pictures])], spec)
+    batch = stack([str(path) for path in find_images([tiny_images])], spec)
     np.save(tmp_path / "in.npy", batch)
     with Worker(artifact_candidate("ours", tiny_artifact), threads=1) as worker:
         assert worker.start_s > worker.facts["load_s"] > 0
@@ -27,7 +27,7 @@ def test_a_candidate_answers_like_the_artifact_and_sleeps_meanwhile(tiny_artifac
         time.sleep(0.2)
         assert worker.turn(1, 1).idle_cpu_s < 0.1
         assert worker.ask({"do": "memory"})["peak_bytes"] > 10_000_000
-        question = {"do": "embed", "pictures": str(tmp_path / "in.npy"), "batch": 5, "out": str(tmp_path / "out.npy")}
+        question = {"do": "embed", "images": str(tmp_path / "in.npy"), "batch": 5, "out": str(tmp_path / "out.npy")}
         assert worker.ask(question) == {"rows": 12}
     from invariclip import load
 

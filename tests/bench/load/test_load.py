@@ -12,7 +12,7 @@ from invariclip.bench.load.torch_server import server
 from invariclip.errors import InputError
 from invariclip.export.assemble import export_artifact
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
-from invariclip.preprocessing.pixels import find_pictures
+from invariclip.preprocessing.pixels import find_images
 
 PAGE = f"before\n{BEGIN}\nold\n{END}\nafter\n"
 
@@ -30,14 +30,14 @@ def turn(candidate, clients, number, per_second, **more):
 def group():
     speeds = {"batched": (30.0, 20.0, 40.0), "one at a time": (15.0, 20.0, 10.0)}
     turns = [turn(name, 4, n, speed) for name, own in speeds.items() for n, speed in enumerate(own)]
-    setting = {"processor": "P", "threads": 2, "rounds": 3, "seconds": 5.0, "pictures": "32 pictures", "date": "today",
+    setting = {"processor": "P", "threads": 2, "rounds": 3, "seconds": 5.0, "images": "32 images", "date": "today",
                "versions": {"onnxruntime": "1"}}  # fmt: skip
     return {"setting": setting, "turns": turns}
 
 
 def test_the_table_holds_medians_and_ratios_of_the_same_round(group):
     page = with_tables(PAGE, {"Tiny": group})
-    assert page.startswith(f"before\n{BEGIN}\n**Tiny** (32 pictures; 3 rounds of 5 s a row")
+    assert page.startswith(f"before\n{BEGIN}\n**Tiny** (32 images; 3 rounds of 5 s a row")
     assert page.endswith(f"{END}\nafter\n")
     assert "old" not in page
     assert "other programs took 50% of the processors' time in the median turn, 50% at most" in page
@@ -71,14 +71,14 @@ def test_a_server_that_does_not_start_is_told(tiny_artifact):
         pytest.fail("it cannot have started")
 
 
-def test_tiny_servers_under_load(tiny_checkpoint, tiny_pictures, tmp_path):
+def test_tiny_servers_under_load(tiny_checkpoint, tiny_images, tmp_path):
     artifact = tmp_path / "plain.icm"
     export_artifact(
-        load_checkpoint(str(tiny_checkpoint)), artifact, classes=("cat", "dog"), images=find_pictures([tiny_pictures])
+        load_checkpoint(str(tiny_checkpoint)), artifact, classes=("cat", "dog"), images=find_images([tiny_images])
     )
     candidates = [OURS[0], OURS[1], THEIRS[0]]
     commands = {one.name: one.command(artifact, ("--model", str(tiny_checkpoint)), 1) for one in candidates}
-    turns = measure(commands, tiny_pictures, (4,), 2, 0.2, 0.2)
+    turns = measure(commands, tiny_images, (4,), 2, 0.2, 0.2)
     assert [one.candidate for one in turns] == [
         "batched", "one at a time", "PyTorch, batched", "one at a time", "PyTorch, batched", "batched"
     ]  # fmt: skip

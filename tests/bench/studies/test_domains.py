@@ -69,7 +69,7 @@ def few_candidates():
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Six pictures a class and environment: a pattern for the class, a tint for the environment, noise."""
+    """Six images a class and environment: a pattern for the class, a tint for the environment, noise."""
     root = tmp_path_factory.mktemp("pacs")
     for place, environment in enumerate(PACS.environments):
         tint = np.random.default_rng(100 + place).uniform(0.3, 1, 3)
@@ -87,10 +87,10 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trial(data, tmp_path_factory):
     work = tmp_path_factory.mktemp("work")
-    pictures = read_layout(PACS, data)
+    images = read_layout(PACS, data)
     encoder = LinearEncoder()
-    result = run_trial(encoder, pictures, "sketch", 0, TrialSettings(), folder=work / "t", cache=work / "e")
-    return encoder, pictures, work, result
+    result = run_trial(encoder, images, "sketch", 0, TrialSettings(), folder=work / "t", cache=work / "e")
+    return encoder, images, work, result
 
 
 def table(environments, *, shift=0.0, kinds=1, seed=0):
@@ -132,20 +132,20 @@ def test_what_is_fitted_and_chosen_does_not_depend_on_the_test_environment():
 
 
 def test_a_trial_is_kept_and_taken_up_again(trial):
-    encoder, pictures, work, result = trial
+    encoder, images, work, result = trial
     count = len(encoder.batches)
-    again = run_trial(encoder, pictures, "sketch", 0, TrialSettings(), folder=work / "t", cache=work / "e")
+    again = run_trial(encoder, images, "sketch", 0, TrialSettings(), folder=work / "t", cache=work / "e")
     assert again == json.loads(json.dumps(result))
     assert len(encoder.batches) == count
     other = replace(TrialSettings(), draws=2)
-    run_trial(encoder, pictures, "sketch", 0, other, folder=work / "t", cache=work / "e")
+    run_trial(encoder, images, "sketch", 0, other, folder=work / "t", cache=work / "e")
     assert len(list((work / "t").glob("*.json"))) == 2
 
 
 def test_a_trial_says_everything_that_the_table_needs(trial):
     result = trial[-1]
     assert len(result["labels"]) == 42
-    assert len(result["home"]["labels"]) == 3 * 7 * 3  # half of six pictures, in three environments
+    assert len(result["home"]["labels"]) == 3 * 7 * 3  # half of six images, in three environments
     assert set(result["home"]["rows"]) == {"none", MAIN, "auto, for prototypes"}
     baselines = {"centring", "whitening", "published", "leace", "splince"}
     assert {"none", MAIN, "icm", "generalised", "shrinkage", *baselines} <= result["rows"].keys()
@@ -187,20 +187,20 @@ def test_text_towers_and_last_layers_give_more_baselines():
 
 def test_a_checkpoint_is_asked_for_its_layers_and_its_words(data, tmp_path, tiny_checkpoint):
     checkpoint = load_checkpoint(str(tiny_checkpoint))
-    pictures = read_layout(PACS, data)
-    result = run_trial(checkpoint, pictures, "sketch", 0, TrialSettings(), folder=tmp_path / "t", cache=tmp_path / "e")
+    images = read_layout(PACS, data)
+    result = run_trial(checkpoint, images, "sketch", 0, TrialSettings(), folder=tmp_path / "t", cache=tmp_path / "e")
     assert {"isoclip", "text-styles", "prism-mini"} <= result["rows"].keys()
     assert trial_module._layers(LinearEncoder()) is None
 
 
 def test_what_is_fitted_on_is_half_of_a_cell_at_most_and_the_rest_is_asked_about(data):
-    pictures = read_layout(PACS, data)
-    known, asked = trial_module.divided(pictures, 2)
+    images = read_layout(PACS, data)
+    known, asked = trial_module.divided(images, 2)
     assert (len(known), len(asked)) == (4 * 7 * 2, 4 * 7 * 4)
-    known, asked = trial_module.divided(pictures[::-1], 70)
+    known, asked = trial_module.divided(images[::-1], 70)
     assert len(known) == len(asked) == 4 * 7 * 3
-    assert known == sorted(known, key=pictures[::-1].index)
-    assert set(trial_module.divided(pictures, 70)[0]) == set(known)  # the order says nothing
+    assert known == sorted(known, key=images[::-1].index)
+    assert set(trial_module.divided(images, 70)[0]) == set(known)  # the order says nothing
 
 
 def test_at_home_an_environment_is_asked_about_by_itself():
@@ -243,7 +243,7 @@ def one(test, seed, none, auto, base=("a",)):
     }  # fmt: skip
 
 
-def test_scores_are_means_over_seeds_of_the_same_pictures():
+def test_scores_are_means_over_seeds_of_the_same_images():
     trials = [
         one("p", 0, [1, 0, 0, 0], [1, 1, 1, 1]),
         one("q", 0, [1, 1, 0, 0], [1, 1, 0, 0]),
@@ -256,12 +256,12 @@ def test_scores_are_means_over_seeds_of_the_same_pictures():
     assert [auto[k]["value"] for k in ("p", "q", "mean", "worst")] == [75, 62.5, 68.75, 62.5]
     assert auto["difference"]["value"] == 31.25
     assert none["to_own"]["value"] == -31.25
-    # one picture right in half of the trials, the other in all
+    # one image right in half of the trials, the other in all
     assert found["home"][MAIN]["probe"]["difference"] == {"value": -25.0, "low": -25.0, "high": -25.0}
     assert auto["worst_difference"]["value"] == 37.5
     assert auto["by_seed"] == [37.5, 25.0]
     assert none["difference"] == {"value": 0.0, "low": 0.0, "high": 0.0}
-    # of the pictures of base classes, the first and the third
+    # of the images of base classes, the first and the third
     assert found["base"]["auto"]["probe"]["p"]["value"] == 75
     assert found["open"]["auto"]["probe"]["p"]["value"] == 75
     assert found["base"]["none"]["probe"]["mean"]["value"] == 50

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from invariclip.bench.studies.reference import clipart, imagenet, learn, pictures, sources, validation, views
+from invariclip.bench.studies.reference import clipart, imagenet, images, learn, sources, validation, views
 from invariclip.errors import InputError
 
 if TYPE_CHECKING:
@@ -93,8 +93,8 @@ def test_clip_art_is_what_can_be_seen_and_says_what_it_is(tmp_path):
     )
     found = {item.png.stem: (item.title, item.subjects) for item in clipart.read_clip_art(*folders)}
     assert found == {"cat": ("a cat", ("pet",)), "boy": ("a happy boy", ("child", "person")), "saw": ("saw", ("saw",))}
-    shown = pictures.clip_art(*folders, tmp_path / "out")
-    assert {picture.name for picture in shown} == {"a cat", "a happy boy", "saw"}
+    shown = images.clip_art(*folders, tmp_path / "out")
+    assert {image.name for image in shown} == {"a cat", "a happy boy", "saw"}
     assert Image.open(shown[0].path).size == (256, 256)
 
 
@@ -111,14 +111,14 @@ def resources(path: Path, name: str, content: bytes, *, squeezed: bool) -> None:
 
 @pytest.mark.parametrize("squeezed", [False, True])
 def test_resource_archives_are_read(tmp_path, squeezed):
-    resources(tmp_path / "a.rcc", "toucan.webp", b"picture", squeezed=squeezed)
-    assert list(validation.read_resources(tmp_path / "a.rcc")) == [("toucan.webp", b"picture")]
+    resources(tmp_path / "a.rcc", "toucan.webp", b"image", squeezed=squeezed)
+    assert list(validation.read_resources(tmp_path / "a.rcc")) == [("toucan.webp", b"image")]
 
 
 @given(st.data())
 def test_damaged_resource_archives_are_one_line(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("rcc") / "a.rcc"
-    resources(path, "toucan.webp", b"picture", squeezed=True)
+    resources(path, "toucan.webp", b"image", squeezed=True)
     content = bytearray(path.read_bytes())
     place = data.draw(st.integers(0, len(content) - 1))
     content[place] ^= data.draw(st.integers(1, 255))
@@ -133,9 +133,9 @@ def test_damaged_resource_archives_are_one_line(tmp_path_factory, data):
 
 
 def test_views_are_drawn_by_seed_and_leave_the_drawing_in_place():
-    picture = Image.new("RGB", (256, 256), "white")
-    picture.paste((200, 30, 30), (80, 80, 176, 176))
-    one, same, other = (views.alter(picture, np.random.default_rng(seed)) for seed in (5, 5, 6))
+    image = Image.new("RGB", (256, 256), "white")
+    image.paste((200, 30, 30), (80, 80, 176, 176))
+    one, same, other = (views.alter(image, np.random.default_rng(seed)) for seed in (5, 5, 6))
     assert one.size == (views.SIDE, views.SIDE)
     assert np.array_equal(np.asarray(one), np.asarray(same))
     assert not np.array_equal(np.asarray(one), np.asarray(other))
@@ -198,7 +198,7 @@ def test_the_head_learns_to_answer_as_the_regression_does_and_repeats():
 
 def test_targets_take_each_sources_mean_away():
     def shown(source, name, k):
-        return pictures.CaptionedImage(source, None, str(k), name, (), "", "train")
+        return images.CaptionedImage(source, None, str(k), name, (), "", "train")
 
     some = [shown("emoji", "dog", 0), shown("emoji", "cat", 1), shown("clipart", "dog", 2), shown("clipart", "cat", 3)]
     style = np.array([[5.0, 0, 0], [5, 0, 0], [-5, 0, 0], [-5, 0, 0]])

@@ -1,4 +1,4 @@
-"""CORAL, T3A and TDA against what their papers say, picture by picture."""
+"""CORAL, T3A and TDA against what their papers say, image by image."""
 
 import math
 
@@ -12,7 +12,7 @@ WIDTH, CLASSES = 8, 4
 RNG = np.random.default_rng(0)
 BANK = unit(RNG.normal(size=(CLASSES, WIDTH)))
 LABELS = np.asarray([3, 5, 7, 9])
-PICTURES = unit(BANK[RNG.integers(0, CLASSES, 60)] + 0.4 * RNG.normal(size=(60, WIDTH)))
+IMAGES = unit(BANK[RNG.integers(0, CLASSES, 60)] + 0.4 * RNG.normal(size=(60, WIDTH)))
 
 
 @pytest.fixture
@@ -22,13 +22,13 @@ def classes():
 
 def test_nearest_names_by_cosine():
     found = peers.nearest(BANK, LABELS)
-    assert (found(PICTURES) == LABELS[np.argmax(PICTURES @ BANK.T, axis=1)]).all()
-    assert found.logits(PICTURES) == pytest.approx(100 * PICTURES @ BANK.T, abs=1e-4)
+    assert (found(IMAGES) == LABELS[np.argmax(IMAGES @ BANK.T, axis=1)]).all()
+    assert found.logits(IMAGES) == pytest.approx(100 * IMAGES @ BANK.T, abs=1e-4)
 
 
 def test_a_bias_counts(classes):
     pushed = peers.Classes(LABELS, BANK, np.asarray([0, 1e3, 0, 0.0]), 1.0)
-    assert (pushed(PICTURES) == 5).all()
+    assert (pushed(IMAGES) == 5).all()
 
 
 @pytest.mark.parametrize("exponent", [-0.5, 0.5])
@@ -38,8 +38,8 @@ def test_powers_of_a_shrunk_covariance(exponent):
     covariance = centred.T @ centred
     covariance *= WIDTH / np.trace(covariance)
     values, axes = np.linalg.eigh((covariance + 3 * np.eye(WIDTH)) / 4)
-    wanted = PICTURES @ (axes * values**exponent) @ axes.T
-    assert peers.colours(rows).power(PICTURES, exponent, 3.0) == pytest.approx(wanted, abs=1e-10)
+    wanted = IMAGES @ (axes * values**exponent) @ axes.T
+    assert peers.colours(rows).power(IMAGES, exponent, 3.0) == pytest.approx(wanted, abs=1e-10)
 
 
 def test_coral_gives_a_site_the_colours_of_training():
@@ -56,9 +56,9 @@ def test_coral_gives_a_site_the_colours_of_training():
 
 def test_coral_of_a_large_shrinkage_is_the_shift_alone():
     shift = 0.2 * BANK[0]
-    found = peers.recoloured(PICTURES, shift, PICTURES.mean(axis=0), peers.colours(PICTURES[:9]),
-                             peers.colours(PICTURES[9:]), 1e9)  # fmt: skip
-    assert found == pytest.approx(unit(PICTURES - shift), abs=1e-6)
+    found = peers.recoloured(IMAGES, shift, IMAGES.mean(axis=0), peers.colours(IMAGES[:9]),
+                             peers.colours(IMAGES[9:]), 1e9)  # fmt: skip
+    assert found == pytest.approx(unit(IMAGES - shift), abs=1e-6)
 
 
 def _t3a_by_hand(classes, sample, keep):
@@ -66,9 +66,9 @@ def _t3a_by_hand(classes, sample, keep):
     supports = {place: [] for place in range(CLASSES)}
     for place, weight in enumerate(unit(classes.weights)):
         supports[place].append((_entropy(classes, weight), weight))
-    for picture in sample:
-        place = int(np.argmax(classes.logits(picture[None])[0]))
-        supports[place].append((_entropy(classes, picture), picture))
+    for image in sample:
+        place = int(np.argmax(classes.logits(image[None])[0]))
+        supports[place].append((_entropy(classes, image), image))
     kept = [sorted(each, key=lambda pair: pair[0])[: keep or None] for each in supports.values()]
     return unit(np.stack([np.sum([vector for _, vector in each], axis=0) for each in kept]))
 
@@ -82,57 +82,57 @@ def _entropy(classes, vector):
 
 @pytest.mark.parametrize("keep", [1, 3, 20, 0])
 def test_t3a_keeps_the_supports_of_least_entropy(classes, keep):
-    found = peers.t3a(classes, PICTURES).filtered(keep)
-    assert found.weights == pytest.approx(_t3a_by_hand(classes, PICTURES, keep), abs=1e-6)
+    found = peers.t3a(classes, IMAGES).filtered(keep)
+    assert found.weights == pytest.approx(_t3a_by_hand(classes, IMAGES, keep), abs=1e-6)
     assert (found.labels == LABELS).all()
 
 
-def test_t3a_without_pictures_is_the_classifier(classes):
-    assert peers.t3a(classes, PICTURES[:0]).filtered(5).weights == pytest.approx(BANK)
+def test_t3a_without_images_is_the_classifier(classes):
+    assert peers.t3a(classes, IMAGES[:0]).filtered(5).weights == pytest.approx(BANK)
 
 
 def _tda_by_hand(classes, sample):
-    """The published stream: a full cache takes a picture for its worst."""
+    """The published stream: a full cache takes an image for its worst."""
     positive, negative = {}, {}
-    for picture in sample:
-        logits = classes.logits(picture[None])[0].astype(np.float64)
+    for image in sample:
+        logits = classes.logits(image[None])[0].astype(np.float64)
         shares = np.exp(logits - logits.max())
         shares /= shares.sum()
-        entropy, taken = _entropy(classes, picture), int(np.argmax(logits))
+        entropy, taken = _entropy(classes, image), int(np.argmax(logits))
         scaled = entropy / math.log2(CLASSES)
         for cache, shots, allowed in ((positive, 3, True), (negative, 2, 0.2 < scaled < 0.5)):
             if allowed:
                 kept = cache.setdefault(taken, [])
-                kept.append((entropy, picture, shares))
+                kept.append((entropy, image, shares))
                 kept.sort(key=lambda each: each[0])
                 del kept[shots:]
 
-    def logits_of(picture):
-        found = classes.logits(picture[None])[0].astype(np.float64)
+    def logits_of(image):
+        found = classes.logits(image[None])[0].astype(np.float64)
         for place, kept in positive.items():
             for _, key, _ in kept:
-                found[place] += 2.0 * math.exp(-5.0 * (1 - picture @ key))
+                found[place] += 2.0 * math.exp(-5.0 * (1 - image @ key))
         for kept in negative.values():
             for _, key, shares in kept:
-                found -= 0.117 * math.exp(-(1 - picture @ key)) * ((shares > 0.03) & (shares < 1.0))
+                found -= 0.117 * math.exp(-(1 - image @ key)) * ((shares > 0.03) & (shares < 1.0))
         return found
 
     return logits_of, sum(map(len, positive.values())), sum(map(len, negative.values()))
 
 
 def test_tda_answers_as_its_stream_does(classes):
-    caches = peers.tda(classes, PICTURES[:30])
-    logits_of, positive, negative = _tda_by_hand(classes, PICTURES[:30])
+    caches = peers.tda(classes, IMAGES[:30])
+    logits_of, positive, negative = _tda_by_hand(classes, IMAGES[:30])
     assert (len(caches.positive), len(caches.negative)) == (positive, negative)
     assert positive > CLASSES
     assert negative > 0
-    wanted = [LABELS[int(np.argmax(logits_of(picture)))] for picture in PICTURES[30:]]
-    assert caches(PICTURES[30:]).tolist() == wanted
-    assert (caches(PICTURES[30:]) != classes(PICTURES[30:])).any()  # they do say something
+    wanted = [LABELS[int(np.argmax(logits_of(image)))] for image in IMAGES[30:]]
+    assert caches(IMAGES[30:]).tolist() == wanted
+    assert (caches(IMAGES[30:]) != classes(IMAGES[30:])).any()  # they do say something
 
 
 def test_tda_costs_what_it_keeps(classes):
-    caches = peers.tda(classes, PICTURES[:30])
+    caches = peers.tda(classes, IMAGES[:30])
     keys = len(caches.positive) + len(caches.negative)
     assert caches.numbers == keys * WIDTH + len(caches.positive) + len(caches.negative) * CLASSES
     assert caches.products == keys * WIDTH + len(caches.positive) + int(caches.masks.sum())

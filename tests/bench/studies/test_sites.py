@@ -21,7 +21,7 @@ CENTRES = unit(np.random.default_rng(0).normal(size=(CLASSES, WIDTH)))
 
 
 def table(seed, *, shifts=(0.0,)):
-    """Pictures of some environments, each moved by its shift."""
+    """Images of some environments, each moved by its shift."""
     rng = np.random.default_rng(seed)
     labels = np.tile(np.repeat(np.arange(CLASSES), EACH), len(shifts))
     moves = np.repeat([np.broadcast_to(shift, WIDTH) for shift in shifts], CLASSES * EACH, axis=0)
@@ -59,15 +59,15 @@ def found(request, place):
 
 def test_a_planted_shift_is_won_back(found):
     rows = found[2]
-    assert rows["20 pictures"]["to_projection"]["low"] > 0
-    assert rows["half of them"]["mean"]["value"] > rows["1 picture"]["mean"]["value"]
-    assert rows["20 of one kind"]["to_projection"]["value"] < rows["20 pictures"]["to_projection"]["value"]
-    assert rows["20 of another site"]["mean"]["value"] < rows["20 pictures"]["mean"]["value"]
+    assert rows["20 images"]["to_projection"]["low"] > 0
+    assert rows["half of them"]["mean"]["value"] > rows["1 image"]["mean"]["value"]
+    assert rows["20 of one kind"]["to_projection"]["value"] < rows["20 images"]["to_projection"]["value"]
+    assert rows["20 of another site"]["mean"]["value"] < rows["20 images"]["mean"]["value"]
     assert rows["projection"]["to_none"]["value"] == 0  # the identity
-    assert rows["20 pictures"]["to_adapted"] == {"value": 0, "low": 0, "high": 0}
+    assert rows["20 images"]["to_adapted"] == {"value": 0, "low": 0, "high": 0}
 
 
-def test_no_picture_is_scored_in_a_draw_that_it_was_measured_in(found):
+def test_no_image_is_scored_in_a_draw_that_it_was_measured_in(found):
     tally = found[1]
     draws = 2 * sites.DRAWS
     for row in ("half of them", "half of them, T3A", "bound: projection, whole shift by the true means of its classes"):
@@ -83,11 +83,11 @@ def test_bounds_take_the_labels_and_are_above(found):
     way, _, rows = found
     bounds = [row for row in rows if row.startswith("bound: ")]
     assert len(bounds) == (4 if way == "zero-shot" else 5)
-    assert rows[bounds[0]]["mean"]["value"] > rows["20 pictures"]["mean"]["value"]
+    assert rows[bounds[0]]["mean"]["value"] > rows["20 images"]["mean"]["value"]
 
 
-def test_bounds_need_pictures_of_every_class():
-    # one picture of each class, as stylebench has it: half of them cannot show all classes
+def test_bounds_need_images_of_every_class():
+    # one image of each class, as stylebench has it: half of them cannot show all classes
     site = table(1)
     few = site.where(np.arange(len(site.labels)) % EACH == 0)
     both = site_worlds.wards(identity(WIDTH), world(table(3, shifts=(0.0, 0.0)), yard=few), "prototypes")
@@ -97,10 +97,10 @@ def test_bounds_need_pictures_of_every_class():
 
 def test_costs_are_counted(found):
     rows = found[2]
-    assert rows["20 pictures"]["cost"] == {"numbers": WIDTH, "products": 0}
-    assert rows["20 pictures, CORAL"]["cost"] == {"numbers": WIDTH * (WIDTH + 1), "products": WIDTH**2}
-    assert rows["20 pictures, T3A"]["cost"] == {"numbers": CLASSES * WIDTH, "products": 0}
-    assert 0 < rows["20 pictures, TDA"]["cost"]["products"] < (3 + 2) * CLASSES * (WIDTH + CLASSES)
+    assert rows["20 images"]["cost"] == {"numbers": WIDTH, "products": 0}
+    assert rows["20 images, CORAL"]["cost"] == {"numbers": WIDTH * (WIDTH + 1), "products": WIDTH**2}
+    assert rows["20 images, T3A"]["cost"] == {"numbers": CLASSES * WIDTH, "products": 0}
+    assert 0 < rows["20 images, TDA"]["cost"]["products"] < (3 + 2) * CLASSES * (WIDTH + CLASSES)
 
 
 @pytest.mark.parametrize("way", ["zero-shot", "prototypes", "probe"])
@@ -108,7 +108,7 @@ def test_training_environments_choose_the_shift_where_they_differ_by_one(way):
     moves = 0.5 * unit(np.random.default_rng(8).normal(size=(3, WIDTH)))
     choice = site_choice.choose(world(table(4, shifts=moves)), way, 0, Bootstrap)
     assert choice.form != site_choice.ALONE
-    assert choice.gains[choice.form]["20 pictures"] > 1
+    assert choice.gains[choice.form]["20 images"] > 1
     assert min(choice.gains[choice.form][sample] for sample in site_choice.GUARDS) >= -site_choice.HARM
     # a skewed sample's mean is not that of a place: centring has no guard
     assert choice.gains["projection, centring"]["20 of one kind"] < choice.gains[choice.form]["20 of one kind"]
@@ -118,7 +118,7 @@ def test_training_environments_choose_the_shift_where_they_differ_by_one(way):
 def test_the_projection_alone_wins_where_environments_do_not_differ(way):
     choice = site_choice.choose(world(table(4, shifts=(0.0, 0.0, 0.0))), way, 0, Bootstrap)
     assert choice.form == site_choice.ALONE
-    assert choice.to_json()["gains"][site_choice.ALONE]["20 pictures"] == 0
+    assert choice.to_json()["gains"][site_choice.ALONE]["20 images"] == 0
 
 
 def test_a_choice_never_looks_at_the_sites():
@@ -145,22 +145,22 @@ def test_the_page_computes_what_it_claims(found):
     result = {"model": "m", "seeds": 2, "draws": sites.DRAWS, "worlds": {"yards": {way: rows}},
               "choices": {"yards": {way: tally.choices}}}  # fmt: skip
     page = render(result, "yards")
-    few = rows["20 pictures"]["to_projection"]
+    few = rows["20 images"]["to_projection"]
     assert f"**{few['value']:+.1f} [{few['low']:+.1f}, {few['high']:+.1f}]** over the projection" in page
-    skewed = ["1 picture", "20 of one kind", "half of one kind", "20 of two kinds", "half of two kinds",
+    skewed = ["1 image", "20 of one kind", "half of one kind", "20 of two kinds", "half of two kinds",
               "20, kinds by Zipf's law"]  # fmt: skip
     worst = min(rows[name]["to_projection"]["value"] for name in skewed)
     assert ("**beyond** the bound" if worst < -0.5 else "within the bound") in page
     assert f"{tally.choices[0]['form']} (2)" in page
-    chosen = rows["20 pictures, chosen"]["to_adapted"]
+    chosen = rows["20 images, chosen"]["to_adapted"]
     gained = chosen["low"] > 0 and chosen["value"] >= -0.5
     assert ("no table speaks against it" in page.split("- `chosen`: ")[1].split("\n")[0]) == gained
-    recoloured = tally.choices[0]["recolours"]["20 pictures"]
+    recoloured = tally.choices[0]["recolours"]["20 images"]
     every, none = page.split("(points against `adapt`) in ")[1].split("; none, so that nothing changes, in ")
-    assert (", 20 pictures" in every) == recoloured
-    assert (", 20 pictures" in none.split("; some in ")[0]) == (not recoloured)
+    assert (", 20 images" in every) == recoloured
+    assert (", 20 images" in none.split("; some in ")[0]) == (not recoloured)
     assert ("How far a shift can take the probe" in page) == (way == "probe")
-    assert "![Accuracy by the number of the site's pictures](yards.svg)" in page
+    assert "![Accuracy by the number of the site's images](yards.svg)" in page
     assert page.count("\n| ") > 30
 
 
@@ -177,13 +177,13 @@ def test_the_page_says_whether_a_shift_could_reach_the_goal(found):
 
 def test_the_plot_has_a_panel_for_each_table(found):
     way, _, rows = found
-    picture = plot({"worlds": {"yards": {way: rows, "prototypes": rows}}})
-    assert picture.startswith("<?xml")
-    assert picture.count('id="axes_') == 3  # the last holds the legend
+    image = plot({"worlds": {"yards": {way: rows, "prototypes": rows}}})
+    assert image.startswith("<?xml")
+    assert image.count('id="axes_') == 3  # the last holds the legend
     assert plot({"worlds": {"yards": {way: rows, "prototypes": rows}}}).count("<dc:date>") == 0
 
 
-def test_forms_are_compared_on_the_same_pictures():
+def test_forms_are_compared_on_the_same_images():
     rng = np.random.default_rng(3)
     labels = np.repeat(np.arange(site_forms.CONCEPTS), 5 * 2 * (len(site_forms.CHANGES) + 1))
     changes = np.tile(np.repeat(np.arange(len(site_forms.CHANGES) + 1), 2), site_forms.CONCEPTS * 5)

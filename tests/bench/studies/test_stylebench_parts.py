@@ -34,9 +34,9 @@ def test_letterbox_keeps_the_aspect_the_whole_and_the_centre(size: tuple[int, in
 
 
 def test_transparency_becomes_white_without_a_dark_edge():
-    picture = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
-    picture.paste((255, 255, 255, 255), (2, 2, 6, 6))
-    assert np.asarray(letterbox(picture, 64)).min() >= 254
+    image = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    image.paste((255, 255, 255, 255), (2, 2, 6, 6))
+    assert np.asarray(letterbox(image, 64)).min() >= 254
 
 
 def test_an_svg_that_is_not_square_is_not_cut():
@@ -48,7 +48,7 @@ def test_an_svg_that_is_not_square_is_not_cut():
 
 def test_artwork_that_cannot_be_read_is_one_line(tmp_path: Path):
     broken = tmp_path / "a.png"
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     with pytest.raises(InputError, match=r"a\.png"):
         render(Artwork(path=broken))
 

@@ -42,8 +42,8 @@ from invariclip.bench.studies.stylebench.world import (
     group_answers,
     home_answers,
 )
+from invariclip.calibrate.data.images import ImageRecord
 from invariclip.calibrate.data.pairs import UNCHANGED, EmbeddingTable
-from invariclip.calibrate.data.pictures import Picture
 from invariclip.calibrate.evaluation.baselines import Baseline, none
 from invariclip.calibrate.evaluation.maps import PerModality
 from invariclip.calibrate.evaluation.modality import Projectors
@@ -166,10 +166,10 @@ def test_every_row_is_there_and_what_styles_change_is_removed(trials: dict[str, 
 
 
 def test_what_is_tried_is_calibrates_grid_with_less_of_what_is_dear():
-    by_pictures, by_name = tried(64, "prototypes"), tried(64, "zero-shot")
-    assert by_pictures[0] == ProjectionCandidate("identity")
-    assert {c.strength for c in by_pictures if c.estimator == "icm"} == {1.0, 10.0}
-    assert not any(c.captions for c in by_pictures)
+    by_images, by_name = tried(64, "prototypes"), tried(64, "zero-shot")
+    assert by_images[0] == ProjectionCandidate("identity")
+    assert {c.strength for c in by_images if c.estimator == "icm"} == {1.0, 10.0}
+    assert not any(c.captions for c in by_images)
     assert {c.estimator for c in by_name if c.captions} == {"shrinkage"}
     assert len(by_name) == len(set(by_name))
 
@@ -200,7 +200,7 @@ def test_answers_are_the_nearest_prototype_and_the_nearest_name():
         assert (answers(world, plain, way) == (nearest == table.labels[world.queries])).all()  # type: ignore[arg-type]
 
 
-def test_names_and_pictures_may_go_through_maps_of_their_own():
+def test_names_and_images_may_go_through_maps_of_their_own():
     world = world_of(0)
     table, shift = world.table, np.random.default_rng(0).normal(size=WIDTH)
     images, texts = none(WIDTH), Baseline("x", shift, np.eye(WIDTH))
@@ -220,7 +220,7 @@ def test_names_of_the_own_group_are_told_apart_alone():
     assert right.mean() >= answers(world, plain, "zero-shot").mean()
 
 
-def test_at_home_a_picture_is_no_part_of_its_prototype_and_nothing_asked_about_was_fitted():
+def test_at_home_an_image_is_no_part_of_its_prototype_and_nothing_asked_about_was_fitted():
     world, plain = world_of(0), identity(WIDTH)
     table = world.table
     asked = np.flatnonzero(world.home)
@@ -247,7 +247,7 @@ def test_blas_is_bound_and_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch):
         bound_blas()
 
 
-def test_pictures_are_resampled_within_environment_and_class():
+def test_images_are_resampled_within_environment_and_class():
     right = np.asarray([1, 1, 0, 0, 1, 0], dtype=bool)
     classes, environments = np.asarray([0, 0, 1, 1, 0, 0]), np.asarray([0, 0, 0, 0, 1, 1])
     samples = Stratified(classes, environments, resamples=500).samples(right)
@@ -304,7 +304,7 @@ def test_the_summary_means_over_seeds_and_the_page_says_so(trials: dict[str, lis
     own = [np.mean(each) - none for each in by_style]
     assert found["rows"]["auto"]["by_seed"] == pytest.approx(own, abs=2e-3)
     assert found["rows"]["auto"]["spread"] == pytest.approx(np.std(own, ddof=1), abs=2e-3)
-    # Both lists hold the same pictures here.
+    # Both lists hold the same images here.
     twins = [found["pairs"][name] for name in ("natural + the seven", "natural + all eighteen")]
     assert twins[0] == twins[1]
     assert twins[0]["difference"]["value"] > 10
@@ -312,7 +312,7 @@ def test_the_summary_means_over_seeds_and_the_page_says_so(trials: dict[str, lis
     texts = summarise(world, trials["zero-shot"], None)
     given = {
         "model": "reference", "checkpoint_sha256": "0" * 64, "width": WIDTH, "precision": "float32", "seeds": 2,
-        "concepts": CONCEPTS, "learnt_concepts": 12, "home_concepts": 4, "pictures": dict.fromkeys(STYLES, CONCEPTS),
+        "concepts": CONCEPTS, "learnt_concepts": 12, "home_concepts": 4, "images": dict.fromkeys(STYLES, CONCEPTS),
     }  # fmt: skip
     result = {**given, "tables": {"zero-shot": texts, "prototypes": found}}
     page = render(json.loads(json.dumps(result)))
@@ -343,25 +343,25 @@ def test_a_baseline_above_ours_is_said_so():
 
 def test_worlds_of_a_checkpoint_know_its_layers_and_what_it_makes_of_styles(tmp_path: Path, small: Any):
     rng = np.random.default_rng(0)
-    pictures = []
+    images = []
     for style in (*TRAINING_STYLES[:2], HELD_OUT_STYLES[0]):
         for name in ("cat", "dog", "bus"):
             file = tmp_path / f"{style}-{name}.png"
             Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(file)
-            pictures.append(Picture(file, concept=name, name=name, environment=style, split="train"))
+            images.append(ImageRecord(file, concept=name, name=name, environment=style, split="train"))
     trunk = TrunkEncoder(small)
     groups = {"cat": "animals", "dog": "animals", "bus": "things"}
-    other = embed_elsewhere(small, trunk, pictures, tmp_path / "cache")
+    other = embed_elsewhere(small, trunk, images, tmp_path / "cache")
     kinds = {SEVEN: PAPER[:2]}
-    world = embed_world(small, trunk, pictures, groups, kinds, tmp_path / "cache", 0, elsewhere=other)
+    world = embed_world(small, trunk, images, groups, kinds, tmp_path / "cache", 0, elsewhere=other)
     assert world.layers is not None
     assert world.layers.image.shape == (small.embed_dim, trunk.embed_dim)
     assert world.styles is not None
     assert world.styles.words.shape == (15, small.embed_dim)  # three phrases for every training style, none for others
     assert world.styles.prompts.shape == (15, 3, small.embed_dim)
     assert [world.groups[world.table.concept_names.index(name)] for name in ("cat", "dog", "bus")] == [0, 0, 1]
-    # what is scored is what the checkpoint itself makes of the pictures
-    batch = np.stack([pixels(picture.path, small.pixels) for picture in pictures])
+    # what is scored is what the checkpoint itself makes of the images
+    batch = np.stack([pixels(image.path, small.pixels) for image in images])
     assert np.allclose(unit(small.encode_images(batch)), world.table.vectors, atol=1e-5)
     assert elsewhere_answers(other, identity(small.embed_dim)).shape == (9,)
     maps = _baselines(world, ProjectionCandidate("icm", 8, 1.0))

@@ -1,4 +1,4 @@
-"""Agreement on pictures that no export saw: the figures, the page, and the command on a small artifact."""
+"""Agreement on images that no export saw: the figures, the page, and the command on a small artifact."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ def test_a_row_counts_the_same_best_and_the_cosines_whatever_the_lengths():
 
 def record():
     rows = [
-        unseen.asdict(unseen.UnseenAgreement(name, pictures, 400, same, *unseen.wilson(same, 400), 0.99, 0.999))
+        unseen.asdict(unseen.UnseenAgreement(name, images, 400, same, *unseen.wilson(same, 400), 0.99, 0.999))
         for name, same in (("int8", 398), (unseen.PEER, 380))
-        for pictures in (unseen.JUDGED, "paintings")
+        for images in (unseen.JUDGED, "paintings")
     ]
     return {
         "model": "m", "artifact": "m.icm", "limit": 400, "min_top1": 0.97, "classes": 7,
         "schedules": ["chosen: 200 x 12"],
         "sets": [
-            {"name": unseen.JUDGED, "kind": "seen", "pictures": 400},
-            {"name": "paintings", "kind": "unseen", "pictures": 400},
+            {"name": unseen.JUDGED, "kind": "seen", "images": 400},
+            {"name": "paintings", "kind": "unseen", "images": 400},
         ],
         "candidates": [
             {"name": "float32", "megabytes": 87.0, "made": []},
@@ -85,21 +85,21 @@ def test_an_artifacts_variant_is_asked_and_its_answers_are_kept(tmp_path):
     pytest.importorskip("openvino")
     from invariclip.export.assemble import export_artifact
     from invariclip.export.checkpoints.checkpoint import load_checkpoint
-    from invariclip.export.reference import pictures_path
+    from invariclip.export.reference import images_path
     from invariclip.export.variants import Wish
-    from invariclip.preprocessing.pixels import find_pictures
+    from invariclip.preprocessing.pixels import find_images
 
-    pictures = find_pictures([pictures_path()])[::100]
+    images = find_images([images_path()])[::100]
     artifact = tmp_path / "small.icm"
     export_artifact(
-        load_checkpoint("reference"), artifact, classes=("a dog", "a cat", "a key"), images=pictures,
+        load_checkpoint("reference"), artifact, classes=("a dog", "a cat", "a key"), images=images,
         backends=("openvino",), wish=Wish(("float16",)), threads=1,
     )  # fmt: skip
-    where = str(pictures_path() / "noto")
+    where = str(images_path() / "noto")
     work = tmp_path / "work"
     found = unseen.measure(artifact, [f"noto={where}"], None, 3, work)
-    rows = [(row["name"], row["pictures"], row["items"], row["same"]) for row in found["rows"]]
-    assert rows == [("float16", unseen.JUDGED, len(pictures), len(pictures)), ("float16", "noto", 3, 3)]
+    rows = [(row["name"], row["images"], row["items"], row["same"]) for row in found["rows"]]
+    assert rows == [("float16", unseen.JUDGED, len(images), len(images)), ("float16", "noto", 3, 3)]
     assert min(row["cosine_min"] for row in found["rows"]) > 0.9999
     before = sorted(path.stat().st_mtime_ns for path in work.iterdir())
     again = unseen.measure(artifact, [f"noto={where}"], None, 3, work)

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 
 from invariclip.calibrate.data import embed as module
 from invariclip.calibrate.data.embed import EmbeddingJob, embed, embed_texts, shown
-from invariclip.calibrate.data.pictures import SkippedPictureWarning, read_pictures
+from invariclip.calibrate.data.images import SkippedImageWarning, read_images
 from invariclip.errors import InputError
 from invariclip.files import sha256_file
 from invariclip.preprocessing.interventions import CATALOGUE, InterventionRequest, intervene, resolve
@@ -18,7 +18,7 @@ from invariclip.preprocessing.pixels import stack
 
 @pytest.fixture
 def jobs(manifest):
-    return [EmbeddingJob(picture.path) for picture in read_pictures(manifest)]
+    return [EmbeddingJob(image.path) for image in read_images(manifest)]
 
 
 def expected(encoder, batch):
@@ -34,24 +34,24 @@ def test_unit_length_and_equal_to_the_encoder(world, jobs):
     assert result.skipped == ()
 
 
-def test_changed_pictures_are_changed_as_the_tower_sees_them(world, jobs):
+def test_changed_images_are_changed_as_the_tower_sees_them(world, jobs):
     job = EmbeddingJob(jobs[0].path, "invert", 5)
-    (picture,) = stack([job.path], world.SPEC)
-    changed = np.asarray(intervene(Image.fromarray(picture), "invert", sha256_file(job.path), 5))
+    (image,) = stack([job.path], world.SPEC)
+    changed = np.asarray(intervene(Image.fromarray(image), "invert", sha256_file(job.path), 5))
     result = embed(world.LinearEncoder(), [jobs[0], job])
     assert np.allclose(result.vectors[1], expected(world.LinearEncoder(), changed[None])[0])
 
 
 def test_a_donor_is_seen_as_the_tower_sees_it(world, jobs):
     job = EmbeddingJob(jobs[0].path, "style-exchange", 5, jobs[25].path)
-    picture, donor = map(Image.fromarray, stack([job.path, job.donor], world.SPEC))
-    changed = np.asarray(intervene(picture, "style-exchange", sha256_file(job.path), 5, donor))
+    image, donor = map(Image.fromarray, stack([job.path, job.donor], world.SPEC))
+    changed = np.asarray(intervene(image, "style-exchange", sha256_file(job.path), 5, donor))
     result = embed(world.LinearEncoder(), [job])
     assert np.allclose(result.vectors[0], expected(world.LinearEncoder(), changed[None])[0])
 
 
 def test_keys_of_the_papers_seven_stay_as_they_are(world, jobs, tmp_path):
-    """Else what caches hold would be made again; version 2 leaves out what changes nothing in a picture."""
+    """Else what caches hold would be made again; version 2 leaves out what changes nothing in an image."""
     embed(world.LinearEncoder(), [jobs[0], EmbeddingJob(jobs[0].path, "invert", 5)], cache=tmp_path)
     (part,) = tmp_path.rglob("*.safetensors")
     digest = sha256_file(jobs[0].path)
@@ -59,7 +59,7 @@ def test_keys_of_the_papers_seven_stay_as_they_are(world, jobs, tmp_path):
     assert [bytes(key) for key in load_file(part)["keys"]] == keys
 
 
-def test_all_that_a_changed_picture_depends_on_is_in_its_key(world, jobs, tmp_path):
+def test_all_that_a_changed_image_depends_on_is_in_its_key(world, jobs, tmp_path):
     path, donor, other = (job.path for job in jobs[:3])
     exchange = InterventionRequest("style-exchange", CATALOGUE["style-exchange"](window=0.4))
     weaker = InterventionRequest("style-exchange", CATALOGUE["style-exchange"](window=0.4, strength=0.1))
@@ -84,7 +84,7 @@ def test_all_that_a_changed_picture_depends_on_is_in_its_key(world, jobs, tmp_pa
 def test_interventions_that_do_not_apply_are_counted_with_one_warning(world, jobs):
     """The drawn patterns run to the border, so there is no background."""
     asked = [*jobs[:5], *(EmbeddingJob(job.path, "background-texture") for job in jobs[:5])]
-    with pytest.warns(SkippedPictureWarning, match="left out on 5 pictures: background-texture: the border") as caught:
+    with pytest.warns(SkippedImageWarning, match="left out on 5 images: background-texture: the border") as caught:
         result = embed(world.LinearEncoder(), asked)
     assert len(caught) == 1
     assert result.kept.tolist() == [0, 1, 2, 3, 4]
@@ -102,7 +102,7 @@ def test_what_does_not_apply_is_not_tried_again(world, jobs, tmp_path, monkeypat
     assert again.declined == first.declined
     assert [index for index, _ in again.declined] == [2, 3, 4, 5, 6]
     assert tried == []
-    # another seed, another picture, and another size of the texture are other questions
+    # another seed, another image, and another size of the texture are other questions
     wider = InterventionRequest("background-texture", CATALOGUE["background-texture"](tolerance=7))
     path = jobs[0].path
     others = [
@@ -128,11 +128,11 @@ def test_a_damaged_record_of_what_does_not_apply_costs_a_try(world, jobs, tmp_pa
 
 def test_a_donor_that_cannot_be_read_is_named(world, jobs):
     jobs[2].path.unlink()
-    with pytest.warns(SkippedPictureWarning) as caught:
+    with pytest.warns(SkippedImageWarning) as caught:
         result = embed(world.LinearEncoder(), [jobs[0], EmbeddingJob(jobs[0].path, "style-exchange", 0, jobs[2].path)])
     assert len(caught) == 1
     assert str(jobs[2].path) in result.skipped[0][1]
-    with pytest.raises(InputError, match="style-exchange needs a second picture"):
+    with pytest.raises(InputError, match="style-exchange needs a second image"):
         embed(world.LinearEncoder(), [EmbeddingJob(jobs[0].path, "style-exchange")])
 
 
@@ -204,11 +204,11 @@ def test_damaged_cache_costs_its_own_rows_only(world, jobs, tmp_path, monkeypatc
     assert sum(encoder.batches) == 10
 
 
-def test_bad_pictures_are_named_counted_and_left_out(world, jobs):
+def test_bad_images_are_named_counted_and_left_out(world, jobs):
     jobs[2].path.write_bytes(jobs[2].path.read_bytes()[:40])
-    jobs[5].path.write_text("not a picture")
+    jobs[5].path.write_text("not an image")
     jobs[7].path.unlink()
-    with pytest.warns(SkippedPictureWarning) as caught:
+    with pytest.warns(SkippedImageWarning) as caught:
         result = embed(world.LinearEncoder(), jobs)
     assert [index for index, _ in result.skipped] == [2, 5, 7]
     assert result.kept.tolist() == [index for index in range(30) if index not in (2, 5, 7)]
@@ -223,15 +223,15 @@ def test_embeddings_that_are_not_numbers_are_left_out(world, jobs):
             vectors[1], vectors[2] = np.nan, 0
             return vectors
 
-    with pytest.warns(SkippedPictureWarning, match="zero or not finite"):
+    with pytest.warns(SkippedImageWarning, match="zero or not finite"):
         result = embed(Broken(), jobs)
     assert [index for index, _ in result.skipped] == [1, 2]
 
 
 def test_nothing_left(world, tmp_path):
-    with pytest.warns(SkippedPictureWarning), pytest.raises(InputError, match="no picture could be embedded"):
+    with pytest.warns(SkippedImageWarning), pytest.raises(InputError, match="no image could be embedded"):
         embed(world.LinearEncoder(), [EmbeddingJob(tmp_path / "none.png")])
-    with pytest.raises(InputError, match="there are no pictures"):
+    with pytest.raises(InputError, match="there are no images"):
         embed(world.LinearEncoder(), [])
 
 

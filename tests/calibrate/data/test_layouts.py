@@ -26,12 +26,12 @@ def build(root, layout, *, classes=None, leave_out=()):
 def test_every_environment_and_class_is_read(tmp_path, name, inside):
     layout = LAYOUTS[name]
     build(tmp_path / layout.folder, layout)
-    pictures = read_layout(layout, tmp_path if inside else tmp_path / layout.folder)
-    assert {p.environment for p in pictures} == set(layout.environments)
-    assert {p.concept for p in pictures} == set(layout.classes)
-    assert len(pictures) == len(layout.environments) * layout.class_count
+    images = read_layout(layout, tmp_path if inside else tmp_path / layout.folder)
+    assert {p.environment for p in images} == set(layout.environments)
+    assert {p.concept for p in images} == set(layout.classes)
+    assert len(images) == len(layout.environments) * layout.class_count
     # equal file names in two environments are not one object
-    assert all(p.name == words(p.concept) for p in pictures)
+    assert all(p.name == words(p.concept) for p in images)
 
 
 @pytest.mark.parametrize(("name", "classes"), [("PACS", 7), ("VLCS", 5), ("OfficeHome", 65), ("TerraIncognita", 10)])
@@ -79,9 +79,9 @@ def test_spellings_of_copies_are_one_name(tmp_path):
     root = build(tmp_path, layout)
     (root / "Real World").rename(root / "RealWorld")
     (root / "Art" / "ToothBrush").rename(root / "Art" / "Toothbrush")
-    pictures = read_layout(layout, root)
-    assert {p.environment for p in pictures} == set(layout.environments)
-    assert {p.name for p in pictures if "tooth" in p.name} == {"toothbrush"}
+    images = read_layout(layout, root)
+    assert {p.environment for p in images} == set(layout.environments)
+    assert {p.name for p in images if "tooth" in p.name} == {"toothbrush"}
 
 
 def test_names_are_forgiving_and_unknown_ones_list_what_there_is():
@@ -95,6 +95,6 @@ def test_names_are_forgiving_and_unknown_ones_list_what_there_is():
 
 @pytest.mark.skipif(not PACS.is_dir(), reason="needs the half of PACS beside the repository, ../shared/data/pacs")
 def test_the_half_of_pacs_at_hand_is_whole():
-    pictures = read_layout(LAYOUTS["PACS"], PACS)
-    assert len(pictures) == 5064
-    assert {p.concept for p in pictures} == set(LAYOUTS["PACS"].classes)
+    images = read_layout(LAYOUTS["PACS"], PACS)
+    assert len(images) == 5064
+    assert {p.concept for p in images} == set(LAYOUTS["PACS"].classes)

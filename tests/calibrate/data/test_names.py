@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from invariclip.calibrate.data.images import CoincidingNamesWarning, read_images
 from invariclip.calibrate.data.names import by_design, judge
-from invariclip.calibrate.data.pictures import CoincidingNamesWarning, read_pictures
 from invariclip.errors import InputError
 
 PACS = Path(__file__).parents[4] / "shared" / "data" / "pacs"
@@ -106,37 +106,37 @@ def test_a_set_that_was_thinned_by_name_alone_is_not_taken_for_objects():
 def test_a_folder_says_what_it_did_and_what_to_say(tmp_path):
     drawn(tmp_path, both("house", [f"pic_{n:03d}" for n in range(1, 5)]) + both("dog", ["1f415", "1f429"]))
     with pytest.warns(CoincidingNamesWarning, match="4 pairs of equal file names in 1 of 2 classes") as told:
-        pictures = read_pictures(tmp_path)
+        images = read_images(tmp_path)
     assert "such as house/pic_001 in noto and sketch" in str(told[0].message)
     assert "--pairs-by name" in str(told[0].message)
     assert "\n" not in str(told[0].message)
-    assert {picture.concept for picture in pictures} == {"house", "dog/1f415", "dog/1f429"}
+    assert {image.concept for image in images} == {"house", "dog/1f415", "dog/1f429"}
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(("by", "concepts"), [("name", {"dog/1", "dog/2"}), ("class", {"dog"})])
 def test_what_is_asked_for_is_done_without_a_word(tmp_path, by, concepts):
     drawn(tmp_path, both("dog", ["1", "2"]))
-    assert {picture.concept for picture in read_pictures(tmp_path, pairs_by=by)} == concepts
+    assert {image.concept for image in read_images(tmp_path, pairs_by=by)} == concepts
 
 
 @pytest.mark.filterwarnings("error")
 def test_shared_names_are_read_without_a_word(tmp_path):
     drawn(tmp_path, both("dog", ["1f415", "1f429"]))
-    assert {picture.concept for picture in read_pictures(tmp_path)} == {"dog/1f415", "dog/1f429"}
+    assert {image.concept for image in read_images(tmp_path)} == {"dog/1f415", "dog/1f429"}
 
 
 def test_the_same_names_with_the_class_are_taken_and_told(tmp_path):
     drawn(tmp_path, both("cat", ["cat-1", "cat-17", "cat-18"]))
     with pytest.warns(CoincidingNamesWarning, match="3 pairs .*: they are taken for one object; say --pairs-by name"):
-        assert len({picture.concept for picture in read_pictures(tmp_path)}) == 3
+        assert len({image.concept for image in read_images(tmp_path)}) == 3
 
 
 def test_a_manifest_says_it_itself(manifest, tmp_path):
     with pytest.raises(InputError, match="a manifest says in its column concept"):
-        read_pictures(manifest, pairs_by="class")
+        read_images(manifest, pairs_by="class")
     with pytest.raises(InputError, match="'colour'; available: auto, name, class"):
-        read_pictures(tmp_path, pairs_by="colour")
+        read_images(tmp_path, pairs_by="colour")
 
 
 def test_command_line(tmp_path, run, tiny_checkpoint):
@@ -163,8 +163,8 @@ def test_the_two_drawn_domains_of_pacs_count_their_files(tmp_path):
         for number, file in enumerate(sorted(folder.iterdir()), 1):
             (tmp_path / folder.relative_to(PACS) / f"pic_{number:03d}{file.suffix}").symlink_to(file)
     with pytest.warns(CoincidingNamesWarning, match="house/pic_001 in art_painting and cartoon|look like numbers"):
-        pictures = read_pictures(tmp_path)
+        images = read_images(tmp_path)
     classes = {folder.name for folder in (PACS / "photo").iterdir()}
-    assert {picture.concept for picture in pictures} == classes
-    assert {picture.concept for picture in read_pictures(PACS)} == classes
-    assert len({picture.concept for picture in read_pictures(tmp_path, pairs_by="name")}) > 1000
+    assert {image.concept for image in images} == classes
+    assert {image.concept for image in read_images(PACS)} == classes
+    assert len({image.concept for image in read_images(tmp_path, pairs_by="name")}) > 1000

@@ -37,7 +37,7 @@ def test_natural_pairs_give_the_pooled_within_concept_covariance(world):
     assert np.allclose(moments.sigma_delta, 2 * within)
 
 
-def test_many_pictures_of_a_class_are_sampled_with_the_same_weight(world):
+def test_many_images_of_a_class_are_sampled_with_the_same_weight(world):
     table = world.random_table(concepts=1, environments=2)
     big = table.where(np.ones(2, dtype=bool))
     big = type(big)(
@@ -59,7 +59,7 @@ def test_many_pictures_of_a_class_are_sampled_with_the_same_weight(world):
     assert len({*zip(pairs.first, pairs.second, strict=True)}) == 64
 
 
-def test_changed_versions_share_their_pictures_weight(world):
+def test_changed_versions_share_their_images_weight(world):
     table = world.random_table(concepts=3, environments=2, kinds=3)
     pairs = interventional_pairs(table)
     assert len(pairs) == 18
@@ -83,13 +83,13 @@ def test_sources_count_the_same(world):
     assert both.pairs == len(natural) + len(changed)
 
 
-def test_rows_go_with_their_picture(world):
+def test_rows_go_with_their_image(world):
     table = world.random_table(concepts=4, environments=2, kinds=2)
     part = table.where(table.environments == 1)
     assert (part.environments == 1).all()
     assert np.allclose(part.vectors[part.origins][part.unchanged], part.vectors[part.unchanged])
     assert (part.concepts[part.origins] == part.concepts).all()
-    lone = table.where(~table.unchanged)  # pictures gone: their versions go too
+    lone = table.where(~table.unchanged)  # images gone: their versions go too
     assert len(lone.vectors) == 0
 
 

@@ -1,4 +1,4 @@
-"""Changed versions: which interventions a picture gets, and which other picture one borrows from."""
+"""Changed versions: which interventions an image gets, and which other image one borrows from."""
 
 import hashlib
 from collections import Counter
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from invariclip.calibrate.data.pictures import Picture
+from invariclip.calibrate.data.images import ImageRecord
 from invariclip.calibrate.data.versions import Donors, changed_versions
 from invariclip.errors import InputError
 from invariclip.preprocessing.interventions import choose_kinds, parse_kinds
@@ -23,7 +23,7 @@ def world(count, environments=3):
 
 
 @given(order=st.permutations(range(24)), environments=st.integers(1, 4), seed=st.integers(0, 9))
-def test_a_donor_is_another_picture_of_another_environment_whatever_the_order(order, environments, seed):
+def test_a_donor_is_another_image_of_another_environment_whatever_the_order(order, environments, seed):
     rows = world(24, environments)
     donors, shuffled = Donors(rows), Donors([rows[index] for index in order])
     for digest, environment, path in rows:
@@ -43,7 +43,7 @@ def test_donors_are_drawn_evenly_and_anew_by_label_and_seed():
     assert len({donors.choose(*rows[0][:2], label, seed) for label in "ab" for seed in range(10)}) > 10
 
 
-def test_a_picture_more_changes_few_donors():
+def test_an_image_more_changes_few_donors():
     rows = world(200)
     before, after = Donors(rows), Donors([*rows, (digest_of("new"), "e0", Path("new"))])
     moved = sum(before.choose(d, e, "swap", 0) != after.choose(d, e, "swap", 0) for d, e, _ in rows)
@@ -52,7 +52,7 @@ def test_a_picture_more_changes_few_donors():
 
 def test_the_same_content_is_no_donor():
     twins = [(digest_of(1), "red", Path("a")), (digest_of(1), "blue", Path("b"))]
-    with pytest.raises(InputError, match="swap needs a second picture and there is none"):
+    with pytest.raises(InputError, match="swap needs a second image and there is none"):
         Donors(twins).choose(digest_of(1), "red", "swap", 0)
     other = Donors([*twins, (digest_of(2), "red", Path("c"))])
     assert other.choose(digest_of(1), "red", "swap", 0) == Path("c")
@@ -60,14 +60,14 @@ def test_the_same_content_is_no_donor():
 
 def test_versions_are_those_that_were_chosen_and_only_some_borrow():
     kinds = parse_kinds("invert,style-exchange,fog")
-    pictures = [Picture(path, "c", "c", environment) for _, environment, path in world(12)]
+    images = [ImageRecord(path, "c", "c", environment) for _, environment, path in world(12)]
     digests = [digest_of(n) for n in range(12)]
-    versions = changed_versions(pictures, digests, kinds, draws=2, seed=5)
+    versions = changed_versions(images, digests, kinds, draws=2, seed=5)
     assert len(versions) == 24
     for version in versions:
         assert version.job.kind == kinds[version.kind]
-        assert (version.job.path, version.job.seed) == (pictures[version.origin].path, 5)
+        assert (version.job.path, version.job.seed) == (images[version.origin].path, 5)
         assert (version.job.donor is not None) == (version.job.kind.label == "style-exchange")
     drawn = [version.job.kind.label for version in versions if version.origin == 3]
     assert drawn == list(choose_kinds(("invert", "style-exchange", "fog"), digests[3], 5, 2))
-    assert changed_versions(pictures, digests, (), draws=2, seed=5) == []
+    assert changed_versions(images, digests, (), draws=2, seed=5) == []

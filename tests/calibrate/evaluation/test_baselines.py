@@ -101,7 +101,7 @@ def test_on_the_linear_model_labels_alone_fall_behind_pairs(world):
         assert baseline.name in baselines.BASELINES
 
 
-def test_more_dimensions_than_pictures(data):
+def test_more_dimensions_than_images(data):
     rows, labels = data
     wide = np.concatenate([rows[:20], np.zeros((20, 40))], axis=1)
     for baseline in (
@@ -114,7 +114,7 @@ def test_more_dimensions_than_pictures(data):
 
 def test_refusals(data):
     rows, labels = data
-    with pytest.raises(InputError, match="no picture"):
+    with pytest.raises(InputError, match="no image"):
         baselines.centring(empty(3))
     with pytest.raises(InputError, match="equal embeddings"):
         baselines.whitening(of_points(np.ones((5, 3))))
@@ -122,7 +122,7 @@ def test_refusals(data):
         baselines.lda(rows, labels[:2])
     with pytest.raises(InputError, match="needs two at least, not 1"):
         baselines.within_class(rows, np.zeros_like(labels))
-    with pytest.raises(InputError, match="no class has two pictures that differ"):
+    with pytest.raises(InputError, match="no class has two images that differ"):
         baselines.within_class(rows, np.arange(len(rows)))
     with pytest.raises(ProjectionError, match="rank 5 is not from 1 to 4"):
         baselines.lda(rows, labels, 5)

@@ -191,7 +191,7 @@ def test_more_classes_than_dimensions_need_a_number_of_directions():
     assert np.allclose(splince(*few, directions=50).matrix, splince(*few).matrix)
 
 
-def test_fewer_pictures_than_dimensions():
+def test_fewer_images_than_dimensions():
     rows, codes, labels = draw(1, count=20, width=40)
     assert np.abs(covariance(mapped(leace(rows, codes), rows), codes)).max() < 1e-10
     assert np.abs(covariance(mapped(splince(rows, codes, labels), rows), codes)).max() < 1e-10

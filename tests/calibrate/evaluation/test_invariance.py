@@ -1,4 +1,4 @@
-"""The gap is a share of the distance between pictures."""
+"""The gap is a share of the distance between images."""
 
 import numpy as np
 import pytest

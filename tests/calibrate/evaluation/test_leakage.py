@@ -50,7 +50,7 @@ def test_a_class_of_one_environment_does_not_count():
     assert domain_leakage(vectors, labels, environments) == domain_leakage(
         vectors[only], labels[only], environments[only]
     )
-    with pytest.raises(InputError, match="class with pictures in two environments"):
+    with pytest.raises(InputError, match="class with images in two environments"):
         domain_leakage(vectors, environments, environments)
 
 
@@ -77,8 +77,8 @@ def test_readers_see_what_they_are_said_to():
 
 
 @pytest.mark.parametrize("reader", ["centroid", "linear", "probe"])
-def test_a_class_of_one_picture_in_each_environment_does_not_tell(reader):
-    """The mean of the class is that of the pictures that are not tested: with all of them, noise would tell."""
+def test_a_class_of_one_image_in_each_environment_does_not_tell(reader):
+    """The mean of the class is that of the images that are not tested: with all of them, noise would tell."""
     rng = np.random.default_rng(1)
     labels, environments = np.repeat(np.arange(60), 3), np.tile(np.arange(3), 60)
     rates = []

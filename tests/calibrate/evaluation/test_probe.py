@@ -64,7 +64,7 @@ def test_turning_the_axes_changes_no_answer():
 
 
 def test_the_penalty_is_chosen_on_the_environment_left_out():
-    """A weak signal in many directions of noise: a weak penalty learns the noise, and only a left-out picture tells."""
+    """A weak signal in many directions of noise: a weak penalty learns the noise, and only a left-out image tells."""
     rng = np.random.default_rng(0)
     labels, environments = np.arange(150) % 2, np.repeat(np.arange(3), 50)
     vectors = rng.normal(size=(150, 60))

@@ -68,7 +68,7 @@ def test_a_rotation_harms_nothing(seed, turn):
 
 
 def test_groups_are_left_out_as_a_whole():
-    """Twins of a picture would give an attribute away that is told by nothing but who the picture is."""
+    """Twins of an image would give an attribute away that is told by nothing but who the image is."""
     rng = np.random.default_rng(0)
     groups = np.repeat(np.arange(60), 5)
     rows = unit(rng.normal(size=(60, 80))[groups] + 0.1 * rng.normal(size=(300, 80)))

@@ -108,7 +108,7 @@ def test_without_a_projection_there_is_nothing_to_tell_apart():
 
 def summary(selection):
     facts = {
-        "environments": {}, "pictures": 0, "concepts": 0, "natural_pairs": 0, "interventional_pairs": 0,
+        "environments": {}, "images": 0, "concepts": 0, "natural_pairs": 0, "interventional_pairs": 0,
         "caption_pairs": 0, "problems": {}, "declined": {},
     }  # fmt: skip
     return summary_text(Calibration(identity(WIDTH), selection, facts))

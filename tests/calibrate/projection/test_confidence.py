@@ -69,7 +69,7 @@ def test_parts_without_movement_are_not_drawn():
     still = of_points(rows) + of_pairs(rows, rows)
     found = confidence([*parts, still, of_points(rows)], "generalised", KEPT)
     assert found.groups == 20
-    # Pictures apart from the pairs leave every resample with a Σ.
+    # Images apart from the pairs leave every resample with a Σ.
     split = [of_pairs(*drawn([0, group], 20)) for group in range(5)]
     assert confidence([*split, of_points(rows)], "shrinkage", None, 1.0).groups == 5
     assert confidence([split[0] + of_points(rows), *split[1:]], "icm", KEPT, 1.0).groups == 5

@@ -103,8 +103,8 @@ def test_units_do_not_matter(seed, width, how, factor):
 
 
 @pytest.mark.parametrize(("estimator", "strength"), [("icm", 1.0), ("generalised", None)])
-def test_fewer_pictures_than_dimensions(estimator, strength):
-    """What no picture excites must not pass for invariant: signal comes first, whatever its movement."""
+def test_fewer_images_than_dimensions(estimator, strength):
+    """What no image excites must not pass for invariant: signal comes first, whatever its movement."""
     rng = np.random.default_rng(0)
     rows = np.zeros((10, 30))
     rows[:, :6] = rng.normal(size=(10, 6))

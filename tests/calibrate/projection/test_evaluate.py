@@ -59,7 +59,7 @@ def test_same_seed_same_interval_and_nothing_to_score():
     first, again, other = (Bootstrap(concepts, environments, seed=seed).intervals(correct) for seed in (0, 0, 1))
     assert first == again
     assert first != other
-    with pytest.raises(InputError, match="no picture"):
+    with pytest.raises(InputError, match="no image"):
         Bootstrap(np.empty(0, dtype=int), np.empty(0, dtype=int))
 
 

@@ -73,7 +73,7 @@ def test_enough_data_is_taken_as_it_is():
     assert regularised(few)[2] == pytest.approx(shares(few)[1])
 
 
-def test_pairs_that_share_pictures_count_as_fewer():
+def test_pairs_that_share_images_count_as_fewer():
     rows = rows_of(1, 60, 10)
     pairs = of_pairs(rows[:30], rows[30:])
     fewer = of_pairs(rows[:30], rows[30:], independent=15)

@@ -195,7 +195,7 @@ def test_refusals():
         empty(2) + empty(3)
     with pytest.raises(InputError, match="no pair"):
         _ = of_points(rows).sigma_delta
-    with pytest.raises(InputError, match="no picture"):
+    with pytest.raises(InputError, match="no image"):
         _ = empty(2).sigma
     with pytest.raises(InputError, match="weight"):
         empty(2).scaled(-1)

@@ -118,14 +118,14 @@ def test_zero_shot_and_both():
 
 
 def test_captions_close_the_gap_between_modalities():
-    """Pictures and texts in two cones: shrinking all but the gap ruins zero-shot, caption pairs shrink the gap too."""
+    """Images and texts in two cones: shrinking all but the gap ruins zero-shot, caption pairs shrink the gap too."""
     rng = np.random.default_rng(0)
     table = shifted(nuisance=0.7)
     centres = np.stack([table.vectors[table.labels == code].mean(axis=0) for code in range(60)])
     gap = np.concatenate([np.zeros(WIDTH), [1.0]])
-    pictures = np.pad(table.vectors, ((0, 0), (0, 1))) - 1.5 * gap
+    images = np.pad(table.vectors, ((0, 0), (0, 1))) - 1.5 * gap
     bank = unit(np.pad(centres + 0.02 * rng.normal(size=centres.shape), ((0, 0), (0, 1))) + 1.5 * gap)
-    table = EmbeddingTable(**{**table.__dict__, "vectors": unit(pictures)})
+    table = EmbeddingTable(**{**table.__dict__, "vectors": unit(images)})
     seen, unseen = table.where(table.environments < 4), table.environments == 4
     results = {}
     for captions in (False, True):
@@ -191,8 +191,8 @@ def test_the_probe_is_scored_as_it_will_be_used():
     assert selection.to_json()["objective"] == "probe"
 
 
-def test_few_concepts_are_classes_and_pictures_are_resampled():
-    """With seven classes a resample of classes would say little; four times the pictures halve the interval."""
+def test_few_concepts_are_classes_and_images_are_resampled():
+    """With seven classes a resample of classes would say little; four times the images halve the interval."""
     rng = np.random.default_rng(0)
     widths = []
     for copies in (8, 32):

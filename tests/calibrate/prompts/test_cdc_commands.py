@@ -33,7 +33,7 @@ def test_json_is_one_document(run, common, tmp_path):
     assert code == 0
     answer = json.loads(out)
     assert answer["cdc"] == str(tmp_path / "cdc.safetensors")
-    assert answer["facts"]["pictures"] == 27
+    assert answer["facts"]["images"] == 27
     options = read_semantics(tmp_path / "cdc.safetensors").provenance["options"]
     assert options["augmentations"][0] == "none"
     assert options["augmentations"][1]["kind"] == "flip"

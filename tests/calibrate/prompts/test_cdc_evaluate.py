@@ -69,5 +69,5 @@ def test_harmonic_mean():
 
 def test_nothing_to_score_is_refused():
     for score in (evaluate.reliability, evaluate.risk_coverage):
-        with pytest.raises(InputError, match="no picture"):
+        with pytest.raises(InputError, match="no image"):
             score(np.empty(0), np.empty(0, bool))

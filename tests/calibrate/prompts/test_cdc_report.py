@@ -11,7 +11,7 @@ import pytest
 
 from invariclip.artifact.learned_prompts import read_semantics
 from invariclip.artifact.projection import Projection
-from invariclip.calibrate.data.pictures import Picture, read_pictures
+from invariclip.calibrate.data.images import ImageRecord, read_images
 from invariclip.calibrate.prompts.learn import Learnt, learn
 from invariclip.calibrate.prompts.options import PromptOptions
 from invariclip.calibrate.prompts.recall import recall
@@ -27,12 +27,12 @@ from invariclip.preprocessing.interventions import resolve
 from invariclip.uncertainty import fuse, opinions
 
 OPTIONS = PromptOptions(
-    learned=2, context_tokens=3, steps=4, check_every=2, classes=6, pictures=16, held=0.3,
+    learned=2, context_tokens=3, steps=4, check_every=2, classes=6, images=16, held=0.3,
     augmentations=(None, resolve("flip")),
 )  # fmt: skip
 FACTS = {
-    "pictures": 100, "classes": 5, "environments": {"one": 100}, "train": 20, "validation": 20, "held": 60,
-    "skipped": [], "declined": {}, "pictures_sha256": "0" * 64, "curve": [[0, 2.0], [2, 1.5], [4, 1.75]], "steps": 4,
+    "images": 100, "classes": 5, "environments": {"one": 100}, "train": 20, "validation": 20, "held": 60,
+    "skipped": [], "declined": {}, "images_sha256": "0" * 64, "curve": [[0, 2.0], [2, 1.5], [4, 1.75]], "steps": 4,
     "best_step": 2, "evidence_loss": 1.0, "threshold": None,
 }  # fmt: skip
 VERSIONS = {"options": {"seed": 0}, "invariclip": "0", "numpy": "0", "torch": "0"}
@@ -71,7 +71,7 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def made(manifest, tiny_projection, world):
-    """What a learning might have given: made vectors, answers that are often wrong, and real picture files."""
+    """What a learning might have given: made vectors, answers that are often wrong, and real image files."""
 
     def of(seed=0, count=60, noise=1.0, above=None, name="thing {}"):
         rng = np.random.default_rng(seed)
@@ -81,12 +81,12 @@ def made(manifest, tiny_projection, world):
         labels = np.arange(count) % classes
         vectors = bank[0, labels] + noise * rng.normal(size=(count, width)) / np.sqrt(width)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        paths = [picture.path for picture in read_pictures(manifest)]
+        paths = [image.path for image in read_images(manifest)]
         names = tuple(name.format(number) for number in range(classes))
-        used = tuple(Picture(paths[i % len(paths)], "c", names[labels[i]], "one") for i in range(count))
-        pictures = LabelledEmbeddings(vectors, labels, names, used, tuple(f"{i:064x}" for i in range(count)), ())
+        used = tuple(ImageRecord(paths[i % len(paths)], "c", names[labels[i]], "one") for i in range(count))
+        images = LabelledEmbeddings(vectors, labels, names, used, tuple(f"{i:064x}" for i in range(count)), ())
         scales = Scales(np.array([1.0, 1.5, 0.7]), np.array([-2.0, -1.5, -3.0]), np.array([0.1, 0.2, -0.1]), 0.5)
-        scored = ScoredImages(True, pictures, bank, 10.0, scales, world.SPEC)
+        scored = ScoredImages(True, images, bank, 10.0, scales, world.SPEC)
         semantics = SimpleNamespace(
             learned=2, context_tokens=3, abstain_above=above, templates=("a {}.",), digest="1" * 64,
             checkpoint_sha256="2" * 64, projection_sha256=tiny_projection.digest, provenance=VERSIONS,
@@ -99,7 +99,7 @@ def made(manifest, tiny_projection, world):
 
 
 def fused_of(scored, places=slice(None)):
-    cosines = np.einsum("nd,mkd->nmk", scored.pictures.vectors, scored.bank[places])
+    cosines = np.einsum("nd,mkd->nmk", scored.images.vectors, scored.bank[places])
     return fuse(*opinions(cosines, scored.logit_scale, *(own[places] for own in scored.scales.numbers)))
 
 
@@ -108,9 +108,9 @@ def test_the_page_shows_what_the_answers_are(made, tmp_path):
     options = replace(OPTIONS, target_risk=0.2)
     write_page(tmp_path / "page.html", learnt, options, [])
     page, scored = Page(tmp_path / "page.html"), learnt.scored
-    labels, count = scored.pictures.labels, len(scored.pictures.labels)
+    labels, count = scored.images.labels, len(scored.images.labels)
     fused = fused_of(scored)
-    logits = scored.logit_scale * scored.pictures.vectors @ scored.bank[0].T
+    logits = scored.logit_scale * scored.images.vectors @ scored.bank[0].T
     softmax = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     ways = [
         (softmax.max(axis=1), logits.argmax(axis=1) == labels, 1 - softmax.max(axis=1)),
@@ -152,7 +152,7 @@ def test_the_page_shows_what_the_answers_are(made, tmp_path):
     assert sum(int(cell) for row in page.rows("histogram") for cell in row[1:]) == count
 
     for m, row in enumerate(page.rows("templates")):
-        alone = (scored.pictures.vectors @ scored.bank[m].T).argmax(axis=1)
+        alone = (scored.images.vectors @ scored.bank[m].T).argmax(axis=1)
         rest = fused_of(scored, [one for one in range(3) if one != m]).probabilities.argmax(axis=1)
         assert row[1] == f"{scored.scales.scale[m]:.3f}"
         assert float(row[2].replace("−", "-")) == scored.scales.bias[m]
@@ -169,7 +169,7 @@ def test_the_threshold_is_marked(made, tmp_path):
     write_page(tmp_path / "page.html", learnt, replace(OPTIONS, target_risk=0.2), [])
     page, fused = Page(tmp_path / "page.html"), fused_of(learnt.scored)
     accepted = fused.uncertainty <= 0.3
-    wrong = fused.probabilities.argmax(axis=1) != learnt.scored.pictures.labels
+    wrong = fused.probabilities.argmax(axis=1) != learnt.scored.images.labels
     assert 0 < accepted.sum() < 60
     marked = next(row for row in page.rows("risk") if "threshold" in row[0])
     assert marked[0] == f"{accepted.sum()} (threshold)"
@@ -194,7 +194,7 @@ def test_examples_are_the_most_unsure_and_the_surest_wrong(made):
     learnt = made(seed=3)
     figures, fused = figures_of(learnt, OPTIONS), fused_of(learnt.scored)
     order = np.argsort(fused.uncertainty)
-    wrong = fused.probabilities.argmax(axis=1) != learnt.scored.pictures.labels
+    wrong = fused.probabilities.argmax(axis=1) != learnt.scored.images.labels
     assert [one.row for one in figures.unsure] == order[::-1][:8].tolist()
     assert [one.row for one in figures.sure_and_wrong] == order[wrong[order]][:8].tolist()
     assert not any(one.right or one.name == one.answer for one in figures.sure_and_wrong)
@@ -218,8 +218,8 @@ def test_where_nothing_is_wrong_or_nothing_right_words_say_so(made, tmp_path):
     for said in ("there is no risk to plot", "No answer is wrong", "CDC is never wrong here", "there is no AUROC"):
         assert said in page.text
     assert "nan" not in page.text.lower()
-    away = replace(learnt.scored.pictures, labels=(learnt.scored.pictures.labels + 1) % 5)
-    write_page(tmp_path / "wrong.html", replace(learnt, scored=replace(learnt.scored, pictures=away)), OPTIONS, [])
+    away = replace(learnt.scored.images, labels=(learnt.scored.images.labels + 1) % 5)
+    write_page(tmp_path / "wrong.html", replace(learnt, scored=replace(learnt.scored, images=away)), OPTIONS, [])
     page = Page(tmp_path / "wrong.html")
     assert "CDC is never right here" in page.text
     assert "nan" not in page.text.lower()
@@ -230,7 +230,7 @@ def test_names_from_outside_are_text(made, tmp_path):
     learnt = made(name=hostile)
     environments = {hostile.format("e"): 100}
     learnt = replace(learnt, facts=learnt.facts | {"environments": environments, "skipped": ["a: <b>bad</b>"]})
-    write_page(tmp_path / "page.html", learnt, OPTIONS, [Picture(tmp_path / "a", "c", "n", "e")])
+    write_page(tmp_path / "page.html", learnt, OPTIONS, [ImageRecord(tmp_path / "a", "c", "n", "e")])
     page = Page(tmp_path / "page.html")
     assert "<script" not in page.source
     assert "<b>bad" not in page.source
@@ -248,36 +248,36 @@ def checkpoint(tiny_checkpoint):
     return load_checkpoint(str(tiny_checkpoint))
 
 
-def test_without_held_back_pictures_validation_is_shown_and_said(checkpoint, manifest, tmp_path):
+def test_without_held_back_images_validation_is_shown_and_said(checkpoint, manifest, tmp_path):
     options = replace(OPTIONS, held=0.0, augmentations=(None, None))
-    pictures = read_pictures(manifest)
-    learnt = learn(checkpoint, pictures, options)
+    images = read_images(manifest)
+    learnt = learn(checkpoint, images, options)
     assert (learnt.scored.held, learnt.facts["scores"]["on"]) == (False, "validation")
-    write_page(tmp_path / "page.html", learnt, options, pictures)
+    write_page(tmp_path / "page.html", learnt, options, images)
     text = Page(tmp_path / "page.html").text
-    assert "No pictures were held back" in text
+    assert "No images were held back" in text
     assert "none: the encoder's own embeddings" in text
 
 
 def test_what_was_learnt_is_recalled_from_its_file(checkpoint, manifest, tiny_projection, tmp_path):
-    pictures, options = read_pictures(manifest), replace(OPTIONS, target_risk=0.9, confidence=0.6)
-    learnt = learn(checkpoint, pictures, options, tiny_projection, cache=tmp_path / "cache")
-    again = recall(checkpoint, pictures, options, learnt.semantics, tiny_projection, cache=tmp_path / "cache")
+    images, options = read_images(manifest), replace(OPTIONS, target_risk=0.9, confidence=0.6)
+    learnt = learn(checkpoint, images, options, tiny_projection, cache=tmp_path / "cache")
+    again = recall(checkpoint, images, options, learnt.semantics, tiny_projection, cache=tmp_path / "cache")
     assert again.threshold == learnt.threshold
     for name, one in (("a", learnt), ("b", again)):
-        write_page(tmp_path / name, one, options, pictures)
+        write_page(tmp_path / name, one, options, images)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     scores = learnt.facts["scores"]
     rows = Page(tmp_path / "a").rows("scores")
     assert [row[2] for row in rows] == [f"{scores[side]['ece']:.3f}" for side in ("hand-written", "cdc")]
-    with pytest.raises(SemanticsError, match="learnt from other pictures"):
-        recall(checkpoint, pictures[1:], options, learnt.semantics, tiny_projection)
+    with pytest.raises(SemanticsError, match="learnt from other images"):
+        recall(checkpoint, images[1:], options, learnt.semantics, tiny_projection)
     other = Projection(tiny_projection.A_inv * 2, "icm", 3.0)
     with pytest.raises(SemanticsError, match="trained in the space"):
-        recall(checkpoint, pictures, options, learnt.semantics, other)
-    learnt.scored.pictures.used[figures_of(learnt, options).unsure[0].row].path.unlink()
+        recall(checkpoint, images, options, learnt.semantics, other)
+    learnt.scored.images.used[figures_of(learnt, options).unsure[0].row].path.unlink()
     with pytest.raises(InputError):
-        write_page(tmp_path / "c", learnt, options, pictures)
+        write_page(tmp_path / "c", learnt, options, images)
 
 
 def test_the_page_lies_beside_the_other(tmp_path):

@@ -9,7 +9,7 @@ import torch
 
 from invariclip.artifact.learned_prompts import LearnedPrompts, class_banks, read_semantics, write_semantics
 from invariclip.calibrate.data.embed import embed_texts
-from invariclip.calibrate.data.pictures import read_pictures
+from invariclip.calibrate.data.images import read_images
 from invariclip.calibrate.prompts import training
 from invariclip.calibrate.prompts.learn import full_bank, learn
 from invariclip.calibrate.prompts.opinions import fused_answers
@@ -20,7 +20,7 @@ from invariclip.export.checkpoints.contexts import with_semantics
 from invariclip.export.checkpoints.families import load_family
 
 OPTIONS = PromptOptions(
-    learned=2, context_tokens=3, steps=8, check_every=4, classes=6, pictures=16, target_risk=0.9, confidence=0.6,
+    learned=2, context_tokens=3, steps=8, check_every=4, classes=6, images=16, target_risk=0.9, confidence=0.6,
     held=0.3, augmentations=(None, None),
 )  # fmt: skip
 
@@ -33,8 +33,8 @@ def checkpoint(tiny_checkpoint):
 
 
 @pytest.fixture
-def pictures(manifest):
-    return read_pictures(manifest)
+def images(manifest):
+    return read_images(manifest)
 
 
 def test_templates_start_at_the_hand_written_words(checkpoint):
@@ -92,13 +92,12 @@ def replace_cut(texts, names):
         texts.cut = True
 
 
-def test_what_is_learnt_is_seeded_written_and_answers(checkpoint, pictures, tiny_projection, tmp_path):
-    first = learn(checkpoint, pictures, OPTIONS, tiny_projection)
-    again = learn(checkpoint, pictures, OPTIONS, tiny_projection)
+def test_what_is_learnt_is_seeded_written_and_answers(checkpoint, images, tiny_projection, tmp_path):
+    first = learn(checkpoint, images, OPTIONS, tiny_projection)
+    again = learn(checkpoint, images, OPTIONS, tiny_projection)
     assert first.semantics.digest == again.semantics.digest
     assert (
-        learn(checkpoint, pictures, replace(OPTIONS, seed=1), tiny_projection).semantics.digest
-        != first.semantics.digest
+        learn(checkpoint, images, replace(OPTIONS, seed=1), tiny_projection).semantics.digest != first.semantics.digest
     )
     write_semantics(tmp_path / "cdc.safetensors", first.semantics)
     read = read_semantics(tmp_path / "cdc.safetensors")
@@ -145,9 +144,9 @@ def test_class_embeddings_are_those_that_are_exported(checkpoint, tiny_projectio
     np.testing.assert_allclose(ours, theirs, atol=2e-6)
 
 
-def test_a_stopped_training_goes_on_to_the_same_result(checkpoint, pictures, tmp_path, monkeypatch):
+def test_a_stopped_training_goes_on_to_the_same_result(checkpoint, images, tmp_path, monkeypatch):
     options = replace(OPTIONS, patience=100)
-    whole = learn(checkpoint, pictures, options, cache=tmp_path / "whole")
+    whole = learn(checkpoint, images, options, cache=tmp_path / "whole")
     steps = []
     step = training._Learner.step
 
@@ -159,31 +158,31 @@ def test_a_stopped_training_goes_on_to_the_same_result(checkpoint, pictures, tmp
 
     monkeypatch.setattr(training._Learner, "step", stopping)
     with pytest.raises(KeyboardInterrupt):
-        learn(checkpoint, pictures, options, cache=tmp_path / "stopped")
-    resumed = learn(checkpoint, pictures, options, cache=tmp_path / "stopped")
+        learn(checkpoint, images, options, cache=tmp_path / "stopped")
+    resumed = learn(checkpoint, images, options, cache=tmp_path / "stopped")
     assert steps == [0, 1, 2, 3, 4, 5, 6, 4, 5, 6, 7]
     assert resumed.semantics.digest == whole.semantics.digest
     assert resumed.facts["curve"] == whole.facts["curve"]
     # a damaged file costs the training, not the result
     for file in (tmp_path / "stopped" / "cdc").iterdir():
         file.write_bytes(b"damaged")
-    assert learn(checkpoint, pictures, options, cache=tmp_path / "stopped").semantics.digest == whole.semantics.digest
+    assert learn(checkpoint, images, options, cache=tmp_path / "stopped").semantics.digest == whole.semantics.digest
 
 
-def test_learning_lowers_the_loss(checkpoint, pictures):
-    found = learn(checkpoint, pictures, replace(OPTIONS, steps=40, check_every=10, noise=1.0, target_risk=None))
+def test_learning_lowers_the_loss(checkpoint, images):
+    found = learn(checkpoint, images, replace(OPTIONS, steps=40, check_every=10, noise=1.0, target_risk=None))
     curve = dict(map(tuple, found.facts["curve"]))
     assert curve[found.facts["best_step"]] < curve[0]
     assert found.threshold is None
 
 
 @pytest.mark.parametrize("losses", [("softmax",), ("evidential",), ("evidential", "diversity")])
-def test_losses_can_be_left_out(checkpoint, pictures, losses):
-    every = learn(checkpoint, pictures, replace(OPTIONS, patience=100))
-    some = learn(checkpoint, pictures, replace(OPTIONS, losses=losses, patience=100))
+def test_losses_can_be_left_out(checkpoint, images, losses):
+    every = learn(checkpoint, images, replace(OPTIONS, patience=100))
+    some = learn(checkpoint, images, replace(OPTIONS, losses=losses, patience=100))
     assert some.semantics.digest != every.semantics.digest
 
 
-def test_one_class_teaches_nothing(checkpoint, pictures):
+def test_one_class_teaches_nothing(checkpoint, images):
     with pytest.raises(InputError, match="two classes or more"):
-        learn(checkpoint, [p for p in pictures if p.name == "thing 1"], OPTIONS)
+        learn(checkpoint, [p for p in images if p.name == "thing 1"], OPTIONS)

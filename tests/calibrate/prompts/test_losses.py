@@ -104,7 +104,7 @@ def test_evidence_is_that_of_serving():
     logits = _logs(5, (6, 9), -4, 4)
     scale, bias = torch.tensor(1.7, dtype=torch.float64), torch.tensor(-0.4, dtype=torch.float64)
     background = losses.usual_background(logits, scale)
-    # the usual rivals of these pictures, seven times weaker
+    # the usual rivals of these images, seven times weaker
     ordered = np.sort(1.7 * logits.numpy(), axis=1)
     assert 1.7 * float(background) == pytest.approx(np.logaddexp.reduce(ordered[:, :-1], axis=1).mean() - 2)
     wanted, _ = opinions(logits.numpy()[:, None], 1.0, *(np.array([float(x)]) for x in (scale, bias, background)))

@@ -12,7 +12,7 @@ from invariclip.uncertainty import fuse
 
 
 def _world(seed, count, classes=8, width=16, templates=3, noise=0.9):
-    """Pictures around class directions, some far from all of them, and templates that see classes a little apart."""
+    """Images around class directions, some far from all of them, and templates that see classes a little apart."""
     rng = np.random.default_rng(seed)
     centres = np.random.default_rng(99).normal(size=(classes, width))
     bank = centres + 0.2 * np.random.default_rng(98).normal(size=(templates, classes, width))
@@ -40,7 +40,7 @@ def test_the_loss_is_that_of_what_is_served():
     assert float(ours) == pytest.approx(reference)
 
 
-def test_probabilities_and_u_are_calibrated_on_other_pictures():
+def test_probabilities_and_u_are_calibrated_on_other_images():
     vectors, labels, bank = _world(1, 2000)
     tau = 5.0
     scales = fit_scales(vectors, labels, bank, tau)

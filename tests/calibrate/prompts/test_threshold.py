@@ -1,4 +1,4 @@
-"""The promise of a threshold, kept on simulated pictures whose risk is known."""
+"""The promise of a threshold, kept on simulated images whose risk is known."""
 
 import numpy as np
 import pytest
@@ -47,7 +47,7 @@ def test_the_target_is_kept_as_often_as_promised(shape):
         assert found > 0.7 * draws  # a threshold that is there is found
 
 
-def test_more_pictures_find_a_more_lenient_threshold():
+def test_more_images_find_a_more_lenient_threshold():
     values = []
     for count in (150, 20_000):
         rng = np.random.default_rng(0)

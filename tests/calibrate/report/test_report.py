@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from invariclip.calibrate.data.pictures import Picture, SkippedPictureWarning, read_pictures
+from invariclip.calibrate.data.images import ImageRecord, SkippedImageWarning, read_images
 from invariclip.calibrate.fit import FitOptions, calibrate
 from invariclip.calibrate.report import summary_json, thumbnails
 from invariclip.calibrate.report.evidence import gather
@@ -67,9 +67,9 @@ class Page(HTMLParser):
         return [[" ".join(cell.split()) for cell in row] for row in table]
 
 
-def report(tmp_path, encoder, pictures, options):
-    result = calibrate(encoder, pictures, options, cache=tmp_path / "cache")
-    evidence = gather(encoder, pictures, options, result, cache=tmp_path / "cache")
+def report(tmp_path, encoder, images, options):
+    result = calibrate(encoder, images, options, cache=tmp_path / "cache")
+    evidence = gather(encoder, images, options, result, cache=tmp_path / "cache")
     write_page(tmp_path / "report.html", result, options, evidence)
     return result, evidence, Page((tmp_path / "report.html").read_text(encoding="utf-8"))
 
@@ -92,8 +92,8 @@ def self_contained(page):
 
 
 @pytest.fixture
-def pictures(world, tmp_path):
-    return read_pictures(world.draw_pictures(tmp_path / "set", concepts=12))
+def images(world, tmp_path):
+    return read_images(world.draw_images(tmp_path / "set", concepts=12))
 
 
 @pytest.fixture
@@ -101,9 +101,9 @@ def options():
     return FitOptions(interventions=("invert", "equalize", "colour-jitter"), objective="both", seed=3)
 
 
-def test_the_page_holds_the_figures_of_the_json(world, tmp_path, pictures, options):
+def test_the_page_holds_the_figures_of_the_json(world, tmp_path, images, options):
     encoder = world.LinearEncoder()
-    result, evidence, page = report(tmp_path, encoder, pictures, options)
+    result, evidence, page = report(tmp_path, encoder, images, options)
     self_contained(page)
     answer = json.loads(json.dumps(summary_json(result)))
     selection = answer["selection"]
@@ -130,7 +130,7 @@ def test_the_page_holds_the_figures_of_the_json(world, tmp_path, pictures, optio
         assert abs(float(row[2].split()[0].replace("−", "-")) - one["gain"]["value"]) < 0.0051
     assert [row[0] for row in rows if row[0].endswith("(chosen)")] == [f"{selection['chosen']} (chosen)"]
     assert "no projection" in rows[0][0]
-    for digest in (answer["sha256"], answer["facts"]["pictures_sha256"], encoder.sha256):
+    for digest in (answer["sha256"], answer["facts"]["images_sha256"], encoder.sha256):
         assert digest in page.text
     assert evidence.retrieval is not None
     assert evidence.retrieval.texts is not None
@@ -138,21 +138,21 @@ def test_the_page_holds_the_figures_of_the_json(world, tmp_path, pictures, optio
     assert page.source.count(">chosen</text>") >= 1
 
 
-def test_the_same_calibration_gives_the_same_page_whatever_the_order(world, tmp_path, pictures, options):
+def test_the_same_calibration_gives_the_same_page_whatever_the_order(world, tmp_path, images, options):
     options = replace(options, interventions=options.interventions[:2], estimator="shrinkage", strength=3.0)
-    for name, given in (("a", pictures), ("b", pictures[::-1]), ("c", pictures)):
+    for name, given in (("a", images), ("b", images[::-1]), ("c", images)):
         (tmp_path / name).mkdir()
         report(tmp_path / name, world.LinearEncoder(), given, options)
     pages = [(tmp_path / name / "report.html").read_text(encoding="utf-8") for name in "abc"]
     assert pages[0] == pages[2]
-    images = [[image["src"] for image in Page(page).images] for page in pages]
-    assert images[0] == images[1]
+    shown = [[image["src"] for image in Page(page).images] for page in pages]
+    assert shown[0] == shown[1]
 
 
-def test_where_nothing_helps_the_page_says_so(world, tmp_path, pictures):
+def test_where_nothing_helps_the_page_says_so(world, tmp_path, images):
     # a single direction of 24 loses for sure
     options = FitOptions(interventions=("invert", "equalize"), estimator="icm", rank=1)
-    result, _, page = report(tmp_path, world.LinearEncoder(), pictures, options)
+    result, _, page = report(tmp_path, world.LinearEncoder(), images, options)
     assert result.projection.estimator == "identity"
     self_contained(page)
     assert "Nothing is clearly better than no projection" in page.text
@@ -162,17 +162,17 @@ def test_where_nothing_helps_the_page_says_so(world, tmp_path, pictures):
     assert ">chosen</text>" not in page.source
 
 
-def test_a_named_candidate_that_loses_is_said_to_lose(world, tmp_path, pictures):
+def test_a_named_candidate_that_loses_is_said_to_lose(world, tmp_path, images):
     options = FitOptions(interventions=("invert", "equalize"), estimator="icm", rank=1, strength=1.0)
-    result, _, page = report(tmp_path, world.LinearEncoder(), pictures, options)
+    result, _, page = report(tmp_path, world.LinearEncoder(), images, options)
     assert result.selection is not None
     assert result.selection.result().gain.high < 0
     assert "icm d=1 λ=1 was asked for and loses" in page.text
     assert 'class="verdict bad"' in page.source
 
 
-def test_nothing_to_leave_out(world, tmp_path, pictures):
-    few = [p for p in pictures if p.concept in ("c1", "c2", "c3") and p.environment != "red"]
+def test_nothing_to_leave_out(world, tmp_path, images):
+    few = [p for p in images if p.concept in ("c1", "c2", "c3") and p.environment != "red"]
     result, evidence, page = report(
         tmp_path, world.LinearEncoder(), few, FitOptions(estimator="shrinkage", strength=1.0)
     )
@@ -182,38 +182,38 @@ def test_nothing_to_leave_out(world, tmp_path, pictures):
     assert not evidence.concepts_left_out
     self_contained(page)
     assert "whether it helps is not known" in page.text
-    assert "the projection was fitted on these very pictures" in page.text
+    assert "the projection was fitted on these very images" in page.text
 
 
-def test_one_environment(world, tmp_path, pictures):
-    red = [picture for picture in pictures if picture.environment == "red"]
+def test_one_environment(world, tmp_path, images):
+    red = [image for image in images if image.environment == "red"]
     options = FitOptions(interventions=("invert", "equalize", "posterize"), draws=3, estimator="shrinkage")
     _, evidence, page = report(tmp_path, world.LinearEncoder(), red, options)
     self_contained(page)
     assert evidence.leakage == ()
     assert "no figure of domain leakage" in page.text
     assert [row[0] for row in page.rows("left out")[1:]] == ["equalize", "invert", "posterize", "mean"]
-    # three changed versions of each of twelve pictures
+    # three changed versions of each of twelve images
     assert page.rows("pairs")[1:][0][:2] == ["invert", "12"]
 
 
-def test_an_encoder_without_texts(world, tmp_path, pictures):
+def test_an_encoder_without_texts(world, tmp_path, images):
     class Blind(world.LinearEncoder):
         encode_texts = property(lambda self: self.missing)
 
-    _, evidence, page = report(tmp_path, Blind(), pictures, SOFT)
+    _, evidence, page = report(tmp_path, Blind(), images, SOFT)
     assert evidence.retrieval is not None
     assert evidence.retrieval.texts is None
     self_contained(page)
-    assert "Nearest picture" in page.text
+    assert "Nearest image" in page.text
     assert "Nearest class text" not in page.text
 
 
-def test_names_from_outside_are_text(world, tmp_path, pictures):
+def test_names_from_outside_are_text(world, tmp_path, images):
     hostile = '<script>alert("x")</script> $\\frac{$ &amp;'
     named = [
-        Picture(p.path, hostile + p.concept, hostile + p.name, {"red": hostile}.get(p.environment, p.environment))
-        for p in pictures
+        ImageRecord(p.path, hostile + p.concept, hostile + p.name, {"red": hostile}.get(p.environment, p.environment))
+        for p in images
     ]
     _, _, page = report(tmp_path, world.LinearEncoder(), named, SOFT)
     self_contained(page)
@@ -221,12 +221,12 @@ def test_names_from_outside_are_text(world, tmp_path, pictures):
     assert any(hostile in image["alt"] for image in page.images)
 
 
-def test_skipped_files_are_counted_by_reason(world, tmp_path, pictures):
-    pictures[4].path.write_text("no picture")
-    pictures[9].path.write_text("no picture")
-    pictures[7].path.unlink()
-    with pytest.warns(SkippedPictureWarning):
-        result, evidence, page = report(tmp_path, world.LinearEncoder(), pictures, SOFT)
+def test_skipped_files_are_counted_by_reason(world, tmp_path, images):
+    images[4].path.write_text("no image")
+    images[9].path.write_text("no image")
+    images[7].path.unlink()
+    with pytest.warns(SkippedImageWarning):
+        result, evidence, page = report(tmp_path, world.LinearEncoder(), images, SOFT)
     assert len(result.facts["skipped"]) == 3
     reasons = skipped_by_reason(result.facts["skipped"], evidence.given)
     assert sorted(count for _, count, _ in reasons) == [1, 2]
@@ -237,12 +237,12 @@ def test_skipped_files_are_counted_by_reason(world, tmp_path, pictures):
 
 
 def test_a_path_may_hold_colons():
-    skipped = ["a: b/x.png: not a picture", "c.png: not a picture", "of unknown form"]
+    skipped = ["a: b/x.png: not an image", "c.png: not an image", "of unknown form"]
     found = skipped_by_reason(skipped, frozenset({"a: b/x.png", "c.png"}))
-    assert found == [("not a picture", 2, "x.png"), ("of unknown form", 1, "")]
+    assert found == [("not an image", 2, "x.png"), ("of unknown form", 1, "")]
 
 
-def test_small_pictures_are_small_and_true():
+def test_small_images_are_small_and_true():
     noise = np.random.default_rng(0).integers(0, 256, (300, 200, 3), dtype=np.uint8)
     assert len(thumbnails.data_uri(noise)) * 3 / 4 < thumbnails.MAX_BYTES + 100
 

@@ -1,4 +1,4 @@
-"""The gap, the leakage and the nearest pictures, against what scipy, scikit-learn and a loop say."""
+"""The gap, the leakage and the nearest images, against what scipy, scikit-learn and a loop say."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def table(world):
 def test_gaps_are_those_of_all_pairs_over_all_pairs_of_classes(table):
     found = gaps(table, held_out_spaces(table, lambda rows: None, 0), 0)
     cosine = cdist(table.vectors, table.vectors, "cosine")
-    # Only pictures of one part of the concepts stand in one space.
+    # Only images of one part of the concepts stand in one space.
     spaces = held_out_spaces(table, lambda rows: None, 0)
     plain = table.unchanged
     other = [
@@ -86,7 +86,7 @@ def test_noise_tells_no_environment(world, concepts):
             values.setdefault(one.name, []).append(one.before.value)
     assert len(values) == 4
     for found in values.values():
-        assert 22 < np.mean(found) < 45  # chance is 33; means of classes over tested pictures too made it 80
+        assert 22 < np.mean(found) < 45  # chance is 33; means of classes over tested images too made it 80
 
 
 def test_readers_agree_with_scikit_learn(world):
@@ -128,8 +128,8 @@ def test_every_left_out_row_asks_once_and_finds_what_is_nearest(table):
         support = np.flatnonzero(fold.support)
         projection = shrunk(table.where(fold.fit))
         for vectors, answer in (
-            (table.vectors, found.pictures.before),
-            (projection.apply(table.vectors), found.pictures.after),
+            (table.vectors, found.images.before),
+            (projection.apply(table.vectors), found.images.after),
         ):
             distance = cdist(vectors[[row]], vectors[support], "cosine")[0]
             assert answer[place].tolist() == support[np.argsort(distance)[:3]].tolist()
@@ -141,7 +141,7 @@ def test_more_rows_than_can_be_asked_about_are_drawn(table, monkeypatch):
     order = ranks(table)
     found = retrieve(table, lambda rows: None, bank=np.eye(12, 6), ranks=order, seed=0)
     assert len(found.queries) == 10
-    assert found.pictures.after is None
+    assert found.images.after is None
     assert found.texts.before.shape == (10, 1)
     rest = np.setdiff1d(np.flatnonzero(np.any([fold.queries for fold in make_folds(table)[1]], axis=0)), found.queries)
     assert order[found.queries].max() < order[rest].min()

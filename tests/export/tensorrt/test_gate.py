@@ -135,7 +135,7 @@ def real(tmp_path_factory):
 
 
 def quantised(model):
-    """Every product in int8, its ranges from two pictures of noise."""
+    """Every product in int8, its ranges from two images of noise."""
     sites = sites_of(model)
     rng = np.random.default_rng(0)
     flows = flows_of(model, sites, [rng.integers(0, 256, (2, 224, 224, 3), dtype=np.uint8)], threads=2)

@@ -141,7 +141,7 @@ def reasons(tuned):
     return {item["candidate"].split(" on ")[0]: item["why"] for item in tuned.profile.left_out}
 
 
-def test_the_fastest_is_chosen_written_reused_and_served(plant, run, tiny_pictures):
+def test_the_fastest_is_chosen_written_reused_and_served(plant, run, tiny_images):
     folder = plant.add("quick").folder
     tuned = tune(folder, Settings(**QUICK))
     assert (tuned.profile.choice.variant, tuned.reused) == ("quick", False)
@@ -162,7 +162,7 @@ def test_the_fastest_is_chosen_written_reused_and_served(plant, run, tiny_pictur
     model = invariclip.load(folder)
     assert (model.variant, model.describe()["threads"]) == ("quick", 1)
     assert model.describe()["chosen_by"] == f"profile {tuned.path.name}"
-    code, out, _ = run("predict", folder, tiny_pictures / "00.png", "--json", "--quiet")
+    code, out, _ = run("predict", folder, tiny_images / "00.png", "--json", "--quiet")
     assert (code, json.loads(out)["engine"]["variant"]) == (0, "quick")
     _, out, _ = run("inspect", folder)
     assert tuned.path.name in out
@@ -222,7 +222,7 @@ def test_engines_compete_and_throughput_answers_with_a_batch(plant):
     tuned = tune(plant.folder, Settings(objective="throughput", batches=(1, 8), **QUICK))
     measured = tuned.profile.measurements
     assert {one.candidate.backend for one in measured} == {ORT, "openvino"}
-    # A picture in a batch of eight shares the milliseconds that the slow graph spends per run
+    # An image in a batch of eight shares the milliseconds that the slow graph spends per run
     assert tuned.profile.choice.batch == 8
     assert tuned.profile.basis.objective == "throughput"
     assert invariclip.load(plant.folder, threads=1).describe()["chosen_by"] == "default"

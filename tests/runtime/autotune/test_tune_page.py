@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from invariclip.autotune.candidates import default_threads
-from invariclip.autotune.checks import PICTURES, SLACK, TEXTS
+from invariclip.autotune.checks import IMAGES, SLACK, TEXTS
 from invariclip.autotune.tuner import DEFAULT_SECONDS, MAX_BATCH
 from invariclip.autotune.verdict import MARGIN
 
@@ -20,11 +20,11 @@ BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory, tiny_artifact, tiny_pictures):
+def desk(tmp_path_factory, tiny_artifact, tiny_images):
     """A folder with the files that the page names."""
     folder = tmp_path_factory.mktemp("desk")
     shutil.copytree(tiny_artifact, folder / "mine.icm")
-    shutil.copy(tiny_pictures / "00.png", folder / "cat.png")
+    shutil.copy(tiny_images / "00.png", folder / "cat.png")
     return folder
 
 
@@ -45,8 +45,8 @@ def test_the_page_runs_as_written(desk):
 
 
 def test_the_pages_numbers_are_those_of_the_code():
-    assert (PICTURES, len(TEXTS), SLACK) == (8, 4, 2.0)
-    assert "eight pictures" in PAGE
+    assert (IMAGES, len(TEXTS), SLACK) == (8, 4, 2.0)
+    assert "eight images" in PAGE
     assert "four texts" in PAGE
     assert f"up to {MAX_BATCH}" in PAGE
     assert f"search: {DEFAULT_SECONDS:g};" in PAGE

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from invariclip.artifact.fidelity import LEVELS
 from invariclip.autotune.candidates import TuneCandidate
-from invariclip.autotune.checks import MIN_COSINE, PICTURES, check_pictures, disagreement
+from invariclip.autotune.checks import IMAGES, MIN_COSINE, check_images, disagreement
 from invariclip.autotune.halving import middle, stages_for
 from invariclip.autotune.verdict import MARGIN, MeasuredCandidate, Timed, decide, interval, survivors
 from invariclip.export.verification.figures import THRESHOLDS
@@ -107,7 +107,7 @@ def test_intervals_of_steady_rounds_are_narrow_and_hold_the_median():
 def test_measurements_are_in_their_units():
     found = Timed(OTHERS[0], np.array([0.010, 0.020, 0.030]), np.array([1.0, 2.0, 3.0]), 2).measurement()
     assert (found.median_ms, found.low_ms, found.high_ms) == pytest.approx((20, 15, 25))
-    assert found.pictures_per_second == pytest.approx(4 / 0.020)
+    assert found.images_per_second == pytest.approx(4 / 0.020)
     assert (found.ratio, found.rounds, found.stage, found.candidate.batch) == (2.0, 3, 2, 4)
 
 
@@ -125,13 +125,13 @@ def test_the_levels_bounds_are_those_of_the_contract():
     assert {level: THRESHOLDS[level].min_cosine for level in LEVELS} == MIN_COSINE
 
 
-def test_check_pictures_are_the_same_every_time_and_apart():
-    pictures = check_pictures(24, 36)
-    assert (pictures.shape, pictures.dtype) == ((PICTURES, 24, 36, 3), np.uint8)
-    np.testing.assert_array_equal(pictures, check_pictures(24, 36))
-    flat = pictures.reshape(PICTURES, -1).astype(float)
+def test_check_images_are_the_same_every_time_and_apart():
+    images = check_images(24, 36)
+    assert (images.shape, images.dtype) == ((IMAGES, 24, 36, 3), np.uint8)
+    np.testing.assert_array_equal(images, check_images(24, 36))
+    flat = images.reshape(IMAGES, -1).astype(float)
     apart = np.abs(flat[:, None] - flat[None]).mean(axis=2)
-    assert apart[~np.eye(PICTURES, dtype=bool)].min() > 10
+    assert apart[~np.eye(IMAGES, dtype=bool)].min() > 10
 
 
 def unit(rows):

@@ -178,7 +178,7 @@ def test_only_the_named_outputs(engine):
     [
         ({"pixels": np.zeros((1, 32, 33, 3), np.uint8)}, None, r"pixels is uint8 \[1, 32, 33, 3\]; it takes uint8"),
         ({"pixels": np.zeros((1, 32, 32, 3), np.float32)}, None, r"pixels is float32 \[1, 32, 32, 3\]"),
-        ({"picture": np.zeros((1, 32, 32, 3), np.uint8)}, None, "its inputs are pixels"),
+        ({"image": np.zeros((1, 32, 32, 3), np.uint8)}, None, "its inputs are pixels"),
         ({"pixels": np.zeros((1, 32, 32, 3), np.uint8)}, ("scores",), "outputs embedding, logits, probabilities"),
     ],
 )

@@ -20,7 +20,7 @@ def backend(request, tiny_artifact):
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     return np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
 
 
@@ -67,50 +67,50 @@ def test_plans(rows, largest, parts):
     assert plan(rows, largest) == parts
 
 
-def test_wrong_numbers_are_refused(pictures):
+def test_wrong_numbers_are_refused(images):
     assert (buckets(1), buckets(20), largest_bucket(20)) == ((1,), (1, 2, 4, 8, 16), 16)
     for call in (lambda: plan(-1), lambda: plan(1, 0), lambda: buckets(0), lambda: largest_bucket(-3)):
         with pytest.raises(InputError, match="must be at least"):
             call()
     with pytest.raises(InputError, match="input pixels has no rows"):
-        run_in_buckets(Recorder(None), "pixels", pictures[:0], ("embedding",))
+        run_in_buckets(Recorder(None), "pixels", images[:0], ("embedding",))
 
     class Forgets:
         def run(self, inputs, outputs):
             return dict.fromkeys(outputs, inputs["pixels"][1:])
 
     with pytest.raises(InputError, match="8 rows of pixels gave another number"):
-        run_in_buckets(Forgets(), "pixels", pictures[:7], ("a",))
+        run_in_buckets(Forgets(), "pixels", images[:7], ("a",))
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.integers(1, 40), largest=st.one_of(st.none(), st.integers(1, 40)))
-def test_rows_are_those_of_the_buckets_own_runs_whatever_fills_them_up(backend, pictures, rows, largest):
+def test_rows_are_those_of_the_buckets_own_runs_whatever_fills_them_up(backend, images, rows, largest):
     asked = Recorder(backend)
-    before = pictures.copy()
-    got = run_in_buckets(asked, "pixels", pictures[:rows], ("embedding", "probabilities"), largest=largest)
-    assert np.array_equal(pictures, before)
+    before = images.copy()
+    got = run_in_buckets(asked, "pixels", images[:rows], ("embedding", "probabilities"), largest=largest)
+    assert np.array_equal(images, before)
     assert [len(inputs["pixels"]) for inputs in asked.given] == [bucket for _, bucket in plan(rows, largest)]
     start = 0
     for (count, bucket), inputs in zip(plan(rows, largest), asked.given, strict=True):
         # what fills up is a real row, and has no influence on the others
-        assert all(np.array_equal(row, pictures[start + count - 1]) for row in inputs["pixels"][count:])
-        others = np.concatenate([pictures[start : start + count], pictures[: bucket - count]])
+        assert all(np.array_equal(row, images[start + count - 1]) for row in inputs["pixels"][count:])
+        others = np.concatenate([images[start : start + count], images[: bucket - count]])
         own = backend.run({"pixels": others}, ("embedding", "probabilities"))
         for name, value in own.items():
             assert np.array_equal(got[name][start : start + count], value[:count])
         start += count
-    whole = backend.run({"pixels": pictures[:rows]}, ("embedding",))["embedding"]
+    whole = backend.run({"pixels": images[:rows]}, ("embedding",))["embedding"]
     assert np.abs(got["embedding"] - whole).max() <= 1e-6
 
 
-def test_further_inputs_go_into_every_run(pictures):
+def test_further_inputs_go_into_every_run(images):
     class Adds:
         def run(self, inputs, outputs):
             return dict.fromkeys(outputs, inputs["pixels"][:, 0, 0, 0] + inputs["one"])
 
-    got = run_in_buckets(Adds(), "pixels", pictures[:13], ("a",), feeds={"one": np.float32(1)})
-    assert np.array_equal(got["a"], pictures[:13, 0, 0, 0] + np.float32(1))
+    got = run_in_buckets(Adds(), "pixels", images[:13], ("a",), feeds={"one": np.float32(1)})
+    assert np.array_equal(got["a"], images[:13, 0, 0, 0] + np.float32(1))
 
 
 # In a process of its own: another test's memory is not counted.

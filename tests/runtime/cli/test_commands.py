@@ -17,30 +17,28 @@ def invariclip(*arguments):
 
 
 @pytest.fixture(scope="module")
-def broken(tmp_path_factory, tiny_pictures):
-    """A folder with one good picture, a truncated one and one that is none."""
+def broken(tmp_path_factory, tiny_images):
+    """A folder with one good image, a truncated one and one that is none."""
     folder = tmp_path_factory.mktemp("broken")
-    good = (tiny_pictures / "00.png").read_bytes()
+    good = (tiny_images / "00.png").read_bytes()
     (folder / "good.png").write_bytes(good)
     (folder / "cut.png").write_bytes(good[: len(good) // 2])
-    (folder / "text.jpg").write_text("not a picture")
+    (folder / "text.jpg").write_text("not an image")
     return folder
 
 
-def test_predict_prints_a_line_a_picture_and_json(tiny_artifact, tiny_pictures):
-    plain = invariclip("predict", tiny_artifact, tiny_pictures, "--quiet")
+def test_predict_prints_a_line_an_image_and_json(tiny_artifact, tiny_images):
+    plain = invariclip("predict", tiny_artifact, tiny_images, "--quiet")
     assert (plain.returncode, plain.stderr) == (0, "")
     assert len(plain.stdout.splitlines()) == 12
-    done = invariclip(
-        "predict", tiny_artifact, tiny_pictures / "00.png", "--json", "--classes", "sun,moon", "--top-k", 1
-    )
+    done = invariclip("predict", tiny_artifact, tiny_images / "00.png", "--json", "--classes", "sun,moon", "--top-k", 1)
     answer = json.loads(done.stdout)
     assert answer["predictions"][0]["label"] in ("sun", "moon")
     assert answer["engine"]["execution_provider"] == "CPUExecutionProvider"
     assert answer["unreadable"] == []
 
 
-def test_unreadable_pictures_are_named_and_the_others_answered(tiny_artifact, broken):
+def test_unreadable_images_are_named_and_the_others_answered(tiny_artifact, broken):
     done = invariclip("predict", tiny_artifact, broken, "--quiet")
     assert done.returncode == 2
     assert len(done.stdout.splitlines()) == 1
@@ -51,14 +49,14 @@ def test_unreadable_pictures_are_named_and_the_others_answered(tiny_artifact, br
     assert [len(found["predictions"]), len(found["unreadable"])] == [1, 2]
 
 
-def test_the_fast_pixel_mode_can_be_asked_for(promising, tiny_pictures):
-    done = json.loads(invariclip("predict", promising, tiny_pictures, "--json", "--pixel-mode", "fast").stdout)
+def test_the_fast_pixel_mode_can_be_asked_for(promising, tiny_images):
+    done = json.loads(invariclip("predict", promising, tiny_images, "--json", "--pixel-mode", "fast").stdout)
     assert done["engine"]["pixel_mode"] == "fast"
     assert len(done["predictions"]) == 12
 
 
-def test_embed_pictures_and_texts(tiny_artifact, tiny_pictures, tmp_path):
-    done = invariclip("embed", tiny_artifact, tiny_pictures, "-o", tmp_path / "i.safetensors", "--json")
+def test_embed_images_and_texts(tiny_artifact, tiny_images, tmp_path):
+    done = invariclip("embed", tiny_artifact, tiny_images, "-o", tmp_path / "i.safetensors", "--json")
     assert json.loads(done.stdout)["count"] == 12
     invariclip("embed", tiny_artifact, "--text", "a cat", "--text", "a dog", "-o", tmp_path / "t.safetensors")
     images, texts = read_embeddings(tmp_path / "i.safetensors"), read_embeddings(tmp_path / "t.safetensors")
@@ -77,23 +75,23 @@ def test_inspect_shows_the_facts(tiny_artifact):
     ("arguments", "reason"),
     [
         (["predict", "ARTIFACT", "absent.png"], "no such file"),
-        (["predict", "ARTIFACT", "EMPTY"], "no picture in this folder"),
+        (["predict", "ARTIFACT", "EMPTY"], "no image in this folder"),
         (["predict", "absent.icm", "x.png"], "not an artifact"),
         (["predict", "ARTIFACT"], "Missing argument"),
-        (["predict", "ARTIFACT", "PICTURES", "--classes", "a", "--classes-file", "b"], "not both"),
-        (["predict", "ARTIFACT", "PICTURES", "--classes-file", "absent.txt"], "absent.txt"),
-        (["predict", "ARTIFACT", "PICTURES", "--template", "no slot"], "exactly one"),
-        (["predict", "ARTIFACT", "PICTURES", "--threads", "0"], "threads"),
-        (["embed", "ARTIFACT", "-o", "x"], "give pictures, or --text"),
-        (["embed", "ARTIFACT", "PICTURES", "-o", "/proc/nowhere/x"], "cannot be written"),
+        (["predict", "ARTIFACT", "IMAGES", "--classes", "a", "--classes-file", "b"], "not both"),
+        (["predict", "ARTIFACT", "IMAGES", "--classes-file", "absent.txt"], "absent.txt"),
+        (["predict", "ARTIFACT", "IMAGES", "--template", "no slot"], "exactly one"),
+        (["predict", "ARTIFACT", "IMAGES", "--threads", "0"], "threads"),
+        (["embed", "ARTIFACT", "-o", "x"], "give images, or --text"),
+        (["embed", "ARTIFACT", "IMAGES", "-o", "/proc/nowhere/x"], "cannot be written"),
         (["inspect", "EMPTY"], "not an artifact"),
         (["nonsense"], "No such command"),
-        (["predict", "ARTIFACT", "PICTURES", "--surprise"], "No such option"),
+        (["predict", "ARTIFACT", "IMAGES", "--surprise"], "No such option"),
     ],
 )
-def test_every_mistake_is_one_line_and_exit_2(arguments, reason, tiny_artifact, tiny_pictures, tmp_path):
+def test_every_mistake_is_one_line_and_exit_2(arguments, reason, tiny_artifact, tiny_images, tmp_path):
     (tmp_path / "empty").mkdir()
-    places = {"ARTIFACT": tiny_artifact, "PICTURES": tiny_pictures, "EMPTY": tmp_path / "empty"}
+    places = {"ARTIFACT": tiny_artifact, "IMAGES": tiny_images, "EMPTY": tmp_path / "empty"}
     done = invariclip(*[places.get(word, word) for word in arguments])
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1

@@ -1,9 +1,9 @@
 // Answers a test's questions on standard input, one after the other, so that one process serves a thousand examples.
 //
-//   pixels HEIGHT WIDTH INTERPOLATION MODE FILL ORDER COLUMNS ROWS STRIDE\n and the picture's bytes
+//   pixels HEIGHT WIDTH INTERPOLATION MODE FILL ORDER COLUMNS ROWS STRIDE\n and the image's bytes
 //     -> "ok BYTES\n" and RGB, or "InputError TEXT\n"
 //   allocations COLUMNS ROWS\n
-//     -> "ok NEW MET\n": how often memory is asked for to fit a picture of a new size, and of one met before
+//     -> "ok NEW MET\n": how often memory is asked for to fit an image of a new size, and of one met before
 //   runs ROWS\n        -> "ok rows/bucket ...\n"
 //   quoted JSON\n      -> "ok JSON\n": a text read and written again, or "ArtifactError TEXT\n"
 //   sha256 PATH\n      -> "ok DIGEST\n"
@@ -12,7 +12,7 @@
 //   bank WIDTH CLASSES PATH\n
 //     -> "ok BYTES\n" and an ONNX file's class embeddings, or "ArtifactError TEXT\n"
 //   site WIDTH ROWS PATH\n and so many embeddings
-//     -> "ok PICTURES KINDS WEIGHT DIGEST BYTES\n", the shift and the embeddings without it, or "SiteError TEXT\n"
+//     -> "ok IMAGES KINDS WEIGHT DIGEST BYTES\n", the shift and the embeddings without it, or "SiteError TEXT\n"
 //   crowd ARTIFACT ENGINE THREADS CALLERS ROUNDS [SITE]\n
 //     -> "ok\n" where as many threads at once get the very answers that one gets alone, else "differs\n"
 //   sites ARTIFACT ENGINE SITE SITE\n
@@ -32,7 +32,7 @@
 #include "invariclip/invariclip.hpp"
 #include "json.hpp"
 #include "onnx_facts.hpp"
-#include "pictures.hpp"
+#include "images.hpp"
 #include "sha256.hpp"
 #include "threads.hpp"
 
@@ -249,10 +249,10 @@ std::string answer(const std::string& line) {
         return "ok " + invariclip::onnx_metadata(file, "invariclip") + '\n';
     }
     if (what == "decode") {
-        const auto picture = invariclip::pictures::read(line.substr(7));
-        return "ok " + std::to_string(picture.width) + ' ' + std::to_string(picture.height) + ' ' +
-               std::to_string(invariclip::channels_of(picture.order)) + ' ' + std::to_string(picture.bytes.size()) +
-               '\n' + std::string(picture.bytes.begin(), picture.bytes.end());
+        const auto image = invariclip::images::read(line.substr(7));
+        return "ok " + std::to_string(image.width) + ' ' + std::to_string(image.height) + ' ' +
+               std::to_string(invariclip::channels_of(image.order)) + ' ' + std::to_string(image.bytes.size()) +
+               '\n' + std::string(image.bytes.begin(), image.bytes.end());
     }
     if (what == "quoted") {
         return "ok " + invariclip::json::quoted(invariclip::json::parse(line.substr(7)).text("it")) + '\n';

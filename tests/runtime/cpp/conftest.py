@@ -83,7 +83,7 @@ def engine(request, built):
 
 
 @pytest.fixture(scope="session")
-def artifact(tmp_path_factory, tiny_checkpoint, tiny_pictures, tiny_projection):
+def artifact(tmp_path_factory, tiny_checkpoint, tiny_images, tiny_projection):
     """Learned templates that were calibrated, a projection, float32 and float16 weights, both engines."""
     from invariclip.artifact.learned_prompts import LearnedPrompts
     from invariclip.export.assemble import export_artifact
@@ -99,15 +99,15 @@ def artifact(tmp_path_factory, tiny_checkpoint, tiny_pictures, tiny_projection):
     out = tmp_path_factory.mktemp("cpp") / "unsure.icm"
     export_artifact(
         checkpoint, out, projection=tiny_projection, classes=("cat", 'a "red" house', "猫", "tree", "dog", "sun"),
-        semantics=learned, images=[tiny_pictures], backends=("onnxruntime", "openvino"),
+        semantics=learned, images=[tiny_images], backends=("onnxruntime", "openvino"),
         wish=Wish(("float16",), "near"), threads=1,
     )  # fmt: skip
     return out
 
 
 @pytest.fixture(scope="session")
-def picture():
-    """(columns, rows, channels, seed) → a picture with edges and noise: another filter or a shift would show."""
+def image():
+    """(columns, rows, channels, seed) → an image with edges and noise: another filter or a shift would show."""
 
     def of(columns, rows, channels=3, seed=0):
         rng = np.random.default_rng(seed)

@@ -1,7 +1,7 @@
 // Random and mutated bytes into every reader, built with sanitizers: each may refuse by an Error, none may do more.
 // Says how often each understood.
 //
-//     mutate SEED ROUNDS FILE...     files to begin with: a manifest, ONNX files, a site, pictures
+//     mutate SEED ROUNDS FILE...     files to begin with: a manifest, ONNX files, a site, images
 #include <algorithm>
 #include <cstdlib>
 #include <fstream>
@@ -14,7 +14,7 @@
 #include "class_bank.hpp"
 #include "json.hpp"
 #include "onnx_facts.hpp"
-#include "pictures.hpp"
+#include "images.hpp"
 
 namespace {
 
@@ -121,13 +121,13 @@ int main(int count, char** arguments) {
             std::vector<float> row(site.shift().size(), 1);
             site.apply(row.data());
         });
-        accepted["pictures"] += understood([&] {
-            const auto picture = invariclip::pictures::decode(bytes);
-            if (picture.bytes.size() < 1 << 22) {  // what is larger takes long and tells no more
-                pixels.fit(picture.image(), out.data());
+        accepted["images"] += understood([&] {
+            const auto image = invariclip::images::decode(bytes);
+            if (image.bytes.size() < 1 << 22) {  // what is larger takes long and tells no more
+                pixels.fit(image.image(), out.data());
             }
         });
-        // a picture of any size and stride whose last byte is the last that may be read
+        // an image of any size and stride whose last byte is the last that may be read
         const std::size_t width = 1 + mutator.below(70);
         const std::size_t height = 1 + mutator.below(70);
         const auto order = static_cast<invariclip::Order>(mutator.below(5));

@@ -19,25 +19,25 @@ from invariclip.console import silent
 from invariclip.export.assemble import export_artifact
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
 from invariclip.export.site import bake_site
-from invariclip.preprocessing.pixels import find_pictures
+from invariclip.preprocessing.pixels import find_images
 from invariclip.sites.site import new_site
 from invariclip.threads import available_threads
 
-REFERENCE = Path(__file__).parents[3] / "export" / "reference" / "pictures"
+REFERENCE = Path(__file__).parents[3] / "export" / "reference" / "images"
 SIZES = [(1, 40), (40, 1), (3, 500), (500, 3), (33, 32), (64, 200), (200, 64), (32, 32), (640, 480), (7, 7)]
 
 
 @pytest.fixture(scope="module")
-def shown(tmp_path_factory, picture):
-    """Pictures as PPM and PGM: real ones and odd-sized ones; 45, so that the last batch is not full."""
+def shown(tmp_path_factory, image):
+    """Images as PPM and PGM: real ones and odd-sized ones; 45, so that the last batch is not full."""
     folder = tmp_path_factory.mktemp("shown")
-    for number, path in enumerate(find_pictures([REFERENCE])[:: 512 // 30][:30]):
-        with Image.open(path) as image:
-            image.convert("RGB").save(folder / f"a{number:02}.ppm")
+    for number, path in enumerate(find_images([REFERENCE])[:: 512 // 30][:30]):
+        with Image.open(path) as opened:
+            opened.convert("RGB").save(folder / f"a{number:02}.ppm")
     for number, (columns, rows) in enumerate(SIZES):
-        Image.fromarray(picture(columns, rows)).save(folder / f"b{number}.ppm")
+        Image.fromarray(image(columns, rows)).save(folder / f"b{number}.ppm")
     for number, (columns, rows) in enumerate(SIZES[:5]):
-        Image.fromarray(picture(columns, rows, 1)[..., 0]).save(folder / f"c{number}.pgm")
+        Image.fromarray(image(columns, rows, 1)[..., 0]).save(folder / f"c{number}.pgm")
     found = sorted(folder.iterdir())
     assert len(found) == 45
     return found
@@ -153,8 +153,8 @@ def test_an_installed_library_is_found_and_answers(built, artifact, tmp_path):
         assert done.stdout.startswith(model.classify([grey])[0].label)
 
 
-def test_the_bench_asks_both_for_the_same(built, artifact, picture, engine, tmp_path):
-    picture(50, 40).tofile(tmp_path / "frame")
+def test_the_bench_asks_both_for_the_same(built, artifact, image, engine, tmp_path):
+    image(50, 40).tofile(tmp_path / "frame")
     words = [str(tmp_path / "frame"), "50", "40", "classify", str(artifact), engine, "1"]
     row = compare("50×40", built.program("ask"), words, tmp_path, rounds=3, seconds=0.01, progress=silent)
     assert row.equal
@@ -265,9 +265,9 @@ def test_templates_that_were_not_calibrated_have_no_threshold(built, artifact, s
         (["A", "P", "--threads", "0"], "--threads takes a whole number from 1"),
         (["A", "P", "--batch-size", "2000"], "a batch must be of 1 to 1024"),
         (["A", "absent.ppm"], "absent.ppm: no such file"),
-        (["A", "A/manifest.json"], "not a picture that is read here"),
+        (["A", "A/manifest.json"], "not an image that is read here"),
         (["A", "P", "--top"], "no option is called --top"),
-        (["A"], "give an artifact and at least one picture"),
+        (["A"], "give an artifact and at least one image"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(built, artifact, shown, tmp_path, words, reason):

@@ -58,9 +58,9 @@ def in_python(array, spec, order="rgb"):
     mode=st.sampled_from(["shortest", "longest", "squash"]),
     size=st.sampled_from([(64, 64), (63, 63), (48, 80), (81, 40), (1, 1), (3, 100)]),
 )
-def test_equal_to_python_at_any_size(processor, picture, columns, rows, shown, interpolation, mode, size):
+def test_equal_to_python_at_any_size(processor, image, columns, rows, shown, interpolation, mode, size):
     (order, gap, seed), spec = shown, spec_of(size, interpolation, mode, 17)
-    array = picture(columns, rows, ORDERS[order], seed)
+    array = image(columns, rows, ORDERS[order], seed)
     try:
         wanted = in_python(array, spec, order)
     except InputError:
@@ -75,15 +75,15 @@ def test_equal_to_python_at_any_size(processor, picture, columns, rows, shown, i
     [(1, 1), (1, 300), (300, 1), (2, 200), (2, 201), (2, 900), (4000, 7), (224, 224), (224, 300), (225, 224),
      (448, 224), (1280, 720), (720, 1280), (17, 31)],
 )  # fmt: skip
-def test_equal_to_python_at_the_size_of_a_tower(asked, picture, columns, rows, order):
-    array = picture(columns, rows, ORDERS[order])
+def test_equal_to_python_at_the_size_of_a_tower(asked, image, columns, rows, order):
+    array = image(columns, rows, ORDERS[order])
     for mode in ("shortest", "longest", "squash"):
         spec = spec_of((224, 224), mode=mode, fill=250)
         np.testing.assert_array_equal(in_cpp(asked, array, spec, order), in_python(array, spec, order))
 
 
-def test_a_transparent_picture_of_the_right_size_is_not_premultiplied(asked, picture):
-    array = picture(32, 32, 4)
+def test_a_transparent_image_of_the_right_size_is_not_premultiplied(asked, image):
+    array = image(32, 32, 4)
     array[..., 3] = np.arange(32)
     np.testing.assert_array_equal(in_cpp(asked, array, spec_of((32, 32)), "rgba"), array[..., :3])
 

@@ -1,4 +1,4 @@
-"""What reads bytes of others: JSON, ONNX, pictures. They understand what Python understands, and never crash."""
+"""What reads bytes of others: JSON, ONNX, images. They understand what Python understands, and never crash."""
 
 import io
 import json
@@ -62,14 +62,14 @@ def decoded(asked, path):
         ("JPEG", 3, {"subsampling": 1}), ("JPEG", 3, {"progressive": True}), ("JPEG", 3, {"keep_rgb": True}),
     ],
 )  # fmt: skip
-def test_files_are_decoded_as_pillow_decodes_them(asked, picture, tmp_path, size, kind, channels, options):
-    path = tmp_path / "picture"
-    path.write_bytes(encoded(picture(*size, channels), kind, **options))
+def test_files_are_decoded_as_pillow_decodes_them(asked, image, tmp_path, size, kind, channels, options):
+    path = tmp_path / "image"
+    path.write_bytes(encoded(image(*size, channels), kind, **options))
     got = decoded(asked, path)
     if isinstance(got, str) and kind not in got.partition("known: ")[2]:
         pytest.skip(f"{kind} was not compiled in")
-    with Image.open(path) as image:
-        wanted = np.asarray(image)
+    with Image.open(path) as opened:
+        wanted = np.asarray(opened)
     np.testing.assert_array_equal(got, wanted.reshape(got.shape))
 
 
@@ -82,25 +82,25 @@ def test_files_are_decoded_as_pillow_decodes_them(asked, picture, tmp_path, size
         (b"P5 2 2 65535\n" + bytes(8), "only 255 is read"),
         (b"P5 2", "lacks a number"),
         (b"P5 999999999999 1 255\n", "above 200000000"),
-        (b"P3 1 1 255 0 0 0", "not a picture that is read here"),
-        (b"", "not a picture that is read here"),
+        (b"P3 1 1 255 0 0 0", "not an image that is read here"),
+        (b"", "not an image that is read here"),
     ],
 )
 def test_damaged_netpbm_is_refused(asked, tmp_path, content, reason):
-    (tmp_path / "picture").write_bytes(content)
-    said = decoded(asked, tmp_path / "picture")
+    (tmp_path / "image").write_bytes(content)
+    said = decoded(asked, tmp_path / "image")
     assert said.startswith("InputError")
     assert reason in said
 
 
-def test_what_pillow_would_treat_otherwise_is_refused(asked, picture, tmp_path):
-    path, image = tmp_path / "picture", Image.fromarray(picture(40, 30))
+def test_what_pillow_would_treat_otherwise_is_refused(asked, image, tmp_path):
+    path, opened = tmp_path / "image", Image.fromarray(image(40, 30))
     for save, kind, reason in (
-        (lambda: image.quantize(16).save(path, "PNG"), "PNG", "a palette"),
-        (lambda: image.convert("LA").save(path, "PNG"), "PNG", "grey with alpha"),
-        (lambda: image.convert("CMYK").save(path, "JPEG"), "JPEG", "CMYK"),
-        (lambda: path.write_bytes(encoded(picture(200, 200), "JPEG")[:3000]), "JPEG", "it ends too early"),
-        (lambda: path.write_bytes(encoded(picture(200, 200), "PNG")[:3000]), "PNG", "damaged PNG"),
+        (lambda: opened.quantize(16).save(path, "PNG"), "PNG", "a palette"),
+        (lambda: opened.convert("LA").save(path, "PNG"), "PNG", "grey with alpha"),
+        (lambda: opened.convert("CMYK").save(path, "JPEG"), "JPEG", "CMYK"),
+        (lambda: path.write_bytes(encoded(image(200, 200), "JPEG")[:3000]), "JPEG", "it ends too early"),
+        (lambda: path.write_bytes(encoded(image(200, 200), "PNG")[:3000]), "PNG", "damaged PNG"),
     ):
         save()
         said = decoded(asked, path)
@@ -154,7 +154,7 @@ def facts():
     }  # fmt: skip
 
 
-def test_no_bytes_crash_a_reader(built, picture, facts, tmp_path):
+def test_no_bytes_crash_a_reader(built, image, facts, tmp_path):
     """The readers once more, with sanitizers, on noise and on files that were changed."""
     text = json.dumps(facts, ensure_ascii=False)
     model = onnx.ModelProto(ir_version=10, metadata_props=[onnx.StringStringEntryProto(key="invariclip", value=text)])
@@ -167,11 +167,11 @@ def test_no_bytes_crash_a_reader(built, picture, facts, tmp_path):
     names = ("facts.onnx", "manifest.json", "bank.onnx", "yard.safetensors")
     seeds = [tmp_path / name for name in names]
     for kind in ("PPM", "PNG", "JPEG"):
-        seeds.append(tmp_path / f"picture.{kind}")
-        seeds[-1].write_bytes(encoded(picture(30, 20), kind))
+        seeds.append(tmp_path / f"image.{kind}")
+        seeds[-1].write_bytes(encoded(image(30, 20), kind))
     done = subprocess.run([built.program("mutate"), "1", "6000", *seeds], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     understood = dict(line.split() for line in done.stdout.splitlines())
-    assert set(understood) == {"json", "facts", "onnx", "banks", "sites", "pictures", "frames"}
+    assert set(understood) == {"json", "facts", "onnx", "banks", "sites", "images", "frames"}
     assert all(0 < int(times) <= 6000 for times in understood.values()), understood  # it is not all refused at once
     assert understood["frames"] == "6000"

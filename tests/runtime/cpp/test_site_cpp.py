@@ -28,28 +28,28 @@ def unit(rows):
     return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
 
 
-def random_site(seed, width=WIDTH, classes=6, pictures=20, around=1.0, name="yard", space="space"):
+def random_site(seed, width=WIDTH, classes=6, images=20, around=1.0, name="yard", space="space"):
     rng = np.random.default_rng(seed)
-    rows = unit(rng.normal(size=(pictures, width)) + around)
+    rows = unit(rng.normal(size=(images, width)) + around)
     empty = new_site(name, space, rng.normal(size=width) / (4 * width), classes, {"why": "a test"})
-    return empty.adding(rows, unit(rng.normal(size=(classes, width)))) if pictures else empty
+    return empty.adding(rows, unit(rng.normal(size=(classes, width)))) if images else empty
 
 
 def site_said(asked, path, rows):
-    """(pictures, kinds, weight, digest, shift, adapted rows) as C++ has them, or why it has none."""
+    """(images, kinds, weight, digest, shift, adapted rows) as C++ has them, or why it has none."""
     said = asked.ask(f"site {rows.shape[1]} {len(rows)} {path}", rows.astype("<f4").tobytes())
     if not said.startswith("ok "):
         return said
-    pictures, kinds, weight, digest, count = said.split()[1:]
+    images, kinds, weight, digest, count = said.split()[1:]
     numbers = np.frombuffer(asked.read(int(count)), np.float32)
     shift, adapted = numbers[: rows.shape[1]], numbers[rows.shape[1] :].reshape(rows.shape)
-    return int(pictures), float(kinds), float(weight), digest, shift, adapted
+    return int(images), float(kinds), float(weight), digest, shift, adapted
 
 
 def require_equal(asked, path, rows):
     site = read_site(path)
-    pictures, kinds, weight, digest, shift, adapted = site_said(asked, path, rows)
-    assert (pictures, kinds, weight, digest) == (site.images, site.kinds, site.weight, site.digest)
+    images, kinds, weight, digest, shift, adapted = site_said(asked, path, rows)
+    assert (images, kinds, weight, digest) == (site.images, site.kinds, site.weight, site.digest)
     np.testing.assert_array_equal(shift.view(np.uint32), site.shift.view(np.uint32))
     np.testing.assert_array_equal(adapted.view(np.uint32), site.apply(rows).view(np.uint32))
 
@@ -60,10 +60,10 @@ def require_equal(asked, path, rows):
     st.sampled_from([0, 1, 2, 9, 40, 500]), st.sampled_from([0.0, 0.02, 0.3]),
 )  # fmt: skip
 def test_any_sites_shift_and_embeddings_are_those_of_python(
-    asked, tmp_path_factory, seed, width, classes, pictures, around
+    asked, tmp_path_factory, seed, width, classes, images, around
 ):
     path = tmp_path_factory.getbasetemp() / "any.safetensors"
-    write_site(path, random_site(seed, width, classes, pictures, around))
+    write_site(path, random_site(seed, width, classes, images, around))
     rows = unit(np.random.default_rng(seed + 1).normal(size=(5, width))).astype(np.float32)
     require_equal(asked, path, rows)
 
@@ -78,7 +78,7 @@ def test_a_name_in_any_script_and_large_provenance_are_read(asked, tmp_path):
 def test_changed_files_are_taken_or_refused_as_in_python(asked, tmp_path):
     """Each with one byte changed, one taken out or one put in."""
     path, rng = tmp_path / "yard.safetensors", np.random.default_rng(3)
-    write_site(path, random_site(3, pictures=30))
+    write_site(path, random_site(3, images=30))
     whole, rows = path.read_bytes(), unit(np.ones((1, WIDTH))).astype(np.float32)
     taken = 0
     for number in range(2500):
@@ -278,14 +278,14 @@ def test_other_class_embeddings_are_refused(asked, tmp_path, tensor, reason):
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory, tiny_checkpoint, tiny_pictures, tiny_projection):
+def exported(tmp_path_factory, tiny_checkpoint, tiny_images, tiny_projection):
     """(name, classes) → an artifact of a projection, no learned templates, float32 and float16 weights."""
 
     def of(name, classes):
         out = tmp_path_factory.mktemp(name) / f"{name}.icm"
         export_artifact(
             load_checkpoint(str(tiny_checkpoint)), out, projection=tiny_projection, classes=classes,
-            images=[tiny_pictures], backends=("onnxruntime", "openvino"), wish=Wish(("float16",), "near"), threads=1,
+            images=[tiny_images], backends=("onnxruntime", "openvino"), wish=Wish(("float16",), "near"), threads=1,
         )  # fmt: skip
         return out
 
@@ -305,18 +305,18 @@ def many(exported):
 
 
 @pytest.fixture(scope="module")
-def shown(tmp_path_factory, picture):
+def shown(tmp_path_factory, image):
     from PIL import Image
 
     folder = tmp_path_factory.mktemp("shown")
     for number in range(13):
-        Image.fromarray(picture(30 + 11 * number, 90 - 5 * number, seed=number)).save(folder / f"{number:02}.ppm")
+        Image.fromarray(image(30 + 11 * number, 90 - 5 * number, seed=number)).save(folder / f"{number:02}.ppm")
     return sorted(folder.iterdir())
 
 
 @pytest.fixture(scope="module")
 def yard(tmp_path_factory, plain, shown):
-    """A site of the pictures, with more kinds of things than a random model can tell."""
+    """A site of the images, with more kinds of things than a random model can tell."""
     model = invariclip.load(plain, backend="onnxruntime", threads=1)
     rows = model.embed_images(shown)
     empty = new_site("yard", model.space_id, np.full(WIDTH, 0.05), WIDTH, {})
@@ -381,7 +381,7 @@ def test_without_a_shift_classes_are_answered_as_the_graph_answers(built, plain,
     wanted = answers(built, plain, *shown, *how)
     np.testing.assert_allclose(column(moved, "probabilities"), column(wanted, "probabilities"), atol=1e-5)
     assert [row["label"] for row in moved] == [row["label"] for row in wanted]
-    assert np.ptp(column(moved, "probabilities"), axis=0).max() > 0.05  # they say something of the pictures
+    assert np.ptp(column(moved, "probabilities"), axis=0).max() > 0.05  # they say something of the images
 
 
 def test_a_sigmoid_models_classes_are_answered_one_by_one(built, plain, yard, shown, engine, tmp_path):
@@ -411,11 +411,11 @@ def test_models_of_several_sites_share_an_engine(built, plain, yard, engine, tmp
 
 
 def test_without_classes_a_site_still_gives_embeddings(
-    built, tiny_checkpoint, tiny_projection, tiny_pictures, shown, engine, tmp_path
+    built, tiny_checkpoint, tiny_projection, tiny_images, shown, engine, tmp_path
 ):
     artifact = tmp_path / "bare.icm"
     export_artifact(load_checkpoint(str(tiny_checkpoint)), artifact, projection=tiny_projection,
-                    images=[tiny_pictures], backends=(engine,), threads=1)  # fmt: skip
+                    images=[tiny_images], backends=(engine,), threads=1)  # fmt: skip
     model = invariclip.load(artifact, backend=engine, threads=1)
     empty = new_site("yard", model.space_id, np.full(WIDTH, 0.05), WIDTH, {})
     site = empty.adding(model.embed_images(shown), np.eye(WIDTH))

@@ -12,9 +12,9 @@ HOW = {"rounds": 3, "seconds": 0.01, "progress": silent}
 
 
 @pytest.fixture
-def words(tmp_path, picture):
+def words(tmp_path, image):
     """Frame, columns and rows."""
-    picture(50, 40).tofile(tmp_path / "frame")
+    image(50, 40).tofile(tmp_path / "frame")
     return [str(tmp_path / "frame"), "50", "40"]
 
 

@@ -33,12 +33,12 @@ def thing(width=60, height=40, seed=0, around=255):
 
 
 @pytest.fixture
-def picture():
+def image():
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8))
 
 
 @pytest.mark.parametrize("kind", CATALOGUE)
-def test_changes_the_picture_and_nothing_of_its_form(kind):
+def test_changes_the_image_and_nothing_of_its_form(kind):
     image, donor = thing(), thing(50, 40, 1, 90)
     before, lent = image.tobytes(), donor.tobytes()
     changed = intervene(image, kind, "a", 0, donor)
@@ -88,13 +88,13 @@ def test_any_size_and_look(kind, size, other, look, seed):
 
 
 @pytest.mark.parametrize("kind", CATALOGUE)
-def test_palette_and_transparent_pictures_are_taken(kind):
+def test_palette_and_transparent_images_are_taken(kind):
     for mode in ("P", "RGBA", "L"):
         assert intervene(thing().convert(mode), kind, "a", 0, thing(seed=1).convert(mode)).mode == "RGB"
 
 
-def test_random_kinds_differ_by_key_and_by_seed(picture):
-    results = {intervene(picture, "colour-jitter", key, seed).tobytes() for key in "abc" for seed in range(3)}
+def test_random_kinds_differ_by_key_and_by_seed(image):
+    results = {intervene(image, "colour-jitter", key, seed).tobytes() for key in "abc" for seed in range(3)}
     assert len(results) == 9
 
 
@@ -102,27 +102,27 @@ def test_a_donor_is_asked_for_by_those_that_need_one():
     needing = {name for name, kind in CATALOGUE.items() if kind.needs_donor}
     assert needing == {"background-swap", "style-exchange"} == set(GROUPS["everything"]) - set(GROUPS["extended"])
     for kind in needing:
-        with pytest.raises(InputError, match=f"{kind} needs a second picture"):
+        with pytest.raises(InputError, match=f"{kind} needs a second image"):
             intervene(thing(), kind, "a", 0)
 
 
-def test_known_values(picture):
-    array = np.asarray(picture)
-    assert np.array_equal(np.asarray(intervene(picture, "invert", "a", 0)), 255 - array)
-    assert np.array_equal(np.asarray(intervene(picture, "posterize", "a", 0)), array & 0b11000000)
-    solarized = np.asarray(intervene(picture, "solarize", "a", 0))
+def test_known_values(image):
+    array = np.asarray(image)
+    assert np.array_equal(np.asarray(intervene(image, "invert", "a", 0)), 255 - array)
+    assert np.array_equal(np.asarray(intervene(image, "posterize", "a", 0)), array & 0b11000000)
+    solarized = np.asarray(intervene(image, "solarize", "a", 0))
     assert np.array_equal(solarized, np.where(array < 192, array, 255 - array))
-    grey = np.asarray(intervene(picture, "greyscale", "a", 0))
+    grey = np.asarray(intervene(image, "greyscale", "a", 0))
     assert (grey[..., 0] == grey[..., 1]).all()
     assert (grey[..., 1] == grey[..., 2]).all()
 
 
-def test_the_drawn_numbers_are_those_of_the_first_release(picture):
-    """Embeddings that caches hold were made with them, and the contract's pictures are."""
+def test_the_drawn_numbers_are_those_of_the_first_release(image):
+    """Embeddings that caches hold were made with them, and the contract's images are."""
     digest = hashlib.sha256(b"gaussian-blur\nkey\n7").digest()
     deviation = np.random.default_rng(int.from_bytes(digest[:16], "little")).uniform(0.1, 5.0)
-    blurred = picture.filter(ImageFilter.GaussianBlur(deviation))
-    assert intervene(picture, "gaussian-blur", "key", 7).tobytes() == blurred.tobytes()
+    blurred = image.filter(ImageFilter.GaussianBlur(deviation))
+    assert intervene(image, "gaussian-blur", "key", 7).tobytes() == blurred.tobytes()
     assert choose_kinds(PAPER, "key", 7, 2) == ("solarize", "invert")
 
 

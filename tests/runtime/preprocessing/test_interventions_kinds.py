@@ -58,7 +58,7 @@ def test_the_least_movement_is_none(kind, parameters):
 @settings(deadline=None, max_examples=40)
 @given(kind=st.sampled_from(["crop", "rotation", "perspective"]), size=SIZES, key=st.text(max_size=3))
 def test_no_border_comes_in(kind, size, key):
-    """A plain picture stays what it is, wherever the camera goes."""
+    """A plain image stays what it is, wherever the camera goes."""
     levels = np.full((*size, 3), (9, 100, 201), np.uint8)
     assert np.array_equal(changed(levels, kind, key), levels)
 
@@ -151,7 +151,7 @@ def test_shot_noise_is_poisson():
 
 
 @given(height=st.integers(1, 70), width=st.integers(1, 70), decay=st.floats(1, 4), seed=st.integers(0, 99))
-def test_clouds_fill_the_picture_from_0_to_1(height, width, decay, seed):
+def test_clouds_fill_the_image_from_0_to_1(height, width, decay, seed):
     cloud = plasma(width, height, decay, np.random.default_rng(seed))
     assert cloud.shape == (height, width)
     assert 0 <= cloud.min() <= cloud.max() <= 1
@@ -168,7 +168,7 @@ def test_clouds_join_up_with_themselves_and_smooth_out_with_decay():
     assert steps[1.2] > 1.5 * steps[2.0] > 2 * steps[3.0]
 
 
-def test_clouds_over_large_pictures_are_stretched():
+def test_clouds_over_large_images_are_stretched():
     cloud = plasma(3 * LARGEST, 2, 2.0, np.random.default_rng(0))
     assert cloud.shape == (2, 3 * LARGEST)
     assert np.abs(np.diff(cloud, axis=1)).max() < 0.1
@@ -241,7 +241,7 @@ def test_a_winding_background_is_followed_to_its_end():
         (np.pad(noise(200, 200), ((1, 1), (1, 1), (0, 0))), "nearly none or nearly all"),
     ],
 )
-def test_pictures_without_a_background_are_refused(levels, reason):
+def test_images_without_a_background_are_refused(levels, reason):
     for kind in ("background-texture", "background-swap"):
         with pytest.raises(NotApplicableError, match=reason):
             changed(levels, kind, donor=noise())
@@ -294,7 +294,7 @@ def test_full_strength_is_fdas_exchange(height, width, share, seed):
 
 
 @given(size=SIZES, strength=st.floats(0, 1), window=st.floats(0, 0.5), seed=st.integers(0, 9))
-def test_a_picture_exchanged_with_itself_is_itself(size, strength, window, seed):
+def test_an_image_exchanged_with_itself_is_itself(size, strength, window, seed):
     levels = noise(*size, seed)
     after = changed(levels, "style-exchange", donor=levels, strength=strength, window=window)
     assert np.abs(after - levels).max() <= 1

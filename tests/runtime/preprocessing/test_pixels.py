@@ -1,4 +1,4 @@
-"""Pixels equal open_clip's evaluation transform, bit by bit, on every kind of picture."""
+"""Pixels equal open_clip's evaluation transform, bit by bit, on every kind of image."""
 
 import io
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from invariclip.errors import ArtifactError, InputError
-from invariclip.preprocessing.pixels import PixelSpec, find_pictures, normalise, open_picture, pixels, stack
+from invariclip.preprocessing.pixels import PixelSpec, find_images, normalise, open_image, pixels, stack
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -36,8 +36,8 @@ def reference(image, spec):
     return image_transform_v2(config, is_train=False)(image).numpy()
 
 
-def picture(width, height, mode="RGB", seed=0):
-    """A picture with edges and noise, so that a pixel's shift or another filter would show."""
+def image(width, height, mode="RGB", seed=0):
+    """An image with edges and noise, so that a pixel's shift or another filter would show."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[0:height, 0:width]
     base = np.stack([x * 3 % 256, y * 5 % 256, (x + y) * 2 % 256, np.where(x > y, 255, 60)], axis=-1)
@@ -63,8 +63,10 @@ def encoded(image, kind, **options):
 @pytest.mark.parametrize("mode", ["RGB", "L", "LA", "RGBA", "P", "P transparent", "1", "CMYK", "I;16", "YCbCr"])
 @pytest.mark.parametrize("size", [(640, 480), (300, 500), (333, 127), (224, 224), (31, 17), (1, 3)])
 def test_equal_to_open_clip_in_every_mode(mode, size):
-    image = picture(*size, mode)
-    np.testing.assert_array_equal(normalise(pixels(image, spec_of())[None], spec_of())[0], reference(image, spec_of()))
+    opened = image(*size, mode)
+    np.testing.assert_array_equal(
+        normalise(pixels(opened, spec_of())[None], spec_of())[0], reference(opened, spec_of())
+    )
 
 
 @settings(max_examples=60, deadline=None)
@@ -79,35 +81,35 @@ def test_any_size_any_mode_of_resize(width, height, resize_mode, interpolation, 
     spec = spec_of(size, resize_mode=resize_mode, interpolation=interpolation, fill_color=17)
     if resize_mode == "longest" and min(width, height) * max(size) < max(width, height):
         return  # a side rounds to nothing there, and open_clip itself raises
-    image = picture(width, height)
-    np.testing.assert_array_equal(normalise(pixels(image, spec)[None], spec)[0], reference(image, spec))
+    opened = image(width, height)
+    np.testing.assert_array_equal(normalise(pixels(opened, spec)[None], spec)[0], reference(opened, spec))
 
 
 def test_exif_orientation_is_ignored_like_open_clip_unless_asked_for():
-    image = picture(320, 200)
+    opened = image(320, 200)
     exif = Image.Exif()
     exif[0x0112] = 6
-    data = encoded(image, "JPEG", exif=exif)
+    data = encoded(opened, "JPEG", exif=exif)
     plain = pixels(data, spec_of())
     np.testing.assert_array_equal(
         normalise(plain[None], spec_of())[0], reference(Image.open(io.BytesIO(data)), spec_of())
     )
     turned = pixels(data, spec_of(), exif_transpose=True)
-    upright = open_picture(data).transpose(Image.Transpose.ROTATE_270)
+    upright = open_image(data).transpose(Image.Transpose.ROTATE_270)
     np.testing.assert_array_equal(turned, pixels(upright, spec_of()))
     assert not np.array_equal(plain, turned)
 
 
-def test_every_way_to_pass_a_picture_gives_the_same_pixels(tmp_path):
-    image = picture(90, 70)
-    path = tmp_path / "picture.png"
-    image.save(path)
-    ways = [str(path), path, path.read_bytes(), image, np.asarray(image)]
+def test_every_way_to_pass_an_image_gives_the_same_pixels(tmp_path):
+    opened = image(90, 70)
+    path = tmp_path / "image.png"
+    opened.save(path)
+    ways = [str(path), path, path.read_bytes(), opened, np.asarray(opened)]
     batch = stack(ways, spec_of((32, 32)), workers=2)
     assert batch.shape == (5, 32, 32, 3)
     for row in batch:
         np.testing.assert_array_equal(row, batch[0])
-    grey = picture(20, 30, "L")
+    grey = image(20, 30, "L")
     np.testing.assert_array_equal(pixels(np.asarray(grey), spec_of((8, 8))), pixels(grey, spec_of((8, 8))))
 
 
@@ -116,37 +118,37 @@ def test_every_way_to_pass_a_picture_gives_the_same_pixels(tmp_path):
     [
         (lambda folder: folder / "absent.png", "no such file"),
         (lambda folder: folder, "directory"),
-        (lambda folder: b"not a picture at all", "not a picture"),
-        (lambda folder: b"", "not a picture"),
-        (lambda folder: encoded(picture(200, 200), "JPEG")[:2000], "truncated"),
-        (lambda folder: encoded(picture(200, 200), "PNG")[:3000], "damaged"),
+        (lambda folder: b"not an image at all", "not an image"),
+        (lambda folder: b"", "not an image"),
+        (lambda folder: encoded(image(200, 200), "JPEG")[:2000], "truncated"),
+        (lambda folder: encoded(image(200, 200), "PNG")[:3000], "damaged"),
         (lambda folder: np.zeros((4, 4, 3), np.float32), "uint8"),
         (lambda folder: np.zeros((4, 4, 4), np.uint8), "uint8"),
         (lambda folder: 7, "pass a path"),
     ],
 )
-def test_bad_pictures_are_one_typed_line(tmp_path, make, reason):
+def test_bad_images_are_one_typed_line(tmp_path, make, reason):
     with pytest.raises(InputError, match=reason) as caught:
         pixels(make(tmp_path), spec_of())
     assert "\n" not in str(caught.value)
 
 
-def test_a_picture_above_the_limit_is_refused_before_it_is_decoded(monkeypatch):
-    monkeypatch.setattr("invariclip.preprocessing.decode.MAX_PICTURE_PIXELS", 100)
+def test_an_image_above_the_limit_is_refused_before_it_is_decoded(monkeypatch):
+    monkeypatch.setattr("invariclip.preprocessing.decode.MAX_IMAGE_PIXELS", 100)
     with pytest.raises(InputError, match="above the limit"):
-        pixels(encoded(picture(11, 10), "PNG"), spec_of())
+        pixels(encoded(image(11, 10), "PNG"), spec_of())
 
 
-def test_finds_pictures_below_folders_in_order(tmp_path):
+def test_finds_images_below_folders_in_order(tmp_path):
     for name in ("b/2.png", "a/1.JPG", "a/note.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
-    assert find_pictures([tmp_path]) == [tmp_path / "a/1.JPG", tmp_path / "b/2.png"]
+    assert find_images([tmp_path]) == [tmp_path / "a/1.JPG", tmp_path / "b/2.png"]
     with pytest.raises(InputError, match="no such file or folder"):
-        find_pictures([tmp_path / "absent"])
+        find_images([tmp_path / "absent"])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="no picture in this folder"):
-        find_pictures([tmp_path / "empty"])
+    with pytest.raises(InputError, match="no image in this folder"):
+        find_images([tmp_path / "empty"])
 
 
 @pytest.mark.parametrize(

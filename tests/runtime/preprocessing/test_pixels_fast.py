@@ -64,7 +64,7 @@ def test_close_to_exact_for_any_jpeg(width, height, resize_mode, size, mode, tur
 
 @pytest.mark.parametrize("turn", range(1, 9))
 @pytest.mark.parametrize("size", [(801, 603), (607, 1213)])
-def test_turned_pictures_are_the_same_part_to_a_fraction_of_a_pixel(size, turn):
+def test_turned_images_are_the_same_part_to_a_fraction_of_a_pixel(size, turn):
     # 801 and 603 are not whole multiples of 8: what the last column stands for must stay at its side
     exif = Image.Exif()
     exif[0x0112] = turn
@@ -137,7 +137,7 @@ def test_stack_has_the_mode_too_and_exact_is_the_default(tmp_path):
     assert not np.array_equal(fast, exact)
 
 
-def test_cameras_files_with_several_pictures_are_jpegs_too():
+def test_cameras_files_with_several_images_are_jpegs_too():
     stream = io.BytesIO()
     photograph(640, 480).save(stream, "MPO", save_all=True, append_images=[photograph(64, 48)])
     assert Image.open(io.BytesIO(stream.getvalue())).format == "MPO"
@@ -149,11 +149,11 @@ def test_cameras_files_with_several_pictures_are_jpegs_too():
     ("data", "reason"),
     [
         (jpeg(photograph(640, 480))[:4000], "truncated"),
-        (b"not a picture at all", "not a picture"),
+        (b"not an image at all", "not an image"),
         ("absent.jpg", "absent.jpg: no such file"),
     ],
 )
-def test_bad_pictures_are_refused_as_in_exact(data, reason):
+def test_bad_images_are_refused_as_in_exact(data, reason):
     with pytest.raises(InputError, match=reason) as caught:
         pixels(data, spec_of(), "fast")
     with pytest.raises(InputError) as exact:
@@ -164,7 +164,7 @@ def test_bad_pictures_are_refused_as_in_exact(data, reason):
 def test_a_strip_that_would_grow_beyond_memory_is_refused_by_name(tmp_path):
     path = tmp_path / "strip.jpg"
     path.write_bytes(jpeg(Image.new("L", (1, 60_000))))
-    with pytest.raises(InputError, match=r"strip\.jpg: a picture of 1x60000 becomes"):
+    with pytest.raises(InputError, match=r"strip\.jpg: an image of 1x60000 becomes"):
         pixels(path, spec_of((224, 224)), "fast")
 
 

@@ -17,7 +17,7 @@ import invariclip
 from invariclip.artifact.learned_prompts import LearnedPrompts
 from invariclip.export.assemble import export_artifact
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
-from invariclip.preprocessing.pixels import find_pictures
+from invariclip.preprocessing.pixels import find_images
 from invariclip.serve.app import application
 from invariclip.serve.metrics import Metrics
 from invariclip.serve.server import listening
@@ -30,7 +30,7 @@ def model(tiny_artifact):
 
 
 @pytest.fixture(scope="session")
-def unsure_artifact(tmp_path_factory, tiny_checkpoint, tiny_pictures, tiny_projection):
+def unsure_artifact(tmp_path_factory, tiny_checkpoint, tiny_images, tiny_projection):
     """Three classes, two learned templates, calibrated to abstain above 0.3."""
     checkpoint = load_checkpoint(str(tiny_checkpoint))
     rng = np.random.default_rng(5)
@@ -42,7 +42,7 @@ def unsure_artifact(tmp_path_factory, tiny_checkpoint, tiny_pictures, tiny_proje
     out = tmp_path_factory.mktemp("unsure") / "unsure.icm"
     export_artifact(
         checkpoint, out, projection=tiny_projection, classes=("cat", "dog", "tree"), semantics=semantics,
-        images=find_pictures([tiny_pictures]), threads=1,
+        images=find_images([tiny_images]), threads=1,
     )  # fmt: skip
     return out
 
@@ -53,9 +53,9 @@ def unsure_model(unsure_artifact):
 
 
 @pytest.fixture(scope="session")
-def images(tiny_pictures):
+def images(tiny_images):
     """Encoded images."""
-    return [path.read_bytes() for path in find_pictures([tiny_pictures])]
+    return [path.read_bytes() for path in find_images([tiny_images])]
 
 
 @pytest.fixture(scope="session")

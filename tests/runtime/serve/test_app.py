@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from invariclip.artifact.embeddings import read_embeddings
-from invariclip.preprocessing.pixels import find_pictures
+from invariclip.preprocessing.pixels import find_images
 from invariclip.preprocessing.tokenizer import hearing_cuts
 from invariclip.serve.limits import Limits
 from invariclip.serve.metrics import Metrics
@@ -31,8 +31,8 @@ def unsure(unsure_model, serving):
         yield client
 
 
-def test_classify_says_what_predict_says(ask, run, tiny_artifact, tiny_pictures, images):
-    path = find_pictures([tiny_pictures])[0]
+def test_classify_says_what_predict_says(ask, run, tiny_artifact, tiny_images, images):
+    path = find_images([tiny_images])[0]
     code, out, _ = run("predict", tiny_artifact, path, "--json", "--threads", 1)
     assert code == 0
     told = json.loads(out)
@@ -45,7 +45,7 @@ def test_classify_says_what_predict_says(ask, run, tiny_artifact, tiny_pictures,
     }
 
 
-def test_pictures_come_as_a_body_as_files_or_as_base64(ask, images):
+def test_images_come_as_a_body_as_files_or_as_base64(ask, images):
     [raw] = ask.classify(images[0], "?top=1").json["predictions"]
     assert len(raw["ranking"]) == 1
     text = base64.b64encode(images[0]).decode()
@@ -202,7 +202,7 @@ def test_the_page_needs_nothing_from_elsewhere(ask):
         ("POST", "/v1/classify", b"x", "multipart/form-data", 400, "Missing boundary"),
         ("POST", "/v1/classify", b"x", "multipart/form-data; boundary=b", 400, "Invalid multipart data"),
         ("POST", "/v1/classify", b"", "image/png", 422, "no image; send one"),
-        ("POST", "/v1/classify", b"nothing", "image/png", 422, "image 0: not a picture that Pillow can read"),
+        ("POST", "/v1/classify", b"nothing", "image/png", 422, "image 0: not an image that Pillow can read"),
         ("POST", "/v1/classify?tpo=2", b"nothing", "image/png", 422, "no field is called 'tpo'"),
         ("POST", "/v1/classify?uncertainty=evidence", b"x", "image/png", 422, "has no learned templates"),
         ("POST", "/v1/classify?uncertainty=doubt", b"x", "image/png", 422, "one of evidence, energy, not 'doubt'"),
@@ -243,10 +243,10 @@ def test_a_body_without_a_length_is_counted_while_it_comes(ask):
     assert ask.api._held.now == 0
 
 
-def test_a_bad_picture_fails_its_own_request_alone(ask, images):
+def test_a_bad_image_fails_its_own_request_alone(ask, images):
     bad = ask.form("/v1/classify", [("images", "good.png", images[0]), ("images", "bad.png", b"nothing")])
     assert bad.status == 422
-    assert bad.error == "image bad.png: not a picture that Pillow can read"
+    assert bad.error == "image bad.png: not an image that Pillow can read"
     assert ask.classify(images[0]).status == 200
 
 

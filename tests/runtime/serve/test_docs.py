@@ -27,10 +27,10 @@ CURLS = [
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory, tiny_pictures):
+def desk(tmp_path_factory, tiny_images):
     folder = tmp_path_factory.mktemp("desk")
-    shutil.copy(tiny_pictures / "00.png", folder / "cat.png")
-    shutil.copy(tiny_pictures / "01.png", folder / "dog.png")
+    shutil.copy(tiny_images / "00.png", folder / "cat.png")
+    shutil.copy(tiny_images / "01.png", folder / "dog.png")
     return folder
 
 

@@ -12,7 +12,7 @@ from invariclip.errors import InputError, InvariclipError
 from invariclip.serve.limits import Limits, RefusedError
 from invariclip.serve.requests import UNSAID, Body, Named, classify, embed, from_json, from_pairs, merged
 
-PICTURE = (Named("0", b"image"),)
+IMAGE = (Named("0", b"image"),)
 LIMITS = Limits(images=3, texts=4, classes=3, templates=2, prompts=4, characters=20)
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
@@ -22,7 +22,7 @@ anything = st.recursive(
 
 
 def asked(**fields):
-    return classify(Body(fields, PICTURE), LIMITS)
+    return classify(Body(fields, IMAGE), LIMITS)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_classes(given_, read):
 def test_templates_are_prompts_or_a_set_by_name():
     assert asked(templates="a {}").templates == ("a {}",)
     assert asked(templates=["a {}", "b {}"]).templates == ("a {}", "b {}")
-    every = classify(Body({"templates": "ensemble"}, PICTURE), Limits())
+    every = classify(Body({"templates": "ensemble"}, IMAGE), Limits())
     assert len(every.templates) > 10
     with pytest.raises(InputError, match=r"must be a set name or a prompt .*; available: ensemble"):
         asked(templates="assembly")
@@ -49,7 +49,7 @@ def test_templates_are_prompts_or_a_set_by_name():
 
 def test_defaults():
     plain = asked()
-    assert (plain.images, plain.classes, plain.templates, plain.top) == (PICTURE, None, None, 3)
+    assert (plain.images, plain.classes, plain.templates, plain.top) == (IMAGE, None, None, 3)
     assert plain.abstain_above is UNSAID
 
 
@@ -109,7 +109,7 @@ def test_too_much_is_refused(fields, reason):
     assert refused.value.status == 413
 
 
-def test_pictures_in_json():
+def test_images_in_json():
     text = base64.b64encode(b"\x89PNG").decode()
     body = Body(
         {"images": [text, f"data:image/png;base64,{text}", {"name": "cat.png", "data": f"{text[:3]}\n{text[3:]}"}]}
@@ -120,11 +120,11 @@ def test_pictures_in_json():
     assert embed(Body({"images": text}), LIMITS).images == (Named("0", b"\x89PNG"),)
 
 
-def test_embed_wants_pictures_or_texts():
+def test_embed_wants_images_or_texts():
     assert embed(Body({"texts": ["a", "b, c"]}), LIMITS).texts == ("a", "b, c")
     assert embed(Body({"texts": "a, b"}), LIMITS).texts == ("a, b",)
-    assert embed(Body({}, PICTURE), LIMITS).images == PICTURE
-    for wrong in (Body({}), Body({"texts": "a"}, PICTURE)):
+    assert embed(Body({}, IMAGE), LIMITS).images == IMAGE
+    for wrong in (Body({}), Body({"texts": "a"}, IMAGE)):
         with pytest.raises(InputError, match="give images, or texts, and not both"):
             embed(wrong, LIMITS)
     with pytest.raises(InputError, match="no image; send one as the body"):
@@ -151,7 +151,7 @@ def test_what_is_no_json_object_is_refused(data):
 
 @given(anything, st.sampled_from(["images", "classes", "templates", "abstain_above", "top", "texts"]))
 def test_any_value_in_any_field_is_read_or_refused_in_one_line(value, field):
-    for body in (Body({field: value}, PICTURE), Body({field: value})):
+    for body in (Body({field: value}, IMAGE), Body({field: value})):
         for read in (classify, embed):
             with suppress(InvariclipError):
                 read(body, LIMITS)

@@ -59,16 +59,16 @@ def test_embeddings_alone_ask_the_graph_for_no_classes(model, images):
     service.close()
 
 
-def test_pictures_are_bounded_before_they_are_decoded(model, encoded, images):
+def test_images_are_bounded_before_they_are_decoded(model, encoded, images):
     service = Service(model, Limits(pixels=8000))
     small, large = encoded((80, 100)), encoded((81, 100))
     assert service.images.submit(asked([small])).future.result(20)
     with pytest.raises(RefusedError, match=r"image 1: 81x100 pixels are too many; up to 8,000") as refused:
         service.images.submit(asked([small, large])).future.result(20)
     assert refused.value.status == 413
-    with pytest.raises(InputError, match=r"^image 0: not a picture that Pillow can read$"):
+    with pytest.raises(InputError, match=r"^image 0: not an image that Pillow can read$"):
         service.images.submit(asked([b"nothing"])).future.result(20)
-    with pytest.raises(InputError, match=r"^image 0: damaged picture"):
+    with pytest.raises(InputError, match=r"^image 0: damaged image"):
         service.images.submit(asked([images[0][:200]])).future.result(20)
     service.close()
 
@@ -93,7 +93,7 @@ def test_formats_that_people_send_are(model, encoded, kind):
     service.close()
 
 
-def test_a_failing_engine_is_not_the_pictures_fault(model, images):
+def test_a_failing_engine_is_not_the_images_fault(model, images):
     class Broken(Service):
         def _rows(self, batch, seen):
             raise InputError("ONNX Runtime cannot answer this input")

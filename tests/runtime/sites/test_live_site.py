@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 import invariclip
 from invariclip.cli.main import main
 from invariclip.errors import InputError, SiteError
-from invariclip.preprocessing.pixels import find_pictures
+from invariclip.preprocessing.pixels import find_images
 from invariclip.sites.live_site import CHANGED, EVENTS, LiveSite, SiteWindow
 from invariclip.sites.site import new_site, read_site, write_site
 from invariclip.sites.site_log import SiteLog, replay
@@ -69,7 +69,7 @@ def test_nothing_is_taken_away_before_the_floor_and_then_in_steps():
     assert live.revision == 2
 
 
-def test_within_the_window_it_is_the_site_of_all_pictures():
+def test_within_the_window_it_is_the_site_of_all_images():
     live, rows = _live(), _rows(32)
     live.add(rows)
     wanted = _empty().adding(rows, BANK)
@@ -86,7 +86,7 @@ def test_beyond_the_window_the_oldest_are_forgotten():
     np.testing.assert_allclose(live.site.mean, rows[-32:].astype(np.float64).mean(axis=0), atol=1e-12)
 
 
-def test_a_picture_is_answered_with_what_was_known_before_it():
+def test_an_image_is_answered_with_what_was_known_before_it():
     live, rows = _live(), _rows(40)
     live.add(rows[:8])
     before = live.site
@@ -96,7 +96,7 @@ def test_a_picture_is_answered_with_what_was_known_before_it():
     assert live.site.images == 24
 
 
-def test_a_picture_shown_again_and_again_counts_once():
+def test_an_image_shown_again_and_again_counts_once():
     live, rows = _live(), _rows(9)
     live.add(rows[:8])
     kept = live.site.digest
@@ -105,7 +105,7 @@ def test_a_picture_shown_again_and_again_counts_once():
     assert live.site.digest == kept
 
 
-def test_unlike_pictures_do_not_count_until_there_are_no_others():
+def test_unlike_images_do_not_count_until_there_are_no_others():
     live = _live()
     live.add(_rows(32, 1))
     kept = live.site.digest
@@ -222,8 +222,8 @@ def test_a_damaged_log_is_refused(tmp_path):
         replay(tmp_path / "yard", BANK)
 
 
-def test_a_model_adapts_to_what_it_is_shown(tiny_artifact, tiny_pictures, tmp_path):
-    plain, paths = invariclip.load(tiny_artifact), find_pictures([tiny_pictures])
+def test_a_model_adapts_to_what_it_is_shown(tiny_artifact, tiny_images, tmp_path):
+    plain, paths = invariclip.load(tiny_artifact), find_images([tiny_images])
     live = invariclip.open_live_site(plain, "yard", window=SiteWindow(floor=2, step=2, block=2, blocks=8))
     model = plain.adapting(live)
     model.warm_up((2,))
@@ -241,8 +241,8 @@ def test_a_model_adapts_to_what_it_is_shown(tiny_artifact, tiny_pictures, tmp_pa
     np.testing.assert_array_equal(model.probabilities(paths), static.probabilities(paths))
 
 
-def test_adapt_replays_a_log(tiny_artifact, tiny_pictures, tmp_path, capsys):
-    plain, paths = invariclip.load(tiny_artifact), find_pictures([tiny_pictures])
+def test_adapt_replays_a_log(tiny_artifact, tiny_images, tmp_path, capsys):
+    plain, paths = invariclip.load(tiny_artifact), find_images([tiny_images])
     window = SiteWindow(floor=2, step=2, block=2, blocks=8)
     start = invariclip.open_live_site(plain, "yard").site
     log = SiteLog(tmp_path / "log", start, window, 1 << 20)
@@ -256,13 +256,13 @@ def test_adapt_replays_a_log(tiny_artifact, tiny_pictures, tmp_path, capsys):
     assert read_site(out).digest == live.site.digest
     assert live.site.images > 0
     with pytest.raises(SystemExit) as end:
-        main(["adapt", str(tiny_artifact), "--replay", str(tmp_path / "log"), "--images", str(tiny_pictures), "-o",
+        main(["adapt", str(tiny_artifact), "--replay", str(tmp_path / "log"), "--images", str(tiny_images), "-o",
               str(out)])  # fmt: skip
     assert end.value.code == 2
     assert "goes alone" in capsys.readouterr().err
 
 
-def test_a_step_of_one_picture_is_counted():
+def test_a_step_of_one_image_is_counted():
     live = _live(window=SiteWindow(floor=2, step=1, block=4, blocks=1))
     live.add(_rows(40))
     assert live.site.images > 0
@@ -306,11 +306,11 @@ def test_events_alone_are_bounded_too(tmp_path, capsys):
     assert "is full" in capsys.readouterr().err
 
 
-def test_a_replay_with_other_classes_is_refused(tiny_artifact, tiny_pictures, tmp_path, capsys):
+def test_a_replay_with_other_classes_is_refused(tiny_artifact, tiny_images, tmp_path, capsys):
     plain = invariclip.load(tiny_artifact)
     start = invariclip.open_live_site(plain, "yard").site
     log = SiteLog(tmp_path / "log", start, SMALL, 1 << 20)
-    LiveSite(start, plain.class_bank(), SMALL, log=log).add(plain.embed_images(find_pictures([tiny_pictures])))
+    LiveSite(start, plain.class_bank(), SMALL, log=log).add(plain.embed_images(find_images([tiny_images])))
     log.flush()
     for more, code, said in ((["--classes", "sun,moon,sea"], 2, "other classes"), (["--name", "hall"], 0, "hall: ")):
         with pytest.raises(SystemExit) as end:

@@ -14,7 +14,7 @@ from invariclip.artifact.projection import read_projection
 from invariclip.cli.main import main
 from invariclip.console import UnreadableImages
 from invariclip.errors import InputError, SiteError
-from invariclip.preprocessing.pixels import PICTURE_SUFFIXES, find_pictures, walk_pictures
+from invariclip.preprocessing.pixels import IMAGE_SUFFIXES, find_images, walk_images
 from invariclip.sites import measuring
 from invariclip.sites.measuring import begun, measure, measure_embeddings
 from invariclip.sites.site import read_site, write_site
@@ -31,10 +31,10 @@ def empty(model, tiny_artifact):
 
 
 @pytest.fixture(scope="module")
-def many(tmp_path_factory, tiny_pictures):
+def many(tmp_path_factory, tiny_images):
     """Several parts of images, one of which is none."""
     folder = tmp_path_factory.mktemp("many")
-    known = find_pictures([tiny_pictures])
+    known = find_images([tiny_images])
     for number in range(23):
         path = known[number % len(known)]
         shutil.copy(path, folder / f"{number:03d}{path.suffix}")
@@ -87,12 +87,12 @@ def test_what_was_stopped_goes_on_to_the_same_bits(count, model, empty, many, tm
     assert "going on after 23 images" in capsys.readouterr().err
 
 
-def test_other_pictures_are_measured_from_the_start_and_it_says_so(model, empty, many, tiny_pictures, tmp_path, capsys):
+def test_other_images_are_measured_from_the_start_and_it_says_so(model, empty, many, tiny_images, tmp_path, capsys):
     kept = tmp_path / "yard.unfinished"
     with pytest.raises(_StoppedError):
         _measured(model, empty, many, unfinished=kept, progress=_stopping_after(17))
-    site = measure(model, empty, [tiny_pictures], batch_size=2, unreadable=UnreadableImages(), unfinished=kept)
-    assert site.images == len(find_pictures([tiny_pictures]))
+    site = measure(model, empty, [tiny_images], batch_size=2, unreadable=UnreadableImages(), unfinished=kept)
+    assert site.images == len(find_images([tiny_images]))
     assert "measuring from the start" in capsys.readouterr().err
 
 
@@ -111,7 +111,7 @@ def test_an_interrupt_keeps_what_was_measured(model, empty, many, tmp_path, monk
     assert read_site(kept).images == 8
 
 
-def test_adapt_counts_unreadable_pictures_over_a_stop(tiny_artifact, many, tmp_path, capsys):
+def test_adapt_counts_unreadable_images_over_a_stop(tiny_artifact, many, tmp_path, capsys):
     out = tmp_path / "yard.safetensors"
     with pytest.raises(SystemExit) as end:
         main(["adapt", str(tiny_artifact), "--images", str(many), "-o", str(out), "--json"])
@@ -123,30 +123,28 @@ def test_adapt_counts_unreadable_pictures_over_a_stop(tiny_artifact, many, tmp_p
     assert not (tmp_path / "yard.safetensors.unfinished").exists()
 
 
-def test_embeddings_measure_what_their_pictures_do(model, empty, tiny_artifact, tiny_pictures, tmp_path, capsys):
+def test_embeddings_measure_what_their_images_do(model, empty, tiny_artifact, tiny_images, tmp_path, capsys):
     kept = tmp_path / "e.safetensors"
     for arguments in (
-        ["embed", str(tiny_artifact), str(tiny_pictures), "-o", str(kept), "--quiet"],
+        ["embed", str(tiny_artifact), str(tiny_images), "-o", str(kept), "--quiet"],
         ["adapt", str(tiny_artifact), "--embeddings", str(kept), "-o", str(tmp_path / "yard.safetensors")],
     ):
         with pytest.raises(SystemExit) as end:
             main(arguments)
         assert end.value.code == 0
     site = read_site(tmp_path / "yard.safetensors")
-    wanted = measure(model, empty, [tiny_pictures], batch_size=16, unreadable=UnreadableImages())
+    wanted = measure(model, empty, [tiny_images], batch_size=16, unreadable=UnreadableImages())
     np.testing.assert_allclose(site.shift, wanted.shift, atol=1e-6)
     assert "± " in capsys.readouterr().out
 
 
-def test_embeddings_that_are_not_of_this_space_are_refused(
-    model, empty, tiny_artifact, tiny_pictures, tmp_path, capsys
-):
+def test_embeddings_that_are_not_of_this_space_are_refused(model, empty, tiny_artifact, tiny_images, tmp_path, capsys):
     write_site(
-        tmp_path / "s.safetensors", measure(model, empty, [tiny_pictures], batch_size=4, unreadable=UnreadableImages())
+        tmp_path / "s.safetensors", measure(model, empty, [tiny_images], batch_size=4, unreadable=UnreadableImages())
     )
     kept = tmp_path / "e.safetensors"
     with pytest.raises(SystemExit):
-        main(["embed", str(tiny_artifact), str(tiny_pictures), "--site", str(tmp_path / "s.safetensors"),
+        main(["embed", str(tiny_artifact), str(tiny_images), "--site", str(tmp_path / "s.safetensors"),
               "-o", str(kept), "--quiet"])  # fmt: skip
     with pytest.raises(InputError, match="adapted to a site already"):
         measure_embeddings(model, empty, [kept])
@@ -162,14 +160,14 @@ def test_a_walk_is_the_sorted_list(tmp_path):
         path.write_bytes(b"")
     (tmp_path / "link").symlink_to(tmp_path / "a")
     (tmp_path / "gone.png").symlink_to(tmp_path / "nothing.png")
-    wanted = sorted(p for p in tmp_path.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file())
-    assert list(walk_pictures([tmp_path])) == find_pictures([tmp_path]) == wanted
+    wanted = sorted(p for p in tmp_path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    assert list(walk_images([tmp_path])) == find_images([tmp_path]) == wanted
     assert len(wanted) == 8
     with pytest.raises(InputError, match="no such file"):
-        find_pictures([tmp_path / "none"])
+        find_images([tmp_path / "none"])
     (tmp_path / "hollow").mkdir()
-    with pytest.raises(InputError, match="no picture in this folder"):
-        find_pictures([tmp_path / "hollow"])
+    with pytest.raises(InputError, match="no image in this folder"):
+        find_images([tmp_path / "hollow"])
 
 
 class _Stop(UnreadableImages):
@@ -178,7 +176,7 @@ class _Stop(UnreadableImages):
         raise KeyboardInterrupt
 
 
-def test_unreadable_pictures_of_an_interrupted_part_count_once(model, empty, many, tmp_path, monkeypatch):
+def test_unreadable_images_of_an_interrupted_part_count_once(model, empty, many, tmp_path, monkeypatch):
     monkeypatch.setattr(measuring, "SAVE_SECONDS", 1e9)
     kept, stop, again = tmp_path / "yard.unfinished", _Stop(), UnreadableImages()
     with pytest.raises(KeyboardInterrupt):
@@ -209,11 +207,11 @@ def test_what_was_measured_is_kept_where_the_site_cannot_be_written(tiny_artifac
     assert [path.name for path in tmp_path.iterdir()] == [out.name]
 
 
-def test_a_name_holds_also_for_what_was_known_before(tiny_artifact, tiny_pictures, tmp_path):
+def test_a_name_holds_also_for_what_was_known_before(tiny_artifact, tiny_images, tmp_path):
     for more in (["-o", "yard"], ["-o", "hall", "--add-to", str(tmp_path / "yard.safetensors"), "--name", "the hall"]):
         more[1] = str(tmp_path / f"{more[1]}.safetensors")
         with pytest.raises(SystemExit):
-            main(["adapt", str(tiny_artifact), "--images", str(tiny_pictures), *more])
+            main(["adapt", str(tiny_artifact), "--images", str(tiny_images), *more])
     assert [read_site(tmp_path / f"{name}.safetensors").name for name in ("yard", "hall")] == ["yard", "the hall"]
 
 
@@ -239,7 +237,7 @@ def test_what_is_no_unfinished_site_is_refused_or_begun_anew(content, model, emp
         assert "measuring from the start" in capsys.readouterr().err
 
 
-def test_pictures_that_go_meanwhile_are_told(model, empty, many, tmp_path, capsys):
+def test_images_that_go_meanwhile_are_told(model, empty, many, tmp_path, capsys):
     folder = shutil.copytree(many, tmp_path / "many")
 
     def progress(items, *, total=None, desc=""):

@@ -15,7 +15,7 @@ from invariclip.artifact.folder import read_manifest
 from invariclip.artifact.projection import read_projection
 from invariclip.cli.main import main
 from invariclip.errors import InputError, ProjectionError, SiteError
-from invariclip.preprocessing.pixels import find_pictures
+from invariclip.preprocessing.pixels import find_images
 from invariclip.sites.site import (
     KIND_SCALE,
     LARGEST_SHIFT,
@@ -64,14 +64,14 @@ def test_the_shift_is_the_formula_in_float64():
     np.testing.assert_allclose(site.apply(other), _unit(other.astype(np.float64) - wanted), atol=1e-6)
 
 
-def test_no_picture_moves_nothing():
+def test_no_image_moves_nothing():
     site = new_site("yard", "space", np.full(WIDTH, 0.05), 3, {})
     rows = _rows(4)
     assert site.weight == 0
     np.testing.assert_allclose(site.apply(rows), rows, atol=1e-7)
 
 
-def test_pictures_of_one_kind_move_next_to_nothing_however_many():
+def test_images_of_one_kind_move_next_to_nothing_however_many():
     bank = np.eye(WIDTH)
     rows = np.tile(_unit(np.eye(WIDTH)[0] + 0.05), (1000, 1))
     site = new_site("yard", "space", np.zeros(WIDTH), WIDTH, {}).adding(rows, bank)
@@ -108,7 +108,7 @@ def test_the_standard_error_is_what_a_bootstrap_says():
     assert np.isinf(_site(1).standard_error)
 
 
-def test_a_site_says_how_many_pictures_it_wants():
+def test_a_site_says_how_many_images_it_wants():
     few, many = _site(5, around=0.6), _site(4000, around=0.6)
     assert few.wanted is not None
     assert many.wanted is not None
@@ -225,11 +225,11 @@ def test_a_file_of_another_schema_is_refused(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def here(tmp_path_factory, tiny_artifact, tiny_pictures):
+def here(tmp_path_factory, tiny_artifact, tiny_images):
     """A site of the tiny images, measured with the tiny artifact."""
     model = invariclip.load(tiny_artifact)
     mean = read_projection(tiny_artifact / "projection.safetensors").training_mean
-    rows = model.embed_images(find_pictures([tiny_pictures]))
+    rows = model.embed_images(find_images([tiny_images]))
     empty = new_site("here", model.space_id, mean, len(model.classes), {})
     # as if there were more kinds of things than three classes of a random model can tell
     site = empty.adding(rows, model.class_bank())
@@ -238,8 +238,8 @@ def here(tmp_path_factory, tiny_artifact, tiny_pictures):
     return path
 
 
-def test_an_adapted_model_answers_like_float64(tiny_artifact, tiny_pictures, here):
-    plain, site, paths = invariclip.load(tiny_artifact), read_site(here), find_pictures([tiny_pictures])
+def test_an_adapted_model_answers_like_float64(tiny_artifact, tiny_images, here):
+    plain, site, paths = invariclip.load(tiny_artifact), read_site(here), find_images([tiny_images])
     adapted = plain.with_site(site)
     wanted = _unit(plain.embed_images(paths).astype(np.float64) - site.shift.astype(np.float64))
     got = adapted.answer(paths)
@@ -255,8 +255,8 @@ def test_an_adapted_model_answers_like_float64(tiny_artifact, tiny_pictures, her
     assert adapted.space_id == plain.space_id
 
 
-def test_classes_can_be_swapped_before_and_after(tiny_artifact, tiny_pictures, here):
-    paths = find_pictures([tiny_pictures])
+def test_classes_can_be_swapped_before_and_after(tiny_artifact, tiny_images, here):
+    paths = find_images([tiny_images])
     first = invariclip.load(tiny_artifact, site=here).with_classes(("river", "moon"))
     second = invariclip.load(tiny_artifact).with_classes(("river", "moon")).with_site(read_site(here))
     np.testing.assert_array_equal(first.probabilities(paths), second.probabilities(paths))
@@ -270,24 +270,22 @@ def test_a_site_of_another_space_is_refused(tiny_artifact, here):
         invariclip.load(tiny_artifact).with_site(other)
 
 
-def test_adapt_writes_what_the_library_measures(tiny_artifact, tiny_pictures, here, tmp_path, capsys):
+def test_adapt_writes_what_the_library_measures(tiny_artifact, tiny_images, here, tmp_path, capsys):
     out = tmp_path / "here.safetensors"
-    code, said = _run(["adapt", tiny_artifact, "--images", tiny_pictures, "-o", out, "--json"], capsys)
+    code, said = _run(["adapt", tiny_artifact, "--images", tiny_images, "-o", out, "--json"], capsys)
     told = json.loads(said.out)
     assert code == 0
     assert told["sha256"] == read_site(out).digest == read_site(here).digest
-    assert told["images"] == len(find_pictures([tiny_pictures]))
+    assert told["images"] == len(find_images([tiny_images]))
     # again, on top of what is known: twice as many images, the same mean
-    code, said = _run(
-        ["adapt", tiny_artifact, "--images", tiny_pictures, "--add-to", out, "-o", out, "--quiet"], capsys
-    )
+    code, said = _run(["adapt", tiny_artifact, "--images", tiny_images, "--add-to", out, "-o", out, "--quiet"], capsys)
     assert code == 0
     assert read_site(out).images == 2 * told["images"]
     np.testing.assert_allclose(read_site(out).mean, read_site(here).mean, atol=1e-6)
 
 
-def test_adapt_warns_of_too_few_kinds_of_things(tiny_artifact, tiny_pictures, tmp_path, capsys):
-    one = sorted(find_pictures([tiny_pictures]))[0]
+def test_adapt_warns_of_too_few_kinds_of_things(tiny_artifact, tiny_images, tmp_path, capsys):
+    one = sorted(find_images([tiny_images]))[0]
     for number in range(12):
         shutil.copy(one, tmp_path / f"{number}{one.suffix}")
     out = tmp_path / "one.safetensors"
@@ -296,13 +294,13 @@ def test_adapt_warns_of_too_few_kinds_of_things(tiny_artifact, tiny_pictures, tm
     assert "warning: 12 images show about 1.0 kinds of things" in said.err
 
 
-def test_adapt_names_what_is_missing(tiny_artifact, tiny_pictures, here, tmp_path, capsys):
+def test_adapt_names_what_is_missing(tiny_artifact, tiny_images, here, tmp_path, capsys):
     out = tmp_path / "here.safetensors"
     for arguments, said in [
-        (["--images", tiny_pictures, "-o", tmp_path / "here.txt"], "NAME.safetensors"),
+        (["--images", tiny_images, "-o", tmp_path / "here.txt"], "NAME.safetensors"),
         (["--images", tmp_path, "-o", out], ""),
-        (["--images", tiny_pictures, "--classes", "a,b", "--add-to", here, "-o", out], "other classes"),
-        (["--images", tiny_pictures, "--add-to", tmp_path / "none", "-o", out], "no such site"),
+        (["--images", tiny_images, "--classes", "a,b", "--add-to", here, "-o", out], "other classes"),
+        (["--images", tiny_images, "--add-to", tmp_path / "none", "-o", out], "no such site"),
     ]:
         code, told = _run(["adapt", tiny_artifact, *arguments, "--quiet"], capsys)
         assert code == 2
@@ -311,27 +309,27 @@ def test_adapt_names_what_is_missing(tiny_artifact, tiny_pictures, here, tmp_pat
         assert not out.exists()
 
 
-def test_an_artifact_without_a_training_mean_says_what_to_do(tiny_checkpoint, tiny_pictures, tmp_path, capsys):
+def test_an_artifact_without_a_training_mean_says_what_to_do(tiny_checkpoint, tiny_images, tmp_path, capsys):
     from invariclip.export.assemble import export_artifact
     from invariclip.export.checkpoints.checkpoint import load_checkpoint
 
     out = tmp_path / "plain.icm"
-    export_artifact(load_checkpoint(str(tiny_checkpoint)), out, classes=("cat",), images=find_pictures([tiny_pictures]))
+    export_artifact(load_checkpoint(str(tiny_checkpoint)), out, classes=("cat",), images=find_images([tiny_images]))
     assert read_manifest(out).projection is None
-    code, said = _run(["adapt", out, "--images", tiny_pictures, "-o", tmp_path / "s.safetensors"], capsys)
+    code, said = _run(["adapt", out, "--images", tiny_images, "-o", tmp_path / "s.safetensors"], capsys)
     assert code == 2
     assert "calibrate with --images" in said.err
 
 
-def test_predict_and_embed_take_a_site(tiny_artifact, tiny_pictures, here, tmp_path, capsys):
-    paths, adapted = find_pictures([tiny_pictures]), invariclip.load(tiny_artifact, site=here)
-    code, said = _run(["predict", tiny_artifact, tiny_pictures, "--site", here, "--json"], capsys)
+def test_predict_and_embed_take_a_site(tiny_artifact, tiny_images, here, tmp_path, capsys):
+    paths, adapted = find_images([tiny_images]), invariclip.load(tiny_artifact, site=here)
+    code, said = _run(["predict", tiny_artifact, tiny_images, "--site", here, "--json"], capsys)
     told = json.loads(said.out)
     assert code == 0
     assert told["engine"]["site"] == "here"
     wanted = [prediction.label for prediction in adapted.classify(paths)]
     assert [one["label"] for one in told["predictions"]] == wanted
-    code, _ = _run(["embed", tiny_artifact, tiny_pictures, "--site", here, "-o", tmp_path / "e.safetensors", "--quiet"],
+    code, _ = _run(["embed", tiny_artifact, tiny_images, "--site", here, "-o", tmp_path / "e.safetensors", "--quiet"],
                    capsys)  # fmt: skip
     kept = read_embeddings(tmp_path / "e.safetensors")
     assert code == 0

@@ -1,4 +1,4 @@
-// invariclip in C++: classify and embed pictures with an exported artifact, with the answers that Python gives.
+// invariclip in C++: classify and embed images with an exported artifact, with the answers that Python gives.
 //
 // Open an artifact's folder or its image.onnx alone, and ask as often as you like, from as many threads as you like:
 //
@@ -28,7 +28,7 @@ class Error : public std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
-// A picture, a number or a name that the caller gave cannot be used.
+// An image, a number or a name that the caller gave cannot be used.
 class InputError : public Error {
   public:
     using Error::Error;
@@ -59,8 +59,8 @@ constexpr std::size_t channels_of(Order order) noexcept {
     return order == Order::grey ? 1 : order == Order::rgb || order == Order::bgr ? 3 : 4;
 }
 
-// Pictures above this are refused before anything is allocated for them.
-constexpr std::size_t max_picture_pixels = 200'000'000;
+// Images above this are refused before anything is allocated for them.
+constexpr std::size_t max_image_pixels = 200'000'000;
 
 // 8-bit pixels somewhere in memory, which stay the caller's own: a camera's frame, a cv::Mat.
 struct Image {
@@ -102,7 +102,7 @@ class Images {
 enum class Interpolation { bicubic, bilinear };
 enum class ResizeMode { shortest, longest, squash };
 
-// How a checkpoint wants its pictures; the names are the manifest's.
+// How a checkpoint wants its images; the names are the manifest's.
 struct PixelSpec {
     std::size_t height = 224;  // image_size, from 1 to 4096 each
     std::size_t width = 224;
@@ -113,7 +113,7 @@ struct PixelSpec {
     [[nodiscard]] std::size_t bytes() const noexcept { return height * width * 3; }
 };
 
-// Pictures as the tower sees them before normalisation, equal to Pillow's pixels bit by bit. Keeps its memory and the
+// Images as the tower sees them before normalisation, equal to Pillow's pixels bit by bit. Keeps its memory and the
 // weights of the sizes that it met, so that a stream of frames allocates nothing. One thread at a time.
 class Pixels {
   public:
@@ -161,7 +161,7 @@ class Abstain {
 
 struct ClassifyOptions {
     std::size_t top_k = 5;
-    std::size_t batch_size = 16;  // pictures to a run
+    std::size_t batch_size = 16;  // images to a run
     Abstain abstain = Abstain::never();
 };
 
@@ -171,7 +171,7 @@ struct RankedClass {
     float probability = 0;
 };
 
-// What a picture was taken for.
+// What an image was taken for.
 struct Prediction {
     std::optional<std::string> label;  // none where the model abstains
     std::size_t index = 0;             // of the most probable class
@@ -198,7 +198,7 @@ struct Answers {
     std::vector<float> uncertainty;  // empty of an artifact without learned templates
 };
 
-// A place (a camera, a light, a style) as `invariclip adapt -o NAME.safetensors` measured it: what its pictures share
+// A place (a camera, a light, a style) as `invariclip adapt -o NAME.safetensors` measured it: what its images share
 // beside their contents, to be taken away from each of their embeddings. See Model::with_site.
 class Site {
   public:
@@ -239,18 +239,18 @@ class Model {
     Model& operator=(Model&&) noexcept;
     ~Model();
 
-    // The same artifact for pictures of one place: their embeddings lose the site's shift, and classes are answered from
+    // The same artifact for images of one place: their embeddings lose the site's shift, and classes are answered from
     // what is left. The engine is shared, nothing is loaded again; a site that this model has already is replaced.
     // Throws SiteError where it was measured in another space, InputError where the artifact has learned templates or
     // a site in its graph, ArtifactError where its class embeddings cannot be read.
     [[nodiscard]] Model with_site(const Site& site) const;
 
-    // Throw InputError where a picture or a number cannot be used, EngineError where the engine fails.
+    // Throw InputError where an image or a number cannot be used, EngineError where the engine fails.
     [[nodiscard]] std::vector<Prediction> classify(Images images, const ClassifyOptions& options = {}) const;
     [[nodiscard]] Rows embed(Images images, std::size_t batch_size = 16) const;  // unit length
     [[nodiscard]] Answers answer(Images images, std::size_t batch_size = 16) const;
 
-    // Answers blank pictures, so that the first real ones of these batch sizes need not wait for the engine.
+    // Answers blank images, so that the first real ones of these batch sizes need not wait for the engine.
     void warm_up(const std::vector<std::size_t>& batch_sizes = {1}) const;
 
     [[nodiscard]] const std::vector<std::string>& classes() const noexcept;

@@ -20,7 +20,7 @@ SPEC = PixelSpec((SIZE, SIZE), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 @dataclass
 class Rowwise:
-    """A fixed random linear map of the pixels, one picture at a time: a BLAS rounds by the shape of the batch."""
+    """A fixed random linear map of the pixels, one image at a time: a BLAS rounds by the shape of the batch."""
 
     width: int = 24
     sha256: str = "0" * 64
@@ -38,13 +38,13 @@ class Rowwise:
 
     def encode_images(self, batch):
         self.batches.append(len(batch))
-        return np.stack([self._row(picture) for picture in batch])
+        return np.stack([self._row(image) for image in batch])
 
-    def _row(self, picture):
-        """NaN for the one picture that is refused."""
-        if np.array_equal(picture, self.refuse):
+    def _row(self, image):
+        """NaN for the one image that is refused."""
+        if np.array_equal(image, self.refuse):
             return np.full(self.width, np.nan, dtype=np.float32)
-        return (self.matrix @ (picture.ravel() / 255)).astype(np.float32)
+        return (self.matrix @ (image.ravel() / 255)).astype(np.float32)
 
     def tokenizer(self, texts):
         return np.asarray([list(text.lower().encode()[:32].ljust(32)) for text in texts], dtype=np.int64)
@@ -103,5 +103,5 @@ def assert_same(one, other, bound=1e-12):
 def reading():
     """The helpers of this file, by name."""
     return SimpleNamespace(
-        Rowwise=Rowwise, read_all=read_all, assert_same=assert_same, pixels_of=lambda picture: pixels(picture, SPEC)
+        Rowwise=Rowwise, read_all=read_all, assert_same=assert_same, pixels_of=lambda image: pixels(image, SPEC)
     )

@@ -65,7 +65,7 @@ def test_json_and_a_mapping_say_the_same(desk):
     content = yaml.safe_load(EXAMPLE)
     (desk / "sources.json").write_text(json.dumps(content))
     assert sources_of(desk / "sources.json") == sources_of(desk / "sources.yaml")
-    entry = {"kind": "pictures", "path": str(desk / "photos")}
+    entry = {"kind": "images", "path": str(desk / "photos")}
     (source,) = sources_of({"sources": [entry]})
     assert len(source.shards()) == 1
 
@@ -81,7 +81,7 @@ def test_every_kind_and_key_is_documented():
 
 def test_interventions_of_a_file(desk):
     (desk / "strengths.yaml").write_text("light-fog: {kind: fog, density: 0.5}\n")
-    (desk / "s.yaml").write_text("sources: [{kind: pictures, path: photos, interventions: strengths.yaml, seed: 3}]")
+    (desk / "s.yaml").write_text("sources: [{kind: images, path: photos, interventions: strengths.yaml, seed: 3}]")
     (source,) = sources_of(desk / "s.yaml")
     assert [kind.label for kind in source.changes.kinds] == ["light-fog"]
     assert (source.seed, source.changes.seed) == (3, 3)
@@ -90,7 +90,7 @@ def test_interventions_of_a_file(desk):
 @pytest.mark.parametrize(
     ("entry", "said"),
     [
-        ("kind: picture", r"source 1: no kind of source is called 'picture'; nearest: pictures; available: pictures, "),
+        ("kind: image", r"source 1: no kind of source is called 'image'; nearest: images; available: images, "),
         ("path: a", "'kind' must be a text, it is missing"),
         ("{kind: pairs, paht: a}", "no key is called 'paht'; nearest: path; available: kind, name, weight, path, "),
         ("{kind: pairs}", "source 1: 'path' must be a text, it is missing"),
@@ -98,12 +98,12 @@ def test_interventions_of_a_file(desk):
         ("{kind: pairs, path: a, weight: -1}", "'weight' must be a number above zero, not -1"),
         ("{kind: pairs, path: a, weight: .nan}", "'weight' must be a number above zero"),
         ("{kind: pairs, path: a, points: all}", "'points' must be one of both, first, none, not 'all'"),
-        ("{kind: pictures, path: a, natural: 1}", "'natural' must be true or false, not 1"),
-        ("{kind: pictures, path: a, draws: 0, interventions: all}", "source 1: draws must be one or more"),
-        ("{kind: pictures, path: a, draws: 1.5}", "'draws' must be a whole number"),
-        ("{kind: pictures, path: a, interventions: fogg}", "no intervention is called 'fogg'; nearest: fog"),
-        ("{kind: pictures, path: a, interventions: [fog, fog]}", "interventions: entry 2: 'fog' stands there twice"),
-        ("{kind: pictures, path: a, environments: []}", "'environments' must be a text or a list of texts"),
+        ("{kind: images, path: a, natural: 1}", "'natural' must be true or false, not 1"),
+        ("{kind: images, path: a, draws: 0, interventions: all}", "source 1: draws must be one or more"),
+        ("{kind: images, path: a, draws: 1.5}", "'draws' must be a whole number"),
+        ("{kind: images, path: a, interventions: fogg}", "no intervention is called 'fogg'; nearest: fog"),
+        ("{kind: images, path: a, interventions: [fog, fog]}", "interventions: entry 2: 'fog' stands there twice"),
+        ("{kind: images, path: a, environments: []}", "'environments' must be a text or a list of texts"),
         ("{kind: webdataset, path: []}", "'path' must be a text or a list of texts"),
         ("{kind: webdataset}", "'path' must be a path or a list of paths, it is missing"),
         ("{kind: texts, classes: dog}", "'templates' or 'templates_file', one of the two"),
@@ -124,7 +124,7 @@ def test_a_wrong_entry_is_told_in_one_line(tmp_path, entry, said):
     ("content", "said"),
     [
         ("", "one key `sources`"),
-        ("sources: []", "lists no source; available kinds: pictures, "),
+        ("sources: []", "lists no source; available kinds: images, "),
         ("[{kind: pairs}]", "one key `sources`"),
         ("sources: [{kind: pairs, path: a}, {kind: pairs, path: b}]", "source 2: another one is called 'pairs'"),
         ("sources: {", "not readable"),

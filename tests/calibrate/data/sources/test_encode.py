@@ -10,7 +10,7 @@ from PIL import Image
 
 from invariclip.calibrate.data.sources import encode as module
 from invariclip.calibrate.data.sources.changes import Changes, changed
-from invariclip.calibrate.data.sources.encode import DECLINED, Ready, Request, encode_pictures, encoded, unit_rows
+from invariclip.calibrate.data.sources.encode import DECLINED, Ready, Request, encode_images, encoded, unit_rows
 from invariclip.calibrate.data.stream.tally import UNREADABLE, ProblemCounts
 from invariclip.errors import InputError, NotApplicableError
 
@@ -22,15 +22,15 @@ def test_every_item_in_order_with_its_own_rows(reading, counts, batch, workers):
 
     def prepare(index):
         rng = np.random.default_rng(index)
-        pictures = [rng.integers(0, 256, (16, 16, 3), dtype=np.uint8) for _ in range(counts[index])]
-        return Ready(index, pictures, "" if pictures else "none")
+        images = [rng.integers(0, 256, (16, 16, 3), dtype=np.uint8) for _ in range(counts[index])]
+        return Ready(index, images, "" if images else "none")
 
     found = list(encoded(encoder, range(len(counts)), prepare, batch=batch, workers=workers))
     assert [ready.item for ready, _ in found] == list(range(len(counts)))
     assert all(size <= batch for size in encoder.batches)
     for ready, rows in found:
-        pictures = prepare(ready.item).pictures
-        expected = reading.Rowwise(width=4).encode_images(pictures) if pictures else np.empty((0, 4))
+        images = prepare(ready.item).images
+        expected = reading.Rowwise(width=4).encode_images(images) if images else np.empty((0, 4))
         assert np.array_equal(rows, expected)
 
 
@@ -61,9 +61,9 @@ def test_an_error_of_the_encoder_comes_through_and_threads_end(reading):
             raise RuntimeError("out of memory")
 
     before = threading.active_count()
-    picture = np.zeros((16, 16, 3), dtype=np.uint8)
+    image = np.zeros((16, 16, 3), dtype=np.uint8)
     with pytest.raises(RuntimeError, match="out of memory"):
-        list(encoded(Broken(), range(500), lambda index: Ready(index, [picture]), batch=4))
+        list(encoded(Broken(), range(500), lambda index: Ready(index, [image]), batch=4))
     assert threading.active_count() == before
 
 
@@ -73,7 +73,7 @@ def test_paths_and_bytes_are_the_same(reading, tmp_path):
     requests = [Request(file, "path"), Request(b"damaged", "bad"), Request(file.read_bytes(), "bytes", 7)]
     tally = ProblemCounts()
     changes = Changes(("invert", "fog"), draws=2)
-    first, second = encode_pictures(reading.Rowwise(), requests, tally, changes=changes)
+    first, second = encode_images(reading.Rowwise(), requests, tally, changes=changes)
     assert (second.name, second.place, second.labels) == ("bytes", 7, first.labels)
     assert np.array_equal(first.row, second.row)
     assert np.array_equal(first.versions, second.versions)
@@ -85,11 +85,11 @@ def test_versions_that_cannot_be_made_are_told(reading, tmp_path):
     Image.new("RGB", (16, 16), (9, 9, 9)).save(tmp_path / "grey.png")
     tally = ProblemCounts()
     changes = Changes(("greyscale", "style-exchange", "invert"), draws=3)
-    (seen,) = encode_pictures(reading.Rowwise(), [Request(tmp_path / "grey.png", "g")], tally, changes=changes)
+    (seen,) = encode_images(reading.Rowwise(), [Request(tmp_path / "grey.png", "g")], tally, changes=changes)
     assert seen.labels == ("invert",)
     assert tally.counts == {DECLINED: 2}
-    assert sorted(tally.examples[DECLINED])[0] == "g (greyscale: it changes nothing in this picture)"
-    assert "needs a second picture" in sorted(tally.examples[DECLINED])[1]
+    assert sorted(tally.examples[DECLINED])[0] == "g (greyscale: it changes nothing in this image)"
+    assert "needs a second image" in sorted(tally.examples[DECLINED])[1]
     with pytest.raises(NotApplicableError, match="changes nothing"):
         changed(np.zeros((16, 16, 3), np.uint8), "greyscale", "0", 0)
 

@@ -59,7 +59,7 @@ def test_moments_whatever_the_ranges(reading, tmp_path_factory, pairs, size):
     assert not read.tally.counts
 
 
-def test_a_picture_is_embedded_once_in_a_shard(reading, tmp_path):
+def test_an_image_is_embedded_once_in_a_shard(reading, tmp_path):
     source = write(draw(tmp_path), [{"first": "0.png", "second": f"{index}.png"} for index in (1, 2, 3, 4, 5)])
     encoder = reading.Rowwise()
     assert reading.read_all(source, encoder).parts["natural"].pairs == 5
@@ -138,9 +138,9 @@ def test_wrong_records_are_refused_before_anything_is_read(tmp_path, row, said):
 
 
 def test_outside_with_leave(reading, tmp_path):
-    draw(tmp_path / "pictures")
+    draw(tmp_path / "images")
     (tmp_path / "lists").mkdir()
-    rows = [{"first": "../pictures/0.png", "second": str(tmp_path / "pictures" / "1.png")}]
+    rows = [{"first": "../images/0.png", "second": str(tmp_path / "images" / "1.png")}]
     write(tmp_path / "lists", rows)
     source = PairsFile("p", str(tmp_path / "lists" / "pairs.jsonl"), allow_outside=True)
     assert reading.read_all(source, reading.Rowwise()).parts["natural"].pairs == 1

@@ -72,7 +72,7 @@ def test_a_lone_template_and_wrong_ones():
 
 def test_no_text_tower(world, reading, tmp_path):
     class Blind:
-        """A tower of pictures alone."""
+        """A tower of images alone."""
 
         sha256, embed_dim, pixels = "0", 24, world.SPEC
 

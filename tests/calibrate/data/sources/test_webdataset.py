@@ -12,7 +12,7 @@ from PIL import Image
 
 from invariclip.calibrate.data.pairs import EmbeddingTable, fitted_moments
 from invariclip.calibrate.data.sources import archive
-from invariclip.calibrate.data.sources.archive import LINK, NO_PICTURE, REPEATED, TOO_LARGE, TOO_MUCH, archives, samples
+from invariclip.calibrate.data.sources.archive import LINK, NO_IMAGE, REPEATED, TOO_LARGE, TOO_MUCH, archives, samples
 from invariclip.calibrate.data.sources.changes import Changes
 from invariclip.calibrate.data.sources.encode import DECLINED
 from invariclip.calibrate.data.sources.webdataset import ALONE, WebDataset
@@ -21,7 +21,7 @@ from invariclip.calibrate.data.stream.collect import collect
 from invariclip.errors import InputError
 
 
-def picture(seed):
+def image(seed):
     stream = io.BytesIO()
     array = np.random.default_rng(seed).integers(0, 256, (18, 18, 3), dtype=np.uint8)
     Image.fromarray(array).save(stream, "png")
@@ -41,7 +41,7 @@ def write(path, members, mode="w"):
 
 
 def groups(count=4, each=2):
-    return [(f"{key:03d}.{index}.png", picture([key, index])) for key in range(count) for index in range(each)]
+    return [(f"{key:03d}.{index}.png", image([key, index])) for key in range(count) for index in range(each)]
 
 
 def of(path, **given):
@@ -49,8 +49,8 @@ def of(path, **given):
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
-def test_the_pictures_of_a_sample_are_natural_pairs(reading, tmp_path, mode):
-    members = [*groups(3, each=3), ("003.txt", b"no picture"), ("readme", b"without a dot")]
+def test_the_images_of_a_sample_are_natural_pairs(reading, tmp_path, mode):
+    members = [*groups(3, each=3), ("003.txt", b"no image"), ("readme", b"without a dot")]
     encoder = reading.Rowwise()
     read = reading.read_all(of(write(tmp_path / "a.tar", members, mode)), encoder)
     raw = np.stack([reading.pixels_of(content) for _, content in members[:9]])
@@ -63,10 +63,10 @@ def test_the_pictures_of_a_sample_are_natural_pairs(reading, tmp_path, mode):
     reading.assert_same(read.moments, fitted_moments(table))
     state = collect([of(tmp_path / "a.tar")], encoder)
     assert state.combined().effective_pairs == pytest.approx(3 * 2) == fitted_moments(table).effective_pairs
-    assert read.tally.to_json() == {NO_PICTURE: {"count": 1, "examples": ["003"]}}
+    assert read.tally.to_json() == {NO_IMAGE: {"count": 1, "examples": ["003"]}}
 
 
-def test_one_picture_gets_interventions(reading, tmp_path):
+def test_one_image_gets_interventions(reading, tmp_path):
     path = write(tmp_path / "a.tar", groups(5, each=1))
     read = reading.read_all(of(path, changes=Changes(("invert", "posterize"), draws=2)), reading.Rowwise())
     assert (read.points.points, read.parts["interventions"].pairs) == (5, 10)
@@ -90,8 +90,8 @@ def test_names_and_folders(tmp_path):
     names = ["x/a.first.jpg", "x/a.second.JPG", "y.z/a.jpg", "./b.jpg", "b.jpg"]
     members = [(name, name.encode()) for name in names]
     found = list(samples(write(tmp_path / "a.tar", members), reasons.ProblemCounts()))
-    assert [(sample.key, len(sample.pictures)) for sample in found] == [("x/a", 2), ("y.z/a", 1), ("./b", 1), ("b", 1)]
-    assert found[0].pictures[0] == ("a.tar/x/a.first.jpg", b"x/a.first.jpg")
+    assert [(sample.key, len(sample.images)) for sample in found] == [("x/a", 2), ("y.z/a", 1), ("./b", 1), ("b", 1)]
+    assert found[0].images[0] == ("a.tar/x/a.first.jpg", b"x/a.first.jpg")
 
 
 def test_patterns(tmp_path):
@@ -117,17 +117,17 @@ def test_patterns(tmp_path):
 
 def test_what_cannot_be_used_is_named(reading, tmp_path, monkeypatch):
     monkeypatch.setattr(archive, "MAX_MEMBER", 5000)
-    monkeypatch.setattr(archive, "MAX_PICTURES", 3)
-    same = picture(1)
+    monkeypatch.setattr(archive, "MAX_IMAGES", 3)
+    same = image(1)
     members = [
         ("big.0.png", b"x" * 5001),
-        ("big.1.png", picture(2)),
+        ("big.1.png", image(2)),
         ("many.0.png", same), ("many.1.png", same), ("many.2.png", same), ("many.3.png", same),
         ("twin.0.png", same), ("twin.1.png", same),
-        ("bad.0.png", b"no picture"), ("bad.1.png", picture(3)),
-        ("link.0.png", None), ("link.1.png", picture(4)),
+        ("bad.0.png", b"no image"), ("bad.1.png", image(3)),
+        ("link.0.png", None), ("link.1.png", image(4)),
         *groups(1),
-        ("twin.2.png", picture(5)),
+        ("twin.2.png", image(5)),
     ]  # fmt: skip
     read = reading.read_all(of(write(tmp_path / "a.tar", members)), reading.Rowwise())
     found = {reason: told["examples"] for reason, told in read.tally.to_json().items()}

@@ -24,28 +24,28 @@ def rows(folder):
     return facts, items, np.concatenate([np.stack(table["embedding"].to_numpy()) for table in tables])
 
 
-def test_parts_hold_what_the_model_answers(run, tiny_artifact, tiny_pictures, tmp_path, parts, request):
+def test_parts_hold_what_the_model_answers(run, tiny_artifact, tiny_images, tmp_path, parts, request):
     out, bad = tmp_path / "out", tmp_path / "bad.jpg"
-    bad.write_bytes(b"no picture")
-    pictures = [*sorted(tiny_pictures.iterdir())[:7], bad]
-    code, said, err = run("embed", tiny_artifact, *pictures, "-o", out, "--engine", "ray", "--workers", "1", "--quiet")
-    assert code == 2  # one picture could not be read
+    bad.write_bytes(b"no image")
+    images = [*sorted(tiny_images.iterdir())[:7], bad]
+    code, said, err = run("embed", tiny_artifact, *images, "-o", out, "--engine", "ray", "--workers", "1", "--quiet")
+    assert code == 2  # one image could not be read
     assert "bad.jpg" in err
     assert f"7 embeddings in 3 parts in {out}" in said
     facts, items, vectors = rows(out)
-    assert items == [str(path) for path in pictures[:7]]
+    assert items == [str(path) for path in images[:7]]
     assert [part["count"] for part in facts["parts"]] == [3, 3, 1]
     assert [path for path, _ in facts["unreadable"]] == [str(bad)]
     model = load(tiny_artifact)
     assert facts["space_id"] == model.space_id
-    np.testing.assert_allclose(vectors, model.embed_images(pictures[:7]), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(vectors, model.embed_images(images[:7]), rtol=0, atol=1e-6)
 
     # Of parts that are there nothing is made again; one that is gone is.
     files = sorted(out.glob("*.parquet"))
     before = {path: path.stat().st_mtime_ns for path in files}
     files[1].unlink()
     request.getfixturevalue("cluster")  # the first run started one of its own, and stopped it
-    run("embed", tiny_artifact, *pictures, "-o", out, "--engine", "ray", "--workers", "1", "--quiet")
+    run("embed", tiny_artifact, *images, "-o", out, "--engine", "ray", "--workers", "1", "--quiet")
     after = {path: path.stat().st_mtime_ns for path in sorted(out.glob("*.parquet"))}
     assert [after[path] == before[path] for path in files] == [True, False, True]
     assert rows(out)[1] == items

@@ -116,7 +116,7 @@ def test_classes_and_projection_are_exchanged_without_a_build(loaded, graph, too
         ),
         ({"pixels": np.zeros((1, 2, 4), np.float32)}, None, r"pixels is float32"),
         ({"pixels": np.zeros((0, 2, 4), np.uint8)}, None, r"pixels is uint8 \[0, 2, 4\]"),
-        ({"picture": np.zeros((1, 2, 4), np.uint8)}, None, "its inputs are pixels"),
+        ({"image": np.zeros((1, 2, 4), np.uint8)}, None, "its inputs are pixels"),
         ({"pixels": np.zeros((1, 2, 4), np.uint8)}, ("scores",), "its outputs embedding"),
     ],
 )

@@ -1,8 +1,8 @@
-"""Pictures of a manifest or a folder as a source: points, concepts in two environments, changed versions.
+"""Images of a manifest or a folder as a source: points, concepts in two environments, changed versions.
 
 A shard holds whole concepts, so that every natural pair lies in one. What it gives adds up to what
-`pairs.fitted_moments` makes of the same pictures in memory. Only a concept of more than `LARGE` pictures is cut: its
-natural pairs are a shard of their own, drawn from at most `LARGE` of its pictures.
+`pairs.fitted_moments` makes of the same images in memory. Only a concept of more than `LARGE` images is cut: its
+natural pairs are a shard of their own, drawn from at most `LARGE` of its images.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from invariclip.calibrate.data.images import keep, read_images
 from invariclip.calibrate.data.layouts import find_layout, read_layout
 from invariclip.calibrate.data.pairs import UNCHANGED, EmbeddingTable, codes, natural_pairs, seeded
-from invariclip.calibrate.data.pictures import keep, read_pictures
 from invariclip.calibrate.data.sources.changes import NO_CHANGES, Changes
-from invariclip.calibrate.data.sources.encode import Donor, EmbeddedVersions, Request, encode_pictures, usable
+from invariclip.calibrate.data.sources.encode import Donor, EmbeddedVersions, Request, encode_images, usable
 from invariclip.calibrate.data.sources.environments import Environments
 from invariclip.calibrate.data.sources.gather import INTERVENTIONS, NATURAL, Gather
 from invariclip.calibrate.data.sources.stamps import require_unchanged, stamp
@@ -33,23 +33,23 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from invariclip.calibrate.data.encoder import Encoder
+    from invariclip.calibrate.data.images import ImageRecord
     from invariclip.calibrate.data.names import PairsBy
-    from invariclip.calibrate.data.pictures import Picture
     from invariclip.calibrate.data.stream.blocks import RowBlock
     from invariclip.calibrate.data.stream.tally import ProblemCounts
 
 CONCEPTS = 64
 """Concepts of a shard at most."""
 LARGE = BLOCK_ROWS
-"""Pictures of a shard at most: their embeddings are held until its natural pairs are made."""
+"""Images of a shard at most: their embeddings are held until its natural pairs are made."""
 
 Files = list[list[Any]]
-"""Of every picture: path below the root, concept, environment, stamp (see `stamps.stamp`)."""
+"""Of every image: path below the root, concept, environment, stamp (see `stamps.stamp`)."""
 
 
 @dataclass(frozen=True)
 class ImageSource:
-    """A manifest or a folder of pictures (see `calibrate.pictures.read_pictures`).
+    """A manifest or a folder of images (see `calibrate.images.read_images`).
 
     Attributes:
         name: See `Source`.
@@ -57,12 +57,12 @@ class ImageSource:
         weight: See `Source`.
         environments: The environments to take; None takes all.
         splits: The splits to take; None takes all.
-        natural: Pair pictures of one concept in two environments.
-        changes: Pair every picture with changed versions of itself.
-        points: Take the pictures as points.
+        natural: Pair images of one concept in two environments.
+        changes: Pair every image with changed versions of itself.
+        points: Take the images as points.
         seed: Draws natural pairs where a concept has very many.
         allow_outside: Accept a manifest whose paths leave its folder.
-        pairs_by: What makes pictures of a folder one concept, see `calibrate.pictures.read_pictures`.
+        pairs_by: What makes images of a folder one concept, see `calibrate.images.read_images`.
         layout: A set of DomainBed by name, whose folder `path` is (see `calibrate.layouts`); empty for any other.
     """
 
@@ -92,11 +92,11 @@ class ImageSource:
         """
         if not (self.natural or self.changes.kinds or self.points):
             raise InputError(f"{self.name}: neither points nor natural pairs nor interventions are to be taken")
-        pictures, empty = self._listed()
+        images, empty = self._listed()
         concepts: dict[str, Files] = defaultdict(list)
-        for picture in pictures:
-            place = _below(self._root, picture.path)
-            concepts[picture.concept].append([place, picture.concept, picture.environment, stamp(picture.path)])
+        for image in images:
+            place = _below(self._root, image.path)
+            concepts[image.concept].append([place, image.concept, image.environment, stamp(image.path)])
         found: list[Shard] = []
         for group in _groups(list(concepts.values())):
             if len(group) <= LARGE:
@@ -107,7 +107,7 @@ class ImageSource:
             if self.points or self.changes.kinds:
                 parts = [group[start : start + LARGE] for start in range(0, len(group), LARGE)]
                 found += [self._shard(part, False, self.points, self.changes) for part in parts]
-        classes = Counter(picture.name for picture in pictures)
+        classes = Counter(image.name for image in images)
         told = {"empty": empty, "single": sorted(name for name, number in classes.items() if number == 1)}
         if any(told.values()):  # what is known of the whole set is told with its first shard
             found[0] = Shard(found[0].source, found[0].name, {**found[0].spec, **told})
@@ -120,7 +120,7 @@ class ImageSource:
             InputError: There is no encoder, or a file has changed since it was listed.
         """
         if encoder is None:
-            raise InputError(f"{self.name}: pictures need an encoder; name a checkpoint")
+            raise InputError(f"{self.name}: images need an encoder; name a checkpoint")
         spec = shard.spec
         tally.add(EMPTY, spec.get("empty", ()))
         tally.add(SINGLE_OF_CLASS, spec.get("single", ()))
@@ -129,14 +129,14 @@ class ImageSource:
         gather, good = Gather(), list[EmbeddedVersions]()
         environments = Environments(environment for _, _, environment, _ in files)
         requests, donor = _requests(root, files, tally), _donor(root, files, changes)
-        for seen in encode_pictures(encoder, requests, tally, changes=changes, donor=donor):
+        for seen in encode_images(encoder, requests, tally, changes=changes, donor=donor):
             if take(seen, gather, tally, points=spec["points"]):
                 environments.add(files[seen.place][2], seen.row)
                 good += [seen] if spec["natural"] else []
             yield from gather.full()
         if (
             spec["points"] == self.points
-        ):  # else it is the natural pairs of a concept whose pictures are told of elsewhere
+        ):  # else it is the natural pairs of a concept whose images are told of elsewhere
             environments.tell(tally)
         if spec["natural"]:
             _pair_up(good, files, self.seed, gather, tally)
@@ -147,22 +147,22 @@ class ImageSource:
         where = Path(self.path)
         return where if where.is_dir() else where.parent
 
-    def _listed(self) -> tuple[list[Picture], list[str]]:
-        """The pictures to take, and the environments that a folder names and that hold none."""
+    def _listed(self) -> tuple[list[ImageRecord], list[str]]:
+        """The images to take, and the environments that a folder names and that hold none."""
         if self.layout:
-            pictures = read_layout(find_layout(self.layout), self.path)  # whole, or it raises
-            return keep(pictures, environments=self.environments, splits=self.splits), []
-        pictures = read_pictures(self.path, allow_outside=self.allow_outside, pairs_by=self.pairs_by)
+            images = read_layout(find_layout(self.layout), self.path)  # whole, or it raises
+            return keep(images, environments=self.environments, splits=self.splits), []
+        images = read_images(self.path, allow_outside=self.allow_outside, pairs_by=self.pairs_by)
         empty: list[str] = []
         if Path(self.path).is_dir():
-            have = {picture.environment for picture in pictures}
+            have = {image.environment for image in images}
             folders = sorted(entry.name for entry in Path(self.path).iterdir() if entry.is_dir())
             wanted = folders if self.environments is None else self.environments
             empty = [name for name in folders if name in wanted and name not in have and not name.startswith(".")]
         environments = None
         if self.environments is not None:
             environments = [name for name in self.environments if name not in empty]
-        return keep(pictures, environments=environments, splits=self.splits), empty
+        return keep(images, environments=environments, splits=self.splits), empty
 
     def _shard(self, files: Files, natural: bool, points: bool, changes: Changes) -> Shard:
         first, last = files[0][1], files[-1][1]
@@ -170,9 +170,9 @@ class ImageSource:
         kinds = "" if points or changes.kinds else ", natural pairs"
         return Shard(
             self.name,
-            f"{self.path}[{what}]: {len(files)} pictures{kinds}",
+            f"{self.path}[{what}]: {len(files)} images{kinds}",
             {
-                "kind": "pictures",
+                "kind": "images",
                 "root": str(self._root),
                 "files": files,
                 "natural": natural,
@@ -184,13 +184,13 @@ class ImageSource:
 
 
 def take(seen: EmbeddedVersions, gather: Gather, tally: ProblemCounts, *, points: bool) -> bool:
-    """Gathers a picture as a point, and its pairs with its versions: it weighs one, shared by those that are usable.
+    """Gathers an image as a point, and its pairs with its versions: it weighs one, shared by those that are usable.
 
-    A picture whose embedding is not usable goes on as a point, where it is counted; it is told here where there are no
+    An image whose embedding is not usable goes on as a point, where it is counted; it is told here where there are no
     points.
 
     Returns:
-        Whether the picture may stand in further pairs.
+        Whether the image may stand in further pairs.
     """
     if points:
         gather.point(seen.row, seen.name)
@@ -205,7 +205,7 @@ def take(seen: EmbeddedVersions, gather: Gather, tally: ProblemCounts, *, points
 
 
 def _groups(concepts: Sequence[Files]) -> Iterator[Files]:
-    """Consecutive concepts of at most `CONCEPTS` and `LARGE` pictures; one that is larger stands alone."""
+    """Consecutive concepts of at most `CONCEPTS` and `LARGE` images; one that is larger stands alone."""
     group: Files = []
     count = 0
     for files in concepts:
@@ -217,7 +217,7 @@ def _groups(concepts: Sequence[Files]) -> Iterator[Files]:
 
 
 def _drawn(files: Files, seed: int) -> Files:
-    """At most `LARGE` pictures of one concept, as many of every environment as of the others; as they are listed."""
+    """At most `LARGE` images of one concept, as many of every environment as of the others; as they are listed."""
     places: dict[str, list[int]] = defaultdict(list)
     for place, (_, _, environment, _) in enumerate(files):
         places[environment].append(place)
@@ -239,7 +239,7 @@ def _requests(root: Path, files: Files, tally: ProblemCounts) -> Iterator[Reques
 
 
 def _donor(root: Path, files: Files, changes: Changes) -> Donor:
-    """Second pictures from the same shard, of another environment where there is one."""
+    """Second images from the same shard, of another environment where there is one."""
     there = []
     for file, _, environment, listed in files if changes.needs_donor else ():
         with suppress(OSError):  # it is told where it is decoded
@@ -249,7 +249,7 @@ def _donor(root: Path, files: Files, changes: Changes) -> Donor:
 
 
 def _pair_up(good: Sequence[EmbeddedVersions], files: Files, seed: int, gather: Gather, tally: ProblemCounts) -> None:
-    """Natural pairs of the pictures that could be embedded, and what has no partner."""
+    """Natural pairs of the images that could be embedded, and what has no partner."""
     concepts, concept_names = codes([files[seen.place][1] for seen in good])
     environments, environment_names = codes([files[seen.place][2] for seen in good])
     count = len(good)
@@ -272,8 +272,8 @@ def _pair_up(good: Sequence[EmbeddedVersions], files: Files, seed: int, gather: 
     seen_in: dict[str, set[str]] = defaultdict(set)
     for seen in good:
         seen_in[files[seen.place][1]].add(files[seen.place][2])
-    pictures = np.bincount(concepts, minlength=len(concept_names))
-    lone = [(name, pictures[code]) for code, name in enumerate(concept_names) if len(seen_in[name]) < 2]
+    images = np.bincount(concepts, minlength=len(concept_names))
+    lone = [(name, images[code]) for code, name in enumerate(concept_names) if len(seen_in[name]) < 2]
     tally.add(SINGLE, [name for name, number in lone if number == 1])
     tally.add(LONE, [name for name, number in lone if number > 1])
 

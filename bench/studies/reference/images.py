@@ -1,4 +1,4 @@
-"""The pictures that are learnt from, with words: emoji of the training styles, emoji of people, and clip art."""
+"""The images that are learnt from, with words: emoji of the training styles, emoji of people, and clip art."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ _LONGEST_SIDES = 8
 
 @dataclass(frozen=True)
 class CaptionedImage:
-    """One picture with its words.
+    """One image with its words.
 
     Attributes:
-        source: `emoji`, `people` or `clipart`: pictures of one source share a mean.
+        source: `emoji`, `people` or `clipart`: images of one source share a mean.
         path: The file.
         sha256: Its digest.
         name: What it shows.
         words: Other words for it.
-        concept: What pictures of the same thing share, or empty.
+        concept: What images of the same thing share, or empty.
         split: stylebench's split of the concept; `train` elsewhere.
     """
 
@@ -56,7 +56,7 @@ class CaptionedImage:
 
 
 def emoji(data: Path) -> list[CaptionedImage]:
-    """Stylebench's pictures in training styles: all splits, of which only `train` is learnt from."""
+    """Stylebench's images in training styles: all splits, of which only `train` is learnt from."""
     found = [p for p in read_manifest(data / "manifest.jsonl") if p.style in TRAINING_STYLES]
     return [
         CaptionedImage("emoji", data / p.file, p.sha256, p.name, p.keywords, p.concept, p.concept_split) for p in found
@@ -68,7 +68,7 @@ def people(packages: Mapping[str, Path], out: Path, progress: Progress = silent)
 
     Args:
         packages: stylebench's unpacked packages by key.
-        out: Where pictures are drawn; what is there is left alone.
+        out: Where images are drawn; what is there is left alone.
         progress: Progress display.
     """
     table = json.loads((packages["names"] / "data-by-emoji.json").read_text(encoding="utf-8"))
@@ -115,7 +115,7 @@ def clip_art(svg_package: Path, png_package: Path, out: Path, progress: Progress
     Args:
         svg_package: The unpacked package of SVG files.
         png_package: The unpacked package of PNG files.
-        out: Where pictures are drawn; what is there is left alone.
+        out: Where images are drawn; what is there is left alone.
         progress: Progress display.
     """
     items = read_clip_art(svg_package, png_package)
@@ -123,17 +123,17 @@ def clip_art(svg_package: Path, png_package: Path, out: Path, progress: Progress
     for item in progress(items, total=len(items), desc="clip art"):
         path = out / item.png.relative_to(png_package)
         if not path.is_file():
-            with Image.open(item.png) as picture:
-                long, short = max(picture.size), max(1, min(picture.size))
+            with Image.open(item.png) as image:
+                long, short = max(image.size), max(1, min(image.size))
                 if long > _LONGEST_SIDES * short or long * short > Image.MAX_IMAGE_PIXELS * 1.9:  # type: ignore[operator]
                     continue
-                _save(letterbox(picture, SIZE), path)
+                _save(letterbox(image, SIZE), path)
         found.append(CaptionedImage("clipart", path, sha256_file(path), item.title, item.subjects, "", "train"))
     return found
 
 
-def _save(picture: Image.Image, path: Path) -> None:
+def _save(image: Image.Image, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".part")
-    picture.save(beside, format="PNG")
+    image.save(beside, format="PNG")
     beside.replace(path)

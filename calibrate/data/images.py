@@ -1,4 +1,4 @@
-"""Pictures to calibrate on: a manifest (JSONL or CSV) or folders `environment/class/file`."""
+"""Images to calibrate on: a manifest (JSONL or CSV) or folders `environment/class/file`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from invariclip.calibrate.data.names import PAIRS_BY, FileNames, PairsBy, coinciding, judge
 from invariclip.calibrate.data.sources.lines import read_records
 from invariclip.errors import InputError
-from invariclip.preprocessing.pixels import PICTURE_SUFFIXES
+from invariclip.preprocessing.pixels import IMAGE_SUFFIXES
 
 if TYPE_CHECKING:
     import os
@@ -27,8 +27,8 @@ ALIASES: dict[str, tuple[str, ...]] = {
 """The columns of a manifest and what else each may be called; the first that is there counts."""
 
 
-class SkippedPictureWarning(UserWarning):
-    """A picture was left out; what is measured does not contain it."""
+class SkippedImageWarning(UserWarning):
+    """An image was left out; what is measured does not contain it."""
 
 
 class CoincidingNamesWarning(UserWarning):
@@ -36,12 +36,12 @@ class CoincidingNamesWarning(UserWarning):
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One picture.
+class ImageRecord:
+    """One image.
 
     Attributes:
         path: The file.
-        concept: What it shows, as an identifier: two pictures of one concept in two environments are a pair.
+        concept: What it shows, as an identifier: two images of one concept in two environments are a pair.
         name: The class in words, for zero-shot prompts; the concept where the manifest names no class.
         environment: Style, domain or setting.
         split: The manifest's split, or None where it has no such column.
@@ -54,9 +54,9 @@ class Picture:
     split: str | None = None
 
 
-def read_pictures(
+def read_images(
     source: str | os.PathLike[str], *, allow_outside: bool = False, pairs_by: PairsBy = "auto"
-) -> list[Picture]:
+) -> list[ImageRecord]:
     """Reads a manifest or a folder.
 
     A manifest is JSONL (one object a line) or CSV (with a header); `ALIASES` says what its columns may be called.
@@ -69,11 +69,11 @@ def read_pictures(
     Args:
         source: The manifest or the folder.
         allow_outside: Accept absolute paths and paths that leave the manifest's folder.
-        pairs_by: What makes pictures of a folder one concept: the file name with the class, in every class; the class;
+        pairs_by: What makes images of a folder one concept: the file name with the class, in every class; the class;
             or `auto`, as above. A manifest names its concepts itself.
 
     Returns:
-        The pictures in the manifest's order, or sorted by path; files are not opened.
+        The images in the manifest's order, or sorted by path; files are not opened.
 
     Raises:
         InputError: Missing, empty, without a needed column, not parseable, with a path that leaves the folder, or
@@ -93,47 +93,47 @@ def read_pictures(
         )
     rows = list(read_records(where))
     if not rows:
-        raise InputError(f"{where}: the manifest lists no picture")
+        raise InputError(f"{where}: the manifest lists no image")
     found = _columns(where, rows[0][1])
-    return [_picture(where, number, row, found, allow_outside) for number, row in rows]
+    return [_image(where, number, row, found, allow_outside) for number, row in rows]
 
 
 def keep(
-    pictures: Iterable[Picture], *, environments: Sequence[str] | None = None, splits: Sequence[str] | None = None
-) -> list[Picture]:
-    """The pictures of some environments and splits; None keeps all.
+    images: Iterable[ImageRecord], *, environments: Sequence[str] | None = None, splits: Sequence[str] | None = None
+) -> list[ImageRecord]:
+    """The images of some environments and splits; None keeps all.
 
     Raises:
-        InputError: An environment or split that no picture has, or nothing is left.
+        InputError: An environment or split that no image has, or nothing is left.
     """
-    kept = list(pictures)
+    kept = list(images)
     for what, wanted in (("environment", environments), ("split", splits)):
         if wanted is None:
             continue
-        have = sorted({getattr(picture, what) for picture in kept} - {None})
+        have = sorted({getattr(image, what) for image in kept} - {None})
         unknown = [value for value in wanted if value not in have]
         if unknown:
-            available = ", ".join(have) or f"none, the pictures carry no {what}"
-            raise InputError(f"no picture has {what} {unknown[0]!r}; available: {available}")
-        kept = [picture for picture in kept if getattr(picture, what) in wanted]
+            available = ", ".join(have) or f"none, the images carry no {what}"
+            raise InputError(f"no image has {what} {unknown[0]!r}; available: {available}")
+        kept = [image for image in kept if getattr(image, what) in wanted]
     if not kept:
-        raise InputError("no picture is left after the filters; widen --environments or --split")
+        raise InputError("no image is left after the filters; widen --environments or --split")
     return kept
 
 
-def summarise(pictures: Sequence[Picture]) -> dict[str, Any]:
+def summarise(images: Sequence[ImageRecord]) -> dict[str, Any]:
     """What there is to pair: counts per environment, and the concepts that stand in one environment only.
 
     Returns:
-        JSON-ready: `pictures`, `concepts`, `environments` (name → count), `unpaired_concepts` (count).
+        JSON-ready: `images`, `concepts`, `environments` (name → count), `unpaired_concepts` (count).
     """
     seen: dict[str, set[str]] = defaultdict(set)
-    for picture in pictures:
-        seen[picture.concept].add(picture.environment)
+    for image in images:
+        seen[image.concept].add(image.environment)
     return {
-        "pictures": len(pictures),
+        "images": len(images),
         "concepts": len(seen),
-        "environments": dict(sorted(Counter(picture.environment for picture in pictures).items())),
+        "environments": dict(sorted(Counter(image.environment for image in images).items())),
         "unpaired_concepts": sum(len(environments) < 2 for environments in seen.values()),
     }
 
@@ -155,7 +155,7 @@ def _columns(where: Path, row: dict[str, Any]) -> dict[str, str]:
     return found
 
 
-def _picture(where: Path, number: int, row: dict[str, Any], found: dict[str, str], allow_outside: bool) -> Picture:
+def _image(where: Path, number: int, row: dict[str, Any], found: dict[str, str], allow_outside: bool) -> ImageRecord:
     cells = {}
     for column, name in found.items():
         value = row.get(name)
@@ -163,7 +163,7 @@ def _picture(where: Path, number: int, row: dict[str, Any], found: dict[str, str
             raise InputError(f"{where}: line {number} has no {name!r}")
         cells[column] = "" if value is None else str(value)
     concept = cells.get("concept", cells.get("name", ""))
-    return Picture(
+    return ImageRecord(
         path=inside_folder(where, number, cells["path"], allow_outside),
         concept=concept,
         name=cells.get("name", concept),
@@ -190,18 +190,18 @@ def inside_folder(where: Path, number: int, given: str, allow_outside: bool) -> 
     return path
 
 
-def _read_folder(root: Path, pairs_by: PairsBy) -> list[Picture]:
-    files = sorted(path for path in root.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file())
+def _read_folder(root: Path, pairs_by: PairsBy) -> list[ImageRecord]:
+    files = sorted(path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
     if not files:
-        raise InputError(f"{root}: no picture in this folder; known endings: {' '.join(PICTURE_SUFFIXES)}")
+        raise InputError(f"{root}: no image in this folder; known endings: {' '.join(IMAGE_SUFFIXES)}")
     deep = {path: parts for path in files if len(parts := path.relative_to(root).parts) >= 3}
     if not deep:
-        raise InputError(f"{root}: pictures must lie in environment/class/file, {files[0].relative_to(root)} does not")
+        raise InputError(f"{root}: images must lie in environment/class/file, {files[0].relative_to(root)} does not")
     if len(deep) < len(files):
         stray = next(path for path in files if path not in deep)
         warnings.warn(
-            f"{root}: {len(files) - len(deep)} pictures outside environment/class/ are left out, such as {stray}",
-            SkippedPictureWarning,
+            f"{root}: {len(files) - len(deep)} images outside environment/class/ are left out, such as {stray}",
+            SkippedImageWarning,
             stacklevel=3,
         )
     seen: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
@@ -213,7 +213,7 @@ def _read_folder(root: Path, pairs_by: PairsBy) -> list[Picture]:
     else:
         names = FileNames(frozenset(seen) if pairs_by == "name" else frozenset())
     return [
-        Picture(
+        ImageRecord(
             path=path,
             concept=f"{parts[1]}/{path.stem}" if parts[1] in names.by_name else parts[1],
             name=parts[1].replace("_", " "),

@@ -1,4 +1,4 @@
-#include "pictures.hpp"
+#include "images.hpp"
 
 #include <csetjmp>
 #include <cstdio>
@@ -15,15 +15,15 @@
 #include <png.h>
 #endif
 
-namespace invariclip::pictures {
+namespace invariclip::images {
 namespace {
 
 constexpr std::uintmax_t max_file_bytes = std::uintmax_t{1} << 30;
 
 void allocate(Decoded& to, std::size_t width, std::size_t height, Order order) {
-    if (width == 0 || height == 0 || width > max_picture_pixels / height) {
+    if (width == 0 || height == 0 || width > max_image_pixels / height) {
         throw InputError(std::to_string(width) + "x" + std::to_string(height) +
-                         " pixels are none, or above the limit of " + std::to_string(max_picture_pixels));
+                         " pixels are none, or above the limit of " + std::to_string(max_image_pixels));
     }
     to.width = width;
     to.height = height;
@@ -45,8 +45,8 @@ std::size_t number(std::string_view& rest) {
     std::size_t digits = 0;
     for (; digits < rest.size() && rest[digits] >= '0' && rest[digits] <= '9'; ++digits) {
         value = value * 10 + static_cast<std::size_t>(rest[digits] - '0');
-        if (value > max_picture_pixels) {
-            throw InputError("a number in its header is above " + std::to_string(max_picture_pixels));
+        if (value > max_image_pixels) {
+            throw InputError("a number in its header is above " + std::to_string(max_image_pixels));
         }
     }
     if (digits == 0) {
@@ -199,7 +199,7 @@ Decoded decode(std::string_view content) {
         return png(content);
     }
 #endif
-    throw InputError("not a picture that is read here; known: " + known());
+    throw InputError("not an image that is read here; known: " + known());
 }
 
 Decoded read(const std::string& path) {
@@ -233,4 +233,4 @@ std::string known() {
     return names;
 }
 
-}  // namespace invariclip::pictures
+}  // namespace invariclip::images

@@ -7,7 +7,7 @@
 #include <string_view>
 #include <vector>
 
-namespace invariclip::pictures {
+namespace invariclip::images {
 
 struct Decoded {
     std::vector<std::uint8_t> bytes;
@@ -25,4 +25,4 @@ Decoded decode(std::string_view content);
 // What `read` knows, in words.
 std::string known();
 
-}  // namespace invariclip::pictures
+}  // namespace invariclip::images

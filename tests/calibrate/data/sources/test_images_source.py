@@ -1,4 +1,4 @@
-"""Pictures as a source: the same moments as in memory, and nothing left out without a word."""
+"""Images as a source: the same moments as in memory, and nothing left out without a word."""
 
 import json
 import os
@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from invariclip.calibrate.data.images import SkippedImageWarning, read_images
 from invariclip.calibrate.data.pairs import Sources, fitted_moments
-from invariclip.calibrate.data.pictures import SkippedPictureWarning, read_pictures
-from invariclip.calibrate.data.sources import pictures as module
+from invariclip.calibrate.data.sources import images as module
 from invariclip.calibrate.data.sources.changes import Changes
 from invariclip.calibrate.data.sources.encode import DECLINED
-from invariclip.calibrate.data.sources.pictures import EMPTY, SINGLE, ImageSource
+from invariclip.calibrate.data.sources.images import EMPTY, SINGLE, ImageSource
 from invariclip.calibrate.data.stream import tally as reasons
 from invariclip.calibrate.data.stream.collect import collect, read_shard
 from invariclip.calibrate.data.stream.state import MomentsState, state_from_bytes, state_to_bytes
@@ -32,12 +32,12 @@ BOTH = Sources()
 
 
 def in_memory(encoder, path, changes=CHANGES, sources=BOTH):
-    table, facts = tabulate(encoder, read_pictures(path), FitOptions(interventions=changes.kinds, draws=changes.draws))
+    table, facts = tabulate(encoder, read_images(path), FitOptions(interventions=changes.kinds, draws=changes.draws))
     return fitted_moments(table, sources), facts
 
 
 def write_folder(root, layout, seed=0):
-    """Noise pictures `environment/class/file`; the layout maps environment/class to how many."""
+    """Noise images `environment/class/file`; the layout maps environment/class to how many."""
     rng = np.random.default_rng(seed)
     for place, count in layout.items():
         (root / place).mkdir(parents=True, exist_ok=True)
@@ -56,15 +56,15 @@ def rewrite(path, content):
 
 def test_the_bundled_subset_gives_the_moments_of_the_path_in_memory(reading, tmp_path):
     folder = Path(reference).parent
-    rows = [json.loads(line) for line in (folder / "pictures.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in (folder / "images.jsonl").read_text(encoding="utf-8").splitlines()]
     concepts = sorted({row["concept"] for row in rows})[::6]
     rows = [{**row, "file": str(folder / row["file"])} for row in rows if row["concept"] in concepts]
     manifest = tmp_path / "subset.jsonl"
     manifest.write_text("\n".join(map(json.dumps, rows)))
     encoder = reading.Rowwise()
     options = FitOptions(interventions=CHANGES.kinds, draws=CHANGES.draws)
-    with pytest.warns(SkippedPictureWarning, match="greyscale: it changes nothing"):  # drawings in black and white
-        table, facts = tabulate(encoder, read_pictures(manifest, allow_outside=True), options)
+    with pytest.warns(SkippedImageWarning, match="greyscale: it changes nothing"):  # drawings in black and white
+        table, facts = tabulate(encoder, read_images(manifest, allow_outside=True), options)
     source = ImageSource("set", str(manifest), changes=CHANGES, allow_outside=True)
     state = collect([source], encoder)
     reading.assert_same(state.combined(), fitted_moments(table))
@@ -95,15 +95,15 @@ def test_the_size_of_shards_and_blocks_does_not_change_the_moments(reading, tmp_
 
 @settings(max_examples=8, deadline=None)
 @given(
-    pictures=st.dictionaries(
+    images=st.dictionaries(
         st.sampled_from([f"{e}/c{n}" for e in "abc" for n in range(5)]), st.integers(1, 5), min_size=6
     ),
     size=st.integers(1, 3),
     changes=st.sampled_from([Changes(), CHANGES]),
 )
-def test_pairs_count_for_as_many_independent_ones_as_in_memory(reading, tmp_path_factory, pictures, size, changes):
+def test_pairs_count_for_as_many_independent_ones_as_in_memory(reading, tmp_path_factory, images, size, changes):
     """However concepts are cut into shards, and shards into groups: else a stream would shrink little data less."""
-    root = write_folder(tmp_path_factory.mktemp("folder"), pictures)
+    root = write_folder(tmp_path_factory.mktemp("folder"), images)
     encoder = reading.Rowwise()
     wanted, _ = in_memory(encoder, root, changes)
     with pytest.MonkeyPatch.context() as patch:
@@ -158,7 +158,7 @@ def test_what_cannot_be_used_is_named_and_not_counted(reading, tmp_path):
     assert found[reasons.LONE] == {"count": 1, "examples": ["alone"]}
     assert sorted(found[SINGLE]["examples"]) == ["cut", "single"]
     assert found[EMPTY] == {"count": 1, "examples": ["sketch"]}
-    with pytest.warns(SkippedPictureWarning):
+    with pytest.warns(SkippedImageWarning):
         expected, _ = in_memory(encoder, tmp_path)
     reading.assert_same(read.moments, expected)
 
@@ -171,7 +171,7 @@ def test_embeddings_that_are_not_numbers(reading, tmp_path):
     changes = Changes(("invert",), draws=1)
     source = ImageSource("p", str(tmp_path), changes=changes)
     state = collect([source], encoder)
-    with pytest.warns(SkippedPictureWarning, match="zero or not finite"):
+    with pytest.warns(SkippedImageWarning, match="zero or not finite"):
         expected, _ = in_memory(encoder, tmp_path, changes)
     reading.assert_same(state.combined(), expected)
     assert state.combined().points == 3
@@ -195,11 +195,11 @@ def test_every_fault_is_named_counted_and_not_in_the_moments(reading, tmp_path):
         "alike/x0/two.png": Image.fromarray(array[1]),
         "twin/x0/same.png": Image.fromarray(array[1]),
     }
-    for name, picture in faulty.items():
+    for name, image in faulty.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        picture.save(tmp_path / name)
+        image.save(tmp_path / name)
     (tmp_path / "torn/only").mkdir(parents=True)
-    (tmp_path / "torn/only/torn.png").write_bytes(b"no picture")
+    (tmp_path / "torn/only/torn.png").write_bytes(b"no image")
     (tmp_path / "mist/c0").mkdir(parents=True)
     encoder.refuse = reading.pixels_of(tmp_path / "nan/c0/refused.png")
     # Without interventions the twins are in no pair but those of themselves; points they are like any others.
@@ -237,7 +237,7 @@ def test_every_fault_is_named_counted_and_not_in_the_moments(reading, tmp_path):
 def test_states_of_some_shards_merge_in_any_order(reading, tmp_path_factory, order, size):
     """With their counts of faults and of independent pairs, to rounding."""
     root = write_folder(tmp_path_factory.mktemp("folder"), {f"{e}/c{n}": 2 for e in "abc" for n in range(6)})
-    (root / "a/c3/a-c3-0.png").write_bytes(b"no picture")
+    (root / "a/c3/a-c3-0.png").write_bytes(b"no image")
     encoder = reading.Rowwise()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "CONCEPTS", size)
@@ -309,5 +309,5 @@ def test_filters(reading, tmp_path):
     read = reading.read_all(ImageSource("p", str(tmp_path), environments=("a", "b", "none")), reading.Rowwise())
     assert (read.points.points, read.parts["natural"].pairs) == (2, 1)
     assert read.tally.to_json()[EMPTY]["examples"] == ["none"]
-    with pytest.raises(InputError, match="no picture has environment 'q'"):
+    with pytest.raises(InputError, match="no image has environment 'q'"):
         ImageSource("p", str(tmp_path), environments=("a", "q")).shards()

@@ -1,6 +1,6 @@
-"""A picture's way to the tower, checked at both ends: the runtime's pixels, and a resize that is in the graph.
+"""An image's way to the tower, checked at both ends: the runtime's pixels, and a resize that is in the graph.
 
-Host pixels are held against open_clip's own transform. Pictures are shown whole and cut, because square ones (all the
+Host pixels are held against open_clip's own transform. Images are shown whole and cut, because square ones (all the
 bundled ones are) need no crop, and an offset that is cut off instead of rounded shows only where it ends in a half.
 """
 
@@ -21,7 +21,7 @@ from invariclip.export.checkpoints.check_texts import spread
 from invariclip.export.graphs.front import form_of, front_alone
 from invariclip.export.torchvision_ops import declare_missing_ops
 from invariclip.export.verification.figures import max_diff
-from invariclip.preprocessing.pixels import normalise, open_picture, pixels
+from invariclip.preprocessing.pixels import normalise, open_image, pixels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -34,16 +34,16 @@ if TYPE_CHECKING:
     from invariclip.preprocessing.pixels import PixelSpec
 
     RunFront: TypeAlias = Callable[[NDArray[np.uint8]], NDArray[Any]]
-    """A picture uint8 [h, w, 3] of any size to what a graph's own resize makes of it: [H, W, 3] in levels of 255."""
+    """An image uint8 [h, w, 3] of any size to what a graph's own resize makes of it: [H, W, 3] in levels of 255."""
 
 SHOWN = 24
-"""Pictures that are shown whole and cut."""
+"""Images that are shown whole and cut."""
 _MAX_PIXELS = 50_000_000
-"""Larger pictures are not shown to a graph that resizes: float32 copies of them would not be bounded."""
+"""Larger images are not shown to a graph that resizes: float32 copies of them would not be bounded."""
 
 
 def cut(image: Image.Image, side: int, *, upright: bool) -> Image.Image:
-    """The top left part of a picture whose centre crop to a square has an offset that ends in a half, and is odd.
+    """The top left part of an image whose centre crop to a square has an offset that ends in a half, and is odd.
 
     Args:
         image: Any mode; it is kept.
@@ -51,7 +51,7 @@ def cut(image: Image.Image, side: int, *, upright: bool) -> Image.Image:
         upright: Cut to a portrait, else to a landscape.
 
     Returns:
-        A smaller picture; the same one where it is too small to be cut so.
+        A smaller image; the same one where it is too small to be cut so.
     """
     long = image.height if upright else image.width
     other = image.width if upright else image.height
@@ -63,20 +63,20 @@ def cut(image: Image.Image, side: int, *, upright: bool) -> Image.Image:
 
 
 def shown(paths: Sequence[Path], spec: PixelSpec) -> Iterator[Image.Image]:
-    """Some of the pictures, decoded, each whole and cut.
+    """Some of the images, decoded, each whole and cut.
 
     Args:
-        paths: Readable pictures.
+        paths: Readable images.
         spec: How the tower wants them.
     """
     for index, path in enumerate(spread(paths, SHOWN)):
-        image = open_picture(path)
+        image = open_image(path)
         yield image
         yield cut(image, max(spec.image_size), upright=index % 2 == 0)
 
 
 def transform(spec: PixelSpec) -> Callable[[Image.Image], NDArray[np.float32]]:
-    """open_clip's own evaluation transform: a picture to normalised float32 [3, H, W]."""
+    """open_clip's own evaluation transform: an image to normalised float32 [3, H, W]."""
     declare_missing_ops()
     from open_clip.transform import image_transform
 
@@ -103,7 +103,7 @@ def pixel_levels(paths: Sequence[Path], spec: PixelSpec) -> float:
     """Largest difference between what serving feeds a tower and open_clip's transform, in levels; 0 where equal.
 
     Args:
-        paths: Readable pictures.
+        paths: Readable images.
         spec: How the tower wants them.
     """
     theirs, worst = transform(spec), 0.0
@@ -115,23 +115,23 @@ def pixel_levels(paths: Sequence[Path], spec: PixelSpec) -> float:
 
 
 def is_any_size(backend: Backend) -> bool:
-    """Whether a graph takes pictures of any size, and so resizes them itself."""
+    """Whether a graph takes images of any size, and so resizes them itself."""
     shape = backend.input_shapes[backend.input_names[0]]
     return len(shape) == 4 and shape[1] is None and shape[2] is None
 
 
-class TooLargePictureWarning(UserWarning):
-    """A picture that was named for the check is too large to be shown to a graph that resizes."""
+class TooLargeImageWarning(UserWarning):
+    """An image that was named for the check is too large to be shown to a graph that resizes."""
 
 
 @dataclass
-class RawPictures:
-    """Pictures of any size, as a caller without our preprocessor decodes them; every pass gives the same.
+class RawImages:
+    """Images of any size, as a caller without our preprocessor decodes them; every pass gives the same.
 
     One that is too large is warned of and counted, never left out in silence.
 
     Attributes:
-        paths: Readable pictures; `SHOWN` of them are shown, whole and cut.
+        paths: Readable images; `SHOWN` of them are shown, whole and cut.
         spec: How the tower wants them.
         too_large: Those of which the whole, or the cut too, was left out, with the reason.
     """
@@ -155,7 +155,7 @@ class RawPictures:
                 self._leave_out(spread(self.paths, SHOWN)[place // 2], f"{image.width}x{image.height}")
         if not given:
             raise InputError(
-                f"none of the {len(self.paths)} pictures is small enough for the check of a graph that resizes; "
+                f"none of the {len(self.paths)} images is small enough for the check of a graph that resizes; "
                 f"give one of up to {_MAX_PIXELS:,} pixels"
             )
 
@@ -163,7 +163,7 @@ class RawPictures:
         if path not in self.too_large:
             self.too_large[path] = f"{path}: {size} is above {_MAX_PIXELS:,} pixels"
             warnings.warn(
-                f"not shown to the graph's own resize: {self.too_large[path]}", TooLargePictureWarning, stacklevel=3
+                f"not shown to the graph's own resize: {self.too_large[path]}", TooLargeImageWarning, stacklevel=3
             )
 
 
@@ -187,20 +187,20 @@ def open_front(model: Path, *, backend: str, threads: int | None) -> tuple[Front
         ir.save(alone, part)
         engine = open_backend(backend, part, threads=threads)
 
-    def run(picture: NDArray[np.uint8]) -> NDArray[Any]:
-        (fitted,) = engine.run({engine.input_names[0]: picture[None]}).values()
+    def run(image: NDArray[np.uint8]) -> NDArray[Any]:
+        (fitted,) = engine.run({engine.input_names[0]: image[None]}).values()
         return np.asarray(fitted[0])
 
     return form_of(alone), run
 
 
-def front_levels(run: RunFront, pictures: Iterable[NDArray[np.uint8]], spec: PixelSpec) -> float:
+def front_levels(run: RunFront, images: Iterable[NDArray[np.uint8]], spec: PixelSpec) -> float:
     """Largest difference between what a front gives and the runtime's pixels, in levels.
 
     Args:
         run: See `open_front`.
-        pictures: uint8 [h, w, 3] each, of any size.
+        images: uint8 [h, w, 3] each, of any size.
         spec: How the tower wants them.
     """
     # numpy's maximum, because Python's loses a NaN that is not the first
-    return float(np.max([0.0, *(max_diff(run(picture), pixels(picture, spec)) for picture in pictures)]))
+    return float(np.max([0.0, *(max_diff(run(image), pixels(image, spec)) for image in images)]))

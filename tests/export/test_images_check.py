@@ -1,4 +1,4 @@
-"""A picture's way to the tower: faults in the host's pixels and in a graph's own resize, planted and named."""
+"""An image's way to the tower: faults in the host's pixels and in a graph's own resize, planted and named."""
 
 import math
 from dataclasses import replace
@@ -17,23 +17,23 @@ from invariclip.errors import InputError
 from invariclip.export.checkpoints import check_texts
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
 from invariclip.export.graphs.front import add_front, matmul, resize
-from invariclip.export.verification import evidence, pictures_check, verify
+from invariclip.export.verification import evidence, images_check, verify
 from invariclip.export.verification.diagnose_pixels import pixel_causes
-from invariclip.export.verification.pictures_check import RawPictures, TooLargePictureWarning, cut, pixel_levels
+from invariclip.export.verification.images_check import RawImages, TooLargeImageWarning, cut, pixel_levels
 from invariclip.preprocessing import pixels as host
-from invariclip.preprocessing.pixels import PixelSpec, find_pictures
+from invariclip.preprocessing.pixels import PixelSpec, find_images
 
 SPEC = PixelSpec((224, 224), (0.48, 0.46, 0.41), (0.27, 0.26, 0.28))
 
 
 @pytest.fixture(scope="module")
 def bundled():
-    """A few of the bundled pictures; all of them are square."""
-    return check_texts.spread(evidence.pictures_of(None, SPEC).paths, 8)
+    """A few of the bundled images; all of them are square."""
+    return check_texts.spread(evidence.images_of(None, SPEC).paths, 8)
 
 
 @given(st.integers(40, 500), st.integers(40, 500), st.sampled_from([32, 64, 224, 336]), st.booleans())
-def test_a_cut_picture_tells_rounding_from_cutting_off(width, height, side, upright):
+def test_a_cut_image_tells_rounding_from_cutting_off(width, height, side, upright):
     image = cut(Image.new("L", (width, height)), side, upright=upright)
     short, long = sorted(image.size)
     offset = (int(side * long / short) - side) / 2
@@ -44,7 +44,7 @@ def test_a_cut_picture_tells_rounding_from_cutting_off(width, height, side, upri
 
 
 @given(st.integers(100, 2000), st.sampled_from([32, 224, 384]), st.booleans())
-def test_every_picture_of_usual_size_can_be_cut(size, side, upright):
+def test_every_image_of_usual_size_can_be_cut(size, side, upright):
     assert cut(Image.new("L", (size, size)), side, upright=upright).size != (size, size)
 
 
@@ -54,10 +54,10 @@ def test_the_runtimes_pixels_are_open_clips(bundled, mode, filter_):
     assert pixel_levels(bundled, replace(SPEC, resize_mode=mode, interpolation=filter_)) == 0
 
 
-def test_pictures_in_other_modes_too(tmp_path, bundled):
+def test_images_in_other_modes_too(tmp_path, bundled):
     for mode in ("P", "L", "RGBA", "LA"):
         Image.open(bundled[0]).convert(mode).save(tmp_path / f"{mode}.png")
-    assert pixel_levels(find_pictures([tmp_path]), SPEC) == 0
+    assert pixel_levels(find_images([tmp_path]), SPEC) == 0
 
 
 def in_floats(image, spec):
@@ -80,7 +80,7 @@ def swapped(image, spec, fit=host._fit):
     return Image.merge("RGB", fit(image, spec).split()[::-1])
 
 
-# fault: (what is replaced, by what, levels that it costs at least on the bundled pictures, its name)
+# fault: (what is replaced, by what, levels that it costs at least on the bundled images, its name)
 HOST_FAULTS = {
     "float-first resize": ("_fit", in_floats, 5, "pixels: it is resized in floats, not in bytes"),
     "floor crop": ("_crop_or_pad", floored, 60, "pixels: the crop's offset is cut off, not rounded"),
@@ -103,7 +103,7 @@ def test_the_contract_fails_by_it(tiny_checkpoint, tiny_artifact, tiny_projectio
         tiny_artifact / "image.onnx", tiny_artifact / "text.onnx", job, threads=1
     )
     monkeypatch.setattr(host, "_crop_or_pad", floored)
-    verdict = verify.check({"float32": candidate}, evidence.pictures_of(bundled, loaded.pixels))["float32"]
+    verdict = verify.check({"float32": candidate}, evidence.images_of(bundled, loaded.pixels))["float32"]
     assert verdict.parity["image"]["failed"] == ["pixel_levels"]
     assert verdict.broken[0].startswith("image pixels, max levels from open_clip's transform, ")
     assert verdict.reason.endswith("; cause: pixels: the crop's offset is cut off, not rounded")
@@ -168,8 +168,8 @@ def brighter(form, off):
     """The same, so many levels too bright."""
     part = {"matmul": matmul, "resize": resize}[form]
 
-    def write(pen, picture, axes, spec, kept=part.write):
-        whole = pen.op("Cast", kept(pen, picture, axes, spec), to=TensorProto.FLOAT)
+    def write(pen, image, axes, spec, kept=part.write):
+        whole = pen.op("Cast", kept(pen, image, axes, spec), to=TensorProto.FLOAT)
         whole = pen.op("Clip", pen.op("Add", whole, pen.real(off)), pen.real(0), pen.real(255))
         return whole if form == "matmul" else pen.op("Cast", whole, to=TensorProto.UINT8)
 
@@ -219,7 +219,7 @@ def contract(tiny_checkpoint, tiny_artifact, tiny_projection, bundled, tmp_path_
             candidates[name] = verify.VerificationCandidate.open(
                 image, tiny_artifact / "text.onnx", job, backend=backend, threads=1
             )
-        return verify.check(candidates, evidence.pictures_of(bundled, loaded.pixels))
+        return verify.check(candidates, evidence.images_of(bundled, loaded.pixels))
 
     return of
 
@@ -241,7 +241,7 @@ def verdicts(contract, opened):
     given = {name: (backend, damage) for name, (backend, damage, _) in FRONTS.items()}
     given |= {name: ("onnxruntime", brighter(*how)) for name, how in BRIGHTER.items()}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pictures_check, "open_backend", counting)
+        patch.setattr(images_check, "open_backend", counting)
         return contract(given)
 
 
@@ -278,36 +278,34 @@ def test_a_front_is_opened_once(verdicts, opened):
     assert opened == [backend for backend, _, _ in FRONTS.values()] + ["onnxruntime"] * len(BRIGHTER)
 
 
-def test_a_picture_that_is_too_large_is_warned_of_and_counted(contract, bundled, monkeypatch):
+def test_an_image_that_is_too_large_is_warned_of_and_counted(contract, bundled, monkeypatch):
     sides = {path: Image.open(path).size for path in bundled}
     most = max(width * height for width, height in sides.values()) - 1
     large = [path for path, (width, height) in sides.items() if width * height > most]
     assert len(large) > 0
-    monkeypatch.setattr(pictures_check, "_MAX_PIXELS", most)
-    with pytest.warns(
-        TooLargePictureWarning, match=f"not shown to the graph's own resize: .* is above {most:,}"
-    ) as seen:
+    monkeypatch.setattr(images_check, "_MAX_PIXELS", most)
+    with pytest.warns(TooLargeImageWarning, match=f"not shown to the graph's own resize: .* is above {most:,}") as seen:
         (verdict,) = contract({"ours": ("onnxruntime", added("matmul"))}).values()
-    assert len([one for one in seen if one.category is TooLargePictureWarning]) == len(large)
-    assert verdict.parity["too_large_pictures"] == len(large)
+    assert len([one for one in seen if one.category is TooLargeImageWarning]) == len(large)
+    assert verdict.parity["too_large_images"] == len(large)
     assert verdict.broken == []
 
 
-def test_pictures_of_any_size_are_the_same_at_every_pass(bundled, monkeypatch):
-    raw = RawPictures(bundled, SPEC)
+def test_images_of_any_size_are_the_same_at_every_pass(bundled, monkeypatch):
+    raw = RawImages(bundled, SPEC)
     passes = [list(raw), list(raw)]
     assert len(passes[0]) == len(passes[1]) == 2 * len(bundled)
     for one, other in zip(*passes, strict=True):
         np.testing.assert_array_equal(one, other)
     # a cut may be small enough where the whole is not
-    monkeypatch.setattr(pictures_check, "_MAX_PIXELS", max(one.shape[0] * one.shape[1] for one in passes[0][1::2]))
-    with pytest.warns(TooLargePictureWarning):
+    monkeypatch.setattr(images_check, "_MAX_PIXELS", max(one.shape[0] * one.shape[1] for one in passes[0][1::2]))
+    with pytest.warns(TooLargeImageWarning):
         cuts = list(raw)
     assert len(cuts) == len(bundled)
     assert set(raw.too_large) == set(bundled)
-    monkeypatch.setattr(pictures_check, "_MAX_PIXELS", 10)
+    monkeypatch.setattr(images_check, "_MAX_PIXELS", 10)
     with (
-        pytest.warns(TooLargePictureWarning),
-        pytest.raises(InputError, match=f"none of the {len(bundled)} pictures is small enough.*of up to 10 pixels"),
+        pytest.warns(TooLargeImageWarning),
+        pytest.raises(InputError, match=f"none of the {len(bundled)} images is small enough.*of up to 10 pixels"),
     ):
-        list(RawPictures(bundled, SPEC))
+        list(RawImages(bundled, SPEC))
