@@ -10,7 +10,6 @@ import platform
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from invariclip.threads import available_threads
 
@@ -101,16 +100,3 @@ def load_before() -> float | None:
     if not hasattr(os, "getloadavg"):  # Windows
         return None
     return os.getloadavg()[0] / (os.cpu_count() or 1)
-
-
-def machine_from_json(plain: dict[str, Any]) -> Machine:
-    """Reads what `dataclasses.asdict` wrote of a `Machine`.
-
-    Raises:
-        TypeError: A field is missing, unknown or of another type.
-    """
-    machine = Machine(**{**plain, "instructions": tuple(plain.get("instructions", ()))})
-    words = (machine.processor, machine.architecture, *machine.instructions)
-    if not all(isinstance(word, str) for word in words) or type(machine.threads) is not int or machine.threads < 1:
-        raise TypeError(f"{plain!r:.200} is not a machine")
-    return machine

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from invariclip.errors import InputError, MissingExtraError
+from invariclip.records import parse_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,18 +37,10 @@ def read_plain(path: Path, what: str) -> Any:
         raise InputError(f"{path}: larger than {LARGEST} bytes; that is no list of {what}")
     try:
         text = raw.decode("utf-8-sig")
-        return _from_json(text) if path.suffix.lower() == ".json" else _from_yaml(text, what)
+        return parse_json(text, str(path)) if path.suffix.lower() == ".json" else _from_yaml(text, what)
     except (ValueError, RecursionError) as error:
         # a parser's own message goes over several lines
         raise InputError(f"{path}: not readable: {' '.join(str(error).split())[:200]}") from error
-
-
-def _from_json(text: str) -> Any:
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        _refuse_repeats([name for name, _ in pairs])
-        return dict(pairs)
-
-    return json.loads(text, object_pairs_hook=once)
 
 
 def _from_yaml(text: str, what: str) -> Any:

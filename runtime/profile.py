@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from invariclip.artifact.fidelity import LEVELS, Fidelity
+from invariclip.artifact.fidelity import Fidelity
 from invariclip.errors import InputError, ProfileError
 from invariclip.files import write_atomically
-from invariclip.machine import Machine, machine_from_json
+from invariclip.machine import Machine
+from invariclip.records import read_sealed_json, sealed_json, to_record
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -27,7 +27,7 @@ Objective = Literal["latency", "throughput"]
 """`latency`: the median time of one small batch. `throughput`: images per second, in the batch that gives most."""
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MAX_PROFILE_BYTES = 1 << 20
 BUSY = 0.5
 
@@ -58,17 +58,10 @@ class ProfileBasis:
         """Refuses what no tuning writes.
 
         Raises:
-            TypeError: A field is of another type or out of range.
+            ProfileError: A number is out of range.
         """
-        words = [self.manifest_sha256, *self.engines, *self.engines.values()]
-        numbers = [*self.threads, *self.batches]
-        if not (
-            all(isinstance(word, str) for word in words)
-            and all(type(number) is int and number >= 1 for number in numbers)
-            and self.objective in OBJECTIVES
-            and self.fidelity in LEVELS
-        ):
-            raise TypeError("what it rests on is not understood")
+        if min((*self.threads, *self.batches), default=0) < 1:
+            raise ProfileError("threads and batches must be from 1 on")
 
 
 @dataclass(frozen=True)
@@ -91,13 +84,10 @@ class ProfileChoice:
         """Refuses what no tuning writes.
 
         Raises:
-            TypeError: A field is of another type or out of range.
+            ProfileError: A number is out of range.
         """
-        numbers = (self.threads, self.batch)
-        if not (isinstance(self.variant, str) and isinstance(self.backend, str)) or not all(
-            type(number) is int and number >= 1 for number in numbers
-        ):
-            raise TypeError(f"the choice {self!r:.200} is not understood")
+        if min(self.threads, self.batch) < 1:
+            raise ProfileError("threads and batch must be from 1 on")
 
 
 @dataclass(frozen=True)
@@ -129,18 +119,6 @@ class Measurement:
     ratio: float
     ratio_low: float
     ratio_high: float
-
-    def __post_init__(self) -> None:
-        """Refuses what no tuning writes.
-
-        Raises:
-            TypeError: A field is of another type or not finite.
-        """
-        numbers = [getattr(self, field.name) for field in fields(self) if field.type in ("int", "float")]
-        if not isinstance(self.fidelity, str) or not all(
-            isinstance(number, int | float) and math.isfinite(number) for number in numbers
-        ):
-            raise TypeError("a measurement is not understood")
 
 
 @dataclass(frozen=True)
@@ -178,45 +156,12 @@ class MachineProfile:
         """Reads what `to_json` wrote.
 
         Raises:
-            ProfileError: Another schema version, or a field that is missing, unknown or out of range.
+            ProfileError: A field that is missing, unknown or out of range.
         """
-        if plain.get("schema_version") != SCHEMA_VERSION:
-            raise ProfileError(
-                f"schema_version {plain.get('schema_version')!r:.50} is not known; this version reads {SCHEMA_VERSION}"
-            )
-        try:
-            rest = {name: value for name, value in plain.items() if name not in ("schema_version", "key")}
-            basis = rest["basis"]
-            profile = cls(
-                **{
-                    **rest,
-                    "basis": ProfileBasis(
-                        **{
-                            **basis,
-                            "machine": machine_from_json(basis["machine"]),
-                            "engines": dict(basis["engines"]),
-                            "threads": tuple(basis["threads"]),
-                            "batches": tuple(basis["batches"]),
-                        }
-                    ),
-                    "choice": ProfileChoice(**rest["choice"]),
-                    "measurements": tuple(
-                        Measurement(**{**item, "candidate": ProfileChoice(**item["candidate"])})
-                        for item in rest["measurements"]
-                    ),
-                    "left_out": tuple(
-                        {key: str(item[key]) for key in ("candidate", "why")} for item in rest["left_out"]
-                    ),
-                }
-            )
-            # What is of another type cannot be added up, which is a TypeError too
-            words, number = profile.why + profile.date, profile.seconds + (profile.load or 0)
-            if not isinstance(words, str) or not math.isfinite(number):
-                raise TypeError("its words or numbers are none")
-            if plain.get("key") != file_key(profile.basis):
-                raise TypeError("its key is not that of what it rests on")
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ProfileError(f"the profile is not understood ({error})") from error
+        rest = {name: value for name, value in plain.items() if name not in ("schema_version", "key")}
+        profile = to_record(cls, rest, "the profile", error=ProfileError)
+        if plain.get("key") != file_key(profile.basis):
+            raise ProfileError("the profile's key is not that of what it rests on")
         return profile
 
 
@@ -237,9 +182,8 @@ def write_profile(path: Path, profile: MachineProfile) -> None:
     Raises:
         InputError: The folder cannot be written.
     """
-    text = json.dumps(profile.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
     try:
-        write_atomically(path, text + "\n")
+        write_atomically(path, sealed_json(profile.to_json()))
     except InputError as error:
         raise InputError(f"{error}; name another place with --profile FILE") from error
 
@@ -250,16 +194,10 @@ def read_profile(path: Path) -> MachineProfile:
     Raises:
         ProfileError: It is missing, too large, damaged or of another schema version.
     """
-    try:
-        with path.open("rb") as stream:
-            content = stream.read(MAX_PROFILE_BYTES + 1)
-        if len(content) > MAX_PROFILE_BYTES:
-            raise ProfileError(f"{path}: larger than any machine profile ({MAX_PROFILE_BYTES:,} bytes)")
-        plain = json.loads(content.decode("utf-8"), parse_constant=_refuse_constant)
-    except (OSError, ValueError, RecursionError) as error:
-        raise ProfileError(f"{path}: not readable as a machine profile ({error!s:.200})") from error
-    if not isinstance(plain, dict):
-        raise ProfileError(f"{path}: must hold a JSON object")
+    plain = read_sealed_json(
+        path, "a machine profile", schema=SCHEMA_VERSION, remedy="tune again", max_bytes=MAX_PROFILE_BYTES,
+        error=ProfileError,
+    )  # fmt: skip
     try:
         return MachineProfile.from_json(plain)
     except ProfileError as error:
@@ -292,7 +230,3 @@ def changes(then: ProfileBasis, now: ProfileBasis, engines: Collection[str] | No
 
 def _said(value: object) -> str:
     return "not installed" if value is None else f"{str(value) or 'none':.60}"
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a number that a profile holds")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from invariclip.errors import InputError
 from invariclip.files import write_atomically
+from invariclip.records import Record
+
+EMBEDDINGS_FILE = Record("invariclip.embeddings", "embeddings", "`invariclip embed`", 1, 1 << 40, InputError)
 
 
 @dataclass(frozen=True)
@@ -50,16 +50,13 @@ class Embeddings:
 
 def embeddings_bytes(embeddings: Embeddings, warnings: Sequence[str] = ()) -> bytes:
     """One safetensors file: `embeddings`, and items and space as metadata, with what was warned of, if anything."""
-    metadata = {
-        "invariclip.space_id": embeddings.space_id,
-        "invariclip.items": json.dumps(embeddings.items, ensure_ascii=False),
+    facts = {
+        "space_id": embeddings.space_id,
+        "site_sha256": embeddings.site_sha256,
+        "warnings": list(warnings),
+        "items": list(embeddings.items),
     }
-    if embeddings.site_sha256:
-        metadata["invariclip.site_sha256"] = embeddings.site_sha256
-    if warnings:
-        metadata["invariclip.warnings"] = json.dumps(warnings, ensure_ascii=False)
-    content: bytes = save({"embeddings": np.ascontiguousarray(embeddings.vectors)}, metadata)
-    return content
+    return EMBEDDINGS_FILE.to_bytes({"embeddings": np.ascontiguousarray(embeddings.vectors)}, facts)
 
 
 def write_embeddings(path: str | os.PathLike[str], embeddings: Embeddings) -> None:
@@ -71,19 +68,15 @@ def read_embeddings(path: str | os.PathLike[str]) -> Embeddings:
     """Reads what `write_embeddings` wrote.
 
     Raises:
-        InputError: The file is missing or not such a file.
+        InputError: The file is missing, damaged, or not such a file.
     """
-    where = Path(path)
-    if not where.is_file():
-        raise InputError(f"{where}: no such embeddings file; `invariclip embed` writes one")
+    tensors, facts = EMBEDDINGS_FILE.read(path)
     try:
-        with safe_open(where, framework="numpy") as tensors:
-            metadata = tensors.metadata() or {}
-            vectors = tensors.get_tensor("embeddings")
-            items = tuple(json.loads(metadata["invariclip.items"]))
-            space, site = metadata["invariclip.space_id"], metadata.get("invariclip.site_sha256", "")
-    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError, OSError) as error:
-        raise InputError(f"{where}: not embeddings written by `invariclip embed` ({error})") from error
-    if vectors.ndim != 2 or len(items) != len(vectors):
-        raise InputError(f"{where}: {len(items)} items for vectors of shape {list(vectors.shape)}")
-    return Embeddings(vectors, items, space, site)
+        vectors, items = tensors["embeddings"], tuple(facts["items"])
+        space_id, site_sha256 = facts["space_id"], facts["site_sha256"]
+    except (KeyError, TypeError) as error:
+        EMBEDDINGS_FILE.refuse(path, error)
+    texts = (space_id, site_sha256, *items)
+    if vectors.ndim != 2 or len(items) != len(vectors) or not all(isinstance(text, str) for text in texts):
+        EMBEDDINGS_FILE.refuse(path, f"{len(items)} items for vectors of shape {list(vectors.shape)}")
+    return Embeddings(vectors, items, space_id, site_sha256)

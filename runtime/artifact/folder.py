@@ -11,15 +11,15 @@ site.safetensors        the place that the image graphs are adapted to, where th
 
 from __future__ import annotations
 
-import json
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from invariclip.artifact.manifest import MANIFEST, FileFacts, Manifest
+from invariclip.artifact.manifest import MANIFEST, SCHEMA_VERSION, FileFacts, Manifest
 from invariclip.errors import ArtifactError, InputError
 from invariclip.files import sha256_file, write_atomically
+from invariclip.records import read_sealed_json, sealed_json
 
 if TYPE_CHECKING:
     import os
@@ -48,7 +48,7 @@ def require_replaceable(target: Path, source: Path | None = None) -> None:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Writes manifest.json into `folder`."""
-    write_atomically(folder / MANIFEST, json.dumps(manifest.to_json(), indent=2, ensure_ascii=False, allow_nan=False))
+    write_atomically(folder / MANIFEST, sealed_json(manifest.to_json()))
 
 
 def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
@@ -63,14 +63,10 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
         raise ArtifactError(
             f"{where}: not an artifact, it holds no {MANIFEST}; `invariclip build` or `export` writes one"
         )
-    if path.stat().st_size > MAX_MANIFEST_BYTES:
-        raise ArtifactError(f"{path}: larger than any manifest ({path.stat().st_size:,} bytes)")
-    try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ArtifactError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(plain, dict):
-        raise ArtifactError(f"{path}: must hold a JSON object")
+    plain = read_sealed_json(
+        path, "a manifest", schema=SCHEMA_VERSION, remedy="export again", max_bytes=MAX_MANIFEST_BYTES,
+        error=ArtifactError,
+    )  # fmt: skip
     try:
         manifest = Manifest.from_json(plain)
     except ArtifactError as error:

@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from invariclip.artifact.manifest import LearnedPromptsFacts
 from invariclip.console import silent
 from invariclip.errors import SemanticsError
 from invariclip.files import write_atomically
 from invariclip.preprocessing.prompts import class_bank
+from invariclip.records import Record
 
 if TYPE_CHECKING:
     import os
@@ -33,14 +32,14 @@ if TYPE_CHECKING:
 
     from invariclip.console import Progress
 
-SEMANTICS_SCHEMA = 2
-MAX_SEMANTICS_BYTES = 1 << 28
+LEARNED_PROMPTS_FILE = Record(
+    "invariclip.learned_prompts", "learned templates", "`invariclip cdc`", 3, 1 << 28, SemanticsError
+)
 MAX_LEARNED = 16
 """Learned templates beside the hand-written one."""
 MAX_CONTEXT_TOKENS = 64
 LEARNED_TEXT = "{}."
 """What stands behind a learned template's vectors: the class's name."""
-_FACTS = "invariclip.semantics"
 _ARRAYS = ("context", "evidence_scale", "evidence_bias", "background")
 
 
@@ -194,7 +193,6 @@ def _behind(
 def write_semantics(path: str | os.PathLike[str], semantics: LearnedPrompts) -> None:
     """Writes `cdc.safetensors` atomically: the arrays, and the rest as metadata."""
     facts = {
-        "schema": SEMANTICS_SCHEMA,
         "templates": list(semantics.templates),
         "checkpoint_sha256": semantics.checkpoint_sha256,
         "projection_sha256": semantics.projection_sha256,
@@ -207,7 +205,7 @@ def write_semantics(path: str | os.PathLike[str], semantics: LearnedPrompts) -> 
         "evidence_bias": np.ascontiguousarray(semantics.evidence_bias, dtype=np.float64),
         "background": np.ascontiguousarray(semantics.background, dtype=np.float64),
     }
-    write_atomically(Path(path), save(tensors, {_FACTS: json.dumps(facts, sort_keys=True)}))
+    write_atomically(Path(path), LEARNED_PROMPTS_FILE.to_bytes(tensors, facts))
 
 
 def read_semantics(path: str | os.PathLike[str]) -> LearnedPrompts:
@@ -216,28 +214,15 @@ def read_semantics(path: str | os.PathLike[str]) -> LearnedPrompts:
     Raises:
         SemanticsError: The file is missing, too large, damaged, or not of this schema.
     """
-    where = Path(path)
-    if not where.is_file():
-        raise SemanticsError(f"{where}: no such file of learned templates; `invariclip cdc` writes one")
-    if where.stat().st_size > MAX_SEMANTICS_BYTES:
-        raise SemanticsError(f"{where}: larger than any learned templates ({where.stat().st_size:,} bytes)")
+    tensors, facts = LEARNED_PROMPTS_FILE.read(path)
     try:
-        with safe_open(where, framework="numpy") as tensors:
-            facts = json.loads((tensors.metadata() or {})[_FACTS])
-            arrays = [tensors.get_tensor(name) for name in _ARRAYS]
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
-        raise SemanticsError(f"{where}: no learned templates written by `invariclip cdc` ({error})") from error
-    if not isinstance(facts, dict) or not isinstance(facts.get("templates"), list):
-        raise SemanticsError(f"{where}: no learned templates written by `invariclip cdc` (its facts are {facts!r:.60})")
-    if facts.get("schema") != SEMANTICS_SCHEMA or [str(a.dtype) for a in arrays] != ["float32", *["float64"] * 3]:
-        raise SemanticsError(
-            f"{where}: schema {facts.get('schema')!r} is not known; this version reads {SEMANTICS_SCHEMA}"
-        )
-    context, scale, bias, background = arrays
-    try:
+        arrays = [tensors[name] for name in _ARRAYS]
+        if [str(a.dtype) for a in arrays] != ["float32", *["float64"] * 3] or not isinstance(facts["templates"], list):
+            LEARNED_PROMPTS_FILE.refuse(path, "its arrays or its templates are of another type")
+        context, scale, bias, background = arrays
         return LearnedPrompts(
             context, scale, bias, background, tuple(facts["templates"]), facts["checkpoint_sha256"],
             facts["projection_sha256"], facts["abstain_above"], facts["provenance"],
         )  # fmt: skip
     except (KeyError, TypeError) as error:
-        raise SemanticsError(f"{where}: no learned templates written by `invariclip cdc` ({error!r})") from error
+        LEARNED_PROMPTS_FILE.refuse(path, f"{error!r}")

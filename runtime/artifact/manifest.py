@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from invariclip.errors import ArtifactError
 from invariclip.preprocessing.pixels import PixelSpec
 from invariclip.preprocessing.tokenizer import TextSpec
+from invariclip.records import to_record
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST = "manifest.json"
 TextLength = Literal["fixed", "dynamic"]
 Front = Literal["host", "resize", "matmul"]
@@ -50,13 +51,13 @@ class ModelFacts:
         """Refuses what could not be computed with.
 
         Raises:
-            ArtifactError: A field is of another type or out of range.
+            ArtifactError: A field is out of range.
         """
         numbers = [self.logit_scale, *([] if self.logit_bias is None else [self.logit_bias])]
-        if type(self.embed_dim) is not int or self.embed_dim < 1 or not all(map(_is_finite, numbers)):
+        if self.embed_dim < 1 or not all(map(math.isfinite, numbers)):
             raise ArtifactError(
                 f"embed_dim {self.embed_dim!r}, logit_scale {self.logit_scale!r} and logit_bias {self.logit_bias!r} "
-                "must be numbers"
+                "must be a whole number from 1 on and finite numbers"
             )
 
 
@@ -97,16 +98,14 @@ class LearnedPromptsFacts:
         """Refuses what no export writes.
 
         Raises:
-            ArtifactError: A field is of another type or out of range.
+            ArtifactError: A field is out of range.
         """
-        counts = [self.learned, self.context_tokens]
         numbers = [*self.evidence_scale, *self.evidence_bias, *self.background]
         sizes = {len(self.evidence_scale), len(self.evidence_bias), len(self.background)}
         limit, scales = self.abstain_above, self.evidence_scale
-        whole = all(type(count) is int and count >= 1 for count in counts) and all(map(_is_finite, numbers))
-        whole = whole and all(scale > 0 for scale in scales)
-        if not whole or sizes != {self.learned + 1} or not (limit is None or (_is_finite(limit) and 0 <= limit <= 1)):
-            raise ArtifactError(f"the manifest's learned templates are not understood: {self}")
+        whole = min(self.learned, self.context_tokens) >= 1 and all(map(math.isfinite, numbers)) and min(scales) > 0
+        if not whole or sizes != {self.learned + 1} or not (limit is None or 0 <= limit <= 1):
+            raise ArtifactError(f"the learned templates are not understood: {self}")
 
 
 @dataclass(frozen=True)
@@ -131,11 +130,9 @@ class FileFacts:
         Raises:
             ArtifactError: It is not one.
         """
-        bare = isinstance(self.path, str) and self.path == Path(self.path).name and "\0" not in self.path
+        bare = self.path == Path(self.path).name and "\0" not in self.path
         if not bare or "\\" in self.path or self.path in ("", ".", "..", MANIFEST):
             raise ArtifactError(f"{self.path!r} is not the name of a file in the artifact's folder")
-        if type(self.size_bytes) is not int or not isinstance(self.sha256, str):
-            raise ArtifactError(f"{self.path}: its size or its digest is not one")
 
 
 @dataclass(frozen=True)
@@ -160,11 +157,10 @@ class SiteFacts:
         """Refuses what no `adapt` writes.
 
         Raises:
-            ArtifactError: A field is of another type or out of range.
+            ArtifactError: A field is out of range.
         """
-        named = isinstance(self.name, str) and isinstance(self.sha256, str) and type(self.images) is int
-        if not (named and _is_finite(self.kinds) and _is_finite(self.weight) and 0 <= self.weight <= 1):
-            raise ArtifactError(f"the site of the manifest is not understood: {self}")
+        if self.images < 0 or not (math.isfinite(self.kinds) and 0 <= self.weight <= 1):
+            raise ArtifactError(f"the site is not understood: {self}")
 
 
 @dataclass(frozen=True)
@@ -180,15 +176,6 @@ class Step:
     name: str
     applied: bool
     detail: str
-
-    def __post_init__(self) -> None:
-        """Refuses what no export writes.
-
-        Raises:
-            ArtifactError: A field is of another type.
-        """
-        if not (isinstance(self.name, str) and isinstance(self.applied, bool) and isinstance(self.detail, str)):
-            raise ArtifactError(f"a step of the plan is not understood: {self}")
 
 
 @dataclass(frozen=True)
@@ -289,57 +276,16 @@ class Manifest:
         """Reads what `to_json` wrote.
 
         Raises:
-            ArtifactError: Another schema version, or a field that is missing, unknown or out of range.
+            ArtifactError: A field that is missing, unknown or out of range, or an embedding
+                space that is not what its parts come to.
         """
-        version = plain.get("schema_version")
-        if version != SCHEMA_VERSION:
-            raise ArtifactError(
-                f"schema_version {version!r} is not known; this version reads {SCHEMA_VERSION}: export again"
-            )
-        try:
-            projection = plain["projection"]
-            projection_file = plain["projection_file"]
-            cdc, cdc_file = plain.get("cdc"), plain.get("cdc_file")
-            site, site_file = plain.get("site"), plain.get("site_file")
-            return cls(
-                **{
-                    **plain,
-                    "model": ModelFacts(**plain["model"]),
-                    "pixels": PixelSpec.from_json(plain["pixels"]),
-                    "text": TextSpec.from_json(plain["text"]),
-                    "tokenizer": FileFacts(**plain["tokenizer"]),
-                    "projection": ProjectionFacts(**projection) if projection else None,
-                    "projection_file": FileFacts(**projection_file) if projection_file else None,
-                    "cdc": _semantics(cdc) if cdc else None,
-                    "cdc_file": FileFacts(**cdc_file) if cdc_file else None,
-                    "site": SiteFacts(**site) if site else None,
-                    "site_file": FileFacts(**site_file) if site_file else None,
-                    "classes": tuple(plain["classes"]),
-                    "templates": tuple(plain["templates"]),
-                    "plan": {tower: tuple(Step(**step) for step in steps) for tower, steps in plain["plan"].items()},
-                    "variants": {name: _variant(variant) for name, variant in plain["variants"].items()},
-                }
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            known = ", ".join(field.name for field in fields(cls))
-            raise ArtifactError(f"the manifest is not understood ({error!r}); its fields are: {known}") from error
-
-
-def _semantics(plain: dict[str, Any]) -> LearnedPromptsFacts:
-    lists = {name: tuple(plain[name]) for name in ("evidence_scale", "evidence_bias", "background")}
-    return LearnedPromptsFacts(**{**plain, **lists})
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _variant(plain: dict[str, Any]) -> Variant:
-    for name, kind in (("text_length", TextLength), ("front", Front), ("compute", Compute), ("text_compute", Compute)):
-        known = get_args(kind)
-        if name in plain and plain[name] not in known:
-            raise ArtifactError(f"{name} {plain[name]!r} is not known; it is one of: {', '.join(known)}")
-    return Variant(**{**plain, "image": FileFacts(**plain["image"]), "text": FileFacts(**plain["text"])})
+        manifest = to_record(cls, plain, "the manifest", error=ArtifactError)
+        projection_sha256 = manifest.projection.sha256 if manifest.projection else None
+        if manifest.space_id != space_id(
+            manifest.model.checkpoint_sha256, projection_sha256, manifest.pixels, manifest.text
+        ):
+            raise ArtifactError("space_id is not that of its checkpoint, projection, pixels and text; export again")
+        return manifest
 
 
 def space_id(checkpoint_sha256: str, projection_sha256: str | None, pixels: PixelSpec, text: TextSpec) -> str:

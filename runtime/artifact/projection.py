@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,14 +10,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from invariclip.errors import ProjectionError
 from invariclip.files import write_atomically
+from invariclip.records import Record
 
-PROJECTION_SCHEMA = 2
-MAX_PROJECTION_BYTES = 1 << 30
+PROJECTION_FILE = Record("invariclip.projection", "a projection", "`invariclip calibrate`", 3, 1 << 30, ProjectionError)
 
 
 @dataclass(frozen=True)
@@ -112,7 +109,6 @@ def identity(embed_dim: int, provenance: dict[str, Any] | None = None) -> Projec
 def write_projection(path: str | os.PathLike[str], projection: Projection) -> None:
     """Writes `projection.safetensors` atomically: A_inv and the spectrum, and the rest as metadata."""
     facts = {
-        "schema": PROJECTION_SCHEMA,
         "estimator": projection.estimator,
         "strength": projection.strength,
         "provenance": projection.provenance,
@@ -122,7 +118,7 @@ def write_projection(path: str | os.PathLike[str], projection: Projection) -> No
         "eigenvalues": np.ascontiguousarray(projection.eigenvalues, dtype=np.float64),
         "training_mean": np.ascontiguousarray(projection.training_mean, dtype=np.float64),
     }
-    write_atomically(Path(path), save(tensors, {"invariclip.projection": json.dumps(facts, sort_keys=True)}))
+    write_atomically(Path(path), PROJECTION_FILE.to_bytes(tensors, facts))
 
 
 def read_projection(path: str | os.PathLike[str]) -> Projection:
@@ -131,22 +127,12 @@ def read_projection(path: str | os.PathLike[str]) -> Projection:
     Raises:
         ProjectionError: The file is missing, too large, damaged, or not a projection of this schema.
     """
-    where = Path(path)
-    if not where.is_file():
-        raise ProjectionError(f"{where}: no such projection file; `invariclip calibrate` writes one")
-    if where.stat().st_size > MAX_PROJECTION_BYTES:
-        raise ProjectionError(f"{where}: larger than any projection ({where.stat().st_size:,} bytes)")
+    tensors, facts = PROJECTION_FILE.read(path)
     try:
-        with safe_open(where, framework="numpy") as tensors:
-            facts = json.loads((tensors.metadata() or {})["invariclip.projection"])
-            if facts["schema"] != PROJECTION_SCHEMA:
-                raise ProjectionError(
-                    f"{where}: schema {facts['schema']!r} is not known; this version reads {PROJECTION_SCHEMA}: "
-                    "calibrate again"
-                )
-            A_inv, eigenvalues, training_mean = map(tensors.get_tensor, ("A_inv", "eigenvalues", "training_mean"))
-    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError, OSError) as error:
-        raise ProjectionError(f"{where}: not a projection written by `invariclip calibrate` ({error})") from error
+        A_inv, eigenvalues, training_mean = (tensors[name] for name in ("A_inv", "eigenvalues", "training_mean"))
+        estimator, strength, provenance = facts["estimator"], facts["strength"], facts["provenance"]
+    except KeyError as error:
+        PROJECTION_FILE.refuse(path, f"{error} is missing")
     if {A_inv.dtype, training_mean.dtype} != {np.dtype(np.float64)}:
-        raise ProjectionError(f"{where}: its matrix is not float64; calibrate again")
-    return Projection(A_inv, facts["estimator"], facts["strength"], eigenvalues, facts["provenance"], training_mean)
+        PROJECTION_FILE.refuse(path, "its matrix is not float64")
+    return Projection(A_inv, estimator, strength, eigenvalues, provenance, training_mean)

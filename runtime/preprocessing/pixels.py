@@ -97,21 +97,6 @@ class PixelSpec:
         """The spec as the manifest stores it."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
-    @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> PixelSpec:
-        """Reads what `to_json` wrote.
-
-        Raises:
-            ArtifactError: A field is missing, unknown or out of range.
-        """
-        try:
-            plain: dict[str, Any] = {
-                name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
-            }
-            return cls(**plain)
-        except TypeError as error:
-            raise ArtifactError(f"the manifest's pixels are not understood: {error}") from error
-
 
 def pixels(
     image: ImageInput, spec: PixelSpec, mode: PixelMode = "exact", *, exif_transpose: bool = False

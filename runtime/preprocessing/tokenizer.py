@@ -11,7 +11,7 @@ import string
 import warnings
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -108,25 +108,6 @@ class TextSpec:
     def to_json(self) -> dict[str, Any]:
         """The spec as the manifest stores it."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
-
-    @classmethod
-    def from_json(cls, plain: dict[str, Any]) -> TextSpec:
-        """Reads what `to_json` wrote.
-
-        Raises:
-            ArtifactError: A field is missing, unknown or out of range.
-        """
-        known = [field.name for field in fields(cls)]
-        try:
-            unknown = sorted(set(plain) - set(known))
-            if unknown:
-                raise ArtifactError(f"the manifest's text has unknown fields: {', '.join(unknown)}")
-            given: dict[str, Any] = {
-                name: tuple(item) if isinstance(item, list) else item for name, item in plain.items()
-            }
-            return cls(**given)
-        except TypeError as error:
-            raise ArtifactError(f"the manifest's text is not understood: {error}") from error
 
 
 class Tokenizer:

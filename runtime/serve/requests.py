@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from invariclip.errors import InputError
 from invariclip.preprocessing.prompts import TEMPLATE_SETS, check_prompts, template_set
+from invariclip.records import parse_json
 from invariclip.results import CALIBRATED, UNCERTAINTY_KINDS
-from invariclip.serve.limits import RefusedError
 from invariclip.serve.service import EncodedImage
 
 if TYPE_CHECKING:
@@ -91,19 +90,12 @@ def from_json(data: bytes) -> dict[str, Any]:
     """Fields of a JSON object.
 
     Raises:
-        RefusedError: It is none.
+        InputError: It is none.
     """
-    try:
-        plain = json.loads(data, parse_constant=_no_number)
-    except (ValueError, RecursionError) as error:
-        raise RefusedError(400, f"the body cannot be read as JSON: {error}") from error
+    plain = parse_json(data, "the body")
     if not isinstance(plain, dict):
-        raise RefusedError(400, 'the body must be a JSON object, such as {"images": ["<base64>"]}')
+        raise InputError('the body must be a JSON object, such as {"images": ["<base64>"]}')
     return plain
-
-
-def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON's")
 
 
 def merged(query: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:

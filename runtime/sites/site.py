@@ -20,7 +20,6 @@ float64, sums from the first value to the last, log and exp of the C library, ro
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 from dataclasses import dataclass, field, replace
@@ -30,14 +29,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from invariclip.errors import SiteError
 from invariclip.files import write_atomically
+from invariclip.records import Record
 
-SITE_SCHEMA = 2
-MAX_SITE_BYTES = 1 << 24
+SITE_FILE = Record("invariclip.site", "a site", "`invariclip adapt`", 3, 1 << 24, SiteError)
 PRIOR = 10.0
 """Images that stand for an unmoved site."""
 PER_KIND = 5.0
@@ -281,14 +278,10 @@ def write_site(path: str | os.PathLike[str], site: Site) -> None:
 
 def site_bytes(site: Site) -> bytes:
     """`site.safetensors`: the sums, and the rest as metadata."""
-    facts = {
-        "schema": SITE_SCHEMA, "name": site.name, "space_id": site.space_id, "images": site.images,
-        "provenance": site.provenance,
-    }  # fmt: skip
+    facts = {"name": site.name, "space_id": site.space_id, "images": site.images, "provenance": site.provenance}
     tensors = {"total": site.total, "taken_for": site.taken_for, "training_mean": site.training_mean}
     exact = {name: np.ascontiguousarray(value, dtype=np.float64) for name, value in tensors.items()}
-    content: bytes = save(exact, {"invariclip.site": json.dumps(facts, sort_keys=True)})
-    return content
+    return SITE_FILE.to_bytes(exact, facts)
 
 
 def read_site(path: str | os.PathLike[str]) -> Site:
@@ -297,23 +290,14 @@ def read_site(path: str | os.PathLike[str]) -> Site:
     Raises:
         SiteError: The file is missing, too large, damaged, or not a site of this schema.
     """
-    where = Path(path)
-    if not where.is_file():
-        raise SiteError(f"{where}: no such site; `invariclip adapt` writes one")
-    if where.stat().st_size > MAX_SITE_BYTES:
-        raise SiteError(f"{where}: larger than any site ({where.stat().st_size:,} bytes)")
+    sums, facts = SITE_FILE.read(path)
     try:
-        with safe_open(where, framework="numpy") as tensors:
-            facts = json.loads((tensors.metadata() or {})["invariclip.site"])
-            sums = {key: tensors.get_tensor(key) for key in ("total", "taken_for", "training_mean")}
-        schema = facts["schema"]
-        if schema != SITE_SCHEMA:
-            raise SiteError(f"{where}: schema {schema!r} is not known; this version reads {SITE_SCHEMA}: measure again")
         named = {key: facts[key] for key in ("name", "space_id")}
         if not all(isinstance(value, str) for value in named.values()) or not isinstance(facts["provenance"], dict):
-            raise SiteError(f"{where}: its metadata are not those of a site")
+            SITE_FILE.refuse(path, "its name, its space or its provenance is of another type")
         if {value.dtype for value in sums.values()} != {np.dtype(np.float64)}:
-            raise SiteError(f"{where}: its sums are not float64")
-        return Site(**named, **sums, images=facts["images"], provenance=facts["provenance"])
-    except (SafetensorError, KeyError, TypeError, ValueError, OverflowError, RecursionError, OSError) as error:
-        raise SiteError(f"{where}: not a site written by `invariclip adapt` ({error})") from error
+            SITE_FILE.refuse(path, "its sums are not float64")
+        arrays: dict[str, Any] = {**named, **sums}
+        return Site(**arrays, images=facts["images"], provenance=facts["provenance"])
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        SITE_FILE.refuse(path, error)

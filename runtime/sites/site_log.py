@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from invariclip.console import note
 from invariclip.errors import InputError, SiteError
 from invariclip.files import write_atomically
+from invariclip.records import Record, read_sealed_json, sealed_json, to_record
 from invariclip.sites.live_site import EVENTS, LiveSite, SiteWindow
 from invariclip.sites.site import read_site, write_site
 
@@ -25,10 +23,10 @@ if TYPE_CHECKING:
     from invariclip.sites.live_site import Event
     from invariclip.sites.site import Site
 
-LOG_SCHEMA = 1
+LOG_SCHEMA = 2
 ROWS = 256
 """Embeddings, or events, to a file."""
-MAX_FILE_BYTES = 1 << 26
+PART_FILE = Record("invariclip.events", "a part of a live site's log", "`serve --adapt-log`", 2, 1 << 26, SiteError)
 _START, _FACTS = "start.safetensors", "log.json"
 
 
@@ -61,7 +59,7 @@ class SiteLog:
         except OSError as error:
             raise InputError(f"{folder}: cannot be written ({error.strerror or error})") from error
         write_site(folder / _START, start)
-        write_atomically(folder / _FACTS, json.dumps({"schema": LOG_SCHEMA, "window": asdict(window)}) + "\n")
+        write_atomically(folder / _FACTS, sealed_json({"schema_version": LOG_SCHEMA, "window": asdict(window)}))
         self.folder, self.limit, self.full = folder, limit, False
         self._rows: list[NDArray[np.float32]] = []
         self._events: list[tuple[int, Event]] = []
@@ -80,7 +78,7 @@ class SiteLog:
         if self.full or not (self._rows or self._events):
             return
         rows = np.stack(self._rows) if self._rows else np.empty((0, 0), dtype=np.float32)
-        content = save({"embeddings": rows}, {"invariclip.events": json.dumps(self._events)})
+        content = PART_FILE.to_bytes({"embeddings": rows}, {"events": self._events})
         self._bytes += len(content)
         if self._bytes > self.limit:
             self._stop(f"{self.folder}: is full ({self.limit:,} bytes)")
@@ -122,13 +120,11 @@ def replay(folder: Path, bank: NDArray[np.float32]) -> LiveSite:
         SiteError: It is no log, or damaged.
         InputError: The bank is of other classes.
     """
-    try:
-        facts = json.loads((folder / _FACTS).read_text())
-        if facts["schema"] != LOG_SCHEMA:
-            raise SiteError(f"{folder}: schema {facts['schema']!r} is not known; this version reads {LOG_SCHEMA}")
-        window = SiteWindow(**facts["window"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise SiteError(f"{folder}: not a log of a live site ({error})") from error
+    facts = read_sealed_json(
+        folder / _FACTS, "a log of a live site", schema=LOG_SCHEMA, remedy="log again", max_bytes=1 << 16,
+        error=SiteError,
+    )  # fmt: skip
+    window = to_record(SiteWindow, facts.get("window"), str(folder / _FACTS), error=SiteError)
     live = LiveSite(read_site(folder / _START), bank, window)
     files = sorted(folder.glob("[0-9]*.safetensors"))
     for number, path in enumerate(files, 1):
@@ -153,15 +149,12 @@ def _replayed(live: LiveSite, path: Path) -> None:
 
 
 def _read(path: Path) -> tuple[NDArray[np.float32], list[tuple[int, Event]]]:
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise SiteError(f"{path}: larger than any part of a log")
+    tensors, facts = PART_FILE.read(path)
     try:
-        with safe_open(path, framework="numpy") as tensors:
-            events: Any = json.loads((tensors.metadata() or {})["invariclip.events"])
-            rows = tensors.get_tensor("embeddings")
-        read = [(int(place), event) for place, event in events]
-    except (SafetensorError, KeyError, TypeError, ValueError, OverflowError, RecursionError, OSError) as error:
-        raise SiteError(f"{path}: not a part of a live site's log ({error})") from error
-    if rows.dtype != np.float32 or rows.ndim != 2 or not all(event in EVENTS for _, event in read):
-        raise SiteError(f"{path}: not a part of a live site's log")
-    return rows, read
+        rows = tensors["embeddings"]
+        events = [(int(place), event) for place, event in facts["events"]]
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        PART_FILE.refuse(path, error)
+    if rows.dtype != np.float32 or rows.ndim != 2 or not all(event in EVENTS for _, event in events):
+        PART_FILE.refuse(path, "its rows or its events are of another type")
+    return rows, events

@@ -137,7 +137,7 @@ def test_verify_a_damaged_artifact(run, tiny_artifact, tiny_checkpoint, tmp_path
         (["--model", "{tiny}", "--checkpoint", "{garbage}"], "not a checkpoint, or damaged"),
         (["--model", "{tiny}", "--checkpoint", "{other}"], "belongs to another model than"),
         (["--model", "{tiny}", "--projection", "{wide}"], "for embeddings of width 32, but"),
-        (["--model", "{tiny}", "--projection", "none"], "no such projection file"),
+        (["--model", "{tiny}", "--projection", "none"], "no such file; `invariclip calibrate` writes a projection"),
         (["--model", "{tiny}", "--images", "none"], "no such file or folder"),
         (["--model", "{tiny}", "--images", "{garbage}"], "none of the 1 images can be read"),
         (["--model", "{tiny}", "--images", "{empty}"], "no image in this folder"),

@@ -9,6 +9,7 @@ import invariclip
 from invariclip.artifact.folder import describe_file, read_manifest
 from invariclip.cli.main import main
 from invariclip.errors import ArtifactError, InputError, UnprovedBackendWarning
+from invariclip.records import seal
 
 
 @pytest.fixture
@@ -19,7 +20,7 @@ def altered(tiny_artifact, tmp_path):
         folder = shutil.copytree(tiny_artifact, tmp_path / "x.icm")
         plain = json.loads((folder / "manifest.json").read_text())
         change(plain, folder)
-        (folder / "manifest.json").write_text(json.dumps(plain))
+        (folder / "manifest.json").write_bytes(seal(json.dumps(plain).encode()))
         return folder
 
     return of

@@ -15,6 +15,7 @@ from invariclip.errors import ContractError, InputError, SiteError
 from invariclip.export.site import bake_site
 from invariclip.export.swap import swap_classes
 from invariclip.preprocessing.pixels import find_images
+from invariclip.records import seal
 from invariclip.sites.site import Site, new_site, read_site
 
 
@@ -118,7 +119,7 @@ def test_verify_holds_it_against_checkpoint_and_site(both, adapted, tiny_checkpo
     for variant in manifest["variants"].values():
         if variant["image"]["path"] == "image.onnx":
             variant["image"] |= {"sha256": facts.sha256, "size_bytes": facts.size_bytes}
-    (broken / "manifest.json").write_text(json.dumps(manifest))
+    (broken / "manifest.json").write_bytes(seal(json.dumps(manifest).encode()))
     code, said = _run(["verify", broken, *asked], capsys)
     assert code == 1
     assert "does not answer like its checkpoint" in said.err

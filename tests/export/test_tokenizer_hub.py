@@ -14,6 +14,7 @@ from invariclip.export.checkpoints import sources
 from invariclip.export.checkpoints.stand_in import write_tokenizer
 from invariclip.export.checkpoints.tokenizer_hub import hub_tokenizer, tokenizer_of
 from invariclip.preprocessing.tokenizer import TextSpec, Tokenizer
+from invariclip.records import to_record
 
 SIZES = {"unigram": 32000, "bpe": 256000, "bytes": 50265}
 TRICKY = [
@@ -146,7 +147,7 @@ def test_padding_and_truncation_inside_the_file_are_defaults(folders, tmp_path):
 
 def test_the_spec_and_the_file_are_all_that_serving_needs(pairs):
     ours, _ = pairs["unigram", "canonicalize"]
-    served = Tokenizer(ours.model_json, TextSpec.from_json(json.loads(json.dumps(ours.spec.to_json()))))
+    served = Tokenizer(ours.model_json, to_record(TextSpec, json.loads(json.dumps(ours.spec.to_json())), "x"))
     assert served(TRICKY[:5]).tolist() == ours(TRICKY[:5]).tolist()
 
 

@@ -14,6 +14,7 @@ from invariclip.files import new_directory, write_atomically
 from invariclip.preprocessing.pixels import PixelSpec
 from invariclip.preprocessing.prompts import class_bank
 from invariclip.preprocessing.tokenizer import TextSpec
+from invariclip.records import sealed_json, to_record
 
 
 def test_a_failed_write_leaves_the_old_folder_and_no_litter(tmp_path):
@@ -66,10 +67,11 @@ def test_files_outside_changed_or_missing_are_refused(tmp_path):
         ("[]", "JSON object"),
         ('{"schema_version": 99}', "schema_version 99"),
         ('{"schema_version": 1}', "schema_version 1 is not known.*: export again"),
-        (json.dumps({"schema_version": SCHEMA_VERSION}), "not understood"),
+        (json.dumps({"schema_version": SCHEMA_VERSION}), "carries no digest of itself"),
+        (sealed_json({"schema_version": SCHEMA_VERSION}).decode(), "missing required field"),
         (
-            json.dumps({"schema_version": SCHEMA_VERSION, "projection": None, "projection_file": None, "model": 3}),
-            "not understood",
+            sealed_json({"schema_version": SCHEMA_VERSION, "model": 3}).decode(),
+            r"Expected `object`, got `int` - at `\$.model`",
         ),
     ],
 )
@@ -96,22 +98,25 @@ def test_space_id_names_checkpoint_projection_and_preparation():
     assert len({same, *others}) == 6
 
 
-@pytest.mark.parametrize(
-    "path", ["", ".", "..", "a/b.onnx", "/a.onnx", "../a.onnx", "a\\b", "a\0b", 5, "manifest.json"]
-)
+@pytest.mark.parametrize("path", ["", ".", "..", "a/b.onnx", "/a.onnx", "../a.onnx", "a\\b", "a\0b", "manifest.json"])
 def test_a_file_of_an_artifact_is_a_bare_name(path):
     with pytest.raises(ArtifactError, match="is not the name of a file in the artifact's folder"):
         FileFacts(path, "0" * 64, 3)
 
 
+MODEL = {"name": "a", "checkpoint_sha256": "0" * 64, "embed_dim": 8, "logit_scale": 1.0}
+
+
 @pytest.mark.parametrize(
     "build",
     [
-        lambda: FileFacts("a", "0" * 64, 3.5),
-        lambda: Step("a", "no", "b"),
-        lambda: ModelFacts("a", "0" * 64, 8, "abc"),
+        lambda: to_record(FileFacts, {"path": "a", "sha256": "0" * 64, "size_bytes": 3.5}, "x", error=ArtifactError),
+        lambda: to_record(Step, {"name": "a", "applied": "no", "detail": "b"}, "x", error=ArtifactError),
+        lambda: to_record(ModelFacts, {**MODEL, "logit_scale": "abc"}, "x", error=ArtifactError),
+        lambda: to_record(ModelFacts, {**MODEL, "embed_dim": 8.5}, "x", error=ArtifactError),
+        lambda: to_record(ModelFacts, {**MODEL, "width": 8}, "x", error=ArtifactError),
         lambda: ModelFacts("a", "0" * 64, 8, float("nan")),
-        lambda: ModelFacts("a", "0" * 64, 8.0, 1.0),
+        lambda: ModelFacts("a", "0" * 64, 0, 1.0),
         lambda: TextSpec(context_length=77.0),
         lambda: TextSpec(context_length=77, end_token_ids=(2**70,)),
         lambda: PixelSpec((224.0, 224.0), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),

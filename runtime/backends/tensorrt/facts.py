@@ -11,15 +11,15 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from invariclip.backends.tensorrt.library import Name
 from invariclip.errors import ArtifactError
 from invariclip.files import sha256_file, write_atomically
+from invariclip.records import read_sealed_json, sealed_json, to_record
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from invariclip.backends.tensorrt.library import Name
-
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 FOLDER = "engines"
 """Where engines lie: beside the graphs, in a folder of their own that the manifest does not list."""
 MAX_SIDECAR_BYTES = 4 << 20
@@ -121,7 +121,7 @@ def engine_path(folder: Path, graph: str, key: EngineKey) -> Path:
 def write_facts(engine: Path, facts: EngineFacts) -> None:
     """Writes the sidecar `NAME.engine.json`."""
     plain = {"schema_version": SCHEMA_VERSION, **asdict(facts)}
-    write_atomically(engine.with_name(f"{engine.name}.json"), json.dumps(plain, indent=2, ensure_ascii=False))
+    write_atomically(engine.with_name(f"{engine.name}.json"), sealed_json(plain))
 
 
 def read_facts(sidecar: Path) -> EngineFacts:
@@ -130,23 +130,9 @@ def read_facts(sidecar: Path) -> EngineFacts:
     Raises:
         ArtifactError: It is not one, or of another schema version.
     """
-    try:
-        if sidecar.stat().st_size > MAX_SIDECAR_BYTES:
-            raise ArtifactError(f"{sidecar}: larger than any sidecar ({sidecar.stat().st_size:,} bytes)")
-        plain = json.loads(sidecar.read_text(encoding="utf-8"))
-        version = plain.pop("schema_version")
-        if version != SCHEMA_VERSION:
-            raise ArtifactError(f"{sidecar}: schema_version {version!r} is not known; build the engine again")
-        key = plain.pop("key")
-        key["profiles"] = tuple(_profile(profile) for profile in key["profiles"])
-        key["refit"] = tuple(key["refit"])
-        return EngineFacts(EngineKey(**key), **plain)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"{sidecar}: does not say what engine it belongs to ({error!r}); build it again") from error
-
-
-def _profile(plain: dict[str, Any]) -> ShapeProfile:
-    shapes = {name: tuple(tuple(map(int, shape)) for shape in three) for name, three in plain["shapes"].items()}
-    if any(len(three) != 3 for three in shapes.values()):
-        raise ValueError(f"{plain!r:.200} has not a smallest, usual and largest shape for each input")
-    return ShapeProfile({name: (three[0], three[1], three[2]) for name, three in shapes.items()})
+    plain = read_sealed_json(
+        sidecar, "an engine's sidecar", schema=SCHEMA_VERSION, remedy="build the engine again",
+        max_bytes=MAX_SIDECAR_BYTES, error=ArtifactError,
+    )  # fmt: skip
+    del plain["schema_version"]
+    return to_record(EngineFacts, plain, str(sidecar), error=ArtifactError)

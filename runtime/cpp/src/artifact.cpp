@@ -6,6 +6,7 @@
 
 #include "json.hpp"
 #include "onnx_facts.hpp"
+#include "seal.hpp"
 #include "sha256.hpp"
 
 namespace invariclip {
@@ -13,7 +14,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::size_t schema_version = 2;
+constexpr std::size_t schema_version = 3;
 constexpr std::size_t max_manifest_bytes = std::size_t{64} << 20;
 constexpr std::size_t max_width = std::size_t{1} << 20;
 constexpr std::size_t max_file_bytes = std::size_t{1} << 53;
@@ -192,7 +193,11 @@ Artifact open_artifact(const std::string& path, const std::string& variant) {
             throw ArtifactError(path + ": not an artifact, it holds no " + manifest_name +
                                 "; `invariclip build` or `export` writes one");
         }
-        return about(manifest.string(), [&] { return read_manifest(path, bounded(manifest), variant); });
+        return about(manifest.string(), [&] {
+            const std::string text = bounded(manifest);
+            require_whole(text);
+            return read_manifest(path, text, variant);
+        });
     }
     if (!fs::is_regular_file(where, unknown)) {
         throw InputError(path + ": no such file or folder");

@@ -12,6 +12,7 @@
 
 #include "invariclip/invariclip.hpp"
 #include "json.hpp"
+#include "seal.hpp"
 #include "sha256.hpp"
 
 namespace invariclip {
@@ -19,7 +20,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::size_t site_schema = 2;
+constexpr std::size_t site_schema = 3;
 constexpr std::size_t max_site_bytes = std::size_t{1} << 24;
 constexpr std::size_t max_header_bytes = std::size_t{1} << 22;
 constexpr std::size_t max_images = std::size_t{1} << 53;
@@ -181,11 +182,11 @@ std::string content(const std::string& path) {
     const fs::path where(path);
     std::error_code unknown;
     if (!fs::is_regular_file(where, unknown)) {
-        throw SiteError("no such site; `invariclip adapt` writes one");
+        throw SiteError("no such file; `invariclip adapt` writes a site");
     }
     const std::uintmax_t bytes = fs::file_size(where, unknown);
     if (unknown || bytes > max_site_bytes) {
-        throw SiteError(unknown ? "cannot be read" : "larger than any site (" + std::to_string(bytes) + " bytes)");
+        throw SiteError(unknown ? "cannot be read" : "larger than a site can be (" + std::to_string(bytes) + " bytes)");
     }
     std::string read(static_cast<std::size_t>(bytes), '\0');
     std::ifstream file(where, std::ios::binary);
@@ -198,7 +199,7 @@ std::string content(const std::string& path) {
 // The header's JSON, and what lies behind it.
 std::pair<std::string_view, std::string_view> parted(std::string_view bytes) {
     if (bytes.size() > max_site_bytes) {
-        throw SiteError("larger than any site (" + std::to_string(bytes.size()) + " bytes)");
+        throw SiteError("larger than a site can be (" + std::to_string(bytes.size()) + " bytes)");
     }
     if (bytes.size() < length_bytes) {
         no_site("it ends too early");
@@ -250,6 +251,7 @@ Site Site::parse(std::string_view bytes) {
         }
         require_tiled(spans, data.size());
         given = {vector_of(data, spans[0]), vector_of(data, spans[1]), vector_of(data, spans[2])};
+        require_whole(bytes);
     } catch (const ArtifactError& error) {
         no_site(error.what());
     }

@@ -51,7 +51,7 @@ def test_json_is_one_document(run, common, tmp_path):
         (["--target-risk", "2"], "between 0 and 1"),
         (["--without", "evidential"], "evidential and softmax must be on"),
         (["--shots", "3"], "leave none to validate on"),
-        (["--projection", "/nowhere"], "no such projection file"),
+        (["--projection", "/nowhere"], "no such file; `invariclip calibrate` writes a projection"),
         (["--context-tokens", "14"], "leave it no room"),
     ],
 )

@@ -7,6 +7,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from invariclip.artifact.learned_prompts import (
+    LEARNED_PROMPTS_FILE,
     MAX_LEARNED,
     LearnedPrompts,
     class_banks,
@@ -17,6 +18,7 @@ from invariclip.artifact.learned_prompts import (
 from invariclip.artifact.manifest import LearnedPromptsFacts
 from invariclip.errors import InputError, SemanticsError
 from invariclip.preprocessing.prompts import class_bank
+from invariclip.records import seal
 
 
 def semantics(learned=2, tokens=3, width=5, seed=0, **fields):
@@ -97,18 +99,18 @@ def test_owners():
 def facts_changed(path, old, new):
     data = path.read_bytes()
     assert data.count(old) == 1
-    path.write_bytes(data.replace(old, new))
+    path.write_bytes(seal(data.replace(old, new)))
 
 
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
         (lambda path: path.unlink(), "no such file"),
-        (lambda path: path.write_bytes(b""), "no learned templates"),
-        (lambda path: path.write_bytes(path.read_bytes()[:200]), "no learned templates"),
-        (lambda path: save_file(load_file(path), path), "no learned templates"),
-        (lambda path: facts_changed(path, b'\\"schema\\": 2', b'\\"schema\\": 7'), "schema 7 is not known"),
-        (lambda path: facts_changed(path, b"abstain_above", b"abstain_avobe"), "no learned templates"),
+        (lambda path: path.write_bytes(b""), "not learned templates"),
+        (lambda path: path.write_bytes(path.read_bytes()[:200]), "not learned templates"),
+        (lambda path: save_file(load_file(path), path), "not learned templates"),
+        (lambda path: facts_changed(path, b'\\"schema\\": 3', b'\\"schema\\": 7'), "schema 7 is not known"),
+        (lambda path: facts_changed(path, b"abstain_above", b"abstain_avobe"), "not learned templates"),
         (lambda path: facts_changed(path, b": 0.25", b": 9.25"), "not an uncertainty"),
     ],
 )
@@ -119,8 +121,10 @@ def test_damaged_files_are_refused(path, damage, reason):
 
 
 def test_a_file_is_bounded(path, monkeypatch):
-    monkeypatch.setattr("invariclip.artifact.learned_prompts.MAX_SEMANTICS_BYTES", 100)
-    with pytest.raises(SemanticsError, match="larger than any learned templates"):
+    monkeypatch.setattr(
+        "invariclip.artifact.learned_prompts.LEARNED_PROMPTS_FILE", replace(LEARNED_PROMPTS_FILE, max_bytes=100)
+    )
+    with pytest.raises(SemanticsError, match="larger than learned templates can be"):
         read_semantics(path)
 
 

@@ -48,7 +48,7 @@ def test_other_classes_with_the_ensemble(predicted):
         (["--templates", "ensemble", "--template", "{}"], "give one of --template, --templates-file and --templates"),
         (["--templates-file", "absent.txt"], "absent.txt: cannot be read as text"),
         (["--backend", "tensorflow"], "'tensorflow' is not one of"),
-        (["--projection", "absent.safetensors"], "no such projection file"),
+        (["--projection", "absent.safetensors"], "no such file; `invariclip calibrate` writes a projection"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_2(run, tiny_artifact, tiny_images, options, reason):

@@ -20,6 +20,7 @@ from invariclip.export.assemble import export_artifact
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
 from invariclip.export.site import bake_site
 from invariclip.preprocessing.pixels import find_images
+from invariclip.records import seal
 from invariclip.sites.site import new_site
 from invariclip.threads import available_threads
 
@@ -166,14 +167,14 @@ def changed(artifact, folder, change):
     copy = shutil.copytree(artifact, folder / "changed.icm")
     manifest = json.loads((copy / "manifest.json").read_text())
     change(manifest)
-    (copy / "manifest.json").write_text(json.dumps(manifest))
+    (copy / "manifest.json").write_bytes(seal(json.dumps(manifest).encode()))
     return copy
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda m: m.update(schema_version=3), "schema_version 3 is not known; this version reads 2: export again"),
+        (lambda m: m.update(schema_version=4), "schema_version 4 is not known; this version reads 3: export again"),
         (lambda m: m.pop("classes"), "'classes' is missing"),
         (lambda m: m["pixels"].update(image_size=[32, 0]), "whole number from 1 to 4096"),
         (lambda m: m["pixels"].update(resize_mode="fit"), "resize_mode 'fit' is not known"),

@@ -148,7 +148,7 @@ def facts():
     spec = {"image_size": [32, 32], "interpolation": "bicubic", "resize_mode": "shortest", "fill_color": 0}
     graph = {"path": "image.onnx", "sha256": "0" * 64, "size_bytes": 9, "data_sha256": None}
     return {
-        "schema_version": 2, "space_id": "5", "pixels": spec, "classes": ["cat", "猫"], "projection": {"rank": 8},
+        "schema_version": 3, "space_id": "5", "pixels": spec, "classes": ["cat", "猫"], "projection": {"rank": 8},
         "model": {"embed_dim": 24, "logit_scale": 100.0, "logit_bias": None}, "cdc": {"abstain_above": 0.5},
         "variants": {"float32": {"image": graph, "parity": {"openvino": {}}, "front": "host", "compute": "float32"}},
     }  # fmt: skip

@@ -18,7 +18,8 @@ from invariclip.export.assemble import export_artifact
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
 from invariclip.export.site import bake_site
 from invariclip.export.variants import Wish
-from invariclip.sites.site import MAX_SITE_BYTES, Site, new_site, read_site, write_site
+from invariclip.records import seal
+from invariclip.sites.site import SITE_FILE, Site, new_site, read_site, write_site
 
 WIDTH = 8
 CLASSES = ("cat", 'a "red" house', "猫", "tree", "dog", "sun")
@@ -110,7 +111,7 @@ def with_header(content, change):
 
 def facts(**changes):
     """Metadata of a site with some changed, or left out where None."""
-    known = {"schema": 2, "name": "yard", "space_id": "space", "images": 20, "provenance": {}}
+    known = {"file_sha256": "0" * 64, "schema": 3, "name": "yard", "space_id": "space", "images": 20, "provenance": {}}
     return json.dumps({key: value for key, value in (known | changes).items() if value is not None})
 
 
@@ -119,11 +120,12 @@ def sums(**changes):
     return {"total": site.total, "taken_for": site.taken_for, "training_mean": site.training_mean} | changes
 
 
-GOOD = save(sums(), {"invariclip.site": facts()})
+GOOD = seal(save(sums(), {"invariclip.site": facts()}))
 
 
 def stored(metadata=None, **changes):
-    return save(sums(**changes), {"invariclip.site": metadata or facts()})
+    content = save(sums(**changes), {"invariclip.site": metadata or facts()})
+    return content if metadata and "file_sha256" not in metadata else seal(content)
 
 
 def spans(total=(0, 64), taken_for=(64, 112), training_mean=(112, 176)):
@@ -146,14 +148,14 @@ def spans(total=(0, 64), taken_for=(64, 112), training_mean=(112, 176)):
         (GOOD + b"\0", "its sums take 176 bytes, and it holds 177"),
         (b"\xff" * 8 + GOOD[8:], "its header of 18446744073709551615 bytes is longer than the file"),
         (struct.pack("<Q", 5_000_000) + b" " * 5_000_000, "longer than the file or 4194304"),
-        (b"\0" * (MAX_SITE_BYTES + 1), "larger than any site (16777217 bytes)"),
+        (b"\0" * (SITE_FILE.max_bytes + 1), "larger than a site can be (16777217 bytes)"),
         (struct.pack("<Q", 2) + b"{}", "the fact '__metadata__' is missing"),
         (struct.pack("<Q", 70) + b"[" * 70, "nested deeper"),
         (save(sums()), "'__metadata__' is missing"),
         (save(sums(), {"invariclip.projection": facts()}), "the fact 'invariclip.site' is missing"),
         (stored("[" * 100), "nested deeper"),
         (stored("null"), "is not an object"),
-        (stored(facts(schema=9)), "schema 9 is not known; this version reads 2: measure again"),
+        (stored(facts(schema=9)), "schema 9 is not known; this version reads 3: measure again"),
         (stored(facts(schema="1")), "schema is not a number"),
         (stored('{"schema": NaN}'), "is not understood as JSON"),
         *((stored(facts().replace(f'"{name}"', '"other"')), f"the fact '{name}' is missing")
@@ -195,6 +197,8 @@ def spans(total=(0, 64), taken_for=(64, 112), training_mean=(112, 176)):
         (with_header(GOOD, lambda header: header["total"].pop("shape")), "the fact 'shape' is missing"),
         (with_header(GOOD, lambda header: header.pop("total")), "the fact 'total' is missing"),
         (stored(other=np.zeros(1)), "it holds a tensor that no site has"),
+        (GOOD[:-1] + bytes([GOOD[-1] ^ 1]), "its content is not what its own digest says"),
+        (stored(facts(file_sha256=None)), "carries no digest of itself"),
     ],
 )  # fmt: skip
 def test_a_damaged_file_is_refused_in_one_line(asked, tmp_path, content, reason):
@@ -211,7 +215,7 @@ def test_a_damaged_file_is_refused_in_one_line(asked, tmp_path, content, reason)
 def test_a_missing_file_and_a_folder_are_no_sites(asked, tmp_path):
     for path in (tmp_path / "absent", tmp_path):
         said = site_said(asked, path, np.ones((1, WIDTH), np.float32))
-        assert said == f"SiteError {path}: no such site; `invariclip adapt` writes one"
+        assert said == f"SiteError {path}: no such file; `invariclip adapt` writes a site"
 
 
 def bank_said(asked, path, width, classes):
@@ -388,7 +392,7 @@ def test_a_sigmoid_models_classes_are_answered_one_by_one(built, plain, yard, sh
     copy = shutil.copytree(plain, tmp_path / "sigmoid.icm")
     manifest = json.loads((copy / "manifest.json").read_text())
     manifest["model"]["logit_bias"] = -3.0
-    (copy / "manifest.json").write_text(json.dumps(manifest))
+    (copy / "manifest.json").write_bytes(seal(json.dumps(manifest).encode()))
     got = column(answers(built, copy, *shown, "--engine", engine, "--threads", 1, "--site", yard), "probabilities")
     model = invariclip.load(copy, backend=engine, threads=1, site=yard)
     np.testing.assert_allclose(got, model.probabilities(shown), atol=1e-5)
@@ -448,7 +452,7 @@ def test_what_takes_no_site_says_so(built, artifact, plain, yard, shown, engine,
     )
     write_site(tmp_path / "wide", random_site(0, width=9, space=site.space_id))
     assert "the site is of width 9, the artifact's embeddings have 8" in refused(built, plain, *how, tmp_path / "wide")
-    assert "absent: no such site; `invariclip adapt` writes one" in refused(built, plain, *how, tmp_path / "absent")
+    assert "absent: no such file; `invariclip adapt` writes a site" in refused(built, plain, *how, tmp_path / "absent")
     save_file(load_file(yard), tmp_path / "damaged", {"invariclip.site": "{}"})
     assert "not a site written by `invariclip adapt`" in refused(built, plain, *how, tmp_path / "damaged")
     assert "--site needs a value" in refused(built, plain, *how)

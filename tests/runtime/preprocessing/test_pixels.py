@@ -10,6 +10,7 @@ from PIL import Image
 
 from invariclip.errors import ArtifactError, InputError
 from invariclip.preprocessing.pixels import PixelSpec, find_images, normalise, open_image, pixels, stack
+from invariclip.records import to_record
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -164,9 +165,9 @@ def test_finds_images_below_folders_in_order(tmp_path):
 )
 def test_a_spec_out_of_range_is_refused(change):
     good = spec_of().to_json()
-    assert PixelSpec.from_json(good) == spec_of()
+    assert to_record(PixelSpec, good, "x", error=ArtifactError) == spec_of()
     with pytest.raises(ArtifactError):
-        PixelSpec.from_json({**good, **change})
+        to_record(PixelSpec, {**good, **change}, "x", error=ArtifactError)
 
 
 def test_a_strip_that_would_grow_beyond_memory_is_refused():

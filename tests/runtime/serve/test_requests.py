@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from invariclip.errors import InputError, InvariclipError
 from invariclip.serve.limits import Limits, RefusedError
-from invariclip.serve.requests import UNSAID, Body, Named, classify, embed, from_json, from_pairs, merged
+from invariclip.serve.requests import UNSAID, Body, EncodedImage, classify, embed, from_json, from_pairs, merged
 
-IMAGE = (Named("0", b"image"),)
+IMAGE = (EncodedImage("0", b"image"),)
 LIMITS = Limits(images=3, texts=4, classes=3, templates=2, prompts=4, characters=20)
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
@@ -117,7 +117,7 @@ def test_images_in_json():
     names = [("0", b"\x89PNG"), ("1", b"\x89PNG"), ("cat.png", b"\x89PNG")]
     assert list(classify(body, LIMITS).images) == names
     assert list(embed(body, LIMITS).images) == names
-    assert embed(Body({"images": text}), LIMITS).images == (Named("0", b"\x89PNG"),)
+    assert embed(Body({"images": text}), LIMITS).images == (EncodedImage("0", b"\x89PNG"),)
 
 
 def test_embed_wants_images_or_texts():

@@ -21,6 +21,7 @@ from invariclip.sites.site import (
     LARGEST_SHIFT,
     PER_KIND,
     PRIOR,
+    SITE_FILE,
     Site,
     new_site,
     read_site,
@@ -180,7 +181,7 @@ def test_a_file_gives_the_site_back(tmp_path):
 
 def test_a_damaged_file_is_refused(tmp_path):
     path = tmp_path / "yard.safetensors"
-    with pytest.raises(SiteError, match="no such site"):
+    with pytest.raises(SiteError, match="no such file; `invariclip adapt` writes a site"):
         read_site(path)
     write_site(path, _site())
     content = path.read_bytes()
@@ -209,8 +210,8 @@ def test_metadata_that_are_none_of_ours_are_refused(text, tmp_path):
 def test_a_count_that_no_float_holds_is_refused(tmp_path):
     path = tmp_path / "yard.safetensors"
     write_site(path, _site())
-    facts = {"schema": 2, "name": "", "space_id": "", "images": 10**400, "provenance": {}}
-    save_file(load_file(path), path, {"invariclip.site": json.dumps(facts)})
+    facts = {"name": "", "space_id": "", "images": 10**400, "provenance": {}}
+    path.write_bytes(SITE_FILE.to_bytes(load_file(path), facts))
     with pytest.raises(SiteError, match="not a site"):
         read_site(path)
 
@@ -300,7 +301,10 @@ def test_adapt_names_what_is_missing(tiny_artifact, tiny_images, here, tmp_path,
         (["--images", tiny_images, "-o", tmp_path / "here.txt"], "NAME.safetensors"),
         (["--images", tmp_path, "-o", out], ""),
         (["--images", tiny_images, "--classes", "a,b", "--add-to", here, "-o", out], "other classes"),
-        (["--images", tiny_images, "--add-to", tmp_path / "none", "-o", out], "no such site"),
+        (
+            ["--images", tiny_images, "--add-to", tmp_path / "none", "-o", out],
+            "no such file; `invariclip adapt` writes a site",
+        ),
     ]:
         code, told = _run(["adapt", tiny_artifact, *arguments, "--quiet"], capsys)
         assert code == 2

@@ -1,0 +1,309 @@
+"""Records on disk: strict JSON, typed by dataclasses, and files that carry a digest of themselves.
+
+Everything that this library writes for itself goes through a `Record` or `sealed_json`, and everything that it reads
+goes through here, so that no reader takes a damaged file. A digest detects corruption, not tampering: who can write the
+file can write its digest too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+from invariclip.errors import InputError, InvariclipError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+T = TypeVar("T")
+
+SEAL = "file_sha256"
+"""The first field of a sealed file: its sha256, taken with 64 zeros in place of the digest."""
+_BLANK = "0" * 64
+# in the metadata of safetensors the JSON is a string, so its quotes are escaped
+_SEALED = re.compile(rb'file_sha256\\?": ?\\?"([0-9a-f]{64})\\?"')
+_SEAL_WITHIN = 512
+_CHUNK = 1 << 20
+
+
+def parse_json(content: bytes | str, where: str, *, error: type[InvariclipError] = InputError) -> Any:
+    """JSON as the standard has it: UTF-8, every name once in an object, and numbers that are finite.
+
+    Args:
+        content: The text; its size is bounded by the caller.
+        where: What errors call it.
+        error: What is raised.
+
+    Raises:
+        InvariclipError: `error`: it is not such a text, or is nested too deep to be read.
+    """
+    try:
+        text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
+        plain = json.loads(text, object_pairs_hook=_once, parse_constant=_refuse_number, parse_float=_finite)
+        if "\\u" in text:
+            json.dumps(plain, ensure_ascii=False).encode()  # half a surrogate pair is no text
+    except (ValueError, RecursionError) as reason:
+        raise error(f"{where}: not readable as JSON ({' '.join(str(reason).split())[:200]})") from reason
+    return plain
+
+
+def read_json(path: Path, what: str, *, max_bytes: int, error: type[InvariclipError] = InputError) -> dict[str, Any]:
+    """A JSON file that holds one object, see `parse_json`.
+
+    Args:
+        path: The file.
+        what: What it should be, for errors: `a model's config`.
+        max_bytes: Its size is refused above this.
+        error: What is raised.
+
+    Raises:
+        InvariclipError: `error`: it is missing, larger, not JSON, or not one object.
+    """
+    plain = parse_json(_content(path, what, max_bytes, error), str(path), error=error)
+    if not isinstance(plain, dict):
+        raise error(f"{path}: not {what}: must hold a JSON object, not {type(plain).__name__}")
+    return plain
+
+
+def to_record(kind: type[T], plain: Any, where: str, *, error: type[InvariclipError] = InputError) -> T:
+    """A dataclass from JSON's types. A field that is missing, unknown or of another type is refused by its path.
+
+    Args:
+        kind: The dataclass; nested ones, tuples, literals and dictionaries are made likewise.
+        plain: What `parse_json` gave.
+        where: What errors call it.
+        error: What is raised.
+
+    Raises:
+        InvariclipError: `error`, also in place of what the dataclass itself refuses.
+    """
+    import msgspec
+
+    try:
+        record = msgspec.convert(plain, kind)
+    except msgspec.ValidationError as reason:
+        raise error(f"{where}: {reason}") from reason
+    except InvariclipError as reason:
+        raise error(f"{where}: {reason}") from reason
+    unknown = _unknown(plain, msgspec.to_builtins(record))
+    if unknown:
+        raise error(f"{where}: has a field that is not known: {unknown!s:.100}")
+    return record
+
+
+def seal(content: bytes) -> bytes:
+    """The content with its digest in the place that it has for one: the field `file_sha256` near its begin.
+
+    Raises:
+        ValueError: It has no such field.
+    """
+    place = _SEALED.search(content, 0, _SEAL_WITHIN)
+    if place is None:
+        raise ValueError(f"the content has no field {SEAL} within its first {_SEAL_WITHIN} bytes")
+    head, tail = content[: place.start(1)], content[place.end(1) :]
+    return head + hashlib.sha256(head + _BLANK.encode() + tail).hexdigest().encode() + tail
+
+
+def sealed_json(plain: Mapping[str, Any]) -> bytes:
+    """An object as indented JSON with its digest as the first field."""
+    text = json.dumps({SEAL: _BLANK, **plain}, indent=2, ensure_ascii=False, allow_nan=False)
+    return seal(text.encode())
+
+
+def read_sealed_json(
+    path: Path, what: str, *, schema: int, remedy: str, max_bytes: int, error: type[InvariclipError]
+) -> dict[str, Any]:
+    """What `sealed_json` wrote, without the digest.
+
+    Args:
+        path: The file.
+        what: What it should be, for errors: `a manifest`.
+        schema: The `schema_version` that it must have.
+        remedy: What to do where it has another: `export again`.
+        max_bytes: Its size is refused above this.
+        error: What is raised.
+
+    Raises:
+        InvariclipError: `error`: as `read_json`, of another schema, or its content is not what its digest says.
+    """
+    content = _content(path, what, max_bytes, error)
+    plain = parse_json(content, str(path), error=error)
+    if not isinstance(plain, dict):
+        raise error(f"{path}: must hold a JSON object")
+    if plain.get("schema_version") != schema:
+        raise error(
+            f"{path}: schema_version {plain.get('schema_version')!r:.50} is not known; "
+            f"this version reads {schema}: {remedy}"
+        )
+    _require_whole(content, str(path), error)
+    del plain[SEAL]
+    return plain
+
+
+@dataclass(frozen=True)
+class Record:
+    """A kind of file of ours: tensors in safetensors, facts as JSON in its metadata, and a digest over all of it.
+
+    Attributes:
+        key: Under which the metadata hold the facts.
+        what: With its article, for errors: `a projection`.
+        made_by: The command that writes one, for errors.
+        schema: The version of the facts.
+        max_bytes: Larger files are refused before they are read.
+        error: What is raised.
+    """
+
+    key: str
+    what: str
+    made_by: str
+    schema: int
+    max_bytes: int
+    error: type[InvariclipError]
+
+    def to_bytes(self, tensors: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> bytes:
+        """The file's content; the same for the same tensors and facts."""
+        from safetensors.numpy import save
+
+        text = json.dumps(
+            {SEAL: _BLANK, "schema": self.schema, **facts}, ensure_ascii=False, allow_nan=False, sort_keys=False
+        )
+        content: bytes = save(dict(tensors), {self.key: text})
+        return seal(content)
+
+    def read(self, path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Tensors and facts of a file; the digest is taken in pieces, so memory holds the tensors once.
+
+        Raises:
+            InvariclipError: `error`: missing, too large, of another schema, or not what was written.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        where = Path(path)
+        try:
+            size = where.stat().st_size if where.is_file() else None
+            if size is None:
+                raise self.error(f"{where}: no such file; {self.made_by} writes {self.what}")
+            if size > self.max_bytes:
+                raise self.error(f"{where}: larger than {self.what} can be ({size:,} bytes)")
+            with safe_open(where, framework="numpy") as file:
+                metadata = file.metadata() or {}
+                facts = self._facts(metadata, str(where))
+                with where.open("rb") as stream:
+                    _require_whole_stream(stream, str(where), self.error)
+                return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118 - no dict
+        except (SafetensorError, ValueError, OSError) as reason:
+            raise self.error(f"{where}: not {self.what} written by {self.made_by} ({reason})") from reason
+
+    def from_bytes(self, content: bytes, where: str) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """As `read`, of a file's content.
+
+        Raises:
+            InvariclipError: `error`, as `read`.
+        """
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
+
+        try:
+            tensors: dict[str, NDArray[Any]] = load(content)
+            length = int.from_bytes(content[:8], "little")
+            header = parse_json(content[8 : 8 + length], where, error=self.error)
+        except (SafetensorError, ValueError) as reason:
+            raise self.error(f"{where}: not {self.what} written by {self.made_by} ({reason})") from reason
+        facts = self._facts(header.get("__metadata__") or {}, where)
+        _require_whole(content, where, self.error)
+        return tensors, facts
+
+    def refuse(self, where: str | os.PathLike[str], reason: object) -> NoReturn:
+        """Says that a file's facts or tensors are not those of this kind.
+
+        Raises:
+            InvariclipError: `error`, always.
+        """
+        raise self.error(f"{os.fspath(where)}: not {self.what} written by {self.made_by} ({reason})")
+
+    def _facts(self, metadata: Mapping[str, str], where: str) -> dict[str, Any]:
+        if self.key not in metadata:
+            self.refuse(where, f"its metadata have no {self.key!r}")
+        facts = parse_json(metadata[self.key], where, error=self.error)
+        if not isinstance(facts, dict):
+            self.refuse(where, "its facts are no object")
+        schema = facts.pop("schema", None)
+        if schema != self.schema:
+            raise self.error(
+                f"{where}: schema {schema!r} is not known; this version reads {self.schema}: "
+                f"make it again with {self.made_by}"
+            )
+        facts.pop(SEAL, None)
+        return facts
+
+
+def _content(path: Path, what: str, max_bytes: int, error: type[InvariclipError]) -> bytes:
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(max_bytes + 1)
+    except OSError as reason:
+        raise error(f"{path}: cannot be read ({reason.strerror or reason})") from reason
+    if len(content) > max_bytes:
+        raise error(f"{path}: larger than {what} can be ({max_bytes:,} bytes)")
+    return content
+
+
+def _require_whole(content: bytes, where: str, error: type[InvariclipError]) -> None:
+    import io
+
+    _require_whole_stream(io.BytesIO(content), where, error)
+
+
+def _require_whole_stream(stream: Any, where: str, error: type[InvariclipError]) -> None:
+    head: bytes = stream.read(_SEAL_WITHIN)
+    place = _SEALED.search(head)
+    if place is None:
+        raise error(f"{where}: carries no digest of itself; it is damaged, or of an earlier version: make it again")
+    digest = hashlib.sha256(head[: place.start(1)] + _BLANK.encode() + head[place.end(1) :])
+    while chunk := stream.read(_CHUNK):
+        digest.update(chunk)
+    if digest.hexdigest().encode() != place[1]:
+        raise error(f"{where}: is damaged: its content is not what its own digest says; make it again")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for place, name in enumerate(names) if name in names[:place])
+        raise ValueError(f"{twice[:64]!r} stands twice in one object; the second would replace the first")
+    return record
+
+
+def _refuse_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number in JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:32]} is beyond what a number can hold")
+    return number
+
+
+def _unknown(plain: Any, known: Any, path: str = "") -> str:
+    """The path of the first field of `plain` that a record made of it does not have; "" where there is none."""
+    if isinstance(plain, dict) and isinstance(known, dict):
+        for name, value in plain.items():
+            here = f"{path}.{name}" if path else str(name)
+            below = _unknown(value, known[name], here) if name in known else here
+            if below:
+                return below
+    elif isinstance(plain, list) and isinstance(known, (list, tuple)):
+        for place, (one, other) in enumerate(zip(plain, known, strict=False)):
+            below = _unknown(one, other, f"{path}[{place}]")
+            if below:
+                return below
+    return ""
