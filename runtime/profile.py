@@ -60,7 +60,7 @@ class ProfileBasis:
         Raises:
             ProfileError: A number is out of range.
         """
-        if min((*self.threads, *self.batches), default=0) < 1:
+        if min((*self.threads, *self.batches), default=1) < 1:
             raise ProfileError("threads and batches must be from 1 on")
 
 

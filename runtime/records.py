@@ -13,9 +13,9 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from invariclip.errors import InputError, InvariclipError
 
@@ -89,7 +89,7 @@ def to_record(kind: type[T], plain: Any, where: str, *, error: type[InvariclipEr
     try:
         record = msgspec.convert(plain, kind)
     except msgspec.ValidationError as reason:
-        raise error(f"{where}: {reason}") from reason
+        raise error(f"{where}: {reason}{_options(kind, str(reason))}") from reason
     except InvariclipError as reason:
         raise error(f"{where}: {reason}") from reason
     unknown = _unknown(plain, msgspec.to_builtins(record))
@@ -291,6 +291,18 @@ def _finite(text: str) -> float:
     if not math.isfinite(number):
         raise ValueError(f"{text[:32]} is beyond what a number can hold")
     return number
+
+
+def _options(kind: Any, message: str) -> str:
+    """What a field may be that is none of its literals; "" where the message is about something else."""
+    if not message.startswith("Invalid enum value"):
+        return ""
+    for name in re.findall(r"\.(\w+)|\[", message.rpartition("$")[2]):
+        if name and not is_dataclass(kind):  # an optional one
+            kind = next(one for one in get_args(kind) if is_dataclass(one))
+        kind = get_type_hints(kind)[name] if name else [one for one in get_args(kind) if one is not Ellipsis][-1]
+    options = next((get_args(one) for one in (kind, *get_args(kind)) if get_origin(one) is Literal), ())
+    return f"; available: {', '.join(map(str, options))}" if options else ""
 
 
 def _unknown(plain: Any, known: Any, path: str = "") -> str:

@@ -10,7 +10,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
 from invariclip.errors import InputError
-from invariclip.serve.limits import RefusedError
+from invariclip.serve.limits import BadRequestError, RefusedError
 from invariclip.serve.requests import Body, from_json, from_pairs, merged
 from invariclip.serve.service import EncodedImage
 
@@ -125,9 +125,9 @@ async def _multipart(request: Request, limits: Limits, count: _Count, query: dic
     except MultiPartException as error:
         if error.message.startswith("Too many files"):
             raise RefusedError(413, f"too many images; up to {limits.images} are taken at once") from error
-        raise RefusedError(400, f"the body cannot be read as multipart/form-data: {error.message}") from error
+        raise BadRequestError(f"the body cannot be read as multipart/form-data: {error.message}") from error
     except (KeyError, ValueError, LookupError) as error:  # no boundary, an unknown charset
-        raise RefusedError(400, f"the body cannot be read as multipart/form-data: {error!r}") from error
+        raise BadRequestError(f"the body cannot be read as multipart/form-data: {error!r}") from error
     images: list[EncodedImage] = []
     pairs: list[tuple[str, str]] = []
     for name, value in form.multi_items():

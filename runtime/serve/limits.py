@@ -23,6 +23,13 @@ class RefusedError(InvariclipError):
         self.status, self.headers = status, headers or {}
 
 
+class BadRequestError(RefusedError):
+    """A request's body cannot be taken apart."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(400, message)
+
+
 @dataclass(frozen=True)
 class Limits:
     """Bounds; what goes beyond is refused with 413 before it is worked on.

@@ -11,6 +11,7 @@ from invariclip.errors import InputError
 from invariclip.preprocessing.prompts import TEMPLATE_SETS, check_prompts, template_set
 from invariclip.records import parse_json
 from invariclip.results import CALIBRATED, UNCERTAINTY_KINDS
+from invariclip.serve.limits import BadRequestError
 from invariclip.serve.service import EncodedImage
 
 if TYPE_CHECKING:
@@ -90,11 +91,11 @@ def from_json(data: bytes) -> dict[str, Any]:
     """Fields of a JSON object.
 
     Raises:
-        InputError: It is none.
+        BadRequestError: It is none.
     """
-    plain = parse_json(data, "the body")
+    plain = parse_json(data, "the body", error=BadRequestError)
     if not isinstance(plain, dict):
-        raise InputError('the body must be a JSON object, such as {"images": ["<base64>"]}')
+        raise BadRequestError('the body must be a JSON object, such as {"images": ["<base64>"]}')
     return plain
 
 

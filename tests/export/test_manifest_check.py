@@ -7,9 +7,10 @@ import pytest
 
 import invariclip
 from invariclip.artifact.folder import describe_file, read_manifest
+from invariclip.artifact.manifest import Manifest, space_id
 from invariclip.cli.main import main
 from invariclip.errors import ArtifactError, InputError, UnprovedBackendWarning
-from invariclip.records import seal
+from invariclip.records import seal, to_record
 
 
 @pytest.fixture
@@ -20,6 +21,10 @@ def altered(tiny_artifact, tmp_path):
         folder = shutil.copytree(tiny_artifact, tmp_path / "x.icm")
         plain = json.loads((folder / "manifest.json").read_text())
         change(plain, folder)
+        kept = to_record(Manifest, {name: value for name, value in plain.items() if name != "file_sha256"}, "x")
+        plain["space_id"] = space_id(
+            kept.model.checkpoint_sha256, kept.projection.sha256 if kept.projection else None, kept.pixels, kept.text
+        )
         (folder / "manifest.json").write_bytes(seal(json.dumps(plain).encode()))
         return folder
 
@@ -47,7 +52,6 @@ def other_tokenizer(plain, folder):
             lambda plain, _: plain["model"].update(logit_bias=-10.0),
             "the manifest says logit_bias -10.0, the ",
         ),
-        (lambda plain, _: plain.update(space_id="0" * 32), f"the manifest says space_id {'0' * 32}, the checkpoint "),
         (lambda plain, _: plain["projection"].update(sha256="1" * 64), "the manifest says projection 1111"),
         (other_tokenizer, "tokenizer.json makes other ids of the texts"),
     ],
@@ -60,6 +64,14 @@ def test_verify_finds_it(altered, tiny_checkpoint, tiny_images, capsys, change, 
     assert (stopped.value.code, said.out) == (1, "")
     assert words in said.err
     assert said.err.count("\n") == 1
+
+
+def test_a_space_that_is_not_what_its_parts_come_to_is_refused_when_it_is_read(tiny_artifact, tmp_path):
+    folder = shutil.copytree(tiny_artifact, tmp_path / "x.icm")
+    plain = json.loads((folder / "manifest.json").read_text()) | {"space_id": "0" * 32}
+    (folder / "manifest.json").write_bytes(seal(json.dumps(plain).encode()))
+    with pytest.raises(ArtifactError, match="space_id is not that of its checkpoint, projection, pixels and text"):
+        read_manifest(folder)
 
 
 def test_an_artifact_without_variants_proves_nothing(altered):

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from invariclip.backends import BACKENDS, threads
+from invariclip import threads
+from invariclip.backends import BACKENDS
 from invariclip.errors import InputError
 
 

@@ -27,7 +27,7 @@ from invariclip.profile import (
     read_profile,
     write_profile,
 )
-from invariclip.records import sealed_json
+from invariclip.records import seal, sealed_json
 from invariclip.selection import basis_of, choose, safe_default
 
 ORT = "onnxruntime"
@@ -220,7 +220,7 @@ def test_a_file_that_is_too_large_is_not_read_through(folder, tmp_path):
     path = tmp_path / "x.json"
     write_profile(path, made(folder))
     content = path.read_bytes()
-    path.write_bytes(content + b" " * (MAX_PROFILE_BYTES - len(content)))
+    path.write_bytes(seal(content + b" " * (MAX_PROFILE_BYTES - len(content))))
     assert read_profile(path) == made(folder)
     with path.open("ab") as stream:
         stream.write(b" ")
@@ -299,7 +299,7 @@ def test_a_foreign_or_stale_profile_is_refused_aloud(folder, tmp_path, facts, re
 def test_a_damaged_profile_is_refused_aloud_at_the_callers_line(folder):
     path = put(folder)
     path.write_text(path.read_text()[:-20])
-    with pytest.warns(ProfileWarning, match="not readable as a machine profile") as warned:
+    with pytest.warns(ProfileWarning, match="not readable as JSON") as warned:
         model = invariclip.load(folder)
     assert warned[0].filename == __file__
     assert (model.variant, model.describe()["chosen_by"]) == ("float32", "default")
@@ -323,7 +323,7 @@ def test_profiles_of_other_machines_are_no_business_of_this_one(folder):
 
 
 def test_a_named_profile_must_be_there(folder, tmp_path):
-    with pytest.raises(ProfileError, match="not readable"):
+    with pytest.raises(ProfileError, match="cannot be read"):
         invariclip.load(folder, profile=tmp_path / "absent.json")
 
 

@@ -128,8 +128,8 @@ def test_every_row_holds_the_special_ids_and_as_much_text_as_fits(letters, start
     [
         ({"context_length": 1}, "context_length 1 is not from 2 to 65536"),
         ({"context_length": 1 << 40}, "is not from 2 to"),
-        ({"clean": "none"}, "clean 'none' is not known; available: lower"),
-        ({"pad_side": "both"}, "right or left, not 'both'"),
+        ({"clean": "none"}, r"'none' - at `\$\.clean`; available: lower, canonicalize"),
+        ({"pad_side": "both"}, r"'both' - at `\$\.pad_side`; available: right, left"),
         ({"pad_token_id": -1}, "whole numbers from 0"),
         ({"start_token_ids": [1.5]}, "Expected `int`, got `float`"),
         ({"start_token_ids": [1] * 8}, "leaves no room for text"),

@@ -197,7 +197,7 @@ def test_the_page_needs_nothing_from_elsewhere(ask):
         ("POST", "/v1/model", b"", None, 405, "available: GET"),
         ("POST", "/v1/classify", b"x", "text/plain", 415, "'text/plain' is not taken; available: image/"),
         ("POST", "/v1/classify", b"x", None, 415, "the header is content-type"),
-        ("POST", "/v1/classify", b"{", "application/json", 400, "cannot be read as JSON"),
+        ("POST", "/v1/classify", b"{", "application/json", 400, "not readable as JSON"),
         ("POST", "/v1/classify", b"[]", "application/json", 400, "must be a JSON object"),
         ("POST", "/v1/classify", b"x", "multipart/form-data", 400, "Missing boundary"),
         ("POST", "/v1/classify", b"x", "multipart/form-data; boundary=b", 400, "Invalid multipart data"),

@@ -200,7 +200,7 @@ def test_a_log_is_bounded_and_says_when_it_is_full(tmp_path, capsys):
 
 
 def test_a_damaged_log_is_refused(tmp_path):
-    with pytest.raises(SiteError, match="not a log"):
+    with pytest.raises(SiteError, match="cannot be read"):
         replay(tmp_path, BANK)
     log = SiteLog(tmp_path / "yard", _empty(), SMALL, 1 << 20)
     live = _live(log=log)
@@ -216,8 +216,8 @@ def test_a_damaged_log_is_refused(tmp_path):
     first.unlink()
     with pytest.raises(SiteError, match="is missing"):
         replay(tmp_path / "yard", BANK)
-    (tmp_path / "yard" / "log.json").write_text(json.dumps({"schema": 9}))
-    with pytest.raises(SiteError, match="schema 9"):
+    (tmp_path / "yard" / "log.json").write_text(json.dumps({"schema_version": 9}))
+    with pytest.raises(SiteError, match="schema_version 9"):
         replay(tmp_path / "yard", BANK)
 
 
@@ -322,7 +322,7 @@ def test_a_replay_with_other_classes_is_refused(tiny_artifact, tiny_images, tmp_
 def test_events_that_are_no_numbers_are_refused(tmp_path):
     log = SiteLog(tmp_path / "yard", _empty(), SMALL, 1 << 20)
     rows = {"embeddings": _rows(2)}
-    for events in ([["x", "freeze"]], 5, [[0, ["freeze"]]], [[10**400, "freeze"]]):
+    for events in ([["x", "freeze"]], 5, [[0, ["freeze"]]], [["1" * 5000, "freeze"]]):
         (log.folder / "000001.safetensors").write_bytes(PART_FILE.to_bytes(rows, {"events": events}))
         with pytest.raises(SiteError, match="not a part"):
             replay(log.folder, BANK)
