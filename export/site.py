@@ -23,7 +23,7 @@ from invariclip.export.swap import copy_weights, facts, require_copied, takes_im
 from invariclip.export.verification import evidence
 from invariclip.export.verification.figures import EXACT, THRESHOLDS
 from invariclip.files import new_directory
-from invariclip.preprocessing.pixels import walk_images
+from invariclip.preprocessing.find import walk_images
 from invariclip.sites.site import write_site
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from invariclip.export.verification import evidence, verify
 from invariclip.export.verification.candidate import VerificationCandidate
 from invariclip.export.verification.evidence import ImageBatches
 from invariclip.export.verification.figures import THRESHOLDS, searched
-from invariclip.preprocessing.pixels import find_images
+from invariclip.preprocessing.find import find_images
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -7,11 +7,15 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from invariclip import errors
 from invariclip.version import __version__
+
+# ONNX Runtime's official builds count events and look a host up for them; nothing that runs here phones home
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from invariclip.artifact.projection import Projection, read_projection

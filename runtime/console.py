@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -12,6 +13,19 @@ import click
 from tqdm import tqdm
 
 T = TypeVar("T")
+# what Python makes of bytes that are not UTF-8 (U+DC80 to U+DCFF), and other halves of surrogate pairs
+_UNDECODED = re.compile("[\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """A text that any output can hold: a byte of a file name that is not UTF-8 is written as x and its two digits."""
+    return _UNDECODED.sub(lambda sign: f"\\x{ord(sign[0]) & 0xFF:02x}" if sign[0] >= "\udc80" else "\ufffd", text)
+
+
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """JSON whose texts are as `printable` writes them."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    return _UNDECODED.sub(lambda sign: f"\\\\x{ord(sign[0]) & 0xFF:02x}" if sign[0] >= "\udc80" else "\ufffd", text)
 
 
 class Progress(Protocol):
@@ -31,7 +45,7 @@ def bar(items: Iterable[T], *, total: int | None = None, desc: str = "") -> Iter
 
     Where standard error is a log and not a terminal, only work of over five seconds speaks, every ten seconds.
     """
-    watched = sys.stderr.isatty()
+    watched = sys.stderr is not None and sys.stderr.isatty()
     return tqdm(
         items,
         total=total,
@@ -46,17 +60,17 @@ def bar(items: Iterable[T], *, total: int | None = None, desc: str = "") -> Iter
 
 def say(text: str = "") -> None:
     """Prints one line of a result to standard output."""
-    click.echo(text)
+    click.echo(printable(text))
 
 
 def note(text: str) -> None:
     """Prints one line about the work (not a result) to standard error."""
-    click.echo(text, err=True)
+    click.echo(printable(text), err=True)
 
 
 def emit_json(value: Any) -> None:
     """Prints a result as one JSON document on standard output."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+    click.echo(json_text(value, indent=2))
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:

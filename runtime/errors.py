@@ -69,6 +69,14 @@ class TruncatedTextWarning(UserWarning):
     """A text was longer than the tower's context_length and was cut."""
 
 
+class SkippedFilesWarning(UserWarning):
+    """Folders or files below a folder of images could not be taken."""
+
+
+class ScaledImageWarning(UserWarning):
+    """An image's numbers do not say what range they are of; one was assumed."""
+
+
 class UnprovedBackendWarning(UserWarning):
     """An artifact runs in an engine that its contract was never checked on."""
 

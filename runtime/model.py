@@ -1,44 +1,35 @@
-"""An artifact that answers: classify, embed, swap classes and projection, with numpy and an inference engine alone.
-
-Whether a projection may take the place of the one that an artifact was exported with.
-"""
+"""An artifact that answers: classify, embed, swap classes and projection, with numpy and an inference engine alone."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from invariclip.artifact.folder import checked_meanwhile
-from invariclip.artifact.graph_bank import read_class_bank
+from invariclip.artifact.folder import checked_meanwhile, read_manifest
 from invariclip.artifact.manifest import (
-    EMBEDDING,
-    IMAGE_INPUT,
-    LOGITS,
-    PROBABILITIES,
     PROJECTION_INPUT,
-    UNCERTAINTY,
     Manifest,
     space_id,
 )
 from invariclip.artifact.projection import Projection
 from invariclip.backends import DEFAULT_BACKEND, open_backend
-from invariclip.backends.batching import plan, run_in_buckets
+from invariclip.backends.batching import plan
 from invariclip.console import Progress, silent
-from invariclip.errors import ArtifactError, InputError, ProjectionError
+from invariclip.errors import InputError
 from invariclip.host_head import HostHead
 from invariclip.preprocessing.pixels import ImageInput, PixelMode, pixels
-from invariclip.preprocessing.prompts import DEFAULT_TEMPLATES, check_prompts
+from invariclip.preprocessing.prompts import DEFAULT_TEMPLATES, check_prompts, text_list
 from invariclip.preprocessing.streams import DEFAULT_BATCH, LOOK_AHEAD, Batch, ImageInputs, ImageReader, Unreadable
 from invariclip.results import (
     CALIBRATED,
     ENERGY,
-    EVIDENCE,
     UNCERTAINTY_KINDS,
     AbstainAbove,
     Answer,
@@ -49,66 +40,26 @@ from invariclip.results import (
     threshold,
     uncertainty_kind,
 )
-from invariclip.selection import require_openable
+from invariclip.selection import require_exchangeable, require_openable
 from invariclip.sites.live_site import LiveSite
 from invariclip.sites.site import Site
 from invariclip.text_tower import DEFAULT_TEXT_CACHE, TextCache, TextTower
 from invariclip.threads import available_threads
-from invariclip.uncertainty import energy_uncertainty
+from invariclip.view import TEXTS_AT_ONCE, Opened, View
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from invariclip.artifact.manifest import Manifest
-    from invariclip.artifact.projection import Projection
-
-
-EXCHANGING_BACKENDS = ("onnxruntime",)
-"""Engines that let an initializer be overridden at a run; the others read it as a constant."""
-
-
-def require_exchangeable(folder: Path, manifest: Manifest, backend: str, projection: Projection) -> None:
-    """Refuses a projection that an artifact cannot take.
-
-    Raises:
-        ArtifactError: The artifact was exported with its projection folded in, or without one.
-        InputError: The engine cannot exchange it, or learned templates were trained in the artifact's own space.
-        ProjectionError: It is of another shape.
-    """
-    if manifest.cdc is not None:
-        raise InputError(
-            f"{folder}: its learned templates were trained in the space of its own projection, so that one cannot be "
-            "exchanged; train templates with the other one and export again"
-        )
-    facts, model = manifest.projection, manifest.model
-    how = "none" if facts is None else f"image {facts.image_fold}, text {facts.text_fold}"
-    if facts is None or {facts.image_fold, facts.text_fold} != {"input"}:
-        raise ArtifactError(
-            f"{folder}: its projection cannot be exchanged ({how}); export it again with "
-            "--projection FILE --projection-as-input-initializer"
-        )
-    if backend not in EXCHANGING_BACKENDS:
-        raise InputError(
-            f"backend {backend!r} cannot exchange the projection; available: {', '.join(EXCHANGING_BACKENDS)}"
-        )
-    if projection.A_inv.shape != (model.embed_dim, facts.rank):
-        raise ProjectionError(
-            f"the projection is {projection.embed_dim} → {projection.rank}, the artifact's towers take "
-            f"{model.embed_dim} → {facts.rank}; calibrate with --rank {facts.rank}, or export again"
-        )
-
-
-__all__ = ["CALIBRATED", "DEFAULT_BATCH", "EXCHANGING_BACKENDS", "Answer", "Answers", "Model", "Prediction"]
+__all__ = ["CALIBRATED", "DEFAULT_BATCH", "Answer", "Answers", "Model", "Prediction"]
 
 T = TypeVar("T")
 _Answering: TypeAlias = Callable[[NDArray[np.uint8]], Answers]
 
-_TEXTS = 64
 LARGEST_WARM_UP = 1024
 
 
 class Model:
-    """A loaded artifact; safe to share between threads. Use `load`."""
+    """A loaded artifact; safe to share between threads. Use `load`.
+
+    It can be given to another process: it is pickled as its folder and how it was opened, and loaded there once.
+    """
 
     def __init__(
         self,
@@ -132,29 +83,81 @@ class Model:
             DeviceError: It needs a GPU, driver or library that is missing, too old or known to be wrong.
         """
         chosen = require_openable(folder, manifest, variant, backend, pixel_mode)
-        self.manifest = manifest
-        self.classes: tuple[str, ...] = manifest.classes
-        self.templates: tuple[str, ...] = manifest.templates or DEFAULT_TEMPLATES
-        self.variant = variant
-        self.backend = backend
-        self.chosen_by = chosen_by
-        self._folder = folder
-        self._graph = chosen.image
         with checked_meanwhile(folder, chosen.image) as graph:
-            self._image = open_backend(backend, graph, threads=threads, compute=chosen.compute, options=engine_options)
-        self._text = TextTower(folder, manifest, variant, backend=backend, threads=threads, options=engine_options)
-        self._space_id = manifest.space_id
-        self._reader = ImageReader(manifest.pixels, pixel_mode, workers=available_threads())
-        self._cache = TextCache(text_cache)
-        self._feeds: dict[str, NDArray[np.float32]] = {}  # what every run is fed beside images or ids
-        self._head: HostHead | None = None  # answers in place of the graph's own classes
-        self._site: Site | None = None  # whose shift every image's embedding loses
-        self._live: LiveSite | None = None  # the same, of a site that these images move
+            image = open_backend(backend, graph, threads=threads, compute=chosen.compute, options=engine_options)
+        text = TextTower(folder, manifest, variant, backend=backend, threads=threads, options=engine_options)
+        reader = ImageReader(manifest.pixels, pixel_mode, workers=available_threads())
+        opened = Opened(
+            folder, manifest, variant, backend, threads, chosen_by, engine_options, chosen.image, image, text, reader
+        )
+        self._view = View(opened, manifest.classes, opened.templates, manifest.space_id, TextCache(text_cache))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As its folder and how it was opened; a worker process loads it once.
+
+        Raises:
+            InputError: It measures a site from its own images, which another process would not see.
+        """
+        view = self._view
+        opened = view.opened
+        if view.live is not None:
+            raise InputError(
+                "a model that measures a live site stays in its process; give the other one the model, and let it "
+                "open a live site of its own"
+            )
+        options = None if opened.engine_options is None else tuple(sorted(opened.engine_options.items()))
+        how = (
+            str(opened.folder.absolute()), opened.variant, opened.backend, opened.threads, opened.chosen_by,
+            opened.reader.mode, view.cache.limit, options,
+        )  # fmt: skip
+        own = (view.classes, view.templates) == (
+            opened.manifest.classes,
+            opened.manifest.templates or DEFAULT_TEMPLATES,
+        )
+        return _reopened, (how, view.projection, None if own else (view.classes, view.templates), view.site)
+
+    def __copy__(self) -> Model:
+        """The same model; it never changes."""
+        return self
+
+    def __deepcopy__(self, memo: Any) -> Model:
+        """The same model; it never changes."""
+        return self
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the artifact says of itself."""
+        return self._view.opened.manifest
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes that it answers with; empty for none."""
+        return self._view.classes
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """The hand-written prompts of its classes."""
+        return self._view.templates
+
+    @property
+    def variant(self) -> str:
+        """The variant that runs."""
+        return self._view.opened.variant
+
+    @property
+    def backend(self) -> str:
+        """The engine that runs it."""
+        return self._view.opened.backend
+
+    @property
+    def chosen_by(self) -> str:
+        """Who chose variant and engine: `caller`, `profile` or `default`."""
+        return self._view.opened.chosen_by
 
     @property
     def folder(self) -> Path:
         """Where the artifact lies."""
-        return self._folder
+        return self._view.opened.folder
 
     @property
     def width(self) -> int:
@@ -164,12 +167,13 @@ class Model:
     @property
     def space_id(self) -> str:
         """Names the embedding space; compare vectors only where it is equal."""
-        return self._space_id
+        return self._view.space_id
 
     @property
     def site(self) -> Site | None:
         """The site that it is adapted to now, see `with_site` and `adapting`."""
-        return self._site if self._live is None else self._live.site
+        view = self._view
+        return view.site if view.live is None else view.live.site
 
     @property
     def site_sha256(self) -> str:
@@ -181,7 +185,7 @@ class Model:
     @property
     def head(self) -> HostHead | None:
         """What answers with the classes from embeddings; None where the graph itself does, or there are none."""
-        return self._head
+        return self._view.head
 
     def prepare(self, image: ImageInput) -> NDArray[np.uint8]:
         """One image as the tower sees it, uint8 [H, W, 3]; several, stacked, are what every method takes too.
@@ -189,7 +193,7 @@ class Model:
         Raises:
             InputError: It cannot be read.
         """
-        return pixels(image, self.manifest.pixels, self._reader.mode)
+        return pixels(image, self.manifest.pixels, self._view.opened.reader.mode)
 
     def embed_images(self, images: ImageInputs, *, batch_size: int = DEFAULT_BATCH) -> NDArray[np.float32]:
         """Unit-length embeddings of images, float32 [N, d].
@@ -197,18 +201,16 @@ class Model:
         Raises:
             InputError: An image cannot be read, or `batch_size` is below 1.
         """
-        blocks = self._over(images, batch_size, self._embed)
+        blocks = self._over(images, batch_size, self._view.embed)
         return np.concatenate(blocks) if blocks else np.empty((0, self.width), dtype=np.float32)
 
-    def embed_texts(self, texts: Sequence[str], *, batch_size: int = _TEXTS) -> NDArray[np.float32]:
+    def embed_texts(self, texts: Sequence[str], *, batch_size: int = TEXTS_AT_ONCE) -> NDArray[np.float32]:
         """Unit-length embeddings of texts, float32 [N, d]; a text longer than the context is cut with a warning.
 
         Raises:
             InputError: Something is not a string, or `batch_size` is below 1.
         """
-        return self._text.embed(
-            [texts] if isinstance(texts, str) else list(texts), batch_size, self._feeds, self._cache
-        )
+        return self._view.embed_texts([texts] if isinstance(texts, str) else list(texts), batch_size=batch_size)
 
     def answer(self, images: ImageInputs, *, batch_size: int = DEFAULT_BATCH) -> Answers:
         """Embeddings, class probabilities and uncertainties, in one pass.
@@ -218,7 +220,7 @@ class Model:
         """
         if not self.classes:
             raise InputError("the artifact has no classes; give some with with_classes([...])")
-        blocks = self._over(images, batch_size, self._answer)
+        blocks = self._over(images, batch_size, self._view.answer)
         if not blocks:
             none = np.empty(0, dtype=np.float32)
             rows = none.reshape(0, self.width), none.reshape(0, len(self.classes))
@@ -297,8 +299,8 @@ class Model:
         Raises:
             InputError: A number is too small, or `images` is a single one; later, an image cannot be read.
         """
-        batches = self._reader.batches(images, batch_size, look_ahead=look_ahead, unreadable=unreadable)
-        return self._streamed(batches, self._answer if classes and self.classes else None)
+        batches = self._view.opened.reader.batches(images, batch_size, look_ahead=look_ahead, unreadable=unreadable)
+        return self._streamed(batches, self._view.answer if classes and self.classes else None)
 
     def with_classes(
         self, classes: Sequence[str], templates: Sequence[str] | None = None, *, progress: Progress = silent
@@ -316,11 +318,12 @@ class Model:
             InputError: No class, an empty or repeated one, a template without `{}`, or other prompts than those that
                 learned templates were trained beside.
         """
-        chosen = tuple(templates or self.manifest.templates or DEFAULT_TEMPLATES)
-        check_prompts(classes, chosen)
-        head = HostHead(self.manifest, tuple(classes), chosen, self._embed_behind)
+        prompts = self._view.opened.templates if templates is None else text_list(templates, "templates")
+        names = text_list(classes, "classes")
+        check_prompts(names, prompts)
+        head = HostHead(self.manifest, names, prompts, self._view.embed_texts)
         head.bank(progress)
-        return self._but(classes=head.classes, templates=chosen, _head=head)
+        return self._but(classes=head.classes, templates=prompts, head=head)
 
     def with_projection(self, projection: Projection) -> Model:
         """The same model with another projection of the same shape; nothing is loaded or exported again.
@@ -339,18 +342,19 @@ class Model:
         """
         if self.site is not None:
             raise InputError("a site belongs to one projection: exchange the projection first, then name a site of it")
-        require_exchangeable(self._folder, self.manifest, self.backend, projection)
+        require_exchangeable(self.folder, self.manifest, self.backend, projection)
         model = self.manifest.model
         matrix = np.ascontiguousarray(projection.A_inv, dtype=np.float32)
         other = self._but(
-            _feeds={PROJECTION_INPUT: matrix},
-            _space_id=space_id(model.checkpoint_sha256, projection.digest, self.manifest.pixels, self.manifest.text),
-            _cache=TextCache(self._cache.limit),  # another space: nothing that is kept belongs to it
-            _head=None,
+            feeds={PROJECTION_INPUT: matrix},
+            projection=projection,
+            space_id=space_id(model.checkpoint_sha256, projection.digest, self.manifest.pixels, self.manifest.text),
+            cache=TextCache(self._view.cache.limit),  # another space: nothing that is kept belongs to it
+            head=None,
         )
-        if self.classes:
-            other._head = HostHead(self.manifest, self.classes, self.templates, other._embed_behind)
-        return other
+        if not self.classes:
+            return other
+        return other._but(head=HostHead(self.manifest, self.classes, self.templates, other._view.embed_texts))
 
     def with_site(self, site: Site) -> Model:
         """The same model for images of one site, whose shift is removed from each of their embeddings (see `site`).
@@ -367,7 +371,7 @@ class Model:
                 or a site in its graph already.
         """
         self.require_adaptable(site)
-        return self._hosting(_site=site, _live=None)
+        return self._hosting(site=site, live=None)
 
     def adapting(self, live: LiveSite) -> Model:
         """The same model for images of a site that is measured from them, see `live_site`.
@@ -382,7 +386,7 @@ class Model:
             InputError: As `with_site`.
         """
         self.require_adaptable(live.site)
-        return self._hosting(_site=None, _live=live)
+        return self._hosting(site=None, live=live)
 
     def hosting(self) -> Model:
         """The same model whose classes are answered outside the graph, from embeddings; see `head`."""
@@ -415,7 +419,7 @@ class Model:
             raise InputError("the artifact has no classes; give some with with_classes([...])")
         if self.manifest.cdc is not None:
             raise InputError("the artifact has learned templates, and its classes several embeddings each")
-        head = self._head or self._own_head()
+        head = self.head or self._view.own_head()
         return np.asarray(head.bank(progress), dtype=np.float32)
 
     def warm_up(self, batch_sizes: Sequence[int] = (1,), *, texts: bool = False) -> None:
@@ -430,8 +434,8 @@ class Model:
         """
         if not all(1 <= size <= LARGEST_WARM_UP for size in batch_sizes):
             raise InputError(f"batch sizes must be from 1 to {LARGEST_WARM_UP}, not {list(batch_sizes)}")
-        still = self._but(_live=None)  # blank images are not of a site
-        answer = still._answer if self.classes else still._embed
+        still = replace(self._view, live=None)  # blank images are not of a site
+        answer: Callable[[NDArray[np.uint8]], Any] = still.answer if self.classes else still.embed
         for rows in sorted({bucket for size in batch_sizes for _, bucket in plan(size)}):
             answer(np.zeros((rows, *self.manifest.pixels.image_size, 3), dtype=np.uint8))
         if texts:
@@ -439,22 +443,23 @@ class Model:
 
     def describe(self) -> dict[str, Any]:
         """What really runs: engine, threads, variant, precision, who chose them, pixel mode; and the text cache."""
+        opened, cache = self._view.opened, self._view.cache
         precision = self.manifest.variants[self.variant].precision
         return {
-            **self._image.describe(), "variant": self.variant, "precision": precision, "chosen_by": self.chosen_by,
-            "batch_sizes": "powers of two", "pixel_mode": self._reader.mode, "text_cache": self._cache.describe(),
+            **opened.image.describe(), "variant": self.variant, "precision": precision, "chosen_by": self.chosen_by,
+            "batch_sizes": "powers of two", "pixel_mode": opened.reader.mode, "text_cache": cache.describe(),
             **({"site": self.site.name} if self.site else {}),
         }  # fmt: skip
 
     def _over(self, images: ImageInputs, batch_size: int, answer: Callable[[NDArray[np.uint8]], T]) -> list[T]:
-        with closing(self._reader.batches(images, batch_size)) as batches:
+        with closing(self._view.opened.reader.batches(images, batch_size)) as batches:
             return [answer(batch.pixels) for batch in batches]
 
     def _streamed(self, batches: Generator[Batch, None, None], answer: _Answering | None) -> Iterator[Answer]:
         with closing(batches):
             for batch in batches:
                 said = answer(batch.pixels) if answer else None
-                embeddings = self._embed(batch.pixels) if said is None else said.embeddings
+                embeddings = self._view.embed(batch.pixels) if said is None else said.embeddings
                 for number, (place, image) in enumerate(zip(batch.places, batch.images, strict=True)):
                     if said is None:
                         yield Answer(place, image, embeddings[number], None, ())
@@ -465,40 +470,34 @@ class Model:
     def _hosting(self, **changes: Any) -> Model:
         """As `_but`, with classes answered from embeddings that are not the graph's own."""
         other = self._but(**changes)
-        if self.classes and self._head is None:
-            other._head = self._own_head()
-        return other
-
-    def _own_head(self) -> HostHead:
-        """The graph's own classes, answered from embeddings."""
-        return HostHead(self.manifest, self.classes, self.templates, self._embed_behind, self._in_graph)
-
-    def _in_graph(self) -> NDArray[np.float32] | None:
-        with checked_meanwhile(self._folder, self._graph) as path:
-            return read_class_bank(path, self.width, len(self.manifest.classes))
+        return other._but(head=self._view.own_head()) if self.classes and self.head is None else other
 
     def _but(self, **changes: Any) -> Model:
-        other = copy.copy(self)
-        for name, value in changes.items():
-            setattr(other, name, value)
+        """Another view of what is loaded; see `View`."""
+        other = object.__new__(Model)
+        other._view = replace(self._view, **changes)
         return other
 
-    def _embed(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
-        outputs = run_in_buckets(self._image, IMAGE_INPUT, batch, (EMBEDDING,), feeds=self._feeds)
-        embeddings = np.asarray(outputs[EMBEDDING])
-        if self._live is not None:
-            return self._live.take(embeddings)[0]
-        return embeddings if self._site is None else self._site.apply(embeddings)
 
-    def _embed_behind(self, texts: list[str], before: tuple[int, ...]) -> NDArray[np.float32]:
-        return self._text.embed(texts, _TEXTS, self._feeds, self._cache, before)
+@lru_cache(maxsize=2)
+def _loaded(how: tuple[Any, ...]) -> Model:
+    folder, variant, backend, threads, chosen_by, pixel_mode, text_cache, options = how
+    return Model(
+        Path(folder), read_manifest(folder), variant=variant, backend=backend, threads=threads, chosen_by=chosen_by,
+        pixel_mode=pixel_mode, text_cache=text_cache, engine_options=None if options is None else dict(options),
+    )  # fmt: skip
 
-    def _answer(self, batch: NDArray[np.uint8]) -> Answers:
-        if self._head is not None:
-            return self._head.answers(self._embed(batch))
-        learned, model = self.manifest.cdc, self.manifest.model
-        wanted = (EMBEDDING, LOGITS, PROBABILITIES, *([UNCERTAINTY] if learned else []))
-        outputs = run_in_buckets(self._image, IMAGE_INPUT, batch, wanted)
-        energy = energy_uncertainty(outputs[LOGITS], model.logit_scale, sigmoid=model.logit_bias is not None)
-        evidence: dict[UncertaintyKind, NDArray[np.float32]] = {EVIDENCE: outputs[UNCERTAINTY]} if learned else {}
-        return Answers(outputs[EMBEDDING], outputs[PROBABILITIES], {**evidence, ENERGY: energy})
+
+def _reopened(
+    how: tuple[Any, ...],
+    projection: Projection | None,
+    zero_shot: tuple[tuple[str, ...], tuple[str, ...]] | None,
+    site: Site | None,
+) -> Model:
+    """What another process makes of a pickled model; see `Model.__reduce__`."""
+    model = _loaded(how)
+    if projection is not None:
+        model = model.with_projection(projection)
+    if zero_shot is not None:
+        model = model.with_classes(*zero_shot) if zero_shot[0] else model._but(classes=(), templates=zero_shot[1])
+    return model if site is None else model.with_site(site)

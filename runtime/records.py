@@ -17,6 +17,7 @@ from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
+from invariclip.console import json_text
 from invariclip.errors import InputError, InvariclipError
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def seal(content: bytes) -> bytes:
 
 def sealed_json(plain: Mapping[str, Any]) -> bytes:
     """An object as indented JSON with its digest as the first field."""
-    text = json.dumps({SEAL: _BLANK, **plain}, indent=2, ensure_ascii=False, allow_nan=False)
+    text = json_text({SEAL: _BLANK, **plain}, indent=2)
     return seal(text.encode())
 
 
@@ -171,9 +172,7 @@ class Record:
         """The file's content; the same for the same tensors and facts."""
         from safetensors.numpy import save
 
-        text = json.dumps(
-            {SEAL: _BLANK, "schema": self.schema, **facts}, ensure_ascii=False, allow_nan=False, sort_keys=False
-        )
+        text = json_text({SEAL: _BLANK, "schema": self.schema, **facts})
         content: bytes = save(dict(tensors), {self.key: text})
         return seal(content)
 

@@ -113,7 +113,7 @@ def tiny_artifact(tmp_path_factory, tiny_checkpoint, tiny_images, tiny_projectio
     """An exported artifact with three classes and a projection of rank 8."""
     from invariclip.export.assemble import export_artifact
     from invariclip.export.checkpoints.checkpoint import load_checkpoint
-    from invariclip.preprocessing.pixels import find_images
+    from invariclip.preprocessing.find import find_images
 
     out = tmp_path_factory.mktemp("artifacts") / "tiny.icm"
     export_artifact(

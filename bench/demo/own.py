@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import invariclip
 from invariclip.calibrate.data.images import SkippedImageWarning
 from invariclip.errors import InputError
-from invariclip.preprocessing.pixels import find_images, open_image
+from invariclip.preprocessing.find import find_images
+from invariclip.preprocessing.pixels import open_image
 from invariclip.preprocessing.prompts import check_prompts
 
 if TYPE_CHECKING:

@@ -80,7 +80,7 @@ def rows_of(checkpoint: Checkpoint, tower: str, rows: int) -> NDArray[np.uint8] 
     from invariclip.export.checkpoints.check_texts import spread
     from invariclip.export.reference import images_path
     from invariclip.export.verification.evidence import ImageBatches
-    from invariclip.preprocessing.pixels import find_images
+    from invariclip.preprocessing.find import find_images
 
     if tower == "text":
         texts: Sequence[str] = check_texts.PROMPTS

@@ -126,7 +126,8 @@ def _projection(artifact: Path | None, given: Manifest | None) -> Projection | N
 def _calibration(chosen: Any, shown: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Images for the peer to calibrate on: bundled ones that nothing is compared on, else the same."""
     from invariclip.export.reference import images_path
-    from invariclip.preprocessing.pixels import find_images, stack
+    from invariclip.preprocessing.find import find_images
+    from invariclip.preprocessing.pixels import stack
 
     seen = set(chosen.paths)
     others = [path for path in find_images([images_path()]) if path not in seen]

@@ -237,7 +237,7 @@ class Session:
 
     def _sheets(self, scratch: Path) -> None:
         from invariclip.export.reference import images_path
-        from invariclip.preprocessing.pixels import find_images
+        from invariclip.preprocessing.find import find_images
 
         (scratch / "sheets").mkdir()
         size = stages.write_jpegs(find_images([images_path()]), scratch / "sheets")

@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from invariclip.errors import InputError
-from invariclip.preprocessing.pixels import find_images, open_image, pixels
+from invariclip.preprocessing.find import find_images
+from invariclip.preprocessing.pixels import open_image, pixels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

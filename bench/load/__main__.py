@@ -34,7 +34,7 @@ from invariclip.errors import InputError
 from invariclip.export.reference import manifest_path
 from invariclip.files import write_atomically
 from invariclip.machine import this_machine
-from invariclip.preprocessing.pixels import find_images
+from invariclip.preprocessing.find import find_images
 from invariclip.threads import available_threads
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import click
 
 from invariclip.cli.main import run_command
 from invariclip.console import emit_json
-from invariclip.preprocessing.pixels import find_images
+from invariclip.preprocessing.find import find_images
 
 HOST = "127.0.0.1"
 

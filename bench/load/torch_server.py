@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +66,7 @@ def server(artifact: Path, model: str, random_weights: int | None, threads: int 
     torch.set_num_threads(chosen_threads(threads))
     checkpoint = load_checkpoint(model, allow_random=random_weights is not None, seed=random_weights or 0)
     ours = invariclip.load(artifact, threads=threads)
-    theirs = ours.with_classes(ours.classes)._but(_image=TorchBackend(checkpoint))
+    theirs = ours.with_classes(ours.classes)._but(opened=replace(ours._view.opened, image=TorchBackend(checkpoint)))
     image = np.random.default_rng(0).integers(0, 256, (1, *ours.manifest.pixels.image_size, 3), dtype=np.uint8)
     own, other = ours.embed_images(image), theirs.embed_images(image)
     if own.shape != other.shape or not np.abs(own - other).max() <= SAME:

@@ -27,7 +27,7 @@ from invariclip.errors import InputError
 from invariclip.export.checkpoints.check_texts import spread
 from invariclip.export.verification.evidence import ImageBatches, altered
 from invariclip.files import sha256_file, write_atomically
-from invariclip.preprocessing.pixels import find_images
+from invariclip.preprocessing.find import find_images
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from invariclip.calibrate.data.names import PAIRS_BY, FileNames, PairsBy, coinciding, judge
 from invariclip.calibrate.data.sources.lines import read_records
 from invariclip.errors import InputError
-from invariclip.preprocessing.pixels import IMAGE_SUFFIXES
+from invariclip.preprocessing.decode import IMAGE_SUFFIXES
 
 if TYPE_CHECKING:
     import os

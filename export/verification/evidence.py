@@ -12,8 +12,9 @@ from PIL import Image
 
 from invariclip.errors import InputError
 from invariclip.export.checkpoints.check_texts import spread
+from invariclip.preprocessing.find import find_images
 from invariclip.preprocessing.interventions import PAPER, choose_kinds, intervene
-from invariclip.preprocessing.pixels import find_images, pixels
+from invariclip.preprocessing.pixels import pixels
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

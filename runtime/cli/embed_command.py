@@ -23,7 +23,7 @@ from invariclip.cli.predict_command import (
 )
 from invariclip.console import UnreadableImages, bar, emit_json, note, say, silent
 from invariclip.errors import InputError
-from invariclip.preprocessing.pixels import find_images
+from invariclip.preprocessing.find import find_images
 from invariclip.rooms import other_room
 
 if TYPE_CHECKING:

@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import tempfile
+import traceback
 import warnings
+from contextlib import suppress
 from typing import Any, NoReturn
 
 import click
 
+from invariclip.console import note, printable
 from invariclip.errors import InvariclipError
 from invariclip.rooms import imported
 from invariclip.version import __version__
@@ -100,7 +105,7 @@ def cli() -> None:
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Runs the command line and exits: 0 done, 1 a check failed, 2 wrong usage or input."""
+    """Runs the command line and exits: 0 done, 1 a check failed, 2 wrong usage or input, 70 an internal error."""
     run_command(cli, "invariclip", arguments)
 
 
@@ -113,32 +118,99 @@ def run_command(command: click.Command, prog_name: str | None = None, arguments:
         arguments: Without the program's name; None takes the process's.
     """
     warnings.showwarning = _one_line_warning
-    given = sys.argv[1:] if arguments is None else arguments
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    _open_standard_error()
+    with suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGTERM, _stop)
     try:
-        code = command.main(args=given, prog_name=prog_name, standalone_mode=False)
+        code = command.main(args=words, prog_name=prog_name, standalone_mode=False)
+        sys.stdout.flush()
     except InvariclipError as error:
-        _fail(str(error), error.exit_code, given)
-    except click.exceptions.Abort:
-        _fail("interrupted; run the same command again to continue", 130, given)
+        _fail(str(error), error.exit_code, words, error if debug else None)
+    except _Stopped:
+        _fail("stopped; run the same command again to continue", 143, words)
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        _fail("interrupted; run the same command again to continue", 130, words)
     except click.ClickException as error:
-        _fail(error.format_message(), 2, given)
+        _fail(error.format_message(), 2, words)
     except BrokenPipeError:
         # The reader of our output went away (`| head`): nothing to say, and nobody to say it to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except (OSError, UnicodeError, RecursionError, MemoryError) as error:
+        _fail(_of_the_system(error), 2, words, error if debug else None)
+    except Exception as error:
+        _fail(f"unexpected internal error: {type(error).__name__}: {error}; {_reported(error)}", 70, words,
+              error if debug else None)  # fmt: skip
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _fail(message: str, code: int, arguments: list[str]) -> NoReturn:
-    line = " ".join(message.split())
+class _Stopped(KeyboardInterrupt):
+    """SIGTERM."""
+
+
+def _fail(message: str, code: int, arguments: list[str], shown: BaseException | None = None) -> NoReturn:
+    """Says why in one line and exits, also where standard output or error take nothing more."""
+    line = " ".join(printable(message).split())
+    if shown is not None:
+        traceback.print_exception(shown)
     if "--json" in arguments:
-        click.echo(json.dumps({"error": line}, ensure_ascii=False))
-    click.echo(f"invariclip: {line}", err=True)
+        _echo(json.dumps({"error": line}, ensure_ascii=False))
+    _echo(f"invariclip: {line}", err=True)
+    for stream in (sys.stdout, sys.stderr):  # what is left in a stream that is full would fail again at the exit
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2 if stream is sys.stderr else 1)
     sys.exit(code)
+
+
+def _echo(text: str, *, err: bool = False) -> None:
+    with suppress(OSError, ValueError):
+        click.echo(text, err=err)
+
+
+def _open_standard_error() -> None:
+    """Standard error may be closed (`2>&-`): what would be said there goes nowhere, and the work goes on."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - as long as the process
+
+
+def _stop(_number: int, _frame: Any) -> NoReturn:
+    """SIGTERM ends the work as Ctrl-C does, so that what was begun is cleaned up."""
+    raise _Stopped
+
+
+def _of_the_system(error: BaseException) -> str:
+    """An error of the system in one line: which file, and why."""
+    if isinstance(error, OSError):
+        where = f"{os.fspath(error.filename)}: " if isinstance(error.filename, (str, os.PathLike)) else ""
+        return f"{where}{error.strerror or error}"
+    if isinstance(error, RecursionError):
+        return "a file is nested too deep to be read"
+    if isinstance(error, MemoryError):
+        return f"there is not enough memory ({str(error) or 'no more is known'}); ask for less at once, or free some"
+    return f"a text is not Unicode ({error})"
+
+
+def _reported(error: BaseException) -> str:
+    """Where the traceback of an internal error was written."""
+    text = "".join(traceback.format_exception(error))
+    facts = f"invariclip {__version__}, Python {sys.version.split()[0]}, {sys.platform}\n{' '.join(sys.argv)}\n\n"
+    try:
+        handle, path = tempfile.mkstemp(prefix="invariclip-error-", suffix=".txt")
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as stream:
+            stream.write(facts + text)
+    except OSError:
+        return "run it again with --debug to see where"
+    return f"please report it with {path}, or run it again with --debug"
 
 
 def _one_line_warning(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
     """Warnings of ours in one line; other libraries' are for developers, not for users of the command."""
     del rest, named
     if category.__module__.startswith("invariclip"):
-        click.echo(f"invariclip: warning: {' '.join(str(message).split())}", err=True)
+        note(f"invariclip: warning: {' '.join(str(message).split())}")

@@ -14,8 +14,9 @@ from invariclip.artifact.projection import read_projection
 from invariclip.backends import ALL_BACKENDS, DEFAULT_BACKEND
 from invariclip.console import UnreadableImages, bar, emit_json, say, silent, table
 from invariclip.errors import InputError
-from invariclip.preprocessing.pixels import PIXEL_MODES, find_images
-from invariclip.preprocessing.prompts import TEMPLATE_SETS, read_templates, template_set
+from invariclip.preprocessing.find import find_images
+from invariclip.preprocessing.pixels import PIXEL_MODES
+from invariclip.preprocessing.prompts import TEMPLATE_SETS, read_lines, read_templates, template_set
 from invariclip.profile import OBJECTIVES
 from invariclip.results import CALIBRATED, EVIDENCE, UNCERTAINTY_KINDS, threshold, uncertainty_kind
 from invariclip.selection import profile_of
@@ -93,17 +94,18 @@ def class_names(classes: str | None, classes_file: Path | None) -> tuple[str, ..
     """Class names from `--classes "a,b"` or from a text file with one per line.
 
     Raises:
-        InputError: Both are given, or the file cannot be read.
+        InputError: Both are given, the file cannot be read, or none is named.
     """
     if classes is not None and classes_file is not None:
         raise InputError("give --classes or --classes-file, not both")
     if classes_file is not None:
-        try:
-            lines = classes_file.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{classes_file}: cannot be read as text ({error})") from error
-        return tuple(line.strip() for line in lines if line.strip())
-    return tuple(name.strip() for name in classes.split(",") if name.strip()) if classes else ()
+        return read_lines(classes_file, "classes")
+    if classes is None:
+        return ()
+    names = tuple(name.strip() for name in classes.split(",") if name.strip())
+    if not names:
+        raise InputError(f'--classes {classes!r}: names no class; write "cat,dog", or leave it out')
+    return names
 
 
 def prompt_templates(

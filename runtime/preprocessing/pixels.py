@@ -9,10 +9,9 @@ through here, so that what was measured is what answers.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -32,22 +31,18 @@ from invariclip.preprocessing.decode import (
 
 __all__ = [
     "FAST_MARGIN",
-    "IMAGE_SUFFIXES",
     "MAX_IMAGE_PIXELS",
     "PIXEL_MODES",
     "ImageInput",
     "PixelMode",
     "PixelSpec",
-    "find_images",
     "normalise",
     "open_image",
     "pixels",
     "require_pixel_mode",
     "stack",
-    "walk_images",
 ]  # fmt: skip
 
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 PixelMode = Literal["exact", "fast"]
 PIXEL_MODES: tuple[PixelMode, ...] = ("exact", "fast")
 FAST_MARGIN = 3
@@ -179,54 +174,6 @@ def normalise(batch: NDArray[np.uint8], spec: PixelSpec) -> NDArray[np.float32]:
     mean = np.asarray(spec.image_mean, dtype=np.float32)[:, None, None]
     std = np.asarray(spec.image_std, dtype=np.float32)[:, None, None]
     return np.ascontiguousarray((scaled - mean) / std)
-
-
-def find_images(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
-    """Files as given, folders replaced by the images below them, sorted by path.
-
-    Raises:
-        InputError: A path does not exist, or a folder holds no image.
-    """
-    return list(walk_images(paths))
-
-
-def walk_images(paths: Sequence[str | os.PathLike[str]]) -> Iterator[Path]:
-    """As `find_images`, one by one; no more than the names in one folder, and in those above it, are held.
-
-    Raises:
-        InputError: As `find_images`, when the walk comes there.
-    """
-    for given in map(Path, paths):
-        if given.is_dir():
-            inside = _below(given)
-            first = next(inside, None)
-            if first is None:
-                raise InputError(f"{given}: no image in this folder; known endings: {' '.join(IMAGE_SUFFIXES)}")
-            yield first
-            yield from inside
-        elif given.exists():
-            yield given
-        else:
-            raise InputError(f"{given}: no such file or folder")
-
-
-def _below(folder: Path) -> Iterator[Path]:
-    """Images in a folder and in those below it, sorted; links to folders are not followed."""
-    try:
-        with os.scandir(folder) as entries:
-            wanted = sorted(
-                (entry.name, entry.is_dir(follow_symlinks=False))
-                for entry in entries
-                if entry.is_dir(follow_symlinks=False) or Path(entry.name).suffix.lower() in IMAGE_SUFFIXES
-            )
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be listed ({error.strerror or error})") from error
-    for name, is_folder in wanted:
-        path = folder / name
-        if is_folder:
-            yield from _below(path)
-        elif path.is_file():
-            yield path
 
 
 def _fit(image: Image.Image, spec: PixelSpec) -> Image.Image:

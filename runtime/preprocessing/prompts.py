@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from importlib.resources import files
 from pathlib import Path
@@ -13,8 +14,7 @@ from invariclip.console import silent
 from invariclip.errors import InputError
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -24,9 +24,50 @@ DEFAULT_TEMPLATES = ("a photo of a {}.",)
 TEMPLATE_SETS = ("ensemble",)
 """Sets that are known by name, see `template_set`."""
 MAX_CLASSES, MAX_TEMPLATES = 100_000, 1_000
-MAX_TEMPLATES_BYTES = 1 << 20
+MAX_LIST_BYTES = 1 << 24
+"""Of a text file of class names or templates."""
 PROMPTS_AT_ONCE = 1024
 """Prompts that are embedded before they are added up: memory does not grow with classes × templates."""
+
+
+def text_list(texts: Iterable[str], what: str) -> tuple[str, ...]:
+    """Names or prompts from any iterable of texts: a list, a generator, a NumPy array.
+
+    Raises:
+        InputError: It is one text, or holds something else.
+    """
+    if isinstance(texts, (str, bytes)) or not hasattr(texts, "__iter__"):
+        raise InputError(f"{what} must be a list of texts, not {texts!r:.60}")
+    listed = tuple(str(text) if isinstance(text, str) else text for text in texts)  # NumPy has texts of its own
+    wrong = next((text for text in listed if not isinstance(text, str)), None)
+    if wrong is not None:
+        raise InputError(f"{what} must be a list of texts; one of them is {wrong!r:.60}")
+    return listed
+
+
+def read_lines(path: str | os.PathLike[str], what: str) -> tuple[str, ...]:
+    """Lines of a text file that people write, without blank ones, spaces around them and a byte order mark.
+
+    Args:
+        path: UTF-8, no larger than `MAX_LIST_BYTES`.
+        what: What it lists, in the plural, for errors.
+
+    Raises:
+        InputError: It cannot be read as text, is larger, or holds none.
+    """
+    where = Path(path)
+    try:
+        with where.open("rb") as stream:
+            content = stream.read(MAX_LIST_BYTES + 1)
+        text = content.decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{where}: cannot be read as text ({error})") from error
+    if len(content) > MAX_LIST_BYTES:
+        raise InputError(f"{where}: larger than a list of {what} can be ({MAX_LIST_BYTES:,} bytes)")
+    lines = tuple(line.strip() for line in text.splitlines() if line.strip())
+    if not lines:
+        raise InputError(f"{where}: lists no {what}; write one a line")
+    return lines
 
 
 def check_prompts(classes: Sequence[str], templates: Sequence[str]) -> None:
@@ -105,16 +146,9 @@ def read_templates(path: str | os.PathLike[str]) -> tuple[str, ...]:
     """Templates from a text file: one a line, each with one `{}`; blank lines and lines that start with `#` are not.
 
     Raises:
-        InputError: The file cannot be read as text, is larger than 1 MiB, holds no template, or a wrong one.
+        InputError: The file cannot be read as text, is too large, holds no template, or a wrong one.
     """
-    where = Path(path)
-    try:
-        if where.stat().st_size > MAX_TEMPLATES_BYTES:
-            raise InputError(f"{where}: {where.stat().st_size:,} bytes is more than any list of templates")
-        text = where.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{where}: cannot be read as text ({error})") from error
-    return _parsed(text, str(where))
+    return _parsed(read_lines(path, "templates"), os.fspath(path))
 
 
 def template_set(name: str) -> tuple[str, ...]:
@@ -128,12 +162,13 @@ def template_set(name: str) -> tuple[str, ...]:
     """
     if name not in TEMPLATE_SETS:
         raise InputError(f"no set of templates is called {name!r}; available: {', '.join(TEMPLATE_SETS)}")
-    return _parsed(files("invariclip.preprocessing").joinpath("templates.txt").read_text(encoding="utf-8"), name)
+    return _parsed(
+        files("invariclip.preprocessing").joinpath("templates.txt").read_text(encoding="utf-8").splitlines(), name
+    )
 
 
-def _parsed(text: str, source: str) -> tuple[str, ...]:
-    lines = [line.strip() for line in text.splitlines()]
-    templates = tuple(line for line in lines if line and not line.startswith("#"))
+def _parsed(lines: Sequence[str], source: str) -> tuple[str, ...]:
+    templates = tuple(line for line in map(str.strip, lines) if line and not line.startswith("#"))
     if not templates:
         raise InputError(f"{source}: holds no template; write one a line, such as: a photo of a {{}}.")
     try:

@@ -22,7 +22,7 @@ from invariclip.artifact.projection import read_projection
 from invariclip.console import Progress, UnreadableImages, note, silent
 from invariclip.errors import InputError, SiteError
 from invariclip.model import Model
-from invariclip.preprocessing.pixels import walk_images
+from invariclip.preprocessing.find import walk_images
 from invariclip.sites.live_site import LiveSite, SiteWindow
 from invariclip.sites.site import Site, new_site, read_site, write_site
 from invariclip.version import __version__
@@ -122,7 +122,7 @@ def measure(
     Args:
         model: Embeds them; without a site.
         site: What is known already, see `begun`.
-        images: Files and folders, see `pixels.walk_images`.
+        images: Files and folders, see `find.walk_images`.
         batch_size: Images to a run.
         unreadable: Is told of images that cannot be read.
         unfinished: A file that keeps what is measured so far, every `SAVE_SECONDS`. If it stands there and was begun

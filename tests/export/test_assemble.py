@@ -14,7 +14,8 @@ from invariclip.artifact.projection import Projection, read_projection
 from invariclip.errors import ArtifactError, ContractError, InputError, ProjectionError
 from invariclip.export import assemble
 from invariclip.export.verification.figures import Thresholds
-from invariclip.preprocessing.pixels import find_images, stack
+from invariclip.preprocessing.find import find_images
+from invariclip.preprocessing.pixels import stack
 
 
 def test_the_manifest_tells_everything(tiny_artifact, checkpoint, tiny_projection):

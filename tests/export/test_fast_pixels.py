@@ -8,7 +8,8 @@ from PIL import Image
 
 from invariclip.errors import InputError
 from invariclip.export.verification.fast_pixels import SIZES, as_jpeg, fast_figures, fast_levels, fast_pairs
-from invariclip.preprocessing.pixels import PixelSpec, find_images
+from invariclip.preprocessing.find import find_images
+from invariclip.preprocessing.pixels import PixelSpec
 
 SPEC = PixelSpec((64, 64), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 

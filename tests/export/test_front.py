@@ -16,7 +16,8 @@ from invariclip.errors import ArtifactError, InputError
 from invariclip.export.checkpoints.check_texts import spread
 from invariclip.export.graphs.front import BOUNDS, FITTED, TALLEST, add_front, form_of, front_alone
 from invariclip.export.reference import images_path
-from invariclip.preprocessing.pixels import PixelSpec, find_images, open_image, pixels
+from invariclip.preprocessing.find import find_images
+from invariclip.preprocessing.pixels import PixelSpec, open_image, pixels
 
 FORMS, FILTERS = ("matmul", "resize"), ("bicubic", "bilinear")
 # height, width: non-square, portrait, odd, tiny, whole and half multiples, one and three pixels beside the tower's 64

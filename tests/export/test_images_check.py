@@ -21,7 +21,8 @@ from invariclip.export.verification import evidence, images_check, verify
 from invariclip.export.verification.diagnose_pixels import pixel_causes
 from invariclip.export.verification.images_check import RawImages, TooLargeImageWarning, cut, pixel_levels
 from invariclip.preprocessing import pixels as host
-from invariclip.preprocessing.pixels import PixelSpec, find_images
+from invariclip.preprocessing.find import find_images
+from invariclip.preprocessing.pixels import PixelSpec
 
 SPEC = PixelSpec((224, 224), (0.48, 0.46, 0.41), (0.27, 0.26, 0.28))
 

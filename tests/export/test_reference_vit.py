@@ -16,7 +16,8 @@ from invariclip.export.reference import images_path, towers
 from invariclip.export.reference.assemble import LEARNT_FILE, RECIPES, cache_folder, config_of
 from invariclip.export.reference.packages import fetch
 from invariclip.files import sha256_file
-from invariclip.preprocessing.pixels import find_images, normalise, stack
+from invariclip.preprocessing.find import find_images
+from invariclip.preprocessing.pixels import normalise, stack
 
 NORM = "/backbone/layernorm/Add_1_output_0"
 

@@ -21,7 +21,8 @@ from invariclip.export.checkpoints.contexts import with_semantics
 from invariclip.export.swap import swap_classes
 from invariclip.export.variants import Wish
 from invariclip.export.verification.dempster import earned, pairwise
-from invariclip.preprocessing.pixels import find_images, stack
+from invariclip.preprocessing.find import find_images
+from invariclip.preprocessing.pixels import stack
 
 CLASSES, OTHERS = ("cat", "dog", "tree", "a red house"), ("sun", "moon", "猫")
 PROMPTS = ("a photo of a {}.", "a drawing of a {}")

@@ -14,7 +14,7 @@ from invariclip.cli.main import main
 from invariclip.errors import ContractError, InputError, SiteError
 from invariclip.export.site import bake_site
 from invariclip.export.swap import swap_classes
-from invariclip.preprocessing.pixels import find_images
+from invariclip.preprocessing.find import find_images
 from invariclip.records import seal
 from invariclip.sites.site import Site, new_site, read_site
 

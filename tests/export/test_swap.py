@@ -19,7 +19,7 @@ from invariclip.export.assemble import export_artifact
 from invariclip.export.graphs import trace as tracing
 from invariclip.export.graphs.body import body_digest
 from invariclip.files import sha256_file
-from invariclip.preprocessing.pixels import find_images
+from invariclip.preprocessing.find import find_images
 
 NAMES, FORMS = ("sun", "moon", "a small house", "猫"), ("{}", "a drawing of a {}.")
 LARGE = "vit, weights beside the graph"

@@ -16,7 +16,7 @@ from invariclip.export.graphs.tokens import TowerShape
 from invariclip.export.quantization import variants as kinds
 from invariclip.export.variants import Wish, spare_images
 from invariclip.export.verification.figures import THRESHOLDS
-from invariclip.preprocessing.pixels import find_images
+from invariclip.preprocessing.find import find_images
 
 LOOSE = replace(
     THRESHOLDS["fast"], min_top1=0.5, min_top5=0.0, min_cosine=0.9, max_abs_diff=0.5, max_invariance_gap=0.1,

@@ -1,7 +1,11 @@
 """A loaded artifact answers like PyTorch, in any batch, from several threads, with other classes."""
 
+import copy
+import multiprocessing
+import pickle
 import shutil
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +15,9 @@ from hypothesis import strategies as st
 import invariclip
 from invariclip.artifact.manifest import MANIFEST
 from invariclip.errors import ArtifactError, InputError
-from invariclip.preprocessing.pixels import find_images, stack
+from invariclip.preprocessing.find import find_images
+from invariclip.preprocessing.pixels import stack
+from invariclip.sites.site import new_site
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +170,8 @@ class Counting:
 def test_images_run_in_powers_of_two(tiny_artifact, paths, batch_size, rows):
     model = invariclip.load(tiny_artifact, threads=1)
     whole = model.embed_images(paths, batch_size=1)
-    model._image = counting = Counting(model._image)
+    counting = Counting(model._view.opened.image)
+    model = model._but(opened=replace(model._view.opened, image=counting))
     got = model.embed_images(paths, batch_size=batch_size)
     assert counting.rows == rows
     np.testing.assert_allclose(got, whole, atol=1e-6)
@@ -175,13 +182,14 @@ def test_images_run_in_powers_of_two(tiny_artifact, paths, batch_size, rows):
 
 def test_warm_up_runs_each_batch_size_once(tiny_artifact, paths):
     model = invariclip.load(tiny_artifact, threads=1)
-    model._image = counting = Counting(model._image)
+    counting = Counting(model._view.opened.image)
+    model = model._but(opened=replace(model._view.opened, image=counting))
     model.warm_up()
     assert counting.rows == [1]
     counting.rows.clear()
     model.warm_up([1, 7, 8, 13], texts=True)
     assert counting.rows == [1, 4, 8]
-    assert model._text._opened is not None
+    assert model._view.opened.text._opened is not None
     swapped = model.with_classes(["tree", "cat"])
     counting.rows.clear()
     swapped.warm_up((2,))
@@ -198,3 +206,48 @@ def test_a_changed_graph_is_told_from_one_that_an_engine_cannot_load(tiny_artifa
     graph.write_bytes(b"x" * graph.stat().st_size)  # the engine fails too, and first
     with pytest.raises(ArtifactError, match="digest differs"):
         invariclip.load(copy)
+
+
+def test_a_model_goes_to_another_process(tiny_artifact, paths):
+    model = invariclip.load(tiny_artifact, threads=1)
+    shared = np.eye(1, model.width)[0]
+    site = new_site("yard", model.space_id, 0.1 * shared, 3, {})
+    site = site.adding(np.eye(4, model.width), np.eye(3, model.width))
+    views = [model, model.with_classes(["sun", "moon"], ["a {}."]), model.with_site(site)]
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for view in views:
+            [there] = pool.map(invariclip.Model.answer, [view], [paths])
+            np.testing.assert_array_equal(there.embeddings, view.answer(paths).embeddings)
+            np.testing.assert_array_equal(there.probabilities, view.answer(paths).probabilities)
+
+
+def test_a_pickled_model_is_loaded_once_and_a_copied_one_never(tiny_artifact):
+    model = invariclip.load(tiny_artifact, threads=1, text_cache=7)
+    content = pickle.dumps(model.with_classes(["sun"]))
+    assert len(content) < 2000
+    first, second = pickle.loads(content), pickle.loads(content)  # noqa: S301
+    assert first._view.opened is second._view.opened
+    assert (first.classes, first.describe()["threads"], first.describe()["text_cache"]["limit"]) == (("sun",), 1, 7)
+    assert copy.copy(model) is copy.deepcopy(model) is model
+    with pytest.raises(InputError, match="live site stays in its process"):
+        pickle.dumps(model.adapting(invariclip.open_live_site(model, "yard")))
+
+
+@pytest.mark.parametrize("make", [list, tuple, iter, np.array], ids=["list", "tuple", "iterator", "array"])
+def test_classes_come_in_any_iterable(tiny_artifact, make):
+    model = invariclip.load(tiny_artifact)
+    assert model.with_classes(make(["sun", "moon"])).classes == ("sun", "moon")
+    assert model.with_classes(["sun"], make(["a {}.", "the {}."])).templates == ("a {}.", "the {}.")
+
+
+@pytest.mark.parametrize("classes", [[], (), np.array([]), iter(())], ids=["list", "tuple", "array", "iterator"])
+def test_no_classes_are_refused_and_never_the_artifacts_own(tiny_artifact, classes):
+    with pytest.raises(InputError, match="at least one class"):
+        invariclip.load(tiny_artifact).with_classes(classes)
+
+
+def test_no_templates_are_refused(tiny_artifact):
+    with pytest.raises(InputError, match="at least one class and one template"):
+        invariclip.load(tiny_artifact).with_classes(["sun"], [])
+    with pytest.raises(InputError, match="one of them is 3"):
+        invariclip.load(tiny_artifact).with_classes(["sun", 3])

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ from invariclip.artifact.folder import read_manifest
 from invariclip.artifact.manifest import space_id
 from invariclip.artifact.projection import Projection, write_projection
 from invariclip.errors import ArtifactError, InputError, ProjectionError
-from invariclip.preprocessing.pixels import find_images, stack
+from invariclip.preprocessing.find import find_images
+from invariclip.preprocessing.pixels import stack
 
 CLASSES, FORMS = ("cat", "dog", "tree"), ("a photo of a {}.", "{}")
 
@@ -151,7 +153,7 @@ def test_another_shape_names_both(model):
 
 
 def test_an_engine_that_cannot_is_named(model, other):
-    elsewhere = model._but(backend="openvino")
+    elsewhere = model._but(opened=replace(model._view.opened, backend="openvino"))
     with pytest.raises(InputError, match="'openvino' cannot exchange the projection; available: onnxruntime"):
         elsewhere.with_projection(other)
 

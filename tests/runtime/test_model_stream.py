@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import invariclip
 from invariclip.artifact.folder import read_manifest, write_manifest
 from invariclip.errors import InputError
-from invariclip.preprocessing.pixels import find_images
+from invariclip.preprocessing.find import find_images
 from invariclip.results import Answer, class_probabilities, ranked
 
 

@@ -133,7 +133,7 @@ def test_another_projection_has_a_cache_of_its_own(tmp_path, tiny_checkpoint, ti
     from invariclip.artifact.projection import Projection
     from invariclip.export.assemble import Build, export_artifact
     from invariclip.export.checkpoints.checkpoint import load_checkpoint
-    from invariclip.preprocessing.pixels import find_images
+    from invariclip.preprocessing.find import find_images
 
     out = tmp_path / "input.icm"
     export_artifact(

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from invariclip.errors import InputError
-from invariclip.preprocessing.pixels import IMAGE_SUFFIXES
+from invariclip.preprocessing.decode import IMAGE_SUFFIXES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

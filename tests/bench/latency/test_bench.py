@@ -190,7 +190,7 @@ def test_the_page_is_one_file_and_escapes_names(measured, tmp_path):
 def test_sheets_are_images_of_the_size_that_is_said(tiny_images, tmp_path):
     from PIL import Image
 
-    from invariclip.preprocessing.pixels import find_images
+    from invariclip.preprocessing.find import find_images
 
     size = stages.write_jpegs(find_images([tiny_images]), tmp_path, count=2)
     files = sorted(tmp_path.glob("*.jpg"))

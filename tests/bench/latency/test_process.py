@@ -12,7 +12,8 @@ from invariclip.bench.latency.engines import KINDS
 from invariclip.bench.latency.measure import artifact_candidate, measure
 from invariclip.bench.latency.process import CandidateError, Turn, Worker, take_turns
 from invariclip.errors import InputError
-from invariclip.preprocessing.pixels import find_images, stack
+from invariclip.preprocessing.find import find_images
+from invariclip.preprocessing.pixels import stack
 
 
 def test_a_candidate_answers_like_the_artifact_and_sleeps_meanwhile(tiny_artifact, tiny_images, tmp_path):

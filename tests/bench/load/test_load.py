@@ -12,7 +12,7 @@ from invariclip.bench.load.torch_server import server
 from invariclip.errors import InputError
 from invariclip.export.assemble import export_artifact
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
-from invariclip.preprocessing.pixels import find_images
+from invariclip.preprocessing.find import find_images
 
 PAGE = f"before\n{BEGIN}\nold\n{END}\nafter\n"
 

@@ -87,7 +87,7 @@ def test_an_artifacts_variant_is_asked_and_its_answers_are_kept(tmp_path):
     from invariclip.export.checkpoints.checkpoint import load_checkpoint
     from invariclip.export.reference import images_path
     from invariclip.export.variants import Wish
-    from invariclip.preprocessing.pixels import find_images
+    from invariclip.preprocessing.find import find_images
 
     images = find_images([images_path()])[::100]
     artifact = tmp_path / "small.icm"

@@ -43,7 +43,7 @@ def test_an_artifact_gives_its_own_classes_without_the_text_tower(tiny_artifact,
     model = invariclip.load(tiny_artifact)
     graph = onnx.load(tiny_artifact / "image.onnx").graph
     [wanted] = [numpy_helper.to_array(t) for t in graph.initializer if t.name == "class_bank"]
-    monkeypatch.setattr(model._text, "embed", None)
+    monkeypatch.setattr(model._view.opened.text, "embed", None)
     np.testing.assert_array_equal(model.class_bank(), wanted.T)
     np.testing.assert_array_equal(model.hosting().class_bank(), wanted.T)
 

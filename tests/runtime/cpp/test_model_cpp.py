@@ -19,7 +19,7 @@ from invariclip.console import silent
 from invariclip.export.assemble import export_artifact
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
 from invariclip.export.site import bake_site
-from invariclip.preprocessing.pixels import find_images
+from invariclip.preprocessing.find import find_images
 from invariclip.records import seal
 from invariclip.sites.site import new_site
 from invariclip.threads import available_threads

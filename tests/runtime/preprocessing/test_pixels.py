@@ -1,6 +1,7 @@
 """Pixels equal open_clip's evaluation transform, bit by bit, on every kind of image."""
 
 import io
+import os
 
 import numpy as np
 import pytest
@@ -8,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from invariclip.errors import ArtifactError, InputError
-from invariclip.preprocessing.pixels import PixelSpec, find_images, normalise, open_image, pixels, stack
+from invariclip.errors import ArtifactError, InputError, ScaledImageWarning
+from invariclip.preprocessing.find import find_images
+from invariclip.preprocessing.pixels import PixelSpec, normalise, open_image, pixels, stack
 from invariclip.records import to_record
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -45,8 +47,6 @@ def image(width, height, mode="RGB", seed=0):
     noisy = np.clip(base + rng.integers(-40, 40, base.shape), 0, 255).astype(np.uint8)
     if mode == "RGBA":
         return Image.fromarray(noisy)
-    if mode == "I;16":
-        return Image.fromarray(noisy[..., 0].astype(np.uint16) * 257)
     rgb = Image.fromarray(np.ascontiguousarray(noisy[..., :3]))
     if mode == "P transparent":
         palette = rgb.quantize(32)
@@ -61,7 +61,7 @@ def encoded(image, kind, **options):
     return stream.getvalue()
 
 
-@pytest.mark.parametrize("mode", ["RGB", "L", "LA", "RGBA", "P", "P transparent", "1", "CMYK", "I;16", "YCbCr"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "LA", "RGBA", "P", "P transparent", "1", "CMYK", "YCbCr"])
 @pytest.mark.parametrize("size", [(640, 480), (300, 500), (333, 127), (224, 224), (31, 17), (1, 3)])
 def test_equal_to_open_clip_in_every_mode(mode, size):
     opened = image(*size, mode)
@@ -174,3 +174,77 @@ def test_a_strip_that_would_grow_beyond_memory_is_refused():
     spec = PixelSpec((224, 224), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     with pytest.raises(InputError, match="1x100000 becomes 5,017,600,000 pixels when its shorter side is fitted"):
         pixels(Image.new("L", (1, 100_000)), spec)
+
+
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+def test_images_of_sixteen_bits_keep_their_shades(tmp_path, mode):
+    """open_clip clips at 255, so most of such an image is white; ours divides by 257."""
+    shades = np.linspace(0, 65535, 60 * 50).astype(np.uint16).reshape(60, 50)
+    Image.fromarray(shades).save(tmp_path / "a.png")
+    Image.fromarray(shades).save(tmp_path / "a.tif")
+    eight = Image.fromarray(np.rint(shades / 257).astype(np.uint8))
+    for path in (tmp_path / "a.png", tmp_path / "a.tif"):
+        assert Image.open(path).mode.startswith("I")
+        np.testing.assert_array_equal(pixels(path, spec_of(), mode), pixels(eight, spec_of()))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "limit"),
+    [
+        (np.linspace(0, 1, 900, dtype=np.float32), 1), (np.linspace(0, 200, 900, dtype=np.float32), 255),
+        (np.linspace(0, 60000, 900, dtype=np.float32), 65535), (np.arange(900, dtype=np.int32) // 4, 255),
+        (np.arange(900, dtype=np.int32) * 60, 65535), (np.arange(900, dtype=np.int32) % 2, 255),
+    ],
+)  # fmt: skip
+def test_wider_images_are_scaled_by_their_range_and_say_so(tmp_path, numbers, limit):
+    image = Image.fromarray(numbers.reshape(30, 30))
+    image.save(tmp_path / "a.tif")
+    eight = Image.fromarray(np.rint(numbers.reshape(30, 30).astype(np.float64) * (255 / limit)).astype(np.uint8))
+    for shown in (image, tmp_path / "a.tif"):
+        with pytest.warns(ScaledImageWarning, match=f"read as from 0 to {limit}"):
+            np.testing.assert_array_equal(pixels(shown, spec_of()), pixels(eight, spec_of()))
+
+
+@pytest.mark.parametrize("worst", [-1.0, 1e6, np.nan, np.inf])
+def test_numbers_that_no_image_has_are_refused(worst):
+    numbers = np.zeros((9, 9), np.float32)
+    numbers[3, 3] = worst
+    with pytest.raises(InputError, match="convert it to eight bits first"):
+        pixels(Image.fromarray(numbers), spec_of())
+
+
+@pytest.mark.parametrize("shape", [(0, 30, 3), (30, 0, 3), (0, 0), (0, 5)])
+@pytest.mark.parametrize("resize_mode", ["shortest", "longest", "squash"])
+def test_an_empty_crop_is_refused_by_name_in_every_mode(shape, resize_mode):
+    with pytest.raises(InputError, match=f"is empty: {shape[1]}x{shape[0]} pixels"):
+        pixels(np.zeros(shape, np.uint8), spec_of(resize_mode=resize_mode))
+    with pytest.raises(InputError, match="is empty"):
+        pixels(Image.new("RGB", (shape[1], shape[0])), spec_of(resize_mode=resize_mode))
+
+
+def test_postscript_starts_no_program(tmp_path, monkeypatch):
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\nexit 1\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\n%%EndComments\nshowpage\n"
+    (tmp_path / "a.png").write_bytes(script)
+    for shown in (script, tmp_path / "a.png"):
+        with pytest.raises(InputError, match="not an image of a known format: AVIF, BMP"):
+            open_image(shown)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_many_damaged_images_leave_no_file_open(tmp_path):
+    image = Image.radial_gradient("L").resize((40, 30))
+    image.save(tmp_path / "good.png")
+    whole = (tmp_path / "good.png").read_bytes()
+    before = len(os.listdir("/proc/self/fd"))
+    kept = []
+    for number in range(60):
+        path = tmp_path / f"{number}.png"
+        path.write_bytes(whole[: 20 + number])
+        with pytest.raises(InputError) as refused:
+            pixels(path, spec_of())
+        kept.append(refused)  # its traceback would keep a file open
+        kept.append(open_image(tmp_path / "good.png"))
+    assert len(os.listdir("/proc/self/fd")) <= before + 2

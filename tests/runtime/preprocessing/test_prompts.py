@@ -113,7 +113,7 @@ def test_a_templates_file(tmp_path):
         (b"a {}\nno slot\n", "t.txt: a template needs exactly one {}.*'no slot'"),
         (b"a {}\na {}\n", "t.txt: a template is given twice"),
         (b"\xff\xfe{", "t.txt: cannot be read as text"),
-        (b"a {}\n" + b" " * (1 << 20), "more than any list of templates"),
+        (b"a {}\n" + b" " * (1 << 24), "larger than a list of templates can be"),
         (None, "t.txt: cannot be read as text"),
     ],
 )

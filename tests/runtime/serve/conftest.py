@@ -17,7 +17,7 @@ import invariclip
 from invariclip.artifact.learned_prompts import LearnedPrompts
 from invariclip.export.assemble import export_artifact
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
-from invariclip.preprocessing.pixels import find_images
+from invariclip.preprocessing.find import find_images
 from invariclip.serve.app import application
 from invariclip.serve.metrics import Metrics
 from invariclip.serve.server import listening

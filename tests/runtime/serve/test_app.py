@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from invariclip.artifact.embeddings import EMBEDDINGS_FILE, read_embeddings
-from invariclip.preprocessing.pixels import find_images
+from invariclip.preprocessing.find import find_images
 from invariclip.preprocessing.tokenizer import hearing_cuts
 from invariclip.serve.limits import Limits
 from invariclip.serve.metrics import Metrics

@@ -271,7 +271,7 @@ def test_sites_are_listed_while_others_begin(model):
 
 
 def test_known_sites_are_called_as_requests_name_them(model, serving, site, images, tmp_path):
-    known = begun(model, "\ud800", site.training_mean, None)
+    known = begun(model, "\udce9", site.training_mean, None)
     for name in ("hall", "yard"):  # a copied file says the same name
         write_site(tmp_path / f"{name}.safetensors", known)
     service = _service(model, known=read_sites(tmp_path), running=LiveSiteOptions(4, SMALL))

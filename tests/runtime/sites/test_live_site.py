@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import invariclip
 from invariclip.cli.main import main
 from invariclip.errors import InputError, SiteError
-from invariclip.preprocessing.pixels import find_images
+from invariclip.preprocessing.find import find_images
 from invariclip.sites.live_site import CHANGED, EVENTS, LiveSite, SiteWindow
 from invariclip.sites.site import new_site, read_site, write_site
 from invariclip.sites.site_log import PART_FILE, SiteLog, replay

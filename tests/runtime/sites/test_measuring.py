@@ -1,6 +1,5 @@
 """Measuring a site from many images: in parts, resumed to the same bits, and from embeddings."""
 
-import copy
 import json
 import shutil
 from dataclasses import replace
@@ -14,7 +13,8 @@ from invariclip.artifact.projection import read_projection
 from invariclip.cli.main import main
 from invariclip.console import UnreadableImages
 from invariclip.errors import InputError, SiteError
-from invariclip.preprocessing.pixels import IMAGE_SUFFIXES, find_images, walk_images
+from invariclip.preprocessing.decode import IMAGE_SUFFIXES
+from invariclip.preprocessing.find import find_images, walk_images
 from invariclip.sites import measuring
 from invariclip.sites.measuring import begun, measure, measure_embeddings
 from invariclip.sites.site import read_site, write_site
@@ -251,7 +251,6 @@ def test_images_that_go_meanwhile_are_told(model, empty, many, tmp_path, capsys)
 
 
 def test_another_projection_has_no_mean_to_measure_against(model):
-    other = copy.copy(model)
-    other._space_id = "0" * 32  # as `with_projection` leaves it
+    other = model._but(space_id="0" * 32)  # as `with_projection` leaves it
     with pytest.raises(InputError, match="its own projection"):
         invariclip.open_live_site(other, "yard")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from invariclip.artifact.folder import read_manifest
 from invariclip.artifact.projection import read_projection
 from invariclip.cli.main import main
 from invariclip.errors import InputError, ProjectionError, SiteError
-from invariclip.preprocessing.pixels import find_images
+from invariclip.preprocessing.find import find_images
 from invariclip.sites.site import (
     KIND_SCALE,
     LARGEST_SHIFT,
@@ -345,8 +346,8 @@ def test_predict_and_embed_take_a_site(tiny_artifact, tiny_images, here, tmp_pat
     assert "images' embeddings alone" in said.err
 
 
-def test_learned_templates_are_not_adapted(tiny_artifact, here, monkeypatch):
+def test_learned_templates_are_not_adapted(tiny_artifact, here):
     model = invariclip.load(tiny_artifact)
-    monkeypatch.setattr(model, "manifest", type("M", (), {"cdc": object()})())
+    model = model._but(opened=replace(model._view.opened, manifest=type("M", (), {"cdc": object()})()))
     with pytest.raises(InputError, match="without --cdc"):
         model.with_site(read_site(here))
