@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import glob
 import hashlib
 import os
+import secrets
 import shutil
+import sys
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from invariclip.errors import InputError
 
+try:
+    locks: Any = import_module("fcntl")
+except ImportError:  # Windows
+    locks = None
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Collection, Iterator
+    from typing import BinaryIO
 
 
 def sha256_file(path: Path) -> str:
@@ -23,7 +35,7 @@ def sha256_file(path: Path) -> str:
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Writes beside `path`, flushes to disk, then renames over it.
+    """Writes a file that has no name until it is whole and on disk, then puts it in the place of `path`.
 
     Raises:
         InputError: The folder cannot be written.
@@ -31,43 +43,154 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     data = content.encode() if isinstance(content, str) else content
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        temporary = _nameless(path, data) or _hidden(path, data)
         try:
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            Path(temporary).chmod(0o644)
-            Path(temporary).replace(path)
+            temporary.replace(path)
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 @contextmanager
-def new_directory(path: Path) -> Iterator[Path]:
-    """A folder to fill that takes the name `path` only when the block ends well; what stood there is replaced.
+def new_directory(path: Path, *, owned: Callable[[Path], Collection[str]] | None = None) -> Iterator[Path]:
+    """A folder to fill that takes the name `path` only when the block ends well, in one step where the system can.
+
+    At every moment `path` is the old folder or the whole new one. What stood there is removed; folders that killed runs
+    left beside it are too. Where `path` is a link, the folder that it leads to is replaced and the link stays.
+
+    Args:
+        path: The folder.
+        owned: The names in the old folder that may go; everything else is taken over into the new one. None lets
+            everything go.
 
     Raises:
         InputError: The parent cannot be written, or `path` is a file.
     """
     if path.exists() and not path.is_dir():
         raise InputError(f"{path}: is a file, not a folder; name another output")
+    target = path.resolve()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(target)
+        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=_UNFINISHED))
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
     try:
-        yield temporary
-        temporary.chmod(0o755)
-        retired = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
-        if path.exists():
-            path.replace(retired / "old")
-        temporary.replace(path)
-        shutil.rmtree(retired)
+        with _locked(temporary):
+            yield temporary
+            temporary.chmod(0o755)
+            if target.exists():
+                if owned is not None:
+                    _take_over(target, temporary, owned(target))
+                _exchange(temporary, target)
+            else:
+                temporary.replace(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # unfinished, or what stood there before
+
+
+_UNFINISHED = ".unfinished"
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+
+
+def _nameless(path: Path, data: bytes) -> Path | None:
+    """The content under a name of its own beside `path`; None where the file system needs a name from the start.
+
+    A process that is killed while it writes leaves nothing behind: the file has no name before it is whole.
+    """
+    if not hasattr(os, "O_TMPFILE"):
+        return None
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            handle = os.open(path.parent, os.O_TMPFILE | os.O_WRONLY, 0o644)
+        except OSError as error:
+            if error.errno in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL):
+                return None
+            raise
+        with os.fdopen(handle, "wb") as stream:
+            _write_all(stream, data)
+            name = f".{path.name[:200]}.{secrets.token_hex(8)}"
+            os.link(f"/proc/self/fd/{handle}", name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=True)
+        return path.parent / name
+    finally:
+        os.close(folder)
+
+
+def _hidden(path: Path, data: bytes) -> Path:
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:200]}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            _write_all(stream, data)
+        temporary.chmod(0o644)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.unlink(missing_ok=True)
         raise
+    return temporary
+
+
+def _write_all(stream: BinaryIO, data: bytes) -> None:
+    stream.write(data)
+    stream.flush()
+    os.fsync(stream.fileno())
+
+
+def _exchange(new: Path, old: Path) -> None:
+    """Lets two folders change names in one step; where the system has no such call, in two."""
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
+    if call is not None and call(_AT_FDCWD, os.fsencode(new), _AT_FDCWD, os.fsencode(old), _RENAME_EXCHANGE) == 0:
+        return
+    retired = new.with_name(f"{new.name.removesuffix(_UNFINISHED)}.old{_UNFINISHED}")
+    old.replace(retired)
+    new.replace(old)
+    shutil.rmtree(retired, ignore_errors=True)
+
+
+def _take_over(old: Path, new: Path, owned: Collection[str]) -> None:
+    """Puts what is not ours in the old folder into the new one as well, as further names of the same files."""
+    for entry in old.iterdir():
+        if entry.name in owned or (new / entry.name).exists():
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.copytree(entry, new / entry.name, symlinks=True, copy_function=_linked)
+        else:
+            _linked(entry, new / entry.name)
+
+
+def _linked(source: str | Path, target: str | Path) -> None:
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(source, target, follow_symlinks=False)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Marks a folder as being filled by a process that lives."""
+    if locks is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            locks.flock(handle, locks.LOCK_EX | locks.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _sweep(target: Path) -> None:
+    """Removes what killed runs left beside `target`; the folders of runs that live are locked."""
+    if locks is None:
+        return
+    for left in target.parent.glob(f".{glob.escape(target.name)}.*{_UNFINISHED}"):
+        with suppress(OSError):
+            handle = os.open(left, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                locks.flock(handle, locks.LOCK_EX | locks.LOCK_NB)
+                shutil.rmtree(left, ignore_errors=True)
+            finally:
+                os.close(handle)

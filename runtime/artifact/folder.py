@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from invariclip.artifact.manifest import MANIFEST, SCHEMA_VERSION, FileFacts, Manifest
 from invariclip.errors import ArtifactError, InputError
-from invariclip.files import sha256_file, write_atomically
+from invariclip.files import new_directory, sha256_file, write_atomically
 from invariclip.records import read_sealed_json, sealed_json
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MAX_MANIFEST_BYTES = 64 << 20
+ENGINES = "engines"
+"""Where TensorRT engines lie: beside the graphs, in a folder of their own that the manifest does not list."""
 
 
 def describe_file(folder: Path, name: str) -> FileFacts:
@@ -44,6 +46,28 @@ def require_replaceable(target: Path, source: Path | None = None) -> None:
         raise InputError(f"{target}: is the artifact to start from, which stays as it is; name another output")
     if target.is_dir() and any(target.iterdir()) and not (target / MANIFEST).is_file():
         raise InputError(f"{target}: is a folder with other things in it, not an artifact; name another output")
+
+
+@contextmanager
+def new_artifact(target: Path) -> Iterator[Path]:
+    """A folder to fill that becomes the artifact `target` in one step; files in it that are not ours stay.
+
+    Raises:
+        InputError: It cannot be written, see `files.new_directory`.
+    """
+    with new_directory(target, owned=_owned) as folder:
+        yield folder
+
+
+def _owned(folder: Path) -> set[str]:
+    """Names in an artifact's folder that an export may replace: what its manifest names, and what belongs to it."""
+    named = {MANIFEST, ENGINES, *(path.name for path in folder.glob("machine-*.json"))}
+    try:
+        files = read_manifest(folder).files
+    except ArtifactError:  # damaged, or of an earlier version: what every export writes
+        patterns = ("image*.onnx*", "text*.onnx*", "tokenizer.json", "*.safetensors")
+        return named | {path.name for pattern in patterns for path in folder.glob(pattern)}
+    return named | {name for entry in files for name in (entry.path, f"{entry.path}.data")}
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -1,7 +1,11 @@
 """Atomic writes, the manifest's refusals, embeddings that know their space, prompts."""
 
 import json
+import signal
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,6 +39,102 @@ def test_a_failed_write_leaves_the_old_folder_and_no_litter(tmp_path):
         (folder / "b").write_text("newer")
     assert [p.name for p in target.iterdir()] == ["b"]
     assert [p.name for p in tmp_path.iterdir()] == ["name.icm"]
+
+
+def test_what_is_not_ours_stays_in_a_folder_that_is_written_anew(tmp_path):
+    target = tmp_path / "x"
+    for names in (("a", "b"), ("a",)):
+        with new_directory(target, owned=lambda _: {"a", "b"}) as folder:
+            for name in names:
+                (folder / name).write_text(str(names))
+        (target / "notes.txt").write_text("mine")
+        (target / "sub").mkdir(exist_ok=True)
+        (target / "sub" / "deep").write_text("mine too")
+        (target / "link").unlink(missing_ok=True)
+        (target / "link").symlink_to("notes.txt")
+    with new_directory(target, owned=lambda _: {"a", "b"}) as folder:
+        (folder / "a").write_text("newest")
+    assert {path.name for path in target.iterdir()} == {"a", "notes.txt", "sub", "link"}
+    assert ((target / "notes.txt").read_text(), (target / "sub" / "deep").read_text()) == ("mine", "mine too")
+    assert (target / "link").readlink() == Path("notes.txt")
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_linked_folder_stays_a_link(tmp_path):
+    with new_directory(tmp_path / "real") as folder:
+        (folder / "a").write_text("old")
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "x").symlink_to(tmp_path / "real")
+    with new_directory(tmp_path / "there" / "x") as folder:
+        (folder / "a").write_text("new")
+    assert (tmp_path / "there" / "x").is_symlink()
+    assert (tmp_path / "real" / "a").read_text() == "new"
+    assert [path.name for path in (tmp_path / "there").iterdir()] == ["x"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from invariclip import files
+target = Path(sys.argv[1])
+if sys.argv[2] == "filling":
+    with files.new_directory(target) as folder:
+        (folder / "a").write_text("half")
+        os.kill(os.getpid(), signal.SIGKILL)
+exchange = files._exchange
+def killed(new, old):
+    exchange(new, old)
+    os.kill(os.getpid(), signal.SIGKILL)
+files._exchange = killed
+with files.new_directory(target) as folder:
+    (folder / "a").write_text("new")
+"""
+
+
+@pytest.mark.parametrize(("moment", "content"), [("filling", "old"), ("exchanged", "new")])
+def test_a_killed_run_leaves_the_old_folder_or_the_new_and_the_next_one_cleans_up(tmp_path, moment, content):
+    target = tmp_path / "x"
+    with new_directory(target) as folder:
+        (folder / "a").write_text("old")
+    done = subprocess.run([sys.executable, "-c", KILLED, str(target), moment], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert (target / "a").read_text() == content
+    assert len(list(tmp_path.iterdir())) == 2
+    with new_directory(target) as folder:
+        (folder / "a").write_text("newer")
+        with new_directory(tmp_path / "x2") as other:  # its name begins alike, and it lives
+            (other / "b").write_text("")
+    assert {path.name for path in tmp_path.iterdir()} == {"x", "x2"}
+
+
+def test_a_run_that_lives_is_not_swept(tmp_path):
+    with new_directory(tmp_path / "x") as folder:
+        (folder / "a").write_text("first")
+        with new_directory(tmp_path / "x") as other:
+            (other / "a").write_text("second")
+        assert (folder / "a").read_text() == "first"
+    assert (tmp_path / "x" / "a").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_where_the_system_cannot_exchange_or_write_without_a_name(tmp_path, monkeypatch):
+    monkeypatch.setattr("invariclip.files.sys.platform", "elsewhere")
+    monkeypatch.delattr("os.O_TMPFILE")
+    for content in ("old", "new"):
+        with new_directory(tmp_path / "x") as folder:
+            (folder / "a").write_text(content)
+        write_atomically(tmp_path / "y", content)
+    assert ((tmp_path / "x" / "a").read_text(), (tmp_path / "y").read_text()) == ("new", "new")
+    assert {path.name for path in tmp_path.iterdir()} == {"x", "y"}
+
+
+def test_a_file_that_is_written_has_the_usual_rights_and_leaves_nothing_beside(tmp_path):
+    for content in (b"a", b"b"):
+        write_atomically(tmp_path / ("n" * 250), content)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"b"]
+    assert next(tmp_path.iterdir()).stat().st_mode & 0o777 == 0o644
+    with pytest.raises(InputError, match="cannot be written"):
+        write_atomically(tmp_path / ("n" * 300), b"")
 
 
 def test_a_file_where_a_folder_should_be_is_refused(tmp_path):

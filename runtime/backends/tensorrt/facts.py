@@ -11,6 +11,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from invariclip.artifact.folder import ENGINES
 from invariclip.backends.tensorrt.library import Name
 from invariclip.errors import ArtifactError
 from invariclip.files import sha256_file, write_atomically
@@ -20,8 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SCHEMA_VERSION = 2
-FOLDER = "engines"
-"""Where engines lie: beside the graphs, in a folder of their own that the manifest does not list."""
+FOLDER = ENGINES
 MAX_SIDECAR_BYTES = 4 << 20
 ANY_GPU = "any"
 """What an engine of TensorRT-RTX is built for, unless capabilities are named: it is compiled again on the GPU."""
