@@ -5,6 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from invariclip.autotune.verdict import interval
+from invariclip.bench.latency.noise import mean_load
 from invariclip.bench.latency.summary import (
     FEWEST_ROUNDS,
     WIDEST,
@@ -107,3 +109,25 @@ def test_rounds_that_do_not_belong_together_are_refused():
         ratio([[1.0]], [[]])
     with pytest.raises(InputError, match="no percentile"):
         percentiles([[], []])
+
+
+FIRST = [
+    [0.0156, 0.01405, 0.0174],
+    [0.023],
+    [0.019, 0.0183, 0.0214, 0.0176],
+    [0.0151, 0.0149],
+    [0.0161, 0.0253, 0.0158],
+]
+OTHER = [[0.0121, 0.0137], [0.0098, 0.0103, 0.0221], [0.0153], [0.0162, 0.0119, 0.0118, 0.0125], [0.0099, 0.0101]]
+
+
+def test_figures_stay_the_same_to_the_last_bit():
+    """Records hold them with every digit."""
+    ends = 1.2093023255813953, 2.233009708737864
+    assert ratio(FIRST, OTHER) == ratio(FIRST, OTHER, seed=3) == MeasuredInterval(1.2295081967213113, *ends, 5)
+    assert percentiles(FIRST) == {"p50": 0.0174, "p95": 0.023919999999999997, "p99": 0.025023999999999998}
+    assert (spread(FIRST), spread(OTHER)) == (0.5333333333333334, 0.5299999999999998)
+    assert round_medians(OTHER).tolist() == [0.0129, 0.0103, 0.0153, 0.0122, 0.01]
+    assert interval(round_medians(OTHER)) == (0.01, 0.0153)
+    assert interval(round_medians(FIRST) / round_medians(OTHER), seed=4) == ends
+    assert mean_load([0.1, None, 0.3, 0.05]) == 0.15

@@ -15,7 +15,7 @@ from onnx import helper, numpy_helper
 
 import invariclip
 from invariclip.artifact.folder import describe_file, read_manifest, write_manifest
-from invariclip.autotune import Settings, tune
+from invariclip.autotune import TuneSettings, tune
 from invariclip.autotune.candidates import TuneCandidate, default_threads, enumerate_candidates
 from invariclip.autotune.halving import Search, stages_for
 from invariclip.autotune.process import CandidateStoppedError, Process
@@ -143,7 +143,7 @@ def reasons(tuned):
 
 def test_the_fastest_is_chosen_written_reused_and_served(plant, run, tiny_images):
     folder = plant.add("quick").folder
-    tuned = tune(folder, Settings(**QUICK))
+    tuned = tune(folder, TuneSettings(**QUICK))
     assert (tuned.profile.choice.variant, tuned.reused) == ("quick", False)
     speed = {one.candidate.variant: one for one in tuned.profile.measurements}
     assert speed["quick"].ratio > 2
@@ -181,7 +181,7 @@ def test_no_planted_variant_is_picked_and_each_is_refused_for_its_fault(plant):
     plant.add("other", parity={"abacus": plant.record})
     plant.add("half", compute="bfloat16")
     with pytest.warns(UntrueVariantWarning) as warned:
-        tuned = tune(plant.folder, Settings(**QUICK))
+        tuned = tune(plant.folder, TuneSettings(**QUICK))
     assert tuned.profile.choice.variant == "float32"
     why = reasons(tuned)
     assert "cosine" in why["liar"]
@@ -199,7 +199,7 @@ def test_no_planted_variant_is_picked_and_each_is_refused_for_its_fault(plant):
 def test_a_variant_that_fails_in_its_own_batch_size_is_not_picked(plant):
     plant.add("eights", image=only_in_eights)
     with pytest.warns(UntrueVariantWarning, match="in batches of 1: 8 of 8 answers are NaN"):
-        tuned = tune(plant.folder, Settings(**QUICK))
+        tuned = tune(plant.folder, TuneSettings(**QUICK))
     assert tuned.profile.choice.variant == "float32"
 
 
@@ -210,7 +210,7 @@ def test_a_default_that_fails_here_is_an_error(tiny_artifact, tmp_path):
     variant = replace(manifest.variants["float32"], image=broken)
     write_manifest(plant.folder, replace(manifest, variants={"float32": variant}))
     with pytest.raises(ContractError, match="the safe default, float32 on onnxruntime, 1 thread, answers NaN"):
-        tune(plant.folder, Settings(**QUICK))
+        tune(plant.folder, TuneSettings(**QUICK))
     assert profiles(plant.folder) == []
 
 
@@ -219,7 +219,7 @@ def test_engines_compete_and_throughput_answers_with_a_batch(plant):
     manifest = read_manifest(plant.folder)
     both = replace(manifest.variants["float32"], parity={ORT: plant.record, "openvino": plant.record})
     write_manifest(plant.folder, replace(manifest, variants={"float32": both}))
-    tuned = tune(plant.folder, Settings(objective="throughput", batches=(1, 8), **QUICK))
+    tuned = tune(plant.folder, TuneSettings(objective="throughput", batches=(1, 8), **QUICK))
     measured = tuned.profile.measurements
     assert {one.candidate.backend for one in measured} == {ORT, "openvino"}
     # An image in a batch of eight shares the milliseconds that the slow graph spends per run
@@ -299,7 +299,7 @@ def test_an_interrupted_search_says_what_was_best_and_writes_nothing(plant, run,
     folder = plant.add("quick").folder
     before = children()
     with pytest.raises(TuningInterruptedError, match="interrupted; nothing was measured; nothing was written"):
-        tune(folder, Settings(**QUICK), progress=interrupting(0))
+        tune(folder, TuneSettings(**QUICK), progress=interrupting(0))
     monkeypatch.setattr("invariclip.cli.tune_command.bar", interrupting(2))
     code, out, err = run("tune", folder, "--threads", 1)
     assert (code, out, err.count("\n")) == (130, "", 1)
@@ -311,8 +311,8 @@ def test_an_interrupted_search_says_what_was_best_and_writes_nothing(plant, run,
 
 def test_another_artifact_or_search_makes_a_profile_stale(plant, run):
     folder = plant.folder
-    first = tune(folder, Settings(**QUICK))
-    again = tune(folder, Settings(**QUICK, again=True))
+    first = tune(folder, TuneSettings(**QUICK))
+    again = tune(folder, TuneSettings(**QUICK, again=True))
     assert (again.reused, again.changed) == (False, ())
     manifest = read_manifest(folder)
     write_manifest(folder, replace(manifest, producer={**manifest.producer, "by": "someone"}))
@@ -329,7 +329,7 @@ def test_another_artifact_or_search_makes_a_profile_stale(plant, run):
 
 def test_a_profile_elsewhere_is_written_and_used_when_named(plant, tmp_path):
     path = tmp_path / "mine.json"
-    tuned = tune(plant.add("quick").folder, Settings(**QUICK, profile=path))
+    tuned = tune(plant.add("quick").folder, TuneSettings(**QUICK, profile=path))
     assert tuned.path == path
     assert profiles(plant.folder) == []
     assert invariclip.load(plant.folder).variant == "float32"
@@ -341,7 +341,7 @@ def test_a_place_that_cannot_be_written_is_said_before_anything_is_measured(tiny
         raise AssertionError("it measured")
 
     with pytest.raises(InputError, match=r"cannot be written .*; name another place with --profile FILE"):
-        tune(tiny_artifact, Settings(profile=tmp_path / "absent" / "x.json"), progress=never)
+        tune(tiny_artifact, TuneSettings(profile=tmp_path / "absent" / "x.json"), progress=never)
 
 
 @pytest.mark.parametrize(
@@ -359,7 +359,7 @@ def test_a_place_that_cannot_be_written_is_said_before_anything_is_measured(tiny
 )
 def test_wrong_settings_are_one_typed_line(tiny_artifact, settings, reason):
     with pytest.raises(InputError, match=reason):
-        tune(tiny_artifact, Settings(**settings))
+        tune(tiny_artifact, TuneSettings(**settings))
 
 
 def test_nothing_to_choose_from_says_why(plant):
@@ -367,11 +367,11 @@ def test_nothing_to_choose_from_says_why(plant):
     only = replace(manifest.variants["float32"], parity={ORT: {**plant.record, "fidelity": ["exact"]}})
     write_manifest(plant.folder, replace(manifest, variants={"float32": only}))
     with pytest.raises(InputError, match="tuned at fidelity fast: float32 on onnxruntime: was proved at exact, not at"):
-        tune(plant.folder, Settings(fidelity="fast"))
+        tune(plant.folder, TuneSettings(fidelity="fast"))
     unproved = replace(only, parity={ORT: {**plant.record, "fidelity": ["fast"]}})
     write_manifest(plant.folder, replace(manifest, variants={"float32": unproved}))
     with pytest.raises(ArtifactError, match="which the others would be checked against, was not proved exact"):
-        tune(plant.folder, Settings(fidelity="fast"))
+        tune(plant.folder, TuneSettings(fidelity="fast"))
 
 
 def test_threads_that_are_tried():
