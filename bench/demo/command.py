@@ -17,9 +17,8 @@ from invariclip.backends import DEFAULT_BACKEND
 from invariclip.bench.demo.bundled import PROTOCOLS, SEED, SHOWN, adapt, ask, bundle, halves, score, verdict
 from invariclip.bench.demo.own import classify_own, wanted
 from invariclip.bench.demo.page import Demo, write_page
-from invariclip.bench.latency.candidates import LatencyCandidate
-from invariclip.bench.latency.measure import artifact_candidate, measure
-from invariclip.bench.latency.noise import busy_machine
+from invariclip.bench.latency.measure import artifact_candidate, busy_machine, measure
+from invariclip.bench.latency.worker import LatencyCandidate
 from invariclip.calibrate.data.encoders import ArtifactEncoder
 from invariclip.calibrate.fit import FitOptions, calibrate
 from invariclip.console import bar, emit_json, say, silent, table

@@ -12,6 +12,7 @@ from invariclip.bench.gpu.files import PARITY_ROWS
 from invariclip.bench.gpu.runners import WARM, open_runner, require_cuda
 from invariclip.bench.latency.flops import graph_flops
 from invariclip.errors import InvariclipError
+from invariclip.measure.statistics import percentiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -143,13 +144,13 @@ def _times(runner: Runner, rows: NDArray[Any]) -> dict[str, Any]:
         runner.answer(rows)
         total.append((time.perf_counter() - began) * 1e3)
     device = runner.device_times(rows, len(total))
-    return {**percentiles("total", total), **(percentiles("device", device) if device else {})}
+    return {**run_figures("total", total), **(run_figures("device", device) if device else {})}
 
 
-def percentiles(what: str, milliseconds: Sequence[float]) -> dict[str, Any]:
+def run_figures(what: str, milliseconds: Sequence[float]) -> dict[str, Any]:
     """The median, the 99th percentile and how many there were."""
-    p50, p99 = np.percentile(milliseconds, [50, 99])
-    return {f"{what}_p50_ms": float(p50), f"{what}_p99_ms": float(p99), f"{what}_runs": len(milliseconds)}
+    found = percentiles([milliseconds])
+    return {f"{what}_p50_ms": found["p50"], f"{what}_p99_ms": found["p99"], f"{what}_runs": len(milliseconds)}
 
 
 def measured_peak() -> float:

@@ -17,7 +17,6 @@ from invariclip.artifact.folder import read_manifest
 from invariclip.backends import BACKENDS, is_installed
 from invariclip.bench.latency import machine
 from invariclip.bench.latency.accuracy import Reference
-from invariclip.bench.latency.process import CandidateError
 from invariclip.bench.latency.quantise_peer import SUBSET, quantised_peer
 from invariclip.bench.latency.reference_files import (
     CALIBRATION,
@@ -31,6 +30,7 @@ from invariclip.console import silent
 from invariclip.errors import ArtifactError, CheckpointError, MissingExtraError
 from invariclip.export.options import load
 from invariclip.files import sha256_file
+from invariclip.measure.worker import WorkerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -109,8 +109,8 @@ def prepare(
         key_of = {name: machine.versions().get(name) for name in ("nncf", "openvino")}
         target = root / f"nncf-{_digest([folder.name, key_of, SUBSET])}"
         quantised = quantised_peer(folder / PLAIN, folder / CALIBRATION, target, tell)
-    except (CandidateError, MissingExtraError) as error:
-        missing["nncf"] = error.reason if isinstance(error, CandidateError) else str(error)
+    except (WorkerError, MissingExtraError) as error:
+        missing["nncf"] = error.reason if isinstance(error, WorkerError) else str(error)
     weights = folder / WEIGHTS if wanted.seed is not None else wanted.checkpoint
     variants = _digest({name: variant.image.sha256 for name, variant in manifest.variants.items()})
     # Digests and versions alone: what is written down names no folder of this machine

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from invariclip.bench.latency.noise import LOADS
+from invariclip.bench.latency.measure import LOADS
 from invariclip.bench.latency.peers import OURS, PEAK, PEER, PYTORCH
 from invariclip.bench.latency.stages import STAGES
-from invariclip.bench.latency.summary import (
+from invariclip.console import table
+from invariclip.measure.statistics import (
     FEWEST_ROUNDS,
     WIDEST,
     MeasuredInterval,
@@ -19,7 +20,6 @@ from invariclip.bench.latency.summary import (
     round_medians,
     spread,
 )
-from invariclip.console import table
 
 if TYPE_CHECKING:
     from invariclip.bench.latency.record import Record, Round

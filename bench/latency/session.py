@@ -15,12 +15,13 @@ from invariclip.artifact.folder import checked_path
 from invariclip.bench.latency import accuracy, machine, stages
 from invariclip.bench.latency.flops import graph_flops
 from invariclip.bench.latency.peers import OURS, PEAK
-from invariclip.bench.latency.process import CandidateError, Worker, take_turns
 from invariclip.bench.latency.record import Round
 from invariclip.bench.latency.reference_files import ALTERED, EVIDENCE, PLAIN
+from invariclip.bench.latency.worker import LatencyWorker
 from invariclip.console import silent
 from invariclip.errors import InputError
 from invariclip.machine import available_memory
+from invariclip.measure.worker import WorkerError, take_turns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -131,15 +132,15 @@ class Session:
         ]
         self._record.write(self._path)
 
-    def _start(self, entry: PeerRow) -> Worker | None:
+    def _start(self, entry: PeerRow) -> LatencyWorker | None:
         """A running candidate, or None and a reason."""
         name, room, needed = entry.candidate.name, available_memory(), _needed(entry)
         if room is not None and room < needed:
             self._reasons[name] = f"needs about {needed >> 20:,} MiB of memory, {room >> 20:,} are left"
             return None
         try:
-            worker = Worker(entry.candidate, self._plan.threads, self._environment)
-        except CandidateError as error:
+            worker = LatencyWorker(entry.candidate, self._plan.threads, self._environment)
+        except WorkerError as error:
             self._fail(name, error.reason)
             return None
         self._engines[name] = worker.facts["engine"]
@@ -169,7 +170,7 @@ class Session:
                 self._record.cold.setdefault(name, []).append({key: round(value, 4) for key, value in facts.items()})
             self._note()
 
-    def _time(self, workers: list[Worker], batch: int) -> None:
+    def _time(self, workers: list[LatencyWorker], batch: int) -> None:
         """Rounds at one batch size; a candidate that stops is left out of those that follow."""
         rounds = self._record.rounds.setdefault(str(batch), [])
         if len(rounds) >= self._plan.rounds:
@@ -177,13 +178,13 @@ class Session:
         repetitions: dict[str, int] = {}
         for worker in self._progress(list(workers), total=len(workers), desc=f"warming up batch {batch}"):
             try:
-                repetitions[worker.name] = worker.repetitions(batch, self._plan.seconds_per_turn)
-            except CandidateError as error:
+                repetitions[worker.name] = worker.repetitions(self._plan.seconds_per_turn, batch=batch)
+            except WorkerError as error:
                 self._drop(workers, worker.name, error.reason)
         total = self._plan.rounds - len(rounds)
         for _ in self._progress(range(total), total=total, desc=f"timing batch {batch}"):
             before = machine.Ticks.now()
-            turns, stopped = take_turns(workers, batch, repetitions, len(rounds))
+            turns, stopped = take_turns(workers, repetitions, len(rounds), batch=batch)
             used = machine.Ticks.now().since(before, sum(turn.cpu_s for turn in turns.values()))
             for name, reason in stopped.items():
                 self._drop(workers, name, reason)
@@ -193,16 +194,16 @@ class Session:
             )
             self._note()
 
-    def _drop(self, workers: list[Worker], name: str, reason: str) -> None:
+    def _drop(self, workers: list[LatencyWorker], name: str, reason: str) -> None:
         self._fail(name, reason)
         workers[:] = [worker for worker in workers if worker.name != name]
 
-    def _ask(self, workers: list[Worker]) -> None:
+    def _ask(self, workers: list[LatencyWorker]) -> None:
         """Memory first, then answers, then stages: each may raise the high-water mark of the one before."""
         groups = {entry.candidate.name: entry for entry in self._entries}
         towers = [worker for worker in workers if groups[worker.name].group != PEAK]
         for worker in towers:
-            self._record.memory.setdefault(worker.name, worker.ask({"do": "memory"})["peak_bytes"])
+            self._record.memory.setdefault(worker.name, worker.ask("memory")["peak_bytes"])
         for left in self._path.parent.glob(f"{_SCRATCH}*"):  # of a run that was killed
             shutil.rmtree(left)
         with TemporaryDirectory(dir=self._path.parent, prefix=_SCRATCH) as scratch:
@@ -218,19 +219,21 @@ class Session:
             for worker in self._progress(lacking, total=len(lacking), desc="stages"):
                 self._guard(workers, worker, lambda worker: self._stages(worker, groups[worker.name], Path(scratch)))
 
-    def _guard(self, workers: list[Worker], worker: Worker, work: Callable[[Worker], None]) -> None:
+    def _guard(
+        self, workers: list[LatencyWorker], worker: LatencyWorker, work: Callable[[LatencyWorker], None]
+    ) -> None:
         try:
             work(worker)
-        except (CandidateError, InputError) as error:
-            self._drop(workers, worker.name, error.reason if isinstance(error, CandidateError) else str(error))
+        except (WorkerError, InputError) as error:
+            self._drop(workers, worker.name, error.reason if isinstance(error, WorkerError) else str(error))
         self._note()
 
-    def _answers(self, worker: Worker, entry: PeerRow, scratch: Path) -> None:
+    def _answers(self, worker: LatencyWorker, entry: PeerRow, scratch: Path) -> None:
         found = []
         for name in (EVIDENCE, ALTERED):
             out = scratch / f"answers-{name}"
-            question = {"images": str((self._prepared.folder / name).resolve()), "batch": max(self._plan.batches)}
-            worker.ask({"do": "embed", **question, "out": str(out.resolve())})
+            images = str((self._prepared.folder / name).resolve())
+            worker.ask("embed", images=images, batch=max(self._plan.batches), out=str(out.resolve()))
             found.append(np.load(out, allow_pickle=False))
         reference = self._prepared.reference(projected=entry.group == OURS)
         self._record.accuracy[worker.name] = accuracy.figures(reference, found[0], found[1])
@@ -243,19 +246,17 @@ class Session:
         size = stages.write_jpegs(find_images([images_path()]), scratch / "sheets")
         self._record.settings["sheet_bytes"] = size
 
-    def _stages(self, worker: Worker, entry: PeerRow, scratch: Path) -> None:
+    def _stages(self, worker: LatencyWorker, entry: PeerRow, scratch: Path) -> None:
         candidate, manifest = entry.candidate, self._prepared.manifest
         variant = manifest.variants[candidate.variant]
         common = {"backend": candidate.backend, "threads": self._plan.threads}
         found = worker.ask(
-            {
-                "do": "stages",
-                **common,
-                "artifact": str(self._prepared.artifact.resolve()),
-                "variant": candidate.variant,
-                "images": str((scratch / "sheets").resolve()),
-                "rounds": self._plan.stage_rounds,
-            }
+            "stages",
+            **common,
+            artifact=str(self._prepared.artifact.resolve()),
+            variant=candidate.variant,
+            images=str((scratch / "sheets").resolve()),
+            rounds=self._plan.stage_rounds,
         )
         heads = scratch / f"heads-{variant.image.sha256[:16]}"
         if not heads.is_dir():
@@ -266,8 +267,9 @@ class Session:
                 logit_scale=model.logit_scale, logit_bias=model.logit_bias,
             )  # fmt: skip
         files = {"bare": str((heads / "bare.onnx").resolve()), "headed": str((heads / "head.onnx").resolve())}
-        question = {"do": "head", **common, **files, "compute": variant.compute}
-        found["head"] = worker.ask({**question, "repetitions": self._plan.head_calls})
+        found["head"] = worker.ask(
+            "head", **common, **files, compute=variant.compute, repetitions=self._plan.head_calls
+        )
         self._record.stages[worker.name] = found
 
 

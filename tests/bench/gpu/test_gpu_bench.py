@@ -14,7 +14,7 @@ from invariclip.bench.gpu import cases as cases_module
 from invariclip.bench.gpu import measure as measure_module
 from invariclip.bench.gpu.cases import BATCHES, CANDIDATES, MODELS, REFERENCE, Case, GpuCandidate, cases, missing, plan
 from invariclip.bench.gpu.files import rows_of
-from invariclip.bench.gpu.measure import LEAST_COSINE, measure, parity, percentiles
+from invariclip.bench.gpu.measure import LEAST_COSINE, measure, parity, run_figures
 from invariclip.bench.gpu.pack import cut, join
 from invariclip.bench.gpu.page import GOAL_BEFORE, GOAL_OURS, as_text, cells, goals, has_figures, line, write_page
 from invariclip.bench.gpu.runners import GraphRunner, require_cuda, tower_module
@@ -193,9 +193,9 @@ def record_of(rows):
 
 def row_of(candidate, device, **but):
     row = {"case": "ViT-B-32 image 1", "model": "ViT-B-32", "tower": "image", "batch": 1, "candidate": candidate,
-           "precision": "float16", "ready_seconds": 1.0, **percentiles("total", [2.0, 3.0]), "cosine_min": 0.99999,
+           "precision": "float16", "ready_seconds": 1.0, **run_figures("total", [2.0, 3.0]), "cosine_min": 0.99999,
            "peak_share": 0.25}  # fmt: skip
-    return {**row, **(percentiles("device", [device]) if device else {}), **but}
+    return {**row, **(run_figures("device", [device]) if device else {}), **but}
 
 
 def test_the_goal_is_told_from_device_times_of_single_images():

@@ -5,19 +5,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from invariclip.autotune.verdict import interval
-from invariclip.bench.latency.noise import mean_load
-from invariclip.bench.latency.summary import (
+from invariclip.errors import InputError
+from invariclip.measure.statistics import (
     FEWEST_ROUNDS,
     WIDEST,
     MeasuredInterval,
+    interval,
+    mean_load,
     median_of_rounds,
     percentiles,
     ratio,
     round_medians,
     spread,
 )
-from invariclip.errors import InputError
 
 seconds = st.floats(1e-5, 1e3)
 turn = st.lists(seconds, min_size=1, max_size=6)

@@ -1,4 +1,7 @@
-"""What turns of several candidates say: percentiles, ratios with intervals, and whether they allow a conclusion."""
+"""What turns say: percentiles, ratios with intervals, and whether rounds agree enough for a conclusion.
+
+Turns are lists of times, one list a round. A ratio compares turns of the same round, because machines drift.
+"""
 
 from __future__ import annotations
 
@@ -52,8 +55,15 @@ class MeasuredInterval:
         return {"value": self.value, "low": self.low, "high": self.high, "rounds": self.rounds, "decides": self.decides}
 
 
+def interval(rounds: NDArray[np.float64], seed: int = 0) -> tuple[float, float]:
+    """The 95 % bootstrap interval of the median of float64 [rounds], rounds being what is drawn."""
+    draws = np.random.default_rng(seed).integers(0, len(rounds), (_DRAWS, len(rounds)))
+    low, high = np.percentile(np.median(rounds[draws], axis=1), [2.5, 97.5])
+    return float(low), float(high)
+
+
 def median_of_rounds(values: ArrayLike, seed: int = 0) -> MeasuredInterval:
-    """The median over rounds and its bootstrap interval, rounds being what is drawn.
+    """The median over rounds with its `interval`.
 
     Args:
         values: [rounds], one or more figures above zero.
@@ -65,9 +75,7 @@ def median_of_rounds(values: ArrayLike, seed: int = 0) -> MeasuredInterval:
     rounds = np.asarray(values, dtype=np.float64)
     if rounds.ndim != 1 or not rounds.size or not (np.isfinite(rounds) & (rounds > 0)).all():
         raise InputError(f"{rounds.size} rounds of shape {list(rounds.shape)} are no list of figures above zero")
-    draws = np.random.default_rng(seed).integers(0, len(rounds), (_DRAWS, len(rounds)))
-    low, high = np.percentile(np.median(rounds[draws], axis=1), [2.5, 97.5])
-    return MeasuredInterval(float(np.median(rounds)), float(low), float(high), len(rounds))
+    return MeasuredInterval(float(np.median(rounds)), *interval(rounds, seed), len(rounds))
 
 
 def ratio(first: Sequence[Sequence[float]], other: Sequence[Sequence[float]], seed: int = 0) -> MeasuredInterval:
@@ -113,3 +121,9 @@ def spread(turns: Sequence[Sequence[float]]) -> float:
     """How far rounds are apart: the slowest round's median over the fastest's, less one; 0 where all are alike."""
     medians = round_medians(turns)
     return float(medians.max() / medians.min() - 1)
+
+
+def mean_load(shares: Sequence[float | None]) -> float | None:
+    """The mean over rounds of a share of processor time; None where the system tells none."""
+    known = [share for share in shares if share is not None]
+    return float(np.mean(known)) if known else None
