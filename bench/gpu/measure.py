@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from invariclip.bench.gpu.cases import CANDIDATES, REFERENCE, GpuCandidate, missing
-from invariclip.bench.gpu.files import PARITY_ROWS
-from invariclip.bench.gpu.runners import WARM, open_runner, require_cuda
+from invariclip.bench.gpu.runners import PARITY_ROWS, WARM, open_runner, require_cuda
 from invariclip.bench.latency.flops import graph_flops
 from invariclip.errors import InvariclipError
 from invariclip.measure.statistics import percentiles
@@ -21,8 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.bench.gpu.cases import Case
-    from invariclip.bench.gpu.files import GraphFiles
-    from invariclip.bench.gpu.runners import Runner
+    from invariclip.bench.gpu.runners import GraphFiles, Runner
 
 LEAST_COSINE = 0.999
 """Below this on any row, float16 and bfloat16 are not rounding any more: something is wrong."""

@@ -1,4 +1,4 @@
-"""Latency as ratios in one run: one process per candidate, taking turns, medians and spread.
+"""Latency as ratios in one run: one process per candidate, taking turns; and whether the machine was too busy for them.
 
 Timing two engines inside one process is unfair, because spinning thread pools of one slow the other; timing them one
 after the other is unfair too, because machines drift. So every candidate lives in its own process, is warmed up, and

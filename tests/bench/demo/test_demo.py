@@ -23,12 +23,13 @@ from invariclip.bench.demo.bundled import (
     ArtifactAnswers,
     answered,
     bundle,
+    classify_own,
     halves,
     score,
     verdict,
+    wanted,
 )
 from invariclip.bench.demo.command import _print, demo
-from invariclip.bench.demo.own import classify_own, wanted
 from invariclip.bench.demo.page import GALLERY, LEAST_SURE, STRIP, Demo, shown_protocol, write_page
 from invariclip.bench.latency.measure import Timing
 from invariclip.calibrate.data.images import SkippedImageWarning

@@ -1,4 +1,4 @@
-"""`python -m invariclip.export.parity` holds every family's graphs against PyTorch and writes docs/parity.md.
+"""`python -m invariclip.bench.studies.parity` holds every family's graphs against PyTorch and writes docs/parity.md.
 
 Each family is a process of its own. What is done is kept under build/parity with a digest of the code and versions that
 it came from, so that a run that was stopped goes on where it was.
@@ -18,9 +18,10 @@ from pathlib import Path
 import click
 
 import invariclip
+from invariclip import export
+from invariclip.bench.studies.parity.family import RANK, FamilyParity
 from invariclip.console import bar, note
 from invariclip.export.checkpoints.families import FAMILIES
-from invariclip.export.family_parity import RANK, FamilyParity
 from invariclip.export.verification.figures import SIZES
 from invariclip.files import write_atomically
 
@@ -53,12 +54,13 @@ def versions() -> dict[str, str]:
 
 
 def state(used: dict[str, str]) -> str:
-    """Digest of the code of `export` and `runtime` and of the versions: figures of another state are not taken over.
+    """Digest of the code and of the versions: figures of another state are not taken over.
 
-    The package's own folder is `runtime` in a working tree; installed, it holds the other rooms too.
+    The code is this study's, `export` and `runtime`. The package's own folder is `runtime` in a working tree;
+    installed, it holds the other rooms too.
     """
     digest = hashlib.sha256(json.dumps(used, sort_keys=True).encode())
-    for folder in (Path(__file__).parent, Path(invariclip.__file__).parent):
+    for folder in (Path(__file__).parent, Path(export.__file__).parent, Path(invariclip.__file__).parent):
         for path in sorted(folder.rglob("*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()
@@ -73,7 +75,7 @@ def figures_of(name: str, cache: Path, key: str) -> FamilyParity | str:
             return FamilyParity.from_json(stored["figures"])
     raw = cache / f"{name}.running.json"
     done = subprocess.run(
-        [sys.executable, "-m", "invariclip.export.family_parity", name, str(raw)],
+        [sys.executable, "-m", "invariclip.bench.studies.parity.family", name, str(raw)],
         capture_output=True,
         text=True,
         check=False,
@@ -123,7 +125,7 @@ def page(seen: list[FamilyParity], failed: list[str], used: dict[str, str]) -> s
     lines = [
         "# Parity: exported graphs against PyTorch, family by family",
         "",
-        "Made by `python -m invariclip.export.parity`. Each family has seeded random weights that leave no part "
+        "Made by `python -m invariclip.bench.studies.parity`. Each family has seeded random weights that leave no part "
         f"without effect, and a random projection of rank {RANK} folded in. Reference: the original PyTorch encoder in "
         "float32, unfolded, then the projection and the L2 norm in float64. Candidate: the rewritten graph in float32, "
         f"on {max(SIZES)} bundled images and texts.",

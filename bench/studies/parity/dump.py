@@ -1,4 +1,6 @@
-"""A graph as text that people can read and diff: `python -m invariclip.export.dump` keeps one for each family's towers.
+"""A graph as text that people can read and diff.
+
+`python -m invariclip.bench.studies.parity.dump` keeps one for each family's towers in tests/export/golden.
 
 What is in it: inputs and outputs, then one line per node with its inputs, its settings and the shape that it gives.
 What is not: weights, names that the exporter made up, paths, versions. Values are called by their operator and counted,
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 
 GOLDEN = Path("tests/export/golden")
 """Where the committed dumps are, from the root of the repository."""
-AGAIN = "python -m invariclip.export.dump"
+AGAIN = "python -m invariclip.bench.studies.parity.dump"
 TOWERS: tuple[Tower, ...] = ("image", "text")
 MOST_INTEGERS, MOST_FLOATS = 16, 4
 """Constants up to this many elements are written out: axes and shapes, an epsilon, a mean of three colours."""

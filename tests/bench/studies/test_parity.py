@@ -10,9 +10,9 @@ import pytest
 from click.testing import CliRunner
 
 import invariclip
-from invariclip.export import parity
+from invariclip.bench.studies.parity import __main__ as parity
+from invariclip.bench.studies.parity.family import FamilyParity, TowerParity
 from invariclip.export.checkpoints.families import FAMILIES
-from invariclip.export.family_parity import FamilyParity, TowerParity
 from invariclip.export.verification.figures import SIZES
 
 

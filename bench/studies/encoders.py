@@ -1,4 +1,4 @@
-"""An image tower that is a trunk with a linear head, taken apart: what is embedded and kept are the trunk's features.
+"""Encoders of studies: an image tower that is a trunk with a linear head, taken apart; the trunk's features are kept.
 
 The reference's trunk is frozen and published; what was learnt is the head. So features are computed once, and every
 checkpoint with that trunk costs a product: `through` makes a table of its embeddings from a table of features.
@@ -32,6 +32,29 @@ if TYPE_CHECKING:
     from invariclip.preprocessing.tokenizer import Tokenizer
 
     Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+    from invariclip.calibrate.data.encoder import Encoder
+
+
+def load_encoder(
+    name: str, *, checkpoint: Path | None = None, precision: Precision = "float32", threads: int = 2
+) -> Encoder:
+    """A checkpoint as it is, or taken apart so that its trunk's features are what is computed and kept.
+
+    Args:
+        name: A model as `invariclip calibrate` takes it.
+        checkpoint: The model's weights.
+        precision: `bfloat16` needs an image tower that is a trunk with a linear head, and OpenVINO.
+        threads: Of the engine.
+
+    Raises:
+        CheckpointError: The model is not known, lacks its weights, or has another image tower.
+        MissingExtraError: OpenVINO is wanted and not installed.
+    """
+    from invariclip.export.checkpoints.checkpoint import load_checkpoint
+
+    loaded = load_checkpoint(name, checkpoint, threads=threads)
+    return loaded if precision == "float32" else Quick(loaded, precision)
+
 
 Precision = Literal["float32", "bfloat16"]
 BATCH = 32

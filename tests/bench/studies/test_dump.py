@@ -10,11 +10,11 @@ import onnx_ir as ir
 import pytest
 from click.testing import CliRunner
 
-from invariclip.export import dump as module
+from invariclip.bench.studies.parity import dump as module
+from invariclip.bench.studies.parity.dump import AGAIN, difference, dump, dumps, family_dump, golden_path
 from invariclip.export.checkpoints.families import FAMILIES
-from invariclip.export.dump import difference, dump, dumps, family_dump, golden_path
 
-GOLDEN = Path(__file__).with_name("golden")
+GOLDEN = Path(__file__).parents[2] / "export" / "golden"
 ALL = "INVARICLIP_ALL_DUMPS"
 KINDS = {
     "ViT-B-32": ("image", "text"),
@@ -37,7 +37,7 @@ FILES = [(family.name, tower) for family in FAMILIES for tower in ("image", "tex
 def test_a_familys_graphs_are_the_committed_ones(name):
     towers = ("image", "text") if os.environ.get(ALL) else KINDS.get(name, ())
     if not towers:
-        pytest.skip(f"same operators as another family's graphs; {ALL}=1 or python -m invariclip.export.dump --check")
+        pytest.skip(f"same operators as another family's graphs; {ALL}=1 checks all, as does {AGAIN} --check")
     found = [difference(golden_path(name, tower, GOLDEN), text) for tower, text in family_dump(name, towers).items()]
     assert not any(found), "\n".join(found)
 
@@ -178,7 +178,7 @@ def test_the_command_writes_and_checks(monkeypatch, tmp_path):
     made["image"] = "one\nthree\n"
     run = CliRunner().invoke(dumps, [*arguments, "--check"], standalone_mode=False)
     assert run.return_value == 1
-    assert "-two\n+three\nif this is meant: python -m invariclip.export.dump" in run.output
+    assert "-two\n+three\nif this is meant: python -m invariclip.bench.studies.parity.dump" in run.output
     assert "1 families, 1 of 2 graphs differ" in run.output
 
 

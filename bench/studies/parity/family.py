@@ -1,7 +1,7 @@
 """One family held against PyTorch: both towers, small and odd batches, every engine that is there.
 
-Runs in a process of its own (`python -m invariclip.export.family_parity NAME FILE`), so that the memory of one family
-is gone before the next, and so that its peak can be told.
+Runs in a process of its own (`python -m invariclip.bench.studies.parity.family NAME FILE`), so that the memory of one
+family is gone before the next, and so that its peak can be told.
 """
 
 from __future__ import annotations

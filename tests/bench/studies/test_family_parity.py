@@ -1,12 +1,12 @@
 """The reference model, trained weights and all: both towers, every engine, as the parity command measures them.
 
-The families' full sizes are that command's (`python -m invariclip.export.parity`): minutes, not seconds.
+The families' full sizes are that command's (`python -m invariclip.bench.studies.parity`): minutes, not seconds.
 """
 
 import numpy as np
 import pytest
 
-from invariclip.export import family_parity
+from invariclip.bench.studies.parity import family as family_parity
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
 
 
