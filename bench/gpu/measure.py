@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +12,7 @@ import numpy as np
 from invariclip.bench.gpu.cases import CANDIDATES, REFERENCE, GpuCandidate, missing
 from invariclip.bench.gpu.runners import PARITY_ROWS, WARM, open_runner, require_cuda
 from invariclip.bench.latency.flops import graph_flops
+from invariclip.bench.latency.machine import versions
 from invariclip.errors import InvariclipError
 from invariclip.measure.statistics import percentiles
 
@@ -29,7 +32,6 @@ RUNS, LEAST_SECONDS = 200, 1.0
 _FEWEST = 20
 _PACKAGES = (
     "torch", "onnxruntime-gpu", "onnxruntime", "tensorrt", "tensorrt-rtx", "cuda-bindings", "open_clip_torch",
-    "invariclip",
 )  # fmt: skip
 _PEAK_SIDE, _PEAK_RUNS = 8192, 20
 
@@ -175,25 +177,10 @@ def measured_peak() -> float:
 
 def machine(folder: Path) -> dict[str, Any]:
     """GPU, driver, clocks and versions, as far as they can be read; what cannot is left out by name."""
-    import shutil
-    import subprocess
-    from importlib.metadata import PackageNotFoundError, version
-
-    versions: dict[str, str | None] = {}
-    for package in (
-        "torch",
-        "onnxruntime-gpu",
-        "onnxruntime",
-        "tensorrt",
-        "tensorrt-rtx",
-        "cuda-bindings",
-        "open_clip_torch",
-    ):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = None
-    facts: dict[str, Any] = {"versions": versions, "graphs": str(folder.name), "gpu": None}
+    found = versions(_PACKAGES)
+    facts: dict[str, Any] = {
+        "versions": {package: found.get(package) for package in _PACKAGES}, "graphs": folder.name, "gpu": None,
+    }  # fmt: skip
     tool = shutil.which("nvidia-smi")
     if tool is not None:
         fields = "name,driver_version,memory.total,clocks.sm,clocks.max.sm,clocks.mem,power.limit,persistence_mode"

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from invariclip.artifact.learned_prompts import LearnedPrompts
     from invariclip.bench.studies.encoders import Quick
     from invariclip.calibrate.prompts.splits import Split
-    from invariclip.calibrate.prompts.views import LabelledEmbeddings
     from invariclip.export.checkpoints.checkpoint import Checkpoint
 
     Tests = tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.str_]]

@@ -282,18 +282,27 @@ def _scores(
     resampled, the same ones for every row, so differences are paired; what other seeds would give stands apart, in
     `by_seed`, the differences of the means, one for each seed.
     """
+    masks = masks or [np.ones(len(trial["labels"]), dtype=np.bool_) for trial in trials]
     ways = list(dict.fromkeys(way for part in parts for row in part.values() for way in row["answers"]))
     found: dict[str, dict[str, Any]] = {}
     for way in ways:
         names = [name for name in parts[0] if all(way in part[name]["answers"] for part in parts)]
-        shares = {name: _shares(trials, parts, masks, name, way) for name in names}
-        counted = _counted(trials, masks)
+        right = {
+            name: [
+                unpack(part[name]["answers"][way], len(mask)) & mask for part, mask in zip(parts, masks, strict=True)
+            ]
+            for name in names
+        }
+        counted = _by_test(trials, masks)
         tests = sorted(counted)
         kept = {test: counted[test] > 0 for test in tests}
         environments = np.concatenate([np.full(int(kept[test].sum()), code) for code, test in enumerate(tests)])
         bootstrap = Bootstrap(np.arange(len(environments)), environments)
-        flat = {name: np.concatenate([shares[name][test][kept[test]] for test in tests]) for name in names}
-        seeds = {name: _by_seed(trials, parts, masks, name, way) for name in names}
+        flat = {}
+        for name in names:
+            sums = _by_test(trials, right[name])
+            flat[name] = np.concatenate([sums[test][kept[test]] / counted[test][kept[test]] for test in tests])
+        seeds = {name: _by_seed(trials, right[name], masks) for name in names}
         for name in names:
             columns = (*tests, "mean")
             intervals = bootstrap.intervals(flat[name])
@@ -309,54 +318,22 @@ def _scores(
     return found
 
 
-def _right(trial: Mapping[str, Any], part: Mapping[str, Any], name: str, way: str) -> NDArray[np.bool_]:
-    return unpack(part[name]["answers"][way], len(trial["labels"]))
-
-
-def _mask(trial: Mapping[str, Any], masks: Sequence[NDArray[np.bool_]] | None, index: int) -> NDArray[np.bool_]:
-    return np.ones(len(trial["labels"]), dtype=np.bool_) if masks is None else masks[index]
-
-
-def _counted(
-    trials: Sequence[Mapping[str, Any]], masks: Sequence[NDArray[np.bool_]] | None
-) -> dict[str, NDArray[np.int64]]:
-    """In how many seeds each image of a test environment counts."""
-    found: dict[str, NDArray[np.int64]] = {}
-    for index, trial in enumerate(trials):
-        mask = _mask(trial, masks, index).astype(np.int64)
-        found[trial["test"]] = found.get(trial["test"], np.zeros_like(mask)) + mask
+def _by_test(trials: Sequence[Mapping[str, Any]], flags: Sequence[NDArray[np.bool_]]) -> dict[str, NDArray[np.float64]]:
+    """In how many seeds each image's flag is set, by test environment."""
+    found: dict[str, NDArray[np.float64]] = {}
+    for trial, own in zip(trials, flags, strict=True):
+        found[trial["test"]] = found.get(trial["test"], np.zeros(len(own))) + own
     return found
 
 
-def _shares(
-    trials: Sequence[Mapping[str, Any]],
-    parts: Sequence[Mapping[str, Any]],
-    masks: Sequence[NDArray[np.bool_]] | None,
-    name: str,
-    way: str,
-) -> dict[str, NDArray[np.float64]]:
-    """Each image's share of right answers over the seeds in which it counts, by test environment."""
-    right: dict[str, NDArray[np.float64]] = {}
-    for index, (trial, part) in enumerate(zip(trials, parts, strict=True)):
-        own = (_right(trial, part, name, way) & _mask(trial, masks, index)).astype(np.float64)
-        right[trial["test"]] = right.get(trial["test"], np.zeros_like(own)) + own
-    counted = _counted(trials, masks)
-    return {test: values / np.maximum(counted[test], 1) for test, values in right.items()}
-
-
 def _by_seed(
-    trials: Sequence[Mapping[str, Any]],
-    parts: Sequence[Mapping[str, Any]],
-    masks: Sequence[NDArray[np.bool_]] | None,
-    name: str,
-    way: str,
+    trials: Sequence[Mapping[str, Any]], right: Sequence[NDArray[np.bool_]], masks: Sequence[NDArray[np.bool_]]
 ) -> dict[int, float]:
     """The mean over test environments, in percent, for every seed."""
     found: dict[int, list[float]] = {}
-    for index, (trial, part) in enumerate(zip(trials, parts, strict=True)):
-        mask = _mask(trial, masks, index)
+    for trial, own, mask in zip(trials, right, masks, strict=True):
         if mask.any():
-            found.setdefault(trial["seed"], []).append(100 * float(_right(trial, part, name, way)[mask].mean()))
+            found.setdefault(trial["seed"], []).append(100 * float(own[mask].mean()))
     return {seed: float(np.mean(values)) for seed, values in sorted(found.items())}
 
 

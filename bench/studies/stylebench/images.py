@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-    from invariclip.bench.studies.stylebench.artwork import Artwork
-
 
 @dataclasses.dataclass(frozen=True)
 class StyleImage:
