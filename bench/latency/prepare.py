@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -276,13 +277,14 @@ def prepare(
     root = out / "prepared"
     key = _key(wanted, given)
     folder = root / f"reference-{_digest(key)}"
-    loader = _Loader(wanted)
+    # loaded when something has to be made from it and not before
+    loaded = cache(partial(load, wanted.model, wanted.checkpoint, wanted.seed, wanted.threads, wanted.tokenizer))
     if not (folder / FACTS).is_file():
         tell("prepare: the export without rewrites, the reference's answers")
-        _require_same(wanted, given, loader.checkpoint.sha256)
-        write_reference(loader.checkpoint, wanted, given, folder, progress)
+        _require_same(wanted, given, loaded().sha256)
+        write_reference(loaded(), wanted, given, folder, progress)
     facts: dict[str, Any] = json.loads((folder / FACTS).read_text())
-    artifact, manifest = _artifact(loader, wanted, given, facts["checkpoint_sha256"], out, progress, tell)
+    artifact, manifest = _artifact(loaded, wanted, given, facts["checkpoint_sha256"], out, progress, tell)
     missing: dict[str, str] = {}
     quantised = None
     try:
@@ -301,21 +303,6 @@ def prepare(
     }
     key = {**named, **{package: key[package] for package in _PACKAGES}}
     return Prepared(folder, weights, artifact, manifest, quantised, missing, key)
-
-
-class _Loader:
-    """The checkpoint, loaded when something has to be made from it and not before."""
-
-    def __init__(self, wanted: ReferenceRequest) -> None:
-        self._wanted = wanted
-        self._loaded: Checkpoint | None = None
-
-    @property
-    def checkpoint(self) -> Checkpoint:
-        if self._loaded is None:
-            wanted = self._wanted
-            self._loaded = load(wanted.model, wanted.checkpoint, wanted.seed, wanted.threads, wanted.tokenizer)
-        return self._loaded
 
 
 def _key(wanted: ReferenceRequest, given: Manifest | None) -> dict[str, str]:
@@ -351,7 +338,7 @@ def _require_same(wanted: ReferenceRequest, given: Manifest | None, sha256: str)
 
 
 def _artifact(
-    loader: _Loader,
+    loaded: Callable[[], Checkpoint],
     wanted: ReferenceRequest,
     given: Manifest | None,
     sha256: str,
@@ -373,7 +360,7 @@ def _artifact(
         tell(f"prepare: no artifact was named, so one is exported to {own}")
         images = list(wanted.images) or None
         found = export_artifact(
-            loader.checkpoint, own, images=images, backends=installed(), threads=wanted.threads, progress=progress
+            loaded(), own, images=images, backends=installed(), threads=wanted.threads, progress=progress
         )
     return own, found
 

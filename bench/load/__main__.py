@@ -66,7 +66,7 @@ class LoadedServer:
 
     Attributes:
         name: What to call it.
-        options: Of `invariclip serve`, or, with `torch`, of `bench.load_torch`.
+        options: Of `invariclip serve`, or, with `torch`, of `torch_server`.
         torch: Whether open_clip stands in the engine's place.
     """
 
