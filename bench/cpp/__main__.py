@@ -8,15 +8,14 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
 
 from invariclip.artifact.folder import read_manifest
 from invariclip.bench.cpp.build import SOURCE, build
-from invariclip.bench.cpp.page import page
-from invariclip.bench.cpp.turns import compare
+from invariclip.bench.cpp.compare import compare
 from invariclip.bench.latency.machine import Ticks
 from invariclip.cli.main import run_command
 from invariclip.console import bar, note
@@ -24,7 +23,12 @@ from invariclip.errors import InputError
 from invariclip.files import write_atomically
 from invariclip.machine import this_machine
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
 HERE = Path(__file__).parent
+HEAD = HERE / "head.md"
+"""How to use the C++ runtime; the page begins with it."""
 FRAMES = ((4000, 3000), (1920, 1080), (640, 480))
 SIDE = 224
 _TURN = 0.4
@@ -80,6 +84,53 @@ def _frame(columns: int, rows: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
     waves = np.stack([np.sin(x / (7 + band)) + np.cos(y / (11 + band)) for band in range(3)], axis=-1)
     noise = np.random.default_rng(0).normal(0, 0.2, waves.shape)
     return ((waves + noise + 2.6) * 49).clip(0, 255).astype(np.uint8)
+
+
+def page(found: Mapping[str, Any]) -> str:
+    """The page, of the JSON's figures alone."""
+    engines = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
+    before, after = found["load"]
+    lines = [
+        HEAD.read_text(encoding="utf-8").rstrip(),
+        "",
+        "## How fast",
+        "",
+        f"`python -m invariclip.bench.cpp ARTIFACT --rounds {found['rounds']}` ({found['model']}, {found['classes']} "
+        f"classes) on {found['processor']}, {engines}, threads of an engine: "
+        f"{found['threads']}. C++ and Python in a process each, {found['rounds']} rounds in turns. Medians in "
+        "milliseconds; in brackets how far the slowest round is above the fastest. *C++ is faster* compares turns of "
+        "the same round: median over rounds and its 95 % interval. *Fastest* is the shortest time "
+        "of all. Both answered the same bytes in every row. "
+        f"One-minute load average {before:.1f} before and {after:.1f} after, of {found['processors']} processors; the "
+        "two that are compared are one of it.",
+        "",
+        f"Pixels: a decoded frame resized and cropped to {found['side']}×{found['side']} RGB, by Pillow and by C++.",
+        "",
+        *_table(found["rows"]["pixels"]),
+    ]
+    for engine, rows in found["rows"].items():
+        if engine != "pixels":
+            lines += ["", f"From a frame to a prediction, batch 1, in {engine}.", "", *_table(rows)]
+    return "\n".join(lines) + "\n"
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [
+        "| frame | Python, ms | C++, ms | C++ is faster | fastest: Python, C++, ms |",
+        "|---|---|---|---|---|",
+        *map(_line, rows),
+    ]
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    cells = (
+        row["name"],
+        f"{row['python_ms']:.2f} (+{row['python_spread']:.0%})",
+        f"{row['cpp_ms']:.2f} (+{row['cpp_spread']:.0%})",
+        f"{row['faster']:.2f} × [{row['low']:.2f}, {row['high']:.2f}]",
+        f"{row['python_best_ms']:.2f}, {row['cpp_best_ms']:.2f}",
+    )
+    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

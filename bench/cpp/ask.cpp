@@ -1,10 +1,11 @@
-// Answers the same frame again and again, and says how long each time took; `worker.py` is its like in Python.
+// Answers the same frame again and again, and says how long each time took; `compare.py` is its like in Python.
 //
 //     ask FRAME COLUMNS ROWS OUT pixels SIDE
 //     ask FRAME COLUMNS ROWS OUT classify ARTIFACT ENGINE THREADS
 //
-// FRAME holds RGB bytes. The first answer goes to OUT as bytes; then each line "N" on standard input asks for N times,
-// which come back in milliseconds on one line.
+// FRAME holds RGB bytes. The first answer goes to OUT as bytes, and an empty JSON object says so. Then each line on
+// standard input, {"do": "time", "repetitions": N}, asks for N times, which come back as {"times": [seconds, ...]}: the
+// protocol of invariclip/measure/worker.py.
 #include <chrono>
 #include <fstream>
 #include <functional>
@@ -23,15 +24,17 @@ void serve(const std::string& out, const std::function<void()>& answer, const st
     answer();
     const Bytes bytes = answered();
     std::ofstream(out, std::ios::binary).write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
-    std::cout << "ready" << std::endl;
-    for (std::size_t times = 0; std::cin >> times;) {
+    std::cout << "{}" << std::endl;
+    for (std::string line; std::getline(std::cin, line);) {
+        const std::size_t times = std::stoul(line.substr(line.find_first_of("0123456789")));
+        std::cout << "{\"times\": [";
         for (std::size_t time = 0; time < times; ++time) {
             const auto began = std::chrono::steady_clock::now();
             answer();
-            const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - began;
-            std::cout << took.count() << ' ';
+            const std::chrono::duration<double> took = std::chrono::steady_clock::now() - began;
+            std::cout << (time ? ", " : "") << took.count();
         }
-        std::cout << std::endl;
+        std::cout << "]}" << std::endl;
     }
 }
 

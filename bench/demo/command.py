@@ -14,12 +14,22 @@ from invariclip.artifact.folder import read_manifest
 from invariclip.artifact.parity import parity_table
 from invariclip.artifact.projection import write_projection
 from invariclip.backends import DEFAULT_BACKEND
-from invariclip.bench.demo.bundled import PROTOCOLS, SEED, SHOWN, adapt, ask, bundle, halves, score, verdict
-from invariclip.bench.demo.own import classify_own, wanted
+from invariclip.bench.demo.bundled import (
+    PROTOCOLS,
+    SEED,
+    SHOWN,
+    adapt,
+    ask,
+    bundle,
+    classify_own,
+    halves,
+    score,
+    verdict,
+    wanted,
+)
 from invariclip.bench.demo.page import Demo, write_page
-from invariclip.bench.latency.candidates import LatencyCandidate
-from invariclip.bench.latency.measure import artifact_candidate, measure
-from invariclip.bench.latency.noise import busy_machine
+from invariclip.bench.latency.measure import artifact_candidate, busy_machine, measure
+from invariclip.bench.latency.worker import LatencyCandidate
 from invariclip.calibrate.data.encoders import ArtifactEncoder
 from invariclip.calibrate.fit import FitOptions, calibrate
 from invariclip.console import bar, emit_json, say, silent, table
@@ -32,7 +42,7 @@ from invariclip.threads import available_threads
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from invariclip.bench.demo.own import DemoRequest, Own
+    from invariclip.bench.demo.bundled import DemoRequest, Own
     from invariclip.calibrate.data.encoder import Encoder
     from invariclip.console import Progress
 

@@ -26,9 +26,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.artifact.manifest import Manifest
-    from invariclip.bench.demo.bundled import Accuracy, ArtifactAnswers, Bundle, DemoVerdict, Halves, Protocol
-    from invariclip.bench.demo.own import Own
-    from invariclip.bench.latency.candidates import Timing
+    from invariclip.bench.demo.bundled import Accuracy, ArtifactAnswers, Bundle, DemoVerdict, Halves, Own, Protocol
+    from invariclip.bench.latency.measure import Timing
     from invariclip.calibrate.data.images import ImageRecord
     from invariclip.calibrate.fit import Calibration
     from invariclip.calibrate.projection.selection import Selection

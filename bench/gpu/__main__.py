@@ -51,9 +51,9 @@ def main(
 def _measured(questions: list[Case], minutes: float, out: Path, *, short: bool) -> dict[str, Any]:
     deadline = time.monotonic() + 60 * minutes
     require_page_packages("python -m invariclip.bench.gpu")
-    from invariclip.bench.gpu.files import GraphFiles
     from invariclip.bench.gpu.measure import machine, measure
     from invariclip.bench.gpu.page import line, write_page
+    from invariclip.bench.gpu.runners import GraphFiles
 
     folder = out / "graphs"
     record: dict[str, Any] = {

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from invariclip.bench.gpu.cases import CANDIDATES, REFERENCE, GpuCandidate, missing
-from invariclip.bench.gpu.files import PARITY_ROWS
-from invariclip.bench.gpu.runners import WARM, open_runner, require_cuda
+from invariclip.bench.gpu.runners import PARITY_ROWS, WARM, open_runner, require_cuda
 from invariclip.bench.latency.flops import graph_flops
+from invariclip.bench.latency.machine import versions
 from invariclip.errors import InvariclipError
+from invariclip.measure.statistics import percentiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -20,8 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.bench.gpu.cases import Case
-    from invariclip.bench.gpu.files import GraphFiles
-    from invariclip.bench.gpu.runners import Runner
+    from invariclip.bench.gpu.runners import GraphFiles, Runner
 
 LEAST_COSINE = 0.999
 """Below this on any row, float16 and bfloat16 are not rounding any more: something is wrong."""
@@ -30,7 +32,6 @@ RUNS, LEAST_SECONDS = 200, 1.0
 _FEWEST = 20
 _PACKAGES = (
     "torch", "onnxruntime-gpu", "onnxruntime", "tensorrt", "tensorrt-rtx", "cuda-bindings", "open_clip_torch",
-    "invariclip",
 )  # fmt: skip
 _PEAK_SIDE, _PEAK_RUNS = 8192, 20
 
@@ -143,13 +144,13 @@ def _times(runner: Runner, rows: NDArray[Any]) -> dict[str, Any]:
         runner.answer(rows)
         total.append((time.perf_counter() - began) * 1e3)
     device = runner.device_times(rows, len(total))
-    return {**percentiles("total", total), **(percentiles("device", device) if device else {})}
+    return {**run_figures("total", total), **(run_figures("device", device) if device else {})}
 
 
-def percentiles(what: str, milliseconds: Sequence[float]) -> dict[str, Any]:
+def run_figures(what: str, milliseconds: Sequence[float]) -> dict[str, Any]:
     """The median, the 99th percentile and how many there were."""
-    p50, p99 = np.percentile(milliseconds, [50, 99])
-    return {f"{what}_p50_ms": float(p50), f"{what}_p99_ms": float(p99), f"{what}_runs": len(milliseconds)}
+    found = percentiles([milliseconds])
+    return {f"{what}_p50_ms": found["p50"], f"{what}_p99_ms": found["p99"], f"{what}_runs": len(milliseconds)}
 
 
 def measured_peak() -> float:
@@ -176,25 +177,10 @@ def measured_peak() -> float:
 
 def machine(folder: Path) -> dict[str, Any]:
     """GPU, driver, clocks and versions, as far as they can be read; what cannot is left out by name."""
-    import shutil
-    import subprocess
-    from importlib.metadata import PackageNotFoundError, version
-
-    versions: dict[str, str | None] = {}
-    for package in (
-        "torch",
-        "onnxruntime-gpu",
-        "onnxruntime",
-        "tensorrt",
-        "tensorrt-rtx",
-        "cuda-bindings",
-        "open_clip_torch",
-    ):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = None
-    facts: dict[str, Any] = {"versions": versions, "graphs": str(folder.name), "gpu": None}
+    found = versions(_PACKAGES)
+    facts: dict[str, Any] = {
+        "versions": {package: found.get(package) for package in _PACKAGES}, "graphs": folder.name, "gpu": None,
+    }  # fmt: skip
     tool = shutil.which("nvidia-smi")
     if tool is not None:
         fields = "name,driver_version,memory.total,clocks.sm,clocks.max.sm,clocks.mem,power.limit,persistence_mode"

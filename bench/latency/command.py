@@ -11,11 +11,9 @@ import click
 from invariclip.artifact.folder import read_manifest
 from invariclip.bench.latency import machine, report
 from invariclip.bench.latency.peers import entries
-from invariclip.bench.latency.prepare import prepare
-from invariclip.bench.latency.record import open_record
-from invariclip.bench.latency.reference_files import ReferenceRequest
-from invariclip.bench.latency.report_page import write_page
-from invariclip.bench.latency.session import Plan, Session
+from invariclip.bench.latency.prepare import ReferenceRequest, prepare
+from invariclip.bench.latency.report import write_page
+from invariclip.bench.latency.session import Plan, Session, open_record
 from invariclip.cli.predict_command import JSON, QUIET, THREADS
 from invariclip.console import bar, emit_json, note, say, silent
 from invariclip.threads import available_threads

@@ -6,13 +6,17 @@ import os
 import platform
 import shutil
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from invariclip.machine import available_memory, this_machine
 from invariclip.threads import cgroup_cores
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 BFLOAT16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16", "svebf16")
 """Instructions for bfloat16; without one it is slower than float32."""
@@ -84,9 +88,13 @@ def facts() -> dict[str, Any]:
     }
 
 
-def versions() -> dict[str, str]:
-    """The packages of `PACKAGES` that are installed, and their versions."""
-    return {name: found for name in PACKAGES if (found := _version(name)) is not None}
+def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """The packages that are installed, and their versions."""
+    found = {}
+    for name in packages:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def has_bfloat16() -> bool:
@@ -98,13 +106,6 @@ def compiler() -> str | None:
     """The C++ compiler that torch.compile would take, or None."""
     named = os.environ.get("CXX")
     return next((name for name in (named, "g++", "clang++", "cl") if name and shutil.which(name)), None)
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def peak_bytes() -> int:

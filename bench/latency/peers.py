@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from invariclip.bench.latency import machine
-from invariclip.bench.latency.candidates import LatencyCandidate
-from invariclip.bench.latency.reference_files import PLAIN
+from invariclip.bench.latency.prepare import PLAIN
+from invariclip.bench.latency.worker import LatencyCandidate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from invariclip.bench.latency.prepare import Prepared
-    from invariclip.bench.latency.reference_files import ReferenceRequest
+    from invariclip.bench.latency.prepare import Prepared, ReferenceRequest
 
 PYTORCH, PEER, OURS, PEAK = "pytorch", "peer", "ours", "peak"
 

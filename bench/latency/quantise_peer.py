@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from invariclip.bench.latency.machine import versions
-from invariclip.bench.latency.process import CandidateError
 from invariclip.errors import MissingExtraError
 from invariclip.files import new_directory
+from invariclip.measure.worker import WorkerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,7 +40,7 @@ def quantised_peer(model: Path, images: Path, target: Path, tell: Callable[[str]
 
     Raises:
         MissingExtraError: NNCF or OpenVINO is not installed.
-        CandidateError: NNCF failed.
+        WorkerError: NNCF failed.
     """
     lacking = [name for name in ("nncf", "openvino") if name not in versions()]
     if lacking:
@@ -54,9 +54,9 @@ def quantised_peer(model: Path, images: Path, target: Path, tell: Callable[[str]
                 subprocess.run(command, check=True, capture_output=True, text=True, timeout=LONGEST)
             except subprocess.CalledProcessError as error:
                 last = (error.stderr.strip().splitlines() or [f"exit {error.returncode}"])[-1]
-                raise CandidateError("NNCF", "failed", last[:300]) from error
+                raise WorkerError("NNCF", "failed", last[:300]) from error
             except subprocess.TimeoutExpired as error:
-                raise CandidateError("NNCF", f"was not done in {LONGEST} s", "") from error
+                raise WorkerError("NNCF", f"was not done in {LONGEST} s", "") from error
     return target / "model.xml"
 
 

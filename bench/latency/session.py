@@ -1,10 +1,14 @@
-"""One run of the bench: cold starts, turns round by round, answers, stages; written down after every step."""
+"""One run of the bench: cold starts, turns round by round, answers, stages; written down after every step.
+
+`Record` is what bench.json keeps: raw turns, so that a run that was stopped resumes.
+"""
 
 from __future__ import annotations
 
+import json
 import shutil
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -12,23 +16,125 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from invariclip.artifact.folder import checked_path
-from invariclip.bench.latency import accuracy, machine, stages
+from invariclip.bench.latency import machine, stages
 from invariclip.bench.latency.flops import graph_flops
 from invariclip.bench.latency.peers import OURS, PEAK
-from invariclip.bench.latency.process import CandidateError, Worker, take_turns
-from invariclip.bench.latency.record import Round
-from invariclip.bench.latency.reference_files import ALTERED, EVIDENCE, PLAIN
+from invariclip.bench.latency.prepare import ALTERED, EVIDENCE, PLAIN, figures
+from invariclip.bench.latency.worker import LatencyWorker
 from invariclip.console import silent
 from invariclip.errors import InputError
+from invariclip.files import write_atomically
 from invariclip.machine import available_memory
+from invariclip.measure.worker import WorkerError, take_turns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from invariclip.bench.latency.peers import PeerRow
     from invariclip.bench.latency.prepare import Prepared
-    from invariclip.bench.latency.record import Record
     from invariclip.console import Progress
+
+
+SCHEMA = 1
+MAX_BYTES = 256 << 20
+
+
+@dataclass
+class Round:
+    """One turn of every candidate at one batch size.
+
+    Attributes:
+        turns: Candidate to seconds of each of its batches.
+        steal: Share of processor time that went to other machines of the host, or None.
+        others: Share that went to other programs, or None.
+        idle_cpu_s: Most processor seconds that a candidate took while it should have slept.
+    """
+
+    turns: dict[str, list[float]]
+    steal: float | None
+    others: float | None
+    idle_cpu_s: float
+
+
+@dataclass
+class Record:
+    """Everything measured of one comparison.
+
+    Attributes:
+        key: What is compared, see `prepare.Prepared.key`, and on which processor, with how many threads.
+        settings: Further facts of the run: model, artifact, date.
+        machine: See `machine.facts`.
+        entries: The candidates, in order: `name`, `group`, `arithmetic`, `reason`, `engine`.
+        cold: Candidate to its fresh starts, each `start_s`, `load_s`, `first_s`; the first one warms the disk.
+        rounds: Batch size (as text, JSON has no other keys) to its rounds.
+        memory: Candidate to the most bytes it had resident.
+        accuracy: Candidate to the figures of `accuracy.figures`.
+        stages: Candidate to what `stages.time_stages` and `time_head` answered.
+        flops: Batch size to the operations of one run, of the export without rewrites.
+        peaks: `peak` candidate to the operations of one product.
+    """
+
+    key: dict[str, str]
+    settings: dict[str, Any] = field(default_factory=dict)
+    machine: dict[str, Any] = field(default_factory=dict)
+    entries: list[dict[str, Any]] = field(default_factory=list)
+    cold: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+    rounds: dict[str, list[Round]] = field(default_factory=dict)
+    memory: dict[str, int] = field(default_factory=dict)
+    accuracy: dict[str, dict[str, Any]] = field(default_factory=dict)
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    flops: dict[str, float] = field(default_factory=dict)
+    peaks: dict[str, float] = field(default_factory=dict)
+
+    def write(self, path: Path, summary: dict[str, Any] | None = None) -> None:
+        """Writes everything, and what follows from it where that is known already."""
+        plain = {"schema": SCHEMA, **{part.name: getattr(self, part.name) for part in fields(self)}}
+        plain["rounds"] = {batch: [_plain(round_) for round_ in rounds] for batch, rounds in self.rounds.items()}
+        write_atomically(path, json.dumps({**plain, "summary": summary or {}}, indent=1, allow_nan=False))
+
+
+def open_record(path: Path, key: dict[str, str]) -> Record:
+    """The record that lies at `path`, to go on with, or a new one.
+
+    Raises:
+        InputError: What lies there is not a record, or of another comparison.
+    """
+    if not path.exists():
+        return Record(key)
+    found = read_record(path)
+    if found.key != key:
+        other = [name for name in sorted({*key, *found.key}) if found.key.get(name) != key.get(name)]
+        raise InputError(
+            f"{path}: holds another comparison (its {', '.join(other)} differ); name another --out, or begin again "
+            "with --fresh"
+        )
+    return found
+
+
+def read_record(path: Path) -> Record:
+    """Reads what `Record.write` wrote.
+
+    Raises:
+        InputError: It is not one.
+    """
+    if path.stat().st_size > MAX_BYTES:
+        raise InputError(f"{path}: larger than any record of a bench ({path.stat().st_size:,} bytes)")
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+        schema = plain.pop("schema")
+        if schema != SCHEMA:
+            raise InputError(f"{path}: schema {schema!r} is not known, this version reads {SCHEMA}; name another --out")
+        del plain["summary"]
+        rounds = {batch: [Round(**one) for one in many] for batch, many in plain["rounds"].items()}
+        return Record(**{**plain, "rounds": rounds})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: not a record of a bench ({error!r}); name another --out") from error
+
+
+def _plain(round_: Round) -> dict[str, Any]:
+    turns = {name: [round(seconds, 7) for seconds in times] for name, times in round_.turns.items()}
+    return {"turns": turns, "steal": round_.steal, "others": round_.others, "idle_cpu_s": round(round_.idle_cpu_s, 4)}
+
 
 _SCRATCH = ".scratch-"
 _ROOM = 400_000_000
@@ -131,15 +237,15 @@ class Session:
         ]
         self._record.write(self._path)
 
-    def _start(self, entry: PeerRow) -> Worker | None:
+    def _start(self, entry: PeerRow) -> LatencyWorker | None:
         """A running candidate, or None and a reason."""
         name, room, needed = entry.candidate.name, available_memory(), _needed(entry)
         if room is not None and room < needed:
             self._reasons[name] = f"needs about {needed >> 20:,} MiB of memory, {room >> 20:,} are left"
             return None
         try:
-            worker = Worker(entry.candidate, self._plan.threads, self._environment)
-        except CandidateError as error:
+            worker = LatencyWorker(entry.candidate, self._plan.threads, self._environment)
+        except WorkerError as error:
             self._fail(name, error.reason)
             return None
         self._engines[name] = worker.facts["engine"]
@@ -169,7 +275,7 @@ class Session:
                 self._record.cold.setdefault(name, []).append({key: round(value, 4) for key, value in facts.items()})
             self._note()
 
-    def _time(self, workers: list[Worker], batch: int) -> None:
+    def _time(self, workers: list[LatencyWorker], batch: int) -> None:
         """Rounds at one batch size; a candidate that stops is left out of those that follow."""
         rounds = self._record.rounds.setdefault(str(batch), [])
         if len(rounds) >= self._plan.rounds:
@@ -177,13 +283,13 @@ class Session:
         repetitions: dict[str, int] = {}
         for worker in self._progress(list(workers), total=len(workers), desc=f"warming up batch {batch}"):
             try:
-                repetitions[worker.name] = worker.repetitions(batch, self._plan.seconds_per_turn)
-            except CandidateError as error:
+                repetitions[worker.name] = worker.repetitions(self._plan.seconds_per_turn, batch=batch)
+            except WorkerError as error:
                 self._drop(workers, worker.name, error.reason)
         total = self._plan.rounds - len(rounds)
         for _ in self._progress(range(total), total=total, desc=f"timing batch {batch}"):
             before = machine.Ticks.now()
-            turns, stopped = take_turns(workers, batch, repetitions, len(rounds))
+            turns, stopped = take_turns(workers, repetitions, len(rounds), batch=batch)
             used = machine.Ticks.now().since(before, sum(turn.cpu_s for turn in turns.values()))
             for name, reason in stopped.items():
                 self._drop(workers, name, reason)
@@ -193,16 +299,16 @@ class Session:
             )
             self._note()
 
-    def _drop(self, workers: list[Worker], name: str, reason: str) -> None:
+    def _drop(self, workers: list[LatencyWorker], name: str, reason: str) -> None:
         self._fail(name, reason)
         workers[:] = [worker for worker in workers if worker.name != name]
 
-    def _ask(self, workers: list[Worker]) -> None:
+    def _ask(self, workers: list[LatencyWorker]) -> None:
         """Memory first, then answers, then stages: each may raise the high-water mark of the one before."""
         groups = {entry.candidate.name: entry for entry in self._entries}
         towers = [worker for worker in workers if groups[worker.name].group != PEAK]
         for worker in towers:
-            self._record.memory.setdefault(worker.name, worker.ask({"do": "memory"})["peak_bytes"])
+            self._record.memory.setdefault(worker.name, worker.ask("memory")["peak_bytes"])
         for left in self._path.parent.glob(f"{_SCRATCH}*"):  # of a run that was killed
             shutil.rmtree(left)
         with TemporaryDirectory(dir=self._path.parent, prefix=_SCRATCH) as scratch:
@@ -218,22 +324,24 @@ class Session:
             for worker in self._progress(lacking, total=len(lacking), desc="stages"):
                 self._guard(workers, worker, lambda worker: self._stages(worker, groups[worker.name], Path(scratch)))
 
-    def _guard(self, workers: list[Worker], worker: Worker, work: Callable[[Worker], None]) -> None:
+    def _guard(
+        self, workers: list[LatencyWorker], worker: LatencyWorker, work: Callable[[LatencyWorker], None]
+    ) -> None:
         try:
             work(worker)
-        except (CandidateError, InputError) as error:
-            self._drop(workers, worker.name, error.reason if isinstance(error, CandidateError) else str(error))
+        except (WorkerError, InputError) as error:
+            self._drop(workers, worker.name, error.reason if isinstance(error, WorkerError) else str(error))
         self._note()
 
-    def _answers(self, worker: Worker, entry: PeerRow, scratch: Path) -> None:
+    def _answers(self, worker: LatencyWorker, entry: PeerRow, scratch: Path) -> None:
         found = []
         for name in (EVIDENCE, ALTERED):
             out = scratch / f"answers-{name}"
-            question = {"images": str((self._prepared.folder / name).resolve()), "batch": max(self._plan.batches)}
-            worker.ask({"do": "embed", **question, "out": str(out.resolve())})
+            images = str((self._prepared.folder / name).resolve())
+            worker.ask("embed", images=images, batch=max(self._plan.batches), out=str(out.resolve()))
             found.append(np.load(out, allow_pickle=False))
         reference = self._prepared.reference(projected=entry.group == OURS)
-        self._record.accuracy[worker.name] = accuracy.figures(reference, found[0], found[1])
+        self._record.accuracy[worker.name] = figures(reference, found[0], found[1])
 
     def _sheets(self, scratch: Path) -> None:
         from invariclip.export.reference import images_path
@@ -243,19 +351,17 @@ class Session:
         size = stages.write_jpegs(find_images([images_path()]), scratch / "sheets")
         self._record.settings["sheet_bytes"] = size
 
-    def _stages(self, worker: Worker, entry: PeerRow, scratch: Path) -> None:
+    def _stages(self, worker: LatencyWorker, entry: PeerRow, scratch: Path) -> None:
         candidate, manifest = entry.candidate, self._prepared.manifest
         variant = manifest.variants[candidate.variant]
         common = {"backend": candidate.backend, "threads": self._plan.threads}
         found = worker.ask(
-            {
-                "do": "stages",
-                **common,
-                "artifact": str(self._prepared.artifact.resolve()),
-                "variant": candidate.variant,
-                "images": str((scratch / "sheets").resolve()),
-                "rounds": self._plan.stage_rounds,
-            }
+            "stages",
+            **common,
+            artifact=str(self._prepared.artifact.resolve()),
+            variant=candidate.variant,
+            images=str((scratch / "sheets").resolve()),
+            rounds=self._plan.stage_rounds,
         )
         heads = scratch / f"heads-{variant.image.sha256[:16]}"
         if not heads.is_dir():
@@ -266,8 +372,9 @@ class Session:
                 logit_scale=model.logit_scale, logit_bias=model.logit_bias,
             )  # fmt: skip
         files = {"bare": str((heads / "bare.onnx").resolve()), "headed": str((heads / "head.onnx").resolve())}
-        question = {"do": "head", **common, **files, "compute": variant.compute}
-        found["head"] = worker.ask({**question, "repetitions": self._plan.head_calls})
+        found["head"] = worker.ask(
+            "head", **common, **files, compute=variant.compute, repetitions=self._plan.head_calls
+        )
         self._record.stages[worker.name] = found
 
 

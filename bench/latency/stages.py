@@ -16,6 +16,8 @@ from invariclip.preprocessing.pixels import open_image, pixels
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from invariclip.artifact.manifest import Compute
+
 STAGES = ("read", "decode", "resize", "copy", "encode")
 """Read the file; decode its bytes; resize, crop and convert; copy into the batch; pixels → embedding."""
 SIZE = (640, 480)
@@ -56,28 +58,30 @@ def write_jpegs(paths: Sequence[Path], folder: Path, count: int = 16) -> int:
     return total // count
 
 
-def time_stages(question: dict[str, Any]) -> dict[str, Any]:
+def time_stages(artifact: str, variant: str, backend: str, threads: int, images: str, rounds: int) -> dict[str, Any]:
     """Times every stage image by image, and the same images end to end through `Model.embed_images`.
 
     Args:
-        question: `artifact`, `variant`, `backend`, `threads` as `load` takes them; `images`, a folder of files;
-            `rounds`, how often each is read.
+        artifact: As `load` takes it.
+        variant: As `load` takes it.
+        backend: As `load` takes it.
+        threads: As `load` takes them.
+        images: A folder of files.
+        rounds: How often each is read.
 
     Returns:
         `stages` (stage to seconds, one per image and round) and `end_to_end` (likewise, from bytes to embedding).
     """
     from invariclip import load
 
-    model = load(
-        question["artifact"], variant=question["variant"], backend=question["backend"], threads=question["threads"]
-    )
+    model = load(artifact, variant=variant, backend=backend, threads=threads)
     spec = model.manifest.pixels
-    paths = find_images([question["images"]])
+    paths = find_images([images])
     batch = np.empty((1, *spec.image_size, 3), dtype=np.uint8)
     taken: dict[str, list[float]] = {stage: [] for stage in STAGES}
     whole: list[float] = []
     model.embed_images([paths[0]])
-    for _ in range(question["rounds"]):
+    for _ in range(rounds):
         for path in paths:
             marks = [time.perf_counter()]
             data = path.read_bytes()
@@ -122,12 +126,16 @@ def write_heads(image: Path, folder: Path, *, width: int, logit_scale: float, lo
     write_graph(model, folder / "head.onnx")
 
 
-def time_head(question: dict[str, Any]) -> dict[str, Any]:
+def time_head(bare: str, headed: str, backend: str, compute: Compute, threads: int, repetitions: int) -> dict[str, Any]:
     """Times two graphs call by call in turn, in one engine: a head costs less than a machine drifts in a second.
 
     Args:
-        question: `bare` and `headed` (files), `backend`, `compute`, `threads` as `open_backend` takes them;
-            `repetitions`.
+        bare: The graph without a class head.
+        headed: The same with one.
+        backend: As `open_backend` takes it.
+        compute: As `open_backend` takes it.
+        threads: As `open_backend` takes them.
+        repetitions: Calls of each that are timed.
 
     Returns:
         `bare` and `headed`: seconds of each call; the calls of the same place followed each other.
@@ -135,10 +143,8 @@ def time_head(question: dict[str, Any]) -> dict[str, Any]:
     from invariclip.backends import open_backend
 
     engines = {
-        side: open_backend(
-            question["backend"], Path(question[side]), threads=question["threads"], compute=question["compute"]
-        )
-        for side in ("bare", "headed")
+        side: open_backend(backend, Path(file), threads=threads, compute=compute)
+        for side, file in (("bare", bare), ("headed", headed))
     }
     name = engines["bare"].input_names[0]
     shape = engines["bare"].input_shapes[name]
@@ -146,7 +152,7 @@ def time_head(question: dict[str, Any]) -> dict[str, Any]:
     sides = [side or 224 for side in shape[1:3]]
     batch = np.random.default_rng(0).integers(0, 256, (1, *sides, 3), dtype=np.uint8)
     taken: dict[str, list[float]] = {side: [] for side in engines}
-    for repetition in range(question["repetitions"] + 2):
+    for repetition in range(repetitions + 2):
         order = ("bare", "headed") if repetition % 2 else ("headed", "bare")
         for side in order:
             start = time.perf_counter()

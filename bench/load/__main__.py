@@ -18,6 +18,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 from urllib.request import urlopen
@@ -27,13 +28,14 @@ import numpy as np
 from PIL import Image
 
 from invariclip.bench.latency.machine import Ticks
-from invariclip.bench.load.page import with_tables
 from invariclip.cli.main import run_command
 from invariclip.console import bar, note
 from invariclip.errors import InputError
 from invariclip.export.reference import manifest_path
 from invariclip.files import write_atomically
 from invariclip.machine import this_machine
+from invariclip.measure.statistics import median_of_rounds, percentiles
+from invariclip.measure.worker import rotated
 from invariclip.preprocessing.find import find_images
 from invariclip.threads import available_threads
 
@@ -43,6 +45,19 @@ if TYPE_CHECKING:
 START_SECONDS = 300
 IMAGES = 32
 """Different ones that are sent."""
+BEGIN, END = "<!-- tables of bench.load -->", "<!-- end of the tables -->"
+HEAD = [
+    "clients",
+    "server",
+    "answers/s",
+    "rounds from to",
+    "p50 ms",
+    "p95 ms",
+    "p99 ms",
+    "images a run",
+    "CPU ms",
+    "× first",
+]
 
 
 @dataclass(frozen=True)
@@ -51,7 +66,7 @@ class LoadedServer:
 
     Attributes:
         name: What to call it.
-        options: Of `invariclip serve`, or, with `torch`, of `bench.load_torch`.
+        options: Of `invariclip serve`, or, with `torch`, of `torch_server`.
         torch: Whether open_clip stands in the engine's place.
     """
 
@@ -248,7 +263,9 @@ def _images(folder: Path, side: int | None) -> str:
 def _turns(
     servers: dict[str, Server], folder: Path, clients: Sequence[int], rounds: int, warm: float, seconds: float
 ) -> Iterator[LoadTurn]:
-    plan = [(number, many, name) for number in range(rounds) for many in clients for name in _rotated(servers, number)]
+    plan = [
+        (number, many, name) for number in range(rounds) for many in clients for name in rotated(list(servers), number)
+    ]
     for number, many, name in bar(plan, total=len(plan), desc="turns"):
         server = servers[name]
         before, ticks, own, cpu = server.batches(), Ticks.now(), _own_s(server), server.cpu_s()
@@ -261,11 +278,10 @@ def _turns(
         if not good or len(times) != good:
             raise InputError(f"{name} with {many} clients: answered with {told['statuses'] or 'nothing'}")
         images = after[0] - before[0]
-        p50, p95, p99 = np.percentile(times, (50, 95, 99))
         yield LoadTurn(
-            name, many, number, good, len(times) - good, good / seconds, float(p50), float(p95), float(p99),
-            images / max(1.0, after[1] - before[1]), 1000 * took / max(1.0, images), shares["steal"],
-            shares["others"],
+            name, many, number, good, len(times) - good, good / seconds, **percentiles([times]),
+            batch=images / max(1.0, after[1] - before[1]), cpu_ms=1000 * took / max(1.0, images), steal=shares["steal"],
+            others=shares["others"],
         )  # fmt: skip
 
 
@@ -275,10 +291,58 @@ def _own_s(server: Server) -> float:
     return server.cpu_s() + ended.children_user + ended.children_system
 
 
-def _rotated(servers: dict[str, Server], number: int) -> list[str]:
-    """Who begins changes from round to round."""
-    names = list(servers)
-    return names[number % len(names) :] + names[: number % len(names)]
+def with_tables(page: str, groups: dict[str, Any]) -> str:
+    """The page with its tables replaced.
+
+    Args:
+        page: Markdown that holds `BEGIN` and `END`.
+        groups: Setting and turns by title, see `LoadTurn`.
+
+    Raises:
+        InputError: It does not hold them, once and in this order.
+    """
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise InputError(f"the page has no place for the tables: it needs the lines {BEGIN} and {END}")
+    tables = "\n\n".join(_table(title, group) for title, group in groups.items())
+    return f"{before}{BEGIN}\n{tables}\n{end}{after}"
+
+
+def _table(title: str, group: dict[str, Any]) -> str:
+    setting, turns = group["setting"], group["turns"]
+    versions = ", ".join(f"{name} {number}" for name, number in setting["versions"].items())
+    busy = "".join(
+        f"; {who} took {median(shares):.0%} of the processors' time in the median turn, {max(shares):.0%} at most"
+        for what, who in (("others", "other programs"), ("steal", "other machines of the host"))
+        if (shares := [turn[what] for turn in turns if turn[what] is not None])
+    )
+    about = (
+        f"{setting['images']}; {setting['rounds']} rounds of {setting['seconds']:g} s a row, medians over rounds; "
+        f"{setting['threads']} engine threads; {setting['processor']}; {versions}; {setting['date']}{busy}"
+    )
+    names = list(dict.fromkeys(turn["candidate"] for turn in turns))
+    clients = sorted({turn["clients"] for turn in turns})
+    rows = [_row(turns, many, name, names[0]) for many in clients for name in names]
+    lines = [HEAD, ["---"] * len(HEAD), *rows]
+    return f"**{title}** ({about})\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _row(turns: Sequence[dict[str, Any]], clients: int, name: str, first: str) -> list[str]:
+    def of(candidate: str, what: str) -> list[float]:
+        found = [turn for turn in turns if (turn["clients"], turn["candidate"]) == (clients, candidate)]
+        return [turn[what] for turn in sorted(found, key=lambda turn: turn["round"])]
+
+    speed = of(name, "per_second")
+    compared = ""
+    if name != first:
+        times = median_of_rounds([own / other for own, other in zip(speed, of(first, "per_second"), strict=True)])
+        compared = f"{times.value:.2f} [{times.low:.2f}, {times.high:.2f}]"
+    return [
+        str(clients), name, f"{median(speed):.1f}", f"{min(speed):.1f} to {max(speed):.1f}",
+        *(f"{median(of(name, what)):.0f}" for what in ("p50", "p95", "p99")),
+        f"{median(of(name, 'batch')):.1f}", f"{median(of(name, 'cpu_ms')):.1f}", compared,
+    ]  # fmt: skip
 
 
 if __name__ == "__main__":

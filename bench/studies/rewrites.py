@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from invariclip.bench.latency.candidates import LatencyCandidate, Timing
-from invariclip.bench.latency.measure import measure
+from invariclip.bench.latency.measure import Timing, measure
+from invariclip.bench.latency.worker import LatencyCandidate
 from invariclip.cli.main import run_command
 from invariclip.console import bar, note
 from invariclip.export.checkpoints.checkpoint import load_checkpoint

@@ -21,6 +21,7 @@ from invariclip.artifact.folder import read_manifest
 from invariclip.artifact.manifest import EMBEDDING, PROBABILITIES
 from invariclip.backends import open_backend
 from invariclip.bench.latency.machine import facts, versions
+from invariclip.bench.studies.pages import write_result
 from invariclip.cli.main import run_command
 from invariclip.console import bar, note, silent
 from invariclip.errors import InputError
@@ -220,8 +221,8 @@ def main() -> None:
 @click.option("--out", type=click.Path(path_type=Path), default=Path("build/unseen/images"), show_default=True)
 def images_command(data: Path, out: Path) -> None:
     """Sorts stylebench's images into what a variant is made on, judged on, and never shown."""
-    from invariclip.bench.studies.stylebench.build import MANIFEST
-    from invariclip.bench.studies.stylebench.manifest import read_manifest as read_images
+    from invariclip.bench.studies.stylebench.images import MANIFEST
+    from invariclip.bench.studies.stylebench.images import read_manifest as read_images
     from invariclip.bench.studies.stylebench.sources import STYLES
 
     every = read_images(data / MANIFEST)
@@ -264,9 +265,7 @@ def measure_command(
 ) -> None:  # fmt: skip
     """Asks every variant, and writes the page."""
     record = measure(artifact, unseen, calibration, limit, work, silent if quiet else bar, graphs=graphs)
-    write_atomically(out.with_suffix(".json"), json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-    write_atomically(out, page(record))
-    note(f"wrote {out}")
+    write_result(out, record, page(record))
 
 
 @main.command("page")
@@ -289,9 +288,7 @@ def timings_command(record: Path, bench: Path) -> None:
             for name, row in timed["summary"]["batches"]["1"].items()
         },
     }
-    write_atomically(record, json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
-    write_atomically(record.with_suffix(".md"), page(kept))
-    note(f"wrote {record} and its page")
+    write_result(record.with_suffix(".md"), kept, page(kept))
 
 
 def measure(

@@ -24,7 +24,7 @@ TEXTS = (
     "a word painted on a wall, seen from below",
 )
 MIN_COSINE: dict[Fidelity, float] = {"exact": 0.999999, "near": 0.9999, "fast": 0.985}
-"""Of the contract's levels, as `export.contract.figures` bounds them."""
+"""Of the contract's levels, as `export.verification.figures` bounds them."""
 SLACK = 2.0
 """How many times the angle of that cosine is allowed. The default is off by an angle too, and these images are none
 that the level was proved on: bfloat16 of a ViT-B/32 with random weights reaches 0.78 of the angle of `near` on them."""

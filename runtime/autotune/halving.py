@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from invariclip.autotune.checks import IMAGES, disagreement
-from invariclip.autotune.process import CandidateStoppedError, Process
 from invariclip.autotune.verdict import MeasuredCandidate, Timed, survivors
+from invariclip.autotune.worker import TuneWorker
 from invariclip.errors import ContractError, UntrueVariantWarning
+from invariclip.measure.worker import WorkerError, rotated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 LONGEST_TURN, SHORTEST_TURN = 0.2, 0.02
 """Seconds that a turn should last; one batch is timed anyway."""
+PAUSE = 0.03
+"""Seconds before a turn; shorter than the benches', because a search has a minute for everything."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ class Search:
     timed: dict[MeasuredCandidate, Timed] = field(default_factory=dict)
     turn: float = LONGEST_TURN
     left_out: list[dict[str, str]] = field(default_factory=list)
-    _open: dict[TuneCandidate, Process] = field(default_factory=dict)
+    _open: dict[TuneCandidate, TuneWorker] = field(default_factory=dict)
     _wanted: dict[str, NDArray[np.float32]] = field(default_factory=dict)
 
     def __enter__(self) -> Search:
@@ -101,13 +104,13 @@ class Search:
         """
         name = self.yardstick.name
         try:
-            process = self._open[self.yardstick] = Process(self.folder, self.yardstick)
+            process = self._open[self.yardstick] = TuneWorker(self.folder, self.yardstick)
             answers = process.images(IMAGES)
             if not np.isfinite(answers).all():
                 raise ContractError(f"{self.folder}: the safe default, {name}, answers NaN on this machine")
-        except CandidateStoppedError as error:
+        except WorkerError as error:
             self.__exit__()
-            raise ContractError(f"{self.folder}: the safe default, {name}, fails here: {error}") from error
+            raise ContractError(f"{self.folder}: the safe default, {name}, fails here: {error.reason}") from error
         except BaseException:  # Ctrl-C too must leave no process behind
             self.__exit__()
             raise
@@ -161,8 +164,8 @@ class Search:
             if "texts" not in self._wanted:
                 self._wanted["texts"] = default.texts()
             problem = disagreement(process.texts(), self._wanted["texts"], entry.candidate.claimed)
-        except CandidateStoppedError as error:
-            return str(error)
+        except WorkerError as error:
+            return error.reason
         return problem and f"texts: {problem}"
 
     def refuse(self, candidate: TuneCandidate, why: str) -> None:
@@ -204,10 +207,10 @@ class Search:
         missing = [candidate for candidate in candidates if candidate not in self._open]
         for candidate in self.progress(missing, total=len(missing), desc="open candidates"):
             try:
-                process = self._open[candidate] = Process(self.folder, candidate)
+                process = self._open[candidate] = TuneWorker(self.folder, candidate)
                 problem = disagreement(process.images(IMAGES), self._wanted["images"], candidate.claimed)
-            except CandidateStoppedError as error:
-                self._leave_out(candidate, str(error))
+            except WorkerError as error:
+                self._leave_out(candidate, error.reason)
                 continue
             if problem:
                 self.refuse(candidate, problem)
@@ -225,8 +228,7 @@ class Search:
             range(stage.rounds), total=stage.rounds, desc=f"stage {number}, {len(runs)} in turn"
         ):
             alive = [entry for entry in runs if entry.candidate in self._open]
-            order = [alive[(round_ + place) % len(alive)] for place in range(len(alive))]
-            self._each(order, lambda entry: turns[entry].append(self._turn(entry, repetitions[entry])))
+            self._each(rotated(alive, round_), lambda entry: turns[entry].append(self._turn(entry, repetitions[entry])))
             for entry in wanted:
                 if entry.candidate in self._open:
                     self.timed[entry] = _timed(entry, turns[entry], yard, turns[yard], number)
@@ -245,19 +247,23 @@ class Search:
                 continue
             try:
                 do(entry)
-            except CandidateStoppedError as error:
+            except WorkerError as error:
                 if entry.candidate == self.yardstick:
-                    raise ContractError(f"{self.folder}: the safe default, {entry.name}, stopped: {error}") from error
-                self._leave_out(entry.candidate, str(error))
+                    raise ContractError(
+                        f"{self.folder}: the safe default, {entry.name}, stopped: {error.reason}"
+                    ) from error
+                self._leave_out(entry.candidate, error.reason)
 
     def _warm_up(self, entry: MeasuredCandidate) -> int:
         """A batch or two unmeasured; then as many repetitions as fill a turn."""
         process = self._open[entry.candidate]
-        once = min(process.seconds(entry.batch, 2 if entry.batch <= IMAGES else 1))
+        once = min(process.turn(2 if entry.batch <= IMAGES else 1, batch=entry.batch).times)
         return max(1, min(200, round(self.turn / max(once, 1e-6))))
 
     def _turn(self, entry: MeasuredCandidate, repetitions: int) -> float:
-        return self._open[entry.candidate].turn(entry.batch, repetitions)
+        """The median time of a batch, seconds, after the last candidate's threads went to sleep."""
+        time.sleep(PAUSE)
+        return float(np.median(self._open[entry.candidate].turn(repetitions, batch=entry.batch).times))
 
 
 def _timed(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from invariclip.measure.statistics import interval
 from invariclip.profile import Measurement, ProfileChoice
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 MARGIN = 1.02
 """A gain that is not surely above this is none: machines drift by more from hour to hour."""
-_DRAWS = 2000
 
 
 @dataclass(frozen=True)
@@ -70,13 +70,6 @@ class Timed:
             candidate.claimed, self.stage,
             len(self.seconds), median_ms, low_ms, high_ms, batch / (median_ms / 1e3), self.ratio, low, high,
         )  # fmt: skip
-
-
-def interval(values: NDArray[np.float64], seed: int = 0) -> tuple[float, float]:
-    """The 95 % bootstrap interval of the median of float64 [rounds]."""
-    draws = np.random.default_rng(seed).integers(0, len(values), (_DRAWS, len(values)))
-    low, high = np.percentile(np.median(values[draws], axis=1), [2.5, 97.5])
-    return float(low), float(high)
 
 
 def survivors(timed: Sequence[Timed], most: int) -> list[Timed]:

@@ -1,11 +1,9 @@
-"""The process of one candidate: opens the artifact as `load` would, then answers a line of JSON with a line of JSON."""
+"""The process of one candidate, which opens the artifact as `load` would, and the side that asks it."""
 
 from __future__ import annotations
 
 import json
-import os
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +11,47 @@ import numpy as np
 
 from invariclip.artifact.folder import read_manifest
 from invariclip.autotune.checks import IMAGES, TEXTS, check_images
-from invariclip.errors import InvariclipError
+from invariclip.measure.worker import Served, Worker, module, serve
 from invariclip.model import Model
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-MAX_REPETITIONS, MAX_BATCH = 10_000, 4096
+    from invariclip.autotune.candidates import TuneCandidate
+
+LONGEST_ANSWER = 300.0
+"""Seconds after which a process counts as stuck."""
+
+
+class TuneWorker(Worker):
+    """A running candidate; its turns are asked for with `batch`."""
+
+    def __init__(self, folder: Path, candidate: TuneCandidate) -> None:
+        """Starts it and waits until the artifact is open.
+
+        Raises:
+            WorkerError: It cannot be opened here.
+        """
+        named = {"folder": str(folder), "variant": candidate.variant, "backend": candidate.backend}
+        asked = json.dumps({**named, "threads": candidate.threads})
+        command = module("invariclip.autotune.worker", asked)
+        super().__init__(candidate.name, command, longest=LONGEST_ANSWER, quiet=True)
+
+    def images(self, batch: int) -> NDArray[np.float32]:
+        """Embeddings [IMAGES, d] of `checks.check_images`, in batches of that many.
+
+        Raises:
+            WorkerError: The process stopped or could not answer.
+        """
+        return np.asarray(self.ask("images", batch=batch)["embeddings"], dtype=np.float32)
+
+    def texts(self) -> NDArray[np.float32]:
+        """Embeddings [len(TEXTS), d] of `checks.TEXTS`.
+
+        Raises:
+            WorkerError: See `images`.
+        """
+        return np.asarray(self.ask("texts")["embeddings"], dtype=np.float32)
 
 
 class Bench:
@@ -34,16 +66,6 @@ class Bench:
     def _batch(self, rows: int) -> NDArray[np.uint8]:
         return np.ascontiguousarray(self._images[np.arange(rows) % IMAGES])
 
-    def time(self, batch: int, repetitions: int) -> dict[str, Any]:
-        """Seconds of each of `repetitions` batches."""
-        images = self._batch(min(batch, MAX_BATCH))
-        times = []
-        for _ in range(min(repetitions, MAX_REPETITIONS)):
-            start = time.perf_counter()
-            self.model.embed_images(images, batch_size=batch)
-            times.append(time.perf_counter() - start)
-        return {"seconds": times}
-
     def images(self, batch: int) -> dict[str, Any]:
         """Embeddings of the check images, each as part of a batch of that many."""
         rows = -(-IMAGES // batch) * batch
@@ -53,29 +75,19 @@ class Bench:
         """Embeddings of the check texts."""
         return {"embeddings": self.model.embed_texts(TEXTS).tolist()}
 
+    def served(self) -> Served:
+        """A turn embeds one batch of `batch` images."""
+
+        def run(batch: int) -> Any:
+            images = self._batch(batch)
+            return lambda: self.model.embed_images(images, batch_size=batch)
+
+        return Served(self.model.describe(), run, {"images": self.images, "texts": self.texts})
+
 
 def main() -> None:
     """Serves until standard input ends."""
-    # What an engine prints must not come between the answers, so they have a descriptor of their own
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-
-    def answer(value: dict[str, Any]) -> None:
-        answers.write(json.dumps(value) + "\n")
-        answers.flush()
-
-    try:
-        bench = Bench(**json.loads(sys.argv[1]))
-        answer(bench.model.describe())
-        for line in sys.stdin:
-            question = json.loads(line)
-            answer(getattr(bench, question.pop("do"))(**question))
-    except InvariclipError as error:
-        answer({"error": str(error)})
-        sys.exit(1)
-    except Exception as error:  # the end of a process: whoever started it is told why
-        answer({"error": f"{type(error).__name__}: {error}"})
-        sys.exit(1)
+    serve(lambda: Bench(**json.loads(sys.argv[1])).served())
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ def run_command(command: click.Command, prog_name: str | None = None, arguments:
 
     Args:
         command: The command.
-        prog_name: Its name in help texts; None takes the program's own, such as `python -m invariclip.export.parity`.
+        prog_name: Its name in help texts; None takes the program's own, such as `python -m invariclip.bench.load`.
         arguments: Without the program's name; None takes the process's.
     """
     warnings.showwarning = _one_line_warning

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import cache as once
 from functools import partial
 from pathlib import Path
@@ -10,16 +9,17 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from invariclip.bench.studies.blas import bound_blas
-from invariclip.bench.studies.cdc.rows import COMPARED, ROWS
+from invariclip.bench.studies.cdc.trial import COMPARED, ROWS
+from invariclip.bench.studies.pages import write_result
+from invariclip.bench.studies.trials import bound_blas
 from invariclip.calibrate.data.images import read_images
 from invariclip.cli.main import run_command
 from invariclip.console import bar, note
-from invariclip.files import sha256_file, write_atomically
+from invariclip.files import sha256_file
 
 if TYPE_CHECKING:
-    from invariclip.bench.studies.cdc.world import CdcWorld
-    from invariclip.bench.studies.stylebench.encoders import Precision
+    from invariclip.bench.studies.cdc.trial import CdcWorld
+    from invariclip.bench.studies.encoders import Precision
 
 DATA = Path("build/stylebench")
 
@@ -41,12 +41,9 @@ def main(
     data: Path, model: str, seeds: int, precision: str, ablations: bool, work: Path, features: Path, out: Path
 ) -> None:
     """Learns every row of the table under every seed, scores it, and writes the page."""
-    from invariclip.bench.studies.cdc.page import render
-    from invariclip.bench.studies.cdc.plots import plot
-    from invariclip.bench.studies.cdc.summary import summarise
-    from invariclip.bench.studies.cdc.trial import run_trial
-    from invariclip.bench.studies.cdc.world import make_world
-    from invariclip.bench.studies.stylebench.encoders import Quick
+    from invariclip.bench.studies.cdc.report import plot, render, summarise
+    from invariclip.bench.studies.cdc.trial import make_world, run_trial
+    from invariclip.bench.studies.encoders import Quick
     from invariclip.export.checkpoints.checkpoint import load_checkpoint
 
     bound_blas()
@@ -75,10 +72,7 @@ def main(
         "manifest_sha256": key["manifest"],
         "precision": precision,
     }
-    write_atomically(out.with_suffix(".json"), json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    write_atomically(out, render(result, out.with_suffix(".svg").name))
-    write_atomically(out.with_suffix(".svg"), plot(result))
-    note(f"wrote {out}, its .json and its .svg")
+    write_result(out, result, render(result, out.with_suffix(".svg").name), plot(result))
 
 
 if __name__ == "__main__":

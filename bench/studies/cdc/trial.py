@@ -1,24 +1,31 @@
-"""One row under one seed: learnt on base classes, scored on base and new ones; kept whole, so that a run resumes."""
+"""One row of the table under one seed: learnt on base classes, scored on base and new ones; kept, so a run resumes.
+
+`CdcWorld` is the image set as the table sees it: base and new classes, styles to adapt to and one held out, the space.
+`ROWS` says what is learnt for each row, and `answer` how it answers.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from invariclip.bench.studies.cdc.rows import FITTED, OPTIONS, ROWS, RowAnswers, answer
-from invariclip.bench.studies.cdc.world import TEMPLATES, places_of
-from invariclip.calibrate.prompts.evaluate import auroc, harmonic_mean, reliability, risk_coverage
+from invariclip.bench.studies.stylebench.sources import HELD_OUT_STYLES, TRAINING_STYLES
+from invariclip.bench.studies.trials import kept_trial
+from invariclip.calibrate.fit import FitOptions, calibrate
+from invariclip.calibrate.prompts.evaluate import auroc, harmonic_mean, reliability, risk_coverage, uncertainties
 from invariclip.calibrate.prompts.learn import full_bank, learn_from
+from invariclip.calibrate.prompts.opinions import fused_answers
+from invariclip.calibrate.prompts.options import DEFAULT_AUGMENTATIONS, PromptOptions
 from invariclip.calibrate.prompts.scales import fit_temperature
 from invariclip.calibrate.prompts.splits import split_rows
 from invariclip.calibrate.prompts.texts import hand_written_bank
-from invariclip.calibrate.prompts.views import augmented
+from invariclip.calibrate.prompts.views import LabelledEmbeddings, augmented, embed_images
 from invariclip.console import Progress, silent
-from invariclip.files import write_atomically
+from invariclip.preprocessing.interventions import PAPER, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,14 +34,181 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.artifact.learned_prompts import LearnedPrompts
-    from invariclip.bench.studies.cdc.world import CdcWorld
-    from invariclip.bench.studies.stylebench.encoders import Quick
-    from invariclip.calibrate.prompts.options import PromptOptions
+    from invariclip.bench.studies.encoders import Quick
     from invariclip.calibrate.prompts.splits import Split
-    from invariclip.calibrate.prompts.views import LabelledEmbeddings
     from invariclip.export.checkpoints.checkpoint import Checkpoint
 
     Tests = tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.str_]]
+    from collections.abc import Sequence
+
+    from invariclip.artifact.projection import Projection
+    from invariclip.calibrate.data.images import ImageRecord
+
+
+TEMPLATES = ("a picture of a {}.",)
+
+
+@dataclass(frozen=True, eq=False)
+class CdcWorld:
+    """Half of the learnt concepts to learn templates from, the other half new to them.
+
+    Attributes:
+        base: Images of base classes in the styles adapted to, which the encoder was never trained on.
+        new: Images of new classes in the same styles.
+        base_unseen: Images of base classes in the held-out style.
+        new_unseen: The same of new classes.
+        projection: The space of all vectors, or None.
+        held_out: The held-out style.
+        base_names: Every base class, sorted; not each has images in all styles.
+        new_names: Every new class, sorted.
+    """
+
+    base: LabelledEmbeddings
+    new: LabelledEmbeddings
+    base_unseen: LabelledEmbeddings
+    new_unseen: LabelledEmbeddings
+    projection: Projection | None
+    held_out: str
+    base_names: tuple[str, ...]
+    new_names: tuple[str, ...]
+
+
+def make_world(
+    encoder: Quick, images: Sequence[ImageRecord], seed: int, cache: Path, progress: Progress = silent
+) -> CdcWorld:
+    """Draws the halves, fits the shrinkage that `calibrate` chooses, and embeds everything in its space.
+
+    The projection is fitted and selected on the training styles of the base concepts and of those that no encoder has
+    learnt (split `calibrate`): it has seen neither new classes nor any of the four styles. Of those, one is held out,
+    another one with every seed, and templates are learnt from the other three.
+
+    Args:
+        encoder: The encoder.
+        images: The whole set.
+        seed: Of the halves; the style held out is number `seed` of the four, and round again.
+        cache: Keeps embeddings.
+        progress: Progress display.
+    """
+    seen = [p for p in images if p.environment in TRAINING_STYLES]
+    learnt = sorted({p.name for p in seen if p.split == "train"})
+    order = np.random.default_rng([seed, 53]).permutation(len(learnt))
+    half = len(learnt) // 2
+    base = {learnt[index] for index in order[:half]}
+    new = set(learnt) - base
+    fit_on = [p for p in seen if p.split == "calibrate" or p.name in base]
+    # The seed of what interventions draw stays the same, so that one set of embeddings serves every seed
+    options = FitOptions(interventions=PAPER, estimator="shrinkage", objective="zero-shot", templates=TEMPLATES)
+    found = calibrate(encoder, fit_on, options, cache=cache, progress=progress).projection
+    projection = None if found.estimator == "identity" else found
+    held_out = HELD_OUT_STYLES[seed % len(HELD_OUT_STYLES)]
+    parts = []
+    for styles in ([style for style in HELD_OUT_STYLES if style != held_out], [held_out]):
+        for names in (base, new):
+            some = [p for p in images if p.environment in styles and p.name in names]
+            parts.append(embed_images(encoder, some, projection, cache=cache, progress=progress))
+    return CdcWorld(
+        parts[0], parts[1], parts[2], parts[3], projection, held_out, tuple(sorted(base)), tuple(sorted(new))
+    )
+
+
+def places_of(images: LabelledEmbeddings, names: Sequence[str]) -> NDArray[np.int64]:
+    """Labels of images as places in a list of classes that has all of theirs."""
+    places = {name: place for place, name in enumerate(names)}
+    return np.asarray([places[name] for name in images.names], dtype=np.int64)[images.labels]
+
+
+SHOTS = 1
+"""Training images of a class: each concept has two or three in the styles adapted to."""
+MAIN, ZERO_SHOT, SINGLE, MEAN = "CDC", "zero-shot", "single template, softmax", "mean of softmax"
+ZERO_SHOT_FITTED, SINGLE_FITTED = "zero-shot, temperature fitted", "single template, temperature fitted"
+FITTED = (ZERO_SHOT_FITTED, SINGLE_FITTED)
+"""Rows whose softmax has a temperature of its own, fitted on the images that CDC fits its evidence on."""
+_FOUR = tuple(resolve(name) for name in DEFAULT_AUGMENTATIONS[:4])
+OPTIONS = PromptOptions(templates=TEMPLATES, shots=SHOTS, augmentations=_FOUR)
+
+
+def _of(learned: int) -> PromptOptions:
+    """So many templates; the four augmentations go round."""
+    return replace(OPTIONS, learned=learned, augmentations=tuple(_FOUR[m % len(_FOUR)] for m in range(learned)))
+
+
+_SOFTMAX = replace(OPTIONS, learned=1, losses=("softmax",), augmentations=(None,))
+"""As CoOp learns (Zhou et al., IJCV 2022): one template, the cross-entropy of its softmax."""
+
+ROWS: dict[str, PromptOptions | None] = {
+    ZERO_SHOT: None,
+    ZERO_SHOT_FITTED: None,
+    SINGLE: _SOFTMAX,
+    SINGLE_FITTED: _SOFTMAX,
+    MAIN: OPTIONS,
+    MEAN: OPTIONS,
+    "M = 1": _of(1),
+    "M = 2": _of(2),
+    "M = 8": _of(8),
+    "softmax for evidential": replace(OPTIONS, losses=("softmax", "misleading", "diversity", "consistency")),
+    "without misleading": OPTIONS.without(["misleading"]),
+    "without diversity": OPTIONS.without(["diversity"]),
+    "without consistency": OPTIONS.without(["consistency"]),
+    "without augmentation": replace(OPTIONS, augmentations=(None,) * 4),
+}
+"""What is learnt for each row. `MEAN` answers by `MAIN`'s templates."""
+COMPARED = (ZERO_SHOT, ZERO_SHOT_FITTED, SINGLE, SINGLE_FITTED, MEAN, MAIN)
+"""The table; the other rows show what each part gives."""
+
+
+@dataclass(frozen=True, eq=False)
+class RowAnswers:
+    """What a row says about images.
+
+    Attributes:
+        classes: int64 [N], the classes answered.
+        confidence: float64 [N], their probability.
+        doubts: float64 [N] by name: what may serve as the uncertainty. The first is the row's own.
+    """
+
+    classes: NDArray[np.int64]
+    confidence: NDArray[np.floating[Any]]
+    doubts: dict[str, NDArray[np.floating[Any]]]
+
+
+def answer(
+    row: str,
+    vectors: NDArray[np.float64],
+    bank: NDArray[np.float64],
+    logit_scale: float,
+    semantics: LearnedPrompts | None,
+) -> RowAnswers:
+    """Answers of a row.
+
+    Args:
+        row: One of `ROWS`.
+        vectors: float64 [N, d].
+        bank: float64 [M + 1, K, d]; rows of one template are answered by the last of it.
+        logit_scale: τ.
+        semantics: What was learnt for it, if anything.
+    """
+    if row in (ZERO_SHOT, SINGLE, *FITTED):
+        logits = logit_scale * vectors @ bank[-1].T
+        doubts = uncertainties(logits)
+        return RowAnswers(logits.argmax(axis=1), 1 - doubts["max-softmax"], {**doubts})
+    if semantics is None:
+        raise ValueError(f"{row} needs learned templates")
+    if row == MEAN:
+        probability = np.mean([_softmax(logit_scale * vectors @ own.T) for own in bank], axis=0)
+        highest = probability.max(axis=1)
+        spread = -(probability * np.log(np.maximum(probability, 1e-300))).sum(axis=1)
+        return RowAnswers(probability.argmax(axis=1), highest, {"max-softmax": 1 - highest, "entropy": spread})
+    numbers = semantics.evidence_scale, semantics.evidence_bias, semantics.background
+    fused = fused_answers(vectors, bank, logit_scale, *numbers)
+    highest = fused.probabilities.max(axis=1)
+    own: dict[str, NDArray[np.floating[Any]]] = {"u": fused.uncertainty, "1 - max p": 1 - highest}
+    return RowAnswers(fused.probabilities.argmax(axis=1), highest, own)
+
+
+def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+
 
 VERSION = 5
 """Changes when trials would come out differently."""
@@ -71,13 +245,9 @@ def run_trial(
     """
     options = ROWS[row]
     given = [VERSION, key, row, seed, TEMPLATES, options.to_json() if options else None]
-    digest = hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:16]
-    file = folder / f"{row.replace(' ', '-').replace('=', 'is')}-{seed}-{digest}.json"
-    if file.is_file():
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    result = _trial(row, seed, options, make(), encoders, cache, progress)
-    write_atomically(file, json.dumps(result) + "\n")
-    return result
+    name = f"{row.replace(' ', '-').replace('=', 'is')}-{seed}"
+    run = partial(_trial, row, seed, options)
+    return kept_trial(folder, name, json.dumps(given, sort_keys=True), lambda: run(make(), encoders, cache, progress))
 
 
 def _trial(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -10,15 +9,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from invariclip.bench.studies.blas import bound_blas
-from invariclip.bench.studies.domains.encoders import Precision, load_encoder
-from invariclip.bench.studies.domains.page import plot, render
-from invariclip.bench.studies.domains.summary import summarise
+from invariclip.bench.studies.domains.report import plot, render, summarise
 from invariclip.bench.studies.domains.trial import TrialSettings, run_trial
+from invariclip.bench.studies.encoders import Precision, load_encoder
+from invariclip.bench.studies.pages import write_result
+from invariclip.bench.studies.trials import bound_blas
 from invariclip.calibrate.data.layouts import find_layout, read_layout
 from invariclip.cli.main import run_command
 from invariclip.console import bar, note, silent
-from invariclip.files import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -93,10 +91,7 @@ def main(
             {key: trial[key] for key in ("test", "seed", "selections")} for trial in trials if not trial["seed"]
         ],
     }
-    write_atomically(out.with_suffix(".json"), json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    write_atomically(out.with_suffix(".svg"), plot(result))
-    write_atomically(out, render(result, out.stem))
-    note(f"wrote {out}, its .json and its .svg")
+    write_result(out, result, render(result, out.stem), plot(result))
 
 
 def _counts(images: Sequence[ImageRecord]) -> dict[str, Any]:

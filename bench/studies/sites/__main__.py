@@ -6,7 +6,6 @@ some of its images and scored on the others, with the projections that the table
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,28 +15,39 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from invariclip.bench.studies.blas import bound_blas
 from invariclip.bench.studies.domains import trial as domains
-from invariclip.bench.studies.resampling import Stratified
-from invariclip.bench.studies.sites.choice import ALIGNED, ALONE, GUARDS, SHOWN, FormChoice, answers, choose
-from invariclip.bench.studies.sites.page import BOUND, NONE, WHOLE, render
+from invariclip.bench.studies.encoders import Quick, TrunkEncoder
+from invariclip.bench.studies.pages import write_result
 from invariclip.bench.studies.sites.peers import colours, recoloured, t3a, tda
-from invariclip.bench.studies.sites.plot import plot
-from invariclip.bench.studies.sites.worlds import HALF, SKEWED, Place, measured, samples, wards
+from invariclip.bench.studies.sites.report import BOUND, NONE, WHOLE, plot, render
+from invariclip.bench.studies.sites.worlds import (
+    ALIGNED,
+    ALONE,
+    GUARDS,
+    HALF,
+    SHOWN,
+    SKEWED,
+    FormChoice,
+    Place,
+    answers,
+    choose,
+    measured,
+    samples,
+    wards,
+)
 from invariclip.bench.studies.stylebench import trial as styles
-from invariclip.bench.studies.stylebench.encoders import Quick, TrunkEncoder
-from invariclip.bench.studies.stylebench.manifest import read_manifest
+from invariclip.bench.studies.stylebench.images import read_manifest
 from invariclip.bench.studies.stylebench.sources import HELD_OUT_STYLES, TRAINING_STYLES
-from invariclip.bench.studies.stylebench.world import embed_world
+from invariclip.bench.studies.stylebench.trial import embed_world
+from invariclip.bench.studies.trials import Stratified, bound_blas, ends, fitted
 from invariclip.calibrate.data.images import read_images
 from invariclip.calibrate.data.layouts import find_layout, read_layout
 from invariclip.calibrate.data.pairs import ALL_SOURCES, fitted_moments
 from invariclip.calibrate.fit import FitOptions, bank_of
-from invariclip.calibrate.projection.evaluate import LEVEL, Bootstrap, unit
+from invariclip.calibrate.projection.evaluate import Bootstrap, unit
 from invariclip.calibrate.projection.selection import Selection
 from invariclip.cli.main import run_command
 from invariclip.console import bar, note, silent
-from invariclip.files import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -45,9 +55,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.artifact.projection import Projection
-    from invariclip.bench.studies.resampling import Resampler
     from invariclip.bench.studies.sites.worlds import Rows, Vectors, Ward
-    from invariclip.bench.studies.stylebench.world import StyleWorld
+    from invariclip.bench.studies.stylebench.trial import StyleWorld
+    from invariclip.bench.studies.trials import Resampler
     from invariclip.calibrate.data.pairs import EmbeddingTable
     from invariclip.calibrate.projection.candidates import ProjectionCandidate
     from invariclip.console import Progress
@@ -262,7 +272,7 @@ def _domain_projection(seen: EmbeddingTable, pick: ProjectionCandidate, seed: in
     """What was chosen, fitted on training images without one domain, or on all."""
     codes = [code for code, name in enumerate(seen.environment_names) if name != without]
     rest = seen.where(np.isin(seen.environments, codes))
-    return domains.fitted(fitted_moments(rest, domains.INTERVENTIONS, seed=seed), pick)
+    return fitted(fitted_moments(rest, domains.INTERVENTIONS, seed=seed), pick)
 
 
 def _style_projection(world: StyleWorld, pick: ProjectionCandidate, without: str) -> Projection:
@@ -270,7 +280,7 @@ def _style_projection(world: StyleWorld, pick: ProjectionCandidate, without: str
     table = world.train[styles.SEVEN]
     rest = table.where(table.environments != table.environment_names.index(without))
     bank = world.train_bank if pick.captions else None
-    return domains.fitted(fitted_moments(rest, ALL_SOURCES, captions=bank, seed=world.seed), pick)
+    return fitted(fitted_moments(rest, ALL_SOURCES, captions=bank, seed=world.seed), pick)
 
 
 def pacs(data: Path, model: Any, seeds: int, work: Path, features: Path, progress: Progress) -> Told:
@@ -313,7 +323,6 @@ def summarised(tally: SiteScores, kept: dict[str, Rows], resampler: Callable[...
     names = list(kept)
     codes = np.concatenate([np.full(len(kept[name]), place) for place, name in enumerate(names)])
     drawn = resampler(np.concatenate([kept[name] for name in names]), codes)
-    tail = 100 * (1 - LEVEL) / 2
 
     def shares(row: str) -> Vectors:
         right, asked = tally.right[row], tally.asked[row]
@@ -324,7 +333,7 @@ def summarised(tally: SiteScores, kept: dict[str, Rows], resampler: Callable[...
     found = {row: drawn.samples(shares(row)) for row in tally.right if set(tally.right[row]) == set(names)}
 
     def interval(values: Vectors) -> dict[str, float]:
-        low, high = np.nanpercentile(values[1:, -1], [tail, 100 - tail])
+        low, high = ends(values[1:, -1])
         return {"value": round(float(values[0, -1]), 3), "low": round(float(low), 3), "high": round(float(high), 3)}
 
     return {
@@ -378,10 +387,7 @@ def main(
     result = {"model": checkpoint.name, "checkpoint_sha256": checkpoint.sha256, "seeds": seeds, "draws": DRAWS,
               "worlds": {name: rows for name, (rows, _) in found.items()},
               "choices": {name: choices for name, (_, choices) in found.items()}}  # fmt: skip
-    write_atomically(out.with_suffix(".json"), json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    write_atomically(out.with_suffix(".svg"), plot(result))
-    write_atomically(out, render(result, out.stem))
-    note(f"wrote {out}, its .json and its .svg")
+    write_result(out, result, render(result, out.stem), plot(result))
 
 
 if __name__ == "__main__":

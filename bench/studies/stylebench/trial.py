@@ -1,51 +1,261 @@
-"""One trial: every row of the table by one protocol under one seed; kept whole, so that a run resumes."""
+"""One trial: every row of the table by one protocol under one seed; kept whole, so that a run resumes.
+
+`StyleWorld` is the embedded image set under that seed, and the functions behind it say who names which image right.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from invariclip.artifact.projection import Projection, identity
-from invariclip.bench.studies.selections import kept_selection
-from invariclip.bench.studies.stylebench.world import (
-    DRAWS,
-    ELSEWHERE_TEMPLATES,
-    TEMPLATES,
-    answers,
-    elsewhere_answers,
-    group_answers,
-    home_answers,
+from invariclip.bench.studies import trials
+from invariclip.bench.studies.encoders import through
+from invariclip.bench.studies.stylebench.sources import HELD_OUT_STYLES, STYLES, TRAINING_STYLES
+from invariclip.bench.studies.trials import (
+    ESTIMATORS,
+    ICM_STRENGTHS,
+    best_of,
+    kept_selection,
+    kept_trial,
+    packed,
+    published_baselines,
 )
 from invariclip.calibrate.data.pairs import ALL_SOURCES, Sources, fitted_moments
-from invariclip.calibrate.evaluation import baselines, erasure, modality, style_prompts
+from invariclip.calibrate.evaluation import baselines
+from invariclip.calibrate.evaluation.maps import for_texts
+from invariclip.calibrate.evaluation.modality import projectors
 from invariclip.calibrate.evaluation.side_effects import side_effects
+from invariclip.calibrate.evaluation.style_prompts import embed_style_prompts
+from invariclip.calibrate.fit import FitOptions, bank_of, tabulate
 from invariclip.calibrate.projection.candidates import ProjectionCandidate, grid
-from invariclip.calibrate.projection.estimators import fit
+from invariclip.calibrate.projection.evaluate import prototypes, zero_shot
 from invariclip.calibrate.projection.folds import CHANGED
 from invariclip.console import Progress, silent
-from invariclip.files import write_atomically
 from invariclip.preprocessing.interventions import CATALOGUE, PAPER
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from invariclip.bench.studies.stylebench.world import StyleWorld, Way
+    from invariclip.artifact.projection import Projection
+    from invariclip.bench.studies.encoders import TrunkEncoder
+    from invariclip.calibrate.data.images import ImageRecord
+    from invariclip.calibrate.data.pairs import EmbeddingTable
     from invariclip.calibrate.evaluation.maps import Map
+    from invariclip.calibrate.evaluation.modality import Projectors
+    from invariclip.calibrate.evaluation.style_prompts import StylePrompts
     from invariclip.calibrate.projection.moments import Moments
     from invariclip.calibrate.projection.selection import Selection
+    from invariclip.export.checkpoints.checkpoint import Checkpoint
+
+
+TEMPLATES = ("a picture of a {}.",)
+ELSEWHERE_TEMPLATES = ("a picture of a {}.", "a photo of a {}.")
+DRAWS = 1
+"""Changed versions of every image; `calibrate` has two by default, and embedding them is what a seed costs."""
+PROMPTED_CLASSES = 128
+"""Most classes that prompts name in every style; evenly spread over the training concepts' names."""
+Way = Literal["zero-shot", "prototypes"]
+WAYS: tuple[Way, ...] = ("zero-shot", "prototypes")
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """Another set, which nothing is fitted, selected or looked up on: it is only scored, by its classes' names.
+
+    Attributes:
+        table: Its images, unchanged.
+        bank: float64 [K, D], its class embeddings by label code.
+    """
+
+    table: EmbeddingTable
+    bank: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class StyleWorld:
+    """The embedded image set.
+
+    Attributes:
+        table: All images, unchanged.
+        bank: float64 [K, D], its class embeddings by label code.
+        train: What is fitted on, by the list that changed versions were drawn from: training styles, splits train and
+            calibrate. All hold the same images.
+        train_bank: The class embeddings of `train`.
+        learnt: Concepts of split train: those that an encoder may have learnt.
+        groups: int64 [C], the group of every concept of `table` by code.
+        seed: Of everything that is drawn.
+        layers: The last linear layers of both towers, or None where a tower has none.
+        styles: What the text tower makes of the training styles' phrases, or None.
+        elsewhere: Another set, or None.
+    """
+
+    table: EmbeddingTable
+    bank: NDArray[np.float64]
+    train: Mapping[str, EmbeddingTable]
+    train_bank: NDArray[np.float64]
+    learnt: frozenset[str]
+    groups: NDArray[np.int64]
+    seed: int
+    layers: Projectors | None = None
+    styles: StylePrompts | None = None
+    elsewhere: Elsewhere | None = None
+
+    def rows(self, styles: Sequence[str]) -> NDArray[np.bool_]:
+        """Images of some styles, bool [N]."""
+        codes = [self.table.environment_names.index(style) for style in styles if style in self.table.environment_names]
+        return np.isin(self.table.environments, codes)
+
+    @property
+    def queries(self) -> NDArray[np.bool_]:
+        """Images of the held-out styles, bool [N]: what is scored."""
+        return self.rows(HELD_OUT_STYLES)
+
+    @property
+    def home(self) -> NDArray[np.bool_]:
+        """Images of the training styles whose concepts nothing was fitted on, bool [N]: where a map may only harm."""
+        fitted = set(next(iter(self.train.values())).concept_names)
+        others = np.asarray([name not in fitted for name in self.table.concept_names])
+        return np.asarray(self.rows(TRAINING_STYLES) & others[self.table.concepts])
+
+    @property
+    def is_learnt(self) -> NDArray[np.bool_]:
+        """Of the queries, those whose concept is of split train; bool [Q]."""
+        known = np.asarray([name in self.learnt for name in self.table.concept_names])
+        return np.asarray(known[self.table.concepts[self.queries]])
+
+
+def answers(world: StyleWorld, what: Map, way: Way) -> NDArray[np.bool_]:
+    """Which queries are named right, bool [Q]: by the names' embeddings, or by prototypes from the training styles."""
+    table, queries = world.table, world.queries
+    images = what.apply(table.vectors[queries])
+    if way == "zero-shot":
+        return zero_shot(images, table.labels[queries], for_texts(what).apply(world.bank))
+    support = world.rows(TRAINING_STYLES)
+    return prototypes(what.apply(table.vectors[support]), table.labels[support], images, table.labels[queries])
+
+
+def group_answers(world: StyleWorld, what: Map) -> NDArray[np.bool_]:
+    """Which queries are named right among the names of their concept's own group, bool [Q]."""
+    table, queries = world.table, world.queries
+    images, bank = what.apply(table.vectors[queries]), for_texts(what).apply(world.bank)
+    labels, own = table.labels[queries], world.groups[table.concepts[queries]]
+    of_label = np.empty(len(bank), dtype=np.int64)
+    of_label[table.labels] = world.groups[table.concepts]
+    logits = np.where(of_label[None, :] == own[:, None], images @ bank.T, -np.inf)
+    return np.asarray(logits.argmax(axis=1) == labels)
+
+
+def home_answers(world: StyleWorld, what: Map, way: Way) -> NDArray[np.bool_]:
+    """Which images of `StyleWorld.home` are named right, bool [H].
+
+    By name among the names of these concepts alone; by prototypes among all concepts, each from all images of the
+    training styles but the one that is asked about.
+    """
+    table, asked = world.table, world.home
+    if way == "zero-shot":
+        known, codes = np.unique(table.labels[asked], return_inverse=True)
+        return zero_shot(what.apply(table.vectors[asked]), codes, for_texts(what).apply(world.bank[known]))
+    support = world.rows(TRAINING_STYLES)
+    vectors, labels = what.apply(table.vectors[support]), table.labels[support]
+    sums = np.zeros((len(table.label_names), vectors.shape[1]))
+    np.add.at(sums, labels, vectors)
+    queries, own = vectors[asked[support]], labels[asked[support]]
+    cosines = queries @ (sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)).T
+    # An image is not part of the prototype that it is compared with.
+    rest = sums[own] - queries
+    lengths = np.linalg.norm(rest, axis=1)
+    mine = np.divide((queries * rest).sum(axis=1), lengths, out=np.full(len(own), -1.0), where=lengths > 1e-9)
+    cosines[np.arange(len(own)), own] = mine
+    return np.asarray(cosines.argmax(axis=1) == own)
+
+
+def elsewhere_answers(elsewhere: Elsewhere, what: Map) -> NDArray[np.bool_]:
+    """Which images of the other set are named right by their classes' names, bool [N]."""
+    table = elsewhere.table
+    return zero_shot(what.apply(table.vectors), table.labels, for_texts(what).apply(elsewhere.bank))
+
+
+def embed_world(
+    checkpoint: Checkpoint,
+    trunk: TrunkEncoder,
+    images: Sequence[ImageRecord],
+    groups: Mapping[str, str],
+    kinds: Mapping[str, tuple[str, ...]],
+    cache: Path,
+    seed: int,
+    *,
+    elsewhere: Elsewhere | None = None,
+    progress: Progress = silent,
+) -> StyleWorld:
+    """Embeds the set; what is fitted on also under interventions, as `calibrate` does it.
+
+    Args:
+        checkpoint: For its texts.
+        trunk: Its trunk, for images.
+        images: The whole set.
+        groups: Every concept's group.
+        kinds: Lists of interventions by name.
+        cache: Keeps the trunk's features across runs and checkpoints.
+        seed: Of the interventions.
+        elsewhere: Another set to score.
+        progress: Progress display.
+    """
+    fit_on = [p for p in images if p.environment in TRAINING_STYLES and p.split in ("train", "calibrate")]
+    table = through(trunk, tabulate(trunk, images, FitOptions(seed=seed), cache=cache, progress=progress)[0])
+    train = {}
+    for name, listed in kinds.items():
+        options = FitOptions(interventions=listed, draws=DRAWS, seed=seed)
+        train[name] = through(trunk, tabulate(trunk, fit_on, options, cache=cache, progress=progress)[0])
+    bank = bank_of(checkpoint, table.label_names, TEMPLATES)
+    some = next(iter(train.values()))
+    phrases = [phrase for style in TRAINING_STYLES for phrase in STYLES[style].phrases]
+    named = some.label_names[:: -(-len(some.label_names) // PROMPTED_CLASSES)]
+    order = sorted(set(groups.values()))
+    return StyleWorld(
+        table=table,
+        bank=bank,
+        train=train,
+        train_bank=bank[[table.label_names.index(name) for name in some.label_names]],
+        learnt=frozenset(image.concept for image in fit_on if image.split == "train"),
+        groups=np.asarray([order.index(groups[name]) for name in table.concept_names], dtype=np.int64),
+        seed=seed,
+        layers=projectors(checkpoint),
+        styles=embed_style_prompts(checkpoint, phrases, named),
+        elsewhere=elsewhere,
+    )
+
+
+def embed_elsewhere(
+    checkpoint: Checkpoint,
+    trunk: TrunkEncoder,
+    images: Sequence[ImageRecord],
+    cache: Path,
+    progress: Progress = silent,
+) -> Elsewhere:
+    """Embeds another set and its classes' names.
+
+    Args:
+        checkpoint: For its texts.
+        trunk: Its trunk.
+        images: Of all its environments.
+        cache: Keeps features.
+        progress: Progress display.
+    """
+    table = through(trunk, tabulate(trunk, images, FitOptions(), cache=cache, progress=progress)[0])
+    return Elsewhere(table, bank_of(checkpoint, table.label_names, ELSEWHERE_TEMPLATES))
+
 
 VERSION = 5
 """Changes when trials would come out differently."""
 SEVEN, EVERYTHING = "the seven", "all eighteen"
 KINDS = {SEVEN: PAPER, EVERYTHING: tuple(CATALOGUE)}
 """Lists that changed versions are drawn from; the rows' own is the first, as `calibrate` has it."""
-ESTIMATORS = ("icm", "generalised", "shrinkage")
 NATURAL, CHANGES = Sources(interventions=False), Sources(natural=False)
 PAIRS: dict[str, tuple[str, Sources, bool]] = {
     "natural": (SEVEN, NATURAL, False),
@@ -57,8 +267,6 @@ PAIRS: dict[str, tuple[str, Sources, bool]] = {
     "natural + the seven + captions": (SEVEN, ALL_SOURCES, True),
 }
 """The list, which pairs of images, and whether captions."""
-ICM_STRENGTHS = (1.0, 10.0)
-"""λ of `icm` that are tried: each costs an eigendecomposition in every fold, and a space 1,280 wide makes that dear."""
 CONCEPT_PARTS = 2
 """Into how many parts concepts are split in selection; `calibrate` has twice as many, and twice as many folds."""
 
@@ -83,13 +291,8 @@ def run_trial(
     """
     setup = [KINDS, DRAWS, TEMPLATES, ELSEWHERE_TEMPLATES, ICM_STRENGTHS, CONCEPT_PARTS]
     given = json.dumps([VERSION, part.__name__, key, way, setup], sort_keys=True)
-    digest = hashlib.sha256(given.encode()).hexdigest()[:16]
-    file = folder / f"{way}-{part.__name__}-{key['seed']}-{digest}.json"
-    if file.is_file():
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    result = part(make(), way, progress, folder / "selections")
-    write_atomically(file, json.dumps(result, ensure_ascii=False) + "\n")
-    return result
+    name = f"{way}-{part.__name__}-{key['seed']}"
+    return kept_trial(folder, name, given, lambda: part(make(), way, progress, folder / "selections"))
 
 
 def rows(world: StyleWorld, way: Way, progress: Progress = silent, folder: Path | None = None) -> dict[str, Any]:
@@ -153,26 +356,10 @@ def tried(width: int, way: Way) -> list[ProjectionCandidate]:
     return list(dict.fromkeys([*own, *more]))
 
 
-def best_of(selection: Selection, estimator: str) -> ProjectionCandidate:
-    """One estimator's best candidate on what was left out, also where no projection is better."""
-    own = [scored for scored in selection.curve if scored.candidate.estimator == estimator]
-    return max(own, key=lambda scored: scored.behind).candidate
-
-
-def packed(right: NDArray[np.bool_]) -> str:
-    """Answers as files hold them."""
-    return np.packbits(right).tobytes().hex()
-
-
-def unpack(text: str, count: int) -> NDArray[np.bool_]:
-    """Answers as `rows` hold them, bool [count]."""
-    return np.unpackbits(np.frombuffer(bytes.fromhex(text), dtype=np.uint8), count=count).astype(np.bool_)
-
-
 def _baselines(world: StyleWorld, icm: ProjectionCandidate) -> dict[str, Map]:
     """What needs no pairs, and the published order at the rank and λ that were chosen for `icm`."""
     train = world.train[SEVEN]
-    seen, rank = train.unchanged, icm.rank or train.vectors.shape[1]
+    seen = train.unchanged
     moments = _moments(world, SEVEN, ALL_SOURCES, icm.captions)
     vectors, labels, styles = train.vectors[seen], train.labels[seen], train.environments[seen]
     found: dict[str, Map] = {
@@ -180,18 +367,11 @@ def _baselines(world: StyleWorld, icm: ProjectionCandidate) -> dict[str, Map]:
         "centring": baselines.centring(moments),
         "whitening": baselines.whitening(moments),
         "lda": baselines.lda(vectors, labels),
-        "pca": baselines.pca(moments, rank),
-        "published": baselines.published(moments, rank, icm.strength or 1.0),
-        "leace": erasure.leace(vectors, styles),
-        "leace, shrunk": erasure.leace(vectors, styles, shrink=True),
-        "splince": erasure.splince(vectors, styles, labels, directions=erasure.room(styles, labels, vectors, rank)),
-        "gr-clip": modality.gr_clip(vectors, world.train_bank),
+        "pca": baselines.pca(moments, icm.rank or moments.width),
     }
-    if world.layers is not None:
-        found["isoclip"] = modality.isoclip(world.layers, modality.rank_or_default(world.layers, rank))
-    if world.styles is not None:
-        found |= style_prompts.by_name(world.styles, rank)
-    return found
+    return found | published_baselines(
+        moments, icm, vectors, labels, styles, world.train_bank, world.layers, world.styles
+    )
 
 
 def _gain(selection: Selection, *, changed: bool) -> float:
@@ -233,9 +413,7 @@ def _moments(world: StyleWorld, listed: str, sources: Sources, captions: bool) -
 
 def fitted(world: StyleWorld, listed: str, sources: Sources, pick: ProjectionCandidate) -> Projection:
     """What was chosen, fitted on a world's training images."""
-    if pick.estimator == "identity":
-        return identity(world.table.vectors.shape[1])
-    return fit(_moments(world, listed, sources, pick.captions), pick.estimator, pick.rank, pick.strength)
+    return trials.fitted(_moments(world, listed, sources, pick.captions), pick)
 
 
 def _row(world: StyleWorld, way: Way, what: Map, chosen: str) -> dict[str, Any]:

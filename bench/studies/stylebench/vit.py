@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from invariclip.bench.studies.stylebench.build import MANIFEST, digest_of
-from invariclip.bench.studies.stylebench.manifest import StyleImage, read_manifest
+from invariclip.bench.studies.stylebench.images import MANIFEST, StyleImage, digest_of, read_manifest
 from invariclip.console import Progress, silent
 from invariclip.errors import MissingExtraError
 from invariclip.export.reference import towers

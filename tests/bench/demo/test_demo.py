@@ -23,14 +23,15 @@ from invariclip.bench.demo.bundled import (
     ArtifactAnswers,
     answered,
     bundle,
+    classify_own,
     halves,
     score,
     verdict,
+    wanted,
 )
 from invariclip.bench.demo.command import _print, demo
-from invariclip.bench.demo.own import classify_own, wanted
 from invariclip.bench.demo.page import GALLERY, LEAST_SURE, STRIP, Demo, shown_protocol, write_page
-from invariclip.bench.latency.candidates import Timing
+from invariclip.bench.latency.measure import Timing
 from invariclip.calibrate.data.images import SkippedImageWarning
 from invariclip.calibrate.fit import Calibration
 from invariclip.errors import InputError

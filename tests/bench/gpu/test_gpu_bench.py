@@ -7,17 +7,15 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from invariclip.bench.gpu import cases as cases_module
 from invariclip.bench.gpu import measure as measure_module
 from invariclip.bench.gpu.cases import BATCHES, CANDIDATES, MODELS, REFERENCE, Case, GpuCandidate, cases, missing, plan
-from invariclip.bench.gpu.files import rows_of
-from invariclip.bench.gpu.measure import LEAST_COSINE, measure, parity, percentiles
-from invariclip.bench.gpu.pack import cut, join
+from invariclip.bench.gpu.measure import LEAST_COSINE, measure, parity, run_figures
 from invariclip.bench.gpu.page import GOAL_BEFORE, GOAL_OURS, as_text, cells, goals, has_figures, line, write_page
-from invariclip.bench.gpu.runners import GraphRunner, require_cuda, tower_module
+from invariclip.bench.gpu.runners import GraphRunner, require_cuda, rows_of, tower_module
 from invariclip.errors import DeviceError, InputError
 
 
@@ -193,9 +191,9 @@ def record_of(rows):
 
 def row_of(candidate, device, **but):
     row = {"case": "ViT-B-32 image 1", "model": "ViT-B-32", "tower": "image", "batch": 1, "candidate": candidate,
-           "precision": "float16", "ready_seconds": 1.0, **percentiles("total", [2.0, 3.0]), "cosine_min": 0.99999,
+           "precision": "float16", "ready_seconds": 1.0, **run_figures("total", [2.0, 3.0]), "cosine_min": 0.99999,
            "peak_share": 0.25}  # fmt: skip
-    return {**row, **(percentiles("device", [device]) if device else {}), **but}
+    return {**row, **(run_figures("device", [device]) if device else {}), **but}
 
 
 def test_the_goal_is_told_from_device_times_of_single_images():
@@ -226,37 +224,6 @@ def test_pages_hold_every_row_and_escape_it(tmp_path):
     assert "http" not in page.split("<svg")[0]
     assert cells(rows[0])[6] == "25.0%"
     assert all(len(cells(row)) == 9 for row in rows[:2])
-
-
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=20)
-@given(st.lists(st.binary(max_size=300), min_size=1, max_size=4), st.integers(1, 120))
-def test_what_was_cut_comes_together_again(tmp_path_factory, contents, part):
-    folder = tmp_path_factory.mktemp("pack")
-    files = []
-    for place, content in enumerate(contents):
-        files.append(folder / f"wheel{place}.whl")
-        files[-1].write_bytes(content)
-    entries = cut(files, folder / "parts", part)
-    assert all((folder / "parts" / one["name"]).stat().st_size <= part for entry in entries for one in entry["parts"])
-    joined = join(folder / "parts", folder / "out")
-    assert [path.read_bytes() for path in joined] == contents
-
-
-@pytest.mark.parametrize(
-    ("harm", "message"),
-    [
-        (lambda parts: (parts / "a.whl.part001").unlink(), "part001: is missing; bring all parts"),
-        (lambda parts: (parts / "a.whl.part000").write_bytes(b"xx"), "part000: is damaged"),
-        (lambda parts: (parts / "parts.json").unlink(), "holds no list of parts"),
-        (lambda parts: (parts / "parts.json").write_text('[{"name": "../a", "sha256": "", "parts": []}]'), "outside"),
-    ],
-)
-def test_a_missing_or_damaged_part_is_named(tmp_path, harm, message):
-    (tmp_path / "a.whl").write_bytes(b"abcd")
-    cut([tmp_path / "a.whl"], tmp_path / "parts", 2)
-    harm(tmp_path / "parts")
-    with pytest.raises(InputError, match=message):
-        join(tmp_path / "parts", tmp_path / "out")
 
 
 def test_pytorchs_own_tower_answers_like_the_checkpoint(tiny_checkpoint, tiny_artifact):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from invariclip.bench.latency.accuracy import Reference, figures
+from invariclip.bench.latency.prepare import Reference, figures
 from invariclip.errors import InputError
 
 

@@ -8,13 +8,11 @@ import pytest
 
 from invariclip.artifact.folder import read_manifest
 from invariclip.bench.latency import machine, peers, quantise_peer, report, stages
-from invariclip.bench.latency.candidates import LatencyCandidate
 from invariclip.bench.latency.peers import OURS, PEAK, PEER, PYTORCH, PeerRow
-from invariclip.bench.latency.prepare import prepare
-from invariclip.bench.latency.record import open_record, read_record
-from invariclip.bench.latency.reference_files import ALTERED, CALIBRATION, EVIDENCE, PLAIN, ReferenceRequest
-from invariclip.bench.latency.report_page import write_page
-from invariclip.bench.latency.session import Plan, Session
+from invariclip.bench.latency.prepare import ALTERED, CALIBRATION, EVIDENCE, PLAIN, ReferenceRequest, prepare
+from invariclip.bench.latency.report import write_page
+from invariclip.bench.latency.session import Plan, Session, open_record, read_record
+from invariclip.bench.latency.worker import LatencyCandidate
 from invariclip.errors import CheckpointError, InputError
 
 PLAN = Plan(

@@ -2,8 +2,8 @@
 
 import pytest
 
-from invariclip.bench.latency.candidates import LatencyCandidate
 from invariclip.bench.latency.measure import artifact_candidate, measure
+from invariclip.bench.latency.worker import LatencyCandidate
 from invariclip.errors import InvariclipError
 
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from invariclip.bench.latency.candidates import Timing
 from invariclip.bench.latency.machine import MOST_OTHERS, MOST_STEAL
-from invariclip.bench.latency.noise import busy_machine, mean_load
+from invariclip.bench.latency.measure import Timing, busy_machine
+from invariclip.measure.statistics import mean_load
 
 QUIET = [
     Timing("PyTorch", 1, 40.0, 41.0, 1.0, 1.0, 1.0, 70, rounds=7, steal=0.0, others=0.01),

@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 
 from invariclip.artifact.folder import read_manifest
-from invariclip.bench.latency.candidates import LatencyCandidate
-from invariclip.bench.latency.engines import KINDS
 from invariclip.bench.latency.measure import artifact_candidate, measure
-from invariclip.bench.latency.process import CandidateError, Turn, Worker, take_turns
+from invariclip.bench.latency.worker import KINDS, LatencyCandidate, LatencyWorker
 from invariclip.errors import InputError
+from invariclip.measure.worker import WorkerError
 from invariclip.preprocessing.find import find_images
 from invariclip.preprocessing.pixels import stack
 
@@ -20,69 +19,43 @@ def test_a_candidate_answers_like_the_artifact_and_sleeps_meanwhile(tiny_artifac
     spec = read_manifest(tiny_artifact).pixels
     batch = stack([str(path) for path in find_images([tiny_images])], spec)
     np.save(tmp_path / "in.npy", batch)
-    with Worker(artifact_candidate("ours", tiny_artifact), threads=1) as worker:
+    with LatencyWorker(artifact_candidate("ours", tiny_artifact), threads=1) as worker:
         assert worker.start_s > worker.facts["load_s"] > 0
         assert worker.facts["engine"]["threads"] == 1
-        turn = worker.turn(2, 3)
+        turn = worker.turn(3, batch=2)
         assert len(turn.times) == 3
         time.sleep(0.2)
-        assert worker.turn(1, 1).idle_cpu_s < 0.1
-        assert worker.ask({"do": "memory"})["peak_bytes"] > 10_000_000
-        question = {"do": "embed", "images": str(tmp_path / "in.npy"), "batch": 5, "out": str(tmp_path / "out.npy")}
-        assert worker.ask(question) == {"rows": 12}
+        assert worker.turn(1, batch=1).idle_cpu_s < 0.1
+        assert worker.ask("memory")["peak_bytes"] > 10_000_000
+        files = {"images": str(tmp_path / "in.npy"), "out": str(tmp_path / "out.npy")}
+        assert worker.ask("embed", batch=5, **files) == {"rows": 12}
     from invariclip import load
 
     assert np.allclose(np.load(tmp_path / "out.npy"), load(tiny_artifact, threads=1).embed_images(batch), atol=1e-5)
 
 
 def test_a_process_that_dies_is_named_with_its_reason(tiny_artifact):
-    with pytest.raises(CandidateError, match="'odd' stopped: no candidate is of kind 'steam'; available: artifact, "):
-        Worker(LatencyCandidate("odd", "steam", ""), threads=1)
-    with Worker(artifact_candidate("ours", tiny_artifact), threads=1) as worker:
-        with pytest.raises(CandidateError, match="'ours' stopped: ") as error:
-            worker.ask({"do": "dance"})
+    with pytest.raises(WorkerError, match="'odd' stopped: no candidate is of kind 'steam'; available: artifact, "):
+        LatencyWorker(LatencyCandidate("odd", "steam", ""), threads=1)
+    with LatencyWorker(artifact_candidate("ours", tiny_artifact), threads=1) as worker:
+        with pytest.raises(WorkerError, match="'ours' stopped: ") as error:
+            worker.ask("dance")
         assert "dance" in error.value.reason
-        with pytest.raises(CandidateError, match="exit 1"):
-            worker.turn(1, 1)
+        with pytest.raises(WorkerError, match="exit 1"):
+            worker.turn(1, batch=1)
 
 
 def test_a_process_that_is_killed_is_named(tiny_artifact):
-    with Worker(artifact_candidate("ours", tiny_artifact), threads=1) as worker:
+    with LatencyWorker(artifact_candidate("ours", tiny_artifact), threads=1) as worker:
         os.kill(worker._process.pid, 9)
-        with pytest.raises(CandidateError, match=r"exit -9\): killed"):
-            worker.turn(1, 1)
+        with pytest.raises(WorkerError, match=r"exit -9\): killed"):
+            worker.turn(1, batch=1)
 
 
 def test_it_ends_with_the_one_who_asked(tiny_artifact):
-    with Worker(artifact_candidate("ours", tiny_artifact), threads=1) as worker:
+    with LatencyWorker(artifact_candidate("ours", tiny_artifact), threads=1) as worker:
         worker._process.stdin.close()
         assert worker._process.wait(timeout=60) == 0
-
-
-class Fixed:
-    """A candidate that notes when it was asked; it stops at its `last` turn."""
-
-    def __init__(self, name, order, last=99):
-        self.name, self._order, self._last = name, order, last
-
-    def turn(self, batch, repetitions):
-        self._order.append(self.name)
-        if self._order.count(self.name) > self._last:
-            raise CandidateError(self.name, "stopped", "tired")
-        return Turn([0.1] * repetitions, 0.0, 0.0)
-
-
-def test_the_order_turns_and_one_that_stops_stops_alone():
-    order = []
-    workers = [Fixed("a", order), Fixed("b", order, last=1), Fixed("c", order)]
-    repetitions = {"a": 1, "b": 2, "c": 3}
-    turns, stopped = take_turns(workers, 1, repetitions, 0)
-    assert (order, stopped) == (["a", "b", "c"], {})
-    assert {name: len(turn.times) for name, turn in turns.items()} == repetitions
-    turns, stopped = take_turns(workers, 1, repetitions, 1)
-    assert order[3:] == ["b", "c", "a"]
-    assert stopped == {"b": "tired"}
-    assert set(turns) == {"a", "c"}
 
 
 def test_two_of_one_name_are_refused(tiny_artifact):

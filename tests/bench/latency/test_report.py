@@ -3,8 +3,8 @@
 import pytest
 
 from invariclip.bench.latency import report
-from invariclip.bench.latency.record import Record, Round
-from invariclip.bench.latency.report_page import verdicts
+from invariclip.bench.latency.report import verdicts
+from invariclip.bench.latency.session import Record, Round
 
 NAMES = {"torch": "pytorch", "peer": "peer", "slow peer": "peer", "ours": "ours", "peak": "peak"}
 

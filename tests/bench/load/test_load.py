@@ -5,9 +5,8 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from invariclip.bench.load.__main__ import OURS, THEIRS, LoadedServer, load, measure, started
+from invariclip.bench.load.__main__ import BEGIN, END, OURS, THEIRS, LoadedServer, load, measure, started, with_tables
 from invariclip.bench.load.client import request_of
-from invariclip.bench.load.page import BEGIN, END, with_tables
 from invariclip.bench.load.torch_server import server
 from invariclip.errors import InputError
 from invariclip.export.assemble import export_artifact

@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 
 from invariclip.artifact.learned_prompts import LearnedPrompts
-from invariclip.bench.studies.cdc import rows, summary, trial
-from invariclip.bench.studies.cdc.page import render
-from invariclip.bench.studies.cdc.plots import plot
-from invariclip.bench.studies.cdc.summary import summarise
+from invariclip.bench.studies.cdc import report, trial
+from invariclip.bench.studies.cdc.report import plot, render, summarise
 
 
 @pytest.fixture
@@ -20,7 +18,7 @@ def scored():
     bank /= np.linalg.norm(bank, axis=2, keepdims=True)
     found = {}
     for seed in range(2):
-        for row, options in rows.ROWS.items():
+        for row, options in trial.ROWS.items():
             learned = options.learned if options else 1
             semantics = LearnedPrompts(
                 np.zeros((learned, 4, 2), np.float32), np.ones(learned + 1), np.zeros(learned + 1),
@@ -46,10 +44,10 @@ def scored():
 
 
 def test_a_group_of_styles_is_scored_by_its_definitions(scored):
-    one = scored[rows.MAIN, 0]["scores"][trial.UNSEEN]
+    one = scored[trial.MAIN, 0]["scores"][trial.UNSEEN]
     assert one["harmonic"] == pytest.approx(2 / (1 / one["base"] + 1 / one["new"]))
     assert one["base"] == one["styles"]["c"][0]
-    both = scored[rows.MAIN, 0]["scores"][trial.SEEN]
+    both = scored[trial.MAIN, 0]["scores"][trial.SEEN]
     assert both["base"] == pytest.approx(np.mean([both["styles"][style][0] for style in "ab"]))
     assert next(iter(one["auroc_wrong"])) == "u"
     assert sum(count for count, _, _ in one["bins"]) == 80
@@ -59,23 +57,23 @@ def test_a_group_of_styles_is_scored_by_its_definitions(scored):
 def test_seeds_are_put_together_and_shown(scored):
     result = summarise(scored, 2) | {"precision": "bfloat16"}
     result = json.loads(json.dumps(result, allow_nan=False))
-    values = [scored[rows.MAIN, seed]["scores"][trial.UNSEEN]["harmonic"] for seed in range(2)]
-    shown = result["rows"][rows.MAIN][trial.UNSEEN]["harmonic"]
+    values = [scored[trial.MAIN, seed]["scores"][trial.UNSEEN]["harmonic"] for seed in range(2)]
+    shown = result["rows"][trial.MAIN][trial.UNSEEN]["harmonic"]
     assert (shown["mean"], shown["sd"]) == pytest.approx((np.mean(values), np.std(values, ddof=1)), abs=1e-4)
-    assert set(result["rows"][rows.MAIN][trial.UNSEEN]["styles"]) == {"c", "d"}
+    assert set(result["rows"][trial.MAIN][trial.UNSEEN]["styles"]) == {"c", "d"}
     for goal in result["goals"]:
         low, high = goal["interval"]
         # Student's t of one degree of freedom is 12.7 standard errors wide
         assert high - goal["difference"] == pytest.approx(12.706 * np.std(goal["by_seed"], ddof=1) / 2**0.5, abs=2e-3)
         assert goal["reached"] == (low > 0)
     # What needs no template is held against u as well: the energy of the plain model
-    ours, plain = (result["rows"][row][trial.UNSEEN]["auroc_of_2"] for row in (rows.MAIN, rows.ZERO_SHOT))
+    ours, plain = (result["rows"][row][trial.UNSEEN]["auroc_of_2"] for row in (trial.MAIN, trial.ZERO_SHOT))
     name = "AUROC of u for unknown classes, of 2 asked about, above energy of zero-shot"
     (goal,) = (goal for goal in result["goals"] if goal["goal"] == name)
     assert goal["difference"] == pytest.approx(ours["u"]["mean"] - plain["energy"]["mean"], abs=2e-4)
     page = render(result)
     assert f"{shown['mean']:.1f} ± {shown['sd']:.1f}" in page
-    assert all(row in page for row in rows.ROWS if row != rows.MAIN)
+    assert all(row in page for row in trial.ROWS if row != trial.MAIN)
     assert plot(result).startswith("<?xml")
 
 
@@ -85,19 +83,19 @@ def test_mean_of_softmax_is_the_mean():
     semantics = LearnedPrompts(
         np.zeros((1, 1, 2), np.float32), np.ones(2), np.zeros(2), np.zeros(2), ("a {}",), "0" * 64
     )
-    found = rows.answer(rows.MEAN, vectors, bank, 2.0, semantics)
+    found = trial.answer(trial.MEAN, vectors, bank, 2.0, semantics)
     powers = [np.exp(2 * vectors @ own.T) for own in bank]
     mean = sum(p / p.sum(axis=1, keepdims=True) for p in powers) / 2
     np.testing.assert_allclose(found.confidence, mean.max(axis=1))
     with pytest.raises(ValueError, match="needs learned templates"):
-        rows.answer(rows.MAIN, vectors, bank, 2.0, None)
+        trial.answer(trial.MAIN, vectors, bank, 2.0, None)
 
 
 def test_differences_between_styles_are_no_spread():
     """Seeds of the same style agree: the interval is narrow however far styles are apart."""
-    low, high = summary._interval(np.array([1.0, 5.0, 1.1, 5.1]), ["a", "b", "a", "b"])
+    low, high = report._interval(np.array([1.0, 5.0, 1.1, 5.1]), ["a", "b", "a", "b"])
     # two degrees of freedom, a variance of (4 * 0.05²) / 2
     assert (low, high) == pytest.approx(
         (3.05 - 4.303 * (0.005 / 4) ** 0.5, 3.05 + 4.303 * (0.005 / 4) ** 0.5), abs=1e-3
     )
-    assert summary._interval(np.array([1.0, 5.0]), ["a", "b"]) is None
+    assert report._interval(np.array([1.0, 5.0]), ["a", "b"]) is None

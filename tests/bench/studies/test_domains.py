@@ -11,7 +11,7 @@ from PIL import Image
 from invariclip.artifact.projection import identity
 from invariclip.bench.studies.domains import __main__ as command
 from invariclip.bench.studies.domains import trial as trial_module
-from invariclip.bench.studies.domains.summary import summarise
+from invariclip.bench.studies.domains.report import summarise
 from invariclip.bench.studies.domains.trial import (
     MAIN,
     DomainWorld,
@@ -19,8 +19,8 @@ from invariclip.bench.studies.domains.trial import (
     evaluate,
     in_words,
     run_trial,
-    unpack,
 )
+from invariclip.bench.studies.trials import unpack
 from invariclip.calibrate.data.layouts import LAYOUTS, read_layout
 from invariclip.calibrate.data.pairs import UNCHANGED, EmbeddingTable
 from invariclip.calibrate.evaluation.modality import Projectors

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from invariclip.bench.studies.reference import clipart, imagenet, images, learn, sources, validation, views
+from invariclip.bench.studies.reference import __main__ as command
+from invariclip.bench.studies.reference import imagenet, images, learn, validation, views
 from invariclip.errors import InputError
 
 if TYPE_CHECKING:
@@ -70,8 +71,8 @@ SVG = (
 
 def clip_art_packages(tmp_path: Path, files: dict[str, tuple[str, str]]) -> tuple[Path, Path]:
     for name, (title, subject) in files.items():
-        svg = tmp_path / "svg" / clipart.SVG_ROOT / f"{name}.svg"
-        png = tmp_path / "png" / clipart.PNG_ROOT / f"{name}.png"
+        svg = tmp_path / "svg" / images.SVG_ROOT / f"{name}.svg"
+        png = tmp_path / "png" / images.PNG_ROOT / f"{name}.png"
         for path in (svg, png):
             path.parent.mkdir(parents=True, exist_ok=True)
         svg.write_text(SVG.format(title=title, subject=subject))
@@ -91,7 +92,7 @@ def test_clip_art_is_what_can_be_seen_and_says_what_it_is(tmp_path):
             "tools/nothing": ("Various Cliparts", "unsorted"),
         },
     )
-    found = {item.png.stem: (item.title, item.subjects) for item in clipart.read_clip_art(*folders)}
+    found = {item.png.stem: (item.title, item.subjects) for item in images.read_clip_art(*folders)}
     assert found == {"cat": ("a cat", ("pet",)), "boy": ("a happy boy", ("child", "person")), "saw": ("saw", ("saw",))}
     shown = images.clip_art(*folders, tmp_path / "out")
     assert {image.name for image in shown} == {"a cat", "a happy boy", "saw"}
@@ -212,4 +213,4 @@ def test_targets_take_each_sources_mean_away():
 
 
 def test_packages_are_pinned():
-    assert all(len(package.sha256) == 64 for package in sources.PACKAGES.values())
+    assert all(len(package.sha256) == 64 for package in command.PACKAGES.values())

@@ -9,8 +9,8 @@ import onnx
 import pytest
 from click.testing import CliRunner
 
-from invariclip.bench.latency.candidates import LatencyCandidate, Timing
-from invariclip.bench.latency.measure import measure
+from invariclip.bench.latency.measure import Timing, measure
+from invariclip.bench.latency.worker import LatencyCandidate
 from invariclip.bench.studies import rewrites
 from invariclip.errors import InvariclipError
 from invariclip.export.checkpoints.checkpoint import load_checkpoint

@@ -7,11 +7,8 @@ import pytest
 
 from invariclip.artifact.projection import identity
 from invariclip.bench.studies.sites import __main__ as sites
-from invariclip.bench.studies.sites import choice as site_choice
-from invariclip.bench.studies.sites import forms as site_forms
 from invariclip.bench.studies.sites import worlds as site_worlds
-from invariclip.bench.studies.sites.page import render
-from invariclip.bench.studies.sites.plot import plot
+from invariclip.bench.studies.sites.report import plot, render
 from invariclip.calibrate.data.pairs import UNCHANGED, EmbeddingTable
 from invariclip.calibrate.projection.evaluate import Bootstrap, unit
 
@@ -51,7 +48,7 @@ def place():
 @pytest.fixture(scope="module", params=["zero-shot", "prototypes", "probe"])
 def found(request, place):
     both, tally = site_worlds.wards(identity(WIDTH), place, request.param), sites.SiteScores()
-    choice = site_choice.choose(place, request.param, 0, Bootstrap)
+    choice = site_worlds.choose(place, request.param, 0, Bootstrap)
     for seed in range(2):
         sites.score(both, choice, ("yard", seed), tally)
     return request.param, tally, sites.summarised(tally, {"yard": place.sites["yard"].concepts}, Bootstrap)
@@ -106,24 +103,24 @@ def test_costs_are_counted(found):
 @pytest.mark.parametrize("way", ["zero-shot", "prototypes", "probe"])
 def test_training_environments_choose_the_shift_where_they_differ_by_one(way):
     moves = 0.5 * unit(np.random.default_rng(8).normal(size=(3, WIDTH)))
-    choice = site_choice.choose(world(table(4, shifts=moves)), way, 0, Bootstrap)
-    assert choice.form != site_choice.ALONE
+    choice = site_worlds.choose(world(table(4, shifts=moves)), way, 0, Bootstrap)
+    assert choice.form != site_worlds.ALONE
     assert choice.gains[choice.form]["20 images"] > 1
-    assert min(choice.gains[choice.form][sample] for sample in site_choice.GUARDS) >= -site_choice.HARM
+    assert min(choice.gains[choice.form][sample] for sample in site_worlds.GUARDS) >= -site_worlds.HARM
     # a skewed sample's mean is not that of a place: centring has no guard
     assert choice.gains["projection, centring"]["20 of one kind"] < choice.gains[choice.form]["20 of one kind"]
 
 
 @pytest.mark.parametrize("way", ["zero-shot", "prototypes", "probe"])
 def test_the_projection_alone_wins_where_environments_do_not_differ(way):
-    choice = site_choice.choose(world(table(4, shifts=(0.0, 0.0, 0.0))), way, 0, Bootstrap)
-    assert choice.form == site_choice.ALONE
-    assert choice.to_json()["gains"][site_choice.ALONE]["20 images"] == 0
+    choice = site_worlds.choose(world(table(4, shifts=(0.0, 0.0, 0.0))), way, 0, Bootstrap)
+    assert choice.form == site_worlds.ALONE
+    assert choice.to_json()["gains"][site_worlds.ALONE]["20 images"] == 0
 
 
 def test_a_choice_never_looks_at_the_sites():
     def choose(**sites_of):
-        return site_choice.choose(world(table(4, shifts=(0.0, 0.1, -0.1)), **sites_of), "prototypes", 0, Bootstrap)
+        return site_worlds.choose(world(table(4, shifts=(0.0, 0.1, -0.1)), **sites_of), "prototypes", 0, Bootstrap)
 
     assert choose(yard=table(1)) == choose(yard=table(9, shifts=(0.9,))) == choose()
 
@@ -181,22 +178,3 @@ def test_the_plot_has_a_panel_for_each_table(found):
     assert image.startswith("<?xml")
     assert image.count('id="axes_') == 3  # the last holds the legend
     assert plot({"worlds": {"yards": {way: rows, "prototypes": rows}}}).count("<dc:date>") == 0
-
-
-def test_forms_are_compared_on_the_same_images():
-    rng = np.random.default_rng(3)
-    labels = np.repeat(np.arange(site_forms.CONCEPTS), 5 * 2 * (len(site_forms.CHANGES) + 1))
-    changes = np.tile(np.repeat(np.arange(len(site_forms.CHANGES) + 1), 2), site_forms.CONCEPTS * 5)
-    styles = np.tile(np.repeat(np.arange(5), 2 * (len(site_forms.CHANGES) + 1)), site_forms.CONCEPTS)
-    centres = unit(rng.normal(size=(site_forms.CONCEPTS, WIDTH)))
-    moves = 0.6 * unit(rng.normal(size=(len(site_forms.CHANGES) + 1, WIDTH)))
-    moves[0] = 0
-    vectors = unit(centres[labels] + 0.2 * rng.normal(size=(len(labels), WIDTH)) + moves[changes])
-    gains = site_forms.measured(vectors, labels, styles, changes, centres)
-    for rows in gains.values():
-        assert rows[site_forms.TAKEN]["70 mixed"] > 1
-        # what `adapt` does is one of the forms that are spelt out here
-        assert rows[site_forms.TAKEN] == pytest.approx(rows["e / (e + 10), 5 a kind"], abs=0.05)
-        assert rows["whole shift"]["10 of one class"] < rows[site_forms.TAKEN]["10 of one class"]
-    page = site_forms.render({"worlds": 1, "gains": gains})
-    assert page.count("| taken |") == 2

@@ -10,10 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from invariclip.bench.studies.stylebench.artwork import Artwork, IconSet, hexcode_of, name_aliases, slug_of
-from invariclip.bench.studies.stylebench.concepts import split_of
-from invariclip.bench.studies.stylebench.photographs import reviewed_photographs
-from invariclip.bench.studies.stylebench.render import letterbox, render
+from invariclip.bench.studies.stylebench.artwork import (
+    Artwork,
+    IconSet,
+    hexcode_of,
+    name_aliases,
+    reviewed_photographs,
+    slug_of,
+    split_of,
+)
+from invariclip.bench.studies.stylebench.images import letterbox, render
 from invariclip.bench.studies.stylebench.sources import PACKAGES, STYLES, TRAINING_STYLES
 from invariclip.errors import InputError
 

@@ -9,10 +9,18 @@ from typing import TYPE_CHECKING
 import pytest
 from PIL import Image
 
-from invariclip.bench.studies.stylebench.concepts import image_split, split_of
-from invariclip.bench.studies.stylebench.manifest import StyleImage, read_manifest, write_manifest
+from invariclip.bench.studies.stylebench.artwork import image_split, split_of
+from invariclip.bench.studies.stylebench.images import (
+    CONCEPTS,
+    DRAWN,
+    PHOTOGRAPHS,
+    StyleImage,
+    chosen_concepts,
+    read_manifest,
+    write_manifest,
+    write_subset,
+)
 from invariclip.bench.studies.stylebench.sources import HELD_OUT_STYLES, STYLES, TRAINING_STYLES, licence_of
-from invariclip.bench.studies.stylebench.subset import CONCEPTS, DRAWN, PHOTOGRAPHS, chosen_concepts, write_subset
 from invariclip.errors import InputError
 from invariclip.export import reference
 from invariclip.files import sha256_file

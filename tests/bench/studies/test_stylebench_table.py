@@ -13,35 +13,37 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from invariclip.artifact.projection import identity
-from invariclip.bench.studies import selections
-from invariclip.bench.studies.blas import bound_blas
-from invariclip.bench.studies.resampling import Stratified
-from invariclip.bench.studies.selections import kept_selection
-from invariclip.bench.studies.stylebench.encoders import Quick, TrunkEncoder
-from invariclip.bench.studies.stylebench.evaluate_page import above_auto, plot, render
+from invariclip.bench.studies import trials as kept
+from invariclip.bench.studies.encoders import Quick, TrunkEncoder
+from invariclip.bench.studies.stylebench.report import (
+    above_auto,
+    better,
+    elsewhere_scores,
+    intervals,
+    plot,
+    render,
+    render_transfer,
+    summarise,
+)
 from invariclip.bench.studies.stylebench.sources import HELD_OUT_STYLES, TRAINING_STYLES
-from invariclip.bench.studies.stylebench.summary import better, elsewhere_scores, intervals, summarise
-from invariclip.bench.studies.stylebench.transfer_page import render_transfer
 from invariclip.bench.studies.stylebench.trial import (
     EVERYTHING,
     SEVEN,
-    _baselines,
-    pairs,
-    rows,
-    run_trial,
-    tried,
-    unpack,
-)
-from invariclip.bench.studies.stylebench.world import (
     Elsewhere,
     StyleWorld,
+    _baselines,
     answers,
     elsewhere_answers,
     embed_elsewhere,
     embed_world,
     group_answers,
     home_answers,
+    pairs,
+    rows,
+    run_trial,
+    tried,
 )
+from invariclip.bench.studies.trials import Stratified, bound_blas, kept_selection, unpack
 from invariclip.calibrate.data.images import ImageRecord
 from invariclip.calibrate.data.pairs import UNCHANGED, EmbeddingTable
 from invariclip.calibrate.evaluation.baselines import Baseline, none
@@ -180,7 +182,7 @@ def test_a_selection_is_kept_by_what_goes_into_it(tmp_path: Path, monkeypatch: p
     first = kept_selection(tmp_path, train, candidates, objective="prototypes", bank=world.train_bank)
     assert first.chosen == candidates[1]
     assert kept_selection(None, train, candidates, objective="prototypes") == first
-    monkeypatch.setattr(selections, "select", lambda *_, **__: pytest.fail("chosen anew"))
+    monkeypatch.setattr(kept, "select", lambda *_, **__: pytest.fail("chosen anew"))
     # texts are not looked at, so others change nothing
     assert kept_selection(tmp_path, train, candidates, objective="prototypes", bank=-world.train_bank) == first
     with pytest.raises(pytest.fail.Exception):

@@ -18,7 +18,7 @@ from invariclip.artifact.folder import describe_file, read_manifest, write_manif
 from invariclip.autotune import TuneSettings, tune
 from invariclip.autotune.candidates import TuneCandidate, default_threads, enumerate_candidates
 from invariclip.autotune.halving import Search, stages_for
-from invariclip.autotune.process import CandidateStoppedError, Process
+from invariclip.autotune.worker import TuneWorker
 from invariclip.errors import (
     ArtifactError,
     ContractError,
@@ -27,6 +27,7 @@ from invariclip.errors import (
     TuningInterruptedError,
     UntrueVariantWarning,
 )
+from invariclip.measure.worker import WorkerError
 
 QUICK = {"threads": (1,), "seconds": 2.0}
 ORT = "onnxruntime"
@@ -273,8 +274,8 @@ def test_a_process_that_dies_is_left_out_and_the_others_go_on(plant):
 
 
 def test_what_cannot_be_opened_says_why(tiny_artifact):
-    with pytest.raises(CandidateStoppedError, match="no variant 'absent'; available: float32"):
-        Process(tiny_artifact, TuneCandidate("absent", ORT, 1, "exact", 2))
+    with pytest.raises(WorkerError, match="no variant 'absent'; available: float32"):
+        TuneWorker(tiny_artifact, TuneCandidate("absent", ORT, 1, "exact", 2))
 
 
 def interrupting(after):

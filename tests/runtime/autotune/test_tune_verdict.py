@@ -11,8 +11,9 @@ from invariclip.artifact.fidelity import LEVELS
 from invariclip.autotune.candidates import TuneCandidate
 from invariclip.autotune.checks import IMAGES, MIN_COSINE, check_images, disagreement
 from invariclip.autotune.halving import middle, stages_for
-from invariclip.autotune.verdict import MARGIN, MeasuredCandidate, Timed, decide, interval, survivors
+from invariclip.autotune.verdict import MARGIN, MeasuredCandidate, Timed, decide, survivors
 from invariclip.export.verification.figures import THRESHOLDS
+from invariclip.measure.statistics import interval
 
 SIMPLE = MeasuredCandidate(TuneCandidate("float32", "onnxruntime", 1, "exact", 2), 1)
 OTHERS = [

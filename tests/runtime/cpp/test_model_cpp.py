@@ -14,7 +14,7 @@ from PIL import Image
 import invariclip
 from invariclip.backends.batching import plan
 from invariclip.bench.cpp.build import build, install
-from invariclip.bench.cpp.turns import compare
+from invariclip.bench.cpp.compare import compare
 from invariclip.console import silent
 from invariclip.export.assemble import export_artifact
 from invariclip.export.checkpoints.checkpoint import load_checkpoint

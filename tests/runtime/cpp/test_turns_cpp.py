@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from invariclip.bench.cpp.page import page
-from invariclip.bench.cpp.turns import compare
-from invariclip.bench.latency.process import CandidateError
+from invariclip.bench.cpp.__main__ import page
+from invariclip.bench.cpp.compare import compare
 from invariclip.console import silent
+from invariclip.measure.worker import WorkerError
 
 HOW = {"rounds": 3, "seconds": 0.01, "progress": silent}
 
@@ -29,7 +29,7 @@ def test_pixels(built, words, tmp_path):
 
 def test_a_process_that_stops_is_named(built, tmp_path):
     words = [str(tmp_path / "absent"), "50", "40", "pixels", "24"]
-    with pytest.raises(CandidateError, match=r"'python, gone' stopped \(exit 1\)"):
+    with pytest.raises(WorkerError, match="'python, gone' stopped: FileNotFoundError"):
         compare("gone", built.program("ask"), words, tmp_path, **HOW)
 
 
