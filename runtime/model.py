@@ -225,11 +225,12 @@ class Model:
             none = np.empty(0, dtype=np.float32)
             rows = none.reshape(0, self.width), none.reshape(0, len(self.classes))
             kinds = UNCERTAINTY_KINDS if self.manifest.cdc else (ENERGY,)
-            return Answers(*rows, dict.fromkeys(kinds, none))
+            return Answers(*rows, dict.fromkeys(kinds, none), rows[1])
         return Answers(
             np.concatenate([block.embeddings for block in blocks]),
             np.concatenate([block.probabilities for block in blocks]),
             {kind: np.concatenate([block.uncertainties[kind] for block in blocks]) for kind in blocks[0].uncertainties},
+            np.concatenate([block.logits for block in blocks]),
         )
 
     def probabilities(self, images: ImageInputs, *, batch_size: int = DEFAULT_BATCH) -> NDArray[np.float32]:
@@ -270,8 +271,10 @@ class Model:
         limit = threshold(self.manifest.cdc, abstain_above, kind)
         answers = self.answer(images, batch_size=batch_size)
         return [
-            ranked(row, self.classes, top_k, {kind: one}, abstain_above=limit)
-            for row, one in zip(answers.probabilities, answers.uncertainties[kind].tolist(), strict=True)
+            ranked(row, self.classes, top_k, {kind: one}, abstain_above=limit, logits=logits)
+            for row, one, logits in zip(
+                answers.probabilities, answers.uncertainties[kind].tolist(), answers.logits, strict=True
+            )
         ]
 
     def stream(
@@ -465,7 +468,10 @@ class Model:
                         yield Answer(place, image, embeddings[number], None, ())
                         continue
                     unsure = {kind: float(each[number]) for kind, each in said.uncertainties.items()}
-                    yield Answer(place, image, embeddings[number], said.probabilities[number], self.classes, unsure)
+                    yield Answer(
+                        place, image, embeddings[number], said.probabilities[number], self.classes, unsure,
+                        said.logits[number],
+                    )  # fmt: skip
 
     def _hosting(self, **changes: Any) -> Model:
         """As `_but`, with classes answered from embeddings that are not the graph's own."""

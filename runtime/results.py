@@ -139,11 +139,13 @@ class Answers(NamedTuple):
         embeddings: float32 [N, d], of unit length.
         probabilities: float32 [N, K].
         uncertainties: float32 [N] by kind: `evidence` of an artifact with learned templates, `energy` of every one.
+        logits: float32 [N, K], τ · cos (+ b), of the hand-written template.
     """
 
     embeddings: NDArray[np.float32]
     probabilities: NDArray[np.float32]
     uncertainties: Mapping[UncertaintyKind, NDArray[np.float32]]
+    logits: NDArray[np.float32]
 
     @property
     def uncertainty(self) -> NDArray[np.float32]:
@@ -162,6 +164,7 @@ class Answer:
         probabilities: float32 [K], in the order of `classes`; None where there are no classes.
         classes: The K class names.
         uncertainties: From 0 to 1, by kind, as of `Answers`; empty where there are no classes.
+        logits: float32 [K], as of `Answers`; None where there are no classes.
     """
 
     place: int
@@ -170,6 +173,7 @@ class Answer:
     probabilities: NDArray[np.float32] | None
     classes: tuple[str, ...]
     uncertainties: Mapping[UncertaintyKind, float] = field(default_factory=dict)
+    logits: NDArray[np.float32] | None = None
 
     @property
     def uncertainty(self) -> float | None:
@@ -192,8 +196,9 @@ class Answer:
         if self.probabilities is None:
             raise InputError("the artifact has no classes; give some with with_classes([...])")
         return ranked(
-            self.probabilities, self.classes, top_k, self.uncertainties, kind=uncertainty, abstain_above=abstain_above
-        )
+            self.probabilities, self.classes, top_k, self.uncertainties, kind=uncertainty,
+            abstain_above=abstain_above, logits=self.logits,
+        )  # fmt: skip
 
 
 def ranked(
@@ -204,8 +209,9 @@ def ranked(
     *,
     kind: UncertaintyKind | None = None,
     abstain_above: float | None = None,
+    logits: NDArray[np.float32] | None = None,
 ) -> Prediction:
-    """The best classes of one image; of equal ones, the first comes first.
+    """The best classes of one image; of those equally probable, the larger logit comes first, then the first.
 
     Args:
         probabilities: float32 [K].
@@ -214,6 +220,7 @@ def ranked(
         uncertainties: From 0 to 1, by kind.
         kind: Which of them counts; None takes evidence where it is there, else energy.
         abstain_above: The uncertainty above which no label is given; None always gives one.
+        logits: float32 [K], which tell apart what float32 probabilities round to 0 or 1; None for none.
 
     Raises:
         InputError: A number is out of range, or there is no such uncertainty.
@@ -230,8 +237,8 @@ def ranked(
         require_threshold(abstain_above)
         if uncertainty is None:
             raise InputError("these answers have no uncertainty to abstain by; leave the threshold out")
-    order = np.argsort(-probabilities, kind="stable")[:top_k]
-    ranking = tuple(RankedClass(classes[place], float(probabilities[place])) for place in order)
+    order = np.argsort(-probabilities, kind="stable") if logits is None else np.lexsort((-logits, -probabilities))
+    ranking = tuple(RankedClass(classes[place], float(probabilities[place])) for place in order[:top_k])
     # `not u <= bound`: an uncertainty that is NaN is no reason to be sure
     abstained = abstain_above is not None and not uncertainty <= abstain_above  # type: ignore[operator]
     return Prediction(None if abstained else ranking[0][0], ranking[0][1], ranking, uncertainty, kind, abstained)
@@ -260,9 +267,9 @@ def host_answers(
         ENERGY: energy_uncertainty(biased, logit_scale, sigmoid=logit_bias is not None)
     }
     if learned is None:
-        return Answers(embeddings, class_probabilities(logits, logit_bias), unsure)
+        return Answers(embeddings, class_probabilities(logits, logit_bias), unsure, biased)
     probabilities, doubt = fused_probabilities(embeddings, bank, logit_scale, learned)
-    return Answers(embeddings, probabilities, {EVIDENCE: doubt, **unsure})
+    return Answers(embeddings, probabilities, {EVIDENCE: doubt, **unsure}, biased)
 
 
 def fused_probabilities(
@@ -294,7 +301,10 @@ def class_probabilities(logits: NDArray[np.float32], logit_bias: float | None) -
         float32 [N, K].
     """
     if logit_bias is not None:
-        # The sigmoid, in the form that cannot overflow
-        return np.asarray(0.5 + 0.5 * np.tanh(0.5 * (logits + np.float32(logit_bias))), dtype=np.float32)
+        # The sigmoid in a form that neither overflows nor rounds weak classes to equal ones: e^-|x| is exact where it
+        # is small, so classes keep their order down to logits of -103
+        biased = logits + np.float32(logit_bias)
+        small = np.exp(-np.abs(biased))
+        return np.asarray(np.where(biased < 0, small, np.float32(1)) / (1 + small), dtype=np.float32)
     weights = np.exp(logits - logits.max(axis=1, keepdims=True))
     return np.asarray(weights / weights.sum(axis=1, keepdims=True), dtype=np.float32)

@@ -112,7 +112,7 @@ class View:
         outputs = run_in_buckets(self.opened.image, IMAGE_INPUT, batch, wanted)
         energy = energy_uncertainty(outputs[LOGITS], model.logit_scale, sigmoid=model.logit_bias is not None)
         evidence: dict[UncertaintyKind, NDArray[np.float32]] = {EVIDENCE: outputs[UNCERTAINTY]} if learned else {}
-        return Answers(outputs[EMBEDDING], outputs[PROBABILITIES], {**evidence, ENERGY: energy})
+        return Answers(outputs[EMBEDDING], outputs[PROBABILITIES], {**evidence, ENERGY: energy}, outputs[LOGITS])
 
     def own_head(self) -> HostHead:
         """The graph's own classes, answered from embeddings; their bank is read from the graph."""

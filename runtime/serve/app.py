@@ -204,7 +204,7 @@ async def without_shift(
     vectors = np.stack([row.embedding for row in rows])
     live = handle.live is not None
     moved, site = await asyncio.to_thread(handle.take, vectors) if live else handle.take(vectors)
-    return [ImageScores(row, None, {}) for row in moved], site
+    return [ImageScores(row) for row in moved], site
 
 
 async def answered(batcher: Batcher[T, Any, R], items: list[T]) -> list[R]:

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from invariclip.results import AbstainAbove, Prediction, UncertaintyKind
     from invariclip.serve.batcher import Watcher
 
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
-"""What is decoded. Pillow knows more, and some of those start other programs."""
 PENDING_SETS = 16
 TEXTS_TO_A_BATCH = 64
 
@@ -48,11 +46,12 @@ class DecodedImage(NamedTuple):
 
 
 class ImageScores(NamedTuple):
-    """What the image tower says of an image: float32 [d]; float32 [K] and its uncertainties, where asked for."""
+    """What the image tower says of an image: float32 [d]; float32 [K] twice and its uncertainties, where asked for."""
 
     embedding: NDArray[np.float32]
-    probabilities: NDArray[np.float32] | None
-    uncertainties: Mapping[UncertaintyKind, float]
+    probabilities: NDArray[np.float32] | None = None
+    logits: NDArray[np.float32] | None = None
+    uncertainties: Mapping[UncertaintyKind, float] = {}
 
 
 class TextRow(NamedTuple):
@@ -200,13 +199,16 @@ class Service:
         """
         if model is not self.model and model.head is not None:
             answers = model.head.answers(np.stack([row.embedding for row in rows]))
-            every, unsure = list(answers.probabilities), answers.uncertainties[kind].tolist()
+            every = list(zip(answers.probabilities, answers.logits, answers.uncertainties[kind].tolist(), strict=True))
         else:
-            every = [row.probabilities for row in rows if row.probabilities is not None]
-            unsure = [row.uncertainties[kind] for row in rows]
+            every = [
+                (row.probabilities, row.logits, row.uncertainties[kind])
+                for row in rows
+                if row.probabilities is not None and row.logits is not None
+            ]
         return [
-            ranked(probabilities, model.classes, top, {kind: one}, abstain_above=abstain_above)
-            for probabilities, one in zip(every, unsure, strict=True)
+            ranked(probabilities, model.classes, top, {kind: one}, abstain_above=abstain_above, logits=logits)
+            for probabilities, logits, one in every
         ]
 
     def close(self, seconds: float = 0.0) -> bool:
@@ -219,9 +221,7 @@ class Service:
     def _decode(self, asked: tuple[EncodedImage, bool]) -> DecodedImage:
         (name, data), classes = asked
         try:
-            kind, (width, height) = image_facts(data)
-            if kind not in FORMATS:
-                raise InputError(f"an image of format {kind} is not taken; available: {', '.join(FORMATS)}")
+            _, (width, height) = image_facts(data)
             if width * height > self.limits.pixels:
                 raise RefusedError(
                     413, f"image {name}: {width}x{height} pixels are too many; up to {self.limits.pixels:,} are taken"
@@ -239,14 +239,15 @@ class Service:
 
     def _rows(self, batch: NDArray[np.uint8], seen: list[DecodedImage]) -> list[ImageScores]:
         if not any(one.classes for one in seen):
-            return [ImageScores(row, None, {}) for row in self.model.embed_images(batch, batch_size=len(batch))]
-        embeddings, probabilities, unsure = self.model.answer(batch, batch_size=len(batch))
+            return [ImageScores(row) for row in self.model.embed_images(batch, batch_size=len(batch))]
+        said = self.model.answer(batch, batch_size=len(batch))
         return [
             ImageScores(
-                embeddings[place], probabilities[place], {kind: float(each[place]) for kind, each in unsure.items()}
+                said.embeddings[place], said.probabilities[place], said.logits[place],
+                {kind: float(each[place]) for kind, each in said.uncertainties.items()},
             )
             for place in range(len(seen))
-        ]
+        ]  # fmt: skip
 
     def _read(self, texts: list[str]) -> list[TextRow]:
         with hearing_cuts() as heard:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 import invariclip
 from invariclip.artifact.folder import read_manifest, write_manifest
@@ -30,7 +31,7 @@ def paths(tiny_images):
 @given(order=st.lists(st.integers(0, 11), max_size=20), batch_size=st.integers(1, 9), look_ahead=st.integers(0, 3))
 def test_a_stream_answers_as_the_list_does(model, paths, order, batch_size, look_ahead):
     images = [paths[place] for place in order]
-    embeddings, probabilities, uncertainties = model.answer(images, batch_size=batch_size)
+    embeddings, probabilities, uncertainties, _ = model.answer(images, batch_size=batch_size)
     assert set(uncertainties) == {"energy"}
     seen = list(model.stream(iter(images), batch_size=batch_size, look_ahead=look_ahead))
     assert [(answer.place, answer.image) for answer in seen] == list(enumerate(images))
@@ -114,3 +115,13 @@ def test_ranking_and_probabilities_by_hand():
     logits = np.array([[np.log(3), 0]], np.float32)
     np.testing.assert_allclose(class_probabilities(logits, None), [[0.75, 0.25]], rtol=1e-6)
     np.testing.assert_allclose(class_probabilities(logits, 0.0), [[0.75, 0.5]], rtol=1e-6)
+
+
+@given(arrays(np.float64, (1, 6), elements=st.floats(-85, 40)))
+def test_weak_classes_of_a_sigmoid_keep_their_probabilities_and_all_their_order(logits):
+    single = logits.astype(np.float32)
+    got = class_probabilities(single, -2.0)
+    np.testing.assert_allclose(got, 1 / (1 + np.exp(-(single.astype(np.float64) - 2))), rtol=1e-5)
+    names = tuple("abcdef")
+    by_logit = [names[place] for place in np.argsort(-single[0], kind="stable")]
+    assert [one.label for one in ranked(got[0], names, 6, logits=single[0]).ranking] == by_logit

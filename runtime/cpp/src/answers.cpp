@@ -48,7 +48,9 @@ void class_probabilities(const Facts& facts, const std::vector<float>& bank, con
         }
         if (facts.logit_bias) {
             std::transform(logits.begin(), logits.end(), probabilities, [](double logit) {
-                return static_cast<float>(0.5 + 0.5 * std::tanh(0.5 * logit));  // the sigmoid; it cannot overflow
+                // the sigmoid; it cannot overflow, and weak classes keep their order
+                const double small = std::exp(-std::abs(logit));
+                return static_cast<float>((logit < 0 ? small : 1.0) / (1 + small));
             });
             continue;
         }

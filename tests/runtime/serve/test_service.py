@@ -79,7 +79,7 @@ def test_formats_that_nobody_sends_are_not_decoded(model, kind):
     stream = io.BytesIO()
     Image.new("RGB", (32, 32)).save(stream, kind)
     service = Service(model)
-    with pytest.raises(InputError, match=f"format {kind} is not taken; available: AVIF, BMP"):
+    with pytest.raises(InputError, match="not an image of a known format: AVIF, BMP"):
         service.images.submit(asked([stream.getvalue()])).future.result(20)
     service.close()
 
