@@ -10,12 +10,12 @@ import click
 from invariclip.artifact.fidelity import LEVELS
 from invariclip.artifact.projection import write_projection
 from invariclip.backends import DEFAULT_BACKEND, require_backend
-from invariclip.calibrate.asked import fitting_options, images_of, options_of
+from invariclip.calibrate.options import fitting_options, images_of, options_of
 from invariclip.calibrate.data.encoders import EncoderOpening
 from invariclip.calibrate.fit import calibrate as fit_projection
 from invariclip.calibrate.prompts.beside import TARGET_RISK, learning_of, write_page_of, write_templates
 from invariclip.calibrate.report import require_page_packages, summary_json, summary_text
-from invariclip.calibrate.stages import Serving, default_cache, run_build
+from invariclip.calibrate.build import Serving, default_cache, run_build
 from invariclip.cli.predict_command import CLASS_OPTIONS, class_names
 from invariclip.console import bar, emit_json, note, say, silent
 from invariclip.errors import InputError
@@ -205,7 +205,7 @@ def _write_report(
     progress: Progress,
 ) -> dict[str, Any]:
     from invariclip.calibrate.report.evidence import gather
-    from invariclip.calibrate.report.page import write_page
+    from invariclip.calibrate.report.calibration_page import write_page
 
     evidence = gather(encoder, images, options, result, cache=cache, progress=progress)
     write_page(path, result, options, evidence)

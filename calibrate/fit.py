@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from invariclip.calibrate.data.encoder import Encoder, TextEncoder
     from invariclip.calibrate.data.images import ImageRecord
-    from invariclip.calibrate.projection.moments import Moments
+    from invariclip.calibrate.data.moments import Moments
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from invariclip.bench.latency import report_plots as plots
 from invariclip.bench.latency.peers import OURS
 from invariclip.bench.latency.stages import CLASSES, STAGES
-from invariclip.calibrate.report.look import write_html
+from invariclip.calibrate.report.rendering import write_html
 
 if TYPE_CHECKING:
     from invariclip.bench.latency.record import Record

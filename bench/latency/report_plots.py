@@ -9,7 +9,7 @@ import numpy as np
 from invariclip.bench.latency.peers import OURS, PEER, PYTORCH
 from invariclip.bench.latency.stages import STAGES
 from invariclip.bench.latency.summary import round_medians
-from invariclip.calibrate.report.look import AFTER, BEFORE, INK, SERIES, SOFT, drawing, label, new_figure, svg
+from invariclip.calibrate.report.rendering import AFTER, BEFORE, INK, SERIES, SOFT, drawing, label, new_figure, svg
 
 if TYPE_CHECKING:
     from invariclip.bench.latency.record import Record

@@ -13,8 +13,8 @@ import numpy as np
 
 from invariclip.calibrate.data.embed_cache import Declined, Store
 from invariclip.calibrate.data.images import SkippedImageWarning
-from invariclip.calibrate.data.sources.changes import changed
-from invariclip.calibrate.data.sources.encode import BATCH, Ready, encoded
+from invariclip.calibrate.data.changes import changed
+from invariclip.calibrate.data.encode import BATCH, Ready, encoded
 from invariclip.console import Progress, silent
 from invariclip.errors import InputError, NotApplicableError
 from invariclip.files import sha256_file

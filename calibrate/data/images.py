@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from invariclip.calibrate.data.names import PAIRS_BY, FileNames, PairsBy, coinciding, judge
-from invariclip.calibrate.data.sources.lines import read_records
+from invariclip.calibrate.data.records import read_records
 from invariclip.errors import InputError
 from invariclip.preprocessing.pixels import IMAGE_SUFFIXES
 

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from invariclip.calibrate.projection.confidence import group_of
-from invariclip.calibrate.projection.moments import combined, of_pairs, of_points
+from invariclip.calibrate.data.moments import combined, of_pairs, of_points
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from invariclip.calibrate.projection.moments import Moments
+    from invariclip.calibrate.data.moments import Moments
 
 UNCHANGED = -1
 """The kind of a row that is an image as it is."""

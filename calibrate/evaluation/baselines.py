@@ -22,7 +22,7 @@ from invariclip.errors import InputError, ProjectionError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from invariclip.calibrate.projection.moments import Moments
+    from invariclip.calibrate.data.moments import Moments
 
 BASELINES = (
     "none", "centring", "whitening", "within-class", "lda", "pca", "published",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from invariclip.calibrate.evaluation.probe import fit_probe
+from invariclip.calibrate.projection.probe import fit_probe
 from invariclip.errors import InputError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 
 from invariclip.calibrate.evaluation.maps import for_texts
-from invariclip.calibrate.evaluation.probe import PUBLISHED_C, choose_penalty, fit_probe
+from invariclip.calibrate.projection.probe import PUBLISHED_C, choose_penalty, fit_probe
 from invariclip.calibrate.projection.evaluate import prototypes, zero_shot
 from invariclip.errors import InputError
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from invariclip.calibrate.projection.estimators import EstimatorBasis, decompose
-from invariclip.calibrate.projection.moments import Moments, empty
+from invariclip.calibrate.data.moments import Moments, empty
 from invariclip.calibrate.projection.parallel import side_by_side
 from invariclip.errors import InputError
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from invariclip.calibrate.projection.moments import Moments
+    from invariclip.calibrate.data.moments import Moments
 
 ESTIMATORS = ("icm", "generalised", "shrinkage", "identity")
 RIDGE = 1e-4

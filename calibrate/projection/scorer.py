@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
-from invariclip.calibrate.evaluation.probe import fit_probe
+from invariclip.calibrate.projection.probe import fit_probe
 from invariclip.calibrate.projection.candidates import ProjectionCandidate
 from invariclip.calibrate.projection.estimators import EstimatorBasis, decompose, decompose_all
 from invariclip.calibrate.projection.evaluate import prototype_bank, prototypes, unit, zero_shot
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from invariclip.calibrate.data.pairs import EmbeddingTable
     from invariclip.calibrate.projection.folds import Fold
-    from invariclip.calibrate.projection.moments import Moments
+    from invariclip.calibrate.data.moments import Moments
 
 Objective: TypeAlias = Literal["zero-shot", "prototypes", "both", "probe"]
 TEXT_OBJECTIVES: tuple[Objective, ...] = ("zero-shot", "both")

@@ -8,7 +8,7 @@ import click
 
 from invariclip.artifact.learned_prompts import read_semantics, write_semantics
 from invariclip.calibrate.prompts.options import PromptOptions
-from invariclip.calibrate.stages import served_projection
+from invariclip.calibrate.build import served_projection
 from invariclip.cli.predict_command import prompt_templates
 from invariclip.console import note
 from invariclip.errors import InputError
@@ -73,7 +73,7 @@ def write_templates(
         JSON-ready: where it lies, and what was learnt.
     """
     from invariclip.calibrate.prompts.learn import learn
-    from invariclip.calibrate.prompts.summary import summary_json
+    from invariclip.calibrate.report.prompts_summary import summary_json
 
     learnt = learn(cast("Checkpoint", encoder), images, learning, result.projection, cache=cache, progress=progress)
     write_semantics(path, learnt.semantics)
@@ -122,7 +122,7 @@ def _write_beside(
 ) -> dict[str, Any]:
     if report is None:
         return {}
-    from invariclip.calibrate.prompts.report.page import page_beside, write_page
+    from invariclip.calibrate.report.prompts_page import page_beside, write_page
 
     path = page_beside(report)
     write_page(path, learnt, learning, images)

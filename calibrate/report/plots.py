@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from invariclip.calibrate.report.look import AFTER, BEFORE, INK, SERIES, SOFT, drawing, label, new_figure, svg
+from invariclip.calibrate.report.rendering import AFTER, BEFORE, INK, SERIES, SOFT, drawing, label, new_figure, svg
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,7 +7,7 @@ import pytest
 
 from invariclip.artifact.projection import read_projection
 from invariclip.calibrate.projection.estimators import fit
-from invariclip.calibrate.projection.moments import of_pairs, of_points
+from invariclip.calibrate.data.moments import of_pairs, of_points
 
 WIDTH = 24
 FIXED = ["--estimator", "shrinkage", "--strength", "3", "--quiet"]

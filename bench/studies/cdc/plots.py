@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from invariclip.bench.studies.cdc.rows import MAIN, ZERO_SHOT, ZERO_SHOT_FITTED
-from invariclip.calibrate.report.look import INK
+from invariclip.calibrate.report.rendering import INK
 
 COLOURS = {ZERO_SHOT: "#9aa7b5", ZERO_SHOT_FITTED: "#c77d1e", MAIN: "#1a7f4b"}
 

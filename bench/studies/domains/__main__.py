@@ -15,7 +15,7 @@ from invariclip.bench.studies.domains.encoders import Precision, load_encoder
 from invariclip.bench.studies.domains.page import plot, render
 from invariclip.bench.studies.domains.summary import summarise
 from invariclip.bench.studies.domains.trial import TrialSettings, run_trial
-from invariclip.calibrate.data.layouts import find_layout, read_layout
+from invariclip.calibrate.data.domainbed import find_layout, read_layout
 from invariclip.cli.main import run_command
 from invariclip.console import bar, note, silent
 from invariclip.files import write_atomically

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from invariclip.calibrate.evaluation.maps import Map
     from invariclip.calibrate.evaluation.modality import Projectors
     from invariclip.calibrate.evaluation.style_prompts import StylePrompts
-    from invariclip.calibrate.projection.moments import Moments
+    from invariclip.calibrate.data.moments import Moments
     from invariclip.calibrate.projection.scorer import Objective
     from invariclip.calibrate.projection.selection import Selection
     from invariclip.export.checkpoints.checkpoint import Checkpoint

@@ -7,7 +7,7 @@ from typing import Any
 
 from invariclip.bench.studies.sites.page import NONE, WAYS
 from invariclip.bench.studies.sites.worlds import HALF, SIZES
-from invariclip.calibrate.report.look import AFTER, BEFORE, INK, SERIES, SOFT
+from invariclip.calibrate.report.rendering import AFTER, BEFORE, INK, SERIES, SOFT
 
 SKEWED = {"20 of one kind": ("v", SERIES[1]), "20 of two kinds": ("^", SERIES[0]), "20, kinds by Zipf's law":
           ("d", SERIES[3])}  # fmt: skip

@@ -10,7 +10,7 @@ import numpy as np
 
 from invariclip.artifact.projection import identity
 from invariclip.bench.studies.sites.peers import Classes, Colours, colours, nearest
-from invariclip.calibrate.evaluation.probe import fit_probe
+from invariclip.calibrate.projection.probe import fit_probe
 from invariclip.calibrate.fit import training_mean
 from invariclip.calibrate.projection.evaluate import prototype_bank, unit
 from invariclip.sites.site import Site, new_site

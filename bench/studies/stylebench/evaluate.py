@@ -16,7 +16,7 @@ import click
 
 from invariclip.bench.studies.stylebench.sources import HELD_OUT_STYLES, TRAINING_STYLES
 from invariclip.calibrate.data.images import read_images
-from invariclip.calibrate.data.layouts import find_layout, read_layout
+from invariclip.calibrate.data.domainbed import find_layout, read_layout
 from invariclip.console import bar, note
 from invariclip.files import sha256_file, write_atomically
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from invariclip.bench.studies.stylebench.world import StyleWorld, Way
     from invariclip.calibrate.evaluation.maps import Map
-    from invariclip.calibrate.projection.moments import Moments
+    from invariclip.calibrate.data.moments import Moments
     from invariclip.calibrate.projection.selection import Selection
 
 VERSION = 5

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from invariclip.calibrate.data.sources.lines import Span, read_records
+from invariclip.calibrate.data.records import Span, read_records
 from invariclip.errors import InputError
 
 if TYPE_CHECKING:

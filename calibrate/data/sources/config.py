@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from invariclip.calibrate.data.names import PAIRS_BY
-from invariclip.calibrate.data.sources.changes import Changes
+from invariclip.calibrate.data.changes import Changes
 from invariclip.calibrate.data.sources.entry import SourceEntry, unknown
 from invariclip.calibrate.data.sources.images import ImageSource
 from invariclip.calibrate.data.sources.pairs_file import PairsFile, Points

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from invariclip.calibrate.data.images import keep, read_images
-from invariclip.calibrate.data.layouts import find_layout, read_layout
+from invariclip.calibrate.data.domainbed import find_layout, read_layout
 from invariclip.calibrate.data.pairs import UNCHANGED, EmbeddingTable, codes, natural_pairs, seeded
-from invariclip.calibrate.data.sources.changes import NO_CHANGES, Changes
-from invariclip.calibrate.data.sources.encode import Donor, EmbeddedVersions, Request, encode_images, usable
+from invariclip.calibrate.data.changes import NO_CHANGES, Changes
+from invariclip.calibrate.data.encode import Donor, EmbeddedVersions, Request, encode_images, usable
 from invariclip.calibrate.data.sources.environments import Environments
 from invariclip.calibrate.data.sources.gather import INTERVENTIONS, NATURAL, Gather
 from invariclip.calibrate.data.sources.stamps import require_unchanged, stamp

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Literal
 
 from invariclip.calibrate.data.images import inside_folder
 from invariclip.calibrate.data.sources.columns import PATHS, Listed, read_pairs
-from invariclip.calibrate.data.sources.encode import EmbeddedVersions, Request, encode_images
+from invariclip.calibrate.data.encode import EmbeddedVersions, Request, encode_images
 from invariclip.calibrate.data.sources.gather import NATURAL, Gather
-from invariclip.calibrate.data.sources.lines import Span, spans
+from invariclip.calibrate.data.records import Span, spans
 from invariclip.calibrate.data.sources.stamps import require_file, require_unchanged, stamp
 from invariclip.calibrate.data.sources.ties import ties_of
 from invariclip.calibrate.data.stream.blocks import Shard

@@ -11,9 +11,9 @@ import numpy as np
 
 from invariclip.calibrate.data.sources import columns
 from invariclip.calibrate.data.sources.columns import Listed, read_pairs
-from invariclip.calibrate.data.sources.encode import encode_texts
+from invariclip.calibrate.data.encode import encode_texts
 from invariclip.calibrate.data.sources.gather import TEXTS, Gather
-from invariclip.calibrate.data.sources.lines import Span, spans
+from invariclip.calibrate.data.records import Span, spans
 from invariclip.calibrate.data.sources.stamps import require_file, require_unchanged
 from invariclip.calibrate.data.sources.ties import ties_of
 from invariclip.calibrate.data.stream.blocks import BLOCK_ROWS, Shard

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from invariclip.calibrate.data.pairs import seeded
 from invariclip.calibrate.data.sources.archive import TarSample, archives, samples
-from invariclip.calibrate.data.sources.changes import NO_CHANGES, Changes
-from invariclip.calibrate.data.sources.encode import EmbeddedVersions, Request, encode_images
+from invariclip.calibrate.data.changes import NO_CHANGES, Changes
+from invariclip.calibrate.data.encode import EmbeddedVersions, Request, encode_images
 from invariclip.calibrate.data.sources.gather import NATURAL, Gather
 from invariclip.calibrate.data.sources.images import take
 from invariclip.calibrate.data.sources.stamps import require_file, require_unchanged

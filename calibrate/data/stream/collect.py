@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from invariclip.calibrate.data.encoder import Encoder
     from invariclip.calibrate.data.stream.blocks import PairSource, Shard
-    from invariclip.calibrate.projection.moments import Moments
+    from invariclip.calibrate.data.moments import Moments
 
 SAVE_EVERY = 20.0
 """Seconds between two writes of the state: what a kill can cost."""

@@ -18,7 +18,7 @@ from safetensors.numpy import load, save
 import invariclip
 from invariclip.calibrate.data.stream.sums import POINTS
 from invariclip.calibrate.data.stream.tally import ProblemCounts
-from invariclip.calibrate.projection.moments import Moments, empty
+from invariclip.calibrate.data.moments import Moments, empty
 from invariclip.errors import InputError
 from invariclip.files import write_atomically
 

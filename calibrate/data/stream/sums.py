@@ -14,7 +14,7 @@ import numpy as np
 
 from invariclip.calibrate.data.pairs import SAME_DISTANCE
 from invariclip.calibrate.data.stream.tally import NOT_FINITE, SAME, ZERO, ProblemCounts
-from invariclip.calibrate.projection.moments import Moments, empty
+from invariclip.calibrate.data.moments import Moments, empty
 from invariclip.errors import InputError
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from invariclip.bench.studies.domains.trial import (
     run_trial,
     unpack,
 )
-from invariclip.calibrate.data.layouts import LAYOUTS, read_layout
+from invariclip.calibrate.data.domainbed import LAYOUTS, read_layout
 from invariclip.calibrate.data.pairs import UNCHANGED, EmbeddingTable
 from invariclip.calibrate.evaluation.modality import Projectors
 from invariclip.calibrate.evaluation.style_prompts import StylePrompts

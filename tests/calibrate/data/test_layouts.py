@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from invariclip.calibrate.data.layouts import LAYOUTS, find_layout, read_layout, words
+from invariclip.calibrate.data.domainbed import LAYOUTS, find_layout, read_layout, words
 from invariclip.errors import InputError
 
 PACS = Path(__file__).parents[4] / "shared" / "data" / "pacs"

@@ -7,7 +7,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from invariclip.calibrate.evaluation import baselines
 from invariclip.calibrate.projection.evaluate import prototypes, unit
-from invariclip.calibrate.projection.moments import empty, of_pairs, of_points
+from invariclip.calibrate.data.moments import empty, of_pairs, of_points
 from invariclip.errors import InputError, ProjectionError
 
 

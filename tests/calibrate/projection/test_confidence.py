@@ -9,7 +9,7 @@ from scipy.linalg import subspace_angles
 from invariclip.calibrate.data.pairs import Sources, fitted_moments, grouped_moments
 from invariclip.calibrate.projection.confidence import GROUPS, confidence, default_resamples, group_of
 from invariclip.calibrate.projection.estimators import fit
-from invariclip.calibrate.projection.moments import empty, of_pairs, of_points
+from invariclip.calibrate.data.moments import empty, of_pairs, of_points
 from invariclip.errors import InputError
 
 WIDTH, KEPT = 12, 4

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from invariclip.calibrate.projection.estimators import decompose, fit, published, removed
 from invariclip.calibrate.projection.evaluate import prototypes, unit
-from invariclip.calibrate.projection.moments import of_pairs, of_points
+from invariclip.calibrate.data.moments import of_pairs, of_points
 from invariclip.errors import InputError, ProjectionError
 
 RANK = 24

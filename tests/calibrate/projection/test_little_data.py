@@ -9,7 +9,7 @@ from sklearn.covariance import ledoit_wolf
 from invariclip.calibrate.projection.estimators import fit
 from invariclip.calibrate.projection.evaluate import prototypes, unit
 from invariclip.calibrate.projection.little_data import intensity, rank, regularised, shares
-from invariclip.calibrate.projection.moments import Moments, of_pairs, of_points
+from invariclip.calibrate.data.moments import Moments, of_pairs, of_points
 
 
 def share(moments: Moments) -> float:

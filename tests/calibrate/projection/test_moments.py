@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from invariclip.calibrate.projection.moments import (
+from invariclip.calibrate.data.moments import (
     Moments,
     combined,
     empty,

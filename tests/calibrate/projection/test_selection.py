@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from invariclip.calibrate.data.pairs import UNCHANGED, EmbeddingTable, fitted_moments
-from invariclip.calibrate.evaluation.probe import fit_probe
+from invariclip.calibrate.projection.probe import fit_probe
 from invariclip.calibrate.projection.candidates import ProjectionCandidate, grid
 from invariclip.calibrate.projection.estimators import fit
 from invariclip.calibrate.projection.evaluate import prototypes, unit, zero_shot

@@ -15,9 +15,9 @@ from invariclip.calibrate.data.images import ImageRecord, read_images
 from invariclip.calibrate.prompts.learn import Learnt, learn
 from invariclip.calibrate.prompts.options import PromptOptions
 from invariclip.calibrate.prompts.recall import recall
-from invariclip.calibrate.prompts.report.figures import figures_of
-from invariclip.calibrate.prompts.report.page import page_beside, write_page
-from invariclip.calibrate.prompts.report.verdict import conclude
+from invariclip.calibrate.report.prompts_figures import figures_of
+from invariclip.calibrate.report.prompts_page import page_beside, write_page
+from invariclip.calibrate.report.prompts_verdict import conclude
 from invariclip.calibrate.prompts.scales import Scales
 from invariclip.calibrate.prompts.scored import ScoredImages
 from invariclip.calibrate.prompts.threshold import Threshold
@@ -302,7 +302,7 @@ def test_cdc_writes_its_page(run, common, tmp_path, monkeypatch):
     code, _, err = run("cdc", *common, *small, "--report", tmp_path)
     assert code == 2
     assert "is a directory" in err
-    monkeypatch.setattr("invariclip.calibrate.report.look.find_spec", lambda name: None)
+    monkeypatch.setattr("invariclip.calibrate.report.rendering.find_spec", lambda name: None)
     code, _, err = run("cdc", *common, "--report", tmp_path / "other.html", "--model", "/nowhere")
     assert (code, err.count("\n")) == (MissingExtraError.exit_code, 1)
     assert "needs jinja2" in err

@@ -12,8 +12,8 @@ from invariclip.calibrate.data.images import ImageRecord, SkippedImageWarning, r
 from invariclip.calibrate.fit import FitOptions, calibrate
 from invariclip.calibrate.report import summary_json, thumbnails
 from invariclip.calibrate.report.evidence import gather
-from invariclip.calibrate.report.look import require_page_packages
-from invariclip.calibrate.report.page import skipped_by_reason, write_page
+from invariclip.calibrate.report.rendering import require_page_packages
+from invariclip.calibrate.report.calibration_page import skipped_by_reason, write_page
 from invariclip.calibrate.report.verdict import signed
 from invariclip.errors import MissingExtraError
 
@@ -248,6 +248,6 @@ def test_small_images_are_small_and_true():
 
 
 def test_missing_packages_are_named_before_the_work(monkeypatch):
-    monkeypatch.setattr("invariclip.calibrate.report.look.find_spec", lambda name: None if name == "jinja2" else name)
+    monkeypatch.setattr("invariclip.calibrate.report.rendering.find_spec", lambda name: None if name == "jinja2" else name)
     with pytest.raises(MissingExtraError, match=r'`--report` needs jinja2: pip install "invariclip\[calibrate\]"'):
         require_page_packages("--report")

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from invariclip.calibrate.data.sources import encode as module
-from invariclip.calibrate.data.sources.changes import Changes, changed
-from invariclip.calibrate.data.sources.encode import DECLINED, Ready, Request, encode_images, encoded, unit_rows
+from invariclip.calibrate.data import encode as module
+from invariclip.calibrate.data.changes import Changes, changed
+from invariclip.calibrate.data.encode import DECLINED, Ready, Request, encode_images, encoded, unit_rows
 from invariclip.calibrate.data.stream.tally import UNREADABLE, ProblemCounts
 from invariclip.errors import InputError, NotApplicableError
 

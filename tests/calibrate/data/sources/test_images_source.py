@@ -15,8 +15,8 @@ from PIL import Image
 from invariclip.calibrate.data.images import SkippedImageWarning, read_images
 from invariclip.calibrate.data.pairs import Sources, fitted_moments
 from invariclip.calibrate.data.sources import images as module
-from invariclip.calibrate.data.sources.changes import Changes
-from invariclip.calibrate.data.sources.encode import DECLINED
+from invariclip.calibrate.data.changes import Changes
+from invariclip.calibrate.data.encode import DECLINED
 from invariclip.calibrate.data.sources.images import EMPTY, SINGLE, ImageSource
 from invariclip.calibrate.data.stream import tally as reasons
 from invariclip.calibrate.data.stream.collect import collect, read_shard

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from invariclip.calibrate.data.sources import lines
-from invariclip.calibrate.data.sources.lines import read_records, spans
+from invariclip.calibrate.data import records as lines
+from invariclip.calibrate.data.records import read_records, spans
 from invariclip.errors import InputError
 
 CELL = st.text(st.characters(exclude_categories=["Cs", "Cc"], include_characters=["\n", '"', ",", "\t"]), max_size=8)

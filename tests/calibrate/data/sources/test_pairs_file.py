@@ -12,7 +12,7 @@ from PIL import Image
 from invariclip.calibrate.data.sources import pairs_file as module
 from invariclip.calibrate.data.sources.pairs_file import HALF, PairsFile
 from invariclip.calibrate.data.stream import tally as reasons
-from invariclip.calibrate.projection.moments import of_pairs, of_points
+from invariclip.calibrate.data.moments import of_pairs, of_points
 from invariclip.errors import InputError
 from invariclip.preprocessing.pixels import stack
 

@@ -12,7 +12,7 @@ from invariclip.calibrate.data.sources import texts as module
 from invariclip.calibrate.data.sources.texts import TemplatePairs, TextPairs
 from invariclip.calibrate.data.stream import tally as reasons
 from invariclip.calibrate.data.stream.collect import collect
-from invariclip.calibrate.projection.moments import of_pairs
+from invariclip.calibrate.data.moments import of_pairs
 from invariclip.errors import InputError
 
 TEMPLATES = ("a photo of a {}", "a sketch of a {}", "the {} as a toy")

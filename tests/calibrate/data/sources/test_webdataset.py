@@ -13,8 +13,8 @@ from PIL import Image
 from invariclip.calibrate.data.pairs import EmbeddingTable, fitted_moments
 from invariclip.calibrate.data.sources import archive
 from invariclip.calibrate.data.sources.archive import LINK, NO_IMAGE, REPEATED, TOO_LARGE, TOO_MUCH, archives, samples
-from invariclip.calibrate.data.sources.changes import Changes
-from invariclip.calibrate.data.sources.encode import DECLINED
+from invariclip.calibrate.data.changes import Changes
+from invariclip.calibrate.data.encode import DECLINED
 from invariclip.calibrate.data.sources.webdataset import ALONE, WebDataset
 from invariclip.calibrate.data.stream import tally as reasons
 from invariclip.calibrate.data.stream.collect import collect

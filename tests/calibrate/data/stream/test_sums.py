@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from invariclip.calibrate.data.stream.blocks import RowBlock
 from invariclip.calibrate.data.stream.sums import POINTS, Sums
 from invariclip.calibrate.data.stream.tally import NOT_FINITE, SAME, ZERO
-from invariclip.calibrate.projection.moments import of_pairs, of_points
+from invariclip.calibrate.data.moments import of_pairs, of_points
 from invariclip.errors import InputError
 
 WIDTH = 6

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from invariclip.calibrate.data.embed import EmbeddingJob, shown
-from invariclip.calibrate.prompts.report import plots
-from invariclip.calibrate.prompts.report.figures import figures_of
-from invariclip.calibrate.prompts.report.verdict import conclude
-from invariclip.calibrate.prompts.summary import course
-from invariclip.calibrate.report.look import write_html
-from invariclip.calibrate.report.page import skipped_by_reason
+from invariclip.calibrate.report import prompts_plots as plots
+from invariclip.calibrate.report.prompts_figures import figures_of
+from invariclip.calibrate.report.prompts_verdict import conclude
+from invariclip.calibrate.report.prompts_summary import course
+from invariclip.calibrate.report.rendering import write_html
+from invariclip.calibrate.report.calibration_page import skipped_by_reason
 from invariclip.calibrate.report.thumbnails import Thumbnail, data_uri
 from invariclip.calibrate.report.verdict import signed
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from invariclip.calibrate.prompts.evaluate import Reliability
     from invariclip.calibrate.prompts.learn import Learnt
     from invariclip.calibrate.prompts.options import PromptOptions
-    from invariclip.calibrate.prompts.report.figures import Example, Histogram, PageFigures
+    from invariclip.calibrate.report.prompts_figures import Example, Histogram, PageFigures
     from invariclip.calibrate.prompts.scored import ScoredImages
 
-TEMPLATE = Path(__file__).with_name("page.html")
+TEMPLATE = Path(__file__).with_name("prompts_page.html")
 
 
 def page_beside(report: Path) -> Path:

@@ -9,12 +9,12 @@ import click
 
 from invariclip.artifact.learned_prompts import write_semantics
 from invariclip.artifact.projection import read_projection
-from invariclip.calibrate.asked import PAIRS_BY_OPTION, images_of
+from invariclip.calibrate.options import PAIRS_BY_OPTION, images_of
 from invariclip.calibrate.prompts.learn import Learnt, learn
 from invariclip.calibrate.prompts.options import DEFAULT_LOSSES, MAX_SHOTS, PLAIN, Augmentation, PromptOptions
-from invariclip.calibrate.prompts.summary import summary_json, summary_text
+from invariclip.calibrate.report.prompts_summary import summary_json, summary_text
 from invariclip.calibrate.report import require_page_packages
-from invariclip.calibrate.stages import default_cache
+from invariclip.calibrate.build import default_cache
 from invariclip.cli.predict_command import TEMPLATE_OPTIONS, prompt_templates
 from invariclip.console import bar, emit_json, note, say, silent
 from invariclip.errors import InputError
@@ -105,7 +105,7 @@ def cdc(
     )
     write_semantics(out, result.semantics)
     if report:
-        from invariclip.calibrate.prompts.report.page import write_page
+        from invariclip.calibrate.report.prompts_page import write_page
 
         write_page(report, result, options, images)
     answer(result, out, report, as_json=as_json)

@@ -16,7 +16,7 @@ from invariclip.calibrate.projection.folds import CHANGED
 from invariclip.calibrate.projection.selection import Selection
 from invariclip.calibrate.report.evidence import ReportEvidence, chosen_candidate
 from invariclip.calibrate.report.examples import changed_pairs, correct, natural_rows, turned
-from invariclip.calibrate.report.look import write_html
+from invariclip.calibrate.report.rendering import write_html
 from invariclip.calibrate.report.plots import Bar, bar_plot, curve_plot, curves, spectrum_plot
 from invariclip.calibrate.report.retrieval import NEAREST, Retrieval, RetrievedRanks
 from invariclip.calibrate.report.verdict import conclude, signed
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from invariclip.calibrate.fit import Calibration, FitOptions
     from invariclip.calibrate.report.measures import Change
 
-TEMPLATE = Path(__file__).with_name("page.html")
+TEMPLATE = Path(__file__).with_name("calibration_page.html")
 SPECTRUM_ROWS = 25
 KNOWN_FACTS = (
     "problems",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, cast
 
 import numpy as np
 
-from invariclip.calibrate.data.sources.changes import NO_CHANGES, Changes, Versions
+from invariclip.calibrate.data.changes import NO_CHANGES, Changes, Versions
 from invariclip.calibrate.data.stream.tally import UNREADABLE
 from invariclip.errors import InputError
 from invariclip.files import sha256_file

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from invariclip.calibrate.report.look import AFTER, BEFORE, INK, SERIES, SOFT, drawing, new_figure, svg
+from invariclip.calibrate.report.rendering import AFTER, BEFORE, INK, SERIES, SOFT, drawing, new_figure, svg
 from invariclip.calibrate.report.plots import WIDTH, Bar, bar_plot
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from invariclip.calibrate.prompts.report.figures import PageFigures, Template
+    from invariclip.calibrate.report.prompts_figures import PageFigures, Template
 
 HEIGHT = 3.4
 POINTS = 400

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from invariclip.calibrate.prompts.summary import course
+from invariclip.calibrate.report.prompts_summary import course
 from invariclip.calibrate.report.verdict import Conclusion, signed
 
 if TYPE_CHECKING:
     from invariclip.calibrate.prompts.learn import Learnt
-    from invariclip.calibrate.prompts.report.figures import PageFigures
+    from invariclip.calibrate.report.prompts_figures import PageFigures
 
 
 def conclude(learnt: Learnt, figures: PageFigures) -> Conclusion:
