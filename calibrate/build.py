@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import invariclip
@@ -22,6 +20,7 @@ from invariclip.files import sha256_file, write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from invariclip.artifact.fidelity import Fidelity
     from invariclip.artifact.learned_prompts import LearnedPrompts
@@ -32,12 +31,6 @@ if TYPE_CHECKING:
     from invariclip.export.checkpoints.checkpoint import Checkpoint
 
 EXPORTED = "exported.json"
-
-
-def default_cache() -> Path:
-    """Where embeddings are kept when no folder is named: below XDG_CACHE_HOME."""
-    root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "invariclip" / "embeddings"
 
 
 @dataclass(frozen=True)

@@ -9,36 +9,20 @@ import click
 
 from invariclip.artifact.learned_prompts import write_semantics
 from invariclip.artifact.projection import read_projection
-from invariclip.calibrate.options import PAIRS_BY_OPTION, images_of
+from invariclip.calibrate.data.embed import default_cache
+from invariclip.calibrate.options import MODEL_AND_IMAGES, OUTPUT, images_from, templates_from, with_options
 from invariclip.calibrate.prompts.learn import Learnt, learn
 from invariclip.calibrate.prompts.options import DEFAULT_LOSSES, MAX_SHOTS, PLAIN, Augmentation, PromptOptions
-from invariclip.calibrate.report.prompts_summary import summary_json, summary_text
-from invariclip.calibrate.report import require_page_packages
-from invariclip.calibrate.build import default_cache
-from invariclip.cli.predict_command import TEMPLATE_OPTIONS, prompt_templates
+from invariclip.calibrate.report.rendering import require_page_packages
+from invariclip.calibrate.report.summary import prompts_json, prompts_text
+from invariclip.cli.predict_command import TEMPLATE_OPTIONS
 from invariclip.console import bar, emit_json, note, say, silent
 from invariclip.errors import InputError
 from invariclip.preprocessing.interventions import parse_kinds
-from invariclip.preprocessing.prompts import DEFAULT_TEMPLATES
 
 
 @click.command("cdc")
-@click.option("--model", default="reference", show_default=True, help="Architecture, folder or hf-hub: id.")
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="File with the model's weights.")
-@click.option("--tokenizer", metavar="DIR", help="Folder with tokenizer.json, or hf-hub: id; see `export`.")
-@click.option(
-    "--images",
-    "images",
-    type=click.Path(path_type=Path),
-    help="Manifest (.jsonl, .csv) or environment/class/file folders; the bundled images by default.",
-)
-@PAIRS_BY_OPTION
-@click.option("--allow-outside", is_flag=True, help="Accept a manifest's paths outside of its folder.")
-@click.option("--environments", help="Use only these, separated by commas.")
-@click.option(
-    "--split",
-    help="Only these, separated by commas, or `all` [default: train,calibrate if it has splits].",
-)
+@with_options(MODEL_AND_IMAGES)
 @click.option("--projection", type=click.Path(path_type=Path), help="Learn in the space of this projection.")
 @click.option(
     "--templates-learned",
@@ -64,16 +48,13 @@ from invariclip.preprocessing.prompts import DEFAULT_TEMPLATES
 @click.option(
     "--confidence", default=0.95, show_default=True, type=float, help="Confidence with which that share is kept."
 )
-@TEMPLATE_OPTIONS[0]
-@TEMPLATE_OPTIONS[1]
-@TEMPLATE_OPTIONS[2]
+@with_options(TEMPLATE_OPTIONS)
 @click.option("--seed", default=0, show_default=True, type=int)
 @click.option("--cache", type=click.Path(path_type=Path), help="Keeps embeddings and trainings across runs.")
 @click.option(
     "--report", type=click.Path(dir_okay=False, path_type=Path), help="Also write a page about it, FILE.html."
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
-@click.option("--quiet", is_flag=True, help="No progress.")
+@with_options(OUTPUT)
 @click.option("-o", "--out", default=Path("cdc.safetensors"), show_default=True, type=click.Path(path_type=Path))
 def cdc(
     out: Path,
@@ -82,7 +63,7 @@ def cdc(
     report: Path | None,
     as_json: bool,
     quiet: bool,
-    **given: Any,
+    **values: Any,
 ) -> None:
     """Learn several templates beside the hand-written one, and how sure an answer is.
 
@@ -91,15 +72,15 @@ def cdc(
     """
     if report:
         require_page_packages("--report")
-    options = _options_of(given)
-    images, told = images_of(given)
+    options = _options(values)
+    images, split_note = images_from(values)
     space = read_projection(projection) if projection else None
     # Torch's models are loaded only once it is known that there is something to do
     from invariclip.export.checkpoints.checkpoint import load_checkpoint
 
-    checkpoint = load_checkpoint(given["model"], given["checkpoint"], tokenizer=given["tokenizer"], progress=bar)
-    if told:
-        note(told)
+    checkpoint = load_checkpoint(values["model"], values["checkpoint"], tokenizer=values["tokenizer"], progress=bar)
+    if split_note:
+        note(split_note)
     result = learn(
         checkpoint, images, options, space, cache=cache or default_cache(), progress=silent if quiet else bar
     )
@@ -114,39 +95,38 @@ def cdc(
 def answer(result: Learnt, out: Path, report: Path | None, *, as_json: bool) -> None:
     """Prints what was learnt, where it lies, and where its page does."""
     if as_json:
-        emit_json({"cdc": str(out), **({"report": str(report)} if report else {}), **summary_json(result)})
+        emit_json({"cdc": str(out), **({"report": str(report)} if report else {}), **prompts_json(result)})
         return
-    say(summary_text(result))
+    say(prompts_text(result))
     say(f"templates  {out}")
     if report:
         say(f"report     {report}")
 
 
-def _options_of(given: dict[str, Any]) -> PromptOptions:
-    templates = prompt_templates(given["templates"], given["templates_file"], given["template_name"])
+def _options(values: dict[str, Any]) -> PromptOptions:
     options = PromptOptions(
-        learned=given["learned"],
-        context_tokens=given["context_tokens"],
-        templates=templates or DEFAULT_TEMPLATES,
-        augmentations=_augmentations(given["augmentations"]),
-        shots=given["shots"],
-        steps=given["steps"],
-        rate=given["rate"],
-        target_risk=given["target_risk"],
-        confidence=given["confidence"],
-        augmentation_seed=given["seed"],
-        seed=given["seed"],
+        learned=values["learned"],
+        context_tokens=values["context_tokens"],
+        templates=templates_from(values),
+        augmentations=_augmentations(values["augmentations"]),
+        shots=values["shots"],
+        steps=values["steps"],
+        rate=values["rate"],
+        target_risk=values["target_risk"],
+        confidence=values["confidence"],
+        augmentation_seed=values["seed"],
+        seed=values["seed"],
     )
-    return options.without(given["without"])
+    return options.without(values["without"])
 
 
 def _augmentations(text: str | None) -> tuple[Augmentation, ...]:
     if text is None:
         return ()
-    found: list[Augmentation] = []
+    augmentations: list[Augmentation] = []
     for name in (part.strip() for part in text.split(",")):
         kinds = () if name == PLAIN else parse_kinds(name)
         if len(kinds) != 1 and name != PLAIN:
             raise InputError(f"--augmentations takes one intervention a template; {name!r} stands for {len(kinds)}")
-        found.append(kinds[0] if kinds else None)
-    return tuple(found)
+        augmentations.append(kinds[0] if kinds else None)
+    return tuple(augmentations)

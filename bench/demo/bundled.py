@@ -9,8 +9,9 @@ import numpy as np
 
 import invariclip
 from invariclip.calibrate.data.images import ImageRecord, read_images
-from invariclip.calibrate.projection.evaluate import Bootstrap, prototype_bank
-from invariclip.calibrate.prompts.evaluate import auroc
+from invariclip.calibrate.projection.bootstrap import Bootstrap
+from invariclip.calibrate.projection.classifiers import prototype_bank
+from invariclip.calibrate.prompts.scores import auroc
 from invariclip.export.reference import manifest_path
 from invariclip.results import host_answers
 from invariclip.sites.measuring import begun, training_mean

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from invariclip.bench.demo.own import DemoRequest, Own
-    from invariclip.calibrate.data.encoder import Encoder
+    from invariclip.calibrate.data.encoders import Encoder
     from invariclip.console import Progress
 
 TEMPLATES = ("a picture of a {}.",)

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from invariclip.calibrate.projection.evaluate import RESAMPLES
+from invariclip.calibrate.projection.bootstrap import RESAMPLES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from invariclip.calibrate.projection.evaluate import Scores
+    from invariclip.calibrate.projection.bootstrap import Scores
 
 
 class Resampler(Protocol):

@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from invariclip.calibrate.projection.candidates import ProjectionCandidate
-    from invariclip.calibrate.projection.scorer import Objective
+    from invariclip.calibrate.projection.candidates import Objective, ProjectionCandidate
 
 VERSION = 1
 """Changes when `select` would choose differently."""

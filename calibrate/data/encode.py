@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, cast
 
 import numpy as np
 
-from invariclip.calibrate.data.changes import NO_CHANGES, Changes, Versions
-from invariclip.calibrate.data.stream.tally import UNREADABLE
+from invariclip.calibrate.data.problems import UNREADABLE
+from invariclip.calibrate.data.versions import NO_CHANGES, Changes, Versions
 from invariclip.errors import InputError
 from invariclip.files import sha256_file
 from invariclip.preprocessing.pixels import pixels
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from invariclip.calibrate.data.encoder import Encoder, TextEncoder
-    from invariclip.calibrate.data.stream.tally import ProblemCounts
+    from invariclip.calibrate.data.encoders import Encoder, TextEncoder
+    from invariclip.calibrate.data.problems import ProblemCounts
 
 BATCH = 32
 """Images that the encoder takes at a time."""

@@ -3,34 +3,126 @@
 Some things are left out (files that cannot be read, embeddings that are none, pairs that are no pairs); others are
 taken and weaken the result (a concept with one image gives no pair, an environment whose images all look alike
 tells nothing). All are told.
+
+What was left out, by reason: counted in full, with a few examples by name.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from invariclip.calibrate.data.embed import NO_EMBEDDING
 from invariclip.calibrate.data.pairs import SAME_DISTANCE, EmbeddingTable, all_pairs, same_pairs
-from invariclip.calibrate.data.stream.tally import (
-    ALIKE,
-    EMPTY,
-    LONE,
-    NOT_FINITE,
-    SAME,
-    SINGLE,
-    SINGLE_OF_CLASS,
-    UNREADABLE,
-    ProblemCounts,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from invariclip.calibrate.data.images import ImageRecord
     from invariclip.calibrate.data.pairs import Pairs
+
+NO_EMBEDDING = "its embedding is zero or not finite"
+EXAMPLES = 5
+"""Examples that are kept of every problem."""
+
+UNREADABLE = "unreadable"
+NOT_FINITE = "not finite"
+ZERO = "zero embedding"
+SAME = "pair of one thing with itself"
+LONE = "without a partner"
+SINGLE = "concept with a single image"
+SINGLE_OF_CLASS = "class with a single image"
+EMPTY = "environment without an image"
+ALIKE = "environment without variance"
+EMPTY_HERE = "environment without an image in a shard"
+ALIKE_HERE = "environment without variance in a shard"
+"""Reasons that several sources have; a source may have others."""
+
+WORDS = {
+    UNREADABLE: "left out: cannot be read or decoded",
+    NOT_FINITE: "left out: their embedding holds NaN or infinity",
+    ZERO: "left out: their embedding is zero",
+    SAME: "left out: both members of the pair are the same",
+    LONE: "concepts of several images in one environment alone: no natural pair",
+    SINGLE: "concepts with a single image: no natural pair",
+    SINGLE_OF_CLASS: "classes with a single image",
+    EMPTY: "environments without an image that can be used",
+    ALIKE: "environments whose images all have one embedding: no variance to tell from movement",
+    EMPTY_HERE: "times that an environment has no image in a shard that can be used",
+    ALIKE_HERE: "times that all of an environment's images in a shard have one embedding",
+}
+"""What each is called in a line."""
+
+
+@dataclass
+class ProblemCounts:
+    """Counts of problems. Tallies of shards add up.
+
+    Attributes:
+        counts: Reason → how many rows, pairs or files.
+        examples: Reason → the first few by name.
+    """
+
+    counts: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, reason: str, names: Sequence[str] = (), count: int | None = None) -> None:
+        """Counts something that was left out.
+
+        Args:
+            reason: One of the constants above, or words of the source's own.
+            names: What it was.
+            count: How many; as many as there are names by default.
+        """
+        number = len(names) if count is None else count
+        if number:
+            self.counts[reason] += number
+            kept = self.examples.setdefault(reason, [])
+            kept.extend(list(names)[: EXAMPLES - len(kept)])
+
+    def merge(self, other: ProblemCounts) -> None:
+        """Adds another tally's counts, and its examples as far as there is room."""
+        for reason, number in other.counts.items():
+            self.add(reason, other.examples.get(reason, ()), number)
+
+    def subtract(self, other: ProblemCounts) -> None:
+        """Takes another tally's counts out; the examples stay as far as something is left of their reason."""
+        self.counts.subtract(other.counts)
+        for reason in [reason for reason, number in self.counts.items() if number <= 0]:
+            del self.counts[reason]
+            self.examples.pop(reason, None)
+
+    def lines(self) -> list[str]:
+        """One line for every reason."""
+        return [
+            f"{number:,} {WORDS.get(reason, reason)}" + self._such(reason)
+            for reason, number in sorted(self.counts.items())
+        ]
+
+    def _such(self, reason: str) -> str:
+        named = self.examples.get(reason)
+        return f", such as {named[0]}" if named else ""
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            reason: {"count": number, "examples": self.examples.get(reason, [])}
+            for reason, number in sorted(self.counts.items())
+        }
+
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any]) -> ProblemCounts:
+        """Reads what `to_json` wrote.
+
+        Raises:
+            KeyError: Something is missing.
+        """
+        tally = cls()
+        for reason, told in plain.items():
+            tally.add(reason, told["examples"], told["count"])
+        return tally
 
 
 def problems(

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
-from invariclip.calibrate.evaluation.maps import for_texts
-from invariclip.calibrate.projection.probe import PUBLISHED_C, choose_penalty, fit_probe
-from invariclip.calibrate.projection.evaluate import prototypes, zero_shot
+from invariclip.calibrate.evaluation.baselines import for_texts
+from invariclip.calibrate.projection.classifiers import PUBLISHED_C, choose_penalty, fit_probe, prototypes, zero_shot
 from invariclip.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.calibrate.data.pairs import EmbeddingTable
-    from invariclip.calibrate.evaluation.maps import Map
+    from invariclip.calibrate.evaluation.baselines import Map
 
 Way = Literal["probe", "probe, own C", "prototypes", "zero-shot"]
 WAYS: tuple[Way, ...] = get_args(Way)

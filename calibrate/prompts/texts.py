@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.artifact.projection import Projection
-    from invariclip.calibrate.data.encoder import TextEncoder
+    from invariclip.calibrate.data.encoders import TextEncoder
     from invariclip.calibrate.prompts.options import PromptOptions
     from invariclip.export.checkpoints.checkpoint import Checkpoint
     from invariclip.preprocessing.tokenizer import TextSpec, Tokenizer

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from invariclip.calibrate.projection.evaluate import AccuracyInterval, Bootstrap
-from invariclip.calibrate.prompts.opinions import fused_answers
+from invariclip.calibrate.projection.bootstrap import AccuracyInterval, Bootstrap
 from invariclip.calibrate.prompts.options import PLAIN
-from invariclip.calibrate.prompts.scored import Side, sides
+from invariclip.calibrate.prompts.scores import Side, fused_answers, sides
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
     from invariclip.calibrate.prompts.learn import Learnt
     from invariclip.calibrate.prompts.options import PromptOptions
-    from invariclip.calibrate.prompts.scored import ScoredImages
+    from invariclip.calibrate.prompts.scores import ScoredImages
     from invariclip.uncertainty import Fused
 
 COVERAGES = tuple(share / 10 for share in range(1, 11))

@@ -1,4 +1,7 @@
-"""The page of learned templates: one HTML file that needs no other, with every plot's figures in a table beside it."""
+"""The page of learned templates: one HTML file that needs no other, with every plot's figures in a table beside it.
+
+What learned templates come to, in plain words.
+"""
 
 from __future__ import annotations
 
@@ -6,27 +9,63 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from invariclip.calibrate.data.embed import EmbeddingJob, shown
-from invariclip.calibrate.report import prompts_plots as plots
+from invariclip.calibrate.data.embed import shown
+from invariclip.calibrate.data.versions import EmbeddingJob
+from invariclip.calibrate.report import plots
 from invariclip.calibrate.report.prompts_figures import figures_of
-from invariclip.calibrate.report.prompts_verdict import conclude
-from invariclip.calibrate.report.prompts_summary import course
-from invariclip.calibrate.report.rendering import write_html
-from invariclip.calibrate.report.calibration_page import skipped_by_reason
-from invariclip.calibrate.report.thumbnails import Thumbnail, data_uri
-from invariclip.calibrate.report.verdict import signed
+from invariclip.calibrate.report.rendering import Thumbnail, data_uri, skipped_by_reason, write_html
+from invariclip.calibrate.report.summary import course
+from invariclip.calibrate.report.verdict import Conclusion, signed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from invariclip.calibrate.data.images import ImageRecord
-    from invariclip.calibrate.prompts.evaluate import Reliability
     from invariclip.calibrate.prompts.learn import Learnt
     from invariclip.calibrate.prompts.options import PromptOptions
+    from invariclip.calibrate.prompts.scores import Reliability, ScoredImages
     from invariclip.calibrate.report.prompts_figures import Example, Histogram, PageFigures
-    from invariclip.calibrate.prompts.scored import ScoredImages
 
 TEMPLATE = Path(__file__).with_name("prompts_page.html")
+
+
+def conclude(learnt: Learnt, figures: PageFigures) -> Conclusion:
+    """The first thing on the page: the gain, and what there is to know before it is used."""
+    plain, cdc, gain = figures.hand_written, figures.cdc, figures.gain
+    which = "held-back" if learnt.scored.held else "validation"
+    helps: bool | None = None
+    if not figures.telling:
+        word = "All of these images are of one class, so there is no interval."
+    elif gain.low > 0:
+        helps, word = True, "That is a gain."
+    elif gain.high < 0:
+        helps, word = False, "That is a loss."
+    else:
+        same = bool((figures.hand_written.right == figures.cdc.right).all())
+        word = "They are right on the very same images." if same else "That may be chance."
+    interval = f" (95 % interval {signed(gain.low)} … {signed(gain.high)})" if figures.telling else ""
+    headline = (
+        f"CDC answers {cdc.accuracy:.1f} % of {len(cdc.right):,} {which} images right, the hand-written template "
+        f"alone {plain.accuracy:.1f} %: {signed(gain.value)} points{interval}. {word}"
+    )
+    before, after = plain.reliability.error, cdc.reliability.error
+    sentences = [f"The expected calibration error went from {before:.3f} to {after:.3f}."]
+    if not learnt.scored.held:
+        sentences.append(
+            "No images were held back: all scores are of the validation images, which stopped the training and "
+            "which the evidence was fitted on, so they flatter CDC."
+        )
+    if learnt.facts["best_step"] == 0:
+        sentences.append(f"Training: {course(learnt.facts)}.")
+    sentences.append(_threshold(learnt))
+    return Conclusion(helps, headline, tuple(sentences))
+
+
+def _threshold(learnt: Learnt) -> str:
+    if learnt.threshold is None:
+        return "No target risk was asked for, so there is no threshold to abstain above (--target-risk)."
+    said = learnt.threshold.sentence()
+    return f"{said[0].upper()}{said[1:]}."
 
 
 def page_beside(report: Path) -> Path:

@@ -1,22 +1,38 @@
-"""What the pages of all rooms share: one stylesheet, one look of plots, autoescaping, one file that needs no other."""
+"""What the pages of all rooms share: one stylesheet, one look of plots, autoescaping, one file that needs no other.
+
+Small images that a page carries in itself, as data URIs.
+"""
 
 from __future__ import annotations
 
+import base64
 import html
 import io
 import re
 import warnings
+from collections import Counter
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from PIL import Image
 
 from invariclip.errors import MissingExtraError
 from invariclip.files import write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
+    import numpy as np
+    from numpy.typing import NDArray
+
+THUMBNAIL = 112
+"""Pixels of the longer side."""
+MAX_BYTES = 4000
+"""Of one small image. The page of a calibration has at most 152 of them (48 in pairs that were changed, 36 natural
+ones, 68 around what was found): below 1 MB, base64 included."""
 STYLESHEET = Path(__file__).with_name("style.css")
 INK, SOFT, BEFORE, AFTER = "#1c2430", "#5b6675", "#8796a6", "#1a7f4b"
 SERIES = ("#2a6fb0", "#b5521b", "#1a7f4c", "#8a4fa3", "#7a6a12", "#b3376f")
@@ -29,6 +45,40 @@ _VARIABLES = {
     **{colour: f"series-{number}" for number, colour in enumerate(SERIES)},
 }
 LONGEST_LABEL = 26
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """An image of a page.
+
+    Attributes:
+        src: A data URI.
+        name: Its class.
+        setting: Its environment, and how it was changed, if it was.
+    """
+
+    src: str
+    name: str
+    setting: str
+
+    @property
+    def alt(self) -> str:
+        """What it shows, for those who do not see it."""
+        return f"{self.name}, {self.setting}"
+
+
+def data_uri(pixels: NDArray[np.uint8]) -> str:
+    """uint8 [H, W, 3] as a WebP of at most `MAX_BYTES` bytes."""
+    image = Image.fromarray(pixels)
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    content = b""
+    for quality in (80, 60, 40, 20, 5):
+        stream = io.BytesIO()
+        image.save(stream, "WEBP", quality=quality, method=6)
+        content = stream.getvalue()
+        if len(content) <= MAX_BYTES:
+            break
+    return f"data:image/webp;base64,{base64.b64encode(content).decode()}"
 
 
 def require_page_packages(asked_by: str) -> None:
@@ -115,3 +165,22 @@ def label(name: str) -> str:
     """A name as a plot shows it: on one line, and cut where it is long."""
     flat = " ".join(name.split())
     return flat if len(flat) <= LONGEST_LABEL else flat[: LONGEST_LABEL - 1] + "…"
+
+
+def skipped_by_reason(skipped: Sequence[str], paths: frozenset[str]) -> list[tuple[str, int, str]]:
+    """What was skipped, the most frequent reason first: the reason, how many, and one of the files.
+
+    Args:
+        skipped: Lines `path: reason`.
+        paths: All files that were given: a path may hold a colon of its own.
+    """
+    reasons: Counter[str] = Counter()
+    examples: dict[str, str] = {}
+    for line in skipped:
+        parts = line.split(": ")
+        ends = (count for count in range(1, len(parts)) if ": ".join(parts[:count]) in paths)
+        count = next(ends, 0)
+        path, reason = ": ".join(parts[:count]), ": ".join(parts[count:])
+        reasons[reason] += 1
+        examples.setdefault(reason, Path(path).name)
+    return [(reason, count, examples[reason]) for reason, count in reasons.most_common()]

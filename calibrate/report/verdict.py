@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from invariclip.calibrate.fit import Calibration, FitOptions
-    from invariclip.calibrate.projection.evaluate import AccuracyInterval
+    from invariclip.calibrate.projection.bootstrap import AccuracyInterval
     from invariclip.calibrate.projection.selection import ScoredCandidate, Selection
 
 _SCORED = {

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from invariclip.artifact.projection import read_projection
-from invariclip.calibrate.projection.estimators import fit
 from invariclip.calibrate.data.moments import of_pairs, of_points
+from invariclip.calibrate.projection.estimators import fit
 
 WIDTH = 24
 FIXED = ["--estimator", "shrinkage", "--strength", "3", "--quiet"]

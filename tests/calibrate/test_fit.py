@@ -6,7 +6,7 @@ import pytest
 from invariclip.artifact.projection import read_projection, write_projection
 from invariclip.calibrate.data.images import SkippedImageWarning, read_images
 from invariclip.calibrate.fit import FitOptions, calibrate, tabulate
-from invariclip.calibrate.report import summary_text
+from invariclip.calibrate.report.summary import projection_text
 from invariclip.errors import InputError
 from invariclip.preprocessing.interventions import parse_kinds
 
@@ -51,7 +51,7 @@ def test_interventions_that_do_not_apply_are_counted(world, images):
         result = calibrate(world.LinearEncoder(), images, options)
     assert result.facts["declined"] == {"background-texture": 30}
     assert result.facts["interventional_pairs"] == 30
-    assert "declined   interventions that did not apply to an image: background-texture 30" in summary_text(result)
+    assert "declined   interventions that did not apply to an image: background-texture 30" in projection_text(result)
 
 
 def test_the_training_mean_counts_every_environment_the_same(world, images, tmp_path):
@@ -113,7 +113,7 @@ def test_the_summary_says_how_sure_and_from_how_little(world, tmp_path):
         (FitOptions(estimator="icm", rank=24, strength=3.0), "not known"),
     ):
         result = calibrate(world.LinearEncoder(), images, options)
-        text = summary_text(result)
+        text = projection_text(result)
         assert sure in text
         assert "few data   as good as 90 independent images and" in text
         assert (result.facts["confidence"] is None) == (sure == "not known")

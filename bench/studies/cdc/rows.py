@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from invariclip.bench.studies.cdc.world import TEMPLATES
-from invariclip.calibrate.prompts.evaluate import uncertainties
-from invariclip.calibrate.prompts.opinions import fused_answers
 from invariclip.calibrate.prompts.options import DEFAULT_AUGMENTATIONS, PromptOptions
+from invariclip.calibrate.prompts.scores import fused_answers, uncertainties
 from invariclip.preprocessing.interventions import resolve
 
 if TYPE_CHECKING:

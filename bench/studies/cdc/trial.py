@@ -11,12 +11,11 @@ import numpy as np
 
 from invariclip.bench.studies.cdc.rows import FITTED, OPTIONS, ROWS, RowAnswers, answer
 from invariclip.bench.studies.cdc.world import TEMPLATES, places_of
-from invariclip.calibrate.prompts.evaluate import auroc, harmonic_mean, reliability, risk_coverage
 from invariclip.calibrate.prompts.learn import full_bank, learn_from
 from invariclip.calibrate.prompts.scales import fit_temperature
-from invariclip.calibrate.prompts.splits import split_rows
+from invariclip.calibrate.prompts.scores import auroc, harmonic_mean, reliability, risk_coverage
 from invariclip.calibrate.prompts.texts import hand_written_bank
-from invariclip.calibrate.prompts.views import augmented
+from invariclip.calibrate.prompts.views import augmented, split_rows
 from invariclip.console import Progress, silent
 from invariclip.files import write_atomically
 
@@ -30,8 +29,7 @@ if TYPE_CHECKING:
     from invariclip.bench.studies.cdc.world import CdcWorld
     from invariclip.bench.studies.stylebench.encoders import Quick
     from invariclip.calibrate.prompts.options import PromptOptions
-    from invariclip.calibrate.prompts.splits import Split
-    from invariclip.calibrate.prompts.views import LabelledEmbeddings
+    from invariclip.calibrate.prompts.views import LabelledEmbeddings, Split
     from invariclip.export.checkpoints.checkpoint import Checkpoint
 
     Tests = tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.str_]]

@@ -9,7 +9,7 @@ from invariclip.bench.studies.stylebench.encoders import Quick
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from invariclip.calibrate.data.encoder import Encoder
+    from invariclip.calibrate.data.encoders import Encoder
 
 Precision = Literal["float32", "bfloat16"]
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from invariclip.bench.studies.domains.trial import OWN, unpack
 from invariclip.bench.studies.resampling import Stratified
-from invariclip.calibrate.projection.evaluate import LEVEL, AccuracyInterval, Bootstrap
+from invariclip.calibrate.projection.bootstrap import LEVEL, AccuracyInterval, Bootstrap
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

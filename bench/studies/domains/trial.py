@@ -13,9 +13,8 @@ from invariclip.artifact.projection import Projection, identity
 from invariclip.bench.studies.selections import kept_selection
 from invariclip.bench.studies.stylebench.encoders import Quick, through
 from invariclip.calibrate.data.pairs import EmbeddingTable, Sources, fitted_moments, interventional_pairs
-from invariclip.calibrate.evaluation import baselines, erasure, modality, style_prompts
-from invariclip.calibrate.evaluation.invariance import invariance_gap
-from invariclip.calibrate.evaluation.leakage import domain_leakage
+from invariclip.calibrate.evaluation import baselines, erasure, text_baselines
+from invariclip.calibrate.evaluation.invariance import domain_leakage, invariance_gap
 from invariclip.calibrate.evaluation.unseen import WAYS, Way, answers, base_classes
 from invariclip.calibrate.fit import FitOptions, bank_of, tabulate
 from invariclip.calibrate.projection.candidates import ProjectionCandidate, grid
@@ -31,13 +30,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from invariclip.calibrate.data.encoder import Encoder, TextEncoder
+    from invariclip.calibrate.data.encoders import Encoder, TextEncoder
     from invariclip.calibrate.data.images import ImageRecord
-    from invariclip.calibrate.evaluation.maps import Map
-    from invariclip.calibrate.evaluation.modality import Projectors
-    from invariclip.calibrate.evaluation.style_prompts import StylePrompts
     from invariclip.calibrate.data.moments import Moments
-    from invariclip.calibrate.projection.scorer import Objective
+    from invariclip.calibrate.evaluation.baselines import Map
+    from invariclip.calibrate.evaluation.text_baselines import Projectors, StylePrompts
+    from invariclip.calibrate.projection.candidates import Objective
     from invariclip.calibrate.projection.selection import Selection
     from invariclip.export.checkpoints.checkpoint import Checkpoint
 
@@ -150,7 +148,7 @@ def run_trial(
     if hasattr(encoder, "encode_texts"):
         bank = bank_of(encoder, seen.label_names, settings.templates)
         named = [in_words(name) for name in seen.environment_names]
-        styles = style_prompts.embed_style_prompts(cast("TextEncoder", encoder), named, seen.label_names)
+        styles = text_baselines.embed_style_prompts(cast("TextEncoder", encoder), named, seen.label_names)
     world = DomainWorld(seen, unseen, bank, seed, _layers(encoder), styles, home, moved)
     result = {"test": test, "seed": seed, "images": facts, **evaluate(world, progress, folder / "selections")}
     write_atomically(file, json.dumps(result, ensure_ascii=False) + "\n")
@@ -248,11 +246,11 @@ def fitted_baselines(world: DomainWorld, moments: Moments, icm: ProjectionCandid
         "splince": erasure.splince(vectors, places, labels, directions=erasure.room(places, labels, vectors, rank)),
     }
     if world.bank is not None:
-        found["gr-clip"] = modality.gr_clip(vectors, world.bank)
+        found["gr-clip"] = text_baselines.gr_clip(vectors, world.bank)
     if world.layers is not None:
-        found["isoclip"] = modality.isoclip(world.layers, modality.rank_or_default(world.layers, rank))
+        found["isoclip"] = text_baselines.isoclip(world.layers, text_baselines.rank_or_default(world.layers, rank))
     if world.styles is not None:
-        found |= style_prompts.by_name(world.styles, rank)
+        found |= text_baselines.by_name(world.styles, rank)
     return found
 
 
@@ -272,7 +270,7 @@ def _layers(encoder: Encoder) -> Projectors | None:
     if not hasattr(encoder, "module"):
         return None
     try:
-        return modality.projectors(cast("Checkpoint", encoder))
+        return text_baselines.projectors(cast("Checkpoint", encoder))
     except CheckpointError:
         return None
 

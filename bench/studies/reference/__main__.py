@@ -19,9 +19,9 @@ from invariclip.bench.studies.reference.sources import PACKAGES
 from invariclip.bench.studies.stylebench.build import build, digest_of
 from invariclip.bench.studies.stylebench.manifest import read_manifest
 from invariclip.bench.studies.stylebench.sources import PACKAGES as STYLES_PACKAGES
-from invariclip.calibrate.projection.estimators import fit
-from invariclip.calibrate.projection.evaluate import unit
 from invariclip.calibrate.data.moments import combined, of_pairs, of_points
+from invariclip.calibrate.projection.classifiers import unit
+from invariclip.calibrate.projection.estimators import fit
 from invariclip.cli.main import run_command
 from invariclip.console import bar, note, say, table
 from invariclip.export.reference import RECIPES

@@ -29,11 +29,12 @@ from invariclip.bench.studies.stylebench.encoders import Quick, TrunkEncoder
 from invariclip.bench.studies.stylebench.manifest import read_manifest
 from invariclip.bench.studies.stylebench.sources import HELD_OUT_STYLES, TRAINING_STYLES
 from invariclip.bench.studies.stylebench.world import embed_world
-from invariclip.calibrate.data.images import read_images
 from invariclip.calibrate.data.domainbed import find_layout, read_layout
+from invariclip.calibrate.data.images import read_images
 from invariclip.calibrate.data.pairs import ALL_SOURCES, fitted_moments
 from invariclip.calibrate.fit import FitOptions, bank_of
-from invariclip.calibrate.projection.evaluate import LEVEL, Bootstrap, unit
+from invariclip.calibrate.projection.bootstrap import LEVEL, Bootstrap
+from invariclip.calibrate.projection.classifiers import unit
 from invariclip.calibrate.projection.selection import Selection
 from invariclip.cli.main import run_command
 from invariclip.console import bar, note, silent

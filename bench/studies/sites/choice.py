@@ -13,7 +13,7 @@ import numpy as np
 
 from invariclip.bench.studies.sites.peers import FILTERS, SHRINKAGES, colours, recoloured, t3a
 from invariclip.bench.studies.sites.worlds import HALF, SKEWED, left_out, measured, samples
-from invariclip.calibrate.projection.evaluate import unit
+from invariclip.calibrate.projection.classifiers import unit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -25,8 +25,8 @@ from invariclip.bench.studies.stylebench.world import TEMPLATES
 from invariclip.calibrate.data.images import read_images
 from invariclip.calibrate.data.pairs import Sources, fitted_moments
 from invariclip.calibrate.fit import FitOptions, bank_of, tabulate
+from invariclip.calibrate.projection.classifiers import prototype_bank, unit
 from invariclip.calibrate.projection.estimators import fit
-from invariclip.calibrate.projection.evaluate import prototype_bank, unit
 from invariclip.cli.main import run_command
 from invariclip.console import bar, note, silent
 from invariclip.files import write_atomically

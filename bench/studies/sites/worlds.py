@@ -10,9 +10,8 @@ import numpy as np
 
 from invariclip.artifact.projection import identity
 from invariclip.bench.studies.sites.peers import Classes, Colours, colours, nearest
-from invariclip.calibrate.projection.probe import fit_probe
 from invariclip.calibrate.fit import training_mean
-from invariclip.calibrate.projection.evaluate import prototype_bank, unit
+from invariclip.calibrate.projection.classifiers import fit_probe, prototype_bank, unit
 from invariclip.sites.site import Site, new_site
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from invariclip.bench.studies.stylebench.sources import HELD_OUT_STYLES, TRAINING_STYLES
-from invariclip.calibrate.data.images import read_images
 from invariclip.calibrate.data.domainbed import find_layout, read_layout
+from invariclip.calibrate.data.images import read_images
 from invariclip.console import bar, note
 from invariclip.files import sha256_file, write_atomically
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from invariclip.bench.studies.resampling import Stratified
 from invariclip.bench.studies.stylebench.trial import unpack
-from invariclip.calibrate.projection.evaluate import LEVEL, Bootstrap
+from invariclip.calibrate.projection.bootstrap import LEVEL, Bootstrap
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -20,8 +20,8 @@ from invariclip.bench.studies.stylebench.world import (
     home_answers,
 )
 from invariclip.calibrate.data.pairs import ALL_SOURCES, Sources, fitted_moments
-from invariclip.calibrate.evaluation import baselines, erasure, modality, style_prompts
-from invariclip.calibrate.evaluation.side_effects import side_effects
+from invariclip.calibrate.evaluation import baselines, erasure, text_baselines
+from invariclip.calibrate.evaluation.invariance import side_effects
 from invariclip.calibrate.projection.candidates import ProjectionCandidate, grid
 from invariclip.calibrate.projection.estimators import fit
 from invariclip.calibrate.projection.folds import CHANGED
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.bench.studies.stylebench.world import StyleWorld, Way
-    from invariclip.calibrate.evaluation.maps import Map
     from invariclip.calibrate.data.moments import Moments
+    from invariclip.calibrate.evaluation.baselines import Map
     from invariclip.calibrate.projection.selection import Selection
 
 VERSION = 5
@@ -185,12 +185,12 @@ def _baselines(world: StyleWorld, icm: ProjectionCandidate) -> dict[str, Map]:
         "leace": erasure.leace(vectors, styles),
         "leace, shrunk": erasure.leace(vectors, styles, shrink=True),
         "splince": erasure.splince(vectors, styles, labels, directions=erasure.room(styles, labels, vectors, rank)),
-        "gr-clip": modality.gr_clip(vectors, world.train_bank),
+        "gr-clip": text_baselines.gr_clip(vectors, world.train_bank),
     }
     if world.layers is not None:
-        found["isoclip"] = modality.isoclip(world.layers, modality.rank_or_default(world.layers, rank))
+        found["isoclip"] = text_baselines.isoclip(world.layers, text_baselines.rank_or_default(world.layers, rank))
     if world.styles is not None:
-        found |= style_prompts.by_name(world.styles, rank)
+        found |= text_baselines.by_name(world.styles, rank)
     return found
 
 

@@ -9,11 +9,10 @@ import numpy as np
 
 from invariclip.bench.studies.stylebench.encoders import through
 from invariclip.bench.studies.stylebench.sources import HELD_OUT_STYLES, STYLES, TRAINING_STYLES
-from invariclip.calibrate.evaluation.maps import for_texts
-from invariclip.calibrate.evaluation.modality import projectors
-from invariclip.calibrate.evaluation.style_prompts import embed_style_prompts
+from invariclip.calibrate.evaluation.baselines import for_texts
+from invariclip.calibrate.evaluation.text_baselines import embed_style_prompts, projectors
 from invariclip.calibrate.fit import FitOptions, bank_of, tabulate
-from invariclip.calibrate.projection.evaluate import prototypes, zero_shot
+from invariclip.calibrate.projection.classifiers import prototypes, zero_shot
 from invariclip.console import Progress, silent
 
 if TYPE_CHECKING:
@@ -25,9 +24,8 @@ if TYPE_CHECKING:
     from invariclip.bench.studies.stylebench.encoders import TrunkEncoder
     from invariclip.calibrate.data.images import ImageRecord
     from invariclip.calibrate.data.pairs import EmbeddingTable
-    from invariclip.calibrate.evaluation.maps import Map
-    from invariclip.calibrate.evaluation.modality import Projectors
-    from invariclip.calibrate.evaluation.style_prompts import StylePrompts
+    from invariclip.calibrate.evaluation.baselines import Map
+    from invariclip.calibrate.evaluation.text_baselines import Projectors, StylePrompts
     from invariclip.export.checkpoints.checkpoint import Checkpoint
 
 TEMPLATES = ("a picture of a {}.",)

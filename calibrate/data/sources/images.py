@@ -3,6 +3,8 @@
 A shard holds whole concepts, so that every natural pair lies in one. What it gives adds up to what
 `pairs.fitted_moments` makes of the same images in memory. Only a concept of more than `LARGE` images is cut: its
 natural pairs are a shard of their own, drawn from at most `LARGE` of its images.
+
+Environments of a shard that tell nothing: none of their images can be used, or all of them have one embedding.
 """
 
 from __future__ import annotations
@@ -15,36 +17,75 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from invariclip.calibrate.data.images import keep, read_images
 from invariclip.calibrate.data.domainbed import find_layout, read_layout
-from invariclip.calibrate.data.pairs import UNCHANGED, EmbeddingTable, codes, natural_pairs, seeded
-from invariclip.calibrate.data.changes import NO_CHANGES, Changes
 from invariclip.calibrate.data.encode import Donor, EmbeddedVersions, Request, encode_images, usable
-from invariclip.calibrate.data.sources.environments import Environments
-from invariclip.calibrate.data.sources.gather import INTERVENTIONS, NATURAL, Gather
-from invariclip.calibrate.data.sources.stamps import require_unchanged, stamp
-from invariclip.calibrate.data.stream.blocks import BLOCK_ROWS, Shard
-from invariclip.calibrate.data.stream.tally import EMPTY, LONE, NOT_FINITE, SINGLE, SINGLE_OF_CLASS, UNREADABLE, ZERO
-from invariclip.calibrate.data.versions import Donors
+from invariclip.calibrate.data.images import keep, read_images
+from invariclip.calibrate.data.pairs import SAME_DISTANCE, UNCHANGED, EmbeddingTable, codes, natural_pairs, seeded
+from invariclip.calibrate.data.problems import (
+    ALIKE_HERE,
+    EMPTY,
+    EMPTY_HERE,
+    LONE,
+    NOT_FINITE,
+    SINGLE,
+    SINGLE_OF_CLASS,
+    UNREADABLE,
+    ZERO,
+)
+from invariclip.calibrate.data.stream.blocks import (
+    BLOCK_ROWS,
+    INTERVENTIONS,
+    NATURAL,
+    Gather,
+    Shard,
+    require_unchanged,
+    stamp,
+)
+from invariclip.calibrate.data.versions import NO_CHANGES, Changes, Donors
 from invariclip.errors import InputError
 from invariclip.files import sha256_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from invariclip.calibrate.data.encoder import Encoder
-    from invariclip.calibrate.data.images import ImageRecord
-    from invariclip.calibrate.data.names import PairsBy
+    from numpy.typing import NDArray
+
+    from invariclip.calibrate.data.encoders import Encoder
+    from invariclip.calibrate.data.images import ImageRecord, PairsBy
+    from invariclip.calibrate.data.problems import ProblemCounts
     from invariclip.calibrate.data.stream.blocks import RowBlock
-    from invariclip.calibrate.data.stream.tally import ProblemCounts
 
 CONCEPTS = 64
 """Concepts of a shard at most."""
 LARGE = BLOCK_ROWS
 """Images of a shard at most: their embeddings are held until its natural pairs are made."""
-
 Files = list[list[Any]]
 """Of every image: path below the root, concept, environment, stamp (see `stamps.stamp`)."""
+
+
+class Environments:
+    """What has been seen of every environment: one row, how many there were, and whether any was another."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        """Starts with nothing seen of the environments that are listed."""
+        self._first: dict[str, NDArray[np.float64] | None] = dict.fromkeys(names)
+        self._counts = dict.fromkeys(self._first, 0)
+        self._differ = dict.fromkeys(self._first, False)
+
+    def add(self, name: str, row: NDArray[np.float64]) -> None:
+        """Takes in the embedding of an image, [D], unit length."""
+        first = self._first[name]
+        if first is None:
+            self._first[name] = row.copy()
+        elif not self._differ[name]:
+            self._differ[name] = bool(np.linalg.norm(row - first) > SAME_DISTANCE)
+        self._counts[name] += 1
+
+    def tell(self, tally: ProblemCounts) -> None:
+        """Counts the environments that tell nothing."""
+        counts = self._counts.items()
+        tally.add(EMPTY_HERE, [name for name, count in counts if count == 0])
+        tally.add(ALIKE_HERE, [name for name, count in counts if count > 1 and not self._differ[name]])
 
 
 @dataclass(frozen=True)

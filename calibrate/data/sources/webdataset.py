@@ -2,41 +2,227 @@
 
 The images of a sample are natural pairs of each other; an image may also be paired with changed versions of itself.
 Members are read as they come, in one pass, and never written to disk.
+
+Tar files as samples: read in one pass with bounded memory, and refused where they are damaged.
 """
 
 from __future__ import annotations
 
+import glob
+import lzma
+import re
+import tarfile
+import zlib
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from invariclip.calibrate.data.pairs import seeded
-from invariclip.calibrate.data.sources.archive import TarSample, archives, samples
-from invariclip.calibrate.data.changes import NO_CHANGES, Changes
 from invariclip.calibrate.data.encode import EmbeddedVersions, Request, encode_images
-from invariclip.calibrate.data.sources.gather import NATURAL, Gather
+from invariclip.calibrate.data.pairs import seeded
+from invariclip.calibrate.data.problems import SAME
 from invariclip.calibrate.data.sources.images import take
-from invariclip.calibrate.data.sources.stamps import require_file, require_unchanged
-from invariclip.calibrate.data.stream.blocks import Shard
-from invariclip.calibrate.data.stream.tally import SAME
+from invariclip.calibrate.data.stream.blocks import NATURAL, Gather, Shard, require_file, require_unchanged
+from invariclip.calibrate.data.versions import NO_CHANGES, Changes
 from invariclip.errors import InputError
+from invariclip.preprocessing.pixels import IMAGE_SUFFIXES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from invariclip.calibrate.data.encoder import Encoder
+    from invariclip.calibrate.data.encoders import Encoder
+    from invariclip.calibrate.data.problems import ProblemCounts
     from invariclip.calibrate.data.stream.blocks import RowBlock
-    from invariclip.calibrate.data.stream.tally import ProblemCounts
 
+MAX_ARCHIVES = 100_000
+MAX_MEMBER = 64 << 20
+"""Bytes of an image at most."""
+MAX_SAMPLE = 256 << 20
+"""Bytes of a sample's images at most."""
+MAX_IMAGES = 64
+"""Images of a sample at most: they make 2,016 pairs."""
+MAX_HEADER = 1 << 20
+"""Bytes of an extended header, such as a long name, at most."""
+
+TOO_LARGE = f"images above {MAX_MEMBER >> 20} MB"
+TOO_MUCH = f"samples of more than {MAX_IMAGES} images or {MAX_SAMPLE >> 20} MB"
+NO_IMAGE = "samples without an image"
+LINK = "links and devices in a tar"
+REPEATED = "samples whose key stood earlier in the tar"
+
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
+_KEYED = re.compile(r"((?:.*/)?[^./][^./]*)\.[^/]*", re.DOTALL)
+_EXTENDED = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
 ALONE = "samples with one usable image: no natural pair"
-
 LENDERS = 16
 """Images of earlier samples that are held for interventions that need a second image."""
-
 LENT_BYTES = 4 << 20
 """Bytes of such an image at most."""
+
+
+@dataclass
+class TarSample:
+    """What belongs together in a tar.
+
+    Attributes:
+        key: The members' names up to the first dot.
+        images: Their names and contents.
+    """
+
+    key: str
+    images: list[tuple[str, bytes]] = field(default_factory=list)
+
+
+def archives(patterns: Sequence[str]) -> list[Path]:
+    """The files that patterns name: `*`, `?`, `[…]`, `**`, `{000..099}` and `{a,b}`; each once.
+
+    Raises:
+        InputError: A pattern matches nothing, names an address, or is too many files.
+    """
+    found: dict[Path, None] = {}
+    for given in patterns:
+        if "://" in given or given.startswith("pipe:"):
+            raise InputError(f"{given}: only files are read; fetch it first, or mount it")
+        for pattern in _expanded(given):
+            literal = Path(pattern).exists() or not glob.has_magic(pattern)
+            matches = [pattern] if literal else sorted(glob.glob(pattern, recursive=True))
+            if not matches:
+                raise InputError(f"{pattern}: matches no file")
+            found.update(dict.fromkeys(map(Path, matches)))
+    return list(found)
+
+
+def samples(path: Path, tally: ProblemCounts) -> Iterator[TarSample]:
+    """The samples of a tar, compressed or not, with their images; other members are passed over.
+
+    Members of one sample follow each other, as in every webdataset shard.
+
+    Args:
+        path: The file.
+        tally: Is told of images and samples that are too large, and of samples without images.
+
+    Raises:
+        InputError: The file is damaged or no tar; what was given before does not count then.
+    """
+    sample: TarSample | None = None
+    done: set[str] = set()
+    held = count = 0
+    for member, content in _members(path, tally):
+        match = _KEYED.fullmatch(member)
+        if match is None:
+            continue
+        if sample is None or match[1] != sample.key:
+            if sample is not None and _accepted(sample, done, count, held, tally):
+                yield sample
+            sample, held, count = TarSample(match[1]), 0, 0
+        if content is not None:
+            held, count = held + len(content), count + 1
+            if count <= MAX_IMAGES and held <= MAX_SAMPLE:
+                sample.images.append((f"{path.name}/{member}", content))
+            else:
+                sample.images.clear()
+    if sample is not None and _accepted(sample, done, count, held, tally):
+        yield sample
+
+
+class _Checked(tarfile.TarInfo):
+    """Headers, of which `tarfile` takes a damaged one for the end of the file, and reads any length."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Checked:
+        """See `tarfile.TarInfo.frombuf`.
+
+        Raises:
+            ReadError: The header is damaged or missing, or announces more than `MAX_HEADER` of further headers.
+        """
+        try:
+            info = super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            if len(buf) == tarfile.BLOCKSIZE and not any(buf):  # the blocks of zeros that end every whole tar
+                raise
+            raise tarfile.ReadError(str(error)) from error
+        if info.size < 0 or (info.type in _EXTENDED and info.size > MAX_HEADER):
+            raise tarfile.ReadError(f"a header announces {info.size} bytes")
+        return info
+
+
+def _members(path: Path, tally: ProblemCounts) -> Iterator[tuple[str, bytes | None]]:
+    """Names of members, with the content of those that are images."""
+    place, last = 0, ""
+    try:
+        with path.open("rb") as stream, tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Checked) as tar:
+            while (member := tar.next()) is not None:
+                tar.members.clear()  # type: ignore[attr-defined] # a list of all that it has seen
+                place, last = member.offset, member.name
+                yield member.name, _content(tar, member, tally)
+            place = tar.offset
+            while rest := tar.fileobj.read(1 << 16) if tar.fileobj else b"":
+                if rest.strip(b"\0"):
+                    raise tarfile.ReadError("there is data after the end mark, as where tars were joined")
+    except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError, ValueError) as error:
+        after = f"after {last!r}" if last else "at its beginning"
+        raise InputError(
+            f"{path}: not a whole tar, damaged {after}, from byte {place:,} on ({error}); nothing of it is counted"
+        ) from error
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, tally: ProblemCounts) -> bytes | None:
+    if PurePosixPath(member.name).suffix.lower() not in IMAGE_SUFFIXES or member.isdir():
+        return None
+    stream = tar.extractfile(member) if member.isreg() else None
+    if stream is None:
+        tally.add(LINK, [member.name])
+        return None
+    if member.size > MAX_MEMBER:
+        tally.add(TOO_LARGE, [member.name])
+        return None
+    content = stream.read()
+    if len(content) != member.size:
+        raise tarfile.ReadError(f"{member.name} is cut off")
+    return content
+
+
+def _accepted(sample: TarSample, done: set[str], count: int, held: int, tally: ProblemCounts) -> bool:
+    """Whether a sample counts; the tally is told where it does not."""
+    reason = ""
+    if sample.key in done:
+        reason = REPEATED
+    elif not count:
+        reason = NO_IMAGE
+    elif count > MAX_IMAGES or held > MAX_SAMPLE:
+        reason = TOO_MUCH
+    done.add(sample.key)
+    if reason:
+        tally.add(reason, [sample.key])
+    return not reason
+
+
+def _expanded(pattern: str) -> list[str]:
+    """A pattern with its braces replaced; numbers keep the width they are written in."""
+    match = _RANGE.search(pattern)
+    if match is None:
+        return [pattern]
+    before, after = pattern[: match.start()], pattern[match.end() :]
+    if match[3] is not None:
+        parts = match[3].split(",")
+    else:
+        low, high, width = int(match[1]), int(match[2]), max(len(match[1]), len(match[2]))
+        if not 0 <= high - low < MAX_ARCHIVES:
+            raise InputError(f"{pattern}: {match[0]} must go up, by less than {MAX_ARCHIVES:,}")
+        parts = [f"{number:0{width}d}" if match[1][0] == "0" else str(number) for number in range(low, high + 1)]
+    found: list[str] = []
+    for part in parts:
+        found += _expanded(f"{before}{part}{after}")
+        if len(found) > MAX_ARCHIVES:
+            raise InputError(f"{pattern}: names more than {MAX_ARCHIVES:,} files")
+    return found
 
 
 @dataclass(frozen=True)

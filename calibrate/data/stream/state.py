@@ -16,9 +16,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 import invariclip
-from invariclip.calibrate.data.stream.sums import POINTS
-from invariclip.calibrate.data.stream.tally import ProblemCounts
 from invariclip.calibrate.data.moments import Moments, empty
+from invariclip.calibrate.data.problems import ProblemCounts
+from invariclip.calibrate.data.stream.blocks import POINTS
 from invariclip.errors import InputError
 from invariclip.files import write_atomically
 

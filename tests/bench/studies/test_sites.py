@@ -13,7 +13,8 @@ from invariclip.bench.studies.sites import worlds as site_worlds
 from invariclip.bench.studies.sites.page import render
 from invariclip.bench.studies.sites.plot import plot
 from invariclip.calibrate.data.pairs import UNCHANGED, EmbeddingTable
-from invariclip.calibrate.projection.evaluate import Bootstrap, unit
+from invariclip.calibrate.projection.bootstrap import Bootstrap
+from invariclip.calibrate.projection.classifiers import unit
 
 WIDTH, CLASSES, EACH = 16, 6, 20
 NAMES = tuple(f"class {number}" for number in range(CLASSES))

@@ -8,8 +8,9 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from invariclip.calibrate.data import embed as module
-from invariclip.calibrate.data.embed import EmbeddingJob, embed, embed_texts, shown
+from invariclip.calibrate.data.embed import embed, embed_texts, shown
 from invariclip.calibrate.data.images import SkippedImageWarning, read_images
+from invariclip.calibrate.data.versions import EmbeddingJob
 from invariclip.errors import InputError
 from invariclip.files import sha256_file
 from invariclip.preprocessing.interventions import CATALOGUE, InterventionRequest, intervene, resolve

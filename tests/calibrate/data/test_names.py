@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from invariclip.calibrate.data.images import CoincidingNamesWarning, read_images
-from invariclip.calibrate.data.names import by_design, judge
+from invariclip.calibrate.data.images import CoincidingNamesWarning, by_design, judge, read_images
 from invariclip.errors import InputError
 
 PACS = Path(__file__).parents[4] / "shared" / "data" / "pacs"

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from invariclip.calibrate.evaluation.invariance import apart, invariance_gap, moved
-from invariclip.calibrate.projection.evaluate import unit
+from invariclip.calibrate.projection.classifiers import unit
 from invariclip.errors import InputError
 
 

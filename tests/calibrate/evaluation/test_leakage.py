@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from invariclip.calibrate.evaluation.leakage import domain_leakage, told
-from invariclip.calibrate.projection.evaluate import unit
+from invariclip.calibrate.evaluation.invariance import domain_leakage, told
+from invariclip.calibrate.projection.classifiers import unit
 from invariclip.errors import InputError
 
 

@@ -6,10 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from invariclip.artifact.projection import identity
-from invariclip.calibrate.evaluation.baselines import BASELINES
-from invariclip.calibrate.evaluation.maps import PerModality, for_texts
-from invariclip.calibrate.evaluation.modality import Projectors, gr_clip, isoclip, spectrum
-from invariclip.calibrate.projection.evaluate import unit, zero_shot
+from invariclip.calibrate.evaluation.baselines import BASELINES, PerModality, for_texts
+from invariclip.calibrate.evaluation.text_baselines import Projectors, gr_clip, isoclip, spectrum
+from invariclip.calibrate.projection.classifiers import unit, zero_shot
 from invariclip.errors import InputError, ProjectionError
 
 

@@ -7,8 +7,7 @@ import pytest
 from scipy.optimize import minimize
 from scipy.special import logsumexp
 
-from invariclip.calibrate.projection.probe import PUBLISHED_C, choose_penalty, fit_probe
-from invariclip.calibrate.projection.evaluate import unit
+from invariclip.calibrate.projection.classifiers import PUBLISHED_C, choose_penalty, fit_probe, unit
 from invariclip.errors import InputError, MissingExtraError
 
 

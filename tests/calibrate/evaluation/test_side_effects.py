@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from invariclip.calibrate.evaluation.side_effects import side_effects
-from invariclip.calibrate.projection.evaluate import unit
+from invariclip.calibrate.evaluation.invariance import side_effects
+from invariclip.calibrate.projection.classifiers import unit
 from invariclip.errors import InputError
 
 WIDTH = 10

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from invariclip.calibrate.evaluation.baselines import BASELINES
-from invariclip.calibrate.evaluation.style_prompts import embed_style_prompts, prism_mini, text_styles
-from invariclip.calibrate.projection.evaluate import unit
+from invariclip.calibrate.evaluation.text_baselines import embed_style_prompts, prism_mini, text_styles
+from invariclip.calibrate.projection.classifiers import unit
 from invariclip.errors import InputError, ProjectionError
 
 

@@ -10,12 +10,11 @@ from invariclip.artifact.projection import identity
 from invariclip.calibrate.data.pairs import UNCHANGED, EmbeddingTable, fitted_moments
 from invariclip.calibrate.fit import Calibration, FitOptions
 from invariclip.calibrate.projection.candidates import ProjectionCandidate, grid
-from invariclip.calibrate.projection.concept_gains import concept_gains
+from invariclip.calibrate.projection.classifiers import prototypes, unit
 from invariclip.calibrate.projection.estimators import fit
-from invariclip.calibrate.projection.evaluate import prototypes, unit
 from invariclip.calibrate.projection.folds import make_folds
-from invariclip.calibrate.projection.selection import Selection, select
-from invariclip.calibrate.report import summary_text
+from invariclip.calibrate.projection.selection import Selection, concept_gains, select
+from invariclip.calibrate.report.summary import projection_text
 from invariclip.calibrate.report.verdict import conclude
 
 WIDTH = 16
@@ -111,7 +110,7 @@ def summary(selection):
         "environments": {}, "images": 0, "concepts": 0, "natural_pairs": 0, "interventional_pairs": 0,
         "caption_pairs": 0, "problems": {}, "declined": {},
     }  # fmt: skip
-    return summary_text(Calibration(identity(WIDTH), selection, facts))
+    return projection_text(Calibration(identity(WIDTH), selection, facts))
 
 
 def told(selection):

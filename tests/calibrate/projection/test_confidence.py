@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy.linalg import subspace_angles
 
-from invariclip.calibrate.data.pairs import Sources, fitted_moments, grouped_moments
-from invariclip.calibrate.projection.confidence import GROUPS, confidence, default_resamples, group_of
-from invariclip.calibrate.projection.estimators import fit
 from invariclip.calibrate.data.moments import empty, of_pairs, of_points
+from invariclip.calibrate.data.pairs import GROUPS, Sources, fitted_moments, group_of, grouped_moments
+from invariclip.calibrate.projection.diagnostics import confidence, default_resamples
+from invariclip.calibrate.projection.estimators import fit
 from invariclip.errors import InputError
 
 WIDTH, KEPT = 12, 4

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from invariclip.artifact.projection import identity
+from invariclip.calibrate.data.moments import of_pairs, of_points
 from invariclip.calibrate.projection.diagnostics import diagnose, energies, few
 from invariclip.calibrate.projection.estimators import fit
-from invariclip.calibrate.data.moments import of_pairs, of_points
 
 
 def sample(count, width=6):

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from invariclip.calibrate.projection.estimators import decompose, fit, published, removed
-from invariclip.calibrate.projection.evaluate import prototypes, unit
 from invariclip.calibrate.data.moments import of_pairs, of_points
+from invariclip.calibrate.projection.classifiers import prototypes, unit
+from invariclip.calibrate.projection.estimators import decompose, fit, published, removed
 from invariclip.errors import InputError, ProjectionError
 
 RANK = 24

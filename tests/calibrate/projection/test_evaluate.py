@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from invariclip.calibrate.projection.evaluate import Bootstrap, prototypes, unit, zero_shot
+from invariclip.calibrate.projection.bootstrap import Bootstrap
+from invariclip.calibrate.projection.classifiers import prototypes, unit, zero_shot
 from invariclip.errors import InputError
 
 

@@ -6,10 +6,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sklearn.covariance import ledoit_wolf
 
-from invariclip.calibrate.projection.estimators import fit
-from invariclip.calibrate.projection.evaluate import prototypes, unit
-from invariclip.calibrate.projection.little_data import intensity, rank, regularised, shares
 from invariclip.calibrate.data.moments import Moments, of_pairs, of_points
+from invariclip.calibrate.projection.classifiers import prototypes, unit
+from invariclip.calibrate.projection.estimators import fit, intensity, rank, regularised, shares
 
 
 def share(moments: Moments) -> float:

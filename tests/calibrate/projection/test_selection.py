@@ -7,12 +7,10 @@ import numpy as np
 import pytest
 
 from invariclip.calibrate.data.pairs import UNCHANGED, EmbeddingTable, fitted_moments
-from invariclip.calibrate.projection.probe import fit_probe
-from invariclip.calibrate.projection.candidates import ProjectionCandidate, grid
+from invariclip.calibrate.projection.candidates import ProjectionCandidate, grid, kept, needs_screening, screening_folds
+from invariclip.calibrate.projection.classifiers import fit_probe, prototypes, unit, zero_shot
 from invariclip.calibrate.projection.estimators import fit
-from invariclip.calibrate.projection.evaluate import prototypes, unit, zero_shot
 from invariclip.calibrate.projection.folds import make_folds
-from invariclip.calibrate.projection.screening import kept, needs_screening, screening_folds
 from invariclip.calibrate.projection.selection import Selection, select
 from invariclip.errors import InputError
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from invariclip.calibrate.projection.separation import margins, separation
+from invariclip.calibrate.projection.candidates import margins, separation
 
 
 @given(st.integers(0, 10**6), st.integers(1, 9), st.integers(2, 6))

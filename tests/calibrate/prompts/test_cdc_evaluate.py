@@ -7,7 +7,7 @@ from scipy.stats import entropy
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_auc_score
 
-from invariclip.calibrate.prompts import evaluate
+from invariclip.calibrate.prompts import scores as evaluate
 from invariclip.errors import InputError
 
 

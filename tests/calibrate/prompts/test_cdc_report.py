@@ -12,16 +12,14 @@ import pytest
 from invariclip.artifact.learned_prompts import read_semantics
 from invariclip.artifact.projection import Projection
 from invariclip.calibrate.data.images import ImageRecord, read_images
-from invariclip.calibrate.prompts.learn import Learnt, learn
+from invariclip.calibrate.prompts.learn import Learnt, learn, recall
 from invariclip.calibrate.prompts.options import PromptOptions
-from invariclip.calibrate.prompts.recall import recall
-from invariclip.calibrate.report.prompts_figures import figures_of
-from invariclip.calibrate.report.prompts_page import page_beside, write_page
-from invariclip.calibrate.report.prompts_verdict import conclude
 from invariclip.calibrate.prompts.scales import Scales
-from invariclip.calibrate.prompts.scored import ScoredImages
+from invariclip.calibrate.prompts.scores import ScoredImages
 from invariclip.calibrate.prompts.threshold import Threshold
 from invariclip.calibrate.prompts.views import LabelledEmbeddings
+from invariclip.calibrate.report.prompts_figures import figures_of
+from invariclip.calibrate.report.prompts_page import conclude, page_beside, write_page
 from invariclip.errors import InputError, MissingExtraError, SemanticsError
 from invariclip.preprocessing.interventions import resolve
 from invariclip.uncertainty import fuse, opinions

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from invariclip.calibrate.prompts.options import PromptOptions
-from invariclip.calibrate.prompts.splits import split_rows
+from invariclip.calibrate.prompts.views import split_rows
 from invariclip.errors import InputError
 
 

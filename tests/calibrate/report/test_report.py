@@ -10,10 +10,11 @@ import pytest
 
 from invariclip.calibrate.data.images import ImageRecord, SkippedImageWarning, read_images
 from invariclip.calibrate.fit import FitOptions, calibrate
-from invariclip.calibrate.report import summary_json, thumbnails
+from invariclip.calibrate.report import rendering
+from invariclip.calibrate.report.calibration_page import write_page
 from invariclip.calibrate.report.evidence import gather
-from invariclip.calibrate.report.rendering import require_page_packages
-from invariclip.calibrate.report.calibration_page import skipped_by_reason, write_page
+from invariclip.calibrate.report.rendering import require_page_packages, skipped_by_reason
+from invariclip.calibrate.report.summary import projection_json
 from invariclip.calibrate.report.verdict import signed
 from invariclip.errors import MissingExtraError
 
@@ -105,7 +106,7 @@ def test_the_page_holds_the_figures_of_the_json(world, tmp_path, images, options
     encoder = world.LinearEncoder()
     result, evidence, page = report(tmp_path, encoder, images, options)
     self_contained(page)
-    answer = json.loads(json.dumps(summary_json(result)))
+    answer = json.loads(json.dumps(projection_json(result)))
     selection = answer["selection"]
     assert answer["estimator"] != "identity"
     chosen = next(one for one in selection["curve"] if one["estimator"] == answer["estimator"] and one["behind"] == 0)
@@ -244,10 +245,12 @@ def test_a_path_may_hold_colons():
 
 def test_small_images_are_small_and_true():
     noise = np.random.default_rng(0).integers(0, 256, (300, 200, 3), dtype=np.uint8)
-    assert len(thumbnails.data_uri(noise)) * 3 / 4 < thumbnails.MAX_BYTES + 100
+    assert len(rendering.data_uri(noise)) * 3 / 4 < rendering.MAX_BYTES + 100
 
 
 def test_missing_packages_are_named_before_the_work(monkeypatch):
-    monkeypatch.setattr("invariclip.calibrate.report.rendering.find_spec", lambda name: None if name == "jinja2" else name)
+    monkeypatch.setattr(
+        "invariclip.calibrate.report.rendering.find_spec", lambda name: None if name == "jinja2" else name
+    )
     with pytest.raises(MissingExtraError, match=r'`--report` needs jinja2: pip install "invariclip\[calibrate\]"'):
         require_page_packages("--report")

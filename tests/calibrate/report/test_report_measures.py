@@ -7,7 +7,7 @@ from scipy.spatial.distance import cdist
 from invariclip.calibrate.data.pairs import fitted_moments
 from invariclip.calibrate.projection.estimators import fit
 from invariclip.calibrate.projection.folds import make_folds
-from invariclip.calibrate.report.measures import NATURAL, gaps, held_out_spaces, leakage
+from invariclip.calibrate.report.evidence import NATURAL, gaps, held_out_spaces, leakage
 from invariclip.calibrate.report.retrieval import retrieve
 
 

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from invariclip.calibrate.data.pairs import SAME_DISTANCE
 from invariclip.calibrate.data.encode import usable
-from invariclip.calibrate.data.stream.tally import ProblemCounts
 from invariclip.calibrate.data.moments import empty, of_pairs, of_points
+from invariclip.calibrate.data.pairs import SAME_DISTANCE
+from invariclip.calibrate.data.problems import ProblemCounts
 from invariclip.preprocessing.pixels import PixelSpec, pixels
 
 SIZE = 16

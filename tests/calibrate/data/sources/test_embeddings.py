@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from invariclip.calibrate.data.moments import of_pairs, of_points
 from invariclip.calibrate.data.sources import embeddings
 from invariclip.calibrate.data.sources.embeddings import EmbeddingSource
 from invariclip.calibrate.data.stream.collect import collect
-from invariclip.calibrate.data.moments import of_pairs, of_points
 from invariclip.errors import InputError
 
 WIDTH, ROWS = 5, 1000

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from invariclip.calibrate.data import encode as module
-from invariclip.calibrate.data.changes import Changes, changed
 from invariclip.calibrate.data.encode import DECLINED, Ready, Request, encode_images, encoded, unit_rows
-from invariclip.calibrate.data.stream.tally import UNREADABLE, ProblemCounts
+from invariclip.calibrate.data.problems import UNREADABLE, ProblemCounts
+from invariclip.calibrate.data.versions import Changes, changed
 from invariclip.errors import InputError, NotApplicableError
 
 

@@ -12,17 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from invariclip.calibrate.data import problems as reasons
+from invariclip.calibrate.data.encode import DECLINED
 from invariclip.calibrate.data.images import SkippedImageWarning, read_images
 from invariclip.calibrate.data.pairs import Sources, fitted_moments
 from invariclip.calibrate.data.sources import images as module
-from invariclip.calibrate.data.changes import Changes
-from invariclip.calibrate.data.encode import DECLINED
 from invariclip.calibrate.data.sources.images import EMPTY, SINGLE, ImageSource
-from invariclip.calibrate.data.stream import tally as reasons
 from invariclip.calibrate.data.stream.collect import collect, read_shard
 from invariclip.calibrate.data.stream.state import MomentsState, state_from_bytes, state_to_bytes
+from invariclip.calibrate.data.versions import Changes
 from invariclip.calibrate.fit import FitOptions, tabulate
-from invariclip.calibrate.projection.little_data import shares
+from invariclip.calibrate.projection.estimators import shares
 from invariclip.errors import InputError
 from invariclip.export.reference import __file__ as reference
 
@@ -85,7 +85,7 @@ def test_the_size_of_shards_and_blocks_does_not_change_the_moments(reading, tmp_
     whole = reading.read_all(source, encoder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "CONCEPTS", size)
-        patch.setattr("invariclip.calibrate.data.sources.gather.BLOCK_ROWS", rows)
+        patch.setattr("invariclip.calibrate.data.stream.blocks.BLOCK_ROWS", rows)
         cut = reading.read_all(source, encoder)
         assert len(source.shards()) == -(-6 // size)
     assert max(len(part) for block in cut.blocks for part in (block.points, block.first) if part is not None) <= rows

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from invariclip.calibrate.data.sources import pairs_file as module
-from invariclip.calibrate.data.sources.pairs_file import HALF, PairsFile
-from invariclip.calibrate.data.stream import tally as reasons
+from invariclip.calibrate.data import problems as reasons
 from invariclip.calibrate.data.moments import of_pairs, of_points
+from invariclip.calibrate.data.sources import listed_pairs as module
+from invariclip.calibrate.data.sources.listed_pairs import HALF, PairsFile
 from invariclip.errors import InputError
 from invariclip.preprocessing.pixels import stack
 

@@ -7,12 +7,12 @@ from itertools import combinations
 import numpy as np
 import pytest
 
+from invariclip.calibrate.data import problems as reasons
 from invariclip.calibrate.data.embed import embed_texts
-from invariclip.calibrate.data.sources import texts as module
-from invariclip.calibrate.data.sources.texts import TemplatePairs, TextPairs
-from invariclip.calibrate.data.stream import tally as reasons
-from invariclip.calibrate.data.stream.collect import collect
 from invariclip.calibrate.data.moments import of_pairs
+from invariclip.calibrate.data.sources import listed_pairs as module
+from invariclip.calibrate.data.sources.listed_pairs import TemplatePairs, TextPairs
+from invariclip.calibrate.data.stream.collect import collect
 from invariclip.errors import InputError
 
 TEMPLATES = ("a photo of a {}", "a sketch of a {}", "the {} as a toy")
@@ -27,7 +27,7 @@ def test_a_file(reading, tmp_path, monkeypatch):
     first, second = (embed_texts(encoder, [row[side] for row in rows]) for side in (0, 1))
     reading.assert_same(read.parts["texts"], of_pairs(first, second, np.asarray([1.0, 2.5, 0.0])))
     assert read.points.points == 0
-    monkeypatch.setattr(module, "RECORDS", 2)
+    monkeypatch.setattr(module, "TEXTS_PER_SHARD", 2)
     assert len(source.shards()) == 2
     reading.assert_same(reading.read_all(source, encoder).parts["texts"], read.parts["texts"])
     assert pickle.loads(pickle.dumps(source)) == source  # noqa: S301 -- our own bytes

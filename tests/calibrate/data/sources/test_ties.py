@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from invariclip.calibrate.data.sources.ties import ties_of
+from invariclip.calibrate.data.stream.blocks import ties_of
 
 NAMES = st.sampled_from("abcdefgh")
 

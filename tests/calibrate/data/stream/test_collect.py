@@ -10,11 +10,11 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 import pytest
 
+from invariclip.calibrate.data.problems import NOT_FINITE
 from invariclip.calibrate.data.sources.embeddings import EmbeddingSource
 from invariclip.calibrate.data.stream.blocks import RowBlock, Shard
 from invariclip.calibrate.data.stream.collect import collect
 from invariclip.calibrate.data.stream.state import read_state, state_from_bytes, state_to_bytes, write_state
-from invariclip.calibrate.data.stream.tally import NOT_FINITE
 from invariclip.errors import InputError
 
 WIDTH = 48

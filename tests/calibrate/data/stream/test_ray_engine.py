@@ -13,9 +13,8 @@ import pytest
 pytest.importorskip("ray", reason="Ray is not installed: pip install invariclip[ray]")
 
 from invariclip.calibrate.data.stream.blocks import RowBlock, Shard
-from invariclip.calibrate.data.stream.cluster import Cluster
+from invariclip.calibrate.data.stream.cluster import Cluster, RayEngine
 from invariclip.calibrate.data.stream.collect import collect
-from invariclip.calibrate.data.stream.ray_engine import RayEngine
 from invariclip.calibrate.data.stream.state import read_state
 from invariclip.errors import InputError
 

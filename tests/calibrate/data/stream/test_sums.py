@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from invariclip.calibrate.data.stream.blocks import RowBlock
-from invariclip.calibrate.data.stream.sums import POINTS, Sums
-from invariclip.calibrate.data.stream.tally import NOT_FINITE, SAME, ZERO
 from invariclip.calibrate.data.moments import of_pairs, of_points
+from invariclip.calibrate.data.problems import NOT_FINITE, SAME, ZERO
+from invariclip.calibrate.data.stream.blocks import POINTS, RowBlock
+from invariclip.calibrate.data.stream.collect import Sums
 from invariclip.errors import InputError
 
 WIDTH = 6

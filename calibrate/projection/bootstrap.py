@@ -1,9 +1,9 @@
-"""Accuracy by zero-shot and by class prototypes, per environment, with bootstrap intervals over concepts."""
+"""TODO."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -13,11 +13,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Scores: TypeAlias = "NDArray[np.bool_] | NDArray[np.float64]"
-
 RESAMPLES = 2000
 LEVEL = 0.95
-_CHUNK = 4096
-"""Queries compared with the classes at a time: K classes cost K·8·4096 bytes."""
 
 
 @dataclass(frozen=True)
@@ -31,82 +28,6 @@ class AccuracyInterval:
     def to_json(self) -> dict[str, float]:
         """Rounded to a thousandth of a point."""
         return {"value": round(self.value, 3), "low": round(self.low, 3), "high": round(self.high, 3)}
-
-
-def zero_shot(
-    images: NDArray[np.floating[Any]], labels: NDArray[np.int64], bank: NDArray[np.floating[Any]]
-) -> NDArray[np.bool_]:
-    """Which images' nearest class embedding, by cosine, is their own (CLIP-ICM, the predictor).
-
-    Args:
-        images: [N, d], unit length, projected if there is a projection.
-        labels: int64 [N], rows of the bank.
-        bank: [K, d], unit length, in the same space.
-
-    Returns:
-        bool [N].
-    """
-    correct = np.empty(len(images), dtype=np.bool_)
-    for start in range(0, len(images), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        correct[part] = np.argmax(images[part] @ bank.T, axis=1) == labels[part]
-    return correct
-
-
-def prototypes(
-    support: NDArray[np.floating[Any]],
-    support_labels: NDArray[np.int64],
-    queries: NDArray[np.floating[Any]],
-    labels: NDArray[np.int64],
-) -> NDArray[np.bool_]:
-    """Which queries are nearest, by cosine, to the mean of their own class's support images.
-
-    Args:
-        support: [M, d], unit length.
-        support_labels: int64 [M].
-        queries: [N, d], unit length.
-        labels: int64 [N]; a query whose class has no support counts as wrong.
-
-    Returns:
-        bool [N].
-
-    Raises:
-        InputError: There is no support.
-    """
-    classes, bank = prototype_bank(support, support_labels)
-    place = np.searchsorted(classes, labels)
-    known = np.isin(labels, classes)
-    return zero_shot(queries, np.where(known, place, -1), bank)
-
-
-def prototype_bank(
-    support: NDArray[np.floating[Any]], support_labels: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The means of classes, at unit length.
-
-    Args:
-        support: [M, d], unit length.
-        support_labels: int64 [M].
-
-    Returns:
-        int64 [K], the classes in ascending order, and float64 [K, d].
-
-    Raises:
-        InputError: There is no support.
-    """
-    if not len(support):
-        raise InputError("class prototypes need support images, and there are none")
-    order = np.argsort(support_labels, kind="stable")
-    classes, starts = np.unique(support_labels[order], return_index=True)
-    sums = np.add.reduceat(support[order].astype(np.float64), starts, axis=0)
-    # Opposite images may cancel to a zero mean; such a class then never wins.
-    lengths = np.linalg.norm(sums, axis=1, keepdims=True)
-    return classes, np.divide(sums, lengths, out=np.zeros_like(sums), where=lengths > 0)
-
-
-def unit(vectors: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """Rows scaled to length 1."""
-    return np.asarray(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True), dtype=np.float64)
 
 
 class Bootstrap:

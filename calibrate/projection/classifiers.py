@@ -1,4 +1,6 @@
-"""The linear probe: logistic regression on projected embeddings, C as published or chosen on training environments.
+"""Accuracy by zero-shot and by class prototypes, per environment, with bootstrap intervals over concepts.
+
+The linear probe: logistic regression on projected embeddings, C as published or chosen on training environments.
 
 The protocol is CLIP's (Radford et al., arXiv 2103.00020, appendix A.3), with the C = 0.316 that CLIP found on ImageNet
 and that CLIP-ICM takes over (Song et al., arXiv 2405.15289). What a fixed C means depends on how far embeddings lie
@@ -24,6 +26,8 @@ PUBLISHED_C = 0.316
 C_GRID = (0.1, 0.316, 1.0, 3.16, 10.0, 31.6)
 """Half decades around the published one."""
 MAX_ITERATIONS = 5000
+_CHUNK = 4096
+"""Queries compared with the classes at a time: K classes cost K·8·4096 bytes."""
 
 
 @dataclass(frozen=True)
@@ -116,3 +120,79 @@ def choose_penalty(
             probe = fit_probe(vectors[~left], labels[~left], C)
             accuracy[index] += probe.correct(vectors[left], labels[left]).mean()
     return float(min(zip(-accuracy, Cs, strict=True))[1])
+
+
+def zero_shot(
+    images: NDArray[np.floating[Any]], labels: NDArray[np.int64], bank: NDArray[np.floating[Any]]
+) -> NDArray[np.bool_]:
+    """Which images' nearest class embedding, by cosine, is their own (CLIP-ICM, the predictor).
+
+    Args:
+        images: [N, d], unit length, projected if there is a projection.
+        labels: int64 [N], rows of the bank.
+        bank: [K, d], unit length, in the same space.
+
+    Returns:
+        bool [N].
+    """
+    correct = np.empty(len(images), dtype=np.bool_)
+    for start in range(0, len(images), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        correct[part] = np.argmax(images[part] @ bank.T, axis=1) == labels[part]
+    return correct
+
+
+def prototypes(
+    support: NDArray[np.floating[Any]],
+    support_labels: NDArray[np.int64],
+    queries: NDArray[np.floating[Any]],
+    labels: NDArray[np.int64],
+) -> NDArray[np.bool_]:
+    """Which queries are nearest, by cosine, to the mean of their own class's support images.
+
+    Args:
+        support: [M, d], unit length.
+        support_labels: int64 [M].
+        queries: [N, d], unit length.
+        labels: int64 [N]; a query whose class has no support counts as wrong.
+
+    Returns:
+        bool [N].
+
+    Raises:
+        InputError: There is no support.
+    """
+    classes, bank = prototype_bank(support, support_labels)
+    place = np.searchsorted(classes, labels)
+    known = np.isin(labels, classes)
+    return zero_shot(queries, np.where(known, place, -1), bank)
+
+
+def prototype_bank(
+    support: NDArray[np.floating[Any]], support_labels: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The means of classes, at unit length.
+
+    Args:
+        support: [M, d], unit length.
+        support_labels: int64 [M].
+
+    Returns:
+        int64 [K], the classes in ascending order, and float64 [K, d].
+
+    Raises:
+        InputError: There is no support.
+    """
+    if not len(support):
+        raise InputError("class prototypes need support images, and there are none")
+    order = np.argsort(support_labels, kind="stable")
+    classes, starts = np.unique(support_labels[order], return_index=True)
+    sums = np.add.reduceat(support[order].astype(np.float64), starts, axis=0)
+    # Opposite images may cancel to a zero mean; such a class then never wins.
+    lengths = np.linalg.norm(sums, axis=1, keepdims=True)
+    return classes, np.divide(sums, lengths, out=np.zeros_like(sums), where=lengths > 0)
+
+
+def unit(vectors: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """Rows scaled to length 1."""
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True), dtype=np.float64)
