@@ -1,4 +1,4 @@
-"""The stages of `build`, each kept under a digest of all that goes into it, so that a second run continues."""
+"""The stages of `build`, each kept under a digest of all its inputs, so that a second run resumes."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""The whole of calibration: images → embeddings → pairs → selection → the projection and what it came from.
+"""Calibration as a whole: data → embeddings → pairs → selection → the projection and its provenance.
 
-Calibration from sources of any size: their moments are collected, and a bounded set of images is selected on.
+`calibrate` fits from images in memory. `calibrate_sources` fits from sources of any size: it collects their moments,
+and selects on a bounded set of images.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import numpy as np
 
 import invariclip
 from invariclip.artifact.projection import Projection, identity
-from invariclip.calibrate.data.embed import embed, embed_texts
+from invariclip.calibrate.data.embed import embed
+from invariclip.calibrate.data.encode import embed_texts
 from invariclip.calibrate.data.images import summarise
 from invariclip.calibrate.data.pairs import (
     UNCHANGED,

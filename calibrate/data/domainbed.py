@@ -1,12 +1,11 @@
-"""The five sets of DomainBed by name: which folders they have, and what is missing from a copy of them.
+"""The five DomainBed sets by name: their folders, and what is missing from a copy.
 
 Folder names are those that DomainBed's download leaves (Gulrajani and Lopez-Paz, arXiv 2007.01434; its
 `domainbed/datasets.py` and `scripts/download.py`): `ROOT/<set>/<environment>/<class>/<file>`.
 
-Here the concept is the class: nothing says that two files show one object, and equal file names in two environments
-are an accident of numbering. A pair of two images that share no more than their class would also differ in pose, in
-the animal and in how many there are, all of which the projection would then be told to remove; `bench/domains` measures
-what such pairs do.
+The class is the concept: nothing says that two files show one object, and equal file names in two environments are an
+accident of numbering. Two images that share only their class also differ in pose, in the animal and in how many there
+are, and a projection fitted on such pairs would remove all of that; `bench/studies/domains` measures what they do.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
-"""Images to unit-length embeddings, through the pixels that serving uses; what was computed before is read back.
+"""Images → unit-length embeddings, through the pixels that serving uses, with a cache on disk.
 
-Embeddings on disk, by key, so that a second run computes nothing and a kill costs little.
-
-They lie in small files `CACHE/<space>/<digest>.safetensors`, each written whole. `<space>` names checkpoint, pixels and
-encoder version; a row's key names the file's content and what was done to it. Interventions that do not apply to a
-image are kept likewise, with the reason, as `<digest>.declined.json`. Nothing is ever changed in place, so runs may
-share a cache, and a damaged file costs only its own rows.
+The cache consists of small files `CACHE/<space>/<digest>.safetensors`, each written atomically, so that a killed run
+loses little. `<space>` names checkpoint, pixels and encoder version; a row's key names the file's content and what was
+done to it. Interventions that do not apply to an image are kept likewise, with the reason, as
+`<digest>.declined.json`. Files are never changed in place, so runs may share a cache, and a damaged file costs only its
+own rows.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from invariclip.calibrate.data.encoders import Encoder, TextEncoder
+    from invariclip.calibrate.data.encoders import Encoder
 
 MAX_DECLINED_BYTES = 1 << 20
 """Of a file of declined interventions: ten times what one of as many as `embed.PART` takes."""
@@ -128,7 +127,6 @@ def embed(
     jobs: Sequence[EmbeddingJob],
     *,
     cache: Path | None = None,
-    workers: int = 2,
     progress: Progress = silent,
 ) -> Embedded:
     """Embeds images; what the cache already holds is not computed again.
@@ -141,7 +139,6 @@ def embed(
         encoder: Takes the images.
         jobs: What to embed; equal jobs are computed once.
         cache: A folder that keeps embeddings across runs.
-        workers: Threads that decode.
         progress: Progress display.
 
     Raises:
@@ -155,7 +152,7 @@ def embed(
     for index, key in enumerate(keys):
         if key is not None and key not in store.rows and key not in store.declined:
             todo.setdefault(key, index)
-    _fill(encoder, store, jobs, digests, todo, reasons, workers, progress)
+    _fill(encoder, store, jobs, digests, todo, reasons, progress)
     kept = [index for index, key in enumerate(keys) if key is not None and key in store.rows]
     for index, key in enumerate(keys):
         if key is not None and key not in store.rows:
@@ -197,16 +194,6 @@ def shown(job: EmbeddingJob, digest: str, spec: PixelSpec) -> NDArray[np.uint8]:
         return seen
     donor = pixels(job.donor, spec) if job.donor else None
     return changed(seen, job.kind, digest, job.seed, donor)
-
-
-def embed_texts(encoder: TextEncoder, texts: list[str], *, batch: int = 256) -> NDArray[np.float64]:
-    """Texts to unit-length embeddings, float64 [N, D]."""
-    rows = [
-        np.asarray(encoder.encode_texts(encoder.tokenizer(texts[start : start + batch])), dtype=np.float64)
-        for start in range(0, len(texts), batch)
-    ]
-    vectors = np.concatenate(rows)
-    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
 
 
 def _digests(jobs: Sequence[EmbeddingJob]) -> tuple[dict[Path, str], dict[int, str]]:
@@ -259,7 +246,6 @@ def _fill(
     digests: Mapping[Path, str],
     todo: dict[bytes, int],
     reasons: dict[int, str],
-    workers: int,
     progress: Progress,
 ) -> None:
     """Computes what the store lacks; the reasons of failures go to `reasons`."""
@@ -270,7 +256,7 @@ def _fill(
 
     pending: dict[bytes, NDArray[np.float32]] = {}
     declined: dict[bytes, Declined] = {}
-    results = encoded(encoder, todo.items(), prepare, batch=BATCH, workers=workers)
+    results = encoded(encoder, todo.items(), prepare, batch=BATCH)
     for ready, rows in progress(results, total=len(todo), desc="embedding"):
         key, index = ready.item
         if isinstance(ready.reason, Declined):

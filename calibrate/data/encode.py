@@ -119,7 +119,6 @@ def encode_images(
     *,
     changes: Changes = NO_CHANGES,
     donor: Donor = lambda request, digest, label: None,
-    workers: int = WORKERS,
 ) -> Iterator[EmbeddedVersions]:
     """Embeds images, and changed versions of each, in the order of the requests; each file is decoded once.
 
@@ -129,7 +128,6 @@ def encode_images(
         tally: Is told of every image that cannot be read, and of every version that cannot be made.
         changes: Which versions of every image to make.
         donor: Chooses second images.
-        workers: Threads that decode.
     """
 
     def prepare(request: Request) -> Ready[_Decoded]:
@@ -149,7 +147,7 @@ def encode_images(
     def size(request: Request) -> int:
         return len(request.image) if isinstance(request.image, bytes) else 0
 
-    for ready, rows in encoded(encoder, requests, prepare, size=size, batch=BATCH, workers=workers):
+    for ready, rows in encoded(encoder, requests, prepare, size=size, batch=BATCH):
         request, versions = ready.item.request, ready.item.versions
         tally.add(DECLINED, [f"{request.name} ({declined})" for declined in versions.declined])
         if ready.reason:
@@ -176,6 +174,11 @@ def encode_texts(encoder: Encoder, texts: Sequence[str]) -> tuple[NDArray[np.int
     ids = tower.tokenizer(list(texts))
     rows = [tower.encode_texts(ids[start : start + TEXTS_AT_ONCE]) for start in range(0, len(ids), TEXTS_AT_ONCE)]
     return ids, unit_rows(np.concatenate(rows))
+
+
+def embed_texts(encoder: TextEncoder, texts: Sequence[str]) -> NDArray[np.float64]:
+    """Texts to unit-length embeddings, float64 [N, D]."""
+    return encode_texts(encoder, texts)[1]
 
 
 def encoded(

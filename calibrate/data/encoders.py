@@ -1,7 +1,4 @@
-"""What embeds while calibrating: a checkpoint in PyTorch, or an exported artifact without it, as on an edge box.
-
-What calibration needs of an encoder, whatever it is.
-"""
+"""The encoders that calibration embeds with: a checkpoint in PyTorch, or an exported artifact without it."""
 
 from __future__ import annotations
 

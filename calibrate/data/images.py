@@ -1,12 +1,11 @@
-"""Images to calibrate on: a manifest (JSONL or CSV) or folders `environment/class/file`.
+"""Images to calibrate on, from a manifest (JSONL, CSV) or folders `environment/class/file`.
 
-Whether equal file names in two environments mean one object, or two images that were counted alike.
-
+In folders, equal file names in two environments may mean one object, or two images that were numbered alike.
 `house/pic_001.jpg` of two sets is two houses: both sets count from one. `noto/1f415.webp` and `twemoji/1f415.webp` are
-one dog. A name can be told for a numbering (digits alone, or a prefix that many files share and a counter); whether a
-numbering is of objects or of files cannot be told from a name. From many it sometimes can: numbers of objects that were
-given once for all classes belong to one class each and lie scattered in it, and all environments have the same ones.
-Numbers of files begin anew in every class, or run on: then as many coincide with the number one place further on.
+one dog. A numbering can be recognised (digits alone, or a prefix that many files share and a counter); whether objects
+or files were numbered cannot be told from one name. From many it sometimes can: numbers of objects, given once for all
+classes, belong to one class each, lie scattered in it, and are the same in all environments. Numbers of files begin
+anew in every class, or run on: then as many coincide with the number one place further on.
 """
 
 from __future__ import annotations

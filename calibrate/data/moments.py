@@ -1,8 +1,7 @@
 """The sufficient statistics of a calibration: two D×D matrices and their counts, in float64.
 
-They are sums, so they stream, merge, weigh and can be taken apart: what is fitted from a million pairs needs no more
-memory than what is fitted from ten, two runs over halves of the data add up to one run over all of it, and all of it
-less one environment is what was seen elsewhere.
+They are sums, so they stream, merge, weigh and subtract: a million pairs need no more memory than ten, two runs over
+halves of the data add up to one run over all of it, and all of it less one environment is what the others gave.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
-"""What is wrong with the images of a calibration: each kind of problem counted, with examples by name.
+"""What is wrong with the data of a calibration: problems counted by kind, with a few examples by name.
 
-Some things are left out (files that cannot be read, embeddings that are none, pairs that are no pairs); others are
-taken and weaken the result (a concept with one image gives no pair, an environment whose images all look alike
-tells nothing). All are told.
-
-What was left out, by reason: counted in full, with a few examples by name.
+Some data are left out (unreadable files, zero or non-finite embeddings, pairs of one thing with itself); others are
+used and weaken the result (a concept with one image gives no pair, an environment whose images all look alike tells
+nothing). Both are counted.
 """
 
 from __future__ import annotations
@@ -150,7 +148,7 @@ def problems(
             rows = pairs.first[same_pairs(table, pairs)]
             tally.add(SAME, [table.concept_names[table.concepts[row]] for row in rows])
     seen = table.unchanged
-    _count_concepts(table, tally)
+    count_unpaired(table, tally)
     labels = Counter(table.labels[seen].tolist())
     tally.add(SINGLE_OF_CLASS, [table.label_names[code] for code, number in sorted(labels.items()) if number == 1])
     have = {table.environment_names[code] for code in np.unique(table.environments[seen])}
@@ -162,8 +160,8 @@ def problems(
     return tally
 
 
-def _count_concepts(table: EmbeddingTable, tally: ProblemCounts) -> None:
-    """Concepts that give no natural pair."""
+def count_unpaired(table: EmbeddingTable, tally: ProblemCounts) -> None:
+    """Counts the concepts of a table that give no natural pair."""
     environments: dict[int, set[int]] = defaultdict(set)
     images: Counter[int] = Counter()
     for concept, environment in zip(table.concepts[table.unchanged], table.environments[table.unchanged], strict=True):

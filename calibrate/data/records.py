@@ -1,7 +1,4 @@
-"""Records of JSONL, CSV and TSV files, read in ranges: no file is held whole.
-
-Lists of explicit pairs: two members and a weight in every record of a JSONL, CSV or TSV file.
-"""
+"""Records of JSONL, CSV and TSV files, and the pairs that such files list; read in ranges, never held whole."""
 
 from __future__ import annotations
 
@@ -17,12 +14,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-PATHS = {
+IMAGE_COLUMNS = {
     "first": ("first", "first_path", "image_1", "image1", "path_1", "path1", "a"),
     "second": ("second", "second_path", "image_2", "image2", "path_2", "path2", "b"),
 }
 """What the columns of a list of image pairs may be called; the first that is there counts."""
-TEXTS = {
+TEXT_COLUMNS = {
     "first": ("first", "first_text", "text_1", "text1", "caption_1", "caption1", "a"),
     "second": ("second", "second_text", "text_2", "text2", "caption_2", "caption2", "b"),
 }
@@ -35,7 +32,7 @@ _MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
-class Listed:
+class ListedPair:
     """A pair as the file has it.
 
     Attributes:
@@ -51,20 +48,20 @@ class Listed:
     weight: float = 1.0
 
 
-def read_pairs(path: Path, span: Span | None, columns: Mapping[str, tuple[str, ...]]) -> Iterator[Listed]:
+def read_pairs(path: Path, span: Span | None, columns: Mapping[str, tuple[str, ...]]) -> Iterator[ListedPair]:
     """The pairs of a file, or of a range of it.
 
     Args:
         path: The file.
         span: The range; all by default.
-        columns: `PATHS` or `TEXTS`.
+        columns: `IMAGE_COLUMNS` or `TEXT_COLUMNS`.
 
     Raises:
         InputError: A record cannot be parsed, lacks a member, or has a weight that is negative or no number.
     """
     for line, row in read_records(path, span):
         first, second = (_member(path, line, row, name, columns[name]) for name in ("first", "second"))
-        yield Listed(line, first, second, _weight(path, line, row.get("weight")))
+        yield ListedPair(line, first, second, _weight(path, line, row.get("weight")))
 
 
 def _member(path: Path, line: int, row: dict[str, Any], name: str, aliases: tuple[str, ...]) -> str:

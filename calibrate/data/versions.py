@@ -1,8 +1,6 @@
-"""The changed versions of images: under which interventions, and which other image one of them borrows from.
+"""Changed versions of images: which interventions are drawn, and which other image an intervention borrows from.
 
 Both depend on content and seed alone, not on the order of the images.
-
-The changed versions that an image gets: the one place where sources meet the interventions.
 """
 
 from __future__ import annotations

@@ -2,13 +2,12 @@
 
 They are for tables of evaluation, not for export: an artifact's projection is linear, and most of these have an offset.
 `none` needs a width alone; `centring`, `whitening` and `pca` the points of moments; `published` points and pairs;
-`within-class` and `lda` need vectors and their class labels. Baselines of other kinds are in modules of their own:
-`erasure` (environment labels), `style_prompts` (prompts that name styles), `modality` (images and texts apart).
+`within-class` and `lda` need vectors and their class labels. `erasure` has those that need environment labels,
+`text_baselines` those that need a text tower.
 
-Class embeddings go through the same map as images. Where a checkpoint keeps images and texts apart, the images'
-mean is not the texts', and what has an offset then says more by prototypes or a linear probe than by zero-shot.
-
-What an evaluation applies to embeddings before cosines count, and how it may differ between images and texts.
+Class embeddings go through the same map as images, unless it is a `PerModality`. Where a checkpoint keeps images and
+texts apart, the images' mean is not the texts', and a map with an offset says more by prototypes or a linear probe than
+by zero-shot.
 """
 
 from __future__ import annotations

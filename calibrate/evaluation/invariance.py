@@ -1,14 +1,10 @@
-"""Domain leakage: how well a reader names the environment from an embedding, the class taken away first or not.
+"""How invariant embeddings are: invariance gap, domain leakage, and side effects on other attributes.
 
-The invariance gap: how far interventions and environments move embeddings, beside how far apart they are anyway.
-
-What a map does to attributes that its pairs did not target: each attribute's accuracy before and after.
-
-A projection away from one concept can make a model lean more on others that nobody looked at (Gerych et al., "WRING Out
-The Bias", ICLR 2026). This checks it in that manner, not by that paper's measure of bias: for every attribute that
-labels are at hand for, how well it can be read from embeddings that the reader was not fitted on, before and after.
-An attribute that got worse is one that somebody may miss. Whether that is meant, the caller knows: of the environment,
-which pairs do target, it is what was asked for.
+The gap compares how far interventions move embeddings with how far apart they are anyway. Leakage is how well a reader
+names the environment from an embedding. Side effects are the accuracies of attributes that the pairs did not target,
+before and after a map: a projection away from one concept can make a model lean more on others (Gerych et al., "WRING
+Out The Bias", ICLR 2026). They are measured in that manner, not by that paper's measure of bias. Whether an attribute
+was meant to get worse, as the environment is, the caller knows.
 """
 
 from __future__ import annotations

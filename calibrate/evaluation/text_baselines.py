@@ -1,9 +1,8 @@
-"""Baselines that treat images and texts apart and look at no environment: GR-CLIP's centring and IsoCLIP's projectors.
+"""Baselines that need a text tower: `text-styles` and PRISM-mini, GR-CLIP's centring, IsoCLIP's projectors.
 
-Both were proposed for another purpose than styles: for the gap between the two modalities, and for what contrastive
+The first two project away from what prompts say of styles and look at no image. The last two treat images and texts
+apart and look at no environment: they were proposed for the gap between the modalities, and for what contrastive
 training leaves unaligned within one of them.
-
-Projections away from what prompts say of styles: no image is looked at, only a text tower asked.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from invariclip.calibrate.data.embed import embed_texts
+from invariclip.calibrate.data.encode import embed_texts
 from invariclip.calibrate.evaluation.baselines import Baseline, PerModality
 from invariclip.errors import CheckpointError, InputError, ProjectionError
 

@@ -83,6 +83,10 @@ class Bootstrap:
         share = np.divide(100 * right, self._counts, out=np.full_like(right, np.nan), where=self._counts > 0)
         return np.concatenate([share, np.nanmean(share, axis=1, keepdims=True)], axis=1)
 
+    def mean(self, correct: Scores) -> float:
+        """Percent right as observed, the mean over environments."""
+        return float(self.samples(correct)[0, -1])
+
     def intervals(self, correct: Scores, baseline: Scores | None = None) -> list[AccuracyInterval]:
         """Accuracy, or its paired difference to `baseline`, per environment (in code order) and, last, their mean."""
         samples = self.samples(correct)

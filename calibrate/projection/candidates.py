@@ -1,18 +1,11 @@
-"""The candidates of a selection: every estimator with the ranks and λ that are worth a try, and no projection.
+"""The candidates of a selection: the grid of estimators, ranks and λ, their scores on a fold, and screening.
 
-One fold's candidates, scored: what each answers right, and how clearly.
-
-How far right answers are from wrong ones: what tells candidates apart that answer equally many questions right.
-
-An environment that is left out can be so easy that several candidates answer everything in it. Their accuracy then says
-nothing of one that is met later and differs by more; how clearly they answer does.
-
-Which candidates are worth scoring on every fold, where an encoder is so wide that scoring all of them takes minutes.
-
-Eigenproblems grow with D³, and every λ of `icm` is one of its own. So all candidates are scored on a few folds first,
-one for each thing that is left out, and the rest of the folds is spent on the best: one round of successive halving
-(Jamieson and Talwalkar, Non-stochastic best arm identification and hyperparameter optimization, AISTATS 2016). What is
-kept is scored exactly as without screening; what is dropped stands in the selection with how far behind it was.
+- Scores: the share of right answers, and the margin between right and wrong ones. A left-out environment can be so easy
+  that several candidates answer everything in it; `separation`, how clearly they answer, then tells them apart.
+- Screening: eigenproblems grow with D³, and every λ of `icm` is one of its own. For wide encoders all candidates are
+  scored on a few folds first, one for each thing that is left out, and only the best on the other folds: one round of
+  successive halving (Jamieson and Talwalkar, Non-stochastic best arm identification and hyperparameter optimization,
+  AISTATS 2016). The scores of those that go on are the same as without screening.
 """
 
 from __future__ import annotations
@@ -187,7 +180,7 @@ def screening_folds(folds: Sequence[Fold]) -> list[int]:
     return sorted(own[_STRIDE * number % len(own)] for number, own in enumerate(places.values()))
 
 
-def kept(behind: dict[ProjectionCandidate, float], count: int = KEPT) -> list[ProjectionCandidate]:
+def screening_winners(behind: dict[ProjectionCandidate, float], count: int = KEPT) -> list[ProjectionCandidate]:
     """The candidates that go on, in their order: no projection, and all of the `count` best decompositions.
 
     Args:

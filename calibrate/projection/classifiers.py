@@ -1,11 +1,10 @@
-"""Accuracy by zero-shot and by class prototypes, per environment, with bootstrap intervals over concepts.
+"""Ways to name an image's class from its embedding: zero-shot, class prototypes, and a linear probe.
 
-The linear probe: logistic regression on projected embeddings, C as published or chosen on training environments.
-
-The protocol is CLIP's (Radford et al., arXiv 2103.00020, appendix A.3), with the C = 0.316 that CLIP found on ImageNet
-and that CLIP-ICM takes over (Song et al., arXiv 2405.15289). What a fixed C means depends on how far embeddings lie
-apart: where a projection takes away what all of them share, the same C is a weaker penalty. A gain at the published C
-may be that alone; one that is left where every projection has its own best C is not. So both are worth reporting.
+The probe's protocol is CLIP's (Radford et al., arXiv 2103.00020, appendix A.3), with the C = 0.316 that CLIP found on
+ImageNet and that CLIP-ICM takes over (Song et al., arXiv 2405.15289). What a fixed C means depends on how far apart
+embeddings lie: where a projection removes what all of them share, the same C is a weaker penalty. A gain at the
+published C may be due to that alone; one that remains where every projection has its own best C is not. So both are
+worth reporting.
 """
 
 from __future__ import annotations

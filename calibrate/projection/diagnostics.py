@@ -1,9 +1,8 @@
-"""What there is to know of a fit beside its matrix: spectra, conditions, counts, and what was kept.
+"""How good a fit is: spectra, conditions, effective counts, what it keeps, and how much refits on resampled pairs vary.
 
-How sure a fitted projection is: refits on resampled pairs, and the angles between what they keep.
-
-Pairs are spread over groups, whose moments add up to those of all; a resample weighs the groups anew. So neither a
-table nor a stream has to be read again, and what belongs together (all pairs of one concept) is drawn together.
+For refits, pairs are spread over groups whose moments add up to those of all; a resample weighs the groups anew. So
+neither a table nor a stream has to be read again, and what belongs together (all pairs of one concept) is drawn
+together.
 """
 
 from __future__ import annotations

@@ -3,21 +3,17 @@
 Σ = E[z zᵀ] says where embeddings vary, Σ_Δ = E[Δ Δᵀ] where an intervention moves them (CLIP-ICM, arXiv 2405.15289,
 the estimation of A_inv). Both are quadratic in the embeddings, so with unit-length embeddings λ has no unit.
 
-Where data are few: how far a sample's second moment is to be trusted, and what the estimators make of that.
-
-With fewer pairs than a few times D, the spectrum of a sample's second moment is wider than the truth's: directions that
+With fewer pairs than a few times D, a sample's second moment has a wider spectrum than the true one: directions that
 no pair happened to move look perfectly invariant. Ledoit and Wolf (A well-conditioned estimator for large-dimensional
 covariance matrices, J. Multivariate Analysis 88, 2004) give the mix of the sample and a multiple of the identity that
-has the least expected squared error, from the sample alone.
-
-What an estimator may do with it was measured, on linear SCMs with and without noise in the pairs and on the reference
-encoder's embeddings of unseen styles, with D/4 to 5D pairs:
+has the least expected squared error, from the sample alone. What to do with it was measured on linear SCMs, with and
+without noise in the pairs, and on the reference encoder's embeddings of unseen styles, with D/4 to 5D pairs:
 
 - `generalised` has no strength of its own, and mixing helps it: see `regularised`.
 - `icm` and `shrinkage` are left alone. Mixing Σ_Δ (and Σ) with an identity only gives them another λ:
   (1-a)Σ - λ(1-b)Σ_Δ has the eigenvectors of λ' = λ(1-b)/(1-a), and I + λ((1-b)Σ_Δ/m + bI) is proportional to
-  I + λ'Σ_Δ/m with λ' = λ(1-b)/(1+λb). The λ that selection takes on data left out was seen to be right already. Mixing
-  on top only caps it, at (1-b)/b for `shrinkage` however much movement is to be removed.
+  I + λ'Σ_Δ/m with λ' = λ(1-b)/(1+λb). The λ that selection takes on left-out data proved right already. Mixing on top
+  only caps it, at (1-b)/b for `shrinkage` however much movement is to be removed.
 """
 
 from __future__ import annotations

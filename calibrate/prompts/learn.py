@@ -1,7 +1,4 @@
-"""The whole of CDC: images → splits → views → learned vectors → evidence → threshold, and what it came from.
-
-What `learn` gave, from the file of templates that it wrote: for `build`, which learns them once.
-"""
+"""CDC as a whole: images → split → views → learned vectors → evidence → threshold, learned or recalled from a file."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""How good an uncertainty is: calibration, risk against coverage, telling wrong and unknown apart; base and new.
+"""How good learned prompts' answers and uncertainty are: calibration, risk against coverage, AUROC.
 
-What learned templates answer about images, on the host in float64: the same as the artifact's head.
-
-The images that answers are scored on, and how the hand-written template and the fused opinions do on them.
+The answers are computed in float64 on the host, as the artifact's head computes them, and scored on images that
+training did not see, beside those of the hand-written template.
 """
 
 from __future__ import annotations

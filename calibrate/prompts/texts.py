@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from invariclip.artifact.learned_prompts import LEARNED_TEXT, context_ids
-from invariclip.calibrate.data.embed import embed_texts
+from invariclip.calibrate.data.encode import embed_texts
 from invariclip.export.checkpoints.contexts import token_embedding, with_context_rows
 from invariclip.export.graphs.rewrites import RewriteNotApplicableError, Subject
 from invariclip.export.graphs.rewrites.encoder import cut_texts

@@ -1,6 +1,6 @@
-"""Learns the templates' vectors: frozen encoders, embedded images, a few classes a step; stops early, and resumes.
+"""Trains the prompts' vectors with frozen encoders, a few classes a step; stops early and resumes.
 
-A training that can go on where it was stopped: everything it depends on, in one file that is never unpickled.
+Everything that a training depends on is kept in one safetensors file, so that it resumes to the same result.
 """
 
 from __future__ import annotations

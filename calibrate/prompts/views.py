@@ -1,7 +1,4 @@
-"""What every template sees of the images: embeddings under its own augmentation, made once and kept.
-
-Which images are learnt from, which say when to stop, and which are held back for the threshold.
-"""
+"""What prompts are learned from: embedded images, their split, and embeddings under each template's augmentation."""
 
 from __future__ import annotations
 

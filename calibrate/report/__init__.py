@@ -1,1 +1,1 @@
-"""What is said of a calibration: in words, as JSON, and as a page."""
+"""What is told of a calibration and of learned prompts: in words, as JSON, and as HTML pages."""

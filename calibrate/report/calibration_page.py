@@ -1,6 +1,6 @@
-"""The page of a calibration: one HTML file that needs no other, with every plot's figures in a table below it.
+"""The page of a calibration: one self-contained HTML file, with a table of figures below every plot.
 
-Which pairs and which retrievals the page shows: drawn by content and seed, never by hand.
+Example pairs and retrievals are drawn by content and seed.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""What the page shows beyond a calibration's own figures, computed again from the kept embeddings for those who ask.
+"""What the page shows beyond a calibration's own figures, computed again from the cached embeddings.
 
-The gap and the leakage of a table's concepts that a projection was not fitted on, before and after it.
+The invariance gap and the domain leakage are measured on concepts that the projection was not fitted on, before and
+after it.
 """
 
 from __future__ import annotations

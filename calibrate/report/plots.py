@@ -1,7 +1,4 @@
-"""The plots of a calibration's page: each narrow enough for a telephone, two side by side elsewhere.
-
-The page's plots, each of figures that also stand in a table.
-"""
+"""The plots of both pages: each narrow enough for a telephone, with its figures in a table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every figure of the page, from what `learn` knows; nothing here draws."""
+"""The figures of the page of learned prompts, from what `learn` knows; nothing is drawn here."""
 
 from __future__ import annotations
 

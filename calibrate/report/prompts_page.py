@@ -1,7 +1,4 @@
-"""The page of learned templates: one HTML file that needs no other, with every plot's figures in a table beside it.
-
-What learned templates come to, in plain words.
-"""
+"""The page of learned prompts: one self-contained HTML file, with a table of figures beside every plot."""
 
 from __future__ import annotations
 

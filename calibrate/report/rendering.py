@@ -1,7 +1,4 @@
-"""What the pages of all rooms share: one stylesheet, one look of plots, autoescaping, one file that needs no other.
-
-Small images that a page carries in itself, as data URIs.
-"""
+"""What the pages of all rooms share: stylesheet, plots as SVG, thumbnails, and templates rendered to one HTML file."""
 
 from __future__ import annotations
 

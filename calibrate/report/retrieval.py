@@ -1,4 +1,4 @@
-"""What images find, before and after a projection that did not see them: the nearest images, and class texts."""
+"""What images retrieve, before and after a projection that did not see them: nearest images and nearest class texts."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""A calibration in words: a short table for people, the same as JSON for programs.
-
-What was learnt, in words.
-"""
+"""A calibration, and learned prompts, in words: a short table for people, the same as JSON for programs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a calibration comes to, in plain words."""
+"""The conclusion of a calibration in plain words."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Sources from a YAML or JSON file: a list of entries, each with a kind and its keys (docs/sources.md).
-
-One entry of a list of sources: keys with values of known types, and one line where they are not.
-"""
+"""The list of sources in a YAML or JSON file: each entry has a kind and that kind's keys (docs/sources.md)."""
 
 from __future__ import annotations
 

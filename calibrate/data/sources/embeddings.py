@@ -1,6 +1,6 @@
-"""Embeddings that were computed before, in npy, safetensors or parquet files: read in ranges of rows, never whole.
+"""Embeddings computed elsewhere, in npy, safetensors or parquet files.
 
-Files of rows: npy, safetensors, parquet. Opening looks at headers; a range is read in small parts.
+Opening a file reads its header only; rows are read in ranges, a small part at a time.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
 """Webdataset shards: tar files whose members `key.….jpg` belong to a sample by what stands before the first dot.
 
 The images of a sample are natural pairs of each other; an image may also be paired with changed versions of itself.
-Members are read as they come, in one pass, and never written to disk.
-
-Tar files as samples: read in one pass with bounded memory, and refused where they are damaged.
+Members are read in one pass, in bounded memory, and never written to disk; damaged files are refused.
 """
 
 from __future__ import annotations
@@ -22,8 +20,15 @@ from typing import TYPE_CHECKING
 from invariclip.calibrate.data.encode import EmbeddedVersions, Request, encode_images
 from invariclip.calibrate.data.pairs import seeded
 from invariclip.calibrate.data.problems import SAME
-from invariclip.calibrate.data.sources.images import take
-from invariclip.calibrate.data.stream.blocks import NATURAL, Gather, Shard, require_file, require_unchanged
+from invariclip.calibrate.data.sources.images import require_something, take
+from invariclip.calibrate.data.stream.blocks import (
+    NATURAL,
+    BlockBuilder,
+    Shard,
+    require_encoder,
+    require_file,
+    require_unchanged,
+)
 from invariclip.calibrate.data.versions import NO_CHANGES, Changes
 from invariclip.errors import InputError
 from invariclip.preprocessing.pixels import IMAGE_SUFFIXES
@@ -244,11 +249,7 @@ class WebDataset:
     natural: bool = True
     changes: Changes = NO_CHANGES
     points: bool = True
-
-    @property
-    def needs_encoder(self) -> bool:
-        """True."""
-        return True
+    needs_encoder = True
 
     def shards(self) -> list[Shard]:
         """One for every tar file, in the order of the paths.
@@ -256,8 +257,7 @@ class WebDataset:
         Raises:
             InputError: A file is missing, a pattern matches none, or there is nothing to take.
         """
-        if not (self.natural or self.changes.kinds or self.points):
-            raise InputError(f"{self.name}: neither points nor natural pairs nor interventions are to be taken")
+        require_something(self.name, self.natural, self.changes, self.points)
         return [
             Shard(
                 self.name,
@@ -283,21 +283,20 @@ class WebDataset:
         Raises:
             InputError: There is no encoder, or the file is damaged, or has changed since it was listed.
         """
-        if encoder is None:
-            raise InputError(f"{self.name}: images need an encoder; name a checkpoint")
+        encoder = require_encoder(self.name, encoder)
         path = Path(shard.spec["path"])
         require_unchanged(path, shard.spec["stamp"])
-        gather, good, done = Gather(), list[EmbeddedVersions](), 0
+        blocks, good, done = BlockBuilder(), list[EmbeddedVersions](), 0
         requests = _requests(samples(path, tally), LENDERS if self.changes.needs_donor else 0)
         for image in encode_images(encoder, requests, tally, changes=self.changes, donor=self._donor):
             if good and image.place != good[0].place:
-                self._pair_up(good, done, gather, tally)
+                self._pair_up(good, done, blocks, tally)
                 good, done = [], done + len(good)
-            if take(image, gather, tally, points=self.points):
+            if take(image, blocks, tally, points=self.points):
                 good.append(image)
-            yield from gather.full()
-        self._pair_up(good, done, gather, tally)
-        yield from gather.rest()
+            yield from blocks.full()
+        self._pair_up(good, done, blocks, tally)
+        yield from blocks.rest()
 
     def _donor(self, request: Request, digest: str, label: str) -> bytes | None:
         """One of the images at hand, never one of the same sample."""
@@ -305,7 +304,9 @@ class WebDataset:
             return None
         return request.lenders[seeded("donor", digest, label, self.changes.seed).integers(len(request.lenders))]
 
-    def _pair_up(self, good: Sequence[EmbeddedVersions], before: int, gather: Gather, tally: ProblemCounts) -> None:
+    def _pair_up(
+        self, good: Sequence[EmbeddedVersions], before: int, blocks: BlockBuilder, tally: ProblemCounts
+    ) -> None:
         """Natural pairs of a sample's images; there were so many images before them."""
         if not self.natural:
             return
@@ -316,7 +317,7 @@ class WebDataset:
             if first.digest == second.digest:
                 tally.add(SAME, [name])
             else:
-                gather.pair(NATURAL, first.row, second.row, 2 / len(good), name, (one, other, first.place))
+                blocks.pair(NATURAL, first.row, second.row, 2 / len(good), name, (one, other, first.place))
 
 
 def _requests(found: Iterator[TarSample], lenders: int) -> Iterator[Request]:

@@ -1,13 +1,8 @@
-"""What flows through a calibration of any size: sources are cut into shards, and a shard is read as blocks of rows.
+"""What sources give: shards, which are read as blocks of rows.
 
-A shard is the unit of accounting: it is counted whole or not at all, and by its digest never twice. A block is the
-unit of memory: as many embeddings as are held at a time.
-
-Rows and pairs as they come, cut into blocks of bounded size.
-
-Which pairs share members: k images of one thing make k(k-1)/2 pairs, and no more than k - 1 independent ones.
-
-What a file was when the shards were listed: its size and time of change; another content is another shard.
+A shard is the unit of accounting: it counts whole or not at all, and by its digest only once. A block is the unit of
+memory: the embeddings that are held at a time. `BlockBuilder` cuts points and pairs into blocks, `ties_of` says which
+pairs share members, and stamps detect files that changed after the shards were listed.
 """
 
 from __future__ import annotations
@@ -51,7 +46,7 @@ class _Pair(NamedTuple):
     tie: Tie | None
 
 
-class Gather:
+class BlockBuilder:
     """Collects points and pairs, and gives them as blocks of at most `BLOCK_ROWS`."""
 
     def __init__(self) -> None:
@@ -109,7 +104,7 @@ def _of_pairs(part: str, pairs: Sequence[_Pair]) -> RowBlock:
 
 
 def ties_of(pairs: Sequence[tuple[Hashable, Hashable]]) -> list[Tie]:
-    """Ties of pairs of which nobody says what they show: what pairs link, directly or not, counts as one thing.
+    """Ties of pairs whose things are not named: members that pairs link, directly or not, count as one thing.
 
     Of k members that are linked exactly k - 1 differences are linearly independent: they are the rows of a connected
     graph's incidence matrix, whose rank that is.
@@ -145,10 +140,21 @@ def require_file(path: Path) -> list[int]:
     Raises:
         InputError: It is not.
     """
-    found = stamp(path)
-    if not found:
+    facts = stamp(path)
+    if not facts:
         raise InputError(f"{path}: no such file")
-    return found
+    return facts
+
+
+def require_encoder(source: str, encoder: Encoder | None, what: str = "images") -> Encoder:
+    """The encoder of a source that holds no embeddings.
+
+    Raises:
+        InputError: There is none.
+    """
+    if encoder is None:
+        raise InputError(f"{source}: {what} need an encoder; name a checkpoint")
+    return encoder
 
 
 def require_unchanged(path: Path, listed: Sequence[int]) -> None:

@@ -1,9 +1,8 @@
-"""A Ray cluster: an existing one, or one started on this machine for the while. Items go through workers, in order.
+"""Ray: a cluster, existing or started for the run, whose workers answer items in order; and shards read on it.
 
-Shards on many processes and machines by Ray Data: a shard is redone where its worker dies, and counted once.
-
-A worker hands its shard's sums over as the bytes of a state file. The driver adds them in the order of the plan, as one
-process would: the result is the same matrix, whichever workers there were and however many of them died on the way.
+A shard is read again where its worker dies, and counted once. A worker returns its shard's sums as the bytes of a state
+file, and the driver adds them in the order of the plan, as one process would: the result is the same matrix, however
+many workers there were and however many of them died.
 """
 
 from __future__ import annotations

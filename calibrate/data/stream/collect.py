@@ -1,13 +1,11 @@
-"""Shards → moments, one after another, kept on disk on the way: a run that is killed goes on from where it was.
+"""Shards → moments, one after another, saved on the way; a killed run resumes to the same bits.
 
-Sums are added in the order of the plan and a state holds whole shards alone. So a run that was killed any number of
-times adds the very same numbers in the very same order as one that was not, and ends with the same bits.
+Sums are added in the order of the plan, and a state holds whole shards only, so a resumed run adds the very same
+numbers in the same order as an uninterrupted one.
 
-Blocks of embeddings → sums, in float64: the rows are brought to unit length, and what is no embedding is left out.
-
-The two matrix products are the work; all else must stay small beside them. So rows are prepared a few at a time, while
-they are in the processor's cache, in buffers that are used again, and weights go in as square roots, so that a product
-is one of a matrix with itself (half the operations).
+Within a shard the two matrix products are the work, and all else must stay small beside them. So rows are prepared a
+few at a time while they are in the processor's cache, in reused buffers, and weights go in as square roots, so that a
+product is one of a matrix with itself (half the operations).
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Embeddings of a whole collection of images by Ray: parquet parts, each written whole, so that a run can go on.
+"""A collection of images embedded on Ray (`embed --engine ray`), as parquet parts that are each written atomically.
 
-A part's name holds a digest of all that its content depends on: the artifact's space and variant, and its images
-with their sizes and times. What is there already is not embedded again, and what belongs to another run is never taken
-for it.
+A part's name holds a digest of all that its content depends on: the artifact's space and variant, and its images with
+their sizes and times. Existing parts are not embedded again, and parts of another run are never mistaken for them.
 """
 
 from __future__ import annotations

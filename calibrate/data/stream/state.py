@@ -1,7 +1,7 @@
-"""What a calibration keeps of what it has seen: sums by source and kind, of which shards, and what was left out.
+"""The state of a calibration from sources: sums by source and kind of pair, the shards in them, and problems.
 
-It is a file as well, `moments.safetensors`: states of different shards can be merged, one can be taken out of another,
-and a run goes on from it. A shard is in it whole or not at all, by its digest, so none is ever counted twice.
+Its file is `moments.safetensors`: states of different shards can be merged, one can be subtracted from another, and a
+run continues from it. A shard is in it whole or not at all, by its digest, so none is counted twice.
 """
 
 from __future__ import annotations

@@ -8,7 +8,8 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from invariclip.calibrate.data import embed as module
-from invariclip.calibrate.data.embed import embed, embed_texts, shown
+from invariclip.calibrate.data.embed import embed, shown
+from invariclip.calibrate.data.encode import embed_texts
 from invariclip.calibrate.data.images import SkippedImageWarning, read_images
 from invariclip.calibrate.data.versions import EmbeddingJob
 from invariclip.errors import InputError
@@ -141,7 +142,7 @@ def test_order_and_batches_do_not_matter(world, jobs, monkeypatch):
     kinds = [EmbeddingJob(job.path, kind, 0) for job in jobs for kind in (None, "colour-jitter")]
     whole = embed(world.LinearEncoder(), kinds).vectors
     monkeypatch.setattr(module, "BATCH", 7)
-    backwards = embed(world.LinearEncoder(), kinds[::-1], workers=1).vectors
+    backwards = embed(world.LinearEncoder(), kinds[::-1]).vectors
     assert np.allclose(backwards[::-1], whole)
 
 
@@ -236,7 +237,8 @@ def test_nothing_left(world, tmp_path):
         embed(world.LinearEncoder(), [])
 
 
-def test_texts(world):
-    vectors = embed_texts(world.LinearEncoder(), ["a dog", "a cat", "a tree"], batch=2)
+def test_texts(world, monkeypatch):
+    monkeypatch.setattr("invariclip.calibrate.data.encode.TEXTS_AT_ONCE", 2)
+    vectors = embed_texts(world.LinearEncoder(), ["a dog", "a cat", "a tree"])
     assert vectors.shape == (3, 24)
     assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(3))

@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 
 from invariclip.calibrate.data.pairs import UNCHANGED, EmbeddingTable, fitted_moments
-from invariclip.calibrate.projection.candidates import ProjectionCandidate, grid, kept, needs_screening, screening_folds
+from invariclip.calibrate.projection.candidates import (
+    ProjectionCandidate,
+    grid,
+    needs_screening,
+    screening_folds,
+    screening_winners,
+)
 from invariclip.calibrate.projection.classifiers import fit_probe, prototypes, unit, zero_shot
 from invariclip.calibrate.projection.estimators import fit
 from invariclip.calibrate.projection.folds import make_folds
@@ -243,7 +249,7 @@ def test_screening_is_for_wide_encoders_and_takes_one_fold_of_each_environment()
         ProjectionCandidate("shrinkage", None, 3.0): -5.0,
         ProjectionCandidate("icm", 3, 1.0): -2.0, ProjectionCandidate("generalised", 3): 0.0,
     }  # fmt: skip
-    assert kept(behind) == [each for each in behind if each.estimator != "icm"]
+    assert screening_winners(behind) == [each for each in behind if each.estimator != "icm"]
 
 
 def test_folds_scored_side_by_side_answer_as_one_after_the_other(monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from invariclip.artifact.learned_prompts import LearnedPrompts, class_banks, read_semantics, write_semantics
-from invariclip.calibrate.data.embed import embed_texts
+from invariclip.calibrate.data.encode import embed_texts
 from invariclip.calibrate.data.images import read_images
 from invariclip.calibrate.prompts import training
 from invariclip.calibrate.prompts.learn import full_bank, learn

@@ -49,7 +49,7 @@ def test_moments_whatever_the_ranges(reading, tmp_path_factory, pairs, size):
     rows = [{"first": f"{a}.png", "second": f"{b}.png", "weight": weight} for a, b, weight in pairs]
     source, encoder = write(folder, rows), reading.Rowwise()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "RECORDS", size)
+        patch.setattr(module, "PAIRS_PER_SHARD", size)
         assert len(source.shards()) == -(-len(pairs) // size)
         read = reading.read_all(source, encoder)
     vectors = unit(encoder, [folder / f"{index}.png" for index in range(6)])

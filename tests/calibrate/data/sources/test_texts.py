@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from invariclip.calibrate.data import problems as reasons
-from invariclip.calibrate.data.embed import embed_texts
+from invariclip.calibrate.data.encode import embed_texts
 from invariclip.calibrate.data.moments import of_pairs
 from invariclip.calibrate.data.sources import listed_pairs as module
 from invariclip.calibrate.data.sources.listed_pairs import TemplatePairs, TextPairs
