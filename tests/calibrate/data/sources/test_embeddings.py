@@ -1,4 +1,4 @@
-"""Given embeddings: the same moments from every kind of file; files that cannot be used are named."""
+"""Embeddings from files: the same moments from every kind of file; files that cannot be used are named."""
 
 import numpy as np
 import pytest

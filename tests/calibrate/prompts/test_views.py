@@ -1,4 +1,4 @@
-"""Who is learnt from, validated on, held back."""
+"""Which images are learned from, validated on and held back."""
 
 import numpy as np
 import pytest

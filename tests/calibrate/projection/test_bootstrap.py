@@ -1,44 +1,10 @@
-"""Accuracies against a plain loop, and intervals that cover what they should."""
+"""Estimates are plain accuracies, and intervals cover the truth as often as they should."""
 
 import numpy as np
 import pytest
 
 from invariclip.calibrate.projection.bootstrap import Bootstrap
-from invariclip.calibrate.projection.classifiers import prototypes, unit, zero_shot
 from invariclip.errors import InputError
-
-
-def test_zero_shot_is_the_nearest_class():
-    rng = np.random.default_rng(0)
-    images, bank, labels = unit(rng.normal(size=(50, 5))), unit(rng.normal(size=(7, 5))), rng.integers(0, 7, 50)
-    expected = [
-        max(range(7), key=lambda k: float(image @ bank[k])) == label
-        for image, label in zip(images, labels, strict=True)
-    ]
-    assert zero_shot(images, labels, bank).tolist() == expected
-
-
-def test_prototypes_are_class_means():
-    support = unit(np.array([[1.0, 0.1], [1.0, -0.1], [0.1, 1.0], [-0.1, 1.0]]))
-    queries = unit(np.array([[1.0, 0.2], [0.2, 1.0], [1.0, 0.0]]))
-    answers = prototypes(support, np.array([4, 4, 9, 9]), queries, np.array([4, 9, 9]))
-    assert answers.tolist() == [True, True, False]
-
-
-def test_a_class_without_support_is_wrong_not_an_error():
-    support = unit(np.array([[1.0, 0.0], [0.0, 1.0]]))
-    assert prototypes(support, np.array([0, 1]), support, np.array([0, 5])).tolist() == [True, False]
-
-
-def test_cancelling_support_never_wins():
-    support = np.array([[1.0, 0.0], [-1.0, 0.0], [0.6, 0.8]])
-    answers = prototypes(support, np.array([0, 0, 1]), np.array([[1.0, 0.0]]), np.array([1]))
-    assert answers.tolist() == [True]
-
-
-def test_no_support():
-    with pytest.raises(InputError, match="support"):
-        prototypes(np.empty((0, 2)), np.empty(0, dtype=int), np.ones((1, 2)), np.zeros(1, dtype=int))
 
 
 def grid(concepts, environments):

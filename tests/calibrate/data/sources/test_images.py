@@ -16,8 +16,9 @@ from invariclip.calibrate.data import problems as reasons
 from invariclip.calibrate.data.encode import DECLINED
 from invariclip.calibrate.data.images import SkippedImageWarning, read_images
 from invariclip.calibrate.data.pairs import Sources, fitted_moments
+from invariclip.calibrate.data.problems import EMPTY, SINGLE
 from invariclip.calibrate.data.sources import images as module
-from invariclip.calibrate.data.sources.images import EMPTY, SINGLE, ImageSource
+from invariclip.calibrate.data.sources.images import ImageSource
 from invariclip.calibrate.data.stream.collect import collect, read_shard
 from invariclip.calibrate.data.stream.state import MomentsState, state_from_bytes, state_to_bytes
 from invariclip.calibrate.data.versions import Changes
