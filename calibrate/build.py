@@ -96,16 +96,16 @@ def run_build(
         tell(f"1/{stages} calibrate: done before, {stored.name}")
     projection = served_projection(result)
     digest = projection.digest if projection else "identity"
-    wanted = serving or Serving()
+    target = serving or Serving()
     semantics = None
     if learning is not None:
         # Which images are learnt from is drawn by their order
         ordered = _contents(images, in_order=True)
         key = _digest(["cdc-2", invariclip.__version__, checkpoint.sha256, digest, learning.to_json(), ordered])
         file = work / f"cdc-{key[:16]}.safetensors"
-        semantics = _learnt(checkpoint, images, learning, projection, file, cache, progress, tell)
-    learnt = [semantics.digest, semantics.abstain_above] if semantics else []
-    served = [list(classes), list(options.templates), asdict(wanted), *learnt]
+        semantics = _learned_prompts(checkpoint, images, learning, projection, file, cache, progress, tell)
+    prompts = [semantics.digest, semantics.abstain_above] if semantics else []
+    served = [list(classes), list(options.templates), asdict(target), *prompts]
     key = _digest(["export-2", invariclip.__version__, checkpoint.sha256, digest, *served])
     manifest = _read_artifact(out, work, key)
     if manifest is None:
@@ -115,7 +115,9 @@ def run_build(
 
         paths = [str(image.path) for image in images]
         # what variants are calibrated on must not be what they are judged on
-        judged, seen = (paths[::2], tuple(paths[1::2])) if wanted.variants and len(paths) > 1 else (paths, None)
+        verified_paths, calibration_paths = (
+            (paths[::2], tuple(paths[1::2])) if target.variants and len(paths) > 1 else (paths, None)
+        )
         manifest = export_artifact(
             checkpoint,
             out,
@@ -123,9 +125,9 @@ def run_build(
             classes=classes,
             templates=options.templates,
             semantics=semantics,
-            images=judged,
-            backends=wanted.backends,
-            wish=Wish(wanted.variants, wanted.fidelity, calibration=seen),
+            images=verified_paths,
+            backends=target.backends,
+            wish=Wish(target.variants, target.fidelity, calibration=calibration_paths),
             progress=progress,
         )
         write_atomically(work / EXPORTED, json.dumps({str(out.resolve()): [key, manifest.space_id]}))
@@ -141,7 +143,7 @@ def served_projection(result: Calibration) -> Projection | None:
     return None if result.projection.estimator == "identity" else result.projection
 
 
-def _learnt(
+def _learned_prompts(
     checkpoint: Checkpoint,
     images: Sequence[ImageRecord],
     learning: PromptOptions,

@@ -11,7 +11,7 @@ from invariclip.artifact.learned_prompts import write_semantics
 from invariclip.artifact.projection import read_projection
 from invariclip.calibrate.data.embed import default_cache
 from invariclip.calibrate.options import MODEL_AND_IMAGES, OUTPUT, images_from, templates_from, with_options
-from invariclip.calibrate.prompts.learn import Learnt, learn
+from invariclip.calibrate.prompts.learn import LearnedResult, learn
 from invariclip.calibrate.prompts.options import DEFAULT_LOSSES, MAX_SHOTS, PLAIN, Augmentation, PromptOptions
 from invariclip.calibrate.report.rendering import require_page_packages
 from invariclip.calibrate.report.summary import prompts_json, prompts_text
@@ -92,7 +92,7 @@ def cdc(
     answer(result, out, report, as_json=as_json)
 
 
-def answer(result: Learnt, out: Path, report: Path | None, *, as_json: bool) -> None:
+def answer(result: LearnedResult, out: Path, report: Path | None, *, as_json: bool) -> None:
     """Prints what was learnt, where it lies, and where its page does."""
     if as_json:
         emit_json({"cdc": str(out), **({"report": str(report)} if report else {}), **prompts_json(result)})

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from invariclip.calibrate.data.encoders import Encoder
     from invariclip.calibrate.data.images import ImageRecord
     from invariclip.calibrate.fit import Calibration, FitOptions
-    from invariclip.calibrate.prompts.learn import Learnt
+    from invariclip.calibrate.prompts.learn import LearnedResult
     from invariclip.calibrate.prompts.options import PromptOptions
     from invariclip.console import Progress
     from invariclip.export.checkpoints.checkpoint import Checkpoint
@@ -230,12 +230,12 @@ def _write_templates(
     """Learns templates in the space of the projection that was just fitted; writes them, and a page beside `report`."""
     from invariclip.calibrate.prompts.learn import learn  # torch
 
-    learnt = learn(cast("Checkpoint", encoder), images, options, result.projection, cache=cache, progress=progress)
-    write_semantics(path, learnt.semantics)
-    if learnt.threshold is not None:
-        note(learnt.threshold.sentence())
-    facts = {"cdc": str(path), "cdc_facts": prompts_json(learnt)}
-    return facts | _write_templates_page(report, learnt, options, images) if report else facts
+    learned = learn(cast("Checkpoint", encoder), images, options, result.projection, cache=cache, progress=progress)
+    write_semantics(path, learned.semantics)
+    if learned.threshold is not None:
+        note(learned.threshold.sentence())
+    facts = {"cdc": str(path), "cdc_facts": prompts_json(learned)}
+    return facts | _write_templates_page(report, learned, options, images) if report else facts
 
 
 def _recall_and_write_page(
@@ -248,21 +248,21 @@ def _recall_and_write_page(
     cache: Path,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Writes the page of templates that `build` has learnt, now or in an earlier run, beside the calibration's page."""
+    """Writes the page of the templates that `build` learned, in this run or an earlier one, beside `report`."""
     from invariclip.calibrate.prompts.learn import recall  # torch
 
     semantics, projection = read_semantics(templates), served_projection(result)
-    learnt = recall(checkpoint, images, options, semantics, projection, cache=cache, progress=progress)
-    return _write_templates_page(report, learnt, options, images)
+    learned = recall(checkpoint, images, options, semantics, projection, cache=cache, progress=progress)
+    return _write_templates_page(report, learned, options, images)
 
 
 def _write_templates_page(
-    report: Path, learnt: Learnt, options: PromptOptions, images: list[ImageRecord]
+    report: Path, learned: LearnedResult, options: PromptOptions, images: list[ImageRecord]
 ) -> dict[str, Any]:
     from invariclip.calibrate.report.prompts_page import page_beside, write_page
 
     path = page_beside(report)
-    write_page(path, learnt, options, images)
+    write_page(path, learned, options, images)
     return {"cdc_report": str(path)}
 
 

@@ -277,11 +277,11 @@ def calibrate(
     table, facts = tabulate(encoder, images, options, cache=cache, progress=progress)
     needs_bank = options.captions or options.objective in TEXT_OBJECTIVES
     bank = bank_of(encoder, table.label_names, options.templates) if needs_bank else None
-    found = taken_pairs(table, seed=options.seed)
+    pairs = taken_pairs(table, seed=options.seed)
     facts |= {
-        "natural_pairs": len(found["natural"]),
-        "interventional_pairs": len(found["interventions"]),
-        "problems": problems(table, images, found, facts["skipped"], seed=options.seed).to_json(),
+        "natural_pairs": len(pairs["natural"]),
+        "interventional_pairs": len(pairs["interventions"]),
+        "problems": problems(table, images, pairs, facts["skipped"], seed=options.seed).to_json(),
     }
     if not facts["natural_pairs"] and not facts["interventional_pairs"]:
         raise InputError(
@@ -379,8 +379,8 @@ def tabulate(
     plain = embed(encoder, [EmbeddingJob(image.path) for image in images], cache=cache, progress=progress)
     used = [images[index] for index in plain.kept]
     digests = [plain.digests[index] for index in plain.kept]
-    asked = options.kinds
-    versions = changed_versions(used, digests, asked, draws=options.draws, seed=options.seed)
+    interventions = options.kinds
+    versions = changed_versions(used, digests, interventions, draws=options.draws, seed=options.seed)
     vectors, kinds, sources = plain.vectors, [UNCHANGED] * len(used), list(range(len(used)))
     declined: Counter[str] = Counter()
     if versions:
@@ -388,7 +388,7 @@ def tabulate(
         vectors = np.concatenate([vectors, changed.vectors])
         kinds += [versions[index].kind for index in changed.kept]
         sources += [versions[index].origin for index in changed.kept]
-        declined.update(asked[versions[index].kind].label for index, _ in changed.declined)
+        declined.update(interventions[versions[index].kind].label for index, _ in changed.declined)
     rows = [used[row] for row in sources]
     concepts, concept_names = codes([image.concept for image in rows])
     labels, label_names = codes([image.name for image in rows])
@@ -403,7 +403,7 @@ def tabulate(
         concept_names=concept_names,
         label_names=label_names,
         environment_names=environment_names,
-        kind_names=tuple(kind.label for kind in asked),
+        kind_names=tuple(kind.label for kind in interventions),
     )
     lines = sorted(f"{d}\t{p.concept}\t{p.environment}" for d, p in zip(digests, used, strict=True))
     facts = summarise(used) | {

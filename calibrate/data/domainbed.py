@@ -150,20 +150,20 @@ def _check(layout: Layout, root: Path, images: Sequence[ImageRecord]) -> None:
     # Where a layout lists no classes, those of most environments are what the others are held against.
     expected = set(layout.classes)
     if not expected:
-        counts = Counter(name for found in classes.values() for name in found)
+        counts = Counter(name for present in classes.values() for name in present)
         expected = {name for name, count in counts.items() if 2 * count > len(classes)}
         if len(expected) != layout.class_count:
             raise InputError(f"{root}: {layout.name} has {layout.class_count} classes, here are {len(expected)}")
-    for environment, found in classes.items():
-        _same(f"{root / environment}: classes of {layout.name}", expected, found)
+    for environment, present in classes.items():
+        _same(f"{root / environment}: classes of {layout.name}", expected, present)
 
 
-def _same(what: str, expected: set[str], found: set[str]) -> None:
-    missing, extra = sorted(expected - found), sorted(found - expected)
+def _same(what: str, expected: set[str], present: set[str]) -> None:
+    missing, extra = sorted(expected - present), sorted(present - expected)
     if missing or extra:
         parts = [f"missing or empty {', '.join(missing)}"] if missing else []
         parts += [f"unknown {', '.join(extra)}"] if extra else []
-        raise InputError(f"{what}: {'; '.join(parts)}; available: {', '.join(sorted(found)) or 'none'}")
+        raise InputError(f"{what}: {'; '.join(parts)}; available: {', '.join(sorted(present)) or 'none'}")
 
 
 def _plain(name: str) -> str:

@@ -84,8 +84,8 @@ class Store:
         try:
             if part.stat().st_size > MAX_DECLINED_BYTES:
                 return
-            found = json.loads(part.read_text(encoding="utf-8"))
-            declined = {bytes.fromhex(key): Declined(reason) for key, reason in found.items()}
+            entries = json.loads(part.read_text(encoding="utf-8"))
+            declined = {bytes.fromhex(key): Declined(reason) for key, reason in entries.items()}
         except (ValueError, AttributeError, TypeError, OSError):
             return  # they are tried again
         self.declined.update(declined)
@@ -153,7 +153,7 @@ def embed(
         if key is not None and key not in store.rows and key not in store.declined:
             todo.setdefault(key, index)
     _fill(encoder, store, jobs, digests, todo, reasons, progress)
-    kept = [index for index, key in enumerate(keys) if key is not None and key in store.rows]
+    rows = [index for index, key in enumerate(keys) if key is not None and key in store.rows]
     for index, key in enumerate(keys):
         if key is not None and key not in store.rows:
             reasons.setdefault(index, store.declined.get(key) or reasons[todo[key]])
@@ -163,21 +163,21 @@ def embed(
         warnings.warn(f"skipped: {reason}", SkippedImageWarning, stacklevel=2)
     for reason, count in sorted(Counter(declined.values()).items()):
         warnings.warn(f"left out on {count} images: {reason}", SkippedImageWarning, stacklevel=2)
-    if not kept:
+    if not rows:
         first = next(iter(reasons.values()), "there are no images")
         raise InputError(f"no image could be embedded; the first: {first}")
-    vectors = np.stack([store.rows[keys[index] or b""] for index in kept]).astype(np.float64)
+    vectors = np.stack([store.rows[keys[index] or b""] for index in rows]).astype(np.float64)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     return Embedded(
         vectors=vectors,
-        kept=np.asarray(kept),
+        kept=np.asarray(rows),
         skipped=tuple(sorted(skipped.items())),
         declined=tuple(sorted(declined.items())),
         digests=tuple(digests.get(job.path, "") for job in jobs),
     )
 
 
-def shown(job: EmbeddingJob, digest: str, spec: PixelSpec) -> NDArray[np.uint8]:
+def encoder_input(job: EmbeddingJob, digest: str, spec: PixelSpec) -> NDArray[np.uint8]:
     """What the encoder is shown for a job, uint8 [H, W, 3].
 
     Args:
@@ -189,11 +189,11 @@ def shown(job: EmbeddingJob, digest: str, spec: PixelSpec) -> NDArray[np.uint8]:
         InputError: The image or the donor cannot be read.
         NotApplicableError: The intervention does not apply to the image, or changes nothing in it.
     """
-    seen = pixels(job.path, spec)
+    image = pixels(job.path, spec)
     if job.kind is None:
-        return seen
+        return image
     donor = pixels(job.donor, spec) if job.donor else None
-    return changed(seen, job.kind, digest, job.seed, donor)
+    return changed(image, job.kind, digest, job.seed, donor)
 
 
 def _digests(jobs: Sequence[EmbeddingJob]) -> tuple[dict[Path, str], dict[int, str]]:
@@ -232,7 +232,7 @@ def _key(digests: Mapping[Path, str], job: EmbeddingJob) -> bytes:
 def _prepare(job: EmbeddingJob, spec: PixelSpec, digests: Mapping[Path, str]) -> NDArray[np.uint8] | str:
     """What the encoder is shown for a job, or why there is nothing."""
     try:
-        return shown(job, digests[job.path], spec)
+        return encoder_input(job, digests[job.path], spec)
     except NotApplicableError as error:
         return Declined(f"{resolve(job.kind or '').label}: {error}")
     except InputError as error:
@@ -251,8 +251,8 @@ def _fill(
     """Computes what the store lacks; the reasons of failures go to `reasons`."""
 
     def prepare(todo: tuple[bytes, int]) -> Ready[tuple[bytes, int]]:
-        seen = _prepare(jobs[todo[1]], encoder.pixels, digests)
-        return Ready(todo, reason=seen) if isinstance(seen, str) else Ready(todo, [seen])
+        image = _prepare(jobs[todo[1]], encoder.pixels, digests)
+        return Ready(todo, reason=image) if isinstance(image, str) else Ready(todo, [image])
 
     pending: dict[bytes, NDArray[np.float32]] = {}
     declined: dict[bytes, Declined] = {}

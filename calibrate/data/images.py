@@ -112,7 +112,7 @@ def by_design(stems: Mapping[str, Stems]) -> bool:
     """
     pool: dict[str, set[int]] = defaultdict(set)
     for each in stems.values():
-        own_numbers = {found for stem in each if (found := _split(stem)) is not None}
+        own_numbers = {parts for stem in each if (parts := _split(stem)) is not None}
         if any(number in pool[prefix] for prefix, number in own_numbers):
             return False
         for prefix, number in own_numbers:
@@ -123,9 +123,9 @@ def by_design(stems: Mapping[str, Stems]) -> bool:
         counts = Counter(environment for environments in each.values() for environment in environments)
         numbers = [
             {
-                (found[0], place[found[0]][found[1]])
+                (parts[0], place[parts[0]][parts[1]])
                 for stem, environments in each.items()
-                if environment in environments and (found := _split(stem)) is not None
+                if environment in environments and (parts := _split(stem)) is not None
             }
             for environment in sorted(counts, key=lambda name: (-counts[name], name))[:2]
         ]
@@ -153,22 +153,22 @@ def _tail(own: int, count: int) -> float:
 
 def _split(stem: str) -> tuple[str, int] | None:
     """Prefix and number of a name that ends in a number: `pic_001`, `IMG0042`, `00017`, `dog (3)`; not of `1f415`."""
-    found = _NUMBERED.fullmatch(stem)
-    if found is None or len(found[2]) > 18:  # no counter; and digits past that are a digest's
+    match = _NUMBERED.fullmatch(stem)
+    if match is None or len(match[2]) > 18:  # no counter; and digits past that are a digest's
         return None
-    prefix = found[1]
+    prefix = match[1]
     if any(letter.isdigit() for letter in prefix) and prefix[-1].isalnum():
         return None
-    return prefix, int(found[2])
+    return prefix, int(match[2])
 
 
 def _counters(stems: Iterable[str], hexadecimal: bool) -> list[str]:
     """The names that look like a numbering."""
     by_prefix: dict[str, list[str]] = defaultdict(list)
     for stem in stems:
-        found = _split(stem)
-        if found is not None and not (hexadecimal and not found[0]):
-            by_prefix[found[0]].append(stem)
+        parts = _split(stem)
+        if parts is not None and not (hexadecimal and not parts[0]):
+            by_prefix[parts[0]].append(stem)
     return [
         stem
         for prefix, each in by_prefix.items()
@@ -184,7 +184,7 @@ def _complete(stems: Stems) -> bool:
 
 
 def _names_class(label: str, stems: Iterable[str]) -> bool:
-    prefixes = {_plain(found[0]) for stem in stems if (found := _split(stem)) is not None}
+    prefixes = {_plain(parts[0]) for stem in stems if (parts := _split(stem)) is not None}
     return prefixes == {_plain(label)}
 
 
@@ -259,8 +259,8 @@ def read_images(
     rows = list(read_records(where))
     if not rows:
         raise InputError(f"{where}: the manifest lists no image")
-    found = _columns(where, rows[0][1])
-    return [_image(where, number, row, found, allow_outside) for number, row in rows]
+    columns = _columns(where, rows[0][1])
+    return [_image(where, number, row, columns, allow_outside) for number, row in rows]
 
 
 def keep(
@@ -272,15 +272,15 @@ def keep(
         InputError: An environment or split that no image has, or nothing is left.
     """
     kept = list(images)
-    for what, wanted in (("environment", environments), ("split", splits)):
-        if wanted is None:
+    for what, values in (("environment", environments), ("split", splits)):
+        if values is None:
             continue
         have = sorted({getattr(image, what) for image in kept} - {None})
-        unknown = [value for value in wanted if value not in have]
+        unknown = [value for value in values if value not in have]
         if unknown:
             available = ", ".join(have) or f"none, the images carry no {what}"
             raise InputError(f"no image has {what} {unknown[0]!r}; available: {available}")
-        kept = [image for image in kept if getattr(image, what) in wanted]
+        kept = [image for image in kept if getattr(image, what) in values]
     if not kept:
         raise InputError("no image is left after the filters; widen --environments or --split")
     return kept
@@ -292,37 +292,37 @@ def summarise(images: Sequence[ImageRecord]) -> dict[str, Any]:
     Returns:
         JSON-ready: `images`, `concepts`, `environments` (name → count), `unpaired_concepts` (count).
     """
-    seen: dict[str, set[str]] = defaultdict(set)
+    places: dict[str, set[str]] = defaultdict(set)
     for image in images:
-        seen[image.concept].add(image.environment)
+        places[image.concept].add(image.environment)
     return {
         "images": len(images),
-        "concepts": len(seen),
+        "concepts": len(places),
         "environments": dict(sorted(Counter(image.environment for image in images).items())),
-        "unpaired_concepts": sum(len(environments) < 2 for environments in seen.values()),
+        "unpaired_concepts": sum(len(environments) < 2 for environments in places.values()),
     }
 
 
 def _columns(where: Path, row: dict[str, Any]) -> dict[str, str]:
     """Which column of the manifest stands for each of `ALIASES`."""
-    found = {}
+    columns = {}
     for column, aliases in ALIASES.items():
         match = next((alias for alias in aliases if alias in row), None)
         if match is not None:
-            found[column] = match
-    missing = [column for column in ("path", "environment") if column not in found]
-    if "concept" not in found and "name" not in found:
+            columns[column] = match
+    missing = [column for column in ("path", "environment") if column not in columns]
+    if "concept" not in columns and "name" not in columns:
         missing.append("concept")
     if missing:
         names = " or ".join(ALIASES[missing[0]] + (ALIASES["name"] if missing[0] == "concept" else ()))
         have = ", ".join(str(key) for key in row)
         raise InputError(f"{where}: no column for the {missing[0]} (named {names}); it has: {have}")
-    return found
+    return columns
 
 
-def _image(where: Path, number: int, row: dict[str, Any], found: dict[str, str], allow_outside: bool) -> ImageRecord:
+def _image(where: Path, number: int, row: dict[str, Any], columns: dict[str, str], allow_outside: bool) -> ImageRecord:
     cells = {}
-    for column, name in found.items():
+    for column, name in columns.items():
         value = row.get(name)
         if column != "split" and (not isinstance(value, (str, int)) or value == ""):
             raise InputError(f"{where}: line {number} has no {name!r}")
@@ -337,21 +337,21 @@ def _image(where: Path, number: int, row: dict[str, Any], found: dict[str, str],
     )
 
 
-def inside_folder(where: Path, number: int, given: str, allow_outside: bool) -> Path:
+def inside_folder(where: Path, number: int, name: str, allow_outside: bool) -> Path:
     """The file that a manifest names; a manifest from elsewhere must not make us read arbitrary files.
 
     Raises:
         InputError: It lies outside the manifest's folder, and that is not allowed.
     """
-    path = where.parent / given
+    path = where.parent / name
     if allow_outside:
         return path
     try:
-        inside = not Path(given).is_absolute() and path.resolve().is_relative_to(where.parent.resolve())
+        inside = not Path(name).is_absolute() and path.resolve().is_relative_to(where.parent.resolve())
     except (OSError, ValueError, RuntimeError) as error:  # a NUL in the name, or links that go round
-        raise InputError(f"{where}: line {number} names {given!r}, which no file can be called ({error})") from error
+        raise InputError(f"{where}: line {number} names {name!r}, which no file can be called ({error})") from error
     if not inside:
-        raise InputError(f"{where}: line {number} names {given!r}, outside its folder (--allow-outside permits it)")
+        raise InputError(f"{where}: line {number} names {name!r}, outside its folder (--allow-outside permits it)")
     return path
 
 
@@ -369,14 +369,14 @@ def _read_folder(root: Path, pairs_by: PairsBy) -> list[ImageRecord]:
             SkippedImageWarning,
             stacklevel=3,
         )
-    seen: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    stems: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for path, parts in deep.items():
-        seen[parts[1]][path.stem].add(parts[0])
+        stems[parts[1]][path.stem].add(parts[0])
     if pairs_by == "auto":
-        names = judge(seen)
-        _warn_of(root, seen, names)
+        names = judge(stems)
+        _warn_of(root, stems, names)
     else:
-        names = FileNames(frozenset(seen) if pairs_by == "name" else frozenset())
+        names = FileNames(frozenset(stems) if pairs_by == "name" else frozenset())
     return [
         ImageRecord(
             path=path,
@@ -388,19 +388,19 @@ def _read_folder(root: Path, pairs_by: PairsBy) -> list[ImageRecord]:
     ]
 
 
-def _warn_of(root: Path, seen: dict[str, dict[str, set[str]]], names: FileNames) -> None:
+def _warn_of(root: Path, stems: dict[str, dict[str, set[str]]], names: FileNames) -> None:
     """Says where equal names were taken for nothing, or for objects, on what may be an accident."""
-    told = {
+    cases = {
         "look like numbers of files: they are not taken for one object, and their classes are paired by class": (
             names.coincidental
         ),
         "count, but every environment has the same ones: they are taken for one object": names.unsure,
     }
-    for what, labels in told.items():
+    for what, labels in cases.items():
         if labels:
-            pairs = coinciding(seen, labels)
+            pairs = coinciding(stems, labels)
             warnings.warn(
-                f"{root}: {len(pairs):,} pairs of equal file names in {len(labels)} of {len(seen)} classes, such as "
+                f"{root}: {len(pairs):,} pairs of equal file names in {len(labels)} of {len(stems)} classes, such as "
                 f"{pairs[0]}, {what}; say --pairs-by name if equal names mean one object, --pairs-by class if not",
                 CoincidingNamesWarning,
                 stacklevel=4,

@@ -196,12 +196,12 @@ def fitted_moments(
             then paired with its own.
         seed: See `natural_pairs`.
     """
-    seen = table.unchanged
-    found = taken_pairs(table, sources, seed=seed)
-    parts = [pairs.moments(table) for pairs in found.values() if len(pairs)]
-    if captions is not None and seen.any():
-        parts.append(of_pairs(table.vectors[seen], captions[table.labels[seen]]))
-    return combined([of_points(table.vectors[seen]), *parts], [1.0] * (len(parts) + 1))
+    plain = table.unchanged
+    pairs_by_source = taken_pairs(table, sources, seed=seed)
+    parts = [pairs.moments(table) for pairs in pairs_by_source.values() if len(pairs)]
+    if captions is not None and plain.any():
+        parts.append(of_pairs(table.vectors[plain], captions[table.labels[plain]]))
+    return combined([of_points(table.vectors[plain]), *parts], [1.0] * (len(parts) + 1))
 
 
 def grouped_moments(
@@ -218,21 +218,21 @@ def grouped_moments(
     Returns:
         One for every group that holds a concept; they add up to `fitted_moments`.
     """
-    seen = table.unchanged
-    found = [pairs for pairs in taken_pairs(table, sources, seed=seed).values() if len(pairs)]
-    weights = [float(pairs.weights.sum()) for pairs in found]
+    plain = table.unchanged
+    pairs_of_sources = [pairs for pairs in taken_pairs(table, sources, seed=seed).values() if len(pairs)]
+    weights = [float(pairs.weights.sum()) for pairs in pairs_of_sources]
     group = np.asarray([group_of(name, seed) for name in table.concept_names])[table.concepts]
     parts = []
     for code in np.unique(group):
-        rows = seen & (group == code)
+        rows = plain & (group == code)
         part = of_points(table.vectors[rows])
-        for pairs, weight in zip(found, weights, strict=True):
+        for pairs, weight in zip(pairs_of_sources, weights, strict=True):
             own = pairs.where(group[pairs.first] == code)
             if len(own):
                 mine = own.moments(table)
                 part = part + mine.crowded(mine.crowding).scaled(1 / weight)
         if captions is not None and rows.any():
-            part = part + of_pairs(table.vectors[rows], captions[table.labels[rows]]).scaled(1 / float(seen.sum()))
+            part = part + of_pairs(table.vectors[rows], captions[table.labels[rows]]).scaled(1 / float(plain.sum()))
         parts.append(part)
     return parts
 
@@ -250,8 +250,8 @@ def taken_pairs(table: EmbeddingTable, sources: Sources = ALL_SOURCES, *, seed: 
 
 def all_pairs(table: EmbeddingTable, sources: Sources = ALL_SOURCES, seed: int = 0) -> dict[str, Pairs]:
     """The pairs of every source, by its name, the useless ones too."""
-    found = {"natural": natural_pairs(table, seed=seed)} if sources.natural else {}
-    return found | ({"interventions": interventional_pairs(table)} if sources.interventions else {})
+    pairs = {"natural": natural_pairs(table, seed=seed)} if sources.natural else {}
+    return pairs | ({"interventions": interventional_pairs(table)} if sources.interventions else {})
 
 
 def same_pairs(table: EmbeddingTable, pairs: Pairs) -> NDArray[np.bool_]:
@@ -272,8 +272,8 @@ def seeded(*parts: str | int) -> np.random.Generator:
 
 def codes(names: Sequence[str]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Codes int64 [N] into the names in sorted order, and those names."""
-    values, found = np.unique(np.asarray(names, dtype=np.str_), return_inverse=True)
-    return found.astype(np.int64), tuple(str(value) for value in values)
+    values, places = np.unique(np.asarray(names, dtype=np.str_), return_inverse=True)
+    return places.astype(np.int64), tuple(str(value) for value in values)
 
 
 def _pairs(

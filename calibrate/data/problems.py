@@ -77,8 +77,8 @@ class ProblemCounts:
         number = len(names) if count is None else count
         if number:
             self.counts[reason] += number
-            kept = self.examples.setdefault(reason, [])
-            kept.extend(list(names)[: EXAMPLES - len(kept)])
+            examples = self.examples.setdefault(reason, [])
+            examples.extend(list(names)[: EXAMPLES - len(examples)])
 
     def merge(self, other: ProblemCounts) -> None:
         """Adds another tally's counts, and its examples as far as there is room."""
@@ -118,8 +118,8 @@ class ProblemCounts:
             KeyError: Something is missing.
         """
         tally = cls()
-        for reason, told in plain.items():
-            tally.add(reason, told["examples"], told["count"])
+        for reason, entry in plain.items():
+            tally.add(reason, entry["examples"], entry["count"])
         return tally
 
 
@@ -147,14 +147,14 @@ def problems(
         if len(pairs) > len(taken[name]):
             rows = pairs.first[same_pairs(table, pairs)]
             tally.add(SAME, [table.concept_names[table.concepts[row]] for row in rows])
-    seen = table.unchanged
+    plain = table.unchanged
     count_unpaired(table, tally)
-    labels = Counter(table.labels[seen].tolist())
+    labels = Counter(table.labels[plain].tolist())
     tally.add(SINGLE_OF_CLASS, [table.label_names[code] for code, number in sorted(labels.items()) if number == 1])
-    have = {table.environment_names[code] for code in np.unique(table.environments[seen])}
+    have = {table.environment_names[code] for code in np.unique(table.environments[plain])}
     tally.add(EMPTY, sorted({image.environment for image in images} - have))
-    for code in np.unique(table.environments[seen]):
-        rows = table.vectors[seen & (table.environments == code)]
+    for code in np.unique(table.environments[plain]):
+        rows = table.vectors[plain & (table.environments == code)]
         if len(rows) > 1 and np.linalg.norm(rows - rows.mean(axis=0), axis=1).max() <= SAME_DISTANCE:
             tally.add(ALIKE, [table.environment_names[code]])
     return tally

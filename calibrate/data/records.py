@@ -120,7 +120,7 @@ def spans(path: Path, records: int) -> list[Span]:
     Raises:
         InputError: It cannot be read, or a record is longer than `MAX_RECORD`.
     """
-    found: list[Span] = []
+    ranges: list[Span] = []
     started: _Raw | None = None
     count = 0
     last = 0
@@ -130,11 +130,11 @@ def spans(path: Path, records: int) -> list[Span]:
                 started = raw
             count, last = count + 1, raw.end
             if count == records:
-                found.append(Span(started.start, last, started.line, count))
+                ranges.append(Span(started.start, last, started.line, count))
                 started, count = None, 0
     if started is not None:
-        found.append(Span(started.start, last, started.line, count))
-    return found
+        ranges.append(Span(started.start, last, started.line, count))
+    return ranges
 
 
 def read_records(path: Path, span: Span | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -184,10 +184,10 @@ def _raw(path: Path, stream: BinaryIO, span: Span | None) -> Iterator[_Raw]:
     A cell in quotes may hold line breaks; a quote in it is doubled, so that a record ends where the quotes are even.
     """
     quoted = path.suffix.lower() in DELIMITERS
-    wanted = span.records if span else -1
+    remaining = span.records if span else -1
     position, line = (span.start, span.line) if span else (0, 1)
     stream.seek(position)
-    while wanted:
+    while remaining:
         start, first = position, line
         content = b""
         while True:
@@ -202,7 +202,7 @@ def _raw(path: Path, stream: BinaryIO, span: Span | None) -> Iterator[_Raw]:
             return
         content = content.removeprefix(_MARK) if start == 0 else content
         if content.strip():
-            wanted -= 1
+            remaining -= 1
             yield _Raw(start, position, first, content)
 
 

@@ -184,12 +184,12 @@ def lda(
     """
     rows, means, codes = _classes(vectors, labels)
     most = min(len(means) - 1, rows.shape[1])
-    kept = most if rank is None else rank
-    _require_rank(kept, most)
+    count = most if rank is None else rank
+    _require_rank(count, most)
     whiten, mean = _whitened_within(rows, means[codes], ridge), rows.mean(axis=0)
     spread = (means - mean) * np.sqrt(np.bincount(codes) / len(rows))[:, None] @ whiten
     _, directions = np.linalg.eigh(spread.T @ spread)
-    return Baseline("lda", mean, whiten @ directions[:, ::-1][:, :kept])
+    return Baseline("lda", mean, whiten @ directions[:, ::-1][:, :count])
 
 
 def published(moments: Moments, rank: int, strength: float) -> Baseline:

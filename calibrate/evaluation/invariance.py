@@ -53,13 +53,13 @@ def invariance_gap(first: NDArray[np.floating[Any]], second: NDArray[np.floating
     """
     if len(first) < 2:
         raise InputError(f"the invariance gap needs two pairs or more, and there are {len(first)}")
-    total, count = apart(first, np.arange(len(first)))
+    total, count = group_distances(first, np.arange(len(first)))
     if total <= 0:
         raise InputError("all images have one embedding: there is no distance to measure the gap by")
-    return float(np.mean(moved(first, second))) / (total / count)
+    return float(np.mean(pair_distances(first, second))) / (total / count)
 
 
-def moved(first: NDArray[np.floating[Any]], second: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+def pair_distances(first: NDArray[np.floating[Any]], second: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     """1 - cos of the two members of every pair, float64 [P].
 
     Args:
@@ -73,7 +73,7 @@ def moved(first: NDArray[np.floating[Any]], second: NDArray[np.floating[Any]]) -
     return distances
 
 
-def apart(vectors: NDArray[np.floating[Any]], groups: NDArray[np.int64]) -> tuple[float, float]:
+def group_distances(vectors: NDArray[np.floating[Any]], groups: NDArray[np.int64]) -> tuple[float, float]:
     """1 - cos over all ordered pairs of rows of different groups: their sum, and how many they are, by sums alone.
 
     Args:
@@ -166,7 +166,7 @@ def side_effects(
             raise InputError(f"{count} embeddings before the map, and {len(rows)} rows of {name}")
     if not (np.isfinite(before).all() and np.isfinite(after).all()):
         raise InputError("an embedding has values that are not finite; leave that row out")
-    found = []
+    effects = []
     for name, values in attributes.items():
         known = _usable(name, values, own)
         labels, members = values[known], own[known]
@@ -175,24 +175,24 @@ def side_effects(
         for vectors in (before[known], after[known]):
             answers = np.zeros(len(labels), dtype=np.bool_)
             for part in range(parts):
-                answers |= told(vectors, labels, fold == part, reader)
+                answers |= reader_hits(vectors, labels, fold == part, reader)
             right.append(answers)
         bootstrap = Bootstrap(members, labels, resamples=resamples, seed=seed)
         # The last interval is that of the mean over values: each counts the same, however many rows it has.
         first, second = (bootstrap.intervals(answers)[-1] for answers in right)
         change = bootstrap.intervals(right[1], right[0])[-1]
-        found.append(SideEffect(name, first, second, change, 100 / len(bootstrap.codes), change.high < -tolerance))
-    return found
+        effects.append(SideEffect(name, first, second, change, 100 / len(bootstrap.codes), change.high < -tolerance))
+    return effects
 
 
 def _usable(name: str, values: NDArray[np.int64], groups: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Rows whose value is known and that two groups have, so that one can be fitted on while the other is tested."""
     pairs = np.unique(np.stack([values, groups]), axis=1)
     codes, counts = np.unique(pairs[0], return_counts=True)
-    kept = codes[(codes >= 0) & (counts > 1)]
-    if len(kept) < 2:
-        raise InputError(f"attribute {name!r} needs two values that two groups have each, and has {len(kept)}")
-    return np.isin(values, kept)
+    usable = codes[(codes >= 0) & (counts > 1)]
+    if len(usable) < 2:
+        raise InputError(f"attribute {name!r} needs two values that two groups have each, and has {len(usable)}")
+    return np.isin(values, usable)
 
 
 def _folds(labels: NDArray[np.int64], groups: NDArray[np.int64], parts: int, seed: int) -> NDArray[np.int64]:
@@ -230,7 +230,7 @@ def domain_leakage(
     left out: there class and environment are one thing.
 
     The centre is that of all images, tested ones too, which tells nothing where a class has tens of them in every
-    environment. Where it has one or two, the tested one is what the others lack: see `told`, which leaves it out.
+    environment. Where it has one or two, the tested one is what the others lack; `reader_hits` leaves it out.
 
     Args:
         vectors: [N, d], unit length.
@@ -250,12 +250,12 @@ def domain_leakage(
     fold = fold_numbers(np.stack([labels[rows], environment]), parts, seed)
     right = np.zeros(len(rows))
     for part in range(parts):
-        right += told(residuals, environment, fold == part, "probe")
+        right += reader_hits(residuals, environment, fold == part, "probe")
     recall = [right[environment == code].mean() for code in range(len(codes))]
     return Leakage(100 * float(np.mean(recall)), 100 / len(codes))
 
 
-def told(
+def reader_hits(
     vectors: NDArray[np.floating[Any]],
     environments: NDArray[np.int64],
     test: NDArray[np.bool_],
@@ -275,12 +275,12 @@ def told(
     right = np.zeros(len(vectors), dtype=np.bool_)
     if not test.any() or test.all():
         return right
-    seen = vectors if labels is None else vectors - _class_means(vectors, labels, test)
+    rows = vectors if labels is None else vectors - _class_means(vectors, labels, test)
     if reader == "probe":
-        right[test] = fit_probe(seen[~test], environments[~test]).correct(seen[test], environments[test])
+        right[test] = fit_probe(rows[~test], environments[~test]).correct(rows[test], environments[test])
     else:
         read = _by_centroid if reader == "centroid" else _by_line
-        right[test] = read(seen[~test], environments[~test], seen[test]) == environments[test]
+        right[test] = read(rows[~test], environments[~test], rows[test]) == environments[test]
     return right
 
 
@@ -295,19 +295,19 @@ def _without_class(
     vectors: NDArray[np.floating[Any]], labels: NDArray[np.int64], environments: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Rows of classes that two environments share, and their vectors less the class's centre."""
-    kept, residuals = [], []
+    row_parts, residuals = [], []
     shared = classes_in_several(labels, environments)
     for label in np.unique(labels[shared]):
         rows = np.flatnonzero(labels == label)
         codes = np.unique(environments[rows])
         means = [vectors[rows[environments[rows] == code]].mean(axis=0) for code in codes]
-        kept.append(rows)
+        row_parts.append(rows)
         residuals.append(vectors[rows] - np.mean(means, axis=0))
-    if not kept:
+    if not row_parts:
         raise InputError("leakage needs a class with images in two environments, and there is none")
-    found = np.concatenate(residuals).astype(np.float64)
-    scale = np.sqrt(np.mean(np.sum(found**2, axis=1)))
-    return np.concatenate(kept), found / scale if scale > 0 else found
+    vectors_left = np.concatenate(residuals).astype(np.float64)
+    scale = np.sqrt(np.mean(np.sum(vectors_left**2, axis=1)))
+    return np.concatenate(row_parts), vectors_left / scale if scale > 0 else vectors_left
 
 
 def fold_numbers(strata: NDArray[np.int64], parts: int, seed: int) -> NDArray[np.int64]:
@@ -351,23 +351,23 @@ def _class_means(
 
 
 def _by_centroid(
-    seen: NDArray[np.floating[Any]], environments: NDArray[np.int64], asked: NDArray[np.floating[Any]]
+    train: NDArray[np.floating[Any]], environments: NDArray[np.int64], queries: NDArray[np.floating[Any]]
 ) -> NDArray[np.int64]:
     codes = np.unique(environments)
-    centroids = np.stack([seen[environments == code].mean(axis=0) for code in codes])
-    return np.asarray(codes[np.argmax(asked @ centroids.T - (centroids**2).sum(axis=1) / 2, axis=1)])
+    centroids = np.stack([train[environments == code].mean(axis=0) for code in codes])
+    return np.asarray(codes[np.argmax(queries @ centroids.T - (centroids**2).sum(axis=1) / 2, axis=1)])
 
 
 def _by_line(
-    seen: NDArray[np.floating[Any]], environments: NDArray[np.int64], asked: NDArray[np.floating[Any]]
+    train: NDArray[np.floating[Any]], environments: NDArray[np.int64], queries: NDArray[np.floating[Any]]
 ) -> NDArray[np.int64]:
     codes, places, counts = np.unique(environments, return_inverse=True, return_counts=True)
     # Every environment weighs the same, however many images it has.
     weights = (1 / counts[places] / len(codes))[:, None]
-    centre = (weights * seen).sum(axis=0)
-    inputs = seen - centre
+    centre = (weights * train).sum(axis=0)
+    inputs = train - centre
     targets = np.eye(len(codes))[places] - 1 / len(codes)
     gram = inputs.T @ (weights * inputs)
     ridge = max(RIDGE * float(np.trace(gram)) / len(gram), np.finfo(np.float64).tiny)
     solved = np.linalg.solve(gram + ridge * np.eye(len(gram)), inputs.T @ (weights * targets))
-    return np.asarray(codes[np.argmax((asked - centre) @ solved, axis=1)])
+    return np.asarray(codes[np.argmax((queries - centre) @ solved, axis=1)])

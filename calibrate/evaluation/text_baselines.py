@@ -61,8 +61,8 @@ def embed_style_prompts(encoder: TextEncoder, styles: Sequence[str], classes: Se
     if len(styles) < 2 or not classes:
         raise InputError(f"style prompts need two styles and a class at least, not {len(styles)} and {len(classes)}")
     texts = [TEMPLATE.format(style=style, name=name) for style in styles for name in classes]
-    found = embed_texts(encoder, [*styles, *texts])
-    return StylePrompts(found[: len(styles)], found[len(styles) :].reshape(len(styles), len(classes), -1))
+    vectors = embed_texts(encoder, [*styles, *texts])
+    return StylePrompts(vectors[: len(styles)], vectors[len(styles) :].reshape(len(styles), len(classes), -1))
 
 
 def text_styles(prompts: NDArray[np.floating[Any]], removed: int | None = None) -> Baseline:
@@ -253,5 +253,5 @@ def _decomposed(
     if len(layers.image) != len(layers.text):
         raise ProjectionError(f"images end in {len(layers.image)} dimensions, but texts in {len(layers.text)}")
     left, values, right = np.linalg.svd(layers.image.T @ layers.text, full_matrices=False)
-    kept = values > _ZERO * values[0]
-    return left[:, kept], values[kept], right[kept].T
+    nonzero = values > _ZERO * values[0]
+    return left[:, nonzero], values[nonzero], right[nonzero].T

@@ -50,11 +50,11 @@ def answers(
         if bank is None:
             raise InputError("zero-shot answers need class names and a checkpoint with a text tower")
         return zero_shot(queries, labels, for_texts(what).apply(bank))
-    shown, given = what.apply(seen.vectors[seen.unchanged]), seen.labels[seen.unchanged]
+    support, support_labels = what.apply(seen.vectors[seen.unchanged]), seen.labels[seen.unchanged]
     if way == "prototypes":
-        return prototypes(shown, given, queries, labels)
-    C = PUBLISHED_C if way == "probe" else choose_penalty(shown, given, seen.environments[seen.unchanged])
-    return fit_probe(shown, given, C).correct(queries, labels)
+        return prototypes(support, support_labels, queries, labels)
+    C = PUBLISHED_C if way == "probe" else choose_penalty(support, support_labels, seen.environments[seen.unchanged])
+    return fit_probe(support, support_labels, C).correct(queries, labels)
 
 
 def shared_labels(table: EmbeddingTable, like: EmbeddingTable) -> NDArray[np.int64]:

@@ -48,16 +48,16 @@ RANK_SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 7 / 8)
 
 def bases(moments: Moments, candidates: Sequence[ProjectionCandidate]) -> dict[ProjectionCandidate, EstimatorBasis]:
     """Every candidate's basis; one eigendecomposition serves all ranks, and for shrinkage all λ too."""
-    found: dict[ProjectionCandidate, EstimatorBasis] = {}
+    by_setting: dict[ProjectionCandidate, EstimatorBasis] = {}
     for estimator in dict.fromkeys(candidate.estimator for candidate in candidates):
         strengths = [c.strength for c in candidates if c.estimator == estimator and c.strength is not None]
         if not strengths:
-            found[ProjectionCandidate(estimator)] = decompose(moments, estimator)
+            by_setting[ProjectionCandidate(estimator)] = decompose(moments, estimator)
             continue
         unique = list(dict.fromkeys(strengths))
         for basis in decompose_all(moments, estimator, unique):
-            found[ProjectionCandidate(estimator, None, basis.strength)] = basis
-    return {candidate: found[replace(candidate, rank=None, captions=False)] for candidate in candidates}
+            by_setting[ProjectionCandidate(estimator, None, basis.strength)] = basis
+    return {candidate: by_setting[replace(candidate, rank=None, captions=False)] for candidate in candidates}
 
 
 class Scorer:
@@ -70,47 +70,47 @@ class Scorer:
         self, table: EmbeddingTable, fold: Fold, objective: Objective, bank: NDArray[np.float64] | None
     ) -> None:
         self.labels, self.support_labels = table.labels[fold.queries], table.labels[fold.support]
-        self._given = {"queries": table.vectors[fold.queries]}
+        self._inputs = {"queries": table.vectors[fold.queries]}
         if objective != "zero-shot":
-            self._given["support"] = table.vectors[fold.support]
+            self._inputs["support"] = table.vectors[fold.support]
         if objective in TEXT_OBJECTIVES and bank is not None:
-            self._given["bank"] = bank
+            self._inputs["bank"] = bank
         self._probe = objective == "probe"
         self._axes: NDArray[np.float64] | None = None
         self._turned: dict[str, NDArray[np.float64]] = {}
 
     def __call__(self, basis: EstimatorBasis, rank: int | None) -> NDArray[np.float64]:
         """Share of right answers, 0 to 1, for every query."""
-        seen = self._seen(basis, rank)
+        vectors = self._mapped(basis, rank)
         answers: list[NDArray[np.bool_]] = []
         if self._probe:
-            answers.append(fit_probe(seen["support"], self.support_labels).correct(seen["queries"], self.labels))
-        elif "support" in seen:
-            answers.append(prototypes(seen["support"], self.support_labels, seen["queries"], self.labels))
-        if "bank" in seen:
-            answers.append(zero_shot(seen["queries"], self.labels, seen["bank"]))
+            answers.append(fit_probe(vectors["support"], self.support_labels).correct(vectors["queries"], self.labels))
+        elif "support" in vectors:
+            answers.append(prototypes(vectors["support"], self.support_labels, vectors["queries"], self.labels))
+        if "bank" in vectors:
+            answers.append(zero_shot(vectors["queries"], self.labels, vectors["bank"]))
         return np.asarray(np.mean(answers, axis=0))
 
     def margins(self, basis: EstimatorBasis, rank: int | None) -> list[NDArray[np.float64]]:
         """For every way of answering the margins of the queries whose class is known, in the same order of ways."""
-        seen = self._seen(basis, rank)
-        found: list[NDArray[np.float64]] = []
+        vectors = self._mapped(basis, rank)
+        by_way: list[NDArray[np.float64]] = []
         if self._probe:
-            probe = fit_probe(seen["support"], self.support_labels)
-            found.append(self._margins(seen["queries"], probe.classes, probe.weights, probe.bias))
-        elif "support" in seen:
-            found.append(self._margins(seen["queries"], *prototype_bank(seen["support"], self.support_labels)))
-        if "bank" in seen:
-            found.append(self._margins(seen["queries"], np.arange(len(seen["bank"])), seen["bank"]))
-        return found
+            probe = fit_probe(vectors["support"], self.support_labels)
+            by_way.append(self._margins(vectors["queries"], probe.classes, probe.weights, probe.bias))
+        elif "support" in vectors:
+            by_way.append(self._margins(vectors["queries"], *prototype_bank(vectors["support"], self.support_labels)))
+        if "bank" in vectors:
+            by_way.append(self._margins(vectors["queries"], np.arange(len(vectors["bank"])), vectors["bank"]))
+        return by_way
 
-    def _seen(self, basis: EstimatorBasis, rank: int | None) -> dict[str, NDArray[np.float64]]:
-        """Everything as a candidate shows it, unit length."""
+    def _mapped(self, basis: EstimatorBasis, rank: int | None) -> dict[str, NDArray[np.float64]]:
+        """The inputs as a candidate maps them, unit length."""
         if self._axes is not basis.axes:
             self._axes = basis.axes
             # The identity's axes are those that are there; multiplying by them would only take time.
             same = basis.estimator == "identity"
-            self._turned = self._given if same else {name: each @ basis.axes for name, each in self._given.items()}
+            self._turned = self._inputs if same else {name: each @ basis.axes for name, each in self._inputs.items()}
         return {name: unit(vectors[:, :rank] * basis.factors[:rank]) for name, vectors in self._turned.items()}
 
     def _margins(
@@ -140,17 +140,17 @@ def margins(scores: NDArray[np.floating[Any]], places: NDArray[np.int64]) -> NDA
     return np.asarray(own - others.max(axis=1))
 
 
-def separation(found: NDArray[np.float64]) -> float:
+def separation(margins: NDArray[np.float64]) -> float:
     """How many standard deviations the mean margin lies above zero: of normal margins, Φ(-that) would be wrong.
 
     It is a ratio, so it does not grow as a projection spreads all embeddings.
 
     Args:
-        found: float64 [N], margins; 0 for none.
+        margins: float64 [N]; 0 for none.
     """
-    if not len(found):
+    if not len(margins):
         return 0.0
-    mean, spread = float(np.mean(found)), float(np.std(found))
+    mean, spread = float(np.mean(margins)), float(np.std(margins))
     return mean / max(spread, _LEAST * abs(mean)) if mean else 0.0
 
 
@@ -234,15 +234,18 @@ def grid(
         InputError: No estimator takes what was given.
     """
     ranks = [rank] if rank is not None else sorted({max(1, round(width * share)) for share in RANK_SHARES} - {width})
-    found: list[ProjectionCandidate] = []
+    candidates: list[ProjectionCandidate] = []
     if estimator in ("auto", "shrinkage") and rank is None:
         lambdas = STRENGTHS["shrinkage"] if strength is None else (strength,)
-        found += [ProjectionCandidate("shrinkage", None, value) for value in lambdas]
+        candidates += [ProjectionCandidate("shrinkage", None, value) for value in lambdas]
     if estimator in ("auto", "generalised") and strength is None:
-        found += [ProjectionCandidate("generalised", value) for value in ranks]
+        candidates += [ProjectionCandidate("generalised", value) for value in ranks]
     if estimator in ("auto", "icm"):
         lambdas = STRENGTHS["icm"] if strength is None else (strength,)
-        found += [ProjectionCandidate("icm", value, each) for each in lambdas for value in ranks]
-    if not found and estimator != "identity":
+        candidates += [ProjectionCandidate("icm", value, each) for each in lambdas for value in ranks]
+    if not candidates and estimator != "identity":
         raise InputError(f"--estimator {estimator} cannot take this --rank or --strength; only icm takes both")
-    return [ProjectionCandidate("identity"), *(replace(each, captions=flag) for flag in captions for each in found)]
+    return [
+        ProjectionCandidate("identity"),
+        *(replace(each, captions=flag) for flag in captions for each in candidates),
+    ]

@@ -229,11 +229,11 @@ def energies(projection: Projection, moments: Moments) -> dict[str, float]:
     Where no pair differs there is no movement to keep a share of, and it counts as 0.
     """
     A = projection.A_inv / np.linalg.norm(projection.A_inv, 2)
-    kept = {}
+    shares = {}
     for name, moment in (("kept_variation", moments.sigma), ("kept_movement", moments.sigma_delta)):
         whole = float(np.trace(moment))
-        kept[name] = round(float(np.vdot(A, moment @ A)) / whole, 4) if whole > 0 else 0.0
-    return kept
+        shares[name] = round(float(np.vdot(A, moment @ A)) / whole, 4) if whole > 0 else 0.0
+    return shares
 
 
 def few(facts: dict[str, Any], width: int) -> bool:

@@ -160,12 +160,12 @@ class EstimatorBasis:
             ProjectionError: The rank is not from 1 to D, or below D for an estimator that does not cut.
         """
         width = len(self.axes)
-        kept = width if rank is None else rank
-        if not 1 <= kept <= width:
-            raise ProjectionError(f"rank {kept} is not from 1 to the encoder's width {width}")
-        if kept < width and not self.cuts:
+        count = width if rank is None else rank
+        if not 1 <= count <= width:
+            raise ProjectionError(f"rank {count} is not from 1 to the encoder's width {width}")
+        if count < width and not self.cuts:
             raise ProjectionError(f"{self.estimator} keeps the full rank {width}; a rank goes with icm or generalised")
-        A_inv = (self.axes * self.factors)[:, :kept]
+        A_inv = (self.axes * self.factors)[:, :count]
         if not self.cuts:
             # Turning the axes back changes no cosine, and leaves an A_inv that is near the identity where little moves.
             A_inv = A_inv @ self.axes.T
@@ -283,8 +283,8 @@ def _shrinkage(moments: Moments, strengths: Sequence[float]) -> list[EstimatorBa
         raise ProjectionError("no pair differs at all: all of its members have equal embeddings; check the pairs")
     # eigh's ascending order of Σ_Δ is the descending one of what is kept.
     moved = np.maximum(values, 0) / mean
-    kept = [1 / np.sqrt(1 + strength * moved) for strength in strengths]
+    all_factors = [1 / np.sqrt(1 + strength * moved) for strength in strengths]
     return [
         EstimatorBasis("shrinkage", strength, vectors, factors, factors, cuts=False)
-        for strength, factors in zip(strengths, kept, strict=True)
+        for strength, factors in zip(strengths, all_factors, strict=True)
     ]

@@ -108,7 +108,7 @@ def _environment_fold(
 ) -> Fold:
     """Left out: the environment, all of `kinds` everywhere, and the concepts of `part`."""
     left, some = table.environments == code, np.isin(table.kinds, kinds)
-    queries = left & _asked(part, fitted) & (table.unchanged | some)
+    queries = left & _scored_concepts(part, fitted) & (table.unchanged | some)
     name = table.environment_names[code]
     return Fold(
         fit=~left & ~some & _others(part),
@@ -121,7 +121,7 @@ def _environment_fold(
 def _concept_fold(table: EmbeddingTable, code: int, part: NDArray[np.bool_], fitted: bool) -> Fold:
     """Left out: the concepts of `part`, in both environments."""
     left = table.environments == code
-    queries = table.unchanged & left & _asked(part, fitted)
+    queries = table.unchanged & left & _scored_concepts(part, fitted)
     return Fold(
         fit=_others(part),
         support=table.unchanged & ~left,
@@ -132,7 +132,7 @@ def _concept_fold(table: EmbeddingTable, code: int, part: NDArray[np.bool_], fit
 
 def _kind_fold(table: EmbeddingTable, code: int, part: NDArray[np.bool_], fitted: bool) -> Fold:
     """Left out: the kind of intervention, and the concepts of `part`."""
-    queries = (table.kinds == code) & _asked(part, fitted)
+    queries = (table.kinds == code) & _scored_concepts(part, fitted)
     return Fold(
         fit=(table.kinds != code) & _others(part),
         support=table.unchanged,
@@ -141,7 +141,7 @@ def _kind_fold(table: EmbeddingTable, code: int, part: NDArray[np.bool_], fitted
     )
 
 
-def _asked(part: NDArray[np.bool_], fitted: bool) -> NDArray[np.bool_]:
+def _scored_concepts(part: NDArray[np.bool_], fitted: bool) -> NDArray[np.bool_]:
     """Rows of the concepts that are scored."""
     return _others(part) if fitted else part
 

@@ -134,8 +134,8 @@ def consistency_loss(logits: torch.Tensor, hand_written: torch.Tensor) -> torch.
     Returns:
         [N].
     """
-    wanted = hand_written.detach().log_softmax(dim=1)
-    return (wanted.exp() * (wanted - logits.log_softmax(dim=1))).sum(dim=1)
+    target = hand_written.detach().log_softmax(dim=1)
+    return (target.exp() * (target - logits.log_softmax(dim=1))).sum(dim=1)
 
 
 def fused_log_evidence(opinions: Sequence[torch.Tensor]) -> torch.Tensor:

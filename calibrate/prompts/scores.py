@@ -134,7 +134,7 @@ class Side:
 
 
 def scored_of(
-    seen: LabelledEmbeddings,
+    embedded: LabelledEmbeddings,
     split: Split,
     bank: NDArray[np.float64],
     logit_scale: float,
@@ -144,7 +144,7 @@ def scored_of(
     """The held-back images, or the validation images where none are held back.
 
     Args:
-        seen: All images.
+        embedded: All images.
         split: Which of them are which.
         bank: float64 [M + 1, K, d].
         logit_scale: τ.
@@ -152,7 +152,7 @@ def scored_of(
         pixels: How the encoder wants its images.
     """
     held = bool(len(split.held))
-    chosen = seen.part(split.held if held else split.validation)
+    chosen = embedded.part(split.held if held else split.validation)
     return ScoredImages(held, chosen, bank, logit_scale, scales, pixels)
 
 

@@ -88,8 +88,8 @@ class LearnedTexts:
         rows = ids.reshape(-1, ids.shape[-1])
         with torch.inference_mode():
             parts = [self.embed(rows[start : start + _CHUNK]).double() for start in range(0, len(rows), _CHUNK)]
-        found = torch.cat(parts).numpy()
-        return np.asarray((found / np.linalg.norm(found, axis=1, keepdims=True)).reshape(*ids.shape[:-1], -1))
+        vectors = torch.cat(parts).numpy()
+        return np.asarray((vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).reshape(*ids.shape[:-1], -1))
 
     def _shortened(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         return cut_to_longest(rows, self._tokenizer.spec) if self.cut else np.ascontiguousarray(rows)

@@ -189,8 +189,14 @@ def train(
     """
     start, spread = starting_context(checkpoint, options)
     learner = _Learner(checkpoint, task, options, projection, start, spread)
-    asked = ["training-3", checkpoint.sha256, projection.digest if projection else None, options.to_json(), task.digest]
-    key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+    inputs = [
+        "training-3",
+        checkpoint.sha256,
+        projection.digest if projection else None,
+        options.to_json(),
+        task.digest,
+    ]
+    key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
     file = work / f"cdc-{key[:16]}.safetensors" if work else None
     state = learner.begin(file, key)
     for _ in progress(range(state.step, options.steps), total=options.steps - state.step, desc="learning templates"):
@@ -243,12 +249,12 @@ class _Learner:
 
     def begin(self, file: Path | None, key: str) -> TrainingState:
         """The start, or where the file says that it stands."""
-        kept = read_state(file, key) if file else None
-        if kept is None:
+        saved = read_state(file, key) if file else None
+        if saved is None:
             state = TrainingState(0, {}, {})
             self.look(state)
             return state
-        state, moments = kept
+        state, moments = saved
         with torch.no_grad():
             for name, parameter in self._parameters().items():
                 parameter.copy_(state.tensors[name])
@@ -318,9 +324,9 @@ class _Learner:
     def _validation_loss(self) -> float:
         rows = np.flatnonzero(np.isin(self.validation_labels, self.checked))
         labels = torch.from_numpy(np.searchsorted(self.checked, self.validation_labels[rows]))
-        seen = self.validation[rows]
+        vectors = self.validation[rows]
         banks = [self.hand_written[self.checked], *torch.from_numpy(self.texts.bank(self.ids[:, self.checked])).float()]
-        logits = [self.tau * seen @ bank.T for bank in banks]
+        logits = [self.tau * vectors @ bank.T for bank in banks]
         if "evidential" in self.options.losses:
             fused = losses.fused_log_evidence(self._opinions(logits))
             return float(losses.evidential_loss(fused, labels).mean())

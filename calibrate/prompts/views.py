@@ -71,14 +71,14 @@ def split_rows(labels: NDArray[np.int64], *, shots: int | None, validation: floa
             back = min(_whole(rng, held * len(rows)), spare)
             checked = min(_whole(rng, validation * len(rows)), spare - back)
             first, second = len(rows) - back - checked, len(rows) - back
-        for part, taken in zip(parts, np.split(rows, [first, second]), strict=True):
-            part.extend(int(row) for row in taken)
-    train, checks, kept = (np.asarray(sorted(part), dtype=np.int64) for part in parts)
+        for part, part_rows in zip(parts, np.split(rows, [first, second]), strict=True):
+            part.extend(int(row) for row in part_rows)
+    train, checks, held_rows = (np.asarray(sorted(part), dtype=np.int64) for part in parts)
     if not len(checks):
         raise InputError(
             f"{len(labels)} images leave none to validate on; add images of the classes, or ask for fewer shots"
         )
-    return Split(train, checks, kept)
+    return Split(train, checks, held_rows)
 
 
 def _whole(rng: np.random.Generator, count: float) -> int:
@@ -129,18 +129,18 @@ def embed_images(
     Raises:
         InputError: None can be used, or they are of one class alone.
     """
-    found = embed(encoder, [EmbeddingJob(image.path) for image in images], cache=cache, progress=progress)
-    used = tuple(images[index] for index in found.kept)
+    embedded = embed(encoder, [EmbeddingJob(image.path) for image in images], cache=cache, progress=progress)
+    used = tuple(images[index] for index in embedded.kept)
     labels, names = codes([image.name for image in used])
     if len(names) < 2:
         raise InputError(f"all images are of one class, {names[0]!r}; templates are learnt from two classes or more")
     return LabelledEmbeddings(
-        vectors=_projected(found.vectors, projection),
+        vectors=_projected(embedded.vectors, projection),
         labels=labels,
         names=names,
         used=used,
-        digests=tuple(found.digests[index] for index in found.kept),
-        skipped=tuple(reason for _, reason in found.skipped),
+        digests=tuple(embedded.digests[index] for index in embedded.kept),
+        skipped=tuple(reason for _, reason in embedded.skipped),
     )
 
 
@@ -189,10 +189,10 @@ def augmented(
             jobs.append(EmbeddingJob(image.path, kind, seed, donor))
     declined: dict[str, int] = {}
     if jobs:
-        found = embed(encoder, jobs, cache=cache, progress=progress)
-        where = np.asarray([places[index] for index in found.kept])
-        views[where[:, 0], where[:, 1]] = _projected(found.vectors, projection)
-        for index, _ in (*found.declined, *found.skipped):
+        embedded = embed(encoder, jobs, cache=cache, progress=progress)
+        where = np.asarray([places[index] for index in embedded.kept])
+        views[where[:, 0], where[:, 1]] = _projected(embedded.vectors, projection)
+        for index, _ in (*embedded.declined, *embedded.skipped):
             kind = augmentations[places[index][0]]
             label = kind.label if kind else ""
             declined[label] = declined.get(label, 0) + 1

@@ -62,7 +62,7 @@ def changed_pairs(evidence: ReportEvidence) -> list[dict[str, Any]]:
     table = evidence.table
     kinds = [int(kind) for kind in np.unique(table.kinds[~table.unchanged])]
     each = min(OF_A_KIND, max(1, CHANGED_PAIRS // max(1, len(kinds))))
-    found = []
+    cards = []
     for kind in kinds:
         rows = np.flatnonzero(table.kinds == kind)
         names = [evidence.images[row].environment for row in rows]
@@ -70,28 +70,28 @@ def changed_pairs(evidence: ReportEvidence) -> list[dict[str, Any]]:
             origin = int(table.origins[row])
             gap = 1 - float(table.vectors[row] @ table.vectors[origin])
             pair = {"kind": table.kind_names[kind], "gap": gap}
-            found.append(pair | {"first": _thumbnail(evidence, origin), "second": _thumbnail(evidence, row)})
-    return found[:CHANGED_PAIRS]
+            cards.append(pair | {"first": _thumbnail(evidence, origin), "second": _thumbnail(evidence, row)})
+    return cards[:CHANGED_PAIRS]
 
 
 def natural_rows(evidence: ReportEvidence) -> list[dict[str, Any]]:
     """Concepts in their environments: the first ones drawn of those that stand in two or more."""
-    table, found = evidence.table, []
+    table, cards = evidence.table, []
     rows = np.flatnonzero(table.unchanged)
-    seen: dict[int, dict[int, int]] = {}
+    by_concept: dict[int, dict[int, int]] = {}
     for row in rows[np.argsort(evidence.ranks[rows])]:
-        seen.setdefault(int(table.concepts[row]), {}).setdefault(int(table.environments[row]), int(row))
-    for concept, members in seen.items():
+        by_concept.setdefault(int(table.concepts[row]), {}).setdefault(int(table.environments[row]), int(row))
+    for concept, members in by_concept.items():
         if len(members) < 2:
             continue
         chosen = [members[environment] for environment in sorted(members)][:NATURAL_ENVIRONMENTS]
         images = [_thumbnail(evidence, row) for row in chosen]
         concept_name = table.concept_names[concept]
         name = images[0].name
-        found.append({"name": name, "concept": "" if concept_name == name else concept_name, "images": images})
-        if len(found) == NATURAL_CONCEPTS:
+        cards.append({"name": name, "concept": "" if concept_name == name else concept_name, "images": images})
+        if len(cards) == NATURAL_CONCEPTS:
             break
-    return found
+    return cards
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def turned(evidence: ReportEvidence, retrieval: Retrieval, *, texts: bool) -> li
     if answers is None or answers.after is None:
         return []
     old, new = correct(evidence, retrieval, answers.before), correct(evidence, retrieval, answers.after)
-    found = []
+    groups = []
     for title, changed in (("became right", ~old & new), ("became wrong", old & ~new)):
         places = np.flatnonzero(changed)
         names = [retrieval.groups[place] for place in places]
@@ -135,8 +135,8 @@ def turned(evidence: ReportEvidence, retrieval: Retrieval, *, texts: bool) -> li
             }
             for place in places[drawn]
         ]
-        found.append(Turned(title, len(places), cards))
-    return found
+        groups.append(Turned(title, len(places), cards))
+    return groups
 
 
 def correct(evidence: ReportEvidence, retrieval: Retrieval, nearest: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -176,7 +176,7 @@ def _in_turns(ranks: NDArray[np.int64], groups: Sequence[str]) -> list[int]:
 def _thumbnail(evidence: ReportEvidence, row: int) -> Thumbnail:
     image, kind = evidence.images[row], int(evidence.table.kinds[row])
     changed = "" if kind < 0 else f", {evidence.table.kind_names[kind]}"
-    return Thumbnail(data_uri(evidence.shown(row)), image.name, image.environment + changed)
+    return Thumbnail(data_uri(evidence.encoder_input(row)), image.name, image.environment + changed)
 
 
 def write_page(path: Path, result: Calibration, options: FitOptions, evidence: ReportEvidence) -> None:
@@ -213,7 +213,7 @@ def write_page(path: Path, result: Calibration, options: FitOptions, evidence: R
         concepts_left_out=evidence.concepts_left_out,
         gaps=_gaps(evidence),
         leakage=_leakage(evidence),
-        skipped=skipped_by_reason(facts["skipped"], evidence.given),
+        skipped=skipped_by_reason(facts["skipped"], evidence.paths),
         problems=ProblemCounts.from_json(facts["problems"]).lines(),
         options=json.dumps(options.to_json(), indent=2, ensure_ascii=False),
         other_facts={
@@ -247,10 +247,10 @@ def _spectrum(result: Calibration, name: str) -> dict[str, Any] | None:
     values = result.projection.eigenvalues
     if not len(values):
         return None
-    shown = np.unique(np.linspace(0, len(values) - 1, min(SPECTRUM_ROWS, len(values))).round().astype(int))
+    places = np.unique(np.linspace(0, len(values) - 1, min(SPECTRUM_ROWS, len(values))).round().astype(int))
     return {
         "plot": spectrum_plot(values, f"Spectrum of {name}", result.projection.rank),
-        "rows": [(int(place) + 1, float(values[place])) for place in shown],
+        "rows": [(int(place) + 1, float(values[place])) for place in places],
     }
 
 

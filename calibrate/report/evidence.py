@@ -13,11 +13,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from invariclip.calibrate.data.embed import embed, shown
+from invariclip.calibrate.data.embed import embed, encoder_input
 from invariclip.calibrate.data.images import SkippedImageWarning
 from invariclip.calibrate.data.pairs import EmbeddingTable, fitted_moments, natural_pairs
 from invariclip.calibrate.data.versions import EmbeddingJob, changed_versions
-from invariclip.calibrate.evaluation.invariance import Reader, apart, classes_in_several, moved, told
+from invariclip.calibrate.evaluation.invariance import (
+    Reader,
+    classes_in_several,
+    group_distances,
+    pair_distances,
+    reader_hits,
+)
 from invariclip.calibrate.fit import bank_of, tabulate
 from invariclip.calibrate.projection.bootstrap import AccuracyInterval, Bootstrap
 from invariclip.calibrate.projection.candidates import ProjectionCandidate
@@ -125,14 +131,14 @@ def gaps(table: EmbeddingTable, spaces: list[Space], seed: int) -> Gaps | None:
     if not len(first):
         return None
     bootstrap = Bootstrap(table.concepts[first], kinds, seed=seed)
-    old = bootstrap.intervals(moved(table.vectors[first], table.vectors[second]) / before)
+    old = bootstrap.intervals(pair_distances(table.vectors[first], table.vectors[second]) / before)
     new: list[AccuracyInterval | None] = [None] * len(old)
     if after:
         # Both members of a pair are of one concept, hence of one space.
-        seen = np.empty((len(table.vectors), spaces[0].see(table.vectors[:1]).shape[1]))
+        projected_vectors = np.empty((len(table.vectors), spaces[0].see(table.vectors[:1]).shape[1]))
         for space in spaces:
-            seen[space.held] = space.see(table.vectors[space.held])
-        new = list(bootstrap.intervals(moved(seen[first], seen[second]) / after))
+            projected_vectors[space.held] = space.see(table.vectors[space.held])
+        new = list(bootstrap.intervals(pair_distances(projected_vectors[first], projected_vectors[second]) / after))
     names = (*table.kind_names, NATURAL)
     return Gaps(
         tuple(
@@ -157,7 +163,7 @@ def leakage(table: EmbeddingTable, spaces: list[Space], ranks: NDArray[np.int64]
     rows = np.sort(rows[np.argsort(ranks[rows])][:MAX_ROWS])
     if len(np.unique(table.environments[rows])) < 2:
         return []
-    found: list[Change] = []
+    changes: list[Change] = []
     shared = rows[classes_in_several(table.labels[rows], table.environments[rows])]
     for within, where in ((False, rows), (True, shared)):
         if len(np.unique(table.environments[where])) < 2:
@@ -165,17 +171,17 @@ def leakage(table: EmbeddingTable, spaces: list[Space], ranks: NDArray[np.int64]
         bootstrap = Bootstrap(table.concepts[where], table.environments[where], seed=seed)
         labels = table.labels[where] if within else None
         plain = _read(table, [Space(space.held, None) for space in spaces], where, ranks, labels)
-        seen = _read(table, spaces, where, ranks, labels) if spaces[0].projection is not None else None
-        found += [
+        projected = _read(table, spaces, where, ranks, labels) if spaces[0].projection is not None else None
+        changes += [
             Change(
                 f"{reader}, {'within class' if within else 'any class'}",
                 len(where),
                 bootstrap.intervals(plain[reader])[-1],
-                bootstrap.intervals(seen[reader])[-1] if seen else None,
+                bootstrap.intervals(projected[reader])[-1] if projected else None,
             )
             for reader in plain
         ]
-    return found
+    return changes
 
 
 def _apart(table: EmbeddingTable, spaces: list[Space]) -> float | None:
@@ -183,7 +189,7 @@ def _apart(table: EmbeddingTable, spaces: list[Space]) -> float | None:
     total = count = 0.0
     for space in spaces:
         rows = np.flatnonzero(space.held & table.unchanged)
-        distances, pairs = apart(space.see(table.vectors[rows]), table.labels[rows])
+        distances, pairs = group_distances(space.see(table.vectors[rows]), table.labels[rows])
         total, count = total + distances, count + pairs
     return total / count if count and total > 0 else None
 
@@ -199,7 +205,7 @@ def _read(
     environments = table.environments[rows]
     correct = {name: np.zeros(len(rows), dtype=np.bool_) for name in READERS}
     for space in spaces:
-        seen = space.see(table.vectors[rows])
+        vectors = space.see(table.vectors[rows])
         tests = [space.held[rows]]
         if tests[0].all():
             # Concepts are too few to be left out: images are, in the order in which they would be drawn.
@@ -207,7 +213,7 @@ def _read(
             tests = [turn == part for part in range(PARTS)]
         for test in tests:
             for name in READERS:
-                correct[name] |= told(seen, environments, test, name, labels=labels)
+                correct[name] |= reader_hits(vectors, environments, test, name, labels=labels)
     return correct
 
 
@@ -224,10 +230,10 @@ class ReportEvidence:
         jobs: Of every row, how its image was made.
         seed: Of everything that is drawn.
         retrieval: Nearest images and class texts, before and after.
-        gaps: How far pairs are apart, before and after.
-        leakage: How well an environment can be told, before and after.
+        gaps: How far pairs are group_distances, before and after.
+        leakage: How well an environment can be reader_hits, before and after.
         concepts_left_out: Whether `gaps` and `leakage` are of concepts that the projection had not seen.
-        given: The paths of all images, of those that were skipped too.
+        paths: Those of all images, skipped ones too.
     """
 
     table: EmbeddingTable
@@ -241,15 +247,15 @@ class ReportEvidence:
     gaps: Gaps | None
     leakage: tuple[Change, ...]
     concepts_left_out: bool
-    given: frozenset[str]
+    paths: frozenset[str]
 
-    def shown(self, row: int) -> NDArray[np.uint8]:
+    def encoder_input(self, row: int) -> NDArray[np.uint8]:
         """What the encoder saw for a row, uint8 [H, W, 3].
 
         Raises:
             InputError: The file cannot be read any more.
         """
-        return shown(self.jobs[row], self.digests[row], self.spec)
+        return encoder_input(self.jobs[row], self.digests[row], self.spec)
 
 
 def gather(
@@ -307,7 +313,7 @@ def gather(
         gaps=gaps(table, spaces, options.seed),
         leakage=tuple(leakage(table, spaces, ranks, options.seed)),
         concepts_left_out=len(spaces) > 1,
-        given=frozenset(str(image.path) for image in images),
+        paths=frozenset(str(image.path) for image in images),
     )
 
 

@@ -103,20 +103,20 @@ def reliability_plot(figures: PageFigures) -> str:
 
 def histogram_plot(figures: PageFigures) -> str:
     """Uncertainty of right and of wrong answers, each as shares of its own kind: there are often few wrong ones."""
-    found = figures.histogram
-    width = found.edges[1] - found.edges[0]
+    histogram = figures.histogram
+    width = histogram.edges[1] - histogram.edges[0]
     with drawing():
         figure, axes = new_figure("Uncertainty u of right and of wrong answers", WIDTH, HEIGHT)
-        kinds = (("right", found.right, AFTER, 0.0), ("wrong", found.wrong, SERIES[1], width / 2))
+        kinds = (("right", histogram.right, AFTER, 0.0), ("wrong", histogram.wrong, SERIES[1], width / 2))
         for name, counts, colour, shift in kinds:
             total = int(counts.sum())
             if total:
                 shares = 100 * counts / total
                 label = f"{name} ({total:,})"
-                axes.bar(found.edges[:-1] + shift, shares, width / 2, align="edge", color=colour, label=label)
+                axes.bar(histogram.edges[:-1] + shift, shares, width / 2, align="edge", color=colour, label=label)
         if figures.mark:
             axes.axvline(figures.mark.uncertainty, color=INK, linewidth=1, linestyle=":", label="abstain above")
-        axes.set_xlim(0, found.edges[-1])
+        axes.set_xlim(0, histogram.edges[-1])
         _name(axes, "u", "% of the right, of the wrong")
         figure.legend(**_LEGEND, ncols=3)
         return svg(
@@ -239,8 +239,8 @@ def _bend(axes: Any) -> None:
     axes.set_yscale("symlog", linthresh=STRAIGHT, linscale=1.2)
     axes.set_ylim(low, high)
     ticks = [sign * size for size in (50, 20, 10, 5, 2, 1) for sign in (-1, 1)] + [0]
-    shown = sorted(tick for tick in ticks if low <= tick <= high)
-    axes.set_yticks(shown, [f"{tick:+d}".replace("-", "−") if tick else "0" for tick in shown])
+    visible = sorted(tick for tick in ticks if low <= tick <= high)
+    axes.set_yticks(visible, [f"{tick:+d}".replace("-", "−") if tick else "0" for tick in visible])
     axes.set_yticks([], minor=True)
 
 

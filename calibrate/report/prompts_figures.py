@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from invariclip.calibrate.prompts.learn import Learnt
+    from invariclip.calibrate.prompts.learn import LearnedResult
     from invariclip.calibrate.prompts.options import PromptOptions
     from invariclip.calibrate.prompts.scores import ScoredImages
     from invariclip.uncertainty import Fused
@@ -157,20 +157,20 @@ class PageFigures:
     sure_and_wrong: tuple[Example, ...]
 
 
-def figures_of(learnt: Learnt, options: PromptOptions) -> PageFigures:
+def figures_of(learned: LearnedResult, options: PromptOptions) -> PageFigures:
     """Computes all of them.
 
     Args:
-        learnt: What `learn` gave.
+        learned: What `learn` gave.
         options: What it was asked for.
     """
-    scored = learnt.scored
+    scored = learned.scored
     labels = scored.images.labels
     plain, cdc = sides(scored)
     # One group: intervals are over classes, as images of a class succeed and fail together
     bootstrap = Bootstrap(labels, np.zeros_like(labels), seed=options.seed)
     unsure, wrong = _examples(scored, plain, cdc)
-    above = learnt.semantics.abstain_above
+    above = learned.semantics.abstain_above
     return PageFigures(
         hand_written=plain,
         cdc=cdc,
@@ -213,16 +213,16 @@ def _histogram(cdc: Side) -> Histogram:
 def _templates(scored: ScoredImages, cdc: Side, options: PromptOptions, bootstrap: Bootstrap) -> tuple[Template, ...]:
     vectors, labels = scored.images.vectors, scored.images.labels
     every = np.arange(len(scored.bank))
-    seen = ["", *(PLAIN if kind is None else kind.label for kind in options.views)]
-    found = []
+    augmentations = ["", *(PLAIN if kind is None else kind.label for kind in options.views)]
+    templates = []
     for m in every:
         own, rest = every[m : m + 1], np.delete(every, m)
         answers = (vectors @ scored.bank[m].T).argmax(axis=1)
         others = _fused(scored, rest).probabilities.argmax(axis=1)
-        found.append(
+        templates.append(
             Template(
                 name=f"learned {m}" if m else "hand-written",
-                seen=seen[m],
+                seen=augmentations[m],
                 scale=float(scored.scales.scale[m]),
                 bias=float(scored.scales.bias[m]),
                 accuracy=bootstrap.intervals(answers == labels)[-1],
@@ -231,7 +231,7 @@ def _templates(scored: ScoredImages, cdc: Side, options: PromptOptions, bootstra
                 without=100 * float((others == labels).mean()),
             )
         )
-    return tuple(found)
+    return tuple(templates)
 
 
 def _fused(scored: ScoredImages, places: NDArray[np.int64]) -> Fused:

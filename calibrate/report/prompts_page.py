@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from invariclip.calibrate.data.embed import shown
+from invariclip.calibrate.data.embed import encoder_input
 from invariclip.calibrate.data.versions import EmbeddingJob
 from invariclip.calibrate.report import plots
 from invariclip.calibrate.report.prompts_figures import figures_of
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from invariclip.calibrate.data.images import ImageRecord
-    from invariclip.calibrate.prompts.learn import Learnt
+    from invariclip.calibrate.prompts.learn import LearnedResult
     from invariclip.calibrate.prompts.options import PromptOptions
     from invariclip.calibrate.prompts.scores import Reliability, ScoredImages
     from invariclip.calibrate.report.prompts_figures import Example, Histogram, PageFigures
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 TEMPLATE = Path(__file__).with_name("prompts_page.html")
 
 
-def conclude(learnt: Learnt, figures: PageFigures) -> Conclusion:
+def conclude(learned: LearnedResult, figures: PageFigures) -> Conclusion:
     """The first thing on the page: the gain, and what there is to know before it is used."""
     plain, cdc, gain = figures.hand_written, figures.cdc, figures.gain
-    which = "held-back" if learnt.scored.held else "validation"
+    which = "held-back" if learned.scored.held else "validation"
     helps: bool | None = None
     if not figures.telling:
         word = "All of these images are of one class, so there is no interval."
@@ -47,21 +47,21 @@ def conclude(learnt: Learnt, figures: PageFigures) -> Conclusion:
     )
     before, after = plain.reliability.error, cdc.reliability.error
     sentences = [f"The expected calibration error went from {before:.3f} to {after:.3f}."]
-    if not learnt.scored.held:
+    if not learned.scored.held:
         sentences.append(
             "No images were held back: all scores are of the validation images, which stopped the training and "
             "which the evidence was fitted on, so they flatter CDC."
         )
-    if learnt.facts["best_step"] == 0:
-        sentences.append(f"Training: {course(learnt.facts)}.")
-    sentences.append(_threshold(learnt))
+    if learned.facts["best_step"] == 0:
+        sentences.append(f"Training: {course(learned.facts)}.")
+    sentences.append(_threshold(learned))
     return Conclusion(helps, headline, tuple(sentences))
 
 
-def _threshold(learnt: Learnt) -> str:
-    if learnt.threshold is None:
+def _threshold(learned: LearnedResult) -> str:
+    if learned.threshold is None:
         return "No target risk was asked for, so there is no threshold to abstain above (--target-risk)."
-    said = learnt.threshold.sentence()
+    said = learned.threshold.sentence()
     return f"{said[0].upper()}{said[1:]}."
 
 
@@ -70,19 +70,19 @@ def page_beside(report: Path) -> Path:
     return report.with_name(f"{report.stem}.cdc.html")
 
 
-def write_page(path: Path, learnt: Learnt, options: PromptOptions, images: Sequence[ImageRecord]) -> None:
+def write_page(path: Path, learned: LearnedResult, options: PromptOptions, images: Sequence[ImageRecord]) -> None:
     """Renders the page and writes it atomically.
 
     Args:
         path: The .html file.
-        learnt: What `learn` gave.
+        learned: What `learn` gave.
         options: What it was asked for.
         images: What was given to it, with those that were skipped.
 
     Raises:
         InputError: The file cannot be written, or an image cannot be read any more.
     """
-    figures, facts = figures_of(learnt, options), learnt.facts
+    figures, facts = figures_of(learned, options), learned.facts
     curve = [(int(step), float(loss)) for step, loss in facts["curve"]]
     wrong = not (figures.hand_written.right.all() and figures.cdc.right.all())
     # Where neither side is ever wrong there is no risk: words instead of two lines at nought
@@ -90,29 +90,29 @@ def write_page(path: Path, learnt: Learnt, options: PromptOptions, images: Seque
     write_html(
         path,
         TEMPLATE,
-        learnt=learnt,
+        learned=learned,
         facts=facts,
-        semantics=learnt.semantics,
+        semantics=learned.semantics,
         figures=figures,
         sides=(figures.hand_written, figures.cdc),
-        conclusion=conclude(learnt, figures),
+        conclusion=conclude(learned, figures),
         skipped=skipped_by_reason(facts["skipped"], frozenset(str(image.path) for image in images)),
-        projection=_projection(learnt),
+        projection=_projection(learned),
         course={"plot": plots.course_plot(curve, facts["best_step"]), "rows": curve, "words": course(facts)},
         risk={"plot": risk, "rows": _covered(figures)},
         reliability={"plot": plots.reliability_plot(figures), "rows": _bins(figures)},
         histogram={"plot": plots.histogram_plot(figures), "rows": _histogram(figures.histogram)},
         templates_plot=plots.templates_plot(figures.templates, figures.cdc.accuracy),
-        unsure=[_card(learnt.scored, one) for one in figures.unsure],
-        sure_and_wrong=[_card(learnt.scored, one) for one in figures.sure_and_wrong],
+        unsure=[_card(learned.scored, one) for one in figures.unsure],
+        sure_and_wrong=[_card(learned.scored, one) for one in figures.sure_and_wrong],
         wrong=int((~figures.cdc.right).sum()),
         options=json.dumps(options.to_json(), indent=2, ensure_ascii=False),
         signed=signed,
     )
 
 
-def _projection(learnt: Learnt) -> str:
-    space = learnt.projection
+def _projection(learned: LearnedResult) -> str:
+    space = learned.projection
     if space is None or space.estimator == "identity":
         return "none: the encoder's own embeddings"
     strength = "" if space.strength is None else f", λ = {space.strength:g}"
@@ -145,13 +145,13 @@ def _bin(side: Reliability, place: int) -> tuple[int, float | None, float | None
     return int(side.counts[place]), 100 * float(side.confidence[place]), 100 * float(side.accuracy[place])
 
 
-def _histogram(found: Histogram) -> list[tuple[float, float, int, int]]:
+def _histogram(histogram: Histogram) -> list[tuple[float, float, int, int]]:
     """Bins that hold images: lower edge, upper edge, right, wrong."""
-    rows = zip(found.edges[:-1], found.edges[1:], found.right, found.wrong, strict=True)
+    rows = zip(histogram.edges[:-1], histogram.edges[1:], histogram.right, histogram.wrong, strict=True)
     return [(float(low), float(high), int(right), int(wrong)) for low, high, right, wrong in rows if right or wrong]
 
 
 def _card(scored: ScoredImages, example: Example) -> dict[str, Any]:
     image, digest = scored.images.used[example.row], scored.images.digests[example.row]
-    pixels = shown(EmbeddingJob(image.path), digest, scored.pixels)
+    pixels = encoder_input(EmbeddingJob(image.path), digest, scored.pixels)
     return {"image": Thumbnail(data_uri(pixels), example.name, image.environment), "example": example}

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from invariclip.calibrate.fit import Calibration
     from invariclip.calibrate.projection.bootstrap import AccuracyInterval
     from invariclip.calibrate.projection.selection import Selection
-    from invariclip.calibrate.prompts.learn import Learnt
+    from invariclip.calibrate.prompts.learn import LearnedResult
 
 
-def prompts_text(result: Learnt) -> str:
+def prompts_text(result: LearnedResult) -> str:
     """What was learnt from, how far training went, how sure answers are, and the threshold."""
     facts, semantics = result.facts, result.semantics
     environments = ", ".join(f"{name} {count}" for name, count in facts["environments"].items())
@@ -38,7 +38,7 @@ def prompts_text(result: Learnt) -> str:
     return "\n".join(lines)
 
 
-def prompts_json(result: Learnt) -> dict[str, Any]:
+def prompts_json(result: LearnedResult) -> dict[str, Any]:
     """The same, JSON-ready."""
     semantics = result.semantics
     return {
@@ -112,9 +112,9 @@ def _sources(facts: dict[str, Any]) -> list[str]:
     """What was fitted on, where it was collected from sources."""
     lines = [f"shards     {facts['shards']:,}"]
     for source, counts in facts["sources"].items():
-        told = ", ".join(f"{number:,} {part}" for part, number in counts.items())
+        listing = ", ".join(f"{number:,} {part}" for part, number in counts.items())
         weight = facts["weights"].get(source, 1.0)
-        lines.append(f"source     {source}: {told}" + (f", weight {weight:g}" if weight != 1 else ""))
+        lines.append(f"source     {source}: {listing}" + (f", weight {weight:g}" if weight != 1 else ""))
     for source, plain in facts["left_out"].items():
         lines += [f"problem    {source}: {line}" for line in ProblemCounts.from_json(plain).lines()]
     return lines

@@ -81,10 +81,10 @@ class SourceEntry:
         Raises:
             InputError: They are missing or no texts.
         """
-        given = self.texts(key)
-        if given is None:
+        texts = self.texts(key)
+        if texts is None:
             raise self._wrong(key, "a path or a list of paths", None)
-        return tuple(self._placed(each) for each in given)
+        return tuple(self._placed(each) for each in texts)
 
     def texts(self, key: str) -> tuple[str, ...] | None:
         """One text or a list of them; None where the key is missing.
@@ -95,10 +95,10 @@ class SourceEntry:
         value = self.values.get(key)
         if value is None:
             return None
-        listed = [value] if isinstance(value, str) else value
-        if not isinstance(listed, list) or not listed or not all(isinstance(item, str) and item for item in listed):
+        items = [value] if isinstance(value, str) else value
+        if not isinstance(items, list) or not items or not all(isinstance(item, str) and item for item in items):
             raise self._wrong(key, "a text or a list of texts", value)
-        return tuple(listed)
+        return tuple(items)
 
     def flag(self, key: str, default: bool) -> bool:
         """True or false.
@@ -160,19 +160,19 @@ class SourceEntry:
         except InputError as error:
             raise InputError(f"{self.where}: {error}") from error
 
-    def _placed(self, given: str) -> str:
-        return str(self.folder / given)
+    def _placed(self, path: str) -> str:
+        return str(self.folder / path)
 
-    def _wrong(self, key: str, wanted: str, value: Any) -> InputError:
-        given = "it is missing" if value is None else f"not {value!r:.60}"
-        return InputError(f"{self.where}: {key!r} must be {wanted}, {given}")
+    def _wrong(self, key: str, expected: str, value: Any) -> InputError:
+        actual = "it is missing" if value is None else f"not {value!r:.60}"
+        return InputError(f"{self.where}: {key!r} must be {expected}, {actual}")
 
 
-def unknown(what: str, given: str, known: Sequence[str]) -> InputError:
+def unknown(what: str, word: str, known: Sequence[str]) -> InputError:
     """The error for a word that is not known: the nearest that is, and all there are."""
-    near = get_close_matches(given[:64], known, 1, cutoff=0.5)
+    near = get_close_matches(word[:64], known, 1, cutoff=0.5)
     hint = f"; nearest: {near[0]}" if near else ""
-    return InputError(f"{what} is called {given[:64]!r}{hint}; available: {', '.join(known)}")
+    return InputError(f"{what} is called {word[:64]!r}{hint}; available: {', '.join(known)}")
 
 
 @dataclass(frozen=True)
@@ -188,34 +188,34 @@ class SourceKind:
     build: Callable[[SourceEntry, str, float], PairSource]
 
 
-def sources_of(given: str | os.PathLike[str] | Mapping[str, Any]) -> list[PairSource]:
+def sources_of(config: str | os.PathLike[str] | Mapping[str, Any]) -> list[PairSource]:
     """The sources that a file lists.
 
     Args:
-        given: A YAML or JSON file, or its content: `{"sources": [{"kind": …, …}, …]}`. Relative paths are relative to
+        config: A YAML or JSON file, or its content: `{"sources": [{"kind": …, …}, …]}`. Relative paths are relative to
             the file, or to the current folder.
 
     Raises:
         InputError: It cannot be read, lists nothing, or names a kind, key or value that is not known.
         MissingExtraError: It is YAML and PyYAML is not installed.
     """
-    if isinstance(given, Mapping):
-        where, content, folder = "sources", cast("Any", given), Path()
+    if isinstance(config, Mapping):
+        where, content, folder = "sources", cast("Any", config), Path()
     else:
-        path = Path(given)
+        path = Path(config)
         where, content, folder = str(path), read_plain(path, "sources"), path.parent
     if not isinstance(content, Mapping) or list(content) != ["sources"]:
         raise InputError(f"{where}: must be a mapping with the one key `sources`, see docs/sources.md")
     entries = content["sources"]
     if not isinstance(entries, list) or not entries:
         raise InputError(f"{where}: lists no source; available kinds: {', '.join(KINDS)}")
-    found: dict[str, PairSource] = {}
+    sources: dict[str, PairSource] = {}
     for number, values in enumerate(entries, 1):
         source = _source(f"{where}: source {number}", values, folder)
-        if source.name in found:
+        if source.name in sources:
             raise InputError(f"{where}: source {number}: another one is called {source.name!r}; give it a `name`")
-        found[source.name] = source
-    return list(found.values())
+        sources[source.name] = source
+    return list(sources.values())
 
 
 def _source(where: str, values: Any, folder: Path) -> PairSource:
@@ -314,8 +314,8 @@ def _one_of(entry: SourceEntry, key: str, file: str) -> tuple[str, ...]:
     """Texts from a key, or from the lines of the file that another key names."""
     if (key in entry.values) == (file in entry.values):
         raise InputError(f"{entry.where}: give `path`, or {key!r} or {file!r}, one of the two")
-    listed = entry.texts(key)
-    return listed if listed is not None else _lines(Path(entry.path(file)), key)
+    texts = entry.texts(key)
+    return texts if texts is not None else _lines(Path(entry.path(file)), key)
 
 
 def _lines(path: Path, key: str) -> tuple[str, ...]:

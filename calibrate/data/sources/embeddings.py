@@ -76,12 +76,12 @@ class _Ranged:
         self.columns = tuple(shapes)
         lengths = {shape[0] if shape else 0 for shape in shapes.values()}
         if len(lengths) > 1:
-            told = ", ".join(f"{column} {list(shape)}" for column, shape in shapes.items())
-            raise InputError(f"{where}: columns of different lengths: {told}")
+            listing = ", ".join(f"{column} {list(shape)}" for column, shape in shapes.items())
+            raise InputError(f"{where}: columns of different lengths: {listing}")
         wide = {shape[1:] for column, shape in shapes.items() if column != "weights"}
         if len(wide) != 1 or len(width := wide.pop()) != 1 or not 1 <= width[0] <= MAX_WIDTH:
-            told = ", ".join(f"{column} {list(shape)}" for column, shape in shapes.items())
-            raise InputError(f"{where}: embeddings must be of shape [N, D], all of one width: {told}")
+            listing = ", ".join(f"{column} {list(shape)}" for column, shape in shapes.items())
+            raise InputError(f"{where}: embeddings must be of shape [N, D], all of one width: {listing}")
         self.rows, self.width = lengths.pop(), int(width[0])
 
     def cuts(self, rows: int) -> list[int]:
@@ -210,15 +210,15 @@ class EmbeddingSource:
 
     def shards(self) -> list[Shard]:
         """Ranges of rows of all files; only their headers are read."""
-        found: list[Shard] = []
+        shards: list[Shard] = []
         for files in self._files():
             table = self._open(files)
             facts = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files.values()]
             for start, stop in pairwise([0, *table.cuts(SHARD_ROWS)]):
                 spec = {"columns": list(files), "files": facts, "points": self.points, "width": table.width}
                 name = f"{next(iter(files.values())).name}[{start}:{stop}]"
-                found.append(Shard(self.name, name, {**spec, "start": start, "stop": stop}))
-        return found
+                shards.append(Shard(self.name, name, {**spec, "start": start, "stop": stop}))
+        return shards
 
     def read(self, shard: Shard, encoder: Encoder | None, tally: ProblemCounts) -> Iterator[RowBlock]:
         """Blocks of rows, as they are in the files."""

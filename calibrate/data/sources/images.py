@@ -126,7 +126,7 @@ class ImageSource:
             InputError: The manifest or folder cannot be used, or there is nothing to take from it.
         """
         require_something(self.name, self.natural, self.changes, self.points)
-        images, empty = self._listed()
+        images, empty = self._images()
         concepts: dict[str, Files] = defaultdict(list)
         for image in images:
             place = _below(self._root, image.path)
@@ -178,7 +178,7 @@ class ImageSource:
         where = Path(self.path)
         return where if where.is_dir() else where.parent
 
-    def _listed(self) -> tuple[list[ImageRecord], list[str]]:
+    def _images(self) -> tuple[list[ImageRecord], list[str]]:
         """The images to take, and the environments that a folder names and that hold none."""
         if self.layout:
             images = read_layout(find_layout(self.layout), self.path)  # whole, or it raises
@@ -270,9 +270,9 @@ def _drawn(files: Files, seed: int) -> Files:
 
 
 def _requests(root: Path, files: Files, tally: ProblemCounts) -> Iterator[Request]:
-    for place, (file, _, _, listed) in enumerate(files):
-        require_unchanged(root / file, listed)
-        if listed:
+    for place, (file, _, _, file_stamp) in enumerate(files):
+        require_unchanged(root / file, file_stamp)
+        if file_stamp:
             yield Request(root / file, file, place)
         else:
             tally.add(UNREADABLE, [file])
@@ -281,9 +281,9 @@ def _requests(root: Path, files: Files, tally: ProblemCounts) -> Iterator[Reques
 def _donor(root: Path, files: Files, changes: Changes) -> Donor:
     """Second images from the same shard, of another environment where there is one."""
     candidates = []
-    for file, _, environment, listed in files if changes.needs_donor else ():
+    for file, _, environment, file_stamp in files if changes.needs_donor else ():
         with suppress(OSError):  # it is counted where it is decoded
-            candidates += [(sha256_file(root / file), environment, root / file)] if listed else []
+            candidates += [(sha256_file(root / file), environment, root / file)] if file_stamp else []
     donors = Donors(candidates)
     return lambda request, digest, label: donors.choose(digest, files[request.place][2], label, changes.seed)
 

@@ -91,17 +91,17 @@ def archives(patterns: Sequence[str]) -> list[Path]:
     Raises:
         InputError: A pattern matches nothing, names an address, or is too many files.
     """
-    found: dict[Path, None] = {}
-    for given in patterns:
-        if "://" in given or given.startswith("pipe:"):
-            raise InputError(f"{given}: only files are read; fetch it first, or mount it")
-        for pattern in _expanded(given):
+    files: dict[Path, None] = {}
+    for name in patterns:
+        if "://" in name or name.startswith("pipe:"):
+            raise InputError(f"{name}: only files are read; fetch it first, or mount it")
+        for pattern in _expanded(name):
             literal = Path(pattern).exists() or not glob.has_magic(pattern)
             matches = [pattern] if literal else sorted(glob.glob(pattern, recursive=True))
             if not matches:
                 raise InputError(f"{pattern}: matches no file")
-            found.update(dict.fromkeys(map(Path, matches)))
-    return list(found)
+            files.update(dict.fromkeys(map(Path, matches)))
+    return list(files)
 
 
 def samples(path: Path, tally: ProblemCounts) -> Iterator[TarSample]:
@@ -222,12 +222,12 @@ def _expanded(pattern: str) -> list[str]:
         if not 0 <= high - low < MAX_ARCHIVES:
             raise InputError(f"{pattern}: {match[0]} must go up, by less than {MAX_ARCHIVES:,}")
         parts = [f"{number:0{width}d}" if match[1][0] == "0" else str(number) for number in range(low, high + 1)]
-    found: list[str] = []
+    names: list[str] = []
     for part in parts:
-        found += _expanded(f"{before}{part}{after}")
-        if len(found) > MAX_ARCHIVES:
+        names += _expanded(f"{before}{part}{after}")
+        if len(names) > MAX_ARCHIVES:
             raise InputError(f"{pattern}: names more than {MAX_ARCHIVES:,} files")
-    return found
+    return names
 
 
 @dataclass(frozen=True)
@@ -320,10 +320,10 @@ class WebDataset:
                 blocks.pair(NATURAL, first.row, second.row, 2 / len(good), name, (one, other, first.place))
 
 
-def _requests(found: Iterator[TarSample], lenders: int) -> Iterator[Request]:
+def _requests(tar_samples: Iterator[TarSample], lenders: int) -> Iterator[Request]:
     """The images of samples, each with some of the samples before it to borrow from."""
     before: deque[bytes] = deque(maxlen=lenders)
-    for place, sample in enumerate(found):
+    for place, sample in enumerate(tar_samples):
         at_hand = tuple(before)
         for name, content in sample.images:
             yield Request(content, name, place, at_hand)

@@ -157,13 +157,13 @@ def require_encoder(source: str, encoder: Encoder | None, what: str = "images") 
     return encoder
 
 
-def require_unchanged(path: Path, listed: Sequence[int]) -> None:
+def require_unchanged(path: Path, file_stamp: Sequence[int]) -> None:
     """Makes sure that a file is still what was listed: a shard's digest must tell what it holds.
 
     Raises:
         InputError: It is not.
     """
-    if stamp(path) != list(listed):
+    if stamp(path) != list(file_stamp):
         raise InputError(f"{path}: has changed since the shards were listed; start again, what is done is kept")
 
 

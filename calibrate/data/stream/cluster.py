@@ -54,7 +54,7 @@ class RayEngine:
                 yield Collected(shard, {}, ProblemCounts(), lost=lost)
                 continue
             state = state_from_bytes(content, f"{shard.name}, from its worker")
-            moments = {part: found for (_, part, _), found in state.sums.items()}
+            moments = {part: collected for (_, part, _), collected in state.sums.items()}
             yield Collected(shard, moments, state.tallies[shard.source])
 
 
@@ -76,11 +76,11 @@ class _Reader:
 
     def __call__(self, task: _Task) -> tuple[str | None, bytes]:
         """Why a shard could not be read, or None; and its sums as a state's bytes."""
-        found = read_shard(task.source, task.shard, self._width, self._encoder)
+        collected = read_shard(task.source, task.shard, self._width, self._encoder)
         state = MomentsState(self._width, "")
-        if found.lost is None:
-            state.add(task.shard, found.moments, found.tally)
-        return found.lost, state_to_bytes(state)
+        if collected.lost is None:
+            state.add(task.shard, collected.moments, collected.tally)
+        return collected.lost, state_to_bytes(state)
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ class Sums:
         self._name = name
         self._running: dict[str, _Running] = {}
         self._buffers = (np.empty((0, width)), np.empty((0, width)))
-        self._seen = {"row": 0, "pair": 0}
+        self._counted = {"row": 0, "pair": 0}
 
     def add(self, block: RowBlock) -> None:
         """Takes a block in.
@@ -81,8 +81,8 @@ class Sums:
         return {part: running.moments(part) for part, running in sorted(self._running.items())}
 
     def _take_points(self, rows: NDArray[np.float64], squares: NDArray[np.float64], names: RowNames) -> None:
-        good = self._told("row", squares, names)
-        self._seen["row"] += len(rows)
+        good = self._usable("row", squares, names)
+        self._counted["row"] += len(rows)
         self._sum(POINTS, rows, good, np.ones(len(rows)), np.ones(len(rows)), None)
 
     def _take_pairs(self, block: RowBlock, first: NDArray[Any], second: NDArray[Any]) -> None:
@@ -105,26 +105,26 @@ class Sums:
             self._take_points(rows, squares, block.point_names)
         # One number says it of both members: NaN and infinity survive a sum, and a zero a product.
         both = np.where((squares > 0) & (others > 0), squares + others, squares * others)
-        good = self._told("pair", both, block.pair_names)
+        good = self._usable("pair", both, block.pair_names)
         same = good & (moved <= SAME_DISTANCE**2)
         self._tell(SAME, "pair", same, block.pair_names)
-        self._seen["pair"] += len(first)
+        self._counted["pair"] += len(first)
         self._sum(block.part, deltas, good & ~same, weights, moved, block.ties)
 
-    def _unit(self, given: NDArray[Any], rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _unit(self, vectors: NDArray[Any], rows: NDArray[np.float64]) -> NDArray[np.float64]:
         """Writes rows of unit length, and returns the squares of the lengths that they had."""
-        if given.ndim != 2 or given.shape[1] != self.width:
-            raise InputError(f"{self._name}: embeddings of shape {list(given.shape)}, not of width {self.width}")
-        squares = np.empty(len(given))
+        if vectors.ndim != 2 or vectors.shape[1] != self.width:
+            raise InputError(f"{self._name}: embeddings of shape {list(vectors.shape)}, not of width {self.width}")
+        squares = np.empty(len(vectors))
         with np.errstate(all="ignore"):  # what is not finite, or zero, is found by its square and left out
-            for start in range(0, len(given), _SLICE):
+            for start in range(0, len(vectors), _SLICE):
                 part = slice(start, start + _SLICE)
-                rows[part] = given[part]
+                rows[part] = vectors[part]
                 squares[part] = np.einsum("ij,ij->i", rows[part], rows[part])
                 rows[part] /= np.sqrt(squares[part])[:, None]
         return squares
 
-    def _told(self, what: str, squares: NDArray[np.float64], names: RowNames) -> NDArray[np.bool_]:
+    def _usable(self, what: str, squares: NDArray[np.float64], names: RowNames) -> NDArray[np.bool_]:
         """Which rows are embeddings, bool [n]; the others are counted."""
         finite, zero = np.isfinite(squares), squares == 0
         self._tell(NOT_FINITE, what, ~finite, names)
@@ -135,17 +135,17 @@ class Sums:
         if bad.any():
             places = np.flatnonzero(bad)
             known = [
-                names[place] if names else f"{self._name}, {what} {self._seen[what] + place}"
+                names[place] if names else f"{self._name}, {what} {self._counted[what] + place}"
                 for place in places.tolist()
             ]
             self.tally.add(reason, known)
 
-    def _weights(self, given: NDArray[np.float64] | None, count: int) -> NDArray[np.float64]:
-        if given is None:
+    def _weights(self, weights: NDArray[np.float64] | None, count: int) -> NDArray[np.float64]:
+        if weights is None:
             return np.ones(count)
-        if given.shape != (count,) or not np.isfinite(given).all() or (given < 0).any():
+        if weights.shape != (count,) or not np.isfinite(weights).all() or (weights < 0).any():
             raise InputError(f"{self._name}: the weights of its pairs must be {count} finite numbers of zero or more")
-        return given
+        return weights
 
     def _room(self, count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         if len(self._buffers[0]) < count:
@@ -286,11 +286,11 @@ def collect(
     lost: list[Collected] = []
     saved = time.monotonic()
     try:
-        for found in progress((engine or here)(todo, width, encoder), total=len(todo), desc="collecting"):
-            if found.lost is not None:
-                lost.append(found)
+        for collected in progress((engine or here)(todo, width, encoder), total=len(todo), desc="collecting"):
+            if collected.lost is not None:
+                lost.append(collected)
                 continue
-            state.add(found.shard, found.moments, found.tally)
+            state.add(collected.shard, collected.moments, collected.tally)
             if state_file is not None and time.monotonic() - saved >= save_every:
                 write_state(state_file, state)
                 saved = time.monotonic()
@@ -299,10 +299,10 @@ def collect(
         if state_file is not None and todo:
             write_state(state_file, state)
     if lost:
-        named = "; ".join(f"{found.shard.source}: {found.lost}" for found in lost[:3])
+        named = "; ".join(f"{collected.shard.source}: {collected.lost}" for collected in lost[:3])
         more = f"; and {len(lost) - 3} more" if len(lost) > 3 else ""
-        kept = f"; the other {len(state.done)} are kept" if state_file else ""
-        raise InputError(f"{len(lost)} of {len(plan)} shards could not be read: {named}{more}{kept}")
+        remark = f"; the other {len(state.done)} are kept" if state_file else ""
+        raise InputError(f"{len(lost)} of {len(plan)} shards could not be read: {named}{more}{remark}")
     return state
 
 
@@ -315,14 +315,14 @@ def here(tasks: Iterable[tuple[PairSource, Shard]], width: int, encoder: Encoder
 def read_shard(source: PairSource, shard: Shard, width: int, encoder: Encoder | None) -> Collected:
     """One shard's sums; one that cannot be read is told as lost, and nothing of it counts."""
     sums = Sums(width, shard.name)
-    told = ProblemCounts()
+    tally = ProblemCounts()
     try:
-        for block in source.read(shard, encoder, told):
+        for block in source.read(shard, encoder, tally):
             sums.add(block)
     except (InvariclipError, OSError) as error:
         return Collected(shard, {}, ProblemCounts(), lost=str(error))
-    told.merge(sums.tally)
-    return Collected(shard, sums.moments(), told)
+    tally.merge(sums.tally)
+    return Collected(shard, sums.moments(), tally)
 
 
 def plan_of(sources: Sequence[PairSource]) -> list[tuple[PairSource, Shard]]:
@@ -338,11 +338,11 @@ def plan_of(sources: Sequence[PairSource]) -> list[tuple[PairSource, Shard]]:
     plan = [(source, shard) for source in sources for shard in source.shards()]
     if not plan:
         raise InputError("the sources hold nothing to read")
-    seen: set[str] = set()
+    digests: set[str] = set()
     for source, shard in plan:
-        if shard.digest in seen:
+        if shard.digest in digests:
             raise InputError(f"{source.name}: {shard.name} stands in the plan twice; it would count twice")
-        seen.add(shard.digest)
+        digests.add(shard.digest)
     return plan
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from invariclip.calibrate.data import embed as module
-from invariclip.calibrate.data.embed import embed, shown
+from invariclip.calibrate.data.embed import embed, encoder_input
 from invariclip.calibrate.data.encode import embed_texts
 from invariclip.calibrate.data.images import SkippedImageWarning, read_images
 from invariclip.calibrate.data.versions import EmbeddingJob
@@ -99,7 +99,7 @@ def test_what_does_not_apply_is_not_tried_again(world, jobs, tmp_path, monkeypat
     asked = [*jobs[:2], *(EmbeddingJob(job.path, "background-texture") for job in jobs[:5])]
     first = embed(world.LinearEncoder(), asked, cache=tmp_path)
     tried = []
-    monkeypatch.setattr(module, "shown", lambda job, *rest: tried.append(job) or shown(job, *rest))
+    monkeypatch.setattr(module, "encoder_input", lambda job, *rest: tried.append(job) or encoder_input(job, *rest))
     again = embed(world.LinearEncoder(), asked, cache=tmp_path)
     assert again.declined == first.declined
     assert [index for index, _ in again.declined] == [2, 3, 4, 5, 6]

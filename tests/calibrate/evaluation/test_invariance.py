@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from invariclip.calibrate.evaluation.invariance import apart, domain_leakage, invariance_gap, moved, side_effects, told
+from invariclip.calibrate.evaluation.invariance import (
+    domain_leakage,
+    group_distances,
+    invariance_gap,
+    pair_distances,
+    reader_hits,
+    side_effects,
+)
 from invariclip.calibrate.projection.classifiers import unit
 from invariclip.errors import InputError
 
@@ -43,11 +50,11 @@ def test_what_has_no_gap_is_said():
 def test_sums_are_those_of_a_loop_over_pairs(groups, seed):
     rows = unit(np.random.default_rng(seed).normal(size=(len(groups), 3)))
     pairs = [(a, b) for a in range(len(groups)) for b in range(len(groups)) if groups[a] != groups[b]]
-    total, count = apart(rows, np.asarray(groups))
+    total, count = group_distances(rows, np.asarray(groups))
     assert count == len(pairs)
     assert total == pytest.approx(sum(1 - rows[a] @ rows[b] for a, b in pairs), abs=1e-10)
     first, second = (rows[[pair[side] for pair in pairs]] for side in (0, 1))
-    assert moved(first, second) == pytest.approx([1 - rows[a] @ rows[b] for a, b in pairs], abs=1e-12)
+    assert pair_distances(first, second) == pytest.approx([1 - rows[a] @ rows[b] for a, b in pairs], abs=1e-12)
 
 
 def world(*, shift, count=240, width=8, seed=0, shares=(0.5, 0.5, 0.5)):
@@ -106,15 +113,15 @@ def test_readers_see_what_they_are_said_to():
     shifted[np.arange(600), environments] += 4
     faint = shifted / np.asarray([100] * 3 + [1] * 5)  # the same, 100 times shorter than the noise beside it
     for reader in ("centroid", "linear", "probe"):
-        found = told(shifted, environments, test, reader)
+        found = reader_hits(shifted, environments, test, reader)
         assert not found[~test].any()
         assert found[test].mean() > 0.85
-        assert abs(told(noise, environments, test, reader)[test].mean() - 1 / 3) < 0.1
+        assert abs(reader_hits(noise, environments, test, reader)[test].mean() - 1 / 3) < 0.1
         for every in (np.zeros_like(test), np.ones_like(test)):
-            assert not told(shifted, environments, every, reader).any()
+            assert not reader_hits(shifted, environments, every, reader).any()
     assert (
-        told(faint, environments, test, "linear")[test].mean()
-        > told(faint, environments, test, "centroid")[test].mean()
+        reader_hits(faint, environments, test, "linear")[test].mean()
+        > reader_hits(faint, environments, test, "centroid")[test].mean()
     )
 
 
@@ -128,7 +135,7 @@ def test_a_class_of_one_image_in_each_environment_does_not_tell(reader):
         test = np.zeros(180, dtype=np.bool_)
         test[np.arange(60) * 3 + rng.integers(0, 3, 60)] = True
         vectors = rng.normal(size=(180, 4)) + 5 * rng.normal(size=(60, 4))[labels]
-        rates.append(told(vectors, environments, test, reader, labels=labels)[test].mean())
+        rates.append(reader_hits(vectors, environments, test, reader, labels=labels)[test].mean())
     assert np.mean(rates) < 0.45
 
 

@@ -12,7 +12,7 @@ import pytest
 from invariclip.artifact.learned_prompts import read_semantics
 from invariclip.artifact.projection import Projection
 from invariclip.calibrate.data.images import ImageRecord, read_images
-from invariclip.calibrate.prompts.learn import Learnt, learn, recall
+from invariclip.calibrate.prompts.learn import LearnedResult, learn, recall
 from invariclip.calibrate.prompts.options import PromptOptions
 from invariclip.calibrate.prompts.scales import Scales
 from invariclip.calibrate.prompts.scores import ScoredImages
@@ -91,7 +91,7 @@ def made(manifest, tiny_projection, world):
         )  # fmt: skip
         threshold = None if above is None else Threshold(above, 0.2, 0.95, 1, 0, 0.1, count)
         facts = FACTS | {"threshold": threshold and threshold.to_json()}
-        return Learnt(semantics, threshold, facts, scored, tiny_projection)
+        return LearnedResult(semantics, threshold, facts, scored, tiny_projection)
 
     return of
 
