@@ -6,8 +6,6 @@ and selects on a bounded set of images.
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,13 +13,10 @@ import numpy as np
 
 import invariclip
 from invariclip.artifact.projection import Projection, identity
-from invariclip.calibrate.data.embed import embed
+from invariclip.calibrate.data.embed import embed_table
 from invariclip.calibrate.data.encode import embed_texts
-from invariclip.calibrate.data.images import summarise
 from invariclip.calibrate.data.pairs import (
-    UNCHANGED,
     EmbeddingTable,
-    codes,
     fitted_moments,
     grouped_moments,
     taken_pairs,
@@ -29,7 +24,6 @@ from invariclip.calibrate.data.pairs import (
 from invariclip.calibrate.data.problems import problems
 from invariclip.calibrate.data.stream.collect import collect, encoder_digest
 from invariclip.calibrate.data.stream.state import read_state
-from invariclip.calibrate.data.versions import EmbeddingJob, changed_versions
 from invariclip.calibrate.projection.candidates import TEXT_OBJECTIVES, Objective, ProjectionCandidate, grid
 from invariclip.calibrate.projection.diagnostics import confidence, diagnose
 from invariclip.calibrate.projection.estimators import fit
@@ -174,10 +168,10 @@ def calibrate_moments(
                 f"the moments are of width {state.width}, and what would be selected on has {encoder.embed_dim}: name "
                 "the model that made the embeddings with --model or --artifact"
             )
-        table, told = tabulate(encoder, sample, options, cache=cache, progress=progress)
+        table, sample_facts = tabulate(encoder, sample, options, cache=cache, progress=progress)
         bank = bank_of(encoder, table.label_names, options.templates) if options.objective in TEXT_OBJECTIVES else None
         selection, fixed = choose(table, bank, options, progress)
-        facts["selected_on"] = told
+        facts["selected_on"] = sample_facts
     if fixed is None:
         raise InputError(_NOTHING_TO_CHOOSE_ON)
     return conclude(encoder, fixed, selection, moments, state.groups(weights), facts, options, table)
@@ -365,52 +359,13 @@ def tabulate(
     cache: Path | None = None,
     progress: Progress = silent,
 ) -> tuple[EmbeddingTable, dict[str, Any]]:
-    """Embeds images and their changed versions, and lists them as a table.
-
-    Returns:
-        The table, whose first rows are the images that could be used, in the order given; and JSON-ready counts:
-        `images`, `concepts`, `environments`, `unpaired_concepts`, `skipped`, `declined` (label → images that the
-        intervention did not apply to), `images_sha256` (over content, concept
-        and environment of every image used).
+    """The table of images and their changed versions, and JSON-ready counts; see `embed.embed_table`.
 
     Raises:
         InputError: No image could be used, or an intervention needs a second image and there is none.
     """
-    plain = embed(encoder, [EmbeddingJob(image.path) for image in images], cache=cache, progress=progress)
-    used = [images[index] for index in plain.kept]
-    digests = [plain.digests[index] for index in plain.kept]
-    interventions = options.kinds
-    versions = changed_versions(used, digests, interventions, draws=options.draws, seed=options.seed)
-    vectors, kinds, sources = plain.vectors, [UNCHANGED] * len(used), list(range(len(used)))
-    declined: Counter[str] = Counter()
-    if versions:
-        changed = embed(encoder, [version.job for version in versions], cache=cache, progress=progress)
-        vectors = np.concatenate([vectors, changed.vectors])
-        kinds += [versions[index].kind for index in changed.kept]
-        sources += [versions[index].origin for index in changed.kept]
-        declined.update(interventions[versions[index].kind].label for index, _ in changed.declined)
-    rows = [used[row] for row in sources]
-    concepts, concept_names = codes([image.concept for image in rows])
-    labels, label_names = codes([image.name for image in rows])
-    environments, environment_names = codes([image.environment for image in rows])
-    table = EmbeddingTable(
-        vectors=vectors,
-        concepts=concepts,
-        labels=labels,
-        environments=environments,
-        kinds=np.asarray(kinds, dtype=np.int64),
-        origins=np.asarray(sources, dtype=np.int64),
-        concept_names=concept_names,
-        label_names=label_names,
-        environment_names=environment_names,
-        kind_names=tuple(kind.label for kind in interventions),
-    )
-    lines = sorted(f"{d}\t{p.concept}\t{p.environment}" for d, p in zip(digests, used, strict=True))
-    facts = summarise(used) | {
-        "skipped": [reason for _, reason in plain.skipped],
-        "declined": dict(sorted(declined.items())),
-        "images_sha256": hashlib.sha256("\n".join(lines).encode()).hexdigest(),
-    }
+    kinds, draws, seed = options.kinds, options.draws, options.seed
+    table, facts, _ = embed_table(encoder, images, kinds, draws=draws, seed=seed, cache=cache, progress=progress)
     return table, facts
 
 

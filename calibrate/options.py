@@ -19,7 +19,6 @@ from invariclip.preprocessing.prompts import DEFAULT_TEMPLATES
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from invariclip.calibrate.data.images import PairsBy
     from invariclip.calibrate.projection.candidates import Objective
 
 Command = TypeVar("Command", bound="Callable[..., Any]")
@@ -153,28 +152,20 @@ def templates_from(values: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def images_from(values: Mapping[str, Any]) -> tuple[list[ImageRecord], str]:
-    """The images that the values of `MODEL_AND_IMAGES` name, see `choose_images`."""
-    names = ("images", "environments", "split", "allow_outside", "pairs_by")
-    return choose_images(*(values[name] for name in names))
+    """The images that the values of `MODEL_AND_IMAGES` name; `test` images only if their split is named.
 
-
-def choose_images(
-    source: Path | None,
-    environments: str | None,
-    split: str | None,
-    allow_outside: bool = False,
-    pairs_by: PairsBy = "auto",
-) -> tuple[list[ImageRecord], str]:
-    """The images to fit on, `test` images only if their split is named; and a note about the splits, if there is any.
+    Returns:
+        The images, and a note about the splits, if there is any.
 
     Raises:
         InputError: The source cannot be read, or nothing is left.
     """
+    source, split, environments = values["images"], values["split"], values["environments"]
     if source is None:
         from invariclip.export.reference import manifest_path
 
         source = manifest_path()
-    images = read_images(source, allow_outside=allow_outside, pairs_by=pairs_by)
+    images = read_images(source, allow_outside=values["allow_outside"], pairs_by=values["pairs_by"])
     splits, note = None if split in (None, "all") else _names(split or ""), ""
     if split is None and any(image.split for image in images):
         available = {image.split for image in images}

@@ -1,4 +1,4 @@
-"""Images → unit-length embeddings, through the pixels that serving uses, with a cache on disk.
+"""Images → unit-length embeddings, through the pixels that serving uses, with a cache on disk; and the table of them.
 
 The cache consists of small files `CACHE/<space>/<digest>.safetensors`, each written atomically, so that a killed run
 loses little. `<space>` names checkpoint, pixels and encoder version; a row's key names the file's content and what was
@@ -16,20 +16,21 @@ import warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from invariclip.calibrate.data.encode import BATCH, Ready, encoded
-from invariclip.calibrate.data.images import SkippedImageWarning
+from invariclip.calibrate.data.images import ImageRecord, SkippedImageWarning, summarise
+from invariclip.calibrate.data.pairs import UNCHANGED, EmbeddingTable, codes
 from invariclip.calibrate.data.problems import NO_EMBEDDING
-from invariclip.calibrate.data.versions import EmbeddingJob, changed
+from invariclip.calibrate.data.versions import EmbeddingJob, changed, changed_versions
 from invariclip.console import Progress, silent
 from invariclip.errors import InputError, NotApplicableError
 from invariclip.files import sha256_file, write_atomically
-from invariclip.preprocessing.interventions import resolve
+from invariclip.preprocessing.interventions import InterventionRequest, resolve
 from invariclip.preprocessing.pixels import PixelSpec, pixels
 
 if TYPE_CHECKING:
@@ -122,6 +123,21 @@ class Embedded:
     digests: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class RowOrigins:
+    """What the rows of a table were made from.
+
+    Attributes:
+        images: Of every row, the image that it is or was made from.
+        digests: Of every row, the sha256 of that image's file.
+        jobs: Of every row, how its image was made.
+    """
+
+    images: tuple[ImageRecord, ...]
+    digests: tuple[str, ...]
+    jobs: tuple[EmbeddingJob, ...]
+
+
 def embed(
     encoder: Encoder,
     jobs: Sequence[EmbeddingJob],
@@ -175,6 +191,75 @@ def embed(
         declined=tuple(sorted(declined.items())),
         digests=tuple(digests.get(job.path, "") for job in jobs),
     )
+
+
+def embed_table(
+    encoder: Encoder,
+    images: Sequence[ImageRecord],
+    interventions: Sequence[InterventionRequest],
+    *,
+    draws: int,
+    seed: int,
+    cache: Path | None = None,
+    progress: Progress = silent,
+) -> tuple[EmbeddingTable, dict[str, Any], RowOrigins]:
+    """Embeds images and their changed versions, and lists them as a table.
+
+    Args:
+        encoder: Takes the images.
+        images: What to embed.
+        interventions: Interventions to draw from.
+        draws: Changed versions of every image.
+        seed: Of the draws.
+        cache: A folder that keeps embeddings across runs.
+        progress: Progress display.
+
+    Returns:
+        The table, whose first rows are the images that could be used, in the order given; JSON-ready counts: `images`,
+        `concepts`, `environments`, `unpaired_concepts`, `skipped`, `declined` (label → images that the intervention did
+        not apply to), `images_sha256` (over content, concept and environment of every image used); and what every row
+        was made from.
+
+    Raises:
+        InputError: No image could be used, or an intervention needs a second image and there is none.
+    """
+    plain = embed(encoder, [EmbeddingJob(image.path) for image in images], cache=cache, progress=progress)
+    used = [images[index] for index in plain.kept]
+    digests = [plain.digests[index] for index in plain.kept]
+    versions = changed_versions(used, digests, interventions, draws=draws, seed=seed)
+    vectors, kinds, sources = plain.vectors, [UNCHANGED] * len(used), list(range(len(used)))
+    jobs = [EmbeddingJob(image.path) for image in used]
+    declined: Counter[str] = Counter()
+    if versions:
+        changed = embed(encoder, [version.job for version in versions], cache=cache, progress=progress)
+        vectors = np.concatenate([vectors, changed.vectors])
+        kinds += [versions[index].kind for index in changed.kept]
+        sources += [versions[index].origin for index in changed.kept]
+        jobs += [versions[index].job for index in changed.kept]
+        declined.update(interventions[versions[index].kind].label for index, _ in changed.declined)
+    rows = tuple(used[row] for row in sources)
+    concepts, concept_names = codes([image.concept for image in rows])
+    labels, label_names = codes([image.name for image in rows])
+    environments, environment_names = codes([image.environment for image in rows])
+    table = EmbeddingTable(
+        vectors=vectors,
+        concepts=concepts,
+        labels=labels,
+        environments=environments,
+        kinds=np.asarray(kinds, dtype=np.int64),
+        origins=np.asarray(sources, dtype=np.int64),
+        concept_names=concept_names,
+        label_names=label_names,
+        environment_names=environment_names,
+        kind_names=tuple(kind.label for kind in interventions),
+    )
+    lines = sorted(f"{d}\t{p.concept}\t{p.environment}" for d, p in zip(digests, used, strict=True))
+    facts = summarise(used) | {
+        "skipped": [reason for _, reason in plain.skipped],
+        "declined": dict(sorted(declined.items())),
+        "images_sha256": hashlib.sha256("\n".join(lines).encode()).hexdigest(),
+    }
+    return table, facts, RowOrigins(rows, tuple(digests[row] for row in sources), tuple(jobs))
 
 
 def encoder_input(job: EmbeddingJob, digest: str, spec: PixelSpec) -> NDArray[np.uint8]:

@@ -123,7 +123,7 @@ class Sources:
 ALL_SOURCES = Sources()
 
 
-def natural_pairs(table: EmbeddingTable, *, seed: int = 0, per_group: int = PAIRS_PER_GROUP) -> Pairs:
+def natural_pairs(table: EmbeddingTable, *, seed: int = 0) -> Pairs:
     """Images of one concept in two environments, all unordered pairs of environments.
 
     A concept seen in k environments weighs k - 1, shared evenly by its k(k-1)/2 pairs of environments and within
@@ -132,9 +132,8 @@ def natural_pairs(table: EmbeddingTable, *, seed: int = 0, per_group: int = PAIR
 
     Args:
         table: Changed rows are not paired here.
-        seed: Draws the pairs where a concept has more than `per_group` between two environments; by the names of
+        seed: Draws the pairs where a concept has more than `PAIRS_PER_GROUP` between two environments; by the names of
             the three, so that a part of the concepts gives the same pairs as all of them.
-        per_group: Most pairs of one concept between two environments.
     """
     order = np.flatnonzero(table.unchanged)
     order = order[np.lexsort((order, table.environments[order], table.concepts[order]))]
@@ -148,12 +147,12 @@ def natural_pairs(table: EmbeddingTable, *, seed: int = 0, per_group: int = PAIR
     for members in groups.values():
         for a, b in combinations(members, 2):
             count = len(a) * len(b)
-            if count <= per_group:
+            if count <= PAIRS_PER_GROUP:
                 chosen = np.arange(count)
             else:
                 named = [table.concept_names[table.concepts[a[0]]]]
                 named += [table.environment_names[table.environments[rows[0]]] for rows in (a, b)]
-                chosen = np.sort(seeded(seed, *named).choice(count, per_group, replace=False))
+                chosen = np.sort(seeded(seed, *named).choice(count, PAIRS_PER_GROUP, replace=False))
             first.append(a[chosen // len(b)])
             second.append(b[chosen % len(b)])
             weights.append(np.full(len(chosen), 2 / len(members) / len(chosen)))
@@ -285,13 +284,12 @@ def _pairs(
     return Pairs(np.concatenate(first), np.concatenate(second), np.concatenate(weights))
 
 
-def group_of(key: str, seed: int = 0, groups: int = GROUPS) -> int:
+def group_of(key: str, seed: int = 0) -> int:
     """The group of whatever has this key, by its content and the seed alone: it does not depend on order.
 
     Args:
         key: What must stay together, such as a concept's name or a pair's digest.
         seed: Of the bootstrap.
-        groups: How many there are.
     """
     digest = hashlib.sha256(f"group\n{seed}\n{key}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") % groups
+    return int.from_bytes(digest[:8], "big") % GROUPS

@@ -89,8 +89,8 @@ def splince(
     if kernel.shape[1] and np.linalg.svd(normal, compute_uv=False)[-1] < MEETING:
         raise InputError(
             f"the {class_basis.shape[1]} directions that tell classes apart and the {kernel.shape[1]} that tell "
-            f"environments apart meet in {len(mean)} dimensions, so the covariance with one cannot go while that with the other "
-            "stays; keep fewer directions (`directions`), or use `leace`"
+            f"environments apart meet in {len(mean)} dimensions, so the covariance with one cannot go while that with "
+            "the other stays; keep fewer directions (`directions`), or use `leace`"
         )
     removed = colour @ kernel @ np.linalg.solve(normal.T @ kernel, normal.T @ whiten)
     return Baseline("splince", mean, (np.eye(len(mean)) - removed).T, mean)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _CHUNK = 8192
 PARTS = 5
+"""Into how many parts rows are split for cross-validation; each is left out in turn."""
 RIDGE = 1e-2
 """Of the linear reader, as a share of the mean variance of a dimension."""
 Reader: TypeAlias = Literal["centroid", "linear", "probe"]
@@ -127,7 +128,6 @@ def side_effects(
     groups: NDArray[np.int64] | None = None,
     reader: Reader = "centroid",
     tolerance: float = 0.0,
-    parts: int = PARTS,
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> list[SideEffect]:
@@ -143,7 +143,6 @@ def side_effects(
             or tested as a whole, and is what the bootstrap draws. None makes every row its own.
         reader: `centroid` (nearest prototype, what a cosine sees), `linear` or `probe`, see `leakage.Reader`.
         tolerance: Points that an attribute may lose before it is flagged.
-        parts: Into how many parts groups are split; each is left out in turn.
         seed: Of the split and the bootstrap.
         resamples: Of the bootstrap.
 
@@ -170,11 +169,11 @@ def side_effects(
     for name, values in attributes.items():
         known = _usable(name, values, own)
         labels, members = values[known], own[known]
-        fold = _folds(labels, members, parts, seed)
+        fold = _folds(labels, members, seed)
         right = []
         for vectors in (before[known], after[known]):
             answers = np.zeros(len(labels), dtype=np.bool_)
-            for part in range(parts):
+            for part in range(PARTS):
                 answers |= reader_hits(vectors, labels, fold == part, reader)
             right.append(answers)
         bootstrap = Bootstrap(members, labels, resamples=resamples, seed=seed)
@@ -195,10 +194,10 @@ def _usable(name: str, values: NDArray[np.int64], groups: NDArray[np.int64]) -> 
     return np.isin(values, usable)
 
 
-def _folds(labels: NDArray[np.int64], groups: NDArray[np.int64], parts: int, seed: int) -> NDArray[np.int64]:
+def _folds(labels: NDArray[np.int64], groups: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
     """A part for every row, int64 [N]: whole groups, dealt out within the value of each group's first row."""
     _, first, place = np.unique(groups, return_index=True, return_inverse=True)
-    return np.asarray(fold_numbers(labels[first][None], parts, seed)[place])
+    return np.asarray(fold_numbers(labels[first][None], PARTS, seed)[place])
 
 
 @dataclass(frozen=True)
@@ -219,7 +218,6 @@ def domain_leakage(
     labels: NDArray[np.int64],
     environments: NDArray[np.int64],
     *,
-    parts: int = PARTS,
     seed: int = 0,
 ) -> Leakage:
     """Cross-validated accuracy of a linear probe that names the environment, the class taken away first.
@@ -236,7 +234,6 @@ def domain_leakage(
         vectors: [N, d], unit length.
         labels: int64 [N].
         environments: int64 [N].
-        parts: Into how many parts the images of every class and environment are split; each is left out in turn.
         seed: Of the split.
 
     Raises:
@@ -247,9 +244,9 @@ def domain_leakage(
     codes, environment = np.unique(environments[rows], return_inverse=True)
     if len(codes) < 2:
         raise InputError("leakage needs a class with images in two environments, and there is none")
-    fold = fold_numbers(np.stack([labels[rows], environment]), parts, seed)
+    fold = fold_numbers(np.stack([labels[rows], environment]), PARTS, seed)
     right = np.zeros(len(rows))
-    for part in range(parts):
+    for part in range(PARTS):
         right += reader_hits(residuals, environment, fold == part, "probe")
     recall = [right[environment == code].mean() for code in range(len(codes))]
     return Leakage(100 * float(np.mean(recall)), 100 / len(codes))

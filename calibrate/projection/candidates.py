@@ -180,19 +180,18 @@ def screening_folds(folds: Sequence[Fold]) -> list[int]:
     return sorted(own[_STRIDE * number % len(own)] for number, own in enumerate(places.values()))
 
 
-def screening_winners(behind: dict[ProjectionCandidate, float], count: int = KEPT) -> list[ProjectionCandidate]:
-    """The candidates that go on, in their order: no projection, and all of the `count` best decompositions.
+def screening_winners(behind: dict[ProjectionCandidate, float]) -> list[ProjectionCandidate]:
+    """The candidates that go on, in their order: no projection, and all of the `KEPT` best decompositions.
 
     Args:
         behind: For every candidate its score on the screening folds, relative to the best: zero or less.
-        count: How many decompositions.
     """
     best: dict[tuple[str, float | None, bool], float] = {}
     for candidate, value in behind.items():
         if candidate.estimator != "identity":
             key = decomposition(candidate)
             best[key] = max(best.get(key, value), value)
-    going_on = set(sorted(best, key=lambda key: -best[key])[:count])
+    going_on = set(sorted(best, key=lambda key: -best[key])[:KEPT])
     return [each for each in behind if each.estimator == "identity" or decomposition(each) in going_on]
 
 

@@ -67,9 +67,7 @@ def recall(
             "the templates were learnt from other images than these, so what was held back is not known; "
             "learn them again"
         )
-    split = split_rows(
-        embedded.labels, shots=options.shots, validation=options.validation, held=options.held, seed=options.seed
-    )
+    split = _split(embedded, options)
     hand_written = hand_written_bank(cast("TextEncoder", checkpoint), embedded.names, semantics.templates, projection)
     bank = full_bank(checkpoint, semantics.context, hand_written, embedded.names, projection)
     scales = Scales(semantics.evidence_scale, semantics.evidence_bias, semantics.background, facts["evidence_loss"])
@@ -124,9 +122,7 @@ def learn(
     if projection:
         projection.require_width(checkpoint.embed_dim, checkpoint.name)
     embedded = embed_images(checkpoint, images, projection, cache=cache, progress=progress)
-    split = split_rows(
-        embedded.labels, shots=options.shots, validation=options.validation, held=options.held, seed=options.seed
-    )
+    split = _split(embedded, options)
     return learn_from(checkpoint, embedded, split, options, projection, cache=cache, progress=progress)
 
 
@@ -233,6 +229,12 @@ def threshold_of(
         grid.uncertainty,
         target=options.target_risk or 0.0,
         confidence=options.confidence,
+    )
+
+
+def _split(embedded: LabelledEmbeddings, options: PromptOptions) -> Split:
+    return split_rows(
+        embedded.labels, shots=options.shots, validation=options.validation, held=options.held, seed=options.seed
     )
 
 

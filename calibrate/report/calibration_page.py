@@ -65,7 +65,7 @@ def changed_pairs(evidence: ReportEvidence) -> list[dict[str, Any]]:
     cards = []
     for kind in kinds:
         rows = np.flatnonzero(table.kinds == kind)
-        names = [evidence.images[row].environment for row in rows]
+        names = [evidence.origins.images[row].environment for row in rows]
         for row in rows[_in_turns(evidence.ranks[rows], names)][:each].tolist():
             origin = int(table.origins[row])
             gap = 1 - float(table.vectors[row] @ table.vectors[origin])
@@ -174,7 +174,7 @@ def _in_turns(ranks: NDArray[np.int64], groups: Sequence[str]) -> list[int]:
 
 
 def _thumbnail(evidence: ReportEvidence, row: int) -> Thumbnail:
-    image, kind = evidence.images[row], int(evidence.table.kinds[row])
+    image, kind = evidence.origins.images[row], int(evidence.table.kinds[row])
     changed = "" if kind < 0 else f", {evidence.table.kind_names[kind]}"
     return Thumbnail(data_uri(evidence.encoder_input(row)), image.name, image.environment + changed)
 

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from invariclip.calibrate.data.embed import embed, encoder_input
+from invariclip.calibrate.data.embed import embed_table, encoder_input
 from invariclip.calibrate.data.images import SkippedImageWarning
 from invariclip.calibrate.data.pairs import EmbeddingTable, fitted_moments, natural_pairs
-from invariclip.calibrate.data.versions import EmbeddingJob, changed_versions
 from invariclip.calibrate.evaluation.invariance import (
     Reader,
     classes_in_several,
@@ -24,9 +23,9 @@ from invariclip.calibrate.evaluation.invariance import (
     pair_distances,
     reader_hits,
 )
-from invariclip.calibrate.fit import bank_of, tabulate
+from invariclip.calibrate.fit import bank_of
 from invariclip.calibrate.projection.bootstrap import AccuracyInterval, Bootstrap
-from invariclip.calibrate.projection.candidates import ProjectionCandidate
+from invariclip.calibrate.projection.candidates import TEXT_OBJECTIVES, ProjectionCandidate
 from invariclip.calibrate.projection.estimators import fit
 from invariclip.calibrate.projection.folds import concept_masks
 from invariclip.calibrate.report.retrieval import Retrieval, retrieve
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.artifact.projection import Projection
+    from invariclip.calibrate.data.embed import RowOrigins
     from invariclip.calibrate.data.encoders import Encoder
     from invariclip.calibrate.data.images import ImageRecord
     from invariclip.calibrate.data.pairs import EmbeddingTable
@@ -223,25 +223,21 @@ class ReportEvidence:
 
     Attributes:
         table: The rows that were fitted on.
-        images: Of every row, the image that it is or was made from.
-        digests: Of every row, the sha256 of that image's file.
+        origins: What its rows were made from.
         ranks: int64 [N], the order in which rows are drawn as examples: by content and seed, whatever their order.
         spec: How the encoder wants its images.
-        jobs: Of every row, how its image was made.
         seed: Of everything that is drawn.
         retrieval: Nearest images and class texts, before and after.
-        gaps: How far pairs are group_distances, before and after.
-        leakage: How well an environment can be reader_hits, before and after.
+        gaps: How far apart pairs are, before and after.
+        leakage: How well a reader names the environment, before and after.
         concepts_left_out: Whether `gaps` and `leakage` are of concepts that the projection had not seen.
         paths: Those of all images, skipped ones too.
     """
 
     table: EmbeddingTable
-    images: tuple[ImageRecord, ...]
-    digests: tuple[str, ...]
+    origins: RowOrigins
     ranks: NDArray[np.int64]
     spec: PixelSpec
-    jobs: tuple[EmbeddingJob, ...]
     seed: int
     retrieval: Retrieval | None
     gaps: Gaps | None
@@ -255,7 +251,7 @@ class ReportEvidence:
         Raises:
             InputError: The file cannot be read any more.
         """
-        return encoder_input(self.jobs[row], self.digests[row], self.spec)
+        return encoder_input(self.origins.jobs[row], self.origins.digests[row], self.spec)
 
 
 def gather(
@@ -284,30 +280,22 @@ def gather(
         InputError: No image can be used.
     """
     with warnings.catch_warnings():
-        # Calibration has told of them, and the page lists them.
+        # Calibration has warned of them, and the page lists them.
         warnings.simplefilter("ignore", SkippedImageWarning)
-        plain = embed(encoder, [EmbeddingJob(image.path) for image in images], cache=cache, progress=progress)
-        table, _ = tabulate(encoder, images, options, cache=cache, progress=progress)
-    used = [images[index] for index in plain.kept]
-    digests = [plain.digests[index] for index in plain.kept]
-    versions = changed_versions(used, digests, options.kinds, draws=options.draws, seed=options.seed)
-    changed = {(version.origin, version.kind): version.job for version in versions}
-    rows = list(zip(table.origins.tolist(), table.kinds.tolist(), strict=True))
-    jobs = tuple(changed[row] if row in changed else EmbeddingJob(used[row[0]].path) for row in rows)
-    ranks = _ranks(table, digests, options.seed)
+        kinds, draws, seed = options.kinds, options.draws, options.seed
+        table, _, origins = embed_table(encoder, images, kinds, draws=draws, seed=seed, cache=cache, progress=progress)
+    ranks = _ranks(table, origins.digests, options.seed)
     candidate = chosen_candidate(options, result)
     bank = None
-    if candidate.captions or options.objective in ("zero-shot", "both"):
+    if candidate.captions or options.objective in TEXT_OBJECTIVES:
         bank = bank_of(encoder, table.label_names, options.templates)
     fit_on = _fitter(candidate, bank if candidate.captions else None, options.seed)
     spaces = held_out_spaces(table, fit_on, options.seed)
     return ReportEvidence(
         table=table,
-        images=tuple(used[origin] for origin in table.origins),
-        digests=tuple(digests[origin] for origin in table.origins),
+        origins=origins,
         ranks=ranks,
         spec=encoder.pixels,
-        jobs=jobs,
         seed=options.seed,
         retrieval=retrieve(table, fit_on, bank=bank, ranks=ranks, seed=options.seed, progress=progress),
         gaps=gaps(table, spaces, options.seed),

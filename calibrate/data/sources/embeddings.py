@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from invariclip.calibrate.data.stream.blocks import BLOCK_ROWS, RowBlock, Shard
+from invariclip.calibrate.data.stream.blocks import BLOCK_ROWS, RowBlock, Shard, require_file, require_unchanged
 from invariclip.errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -74,13 +74,12 @@ class _Ranged:
 
     def __init__(self, where: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
         self.columns = tuple(shapes)
+        listing = ", ".join(f"{column} {list(shape)}" for column, shape in shapes.items())
         lengths = {shape[0] if shape else 0 for shape in shapes.values()}
         if len(lengths) > 1:
-            listing = ", ".join(f"{column} {list(shape)}" for column, shape in shapes.items())
             raise InputError(f"{where}: columns of different lengths: {listing}")
         wide = {shape[1:] for column, shape in shapes.items() if column != "weights"}
         if len(wide) != 1 or len(width := wide.pop()) != 1 or not 1 <= width[0] <= MAX_WIDTH:
-            listing = ", ".join(f"{column} {list(shape)}" for column, shape in shapes.items())
             raise InputError(f"{where}: embeddings must be of shape [N, D], all of one width: {listing}")
         self.rows, self.width = lengths.pop(), int(width[0])
 
@@ -202,18 +201,14 @@ class EmbeddingSource:
     first: str | None = None
     second: str | None = None
     points: Literal["first", "both", "none"] = "both"
-
-    @property
-    def needs_encoder(self) -> bool:
-        """It holds embeddings."""
-        return False
+    needs_encoder = False
 
     def shards(self) -> list[Shard]:
         """Ranges of rows of all files; only their headers are read."""
         shards: list[Shard] = []
         for files in self._files():
             table = self._open(files)
-            facts = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files.values()]
+            facts = [[str(file), *require_file(file)] for file in files.values()]
             for start, stop in pairwise([0, *table.cuts(SHARD_ROWS)]):
                 spec = {"columns": list(files), "files": facts, "points": self.points, "width": table.width}
                 name = f"{next(iter(files.values())).name}[{start}:{stop}]"
@@ -225,10 +220,8 @@ class EmbeddingSource:
         del encoder, tally
         spec = shard.spec
         files = {column: Path(fact[0]) for column, fact in zip(spec["columns"], spec["files"], strict=True)}
-        for file, size, changed in spec["files"]:
-            seen = Path(file).stat()
-            if (seen.st_size, seen.st_mtime_ns) != (size, changed):
-                raise InputError(f"{file}: changed since the run began; run it again")
+        for file, *file_stamp in spec["files"]:
+            require_unchanged(Path(file), file_stamp)
         done = spec["start"]
         for rows in self._open(files).read(done, spec["stop"], BLOCK_ROWS):
             names = Numbered(shard.name.rpartition("[")[0], done, len(next(iter(rows.values()))))
@@ -274,7 +267,7 @@ class EmbeddingSource:
 
 
 class Numbered:
-    """Names of rows that are made when they are asked for: a million rows need no million names."""
+    """Names of rows, made on demand: a million rows need no million names."""
 
     def __init__(self, file: str, start: int, count: int) -> None:
         """Rows `start` to `start + count` of a file."""

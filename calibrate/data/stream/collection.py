@@ -121,7 +121,7 @@ def embed_images(
     return embed_collection(opening, paths, out.resolve(), cluster=Cluster(address, workers), progress=progress)
 
 
-def parts_of(opening: ArtifactOpening, space_id: str, images: Sequence[Path], *, size: int = PART_IMAGES) -> list[Part]:
+def parts_of(opening: ArtifactOpening, space_id: str, images: Sequence[Path]) -> list[Part]:
     """The parts of a collection, in the order of its images.
 
     Raises:
@@ -130,15 +130,15 @@ def parts_of(opening: ArtifactOpening, space_id: str, images: Sequence[Path], *,
     if not images:
         raise InputError("there are no images to embed")
     parts = []
-    for start in range(0, len(images), size):
-        some = images[start : start + size]
+    for start in range(0, len(images), PART_IMAGES):
+        some = images[start : start + PART_IMAGES]
         try:
             facts = [[str(path), (status := path.stat()).st_size, status.st_mtime_ns] for path in some]
         except OSError as error:
             raise InputError(f"{error.filename}: {error.strerror}") from error
         content = json.dumps([space_id, opening.variant, opening.backend, facts])
         digest = hashlib.sha256(content.encode()).hexdigest()
-        parts.append(Part(f"part-{start // size:06}-{digest[:16]}.parquet", tuple(str(path) for path in some)))
+        parts.append(Part(f"part-{start // PART_IMAGES:06}-{digest[:16]}.parquet", tuple(str(path) for path in some)))
     return parts
 
 

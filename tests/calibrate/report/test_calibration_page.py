@@ -229,7 +229,7 @@ def test_skipped_files_are_counted_by_reason(world, tmp_path, images):
     with pytest.warns(SkippedImageWarning):
         result, evidence, page = report(tmp_path, world.LinearEncoder(), images, SOFT)
     assert len(result.facts["skipped"]) == 3
-    reasons = skipped_by_reason(result.facts["skipped"], evidence.given)
+    reasons = skipped_by_reason(result.facts["skipped"], evidence.paths)
     assert sorted(count for _, count, _ in reasons) == [1, 2]
     for reason, count, example in reasons:
         assert str(tmp_path) not in reason
