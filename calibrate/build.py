@@ -99,7 +99,7 @@ def run_build(
     target = serving or Serving()
     semantics = None
     if learning is not None:
-        # Which images are learnt from is drawn by their order
+        # Which images are learned from is drawn by their order
         ordered = _contents(images, in_order=True)
         key = _digest(["cdc-2", invariclip.__version__, checkpoint.sha256, digest, learning.to_json(), ordered])
         file = work / f"cdc-{key[:16]}.safetensors"
@@ -153,7 +153,7 @@ def _learned_prompts(
     progress: Progress,
     tell: Callable[[str], None],
 ) -> LearnedPrompts:
-    """The learned templates, from their file if they were learnt before."""
+    """The learned templates, from their file if they were learned before."""
     try:
         semantics = read_semantics(file)
     except SemanticsError:

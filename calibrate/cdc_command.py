@@ -68,7 +68,7 @@ def cdc(
     """Learn several templates beside the hand-written one, and how sure an answer is.
 
     Encoders stay frozen: images are embedded once, under each template's augmentation, and kept. An interrupted run
-    goes on where it stopped. Export the result with `export --cdc`.
+    resumes where it stopped. Export the result with `export --cdc`.
     """
     if report:
         require_page_packages("--report")
@@ -93,7 +93,7 @@ def cdc(
 
 
 def answer(result: LearnedResult, out: Path, report: Path | None, *, as_json: bool) -> None:
-    """Prints what was learnt, where it lies, and where its page does."""
+    """Prints what was learned, where it lies, and where its page does."""
     if as_json:
         emit_json({"cdc": str(out), **({"report": str(report)} if report else {}), **prompts_json(result)})
         return

@@ -139,7 +139,7 @@ def calibrate_moments(
 
     Args:
         state: What was collected.
-        options: What to fit; pairs with captions are those of the sources, so `captions` has no say here.
+        options: What to fit; pairs with captions are those of the sources, so `captions` is ignored.
         weights: Source → what its pairs count; 1 where none is named.
         encoder: Of the sample; None without one.
         sample: Images of several environments, or of one to be scored under interventions.
@@ -231,12 +231,12 @@ class FitOptions:
 
 @dataclass(frozen=True)
 class Calibration:
-    """A fitted projection, with what there is to say about it.
+    """A fitted projection, with facts about it.
 
     Attributes:
         projection: To be written; its provenance holds the rest as JSON.
         selection: Scores of every candidate, or None where nothing could be left out.
-        facts: JSON-ready: counts of images, pairs and skipped files, what `diagnostics.diagnose` tells, and
+        facts: JSON-ready: counts of images, pairs and skipped files, what `diagnostics.diagnose` returns, and
             `confidence`, None where there is nothing to be unsure of.
     """
 
@@ -300,16 +300,16 @@ def conclude(
     options: FitOptions,
     table: EmbeddingTable | None = None,
 ) -> Calibration:
-    """Fits what was chosen, and says what there is to say about it.
+    """Fits the chosen candidate, and gathers the facts about it.
 
     Args:
         encoder: Whose projection it is; None where embeddings were given, whose encoder nobody knows.
         chosen: The candidate.
         selection: What it was chosen from, if anything.
         moments: What to fit on.
-        parts: The same, apart by groups of pairs: see `confidence`.
+        parts: The same, apart by groups of pairs: see `diagnostics.confidence`.
         facts: JSON-ready, of the data.
-        options: What was asked for.
+        options: Its options.
         table: Embedded images, whose mean sites will be measured against; None where there are none.
 
     Raises:

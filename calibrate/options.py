@@ -127,7 +127,7 @@ def prompt_options(cdc: bool, target_risk: float | None, values: Mapping[str, An
     """Which templates to learn beside a projection, with the prompts and the seed of the command.
 
     Args:
-        cdc: Whether templates are to be learnt.
+        cdc: Whether templates are to be learned.
         target_risk: Share of errors to find a threshold for.
         values: Of `FITTING`.
 

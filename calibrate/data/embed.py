@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from invariclip.calibrate.data.encoders import Encoder
 
 MAX_DECLINED_BYTES = 1 << 20
-"""Of a file of declined interventions: ten times what one of as many as `embed.PART` takes."""
+"""Of a file of declined interventions: ten times what one of as many as `PART` takes."""
 PART = 256
 """Embeddings per cache file: what a kill can cost."""
 

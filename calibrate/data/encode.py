@@ -125,7 +125,7 @@ def encode_images(
     Args:
         encoder: Takes the images.
         requests: Taken one by one, a batch ahead of what is given.
-        tally: Is told of every image that cannot be read, and of every version that cannot be made.
+        tally: Counts images that cannot be read and versions that cannot be made.
         changes: Which versions of every image to make.
         donor: Chooses second images.
     """

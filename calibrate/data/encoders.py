@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Encoder(Protocol):
-    """What calibration needs of a checkpoint; `export.models.checkpoint.Checkpoint` is one.
+    """What calibration needs of a checkpoint; `export.checkpoints.checkpoint.Checkpoint` is one.
 
     Attributes:
         pixels: How it wants its images.
@@ -68,10 +68,10 @@ class EncoderOpening:
     """How an encoder is opened, here or in a worker elsewhere.
 
     Attributes:
-        model: See `export.models.checkpoint.load_checkpoint`, as of the next two.
+        model: See `export.checkpoints.checkpoint.load_checkpoint`, as of the next two.
         checkpoint: The weights' file.
         tokenizer: The tokenizer's folder.
-        artifact: An artifact to embed with; the others then have no say.
+        artifact: An artifact to embed with; the others are then ignored.
     """
 
     model: str

@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     Stems: TypeAlias = Mapping[str, set[str]]
 
 PairsBy: TypeAlias = Literal["auto", "name", "class"]
-"""What makes images of a folder one concept: see `images.read_images`."""
+"""What makes images of a folder one concept: see `read_images`."""
 PAIRS_BY: tuple[PairsBy, ...] = get_args(PairsBy)
 
 CHANCE = 1e-6
 """Numbers coincide by design where chance alone would do it less often than this."""
 _SHIFTS = (-3, -2, -1, 1, 2, 3)
 _COUNTED = 3
-"""Numbers behind a prefix from which on it is a counter's, unless the prefix is one of `_OF_FILES`."""
+"""Numbers behind a prefix from which it is a counter's, unless the prefix is one of `_OF_FILES`."""
 _OF_FILES = frozenset(
     [
         "", "c", "d", "dsc", "dscf", "dscn", "f", "file", "frame", "im", "image", "img", "p", "photo", "pic",
@@ -228,7 +228,7 @@ def read_images(
     `path` and `environment` are needed, and one of `concept` and `name`. Paths are relative to the manifest.
 
     A folder is `environment/class/file`. Where most of a class's file names stand in several environments and are not
-    numbers of files (see `names.judge`), the name is the concept (the same object, seen twice); otherwise the class is.
+    numbers of files (see `judge`), the name is the concept (the same object, seen twice); otherwise the class is.
     Names that look like a numbering are warned about, unless they coincide by design or `pairs_by` is given.
 
     Args:

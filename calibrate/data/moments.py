@@ -28,7 +28,7 @@ _ROUNDING = 1e-9
 class Moments:
     """Sums over points z and over pair differences Δ = z₁ - z₂ (CLIP-ICM, the estimator's Σ and Σ_Δ).
 
-    The squared weights and the fourth powers are what the error of Σ and Σ_Δ is told from, see `little_data`.
+    The squared weights and the fourth powers give the error of Σ and Σ_Δ, see `estimators.shares`.
 
     Attributes:
         points: How many points were added.
@@ -270,7 +270,7 @@ def of_pairs(
 
 
 def combined(parts: Sequence[Moments], weights: Sequence[float]) -> Moments:
-    """Several sources of pairs together, each counting by a weight of its own, however many pairs it has.
+    """Several sources of pairs together, each counting by its own weight, however many pairs it has.
 
     Args:
         parts: The pairs of every one are scaled to a total weight of its entry in `weights`; points are added as they

@@ -206,7 +206,7 @@ def fitted_moments(
 def grouped_moments(
     table: EmbeddingTable, sources: Sources = ALL_SOURCES, *, captions: NDArray[np.float64] | None = None, seed: int = 0
 ) -> list[Moments]:
-    """The same moments apart, as `confidence.confidence` draws from them: concepts are spread over groups by name.
+    """The same moments apart, as `diagnostics.confidence` draws from them: concepts are spread over groups by name.
 
     Args:
         table: See `fitted_moments`, as are the others.
@@ -264,7 +264,7 @@ def same_pairs(table: EmbeddingTable, pairs: Pairs) -> NDArray[np.bool_]:
 
 
 def seeded(*parts: str | int) -> np.random.Generator:
-    """A generator of its own for every combination of parts."""
+    """A generator for every combination of parts."""
     digest = hashlib.sha256(json.dumps(parts).encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:16], "little"))
 

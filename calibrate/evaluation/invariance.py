@@ -141,7 +141,7 @@ def side_effects(
         attributes: Name → int64 [N]; -1 where a row's value is not known: it is left out for that attribute.
         groups: int64 [N], rows that must not be told from each other, as images of one concept: a group is fitted on
             or tested as a whole, and is what the bootstrap draws. None makes every row its own.
-        reader: `centroid` (nearest prototype, what a cosine sees), `linear` or `probe`, see `leakage.Reader`.
+        reader: `centroid` (nearest prototype, what a cosine sees), `linear` or `probe`, see `Reader`.
         tolerance: Points that an attribute may lose before it is flagged.
         seed: Of the split and the bootstrap.
         resamples: Of the bootstrap.
@@ -265,7 +265,7 @@ def reader_hits(
     Args:
         vectors: [N, d].
         environments: int64 [N].
-        test: bool [N]; there must be rows of both kinds for anything to be told.
+        test: bool [N]; there must be rows of both kinds.
         reader: Who reads.
         labels: int64 [N], to take the mean of the class away first; None reads embeddings as they are.
     """

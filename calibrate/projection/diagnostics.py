@@ -31,7 +31,7 @@ _FEWEST = 12
 """With so few resamples the 95 % quantile is close to their largest value."""
 LEVEL = 0.95
 _ROUNDING = 1e-14
-"""Eigenvalues below this share of the largest are rounding, and the condition is then told as none."""
+"""Eigenvalues below this share of the largest are rounding, and the condition is then None."""
 _QUANTILES = (1.0, 0.75, 0.5, 0.25, 0.0)
 
 
@@ -203,7 +203,7 @@ def diagnose(projection: Projection, moments: Moments) -> dict[str, Any]:
     - `sigma`, `sigma_delta`: `effective`, the effective count of observations; `condition`, the largest eigenvalue over
       the smallest, or None where the matrix is singular; `rank`, how many eigenvalues are above rounding; `identity`,
       the share of the identity that Ledoit and Wolf's mix would have, above zero only for little data.
-    - `mixed`: the share that the estimator did mix in, see `little_data.regularised`.
+    - `mixed`: the share that the estimator did mix in, see `estimators.regularised`.
 
     Args:
         projection: Fitted from the moments.

@@ -200,7 +200,7 @@ def decompose(moments: Moments, estimator: str, strength: float | None = None) -
       nothing.
       Where fewer images than dimensions leave Σ singular, 0/0 decides; a ridge of `RIDGE` · mean-eig(Σ) on *both*
       sides gives a direction that no image excites μ = 1, so that it stands behind all that carry signal. A ridge
-      on Σ alone would call it perfectly invariant. With few pairs the ridge is larger: see `little_data`.
+      on Σ alone would call it perfectly invariant. With few pairs the ridge is larger: see `estimators.shares`.
     - `shrinkage`: the symmetric (I + λ Σ_Δ / mean-eig(Σ_Δ))^(-1/2); keeps every direction, shortens those that move.
     - `identity`: no change.
 

@@ -2,7 +2,7 @@
 
 An environment that will be met later is unlike those that were fitted on. Leaving one out, fitting on the others and
 scoring on it is the nearest thing to it that can be had without it (DomainBed's leave-one-domain-out, Gulrajani and
-Lopez-Paz, arXiv 2007.01434). But an encoder has often learnt the left-out environment too, and then an image of it
+Lopez-Paz, arXiv 2007.01434). But an encoder has often learned the left-out environment too, and then an image of it
 asks little. The same image under an intervention that was left out of the fit is unlike anything the encoder or the
 projection has seen; so half of the score comes from unchanged images and half from changed ones. Concepts are left
 out as well: a projection looks better than it is on the very concepts that it was fitted on.

@@ -138,8 +138,8 @@ class Selection:
             (see `separation`), by its name; empty elsewhere.
         by_concept: The chosen one's gain on concepts that were fitted and on others (see `concept_gains`); None where
             that was not asked for, or nothing is projected.
-        screened: Candidates that were dropped after a few folds (see `screening`), by name: how far behind the best one
-            they were there, in points; empty where all were scored.
+        screened: Candidates that were dropped after a few folds (see `needs_screening`), by name: how far behind the
+            best one they were there, in points; empty where all were scored.
     """
 
     chosen: ProjectionCandidate
@@ -228,8 +228,8 @@ def select(
         sources: Which pairs of images are fitted on; candidates say whether captions, from the bank, are too.
         concept_parts: See `folds.make_folds`.
         seed: Of the folds, the pairs and the bootstrap.
-        screen: Score all candidates on a few folds first and only the best on the others (see `screening`); None does
-            so where scoring everything would take too long.
+        screen: Score all candidates on a few folds first and only the best on the others; None does so where scoring
+            everything would take too long (see `needs_screening`).
         progress: Progress display.
 
     Raises:

@@ -44,7 +44,7 @@ def recall(
     cache: Path | None = None,
     progress: Progress = silent,
 ) -> LearnedResult:
-    """Reads the embeddings back and scores again; nothing is learnt.
+    """Reads the embeddings back and scores again; nothing is trained.
 
     Args:
         checkpoint: As for `learn`.
@@ -82,7 +82,7 @@ class LearnedResult:
 
     Attributes:
         semantics: To be written; its provenance holds the rest as JSON.
-        threshold: What was found for the target risk, or None where none was asked for.
+        threshold: What was found for the target risk, or None without a target risk.
         facts: JSON-ready: counts, the training's course, scores on images that training did not see.
         scored: Those images, and what answers about them are made of.
         projection: In whose space all of it is, or None.
@@ -142,7 +142,7 @@ def learn_from(
     Args:
         checkpoint: As in `learn`.
         embedded: The embedded images.
-        split: Which are learnt from, validated on, held back.
+        split: Which are learned from, validated on, held back.
         options: As in `learn`.
         projection: As in `learn`.
         encoder: What embeds augmented images, if not the checkpoint itself.

@@ -29,7 +29,7 @@ _ROUNDS = 60
 
 @dataclass(frozen=True, eq=False)
 class Scales:
-    """What makes evidence of each template's cosines, see `invariclip.evidence`.
+    """What makes evidence of each template's cosines, see `invariclip.uncertainty`.
 
     Attributes:
         scale: float64 [M + 1], a.
@@ -45,7 +45,7 @@ class Scales:
 
     @property
     def numbers(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-        """a, c and r, as `opinions.fused_answers` takes them."""
+        """a, c and r, as `scores.fused_answers` takes them."""
         return self.scale, self.bias, self.background
 
 
@@ -60,8 +60,8 @@ def fit_scales(
     """Fits a > 0 and c of every template by L-BFGS, in float64.
 
     Args:
-        vectors: float64 [N, d], unit length; of images that the templates were not learnt from, and of which some
-            should be hard: with none answered wrong, u would be told that it is always nought.
+        vectors: float64 [N, d], unit length; of images that the templates were not learned from, and of which some
+            should be hard: with none answered wrong, u would be fitted as always zero.
         labels: int64 [N].
         bank: float64 [M + 1, K, d], every template's class embeddings.
         logit_scale: τ.

@@ -45,7 +45,7 @@ class LearnedTexts:
 
         Args:
             checkpoint: The model; it stays unchanged.
-            context: float32 [M, n, width]; a parameter if it is to be learnt.
+            context: float32 [M, n, width]; a parameter if it is to be learned.
             projection: A_inv, or None.
 
         Raises:

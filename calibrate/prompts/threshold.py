@@ -96,7 +96,7 @@ def choose_threshold(
     Args:
         uncertainty: u of the held-back images, [N].
         wrong: Which of them are answered wrong, bool [N].
-        grid: u of other images, from which thresholds are taken; they may have been learnt from.
+        grid: u of other images, from which thresholds are taken; they may have been learned from.
         target: Share of wrong answers allowed among those given, between 0 and 1.
         confidence: With what probability that is kept, between 0 and 1.
 

@@ -43,7 +43,7 @@ class TrainingState:
 
     Attributes:
         step: Steps done.
-        tensors: What is learnt, by name: `context` [M, n, width], `log_scale` and `bias` [M + 1].
+        tensors: What is learned, by name: `context` [M, n, width], `log_scale` and `bias` [M + 1].
         best: The same at the best look so far.
         best_loss: Its validation loss.
         best_step: Its step.
@@ -123,14 +123,14 @@ def _part(tensors: dict[str, torch.Tensor], part: str) -> dict[str, torch.Tensor
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """What is learnt from.
+    """What is learned from.
 
     Attributes:
         names: K classes.
         hand_written: float64 [K, d], template 0's class embeddings.
         views: float64 [M, R, d], training images under each template's augmentation.
         labels: int64 [R].
-        validation: float64 [V, d], images that are not learnt from: as they are, and under every augmentation.
+        validation: float64 [V, d], images that are not learned from: as they are, and under every augmentation.
         validation_labels: int64 [V].
     """
 
@@ -152,7 +152,7 @@ class Task:
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """What was learnt.
+    """What was learned.
 
     Attributes:
         context: float32 [M, n, width].
@@ -212,7 +212,7 @@ def train(
 
 
 class _Learner:
-    """What is learnt, and one step of it."""
+    """What is learned, and one step of it."""
 
     def __init__(
         self,

@@ -33,7 +33,7 @@ class Split:
     """Rows of the images, each ascending; no image is in two of them.
 
     Attributes:
-        train: int64, learnt from.
+        train: int64, learned from.
         validation: int64, for early stopping and for the evidence's scale.
         held: int64, for the threshold alone.
     """

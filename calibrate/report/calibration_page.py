@@ -185,7 +185,7 @@ def write_page(path: Path, result: Calibration, options: FitOptions, evidence: R
     Args:
         path: The .html file.
         result: What `calibrate` returned.
-        options: What it was asked for.
+        options: Its options.
         evidence: From `evidence.gather`.
 
     Raises:

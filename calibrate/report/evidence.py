@@ -150,9 +150,9 @@ def gaps(table: EmbeddingTable, spaces: list[Space], seed: int) -> Gaps | None:
 
 
 def leakage(table: EmbeddingTable, spaces: list[Space], ranks: NDArray[np.int64], seed: int) -> list[Change]:
-    """How often an environment can be told from an embedding: percent right, mean over environments.
+    """How often a reader names the environment of an embedding: percent right, mean over environments.
 
-    Two readers (see `leakage.Reader`), each of which reads embeddings as they are, and less the mean of their class:
+    Two readers (see `invariance.Reader`), each of which reads embeddings as they are, and less the mean of their class:
     what is left of the environment within a class. Readers are tried on images that they did not learn from, of
     concepts that neither they nor the projection have seen.
 

@@ -58,7 +58,7 @@ def risk_plot(figures: PageFigures, target: float | None) -> str:
 
     Args:
         figures: Both sides' answers.
-        target: The share of wrong answers that was allowed, or None where none was asked for.
+        target: The share of wrong answers that was allowed, or None without a target risk.
     """
     total = len(figures.cdc.right)
     places = np.unique(np.linspace(1, total, min(total, POINTS)).round().astype(int))
@@ -259,7 +259,7 @@ def spectrum_plot(eigenvalues: NDArray[np.float64], title: str, rank: int) -> st
 def curves(selection: Selection) -> list[Curve]:
     """A panel for every estimator and setting that was tried in two values or more.
 
-    Where an estimator has both settings, what was fitted with captions has panels of its own: the lines would be too
+    Where an estimator has both settings, what was fitted with captions has its own panels: the lines would be too
     many to tell apart.
     """
     panels = []

@@ -162,7 +162,7 @@ def figures_of(learned: LearnedResult, options: PromptOptions) -> PageFigures:
 
     Args:
         learned: What `learn` gave.
-        options: What it was asked for.
+        options: Its options.
     """
     scored = learned.scored
     labels = scored.images.labels

@@ -76,7 +76,7 @@ def write_page(path: Path, learned: LearnedResult, options: PromptOptions, image
     Args:
         path: The .html file.
         learned: What `learn` gave.
-        options: What it was asked for.
+        options: Its options.
         images: What was given to it, with those that were skipped.
 
     Raises:
@@ -85,7 +85,7 @@ def write_page(path: Path, learned: LearnedResult, options: PromptOptions, image
     figures, facts = figures_of(learned, options), learned.facts
     curve = [(int(step), float(loss)) for step, loss in facts["curve"]]
     wrong = not (figures.hand_written.right.all() and figures.cdc.right.all())
-    # Where neither side is ever wrong there is no risk: words instead of two lines at nought
+    # Where neither side is ever wrong there is no risk: words instead of two lines at zero
     risk = plots.risk_plot(figures, options.target_risk) if wrong else None
     write_html(
         path,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def prompts_text(result: LearnedResult) -> str:
-    """What was learnt from, how far training went, how sure answers are, and the threshold."""
+    """What was learned from, how far training went, how sure answers are, and the threshold."""
     facts, semantics = result.facts, result.semantics
     environments = ", ".join(f"{name} {count}" for name, count in facts["environments"].items())
     lines = [

@@ -246,7 +246,7 @@ def _images(entry: SourceEntry, name: str, weight: float) -> PairSource:
 
 
 def _domainbed(entry: SourceEntry, name: str, weight: float) -> PairSource:
-    # Two images of a class show two objects, so natural pairs have to be asked for (see calibrate.layouts).
+    # Two images of a class show two objects, so natural pairs have to be asked for (see `data.domainbed`).
     return ImageSource(
         name,
         entry.path("path"),

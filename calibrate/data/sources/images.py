@@ -58,7 +58,7 @@ CONCEPTS = 64
 LARGE = BLOCK_ROWS
 """Images of a shard at most: their embeddings are held until its natural pairs are made."""
 Files = list[list[Any]]
-"""Of every image: path below the root, concept, environment, stamp (see `stamps.stamp`)."""
+"""Of every image: path below the root, concept, environment, stamp (see `blocks.stamp`)."""
 
 
 class Environments:
@@ -88,12 +88,12 @@ class Environments:
 
 @dataclass(frozen=True)
 class ImageSource:
-    """A manifest or a folder of images (see `calibrate.images.read_images`).
+    """A manifest or a folder of images (see `data.images.read_images`).
 
     Attributes:
-        name: See `Source`.
+        name: See `PairSource`.
         path: The manifest or the folder.
-        weight: See `Source`.
+        weight: See `PairSource`.
         environments: The environments to take; None takes all.
         splits: The splits to take; None takes all.
         natural: Pair images of one concept in two environments.
@@ -101,8 +101,8 @@ class ImageSource:
         points: Take the images as points.
         seed: Draws natural pairs where a concept has very many.
         allow_outside: Accept a manifest whose paths leave its folder.
-        pairs_by: What makes images of a folder one concept, see `calibrate.images.read_images`.
-        layout: A set of DomainBed by name, whose folder `path` is (see `calibrate.layouts`); empty for any other.
+        pairs_by: What makes images of a folder one concept, see `data.images.read_images`.
+        layout: A set of DomainBed by name, whose folder `path` is (see `data.domainbed`); empty for any other.
     """
 
     name: str
@@ -148,7 +148,7 @@ class ImageSource:
         return shards
 
     def read(self, shard: Shard, encoder: Encoder | None, tally: ProblemCounts) -> Iterator[RowBlock]:
-        """Points, natural pairs and interventions of a shard's concepts (see `Source`).
+        """Points, natural pairs and interventions of a shard's concepts (see `PairSource`).
 
         Raises:
             InputError: There is no encoder, or a file has changed since it was listed.

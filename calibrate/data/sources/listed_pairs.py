@@ -53,9 +53,9 @@ class TextPairs:
     """A JSONL, CSV or TSV file of text pairs: columns `first`, `second` and, if there is one, `weight`.
 
     Attributes:
-        name: See `Source`.
+        name: See `PairSource`.
         path: The file.
-        weight: See `Source`.
+        weight: See `PairSource`.
     """
 
     name: str
@@ -72,7 +72,7 @@ class TextPairs:
         return _shards(self, TEXTS_PER_SHARD, TEXT_COLUMNS, lambda _: {"kind": "text pairs"})
 
     def read(self, shard: Shard, encoder: Encoder | None, tally: ProblemCounts) -> Iterator[RowBlock]:
-        """The pairs of a range (see `Source`).
+        """The pairs of a range (see `PairSource`).
 
         Raises:
             InputError: There is no encoder of texts, or the file has changed since it was listed.
@@ -87,10 +87,10 @@ class TemplatePairs:
     A class weighs M - 1 in M templates, shared evenly by its pairs, as a concept in M environments does.
 
     Attributes:
-        name: See `Source`.
+        name: See `PairSource`.
         classes: Names.
         templates: Texts with one `{}` each, such as `a photo of a {}`.
-        weight: See `Source`.
+        weight: See `PairSource`.
     """
 
     name: str
@@ -126,7 +126,7 @@ class TemplatePairs:
         ]
 
     def read(self, shard: Shard, encoder: Encoder | None, tally: ProblemCounts) -> Iterator[RowBlock]:
-        """The pairs of a range of classes (see `Source`).
+        """The pairs of a range of classes (see `PairSource`).
 
         Raises:
             InputError: There is no encoder of texts.
@@ -165,9 +165,9 @@ class PairsFile:
     """A JSONL, CSV or TSV file of pairs: columns `first`, `second` and, if there is one, `weight`.
 
     Attributes:
-        name: See `Source`.
+        name: See `PairSource`.
         path: The file; the paths in it are relative to its folder.
-        weight: See `Source`.
+        weight: See `PairSource`.
         points: Which members are points; an image that stands in several pairs then counts in each.
         allow_outside: Accept paths that leave the file's folder.
     """
@@ -193,7 +193,7 @@ class PairsFile:
         )
 
     def read(self, shard: Shard, encoder: Encoder | None, tally: ProblemCounts) -> Iterator[RowBlock]:
-        """The pairs of a range; every image of it is embedded once (see `Source`).
+        """The pairs of a range; every image of it is embedded once (see `PairSource`).
 
         A pair whose members are one file, or two of the same content, is left out with its points.
 

@@ -111,7 +111,7 @@ def samples(path: Path, tally: ProblemCounts) -> Iterator[TarSample]:
 
     Args:
         path: The file.
-        tally: Is told of images and samples that are too large, and of samples without images.
+        tally: Counts images and samples that are too large, and samples without images.
 
     Raises:
         InputError: The file is damaged or no tar; what was given before does not count then.
@@ -195,7 +195,7 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, tally: ProblemCounts
 
 
 def _accepted(sample: TarSample, done: set[str], count: int, held: int, tally: ProblemCounts) -> bool:
-    """Whether a sample counts; the tally is told where it does not."""
+    """Whether a sample counts; where it does not, that is counted."""
     reason = ""
     if sample.key in done:
         reason = REPEATED
@@ -235,9 +235,9 @@ class WebDataset:
     """Tar files of samples.
 
     Attributes:
-        name: See `Source`.
+        name: See `PairSource`.
         paths: Files, with `*`, `?`, `[…]` and brace ranges such as `{000..099}`.
-        weight: See `Source`.
+        weight: See `PairSource`.
         natural: Pair the images of a sample with each other.
         changes: Pair every image with changed versions of itself.
         points: Take the images as points.
@@ -275,7 +275,7 @@ class WebDataset:
         ]
 
     def read(self, shard: Shard, encoder: Encoder | None, tally: ProblemCounts) -> Iterator[RowBlock]:
-        """The images of a tar file, sample by sample (see `Source`).
+        """The images of a tar file, sample by sample (see `PairSource`).
 
         A sample of k usable images weighs k - 1, shared evenly by its k(k-1)/2 pairs, as a concept in k
         environments does (see `pairs.natural_pairs`).

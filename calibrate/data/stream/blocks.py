@@ -33,7 +33,7 @@ INTERVENTIONS = "interventions"
 TEXTS = "texts"
 """Parts of a source: each counts the same, however many pairs it has."""
 Tie = tuple[int, int, int]
-"""The numbers of a pair's two members and of the thing that both show, see `Block.ties`."""
+"""The numbers of a pair's two members and of the thing that both show, see `RowBlock.ties`."""
 BLOCK_ROWS = 4096
 """Rows of a block at most."""
 
@@ -190,7 +190,7 @@ class Shard:
 
 
 class RowNames(Protocol):
-    """Names of rows: a tuple or list, or something that makes them when they are asked for."""
+    """Names of rows: a tuple or list, or something that makes them on demand."""
 
     def __len__(self) -> int:
         """As many as there are rows, or none."""
@@ -201,7 +201,7 @@ class RowNames(Protocol):
 
 @dataclass(frozen=True)
 class RowBlock:
-    """Rows to take into the moments. They need not have unit length; what is not finite or zero is left out and told.
+    """Rows to take into the moments. They need not have unit length; zero and non-finite rows are left out and counted.
 
     Attributes:
         points: [n, D], of which Σ is made; None for none.
@@ -210,7 +210,7 @@ class RowBlock:
         weights: float64 [p], of the pairs; None for one each.
         ties: int64 [p, 3], numbers within the shard of a pair's two members and of the thing that both show: of k
             images of one thing at most k - 1 pairs are independent. None where no two pairs share a member.
-        part: What kind of pairs they are, such as `natural`: each kind of a source counts the same, see `State`.
+        part: What kind of pairs they are, such as `natural`: each kind of a source counts the same, see `MomentsState`.
         point_names: What each point is, for the summary of problems; a number of the row where it is empty.
         pair_names: Likewise for pairs.
     """
@@ -257,7 +257,7 @@ class PairSource(Protocol):
         """The shard's rows, at most `BLOCK_ROWS` a block.
 
         The same shard gives the same blocks at every reading, whatever was read before it. What cannot be used (a file
-        that cannot be decoded) is left out and told to the tally; a shard that cannot be read at all raises.
+        that cannot be decoded) is left out and counted; a shard that cannot be read at all raises.
 
         Raises:
             InputError: The shard cannot be read.

@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RayEngine:
-    """Reads shards on a Ray cluster; an `Engine` of `collect`.
+    """Reads shards on a Ray cluster; a `ShardReader` of `collect`.
 
     Attributes:
         cluster: Where the workers are.
@@ -114,7 +114,7 @@ class Cluster:
     ) -> Iterator[Any]:
         """What a worker answers to each item, in the order of the items.
 
-        A worker that dies is started anew, and what it had not answered is asked again.
+        A worker that dies is restarted, and its unanswered items are asked again.
 
         Args:
             items: They travel to the workers, once.

@@ -55,7 +55,7 @@ class Sums:
 
         Args:
             width: D.
-            name: The shard's, for what is told of rows that have no name.
+            name: The shard's, for messages about rows without a name.
         """
         self.width = width
         self.tally = ProblemCounts()
@@ -295,7 +295,7 @@ def collect(
                 write_state(state_file, state)
                 saved = time.monotonic()
     finally:
-        # Also when stopped by hand, or by an error: whole shards alone are in it.
+        # Also after an interruption or an error: it holds whole shards only.
         if state_file is not None and todo:
             write_state(state_file, state)
     if lost:
@@ -313,7 +313,7 @@ def here(tasks: Iterable[tuple[PairSource, Shard]], width: int, encoder: Encoder
 
 
 def read_shard(source: PairSource, shard: Shard, width: int, encoder: Encoder | None) -> Collected:
-    """One shard's sums; one that cannot be read is told as lost, and nothing of it counts."""
+    """One shard's sums; one that cannot be read is reported as lost and does not count."""
     sums = Sums(width, shard.name)
     tally = ProblemCounts()
     try:

@@ -126,7 +126,7 @@ class MomentsState:
         return total
 
     def groups(self, weights: Mapping[str, float] | None = None) -> list[Moments]:
-        """`combined`, apart: all points, then the pairs of every group of shards. See `confidence.confidence`."""
+        """`combined`, apart: all points, then the pairs of every group of shards. See `diagnostics.confidence`."""
         total: dict[int, Moments] = {}
         for (_, part, group), moments, weight in self._weighed(weights):
             place = -1 if part == POINTS else group
