@@ -1,1 +1,1 @@
-"""From interventional pairs to the invariant projection."""
+"""Fits the invariant projection, and learned prompts beside it, from images or other pairs."""

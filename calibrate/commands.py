@@ -1,35 +1,40 @@
-"""`calibrate` fits the projection; `build` goes on to a verified artifact and resumes where it stopped."""
+"""`calibrate` fits the projection; `build` goes on to a verified artifact and resumes after an interruption."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from invariclip.artifact.fidelity import LEVELS
+from invariclip.artifact.learned_prompts import read_semantics, write_semantics
 from invariclip.artifact.projection import write_projection
 from invariclip.backends import DEFAULT_BACKEND, require_backend
-from invariclip.calibrate.asked import fitting_options, images_of, options_of
+from invariclip.calibrate.build import Serving, run_build, served_projection
+from invariclip.calibrate.data.embed import default_cache
 from invariclip.calibrate.data.encoders import EncoderOpening
 from invariclip.calibrate.fit import calibrate as fit_projection
-from invariclip.calibrate.prompts.beside import TARGET_RISK, learning_of, write_page_of, write_templates
-from invariclip.calibrate.report import require_page_packages, summary_json, summary_text
-from invariclip.calibrate.stages import Serving, default_cache, run_build
+from invariclip.calibrate.options import FITTING, TARGET_RISK, fit_options, images_from, prompt_options, with_options
+from invariclip.calibrate.report.rendering import require_page_packages
+from invariclip.calibrate.report.summary import projection_json, projection_text, prompts_json
 from invariclip.cli.predict_command import CLASS_OPTIONS, class_names
 from invariclip.console import bar, emit_json, note, say, silent
 from invariclip.errors import InputError
 
 if TYPE_CHECKING:
     from invariclip.artifact.fidelity import Fidelity
-    from invariclip.calibrate.data.encoder import Encoder
+    from invariclip.calibrate.data.encoders import Encoder
     from invariclip.calibrate.data.images import ImageRecord
     from invariclip.calibrate.fit import Calibration, FitOptions
+    from invariclip.calibrate.prompts.learn import LearnedResult
+    from invariclip.calibrate.prompts.options import PromptOptions
     from invariclip.console import Progress
+    from invariclip.export.checkpoints.checkpoint import Checkpoint
 
 
 @click.command()
-@fitting_options
+@with_options(FITTING)
 @click.option(
     "--artifact",
     type=click.Path(path_type=Path),
@@ -71,7 +76,7 @@ def calibrate(
     engine: str,
     ray_address: str | None,
     workers: int | None,
-    **given: Any,
+    **values: Any,
 ) -> None:
     """Fit the invariant projection from images of the same things in several environments.
 
@@ -82,45 +87,45 @@ def calibrate(
     """
     if report:
         require_page_packages("--report")
-    learning = learning_of(cdc is not None, target_risk, given)
+    learning = prompt_options(cdc is not None, target_risk, values)
     if learning and (artifact or sources or moments):
         raise InputError(
             "--cdc learns through a checkpoint in PyTorch, from --images; leave out --artifact, --sources and "
             "--moments, or run `invariclip cdc --projection` afterwards"
         )
     cache, progress = cache or default_cache(), silent if quiet else bar
-    opening = EncoderOpening(given["model"], given["checkpoint"], given["tokenizer"], artifact)
+    opening = EncoderOpening(values["model"], values["checkpoint"], values["tokenizer"], artifact)
     if sources or moments:
-        from invariclip.calibrate.at_scale import Collecting, calibrate_sources
+        from invariclip.calibrate.fit import Collecting, calibrate_sources
 
         if report:
             raise InputError("--report shows the images that were fitted on; it goes without --sources and --moments")
-        kept = moments or out.with_suffix(".moments.safetensors")
-        sample, told = images_of(given) if given["images"] else ([], "")
-        _note(told)
-        collecting = Collecting(sources, kept, engine, ray_address, workers)
+        state_file = moments or out.with_suffix(".moments.safetensors")
+        sample, split_note = images_from(values) if values["images"] else ([], "")
+        _note(split_note)
+        collecting = Collecting(sources, state_file, engine, ray_address, workers)
         result = calibrate_sources(
-            collecting, opening, options_of(given), sample=sample, cache=cache, progress=progress
+            collecting, opening, fit_options(values), sample=sample, cache=cache, progress=progress
         )
         write_projection(out, result.projection)
-        _answer(result, {"projection": str(out), "moments": str(kept)}, as_json)
+        _answer(result, {"projection": str(out), "moments": str(state_file)}, as_json)
         return
-    options = options_of(given)
-    images, told = images_of(given)
+    options = fit_options(values)
+    images, split_note = images_from(values)
     encoder = opening.open()
-    _note(told)
+    _note(split_note)
     result = fit_projection(encoder, images, options, cache=cache, progress=progress)
     write_projection(out, result.projection)
     facts = {"projection": str(out)}
     if report:
         facts |= _write_report(report, encoder, images, options, result, cache, progress)
     if cdc and learning:
-        facts |= write_templates(cdc, encoder, images, learning, result, cache, progress, report=report)
+        facts |= _write_templates(cdc, encoder, images, learning, result, cache, progress, report)
     _answer(result, facts, as_json)
 
 
 @click.command()
-@fitting_options
+@with_options(FITTING)
 @CLASS_OPTIONS[0]
 @CLASS_OPTIONS[1]
 @click.option("--work", type=click.Path(path_type=Path), help="Folder of finished stages; OUT.work by default.")
@@ -146,7 +151,7 @@ def build(
     as_json: bool,
     quiet: bool,
     cache: Path | None,
-    **given: Any,
+    **values: Any,
 ) -> None:
     """Calibrate, export and verify in one go; run it again to continue where it stopped."""
     names = class_names(classes, classes_file)
@@ -158,14 +163,14 @@ def build(
         require_kinds(variants)
     if report:
         require_page_packages("--report")
-    options = options_of(given)
-    learning = learning_of(cdc, target_risk, given)
-    images, told = images_of(given)
+    options = fit_options(values)
+    learning = prompt_options(cdc, target_risk, values)
+    images, split_note = images_from(values)
     # Torch is loaded only once it is known that there is something to do.
     from invariclip.export.checkpoints.checkpoint import load_checkpoint
 
-    checkpoint = load_checkpoint(given["model"], given["checkpoint"], tokenizer=given["tokenizer"], progress=bar)
-    _note(told)
+    checkpoint = load_checkpoint(values["model"], values["checkpoint"], tokenizer=values["tokenizer"], progress=bar)
+    _note(split_note)
     folder = work or out.with_name(out.name + ".work")
     cache, progress = cache or folder / "embeddings", silent if quiet else bar
     result, facts = run_build(
@@ -184,15 +189,15 @@ def build(
     if report:
         facts |= _write_report(report, checkpoint, images, options, result, cache, progress)
         if learning:
-            file = Path(facts["templates"])
-            facts |= write_page_of(file, checkpoint, images, learning, result, cache, progress, report=report)
+            templates = Path(facts["templates"])
+            facts |= _recall_and_write_page(report, templates, checkpoint, images, learning, result, cache, progress)
     _answer(result, facts, as_json)
 
 
-def _note(told: str) -> None:
-    """Said only now that nothing can be wrong with the input any more: a mistake gets its own line alone."""
-    if told:
-        note(told)
+def _note(split_note: str) -> None:
+    """Printed only once the input is known to be usable, so that an error stands alone."""
+    if split_note:
+        note(split_note)
 
 
 def _write_report(
@@ -204,19 +209,68 @@ def _write_report(
     cache: Path,
     progress: Progress,
 ) -> dict[str, Any]:
+    from invariclip.calibrate.report.calibration_page import write_page
     from invariclip.calibrate.report.evidence import gather
-    from invariclip.calibrate.report.page import write_page
 
     evidence = gather(encoder, images, options, result, cache=cache, progress=progress)
     write_page(path, result, options, evidence)
     return {"report": str(path)}
 
 
+def _write_templates(
+    path: Path,
+    encoder: Encoder,
+    images: list[ImageRecord],
+    options: PromptOptions,
+    result: Calibration,
+    cache: Path,
+    progress: Progress,
+    report: Path | None,
+) -> dict[str, Any]:
+    """Learns templates in the space of the projection that was just fitted; writes them, and a page beside `report`."""
+    from invariclip.calibrate.prompts.learn import learn  # torch
+
+    learned = learn(cast("Checkpoint", encoder), images, options, result.projection, cache=cache, progress=progress)
+    write_semantics(path, learned.semantics)
+    if learned.threshold is not None:
+        note(learned.threshold.sentence())
+    facts = {"cdc": str(path), "cdc_facts": prompts_json(learned)}
+    return facts | _write_templates_page(report, learned, options, images) if report else facts
+
+
+def _recall_and_write_page(
+    report: Path,
+    templates: Path,
+    checkpoint: Checkpoint,
+    images: list[ImageRecord],
+    options: PromptOptions,
+    result: Calibration,
+    cache: Path,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Writes the page of the templates that `build` learned, in this run or an earlier one, beside `report`."""
+    from invariclip.calibrate.prompts.learn import recall  # torch
+
+    semantics, projection = read_semantics(templates), served_projection(result)
+    learned = recall(checkpoint, images, options, semantics, projection, cache=cache, progress=progress)
+    return _write_templates_page(report, learned, options, images)
+
+
+def _write_templates_page(
+    report: Path, learned: LearnedResult, options: PromptOptions, images: list[ImageRecord]
+) -> dict[str, Any]:
+    from invariclip.calibrate.report.prompts_page import page_beside, write_page
+
+    path = page_beside(report)
+    write_page(path, learned, options, images)
+    return {"cdc_report": str(path)}
+
+
 def _answer(result: Calibration, facts: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        emit_json({**facts, **summary_json(result)})
+        emit_json({**facts, **projection_json(result)})
         return
-    say(summary_text(result))
+    say(projection_text(result))
     for name, value in facts.items():
         if name != "cdc_facts":
             say(f"{name:<10} {value}")

@@ -1,9 +1,11 @@
-"""The whole of calibration: images → embeddings → pairs → selection → the projection and what it came from."""
+"""Calibration as a whole: data → embeddings → pairs → selection → the projection and its provenance.
+
+`calibrate` fits from images in memory. `calibrate_sources` fits from sources of any size: it collects their moments,
+and selects on a bounded set of images.
+"""
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,40 +13,168 @@ import numpy as np
 
 import invariclip
 from invariclip.artifact.projection import Projection, identity
-from invariclip.calibrate.data.embed import EmbeddingJob, embed, embed_texts
-from invariclip.calibrate.data.images import summarise
+from invariclip.calibrate.data.embed import embed_table
+from invariclip.calibrate.data.encode import embed_texts
 from invariclip.calibrate.data.pairs import (
-    UNCHANGED,
     EmbeddingTable,
-    codes,
     fitted_moments,
     grouped_moments,
     taken_pairs,
 )
 from invariclip.calibrate.data.problems import problems
-from invariclip.calibrate.data.versions import changed_versions
-from invariclip.calibrate.projection.candidates import ProjectionCandidate, grid
-from invariclip.calibrate.projection.concept_gains import concept_gains
-from invariclip.calibrate.projection.confidence import confidence
-from invariclip.calibrate.projection.diagnostics import diagnose
+from invariclip.calibrate.data.stream.collect import collect, encoder_digest
+from invariclip.calibrate.data.stream.state import read_state
+from invariclip.calibrate.projection.candidates import TEXT_OBJECTIVES, Objective, ProjectionCandidate, grid
+from invariclip.calibrate.projection.diagnostics import confidence, diagnose
 from invariclip.calibrate.projection.estimators import fit
 from invariclip.calibrate.projection.parallel import few_blas_threads
-from invariclip.calibrate.projection.scorer import TEXT_OBJECTIVES, Objective
-from invariclip.calibrate.projection.selection import Selection, select
+from invariclip.calibrate.projection.selection import Selection, concept_gains, select
 from invariclip.console import Progress, silent
 from invariclip.errors import InputError
 from invariclip.preprocessing.interventions import InterventionRequest, Kind, resolve
 from invariclip.preprocessing.prompts import DEFAULT_TEMPLATES, class_bank
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from invariclip.calibrate.data.encoder import Encoder, TextEncoder
+    from invariclip.calibrate.data.encoders import Encoder, EncoderOpening, TextEncoder
     from invariclip.calibrate.data.images import ImageRecord
-    from invariclip.calibrate.projection.moments import Moments
+    from invariclip.calibrate.data.moments import Moments
+    from invariclip.calibrate.data.stream.collect import ShardReader
+    from invariclip.calibrate.data.stream.state import MomentsState
+
+_NOTHING_TO_CHOOSE_ON = (
+    "estimator, rank and λ cannot be chosen from moments alone: name images to choose on with --images, or all "
+    "that the estimator needs with --estimator, --rank and --strength"
+)
+
+
+@dataclass(frozen=True)
+class Collecting:
+    """Where pairs come from, and where their moments go.
+
+    Attributes:
+        sources: YAML or JSON list of sources, see docs/sources.md; None fits on what is collected already.
+        kept: The file that keeps moments.
+        engine: `local`, or `ray`.
+        ray_address: An existing cluster's.
+        workers: Ray workers at most.
+    """
+
+    sources: Path | None
+    kept: Path
+    engine: str = "local"
+    ray_address: str | None = None
+    workers: int | None = None
+
+
+def calibrate_sources(
+    collecting: Collecting,
+    opening: EncoderOpening,
+    options: FitOptions,
+    *,
+    sample: Sequence[ImageRecord] = (),
+    cache: Path | None = None,
+    progress: Progress = silent,
+) -> Calibration:
+    """Collects what is not collected yet, then fits: see `calibrate_moments`.
+
+    Args:
+        collecting: Where pairs come from, and where their moments go.
+        opening: The encoder, which is opened only where something has to be embedded.
+        options: What to fit.
+        sample: Images to select on.
+        cache: Keeps the sample's embeddings.
+        progress: Progress display.
+
+    Raises:
+        InputError: A source cannot be used, the moments are of another encoder, or see `calibrate_moments`.
+        ProjectionError: The options name an estimator that cannot be fitted.
+        MissingExtraError: A package that a source or an engine needs is not installed.
+    """
+    if not sample and options.fixed() is None:
+        raise InputError(_NOTHING_TO_CHOOSE_ON)  # before hours of collecting, not after
+    if collecting.sources is None:
+        encoder = opening.open() if sample else None
+        state, weights = read_state(collecting.kept), {}
+        if encoder is not None and state.encoder not in ("", encoder_digest(encoder)):
+            raise InputError(f"{collecting.kept}: was collected with another encoder; name the same one to select with")
+    else:
+        from invariclip.calibrate.data.sources.config import sources_of
+
+        sources = sources_of(collecting.sources)
+        weights = {source.name: source.weight for source in sources}
+        embeds = any(source.needs_encoder for source in sources)
+        encoder = opening.open() if embeds or sample else None
+        engine: ShardReader | None = None
+        if collecting.engine == "ray":
+            from invariclip.calibrate.data.stream.cluster import Cluster, RayEngine
+
+            engine = RayEngine(Cluster(collecting.ray_address, collecting.workers), opening.open)
+        state = collect(
+            sources, encoder if embeds else None, state_file=collecting.kept, engine=engine, progress=progress
+        )
+    return calibrate_moments(
+        state, options, weights=weights, encoder=encoder, sample=sample, cache=cache, progress=progress
+    )
+
+
+def calibrate_moments(
+    state: MomentsState,
+    options: FitOptions,
+    *,
+    weights: Mapping[str, float] | None = None,
+    encoder: Encoder | None = None,
+    sample: Sequence[ImageRecord] = (),
+    cache: Path | None = None,
+    progress: Progress = silent,
+) -> Calibration:
+    """Fits from collected moments; estimator, rank and λ are given, or chosen on a sample of labelled images.
+
+    What is collected has neither labels nor single embeddings any more, so nothing can be scored on it. A few thousand
+    images are enough to choose on, however many pairs are fitted on.
+
+    Args:
+        state: What was collected.
+        options: What to fit; pairs with captions are those of the sources, so `captions` is ignored.
+        weights: Source → what its pairs count; 1 where none is named.
+        encoder: Of the sample; None without one.
+        sample: Images of several environments, or of one to be scored under interventions.
+        cache: Keeps the sample's embeddings.
+        progress: Progress display.
+
+    Raises:
+        InputError: There is no pair, or neither a sample nor a candidate that is named in full.
+        ProjectionError: The options name an estimator that cannot be fitted.
+    """
+    moments = state.combined(weights)
+    if not moments.pairs:
+        raise InputError("the moments hold no pair; name a source that has pairs")
+    options = replace(options, captions=False)
+    facts = {
+        "sources": state.counts(),
+        "weights": dict(weights or {}),
+        "shards": len(state.done),
+        "left_out": {source: tally.to_json() for source, tally in sorted(state.tallies.items()) if tally.counts},
+        "encoder": state.encoder or None,
+    }
+    selection, fixed, table = None, options.fixed(), None
+    if sample and encoder is not None:
+        if encoder.embed_dim != state.width:
+            raise InputError(
+                f"the moments are of width {state.width}, and what would be selected on has {encoder.embed_dim}: name "
+                "the model that made the embeddings with --model or --artifact"
+            )
+        table, sample_facts = tabulate(encoder, sample, options, cache=cache, progress=progress)
+        bank = bank_of(encoder, table.label_names, options.templates) if options.objective in TEXT_OBJECTIVES else None
+        selection, fixed = choose(table, bank, options, progress)
+        facts["selected_on"] = sample_facts
+    if fixed is None:
+        raise InputError(_NOTHING_TO_CHOOSE_ON)
+    return conclude(encoder, fixed, selection, moments, state.groups(weights), facts, options, table)
 
 
 @dataclass(frozen=True)
@@ -101,12 +231,12 @@ class FitOptions:
 
 @dataclass(frozen=True)
 class Calibration:
-    """A fitted projection, with what there is to say about it.
+    """A fitted projection, with facts about it.
 
     Attributes:
         projection: To be written; its provenance holds the rest as JSON.
         selection: Scores of every candidate, or None where nothing could be left out.
-        facts: JSON-ready: counts of images, pairs and skipped files, what `diagnostics.diagnose` tells, and
+        facts: JSON-ready: counts of images, pairs and skipped files, what `diagnostics.diagnose` returns, and
             `confidence`, None where there is nothing to be unsure of.
     """
 
@@ -141,11 +271,11 @@ def calibrate(
     table, facts = tabulate(encoder, images, options, cache=cache, progress=progress)
     needs_bank = options.captions or options.objective in TEXT_OBJECTIVES
     bank = bank_of(encoder, table.label_names, options.templates) if needs_bank else None
-    found = taken_pairs(table, seed=options.seed)
+    pairs = taken_pairs(table, seed=options.seed)
     facts |= {
-        "natural_pairs": len(found["natural"]),
-        "interventional_pairs": len(found["interventions"]),
-        "problems": problems(table, images, found, facts["skipped"], seed=options.seed).to_json(),
+        "natural_pairs": len(pairs["natural"]),
+        "interventional_pairs": len(pairs["interventions"]),
+        "problems": problems(table, images, pairs, facts["skipped"], seed=options.seed).to_json(),
     }
     if not facts["natural_pairs"] and not facts["interventional_pairs"]:
         raise InputError(
@@ -170,16 +300,16 @@ def conclude(
     options: FitOptions,
     table: EmbeddingTable | None = None,
 ) -> Calibration:
-    """Fits what was chosen, and says what there is to say about it.
+    """Fits the chosen candidate, and gathers the facts about it.
 
     Args:
         encoder: Whose projection it is; None where embeddings were given, whose encoder nobody knows.
         chosen: The candidate.
         selection: What it was chosen from, if anything.
         moments: What to fit on.
-        parts: The same, apart by groups of pairs: see `confidence`.
+        parts: The same, apart by groups of pairs: see `diagnostics.confidence`.
         facts: JSON-ready, of the data.
-        options: What was asked for.
+        options: Its options.
         table: Embedded images, whose mean sites will be measured against; None where there are none.
 
     Raises:
@@ -229,52 +359,13 @@ def tabulate(
     cache: Path | None = None,
     progress: Progress = silent,
 ) -> tuple[EmbeddingTable, dict[str, Any]]:
-    """Embeds images and their changed versions, and lists them as a table.
-
-    Returns:
-        The table, whose first rows are the images that could be used, in the order given; and JSON-ready counts:
-        `images`, `concepts`, `environments`, `unpaired_concepts`, `skipped`, `declined` (label → images that the
-        intervention did not apply to), `images_sha256` (over content, concept
-        and environment of every image used).
+    """The table of images and their changed versions, and JSON-ready counts; see `embed.embed_table`.
 
     Raises:
         InputError: No image could be used, or an intervention needs a second image and there is none.
     """
-    plain = embed(encoder, [EmbeddingJob(image.path) for image in images], cache=cache, progress=progress)
-    used = [images[index] for index in plain.kept]
-    digests = [plain.digests[index] for index in plain.kept]
-    asked = options.kinds
-    versions = changed_versions(used, digests, asked, draws=options.draws, seed=options.seed)
-    vectors, kinds, sources = plain.vectors, [UNCHANGED] * len(used), list(range(len(used)))
-    declined: Counter[str] = Counter()
-    if versions:
-        changed = embed(encoder, [version.job for version in versions], cache=cache, progress=progress)
-        vectors = np.concatenate([vectors, changed.vectors])
-        kinds += [versions[index].kind for index in changed.kept]
-        sources += [versions[index].origin for index in changed.kept]
-        declined.update(asked[versions[index].kind].label for index, _ in changed.declined)
-    rows = [used[row] for row in sources]
-    concepts, concept_names = codes([image.concept for image in rows])
-    labels, label_names = codes([image.name for image in rows])
-    environments, environment_names = codes([image.environment for image in rows])
-    table = EmbeddingTable(
-        vectors=vectors,
-        concepts=concepts,
-        labels=labels,
-        environments=environments,
-        kinds=np.asarray(kinds, dtype=np.int64),
-        origins=np.asarray(sources, dtype=np.int64),
-        concept_names=concept_names,
-        label_names=label_names,
-        environment_names=environment_names,
-        kind_names=tuple(kind.label for kind in asked),
-    )
-    lines = sorted(f"{d}\t{p.concept}\t{p.environment}" for d, p in zip(digests, used, strict=True))
-    facts = summarise(used) | {
-        "skipped": [reason for _, reason in plain.skipped],
-        "declined": dict(sorted(declined.items())),
-        "images_sha256": hashlib.sha256("\n".join(lines).encode()).hexdigest(),
-    }
+    kinds, draws, seed = options.kinds, options.draws, options.seed
+    table, facts, _ = embed_table(encoder, images, kinds, draws=draws, seed=seed, cache=cache, progress=progress)
     return table, facts
 
 

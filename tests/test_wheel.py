@@ -63,7 +63,7 @@ def test_the_wheel_is_small_and_holds_what_is_served(wheel):
     with zipfile.ZipFile(wheel) as packed:
         names = packed.namelist()
     inside = ("py.typed", "preprocessing/templates.txt", "serve/page.html", "cpp/CMakeLists.txt",
-              "calibrate/report/page.html", "bench/demo/demo.html")  # fmt: skip
+              "calibrate/report/calibration_page.html", "bench/demo/demo.html")  # fmt: skip
     wanted = [f"invariclip/{name}" for name in inside]
     assert set(wanted) <= set(names)
     strange = [name for name in names if re.search(r"studies|tests/|\.(webp|png|jpg|safetensors|onnx|jsonl)$", name)]

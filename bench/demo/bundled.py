@@ -10,8 +10,9 @@ import numpy as np
 
 import invariclip
 from invariclip.calibrate.data.images import ImageRecord, SkippedImageWarning, read_images
-from invariclip.calibrate.projection.evaluate import Bootstrap, prototype_bank
-from invariclip.calibrate.prompts.evaluate import auroc
+from invariclip.calibrate.projection.bootstrap import Bootstrap
+from invariclip.calibrate.projection.classifiers import prototype_bank
+from invariclip.calibrate.prompts.scores import auroc
 from invariclip.errors import InputError
 from invariclip.export.reference import manifest_path
 from invariclip.preprocessing.find import find_images

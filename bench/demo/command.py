@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from invariclip.bench.demo.bundled import DemoRequest, Own
-    from invariclip.calibrate.data.encoder import Encoder
+    from invariclip.calibrate.data.encoders import Encoder
     from invariclip.console import Progress
 
 TEMPLATES = ("a picture of a {}.",)

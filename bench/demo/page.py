@@ -15,7 +15,17 @@ import numpy as np
 from invariclip.artifact.parity import PARITY_HEADER, parity_rows
 from invariclip.backends import DEFAULT_BACKEND
 from invariclip.bench.demo.bundled import DRAWINGS, MEAN, PHOTOGRAPHS, PROTOCOLS, SHOWN, answered, kind_of
-from invariclip.calibrate.report.look import AFTER, BEFORE, SERIES, SOFT, drawing, label, new_figure, svg, write_html
+from invariclip.calibrate.report.rendering import (
+    AFTER,
+    BEFORE,
+    SERIES,
+    SOFT,
+    drawing,
+    label,
+    new_figure,
+    svg,
+    write_html,
+)
 from invariclip.export.reference import manifest_path
 from invariclip.preprocessing.decode import open_image
 from invariclip.threads import available_threads

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from invariclip.bench.gpu.cases import BATCHES, MODELS, TOWERS, Case, cases, plan
-from invariclip.calibrate.report.look import require_page_packages
+from invariclip.calibrate.report.rendering import require_page_packages
 from invariclip.cli.main import run_command
 from invariclip.console import emit_json, note, say, table
 from invariclip.files import write_atomically

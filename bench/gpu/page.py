@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from invariclip.bench.gpu.cases import CANDIDATES
-from invariclip.calibrate.report.look import AFTER, BEFORE, drawing, label, new_figure, svg, write_html
+from invariclip.calibrate.report.rendering import AFTER, BEFORE, drawing, label, new_figure, svg, write_html
 from invariclip.console import table
 
 if TYPE_CHECKING:

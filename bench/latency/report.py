@@ -11,7 +11,7 @@ import numpy as np
 from invariclip.bench.latency.measure import LOADS
 from invariclip.bench.latency.peers import OURS, PEAK, PEER, PYTORCH
 from invariclip.bench.latency.stages import CLASSES, STAGES
-from invariclip.calibrate.report.look import (
+from invariclip.calibrate.report.rendering import (
     AFTER,
     BEFORE,
     INK,

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from invariclip.calibrate.data.embed_cache import Store
-from invariclip.calibrate.projection.evaluate import unit
+from invariclip.calibrate.data.embed import Store
+from invariclip.calibrate.projection.classifiers import unit
 from invariclip.errors import CheckpointError, MissingExtraError
 from invariclip.preprocessing.pixels import normalise
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from invariclip.preprocessing.tokenizer import Tokenizer
 
     Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-    from invariclip.calibrate.data.encoder import Encoder
+    from invariclip.calibrate.data.encoders import Encoder
 
 
 def load_encoder(

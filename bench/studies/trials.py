@@ -12,9 +12,9 @@ import numpy as np
 
 from invariclip.artifact.projection import Projection, identity
 from invariclip.calibrate.data.pairs import ALL_SOURCES, EmbeddingTable, Sources
-from invariclip.calibrate.evaluation import baselines, erasure, modality, style_prompts
+from invariclip.calibrate.evaluation import baselines, erasure, text_baselines
+from invariclip.calibrate.projection.bootstrap import LEVEL, RESAMPLES
 from invariclip.calibrate.projection.estimators import fit
-from invariclip.calibrate.projection.evaluate import LEVEL, RESAMPLES
 from invariclip.calibrate.projection.folds import CONCEPT_PARTS
 from invariclip.calibrate.projection.selection import Selection, select
 from invariclip.console import Progress, silent
@@ -27,13 +27,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from invariclip.calibrate.evaluation.maps import Map
-    from invariclip.calibrate.evaluation.modality import Projectors
-    from invariclip.calibrate.evaluation.style_prompts import StylePrompts
-    from invariclip.calibrate.projection.candidates import ProjectionCandidate
-    from invariclip.calibrate.projection.evaluate import Scores
-    from invariclip.calibrate.projection.moments import Moments
-    from invariclip.calibrate.projection.scorer import Objective
+    from invariclip.calibrate.data.moments import Moments
+    from invariclip.calibrate.evaluation.baselines import Map
+    from invariclip.calibrate.evaluation.text_baselines import Projectors, StylePrompts
+    from invariclip.calibrate.projection.bootstrap import Scores
+    from invariclip.calibrate.projection.candidates import Objective, ProjectionCandidate
 
 
 ESTIMATORS = ("icm", "generalised", "shrinkage")
@@ -190,11 +188,11 @@ def published_baselines(
         "splince": erasure.splince(vectors, environments, labels, directions=directions),
     }
     if bank is not None:
-        found["gr-clip"] = modality.gr_clip(vectors, bank)
+        found["gr-clip"] = text_baselines.gr_clip(vectors, bank)
     if layers is not None:
-        found["isoclip"] = modality.isoclip(layers, modality.rank_or_default(layers, rank))
+        found["isoclip"] = text_baselines.isoclip(layers, text_baselines.rank_or_default(layers, rank))
     if styles is not None:
-        found |= style_prompts.by_name(styles, rank)
+        found |= text_baselines.by_name(styles, rank)
     return found
 
 

@@ -1,1 +1,1 @@
-"""What a calibration is fitted on: images, pairs, sources of any size, and their embeddings."""
+"""What a projection is fitted on: images, their changed versions, embeddings, pairs, and the moments of those."""

@@ -1,10 +1,10 @@
-"""What embeds while calibrating: a checkpoint in PyTorch, or an exported artifact without it, as on an edge box."""
+"""The encoders that calibration embeds with: a checkpoint in PyTorch, or an exported artifact without it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 
@@ -24,8 +24,43 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.backends import Backend
-    from invariclip.calibrate.data.encoder import Encoder
     from invariclip.preprocessing.pixels import PixelSpec
+
+
+class Encoder(Protocol):
+    """What calibration needs of a checkpoint; `export.checkpoints.checkpoint.Checkpoint` is one.
+
+    Attributes:
+        pixels: How it wants its images.
+        embed_dim: D.
+        sha256: Digest of the weights.
+    """
+
+    @property
+    def pixels(self) -> PixelSpec:
+        """How it wants its images."""
+
+    @property
+    def embed_dim(self) -> int:
+        """D, the width of the embeddings."""
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the weights."""
+
+    def encode_images(self, batch: NDArray[np.uint8], /) -> NDArray[np.float32]:
+        """uint8 [N, H, W, 3] to float32 [N, D]; the length does not matter."""
+
+
+class TextEncoder(Encoder, Protocol):
+    """An encoder that also takes texts."""
+
+    @property
+    def tokenizer(self) -> Callable[[list[str]], NDArray[np.int64]]:
+        """Texts to ids [N, L]."""
+
+    def encode_texts(self, ids: NDArray[np.int64], /) -> NDArray[np.float32]:
+        """int64 [N, L] to float32 [N, D]; the length does not matter."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +68,10 @@ class EncoderOpening:
     """How an encoder is opened, here or in a worker elsewhere.
 
     Attributes:
-        model: See `export.models.checkpoint.load_checkpoint`, as of the next two.
+        model: See `export.checkpoints.checkpoint.load_checkpoint`, as of the next two.
         checkpoint: The weights' file.
         tokenizer: The tokenizer's folder.
-        artifact: An artifact to embed with; the others then have no say.
+        artifact: An artifact to embed with; the others are then ignored.
     """
 
     model: str

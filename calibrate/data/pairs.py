@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from invariclip.calibrate.projection.confidence import group_of
-from invariclip.calibrate.projection.moments import combined, of_pairs, of_points
+from invariclip.calibrate.data.moments import combined, of_pairs, of_points
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from invariclip.calibrate.projection.moments import Moments
+    from invariclip.calibrate.data.moments import Moments
 
+GROUPS = 20
+"""Groups that a bootstrap draws from: D = 512 then takes 84 MB, however many pairs there are."""
 UNCHANGED = -1
 """The kind of a row that is an image as it is."""
 
@@ -122,7 +123,7 @@ class Sources:
 ALL_SOURCES = Sources()
 
 
-def natural_pairs(table: EmbeddingTable, *, seed: int = 0, per_group: int = PAIRS_PER_GROUP) -> Pairs:
+def natural_pairs(table: EmbeddingTable, *, seed: int = 0) -> Pairs:
     """Images of one concept in two environments, all unordered pairs of environments.
 
     A concept seen in k environments weighs k - 1, shared evenly by its k(k-1)/2 pairs of environments and within
@@ -131,9 +132,8 @@ def natural_pairs(table: EmbeddingTable, *, seed: int = 0, per_group: int = PAIR
 
     Args:
         table: Changed rows are not paired here.
-        seed: Draws the pairs where a concept has more than `per_group` between two environments; by the names of
+        seed: Draws the pairs where a concept has more than `PAIRS_PER_GROUP` between two environments; by the names of
             the three, so that a part of the concepts gives the same pairs as all of them.
-        per_group: Most pairs of one concept between two environments.
     """
     order = np.flatnonzero(table.unchanged)
     order = order[np.lexsort((order, table.environments[order], table.concepts[order]))]
@@ -147,12 +147,12 @@ def natural_pairs(table: EmbeddingTable, *, seed: int = 0, per_group: int = PAIR
     for members in groups.values():
         for a, b in combinations(members, 2):
             count = len(a) * len(b)
-            if count <= per_group:
+            if count <= PAIRS_PER_GROUP:
                 chosen = np.arange(count)
             else:
                 named = [table.concept_names[table.concepts[a[0]]]]
                 named += [table.environment_names[table.environments[rows[0]]] for rows in (a, b)]
-                chosen = np.sort(seeded(seed, *named).choice(count, per_group, replace=False))
+                chosen = np.sort(seeded(seed, *named).choice(count, PAIRS_PER_GROUP, replace=False))
             first.append(a[chosen // len(b)])
             second.append(b[chosen % len(b)])
             weights.append(np.full(len(chosen), 2 / len(members) / len(chosen)))
@@ -195,18 +195,18 @@ def fitted_moments(
             then paired with its own.
         seed: See `natural_pairs`.
     """
-    seen = table.unchanged
-    found = taken_pairs(table, sources, seed=seed)
-    parts = [pairs.moments(table) for pairs in found.values() if len(pairs)]
-    if captions is not None and seen.any():
-        parts.append(of_pairs(table.vectors[seen], captions[table.labels[seen]]))
-    return combined([of_points(table.vectors[seen]), *parts], [1.0] * (len(parts) + 1))
+    plain = table.unchanged
+    pairs_by_source = taken_pairs(table, sources, seed=seed)
+    parts = [pairs.moments(table) for pairs in pairs_by_source.values() if len(pairs)]
+    if captions is not None and plain.any():
+        parts.append(of_pairs(table.vectors[plain], captions[table.labels[plain]]))
+    return combined([of_points(table.vectors[plain]), *parts], [1.0] * (len(parts) + 1))
 
 
 def grouped_moments(
     table: EmbeddingTable, sources: Sources = ALL_SOURCES, *, captions: NDArray[np.float64] | None = None, seed: int = 0
 ) -> list[Moments]:
-    """The same moments apart, as `confidence.confidence` draws from them: concepts are spread over groups by name.
+    """The same moments apart, as `diagnostics.confidence` draws from them: concepts are spread over groups by name.
 
     Args:
         table: See `fitted_moments`, as are the others.
@@ -217,21 +217,21 @@ def grouped_moments(
     Returns:
         One for every group that holds a concept; they add up to `fitted_moments`.
     """
-    seen = table.unchanged
-    found = [pairs for pairs in taken_pairs(table, sources, seed=seed).values() if len(pairs)]
-    weights = [float(pairs.weights.sum()) for pairs in found]
+    plain = table.unchanged
+    pairs_of_sources = [pairs for pairs in taken_pairs(table, sources, seed=seed).values() if len(pairs)]
+    weights = [float(pairs.weights.sum()) for pairs in pairs_of_sources]
     group = np.asarray([group_of(name, seed) for name in table.concept_names])[table.concepts]
     parts = []
     for code in np.unique(group):
-        rows = seen & (group == code)
+        rows = plain & (group == code)
         part = of_points(table.vectors[rows])
-        for pairs, weight in zip(found, weights, strict=True):
+        for pairs, weight in zip(pairs_of_sources, weights, strict=True):
             own = pairs.where(group[pairs.first] == code)
             if len(own):
                 mine = own.moments(table)
                 part = part + mine.crowded(mine.crowding).scaled(1 / weight)
         if captions is not None and rows.any():
-            part = part + of_pairs(table.vectors[rows], captions[table.labels[rows]]).scaled(1 / float(seen.sum()))
+            part = part + of_pairs(table.vectors[rows], captions[table.labels[rows]]).scaled(1 / float(plain.sum()))
         parts.append(part)
     return parts
 
@@ -249,8 +249,8 @@ def taken_pairs(table: EmbeddingTable, sources: Sources = ALL_SOURCES, *, seed: 
 
 def all_pairs(table: EmbeddingTable, sources: Sources = ALL_SOURCES, seed: int = 0) -> dict[str, Pairs]:
     """The pairs of every source, by its name, the useless ones too."""
-    found = {"natural": natural_pairs(table, seed=seed)} if sources.natural else {}
-    return found | ({"interventions": interventional_pairs(table)} if sources.interventions else {})
+    pairs = {"natural": natural_pairs(table, seed=seed)} if sources.natural else {}
+    return pairs | ({"interventions": interventional_pairs(table)} if sources.interventions else {})
 
 
 def same_pairs(table: EmbeddingTable, pairs: Pairs) -> NDArray[np.bool_]:
@@ -264,15 +264,15 @@ def same_pairs(table: EmbeddingTable, pairs: Pairs) -> NDArray[np.bool_]:
 
 
 def seeded(*parts: str | int) -> np.random.Generator:
-    """A generator of its own for every combination of parts."""
+    """A generator for every combination of parts."""
     digest = hashlib.sha256(json.dumps(parts).encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:16], "little"))
 
 
 def codes(names: Sequence[str]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Codes int64 [N] into the names in sorted order, and those names."""
-    values, found = np.unique(np.asarray(names, dtype=np.str_), return_inverse=True)
-    return found.astype(np.int64), tuple(str(value) for value in values)
+    values, places = np.unique(np.asarray(names, dtype=np.str_), return_inverse=True)
+    return places.astype(np.int64), tuple(str(value) for value in values)
 
 
 def _pairs(
@@ -282,3 +282,14 @@ def _pairs(
         nothing = np.empty(0, dtype=np.int64)
         return Pairs(nothing, nothing, np.empty(0))
     return Pairs(np.concatenate(first), np.concatenate(second), np.concatenate(weights))
+
+
+def group_of(key: str, seed: int = 0) -> int:
+    """The group of whatever has this key, by its content and the seed alone: it does not depend on order.
+
+    Args:
+        key: What must stay together, such as a concept's name or a pair's digest.
+        seed: Of the bootstrap.
+    """
+    digest = hashlib.sha256(f"group\n{seed}\n{key}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") % GROUPS

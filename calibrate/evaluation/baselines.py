@@ -2,17 +2,18 @@
 
 They are for tables of evaluation, not for export: an artifact's projection is linear, and most of these have an offset.
 `none` needs a width alone; `centring`, `whitening` and `pca` the points of moments; `published` points and pairs;
-`within-class` and `lda` need vectors and their class labels. Baselines of other kinds are in modules of their own:
-`erasure` (environment labels), `style_prompts` (prompts that name styles), `modality` (images and texts apart).
+`within-class` and `lda` need vectors and their class labels. `erasure` has those that need environment labels,
+`text_baselines` those that need a text tower.
 
-Class embeddings go through the same map as images. Where a checkpoint keeps images and texts apart, the images'
-mean is not the texts', and what has an offset then says more by prototypes or a linear probe than by zero-shot.
+Class embeddings go through the same map as images, unless it is a `PerModality`. Where a checkpoint keeps images and
+texts apart, the images' mean is not the texts', and a map with an offset says more by prototypes or a linear probe than
+by zero-shot.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from invariclip.errors import InputError, ProjectionError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from invariclip.calibrate.projection.moments import Moments
+    from invariclip.calibrate.data.moments import Moments
 
 BASELINES = (
     "none", "centring", "whitening", "within-class", "lda", "pca", "published",
@@ -30,6 +31,35 @@ BASELINES = (
 )  # fmt: skip
 RIDGE = 1e-3
 """Regularises `whitening`, `within-class` and `lda`, as a share of the mean eigenvalue of what they invert."""
+
+
+class Map(Protocol):
+    """A projection or a baseline: from the encoder's embeddings to the vectors whose cosines count."""
+
+    def apply(self, embeddings: NDArray[np.floating[Any]], /) -> NDArray[np.float64]:
+        """[N, D] to unit-length [N, d]."""
+
+
+@dataclass(frozen=True)
+class PerModality:
+    """Two maps into one space: `apply` is that of images, so it stands wherever a `Map` of images does.
+
+    Attributes:
+        images: For image embeddings, and so for prototypes and probes.
+        texts: For class embeddings that a text tower gave.
+    """
+
+    images: Map
+    texts: Map
+
+    def apply(self, embeddings: NDArray[np.floating[Any]], /) -> NDArray[np.float64]:
+        """Image embeddings, [N, D] to unit-length [N, d]."""
+        return self.images.apply(embeddings)
+
+
+def for_texts(what: Map) -> Map:
+    """The map for text embeddings: the map itself, unless it treats the modalities differently."""
+    return what.texts if isinstance(what, PerModality) else what
 
 
 @dataclass(frozen=True)
@@ -154,12 +184,12 @@ def lda(
     """
     rows, means, codes = _classes(vectors, labels)
     most = min(len(means) - 1, rows.shape[1])
-    kept = most if rank is None else rank
-    _require_rank(kept, most)
+    count = most if rank is None else rank
+    _require_rank(count, most)
     whiten, mean = _whitened_within(rows, means[codes], ridge), rows.mean(axis=0)
     spread = (means - mean) * np.sqrt(np.bincount(codes) / len(rows))[:, None] @ whiten
     _, directions = np.linalg.eigh(spread.T @ spread)
-    return Baseline("lda", mean, whiten @ directions[:, ::-1][:, :kept])
+    return Baseline("lda", mean, whiten @ directions[:, ::-1][:, :count])
 
 
 def published(moments: Moments, rank: int, strength: float) -> Baseline:

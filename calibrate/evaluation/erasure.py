@@ -84,13 +84,13 @@ def splince(
     rows, mean = _centred(vectors)
     whiten, colour = _whitening(rows)
     kernel = _basis(whiten @ _covariance(rows, environments, "environment"))
-    kept = _basis(whiten @ _covariance(rows, labels, "class"))[:, :directions]
-    normal = kernel - kept @ (kept.T @ kernel)
+    class_basis = _basis(whiten @ _covariance(rows, labels, "class"))[:, :directions]
+    normal = kernel - class_basis @ (class_basis.T @ kernel)
     if kernel.shape[1] and np.linalg.svd(normal, compute_uv=False)[-1] < MEETING:
         raise InputError(
-            f"the {kept.shape[1]} directions that tell classes apart and the {kernel.shape[1]} that tell environments "
-            f"apart meet in {len(mean)} dimensions, so the covariance with one cannot go while that with the other "
-            "stays; keep fewer directions (`directions`), or use `leace`"
+            f"the {class_basis.shape[1]} directions that tell classes apart and the {kernel.shape[1]} that tell "
+            f"environments apart meet in {len(mean)} dimensions, so the covariance with one cannot go while that with "
+            "the other stays; keep fewer directions (`directions`), or use `leace`"
         )
     removed = colour @ kernel @ np.linalg.solve(normal.T @ kernel, normal.T @ whiten)
     return Baseline("splince", mean, (np.eye(len(mean)) - removed).T, mean)
@@ -133,8 +133,8 @@ def _whitening(rows: NDArray[np.float64], *, shrink: bool = False) -> tuple[NDAr
     if shrink:
         # Shrinking towards the identity leaves the axes: it is the eigenvalues that are drawn to their mean.
         spread = ((values - values.mean()) ** 2).sum()
-        kept = np.clip(1 - values.sum() ** 2 / (len(rows) * spread), 0, 1) if spread > 0 else 0.0
-        values = kept * values + (1 - kept) * values.mean()
+        share = np.clip(1 - values.sum() ** 2 / (len(rows) * spread), 0, 1) if spread > 0 else 0.0
+        values = share * values + (1 - share) * values.mean()
     varying = values > TOLERANCE * values[-1]
     roots, axes = np.sqrt(values[varying]), axes[:, varying]
     return axes / roots @ axes.T, axes * roots @ axes.T

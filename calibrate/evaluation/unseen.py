@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
-from invariclip.calibrate.evaluation.maps import for_texts
-from invariclip.calibrate.evaluation.probe import PUBLISHED_C, choose_penalty, fit_probe
-from invariclip.calibrate.projection.evaluate import prototypes, zero_shot
+from invariclip.calibrate.evaluation.baselines import for_texts
+from invariclip.calibrate.projection.classifiers import PUBLISHED_C, choose_penalty, fit_probe, prototypes, zero_shot
 from invariclip.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.calibrate.data.pairs import EmbeddingTable
-    from invariclip.calibrate.evaluation.maps import Map
+    from invariclip.calibrate.evaluation.baselines import Map
 
 Way = Literal["probe", "probe, own C", "prototypes", "zero-shot"]
 WAYS: tuple[Way, ...] = get_args(Way)
@@ -51,11 +50,11 @@ def answers(
         if bank is None:
             raise InputError("zero-shot answers need class names and a checkpoint with a text tower")
         return zero_shot(queries, labels, for_texts(what).apply(bank))
-    shown, given = what.apply(seen.vectors[seen.unchanged]), seen.labels[seen.unchanged]
+    support, support_labels = what.apply(seen.vectors[seen.unchanged]), seen.labels[seen.unchanged]
     if way == "prototypes":
-        return prototypes(shown, given, queries, labels)
-    C = PUBLISHED_C if way == "probe" else choose_penalty(shown, given, seen.environments[seen.unchanged])
-    return fit_probe(shown, given, C).correct(queries, labels)
+        return prototypes(support, support_labels, queries, labels)
+    C = PUBLISHED_C if way == "probe" else choose_penalty(support, support_labels, seen.environments[seen.unchanged])
+    return fit_probe(support, support_labels, C).correct(queries, labels)
 
 
 def shared_labels(table: EmbeddingTable, like: EmbeddingTable) -> NDArray[np.int64]:

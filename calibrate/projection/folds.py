@@ -2,7 +2,7 @@
 
 An environment that will be met later is unlike those that were fitted on. Leaving one out, fitting on the others and
 scoring on it is the nearest thing to it that can be had without it (DomainBed's leave-one-domain-out, Gulrajani and
-Lopez-Paz, arXiv 2007.01434). But an encoder has often learnt the left-out environment too, and then an image of it
+Lopez-Paz, arXiv 2007.01434). But an encoder has often learned the left-out environment too, and then an image of it
 asks little. The same image under an intervention that was left out of the fit is unlike anything the encoder or the
 projection has seen; so half of the score comes from unchanged images and half from changed ones. Concepts are left
 out as well: a projection looks better than it is on the very concepts that it was fitted on.
@@ -108,7 +108,7 @@ def _environment_fold(
 ) -> Fold:
     """Left out: the environment, all of `kinds` everywhere, and the concepts of `part`."""
     left, some = table.environments == code, np.isin(table.kinds, kinds)
-    queries = left & _asked(part, fitted) & (table.unchanged | some)
+    queries = left & _scored_concepts(part, fitted) & (table.unchanged | some)
     name = table.environment_names[code]
     return Fold(
         fit=~left & ~some & _others(part),
@@ -121,7 +121,7 @@ def _environment_fold(
 def _concept_fold(table: EmbeddingTable, code: int, part: NDArray[np.bool_], fitted: bool) -> Fold:
     """Left out: the concepts of `part`, in both environments."""
     left = table.environments == code
-    queries = table.unchanged & left & _asked(part, fitted)
+    queries = table.unchanged & left & _scored_concepts(part, fitted)
     return Fold(
         fit=_others(part),
         support=table.unchanged & ~left,
@@ -132,7 +132,7 @@ def _concept_fold(table: EmbeddingTable, code: int, part: NDArray[np.bool_], fit
 
 def _kind_fold(table: EmbeddingTable, code: int, part: NDArray[np.bool_], fitted: bool) -> Fold:
     """Left out: the kind of intervention, and the concepts of `part`."""
-    queries = (table.kinds == code) & _asked(part, fitted)
+    queries = (table.kinds == code) & _scored_concepts(part, fitted)
     return Fold(
         fit=(table.kinds != code) & _others(part),
         support=table.unchanged,
@@ -141,7 +141,7 @@ def _kind_fold(table: EmbeddingTable, code: int, part: NDArray[np.bool_], fitted
     )
 
 
-def _asked(part: NDArray[np.bool_], fitted: bool) -> NDArray[np.bool_]:
+def _scored_concepts(part: NDArray[np.bool_], fitted: bool) -> NDArray[np.bool_]:
     """Rows of the concepts that are scored."""
     return _others(part) if fitted else part
 

@@ -25,8 +25,6 @@ _MATRICES = 20
 """D×D matrices that one eigenproblem, with its moments and scores, holds at most."""
 _BYTES = 2 << 30
 """Of all workers together; a width beyond it leaves one worker with every BLAS thread."""
-
-
 _NARROW = 2048
 """Up to this width one BLAS thread solves an eigenproblem nearly as fast as several."""
 

@@ -1,4 +1,8 @@
-"""Which estimator, rank and λ: chosen on environments left out in turn, "no projection" being one of the candidates."""
+"""Which estimator, rank and λ: chosen on left-out environments, "no projection" being one of the candidates.
+
+The chosen candidate's gain is also measured on concepts that were fitted on (`concept_gains`): a projection knows them,
+and their gain can be large where others lose.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +12,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from invariclip.calibrate.data.pairs import ALL_SOURCES, EmbeddingTable, Sources, fitted_moments
-from invariclip.calibrate.projection.candidates import ProjectionCandidate
+from invariclip.calibrate.projection.bootstrap import AccuracyInterval, Bootstrap
+from invariclip.calibrate.projection.candidates import (
+    TEXT_OBJECTIVES,
+    Objective,
+    ProjectionCandidate,
+    Scorer,
+    bases,
+    needs_screening,
+    screening_folds,
+    screening_winners,
+    separation,
+)
 from invariclip.calibrate.projection.estimators import removed
-from invariclip.calibrate.projection.evaluate import AccuracyInterval, Bootstrap
-from invariclip.calibrate.projection.folds import CONCEPT_PARTS, CONCEPTS_TO_PART, Fold, make_folds
+from invariclip.calibrate.projection.folds import CONCEPT_PARTS, CONCEPTS_TO_PART, Fold, concept_masks, make_folds
 from invariclip.calibrate.projection.parallel import side_by_side
-from invariclip.calibrate.projection.scorer import TEXT_OBJECTIVES, Objective, Scorer, bases
-from invariclip.calibrate.projection.screening import kept, needs_screening, screening_folds
-from invariclip.calibrate.projection.separation import separation
 from invariclip.console import Progress, silent
 from invariclip.errors import InputError
 
@@ -25,6 +36,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.calibrate.projection.estimators import EstimatorBasis
+    from invariclip.calibrate.projection.folds import Fold
 
 _EQUAL = 1e-9
 """Points by which two equal accuracies may differ for rounding."""
@@ -126,8 +138,8 @@ class Selection:
             (see `separation`), by its name; empty elsewhere.
         by_concept: The chosen one's gain on concepts that were fitted and on others (see `concept_gains`); None where
             that was not asked for, or nothing is projected.
-        screened: Candidates that were dropped after a few folds (see `screening`), by name: how far behind the best one
-            they were there, in points; empty where all were scored.
+        screened: Candidates that were dropped after a few folds (see `needs_screening`), by name: how far behind the
+            best one they were there, in points; empty where all were scored.
     """
 
     chosen: ProjectionCandidate
@@ -141,8 +153,7 @@ class Selection:
 
     def result(self, candidate: ProjectionCandidate | None = None) -> ScoredCandidate:
         """The scores of a candidate, of the chosen one by default."""
-        wanted = candidate or self.chosen
-        return next(scored for scored in self.curve if scored.candidate == wanted)
+        return next(scored for scored in self.curve if scored.candidate == (candidate or self.chosen))
 
     def baseline(self) -> ScoredCandidate:
         """The scores without a projection."""
@@ -193,14 +204,13 @@ def select(
 
     The rule: no projection, if it is within one standard error of the best candidate; otherwise the best one, and of
     equally good ones the one that answers most clearly (see `separation`), then the one that removes least. The
-    standard error is that of the *paired* difference, over concepts:
-    candidates fail on much the same images, and an unpaired error would call nearly all of them equal. The usual
-    form of the rule, the mildest of all candidates within one standard error, is not used: an environment not seen yet
-    differs by more than one left out here, so what looks equally good here is too mild there. Both rules were tried:
-    on stylebench's held-out styles while this was being designed, then on PACS (70 images a class and domain,
-    ImageNet ResNet-18, seed 0, each domain kept out of selection in turn): none 55.7 % by prototypes and 63.1 % by a
-    linear probe, the mildest 65.3 and 66.1, the best 66.5 and 67.2: the better of two
-    rules, so a little flattered.
+    standard error is that of the *paired* difference, over concepts: candidates fail on much the same images, and an
+    unpaired error would call nearly all of them equal. The usual form of the rule, the mildest of all candidates within
+    one standard error, is not used: an unseen environment differs by more than one left out here, so what looks equally
+    good here is too mild there. Both rules were tried, on stylebench's held-out styles during design, then on PACS (70
+    images a class and domain, ImageNet ResNet-18, seed 0, each domain kept out of selection in turn): no projection
+    55.7 % by prototypes and 63.1 % by a linear probe, the mildest 65.3 and 66.1, the best 66.5 and 67.2. The best was
+    picked by these figures, so they flatter it a little.
 
     Equally good ones are many where what is left out is easy: in linear SCMs of 32 dimensions with 80 things seven of
     the candidates answered everything. There the mildest of them lost 2.6 points on the unseen environment against the
@@ -218,8 +228,8 @@ def select(
         sources: Which pairs of images are fitted on; candidates say whether captions, from the bank, are too.
         concept_parts: See `folds.make_folds`.
         seed: Of the folds, the pairs and the bootstrap.
-        screen: Score all candidates on a few folds first and only the best on the others (see `screening`); None does
-            so where all of it would take too long.
+        screen: Score all candidates on a few folds first and only the best on the others; None does so where scoring
+            everything would take too long (see `needs_screening`).
         progress: Progress display.
 
     Raises:
@@ -230,30 +240,28 @@ def select(
     if ProjectionCandidate("identity") not in candidates:
         raise InputError("no projection must be among the candidates: what is gained is measured against it")
     left_out, folds = make_folds(table, seed=seed, concept_parts=concept_parts)
-    folds = [fold for fold in folds if fold.queries.any()]
-    own = units(table)
-    screened: dict[str, float] = {}
-    score = _FoldScores(table, folds, objective, bank, sources, seed)
+    scores = _FoldScores(table, folds, objective, bank, sources, seed)
+    folds, screened = scores.folds, dict[str, float]()
     if needs_screening(candidates, len(folds), table.vectors.shape[1]) if screen is None else screen:
         few = screening_folds(folds)
-        score.run(few, candidates, progress, "screening")
-        bootstrap = _bootstrap([folds[place] for place in few], own, seed)
-        means = {each: float(bootstrap.samples(score.flat(each, few))[0, -1]) for each in candidates}
+        scores.run(few, candidates, progress, "screening")
+        bootstrap = scores.bootstrap(few)
+        means = {each: bootstrap.mean(scores.flat(each, few)) for each in candidates}
         behind = {each: mean - max(means.values()) for each, mean in means.items()}
-        candidates = kept(behind)
+        candidates = screening_winners(behind)
         screened = {str(each): value for each, value in behind.items() if each not in candidates}
-    score.run(range(len(folds)), candidates, progress, "selecting")
+    scores.run(range(len(folds)), candidates, progress, "selecting")
     names = sorted({name for fold in folds for name in fold.groups})
-    bootstrap = _bootstrap(folds, own, seed)
-    flat = {candidate: score.flat(candidate) for candidate in candidates}
-    best = max(candidates, key=lambda candidate: bootstrap.samples(flat[candidate])[0, -1])
+    bootstrap = scores.bootstrap()
+    flat = {candidate: scores.flat(candidate) for candidate in candidates}
+    best = max(candidates, key=lambda candidate: bootstrap.mean(flat[candidate]))
     curve = tuple(
         ScoredCandidate(
             candidate=candidate,
-            removed=score.removed(candidate),
+            removed=scores.removed(candidate),
             accuracy=dict(zip((*names, "mean"), bootstrap.intervals(flat[candidate]), strict=True)),
             gain=bootstrap.intervals(flat[candidate], flat[ProjectionCandidate("identity")])[-1],
-            behind=_behind(bootstrap, flat[candidate], flat[best]),
+            behind=bootstrap.mean(flat[candidate]) - bootstrap.mean(flat[best]),
             behind_error=bootstrap.standard_error(flat[candidate], flat[best]),
         )
         for candidate in candidates
@@ -264,14 +272,47 @@ def select(
     if none.behind >= -none.behind_error:
         equal = [none]
     elif len(equal) > 1:
-        separations = _separations(table, folds, [scored.candidate for scored in equal], objective, bank, sources, seed)
+        separations = scores.separations([scored.candidate for scored in equal])
     chosen = min(equal, key=lambda scored: (-separations.get(str(scored.candidate), 0.0), scored.removed))
     queries = sum(len(fold.groups) for fold in folds)
     return Selection(chosen.candidate, objective, left_out, queries, curve, separations, screened=screened)
 
 
+def concept_gains(
+    table: EmbeddingTable,
+    selection: Selection,
+    *,
+    bank: NDArray[np.float64] | None = None,
+    seed: int = 0,
+) -> ConceptGains | None:
+    """The chosen candidate's gain on concepts that were fitted on, beside its gain on those that were left out.
+
+    The folds are those of `select`, scored on the concepts that each fit saw, in the environments and under the
+    interventions that it did not. That costs one more decomposition for every fold.
+
+    Args:
+        table: The rows that `select` had.
+        selection: What was chosen, and how it was scored.
+        bank: See `select`.
+        seed: See `select`.
+
+    Returns:
+        None where no projection was chosen. Where no concept could be left out, the selection's gain is of fitted ones.
+    """
+    chosen, none = selection.result(), ProjectionCandidate("identity")
+    if chosen.candidate == none:
+        return None
+    if len(concept_masks(table, CONCEPT_PARTS, seed)) == 1:
+        return ConceptGains(chosen.gain, None)
+    _, folds = make_folds(table, seed=seed, fitted=True)
+    scores = _FoldScores(table, folds, selection.objective, bank, ALL_SOURCES, seed)
+    scores.run(range(len(scores.folds)), [none, chosen.candidate], silent, "")
+    gain = scores.bootstrap().intervals(scores.flat(chosen.candidate), scores.flat(none))[-1]
+    return ConceptGains(gain, chosen.gain)
+
+
 class _FoldScores:
-    """Candidates' scores by fold; what was scored already is not scored again."""
+    """Candidates fitted and scored on every fold of a table; what was scored already is not scored again."""
 
     def __init__(
         self,
@@ -282,9 +323,10 @@ class _FoldScores:
         sources: Sources,
         seed: int,
     ) -> None:
-        self._table, self._folds, self._objective = table, folds, objective
+        self._table, self._objective = table, objective
         self._bank, self._sources, self._seed = bank, sources, seed
-        self._found: list[dict[ProjectionCandidate, tuple[NDArray[np.float64], float]]] = [{} for _ in folds]
+        self.folds = [fold for fold in folds if fold.queries.any()]
+        self._scores: list[dict[ProjectionCandidate, tuple[NDArray[np.float64], float]]] = [{} for _ in self.folds]
 
     def run(
         self, places: Sequence[int], candidates: Sequence[ProjectionCandidate], progress: Progress, desc: str
@@ -293,83 +335,67 @@ class _FoldScores:
         width = self._table.vectors.shape[1]
 
         def work(place: int) -> dict[ProjectionCandidate, tuple[NDArray[np.float64], float]]:
-            todo = [candidate for candidate in candidates if candidate not in self._found[place]]
+            todo = [candidate for candidate in candidates if candidate not in self._scores[place]]
             if not todo:
                 return {}
-            fold = self._folds[place]
+            fold = self.folds[place]
             score = Scorer(self._table, fold, self._objective, self._bank)
-            fitted = fitted_bases(self._table, fold, todo, self._bank, self._sources, self._seed)
             return {
                 candidate: (score(basis, candidate.rank), removed(basis.factors[: candidate.rank], width))
-                for candidate, basis in fitted
+                for candidate, basis in self._fitted(fold, todo)
             }
 
         results = progress(side_by_side(work, places, width), total=len(places), desc=desc)
-        for place, found in zip(places, results, strict=True):
-            self._found[place].update(found)
+        for place, scores in zip(places, results, strict=True):
+            self._scores[place].update(scores)
 
     def flat(self, candidate: ProjectionCandidate, places: Sequence[int] | None = None) -> NDArray[np.float64]:
         """The candidate's score of every query, fold after fold."""
-        chosen = range(len(self._folds)) if places is None else places
-        return np.concatenate([self._found[place][candidate][0] for place in chosen])
+        return np.concatenate([self._scores[place][candidate][0] for place in self._places(places)])
+
+    def bootstrap(self, places: Sequence[int] | None = None) -> Bootstrap:
+        """Of the queries of `flat`, by what counts as one observation (see `_units`)."""
+        folds, units = [self.folds[place] for place in self._places(places)], _units(self._table)
+        _, groups = np.unique([name for fold in folds for name in fold.groups], return_inverse=True)
+        return Bootstrap(np.concatenate([units[fold.queries] for fold in folds]), groups, seed=self._seed)
 
     def removed(self, candidate: ProjectionCandidate) -> float:
         """How much of the space it takes away, averaged over the folds."""
-        return float(np.mean([found[candidate][1] for found in self._found]))
+        return float(np.mean([scores[candidate][1] for scores in self._scores]))
+
+    def separations(self, candidates: Sequence[ProjectionCandidate]) -> dict[str, float]:
+        """How clearly each candidate answers, by its name; of several ways of answering the mean."""
+
+        def work(fold: Fold) -> dict[ProjectionCandidate, list[NDArray[np.float64]]]:
+            score = Scorer(self._table, fold, self._objective, self._bank)
+            return {
+                candidate: score.margins(basis, candidate.rank) for candidate, basis in self._fitted(fold, candidates)
+            }
+
+        margins = list(side_by_side(work, self.folds, self._table.vectors.shape[1]))
+        parts = {candidate: [of_fold[candidate] for of_fold in margins] for candidate in candidates}
+        return {
+            str(candidate): float(np.mean([separation(np.concatenate(way)) for way in zip(*ways, strict=True)]))
+            for candidate, ways in parts.items()
+        }
+
+    def _places(self, places: Sequence[int] | None) -> Sequence[int]:
+        return range(len(self.folds)) if places is None else places
+
+    def _fitted(
+        self, fold: Fold, candidates: Sequence[ProjectionCandidate]
+    ) -> Iterator[tuple[ProjectionCandidate, EstimatorBasis]]:
+        """Every candidate as fitted on one fold."""
+        rows = self._table.where(fold.fit)
+        for captions in {candidate.captions for candidate in candidates}:
+            own = [candidate for candidate in candidates if candidate.captions == captions]
+            bank = self._bank if captions else None
+            yield from bases(fitted_moments(rows, self._sources, captions=bank, seed=self._seed), own).items()
 
 
-def _bootstrap(folds: Sequence[Fold], own: NDArray[np.int64], seed: int) -> Bootstrap:
-    """Of the queries of some folds; `own` says what is resampled, by row."""
-    _, groups = np.unique([name for fold in folds for name in fold.groups], return_inverse=True)
-    return Bootstrap(np.concatenate([own[fold.queries] for fold in folds]), groups, seed=seed)
-
-
-def fitted_bases(
-    table: EmbeddingTable,
-    fold: Fold,
-    candidates: Sequence[ProjectionCandidate],
-    bank: NDArray[np.float64] | None,
-    sources: Sources,
-    seed: int,
-) -> Iterator[tuple[ProjectionCandidate, EstimatorBasis]]:
-    """Every candidate as fitted on one fold."""
-    for captions in {candidate.captions for candidate in candidates}:
-        own = [candidate for candidate in candidates if candidate.captions == captions]
-        moments = fitted_moments(table.where(fold.fit), sources, captions=bank if captions else None, seed=seed)
-        yield from bases(moments, own).items()
-
-
-def _separations(
-    table: EmbeddingTable,
-    folds: Sequence[Fold],
-    candidates: Sequence[ProjectionCandidate],
-    objective: Objective,
-    bank: NDArray[np.float64] | None,
-    sources: Sources,
-    seed: int,
-) -> dict[str, float]:
-    """How clearly each candidate answers, by its name; of several ways of answering the mean."""
-
-    def work(fold: Fold) -> dict[ProjectionCandidate, list[NDArray[np.float64]]]:
-        score = Scorer(table, fold, objective, bank)
-        fitted = fitted_bases(table, fold, candidates, bank, sources, seed)
-        return {candidate: score.margins(basis, candidate.rank) for candidate, basis in fitted}
-
-    found = list(side_by_side(work, folds, table.vectors.shape[1]))
-    parts = {candidate: [one[candidate] for one in found] for candidate in candidates}
-    return {
-        str(candidate): float(np.mean([separation(np.concatenate(way)) for way in zip(*ways, strict=True)]))
-        for candidate, ways in parts.items()
-    }
-
-
-def units(table: EmbeddingTable) -> NDArray[np.int64]:
+def _units(table: EmbeddingTable) -> NDArray[np.int64]:
     """What is resampled, by row: concepts; images where concepts are so few that they are the classes themselves.
 
     A handful of concepts is not a sample of concepts yet to come, and seven drawn from seven say little.
     """
     return table.concepts if len(np.unique(table.concepts)) >= CONCEPTS_TO_PART else table.origins
-
-
-def _behind(bootstrap: Bootstrap, scores: NDArray[np.float64], best: NDArray[np.float64]) -> float:
-    return float(bootstrap.samples(scores)[0, -1] - bootstrap.samples(best)[0, -1])

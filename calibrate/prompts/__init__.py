@@ -1,1 +1,1 @@
-"""CDC: several learned templates beside the hand-written one, and how sure each is (docs/cdc.md)."""
+"""CDC: learned prompts beside the hand-written one, and how certain each is (docs/cdc.md)."""

@@ -21,7 +21,7 @@ _KL_HIGHEST = 16.0
 _LEAST = 1e-30
 BELOW = 2.0
 """How far the background lies below the usual rivals, as a logarithm: a seventh of them. Among the classes that were
-learnt it changes little; of two classes it is most of what an image of neither is held against. Chosen on images of
+learned it changes little; of two classes it is most of what an image of neither is held against. Chosen on images of
 training styles that interventions had changed (docs/cdc.md)."""
 
 
@@ -32,7 +32,7 @@ def digamma_exp(log_x: torch.Tensor) -> torch.Tensor:
 
 
 def log_evidence(logits: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """One template's log e, see `invariclip.evidence`; its background is the usual one of these images.
+    """One template's log e, see `invariclip.uncertainty`; its background is the usual one of these images.
 
     Args:
         logits: τ · cos, [N, K] of two classes or more.
@@ -134,12 +134,12 @@ def consistency_loss(logits: torch.Tensor, hand_written: torch.Tensor) -> torch.
     Returns:
         [N].
     """
-    wanted = hand_written.detach().log_softmax(dim=1)
-    return (wanted.exp() * (wanted - logits.log_softmax(dim=1))).sum(dim=1)
+    target = hand_written.detach().log_softmax(dim=1)
+    return (target.exp() * (target - logits.log_softmax(dim=1))).sum(dim=1)
 
 
 def fused_log_evidence(opinions: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Log e of the opinions fused: K·expm1(r) with r = Σ_m log(1 + e_m / K), see `invariclip.evidence`.
+    """Log e of the opinions fused: K·expm1(r) with r = Σ_m log(1 + e_m / K), see `invariclip.uncertainty`.
 
     Args:
         opinions: log e of each template, [N, K] each.

@@ -84,7 +84,7 @@ class PromptOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuses what cannot be learnt.
+        """Refuses what cannot be learned.
 
         Raises:
             InputError: A value is out of range, or augmentations are not one a template.

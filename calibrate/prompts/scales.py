@@ -29,7 +29,7 @@ _ROUNDS = 60
 
 @dataclass(frozen=True, eq=False)
 class Scales:
-    """What makes evidence of each template's cosines, see `invariclip.evidence`.
+    """What makes evidence of each template's cosines, see `invariclip.uncertainty`.
 
     Attributes:
         scale: float64 [M + 1], a.
@@ -45,7 +45,7 @@ class Scales:
 
     @property
     def numbers(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-        """a, c and r, as `opinions.fused_answers` takes them."""
+        """a, c and r, as `scores.fused_answers` takes them."""
         return self.scale, self.bias, self.background
 
 
@@ -60,8 +60,8 @@ def fit_scales(
     """Fits a > 0 and c of every template by L-BFGS, in float64.
 
     Args:
-        vectors: float64 [N, d], unit length; of images that the templates were not learnt from, and of which some
-            should be hard: with none answered wrong, u would be told that it is always nought.
+        vectors: float64 [N, d], unit length; of images that the templates were not learned from, and of which some
+            should be hard: with none answered wrong, u would be fitted as always zero.
         labels: int64 [N].
         bank: float64 [M + 1, K, d], every template's class embeddings.
         logit_scale: τ.
@@ -73,7 +73,7 @@ def fit_scales(
         rows = np.sort(np.random.default_rng([seed, 41]).choice(len(vectors), most, replace=False))
         vectors, labels = vectors[rows], labels[rows]
     logits = [torch.from_numpy(logit_scale * vectors @ one.T) for one in bank]
-    wanted = torch.from_numpy(labels)
+    targets = torch.from_numpy(labels)
     log_scale = torch.zeros(templates, dtype=torch.float64, requires_grad=True)
     # All of them together then have as much evidence as doubt where a usual template's odds are even
     start = math.log(math.expm1(math.log(2) / templates))
@@ -85,7 +85,7 @@ def fit_scales(
         opinions = [losses.log_evidence(one, scale[m], bias[m]) for m, one in enumerate(logits)]
         apart = log_scale.var(correction=0) + bias.var(correction=0)
         base_rate = (scale[0] * logits[0]).log_softmax(dim=1)
-        served = served_loss(losses.fused_log_evidence(opinions), base_rate, wanted)
+        served = served_loss(losses.fused_log_evidence(opinions), base_rate, targets)
         return served + _PRIOR * (apart + (log_scale**2).mean())
 
     def closure() -> float:
@@ -110,13 +110,13 @@ def fit_temperature(cosines: NDArray[np.float64], labels: NDArray[np.int64], log
         labels: int64 [N].
         logit_scale: Where to start.
     """
-    given, wanted = torch.from_numpy(cosines), torch.from_numpy(labels)
+    inputs, targets = torch.from_numpy(cosines), torch.from_numpy(labels)
     log_tau = torch.tensor(math.log(logit_scale), dtype=torch.float64, requires_grad=True)
     optimiser = torch.optim.LBFGS([log_tau], max_iter=_ROUNDS, line_search_fn="strong_wolfe")
 
     def closure() -> float:
         optimiser.zero_grad()
-        value = torch.nn.functional.cross_entropy(log_tau.exp() * given, wanted)
+        value = torch.nn.functional.cross_entropy(log_tau.exp() * inputs, targets)
         value.backward()  # type: ignore[no-untyped-call]
         return float(value.detach())
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from invariclip.artifact.learned_prompts import LEARNED_TEXT, context_ids
-from invariclip.calibrate.data.embed import embed_texts
+from invariclip.calibrate.data.encode import embed_texts
 from invariclip.export.checkpoints.contexts import token_embedding, with_context_rows
 from invariclip.export.graphs.rewrites import RewriteNotApplicableError, Subject
 from invariclip.export.graphs.rewrites.encoder import cut_texts
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.artifact.projection import Projection
-    from invariclip.calibrate.data.encoder import TextEncoder
+    from invariclip.calibrate.data.encoders import TextEncoder
     from invariclip.calibrate.prompts.options import PromptOptions
     from invariclip.export.checkpoints.checkpoint import Checkpoint
     from invariclip.preprocessing.tokenizer import TextSpec, Tokenizer
@@ -45,7 +45,7 @@ class LearnedTexts:
 
         Args:
             checkpoint: The model; it stays unchanged.
-            context: float32 [M, n, width]; a parameter if it is to be learnt.
+            context: float32 [M, n, width]; a parameter if it is to be learned.
             projection: A_inv, or None.
 
         Raises:
@@ -88,8 +88,8 @@ class LearnedTexts:
         rows = ids.reshape(-1, ids.shape[-1])
         with torch.inference_mode():
             parts = [self.embed(rows[start : start + _CHUNK]).double() for start in range(0, len(rows), _CHUNK)]
-        found = torch.cat(parts).numpy()
-        return np.asarray((found / np.linalg.norm(found, axis=1, keepdims=True)).reshape(*ids.shape[:-1], -1))
+        vectors = torch.cat(parts).numpy()
+        return np.asarray((vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).reshape(*ids.shape[:-1], -1))
 
     def _shortened(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         return cut_to_longest(rows, self._tokenizer.spec) if self.cut else np.ascontiguousarray(rows)

@@ -1,12 +1,12 @@
-"""The uncertainty above which to abstain, so that what is answered is seldom wrong: a promise, and tested as one.
+"""The uncertainty above which to abstain, so that a target risk is kept with a given confidence.
 
-The promise: with probability `confidence` over the images that are held back, P(wrong | u ≤ threshold) ≤ target, for
-images that come from where those came from. A threshold is accepted if the Clopper-Pearson upper bound of the risk of
-what it accepts is within the target. Thresholds come from other images than the ones that test them, so each test is
-exact; they are tested in a fixed order from strict to lenient and the walk ends at the first that fails, so that many
-tests cost no more than one (fixed-sequence testing, Bauer 1991; for risks: Angelopoulos et al., Learn then Test, 2021).
-The strictest thresholds accept too few images to prove anything, and a chance error among few would end the walk:
-so there are a few walks with other starts, which share the allowed error between them.
+With probability `confidence` over the held-back images, P(wrong | u ≤ threshold) ≤ target for images from the same
+distribution. A threshold is accepted if the Clopper-Pearson upper bound of the risk of what it accepts is within the
+target. Thresholds come from other images than those that test them, so each test is exact; they are tested in a fixed
+order from strict to lenient, and the walk ends at the first that fails, so that many tests cost no more than one
+(fixed-sequence testing, Bauer 1991; for risks: Angelopoulos et al., Learn then Test, 2021). The strictest thresholds
+accept too few images to prove anything, and a chance error among few would end the walk: so there are several walks
+with different starts, which share the allowed error.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def choose_threshold(
     Args:
         uncertainty: u of the held-back images, [N].
         wrong: Which of them are answered wrong, bool [N].
-        grid: u of other images, from which thresholds are taken; they may have been learnt from.
+        grid: u of other images, from which thresholds are taken; they may have been learned from.
         target: Share of wrong answers allowed among those given, between 0 and 1.
         confidence: With what probability that is kept, between 0 and 1.
 

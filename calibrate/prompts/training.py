@@ -1,25 +1,24 @@
-"""Learns the templates' vectors: frozen encoders, embedded images, a few classes a step; stops early, and resumes."""
+"""Trains the prompts' vectors with frozen encoders, a few classes a step; stops early and resumes.
+
+Everything that a training depends on is kept in one safetensors file, so that it resumes to the same result.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 
 from invariclip.calibrate.prompts import losses
-from invariclip.calibrate.prompts.state import (
-    TrainingState,
-    optimiser_moments,
-    read_state,
-    restore_moments,
-    write_state,
-)
 from invariclip.calibrate.prompts.texts import LearnedTexts, starting_context
 from invariclip.console import Progress, silent
+from invariclip.files import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,22 +30,107 @@ if TYPE_CHECKING:
     from invariclip.calibrate.prompts.options import PromptOptions
     from invariclip.export.checkpoints.checkpoint import Checkpoint
 
+_FACTS = "invariclip.cdc.training"
 VALIDATION_CLASSES = 64
 """Classes that a look at the validation images takes at most; drawn once."""
 _EVIDENCE_RATE = 0.05
 """Adam's, of the logarithm of a template's scale and of its bias."""
 
 
+@dataclass
+class TrainingState:
+    """Where a training stands, between two steps.
+
+    Attributes:
+        step: Steps done.
+        tensors: What is learned, by name: `context` [M, n, width], `log_scale` and `bias` [M + 1].
+        best: The same at the best look so far.
+        best_loss: Its validation loss.
+        best_step: Its step.
+        stale: Looks since then.
+        curve: (step, validation loss) of every look.
+    """
+
+    step: int
+    tensors: dict[str, torch.Tensor]
+    best: dict[str, torch.Tensor]
+    best_loss: float = float("inf")
+    best_step: int = 0
+    stale: int = 0
+    curve: list[tuple[int, float]] = field(default_factory=list)
+
+
+def write_state(path: Path, key: str, state: TrainingState, moments: dict[str, torch.Tensor]) -> None:
+    """Writes a state and the optimiser's moments, atomically.
+
+    Args:
+        path: The file.
+        key: Digest of all that the training depends on.
+        state: Where it stands.
+        moments: See `optimiser_moments`.
+    """
+    tensors = {
+        **{f"now.{name}": value for name, value in state.tensors.items()},
+        **{f"best.{name}": value for name, value in state.best.items()},
+        **{f"adam.{name}": value for name, value in moments.items()},
+    }
+    facts = {
+        "key": key, "step": state.step, "best_loss": state.best_loss, "best_step": state.best_step,
+        "stale": state.stale, "curve": state.curve,
+    }  # fmt: skip
+    plain = {name: value.detach().contiguous().clone() for name, value in tensors.items()}
+    write_atomically(path, save(plain, {_FACTS: json.dumps(facts)}))
+
+
+def read_state(path: Path, key: str) -> tuple[TrainingState, dict[str, torch.Tensor]] | None:
+    """What `write_state` wrote for the same key; None where there is nothing, or nothing that can be read."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts: dict[str, Any] = json.loads((file.metadata() or {})[_FACTS])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        if facts["key"] != key:
+            return None
+        parts = {part: _part(tensors, part) for part in ("now", "best", "adam")}
+        curve = [(int(step), float(loss)) for step, loss in facts["curve"]]
+        state = TrainingState(
+            facts["step"], parts["now"], parts["best"], facts["best_loss"], facts["best_step"], facts["stale"], curve
+        )
+    except (SafetensorError, KeyError, ValueError, TypeError, OSError):
+        return None  # it is trained again
+    return state, parts["adam"]
+
+
+def optimiser_moments(optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Adam's state by place and name."""
+    held: dict[int, dict[str, torch.Tensor]] = optimiser.state_dict()["state"]
+    return {f"{place}.{name}": torch.as_tensor(value) for place, own in held.items() for name, value in own.items()}
+
+
+def restore_moments(optimiser: torch.optim.Optimizer, moments: dict[str, torch.Tensor]) -> None:
+    """Puts back what `optimiser_moments` gave."""
+    held: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in moments.items():
+        place, name = key.split(".", 1)
+        held.setdefault(int(place), {})[name] = value
+    optimiser.load_state_dict({**optimiser.state_dict(), "state": held})
+
+
+def _part(tensors: dict[str, torch.Tensor], part: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(f"{part}."): value for name, value in tensors.items() if name.startswith(f"{part}.")}
+
+
 @dataclass(frozen=True, eq=False)
 class Task:
-    """What is learnt from.
+    """What is learned from.
 
     Attributes:
         names: K classes.
         hand_written: float64 [K, d], template 0's class embeddings.
         views: float64 [M, R, d], training images under each template's augmentation.
         labels: int64 [R].
-        validation: float64 [V, d], images that are not learnt from: as they are, and under every augmentation.
+        validation: float64 [V, d], images that are not learned from: as they are, and under every augmentation.
         validation_labels: int64 [V].
     """
 
@@ -68,7 +152,7 @@ class Task:
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """What was learnt.
+    """What was learned.
 
     Attributes:
         context: float32 [M, n, width].
@@ -105,8 +189,14 @@ def train(
     """
     start, spread = starting_context(checkpoint, options)
     learner = _Learner(checkpoint, task, options, projection, start, spread)
-    asked = ["training-3", checkpoint.sha256, projection.digest if projection else None, options.to_json(), task.digest]
-    key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+    inputs = [
+        "training-3",
+        checkpoint.sha256,
+        projection.digest if projection else None,
+        options.to_json(),
+        task.digest,
+    ]
+    key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
     file = work / f"cdc-{key[:16]}.safetensors" if work else None
     state = learner.begin(file, key)
     for _ in progress(range(state.step, options.steps), total=options.steps - state.step, desc="learning templates"):
@@ -122,7 +212,7 @@ def train(
 
 
 class _Learner:
-    """What is learnt, and one step of it."""
+    """What is learned, and one step of it."""
 
     def __init__(
         self,
@@ -159,12 +249,12 @@ class _Learner:
 
     def begin(self, file: Path | None, key: str) -> TrainingState:
         """The start, or where the file says that it stands."""
-        kept = read_state(file, key) if file else None
-        if kept is None:
+        saved = read_state(file, key) if file else None
+        if saved is None:
             state = TrainingState(0, {}, {})
             self.look(state)
             return state
-        state, moments = kept
+        state, moments = saved
         with torch.no_grad():
             for name, parameter in self._parameters().items():
                 parameter.copy_(state.tensors[name])
@@ -234,9 +324,9 @@ class _Learner:
     def _validation_loss(self) -> float:
         rows = np.flatnonzero(np.isin(self.validation_labels, self.checked))
         labels = torch.from_numpy(np.searchsorted(self.checked, self.validation_labels[rows]))
-        seen = self.validation[rows]
+        vectors = self.validation[rows]
         banks = [self.hand_written[self.checked], *torch.from_numpy(self.texts.bank(self.ids[:, self.checked])).float()]
-        logits = [self.tau * seen @ bank.T for bank in banks]
+        logits = [self.tau * vectors @ bank.T for bank in banks]
         if "evidential" in self.options.losses:
             fused = losses.fused_log_evidence(self._opinions(logits))
             return float(losses.evidential_loss(fused, labels).mean())

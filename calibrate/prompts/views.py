@@ -1,4 +1,4 @@
-"""What every template sees of the images: embeddings under its own augmentation, made once and kept."""
+"""What prompts are learned from: embedded images, their split, and embeddings under each template's augmentation."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from invariclip.calibrate.data.embed import EmbeddingJob, embed
+from invariclip.calibrate.data.embed import embed
 from invariclip.calibrate.data.pairs import codes
-from invariclip.calibrate.data.versions import Donors
+from invariclip.calibrate.data.versions import Donors, EmbeddingJob
 from invariclip.console import Progress, silent
 from invariclip.errors import InputError
 
@@ -20,9 +20,69 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.artifact.projection import Projection
-    from invariclip.calibrate.data.encoder import Encoder
+    from invariclip.calibrate.data.encoders import Encoder
     from invariclip.calibrate.data.images import ImageRecord
     from invariclip.calibrate.prompts.options import Augmentation
+
+VALIDATION_SHOTS = 4
+"""Validation images of a class at most where training is few-shot: more would not be few-shot (CoOp's protocol)."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of the images, each ascending; no image is in two of them.
+
+    Attributes:
+        train: int64, learned from.
+        validation: int64, for early stopping and for the evidence's scale.
+        held: int64, for the threshold alone.
+    """
+
+    train: NDArray[np.int64]
+    validation: NDArray[np.int64]
+    held: NDArray[np.int64]
+
+
+def split_rows(labels: NDArray[np.int64], *, shots: int | None, validation: float, held: float, seed: int) -> Split:
+    """Draws the three parts class by class, so that each knows as many classes as it can.
+
+    Few-shot: `shots` images to learn from, up to as many (and `VALIDATION_SHOTS`) to validate on, the rest is held
+    back. Otherwise by shares; where a share of a class is no whole number of images, chance decides, so that no class
+    is favoured. Every class keeps one image to learn from.
+
+    Args:
+        labels: int64 [N].
+        shots: Training images of a class, or None.
+        validation: Share for validation where `shots` is None.
+        held: Share to hold back where `shots` is None.
+        seed: Of the draw.
+
+    Raises:
+        InputError: No image is left for validation.
+    """
+    rng = np.random.default_rng([seed, 17])
+    parts: tuple[list[int], list[int], list[int]] = ([], [], [])
+    for label in np.unique(labels):
+        rows = rng.permutation(np.flatnonzero(labels == label))
+        if shots is not None:
+            first, second = shots, shots + min(shots, VALIDATION_SHOTS)
+        else:
+            spare = len(rows) - 1
+            back = min(_whole(rng, held * len(rows)), spare)
+            checked = min(_whole(rng, validation * len(rows)), spare - back)
+            first, second = len(rows) - back - checked, len(rows) - back
+        for part, part_rows in zip(parts, np.split(rows, [first, second]), strict=True):
+            part.extend(int(row) for row in part_rows)
+    train, checks, held_rows = (np.asarray(sorted(part), dtype=np.int64) for part in parts)
+    if not len(checks):
+        raise InputError(
+            f"{len(labels)} images leave none to validate on; add images of the classes, or ask for fewer shots"
+        )
+    return Split(train, checks, held_rows)
+
+
+def _whole(rng: np.random.Generator, count: float) -> int:
+    return int(count) + int(rng.random() < count - int(count))
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,18 +129,18 @@ def embed_images(
     Raises:
         InputError: None can be used, or they are of one class alone.
     """
-    found = embed(encoder, [EmbeddingJob(image.path) for image in images], cache=cache, progress=progress)
-    used = tuple(images[index] for index in found.kept)
+    embedded = embed(encoder, [EmbeddingJob(image.path) for image in images], cache=cache, progress=progress)
+    used = tuple(images[index] for index in embedded.kept)
     labels, names = codes([image.name for image in used])
     if len(names) < 2:
         raise InputError(f"all images are of one class, {names[0]!r}; templates are learnt from two classes or more")
     return LabelledEmbeddings(
-        vectors=_projected(found.vectors, projection),
+        vectors=_projected(embedded.vectors, projection),
         labels=labels,
         names=names,
         used=used,
-        digests=tuple(found.digests[index] for index in found.kept),
-        skipped=tuple(reason for _, reason in found.skipped),
+        digests=tuple(embedded.digests[index] for index in embedded.kept),
+        skipped=tuple(reason for _, reason in embedded.skipped),
     )
 
 
@@ -129,10 +189,10 @@ def augmented(
             jobs.append(EmbeddingJob(image.path, kind, seed, donor))
     declined: dict[str, int] = {}
     if jobs:
-        found = embed(encoder, jobs, cache=cache, progress=progress)
-        where = np.asarray([places[index] for index in found.kept])
-        views[where[:, 0], where[:, 1]] = _projected(found.vectors, projection)
-        for index, _ in (*found.declined, *found.skipped):
+        embedded = embed(encoder, jobs, cache=cache, progress=progress)
+        where = np.asarray([places[index] for index in embedded.kept])
+        views[where[:, 0], where[:, 1]] = _projected(embedded.vectors, projection)
+        for index, _ in (*embedded.declined, *embedded.skipped):
             kind = augmentations[places[index][0]]
             label = kind.label if kind else ""
             declined[label] = declined.get(label, 0) + 1

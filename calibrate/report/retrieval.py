@@ -1,4 +1,4 @@
-"""What images find, before and after a projection that did not see them: the nearest images, and class texts."""
+"""What images retrieve, before and after a projection that did not see them: nearest images and nearest class texts."""
 
 from __future__ import annotations
 
@@ -99,8 +99,8 @@ def retrieve(
         groups += [names[row] for row in rows.tolist()]
         projection = fit_on(table.where(fold.fit))
         sides = [_unchanged] if projection is None else [_unchanged, projection.apply]
-        found = [_nearest(see(table.vectors[rows]), see(table.vectors[support]), NEAREST) for see in sides]
-        images.append([support[places] for places in found])
+        nearest = [_nearest(see(table.vectors[rows]), see(table.vectors[support]), NEAREST) for see in sides]
+        images.append([support[places] for places in nearest])
         if bank is not None:
             texts.append([_nearest(see(table.vectors[rows]), see(bank), 1) for see in sides])
     if not queries:

@@ -1,4 +1,4 @@
-"""What a calibration comes to, in plain words."""
+"""The conclusion of a calibration in plain words."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from invariclip.calibrate.fit import Calibration, FitOptions
-    from invariclip.calibrate.projection.evaluate import AccuracyInterval
+    from invariclip.calibrate.projection.bootstrap import AccuracyInterval
     from invariclip.calibrate.projection.selection import ScoredCandidate, Selection
 
 _SCORED = {
@@ -55,13 +55,13 @@ def conclude(result: Calibration, options: FitOptions) -> Conclusion:
     selection = result.selection
     scored = selection.result()
     if scored.candidate.estimator == "identity":
-        return _none(selection, asked=options.fixed() is not None)
-    return _projection(selection, scored, asked=options.fixed() is not None)
+        return _none(selection, requested=options.fixed() is not None)
+    return _projection(selection, scored, requested=options.fixed() is not None)
 
 
-def _none(selection: Selection, *, asked: bool) -> Conclusion:
+def _none(selection: Selection, *, requested: bool) -> Conclusion:
     others = [one for one in selection.curve if one.candidate.estimator != "identity"]
-    if asked or not others:
+    if requested or not others:
         return Conclusion(None, "No projection, as asked for: the encoder's embeddings stay as they are.", ())
     best = max(others, key=lambda one: one.gain.value)
     if best.gain.value > 0:
@@ -77,16 +77,16 @@ def _none(selection: Selection, *, asked: bool) -> Conclusion:
     )
 
 
-def _projection(selection: Selection, scored: ScoredCandidate, *, asked: bool) -> Conclusion:
+def _projection(selection: Selection, scored: ScoredCandidate, *, requested: bool) -> Conclusion:
     gain, before, after = scored.gain, selection.baseline().accuracy["mean"], scored.accuracy["mean"]
-    taken = "was asked for" if asked else "was chosen"
+    origin = "was asked for" if requested else "was chosen"
     if gain.low > 0:
         helps, headline = True, f"gains {_points(scored)} over no projection where it was left out."
     elif gain.high < 0:
         helps, headline = False, f"loses against no projection where it was left out: {_points(scored)}."
     else:
         helps, headline = None, f"changes {_points(scored)} where it was left out: that may be chance."
-    headline = f"{scored.candidate} {taken} and {headline}"
+    headline = f"{scored.candidate} {origin} and {headline}"
     sentences = [f"Right answers went from {before.value:.1f} % to {after.value:.1f} % on average. {_how(selection)}"]
     sentences += _by_concept(selection)
     changes = {
@@ -96,9 +96,9 @@ def _projection(selection: Selection, scored: ScoredCandidate, *, asked: bool) -
     }
     worse = sorted((name for name in changes if changes[name] < 0), key=lambda name: changes[name])
     if worse:
-        listed = ", ".join(f"{name} {signed(changes[name])}" for name in worse[:3])
+        names = ", ".join(f"{name} {signed(changes[name])}" for name in worse[:3])
         more = f" and {len(worse) - 3} more" if len(worse) > 3 else ""
-        sentences.append(f"It is worse on {len(worse)} of the {len(changes)} parts that were left out: {listed}{more}.")
+        sentences.append(f"It is worse on {len(worse)} of the {len(changes)} parts that were left out: {names}{more}.")
     else:
         sentences.append(f"None of the {len(changes)} parts that were left out got worse.")
     return Conclusion(helps, headline, tuple(sentences))

@@ -31,12 +31,12 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     ),
     "calibrate": ("invariclip.calibrate.commands:calibrate", "calibrate", "Fit the invariant projection from pairs."),
     "cdc": (
-        "invariclip.calibrate.prompts.commands:cdc",
+        "invariclip.calibrate.cdc_command:cdc",
         "calibrate",
         "Learn templates beside the hand-written one, and how sure answers are.",
     ),
     "moments": (
-        "invariclip.calibrate.projection.moments_commands:moments",
+        "invariclip.calibrate.moments_command:moments",
         "calibrate",
         "Show, merge and subtract what calibration keeps of its data.",
     ),

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from invariclip.calibrate.evaluation.modality import isoclip, projectors, spectrum
-from invariclip.calibrate.projection.evaluate import unit
+from invariclip.calibrate.evaluation.text_baselines import isoclip, projectors, spectrum
+from invariclip.calibrate.projection.classifiers import unit
 from invariclip.errors import CheckpointError
 from invariclip.export.checkpoints.surgery import find, with_replaced
 from invariclip.export.graphs.fold import IMAGE_SITES, TEXT_SITES, last_linear

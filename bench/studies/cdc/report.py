@@ -26,7 +26,7 @@ from invariclip.bench.studies.cdc.trial import (
     ZERO_SHOT_FITTED,
 )
 from invariclip.bench.studies.pages import PLAIN_COLOUR, PROJECTED_COLOUR, as_svg, table, trim
-from invariclip.calibrate.report.look import INK
+from invariclip.calibrate.report.rendering import INK
 from invariclip.export.checkpoints.sources import REFERENCE
 
 if TYPE_CHECKING:

@@ -16,14 +16,19 @@ import numpy as np
 from invariclip.bench.studies.stylebench.sources import HELD_OUT_STYLES, TRAINING_STYLES
 from invariclip.bench.studies.trials import kept_trial
 from invariclip.calibrate.fit import FitOptions, calibrate
-from invariclip.calibrate.prompts.evaluate import auroc, harmonic_mean, reliability, risk_coverage, uncertainties
 from invariclip.calibrate.prompts.learn import full_bank, learn_from
-from invariclip.calibrate.prompts.opinions import fused_answers
 from invariclip.calibrate.prompts.options import DEFAULT_AUGMENTATIONS, PromptOptions
 from invariclip.calibrate.prompts.scales import fit_temperature
-from invariclip.calibrate.prompts.splits import split_rows
+from invariclip.calibrate.prompts.scores import (
+    auroc,
+    fused_answers,
+    harmonic_mean,
+    reliability,
+    risk_coverage,
+    uncertainties,
+)
 from invariclip.calibrate.prompts.texts import hand_written_bank
-from invariclip.calibrate.prompts.views import LabelledEmbeddings, augmented, embed_images
+from invariclip.calibrate.prompts.views import LabelledEmbeddings, augmented, embed_images, split_rows
 from invariclip.console import Progress, silent
 from invariclip.preprocessing.interventions import PAPER, resolve
 
@@ -35,7 +40,7 @@ if TYPE_CHECKING:
 
     from invariclip.artifact.learned_prompts import LearnedPrompts
     from invariclip.bench.studies.encoders import Quick
-    from invariclip.calibrate.prompts.splits import Split
+    from invariclip.calibrate.prompts.views import Split
     from invariclip.export.checkpoints.checkpoint import Checkpoint
 
     Tests = tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.str_]]

@@ -14,7 +14,7 @@ from invariclip.bench.studies.domains.trial import TrialSettings, run_trial
 from invariclip.bench.studies.encoders import Precision, load_encoder
 from invariclip.bench.studies.pages import write_result
 from invariclip.bench.studies.trials import bound_blas
-from invariclip.calibrate.data.layouts import find_layout, read_layout
+from invariclip.calibrate.data.domainbed import find_layout, read_layout
 from invariclip.cli.main import run_command
 from invariclip.console import bar, note, silent
 

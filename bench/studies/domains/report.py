@@ -12,7 +12,7 @@ import numpy as np
 from invariclip.bench.studies.domains.trial import MAIN, OWN, WIDE
 from invariclip.bench.studies.pages import PLAIN_COLOUR, PROJECTED_COLOUR, as_svg, interval, table, trim
 from invariclip.bench.studies.trials import ESTIMATORS, ICM_STRENGTHS, Stratified, ends, unpack
-from invariclip.calibrate.projection.evaluate import AccuracyInterval, Bootstrap
+from invariclip.calibrate.projection.bootstrap import AccuracyInterval, Bootstrap
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -22,9 +22,8 @@ from invariclip.bench.studies.trials import (
     published_baselines,
 )
 from invariclip.calibrate.data.pairs import EmbeddingTable, Sources, fitted_moments, interventional_pairs
-from invariclip.calibrate.evaluation import baselines, modality, style_prompts
-from invariclip.calibrate.evaluation.invariance import invariance_gap
-from invariclip.calibrate.evaluation.leakage import domain_leakage
+from invariclip.calibrate.evaluation import baselines, text_baselines
+from invariclip.calibrate.evaluation.invariance import domain_leakage, invariance_gap
 from invariclip.calibrate.evaluation.unseen import WAYS, Way, answers, base_classes
 from invariclip.calibrate.fit import FitOptions, bank_of, tabulate
 from invariclip.calibrate.projection.candidates import ProjectionCandidate, grid
@@ -38,13 +37,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from invariclip.calibrate.data.encoder import Encoder, TextEncoder
+    from invariclip.calibrate.data.encoders import Encoder, TextEncoder
     from invariclip.calibrate.data.images import ImageRecord
-    from invariclip.calibrate.evaluation.maps import Map
-    from invariclip.calibrate.evaluation.modality import Projectors
-    from invariclip.calibrate.evaluation.style_prompts import StylePrompts
-    from invariclip.calibrate.projection.moments import Moments
-    from invariclip.calibrate.projection.scorer import Objective
+    from invariclip.calibrate.data.moments import Moments
+    from invariclip.calibrate.evaluation.baselines import Map
+    from invariclip.calibrate.evaluation.text_baselines import Projectors, StylePrompts
+    from invariclip.calibrate.projection.candidates import Objective
     from invariclip.calibrate.projection.selection import Selection
     from invariclip.export.checkpoints.checkpoint import Checkpoint
 
@@ -169,7 +167,7 @@ def _world(
     if hasattr(encoder, "encode_texts"):
         bank = bank_of(encoder, seen.label_names, settings.templates)
         named = [in_words(name) for name in seen.environment_names]
-        styles = style_prompts.embed_style_prompts(cast("TextEncoder", encoder), named, seen.label_names)
+        styles = text_baselines.embed_style_prompts(cast("TextEncoder", encoder), named, seen.label_names)
     return DomainWorld(seen, unseen, bank, seed, _layers(encoder), styles, home, moved), facts
 
 
@@ -266,7 +264,7 @@ def _layers(encoder: Encoder) -> Projectors | None:
     if not hasattr(encoder, "module"):
         return None
     try:
-        return modality.projectors(cast("Checkpoint", encoder))
+        return text_baselines.projectors(cast("Checkpoint", encoder))
     except CheckpointError:
         return None
 

@@ -17,9 +17,9 @@ from invariclip.bench.studies.reference import imagenet, images, learn, validati
 from invariclip.bench.studies.reference.learn import Sentences
 from invariclip.bench.studies.stylebench.images import build, digest_of, read_manifest
 from invariclip.bench.studies.stylebench.sources import PACKAGES as STYLES_PACKAGES
+from invariclip.calibrate.data.moments import combined, of_pairs, of_points
+from invariclip.calibrate.projection.classifiers import unit
 from invariclip.calibrate.projection.estimators import fit
-from invariclip.calibrate.projection.evaluate import unit
-from invariclip.calibrate.projection.moments import combined, of_pairs, of_points
 from invariclip.cli.main import run_command
 from invariclip.console import bar, note, say, table
 from invariclip.export.reference import RECIPES

@@ -40,11 +40,12 @@ from invariclip.bench.studies.stylebench.images import read_manifest
 from invariclip.bench.studies.stylebench.sources import HELD_OUT_STYLES, TRAINING_STYLES
 from invariclip.bench.studies.stylebench.trial import embed_world
 from invariclip.bench.studies.trials import Stratified, bound_blas, ends, fitted
+from invariclip.calibrate.data.domainbed import find_layout, read_layout
 from invariclip.calibrate.data.images import read_images
-from invariclip.calibrate.data.layouts import find_layout, read_layout
 from invariclip.calibrate.data.pairs import ALL_SOURCES, fitted_moments
 from invariclip.calibrate.fit import FitOptions, bank_of
-from invariclip.calibrate.projection.evaluate import Bootstrap, unit
+from invariclip.calibrate.projection.bootstrap import Bootstrap
+from invariclip.calibrate.projection.classifiers import unit
 from invariclip.calibrate.projection.selection import Selection
 from invariclip.cli.main import run_command
 from invariclip.console import bar, note, silent

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from invariclip.calibrate.projection.evaluate import unit
+from invariclip.calibrate.projection.classifiers import unit
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -8,7 +8,7 @@ from typing import Any
 
 from invariclip.bench.studies.pages import as_svg, interval, table, trim
 from invariclip.bench.studies.sites.worlds import HALF, SIZES
-from invariclip.calibrate.report.look import AFTER, BEFORE, INK, SERIES, SOFT
+from invariclip.calibrate.report.rendering import AFTER, BEFORE, INK, SERIES, SOFT
 from invariclip.sites.site import KIND_SCALE, PER_KIND, PRIOR
 
 SKEWED = {"20 of one kind": ("v", SERIES[1]), "20 of two kinds": ("^", SERIES[0]), "20, kinds by Zipf's law":

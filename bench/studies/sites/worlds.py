@@ -24,9 +24,8 @@ from invariclip.bench.studies.sites.peers import (
     recoloured,
     t3a,
 )
-from invariclip.calibrate.evaluation.probe import fit_probe
 from invariclip.calibrate.fit import training_mean
-from invariclip.calibrate.projection.evaluate import prototype_bank, unit
+from invariclip.calibrate.projection.classifiers import fit_probe, prototype_bank, unit
 from invariclip.sites.site import Site, new_site
 
 if TYPE_CHECKING:

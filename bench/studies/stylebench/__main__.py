@@ -17,8 +17,8 @@ import click
 
 from invariclip.bench.studies.pages import write_result
 from invariclip.bench.studies.stylebench.sources import HELD_OUT_STYLES, STYLES, TRAINING_STYLES, licence_of
+from invariclip.calibrate.data.domainbed import find_layout, read_layout
 from invariclip.calibrate.data.images import read_images
-from invariclip.calibrate.data.layouts import find_layout, read_layout
 from invariclip.cli.main import run_command
 from invariclip.console import bar, emit_json, note, say, table
 from invariclip.files import sha256_file

@@ -18,7 +18,7 @@ from invariclip.bench.studies.stylebench.trial import (
     TEMPLATES,
 )
 from invariclip.bench.studies.trials import ICM_STRENGTHS, Stratified, ends, unpack
-from invariclip.calibrate.projection.evaluate import Bootstrap
+from invariclip.calibrate.projection.bootstrap import Bootstrap
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -261,7 +261,7 @@ def _side_effects(result: dict[str, Any]) -> str:
     text = (
         "No pair says anything about the group that a concept belongs to. How well the nearest centroid tells it on "
         "the held-out styles, concepts left out in turn, before and after what was chosen "
-        "(`calibrate/evaluation/side_effects.py`;"
+        "(`calibrate/evaluation/invariance.py`;"
         f" first seed; chance is {result['tables']['zero-shot']['side_effects'][0]['chance']:.0f} %)."
     )
     header = ["chosen for", "attribute", "before", "after", "difference", "worse?"]

@@ -25,13 +25,12 @@ from invariclip.bench.studies.trials import (
 )
 from invariclip.calibrate.data.pairs import ALL_SOURCES, Sources, fitted_moments
 from invariclip.calibrate.evaluation import baselines
-from invariclip.calibrate.evaluation.maps import for_texts
-from invariclip.calibrate.evaluation.modality import projectors
-from invariclip.calibrate.evaluation.side_effects import side_effects
-from invariclip.calibrate.evaluation.style_prompts import embed_style_prompts
+from invariclip.calibrate.evaluation.baselines import for_texts
+from invariclip.calibrate.evaluation.invariance import side_effects
+from invariclip.calibrate.evaluation.text_baselines import embed_style_prompts, projectors
 from invariclip.calibrate.fit import FitOptions, bank_of, tabulate
 from invariclip.calibrate.projection.candidates import ProjectionCandidate, grid
-from invariclip.calibrate.projection.evaluate import prototypes, zero_shot
+from invariclip.calibrate.projection.classifiers import prototypes, zero_shot
 from invariclip.calibrate.projection.folds import CHANGED
 from invariclip.console import Progress, silent
 from invariclip.preprocessing.interventions import CATALOGUE, PAPER
@@ -45,11 +44,10 @@ if TYPE_CHECKING:
     from invariclip.artifact.projection import Projection
     from invariclip.bench.studies.encoders import TrunkEncoder
     from invariclip.calibrate.data.images import ImageRecord
+    from invariclip.calibrate.data.moments import Moments
     from invariclip.calibrate.data.pairs import EmbeddingTable
-    from invariclip.calibrate.evaluation.maps import Map
-    from invariclip.calibrate.evaluation.modality import Projectors
-    from invariclip.calibrate.evaluation.style_prompts import StylePrompts
-    from invariclip.calibrate.projection.moments import Moments
+    from invariclip.calibrate.evaluation.baselines import Map
+    from invariclip.calibrate.evaluation.text_baselines import Projectors, StylePrompts
     from invariclip.calibrate.projection.selection import Selection
     from invariclip.export.checkpoints.checkpoint import Checkpoint
 

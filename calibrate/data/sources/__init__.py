@@ -1,1 +1,1 @@
-"""Where pairs come from: embeddings, images under interventions or in several environments, pairs, shards, texts."""
+"""Sources of pairs of any size, one kind a module; `config` reads the list of them."""

@@ -1,4 +1,7 @@
-"""Embeddings that were computed before, in npy, safetensors or parquet files: read in ranges of rows, never whole."""
+"""Embeddings computed elsewhere, in npy, safetensors or parquet files.
+
+Opening a file reads its header only; rows are read in ranges, a small part at a time.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +9,175 @@ import glob
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
-from invariclip.calibrate.data.sources.tables import ColumnFile, open_tables
-from invariclip.calibrate.data.stream.blocks import BLOCK_ROWS, RowBlock, Shard
-from invariclip.errors import InputError
+from invariclip.calibrate.data.stream.blocks import BLOCK_ROWS, RowBlock, Shard, require_file, require_unchanged
+from invariclip.errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
-    from invariclip.calibrate.data.encoder import Encoder
-    from invariclip.calibrate.data.stream.tally import ProblemCounts
+    from numpy.typing import NDArray
 
+    from invariclip.calibrate.data.encoders import Encoder
+    from invariclip.calibrate.data.problems import ProblemCounts
+
+MAX_WIDTH = 1 << 16
+"""Of an embedding: a damaged header must not make us allocate."""
 SHARD_ROWS = 16 * BLOCK_ROWS
 """Rows of a shard: 65,536 pairs of 512 float32 are 268 MB."""
 COLUMNS = ("points", "first", "second", "weights")
+
+
+class ColumnFile(Protocol):
+    """Columns of rows.
+
+    Attributes:
+        columns: Their names.
+        rows: N.
+        width: D of the columns that hold embeddings.
+    """
+
+    columns: tuple[str, ...]
+    rows: int
+    width: int
+
+    def cuts(self, rows: int) -> list[int]:
+        """Where shards of about so many rows end; the last is N."""
+
+    def read(self, start: int, stop: int, block: int) -> Iterator[dict[str, NDArray[Any]]]:
+        """Column → its rows from start to stop, at most `block` at a time. Both ends are cuts."""
+
+
+def open_tables(files: Mapping[str, Path]) -> ColumnFile:
+    """One file that holds all columns (called ""), or an npy file for every column.
+
+    Raises:
+        InputError: A file is missing, damaged or of another kind, or the columns do not go together.
+        MissingExtraError: A parquet file needs pyarrow.
+    """
+    if "" not in files:
+        return _Npy(files)
+    file = files[""]
+    if file.suffix == ".safetensors":
+        return _Safetensors(file)
+    if file.suffix == ".parquet":
+        return _Parquet(file)
+    raise InputError(f"{file}: not a .safetensors or .parquet file; .npy files are named by first and second")
+
+
+class _Ranged:
+    """What can be read from any row on."""
+
+    def __init__(self, where: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self.columns = tuple(shapes)
+        listing = ", ".join(f"{column} {list(shape)}" for column, shape in shapes.items())
+        lengths = {shape[0] if shape else 0 for shape in shapes.values()}
+        if len(lengths) > 1:
+            raise InputError(f"{where}: columns of different lengths: {listing}")
+        wide = {shape[1:] for column, shape in shapes.items() if column != "weights"}
+        if len(wide) != 1 or len(width := wide.pop()) != 1 or not 1 <= width[0] <= MAX_WIDTH:
+            raise InputError(f"{where}: embeddings must be of shape [N, D], all of one width: {listing}")
+        self.rows, self.width = lengths.pop(), int(width[0])
+
+    def cuts(self, rows: int) -> list[int]:
+        return [*range(rows, self.rows, rows), self.rows]
+
+
+class _Npy(_Ranged):
+    def __init__(self, files: Mapping[str, Path]) -> None:
+        self._files = files
+        where = ", ".join(str(file) for file in files.values())
+        super().__init__(where, {column: self._map(column).shape for column in files})
+
+    def _map(self, column: str) -> NDArray[Any]:
+        try:
+            # Never unpickles; a header that promises more than the file holds is refused by the map.
+            rows = np.load(self._files[column], mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self._files[column]}: not an npy file of numbers ({error})") from error
+        if not isinstance(rows, np.ndarray) or rows.dtype.kind != "f":
+            raise InputError(f"{self._files[column]}: not an npy file of floating numbers")
+        return rows
+
+    def read(self, start: int, stop: int, block: int) -> Iterator[dict[str, NDArray[Any]]]:
+        for first in range(start, stop, block):
+            # Mapped anew for every block, for what was mapped counts as memory until the map is closed.
+            yield {column: self._map(column)[first : min(first + block, stop)] for column in self.columns}
+
+
+class _Safetensors(_Ranged):
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        try:
+            with safe_open(file, framework="numpy") as tensors:
+                names = list(tensors.keys())
+                shapes = {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{file}: not a safetensors file ({error})") from error
+        super().__init__(str(file), shapes)
+
+    def read(self, start: int, stop: int, block: int) -> Iterator[dict[str, NDArray[Any]]]:
+        for first in range(start, stop, block):
+            try:
+                with safe_open(self._file, framework="numpy") as tensors:
+                    part = slice(first, min(first + block, stop))
+                    rows = {column: tensors.get_slice(column)[part] for column in self.columns}
+            except (SafetensorError, OSError, TypeError) as error:
+                raise InputError(f"{self._file}: cannot be read ({error}); store float32") from error
+            yield rows
+
+
+class _Parquet:
+    """Rows are stored in groups, which have to be read from their start: shards end where groups do."""
+
+    def __init__(self, file: Path) -> None:
+        try:
+            from pyarrow import ArrowException, parquet
+        except ImportError as error:
+            raise MissingExtraError(f'{file}: parquet needs pyarrow: pip install "invariclip[parquet]"') from error
+        self._file, self._error = file, ArrowException
+        try:
+            self._opened = parquet.ParquetFile(file)
+            self.columns = tuple(self._opened.schema_arrow.names)
+            meta = self._opened.metadata
+            self._ends = np.cumsum([meta.row_group(k).num_rows for k in range(meta.num_row_groups)], dtype=int).tolist()
+            self.rows = int(meta.num_rows)
+            head = next(self._opened.iter_batches(batch_size=1), None)
+        except (ArrowException, OSError) as error:
+            raise InputError(f"{file}: not a parquet file ({error})") from error
+        shapes = {} if head is None else {name: self._array(head, name).shape for name in self.columns}
+        self.width = next((shape[1] for shape in shapes.values() if len(shape) == 2), 0)
+        if self.rows and not 1 <= self.width <= MAX_WIDTH:
+            raise InputError(f"{file}: no column holds a list of numbers in every cell")
+
+    def cuts(self, rows: int) -> list[int]:
+        del rows
+        return [int(end) for end in self._ends]
+
+    def read(self, start: int, stop: int, block: int) -> Iterator[dict[str, NDArray[Any]]]:
+        groups = [k for k, end in enumerate(self._ends) if start < end <= stop]
+        try:
+            for batch in self._opened.iter_batches(batch_size=block, row_groups=groups):
+                yield {name: self._array(batch, name) for name in self.columns}
+        except (self._error, OSError) as error:
+            raise InputError(f"{self._file}: cannot be read ({error})") from error
+
+    def _array(self, batch: Any, name: str) -> NDArray[Any]:
+        """A column of numbers as [n], one of lists as [n, D]."""
+        column = batch.column(name)
+        if not hasattr(column, "flatten") or not hasattr(column.type, "value_type"):
+            return np.asarray(column.to_numpy(zero_copy_only=False))
+        from pyarrow import compute
+
+        flat = np.asarray(column.flatten().to_numpy(zero_copy_only=False))
+        lengths = compute.list_value_length(column)
+        if column.null_count or len(compute.unique(lengths)) > 1:
+            raise InputError(f"{self._file}: the lists of column {name!r} are not of one length")
+        return flat.reshape(len(column), -1)
 
 
 @dataclass(frozen=True)
@@ -46,33 +201,27 @@ class EmbeddingSource:
     first: str | None = None
     second: str | None = None
     points: Literal["first", "both", "none"] = "both"
-
-    @property
-    def needs_encoder(self) -> bool:
-        """It holds embeddings."""
-        return False
+    needs_encoder = False
 
     def shards(self) -> list[Shard]:
         """Ranges of rows of all files; only their headers are read."""
-        found: list[Shard] = []
+        shards: list[Shard] = []
         for files in self._files():
             table = self._open(files)
-            facts = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files.values()]
+            facts = [[str(file), *require_file(file)] for file in files.values()]
             for start, stop in pairwise([0, *table.cuts(SHARD_ROWS)]):
                 spec = {"columns": list(files), "files": facts, "points": self.points, "width": table.width}
                 name = f"{next(iter(files.values())).name}[{start}:{stop}]"
-                found.append(Shard(self.name, name, {**spec, "start": start, "stop": stop}))
-        return found
+                shards.append(Shard(self.name, name, {**spec, "start": start, "stop": stop}))
+        return shards
 
     def read(self, shard: Shard, encoder: Encoder | None, tally: ProblemCounts) -> Iterator[RowBlock]:
         """Blocks of rows, as they are in the files."""
         del encoder, tally
         spec = shard.spec
         files = {column: Path(fact[0]) for column, fact in zip(spec["columns"], spec["files"], strict=True)}
-        for file, size, changed in spec["files"]:
-            seen = Path(file).stat()
-            if (seen.st_size, seen.st_mtime_ns) != (size, changed):
-                raise InputError(f"{file}: changed since the run began; run it again")
+        for file, *file_stamp in spec["files"]:
+            require_unchanged(Path(file), file_stamp)
         done = spec["start"]
         for rows in self._open(files).read(done, spec["stop"], BLOCK_ROWS):
             names = Numbered(shard.name.rpartition("[")[0], done, len(next(iter(rows.values()))))
@@ -118,7 +267,7 @@ class EmbeddingSource:
 
 
 class Numbered:
-    """Names of rows that are made when they are asked for: a million rows need no million names."""
+    """Names of rows, made on demand: a million rows need no million names."""
 
     def __init__(self, file: str, start: int, count: int) -> None:
         """Rows `start` to `start + count` of a file."""

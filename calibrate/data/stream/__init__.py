@@ -1,1 +1,1 @@
-"""Calibration from any amount of data: shards → embeddings → moments, resumable, with memory that does not grow."""
+"""From sources of any size to moments: resumable, in bounded memory, on one machine or on a Ray cluster."""

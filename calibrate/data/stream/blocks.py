@@ -1,27 +1,170 @@
-"""What flows through a calibration of any size: sources are cut into shards, and a shard is read as blocks of rows.
+"""What sources give: shards, which are read as blocks of rows.
 
-A shard is the unit of accounting: it is counted whole or not at all, and by its digest never twice. A block is the
-unit of memory: as many embeddings as are held at a time.
+A shard is the unit of accounting: it counts whole or not at all, and by its digest only once. A block is the unit of
+memory: the embeddings that are held at a time. `BlockBuilder` cuts points and pairs into blocks, `ties_of` says which
+pairs share members, and stamps detect files that changed after the shards were listed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import stat
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+
+from invariclip.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Hashable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
-    import numpy as np
     from numpy.typing import NDArray
 
-    from invariclip.calibrate.data.encoder import Encoder
-    from invariclip.calibrate.data.stream.tally import ProblemCounts
+    from invariclip.calibrate.data.encoders import Encoder
+    from invariclip.calibrate.data.problems import ProblemCounts
 
+POINTS = "points"
+"""The part that Σ is made of; all others are kinds of pairs."""
+NATURAL = "natural"
+INTERVENTIONS = "interventions"
+TEXTS = "texts"
+"""Parts of a source: each counts the same, however many pairs it has."""
+Tie = tuple[int, int, int]
+"""The numbers of a pair's two members and of the thing that both show, see `RowBlock.ties`."""
 BLOCK_ROWS = 4096
 """Rows of a block at most."""
+
+
+class _Pair(NamedTuple):
+    first: NDArray[np.float64]
+    second: NDArray[np.float64]
+    weight: float
+    name: str
+    tie: Tie | None
+
+
+class BlockBuilder:
+    """Collects points and pairs, and gives them as blocks of at most `BLOCK_ROWS`."""
+
+    def __init__(self) -> None:
+        self._points: list[tuple[NDArray[np.float64], str]] = []
+        self._pairs: dict[str, list[_Pair]] = {}
+
+    def point(self, row: NDArray[np.float64], name: str) -> None:
+        """Adds a point, [D]."""
+        self._points.append((row, name))
+
+    def pair(
+        self,
+        part: str,
+        first: NDArray[np.float64],
+        second: NDArray[np.float64],
+        weight: float,
+        name: str,
+        tie: Tie | None = None,
+    ) -> None:
+        """Adds a pair, [D] each, to a part, all of whose pairs have a tie or none."""
+        self._pairs.setdefault(part, []).append(_Pair(first, second, weight, name, tie))
+
+    def full(self) -> Iterator[RowBlock]:
+        """The blocks that are full; call it after every few rows, so that no more than they are held."""
+        while len(self._points) >= BLOCK_ROWS:
+            yield _of_points(self._points[:BLOCK_ROWS])
+            del self._points[:BLOCK_ROWS]
+        for part, pairs in self._pairs.items():
+            while len(pairs) >= BLOCK_ROWS:
+                yield _of_pairs(part, pairs[:BLOCK_ROWS])
+                del pairs[:BLOCK_ROWS]
+
+    def rest(self) -> Iterator[RowBlock]:
+        """All that is left, part by part."""
+        yield from self.full()
+        if self._points:
+            yield _of_points(self._points)
+        yield from (_of_pairs(part, pairs) for part, pairs in self._pairs.items() if pairs)
+
+
+def _of_points(points: Sequence[tuple[NDArray[np.float64], str]]) -> RowBlock:
+    return RowBlock(points=np.stack([row for row, _ in points]), point_names=[name for _, name in points])
+
+
+def _of_pairs(part: str, pairs: Sequence[_Pair]) -> RowBlock:
+    ties = [pair.tie for pair in pairs if pair.tie is not None]
+    return RowBlock(
+        first=np.stack([pair.first for pair in pairs]),
+        second=np.stack([pair.second for pair in pairs]),
+        weights=np.asarray([pair.weight for pair in pairs]),
+        ties=np.asarray(ties, dtype=np.int64) if ties else None,
+        part=part,
+        pair_names=[pair.name for pair in pairs],
+    )
+
+
+def ties_of(pairs: Sequence[tuple[Hashable, Hashable]]) -> list[Tie]:
+    """Ties of pairs whose things are not named: members that pairs link, directly or not, count as one thing.
+
+    Of k members that are linked exactly k - 1 differences are linearly independent: they are the rows of a connected
+    graph's incidence matrix, whose rank that is.
+
+    Args:
+        pairs: Whatever names the two members of each.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    numbers: dict[Hashable, int] = {}
+    edges = [tuple(numbers.setdefault(name, len(numbers)) for name in pair) for pair in pairs]
+    if not edges:
+        return []
+    first, second = np.asarray(edges).T
+    graph = coo_array((np.ones(len(edges)), (first, second)), shape=(len(numbers), len(numbers)))
+    _, things = connected_components(graph, directed=False)
+    return [(int(a), int(b), int(things[a])) for a, b in zip(first, second, strict=True)]
+
+
+def stamp(path: Path) -> list[int]:
+    """Size in bytes and time of change in nanoseconds; empty for what is missing or no regular file."""
+    try:
+        facts = path.stat()
+    except (OSError, ValueError):  # ValueError: a name that no file can have
+        return []
+    return [facts.st_size, facts.st_mtime_ns] if stat.S_ISREG(facts.st_mode) else []
+
+
+def require_file(path: Path) -> list[int]:
+    """The stamp of a file that must be there.
+
+    Raises:
+        InputError: It is not.
+    """
+    facts = stamp(path)
+    if not facts:
+        raise InputError(f"{path}: no such file")
+    return facts
+
+
+def require_encoder(source: str, encoder: Encoder | None, what: str = "images") -> Encoder:
+    """The encoder of a source that holds no embeddings.
+
+    Raises:
+        InputError: There is none.
+    """
+    if encoder is None:
+        raise InputError(f"{source}: {what} need an encoder; name a checkpoint")
+    return encoder
+
+
+def require_unchanged(path: Path, file_stamp: Sequence[int]) -> None:
+    """Makes sure that a file is still what was listed: a shard's digest must tell what it holds.
+
+    Raises:
+        InputError: It is not.
+    """
+    if stamp(path) != list(file_stamp):
+        raise InputError(f"{path}: has changed since the shards were listed; start again, what is done is kept")
 
 
 @dataclass(frozen=True)
@@ -47,7 +190,7 @@ class Shard:
 
 
 class RowNames(Protocol):
-    """Names of rows: a tuple or list, or something that makes them when they are asked for."""
+    """Names of rows: a tuple or list, or something that makes them on demand."""
 
     def __len__(self) -> int:
         """As many as there are rows, or none."""
@@ -58,7 +201,7 @@ class RowNames(Protocol):
 
 @dataclass(frozen=True)
 class RowBlock:
-    """Rows to take into the moments. They need not have unit length; what is not finite or zero is left out and told.
+    """Rows to take into the moments. They need not have unit length; zero and non-finite rows are left out and counted.
 
     Attributes:
         points: [n, D], of which Σ is made; None for none.
@@ -67,7 +210,7 @@ class RowBlock:
         weights: float64 [p], of the pairs; None for one each.
         ties: int64 [p, 3], numbers within the shard of a pair's two members and of the thing that both show: of k
             images of one thing at most k - 1 pairs are independent. None where no two pairs share a member.
-        part: What kind of pairs they are, such as `natural`: each kind of a source counts the same, see `State`.
+        part: What kind of pairs they are, such as `natural`: each kind of a source counts the same, see `MomentsState`.
         point_names: What each point is, for the summary of problems; a number of the row where it is empty.
         pair_names: Likewise for pairs.
     """
@@ -114,7 +257,7 @@ class PairSource(Protocol):
         """The shard's rows, at most `BLOCK_ROWS` a block.
 
         The same shard gives the same blocks at every reading, whatever was read before it. What cannot be used (a file
-        that cannot be decoded) is left out and told to the tally; a shard that cannot be read at all raises.
+        that cannot be decoded) is left out and counted; a shard that cannot be read at all raises.
 
         Raises:
             InputError: The shard cannot be read.

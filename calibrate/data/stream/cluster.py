@@ -1,4 +1,9 @@
-"""A Ray cluster: an existing one, or one started on this machine for the while. Items go through workers, in order."""
+"""Ray: a cluster, existing or started for the run, whose workers answer items in order; and shards read on it.
+
+A shard is read again where its worker dies, and counted once. A worker returns its shard's sums as the bytes of a state
+file, and the driver adds them in the order of the plan, as one process would: the result is the same matrix, however
+many workers there were and however many of them died.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +13,74 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from invariclip.calibrate.data.problems import ProblemCounts
+from invariclip.calibrate.data.stream.collect import Collected, read_shard
+from invariclip.calibrate.data.stream.state import MomentsState, state_from_bytes, state_to_bytes
 from invariclip.errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from invariclip.calibrate.data.encoders import Encoder
+    from invariclip.calibrate.data.stream.blocks import PairSource, Shard
+
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class RayEngine:
+    """Reads shards on a Ray cluster; a `ShardReader` of `collect`.
+
+    Attributes:
+        cluster: Where the workers are.
+        make_encoder: Opens the encoder inside a worker: models do not travel. None where embeddings are given.
+    """
+
+    cluster: Cluster
+    make_encoder: Callable[[], Encoder] | None = None
+
+    def __call__(
+        self, tasks: Sequence[tuple[PairSource, Shard]], width: int, encoder: Encoder | None, /
+    ) -> Iterator[Collected]:
+        """What every shard gives, in the order of the tasks.
+
+        Raises:
+            InputError: The cluster cannot be reached, or a shard did not come back.
+        """
+        make = self.make_encoder if encoder is not None else None
+        answers = self.cluster.over([_Task(*task) for task in tasks], _Reader, (width, make))
+        for (_, shard), (lost, content) in zip(tasks, answers, strict=True):
+            if lost is not None:
+                yield Collected(shard, {}, ProblemCounts(), lost=lost)
+                continue
+            state = state_from_bytes(content, f"{shard.name}, from its worker")
+            moments = {part: collected for (_, part, _), collected in state.sums.items()}
+            yield Collected(shard, moments, state.tallies[shard.source])
+
+
+@dataclass(frozen=True)
+class _Task:
+    source: PairSource
+    shard: Shard
+
+    def __str__(self) -> str:
+        return f"shard {self.shard.name} of {self.source.name}"
+
+
+class _Reader:
+    """One worker: opens the encoder once, then reads shards."""
+
+    def __init__(self, width: int, make_encoder: Callable[[], Encoder] | None) -> None:
+        self._width = width
+        self._encoder = make_encoder() if make_encoder is not None else None
+
+    def __call__(self, task: _Task) -> tuple[str | None, bytes]:
+        """Why a shard could not be read, or None; and its sums as a state's bytes."""
+        collected = read_shard(task.source, task.shard, self._width, self._encoder)
+        state = MomentsState(self._width, "")
+        if collected.lost is None:
+            state.add(task.shard, collected.moments, collected.tally)
+        return collected.lost, state_to_bytes(state)
 
 
 @dataclass(frozen=True)
@@ -47,7 +114,7 @@ class Cluster:
     ) -> Iterator[Any]:
         """What a worker answers to each item, in the order of the items.
 
-        A worker that dies is started anew, and what it had not answered is asked again.
+        A worker that dies is restarted, and its unanswered items are asked again.
 
         Args:
             items: They travel to the workers, once.

@@ -1,8 +1,7 @@
-"""Embeddings of a whole collection of images by Ray: parquet parts, each written whole, so that a run can go on.
+"""A collection of images embedded on Ray (`embed --engine ray`), as parquet parts that are each written atomically.
 
-A part's name holds a digest of all that its content depends on: the artifact's space and variant, and its images
-with their sizes and times. What is there already is not embedded again, and what belongs to another run is never taken
-for it.
+A part's name holds a digest of all that its content depends on: the artifact's space and variant, and its images with
+their sizes and times. Existing parts are not embedded again, and parts of another run are never mistaken for them.
 """
 
 from __future__ import annotations
@@ -90,13 +89,13 @@ def embed_collection(
     answers = cluster.over(todo, _Embedder, (opening, str(out)))
     for _ in progress(answers, total=len(todo), desc="parts"):
         pass
-    told = [_told(out, part, manifest.space_id) for part in parts]
+    contents = [_read_part(out, part, manifest.space_id) for part in parts]
     facts = {
         "space_id": manifest.space_id,
         "artifact": asdict(opening),
-        "count": sum(part["count"] for part in told),
-        "parts": [{"file": part["file"], "count": part["count"]} for part in told],
-        "unreadable": [line for part in told for line in part["unreadable"]],
+        "count": sum(part["count"] for part in contents),
+        "parts": [{"file": part["file"], "count": part["count"]} for part in contents],
+        "unreadable": [line for part in contents for line in part["unreadable"]],
     }
     if not facts["count"]:
         raise InputError("no image could be read; nothing is in the collection")
@@ -122,7 +121,7 @@ def embed_images(
     return embed_collection(opening, paths, out.resolve(), cluster=Cluster(address, workers), progress=progress)
 
 
-def parts_of(opening: ArtifactOpening, space_id: str, images: Sequence[Path], *, size: int = PART_IMAGES) -> list[Part]:
+def parts_of(opening: ArtifactOpening, space_id: str, images: Sequence[Path]) -> list[Part]:
     """The parts of a collection, in the order of its images.
 
     Raises:
@@ -130,17 +129,17 @@ def parts_of(opening: ArtifactOpening, space_id: str, images: Sequence[Path], *,
     """
     if not images:
         raise InputError("there are no images to embed")
-    found = []
-    for start in range(0, len(images), size):
-        some = images[start : start + size]
+    parts = []
+    for start in range(0, len(images), PART_IMAGES):
+        some = images[start : start + PART_IMAGES]
         try:
-            facts = [[str(path), (seen := path.stat()).st_size, seen.st_mtime_ns] for path in some]
+            facts = [[str(path), (status := path.stat()).st_size, status.st_mtime_ns] for path in some]
         except OSError as error:
             raise InputError(f"{error.filename}: {error.strerror}") from error
         content = json.dumps([space_id, opening.variant, opening.backend, facts])
         digest = hashlib.sha256(content.encode()).hexdigest()
-        found.append(Part(f"part-{start // size:06}-{digest[:16]}.parquet", tuple(str(path) for path in some)))
-    return found
+        parts.append(Part(f"part-{start // PART_IMAGES:06}-{digest[:16]}.parquet", tuple(str(path) for path in some)))
+    return parts
 
 
 class _Embedder:
@@ -187,16 +186,16 @@ def _parquet(items: list[str], vectors: NDArray[np.float32], space: str, bad: li
     return stream.getvalue()
 
 
-def _told(out: Path, part: Part, space_id: str) -> dict[str, Any]:
-    """What a part says of itself."""
+def _read_part(out: Path, part: Part, space_id: str) -> dict[str, Any]:
+    """A part's entry in `INDEX`, from its file."""
     from pyarrow import ArrowException, parquet
 
     try:
-        opened = parquet.ParquetFile(out / part.file)
-        metadata = opened.schema_arrow.metadata or {}
+        table = parquet.ParquetFile(out / part.file)
+        metadata = table.schema_arrow.metadata or {}
         space, bad = metadata[_SPACE].decode(), json.loads(metadata[_UNREADABLE])
     except (ArrowException, OSError, KeyError, ValueError) as error:
         raise InputError(f"{out / part.file}: damaged ({error}); remove it and run again") from error
     if space != space_id:
         raise InputError(f"{out / part.file}: is of space {space}, not {space_id}; remove it and run again")
-    return {"file": part.file, "count": int(opened.metadata.num_rows), "unreadable": bad}
+    return {"file": part.file, "count": int(table.metadata.num_rows), "unreadable": bad}

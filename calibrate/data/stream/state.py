@@ -1,7 +1,7 @@
-"""What a calibration keeps of what it has seen: sums by source and kind, of which shards, and what was left out.
+"""The state of a calibration from sources: sums by source and kind of pair, the shards in them, and problems.
 
-It is a file as well, `moments.safetensors`: states of different shards can be merged, one can be taken out of another,
-and a run goes on from it. A shard is in it whole or not at all, by its digest, so none is ever counted twice.
+Its file is `moments.safetensors`: states of different shards can be merged, one can be subtracted from another, and a
+run continues from it. A shard is in it whole or not at all, by its digest, so none is counted twice.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 import invariclip
-from invariclip.calibrate.data.stream.sums import POINTS
-from invariclip.calibrate.data.stream.tally import ProblemCounts
-from invariclip.calibrate.projection.moments import Moments, empty
+from invariclip.calibrate.data.moments import Moments, empty
+from invariclip.calibrate.data.problems import ProblemCounts
+from invariclip.calibrate.data.stream.blocks import POINTS
 from invariclip.errors import InputError
 from invariclip.files import write_atomically
 
@@ -70,8 +70,8 @@ class MomentsState:
         if shard.digest in self.done:
             raise InputError(f"{shard.source}: {shard.name} is counted already")
         group = int(shard.digest, 16) % GROUPS
-        for part, found in moments.items():
-            self._put((shard.source, part, 0 if part == POINTS else group), found)
+        for part, part_moments in moments.items():
+            self._put((shard.source, part, 0 if part == POINTS else group), part_moments)
         self.tallies.setdefault(shard.source, ProblemCounts()).merge(tally)
         self.done[shard.digest] = (shard.source, shard.name)
 
@@ -86,8 +86,8 @@ class MomentsState:
         if twice:
             source, name = self.done[min(twice)]
             raise InputError(f"{source}: {name} is in both, with {len(twice) - 1} more shards; it would count twice")
-        for key, found in other.sums.items():
-            self._put(key, found)
+        for key, part_moments in other.sums.items():
+            self._put(key, part_moments)
         for source, tally in other.tallies.items():
             self.tallies.setdefault(source, ProblemCounts()).merge(tally)
         self.done.update(other.done)
@@ -105,8 +105,8 @@ class MomentsState:
             raise InputError(
                 f"{source}: {name} is not counted here, with {len(strange) - 1} more; it cannot be taken out"
             )
-        for key, found in other.sums.items():
-            self.sums[key] = self.sums[key] - found
+        for key, part_moments in other.sums.items():
+            self.sums[key] = self.sums[key] - part_moments
             if not self.sums[key].points and not self.sums[key].pairs:
                 del self.sums[key]
         for source, tally in other.tallies.items():
@@ -121,34 +121,34 @@ class MomentsState:
             weights: Source → weight, also of its points; 1 where none is named.
         """
         total = empty(self.width)
-        for _, found, weight in self._weighed(weights):
-            total = total + found.scaled(weight)
+        for _, moments, weight in self._weighed(weights):
+            total = total + moments.scaled(weight)
         return total
 
     def groups(self, weights: Mapping[str, float] | None = None) -> list[Moments]:
-        """`combined`, apart: all points, then the pairs of every group of shards. See `confidence.confidence`."""
+        """`combined`, apart: all points, then the pairs of every group of shards. See `diagnostics.confidence`."""
         total: dict[int, Moments] = {}
-        for (_, part, group), found, weight in self._weighed(weights):
+        for (_, part, group), moments, weight in self._weighed(weights):
             place = -1 if part == POINTS else group
-            total[place] = total.get(place, empty(self.width)) + found.scaled(weight)
+            total[place] = total.get(place, empty(self.width)) + moments.scaled(weight)
         return [total[place] for place in sorted(total)]
 
     def _weighed(self, weights: Mapping[str, float] | None) -> Iterator[tuple[tuple[str, str, int], Moments, float]]:
         """All sums in a fixed order, with what they are multiplied by."""
-        given = weights or {}
-        strange = given.keys() - set(self.sources())
+        by_source = weights or {}
+        strange = by_source.keys() - set(self.sources())
         if strange:
             raise InputError(f"no source is called {min(strange)!r}; available: {', '.join(self.sources()) or 'none'}")
         whole: dict[tuple[str, str], Moments] = {}
-        for (source, part, _), found in sorted(self.sums.items()):
+        for (source, part, _), moments in sorted(self.sums.items()):
             # Of a part whose pairs share members the groups together say how many are independent, not each by itself.
-            numbers = replace(empty(0), **{name: getattr(found, name) for name in _PAIR_NUMBERS})
+            numbers = replace(empty(0), **{name: getattr(moments, name) for name in _PAIR_NUMBERS})
             whole[source, part] = whole.get((source, part), empty(0)) + numbers
-        for key, found in sorted(self.sums.items()):
-            weight, pairs = given.get(key[0], 1.0), whole[key[:2]]
+        for key, moments in sorted(self.sums.items()):
+            weight, pairs = by_source.get(key[0], 1.0), whole[key[:2]]
             if key[1] != POINTS:
                 weight = weight / pairs.pair_weight if pairs.pair_weight > 0 else 0.0
-            yield key, found.crowded(pairs.crowding), weight
+            yield key, moments.crowded(pairs.crowding), weight
 
     def sources(self) -> list[str]:
         """Names of the sources that something is counted of."""
@@ -156,17 +156,17 @@ class MomentsState:
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Source → part → how many points or pairs."""
-        found: dict[str, dict[str, int]] = {}
+        by_source: dict[str, dict[str, int]] = {}
         for (source, part, _), moments in sorted(self.sums.items()):
-            counts = found.setdefault(source, {})
+            counts = by_source.setdefault(source, {})
             counts[part] = counts.get(part, 0) + moments.points + moments.pairs
-        return found
+        return by_source
 
-    def _put(self, key: tuple[str, str, int], found: Moments) -> None:
-        if found.width != self.width:
-            raise InputError(f"{key[0]}: embeddings of width {found.width}, where others have {self.width}")
+    def _put(self, key: tuple[str, str, int], moments: Moments) -> None:
+        if moments.width != self.width:
+            raise InputError(f"{key[0]}: embeddings of width {moments.width}, where others have {self.width}")
         before = self.sums.get(key)
-        self.sums[key] = found if before is None else before + found
+        self.sums[key] = moments if before is None else before + moments
 
     def _require_kin(self, other: MomentsState) -> None:
         if (self.width, self.encoder) != (other.width, other.encoder):
@@ -187,8 +187,8 @@ def state_to_bytes(state: MomentsState) -> bytes:
     for place, ((source, part, group), moments) in enumerate(state.sums.items()):
         plain = {each.name: getattr(moments, each.name) for each in fields(moments)}
         # Points have no pairs and pairs no points: half of the matrices are zero, and a file need not hold those.
-        kept = [name for name in _MATRICES if plain[name].any()]
-        tensors.update({f"{place}.{name}": np.ascontiguousarray(plain[name]) for name in kept})
+        matrices = [name for name in _MATRICES if plain[name].any()]
+        tensors.update({f"{place}.{name}": np.ascontiguousarray(plain[name]) for name in matrices})
         numbers = {name: value for name, value in plain.items() if name not in _MATRICES}
         entries.append({"source": source, "part": part, "group": group, **numbers})
     facts = {

@@ -21,12 +21,11 @@ from invariclip.bench.studies.domains.trial import (
     run_trial,
 )
 from invariclip.bench.studies.trials import unpack
-from invariclip.calibrate.data.layouts import LAYOUTS, read_layout
+from invariclip.calibrate.data.domainbed import LAYOUTS, read_layout
 from invariclip.calibrate.data.pairs import UNCHANGED, EmbeddingTable
-from invariclip.calibrate.evaluation.modality import Projectors
-from invariclip.calibrate.evaluation.style_prompts import StylePrompts
+from invariclip.calibrate.evaluation.text_baselines import Projectors, StylePrompts
 from invariclip.calibrate.projection.candidates import ProjectionCandidate
-from invariclip.calibrate.projection.evaluate import unit
+from invariclip.calibrate.projection.classifiers import unit
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
 from invariclip.preprocessing.pixels import PixelSpec
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from invariclip.bench.studies.sites import peers
-from invariclip.calibrate.projection.evaluate import unit
+from invariclip.calibrate.projection.classifiers import unit
 
 WIDTH, CLASSES = 8, 4
 RNG = np.random.default_rng(0)

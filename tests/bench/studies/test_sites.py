@@ -10,7 +10,8 @@ from invariclip.bench.studies.sites import __main__ as sites
 from invariclip.bench.studies.sites import worlds as site_worlds
 from invariclip.bench.studies.sites.report import plot, render
 from invariclip.calibrate.data.pairs import UNCHANGED, EmbeddingTable
-from invariclip.calibrate.projection.evaluate import Bootstrap, unit
+from invariclip.calibrate.projection.bootstrap import Bootstrap
+from invariclip.calibrate.projection.classifiers import unit
 
 WIDTH, CLASSES, EACH = 16, 6, 20
 NAMES = tuple(f"class {number}" for number in range(CLASSES))

@@ -46,12 +46,11 @@ from invariclip.bench.studies.stylebench.trial import (
 from invariclip.bench.studies.trials import Stratified, bound_blas, kept_selection, unpack
 from invariclip.calibrate.data.images import ImageRecord
 from invariclip.calibrate.data.pairs import UNCHANGED, EmbeddingTable
-from invariclip.calibrate.evaluation.baselines import Baseline, none
-from invariclip.calibrate.evaluation.maps import PerModality
-from invariclip.calibrate.evaluation.modality import Projectors
-from invariclip.calibrate.evaluation.style_prompts import StylePrompts
+from invariclip.calibrate.evaluation.baselines import Baseline, PerModality, none
+from invariclip.calibrate.evaluation.text_baselines import Projectors, StylePrompts
+from invariclip.calibrate.projection.bootstrap import Bootstrap
 from invariclip.calibrate.projection.candidates import ProjectionCandidate
-from invariclip.calibrate.projection.evaluate import Bootstrap, unit
+from invariclip.calibrate.projection.classifiers import unit
 from invariclip.errors import CheckpointError, MissingExtraError
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
 from invariclip.export.torchvision_ops import declare_missing_ops

@@ -8,8 +8,10 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from invariclip.calibrate.data import embed as module
-from invariclip.calibrate.data.embed import EmbeddingJob, embed, embed_texts, shown
+from invariclip.calibrate.data.embed import embed, encoder_input
+from invariclip.calibrate.data.encode import embed_texts
 from invariclip.calibrate.data.images import SkippedImageWarning, read_images
+from invariclip.calibrate.data.versions import EmbeddingJob
 from invariclip.errors import InputError
 from invariclip.files import sha256_file
 from invariclip.preprocessing.interventions import CATALOGUE, InterventionRequest, intervene, resolve
@@ -97,7 +99,7 @@ def test_what_does_not_apply_is_not_tried_again(world, jobs, tmp_path, monkeypat
     asked = [*jobs[:2], *(EmbeddingJob(job.path, "background-texture") for job in jobs[:5])]
     first = embed(world.LinearEncoder(), asked, cache=tmp_path)
     tried = []
-    monkeypatch.setattr(module, "shown", lambda job, *rest: tried.append(job) or shown(job, *rest))
+    monkeypatch.setattr(module, "encoder_input", lambda job, *rest: tried.append(job) or encoder_input(job, *rest))
     again = embed(world.LinearEncoder(), asked, cache=tmp_path)
     assert again.declined == first.declined
     assert [index for index, _ in again.declined] == [2, 3, 4, 5, 6]
@@ -140,7 +142,7 @@ def test_order_and_batches_do_not_matter(world, jobs, monkeypatch):
     kinds = [EmbeddingJob(job.path, kind, 0) for job in jobs for kind in (None, "colour-jitter")]
     whole = embed(world.LinearEncoder(), kinds).vectors
     monkeypatch.setattr(module, "BATCH", 7)
-    backwards = embed(world.LinearEncoder(), kinds[::-1], workers=1).vectors
+    backwards = embed(world.LinearEncoder(), kinds[::-1]).vectors
     assert np.allclose(backwards[::-1], whole)
 
 
@@ -235,7 +237,8 @@ def test_nothing_left(world, tmp_path):
         embed(world.LinearEncoder(), [])
 
 
-def test_texts(world):
-    vectors = embed_texts(world.LinearEncoder(), ["a dog", "a cat", "a tree"], batch=2)
+def test_texts(world, monkeypatch):
+    monkeypatch.setattr("invariclip.calibrate.data.encode.TEXTS_AT_ONCE", 2)
+    vectors = embed_texts(world.LinearEncoder(), ["a dog", "a cat", "a tree"])
     assert vectors.shape == (3, 24)
     assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(3))

@@ -7,7 +7,7 @@ from PIL import Image
 from invariclip.calibrate.data.images import ImageRecord, SkippedImageWarning, read_images
 from invariclip.calibrate.data.pairs import fitted_moments
 from invariclip.calibrate.fit import FitOptions, calibrate, tabulate
-from invariclip.calibrate.report import summary_text
+from invariclip.calibrate.report.summary import projection_text
 
 OPTIONS = FitOptions(interventions=("greyscale", "invert"), estimator="shrinkage", strength=1.0)
 
@@ -40,7 +40,7 @@ def test_an_image_that_cannot_be_read_and_one_that_is_alone(world, images):
     assert result.facts["problems"]["concept with a single image"]["examples"] == ["alone"]
     without = calibrate(world.LinearEncoder(), [image for image in given if image.path != path], OPTIONS)
     np.testing.assert_allclose(result.projection.A_inv, without.projection.A_inv, rtol=0, atol=1e-12)
-    text = summary_text(result)
+    text = projection_text(result)
     assert f"problem    1 left out: cannot be read or decoded, such as {path}" in text
     assert "problem    1 classes with a single image, such as alone" in text
 

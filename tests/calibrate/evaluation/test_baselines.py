@@ -5,9 +5,9 @@ import pytest
 from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
+from invariclip.calibrate.data.moments import empty, of_pairs, of_points
 from invariclip.calibrate.evaluation import baselines
-from invariclip.calibrate.projection.evaluate import prototypes, unit
-from invariclip.calibrate.projection.moments import empty, of_pairs, of_points
+from invariclip.calibrate.projection.classifiers import prototypes, unit
 from invariclip.errors import InputError, ProjectionError
 
 

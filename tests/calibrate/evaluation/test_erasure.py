@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 
 from invariclip.calibrate.evaluation.baselines import BASELINES
 from invariclip.calibrate.evaluation.erasure import leace, room, splince
-from invariclip.calibrate.projection.evaluate import unit
+from invariclip.calibrate.projection.classifiers import unit
 from invariclip.errors import InputError
 
 WIDTH = 12

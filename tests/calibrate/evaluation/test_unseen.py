@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from invariclip.artifact.projection import Projection, identity
-from invariclip.calibrate.evaluation.probe import choose_penalty, fit_probe
 from invariclip.calibrate.evaluation.unseen import answers, base_classes, shared_labels
-from invariclip.calibrate.projection.evaluate import prototypes, unit
+from invariclip.calibrate.projection.classifiers import choose_penalty, fit_probe, prototypes, unit
 from invariclip.errors import InputError
 
 

@@ -8,11 +8,11 @@ all narrow ones.
 import numpy as np
 import pytest
 
+from invariclip.calibrate.data.moments import of_pairs, of_points
 from invariclip.calibrate.data.pairs import fitted_moments
 from invariclip.calibrate.projection.candidates import grid
+from invariclip.calibrate.projection.classifiers import prototypes, unit
 from invariclip.calibrate.projection.estimators import fit
-from invariclip.calibrate.projection.evaluate import prototypes, unit
-from invariclip.calibrate.projection.moments import of_pairs, of_points
 from invariclip.calibrate.projection.selection import select
 
 SIZES = [(32, 8, 5), (64, 16, 10), (128, 24, 10), (192, 48, 20)]

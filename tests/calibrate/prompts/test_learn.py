@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from invariclip.artifact.learned_prompts import LearnedPrompts, class_banks, read_semantics, write_semantics
-from invariclip.calibrate.data.embed import embed_texts
+from invariclip.calibrate.data.encode import embed_texts
 from invariclip.calibrate.data.images import read_images
 from invariclip.calibrate.prompts import training
 from invariclip.calibrate.prompts.learn import full_bank, learn
-from invariclip.calibrate.prompts.opinions import fused_answers
 from invariclip.calibrate.prompts.options import PromptOptions
+from invariclip.calibrate.prompts.scores import fused_answers
 from invariclip.calibrate.prompts.texts import LearnedTexts, hand_written_bank, starting_context
 from invariclip.errors import InputError, SemanticsError
 from invariclip.export.checkpoints.contexts import with_semantics

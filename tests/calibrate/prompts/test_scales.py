@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from invariclip.calibrate.prompts.evaluate import reliability
 from invariclip.calibrate.prompts.losses import fused_log_evidence
-from invariclip.calibrate.prompts.opinions import fused_answers
 from invariclip.calibrate.prompts.scales import fit_scales, fit_temperature, served_loss
+from invariclip.calibrate.prompts.scores import fused_answers, reliability
 from invariclip.uncertainty import fuse
 
 

@@ -1,4 +1,4 @@
-"""The promise of a threshold, kept on simulated images whose risk is known."""
+"""A threshold keeps its risk on simulated images whose risk is known."""
 
 import numpy as np
 import pytest

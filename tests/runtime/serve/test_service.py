@@ -66,7 +66,10 @@ def test_images_are_bounded_before_they_are_decoded(model, encoded, images):
     with pytest.raises(RefusedError, match=r"image 1: 81x100 pixels are too many; up to 8,000") as refused:
         service.images.submit(asked([small, large])).future.result(20)
     assert refused.value.status == 413
-    with pytest.raises(InputError, match=r"^image 0: not an image of a known format: AVIF, BMP, GIF, HEIF, JPEG, JPEG2000, PNG, PPM, TIFF, WEBP$"):
+    with pytest.raises(
+        InputError,
+        match=r"^image 0: not an image of a known format: AVIF, BMP, .*, WEBP$",
+    ):
         service.images.submit(asked([b"nothing"])).future.result(20)
     with pytest.raises(InputError, match=r"^image 0: damaged image"):
         service.images.submit(asked([images[0][:200]])).future.result(20)

@@ -1,13 +1,13 @@
-"""Given embeddings: the same moments from every kind of file; files that cannot be used are named."""
+"""Embeddings from files: the same moments from every kind of file; files that cannot be used are named."""
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from invariclip.calibrate.data.moments import of_pairs, of_points
 from invariclip.calibrate.data.sources import embeddings
 from invariclip.calibrate.data.sources.embeddings import EmbeddingSource
 from invariclip.calibrate.data.stream.collect import collect
-from invariclip.calibrate.projection.moments import of_pairs, of_points
 from invariclip.errors import InputError
 
 WIDTH, ROWS = 5, 1000

@@ -10,14 +10,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from invariclip.calibrate.data import problems as reasons
+from invariclip.calibrate.data.encode import DECLINED
 from invariclip.calibrate.data.pairs import EmbeddingTable, fitted_moments
-from invariclip.calibrate.data.sources import archive
-from invariclip.calibrate.data.sources.archive import LINK, NO_IMAGE, REPEATED, TOO_LARGE, TOO_MUCH, archives, samples
-from invariclip.calibrate.data.sources.changes import Changes
-from invariclip.calibrate.data.sources.encode import DECLINED
-from invariclip.calibrate.data.sources.webdataset import ALONE, WebDataset
-from invariclip.calibrate.data.stream import tally as reasons
+from invariclip.calibrate.data.sources import webdataset as archive
+from invariclip.calibrate.data.sources.webdataset import (
+    ALONE,
+    LINK,
+    NO_IMAGE,
+    REPEATED,
+    TOO_LARGE,
+    TOO_MUCH,
+    WebDataset,
+    archives,
+    samples,
+)
 from invariclip.calibrate.data.stream.collect import collect
+from invariclip.calibrate.data.versions import Changes
 from invariclip.errors import InputError
 
 

@@ -14,7 +14,7 @@ from invariclip.calibrate.data.stream import collection
 
 @pytest.fixture
 def parts(monkeypatch):
-    monkeypatch.setattr(collection.parts_of, "__kwdefaults__", {"size": 3})
+    monkeypatch.setattr(collection, "PART_IMAGES", 3)
 
 
 def rows(folder):
