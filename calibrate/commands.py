@@ -9,13 +9,13 @@ import click
 
 from invariclip.artifact.fidelity import LEVELS
 from invariclip.artifact.projection import write_projection
-from invariclip.backends import DEFAULT_BACKEND, require_backend
+from invariclip.backends import DEFAULT_BACKEND
 from invariclip.calibrate.asked import fitting_options, images_of, options_of
 from invariclip.calibrate.data.encoders import EncoderOpening
 from invariclip.calibrate.fit import calibrate as fit_projection
 from invariclip.calibrate.prompts.beside import TARGET_RISK, learning_of, write_page_of, write_templates
 from invariclip.calibrate.report import require_page_packages, summary_json, summary_text
-from invariclip.calibrate.stages import Serving, default_cache, run_build
+from invariclip.calibrate.stages import default_cache, run_build
 from invariclip.cli.predict_command import CLASS_OPTIONS, class_names
 from invariclip.console import bar, emit_json, note, say, silent
 from invariclip.errors import InputError
@@ -150,12 +150,6 @@ def build(
 ) -> None:
     """Calibrate, export and verify in one go; run it again to continue where it stopped."""
     names = class_names(classes, classes_file)
-    for name in backends:
-        require_backend(name)
-    if variants:
-        from invariclip.export.quantization.variants import require_kinds
-
-        require_kinds(variants)
     if report:
         require_page_packages("--report")
     options = options_of(given)
@@ -163,7 +157,11 @@ def build(
     images, told = images_of(given)
     # Torch is loaded only once it is known that there is something to do.
     from invariclip.export.checkpoints.checkpoint import load_checkpoint
+    from invariclip.export.config import ExportConfig
 
+    config = ExportConfig(
+        classes=names, backends=backends or (DEFAULT_BACKEND,), variants=variants, fidelity=fidelity,
+    )  # fmt: skip
     checkpoint = load_checkpoint(given["model"], given["checkpoint"], tokenizer=given["tokenizer"], progress=bar)
     _note(told)
     folder = work or out.with_name(out.name + ".work")
@@ -172,11 +170,10 @@ def build(
         checkpoint,
         images,
         options,
+        config,
         out=out,
         work=folder,
         cache=cache,
-        classes=names,
-        serving=Serving(backends or (DEFAULT_BACKEND,), variants, fidelity),
         learning=learning,
         progress=progress,
         tell=note,

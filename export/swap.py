@@ -24,8 +24,7 @@ from invariclip.artifact.manifest import EMBEDDING, IMAGE_INPUT, METADATA_KEY, P
 from invariclip.backends import DEFAULT_BACKEND, open_backend
 from invariclip.console import silent
 from invariclip.errors import ContractError, InputError
-from invariclip.export.graphs.body import body_digest
-from invariclip.export.graphs.head import attach_head
+from invariclip.export.graphs.head import attach_head, body_digest
 from invariclip.export.verification import evidence
 from invariclip.export.verification.class_head import ClassHead
 from invariclip.export.verification.figures import EXACT, THRESHOLDS, max_diff

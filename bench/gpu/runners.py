@@ -184,7 +184,7 @@ def tower_module(torch: Any, checkpoint: Any, tower: str, dtype: Any) -> Any:
     """A tower as PyTorch's users run it: uint8 or ids in, normalised on the GPU, unit float32 embeddings out."""
     import copy
 
-    from invariclip.export.graphs.towers import part_of
+    from invariclip.export.graphs.trace import part_of
 
     encoder: Any = copy.deepcopy(part_of(checkpoint.module, tower)).to(dtype)
     mean = torch.tensor(checkpoint.pixels.image_mean)[:, None, None] * 255

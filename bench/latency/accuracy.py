@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from invariclip.errors import InputError
-from invariclip.export.verification.comparison import agreement, invariance_gap
+from invariclip.export.verification.answers import agreement, invariance_gap
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -188,13 +188,12 @@ def _artifact(
     except ArtifactError:
         found = None
     if found is None or found.model.checkpoint_sha256 != sha256:
-        from invariclip.export.assemble import export_artifact
+        from invariclip.export.build import export_artifact
+        from invariclip.export.config import ExportConfig
 
         tell(f"prepare: no artifact was named, so one is exported to {own}")
-        images = list(wanted.images) or None
-        found = export_artifact(
-            loader.checkpoint, own, images=images, backends=installed(), threads=wanted.threads, progress=progress
-        )
+        config = ExportConfig(images=wanted.images or None, backends=installed(), threads=wanted.threads)
+        found = export_artifact(loader.checkpoint, own, config, progress=progress)
     return own, found
 
 

@@ -10,8 +10,8 @@ from typing import Any
 from invariclip.console import Progress, silent
 from invariclip.errors import CheckpointError
 from invariclip.export.checkpoints import weights
-from invariclip.export.reference.assemble import RECIPES, assembled
-from invariclip.export.torchvision_ops import declare_missing_ops
+from invariclip.export.libraries import declare_missing_ops
+from invariclip.export.reference.models import RECIPES, assembled
 
 REFERENCE = "reference"
 CONFIG_FILE = "open_clip_config.json"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from invariclip.console import Progress
-    from invariclip.export.quantization.sites import Product
+    from invariclip.export.quantization.products import Product
     from invariclip.export.verification.figures import TowerFigures
 
 

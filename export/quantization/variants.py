@@ -9,15 +9,22 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import onnx_ir as ir
 
 from invariclip.errors import ContractError, InputError
+from invariclip.export.graphs.token_merging import image_shape
 from invariclip.export.graphs.trace import write_graph
-from invariclip.export.quantization import library
-from invariclip.export.quantization.half import halve
-from invariclip.export.quantization.islands import LADDER, to_float16
+from invariclip.export.quantization import other_quantizers
+from invariclip.export.quantization.float16 import LADDER, halve, to_float16
 from invariclip.export.quantization.mixed import groups_of, mix
-from invariclip.export.quantization.qdq import QuantizationRecipe, quantise, ranges_of, rounded, smoothable
+from invariclip.export.quantization.products import flops, sites_of
+from invariclip.export.quantization.qdq import (
+    QuantizationRecipe,
+    quantise,
+    ranges_of,
+    rounded,
+    smoothable,
+    to_symmetric,
+)
 from invariclip.export.quantization.ranges import flows_of
-from invariclip.export.quantization.sites import flops, sites_of
-from invariclip.export.quantization.symmetric import to_symmetric
+from invariclip.export.quantization.token_search import fewest_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,11 +35,11 @@ if TYPE_CHECKING:
 
     from invariclip.artifact.manifest import Compute
     from invariclip.console import Progress
-    from invariclip.export.quantization.islands import Islands
+    from invariclip.export.quantization.float16 import Islands
     from invariclip.export.quantization.mixed import Mix, SharedInput
     from invariclip.export.quantization.qdq import Rounded
-    from invariclip.export.quantization.trials import GraphTrials
     from invariclip.export.verification.figures import TowerFigures
+    from invariclip.export.verification.verify import GraphTrials
 
 SMOOTHING = (None, 0.5)
 """SmoothQuant's α in the recipes that are tried, each with clipped ranges and without: which is best differs."""
@@ -50,8 +57,8 @@ class VariantKind:
     """How a variant comes about.
 
     Attributes:
-        method: What is done to the image graph: `float16` stores weights so and `islands` computes so (see `half`,
-            `islands`); `mixed` is our own int8 (see `qdq`, `mixed`) and `symmetric` the same as TensorRT takes it;
+        method: What is done to the image graph: `float16` stores weights so and `islands` computes so (see
+            `float16`); `mixed` is our own int8 (see `qdq`, `mixed`) and `symmetric` the same as TensorRT takes it;
             `dynamic` and `static` are ONNX Runtime's, `nncf` is NNCF's.
         precision: What the manifest says that they are in then.
         compute: What the engine may compute the rest in.
@@ -138,12 +145,37 @@ class VariantInputs:
         if method in ("mixed", "symmetric"):
             return {"method": method, **self._mixed(source, target, _for_tensorrt if method == "symmetric" else None)}
         if method == "dynamic":
-            library.dynamic(source, target)
+            other_quantizers.dynamic(source, target)
         elif method == "static":
-            library.static(source, target, self.calibration())
+            other_quantizers.static(source, target, self.calibration())
         else:
-            library.nncf(source, target, self.calibration())
+            other_quantizers.nncf(source, target, self.calibration())
         return {"method": method}
+
+    def thin(self, target: Path, trace: Callable[[Sequence[int], Path], None]) -> list[str]:
+        """Writes the float32 image graph with the fewest tokens that keep the contract on the calibration images.
+
+        Args:
+            target: The file to write.
+            trace: Writes the image graph with so many tokens after each block.
+
+        Returns:
+            What was tried, for the manifest.
+
+        Raises:
+            InputError: The tower's tokens cannot be merged.
+            ContractError: No schedule keeps the contract.
+        """
+
+        def ask(schedule: Sequence[int]) -> TowerFigures:
+            trace(schedule, target)
+            return self._figures(target)
+
+        search = fewest_tokens(image_shape(self.trials.job.checkpoint), ask, self.trials.bounds)
+        if search.best is None:
+            raise ContractError(search.lines()[1] if search.nearest else "no schedule of tokens saves anything")
+        trace(search.best.schedule, target)
+        return search.lines()
 
     def _islands(self, source: Path, target: Path) -> dict[str, Any]:
         """float16 with as few islands as the contract allows."""

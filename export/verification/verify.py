@@ -4,6 +4,8 @@ Reference: the original PyTorch encoder in float32, unfolded; then A_inv and the
 files in one engine. Both see the same uint8 images and the same ids. The reference encodes every input once, however
 many candidates (variants, engines, projections) are held against it, and only one tower of one candidate is open at a
 time. `figures` says what is bounded, `comparison` how it is measured.
+
+The contract asked again and again of one image tower, while a search looks for a variant that keeps it.
 """
 
 from __future__ import annotations
@@ -17,88 +19,40 @@ import numpy as np
 import torch
 
 from invariclip.artifact.fidelity import LEVELS
-from invariclip.artifact.learned_prompts import class_banks
 from invariclip.artifact.manifest import EMBEDDING
+from invariclip.backends import open_backend
 from invariclip.console import silent
 from invariclip.errors import ContractError
 from invariclip.export.checkpoints import check_texts
-from invariclip.export.checkpoints.contexts import contexts_of, with_semantics
+from invariclip.export.checkpoints.learned_contexts import contexts_of
 from invariclip.export.graphs.front import BOUNDS
-from invariclip.export.verification import answers, images_check
-from invariclip.export.verification.answers import project
+from invariclip.export.verification import answers, pixel_checks
+from invariclip.export.verification.answers import measure, project
 from invariclip.export.verification.candidate import CandidateVerdict, ExportJob, VerificationCandidate
-from invariclip.export.verification.comparison import measure
-from invariclip.export.verification.diagnose import causes_of
-from invariclip.export.verification.diagnose_pixels import front_causes, pixel_causes
+from invariclip.export.verification.diagnose import causes_of, front_causes, pixel_causes
 from invariclip.export.verification.figures import THRESHOLDS, Thresholds, failures
-from invariclip.export.verification.images_check import RawImages
+from invariclip.export.verification.pixel_checks import RawImages
 from invariclip.preprocessing.pixels import pixels
-from invariclip.preprocessing.prompts import class_bank
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
-    from invariclip.artifact.learned_prompts import LearnedPrompts
-    from invariclip.artifact.projection import Projection
+    from invariclip.artifact.manifest import Compute
     from invariclip.backends import Backend
     from invariclip.console import Progress
     from invariclip.export.checkpoints.checkpoint import Checkpoint
-    from invariclip.export.verification.answers import ReferenceTarget
-    from invariclip.export.verification.comparison import Comparison
+    from invariclip.export.verification.answers import Comparison, ReferenceTarget
     from invariclip.export.verification.evidence import ImageBatches
+    from invariclip.export.verification.figures import Thresholds, TowerFigures
+
 
 BATCH = 16
 """Rows per run; the last batch is smaller."""
 ALTERED = 64
 """Images that are also shown under an intervention."""
 TOWERS = ("image", "text")
-
-__all__ = [
-    "CandidateVerdict",
-    "ExportJob",
-    "ReferenceEvidence",
-    "VerificationCandidate",
-    "check",
-    "look",
-    "prepare",
-    "project",
-]
-
-
-def prepare(
-    checkpoint: Checkpoint,
-    projection: Projection | None,
-    classes: tuple[str, ...],
-    templates: tuple[str, ...],
-    semantics: LearnedPrompts | None = None,
-) -> ExportJob:
-    """A job whose class embeddings come from the reference: PyTorch in float32, projection and mean in float64.
-
-    Args:
-        checkpoint: The original model.
-        projection: A_inv, or None.
-        classes: Names to bake in.
-        templates: Their hand-written prompts.
-        semantics: Learned templates; the job's checkpoint then reads their vectors as well.
-
-    Raises:
-        InputError: Bad classes or templates.
-        SemanticsError: The learned templates belong to another checkpoint or projection, or do not fit its text tower.
-    """
-    if semantics is not None:
-        semantics.require_owner(checkpoint.sha256, None if projection is None else projection.digest)
-        checkpoint = replace(checkpoint, module=with_semantics(checkpoint.module, semantics))
-
-    def embed(texts: list[str], before: tuple[int, ...] = ()) -> NDArray[np.float64]:
-        return project(checkpoint.encode_texts(checkpoint.tokenizer(texts, prefix=before)), projection)
-
-    learned = None if semantics is None else semantics.facts
-    if not classes:
-        return ExportJob(checkpoint, projection, classes, templates, None, learned)
-    if learned is None:
-        return ExportJob(checkpoint, projection, classes, templates, class_bank(embed, classes, templates))
-    banks = class_banks(embed, classes, templates, learned)
-    return ExportJob(checkpoint, projection, classes, templates, banks[0], learned, banks)
 
 
 def check(
@@ -174,7 +128,7 @@ def look(checkpoint: Checkpoint, images: ImageBatches, progress: Progress) -> Re
         checkpoint.encode_texts,
         spec=checkpoint.tokenizer.spec,
     )
-    levels = images_check.pixel_levels(images.readable, checkpoint.pixels)
+    levels = pixel_checks.pixel_levels(images.readable, checkpoint.pixels)
     causes = pixel_causes(images.readable, checkpoint.pixels) if levels else []
     prompts = checkpoint.encode_texts(check_texts.ids_of(check_texts.PROMPTS, checkpoint.tokenizer))
     shown = {"image": target, "text": replace(texts, batches=lambda: iter(parts))}
@@ -218,7 +172,7 @@ def _judge(
         batches = progress(shown.batches(), total=-(-len(shown.raw) // BATCH), desc=f"{name}, {tower} tower")
         site = job.site if tower == "image" else None
         sides[tower] = answers.compare(backend, shown, job.projection, batches, site)
-        any_size = tower == "image" and images_check.is_any_size(backend)
+        any_size = tower == "image" and pixel_checks.is_any_size(backend)
         if any_size:
             sides[tower].levels["front_cosine"] = _front_cosine(backend, job, seen)
         if tower == "text":
@@ -298,8 +252,64 @@ class _Front:
 def _front(candidate: VerificationCandidate, seen: ReferenceEvidence, bounds: Thresholds) -> _Front:
     """Asks the graph's own resize, opened once and alone, in the candidate's engine."""
     spec = seen.checkpoint.pixels
-    form, run = images_check.open_front(candidate.image, backend=candidate.backend, threads=candidate.threads)
-    front = _Front(images_check.front_levels(run, seen.raw, spec), BOUNDS[form, spec.interpolation].max_levels)
+    form, run = pixel_checks.open_front(candidate.image, backend=candidate.backend, threads=candidate.threads)
+    front = _Front(pixel_checks.front_levels(run, seen.raw, spec), BOUNDS[form, spec.interpolation].max_levels)
     if front.levels <= front.tighten(bounds).max_front_levels:
         return front
     return replace(front, causes=tuple(front_causes(run, seen.raw, spec)))
+
+
+@dataclass
+class GraphTrials:
+    """Reference answers, once; then any number of graphs.
+
+    Attributes:
+        job: What they must answer like.
+        bounds: What they must keep.
+        shown: The images, and the reference's answers.
+        bank: float64 [K, d], what best matches are sought in.
+        asked: How many graphs were tried.
+    """
+
+    job: ExportJob
+    bounds: Thresholds
+    shown: ReferenceTarget
+    bank: NDArray[np.float64]
+    asked: int = field(default=0)
+
+    @classmethod
+    def look(cls, job: ExportJob, images: ImageBatches, bounds: Thresholds, progress: Progress) -> GraphTrials:
+        """Runs the reference's image tower on every image.
+
+        Raises:
+            InputError: No image can be read.
+            CheckpointError: The checkpoint itself answers with NaN or infinity.
+        """
+        shown = look_at_images(job.checkpoint, images, progress)
+        return cls(job, bounds, shown, job.bank_or_prompts())
+
+    def figures(
+        self, image: Path, *, backend: str, compute: Compute = "float32", threads: int | None = None
+    ) -> TowerFigures:
+        """What a graph answers, measured.
+
+        Raises:
+            ArtifactError: The engine cannot load it.
+            ContractError: It cannot answer.
+        """
+        self.asked += 1
+        opened = open_backend(backend, image, threads=threads, compute=compute)
+        seen = answers.compare(opened, self.shown, self.job.projection, self.shown.batches())
+        return measure(seen, self.bank, self.job.head)
+
+    def cost(self, image: Path, *, backend: str, threads: int | None = None) -> float:
+        """1 - the mean cosine to the reference on a few images: what a part of a search ranks by."""
+        opened = open_backend(backend, image, threads=threads)
+        few = self.shown.first[: len(self.shown.raw)]
+        got = opened.run({opened.input_names[0]: few}, (EMBEDDING,))[EMBEDDING].astype(np.float64)
+        wanted = answers.project(self.shown.raw[: len(few)], self.job.projection)
+        return float(1 - (got * wanted).sum(axis=1).mean())
+
+    def broken(self, figures: TowerFigures) -> list[str]:
+        """Every bound that figures break, in words."""
+        return list(failures("image", figures, self.bounds).values())

@@ -12,7 +12,8 @@ from invariclip.artifact.folder import checked_path, read_manifest
 from invariclip.artifact.manifest import space_id
 from invariclip.artifact.projection import Projection, read_projection
 from invariclip.errors import ArtifactError, ContractError, InputError, ProjectionError
-from invariclip.export import assemble
+from invariclip.export import build, graph_files
+from invariclip.export.config import ExportConfig
 from invariclip.export.verification.figures import Thresholds
 from invariclip.preprocessing.pixels import find_images, stack
 
@@ -69,9 +70,9 @@ def test_the_runtime_answers_from_it(tiny_artifact, tiny_checkpoint, tiny_projec
 
 @pytest.fixture
 def export(checkpoint, tiny_images, tmp_path):
-    def of(name="vit", out=tmp_path / "out.icm", **options):
-        options.setdefault("images", [tiny_images])
-        return assemble.export_artifact(checkpoint(name), out, threads=1, **options), out
+    def of(name="vit", out=tmp_path / "out.icm", projection=None, **options):
+        config = ExportConfig(threads=1, **{"images": [tiny_images], **options})
+        return build.export_artifact(checkpoint(name), out, config, projection=projection), out
 
     return of
 
@@ -117,7 +118,7 @@ def test_a_failed_export_leaves_the_old_artifact(export, monkeypatch, tmp_path):
     def broken(*_, **__):
         raise ContractError("planted")
 
-    monkeypatch.setattr(assemble, "tower_graph", broken)
+    monkeypatch.setattr(graph_files, "tower_graph", broken)
     with pytest.raises(ContractError, match="planted"):
         export()
     assert (out / "manifest.json").read_bytes() == before
@@ -148,7 +149,7 @@ def test_bad_classes_are_refused(export):
 
 def test_random_weights_are_on_record(checkpoint, tiny_images, tmp_path):
     random = replace(checkpoint("vit"), source="random weights, seed 7")
-    assert assemble.producer(random)["weights"] == "random weights, seed 7"
+    assert build._producer(random)["weights"] == "random weights, seed 7"
 
 
 def test_large_weights_lie_beside_the_graph_and_are_checked(export, monkeypatch, tiny_images, tiny_projection):

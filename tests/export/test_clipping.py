@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from invariclip.export.quantization import clipping
-from invariclip.export.quantization.clipping import StreamSample, clipped, step
+from invariclip.export.quantization import ranges as clipping
+from invariclip.export.quantization.ranges import StreamSample, clipped, step
 
 
 def error(numbers, low, high):

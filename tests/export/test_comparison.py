@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from invariclip.artifact.fidelity import LEVELS
-from invariclip.export.verification.comparison import TIE, Comparison, agreement, invariance_gap, measure
+from invariclip.export.verification.answers import TIE, Comparison, agreement, invariance_gap, measure
 from invariclip.export.verification.figures import EXACT, THRESHOLDS, Thresholds, TowerFigures, failures
 
 GOOD = TowerFigures(

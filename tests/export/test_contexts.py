@@ -12,8 +12,8 @@ from invariclip.artifact.manifest import EMBEDDING, TEXT_INPUT
 from invariclip.backends import open_backend
 from invariclip.errors import CheckpointError, SemanticsError
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
-from invariclip.export.checkpoints.contexts import token_embedding, with_context_rows
 from invariclip.export.checkpoints.families import FAMILIES, load_family
+from invariclip.export.checkpoints.learned_contexts import token_embedding, with_context_rows
 from invariclip.export.graphs.tower_graph import tower_graph
 from invariclip.export.graphs.trace import write_graph
 

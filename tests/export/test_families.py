@@ -12,13 +12,12 @@ import torch
 from open_clip import list_models
 
 from invariclip.errors import CheckpointError
-from invariclip.export.assemble import export_artifact
+from invariclip.export.build import export_artifact
 from invariclip.export.checkpoints import construct, families, random_weights, weights
 from invariclip.export.checkpoints.checkpoint import load_checkpoint, shortened
-from invariclip.export.checkpoints.families import FAMILIES, ROBERTA_BASE, load_family
-from invariclip.export.checkpoints.reparameterize import foldable, reparameterized
-from invariclip.export.checkpoints.shorten import shorten
-from invariclip.export.checkpoints.stand_in import write_tokenizer
+from invariclip.export.checkpoints.families import FAMILIES, ROBERTA_BASE, load_family, write_tokenizer
+from invariclip.export.checkpoints.surgery import foldable, reparameterized, shorten
+from invariclip.export.config import ExportConfig
 from invariclip.export.graphs.tower_graph import tower_graph
 from invariclip.export.graphs.trace import write_graph
 from invariclip.loading import load
@@ -211,7 +210,7 @@ def test_siglips_text_tower_sees_its_padding(siglip, tmp_path, quiet):
 
 def test_siglips_bias_and_sigmoid_answer(siglip, tmp_path, tiny_images):
     paths = sorted(tiny_images.iterdir())
-    export_artifact(siglip, tmp_path / "s.icm", classes=("cat", "dog"), templates=("a {}",), images=paths)
+    export_artifact(siglip, tmp_path / "s.icm", ExportConfig(classes=("cat", "dog"), templates=("a {}",), images=paths))
     answers = load(tmp_path / "s.icm").classify(paths)
     classes = unit(siglip.encode_texts(siglip.tokenizer(["a cat", "a dog"])))
     cosines = unit(siglip.encode_images(stack(paths, siglip.pixels))) @ classes.T

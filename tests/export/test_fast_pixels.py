@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from invariclip.errors import InputError
-from invariclip.export.verification.fast_pixels import SIZES, as_jpeg, fast_figures, fast_levels, fast_pairs
+from invariclip.export.verification.pixel_checks import JPEG_SIZES, as_jpeg, fast_figures, fast_levels, fast_pairs
 from invariclip.preprocessing.pixels import PixelSpec, find_images
 
 SPEC = PixelSpec((64, 64), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -40,7 +40,7 @@ def test_images_are_repeated_and_not_enlarged(paths):
 
 def test_figures_of_the_mode_as_it_is(paths):
     pairs = list(fast_pairs(paths, SPEC))
-    assert len(pairs) == len(paths) * len(SIZES)
+    assert len(pairs) == len(paths) * len(JPEG_SIZES)
     figures = fast_figures(pairs, encode)
     assert 0 < figures.max_levels <= 16
     assert 0 < figures.mean_levels < 1

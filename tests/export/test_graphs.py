@@ -14,7 +14,7 @@ from invariclip.backends import open_backend
 from invariclip.export.graphs.head import attach_head
 from invariclip.export.graphs.tower_graph import tower_graph
 from invariclip.export.graphs.trace import weight_bytes, write_graph
-from invariclip.export.tensorrt.gate import build_on_cpu
+from invariclip.export.tensorrt.engines import build_on_cpu
 
 WIDTH, RANK = 24, 8
 ROWS = {"image": ("pixels", onnx.TensorProto.UINT8), "text": ("input_ids", onnx.TensorProto.INT64)}

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from invariclip.errors import ArtifactError, ContractError, InputError
 from invariclip.export.graphs import head
-from invariclip.export.graphs.towers import ImageTower, part_of
-from invariclip.export.graphs.trace import traced, write_graph
+from invariclip.export.graphs.trace import ImageTower, part_of, traced, write_graph
 
 WIDTH = 6
 

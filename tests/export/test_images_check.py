@@ -16,10 +16,12 @@ from invariclip.backends import open_backend
 from invariclip.errors import InputError
 from invariclip.export.checkpoints import check_texts
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
-from invariclip.export.graphs.front import add_front, matmul, resize
-from invariclip.export.verification import evidence, images_check, verify
-from invariclip.export.verification.diagnose_pixels import pixel_causes
-from invariclip.export.verification.images_check import RawImages, TooLargeImageWarning, cut, pixel_levels
+from invariclip.export.graphs import front as fronts
+from invariclip.export.graphs.front import add_front
+from invariclip.export.verification import evidence, pixel_checks, verify
+from invariclip.export.verification.candidate import VerificationCandidate, prepare
+from invariclip.export.verification.diagnose import pixel_causes
+from invariclip.export.verification.pixel_checks import RawImages, TooLargeImageWarning, cut, pixel_levels
 from invariclip.preprocessing import pixels as host
 from invariclip.preprocessing.pixels import PixelSpec, find_images
 
@@ -98,10 +100,8 @@ def test_a_fault_in_the_runtimes_pixels_is_found_and_named(bundled, monkeypatch,
 
 def test_the_contract_fails_by_it(tiny_checkpoint, tiny_artifact, tiny_projection, bundled, monkeypatch):
     loaded = load_checkpoint(str(tiny_checkpoint))
-    job = verify.prepare(loaded, tiny_projection, ("cat", "dog", "tree"), ("a photo of a {}.",))
-    candidate = verify.VerificationCandidate.open(
-        tiny_artifact / "image.onnx", tiny_artifact / "text.onnx", job, threads=1
-    )
+    job = prepare(loaded, tiny_projection, ("cat", "dog", "tree"), ("a photo of a {}.",))
+    candidate = VerificationCandidate.open(tiny_artifact / "image.onnx", tiny_artifact / "text.onnx", job, threads=1)
     monkeypatch.setattr(host, "_crop_or_pad", floored)
     verdict = verify.check({"float32": candidate}, evidence.images_of(bundled, loaded.pixels))["float32"]
     assert verdict.parity["image"]["failed"] == ["pixel_levels"]
@@ -166,16 +166,18 @@ def added(form):
 
 def brighter(form, off):
     """The same, so many levels too bright."""
-    part = {"matmul": matmul, "resize": resize}[form]
+    writer = {"matmul": "write_products", "resize": "write_resize"}[form]
 
-    def write(pen, image, axes, spec, kept=part.write):
+    kept = getattr(fronts, writer)
+
+    def write(pen, image, axes, spec):
         whole = pen.op("Cast", kept(pen, image, axes, spec), to=TensorProto.FLOAT)
         whole = pen.op("Clip", pen.op("Add", whole, pen.real(off)), pen.real(0), pen.real(255))
         return whole if form == "matmul" else pen.op("Cast", whole, to=TensorProto.UINT8)
 
     def add(path, spec):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(part, "write", write)
+            patch.setattr(fronts, writer, write)
             added(form)(path, spec)
 
     return add
@@ -208,7 +210,7 @@ FRONTS = {
 def contract(tiny_checkpoint, tiny_artifact, tiny_projection, bundled, tmp_path_factory):
     """The verdicts over the tiny artifact once each `damage(image path, pixels)` gave it a resize of its own."""
     loaded = load_checkpoint(str(tiny_checkpoint))
-    job = verify.prepare(loaded, tiny_projection, ("cat", "dog", "tree"), ("a photo of a {}.",))
+    job = prepare(loaded, tiny_projection, ("cat", "dog", "tree"), ("a photo of a {}.",))
 
     def of(fronts):
         candidates = {}
@@ -216,7 +218,7 @@ def contract(tiny_checkpoint, tiny_artifact, tiny_projection, bundled, tmp_path_
             image = tmp_path_factory.mktemp("fronts") / "image.onnx"
             image.write_bytes((tiny_artifact / "image.onnx").read_bytes())
             damage(image, loaded.pixels)
-            candidates[name] = verify.VerificationCandidate.open(
+            candidates[name] = VerificationCandidate.open(
                 image, tiny_artifact / "text.onnx", job, backend=backend, threads=1
             )
         return verify.check(candidates, evidence.images_of(bundled, loaded.pixels))
@@ -241,7 +243,7 @@ def verdicts(contract, opened):
     given = {name: (backend, damage) for name, (backend, damage, _) in FRONTS.items()}
     given |= {name: ("onnxruntime", brighter(*how)) for name, how in BRIGHTER.items()}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(images_check, "open_backend", counting)
+        patch.setattr(pixel_checks, "open_backend", counting)
         return contract(given)
 
 
@@ -283,7 +285,7 @@ def test_an_image_that_is_too_large_is_warned_of_and_counted(contract, bundled, 
     most = max(width * height for width, height in sides.values()) - 1
     large = [path for path, (width, height) in sides.items() if width * height > most]
     assert len(large) > 0
-    monkeypatch.setattr(images_check, "_MAX_PIXELS", most)
+    monkeypatch.setattr(pixel_checks, "_MAX_PIXELS", most)
     with pytest.warns(TooLargeImageWarning, match=f"not shown to the graph's own resize: .* is above {most:,}") as seen:
         (verdict,) = contract({"ours": ("onnxruntime", added("matmul"))}).values()
     assert len([one for one in seen if one.category is TooLargeImageWarning]) == len(large)
@@ -298,12 +300,12 @@ def test_images_of_any_size_are_the_same_at_every_pass(bundled, monkeypatch):
     for one, other in zip(*passes, strict=True):
         np.testing.assert_array_equal(one, other)
     # a cut may be small enough where the whole is not
-    monkeypatch.setattr(images_check, "_MAX_PIXELS", max(one.shape[0] * one.shape[1] for one in passes[0][1::2]))
+    monkeypatch.setattr(pixel_checks, "_MAX_PIXELS", max(one.shape[0] * one.shape[1] for one in passes[0][1::2]))
     with pytest.warns(TooLargeImageWarning):
         cuts = list(raw)
     assert len(cuts) == len(bundled)
     assert set(raw.too_large) == set(bundled)
-    monkeypatch.setattr(images_check, "_MAX_PIXELS", 10)
+    monkeypatch.setattr(pixel_checks, "_MAX_PIXELS", 10)
     with (
         pytest.warns(TooLargeImageWarning),
         pytest.raises(InputError, match=f"none of the {len(bundled)} images is small enough.*of up to 10 pixels"),

@@ -14,7 +14,7 @@ from invariclip.errors import ContractError
 from invariclip.export.graphs.head import attach_head
 from invariclip.export.graphs.tower_graph import tower_graph
 from invariclip.export.graphs.trace import write_graph
-from invariclip.export.quantization.islands import ACTIVATIONS, LADDER, NORMS, SUMS, to_float16
+from invariclip.export.quantization.float16 import ACTIVATIONS, LADDER, NORMS, SUMS, to_float16
 
 HALF, WHOLE = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
 PROJECTION = Projection(np.random.default_rng(0).normal(size=(24, 8)), "icm", 2.0)

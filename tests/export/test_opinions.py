@@ -13,10 +13,10 @@ from onnx.reference import ReferenceEvaluator
 from invariclip.artifact.manifest import LearnedPromptsFacts
 from invariclip.backends import open_backend
 from invariclip.errors import InputError
-from invariclip.export.graphs import head, opinions
+from invariclip.export.graphs import head, learned_head
 from invariclip.export.graphs.trace import write_graph
-from invariclip.export.tensorrt.gate import build_on_cpu
-from invariclip.export.verification.dempster import earned, pairwise
+from invariclip.export.tensorrt.engines import build_on_cpu
+from invariclip.export.verification.class_head import earned, pairwise
 
 WIDTH = 16
 ENGINES = ("onnxruntime", "openvino")
@@ -78,7 +78,7 @@ def headed(bank, semantics, bias=None, width=WIDTH):
 def halved(bank, semantics, width=WIDTH):
     model = graph_of(ir.DataType.FLOAT16, width)
     (embedding,) = model.graph.outputs
-    opinions.attach(model.graph, embedding, bank, semantics, 100.0, None)
+    learned_head.attach(model.graph, embedding, bank, semantics, 100.0, None)
     return model
 
 
@@ -179,7 +179,8 @@ def test_the_polynomial_is_the_logarithm():
     y = np.linspace(0, 1, 10_001)[1:]
     s = y / (2 + y)
     assert (
-        np.abs(s * np.polynomial.polynomial.polyval(s**2, opinions.log1p_polynomial()) / np.log1p(y) - 1).max() < 4e-8
+        np.abs(s * np.polynomial.polynomial.polyval(s**2, learned_head.log1p_polynomial()) / np.log1p(y) - 1).max()
+        < 4e-8
     )
 
 

@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from invariclip.export.graphs.rewrites import Subject, require_held, rewrite_graph
-from invariclip.export.graphs.rewrites.patches import PATCHES, patches_as_bytes
+from invariclip.export.graphs.rewrites import Subject
+from invariclip.export.graphs.rewrites.plan import require_held, rewrite_graph
+from invariclip.export.graphs.rewrites.stem import PATCHES, patches_as_bytes
+from invariclip.export.quantization.products import sites_of
 from invariclip.export.quantization.qdq import QuantizationRecipe, quantise, ranges_of, rounded
 from invariclip.export.quantization.ranges import flows_of
-from invariclip.export.quantization.sites import sites_of
 from invariclip.preprocessing.pixels import PixelSpec
 
 WIDTH = 64

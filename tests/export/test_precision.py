@@ -12,14 +12,13 @@ from hypothesis import strategies as st
 
 from invariclip.errors import ContractError, InputError
 from invariclip.export.graphs.trace import write_graph
-from invariclip.export.quantization import library
-from invariclip.export.quantization.half import halve
+from invariclip.export.quantization import other_quantizers
+from invariclip.export.quantization.float16 import halve
 from invariclip.export.quantization.mixed import groups_of, mix
+from invariclip.export.quantization.products import flops, sites_of
 from invariclip.export.quantization.qdq import QuantizationRecipe, quantise, ranges_of, rounded, smoothable
 from invariclip.export.quantization.ranges import Flow, flows_of
-from invariclip.export.quantization.rounding import compensated, nearest, sharing
-from invariclip.export.quantization.sites import flops, sites_of
-from invariclip.export.quantization.smooth import factors
+from invariclip.export.quantization.rounding import compensated, factors, nearest, sharing
 from invariclip.export.quantization.variants import KINDS, require_kinds
 
 SEEDS = st.integers(0, 2**31)
@@ -292,7 +291,7 @@ def test_the_libraries_quantise_too(tmp_path, method):
     model, seen, asked = layer(rng), images(rng, 20), images(rng, 8)
     source, target = tmp_path / "float.onnx", tmp_path / f"{method}.onnx"
     wanted = answers(model, source, asked)
-    getattr(library, method)(source, target, *([] if method == "dynamic" else [[seen[:10], seen[10:]]]))
+    getattr(other_quantizers, method)(source, target, *([] if method == "dynamic" else [[seen[:10], seen[10:]]]))
     session = onnxruntime.InferenceSession(str(target), providers=["CPUExecutionProvider"])
     assert 0 < error(session.run(["embedding"], {"pixels": asked})[0], wanted) < 5e-3
 

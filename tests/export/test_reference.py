@@ -13,8 +13,8 @@ from PIL import Image
 from invariclip.errors import CheckpointError
 from invariclip.export import reference
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
-from invariclip.export.reference import assemble, towers
-from invariclip.export.torchvision_ops import declare_missing_ops
+from invariclip.export.libraries import declare_missing_ops
+from invariclip.export.reference import models
 from invariclip.files import sha256_file
 from invariclip.preprocessing.pixels import stack
 
@@ -31,10 +31,10 @@ def model(reference_folder, tmp_path_factory) -> Any:
     folder = tmp_path_factory.mktemp("reference")
     for path in reference_folder.iterdir():
         (folder / path.name).symlink_to(path)
-    config = json.loads((folder / assemble.CONFIG_FILE).read_text(encoding="utf-8"))
+    config = json.loads((folder / models.CONFIG_FILE).read_text(encoding="utf-8"))
     config["model_cfg"]["text_cfg"] |= {"hf_model_name": str(folder), "hf_tokenizer_name": str(folder)}
-    (folder / assemble.CONFIG_FILE).unlink()
-    (folder / assemble.CONFIG_FILE).write_text(json.dumps(config))
+    (folder / models.CONFIG_FILE).unlink()
+    (folder / models.CONFIG_FILE).write_text(json.dumps(config))
     location = f"local-dir:{folder}"
     loaded, transform = open_clip.create_model_from_pretrained(location)
     return loaded.eval(), transform, open_clip.get_tokenizer(location)
@@ -46,7 +46,7 @@ def shown(style: str) -> list[dict[str, str]]:
 
 
 def test_the_record_belongs_to_what_was_learnt():
-    assert RECORD["learnt_sha256"] == sha256_file(RECIPE.folder / assemble.LEARNT_FILE)
+    assert RECORD["learnt_sha256"] == sha256_file(RECIPE.folder / models.LEARNT_FILE)
     for package in (RECIPE.image, RECIPE.text):
         assert RECORD["packages"][package.name]["sha256"] == package.sha256
 
@@ -92,19 +92,19 @@ def test_the_loader_reads_it_as_open_clip_does(model):
 
 
 def test_without_the_learnt_part_it_says_where_that_is(tmp_path, monkeypatch):
-    monkeypatch.setattr(assemble, "LEARNT_FILE", "nothing.safetensors")
+    monkeypatch.setattr(models, "LEARNT_FILE", "nothing.safetensors")
     with pytest.raises(CheckpointError, match="in the repository, not in the wheel"):
-        assemble.assembled("reference", tmp_path)
+        models.assembled("reference", tmp_path)
 
 
 def test_a_file_of_another_network_is_refused(tmp_path):
-    path = tmp_path / towers.LITE2_FILE
+    path = tmp_path / models.LITE2_FILE
     path.parent.mkdir(parents=True)
     torch.save({"_conv_stem.weight": torch.zeros(3)}, path)
     with pytest.raises(CheckpointError, match="does not hold the tensors"):
-        towers.lite2_weights(tmp_path)
+        models.lite2_weights(tmp_path)
 
 
 def test_the_cache_is_where_the_variable_says(tmp_path, monkeypatch):
-    monkeypatch.setenv(assemble.CACHE_VARIABLE, str(tmp_path / "here"))
+    monkeypatch.setenv(models.CACHE_VARIABLE, str(tmp_path / "here"))
     assert reference.cache_folder() == tmp_path / "here"

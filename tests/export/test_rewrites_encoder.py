@@ -9,10 +9,11 @@ import torch
 from invariclip.errors import ContractError, InputError
 from invariclip.export.checkpoints import weights
 from invariclip.export.checkpoints.families import load_family
-from invariclip.export.graphs.rewrites import NAMES, REWRITES, Subject, blocks, chosen, encoder, rewrite_encoder
-from invariclip.export.graphs.rewrites.attention import Attention, TransformerBlock, linear
-from invariclip.export.graphs.rewrites.text_encoder import RewrittenTextEncoder
-from invariclip.export.graphs.towers import part_of
+from invariclip.export.graphs.rewrites import Subject, blocks, encoder
+from invariclip.export.graphs.rewrites.blocks import Attention, TransformerBlock, linear
+from invariclip.export.graphs.rewrites.encoder import RewrittenTextEncoder
+from invariclip.export.graphs.rewrites.plan import NAMES, REWRITES, chosen, rewrite_encoder
+from invariclip.export.graphs.trace import part_of
 
 ENCODER = {rewrite.name: rewrite for rewrite in REWRITES if rewrite.module is not None}
 # which rewrites apply to which kind (see KINDS in conftest), and the others' reasons

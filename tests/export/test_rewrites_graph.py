@@ -12,14 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from invariclip.errors import ContractError
-from invariclip.export.graphs.rewrites import (
-    NAMES,
-    RewriteNotApplicableError,
-    Subject,
-    normalisation,
-    require_held,
-    rewrite_graph,
-)
+from invariclip.export.graphs.rewrites import RewriteNotApplicableError, Subject, stem
+from invariclip.export.graphs.rewrites.plan import NAMES, require_held, rewrite_graph
 from invariclip.export.graphs.rewrites.tidy import _target, duplicates, tidy, write_shapes
 
 MEAN, STD = [0.48, 0.46, 0.41], [0.27, 0.26, 0.28]
@@ -95,7 +89,7 @@ def test_normalisation_goes_into_a_stem(stem):
     body, said = STEMS[stem]
     model = graph(body, {**W, "point": (4, 3, 1, 1)})
     wanted = run(model, images())
-    assert normalisation.not_normalised(model) == "pixels still go through Div"
+    assert stem.not_normalised(model) == "pixels still go through Div"
     subject = of_image()
     step, *_ = rewrite_graph(model, subject, ("normalisation",))
     assert (step.name, step.applied, step.detail) == ("normalisation", True, said)
@@ -151,13 +145,11 @@ def test_other_stems_keep_their_normalisation_and_say_why(stem):
 
 
 FAULTS = {
-    "the shift is folded though it pads": (normalisation, "_pads", lambda node: False, "that pads"),
+    "the shift is folded though it pads": (stem, "_pads", lambda node: False, "that pads"),
     "the mean has the wrong sign": (
-        normalisation,
+        stem,
         "_followed",
-        lambda start, kept=normalisation._followed: (lambda end: type(end)(end.scale, -end.shift, end.value))(
-            kept(start)
-        ),
+        lambda start, kept=stem._followed: (lambda end: type(end)(end.scale, -end.shift, end.value))(kept(start)),
         "with a bias",
     ),
 }

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from invariclip.errors import ContractError
-from invariclip.export.quantization.symmetric import to_symmetric, uint8_values
+from invariclip.export.quantization.qdq import to_symmetric, uint8_values
 
 
 def graph_of(body, constants, source="float[n, 2] x"):

@@ -11,8 +11,8 @@ from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
 from invariclip.errors import CheckpointError
 from invariclip.export.checkpoints import sources
-from invariclip.export.checkpoints.stand_in import write_tokenizer
-from invariclip.export.checkpoints.tokenizer_hub import hub_tokenizer, tokenizer_of
+from invariclip.export.checkpoints.families import write_tokenizer
+from invariclip.export.checkpoints.tokenizer import hub_tokenizer, tokenizer_of
 from invariclip.preprocessing.tokenizer import TextSpec, Tokenizer
 
 SIZES = {"unigram": 32000, "bpe": 256000, "bytes": 50265}

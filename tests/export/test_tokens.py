@@ -12,12 +12,11 @@ from invariclip.artifact.manifest import EMBEDDING
 from invariclip.backends import open_backend
 from invariclip.errors import InputError
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
-from invariclip.export.graphs.rewrites import NAMES, RewriteNotApplicableError, Subject, rewrite_encoder
-from invariclip.export.graphs.tokens import MERGE_NODES, image_shape, thin_tokens
-from invariclip.export.graphs.tokens.merge import Merge
+from invariclip.export.graphs.rewrites import RewriteNotApplicableError, Subject
+from invariclip.export.graphs.rewrites.plan import NAMES, rewrite_encoder
+from invariclip.export.graphs.token_merging import MERGE_NODES, Merge, image_shape, thin_tokens
 from invariclip.export.graphs.tower_graph import tower_graph
-from invariclip.export.graphs.towers import ImageTower, part_of
-from invariclip.export.graphs.trace import write_graph
+from invariclip.export.graphs.trace import ImageTower, part_of, write_graph
 
 SCHEDULE = (13, 13, 8, 5)  # of 17 tokens; five blocks
 VISION = {"image_size": 32, "layers": 5, "width": 64, "patch_size": 8}
@@ -196,7 +195,7 @@ def test_the_graph_needs_nothing_that_sorts_or_scatters_and_names_what_must_stay
 
 def test_tensorrt_takes_it(graph):
     pytest.importorskip("tensorrt_rtx", reason='TensorRT-RTX: pip install "invariclip[tensorrt-rtx]"')
-    from invariclip.export.tensorrt.gate import build_on_cpu
+    from invariclip.export.tensorrt.engines import build_on_cpu
 
     assert build_on_cpu(graph[1]).engine_bytes > 10_000
 

@@ -7,8 +7,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from invariclip.errors import InputError
-from invariclip.export.graphs.tokens.families import FAMILIES, MergeSchedules
-from invariclip.export.graphs.tokens.schedule import TowerShape, written
+from invariclip.export.graphs.token_schedules import FAMILIES, MergeSchedules, TowerShape, written
 from invariclip.export.quantization.token_search import WORTH, fewest_tokens
 from invariclip.export.verification.figures import Thresholds, TowerFigures
 

@@ -15,10 +15,12 @@ from safetensors.torch import load_file, save_file
 from invariclip.artifact.projection import Projection
 from invariclip.backends import open_backend
 from invariclip.errors import CheckpointError, ContractError, InputError
-from invariclip.export.assemble import export_artifact
+from invariclip.export.build import export_artifact
 from invariclip.export.checkpoints import check_texts
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
+from invariclip.export.config import ExportConfig
 from invariclip.export.verification import evidence, figures, verify
+from invariclip.export.verification.candidate import VerificationCandidate, prepare
 from invariclip.export.verification.evidence import UnreadableImageWarning
 
 CLASSES = ("cat", "dog", "tree", "house", "horse", "boat", "owl")
@@ -58,8 +60,8 @@ def shipped(tmp_path_factory, tiny_projection, tiny_images):
     def of(checkpoint):
         if id(checkpoint) not in done:
             out = tmp_path_factory.mktemp("shipped") / "a.icm"
-            options = {"projection": tiny_projection, "classes": CLASSES, "templates": TEMPLATES}
-            export_artifact(checkpoint, out, images=[tiny_images], threads=1, **options)
+            config = ExportConfig(classes=CLASSES, templates=TEMPLATES, images=[tiny_images], threads=1)
+            export_artifact(checkpoint, out, config, projection=tiny_projection)
             done[id(checkpoint)] = checkpoint, out
         return done[id(checkpoint)][1]
 
@@ -79,8 +81,8 @@ def judge(loaded, shipped, tiny_projection, tiny_images, tmp_path):
         image, text = folder / "image.onnx", folder / "text.onnx"
         if damage:
             damage(image, text)
-        job = verify.prepare(reference, projection, CLASSES, TEMPLATES)
-        candidate = verify.VerificationCandidate.open(image, text, job, backend=backend, threads=1)
+        job = prepare(reference, projection, CLASSES, TEMPLATES)
+        candidate = VerificationCandidate.open(image, text, job, backend=backend, threads=1)
         if wrap:
             opener = candidate.opener
             candidate = replace(
@@ -195,7 +197,9 @@ def test_other_statistics_are_found(judge, loaded, twin):
 
 def test_a_missing_projection_is_found(judge, loaded, tiny_images, tmp_path):
     square = Projection(np.random.default_rng(0).normal(size=(24, 24)), "icm", 3.0)
-    export_artifact(loaded, tmp_path / "b.icm", images=[tiny_images], classes=CLASSES, templates=TEMPLATES)
+    export_artifact(
+        loaded, tmp_path / "b.icm", ExportConfig(images=[tiny_images], classes=CLASSES, templates=TEMPLATES)
+    )
 
     def replaced(image, text):
         shutil.copy(tmp_path / "b.icm" / "image.onnx", image)
@@ -336,8 +340,8 @@ def test_one_tower_is_open_at_a_time(loaded, shipped, tiny_projection, tiny_imag
         return backend
 
     folder = shipped(loaded)
-    job = verify.prepare(loaded, tiny_projection, CLASSES, TEMPLATES)
-    one = verify.VerificationCandidate(folder / "image.onnx", folder / "text.onnx", job, threads=1, opener=opener)
+    job = prepare(loaded, tiny_projection, CLASSES, TEMPLATES)
+    one = VerificationCandidate(folder / "image.onnx", folder / "text.onnx", job, threads=1, opener=opener)
     verdicts = verify.check({"a": one, "b": one}, evidence.images_of([tiny_images], loaded.pixels))
     assert [verdict.broken for verdict in verdicts.values()] == [[], []]
     assert most == [1, 1, 1]  # two image graphs and the text graph that both have: it is asked once
@@ -359,11 +363,11 @@ def test_a_checkpoint_that_answers_nan_is_no_reference(loaded, twin, judge):
 
 
 def test_unknown_engines_and_levels_are_refused(loaded, tmp_path):
-    job = verify.prepare(loaded, None, (), ())
+    job = prepare(loaded, None, (), ())
     with pytest.raises(InputError, match="'abacus'; available: onnxruntime, openvino"):
-        verify.VerificationCandidate.open(tmp_path, tmp_path, job, backend="abacus")
+        VerificationCandidate.open(tmp_path, tmp_path, job, backend="abacus")
     with pytest.raises(InputError, match="no fidelity is called 'close'; available: exact, near, fast"):
-        verify.VerificationCandidate.open(tmp_path, tmp_path, job, level="close")
+        VerificationCandidate.open(tmp_path, tmp_path, job, level="close")
 
 
 def test_unreadable_images_are_warned_of_once_and_counted(loaded, tmp_path):

@@ -9,10 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from invariclip.export.graphs.trace import write_graph
+from invariclip.export.quantization.products import ConvWindow, flops, matrix, sites_of, window_of
 from invariclip.export.quantization.qdq import QuantizationRecipe, quantise, ranges_of, rounded, smoothable
 from invariclip.export.quantization.ranges import flows_of
-from invariclip.export.quantization.sites import flops, matrix, sites_of
-from invariclip.export.quantization.windows import ConvWindow, window_of
 
 
 def conv_graph(weights, *, bias=None, size=(11, 13), **attributes):

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from invariclip.console import Progress, silent
-from invariclip.export.reference.towers import MINILM_FOLDER, MINILM_WIDTH
+from invariclip.export.reference.models import MINILM_FOLDER, MINILM_WIDTH
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -1,4 +1,7 @@
-"""Which products of a graph can be quantised: those of a value with constant weights."""
+"""Which products of a graph can be quantised: those of a value with constant weights.
+
+Convolutions as products: what each output position looks at, as a row.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,72 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
+from numpy.lib.stride_tricks import sliding_window_view
 
-from invariclip.export.quantization.windows import ConvWindow, window_of
+from invariclip.export.graphs.nodes import FRONT, numbers_of, only_user
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+
+@dataclass(frozen=True)
+class ConvWindow:
+    """What one output position of a two-dimensional convolution reads, over all channels.
+
+    Attributes:
+        kernel: Height and width.
+        strides: Down and across.
+        pads: Zeros above, left, below and right.
+        dilations: Steps between the numbers read, down and across.
+    """
+
+    kernel: tuple[int, int]
+    strides: tuple[int, int]
+    pads: tuple[int, int, int, int]
+    dilations: tuple[int, int]
+
+    def __str__(self) -> str:
+        """One name for each window."""
+        parts = (self.kernel, self.strides, self.pads, self.dilations)
+        return "/".join("x".join(map(str, part)) for part in parts)
+
+    def rows(self, planes: NDArray[np.float32], most: int | None = None) -> NDArray[np.float32]:
+        """[N, C, H, W] → [N · positions, C · kh · kw]: the convolution is these rows times `sites.matrix`.
+
+        Args:
+            planes: float32.
+            most: Take about so many positions of each image, on a grid; None takes all.
+        """
+        top, left, bottom, right = self.pads
+        padded = np.pad(planes, ((0, 0), (0, 0), (top, bottom), (left, right)))
+        reach = [(size - 1) * step + 1 for size, step in zip(self.kernel, self.dilations, strict=True)]
+        seen = sliding_window_view(padded, reach, axis=(2, 3))
+        down, across = self.strides
+        chosen = seen[:, :, ::down, ::across, :: self.dilations[0], :: self.dilations[1]]
+        if most is not None:
+            step = max(1, round((chosen.shape[2] * chosen.shape[3] / most) ** 0.5))
+            chosen = chosen[:, :, ::step, ::step]
+        by_place = chosen.transpose(0, 2, 3, 1, 4, 5)
+        return np.asarray(by_place.reshape(-1, planes.shape[1] * self.kernel[0] * self.kernel[1]))
+
+
+def window_of(conv: ir.Node) -> ConvWindow | None:
+    """What a Conv reads; None of one that int8 leaves alone: by groups, not of two dimensions, or padding by itself."""
+    attributes, weights = conv.attributes, conv.inputs[1]
+    if weights is None or weights.const_value is None or attributes.get_int("group", 1) != 1:
+        return None
+    shape = weights.const_value.numpy().shape
+    if len(shape) != 4 or attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+        return None
+    high, wide = shape[2:]
+    down, across = attributes.get_ints("strides", [1, 1])
+    top, left, bottom, right = attributes.get_ints("pads", [0, 0, 0, 0])
+    tall, broad = attributes.get_ints("dilations", [1, 1])
+    return ConvWindow((high, wide), (down, across), (top, left, bottom, right), (tall, broad))
+
+
 MIN_WEIGHTS = 1 << 12
 """Fewer weights gain nothing in int8."""
-_FRONT = "front_"
 
 
 @dataclass(frozen=True)
@@ -54,7 +114,7 @@ def sites_of(model: ir.Model) -> list[Product]:
     """
     found = []
     for node in model.graph:
-        if node.domain not in ("", "ai.onnx") or (node.name or "").startswith(_FRONT) or len(node.inputs) < 2:
+        if node.domain not in ("", "ai.onnx") or (node.name or "").startswith(FRONT) or len(node.inputs) < 2:
             continue
         value, weights = node.inputs[0], node.inputs[1]
         if value is None or weights is None or not _is_constant(model, weights):
@@ -73,10 +133,10 @@ def sites_of(model: ir.Model) -> list[Product]:
 
 def constant(model: ir.Model, name: str) -> NDArray[np.float32]:
     """A float32 initializer's numbers."""
-    value = model.graph.initializers[name].const_value
-    if value is None:
+    numbers = numbers_of(model.graph.initializers[name], np.float32)
+    if numbers is None:
         raise KeyError(name)
-    return np.asarray(value.numpy(), dtype=np.float32)
+    return numbers
 
 
 def matrix(model: ir.Model, site: Product) -> NDArray[np.float32]:
@@ -103,14 +163,16 @@ def _is_constant(model: ir.Model, weights: ir.Value) -> bool:
 
 def _is_head(node: ir.Node) -> bool:
     """Whether it multiplies the finished embedding: the class head."""
-    given = node.inputs[0]
-    return given is not None and given.is_graph_output()
+    value = node.inputs[0]
+    return value is not None and value.is_graph_output()
 
 
 def _added(node: ir.Node) -> str | None:
-    users = list(node.outputs[0].uses())
-    if len(users) != 1 or users[0].node.op_type != "Add":
+    product = node.outputs[0]
+    add = only_user(product)
+    if add is None or add.op_type != "Add":
         return None
-    other = users[0].node.inputs[1 - users[0].idx]
-    fixed = other is not None and other.const_value is not None and len(other.const_value.shape) == 1
-    return other.name if fixed and other is not None and len(list(other.uses())) == 1 else None
+    other = next(value for value in add.inputs if value is not product)
+    if other is None or other.const_value is None or len(other.const_value.shape) != 1:
+        return None
+    return other.name if only_user(other) is not None else None

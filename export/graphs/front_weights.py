@@ -4,6 +4,10 @@ A weight is filter(t) over the sum of its row, in whole multiples of 2^-22. Plai
 of images then differ from the host's somewhere, against 0.4 %), and float64 is not for TensorRT. But a weight needs
 few bits at a time: the cubic at the nearest 64th of t is a whole number of 2^-19, what is missing is small, and so is
 the remainder of the first of two divisions. Whole numbers stay below 2^31, because OpenVINO has no longer ones.
+
+A pen that writes nodes at the head of a graph; whoever holds it need not know onnx_ir.
+
+What Pillow would be asked for, computed in the graph: the size to resize to, and where the crop starts.
 """
 
 from __future__ import annotations
@@ -11,11 +15,114 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx_ir as ir
 
+from invariclip.export.graphs.nodes import FRONT, initializer
+
 if TYPE_CHECKING:
-    from invariclip.export.graphs.front.geometry import Axis
-    from invariclip.export.graphs.front.nodes import Pen
+    from collections.abc import Sequence
+
+    from invariclip.preprocessing.pixels import PixelSpec
+
+
+class Pen:
+    """Writes nodes before everything that stood in a graph, in the order of the calls."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        """Takes a graph of one node or more; changed in place."""
+        self._graph = graph
+        self._anchor = next(iter(graph))
+        self._count = 0
+        self._constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
+
+    def op(self, op_type: str, *inputs: ir.Value | None, **attributes: str | float | Sequence[int]) -> ir.Value:
+        """One node of one output; its shape and dtype are left to shape inference.
+
+        Args:
+            op_type: Operator of the default domain.
+            inputs: Its inputs; None leaves an optional one out.
+            attributes: Its attributes.
+        """
+        self._count += 1
+        name = f"{FRONT}{self._count:03d}_{op_type.lower()}"
+        node = ir.node(op_type, inputs, attributes, outputs=[ir.Value(name=name)], name=f"{name}_node")
+        self._graph.insert_before(self._anchor, node)
+        return node.outputs[0]
+
+    def row(self, *scalars: ir.Value) -> ir.Value:
+        """int64 scalars as one int64 [n]."""
+        return self.op("Concat", *(self.op("Unsqueeze", scalar, self.whole([0])) for scalar in scalars), axis=0)
+
+    def whole(self, value: int | Sequence[int]) -> ir.Value:
+        """An int64 constant: a scalar for a number, [n] for a sequence."""
+        return self._constant(np.array(value, dtype=np.int64))
+
+    def real(self, value: float) -> ir.Value:
+        """A float32 scalar constant."""
+        return self._constant(np.array(value, dtype=np.float32))
+
+    def _constant(self, array: np.ndarray[tuple[int, ...], np.dtype[np.int64 | np.float32]]) -> ir.Value:
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self._constants:
+            name = f"{FRONT}constant_{len(self._constants):02d}"
+            self._constants[key] = initializer(self._graph, name, array)
+        return self._constants[key]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of the resize; all values are int64 scalars in the graph.
+
+    Attributes:
+        given: Length of the image's side, in pixels.
+        resized: Length after the resize.
+        start: First resized pixel that the crop keeps.
+        kept: How many it keeps: the tower's side.
+    """
+
+    given: ir.Value
+    resized: ir.Value
+    start: ir.Value
+    kept: int
+
+
+def resize_axes(pen: Pen, pixels: ir.Value, spec: PixelSpec) -> tuple[Axis, Axis]:
+    """The vertical and the horizontal axis of an image of unknown size.
+
+    Args:
+        pen: Where the nodes go.
+        pixels: uint8 [batch, height, width, 3].
+        spec: `squash`, or `shortest` with a square tower.
+    """
+    shape = pen.op("Shape", pixels)
+    sides = tuple(pen.op("Gather", shape, pen.whole(place)) for place in (1, 2))
+    if spec.resize_mode == "squash":
+        resized = tuple(pen.whole(side) for side in spec.image_size)
+    else:
+        short = pen.op("Min", *sides)
+        # int(S * long / short): the host divides in float64, which never reaches a whole number that the quotient
+        # stays below (it would have to be 1/short close), so whole division gives the same; the short side gives S
+        resized = tuple(
+            pen.op("Div", pen.op("Mul", side, pen.whole(kept)), short)
+            for side, kept in zip(sides, spec.image_size, strict=True)
+        )
+    vertical, horizontal = (
+        Axis(given, scaled, _crop_start(pen, scaled, kept), kept)
+        for given, scaled, kept in zip(sides, resized, spec.image_size, strict=True)
+    )
+    return vertical, horizontal
+
+
+def _crop_start(pen: Pen, resized: ir.Value, kept: int) -> ir.Value:
+    """round((resized - kept) / 2), half to even, in whole numbers; `resized` is never below `kept`."""
+    two = pen.whole(2)
+    surplus = pen.op("Sub", resized, pen.whole(kept))
+    half = pen.op("Div", surplus, two)
+    is_odd = pen.op("Sub", surplus, pen.op("Mul", half, two))
+    half_is_odd = pen.op("Sub", half, pen.op("Mul", pen.op("Div", half, two), two))
+    return pen.op("Add", half, pen.op("Mul", is_odd, half_is_odd))
+
 
 FIXED_POINT_BITS = 22
 """Pillow's: 32 bits less 8 for the byte and 2 for overshoot."""
@@ -39,7 +146,7 @@ class CropWindow:
     end: ir.Value
 
 
-def seen(pen: Pen, axis: Axis, filter_: str) -> CropWindow:
+def crop_window(pen: Pen, axis: Axis, filter_: str) -> CropWindow:
     """The window of an axis: in half places from the image's middle, nothing is seen beyond kept + support units."""
     unit = pen.op("Max", axis.given, axis.resized)
     far = pen.op("Mul", axis.given, pen.whole(axis.kept))
@@ -51,7 +158,7 @@ def seen(pen: Pen, axis: Axis, filter_: str) -> CropWindow:
     return CropWindow(first, pen.op("Min", pen.op("Add", last, pen.whole(1)), axis.given))
 
 
-def weights(pen: Pen, axis: Axis, window: CropWindow, filter_: str) -> tuple[ir.Value, ir.Value]:
+def pillow_weights(pen: Pen, axis: Axis, window: CropWindow, filter_: str) -> tuple[ir.Value, ir.Value]:
     """The weights times 2^22 as 2^12·high + low: whole numbers in float32 [kept, places of the window], twice.
 
     Pillow's own bounds of the places need no test: they lie where the filter is zero.

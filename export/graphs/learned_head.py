@@ -29,7 +29,7 @@ import onnx_ir as ir
 from numpy.polynomial import Chebyshev, Polynomial
 
 from invariclip.artifact.manifest import LOGITS, PROBABILITIES, UNCERTAINTY
-from invariclip.export.graphs.ends import append, constant, free_names
+from invariclip.export.graphs.nodes import append, free_names, initializer
 from invariclip.uncertainty import MOST
 
 if TYPE_CHECKING:
@@ -204,7 +204,7 @@ class _Pen:
     ) -> ir.Value:
         """A node whose one output is [batch, *shape], of the head's dtype if not another."""
         kind = dtype or self._type
-        return append(self._graph, operator, inputs, self._free(name), [self._batch, *shape], attributes, kind)
+        return append(self._graph, operator, inputs, self._free(name), [self._batch, *shape], kind, **attributes)
 
     def cut(self, rows: ir.Value, start: int, end: int, name: str, shape: Sequence[int] | None = None) -> ir.Value:
         """From `start` to `end` along the axis behind the batch; what is left is of `shape`, or all there is."""
@@ -213,11 +213,11 @@ class _Pen:
 
     def value(self, name: str, numbers: float | NDArray[np.float64]) -> ir.Value:
         """A constant of the head's dtype."""
-        return constant(self._graph, self._free(name), np.asarray(numbers, dtype=self.dtype))
+        return initializer(self._graph, self._free(name), np.asarray(numbers, dtype=self.dtype))
 
     def shape(self, name: str, numbers: Sequence[int]) -> ir.Value:
         """An int64 constant."""
-        return constant(self._graph, self._free(name), np.asarray(numbers, dtype=np.int64))
+        return initializer(self._graph, self._free(name), np.asarray(numbers, dtype=np.int64))
 
     def _free(self, name: str) -> str:
         own = name if name in (LOGITS, PROBABILITIES, UNCERTAINTY) or name.startswith(_PREFIX) else f"{_PREFIX}{name}"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from invariclip.errors import MissingExtraError
-from invariclip.export.graphs.ends import HEAD
+from invariclip.export.graphs.nodes import HEAD
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
