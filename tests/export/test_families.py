@@ -13,7 +13,7 @@ from open_clip import list_models
 
 from invariclip.errors import CheckpointError
 from invariclip.export.build import export_artifact
-from invariclip.export.checkpoints import construct, families, random_weights, weights
+from invariclip.export.checkpoints import construct, families, weights
 from invariclip.export.checkpoints.checkpoint import load_checkpoint, shortened
 from invariclip.export.checkpoints.families import FAMILIES, ROBERTA_BASE, load_family, write_tokenizer
 from invariclip.export.checkpoints.surgery import foldable, reparameterized, shorten
@@ -88,14 +88,14 @@ def test_random_weights_come_from_the_seed_alone():
 
 
 def test_matrices_are_left_to_whoever_fills_them():
-    with random_weights.Unfilled():
+    with construct.Unfilled():
         layer = torch.nn.Linear(8, 8)
         with torch.no_grad():
             layer.weight.fill_(7)
             layer.bias.fill_(7)
     assert (layer.bias == 7).all()
     assert not (layer.weight == 7).all()
-    random_weights.fill(layer, 0)
+    construct.fill(layer, 0)
     assert 0.2 < layer.weight.std() < 0.5
     assert layer.bias.std() > 0.1
 

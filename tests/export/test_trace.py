@@ -9,7 +9,7 @@ from onnx import TensorProto
 
 from invariclip.backends import open_backend
 from invariclip.errors import ContractError
-from invariclip.export.graphs import towers, trace
+from invariclip.export.graphs import trace
 from invariclip.export.graphs.trace import (
     METADATA_KEY,
     OPSET,
