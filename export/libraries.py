@@ -1,11 +1,9 @@
-"""Lets open_clip be imported beside a CPU torch whose torchvision wheel cannot load its compiled ops.
+"""Other libraries, made fit to be used: open_clip imported beside a CPU torch, and remarks on their own work silenced.
 
 torchvision's wheel is built against CUDA. Beside a CPU build of torch its extension does not load, and
 `import torchvision`, and with it `import open_clip`, dies with `operator torchvision::nms does not exist`, because it
 registers fake kernels for ops that were never declared. CLIP needs none of them: declaring their schemas is enough.
 Call `declare_missing_ops()` before the first import of torchvision or open_clip.
-
-Libraries that remark on their own work are kept quiet; what matters of it is checked afterwards.
 """
 
 from __future__ import annotations
@@ -19,20 +17,6 @@ import torch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Inside, warnings and log records below error go nowhere."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
-
 
 _BOXES = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 _library: torch.library.Library | None = None
@@ -60,3 +44,16 @@ def _torchvision_works() -> bool:
             del sys.modules[name]
         return False
     return True
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Inside, warnings and log records below error go nowhere."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

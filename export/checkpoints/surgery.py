@@ -1,14 +1,11 @@
-"""Replacing a part of a torch model without changing the model: what is not on the way to the part stays shared.
+"""Torch models changed in a copy that shares weights: a part replaced, stacks shortened, training branches folded.
 
-A model without the middle of its stacks: the same kinds of layers in the same places, and far fewer of them.
-
-What a graph looks like is decided by the first block, the last block and what stands around them; the blocks between
-them repeat.
-
-The branches that a timm trunk has only for training, folded into the convolutions that it serves with.
-
-MobileCLIP's published scores are those of the folded form. timm folds in the precision that it finds; here that is
-float64, so that the two forms differ by float32's rounding alone.
+- `with_replaced` puts another part at a dotted path.
+- `shorten` drops the middle of every stack. What a graph looks like is decided by the first block, the last block and
+  what stands around them; the blocks between them repeat.
+- `reparameterized` folds the branches that a timm trunk has for training alone into the convolutions that it serves
+  with. MobileCLIP's published scores are those of the folded form. timm folds in the precision that it finds; here
+  that is float64, so that the two forms differ by float32's rounding alone.
 """
 
 from __future__ import annotations
@@ -21,6 +18,38 @@ from torch import nn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+_METHODS = ("reparameterize", "fuse", "switch_to_deploy")
+"""What timm calls it."""
+
+
+def find(module: nn.Module, path: str) -> Any:
+    """The thing at a dotted path, or None."""
+    found: Any = module
+    for part in path.split("."):
+        found = getattr(found, part, None)
+    return found
+
+
+def with_replaced(module: nn.Module, path: Sequence[str], new: nn.Module | nn.Parameter) -> nn.Module:
+    """A shallow copy of `module` in which the thing at `path` is `new`; everything beside the path is shared."""
+    head, *rest = path
+    twin = copy.copy(module)
+    # copy.copy shares these tables; the original must not see what is put into them
+    twin._modules = dict(module._modules)
+    twin._parameters = dict(module._parameters)
+    if rest:
+        twin._modules[head] = with_replaced(getattr(module, head), rest, new)
+    elif isinstance(new, nn.Parameter):
+        twin._parameters[head] = new
+    else:
+        twin._modules[head] = new
+    return twin
+
+
+def container_like(original: nn.Module, parts: Sequence[nn.Module]) -> nn.Module:
+    """A list of modules of the same kind: timm keeps blocks in a `Sequential`, open_clip in a `ModuleList`."""
+    return nn.Sequential(*parts) if isinstance(original, nn.Sequential) else nn.ModuleList(parts)
 
 
 def shorten(module: nn.Module) -> None:
@@ -67,10 +96,6 @@ def _build_of(module: nn.Module) -> tuple[str, tuple[tuple[str, torch.Size], ...
     return kinds, shapes
 
 
-_METHODS = ("reparameterize", "fuse", "switch_to_deploy")
-"""What timm calls it."""
-
-
 def foldable(module: nn.Module) -> list[str]:
     """Names of the outermost parts of a model that have branches for training alone; often none."""
     found: list[str] = []
@@ -110,32 +135,3 @@ def _folds(part: nn.Module) -> bool:
     if not type(part).__module__.startswith("timm.") or getattr(part, "reparam_conv", None) is not None:
         return False
     return any(hasattr(part, method) for method in _METHODS)
-
-
-def find(module: nn.Module, path: str) -> Any:
-    """The thing at a dotted path, or None."""
-    found: Any = module
-    for part in path.split("."):
-        found = getattr(found, part, None)
-    return found
-
-
-def with_replaced(module: nn.Module, path: Sequence[str], new: nn.Module | nn.Parameter) -> nn.Module:
-    """A shallow copy of `module` in which the thing at `path` is `new`; everything beside the path is shared."""
-    head, *rest = path
-    twin = copy.copy(module)
-    # copy.copy shares these tables; the original must not see what is put into them
-    twin._modules = dict(module._modules)
-    twin._parameters = dict(module._parameters)
-    if rest:
-        twin._modules[head] = with_replaced(getattr(module, head), rest, new)
-    elif isinstance(new, nn.Parameter):
-        twin._parameters[head] = new
-    else:
-        twin._modules[head] = new
-    return twin
-
-
-def container_like(original: nn.Module, parts: Sequence[nn.Module]) -> nn.Module:
-    """A list of modules of the same kind: timm keeps blocks in a `Sequential`, open_clip in a `ModuleList`."""
-    return nn.Sequential(*parts) if isinstance(original, nn.Sequential) else nn.ModuleList(parts)

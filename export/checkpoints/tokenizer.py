@@ -1,16 +1,16 @@
-"""open_clip's byte-pair vocabulary as one `tokenizer.json`, so that the runtime tokenizes without open_clip.
+"""A checkpoint's tokenizer as one `tokenizer.json` and a `TextSpec`: open_clip's own vocabulary, or the model's file.
 
-Three things have to match: which characters form a word (open_clip's regular expression, here a `Split` that keeps the
-matches), how a word falls into pieces (the same merges in the same order), and when `<start_of_text>` inside a text
-counts as the special token. open_clip asks the last only of a whole word of its regular expression: in
-`!!<end_of_text>` the word is `!!<`, and nothing special is left. The library's own special tokens would match anywhere,
-so here the two are ordinary words, built by merges that come after all others and can apply to nothing else.
+Of open_clip's byte-pair vocabulary three things have to match: which characters form a word (open_clip's regular
+expression, here a `Split` that keeps the matches), how a word falls into pieces (the same merges in the same order),
+and when `<start_of_text>` inside a text counts as the special token. open_clip asks the last only of a whole word of
+its regular expression: in `!!<end_of_text>` the word is `!!<`, and nothing special is left. The library's own special
+tokens would match anywhere, so here the two are ordinary words, built by merges that come after all others and can
+apply to nothing else.
 
-Tokenizers that are not open_clip's own: a `tokenizer.json` and the files beside it, as open_clip's `HFTokenizer`.
-
-The tokenizers library reads `tokenizer.json` by itself; what `transformers` adds comes from `tokenizer_config.json` and
-`special_tokens_map.json`: which token pads and where, which end is cut. All of it becomes a `TextSpec`, so that serving
-needs the one library and no more.
+Any other tokenizer is a `tokenizer.json` and the files beside it, as open_clip's `HFTokenizer` reads them. The
+tokenizers library reads `tokenizer.json` by itself; what `transformers` adds comes from `tokenizer_config.json` and
+`special_tokens_map.json`: which token pads and where, which end is cut. All of it becomes a `TextSpec`, so that
+serving needs the one library and no more.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from invariclip.preprocessing.tokenizer import TextSpec, Tokenizer, read_tokeniz
 TOKENIZER_FILE = "tokenizer.json"
 SETTINGS_FILES = ("special_tokens_map.json", "tokenizer_config.json")
 """Beside it, optional; what the later one says counts."""
-
 _OTHER_FORMATS = ("spiece.model", "sentencepiece.bpe.model", "tokenizer.model", "vocab.json", "vocab.txt")
 _USUAL = {
     "pad": ("<pad>", "[PAD]"),
@@ -43,6 +42,17 @@ _USUAL = {
 _OWN_ENDS = ("Gemma", "Llama")
 _PROBES = ("a", "two words", "A photo of a cat, on paper.", "3")
 _MAX_SETTINGS = 64 * 2**20
+CONTEXT_LENGTH = 77
+"""open_clip's context where the config names none."""
+VOCABULARY = 49408
+"""Tokens of open_clip's own vocabulary, and the size that its config takes where it names none."""
+_SPECIAL = ("<start_of_text>", "<end_of_text>")
+_CONTRACTIONS = "'s|'t|'re|'ve|'m|'ll|'d"
+_CLASSES = ((r"[\p{L}]", "+"), (r"[\p{N}]", ""), (r"[^\s\p{L}\p{N}]", "+"))
+"""The rest of open_clip's regular expression: letters, one digit, anything else but space; and how they repeat."""
+_MERGES = 49152 - 256 - 2
+"""Lines of the vocabulary file that open_clip uses, after its first line."""
+_END = "</w>"
 
 
 def tokenizer_of(
@@ -256,20 +266,6 @@ def _check_fit(
             f"{path}: ends a text with {list(spec.end_token_ids)}, but {name} looks for {text_cfg.get('eos_id', 2)} "
             "(eos_id)"
         )
-
-
-CONTEXT_LENGTH = 77
-"""open_clip's context where the config names none."""
-VOCABULARY = 49408
-"""Tokens of open_clip's own vocabulary, and the size that its config takes where it names none."""
-
-_SPECIAL = ("<start_of_text>", "<end_of_text>")
-_CONTRACTIONS = "'s|'t|'re|'ve|'m|'ll|'d"
-_CLASSES = ((r"[\p{L}]", "+"), (r"[\p{N}]", ""), (r"[^\s\p{L}\p{N}]", "+"))
-"""The rest of open_clip's regular expression: letters, one digit, anything else but space; and how they repeat."""
-_MERGES = 49152 - 256 - 2
-"""Lines of the vocabulary file that open_clip uses, after its first line."""
-_END = "</w>"
 
 
 def bundled_tokenizer(text_cfg: dict[str, Any], name: str) -> Tokenizer:

@@ -1,10 +1,9 @@
-"""Checkpoint files to tensors: nothing is unpickled, and a digest names the weights whatever the container.
+"""Files that come with a model, read without trust: tensors (nothing is unpickled), and JSON of bounded size.
 
-The digest is `sha256` over the tensors of the file in the order of their names; each contributes
-`name NUL dtype NUL shape NUL` and its bytes, little-endian, row by row. A `.pt` and a `.safetensors` with the same
-tensors therefore have the same digest; a float16 copy of float32 weights has another one, because it is another model.
-
-JSON files that come with a model: bounded before they are read, one line where they are not what they should be.
+A digest names the weights whatever the container: `sha256` over the tensors of the file in the order of their names;
+each contributes `name NUL dtype NUL shape NUL` and its bytes, little-endian, row by row. A `.pt` and a `.safetensors`
+with the same tensors therefore have the same digest; a float16 copy of float32 weights has another one, because it is
+another model.
 """
 
 from __future__ import annotations
@@ -23,34 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-
-def read_object(path: Path, what: str, *, most: int) -> dict[str, Any]:
-    """Reads a JSON file that holds one object.
-
-    Args:
-        path: The file.
-        what: What it should be, for the error: `a model's config`.
-        most: Bytes from which it is refused before it is read.
-
-    Raises:
-        CheckpointError: It is missing, larger, not JSON, nested too deep to be read, or holds no object.
-    """
-    try:
-        if path.stat().st_size > most:
-            raise CheckpointError(f"{path}: more than {most} bytes; not {what}")
-        plain = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(plain, dict):
-        raise CheckpointError(f"{path}: not {what}, it holds a {type(plain).__name__}")
-    return plain
-
-
 CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
-
 INDEX_SUFFIX = ".safetensors.index.json"
 """Ending of the file that says which tensor lies in which of several files."""
-
 _AT_A_TIME = 64 * 2**20
 """Bytes read through one mapping of a file: pages of a mapping stay in memory for as long as it does."""
 _MAX_INDEX = 64 * 2**20
@@ -219,3 +193,25 @@ def _as_open_clip(tensors: dict[str, torch.Tensor], module: torch.nn.Module) -> 
     # transformers stopped storing these positions in 4.31
     renamed.pop("text.transformer.embeddings.position_ids", None)
     return renamed
+
+
+def read_object(path: Path, what: str, *, most: int) -> dict[str, Any]:
+    """Reads a JSON file that holds one object.
+
+    Args:
+        path: The file.
+        what: What it should be, for the error: `a model's config`.
+        most: Bytes from which it is refused before it is read.
+
+    Raises:
+        CheckpointError: It is missing, larger, not JSON, nested too deep to be read, or holds no object.
+    """
+    try:
+        if path.stat().st_size > most:
+            raise CheckpointError(f"{path}: more than {most} bytes; not {what}")
+        plain = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(plain, dict):
+        raise CheckpointError(f"{path}: not {what}, it holds a {type(plain).__name__}")
+    return plain

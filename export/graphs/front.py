@@ -1,16 +1,11 @@
-"""Sets a front before an image graph, and takes it out again to be measured.
+"""Pixels in the graph: a front that takes uint8 images of any size and resizes and crops them as Pillow does.
 
-How far a front's pixels may be from the host's.
-
-The form `resize`: ONNX Resize on the bytes themselves, then a crop. For ONNX Runtime's CPU provider.
-
-The form `matmul`: Pillow's resize and crop as matrix products, of operators that TensorRT can build.
-
-Pillow resizes in two passes, rows first; each is a weighted sum whose weights are whole multiples of 2^-22, rounded
-half up and clipped to a byte. A weight of 22 bits times a byte does not fit a float32 (24 bits), let alone
-TensorFloat-32 (11 bits), which TensorRT takes for products unless told otherwise. So a weight is split,
-2^22·w = 2^12·high + low, both whole and of 11 bits at most: every product is exact in either, and so is every sum
-below 2^24.
+`resize` is ONNX's Resize on the bytes themselves, then a crop. `matmul` is Pillow's resize and crop as matrix products,
+of operators that TensorRT can build: Pillow resizes in two passes, rows first; each is a weighted sum whose weights are
+whole multiples of 2^-22, rounded half up and clipped to a byte. A weight of 22 bits times a byte does not fit a float32
+(24 bits), let alone TensorFloat-32 (11 bits), which TensorRT takes for products unless told otherwise. So a weight is
+split, 2^22·w = 2^12·high + low, both whole and of 11 bits at most: every product is exact in either, and so is every
+sum below 2^24.
 """
 
 from __future__ import annotations
@@ -38,6 +33,21 @@ if TYPE_CHECKING:
 
     from invariclip.export.graphs.front_weights import Axis
     from invariclip.preprocessing.pixels import PixelSpec
+
+TALLEST = 100
+"""Above this, Pillow shortens a tall image by columns first, which no front does: up to 28 levels off."""
+FrontForm: TypeAlias = Literal["resize", "matmul"]
+"""`resize` for ONNX Runtime's CPU provider alone; `matmul` also for OpenVINO (in float32) and TensorRT."""
+FITTED = f"{FRONT}fitted"
+"""The value that ends a front: [batch, S, S, 3], uint8 after `resize`, whole numbers in float32 after `matmul`."""
+_ANY_DTYPE = ("Cast", "Shape")
+"""What towers do with their pixels first: the latter where they need the batch's size."""
+MIN_OPSET = 18
+"""The first whose Resize knows antialiasing."""
+_FILTERS: dict[str, dict[str, str | float]] = {
+    "bicubic": {"mode": "cubic", "cubic_coeff_a": -0.5},
+    "bilinear": {"mode": "linear"},
+}
 
 
 @dataclass(frozen=True)
@@ -67,14 +77,6 @@ values off. A search among small ratios of whole numbers, which put many sums ha
 image of waves (28 × 32 to 32) and 35 % of one in black and white (16 × 20 to 40). They hold for images up to
 `TALLEST` times as tall as wide.
 """
-TALLEST = 100
-"""Above this, Pillow shortens a tall image by columns first, which no front does: up to 28 levels off."""
-
-
-_FILTERS: dict[str, dict[str, str | float]] = {
-    "bicubic": {"mode": "cubic", "cubic_coeff_a": -0.5},
-    "bilinear": {"mode": "linear"},
-}
 
 
 def write_resize(pen: Pen, pixels: ir.Value, axes: tuple[Axis, Axis], spec: PixelSpec) -> ir.Value:
@@ -128,25 +130,6 @@ def write_products(pen: Pen, pixels: ir.Value, axes: tuple[Axis, Axis], spec: Pi
     rows = _round(pen, [pen.op("MatMul", planes, pen.op("Transpose", part, perm=[1, 0])) for part in horizontal])
     square = _round(pen, [pen.op("MatMul", part, rows) for part in vertical])
     return pen.op("Transpose", square, perm=[0, 2, 3, 1])
-
-
-def _round(pen: Pen, sums: Sequence[ir.Value]) -> ir.Value:
-    """(2^12·high + low + 2^21) >> 22, clipped to a byte, in steps that float32 has no need to round."""
-    unit = 2.0 ** (FIXED_POINT_BITS - LOW_BITS)
-    carried = pen.op("Floor", pen.op("Mul", sums[1], pen.real(2.0**-LOW_BITS)))
-    total = pen.op("Add", pen.op("Add", sums[0], carried), pen.real(unit / 2))
-    return pen.op("Clip", pen.op("Floor", pen.op("Mul", total, pen.real(1 / unit))), pen.real(0), pen.real(255))
-
-
-FrontForm: TypeAlias = Literal["resize", "matmul"]
-"""`resize` for ONNX Runtime's CPU provider alone; `matmul` also for OpenVINO (in float32) and TensorRT."""
-
-FITTED = f"{FRONT}fitted"
-"""The value that ends a front: [batch, S, S, 3], uint8 after `resize`, whole numbers in float32 after `matmul`."""
-_ANY_DTYPE = ("Cast", "Shape")
-"""What towers do with their pixels first: the latter where they need the batch's size."""
-MIN_OPSET = 18
-"""The first whose Resize knows antialiasing."""
 
 
 def require_form(form: str) -> None:
@@ -255,3 +238,11 @@ def _image_input(model: ir.Model, spec: PixelSpec) -> ir.Value:
             f"{', '.join(map(str, wanted))}]; a front is added once, to the tower that the pixels belong to"
         )
     return value
+
+
+def _round(pen: Pen, sums: Sequence[ir.Value]) -> ir.Value:
+    """(2^12·high + low + 2^21) >> 22, clipped to a byte, in steps that float32 has no need to round."""
+    unit = 2.0 ** (FIXED_POINT_BITS - LOW_BITS)
+    carried = pen.op("Floor", pen.op("Mul", sums[1], pen.real(2.0**-LOW_BITS)))
+    total = pen.op("Add", pen.op("Add", sums[0], carried), pen.real(unit / 2))
+    return pen.op("Clip", pen.op("Floor", pen.op("Mul", total, pen.real(1 / unit))), pen.real(0), pen.real(255))

@@ -1,13 +1,10 @@
-"""Pillow's weights of one pass, to its last bit, computed in the graph from an image's side.
+"""What Pillow computes from an image's size, computed in the graph: the resize, the crop, the weights of each pass.
 
-A weight is filter(t) over the sum of its row, in whole multiples of 2^-22. Plain float32 gets some wrong by one (28 %
-of images then differ from the host's somewhere, against 0.4 %), and float64 is not for TensorRT. But a weight needs
-few bits at a time: the cubic at the nearest 64th of t is a whole number of 2^-19, what is missing is small, and so is
-the remainder of the first of two divisions. Whole numbers stay below 2^31, because OpenVINO has no longer ones.
-
-A pen that writes nodes at the head of a graph; whoever holds it need not know onnx_ir.
-
-What Pillow would be asked for, computed in the graph: the size to resize to, and where the crop starts.
+A weight is filter(t) over the sum of its row, in whole multiples of 2^-22, here to its last bit. Plain float32 gets
+some wrong by one (28 % of images then differ from the host's somewhere, against 0.4 %), and float64 is not for
+TensorRT. But a weight needs few bits at a time: the cubic at the nearest 64th of t is a whole number of 2^-19, what is
+missing is small, and so is the remainder of the first of two divisions. Whole numbers stay below 2^31, because OpenVINO
+has no longer ones.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
 """What comes last in a graph: the class head after `embedding`, and the projection as something a caller may replace.
 
 Both are edits of the graph alone. Nothing before `embedding` is touched, so classes can be exchanged in an artifact
-whose checkpoint is far away, and whose weights need not even be read.
-
-A digest of everything in a graph that its embedding depends on: equal digests, equal embeddings.
+whose checkpoint is far away, and whose weights need not even be read; `body_digest` shows that nothing was.
 """
 
 from __future__ import annotations
@@ -27,40 +25,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.artifact.manifest import LearnedPromptsFacts
-
-
-def body_digest(path: Path) -> str:
-    """sha256 over everything that `embedding` depends on: inputs, nodes in order, weights, functions.
-
-    Weights in a file beside the graph enter with their place in it; that file has a digest of its own.
-
-    Args:
-        path: An image graph.
-    """
-    model = onnx.load(str(path), load_external_data=False)
-    needed, nodes = {EMBEDDING}, []
-    for node in reversed(model.graph.node):
-        if needed.intersection(node.output):
-            nodes.append(node)
-            needed.update(_inputs_of(node))
-    weights = sorted((item for item in model.graph.initializer if item.name in needed), key=lambda item: item.name)
-    parts: Iterable[Any] = (*model.opset_import, *model.functions, *model.graph.input, *reversed(nodes), *weights)
-    digest = hashlib.sha256()
-    for part in parts:
-        content = part.SerializeToString(deterministic=True)
-        digest.update(len(content).to_bytes(8, "little"))
-        digest.update(content)
-    return digest.hexdigest()
-
-
-def _inputs_of(node: onnx.NodeProto) -> set[str]:
-    """Names that a node reads, those of its subgraphs included."""
-    names = set(node.input)
-    for attribute in node.attribute:
-        for graph in (attribute.g, *attribute.graphs):
-            names.update(*(_inputs_of(inner) for inner in graph.node), (output.name for output in graph.output))
-    return names
-
 
 CLASS_BANK, LOGIT_SCALE, LOGIT_BIAS = "class_bank", "logit_scale", "logit_bias"
 MATRIX = "matrix"
@@ -224,3 +188,36 @@ def _remove_head(graph: ir.Graph, embedding: ir.Value) -> None:
     for value in given:
         if value.name is not None and not value.uses() and value.name in graph.initializers:
             del graph.initializers[value.name]
+
+
+def body_digest(path: Path) -> str:
+    """sha256 over everything that `embedding` depends on: inputs, nodes in order, weights, functions.
+
+    Weights in a file beside the graph enter with their place in it; that file has a digest of its own.
+
+    Args:
+        path: An image graph.
+    """
+    model = onnx.load(str(path), load_external_data=False)
+    needed, nodes = {EMBEDDING}, []
+    for node in reversed(model.graph.node):
+        if needed.intersection(node.output):
+            nodes.append(node)
+            needed.update(_inputs_of(node))
+    weights = sorted((item for item in model.graph.initializer if item.name in needed), key=lambda item: item.name)
+    parts: Iterable[Any] = (*model.opset_import, *model.functions, *model.graph.input, *reversed(nodes), *weights)
+    digest = hashlib.sha256()
+    for part in parts:
+        content = part.SerializeToString(deterministic=True)
+        digest.update(len(content).to_bytes(8, "little"))
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def _inputs_of(node: onnx.NodeProto) -> set[str]:
+    """Names that a node reads, those of its subgraphs included."""
+    names = set(node.input)
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            names.update(*(_inputs_of(inner) for inner in graph.node), (output.name for output in graph.output))
+    return names

@@ -1,8 +1,8 @@
 """The class head of learned templates: every template's evidence, fused, and how unsure the whole is (CDC).
 
-`runtime.evidence` has the formula. Here it is in operators that every engine has, without a loop over templates: one
-product of the embedding with all M + 1 banks, q_mk = a_m · τ · cos_mk, then with k* the best class of template m and
-g_m = a_m · τ · r_m its background
+`invariclip.uncertainty` has the formula. Here it is in operators that every engine has, without a loop over templates:
+one product of the embedding with all M + 1 banks, q_mk = a_m · τ · cos_mk, then with k* the best class of template m
+and g_m = a_m · τ · r_m its background
 
     s_m = log Σ_{k ≠ k*} exp q_mk,    x_mk = q_mk - log(1 + exp(s_m - q_mk*)) - log(exp s_m + exp g_m) + c_m,
     r_k = Σ_m log(1 + exp x_mk),    e_k = exp(r_k) - 1,    b_k = e_k / (1 + Σ e),    u = 1 / (1 + Σ e).

@@ -1,18 +1,10 @@
-"""Merging tokens that say nearly the same: bipartite soft matching with a fixed number of tokens before and after.
+"""Image towers that merge tokens which say nearly the same, by a fixed number at each merge.
 
 Token Merging (Bolya et al., ICLR 2023, arXiv 2210.09461): every second patch token looks for the most similar one
 among the others; the most similar pairs become one token, the mean of what they stand for. Published code sorts and
 scatters. Here the tokens' new places are counted, and one product with the matrix of places moves them: comparisons,
-sums and matrix products, which every engine has, and ties are broken alike everywhere.
-
-An image tower's blocks with merges between attention and MLP.
-
-Names for what merges compute, so that a quantiser can be told to leave it alone.
-
-An int8 residual stream would cost far more than the product that moves tokens is worth, and int8 similarities would
-pair other tokens.
-
-Puts a schedule of merges into an image tower that has been rewritten.
+sums and matrix products, which every engine has, and ties are broken alike everywhere. `thin_tokens` puts the merges
+between attention and MLP of a tower that has been rewritten.
 """
 
 from __future__ import annotations
@@ -140,7 +132,7 @@ def thin_tokens(subject: Subject, schedule: Sequence[int]) -> str:
         What was done, in words.
 
     Raises:
-        NotApplicableError: The tower does not fit; it stays as it was.
+        RewriteNotApplicableError: The tower does not fit; it stays as it was.
         InputError: It cannot have this schedule.
     """
     if subject.tower != "image":

@@ -1,7 +1,4 @@
-"""How many tokens are left after each block, and what a tower costs with so many.
-
-Families of schedules: where a tower merges is fixed, how many tokens are left at the end is the parameter.
-"""
+"""How many tokens are left after each block, what a tower costs with so many, and the families of schedules to try."""
 
 from __future__ import annotations
 

@@ -69,14 +69,14 @@ def tower_graph(
     """Builds one tower's graph.
 
     Args:
-        checkpoint: The original model; it stays unchanged. A text tower that reads learned vectors (`models.contexts`)
+        checkpoint: The original model; it stays unchanged. A text tower that reads learned vectors (`learned_contexts`)
             gives a graph that reads them too.
         tower: `image` or `text`.
         projection: A_inv to put in, or None.
         rewrites: Names of the rewrites that are switched on.
         projection_as_input: Leave the projection as a matrix that may be exchanged at any run.
-        tokens: Merge patches that look alike: tokens left after each block but the last, see `tokens.Schedule`. Not
-            exact, so the contract has to say how close it is. None merges nothing.
+        tokens: Merge patches that look alike: tokens left after each block but the last, see
+            `token_schedules.Schedule`. Not exact, so the contract has to say how close it is. None merges nothing.
 
     Raises:
         InputError: The tower's tokens cannot be merged, or not by this schedule.

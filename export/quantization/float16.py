@@ -1,12 +1,9 @@
-"""float16 arithmetic with float32 islands, written into the graph itself, as strongly typed engines want it.
+"""float16 in a graph: as arithmetic with float32 islands, or as storage of weights alone.
 
-Where a node may compute in float16 is read from its operator's schema. What loses most by it stays float32: norms,
-softmax, the embedding's length and everything after it, an exchangeable projection, pixels' resize, and constants that
-float16 does not have. Further islands are added until the contract is kept, see `LADDER`.
-
-float16 weights, for size: half the file, float32 arithmetic.
-
-Casts where float32 and float16 meet in a graph: one for each value and direction, constants rounded once.
+`to_float16` writes the arithmetic into the graph itself, as strongly typed engines want it. Where a node may compute in
+float16 is read from its operator's schema. What loses most by it stays float32: norms, softmax, the embedding's length
+and everything after it, an exchangeable projection, pixels' resize, and constants that float16 does not have. Further
+islands are added until the contract is kept, see `LADDER`. `halve` halves the file and leaves the arithmetic float32.
 """
 
 from __future__ import annotations
@@ -28,126 +25,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-
-MIN_WEIGHTS = 1 << 10
-"""Smaller tensors stay float32: they are nothing of the size, and biases and norms cost the most for it."""
-_LARGEST = float(np.finfo(np.float16).max)
-
-
-def halve(model: ir.Model) -> int:
-    """Stores every large float32 weight as float16 with a Cast behind it, in place.
-
-    Args:
-        model: A float32 graph.
-
-    Returns:
-        How many weights were halved.
-
-    Raises:
-        ContractError: A weight is too large for float16.
-    """
-    graph, count = model.graph, 0
-    for value in list(graph.initializers.values()):
-        tensor = value.const_value
-        if tensor is None or tensor.dtype != ir.DataType.FLOAT or tensor.size < MIN_WEIGHTS or value in graph.inputs:
-            continue
-        numbers = np.asarray(tensor.numpy())
-        if np.abs(numbers).max() > _LARGEST:
-            raise ContractError(f"{value.name}: holds numbers above {_LARGEST:g}, which float16 does not have")
-        name, users = value.name or "", list(value.uses())
-        if not users:
-            continue
-        graph.initializers.pop(name)
-        half = initializer(graph, f"{name}_float16", numbers.astype(np.float16))
-        cast = make_node(
-            "Cast", [half], f"{name}_float32", numbers.shape, name=f"{name}_cast", to=int(ir.DataType.FLOAT)
-        )
-        graph.insert_before(graph[0], [cast])
-        for use in users:
-            use.node.replace_input_with(use.idx, cast.outputs[0])
-        count += 1
-    return count
-
-
-class Writer:
-    """Puts casts where float32 and float16 meet, one for each value however many read it."""
-
-    def __init__(self, graph: ir.Graph) -> None:
-        self._graph = graph
-        self._halves: dict[ir.Value, ir.Value] = {}
-        self._turned: set[ir.Value] = set()
-        self.casts = 0
-
-    def half(self, value: ir.Value, reader: ir.Node) -> ir.Value:
-        """The value in float16: itself where its node computes so already, a constant again, or a cast."""
-        if value in self._turned:
-            return value
-        if value not in self._halves:
-            numbers = constant_of(value)
-            if numbers is None:
-                self._halves[value] = self._cast_down(value, reader)
-            else:
-                self._halves[value] = initializer(self._graph, f"{value.name}_float16", numbers.astype(np.float16))
-        return self._halves[value]
-
-    def turn(self, value: ir.Value) -> None:
-        """A node's output is float16; its type is written in the end, so that its readers are asked as float32 ones."""
-        self._turned.add(value)
-
-    def restore(self) -> None:
-        """Casts back for every reader that stayed float32, and for the graph's outputs."""
-        for value in sorted(self._turned, key=lambda value: value.name or ""):
-            value.dtype = ir.DataType.FLOAT16
-            readers = [use for use in value.uses() if not self._reads_half(use.node)]
-            output = value.is_graph_output()
-            if not readers and not output:
-                continue
-            node = value.producer()
-            if node is None:
-                continue
-            cast = self._cast(value, ir.DataType.FLOAT, f"{value.name}_float32")
-            self._graph.insert_after(node, [cast])
-            for use in readers:
-                use.node.replace_input_with(use.idx, cast.outputs[0])
-            if output:
-                self._take_over(value, cast.outputs[0])
-
-    def _reads_half(self, node: ir.Node) -> bool:
-        """Whether a reader computes in float16 itself, or does not care."""
-        if node.op_type in ("Cast", "Shape", "Size"):
-            return True
-        if node.op_type == "QuantizeLinear":
-            scale = node.inputs[1]
-            return scale is not None and scale.dtype == ir.DataType.FLOAT16
-        return any(output in self._turned for output in node.outputs)
-
-    def _take_over(self, value: ir.Value, whole: ir.Value) -> None:
-        """The float32 copy becomes the graph's output, under its name."""
-        name = value.name
-        value.name, whole.name = f"{name}_float16", name
-        for place, output in enumerate(self._graph.outputs):
-            if output is value:
-                self._graph.outputs[place] = whole
-
-    def _cast_down(self, value: ir.Value, reader: ir.Node) -> ir.Value:
-        cast = self._cast(value, ir.DataType.FLOAT16, f"{value.name}_float16")
-        producer = value.producer()
-        if producer is None or producer.graph is not self._graph:
-            self._graph.insert_before(self._graph[0] if value.is_graph_input() else reader, [cast])
-        else:
-            self._graph.insert_after(producer, [cast])
-        return cast.outputs[0]
-
-    def _cast(self, value: ir.Value, dtype: ir.DataType, name: str) -> ir.Node:
-        self.casts += 1
-        return make_node("Cast", [value], name, value.shape, dtype, name=f"{name}_cast", to=int(dtype))
-
-
-def constant_of(value: ir.Value) -> NDArray[np.float32] | None:
-    """An initializer's numbers; None for anything that is computed or may be fed."""
-    return numbers_of(value, np.float32) if value.is_initializer() and not value.is_graph_input() else None
-
-
 NORMS = frozenset(
     {
         "BatchNormalization", "GroupNormalization", "InstanceNormalization", "LayerNormalization",
@@ -166,8 +43,11 @@ LADDER: tuple[tuple[str, frozenset[str]], ...] = (
     ("and activations", NORMS | SUMS | ACTIVATIONS),
 )
 """Operators that stay float32, from the fewest to so many that products alone are left in float16."""
-_LARGEST, _SMALLEST_NORMAL = float(np.finfo(np.float16).max), float(np.finfo(np.float16).tiny)
 _SCALED = ("QuantizeLinear", "DequantizeLinear")
+MIN_WEIGHTS = 1 << 10
+"""Smaller tensors stay float32: they are nothing of the size, and biases and norms cost the most for it."""
+_LARGEST = float(np.finfo(np.float16).max)
+_LARGEST, _SMALLEST_NORMAL = float(np.finfo(np.float16).max), float(np.finfo(np.float16).tiny)
 
 
 @dataclass(frozen=True)
@@ -336,3 +216,117 @@ def _drop_unused(graph: ir.Graph) -> None:
     for name, value in list(graph.initializers.items()):
         if not value.uses() and not value.is_graph_input() and not value.is_graph_output():
             del graph.initializers[name]
+
+
+def halve(model: ir.Model) -> int:
+    """Stores every large float32 weight as float16 with a Cast behind it, in place.
+
+    Args:
+        model: A float32 graph.
+
+    Returns:
+        How many weights were halved.
+
+    Raises:
+        ContractError: A weight is too large for float16.
+    """
+    graph, count = model.graph, 0
+    for value in list(graph.initializers.values()):
+        tensor = value.const_value
+        if tensor is None or tensor.dtype != ir.DataType.FLOAT or tensor.size < MIN_WEIGHTS or value in graph.inputs:
+            continue
+        numbers = np.asarray(tensor.numpy())
+        if np.abs(numbers).max() > _LARGEST:
+            raise ContractError(f"{value.name}: holds numbers above {_LARGEST:g}, which float16 does not have")
+        name, users = value.name or "", list(value.uses())
+        if not users:
+            continue
+        graph.initializers.pop(name)
+        half = initializer(graph, f"{name}_float16", numbers.astype(np.float16))
+        cast = make_node(
+            "Cast", [half], f"{name}_float32", numbers.shape, name=f"{name}_cast", to=int(ir.DataType.FLOAT)
+        )
+        graph.insert_before(graph[0], [cast])
+        for use in users:
+            use.node.replace_input_with(use.idx, cast.outputs[0])
+        count += 1
+    return count
+
+
+class Writer:
+    """Puts casts where float32 and float16 meet, one for each value however many read it."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self._graph = graph
+        self._halves: dict[ir.Value, ir.Value] = {}
+        self._turned: set[ir.Value] = set()
+        self.casts = 0
+
+    def half(self, value: ir.Value, reader: ir.Node) -> ir.Value:
+        """The value in float16: itself where its node computes so already, a constant again, or a cast."""
+        if value in self._turned:
+            return value
+        if value not in self._halves:
+            numbers = constant_of(value)
+            if numbers is None:
+                self._halves[value] = self._cast_down(value, reader)
+            else:
+                self._halves[value] = initializer(self._graph, f"{value.name}_float16", numbers.astype(np.float16))
+        return self._halves[value]
+
+    def turn(self, value: ir.Value) -> None:
+        """A node's output is float16; its type is written in the end, so that its readers are asked as float32 ones."""
+        self._turned.add(value)
+
+    def restore(self) -> None:
+        """Casts back for every reader that stayed float32, and for the graph's outputs."""
+        for value in sorted(self._turned, key=lambda value: value.name or ""):
+            value.dtype = ir.DataType.FLOAT16
+            readers = [use for use in value.uses() if not self._reads_half(use.node)]
+            output = value.is_graph_output()
+            if not readers and not output:
+                continue
+            node = value.producer()
+            if node is None:
+                continue
+            cast = self._cast(value, ir.DataType.FLOAT, f"{value.name}_float32")
+            self._graph.insert_after(node, [cast])
+            for use in readers:
+                use.node.replace_input_with(use.idx, cast.outputs[0])
+            if output:
+                self._take_over(value, cast.outputs[0])
+
+    def _reads_half(self, node: ir.Node) -> bool:
+        """Whether a reader computes in float16 itself, or does not care."""
+        if node.op_type in ("Cast", "Shape", "Size"):
+            return True
+        if node.op_type == "QuantizeLinear":
+            scale = node.inputs[1]
+            return scale is not None and scale.dtype == ir.DataType.FLOAT16
+        return any(output in self._turned for output in node.outputs)
+
+    def _take_over(self, value: ir.Value, whole: ir.Value) -> None:
+        """The float32 copy becomes the graph's output, under its name."""
+        name = value.name
+        value.name, whole.name = f"{name}_float16", name
+        for place, output in enumerate(self._graph.outputs):
+            if output is value:
+                self._graph.outputs[place] = whole
+
+    def _cast_down(self, value: ir.Value, reader: ir.Node) -> ir.Value:
+        cast = self._cast(value, ir.DataType.FLOAT16, f"{value.name}_float16")
+        producer = value.producer()
+        if producer is None or producer.graph is not self._graph:
+            self._graph.insert_before(self._graph[0] if value.is_graph_input() else reader, [cast])
+        else:
+            self._graph.insert_after(producer, [cast])
+        return cast.outputs[0]
+
+    def _cast(self, value: ir.Value, dtype: ir.DataType, name: str) -> ir.Node:
+        self.casts += 1
+        return make_node("Cast", [value], name, value.shape, dtype, name=f"{name}_cast", to=int(dtype))
+
+
+def constant_of(value: ir.Value) -> NDArray[np.float32] | None:
+    """An initializer's numbers; None for anything that is computed or may be fed."""
+    return numbers_of(value, np.float32) if value.is_initializer() and not value.is_graph_input() else None

@@ -1,10 +1,9 @@
-"""What flows into each product while calibration images pass: ranges, means and second moments, streamed.
+"""The range of each quantised value, with mean and second moments, from calibration images streamed through a graph.
 
-The range that a value's 256 levels cover: from its smallest to its largest number, or less where that errs less.
-
-A few numbers far out make every level wider. Cutting them off costs those few and is finer for all the others; the
-least mean squared error says how far to go (Banner et al., arXiv 1810.05723, section 2; searched here on a sample
-instead of fitting a density).
+The 256 levels of a value go from its smallest to its largest number, or less far where that errs less. A few numbers
+far out make every level wider. Cutting them off costs those few and is finer for all the others; the least mean squared
+error says how far to go (Banner et al., arXiv 1810.05723, section 2; searched here on a sample instead of fitting a
+density).
 """
 
 from __future__ import annotations
@@ -159,7 +158,7 @@ class Flow:
 
 def flows_of(
     model: ir.Model,
-    sites: Sequence[Product],
+    products: Sequence[Product],
     batches: Iterable[NDArray[np.uint8]],
     *,
     threads: int | None = None,
@@ -169,7 +168,7 @@ def flows_of(
 
     Args:
         model: The graph; it is unchanged afterwards.
-        sites: The products.
+        products: Those that it has.
         batches: uint8 [n, H, W, 3]; every batch is let go before the next.
         threads: Of ONNX Runtime; None takes what this process may use.
         progress: `console.bar` or `console.silent`.
@@ -180,16 +179,16 @@ def flows_of(
     Raises:
         ContractError: A value is not finite, or no image came.
     """
-    readings = {site.reading: site for site in sites}
-    wanted = list(dict.fromkeys(site.value for site in sites))
+    readings = {product.reading: product for product in products}
+    wanted = list(dict.fromkeys(product.value for product in products))
     flows: dict[str, Flow] = {}
     with TemporaryDirectory() as folder:
         session = _looking(model, wanted, Path(folder) / "looking.onnx", threads or available_threads())
         for batch in progress(batches, total=None, desc="calibration images"):
             answers = dict(zip(wanted, session.run(wanted, {session.get_inputs()[0].name: batch}), strict=True))
-            for name, site in readings.items():
-                answer = np.asarray(answers[site.value], dtype=np.float32)
-                rows = _rows(answer, site.window)
+            for name, product in readings.items():
+                answer = np.asarray(answers[product.value], dtype=np.float32)
+                rows = _rows(answer, product.window)
                 if name not in flows:
                     flows[name] = Flow.empty(rows.shape[1])
                 flows[name].widen(answer)

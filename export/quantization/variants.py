@@ -14,7 +14,7 @@ from invariclip.export.graphs.trace import write_graph
 from invariclip.export.quantization import other_quantizers
 from invariclip.export.quantization.float16 import LADDER, halve, to_float16
 from invariclip.export.quantization.mixed import groups_of, mix
-from invariclip.export.quantization.products import flops, sites_of
+from invariclip.export.quantization.products import flops, products_of
 from invariclip.export.quantization.qdq import (
     QuantizationRecipe,
     quantise,
@@ -189,16 +189,16 @@ class VariantInputs:
 
     def _mixed(self, source: Path, target: Path, finish: Finish | None = None) -> dict[str, Any]:
         model = ir.load(source)
-        sites = sites_of(model)
-        if not sites:
+        products = products_of(model)
+        if not products:
             raise ContractError("it has no product with constant weights that int8 could take over")
-        flows = flows_of(model, sites, self.calibration(), threads=self.threads, progress=self.progress)
-        groups = groups_of(sites, lambda site: flops(model, site))
+        flows = flows_of(model, products, self.calibration(), threads=self.threads, progress=self.progress)
+        groups = groups_of(products, lambda product: flops(model, product))
         tried: list[tuple[float, QuantizationRecipe, Write]] = []
-        for smoothing in SMOOTHING if smoothable(model, sites) else (None,):
-            weights = rounded(model, sites, flows, QuantizationRecipe(smoothing), progress=self.progress)
+        for smoothing in SMOOTHING if smoothable(model, products) else (None,):
+            weights = rounded(model, products, flows, QuantizationRecipe(smoothing), progress=self.progress)
             for clip in (False, True):
-                ranges = ranges_of(model, sites, flows, weights, clip=clip)
+                ranges = ranges_of(model, products, flows, weights, clip=clip)
                 write: Write = partial(_write, source, target, ranges, weights, finish=finish)
                 write(groups)
                 tried.append((self._cost(target), QuantizationRecipe(smoothing, clip=clip), write))
@@ -256,7 +256,7 @@ def _write(
 ) -> None:
     """A float32 graph's file again, with these groups in int8."""
     graph = ir.load(source)
-    quantise(graph, [site for group in chosen for site in group.sites], ranges, weights)
+    quantise(graph, [product for group in chosen for product in group.products], ranges, weights)
     if finish is not None:
         finish(graph)
     write_graph(graph, target)
@@ -274,7 +274,7 @@ def write_islands(source: Path, target: Path, keep: Iterable[str]) -> Islands:
     Args:
         source: The float32 graph.
         target: The file to write.
-        keep: Operators that stay float32, see `islands.LADDER`.
+        keep: Operators that stay float32, see `float16.LADDER`.
 
     Raises:
         ContractError: Nothing in it can compute in float16, or the graph is not valid ONNX then.

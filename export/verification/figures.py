@@ -83,7 +83,7 @@ class TowerFigures:
         cosine_min: Smallest cosine to the reference.
         cosine_mean: Mean cosine to the reference.
         top1_agreement: Share of inputs whose best match in the bank is the same, ties counted as the same.
-        top1_ties: Inputs whose best match differs, but lies within `comparison.TIE` of the reference's best.
+        top1_ties: Inputs whose best match differs, but lies within `answers.TIE` of the reference's best.
         top1_of: Rows of the bank that the best matches were sought in.
         non_finite: Values of any float output that are NaN or infinite.
         batch_diff: See `Thresholds`.

@@ -3,9 +3,8 @@
 Reference: the original PyTorch encoder in float32, unfolded; then A_inv and the L2 norm in float64. Candidate: the ONNX
 files in one engine. Both see the same uint8 images and the same ids. The reference encodes every input once, however
 many candidates (variants, engines, projections) are held against it, and only one tower of one candidate is open at a
-time. `figures` says what is bounded, `comparison` how it is measured.
-
-The contract asked again and again of one image tower, while a search looks for a variant that keeps it.
+time. `figures` says what is bounded, `answers` how it is measured. `GraphTrials` asks the contract of one image tower
+again and again, while a search looks for a variant that keeps it.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from invariclip.export.graphs.rewrites import Subject
 from invariclip.export.graphs.rewrites.plan import require_held, rewrite_graph
 from invariclip.export.graphs.rewrites.stem import PATCHES, patches_as_bytes
-from invariclip.export.quantization.products import sites_of
+from invariclip.export.quantization.products import products_of
 from invariclip.export.quantization.qdq import QuantizationRecipe, quantise, ranges_of, rounded
 from invariclip.export.quantization.ranges import flows_of
 from invariclip.preprocessing.pixels import PixelSpec
@@ -118,7 +118,7 @@ def test_what_is_no_patch_embedding_stays(kind):
 
 
 def int8(model, seen):
-    sites = sites_of(model)
+    sites = products_of(model)
     flows = flows_of(model, sites, [seen], threads=1)
     weights = rounded(model, sites, flows, QuantizationRecipe())
     ranges = ranges_of(model, sites, flows, weights, clip=True)

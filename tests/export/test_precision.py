@@ -15,7 +15,7 @@ from invariclip.export.graphs.trace import write_graph
 from invariclip.export.quantization import other_quantizers
 from invariclip.export.quantization.float16 import halve
 from invariclip.export.quantization.mixed import groups_of, mix
-from invariclip.export.quantization.products import flops, sites_of
+from invariclip.export.quantization.products import flops, products_of
 from invariclip.export.quantization.qdq import QuantizationRecipe, quantise, ranges_of, rounded, smoothable
 from invariclip.export.quantization.ranges import Flow, flows_of
 from invariclip.export.quantization.rounding import compensated, factors, nearest, sharing
@@ -75,7 +75,7 @@ def int8(rng, tmp_path, recipe=None, **how):
     state = rng.bit_generator.state
     model, seen, asked = layer(rng, **how), images(rng), images(rng, 16)
     wanted = answers(model, tmp_path / "float.onnx", asked)
-    sites = sites_of(model)
+    sites = products_of(model)
     flows = flows_of(model, sites, [seen[:20], seen[20:]], threads=1)
     recipe = recipe or QuantizationRecipe()
     weights = rounded(model, sites, flows, recipe)
@@ -139,8 +139,8 @@ def test_smoothing_is_exact_and_evens_out_channels(seed, alpha):
 def test_statistics_are_those_of_all_rows_whatever_the_batches():
     rng = np.random.default_rng(1)
     model, seen = layer(rng), images(rng, 30)
-    whole = flows_of(model, sites_of(model), [seen], threads=1)["normed"]
-    parts = flows_of(model, sites_of(model), [seen[:7], seen[7:8], seen[8:]], threads=1)["normed"]
+    whole = flows_of(model, products_of(model), [seen], threads=1)["normed"]
+    parts = flows_of(model, products_of(model), [seen[:7], seen[7:8], seen[8:]], threads=1)["normed"]
     assert whole.rows == parts.rows == 120
     assert np.allclose(whole.moments, parts.moments, rtol=1e-4, atol=1e-3)
     assert np.allclose(whole.mean, parts.mean, atol=1e-6)
@@ -154,7 +154,7 @@ def test_nan_inside_and_no_images_are_refused():
     with pytest.raises(ContractError, match="NaN or infinite on a calibration image"):
         flow.widen(np.array([[1, np.nan]], np.float32))
     with pytest.raises(ContractError, match="no calibration image came"):
-        flows_of(model, sites_of(model), [], threads=1)
+        flows_of(model, products_of(model), [], threads=1)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -186,8 +186,8 @@ def test_the_mean_of_the_outputs_stays(tmp_path):
 
 def test_what_can_be_smoothed_is_what_goes_into_products_alone():
     model = layer(np.random.default_rng(0))
-    assert smoothable(model, sites_of(model)) == ["normed"]
-    assert smoothable(model, sites_of(model)[:1]) == []  # the other product would read divided numbers
+    assert smoothable(model, products_of(model)) == ["normed"]
+    assert smoothable(model, products_of(model)[:1]) == []  # the other product would read divided numbers
 
 
 def test_smoothing_helps_where_one_channel_is_far_larger(tmp_path):
@@ -232,14 +232,14 @@ def told(harm):
 
 
 def groups():
-    return groups_of(sites_of(layer(np.random.default_rng(0))), lambda site: 10)
+    return groups_of(products_of(layer(np.random.default_rng(0))), lambda site: 10)
 
 
 def test_groups_share_a_value():
     found = groups()
-    assert [(group.value, len(group.sites), group.work) for group in found] == [("normed", 2, 20), ("bent", 1, 10)]
+    assert [(group.value, len(group.products), group.work) for group in found] == [("normed", 2, 20), ("bent", 1, 10)]
     model = layer(np.random.default_rng(0))
-    assert flops(model, sites_of(model)[0]) == WIDTH * INNER * 4  # rows of each image
+    assert flops(model, products_of(model)[0]) == WIDTH * INNER * 4  # rows of each image
 
 
 def broken(figures):
@@ -270,7 +270,7 @@ def test_no_mix_is_an_answer_too():
 @given(st.lists(st.floats(0, 0.1), min_size=1, max_size=14))
 def test_a_mix_always_keeps_the_bound_and_puts_no_more_back_than_its_order_needs(harms):
     template = groups()[0]
-    many = [type(template)(f"v{place}", template.sites, 1) for place in range(len(harms))]
+    many = [type(template)(f"v{place}", template.products, 1) for place in range(len(harms))]
     harm = {f"v{place}": value for place, value in enumerate(harms)}
     found = mix(many, told(harm), broken)
     if found.figures is not None:

@@ -131,11 +131,11 @@ def test_a_tower_that_torch_cannot_export_is_one_line(tower, message):
 
 
 def test_an_embedding_of_length_zero_is_not_nan():
-    assert towers._unit(torch.zeros(1, 4), None).tolist() == [[0, 0, 0, 0]]
+    assert trace._unit(torch.zeros(1, 4), None).tolist() == [[0, 0, 0, 0]]
 
 
 def test_unit_length_is_torchs():
     rows = torch.randn((4, 7), generator=torch.Generator().manual_seed(0)) * 1e-3
-    torch.testing.assert_close(towers._unit(rows, None), torch.nn.functional.normalize(rows, dim=-1), rtol=1e-6, atol=0)
+    torch.testing.assert_close(trace._unit(rows, None), torch.nn.functional.normalize(rows, dim=-1), rtol=1e-6, atol=0)
     matrix = torch.eye(7)[:, :3]
-    torch.testing.assert_close(towers._unit(rows, matrix), torch.nn.functional.normalize(rows[:, :3], dim=-1))
+    torch.testing.assert_close(trace._unit(rows, matrix), torch.nn.functional.normalize(rows[:, :3], dim=-1))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from invariclip.export.graphs.trace import write_graph
-from invariclip.export.quantization.products import ConvWindow, flops, matrix, sites_of, window_of
+from invariclip.export.quantization.products import ConvWindow, flops, matrix, products_of, window_of
 from invariclip.export.quantization.qdq import QuantizationRecipe, quantise, ranges_of, rounded, smoothable
 from invariclip.export.quantization.ranges import flows_of
 
@@ -39,7 +39,7 @@ def test_windows_times_the_matrix_are_the_convolution(kernel, strides, pads, dil
     proto = conv_graph(weights, strides=strides, pads=pads, dilations=dilations)
     wanted = onnxruntime.InferenceSession(proto.SerializeToString()).run(None, {"planes": planes})[0]
     model = ir.from_proto(proto)
-    sites = sites_of(model)
+    sites = products_of(model)
     assert bool(sites) == (weights.size >= 4096)
     window = ConvWindow(kernel, strides, pads, dilations)
     assert window_of(model.graph[0]) == window
@@ -56,7 +56,7 @@ def test_what_int8_leaves_alone(attributes):
     weights = np.ones((64, 64 // attributes.get("group", 1), 3, 3), np.float32)
     proto = conv_graph(weights, **attributes)
     proto.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 64
-    assert sites_of(ir.from_proto(proto)) == []
+    assert products_of(ir.from_proto(proto)) == []
 
 
 def net(rng):
@@ -108,7 +108,7 @@ def test_a_convolutional_tower_in_int8(tmp_path, clip):
     found = {}
     for compensate in (False, True):
         model = net(np.random.default_rng(0))
-        sites = sites_of(model)
+        sites = products_of(model)
         assert [site.node for site in sites] == ["conv_stem", "conv_one", "conv_two", "conv_side"]
         assert smoothable(model, sites) == []
         assert flops(model, sites[1]) == 64 * 64 * 9 * 8 * 8

@@ -1,4 +1,7 @@
-"""What a rewrite is: a name, what it saves, where it applies, what it does, and what must be true afterwards."""
+"""Exact savings as data: a rewrite has a name, says where it applies, what it does, and what must hold afterwards.
+
+`plan` is the list of them all.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ class Subject:
 
     Attributes:
         tower: Which one.
-        encoder: Its torch encoder, see `towers.part_of`. A rewrite puts a changed copy here; the model it came from is
+        encoder: Its torch encoder, see `trace.part_of`. A rewrite puts a changed copy here; the model it came from is
             never touched.
         pixels: How images become its input.
         applied: Names of the rewrites that have been applied.
@@ -46,8 +49,8 @@ class Rewrite:
         name: How it is switched off and named in the plan.
         towers: Where it could apply.
         saves: What it saves, and why that is exact, in words.
-        module: Changes the subject's encoder before tracing and says what it did; raises NotApplicableError.
-        graph: Changes the traced graph and says what it did; raises NotApplicableError.
+        module: Changes the subject's encoder before tracing and says what it did; raises RewriteNotApplicableError.
+        graph: Changes the traced graph and says what it did; raises RewriteNotApplicableError.
         holds: Post-condition: looks at the finished graph and returns what is wrong with it, or None.
         needs: Rewrites that must have been applied before.
     """

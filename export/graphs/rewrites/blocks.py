@@ -1,10 +1,8 @@
-"""Recognises open_clip's and timm's transformer blocks and writes them as `attention.TransformerBlock`.
-
-A pre-norm transformer block written out: three projections, a product, a softmax, a product, one projection.
+"""Transformer blocks of open_clip and timm written out: four linear layers, two products, a softmax, an MLP.
 
 open_clip computes attention through torch's packed multi-head attention, which exports as some thirty nodes a block,
 mostly reshapes of packed tensors. These modules compute the same from the same weights in half as many, and they let a
-block answer for some of its tokens only.
+block answer for some of its tokens only. `written_out` recognises a block and writes it so.
 """
 
 from __future__ import annotations
@@ -215,7 +213,7 @@ def written_out(block: nn.Module) -> TransformerBlock:
     """The same block as our own module, sharing its weights where they do not change.
 
     Raises:
-        NotApplicableError: It is a block of another kind, or has parts that `TransformerBlock` lacks.
+        RewriteNotApplicableError: It is a block of another kind, or has parts that `TransformerBlock` lacks.
     """
     from open_clip.transformer import ResidualAttentionBlock
     from timm.models import eva, vision_transformer

@@ -1,15 +1,14 @@
-"""A patch embedding as one product: a convolution whose stride is its kernel does nothing else.
+"""Rewrites of a traced graph's first layer: normalisation folded into its weights, a patch convolution as one product.
 
-The pixels are cut into rows of kh · kw · 3 numbers and multiplied by a matrix, W' (x − m) + (b + Σ W' m). Taking a
-level m in their middle away first is exact: the differences are whole numbers of at most 8 bits. It is there for what
-follows in fewer bits, where the weights' rounding errors would otherwise all be multiplied by the mean brightness; and
-an image needs no rounding at all to be uint8 with the zero point m.
+Normalisation: the graph computes W * ((x / 255 − mean) / std) + b. Where the convolution does not pad, that is
+W' * x + b' with W' = W / (255 std) and b' = b − Σ W mean / std, products in float64 and rounded once. Where it pads,
+the border is zero *after* normalisation, so the shift has to stay: W' * (x − 255 mean) + b, whose border is zero too.
 
-Mean and standard deviation into the weights of the convolutions that read the pixels.
-
-The graph computes W * ((x / 255 − mean) / std) + b. Where the convolution does not pad, that is W' * x + b' with
-W' = W / (255 std) and b' = b − Σ W mean / std, products in float64 and rounded once. Where it pads, the border is zero
-*after* normalisation, so the shift has to stay: W' * (x − 255 mean) + b, whose border is zero too.
+Patches: a convolution whose stride is its kernel does nothing but multiply patches by a matrix. The pixels are cut into
+rows of kh · kw · 3 numbers and multiplied, W' (x − m) + (b + Σ W' m). Taking a level m in their middle away first is
+exact: the differences are whole numbers of at most 8 bits. It is there for what follows in fewer bits, where the
+weights' rounding errors would otherwise all be multiplied by the mean brightness; and an image needs no rounding at all
+to be uint8 with the zero point m.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 
 
 STRIPS = "pixel_strips"
-"""Where pixels go that are cut into patches instead of convolved (see `patches`)."""
+"""Where pixels go that are cut into patches instead of convolved (see `unfold_patches`)."""
 _CHANNELS = 3
 
 
@@ -86,7 +85,7 @@ def pixels_of(graph: ir.Graph) -> ir.Value:
     """The pixels as float32 [N, 3, H, W]: after the cast and the transpose.
 
     Raises:
-        NotApplicableError: The graph takes no pixels.
+        RewriteNotApplicableError: The graph takes no pixels.
     """
     value = next((item for item in graph.inputs if item.name == IMAGE_INPUT), None)
     if value is None:
@@ -197,7 +196,7 @@ def unfold_patches(model: ir.Model, subject: Subject) -> str:
     """Writes the patch convolution of an image graph as a product.
 
     Raises:
-        NotApplicableError: It is no patch convolution, or what follows it does not flatten its output into tokens.
+        RewriteNotApplicableError: It is no patch convolution, or its output is not flattened into tokens.
     """
     stem = _stem(model)
     graph, (rows, columns) = model.graph, stem.grid
