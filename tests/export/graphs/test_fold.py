@@ -43,7 +43,7 @@ def ending_names():
     from importlib import util
     from pathlib import Path
 
-    spec = util.spec_from_file_location("endings", Path(__file__).with_name("conftest.py"))
+    spec = util.spec_from_file_location("endings", Path(__file__).parents[1] / "conftest.py")
     module = util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return {name: values[3:] for name, values in module.ENDINGS.items()}
