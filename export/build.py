@@ -184,7 +184,7 @@ def _verified(
         backend: VerificationCandidate.open(*towers, job, backend=backend, threads=config.threads)
         for backend in config.backends
     }
-    verdicts = check(candidates, reference.images, config.thresholds, seen=reference, progress=progress)
+    verdicts = check(candidates, reference.images, config.thresholds, reference=reference, progress=progress)
     for backend, verdict in verdicts.items():
         verdict.require(f"{name}: the {BASE} variant on {backend}")
     parity = {backend: verdict.parity for backend, verdict in verdicts.items()}

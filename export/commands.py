@@ -131,8 +131,8 @@ def export(
 
 def _refuse_others(ctx: click.Context) -> None:
     """Refuses options that `--classes-only` would ignore."""
-    given = [name for name in ctx.params if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]
-    other = [param for param in ctx.command.params if param.name in given and param.name not in _OF_CLASSES]
+    typed = [name for name in ctx.params if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    other = [param for param in ctx.command.params if param.name in typed and param.name not in _OF_CLASSES]
     if other:
         raise InputError(
             f"--classes-only takes the artifact as it is: leave {other[0].opts[0]} out, or export from the checkpoint"

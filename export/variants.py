@@ -208,7 +208,7 @@ def _judged(
     verdicts: dict[str, dict[str, CandidateVerdict]] = {name: {} for name in made}
     if candidates:
         for key, verdict in check(
-            candidates, reference.images, config.variant_bounds, seen=reference, progress=progress
+            candidates, reference.images, config.variant_bounds, reference=reference, progress=progress
         ).items():
             name, engine = places[key]
             verdicts[name][engine] = verdict

@@ -248,7 +248,7 @@ def disagreements(
         space = space_id(checkpoint.sha256, digest, checkpoint.pixels, checkpoint.tokenizer.spec)
         pairs["projection"] = manifest.projection.sha256 if manifest.projection else None, digest
         pairs["space_id"] = manifest.space_id, space
-    found = [
+    differences = [
         f"the manifest says {name} {said}, the checkpoint {wanted}"
         for name, (said, wanted) in pairs.items()
         if said != wanted
@@ -256,5 +256,5 @@ def disagreements(
     tokenizer = Tokenizer.from_file(checked_path(artifact, manifest.tokenizer), manifest.text)
     ours, theirs = (check_texts.ids_of(check_texts.TEXTS, one) for one in (tokenizer, checkpoint.tokenizer))
     if ours.shape != theirs.shape or not np.array_equal(ours, theirs):
-        found.append("tokenizer.json makes other ids of the texts than the checkpoint's tokenizer")
-    return found
+        differences.append("tokenizer.json makes other ids of the texts than the checkpoint's tokenizer")
+    return differences

@@ -72,27 +72,27 @@ def text_tower(config: dict[str, Any], source: CheckpointSource) -> tuple[dict[s
         return text_cfg, None
     name = source.name
     candidates = [] if source.folder is None else [source.folder / str(wanted), source.folder]
-    found = next((folder for folder in candidates if (folder / TOWER_FILE).is_file()), None)
-    if found is None:
+    files = next((folder for folder in candidates if (folder / TOWER_FILE).is_file()), None)
+    if files is None:
         where = f"was not found in {source.folder}" if source.folder is not None else "is not part of open_clip"
         raise CheckpointError(
             f"{name}: its text tower is {wanted}, whose {TOWER_FILE} {where}; pass as --model a folder with "
             f"{CONFIG_FILE}, the weights, and {wanted}'s {TOWER_FILE} and tokenizer.json"
         )
-    tower = read_object(found / TOWER_FILE, "a model's config", most=_MAX_CONFIG)
+    tower = read_object(files / TOWER_FILE, "a model's config", most=_MAX_CONFIG)
     from open_clip.hf_configs import arch_dict
     from open_clip.hf_model import transformers
 
     if transformers is None:
         raise CheckpointError(f'{name}: its text tower ({wanted}) needs transformers: pip install "invariclip[hf]"')
     if "auto_map" in tower:
-        raise CheckpointError(f"{found / TOWER_FILE}: refused, auto_map asks to run code that comes with the model")
+        raise CheckpointError(f"{files / TOWER_FILE}: refused, auto_map asks to run code that comes with the model")
     if tower.get("model_type") not in arch_dict:
         raise CheckpointError(
-            f"{found / TOWER_FILE}: model_type {tower.get('model_type')!r} is not known to open_clip; available: "
+            f"{files / TOWER_FILE}: model_type {tower.get('model_type')!r} is not known to open_clip; available: "
             f"{', '.join(arch_dict)}"
         )
-    return {**text_cfg, "hf_model_name": str(found), "hf_model_pretrained": False}, tower
+    return {**text_cfg, "hf_model_name": str(files), "hf_model_pretrained": False}, tower
 
 
 def build(source: CheckpointSource, text_cfg: dict[str, Any], *, seed: int | None, short: bool = False) -> Any:

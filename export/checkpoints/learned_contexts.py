@@ -58,20 +58,20 @@ def token_embedding(module: nn.Module) -> tuple[str, nn.Embedding]:
     Raises:
         CheckpointError: Its text tower has none that is known.
     """
-    path, found = _looked_up_in(module)
-    if not isinstance(found, nn.Embedding):
+    path, embedding = _looked_up_in(module)
+    if not isinstance(embedding, nn.Embedding):
         raise CheckpointError(
             f"{type(module).__name__}: no token embedding was found in its text tower, so it cannot take learned "
             "templates; known are those of open_clip's own towers and of Hugging Face's"
         )
-    return path, found
+    return path, embedding
 
 
 def _looked_up_in(module: nn.Module) -> tuple[str, Any]:
     for path in ("token_embedding", "text.token_embedding"):
-        found = find(module, path)
-        if found is not None:
-            return path, found
+        embedding = find(module, path)
+        if embedding is not None:
+            return path, embedding
     tower: Any = find(module, "text.transformer")  # of Hugging Face
     inner = tower.get_input_embeddings() if hasattr(tower, "get_input_embeddings") else None
     names = [] if inner is None else [name for name, part in tower.named_modules() if part is inner]
@@ -100,10 +100,10 @@ def with_context_rows(module: nn.Module, context: torch.Tensor) -> nn.Module:
 
 def contexts_of(module: nn.Module) -> tuple[int, int] | None:
     """M and n of the learned vectors that a model's text tower reads, or None."""
-    found = _looked_up_in(module)[1]
-    if not isinstance(found, ContextEmbedding):
+    embedding = _looked_up_in(module)[1]
+    if not isinstance(embedding, ContextEmbedding):
         return None
-    templates, tokens, _ = found.context.shape
+    templates, tokens, _ = embedding.context.shape
     return int(templates), int(tokens)
 
 

@@ -25,10 +25,10 @@ _METHODS = ("reparameterize", "fuse", "switch_to_deploy")
 
 def find(module: nn.Module, path: str) -> Any:
     """The thing at a dotted path, or None."""
-    found: Any = module
+    value: Any = module
     for part in path.split("."):
-        found = getattr(found, part, None)
-    return found
+        value = getattr(value, part, None)
+    return value
 
 
 def with_replaced(module: nn.Module, path: Sequence[str], new: nn.Module | nn.Parameter) -> nn.Module:
@@ -98,12 +98,12 @@ def _build_of(module: nn.Module) -> tuple[str, tuple[tuple[str, torch.Size], ...
 
 def foldable(module: nn.Module) -> list[str]:
     """Names of the outermost parts of a model that have branches for training alone; often none."""
-    found: list[str] = []
+    names: list[str] = []
     for name, part in module.named_modules():
-        inside = any(name.startswith(f"{other}.") for other in found)
+        inside = any(name.startswith(f"{other}.") for other in names)
         if not inside and name and _folds(part):
-            found.append(name)
-    return found
+            names.append(name)
+    return names
 
 
 def reparameterized(module: nn.Module) -> nn.Module:

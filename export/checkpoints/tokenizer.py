@@ -149,13 +149,13 @@ def _missing(name: str, wanted: str, searched: Path | None) -> str:
 
 def _settings(path: Path) -> dict[str, Any]:
     """What the files beside a `tokenizer.json` say."""
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for file in (path.with_name(other) for other in SETTINGS_FILES):
         if file.is_file():
-            found.update(read_object(file, "a tokenizer's settings", most=_MAX_SETTINGS))
-    if found.get("split_special_tokens"):
+            settings.update(read_object(file, "a tokenizer's settings", most=_MAX_SETTINGS))
+    if settings.get("split_special_tokens"):
         raise CheckpointError(f"{path.parent}: split_special_tokens is not supported; only tokenizers without it are")
-    return found
+    return settings
 
 
 def _content(token: Any) -> str | None:
@@ -204,9 +204,9 @@ def _check_ends(library: Any, settings: dict[str, Any], path: Path, ends: dict[s
 def _options(library: Any, settings: dict[str, Any], text_cfg: dict[str, Any], path: Path, name: str) -> dict[str, Any]:
     """What `tokenizer_kwargs` and `tokenizer_mode` of an open_clip config change."""
     kwargs = dict(text_cfg.get("tokenizer_kwargs") or {})
-    found: dict[str, Any] = {"clean": kwargs.pop("clean", "whitespace")}
+    options: dict[str, Any] = {"clean": kwargs.pop("clean", "whitespace")}
     if kwargs.pop("strip_sep_token", False):
-        found["zeroed_token_id"] = _special(library, settings, "sep", path)
+        options["zeroed_token_id"] = _special(library, settings, "sep", path)
     mode = text_cfg.get("tokenizer_mode") or ""
     if any(kwargs.values()) or mode not in ("", "clips"):
         raise CheckpointError(
@@ -214,10 +214,10 @@ def _options(library: Any, settings: dict[str, Any], text_cfg: dict[str, Any], p
             "supported, only `clips` with `clean` and `strip_sep_token`"
         )
     if mode == "clips":  # its own start and end, and a class token behind the padding
-        found["start_token_ids"] = (_special(library, settings, "bos", path),)
-        found["end_token_ids"] = (_special(library, settings, "eos", path),)
-        found["last_token_id"] = _special(library, settings, "cls", path)
-    return found
+        options["start_token_ids"] = (_special(library, settings, "bos", path),)
+        options["end_token_ids"] = (_special(library, settings, "eos", path),)
+        options["last_token_id"] = _special(library, settings, "cls", path)
+    return options
 
 
 def _check_added(library: Any, settings: dict[str, Any], path: Path) -> None:

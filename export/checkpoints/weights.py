@@ -120,7 +120,7 @@ def fit(tensors: dict[str, torch.Tensor], module: torch.nn.Module, where: str, n
 
 
 def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = {}
+    tensors: dict[str, torch.Tensor] = {}
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             left = list(file.keys())
@@ -130,11 +130,11 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
                 while left and taken < _AT_A_TIME:
                     name = left.pop()
                     # a copy: what stays mapped would change, or crash the process, when somebody overwrites the file
-                    found[name] = file.get_tensor(name).clone()
-                    taken += found[name].nbytes
+                    tensors[name] = file.get_tensor(name).clone()
+                    taken += tensors[name].nbytes
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path}: not a checkpoint, or damaged (safetensors: {error})") from error
-    return found
+    return tensors
 
 
 def _read_shards(index: Path) -> dict[str, torch.Tensor]:
@@ -143,7 +143,7 @@ def _read_shards(index: Path) -> dict[str, torch.Tensor]:
     if not isinstance(stored, dict):
         raise CheckpointError(f"{index}: not an index of weights, it has no readable weight_map")
     places = {str(name): str(file) for name, file in stored.items()}
-    found: dict[str, torch.Tensor] = {}
+    tensors: dict[str, torch.Tensor] = {}
     for file in sorted(set(places.values())):
         shard = index.with_name(file) if file not in ("", ".", "..") and "/" not in file and "\\" not in file else None
         if shard is None or shard.suffix != ".safetensors":
@@ -152,11 +152,11 @@ def _read_shards(index: Path) -> dict[str, torch.Tensor]:
             raise CheckpointError(
                 f"{shard}: no such file, but {index.name} names it; fetch all parts of the checkpoint"
             )
-        found.update(_read_safetensors(shard))
-    odd = sorted(set(places) ^ set(found))
+        tensors.update(_read_safetensors(shard))
+    odd = sorted(set(places) ^ set(tensors))
     if odd:
         raise CheckpointError(f"{index}: does not say what its files hold: {', '.join(odd[:_SHOWN])}")
-    return found
+    return tensors
 
 
 def _read_torch(path: Path) -> Any:

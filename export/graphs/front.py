@@ -231,10 +231,10 @@ def _image_input(model: ir.Model, spec: PixelSpec) -> ir.Value:
         names = ", ".join(str(value.name) for value in model.graph.inputs)
         raise ArtifactError(f"pixels in the graph: no input {IMAGE_INPUT!r}; the graph's inputs: {names}")
     wanted = [*spec.image_size, 3]
-    found = None if value.shape is None else [side if isinstance(side, int) else side.value for side in value.shape]
-    if value.dtype != ir.DataType.UINT8 or found is None or found[1:] != wanted:
+    shape = None if value.shape is None else [side if isinstance(side, int) else side.value for side in value.shape]
+    if value.dtype != ir.DataType.UINT8 or shape is None or shape[1:] != wanted:
         raise ArtifactError(
-            f"pixels in the graph: input {IMAGE_INPUT!r} is {value.dtype} {found}, not UINT8 ['batch', "
+            f"pixels in the graph: input {IMAGE_INPUT!r} is {value.dtype} {shape}, not UINT8 ['batch', "
             f"{', '.join(map(str, wanted))}]; a front is added once, to the tower that the pixels belong to"
         )
     return value

@@ -181,11 +181,11 @@ def _remove_head(graph: ir.Graph, embedding: ir.Value) -> None:
             f"the graph answers {', '.join(sorted(map(str, names)))} from the embedding, not only "
             f"{LOGITS}, {PROBABILITIES} and {UNCERTAINTY}; this head cannot be exchanged"
         )
-    given = [value for node in nodes for value in node.inputs if value is not None and value.is_initializer()]
+    constants = [value for node in nodes for value in node.inputs if value is not None and value.is_initializer()]
     for output in [output for output in graph.outputs if output.name in names]:
         graph.outputs.remove(output)
     graph.remove(nodes, safe=True)
-    for value in given:
+    for value in constants:
         if value.name is not None and not value.uses() and value.name in graph.initializers:
             del graph.initializers[value.name]
 

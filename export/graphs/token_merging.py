@@ -202,8 +202,8 @@ def _shape(encoder: Any, blocks: Sequence[TransformerBlock]) -> TowerShape:
         prefix=prefix,
         width=first.q.in_features,
         inner=first.q.out_features,
-        keyed=_weights(first.k) + _weights(first.v),
-        asked=_weights(first.q) + _weights(first.out),
+        key_weights=_weights(first.k) + _weights(first.v),
+        query_weights=_weights(first.q) + _weights(first.out),
         mlp=_weights(blocks[0].mlp),
         stem=(tokens - prefix) * stem,
     )

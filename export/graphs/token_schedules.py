@@ -96,8 +96,9 @@ class TowerShape:
         prefix: Tokens at the front that are never merged: the class token, and registers.
         width: Components of a token, E.
         inner: Components of all heads' queries together.
-        keyed: Weights that every token goes through for attention, whether its answer is wanted or not: keys, values.
-        asked: Weights that a token goes through whose answer is wanted: query, output.
+        key_weights: Weights that every token goes through for attention, whether its answer is wanted or not: of keys
+            and values.
+        query_weights: Weights that a token goes through whose answer is wanted: of query and output.
         mlp: Weights of the MLP.
         stem: Multiplications before the first block.
     """
@@ -107,8 +108,8 @@ class TowerShape:
     prefix: int
     width: int
     inner: int
-    keyed: int
-    asked: int
+    key_weights: int
+    query_weights: int
     mlp: int
     stem: int
 
@@ -157,11 +158,13 @@ class TowerShape:
         """
         products, before = float(self.stem), self.tokens
         for after in schedule:
-            products += before * (self.keyed + self.asked) + 2 * before * before * self.inner + after * self.mlp
+            products += (
+                before * (self.key_weights + self.query_weights) + 2 * before * before * self.inner + after * self.mlp
+            )
             if after != before:
                 products += before * before * self.width + before * after * self.width + merge / 2
             before = after
-        return 2 * (products + before * self.keyed + 2 * before * self.inner + self.asked + self.mlp)
+        return 2 * (products + before * self.key_weights + 2 * before * self.inner + self.query_weights + self.mlp)
 
     def saving(self, schedule: Schedule, *, merge: float = MERGE_FLOPS) -> float:
         """Share of the whole tower's cost that a schedule saves; below zero where merging costs more than it saves."""

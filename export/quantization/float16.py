@@ -146,15 +146,15 @@ def _places(
     allowed: dict[str, set[str]],
 ) -> list[int] | None:
     """Places of float32 values that may be float16; None where one may not."""
-    found = []
+    places = []
     for place, value in enumerate(values):
         if value is None or value.dtype != ir.DataType.FLOAT:
             continue
         parameter = formal[min(place, len(formal) - 1)]  # the last one may be variadic
         if "tensor(float16)" not in allowed.get(parameter.type_str, {parameter.type_str}):
             return None
-        found.append(place)
-    return found
+        places.append(place)
+    return places
 
 
 def _fits(node: ir.Node, inputs: Iterable[int]) -> bool:
@@ -188,8 +188,8 @@ def _fine_scales(graph: ir.Graph) -> set[ir.Node]:
 
     Both operands of an int8 product need scales of one type, or TensorRT cannot build it.
     """
-    found = {node for node in graph if node.op_type in _SCALED and _is_fine(node.inputs[1])}
-    waiting = list(found)
+    fine = {node for node in graph if node.op_type in _SCALED and _is_fine(node.inputs[1])}
+    waiting = list(fine)
     while waiting:
         node = waiting.pop()
         neighbours = [value.producer() for value in node.inputs if value is not None]
@@ -197,10 +197,10 @@ def _fine_scales(graph: ir.Graph) -> set[ir.Node]:
             neighbours += [use.node for output in node.outputs for use in output.uses()]
         for other in neighbours:
             near = other is not None and (other.op_type in _SCALED or (node.op_type in _SCALED and _multiplies(other)))
-            if other is not None and near and other not in found:
-                found.add(other)
+            if other is not None and near and other not in fine:
+                fine.add(other)
                 waiting.append(other)
-    return found
+    return fine
 
 
 def _multiplies(node: ir.Node) -> bool:

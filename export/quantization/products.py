@@ -55,7 +55,7 @@ def products_of(model: ir.Model) -> list[Product]:
     resize, the projection as an input, and convolutions by groups. A patch embedding is a product already
     (`rewrites.stem`).
     """
-    found = []
+    products = []
     for node in model.graph:
         if node.domain not in ("", "ai.onnx") or (node.name or "").startswith(FRONT) or len(node.inputs) < 2:
             continue
@@ -64,14 +64,14 @@ def products_of(model: ir.Model) -> list[Product]:
             continue
         rank = len(weights.const_value.shape) if weights.const_value is not None else 0
         if node.op_type == "MatMul" and rank == 2 and not _is_head(node):
-            found.append(Product(node.name or "", value.name or "", weights.name or "", _added(node)))
+            products.append(Product(node.name or "", value.name or "", weights.name or "", _added(node)))
         elif node.op_type == "Conv" and rank == 4:
             window = window_of(node)
             if window is not None:
                 bias = node.inputs[2] if len(node.inputs) > 2 else None
                 name = None if bias is None else bias.name
-                found.append(Product(node.name or "", value.name or "", weights.name or "", name, window))
-    return found
+                products.append(Product(node.name or "", value.name or "", weights.name or "", name, window))
+    return products
 
 
 def constant(model: ir.Model, name: str) -> NDArray[np.float32]:

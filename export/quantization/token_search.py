@@ -200,7 +200,7 @@ class _Search:
 
     def _smaller(self, schedule: Schedule, step: int) -> Iterator[Schedule]:
         """The schedule with `step` tokens fewer after one of its merges, the one that saves most first."""
-        found = set()
+        schedules = set()
         previous = (self.shape.tokens, *schedule)
         for place, after in enumerate(schedule):
             if previous[place] == after:
@@ -208,13 +208,13 @@ class _Search:
             cut = [min(tokens, after - step) if at >= place else tokens for at, tokens in enumerate(schedule)]
             changed = self._allowed(cut)
             if changed is not None:
-                found.add(changed)
+                schedules.add(changed)
             # the same tokens as before, a block earlier
             if place:
                 earlier = self._allowed([*schedule[: place - 1], after, *schedule[place:]])
                 if earlier is not None:
-                    found.add(earlier)
-        yield from sorted(found, key=lambda changed: (self.shape.flops(changed), changed))
+                    schedules.add(earlier)
+        yield from sorted(schedules, key=lambda changed: (self.shape.flops(changed), changed))
 
     def _allowed(self, schedule: list[int]) -> Schedule | None:
         try:

@@ -203,11 +203,11 @@ class VariantInputs:
                 write(groups)
                 tried.append((self._cost(target), QuantizationRecipe(smoothing, clip=clip), write))
         tried.sort(key=lambda one: one[0])
-        recipe, found = self._fitting(tried, groups, target)
+        recipe, mixture = self._fitting(tried, groups, target)
         return {
             "recipe": asdict(recipe),
             "recipes": [{**asdict(one), "cosine_cost": cost} for cost, one, _ in tried],
-            **found.to_json(),
+            **mixture.to_json(),
         }
 
     def _fitting(
@@ -232,12 +232,12 @@ class VariantInputs:
             write(chosen)
             return self._cost(target)
 
-        found = mix(groups, ask, self.trials.broken, cost_of=cost_of, progress=self.progress)
-        if found.figures is None:
-            lines = found.trials[0]["broken"]
+        mixture = mix(groups, ask, self.trials.broken, cost_of=cost_of, progress=self.progress)
+        if mixture.figures is None:
+            lines = mixture.trials[0]["broken"]
             raise ContractError(f"no mix of int8 and float32 keeps the contract; int8 everywhere: {'; '.join(lines)}")
-        write(found.chosen)
-        return recipe, found
+        write(mixture.chosen)
+        return recipe, mixture
 
     def _figures(self, target: Path) -> TowerFigures:
         return self.trials.figures(target, backend=self.backend, threads=self.threads)

@@ -192,12 +192,12 @@ def _initializers(file: Path) -> dict[str, torch.Tensor]:
         graph = onnx.load(str(file), load_external_data=False).graph
     except Exception as error:  # whatever the file system and protobuf's parser raise
         raise CheckpointError(f"{file.name} cannot be read as an ONNX graph: {str(error).splitlines()[0]}") from error
-    found = {tensor.name: torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy()) for tensor in graph.initializer}
+    tensors = {tensor.name: torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy()) for tensor in graph.initializer}
     for node in graph.node:
-        if node.op_type == "MatMul" and node.input[1] in found:
+        if node.op_type == "MatMul" and node.input[1] in tensors:
             layer = node.name.removesuffix("/MatMul").strip("/").replace("/", ".")
-            found[f"{layer}.weight"] = found[node.input[1]].T
-    return found
+            tensors[f"{layer}.weight"] = tensors[node.input[1]].T
+    return tensors
 
 
 _HERE = Path(__file__).resolve().parent

@@ -98,7 +98,7 @@ def show(
 
 def compare(
     backend: Backend,
-    shown: ReferenceTarget,
+    target: ReferenceTarget,
     projection: Projection | None,
     batches: Iterable[NDArray[Any]],
     site: Site | None = None,
@@ -107,46 +107,46 @@ def compare(
 
     Args:
         backend: The loaded graph; it has one input.
-        shown: The inputs and the reference's answers.
+        target: The inputs and the reference's answers.
         projection: What the graph claims to hold.
-        batches: `shown.batches()`, or the same in a progress display.
+        batches: `target.batches()`, or the same in a progress display.
         site: Whose shift the graph claims to take away, or None.
 
     Raises:
         ContractError: The graph cannot answer a batch, or its embeddings are of another width.
     """
-    seen = Comparison(reference=project(shown.raw, projection, site))
-    served = _served(backend, shown)
+    comparison = Comparison(reference=project(target.raw, projection, site))
+    served = _served(backend, target)
     count = 0
     for batch in batches:
         answers = _ask(backend, served(batch))
-        wanted = seen.reference[count : count + len(batch)]
+        wanted = comparison.reference[count : count + len(batch)]
         if answers[EMBEDDING].shape != wanted.shape:
             raise ContractError(
                 f"its embeddings are {list(answers[EMBEDDING].shape)} where checkpoint and projection give "
                 f"{list(wanted.shape)}; it was made with another projection or model"
             )
         if not count:
-            seen.rerun_diff = _rerun(backend, served(batch), answers)
+            comparison.rerun_diff = _rerun(backend, served(batch), answers)
         off = _off(answers[EMBEDDING], wanted)
-        if seen.worst is None or off > seen.worst[0]:
-            seen.worst = off, batch, answers[EMBEDDING], count
-        seen.candidate.append(answers[EMBEDDING])
-        for name, kept in ((PROBABILITIES, seen.probabilities), (UNCERTAINTY, seen.uncertainty)):
+        if comparison.worst is None or off > comparison.worst[0]:
+            comparison.worst = off, batch, answers[EMBEDDING], count
+        comparison.candidate.append(answers[EMBEDDING])
+        for name, kept in ((PROBABILITIES, comparison.probabilities), (UNCERTAINTY, comparison.uncertainty)):
             kept += [answers[name]] if name in answers else []
         for name, value in answers.items():
             if np.issubdtype(value.dtype, np.floating):
-                seen.non_finite[name] = seen.non_finite.get(name, 0) + int((~np.isfinite(value)).sum())
+                comparison.non_finite[name] = comparison.non_finite.get(name, 0) + int((~np.isfinite(value)).sum())
         count += len(batch)
-    if count != len(shown.raw):
-        raise ContractError(f"{count} inputs came where {len(shown.raw)} were shown first; a file changed meanwhile")
-    _try_sizes(backend, shown, seen)
-    if shown.altered is not None and shown.altered_raw is not None:
-        starts = range(0, len(shown.altered), _FIRST)
-        parts = [_ask(backend, shown.altered[start : start + _FIRST])[EMBEDDING] for start in starts]
-        seen.altered_rows, seen.altered = shown.altered_rows, np.concatenate(parts)
-        seen.altered_reference = project(shown.altered_raw, projection, site)
-    return seen
+    if count != len(target.raw):
+        raise ContractError(f"{count} inputs came where {len(target.raw)} were shown first; a file changed meanwhile")
+    _try_sizes(backend, target, comparison)
+    if target.altered is not None and target.altered_raw is not None:
+        starts = range(0, len(target.altered), _FIRST)
+        parts = [_ask(backend, target.altered[start : start + _FIRST])[EMBEDDING] for start in starts]
+        comparison.altered_rows, comparison.altered = target.altered_rows, np.concatenate(parts)
+        comparison.altered_reference = project(target.altered_raw, projection, site)
+    return comparison
 
 
 def project(raw: NDArray[np.float32], projection: Projection | None, site: Site | None = None) -> NDArray[np.float64]:
@@ -156,9 +156,9 @@ def project(raw: NDArray[np.float32], projection: Projection | None, site: Site 
     return rows if site is None else site.exactly(rows)
 
 
-def _served(backend: Backend, shown: ReferenceTarget) -> Callable[[NDArray[Any]], NDArray[Any]]:
+def _served(backend: Backend, target: ReferenceTarget) -> Callable[[NDArray[Any]], NDArray[Any]]:
     """How serving would feed a batch: a text graph of free length gets rows no longer than the longest text."""
-    spec = shown.spec
+    spec = target.spec
     if spec is None or backend.input_shapes[backend.input_names[0]][-1] is not None:
         return lambda batch: batch
     return lambda batch: cut_to_longest(batch, spec)
@@ -181,20 +181,20 @@ def _rerun(backend: Backend, batch: NDArray[Any], answers: dict[str, NDArray[Any
     return float(np.max(same))  # Python's max would lose a NaN that is not the first
 
 
-def _try_sizes(backend: Backend, shown: ReferenceTarget, seen: Comparison) -> None:
+def _try_sizes(backend: Backend, target: ReferenceTarget, comparison: Comparison) -> None:
     """The first inputs in batches of every size: against the reference, and against themselves alone."""
-    rows = np.arange(_FIRST) % len(seen.reference)
-    wanted = seen.reference[rows]
-    together = np.concatenate(seen.candidate)[rows]
+    rows = np.arange(_FIRST) % len(comparison.reference)
+    wanted = comparison.reference[rows]
+    together = np.concatenate(comparison.candidate)[rows]
     alone = np.empty((0,))
     for size in SIZES:
         starts = range(0, _FIRST - _FIRST % size, size)
-        got = np.concatenate([_ask(backend, shown.first[start : start + size])[EMBEDDING] for start in starts])
-        seen.by_size[size] = max_diff(got, wanted[: len(got)])
+        got = np.concatenate([_ask(backend, target.first[start : start + size])[EMBEDDING] for start in starts])
+        comparison.by_size[size] = max_diff(got, wanted[: len(got)])
         if size == 1:
             alone = got
-        seen.batch_diff = float(np.maximum(seen.batch_diff, max_diff(got, alone[: len(got)])))
-    seen.batch_diff = float(np.maximum(seen.batch_diff, max_diff(together, alone)))
+        comparison.batch_diff = float(np.maximum(comparison.batch_diff, max_diff(got, alone[: len(got)])))
+    comparison.batch_diff = float(np.maximum(comparison.batch_diff, max_diff(together, alone)))
 
 
 def _off(got: NDArray[Any], wanted: NDArray[np.float64]) -> float:
@@ -237,24 +237,24 @@ class Comparison:
     worst: tuple[float, NDArray[Any], NDArray[np.float32], int] | None = None
 
 
-def measure(seen: Comparison, bank: NDArray[np.float64], head: ClassHead | None = None) -> TowerFigures:
+def measure(comparison: Comparison, bank: NDArray[np.float64], head: ClassHead | None = None) -> TowerFigures:
     """The figures of one tower.
 
     Args:
-        seen: Answers of both sides on at least one input.
+        comparison: Answers of both sides on at least one input.
         bank: float64 [K, d] unit vectors of the reference in which both sides' best match is sought; where classes are
             baked in, theirs.
         head: What the classes must be answered like, where some are baked in.
     """
-    wanted, got = seen.reference, np.concatenate(seen.candidate).astype(np.float64)
+    wanted, got = comparison.reference, np.concatenate(comparison.candidate).astype(np.float64)
     cosines = _cosines(wanted, got)
     scores, candidate_scores = wanted @ bank.T, got @ bank.T
     top1, top1_ties = agreement(scores, candidate_scores, 1)
     top5: tuple[float | None, int | None] = (None, None)
     if len(bank) > TOP:
         top5 = agreement(scores, candidate_scores, TOP)
-    said = {} if head is None else _said(seen, *head.answers(wanted))
-    by_size: dict[str, Any] = {f"batch_{size}": seen.by_size.get(size, 0.0) for size in SIZES}
+    said = {} if head is None else _said(comparison, *head.answers(wanted))
+    by_size: dict[str, Any] = {f"batch_{size}": comparison.by_size.get(size, 0.0) for size in SIZES}
     return TowerFigures(
         items=len(wanted),
         max_abs_diff=max_diff(got, wanted),
@@ -263,15 +263,15 @@ def measure(seen: Comparison, bank: NDArray[np.float64], head: ClassHead | None 
         top1_agreement=top1,
         top1_ties=top1_ties,
         top1_of=len(bank),
-        non_finite=sum(seen.non_finite.values()),
-        batch_diff=seen.batch_diff,
-        rerun_diff=seen.rerun_diff,
+        non_finite=sum(comparison.non_finite.values()),
+        batch_diff=comparison.batch_diff,
+        rerun_diff=comparison.rerun_diff,
         **by_size,
         top5_agreement=top5[0],
         top5_ties=top5[1],
         **said,
-        **_gap(seen, got),
-        **seen.levels,
+        **_gap(comparison, got),
+        **comparison.levels,
     )
 
 
@@ -314,14 +314,17 @@ def _cosines(unit: NDArray[np.float64], got: NDArray[np.float64]) -> NDArray[np.
 
 
 def _said(
-    seen: Comparison, probabilities: NDArray[np.float64], uncertainty: NDArray[np.float64] | None
+    comparison: Comparison, probabilities: NDArray[np.float64], uncertainty: NDArray[np.float64] | None
 ) -> dict[str, Any]:
     """How far a graph's classes are from what the reference says of its own embeddings.
 
     Raises:
         ContractError: The graph does not answer what it should.
     """
-    pairs = {"probability": (seen.probabilities, probabilities), "uncertainty": (seen.uncertainty, uncertainty)}
+    pairs = {
+        "probability": (comparison.probabilities, probabilities),
+        "uncertainty": (comparison.uncertainty, uncertainty),
+    }
     for name, (got, wanted) in pairs.items():
         if bool(got) != (wanted is not None):
             raise ContractError(f"the graph {'answers' if got else 'does not answer'} a class head's {name}")
@@ -332,14 +335,14 @@ def _said(
     }
 
 
-def _gap(seen: Comparison, got: NDArray[np.float64]) -> dict[str, Any]:
-    if seen.altered_rows is None or seen.altered_reference is None or seen.altered is None:
+def _gap(comparison: Comparison, got: NDArray[np.float64]) -> dict[str, Any]:
+    if comparison.altered_rows is None or comparison.altered_reference is None or comparison.altered is None:
         return {}
-    reference = invariance_gap(seen.reference[seen.altered_rows], seen.altered_reference)
-    gap = invariance_gap(got[seen.altered_rows], seen.altered)
+    reference = invariance_gap(comparison.reference[comparison.altered_rows], comparison.altered_reference)
+    gap = invariance_gap(got[comparison.altered_rows], comparison.altered)
     return {
         "gap_reference": reference,
         "gap": gap,
         "gap_increase": gap - reference,
-        "gap_items": len(seen.altered_rows),
+        "gap_items": len(comparison.altered_rows),
     }

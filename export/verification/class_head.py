@@ -65,12 +65,12 @@ def earned(
         log(K · e^c · p_k · odds), [M, K]: p the softmax, odds those of the best class against the others and the
         background.
     """
-    found = np.empty_like(logits)
+    evidence = np.empty_like(logits)
     for row, (own, height, behind) in enumerate(zip(logits, bias, background, strict=True)):
         best = int(own.argmax())
         odds = own[best] - np.logaddexp.reduce(np.append(np.delete(own, best), behind))
-        found[row] = own - np.logaddexp.reduce(own) + np.clip(odds + height, -1e4, 1e4) + np.log(len(own))
-    return found
+        evidence[row] = own - np.logaddexp.reduce(own) + np.clip(odds + height, -1e4, 1e4) + np.log(len(own))
+    return evidence
 
 
 def opinion(log_evidence: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -64,34 +64,34 @@ class Fault:
     encode: Callable[[NDArray[Any]], NDArray[np.float32] | None]
 
 
-def causes_of(checkpoint: Checkpoint, projection: Projection | None, tower: str, seen: Comparison) -> list[str]:
+def causes_of(checkpoint: Checkpoint, projection: Projection | None, tower: str, comparison: Comparison) -> list[str]:
     """Faults that explain a tower's answers on the batch that is furthest off; empty where none does.
 
     Args:
         checkpoint: The original model; it stays unchanged.
         projection: A_inv, or None.
         tower: `image` or `text`.
-        seen: What came out.
+        comparison: What came out.
     """
-    if seen.worst is None:
+    if comparison.worst is None:
         return []
-    _, batch, got, start = seen.worst
-    honest = seen.reference[start : start + len(batch)]
-    found: dict[str, tuple[float, str]] = {}
+    _, batch, got, start = comparison.worst
+    honest = comparison.reference[start : start + len(batch)]
+    nearest: dict[str, tuple[float, str]] = {}
     for fault in _faults(checkpoint, tower):
         raw = fault.encode(batch)
         if raw is None:
             continue
         off = _explains(project(raw, projection), honest, got.astype(np.float64))
         # of faults that are nearly the same (two forms of GELU) the one that is nearest
-        if off is not None and off < found.get(fault.kind, (np.inf, ""))[0]:
-            found[fault.kind] = off, f"{tower}: {fault.words()}"
+        if off is not None and off < nearest.get(fault.kind, (np.inf, ""))[0]:
+            nearest[fault.kind] = off, f"{tower}: {fault.words()}"
     if projection is not None and got.shape[1] == checkpoint.embed_dim:
         encode = checkpoint.encode_images if tower == "image" else checkpoint.encode_texts
         off = _explains(project(encode(batch), None), honest, got.astype(np.float64))
         if off is not None:
-            found["projection"] = off, f"{tower}: the projection is not in the graph"
-    return [words for _, words in found.values()]
+            nearest["projection"] = off, f"{tower}: the projection is not in the graph"
+    return [words for _, words in nearest.values()]
 
 
 def _explains(faulty: NDArray[np.float64], honest: NDArray[np.float64], got: NDArray[np.float64]) -> float | None:

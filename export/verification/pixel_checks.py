@@ -164,14 +164,14 @@ class RawImages:
         Raises:
             InputError: All of them are too large.
         """
-        given = 0
+        count = 0
         for place, image in enumerate(shown(self.paths, self.spec)):
             if image.width * image.height <= _MAX_PIXELS:
-                given += 1
+                count += 1
                 yield np.asarray(image.convert("RGB"))
             else:
                 self._leave_out(spread(self.paths, SHOWN)[place // 2], f"{image.width}x{image.height}")
-        if not given:
+        if not count:
             raise InputError(
                 f"none of the {len(self.paths)} images is small enough for the check of a graph that resizes; "
                 f"give one of up to {_MAX_PIXELS:,} pixels"
@@ -359,11 +359,11 @@ def fast_figures(
     Raises:
         InputError: There is no pair.
     """
-    given = list(pairs)
-    if not given:
+    images = list(pairs)
+    if not images:
         raise InputError("the fast pixel mode was shown no image; give at least one")
-    sides = [np.asarray(encode(np.stack(side)), dtype=np.float64) for side in zip(*given, strict=True)]
+    sides = [np.asarray(encode(np.stack(side)), dtype=np.float64) for side in zip(*images, strict=True)]
     exact, fast = (side / np.linalg.norm(side, axis=1, keepdims=True) for side in sides)
     cosines = (exact * fast).sum(axis=1)
     same = None if bank is None else agreement(exact @ bank.T, fast @ bank.T, 1)[0]
-    return FastFigures(len(given), *fast_levels(given), float(cosines.min()), float(cosines.mean()), same)
+    return FastFigures(len(images), *fast_levels(images), float(cosines.min()), float(cosines.mean()), same)

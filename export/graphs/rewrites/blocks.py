@@ -47,26 +47,26 @@ class Attention(nn.Module):
         self,
         x: torch.Tensor,
         *,
-        asked: torch.Tensor | None = None,
+        queries: torch.Tensor | None = None,
         mask: torch.Tensor | None = None,
         rope: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Attention of `asked` (all tokens, if None) over all tokens.
+        """Attention of `queries` (all tokens, if None) over all tokens.
 
         Args:
             x: Normalised tokens, [N, L, E].
-            asked: Normalised tokens whose answers are wanted, [N, M, E].
+            queries: Normalised tokens whose answers are wanted, [N, M, E].
             mask: Added to the scores, broadcast to [N, H, M, L].
-            rope: Rotary embedding of the L tokens; `asked` must then be all, or the one token that has no position.
+            rope: Rotary embedding of the L tokens; `queries` must then be all, or the one token that has no position.
 
         Returns:
             [N, M, E].
         """
-        q = self._heads(self.q(x if asked is None else asked)).transpose(1, 2)
+        q = self._heads(self.q(x if queries is None else queries)).transpose(1, 2)
         k = self._heads(self.k(x))
         if self.rope is not None and rope is not None:
             k = self.rope.turn(k.transpose(1, 2), rope).transpose(2, 3)
-            q = self.rope.turn(q, rope) if asked is None else q
+            q = self.rope.turn(q, rope) if queries is None else q
         else:
             k = k.permute(0, 2, 3, 1)
         scores = q @ k
@@ -134,21 +134,21 @@ class TransformerBlock(nn.Module):
     def answer(
         self,
         x: torch.Tensor,
-        asked: torch.Tensor | None,
+        queries: torch.Tensor | None,
         *,
         mask: torch.Tensor | None,
         rope: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The block for the tokens `asked` [N, M, E] of x [N, L, E], or for all.
+        """The block for the tokens `queries` [N, M, E] of x [N, L, E], or for all.
 
         Returns:
             [N, M, E].
         """
         normed = self.norm_1(x)
         # the norm works token by token: normalising the few again is cheaper than picking them out of `normed`
-        wanted = None if asked is None else self.norm_1(asked)
-        stay = x if asked is None else asked
-        stay = stay + self.scale_1(self.attention(normed, asked=wanted, mask=mask, rope=rope))
+        wanted = None if queries is None else self.norm_1(queries)
+        stay = x if queries is None else queries
+        stay = stay + self.scale_1(self.attention(normed, queries=wanted, mask=mask, rope=rope))
         return torch.as_tensor(stay + self.scale_2(self.mlp(self.norm_2(stay))))
 
 
@@ -280,10 +280,10 @@ def without_value_bias(attention: Attention) -> Attention:
     out = attention.out
     if not isinstance(attention.norm, nn.Identity):
         raise RewriteNotApplicableError("a norm stands between its values and the output projection")
-    value, given = bias_of(attention.v), bias_of(out)
+    value, own = bias_of(attention.v), bias_of(out)
     if value is not None:
         bias = out.weight.detach().double() @ value.double()
-        out = linear(out.weight.detach(), (bias if given is None else bias + given.double()).float())
+        out = linear(out.weight.detach(), (bias if own is None else bias + own.double()).float())
     v = linear(attention.v.weight.detach(), None)
     k = attention.k if attention.rope is not None else linear(attention.k.weight.detach(), None)
     return Attention(attention.q, k, v, out, attention.heads, attention.rope)

@@ -25,14 +25,14 @@ IMAGE_BLOCKS = ("visual.transformer.resblocks", "visual.trunk.blocks")
 
 def fold_branches(subject: Subject) -> str:
     """Branches that serve training alone into the convolutions beside them."""
-    found = foldable(subject.encoder)
-    if not found:
+    branches = foldable(subject.encoder)
+    if not branches:
         raise RewriteNotApplicableError("it has no branches for training alone")
     subject.encoder = reparameterized(subject.encoder)
     left = foldable(subject.encoder)
     if left:
         raise RewriteNotApplicableError(f"timm left {left[0]} as it was")
-    return f"{len(found)} parts"
+    return f"{len(branches)} parts"
 
 
 def write_out_attention(subject: Subject) -> str:

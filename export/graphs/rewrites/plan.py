@@ -36,8 +36,8 @@ def _length_is_free(model: ir.Model) -> str | None:
 
 def _without(*kinds: str) -> Callable[[ir.Model], str | None]:
     def holds(model: ir.Model) -> str | None:
-        found = sorted({node.op_type for node in model.graph if node.op_type in kinds})
-        return f"the graph still has {', '.join(found)}" if found else None
+        left = sorted({node.op_type for node in model.graph if node.op_type in kinds})
+        return f"the graph still has {', '.join(left)}" if left else None
 
     return holds
 

@@ -261,7 +261,7 @@ def test_a_schedule_that_the_tower_cannot_have_is_refused(deep, schedule, words)
 def test_what_a_checkpoints_shape_says(deep):
     shape = image_shape(deep)
     assert (shape.blocks, shape.tokens, shape.prefix, shape.width, shape.inner) == (5, 17, 1, 64, 64)
-    assert (shape.keyed, shape.asked, shape.mlp, shape.stem) == (8192, 8192, 32768, 16 * 64 * 192)
+    assert (shape.key_weights, shape.query_weights, shape.mlp, shape.stem) == (8192, 8192, 32768, 16 * 64 * 192)
     assert shape.all == (17, 17, 17, 17)
     costs = [shape.flops((left,) * 4, merge=0) for left in (17, 13, 9)]
     assert costs == sorted(costs, reverse=True)

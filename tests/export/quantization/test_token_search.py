@@ -33,8 +33,8 @@ shapes = st.builds(
     prefix=st.integers(1, 2),
     width=st.just(64),
     inner=st.just(64),
-    keyed=st.just(8192),
-    asked=st.just(8192),
+    key_weights=st.just(8192),
+    query_weights=st.just(8192),
     mlp=st.just(32768),
     stem=st.just(10**6),
 )
