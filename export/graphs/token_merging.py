@@ -15,10 +15,9 @@ import torch
 from torch import nn
 
 from invariclip.errors import InputError
-from invariclip.export.checkpoints.surgery import container_like, find, with_replaced
 from invariclip.export.graphs.rewrites import RewriteNotApplicableError
 from invariclip.export.graphs.rewrites.blocks import written_out
-from invariclip.export.graphs.rewrites.encoder import IMAGE_BLOCKS
+from invariclip.export.graphs.rewrites.encoder import image_blocks, with_image_blocks
 from invariclip.export.graphs.token_schedules import TowerShape, written
 from invariclip.export.graphs.trace import part_of
 
@@ -140,7 +139,7 @@ def thin_tokens(subject: Subject, schedule: Sequence[int]) -> str:
     missing = [name for name in NEEDS if name not in subject.applied]
     if missing:
         raise RewriteNotApplicableError(f"merging needs the rewrite {missing[0]}, which was not applied")
-    path, blocks = _blocks(subject.encoder)
+    _, blocks = image_blocks(subject.encoder)
     shape = _shape(subject.encoder, [written_out(block) for block in blocks])
     schedule = shape.require(schedule)
     merges: list[Merge | None] = []
@@ -148,9 +147,7 @@ def thin_tokens(subject: Subject, schedule: Sequence[int]) -> str:
     for after in schedule:
         merges.append(None if after == before else Merge(before, after, shape.prefix))
         before = after
-    stack = ThinStack(blocks, merges)
-    container = container_like(find(subject.encoder, path), [stack]).eval()
-    subject.encoder = with_replaced(subject.encoder, path.split("."), container)
+    subject.encoder = with_image_blocks(subject.encoder, [ThinStack(blocks, merges)])
     return f"{shape.tokens} tokens before the first block, then {written(schedule)}"
 
 
@@ -162,7 +159,7 @@ def image_shape(checkpoint: Checkpoint) -> TowerShape:
     """
     encoder = part_of(checkpoint.module, "image")
     try:
-        _, blocks = _blocks(encoder)
+        _, blocks = image_blocks(encoder)
         return _shape(encoder, [written_out(block) for block in blocks])
     except RewriteNotApplicableError as error:
         raise refusal("image", error) from None
@@ -171,14 +168,6 @@ def image_shape(checkpoint: Checkpoint) -> TowerShape:
 def refusal(tower: str, reason: RewriteNotApplicableError) -> InputError:
     """What someone hears who asked for fewer tokens of a tower that does not fit."""
     return InputError(f"the {tower} tower cannot have fewer tokens: {reason}; export it with all")
-
-
-def _blocks(encoder: nn.Module) -> tuple[str, list[Any]]:
-    for path in IMAGE_BLOCKS:
-        found = find(encoder, path)
-        if isinstance(found, (nn.Sequential, nn.ModuleList)) and len(found):
-            return path, list(found)
-    raise RewriteNotApplicableError("it has no transformer blocks")
 
 
 def _shape(encoder: Any, blocks: Sequence[TransformerBlock]) -> TowerShape:

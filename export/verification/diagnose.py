@@ -7,7 +7,6 @@ gives every image within a level.
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,6 +17,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from invariclip.export.checkpoints.surgery import shared_copy
 from invariclip.export.libraries import declare_missing_ops
 from invariclip.export.verification.answers import project
 from invariclip.export.verification.figures import max_diff
@@ -153,9 +153,7 @@ def _with(
     """An encoder of a changed copy; None where nothing could be changed. The copy shares all weights."""
 
     def encode(batch: NDArray[Any]) -> NDArray[np.float32] | None:
-        tensors = (*checkpoint.module.parameters(), *checkpoint.module.buffers())
-        memo: dict[int, Any] = {id(tensor): tensor for tensor in tensors}
-        twin = copy.deepcopy(checkpoint.module, memo)
+        twin = shared_copy(checkpoint.module)
         if not change(twin):
             return None
         other = replace(checkpoint, module=twin)

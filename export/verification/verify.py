@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from invariclip.artifact.manifest import Compute
     from invariclip.backends import Backend
     from invariclip.console import Progress
     from invariclip.export.checkpoints.checkpoint import Checkpoint
@@ -285,16 +284,14 @@ class GraphTrials:
         target = look_at_images(job.checkpoint, images, progress)
         return cls(job, bounds, target, job.bank_or_prompts())
 
-    def figures(
-        self, image: Path, *, backend: str, compute: Compute = "float32", threads: int | None = None
-    ) -> TowerFigures:
+    def figures(self, image: Path, *, backend: str, threads: int | None = None) -> TowerFigures:
         """What a graph answers, measured.
 
         Raises:
             ArtifactError: The engine cannot load it.
             ContractError: It cannot answer.
         """
-        opened = open_backend(backend, image, threads=threads, compute=compute)
+        opened = open_backend(backend, image, threads=threads)
         comparison = answers.compare(opened, self.target, self.job.projection, self.target.batches())
         return measure(comparison, self.bank, self.job.head)
 

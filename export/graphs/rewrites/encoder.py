@@ -17,6 +17,8 @@ from invariclip.export.graphs.rewrites import RewriteNotApplicableError
 from invariclip.export.graphs.rewrites.blocks import TransformerBlock, bias_of, without_value_bias, written_out
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from invariclip.export.graphs.rewrites import Subject
 
 IMAGE_BLOCKS = ("visual.transformer.resblocks", "visual.trunk.blocks")
@@ -128,27 +130,37 @@ def pick_plainly(subject: Subject) -> str:
     return f"pooled by {text.pool}"
 
 
-def _blocks(subject: Subject) -> list[Any]:
-    return list(_container(subject))
+def image_blocks(encoder: nn.Module) -> tuple[str, list[Any]]:
+    """Where an image tower keeps its transformer blocks, as a dotted path, and the blocks.
 
-
-def _container(subject: Subject) -> Any:
-    if subject.tower == "text":
-        return RewrittenTextEncoder.of(subject.encoder).blocks
+    Raises:
+        RewriteNotApplicableError: It has none.
+    """
     for path in IMAGE_BLOCKS:
-        found = find(subject.encoder, path)
-        if isinstance(found, (nn.Sequential, nn.ModuleList)) and len(found):
-            return found
+        container = find(encoder, path)
+        if isinstance(container, (nn.Sequential, nn.ModuleList)) and len(container):
+            return path, list(container)
     raise RewriteNotApplicableError("it has no transformer blocks")
 
 
-def _put(subject: Subject, blocks: list[TransformerBlock]) -> None:
-    new = container_like(_container(subject), blocks).eval()
+def with_image_blocks(encoder: nn.Module, blocks: Sequence[nn.Module]) -> nn.Module:
+    """A copy of an image tower with other transformer blocks, in a container of the same kind."""
+    path, _ = image_blocks(encoder)
+    return with_replaced(encoder, path.split("."), container_like(find(encoder, path), blocks).eval())
+
+
+def _blocks(subject: Subject) -> list[Any]:
     if subject.tower == "text":
-        subject.encoder = RewrittenTextEncoder.of(subject.encoder).changed(blocks=new)
+        return list(RewrittenTextEncoder.of(subject.encoder).blocks)
+    return image_blocks(subject.encoder)[1]
+
+
+def _put(subject: Subject, blocks: list[TransformerBlock]) -> None:
+    if subject.tower == "image":
+        subject.encoder = with_image_blocks(subject.encoder, blocks)
         return
-    path = next(path for path in IMAGE_BLOCKS if find(subject.encoder, path) is not None)
-    subject.encoder = with_replaced(subject.encoder, path.split("."), new)
+    text = RewrittenTextEncoder.of(subject.encoder)
+    subject.encoder = text.changed(blocks=container_like(text.blocks, blocks).eval())
 
 
 def _with_attention(block: TransformerBlock, attention: Any) -> TransformerBlock:
