@@ -62,7 +62,7 @@ def verify(
         require_backend(backend)
     manifest = read_manifest(artifact)
     own = projection is None
-    semantics = _own_semantics(artifact, manifest, own=own)
+    learned_prompts = _own_learned_prompts(artifact, manifest, own=own)
     if own and manifest.projection_file is not None:
         projection = checked_path(artifact, manifest.projection_file)
     paths = _checked_paths(artifact, manifest)
@@ -80,10 +80,10 @@ def verify(
     matrix = None if projection is None else read_projection(projection)
     if matrix is not None:
         matrix.require_width(loaded.embed_dim, loaded.name)
-    wrong = disagreements(manifest, artifact, loaded, matrix if own else OTHER, semantics)
+    wrong = disagreements(manifest, artifact, loaded, matrix if own else OTHER, learned_prompts)
     if wrong:
         raise ContractError(f"{artifact}: {'; '.join(wrong)}")
-    job = prepare(loaded, matrix, manifest.classes, manifest.templates, semantics)
+    job = prepare(loaded, matrix, manifest.classes, manifest.templates, learned_prompts)
     job = replace(job, site=_own_site(artifact, manifest, own=own))
     candidates, bounds = {}, {}
     for variant, backend in product(paths, backends):
@@ -128,7 +128,7 @@ def _checked_paths(artifact: Path, manifest: Manifest) -> dict[str, tuple[Path, 
     }
 
 
-def _own_semantics(artifact: Path, manifest: Manifest, *, own: bool) -> LearnedPrompts | None:
+def _own_learned_prompts(artifact: Path, manifest: Manifest, *, own: bool) -> LearnedPrompts | None:
     """The artifact's learned templates.
 
     Raises:
@@ -216,7 +216,7 @@ def disagreements(
     artifact: Path,
     checkpoint: Checkpoint,
     projection: Projection | Literal["other"] | None,
-    semantics: LearnedPrompts | None = None,
+    learned_prompts: LearnedPrompts | None = None,
 ) -> list[str]:
     """Every fact of a manifest that is not the checkpoint's, in words; empty if they agree.
 
@@ -228,7 +228,7 @@ def disagreements(
         artifact: Its folder.
         checkpoint: The original model.
         projection: What the artifact is said to hold, or `OTHER`.
-        semantics: Learned templates that lie in it, or None.
+        learned_prompts: Learned templates that lie in it, or None.
 
     Raises:
         ArtifactError: The tokenizer is missing, changed, or not one.
@@ -240,9 +240,9 @@ def disagreements(
         "logit_scale": (manifest.model.logit_scale, checkpoint.logit_scale),
         "logit_bias": (manifest.model.logit_bias, checkpoint.logit_bias),
     }
-    if semantics is not None or manifest.cdc is not None:
-        pairs["cdc"] = manifest.cdc, semantics.facts if semantics else None
-        pairs["templates"] = manifest.templates, semantics.templates if semantics else None
+    if learned_prompts is not None or manifest.cdc is not None:
+        pairs["cdc"] = manifest.cdc, learned_prompts.facts if learned_prompts else None
+        pairs["templates"] = manifest.templates, learned_prompts.templates if learned_prompts else None
     if projection != OTHER:
         digest = projection.digest if projection else None
         space = space_id(checkpoint.sha256, digest, checkpoint.pixels, checkpoint.tokenizer.spec)

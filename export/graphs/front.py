@@ -79,59 +79,6 @@ image of waves (28 × 32 to 32) and 35 % of one in black and white (16 × 20 to 
 """
 
 
-def write_resize(pen: Pen, pixels: ir.Value, axes: tuple[Axis, Axis], spec: PixelSpec) -> ir.Value:
-    """uint8 [batch, height, width, 3] to uint8 [batch, S, S, 3].
-
-    The resize takes the bytes: there ONNX Runtime works in Pillow's 22-bit fixed point and rounds between the passes;
-    after a cast to float it does not, and is up to 22 levels off.
-
-    Args:
-        pen: Where the nodes go.
-        pixels: The graph's input.
-        axes: The vertical and the horizontal axis.
-        spec: Gives the filter.
-    """
-    batch = pen.op("Gather", pen.op("Shape", pixels), pen.whole(0))
-    resized = pen.op(
-        "Resize", pixels, None, None, pen.row(batch, *(axis.resized for axis in axes), pen.whole(3)),
-        antialias=1, exclude_outside=1, coordinate_transformation_mode="half_pixel", **_FILTERS[spec.interpolation],
-    )  # fmt: skip
-    if spec.resize_mode == "squash":
-        return resized
-    starts = pen.row(*(axis.start for axis in axes))
-    ends = pen.op("Add", starts, pen.whole([axis.kept for axis in axes]))
-    return pen.op("Slice", resized, starts, ends, pen.whole([1, 2]))
-
-
-def write_products(pen: Pen, pixels: ir.Value, axes: tuple[Axis, Axis], spec: PixelSpec) -> ir.Value:
-    """uint8 [batch, height, width, 3] to float32 [batch, S, S, 3] of whole numbers from 0 to 255.
-
-    Besides the weights it needs 12 bytes a pixel for the floats, and 24 more for those that the crop can see.
-
-    Args:
-        pen: Where the nodes go.
-        pixels: The graph's input.
-        axes: The vertical and the horizontal axis.
-        spec: Gives the filter, and whether there is a crop.
-    """
-    # Cast comes first because TensorRT parses a uint8 input only then
-    image = pen.op("Cast", pixels, to=ir.DataType.FLOAT)
-    if spec.resize_mode == "shortest":
-        windows = [crop_window(pen, axis, spec.interpolation) for axis in axes]
-        firsts = pen.row(*(window.first for window in windows))
-        ends = pen.row(*(window.end for window in windows))
-        image = pen.op("Slice", image, firsts, ends, pen.whole([1, 2]))
-    else:
-        windows = [CropWindow(pen.whole(0), axis.given) for axis in axes]
-    planes = pen.op("Transpose", image, perm=[0, 3, 1, 2])
-    vertical, horizontal = (
-        pillow_weights(pen, axis, window, spec.interpolation) for axis, window in zip(axes, windows, strict=True)
-    )
-    rows = _round(pen, [pen.op("MatMul", planes, pen.op("Transpose", part, perm=[1, 0])) for part in horizontal])
-    square = _round(pen, [pen.op("MatMul", part, rows) for part in vertical])
-    return pen.op("Transpose", square, perm=[0, 2, 3, 1])
-
-
 def require_form(form: str) -> None:
     """Makes sure that a form is one of `FrontForm`.
 
@@ -238,6 +185,59 @@ def _image_input(model: ir.Model, spec: PixelSpec) -> ir.Value:
             f"{', '.join(map(str, wanted))}]; a front is added once, to the tower that the pixels belong to"
         )
     return value
+
+
+def write_resize(pen: Pen, pixels: ir.Value, axes: tuple[Axis, Axis], spec: PixelSpec) -> ir.Value:
+    """uint8 [batch, height, width, 3] to uint8 [batch, S, S, 3].
+
+    The resize takes the bytes: there ONNX Runtime works in Pillow's 22-bit fixed point and rounds between the passes;
+    after a cast to float it does not, and is up to 22 levels off.
+
+    Args:
+        pen: Where the nodes go.
+        pixels: The graph's input.
+        axes: The vertical and the horizontal axis.
+        spec: Gives the filter.
+    """
+    batch = pen.op("Gather", pen.op("Shape", pixels), pen.whole(0))
+    resized = pen.op(
+        "Resize", pixels, None, None, pen.row(batch, *(axis.resized for axis in axes), pen.whole(3)),
+        antialias=1, exclude_outside=1, coordinate_transformation_mode="half_pixel", **_FILTERS[spec.interpolation],
+    )  # fmt: skip
+    if spec.resize_mode == "squash":
+        return resized
+    starts = pen.row(*(axis.start for axis in axes))
+    ends = pen.op("Add", starts, pen.whole([axis.kept for axis in axes]))
+    return pen.op("Slice", resized, starts, ends, pen.whole([1, 2]))
+
+
+def write_products(pen: Pen, pixels: ir.Value, axes: tuple[Axis, Axis], spec: PixelSpec) -> ir.Value:
+    """uint8 [batch, height, width, 3] to float32 [batch, S, S, 3] of whole numbers from 0 to 255.
+
+    Besides the weights it needs 12 bytes a pixel for the floats, and 24 more for those that the crop can see.
+
+    Args:
+        pen: Where the nodes go.
+        pixels: The graph's input.
+        axes: The vertical and the horizontal axis.
+        spec: Gives the filter, and whether there is a crop.
+    """
+    # Cast comes first because TensorRT parses a uint8 input only then
+    image = pen.op("Cast", pixels, to=ir.DataType.FLOAT)
+    if spec.resize_mode == "shortest":
+        windows = [crop_window(pen, axis, spec.interpolation) for axis in axes]
+        firsts = pen.row(*(window.first for window in windows))
+        ends = pen.row(*(window.end for window in windows))
+        image = pen.op("Slice", image, firsts, ends, pen.whole([1, 2]))
+    else:
+        windows = [CropWindow(pen.whole(0), axis.given) for axis in axes]
+    planes = pen.op("Transpose", image, perm=[0, 3, 1, 2])
+    vertical, horizontal = (
+        pillow_weights(pen, axis, window, spec.interpolation) for axis, window in zip(axes, windows, strict=True)
+    )
+    rows = _round(pen, [pen.op("MatMul", planes, pen.op("Transpose", part, perm=[1, 0])) for part in horizontal])
+    square = _round(pen, [pen.op("MatMul", part, rows) for part in vertical])
+    return pen.op("Transpose", square, perm=[0, 2, 3, 1])
 
 
 def _round(pen: Pen, sums: Sequence[ir.Value]) -> ir.Value:

@@ -30,6 +30,88 @@ if TYPE_CHECKING:
     from invariclip.export.graphs.rewrites import Subject
     from invariclip.export.graphs.rewrites.blocks import TransformerBlock
 
+MERGE_NODES = "merge_"
+"""What the names of those nodes and of their outputs start with."""
+NEEDS = ("plain-attention", "pooled-last-block")
+"""Rewrites that must be in the tower before its tokens can be merged."""
+NORM_FLOOR = 1e-6
+"""Smallest length that a token is divided by: one of zeros is similar to none."""
+
+
+class Merge(nn.Module):
+    """[N, L, E] → [N, K, E]: L - K patch tokens go into the one that is most similar to each.
+
+    Sources are every second patch token from the first on, targets the others. The order afterwards: prefix, sources
+    that stay (most similar first), targets.
+    """
+
+    outside: torch.Tensor
+    earlier: torch.Tensor
+    is_source: torch.Tensor
+    fixed: torch.Tensor
+    places: torch.Tensor
+
+    def __init__(self, before: int, after: int, prefix: int = 1) -> None:
+        """Fixes the numbers of tokens.
+
+        Args:
+            before: L.
+            after: K, below L; `TowerShape.fewest` says how few one merge can leave.
+            prefix: Tokens at the front that are never merged: the class token, and registers.
+        """
+        super().__init__()
+        place = torch.arange(before, dtype=torch.int32)
+        source = (place >= prefix) & ((place - prefix) % 2 == 0)
+        self.prefix, self.gone = prefix, before - after
+        # a bfloat16 product over an odd number of rows takes four times as long: then the prefix goes past it
+        self.past = prefix if before % 2 and not (before - prefix) % 2 else 0
+        self.targets_at = prefix + int(source.sum()) - self.gone
+        target_place = self.targets_at + torch.div(place - prefix, 2, rounding_mode="floor").to(torch.int32)
+        # below any cosine, so that what is no source is the last to go
+        self.register_buffer("outside", torch.where(source, 0.0, -4.0)[None], persistent=False)
+        self.register_buffer("earlier", place[:, None] < place[None, :], persistent=False)
+        self.register_buffer("is_source", source[None], persistent=False)
+        self.register_buffer("fixed", torch.where(place < prefix, place, target_place)[None], persistent=False)
+        self.register_buffer("places", torch.arange(self.past, after, dtype=torch.int32)[:, None], persistent=False)
+
+    def forward(
+        self, x: torch.Tensor, size: torch.Tensor | None, metric: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Merges.
+
+        Args:
+            x: Tokens, [N, L, E].
+            size: How many patches each token stands for, [N, 1, L]; None where it is one each.
+            metric: What is compared by its cosine, [N, L, C].
+
+        Returns:
+            Tokens, [N, K, E], and how many patches each stands for, [N, 1, K].
+        """
+        slots = self.slots(metric)
+        moved = (self.places == slots[..., self.past :]).to(x.dtype)
+        if size is not None:
+            moved = moved * size[..., self.past :]
+        together = moved.sum(dim=-1, keepdim=True)
+        tokens, sizes = (moved / together) @ x[:, self.past :], together.transpose(1, 2)
+        if self.past:
+            # ones for as many images as there are, where no sizes are given
+            alone = (slots >= 0).to(x.dtype) if size is None else size
+            tokens = torch.cat([x[:, : self.past], tokens], dim=1)
+            sizes = torch.cat([alone[..., : self.past], sizes], dim=2)
+        return tokens, sizes
+
+    def slots(self, metric: torch.Tensor) -> torch.Tensor:
+        """Where each token goes, int32 [N, 1, L] of 0 … K-1, from the metric [N, L, C]."""
+        unit = metric / torch.linalg.vector_norm(metric, dim=-1, keepdim=True).clamp_min(NORM_FLOOR)
+        best, partner = (unit[:, self.prefix + 1 :: 2] @ unit.transpose(1, 2)).max(dim=1, keepdim=True)
+        best = best + self.outside
+        # a token's rank is how many are better, or as good and earlier; counted in integers, exact in any precision
+        others = best.transpose(1, 2)
+        ahead = (others > best) | ((others == best) & self.earlier)
+        rank = ahead.to(torch.int32).sum(dim=1, keepdim=True, dtype=torch.int32)
+        stays = torch.where(self.is_source, rank + (self.prefix - self.gone), self.fixed)
+        return torch.where(rank < self.gone, partner.to(torch.int32) + self.targets_at, stays)
+
 
 class ThinStack(nn.Module):
     """All blocks of a tower as one; tokens [N, L, E] → the class token [N, 1, E] on fewer tokens from block to block.
@@ -72,52 +154,6 @@ class ThinStack(nn.Module):
             x, size = merge(x, size, block.attention.k(normed))
             x = x + block.scale_2(block.mlp(block.norm_2(x)))
         return x
-
-
-MERGE_NODES = "merge_"
-"""What the names of those nodes and of their outputs start with."""
-
-
-def name_merges(model: ir.Model) -> tuple[str, ...]:
-    """Names the products of every merge: `merge_0_similarity`, `merge_0_move`, `merge_1_similarity` and so on.
-
-    Args:
-        model: A tower's graph; changed in place.
-
-    Returns:
-        The names, in the graph's order.
-    """
-    names: list[str] = []
-    merge = -1
-    for node in model.graph:
-        if node.op_type != "MatMul":
-            continue
-        if any(use.node.op_type == "ArgMax" for use in node.outputs[0].uses()):
-            merge, part = merge + 1, "similarity"
-        elif _is_move(node):
-            part = "move"
-        else:
-            continue
-        node.name = node.outputs[0].name = f"{MERGE_NODES}{merge}_{part}"
-        names.append(node.name)
-    return tuple(names)
-
-
-def _is_move(node: ir.Node) -> bool:
-    """Whether the left side is places divided by how many tokens go there."""
-    value = node.inputs[0]
-    for kinds in (("Div",), ("Mul", "Cast"), ("Cast", "Equal"), ("Equal",)):
-        maker = None if value is None else value.producer()
-        if maker is None or maker.op_type not in kinds:
-            return False
-        if maker.op_type == "Equal":
-            return True
-        value = maker.inputs[0]
-    return False
-
-
-NEEDS = ("plain-attention", "pooled-last-block")
-"""Rewrites that must be in the tower before its tokens can be merged."""
 
 
 def thin_tokens(subject: Subject, schedule: Sequence[int]) -> str:
@@ -202,80 +238,39 @@ def _weights(part: nn.Module) -> int:
     return sum(layer.weight.numel() for layer in part.modules() if isinstance(layer, nn.Linear))
 
 
-NORM_FLOOR = 1e-6
-"""Smallest length that a token is divided by: one of zeros is similar to none."""
+def name_merges(model: ir.Model) -> tuple[str, ...]:
+    """Names the products of every merge: `merge_0_similarity`, `merge_0_move`, `merge_1_similarity` and so on.
 
+    Args:
+        model: A tower's graph; changed in place.
 
-class Merge(nn.Module):
-    """[N, L, E] → [N, K, E]: L - K patch tokens go into the one that is most similar to each.
-
-    Sources are every second patch token from the first on, targets the others. The order afterwards: prefix, sources
-    that stay (most similar first), targets.
+    Returns:
+        The names, in the graph's order.
     """
+    names: list[str] = []
+    merge = -1
+    for node in model.graph:
+        if node.op_type != "MatMul":
+            continue
+        if any(use.node.op_type == "ArgMax" for use in node.outputs[0].uses()):
+            merge, part = merge + 1, "similarity"
+        elif _is_move(node):
+            part = "move"
+        else:
+            continue
+        node.name = node.outputs[0].name = f"{MERGE_NODES}{merge}_{part}"
+        names.append(node.name)
+    return tuple(names)
 
-    outside: torch.Tensor
-    earlier: torch.Tensor
-    is_source: torch.Tensor
-    fixed: torch.Tensor
-    places: torch.Tensor
 
-    def __init__(self, before: int, after: int, prefix: int = 1) -> None:
-        """Fixes the numbers of tokens.
-
-        Args:
-            before: L.
-            after: K, below L; `TowerShape.fewest` says how few one merge can leave.
-            prefix: Tokens at the front that are never merged: the class token, and registers.
-        """
-        super().__init__()
-        place = torch.arange(before, dtype=torch.int32)
-        source = (place >= prefix) & ((place - prefix) % 2 == 0)
-        self.prefix, self.gone = prefix, before - after
-        # a bfloat16 product over an odd number of rows takes four times as long: then the prefix goes past it
-        self.past = prefix if before % 2 and not (before - prefix) % 2 else 0
-        self.targets_at = prefix + int(source.sum()) - self.gone
-        target_place = self.targets_at + torch.div(place - prefix, 2, rounding_mode="floor").to(torch.int32)
-        # below any cosine, so that what is no source is the last to go
-        self.register_buffer("outside", torch.where(source, 0.0, -4.0)[None], persistent=False)
-        self.register_buffer("earlier", place[:, None] < place[None, :], persistent=False)
-        self.register_buffer("is_source", source[None], persistent=False)
-        self.register_buffer("fixed", torch.where(place < prefix, place, target_place)[None], persistent=False)
-        self.register_buffer("places", torch.arange(self.past, after, dtype=torch.int32)[:, None], persistent=False)
-
-    def forward(
-        self, x: torch.Tensor, size: torch.Tensor | None, metric: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Merges.
-
-        Args:
-            x: Tokens, [N, L, E].
-            size: How many patches each token stands for, [N, 1, L]; None where it is one each.
-            metric: What is compared by its cosine, [N, L, C].
-
-        Returns:
-            Tokens, [N, K, E], and how many patches each stands for, [N, 1, K].
-        """
-        slots = self.slots(metric)
-        moved = (self.places == slots[..., self.past :]).to(x.dtype)
-        if size is not None:
-            moved = moved * size[..., self.past :]
-        together = moved.sum(dim=-1, keepdim=True)
-        tokens, sizes = (moved / together) @ x[:, self.past :], together.transpose(1, 2)
-        if self.past:
-            # ones for as many images as there are, where no sizes are given
-            alone = (slots >= 0).to(x.dtype) if size is None else size
-            tokens = torch.cat([x[:, : self.past], tokens], dim=1)
-            sizes = torch.cat([alone[..., : self.past], sizes], dim=2)
-        return tokens, sizes
-
-    def slots(self, metric: torch.Tensor) -> torch.Tensor:
-        """Where each token goes, int32 [N, 1, L] of 0 … K-1, from the metric [N, L, C]."""
-        unit = metric / torch.linalg.vector_norm(metric, dim=-1, keepdim=True).clamp_min(NORM_FLOOR)
-        best, partner = (unit[:, self.prefix + 1 :: 2] @ unit.transpose(1, 2)).max(dim=1, keepdim=True)
-        best = best + self.outside
-        # a token's rank is how many are better, or as good and earlier; counted in integers, exact in any precision
-        others = best.transpose(1, 2)
-        ahead = (others > best) | ((others == best) & self.earlier)
-        rank = ahead.to(torch.int32).sum(dim=1, keepdim=True, dtype=torch.int32)
-        stays = torch.where(self.is_source, rank + (self.prefix - self.gone), self.fixed)
-        return torch.where(rank < self.gone, partner.to(torch.int32) + self.targets_at, stays)
+def _is_move(node: ir.Node) -> bool:
+    """Whether the left side is places divided by how many tokens go there."""
+    value = node.inputs[0]
+    for kinds in (("Div",), ("Mul", "Cast"), ("Cast", "Equal"), ("Equal",)):
+        maker = None if value is None else value.producer()
+        if maker is None or maker.op_type not in kinds:
+            return False
+        if maker.op_type == "Equal":
+            return True
+        value = maker.inputs[0]
+    return False

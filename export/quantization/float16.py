@@ -46,7 +46,6 @@ LADDER: tuple[tuple[str, frozenset[str]], ...] = (
 _SCALED = ("QuantizeLinear", "DequantizeLinear")
 MIN_WEIGHTS = 1 << 10
 """Smaller tensors stay float32: they are nothing of the size, and biases and norms cost the most for it."""
-_LARGEST = float(np.finfo(np.float16).max)
 _LARGEST, _SMALLEST_NORMAL = float(np.finfo(np.float16).max), float(np.finfo(np.float16).tiny)
 
 
