@@ -73,6 +73,7 @@ def run_build(
         InputError: See `fit.calibrate`.
         ContractError: The exported graph does not answer like the checkpoint.
     """
+    config = replace(config, templates=options.templates)
     stages, contents = 2 if learning is None else 3, _contents(images)
     key = _digest(["calibrate-3", invariclip.__version__, checkpoint.sha256, options.to_json(), contents])
     stored = work / f"projection-{key[:16]}.safetensors"
@@ -85,7 +86,6 @@ def run_build(
         tell(f"1/{stages} calibrate: done before, {stored.name}")
     projection = served_projection(result)
     digest = projection.digest if projection else "identity"
-    config = replace(config, templates=options.templates)
     semantics = None
     if learning is not None:
         # Which images are learnt from is drawn by their order
