@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import invariclip
 from invariclip.artifact.folder import checked_path, read_manifest
 from invariclip.artifact.learned_prompts import read_semantics, write_semantics
 from invariclip.artifact.projection import read_projection, write_projection
-from invariclip.backends import DEFAULT_BACKEND
 from invariclip.calibrate.fit import Calibration, FitOptions, calibrate
 from invariclip.calibrate.projection.selection import Selection
 from invariclip.console import Progress, silent
@@ -22,42 +21,26 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from invariclip.artifact.fidelity import Fidelity
     from invariclip.artifact.learned_prompts import LearnedPrompts
     from invariclip.artifact.manifest import Manifest
     from invariclip.artifact.projection import Projection
     from invariclip.calibrate.data.images import ImageRecord
     from invariclip.calibrate.prompts.options import PromptOptions
     from invariclip.export.checkpoints.checkpoint import Checkpoint
+    from invariclip.export.config import ExportConfig
 
 EXPORTED = "exported.json"
-
-
-@dataclass(frozen=True)
-class Serving:
-    """What an artifact is for.
-
-    Attributes:
-        backends: Engines that have to keep the contract.
-        variants: Further variants beside float32, see `export --variant`.
-        fidelity: The level that those have to keep.
-    """
-
-    backends: tuple[str, ...] = (DEFAULT_BACKEND,)
-    variants: tuple[str, ...] = ()
-    fidelity: Fidelity = "fast"
 
 
 def run_build(
     checkpoint: Checkpoint,
     images: Sequence[ImageRecord],
     options: FitOptions,
+    config: ExportConfig,
     *,
     out: Path,
     work: Path,
     cache: Path,
-    classes: Sequence[str] = (),
-    serving: Serving | None = None,
     learning: PromptOptions | None = None,
     progress: Progress = silent,
     tell: Callable[[str], None] = lambda _: None,
@@ -68,11 +51,10 @@ def run_build(
         checkpoint: The original model.
         images: What to fit on; the artifact is verified on them as well.
         options: What to fit.
+        config: How the artifact is made and what it must keep; templates and images are those of the fit.
         out: The artifact's folder.
         work: Keeps `projection-<digest>.safetensors` and which artifact was made from what.
         cache: Keeps embeddings.
-        classes: Names to bake in.
-        serving: What the artifact is for; None takes float32 on ONNX Runtime.
         learning: What templates to learn (CDC), in the projection's space; None learns none.
         progress: Progress display.
         tell: Takes one line about every stage.
@@ -84,6 +66,7 @@ def run_build(
         InputError: See `fit.calibrate`.
         ContractError: The exported graph does not answer like the checkpoint.
     """
+    config = replace(config, templates=options.templates)
     stages, contents = 2 if learning is None else 3, _contents(images)
     key = _digest(["calibrate-3", invariclip.__version__, checkpoint.sha256, options.to_json(), contents])
     stored = work / f"projection-{key[:16]}.safetensors"
@@ -96,7 +79,6 @@ def run_build(
         tell(f"1/{stages} calibrate: done before, {stored.name}")
     projection = served_projection(result)
     digest = projection.digest if projection else "identity"
-    target = serving or Serving()
     semantics = None
     if learning is not None:
         # Which images are learned from is drawn by their order
@@ -105,30 +87,18 @@ def run_build(
         file = work / f"cdc-{key[:16]}.safetensors"
         semantics = _learned_prompts(checkpoint, images, learning, projection, file, cache, progress, tell)
     prompts = [semantics.digest, semantics.abstain_above] if semantics else []
-    served = [list(classes), list(options.templates), asdict(target), *prompts]
-    key = _digest(["export-2", invariclip.__version__, checkpoint.sha256, digest, *served])
+    key = _digest(["export-3", invariclip.__version__, checkpoint.sha256, digest, asdict(config), *prompts])
     manifest = _read_artifact(out, work, key)
     if manifest is None:
         tell(f"{stages}/{stages} export and verify")
-        from invariclip.export.assemble import export_artifact
-        from invariclip.export.variants import Wish
+        from invariclip.export.build import export_artifact
 
         paths = [str(image.path) for image in images]
-        # what variants are calibrated on must not be what they are judged on
-        verified_paths, calibration_paths = (
-            (paths[::2], tuple(paths[1::2])) if target.variants and len(paths) > 1 else (paths, None)
-        )
+        config = replace(config, images=paths)
+        if config.variants and len(paths) > 1:  # what variants are calibrated on must not be what they are judged on
+            config = replace(config, images=paths[::2], calibration_images=paths[1::2])
         manifest = export_artifact(
-            checkpoint,
-            out,
-            projection=projection,
-            classes=classes,
-            templates=options.templates,
-            semantics=semantics,
-            images=verified_paths,
-            backends=target.backends,
-            wish=Wish(target.variants, target.fidelity, calibration=calibration_paths),
-            progress=progress,
+            checkpoint, out, config, projection=projection, learned_prompts=semantics, progress=progress
         )
         write_atomically(work / EXPORTED, json.dumps({str(out.resolve()): [key, manifest.space_id]}))
     else:

@@ -10,8 +10,8 @@ import click
 from invariclip.artifact.fidelity import LEVELS
 from invariclip.artifact.learned_prompts import read_semantics, write_semantics
 from invariclip.artifact.projection import write_projection
-from invariclip.backends import DEFAULT_BACKEND, require_backend
-from invariclip.calibrate.build import Serving, run_build, served_projection
+from invariclip.backends import DEFAULT_BACKEND
+from invariclip.calibrate.build import run_build, served_projection
 from invariclip.calibrate.data.embed import default_cache
 from invariclip.calibrate.data.encoders import EncoderOpening
 from invariclip.calibrate.fit import calibrate as fit_projection
@@ -155,12 +155,6 @@ def build(
 ) -> None:
     """Calibrate, export and verify in one go; run it again to continue where it stopped."""
     names = class_names(classes, classes_file)
-    for name in backends:
-        require_backend(name)
-    if variants:
-        from invariclip.export.quantization.variants import require_kinds
-
-        require_kinds(variants)
     if report:
         require_page_packages("--report")
     options = fit_options(values)
@@ -168,7 +162,11 @@ def build(
     images, split_note = images_from(values)
     # Torch is loaded only once it is known that there is something to do.
     from invariclip.export.checkpoints.checkpoint import load_checkpoint
+    from invariclip.export.config import ExportConfig
 
+    config = ExportConfig(
+        classes=names, backends=backends or (DEFAULT_BACKEND,), variants=variants, fidelity=fidelity,
+    )  # fmt: skip
     checkpoint = load_checkpoint(values["model"], values["checkpoint"], tokenizer=values["tokenizer"], progress=bar)
     _note(split_note)
     folder = work or out.with_name(out.name + ".work")
@@ -177,11 +175,10 @@ def build(
         checkpoint,
         images,
         options,
+        config,
         out=out,
         work=folder,
         cache=cache,
-        classes=names,
-        serving=Serving(backends or (DEFAULT_BACKEND,), variants, fidelity),
         learning=learning,
         progress=progress,
         tell=note,

@@ -102,35 +102,37 @@ def export(
     if projection_as_input and projection is None:
         raise InputError("--projection-as-input-initializer needs the projection to start with: give --projection FILE")
     matrix = None if projection is None else read_projection(projection)
-    semantics = None if cdc is None else read_semantics(cdc)
-    from invariclip.export.assemble import Build, export_artifact
-    from invariclip.export.graphs.rewrites import chosen
-    from invariclip.export.variants import Wish
+    learned_prompts = None if cdc is None else read_semantics(cdc)
+    from invariclip.export.build import export_artifact
+    from invariclip.export.config import ExportConfig
 
-    rewrites = chosen(without)
-    loaded = load(model, checkpoint, random_weights, threads, tokenizer)
-    manifest = export_artifact(
-        loaded,
-        out,
-        projection=matrix,
+    config = ExportConfig(
         classes=names,
         templates=prompts or None,
-        semantics=semantics,
         images=images or None,
         thresholds=bounds_of(limits),
-        how=Build(rewrites, pixels_in_graph, projection_as_input, fast_pixels),
         backends=backends or (DEFAULT_BACKEND,),
-        wish=Wish(variants, fidelity, bounds_of(limits, fidelity), calibration or None),
+        without_rewrites=without,
+        pixels_in_graph=pixels_in_graph,
+        projection_as_input=projection_as_input,
+        fast_pixels=fast_pixels,
+        variants=variants,
+        fidelity=fidelity,
+        variant_thresholds=bounds_of(limits, fidelity),
+        calibration_images=calibration or None,
         threads=threads,
-        progress=progress,
+    )
+    loaded = load(model, checkpoint, random_weights, threads, tokenizer)
+    manifest = export_artifact(
+        loaded, out, config, projection=matrix, learned_prompts=learned_prompts, progress=progress
     )
     _show(manifest, out, as_json)
 
 
 def _refuse_others(ctx: click.Context) -> None:
     """Refuses options that `--classes-only` would ignore."""
-    given = [name for name in ctx.params if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]
-    other = [param for param in ctx.command.params if param.name in given and param.name not in _OF_CLASSES]
+    typed = [name for name in ctx.params if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    other = [param for param in ctx.command.params if param.name in typed and param.name not in _OF_CLASSES]
     if other:
         raise InputError(
             f"--classes-only takes the artifact as it is: leave {other[0].opts[0]} out, or export from the checkpoint"

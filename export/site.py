@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
 from invariclip.artifact.fidelity import require_level
@@ -19,7 +18,8 @@ from invariclip.console import silent
 from invariclip.errors import ContractError, InputError
 from invariclip.export.checkpoints import check_texts
 from invariclip.export.graphs.head import attach_site
-from invariclip.export.swap import copy_weights, facts, require_copied, takes_images, with_facts, with_files
+from invariclip.export.graphs.trace import facts_text, require_valid
+from invariclip.export.swap import copy_weights, require_copied, takes_images, with_facts, with_files
 from invariclip.export.verification import evidence
 from invariclip.export.verification.figures import EXACT, THRESHOLDS
 from invariclip.files import new_directory
@@ -140,12 +140,9 @@ def _write(path: Path, target: Path, manifest: Manifest, site: Site) -> None:
         return
     model = ir.load(path)
     attach_site(model, site.shift)
-    model.metadata_props[METADATA_KEY] = facts(manifest, path.name)
+    model.metadata_props[METADATA_KEY] = facts_text(manifest.facts(path.name))
     ir.save(model, target)
-    try:
-        onnx.checker.check_model(str(target), full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ContractError(f"{path.name}: the adapted graph is not valid ONNX ({error})") from error
+    require_valid(target, "the adapted graph")
 
 
 def _thinned(items: Iterable[T], count: int) -> list[T]:

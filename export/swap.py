@@ -7,7 +7,6 @@ so what was proved of the embeddings still is. The head is checked by itself: pr
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -24,8 +23,8 @@ from invariclip.artifact.manifest import EMBEDDING, IMAGE_INPUT, METADATA_KEY, P
 from invariclip.backends import DEFAULT_BACKEND, open_backend
 from invariclip.console import silent
 from invariclip.errors import ContractError, InputError
-from invariclip.export.graphs.body import body_digest
-from invariclip.export.graphs.head import attach_head
+from invariclip.export.graphs.head import attach_head, body_digest
+from invariclip.export.graphs.trace import facts_text, require_valid
 from invariclip.export.verification import evidence
 from invariclip.export.verification.class_head import ClassHead
 from invariclip.export.verification.figures import EXACT, THRESHOLDS, max_diff
@@ -246,18 +245,13 @@ def takes_images(path: Path) -> bool:
     return any(item.name == IMAGE_INPUT for item in onnx.load(str(path), load_external_data=False).graph.input)
 
 
-def facts(manifest: Manifest, name: str) -> str:
-    """What the graph `name` says of itself, as JSON."""
-    return json.dumps(manifest.facts(name), ensure_ascii=False, sort_keys=True)
-
-
 def with_facts(path: Path, target: Path, manifest: Manifest) -> None:
     """Writes a graph again that says of itself what the manifest says."""
     model = onnx.load(str(path), load_external_data=False)
     kept = [item for item in model.metadata_props if item.key != METADATA_KEY]
     del model.metadata_props[:]
     model.metadata_props.extend(kept)
-    model.metadata_props.add(key=METADATA_KEY, value=facts(manifest, path.name))
+    model.metadata_props.add(key=METADATA_KEY, value=facts_text(manifest.facts(path.name)))
     write_atomically(target, model.SerializeToString(deterministic=True))
 
 
@@ -267,15 +261,12 @@ def _with_head(path: Path, target: Path, manifest: Manifest, bank: NDArray[np.fl
         raise InputError(f"{path.name}: {bank.shape[-2]:,} classes would make the graph larger than protobuf allows")
     model = ir.load(path)
     attach_head(model, bank, manifest.model.logit_scale, manifest.model.logit_bias, manifest.cdc)
-    model.metadata_props[METADATA_KEY] = facts(manifest, path.name)
+    model.metadata_props[METADATA_KEY] = facts_text(manifest.facts(path.name))
     ir.save(model, target)
     before, after = body_digest(path), body_digest(target)
     if before != after:
         raise ContractError(f"{path.name}: writing the new classes changed the graph before them; export it again")
-    try:
-        onnx.checker.check_model(str(target), full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ContractError(f"{path.name}: the graph with the new classes is not valid ONNX ({error})") from error
+    require_valid(target, "the graph with the new classes")
     return after
 
 

@@ -1,35 +1,43 @@
-"""The command `verify`."""
+"""The command `verify`: graphs held against the checkpoint, and what the manifest says of it."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import click
+import numpy as np
 
 from invariclip.artifact.fidelity import LEVELS, require_level
 from invariclip.artifact.folder import checked_path, read_manifest
 from invariclip.artifact.learned_prompts import read_semantics
+from invariclip.artifact.manifest import space_id
 from invariclip.artifact.parity import parity_table
 from invariclip.artifact.projection import read_projection
 from invariclip.backends import ALL_BACKENDS, DEFAULT_BACKEND, require_backend
 from invariclip.console import bar, emit_json, note, say, silent
 from invariclip.errors import ArtifactError, CheckpointError, ContractError, InputError
+from invariclip.export.checkpoints import check_texts
 from invariclip.export.options import bounds_of, load, shared
+from invariclip.preprocessing.tokenizer import Tokenizer
 from invariclip.sites.site import read_site
 
 if TYPE_CHECKING:
     from invariclip.artifact.fidelity import Fidelity
     from invariclip.artifact.learned_prompts import LearnedPrompts
     from invariclip.artifact.manifest import Manifest, Variant
+    from invariclip.artifact.projection import Projection
     from invariclip.console import Progress
+    from invariclip.export.checkpoints.checkpoint import Checkpoint
     from invariclip.export.options import Limits
-    from invariclip.export.verification.candidate import ExportJob
+    from invariclip.export.verification.candidate import CandidateVerdict, ExportJob
     from invariclip.export.verification.evidence import ImageBatches
-    from invariclip.export.verification.verify import CandidateVerdict
     from invariclip.sites.site import Site
+
+OTHER: Final = "other"
+"""In place of the projection: the artifact is held against another one than its own, so its facts about it are left."""
 
 
 @click.command()
@@ -54,13 +62,14 @@ def verify(
         require_backend(backend)
     manifest = read_manifest(artifact)
     own = projection is None
-    semantics = _own_semantics(artifact, manifest, own=own)
+    learned_prompts = _own_learned_prompts(artifact, manifest, own=own)
     if own and manifest.projection_file is not None:
         projection = checked_path(artifact, manifest.projection_file)
     paths = _checked_paths(artifact, manifest)
     from invariclip.export.verification import evidence
-    from invariclip.export.verification.manifest_check import OTHER, disagreements
-    from invariclip.export.verification.verify import VerificationCandidate, check, prepare
+    from invariclip.export.verification.candidate import VerificationCandidate, prepare
+    from invariclip.export.verification.verify import check
+    from invariclip.export.verify_command import OTHER, disagreements
 
     loaded = load(model or _own_model(manifest.model.name, artifact), checkpoint, random_weights, threads, tokenizer)
     if loaded.sha256 != manifest.model.checkpoint_sha256:
@@ -71,10 +80,10 @@ def verify(
     matrix = None if projection is None else read_projection(projection)
     if matrix is not None:
         matrix.require_width(loaded.embed_dim, loaded.name)
-    wrong = disagreements(manifest, artifact, loaded, matrix if own else OTHER, semantics)
+    wrong = disagreements(manifest, artifact, loaded, matrix if own else OTHER, learned_prompts)
     if wrong:
         raise ContractError(f"{artifact}: {'; '.join(wrong)}")
-    job = prepare(loaded, matrix, manifest.classes, manifest.templates, semantics)
+    job = prepare(loaded, matrix, manifest.classes, manifest.templates, learned_prompts)
     job = replace(job, site=_own_site(artifact, manifest, own=own))
     candidates, bounds = {}, {}
     for variant, backend in product(paths, backends):
@@ -119,7 +128,7 @@ def _checked_paths(artifact: Path, manifest: Manifest) -> dict[str, tuple[Path, 
     }
 
 
-def _own_semantics(artifact: Path, manifest: Manifest, *, own: bool) -> LearnedPrompts | None:
+def _own_learned_prompts(artifact: Path, manifest: Manifest, *, own: bool) -> LearnedPrompts | None:
     """The artifact's learned templates.
 
     Raises:
@@ -163,11 +172,11 @@ def _fast_pixels(
     promised = manifest.fast_pixels
     if promised.get("passed") is not True:
         return []
-    from invariclip.export.verification.fast_pixels import prove
+    from invariclip.export.verification.pixel_checks import check_fast_pixels
 
     own = {name: float(promised[name]) for name in ("min_cosine", "min_top1")}
     bounds = bounds_of({**own, **{name: value for name, value in limits.items() if value is not None}}, "fast")
-    return list(prove(job, images, bounds, progress=progress)["broken"])
+    return list(check_fast_pixels(job, images, bounds, progress=progress)["broken"])
 
 
 def _own_model(name: str, artifact: Path) -> str:
@@ -200,3 +209,52 @@ def _as_json(verdicts: dict[str, CandidateVerdict], places: dict[str, tuple[str,
         variants.setdefault(variant, {})[backend] = verdicts[name].parity
     broken = [f"{name}: {line}" for name, verdict in verdicts.items() for line in verdict.broken]
     return {"failures": broken, "variants": variants}
+
+
+def disagreements(
+    manifest: Manifest,
+    artifact: Path,
+    checkpoint: Checkpoint,
+    projection: Projection | Literal["other"] | None,
+    learned_prompts: LearnedPrompts | None = None,
+) -> list[str]:
+    """Every fact of a manifest that is not the checkpoint's, in words; empty if they agree.
+
+    A graph may be right and its answers wrong all the same, when images or texts are prepared as the manifest says
+    and the manifest says something else than the checkpoint.
+
+    Args:
+        manifest: The artifact's.
+        artifact: Its folder.
+        checkpoint: The original model.
+        projection: What the artifact is said to hold, or `OTHER`.
+        learned_prompts: Learned templates that lie in it, or None.
+
+    Raises:
+        ArtifactError: The tokenizer is missing, changed, or not one.
+    """
+    pairs: dict[str, tuple[object, object]] = {
+        "pixels": (manifest.pixels.to_json(), checkpoint.pixels.to_json()),
+        "text": (manifest.text.to_json(), checkpoint.tokenizer.spec.to_json()),
+        "embed_dim": (manifest.model.embed_dim, checkpoint.embed_dim),
+        "logit_scale": (manifest.model.logit_scale, checkpoint.logit_scale),
+        "logit_bias": (manifest.model.logit_bias, checkpoint.logit_bias),
+    }
+    if learned_prompts is not None or manifest.cdc is not None:
+        pairs["cdc"] = manifest.cdc, learned_prompts.facts if learned_prompts else None
+        pairs["templates"] = manifest.templates, learned_prompts.templates if learned_prompts else None
+    if projection != OTHER:
+        digest = projection.digest if projection else None
+        space = space_id(checkpoint.sha256, digest, checkpoint.pixels, checkpoint.tokenizer.spec)
+        pairs["projection"] = manifest.projection.sha256 if manifest.projection else None, digest
+        pairs["space_id"] = manifest.space_id, space
+    differences = [
+        f"the manifest says {name} {said}, the checkpoint {wanted}"
+        for name, (said, wanted) in pairs.items()
+        if said != wanted
+    ]
+    tokenizer = Tokenizer.from_file(checked_path(artifact, manifest.tokenizer), manifest.text)
+    ours, theirs = (check_texts.ids_of(check_texts.TEXTS, one) for one in (tokenizer, checkpoint.tokenizer))
+    if ours.shape != theirs.shape or not np.array_equal(ours, theirs):
+        differences.append("tokenizer.json makes other ids of the texts than the checkpoint's tokenizer")
+    return differences

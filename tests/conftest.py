@@ -45,7 +45,7 @@ CONFIGS = {
 
 def write_tiny_checkpoint(folder, family="vit", seed=0):
     """A folder as open_clip's `local-dir:` reads it, with seeded random weights; returns the folder."""
-    from invariclip.export.torchvision_ops import declare_missing_ops
+    from invariclip.export.libraries import declare_missing_ops
 
     declare_missing_ops()
     import open_clip
@@ -111,17 +111,17 @@ def tiny_projection():
 @pytest.fixture(scope="session")
 def tiny_artifact(tmp_path_factory, tiny_checkpoint, tiny_images, tiny_projection):
     """An exported artifact with three classes and a projection of rank 8."""
-    from invariclip.export.assemble import export_artifact
+    from invariclip.export.build import export_artifact
     from invariclip.export.checkpoints.checkpoint import load_checkpoint
+    from invariclip.export.config import ExportConfig
     from invariclip.preprocessing.find import find_images
 
     out = tmp_path_factory.mktemp("artifacts") / "tiny.icm"
     export_artifact(
         load_checkpoint(str(tiny_checkpoint)),
         out,
+        ExportConfig(classes=("cat", "dog", "tree"), images=find_images([tiny_images])),
         projection=tiny_projection,
-        classes=("cat", "dog", "tree"),
-        images=find_images([tiny_images]),
     )
     return out
 

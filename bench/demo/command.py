@@ -33,9 +33,10 @@ from invariclip.bench.latency.worker import LatencyCandidate
 from invariclip.calibrate.data.encoders import ArtifactEncoder
 from invariclip.calibrate.fit import FitOptions, calibrate
 from invariclip.console import bar, emit_json, say, silent, table
-from invariclip.export.assemble import export_artifact
+from invariclip.export.build import export_artifact
 from invariclip.export.checkpoints.check_texts import spread
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
+from invariclip.export.config import ExportConfig
 from invariclip.preprocessing.interventions import PAPER
 from invariclip.threads import available_threads
 
@@ -126,15 +127,12 @@ def run(out: Path, *, rounds: int, progress: Progress, own: DemoRequest | None =
                 projection = calibration.projection
                 write_projection(out / "projection.safetensors", projection)
         with timed("export"):
-            export_artifact(
-                checkpoint,
-                folder,
-                projection=projection,
+            config = ExportConfig(
                 classes=bundled.classes,
                 templates=TEMPLATES,
                 images=spread([image.path for image in bundled.images], CHECKED[folder.name]),
-                progress=progress,
             )
+            export_artifact(checkpoint, folder, config, projection=projection, progress=progress)
     with timed("classify"):
         answers = ask(before, bundled, progress), ask(after, bundled, progress)
         accuracy = score(bundled, *answers, adapt(after, bundled, answers[1]))

@@ -17,10 +17,10 @@ from invariclip.artifact.manifest import EMBEDDING, IMAGE_INPUT, TEXT_INPUT
 from invariclip.errors import DeviceError
 from invariclip.export.checkpoints import check_texts
 from invariclip.export.checkpoints.checkpoint import Checkpoint, load_checkpoint
-from invariclip.export.graphs.rewrites import NAMES
+from invariclip.export.graphs.rewrites.plan import NAMES
 from invariclip.export.graphs.tower_graph import tower_graph
 from invariclip.export.graphs.trace import write_graph
-from invariclip.export.quantization.islands import to_float16
+from invariclip.export.quantization.float16 import to_float16
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -266,7 +266,7 @@ def tower_module(torch: Any, checkpoint: Any, tower: str, dtype: Any) -> Any:
     """A tower as PyTorch's users run it: uint8 or ids in, normalised on the GPU, unit float32 embeddings out."""
     import copy
 
-    from invariclip.export.graphs.towers import part_of
+    from invariclip.export.graphs.trace import part_of
 
     encoder: Any = copy.deepcopy(part_of(checkpoint.module, tower)).to(dtype)
     mean = torch.tensor(checkpoint.pixels.image_mean)[:, None, None] * 255

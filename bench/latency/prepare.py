@@ -27,7 +27,7 @@ from invariclip.console import silent
 from invariclip.errors import ArtifactError, CheckpointError, InputError, MissingExtraError
 from invariclip.export.checkpoints import check_texts
 from invariclip.export.options import load
-from invariclip.export.verification.comparison import agreement, invariance_gap
+from invariclip.export.verification.answers import agreement, invariance_gap
 from invariclip.files import new_directory, sha256_file, write_atomically
 from invariclip.measure.worker import WorkerError
 
@@ -194,8 +194,8 @@ def _reference(
     projection: Projection | None,
 ) -> Reference:
     """The answers to images and altered images, and the texts: the baked classes, else the contract's prompts."""
-    from invariclip.export.verification.verify import prepare as job_of
-    from invariclip.export.verification.verify import project
+    from invariclip.export.verification.candidate import prepare as job_of
+    from invariclip.export.verification.answers import project
 
     classes, templates = (given.classes, given.templates) if given is not None else ((), ())
     bank = job_of(checkpoint, projection, classes, templates).bank
@@ -356,13 +356,12 @@ def _artifact(
     except ArtifactError:
         found = None
     if found is None or found.model.checkpoint_sha256 != sha256:
-        from invariclip.export.assemble import export_artifact
+        from invariclip.export.build import export_artifact
+        from invariclip.export.config import ExportConfig
 
         tell(f"prepare: no artifact was named, so one is exported to {own}")
-        images = list(wanted.images) or None
-        found = export_artifact(
-            loaded(), own, images=images, backends=installed(), threads=wanted.threads, progress=progress
-        )
+        config = ExportConfig(images=wanted.images or None, backends=installed(), threads=wanted.threads)
+        found = export_artifact(loaded(), own, config, progress=progress)
     return own, found
 
 

@@ -22,7 +22,7 @@ from invariclip.bench.latency.worker import LatencyCandidate
 from invariclip.cli.main import run_command
 from invariclip.console import bar, note
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
-from invariclip.export.graphs.rewrites import NAMES, REWRITES
+from invariclip.export.graphs.rewrites.plan import NAMES, REWRITES
 from invariclip.export.graphs.tower_graph import tower_graph
 from invariclip.export.graphs.trace import write_graph
 from invariclip.files import write_atomically

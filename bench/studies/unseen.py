@@ -193,7 +193,7 @@ def peer(
     artifact: Path, work: Path, calibration: Path, manifest: Manifest, tell: Callable[[str], None]
 ) -> StudiedGraph:
     """NNCF's int8 of our float32 graph, by its defaults for transformers, on the same calibration images."""
-    from invariclip.export.quantization.library import nncf
+    from invariclip.export.quantization.other_quantizers import nncf
 
     target = work / "nncf.onnx"
     if not target.is_file():

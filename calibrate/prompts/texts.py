@@ -9,10 +9,10 @@ import torch
 
 from invariclip.artifact.learned_prompts import LEARNED_TEXT, context_ids
 from invariclip.calibrate.data.encode import embed_texts
-from invariclip.export.checkpoints.contexts import token_embedding, with_context_rows
+from invariclip.export.checkpoints.learned_contexts import token_embedding, with_context_rows
 from invariclip.export.graphs.rewrites import RewriteNotApplicableError, Subject
 from invariclip.export.graphs.rewrites.encoder import cut_texts
-from invariclip.export.graphs.towers import NORM_FLOOR, part_of
+from invariclip.export.graphs.trace import NORM_FLOOR, part_of
 from invariclip.preprocessing.prompts import class_bank
 from invariclip.text_tower import cut_to_longest
 

@@ -53,7 +53,7 @@ def ids_behind(contexts: tuple[int, int], tokenizer: Tokenizer) -> NDArray[np.in
     """Ids of some things behind the vectors of each learned template, int64 [N, L].
 
     Args:
-        contexts: M and n, see `semantics.context_ids`.
+        contexts: M and n, see `learned_prompts.context_ids`.
         tokenizer: The checkpoint's.
     """
     learned, tokens = contexts

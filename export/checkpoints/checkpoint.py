@@ -25,10 +25,10 @@ from invariclip.export.checkpoints.preprocessing import (
     require_activation,
     warn_of_quick_gelu,
 )
-from invariclip.export.checkpoints.shorten import shared_copy, shorten
 from invariclip.export.checkpoints.sources import HUB, REFERENCE, download_tokenizer, locate, locate_tokenizer
-from invariclip.export.checkpoints.tokenizer_hub import TOKENIZER_FILE, tokenizer_of
-from invariclip.export.torchvision_ops import declare_missing_ops
+from invariclip.export.checkpoints.surgery import shared_copy, shorten
+from invariclip.export.checkpoints.tokenizer import TOKENIZER_FILE, tokenizer_of
+from invariclip.export.libraries import declare_missing_ops
 from invariclip.preprocessing.pixels import normalise
 
 if TYPE_CHECKING:

@@ -94,17 +94,17 @@ def published(name: str) -> dict[str, Any]:
     """
     from open_clip import get_pretrained_cfg, list_pretrained_tags_by_model
 
-    found: dict[str, list[str]] = {}
+    tags_by_settings: dict[str, list[str]] = {}
     for tag in list_pretrained_tags_by_model(name):
         settings = {
             key: value for key, value in get_pretrained_cfg(name, tag).items() if key in _KEYS and value is not None
         }
-        found.setdefault(json.dumps(settings, sort_keys=True), []).append(tag)
-    if len(found) == 1:
-        settings = json.loads(next(iter(found)))
+        tags_by_settings.setdefault(json.dumps(settings, sort_keys=True), []).append(tag)
+    if len(tags_by_settings) == 1:
+        settings = json.loads(next(iter(tags_by_settings)))
         return dict(settings)
-    if found:
-        tags = min(found.values(), key=len)
+    if tags_by_settings:
+        tags = min(tags_by_settings.values(), key=len)
         warnings.warn(
             f"{name}: some published checkpoints ({', '.join(tags)}) want other preprocessing than OpenAI's, which is "
             "taken here; for one of them pass its tag as --checkpoint, or its folder as --model",

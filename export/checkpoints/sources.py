@@ -10,8 +10,8 @@ from typing import Any
 from invariclip.console import Progress, silent
 from invariclip.errors import CheckpointError
 from invariclip.export.checkpoints import weights
-from invariclip.export.reference.assemble import RECIPES, assembled
-from invariclip.export.torchvision_ops import declare_missing_ops
+from invariclip.export.libraries import declare_missing_ops
+from invariclip.export.reference.models import RECIPES, assembled
 
 REFERENCE = "reference"
 CONFIG_FILE = "open_clip_config.json"
@@ -82,15 +82,15 @@ def comes_along(name: str) -> bool:
     return name in RECIPES or name in list_models()
 
 
-def locate_tokenizer(given: str | Path) -> Path:
+def locate_tokenizer(name: str | Path) -> Path:
     """A `tokenizer.json` or its folder; `hf-hub:owner/name` is downloaded, with the settings beside it.
 
     Raises:
         CheckpointError: There is no such file or folder, or the hub cannot be reached.
     """
-    if str(given).startswith(HUB):
-        return download_tokenizer(str(given).removeprefix(HUB))
-    path = Path(given)
+    if str(name).startswith(HUB):
+        return download_tokenizer(str(name).removeprefix(HUB))
+    path = Path(name)
     if not path.exists():
         raise CheckpointError(f"{path}: no such tokenizer; give a folder with {_TOKENIZER_FILES[0]}, or that file")
     return path
@@ -105,7 +105,7 @@ def download_tokenizer(hub_id: str) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
-    found = _fetch(hub_id, lambda: hf_hub_download(hub_id, _TOKENIZER_FILES[0]))
+    file = _fetch(hub_id, lambda: hf_hub_download(hub_id, _TOKENIZER_FILES[0]))
     for name in _TOKENIZER_FILES[1:]:
         try:
             hf_hub_download(hub_id, name)
@@ -113,17 +113,17 @@ def download_tokenizer(hub_id: str) -> Path:
             continue
         except Exception as error:  # whatever the hub's client, the network and the cache raise
             raise _unreachable(hub_id, error) from error
-    return found.parent
+    return file.parent
 
 
 def _weights_in(folder: Path) -> Path | None:
     """The folder's weights: safetensors before others, open_clip's own names first (as open_clip chooses)."""
     names = sorted(path for path in folder.iterdir() if path.suffix in weights.CHECKPOINT_SUFFIXES)
     own = [path for path in names if path.stem.startswith("open_clip")] or names
-    found = min(own, key=lambda path: weights.CHECKPOINT_SUFFIXES.index(path.suffix), default=None)
+    file = min(own, key=lambda path: weights.CHECKPOINT_SUFFIXES.index(path.suffix), default=None)
     indices = sorted(folder.glob(f"*{weights.INDEX_SUFFIX}"))
-    if not indices or (found is not None and "-of-" not in found.stem):
-        return found
+    if not indices or (file is not None and "-of-" not in file.stem):
+        return file
     return next((path for path in indices if path.name.startswith("open_clip")), indices[0])
 
 

@@ -1,13 +1,15 @@
-"""Checkpoint files to tensors: nothing is unpickled, and a digest names the weights whatever the container.
+"""Files that come with a model, read without trust: tensors (nothing is unpickled), and JSON of bounded size.
 
-The digest is `sha256` over the tensors of the file in the order of their names; each contributes
-`name NUL dtype NUL shape NUL` and its bytes, little-endian, row by row. A `.pt` and a `.safetensors` with the same
-tensors therefore have the same digest; a float16 copy of float32 weights has another one, because it is another model.
+A digest names the weights whatever the container: `sha256` over the tensors of the file in the order of their names;
+each contributes `name NUL dtype NUL shape NUL` and its bytes, little-endian, row by row. A `.pt` and a `.safetensors`
+with the same tensors therefore have the same digest; a float16 copy of float32 weights has another one, because it is
+another model.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -15,17 +17,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from invariclip.errors import CheckpointError
-from invariclip.export.checkpoints.json_file import read_object
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
-
 INDEX_SUFFIX = ".safetensors.index.json"
 """Ending of the file that says which tensor lies in which of several files."""
-
 _AT_A_TIME = 64 * 2**20
 """Bytes read through one mapping of a file: pages of a mapping stay in memory for as long as it does."""
 _MAX_INDEX = 64 * 2**20
@@ -121,7 +120,7 @@ def fit(tensors: dict[str, torch.Tensor], module: torch.nn.Module, where: str, n
 
 
 def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = {}
+    tensors: dict[str, torch.Tensor] = {}
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             left = list(file.keys())
@@ -131,11 +130,11 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
                 while left and taken < _AT_A_TIME:
                     name = left.pop()
                     # a copy: what stays mapped would change, or crash the process, when somebody overwrites the file
-                    found[name] = file.get_tensor(name).clone()
-                    taken += found[name].nbytes
+                    tensors[name] = file.get_tensor(name).clone()
+                    taken += tensors[name].nbytes
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path}: not a checkpoint, or damaged (safetensors: {error})") from error
-    return found
+    return tensors
 
 
 def _read_shards(index: Path) -> dict[str, torch.Tensor]:
@@ -144,7 +143,7 @@ def _read_shards(index: Path) -> dict[str, torch.Tensor]:
     if not isinstance(stored, dict):
         raise CheckpointError(f"{index}: not an index of weights, it has no readable weight_map")
     places = {str(name): str(file) for name, file in stored.items()}
-    found: dict[str, torch.Tensor] = {}
+    tensors: dict[str, torch.Tensor] = {}
     for file in sorted(set(places.values())):
         shard = index.with_name(file) if file not in ("", ".", "..") and "/" not in file and "\\" not in file else None
         if shard is None or shard.suffix != ".safetensors":
@@ -153,11 +152,11 @@ def _read_shards(index: Path) -> dict[str, torch.Tensor]:
             raise CheckpointError(
                 f"{shard}: no such file, but {index.name} names it; fetch all parts of the checkpoint"
             )
-        found.update(_read_safetensors(shard))
-    odd = sorted(set(places) ^ set(found))
+        tensors.update(_read_safetensors(shard))
+    odd = sorted(set(places) ^ set(tensors))
     if odd:
         raise CheckpointError(f"{index}: does not say what its files hold: {', '.join(odd[:_SHOWN])}")
-    return found
+    return tensors
 
 
 def _read_torch(path: Path) -> Any:
@@ -194,3 +193,25 @@ def _as_open_clip(tensors: dict[str, torch.Tensor], module: torch.nn.Module) -> 
     # transformers stopped storing these positions in 4.31
     renamed.pop("text.transformer.embeddings.position_ids", None)
     return renamed
+
+
+def read_object(path: Path, what: str, *, most: int) -> dict[str, Any]:
+    """Reads a JSON file that holds one object.
+
+    Args:
+        path: The file.
+        what: What it should be, for the error: `a model's config`.
+        most: Bytes from which it is refused before it is read.
+
+    Raises:
+        CheckpointError: It is missing, larger, not JSON, nested too deep to be read, or holds no object.
+    """
+    try:
+        if path.stat().st_size > most:
+            raise CheckpointError(f"{path}: more than {most} bytes; not {what}")
+        plain = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(plain, dict):
+        raise CheckpointError(f"{path}: not {what}, it holds a {type(plain).__name__}")
+    return plain

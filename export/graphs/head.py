@@ -1,22 +1,27 @@
 """What comes last in a graph: the class head after `embedding`, and the projection as something a caller may replace.
 
 Both are edits of the graph alone. Nothing before `embedding` is touched, so classes can be exchanged in an artifact
-whose checkpoint is far away, and whose weights need not even be read.
+whose checkpoint is far away, and whose weights need not even be read; `body_digest` shows that nothing was.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import hashlib
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from invariclip.artifact.manifest import EMBEDDING, LOGITS, PROBABILITIES, PROJECTION_INPUT, UNCERTAINTY
 from invariclip.errors import ArtifactError, ContractError, InputError
-from invariclip.export.graphs import opinions
-from invariclip.export.graphs.ends import append, constant, downstream, free_names
+from invariclip.export.graphs import learned_head
+from invariclip.export.graphs.nodes import append, downstream, free_names, initializer, make_node
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
     from invariclip.artifact.manifest import LearnedPromptsFacts
@@ -45,7 +50,7 @@ def attach_head(
     `logit_scale` and `logit_bias` float32 scalars.
 
     With learned templates the logits are the hand-written template's, the probabilities all templates' together, and
-    there is a third answer, uncertainty [batch]; see `opinions`.
+    there is a third answer, uncertainty [batch]; see `learned_head`.
 
     Args:
         model: A graph with the output `embedding`, float32 [batch, d]. Changed in place.
@@ -66,18 +71,18 @@ def attach_head(
     if bank is None:
         return
     if learned is not None:
-        opinions.attach(graph, embedding, bank, learned, logit_scale, logit_bias)
+        learned_head.attach(graph, embedding, bank, learned, logit_scale, logit_bias)
         return
     free_names(graph, (CLASS_BANK, LOGIT_SCALE, LOGIT_BIAS, _COSINES, _SCALED, LOGITS, PROBABILITIES))
     shape = ir.Shape([embedding.shape[0] if embedding.shape is not None else "batch", len(bank)])
-    weights = constant(graph, CLASS_BANK, np.ascontiguousarray(bank.T, dtype=np.float32))
-    scale = constant(graph, LOGIT_SCALE, np.array(logit_scale, dtype=np.float32))
+    weights = initializer(graph, CLASS_BANK, np.ascontiguousarray(bank.T, dtype=np.float32))
+    scale = initializer(graph, LOGIT_SCALE, np.array(logit_scale, dtype=np.float32))
     cosines = append(graph, "MatMul", [embedding, weights], _COSINES, shape)
     if logit_bias is None:
         logits = append(graph, "Mul", [cosines, scale], LOGITS, shape)
-        probabilities = append(graph, "Softmax", [logits], PROBABILITIES, shape, {"axis": -1})
+        probabilities = append(graph, "Softmax", [logits], PROBABILITIES, shape, axis=-1)
     else:
-        bias = constant(graph, LOGIT_BIAS, np.array(logit_bias, dtype=np.float32))
+        bias = initializer(graph, LOGIT_BIAS, np.array(logit_bias, dtype=np.float32))
         scaled = append(graph, "Mul", [cosines, scale], _SCALED, shape)
         logits = append(graph, "Add", [scaled, bias], LOGITS, shape)
         probabilities = append(graph, "Sigmoid", [logits], PROBABILITIES, shape)
@@ -105,11 +110,8 @@ def attach_site(model: ir.Model, shift: NDArray[np.float32]) -> None:
     if shift.ndim != 1 or (isinstance(shape[1], int) and shape[1] != len(shift)):
         raise InputError(f"a shift of shape {list(shift.shape)} does not fit an embedding of shape {list(shape)}")
     free_names(graph, (SITE_SHIFT, _UNMOVED, _MOVED))
-    moved = ir.node("Sub", [old, constant(graph, SITE_SHIFT, shift)], name=_MOVED)
-    unit = ir.node("LpNormalization", moved.outputs, {"axis": -1, "p": 2}, name=f"{EMBEDDING}_adapted")
-    for node, name in ((moved, _MOVED), (unit, EMBEDDING)):
-        node.outputs[0].name, node.outputs[0].shape = name, shape
-        node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    moved = make_node("Sub", [old, initializer(graph, SITE_SHIFT, shift)], _MOVED, shape, name=_MOVED)
+    unit = make_node("LpNormalization", moved.outputs, EMBEDDING, shape, name=f"{EMBEDDING}_adapted", axis=-1, p=2)
     for user, place in list(old.uses()):
         if user is not moved:
             user.replace_input_with(place, unit.outputs[0])
@@ -179,10 +181,43 @@ def _remove_head(graph: ir.Graph, embedding: ir.Value) -> None:
             f"the graph answers {', '.join(sorted(map(str, names)))} from the embedding, not only "
             f"{LOGITS}, {PROBABILITIES} and {UNCERTAINTY}; this head cannot be exchanged"
         )
-    given = [value for node in nodes for value in node.inputs if value is not None and value.is_initializer()]
+    constants = [value for node in nodes for value in node.inputs if value is not None and value.is_initializer()]
     for output in [output for output in graph.outputs if output.name in names]:
         graph.outputs.remove(output)
     graph.remove(nodes, safe=True)
-    for value in given:
+    for value in constants:
         if value.name is not None and not value.uses() and value.name in graph.initializers:
             del graph.initializers[value.name]
+
+
+def body_digest(path: Path) -> str:
+    """sha256 over everything that `embedding` depends on: inputs, nodes in order, weights, functions.
+
+    Weights in a file beside the graph enter with their place in it; that file has a digest of its own.
+
+    Args:
+        path: An image graph.
+    """
+    model = onnx.load(str(path), load_external_data=False)
+    needed, nodes = {EMBEDDING}, []
+    for node in reversed(model.graph.node):
+        if needed.intersection(node.output):
+            nodes.append(node)
+            needed.update(_inputs_of(node))
+    weights = sorted((item for item in model.graph.initializer if item.name in needed), key=lambda item: item.name)
+    parts: Iterable[Any] = (*model.opset_import, *model.functions, *model.graph.input, *reversed(nodes), *weights)
+    digest = hashlib.sha256()
+    for part in parts:
+        content = part.SerializeToString(deterministic=True)
+        digest.update(len(content).to_bytes(8, "little"))
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def _inputs_of(node: onnx.NodeProto) -> set[str]:
+    """Names that a node reads, those of its subgraphs included."""
+    names = set(node.input)
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            names.update(*(_inputs_of(inner) for inner in graph.node), (output.name for output in graph.output))
+    return names

@@ -10,20 +10,13 @@ import torch
 
 from invariclip.artifact.manifest import EMBEDDING, IMAGE_INPUT, TEXT_INPUT, Step
 from invariclip.export.checkpoints import check_texts
-from invariclip.export.checkpoints.contexts import contexts_of
+from invariclip.export.checkpoints.learned_contexts import contexts_of
 from invariclip.export.graphs.fold import Folded, fold_images, fold_texts, left_open, probe_images
 from invariclip.export.graphs.head import expose_projection
-from invariclip.export.graphs.rewrites import (
-    NAMES,
-    RewriteNotApplicableError,
-    Subject,
-    require_held,
-    rewrite_encoder,
-    rewrite_graph,
-)
-from invariclip.export.graphs.tokens import name_merges, refusal, thin_tokens
-from invariclip.export.graphs.towers import ImageTower, TracedTextTower, part_of
-from invariclip.export.graphs.trace import traced
+from invariclip.export.graphs.rewrites import RewriteNotApplicableError, Subject
+from invariclip.export.graphs.rewrites.plan import NAMES, require_held, rewrite_encoder, rewrite_graph
+from invariclip.export.graphs.token_merging import name_merges, refusal, thin_tokens
+from invariclip.export.graphs.trace import ImageTower, TracedTextTower, part_of, traced
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -76,14 +69,14 @@ def tower_graph(
     """Builds one tower's graph.
 
     Args:
-        checkpoint: The original model; it stays unchanged. A text tower that reads learned vectors (`models.contexts`)
+        checkpoint: The original model; it stays unchanged. A text tower that reads learned vectors (`learned_contexts`)
             gives a graph that reads them too.
         tower: `image` or `text`.
         projection: A_inv to put in, or None.
         rewrites: Names of the rewrites that are switched on.
         projection_as_input: Leave the projection as a matrix that may be exchanged at any run.
-        tokens: Merge patches that look alike: tokens left after each block but the last, see `tokens.Schedule`. Not
-            exact, so the contract has to say how close it is. None merges nothing.
+        tokens: Merge patches that look alike: tokens left after each block but the last, see
+            `token_schedules.Schedule`. Not exact, so the contract has to say how close it is. None merges nothing.
 
     Raises:
         InputError: The tower's tokens cannot be merged, or not by this schedule.

@@ -1,26 +1,35 @@
-"""A torch tower as an ONNX file: opset 20, dynamic batch, checked, with the artifact's facts inside."""
+"""A tower traced to an ONNX graph and written: opset 20, dynamic batch, checked, with the artifact's facts inside.
+
+What is traced: `ImageTower`, uint8 images → unit embedding, and `TracedTextTower`, ids → unit embedding.
+"""
 
 from __future__ import annotations
 
+import copy
 import json
 from typing import TYPE_CHECKING, Any
 
 import onnx
 import onnx_ir as ir
 import torch
+from torch import nn
 
 from invariclip.artifact.manifest import METADATA_KEY
 from invariclip.errors import ContractError
-from invariclip.export.checkpoints.quiet import quiet
+from invariclip.export.libraries import quiet
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from invariclip.preprocessing.pixels import PixelSpec
+
 OPSET = 20
 """`Gelu` and `LayerNormalization` stay whole, and TensorRT still builds all of it."""
 EXTERNAL_DATA_BYTES = 1_000_000_000
 """Weights above this go into a file beside the graph. Protobuf ends at 2 GiB, and needs twice the weights to write."""
+NORM_FLOOR = 1e-12
+"""Smallest length that a raw embedding is divided by, as in torch's `normalize`."""
 
 
 def traced(
@@ -76,10 +85,23 @@ def write_graph(model: ir.Model, path: Path) -> None:
     data = path.with_name(f"{path.name}.data")
     external = weight_bytes(model) > EXTERNAL_DATA_BYTES
     ir.save(model, path, external_data=data.name if external else None)
+    require_valid(path, "the exported graph")
+
+
+def require_valid(path: Path, what: str) -> None:
+    """Checks a graph's file.
+
+    Args:
+        path: The ONNX file.
+        what: What to call the graph in an error.
+
+    Raises:
+        ContractError: It is not valid ONNX.
+    """
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ContractError(f"{path.name}: the exported graph is not valid ONNX ({error})") from error
+        raise ContractError(f"{path.name}: {what} is not valid ONNX ({error})") from error
 
 
 def write_facts(path: Path, facts: Mapping[str, Any]) -> None:
@@ -87,10 +109,15 @@ def write_facts(path: Path, facts: Mapping[str, Any]) -> None:
 
     They are appended: protobuf reads two messages one after the other as one, so nothing has to be loaded.
     """
-    text = json.dumps(facts, ensure_ascii=False, sort_keys=True)
-    extra = onnx.ModelProto(metadata_props=[onnx.StringStringEntryProto(key=METADATA_KEY, value=text)])
+    entry = onnx.StringStringEntryProto(key=METADATA_KEY, value=facts_text(facts))
+    extra = onnx.ModelProto(metadata_props=[entry])
     with path.open("ab") as file:
         file.write(extra.SerializeToString())
+
+
+def facts_text(facts: Mapping[str, Any]) -> str:
+    """Facts of a graph as its `metadata_props` have them: JSON."""
+    return json.dumps(facts, ensure_ascii=False, sort_keys=True)
 
 
 def weight_bytes(model: ir.Model) -> int:
@@ -117,3 +144,74 @@ def _tidy(graph: Any) -> None:
         for value in node.outputs:
             if id(value) not in outer and value.name in outer.values():
                 value.name = f"{value.name}_inner"
+
+
+class ImageTower(nn.Module):
+    """uint8 [N, H, W, 3] → float32 unit embedding [N, d]."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+    matrix: torch.Tensor | None
+
+    def __init__(self, encoder: nn.Module, pixels: PixelSpec, matrix: torch.Tensor | None = None) -> None:
+        """Wraps an encoder.
+
+        Args:
+            encoder: The image part of a model (see `part_of`), with or without the projection folded in.
+            pixels: Its mean and standard deviation enter the graph.
+            matrix: float32 [D, d], the projection where it is not folded in.
+        """
+        super().__init__()
+        self.encoder = encoder
+        self.register_buffer("mean", torch.tensor(pixels.image_mean, dtype=torch.float32)[:, None, None])
+        self.register_buffer("std", torch.tensor(pixels.image_std, dtype=torch.float32)[:, None, None])
+        self.register_buffer("matrix", matrix)
+        self.eval()
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The same operations, in the same order, as the runtime's `normalise` and then the encoder."""
+        # Cast comes first because TensorRT parses a uint8 input only then
+        scaled = pixels.to(torch.float32).permute(0, 3, 1, 2) / 255.0
+        raw = self.encoder.encode_image((scaled - self.mean) / self.std, normalize=False)  # type: ignore[operator]
+        return _unit(raw, self.matrix)
+
+
+class TracedTextTower(nn.Module):
+    """int64 ids [N, L] → float32 embedding [N, d] of unit length."""
+
+    matrix: torch.Tensor | None
+
+    def __init__(self, encoder: nn.Module, matrix: torch.Tensor | None = None) -> None:
+        """Wraps the text part of a model (see `part_of`); `matrix` as in `ImageTower`."""
+        super().__init__()
+        self.encoder = encoder
+        self.register_buffer("matrix", matrix)
+        self.eval()
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Encoder, projection where it is not folded, unit length."""
+        return _unit(self.encoder.encode_text(input_ids, normalize=False), self.matrix)  # type: ignore[operator]
+
+
+def part_of(module: nn.Module, tower: str) -> nn.Module:
+    """A shallow copy of an open_clip model that holds one tower alone: what is not there cannot get into the graph.
+
+    Args:
+        module: The model.
+        tower: `image` or `text`.
+    """
+    twin = copy.copy(module)
+    if tower == "image":
+        twin._modules = {"visual": module._modules["visual"]}
+        twin._parameters, twin._buffers = {}, {}
+    else:
+        twin._modules = {name: part for name, part in module._modules.items() if name not in ("visual", "text_decoder")}
+        twin._parameters = {name: value for name, value in module._parameters.items() if not name.startswith("logit_")}
+    return twin
+
+
+def _unit(raw: torch.Tensor, matrix: torch.Tensor | None) -> torch.Tensor:
+    rows = raw if matrix is None else raw @ matrix
+    # torch's `normalize`, without its expansion of the lengths to the rows' shape
+    lengths: torch.Tensor = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    return rows / lengths.clamp_min(NORM_FLOOR)

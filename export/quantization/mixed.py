@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from invariclip.console import Progress
-    from invariclip.export.quantization.sites import Product
+    from invariclip.export.quantization.products import Product
     from invariclip.export.verification.figures import TowerFigures
 
 
@@ -26,12 +26,12 @@ class SharedInput:
 
     Attributes:
         value: Its name.
-        sites: The products.
+        products: Those products.
         work: Their multiplications for one row.
     """
 
     value: str
-    sites: tuple[Product, ...]
+    products: tuple[Product, ...]
     work: int
 
 
@@ -63,17 +63,17 @@ class Mix:
         """The report: what went back, why, and what was tried."""
         return {
             "int8_share": self.share,
-            "float32": [{"value": g.value, "products": [s.node for s in g.sites]} for g in self.back],
+            "float32": [{"value": g.value, "products": [s.node for s in g.products]} for g in self.back],
             "cosine_cost_alone": self.costs,
             "trials": list(self.trials),
         }
 
 
-def groups_of(sites: Sequence[Product], work: Callable[[Product], int]) -> list[SharedInput]:
-    """Sites by the value that they read, in order."""
+def groups_of(products: Sequence[Product], work: Callable[[Product], int]) -> list[SharedInput]:
+    """Products by the value that they read, in order."""
     by_value: dict[str, list[Product]] = {}
-    for site in sites:
-        by_value.setdefault(site.value, []).append(site)
+    for product in products:
+        by_value.setdefault(product.value, []).append(product)
     return [SharedInput(value, tuple(found), sum(map(work, found))) for value, found in by_value.items()]
 
 

@@ -1,7 +1,11 @@
-"""Weights to eight bits: to the nearest, or so that what flows through them changes least.
+"""Weights to eight bits: to the nearest level, or by GPTQ; and SmoothQuant, which moves outliers of a value into them.
 
-The second is GPTQ (Frantar et al., arXiv 2210.17323, algorithm 1): the columns are rounded one after the other, and
-each one's error is made up for by those that are not rounded yet, weighed by the second moments of the layer's input.
+GPTQ (Frantar et al., arXiv 2210.17323, algorithm 1): the columns are rounded one after the other, and each one's error
+is made up for by those that are not rounded yet, weighed by the second moments of the layer's input.
+
+SmoothQuant (Xiao et al., arXiv 2211.10438, equation 4): a few channels that are far larger than the others leave few of
+eight bits to the rest. x W = (x / s)(s W) exactly, with s_j = peak(x_j)^α / peak(W_j)^(1-α) for channel j: the
+difficulty goes from the value, which has one scale, to the weights, which have one for each output.
 """
 
 from __future__ import annotations
@@ -11,13 +15,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
-LEVELS = 127
+WEIGHT_LEVELS = 127
 """Symmetric: -127 to 127, so that a weight and its negative round alike."""
 _DAMPING = 0.01
 """Share of the mean diagonal that is added to it, as in the paper (section 3.3)."""
 _BLOCK = 128
+_FLOOR = 1e-5
 
 
 def scales_of(weights: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -27,7 +34,7 @@ def scales_of(weights: NDArray[np.float32]) -> NDArray[np.float32]:
         weights: float32 [K, N].
     """
     peaks = np.abs(weights).max(axis=0)
-    return np.where(peaks > 0, peaks / LEVELS, 1).astype(np.float32)
+    return np.where(peaks > 0, peaks / WEIGHT_LEVELS, 1).astype(np.float32)
 
 
 def nearest(weights: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
@@ -77,4 +84,18 @@ def compensated(
 
 
 def _levels(weights: NDArray[np.float32], scales: NDArray[np.float32]) -> NDArray[np.int8]:
-    return np.asarray(np.clip(np.rint(weights / scales), -LEVELS, LEVELS), dtype=np.int8)
+    return np.asarray(np.clip(np.rint(weights / scales), -WEIGHT_LEVELS, WEIGHT_LEVELS), dtype=np.int8)
+
+
+def factors(peaks: NDArray[np.float32], weights: Sequence[NDArray[np.float32]], alpha: float) -> NDArray[np.float32]:
+    """float32 [K], s: what each channel of the value is divided by.
+
+    Args:
+        peaks: float32 [K], the largest |number| of each channel.
+        weights: Every matrix [K, N] that the value is multiplied with.
+        alpha: 0 leaves the difficulty to the value, 1 gives all of it to the weights.
+    """
+    met = np.max([np.abs(one).max(axis=1) for one in weights], axis=0)
+    s = np.maximum(peaks, _FLOOR) ** alpha / np.maximum(met, _FLOOR) ** (1 - alpha)
+    # only ratios between channels matter; a mean of one keeps numbers in the range that they had
+    return np.asarray(s / np.exp(np.mean(np.log(s))), dtype=np.float32)

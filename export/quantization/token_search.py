@@ -13,19 +13,18 @@ from math import isnan
 from typing import TYPE_CHECKING
 
 from invariclip.errors import InputError
-from invariclip.export.graphs.tokens.families import FAMILIES
-from invariclip.export.graphs.tokens.schedule import written
+from invariclip.export.graphs.token_schedules import FAMILIES, written
 from invariclip.export.verification.figures import failures
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from invariclip.export.graphs.tokens.families import MergeSchedules
-    from invariclip.export.graphs.tokens.schedule import Schedule, TowerShape
+    from invariclip.export.graphs.token_schedules import MergeSchedules, Schedule, TowerShape
     from invariclip.export.verification.figures import Thresholds, TowerFigures
 
-TRIALS = 24
-"""Schedules that are asked about unless the caller says otherwise."""
+
+TRIALS = 14
+"""Schedules that are asked about, unless the caller says otherwise: each is a trace and a run of the images."""
 WORTH = 0.01
 """Share of the whole tower's cost that a trial has to promise over the best so far."""
 
@@ -58,7 +57,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """What a search came to.
 
     Attributes:
@@ -88,7 +87,7 @@ def fewest_tokens(
     *,
     trials: int = TRIALS,
     families: Sequence[MergeSchedules] = FAMILIES,
-) -> Found:
+) -> SearchResult:
     """Searches for the cheapest schedule that keeps the bounds.
 
     The figures should come from other images than those that the chosen one is judged on afterwards: the best of many
@@ -110,7 +109,7 @@ def fewest_tokens(
     complete = all(search.bisect(family) for family in families) and search.refine()
     passed = [trial for trial in search.seen.values() if not trial.broken]
     failed = [trial for trial in search.seen.values() if trial.broken]
-    return Found(
+    return SearchResult(
         best=min(passed, key=lambda trial: (trial.flops, trial.schedule), default=None),
         nearest=max(failed, key=_nearness, default=None),
         trials=tuple(search.seen.values()),
@@ -201,7 +200,7 @@ class _Search:
 
     def _smaller(self, schedule: Schedule, step: int) -> Iterator[Schedule]:
         """The schedule with `step` tokens fewer after one of its merges, the one that saves most first."""
-        found = set()
+        schedules = set()
         previous = (self.shape.tokens, *schedule)
         for place, after in enumerate(schedule):
             if previous[place] == after:
@@ -209,13 +208,13 @@ class _Search:
             cut = [min(tokens, after - step) if at >= place else tokens for at, tokens in enumerate(schedule)]
             changed = self._allowed(cut)
             if changed is not None:
-                found.add(changed)
+                schedules.add(changed)
             # the same tokens as before, a block earlier
             if place:
                 earlier = self._allowed([*schedule[: place - 1], after, *schedule[place:]])
                 if earlier is not None:
-                    found.add(earlier)
-        yield from sorted(found, key=lambda changed: (self.shape.flops(changed), changed))
+                    schedules.add(earlier)
+        yield from sorted(schedules, key=lambda changed: (self.shape.flops(changed), changed))
 
     def _allowed(self, schedule: list[int]) -> Schedule | None:
         try:

@@ -9,15 +9,22 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import onnx_ir as ir
 
 from invariclip.errors import ContractError, InputError
+from invariclip.export.graphs.token_merging import image_shape
 from invariclip.export.graphs.trace import write_graph
-from invariclip.export.quantization import library
-from invariclip.export.quantization.half import halve
-from invariclip.export.quantization.islands import LADDER, to_float16
+from invariclip.export.quantization import other_quantizers
+from invariclip.export.quantization.float16 import LADDER, halve, to_float16
 from invariclip.export.quantization.mixed import groups_of, mix
-from invariclip.export.quantization.qdq import QuantizationRecipe, quantise, ranges_of, rounded, smoothable
+from invariclip.export.quantization.products import flops, products_of
+from invariclip.export.quantization.qdq import (
+    QuantizationRecipe,
+    quantise,
+    ranges_of,
+    rounded,
+    smoothable,
+    to_symmetric,
+)
 from invariclip.export.quantization.ranges import flows_of
-from invariclip.export.quantization.sites import flops, sites_of
-from invariclip.export.quantization.symmetric import to_symmetric
+from invariclip.export.quantization.token_search import fewest_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,11 +35,11 @@ if TYPE_CHECKING:
 
     from invariclip.artifact.manifest import Compute
     from invariclip.console import Progress
-    from invariclip.export.quantization.islands import Islands
+    from invariclip.export.quantization.float16 import Islands
     from invariclip.export.quantization.mixed import Mix, SharedInput
     from invariclip.export.quantization.qdq import Rounded
-    from invariclip.export.quantization.trials import GraphTrials
     from invariclip.export.verification.figures import TowerFigures
+    from invariclip.export.verification.verify import GraphTrials
 
 SMOOTHING = (None, 0.5)
 """SmoothQuant's α in the recipes that are tried, each with clipped ranges and without: which is best differs."""
@@ -50,8 +57,8 @@ class VariantKind:
     """How a variant comes about.
 
     Attributes:
-        method: What is done to the image graph: `float16` stores weights so and `islands` computes so (see `half`,
-            `islands`); `mixed` is our own int8 (see `qdq`, `mixed`) and `symmetric` the same as TensorRT takes it;
+        method: What is done to the image graph: `float16` stores weights so and `islands` computes so (see
+            `float16`); `mixed` is our own int8 (see `qdq`, `mixed`) and `symmetric` the same as TensorRT takes it;
             `dynamic` and `static` are ONNX Runtime's, `nncf` is NNCF's.
         precision: What the manifest says that they are in then.
         compute: What the engine may compute the rest in.
@@ -138,12 +145,37 @@ class VariantInputs:
         if method in ("mixed", "symmetric"):
             return {"method": method, **self._mixed(source, target, _for_tensorrt if method == "symmetric" else None)}
         if method == "dynamic":
-            library.dynamic(source, target)
+            other_quantizers.dynamic(source, target)
         elif method == "static":
-            library.static(source, target, self.calibration())
+            other_quantizers.static(source, target, self.calibration())
         else:
-            library.nncf(source, target, self.calibration())
+            other_quantizers.nncf(source, target, self.calibration())
         return {"method": method}
+
+    def thin(self, target: Path, trace: Callable[[Sequence[int], Path], None]) -> list[str]:
+        """Writes the float32 image graph with the fewest tokens that keep the contract on the calibration images.
+
+        Args:
+            target: The file to write.
+            trace: Writes the image graph with so many tokens after each block.
+
+        Returns:
+            What was tried, for the manifest.
+
+        Raises:
+            InputError: The tower's tokens cannot be merged.
+            ContractError: No schedule keeps the contract.
+        """
+
+        def ask(schedule: Sequence[int]) -> TowerFigures:
+            trace(schedule, target)
+            return self._figures(target)
+
+        search = fewest_tokens(image_shape(self.trials.job.checkpoint), ask, self.trials.bounds)
+        if search.best is None:
+            raise ContractError(search.lines()[1] if search.nearest else "no schedule of tokens saves anything")
+        trace(search.best.schedule, target)
+        return search.lines()
 
     def _islands(self, source: Path, target: Path) -> dict[str, Any]:
         """float16 with as few islands as the contract allows."""
@@ -157,25 +189,25 @@ class VariantInputs:
 
     def _mixed(self, source: Path, target: Path, finish: Finish | None = None) -> dict[str, Any]:
         model = ir.load(source)
-        sites = sites_of(model)
-        if not sites:
+        products = products_of(model)
+        if not products:
             raise ContractError("it has no product with constant weights that int8 could take over")
-        flows = flows_of(model, sites, self.calibration(), threads=self.threads, progress=self.progress)
-        groups = groups_of(sites, lambda site: flops(model, site))
+        flows = flows_of(model, products, self.calibration(), threads=self.threads, progress=self.progress)
+        groups = groups_of(products, lambda product: flops(model, product))
         tried: list[tuple[float, QuantizationRecipe, Write]] = []
-        for smoothing in SMOOTHING if smoothable(model, sites) else (None,):
-            weights = rounded(model, sites, flows, QuantizationRecipe(smoothing), progress=self.progress)
+        for smoothing in SMOOTHING if smoothable(model, products) else (None,):
+            weights = rounded(model, products, flows, QuantizationRecipe(smoothing), progress=self.progress)
             for clip in (False, True):
-                ranges = ranges_of(model, sites, flows, weights, clip=clip)
+                ranges = ranges_of(model, products, flows, weights, clip=clip)
                 write: Write = partial(_write, source, target, ranges, weights, finish=finish)
                 write(groups)
                 tried.append((self._cost(target), QuantizationRecipe(smoothing, clip=clip), write))
         tried.sort(key=lambda one: one[0])
-        recipe, found = self._fitting(tried, groups, target)
+        recipe, mixture = self._fitting(tried, groups, target)
         return {
             "recipe": asdict(recipe),
             "recipes": [{**asdict(one), "cosine_cost": cost} for cost, one, _ in tried],
-            **found.to_json(),
+            **mixture.to_json(),
         }
 
     def _fitting(
@@ -200,12 +232,12 @@ class VariantInputs:
             write(chosen)
             return self._cost(target)
 
-        found = mix(groups, ask, self.trials.broken, cost_of=cost_of, progress=self.progress)
-        if found.figures is None:
-            lines = found.trials[0]["broken"]
+        mixture = mix(groups, ask, self.trials.broken, cost_of=cost_of, progress=self.progress)
+        if mixture.figures is None:
+            lines = mixture.trials[0]["broken"]
             raise ContractError(f"no mix of int8 and float32 keeps the contract; int8 everywhere: {'; '.join(lines)}")
-        write(found.chosen)
-        return recipe, found
+        write(mixture.chosen)
+        return recipe, mixture
 
     def _figures(self, target: Path) -> TowerFigures:
         return self.trials.figures(target, backend=self.backend, threads=self.threads)
@@ -224,7 +256,7 @@ def _write(
 ) -> None:
     """A float32 graph's file again, with these groups in int8."""
     graph = ir.load(source)
-    quantise(graph, [site for group in chosen for site in group.sites], ranges, weights)
+    quantise(graph, [product for group in chosen for product in group.products], ranges, weights)
     if finish is not None:
         finish(graph)
     write_graph(graph, target)
@@ -242,7 +274,7 @@ def write_islands(source: Path, target: Path, keep: Iterable[str]) -> Islands:
     Args:
         source: The float32 graph.
         target: The file to write.
-        keep: Operators that stay float32, see `islands.LADDER`.
+        keep: Operators that stay float32, see `float16.LADDER`.
 
     Raises:
         ContractError: Nothing in it can compute in float16, or the graph is not valid ONNX then.

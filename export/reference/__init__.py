@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from invariclip.errors import InputError
-from invariclip.export.reference.assemble import RECIPES, assembled, cache_folder
+from invariclip.export.reference.models import RECIPES, assembled, cache_folder
 
 __all__ = ["RECIPES", "assembled", "cache_folder", "images_path", "manifest_path"]
 

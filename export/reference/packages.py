@@ -90,10 +90,10 @@ def fetch(package: Package, folder: Path) -> Path:
     downloads.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as work:
         archive = _brought(package, downloads) or _download(package, Path(work), downloads)
-        found = sha256_file(archive)
-        if found != package.sha256:
+        digest = sha256_file(archive)
+        if digest != package.sha256:
             raise InputError(
-                f"{package.name} {package.version} has digest {found}, not the pinned {package.sha256}: not used"
+                f"{package.name} {package.version} has digest {digest}, not the pinned {package.sha256}: not used"
             )
         unpacked = Path(work) / "unpacked"
         unpack(archive, unpacked)

@@ -125,10 +125,10 @@ def _show_plans(plans: list[EnginePlan], *, as_json: bool) -> None:
 
 def _names(plan: EnginePlan) -> dict[str, str]:
     """Where engines of the installed libraries would lie, as far as that can be told without a GPU."""
-    found: dict[str, str] = {}
+    names: dict[str, str] = {}
     for name in installed():
         try:
-            found[name] = engine_path(Path(), plan.graph, key_of(plan, open_library(name), None)).name
+            names[name] = engine_path(Path(), plan.graph, key_of(plan, open_library(name), None)).name
         except (DeviceError, MissingExtraError) as error:
-            found[name] = str(error)
-    return found
+            names[name] = str(error)
+    return names

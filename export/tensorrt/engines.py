@@ -1,10 +1,16 @@
-"""Engines of an artifact: planned, found or built, written with their sidecars, atomically."""
+"""Engines of an artifact: planned, found or built, written with their sidecars, atomically.
+
+`build_on_cpu` asks whether TensorRT would take a graph, on a machine without a GPU: TensorRT-RTX's parser and builder
+run on the CPU. Parsing alone is not enough: some operators parse and cannot be built.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import onnx_ir as ir
 
 from invariclip.backends.tensorrt.facts import (
     ANY_GPU,
@@ -16,10 +22,12 @@ from invariclip.backends.tensorrt.facts import (
     write_facts,
 )
 from invariclip.backends.tensorrt.known_bad import require_sound
+from invariclip.backends.tensorrt.library import installed, open_library
 from invariclip.console import silent
-from invariclip.errors import ArtifactError, DeviceError
+from invariclip.errors import ArtifactError, ContractError, DeviceError, MissingExtraError
+from invariclip.export.quantization.qdq import uint8_values
 from invariclip.export.tensorrt.builder import build
-from invariclip.export.tensorrt.gate import require_signed
+from invariclip.export.tensorrt.plan import plan_engine
 from invariclip.files import sha256_file, write_atomically
 
 if TYPE_CHECKING:
@@ -34,6 +42,8 @@ if TYPE_CHECKING:
 MAX_TIMINGS = 1 << 30
 """Bytes of a timing cache that are read."""
 _FP8 = (8, 9)
+LARGEST = 32
+"""Largest batch of the profile; it begins at 1, so every smaller batch is in it."""
 
 
 @dataclass(frozen=True)
@@ -158,3 +168,58 @@ def _read(timings: Path | None) -> bytes | None:
     if timings is None or not timings.is_file() or timings.stat().st_size > MAX_TIMINGS:
         return None
     return timings.read_bytes()
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A graph that was built.
+
+    Attributes:
+        version: Of TensorRT-RTX.
+        seconds: What parsing and building took.
+        engine_bytes: Size of the engine.
+        precision: What the graph computes in.
+    """
+
+    version: str
+    seconds: float
+    engine_bytes: int
+    precision: str
+
+
+def build_on_cpu(path: Path, *, longest: int = 77) -> Gate:
+    """Parses and builds a graph with TensorRT-RTX; no GPU is needed, and the engine is thrown away.
+
+    Args:
+        path: The ONNX file.
+        longest: Largest text length, where that is free.
+
+    Raises:
+        MissingExtraError: TensorRT-RTX is not installed.
+        ContractError: It does not parse or does not build (the message is TensorRT's own), or holds uint8 levels.
+    """
+    if "tensorrt_rtx" not in installed():
+        raise MissingExtraError('the TensorRT gate needs tensorrt_rtx: pip install "invariclip[tensorrt-rtx]"')
+    library = open_library("tensorrt_rtx")
+    try:
+        plan = plan_engine(path, batches=(LARGEST,), longest=longest)
+    except Exception as error:
+        raise ContractError(f"{path.name}: {library.title} does not parse it: {error}") from error
+    if plan.precision == "int8":
+        require_signed(path)
+    built = build(path, plan, library)
+    return Gate(library.version, built.seconds, len(built.engine), plan.precision)
+
+
+def require_signed(path: Path) -> None:
+    """Refuses a Q/DQ graph with uint8 levels: TensorRT builds some of them and promises nothing of their answers.
+
+    Raises:
+        ContractError: It has some.
+    """
+    unsigned = uint8_values(ir.load(path))
+    if unsigned:
+        raise ContractError(
+            f"{path.name}: holds uint8 levels ({', '.join(unsigned[:3])}{' ...' if len(unsigned) > 3 else ''}), and "
+            "TensorRT's are int8 without a zero point; export with --variant int8-symmetric"
+        )

@@ -162,17 +162,17 @@ def precision_of(model: onnx.ModelProto) -> str:
     """
     types = {item.name: item.data_type for item in model.graph.initializer}
     made = {name: node for node in model.graph.node for name in node.output}
-    found = set()
+    precisions = set()
     for node in model.graph.node:
         if node.op_type not in _PRODUCTS or len(node.input) < 2:
             continue
         weights = node.input[1]
         dequantize = made.get(weights)
         if dequantize is not None and dequantize.op_type == "DequantizeLinear":
-            found.add("fp8" if types.get(dequantize.input[0]) in _FLOAT8 else "int8")
+            precisions.add("fp8" if types.get(dequantize.input[0]) in _FLOAT8 else "int8")
         elif types.get(weights) == onnx.TensorProto.FLOAT16:
-            found.add("float16")
-    return next((name for name in ("fp8", "int8", "float16") if name in found), "float32")
+            precisions.add("float16")
+    return next((name for name in ("fp8", "int8", "float16") if name in precisions), "float32")
 
 
 def _three(
@@ -188,7 +188,7 @@ def _three(
 
 
 def _tensor(value: onnx.ValueInfoProto) -> Tensor:
-    given = value.type.tensor_type
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(given.elem_type)
-    shape = tuple(side.dim_value if side.HasField("dim_value") else -1 for side in given.shape.dim)
+    tensor = value.type.tensor_type
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+    shape = tuple(side.dim_value if side.HasField("dim_value") else -1 for side in tensor.shape.dim)
     return Tensor(str(dtype), shape)

@@ -1,17 +1,19 @@
-"""What reference and graph answer to the same inputs: the reference once, each graph in its turn, inputs streamed."""
+"""What reference and graph answer to the same inputs, streamed, and the figures that follow from the two side by side.
+
+The reference is asked once; each graph in its turn, in every batch size.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from invariclip.artifact.manifest import EMBEDDING, PROBABILITIES, UNCERTAINTY
 from invariclip.errors import CheckpointError, ContractError
-from invariclip.export.verification.comparison import Comparison
 from invariclip.export.verification.evidence import altered
-from invariclip.export.verification.figures import SIZES, max_diff
+from invariclip.export.verification.figures import SIZES, TowerFigures, max_diff
 from invariclip.text_tower import cut_to_longest
 
 if TYPE_CHECKING:
@@ -21,12 +23,16 @@ if TYPE_CHECKING:
 
     from invariclip.artifact.projection import Projection
     from invariclip.backends import Backend
+    from invariclip.export.verification.class_head import ClassHead
     from invariclip.preprocessing.tokenizer import TextSpec
     from invariclip.sites.site import Site
 
 _FIRST = max(SIZES)
 _RUNS = 3
 """Further runs of the first batch, which must answer the same."""
+TIE = 1e-6
+"""Cosines closer than this are a tie: float32 unit vectors of a thousand components do not tell them apart."""
+TOP = 5
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,7 @@ def show(
 
 def compare(
     backend: Backend,
-    shown: ReferenceTarget,
+    target: ReferenceTarget,
     projection: Projection | None,
     batches: Iterable[NDArray[Any]],
     site: Site | None = None,
@@ -101,46 +107,46 @@ def compare(
 
     Args:
         backend: The loaded graph; it has one input.
-        shown: The inputs and the reference's answers.
+        target: The inputs and the reference's answers.
         projection: What the graph claims to hold.
-        batches: `shown.batches()`, or the same in a progress display.
+        batches: `target.batches()`, or the same in a progress display.
         site: Whose shift the graph claims to take away, or None.
 
     Raises:
         ContractError: The graph cannot answer a batch, or its embeddings are of another width.
     """
-    seen = Comparison(reference=project(shown.raw, projection, site))
-    served = _served(backend, shown)
+    comparison = Comparison(reference=project(target.raw, projection, site))
+    served = _served(backend, target)
     count = 0
     for batch in batches:
         answers = _ask(backend, served(batch))
-        wanted = seen.reference[count : count + len(batch)]
+        wanted = comparison.reference[count : count + len(batch)]
         if answers[EMBEDDING].shape != wanted.shape:
             raise ContractError(
                 f"its embeddings are {list(answers[EMBEDDING].shape)} where checkpoint and projection give "
                 f"{list(wanted.shape)}; it was made with another projection or model"
             )
         if not count:
-            seen.rerun_diff = _rerun(backend, served(batch), answers)
+            comparison.rerun_diff = _rerun(backend, served(batch), answers)
         off = _off(answers[EMBEDDING], wanted)
-        if seen.worst is None or off > seen.worst[0]:
-            seen.worst = off, batch, answers[EMBEDDING], count
-        seen.candidate.append(answers[EMBEDDING])
-        for name, kept in ((PROBABILITIES, seen.probabilities), (UNCERTAINTY, seen.uncertainty)):
+        if comparison.worst is None or off > comparison.worst[0]:
+            comparison.worst = off, batch, answers[EMBEDDING], count
+        comparison.candidate.append(answers[EMBEDDING])
+        for name, kept in ((PROBABILITIES, comparison.probabilities), (UNCERTAINTY, comparison.uncertainty)):
             kept += [answers[name]] if name in answers else []
         for name, value in answers.items():
             if np.issubdtype(value.dtype, np.floating):
-                seen.non_finite[name] = seen.non_finite.get(name, 0) + int((~np.isfinite(value)).sum())
+                comparison.non_finite[name] = comparison.non_finite.get(name, 0) + int((~np.isfinite(value)).sum())
         count += len(batch)
-    if count != len(shown.raw):
-        raise ContractError(f"{count} inputs came where {len(shown.raw)} were shown first; a file changed meanwhile")
-    _try_sizes(backend, shown, seen)
-    if shown.altered is not None and shown.altered_raw is not None:
-        starts = range(0, len(shown.altered), _FIRST)
-        parts = [_ask(backend, shown.altered[start : start + _FIRST])[EMBEDDING] for start in starts]
-        seen.altered_rows, seen.altered = shown.altered_rows, np.concatenate(parts)
-        seen.altered_reference = project(shown.altered_raw, projection, site)
-    return seen
+    if count != len(target.raw):
+        raise ContractError(f"{count} inputs came where {len(target.raw)} were shown first; a file changed meanwhile")
+    _try_sizes(backend, target, comparison)
+    if target.altered is not None and target.altered_raw is not None:
+        starts = range(0, len(target.altered), _FIRST)
+        parts = [_ask(backend, target.altered[start : start + _FIRST])[EMBEDDING] for start in starts]
+        comparison.altered_rows, comparison.altered = target.altered_rows, np.concatenate(parts)
+        comparison.altered_reference = project(target.altered_raw, projection, site)
+    return comparison
 
 
 def project(raw: NDArray[np.float32], projection: Projection | None, site: Site | None = None) -> NDArray[np.float64]:
@@ -150,9 +156,9 @@ def project(raw: NDArray[np.float32], projection: Projection | None, site: Site 
     return rows if site is None else site.exactly(rows)
 
 
-def _served(backend: Backend, shown: ReferenceTarget) -> Callable[[NDArray[Any]], NDArray[Any]]:
+def _served(backend: Backend, target: ReferenceTarget) -> Callable[[NDArray[Any]], NDArray[Any]]:
     """How serving would feed a batch: a text graph of free length gets rows no longer than the longest text."""
-    spec = shown.spec
+    spec = target.spec
     if spec is None or backend.input_shapes[backend.input_names[0]][-1] is not None:
         return lambda batch: batch
     return lambda batch: cut_to_longest(batch, spec)
@@ -175,22 +181,168 @@ def _rerun(backend: Backend, batch: NDArray[Any], answers: dict[str, NDArray[Any
     return float(np.max(same))  # Python's max would lose a NaN that is not the first
 
 
-def _try_sizes(backend: Backend, shown: ReferenceTarget, seen: Comparison) -> None:
+def _try_sizes(backend: Backend, target: ReferenceTarget, comparison: Comparison) -> None:
     """The first inputs in batches of every size: against the reference, and against themselves alone."""
-    rows = np.arange(_FIRST) % len(seen.reference)
-    wanted = seen.reference[rows]
-    together = np.concatenate(seen.candidate)[rows]
+    rows = np.arange(_FIRST) % len(comparison.reference)
+    wanted = comparison.reference[rows]
+    together = np.concatenate(comparison.candidate)[rows]
     alone = np.empty((0,))
     for size in SIZES:
         starts = range(0, _FIRST - _FIRST % size, size)
-        got = np.concatenate([_ask(backend, shown.first[start : start + size])[EMBEDDING] for start in starts])
-        seen.by_size[size] = max_diff(got, wanted[: len(got)])
+        got = np.concatenate([_ask(backend, target.first[start : start + size])[EMBEDDING] for start in starts])
+        comparison.by_size[size] = max_diff(got, wanted[: len(got)])
         if size == 1:
             alone = got
-        seen.batch_diff = float(np.maximum(seen.batch_diff, max_diff(got, alone[: len(got)])))
-    seen.batch_diff = float(np.maximum(seen.batch_diff, max_diff(together, alone)))
+        comparison.batch_diff = float(np.maximum(comparison.batch_diff, max_diff(got, alone[: len(got)])))
+    comparison.batch_diff = float(np.maximum(comparison.batch_diff, max_diff(together, alone)))
 
 
 def _off(got: NDArray[Any], wanted: NDArray[np.float64]) -> float:
     """How wrong a batch is, for finding the worst: NaN counts as infinitely wrong."""
     return float(np.nan_to_num(np.abs(got - wanted), nan=np.inf, posinf=np.inf).max())
+
+
+@dataclass
+class Comparison:
+    """Reference and candidate answers of one tower.
+
+    Attributes:
+        reference: float64 [N, d] unit embeddings.
+        candidate: float32 [n, d] of the graph, batch by batch.
+        probabilities: float32 [n, K] of the graph, where it has classes.
+        uncertainty: float32 [n] of the graph, where it has learned templates.
+        non_finite: Values that are NaN or infinite, of each float output.
+        batch_diff: Largest difference seen between a row alone and in a batch.
+        rerun_diff: Largest difference seen between two runs.
+        by_size: Batch size to the largest difference from the reference.
+        altered_rows: int64 [m], the inputs that were also shown under an intervention.
+        altered_reference: float64 [m, d], the reference's answers to those.
+        altered: float32 [m, d], the graph's.
+        levels: Further figures of the image's path, by their names in `TowerFigures`.
+        worst: The batch that is furthest off: by how much, its inputs, the graph's embeddings, its first row's place.
+    """
+
+    reference: NDArray[np.float64]
+    candidate: list[NDArray[np.float32]] = field(default_factory=list)
+    probabilities: list[NDArray[np.float32]] = field(default_factory=list)
+    uncertainty: list[NDArray[np.float32]] = field(default_factory=list)
+    non_finite: dict[str, int] = field(default_factory=dict)
+    batch_diff: float = 0.0
+    rerun_diff: float = 0.0
+    by_size: dict[int, float] = field(default_factory=dict)
+    altered_rows: NDArray[np.int64] | None = None
+    altered_reference: NDArray[np.float64] | None = None
+    altered: NDArray[np.float32] | None = None
+    levels: dict[str, Any] = field(default_factory=dict)
+    worst: tuple[float, NDArray[Any], NDArray[np.float32], int] | None = None
+
+
+def measure(comparison: Comparison, bank: NDArray[np.float64], head: ClassHead | None = None) -> TowerFigures:
+    """The figures of one tower.
+
+    Args:
+        comparison: Answers of both sides on at least one input.
+        bank: float64 [K, d] unit vectors of the reference in which both sides' best match is sought; where classes are
+            baked in, theirs.
+        head: What the classes must be answered like, where some are baked in.
+    """
+    wanted, got = comparison.reference, np.concatenate(comparison.candidate).astype(np.float64)
+    cosines = _cosines(wanted, got)
+    scores, candidate_scores = wanted @ bank.T, got @ bank.T
+    top1, top1_ties = agreement(scores, candidate_scores, 1)
+    top5: tuple[float | None, int | None] = (None, None)
+    if len(bank) > TOP:
+        top5 = agreement(scores, candidate_scores, TOP)
+    said = {} if head is None else _said(comparison, *head.answers(wanted))
+    by_size: dict[str, Any] = {f"batch_{size}": comparison.by_size.get(size, 0.0) for size in SIZES}
+    return TowerFigures(
+        items=len(wanted),
+        max_abs_diff=max_diff(got, wanted),
+        cosine_min=float(cosines.min()),
+        cosine_mean=float(cosines.mean()),
+        top1_agreement=top1,
+        top1_ties=top1_ties,
+        top1_of=len(bank),
+        non_finite=sum(comparison.non_finite.values()),
+        batch_diff=comparison.batch_diff,
+        rerun_diff=comparison.rerun_diff,
+        **by_size,
+        top5_agreement=top5[0],
+        top5_ties=top5[1],
+        **said,
+        **_gap(comparison, got),
+        **comparison.levels,
+    )
+
+
+def agreement(wanted: NDArray[np.float64], got: NDArray[np.float64], count: int) -> tuple[float, int]:
+    """Share of rows whose `count` best columns are the same set, and how many of them are so by ties alone.
+
+    A chosen column that the reference scores within `TIE` of its own last choice is as good as that: which of two ties
+    comes first is nobody's fault.
+
+    Args:
+        wanted: float64 [N, K], the reference's scores, K of `count` or more.
+        got: float64 [N, K], the candidate's. A row with a NaN agrees with nothing.
+        count: How many are chosen.
+    """
+    rows = np.arange(len(wanted))[:, None]
+    best = np.sort(np.argsort(-wanted, axis=1, kind="stable")[:, :count], axis=1)
+    chosen = np.sort(np.argsort(-got, axis=1, kind="stable")[:, :count], axis=1)
+    same = (best == chosen).all(axis=1)
+    last = wanted[rows, best].min(axis=1, keepdims=True)
+    # all that was chosen is good enough, and nothing that is clearly better than the last was left out
+    fair = (wanted[rows, chosen] >= last - TIE).all(axis=1)
+    fair &= (wanted[rows, chosen] > last + TIE).sum(axis=1) == (wanted > last + TIE).sum(axis=1)
+    sane = np.isfinite(got).all(axis=1)
+    return float(((same | fair) & sane).mean()), int((fair & ~same & sane).sum())
+
+
+def invariance_gap(plain: NDArray[Any], altered: NDArray[Any]) -> float:
+    """Mean over rows of 1 - cos(f(x), f(x̃)) in float64: how far an intervention moves an embedding.
+
+    Args:
+        plain: [m, d], the embeddings of images.
+        altered: [m, d], of the same images under an intervention.
+    """
+    one, other = plain.astype(np.float64), altered.astype(np.float64)
+    return float(1 - _cosines(one / np.linalg.norm(one, axis=1, keepdims=True), other).mean())
+
+
+def _cosines(unit: NDArray[np.float64], got: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray((unit * got).sum(axis=1) / np.maximum(np.linalg.norm(got, axis=1), 1e-30))
+
+
+def _said(
+    comparison: Comparison, probabilities: NDArray[np.float64], uncertainty: NDArray[np.float64] | None
+) -> dict[str, Any]:
+    """How far a graph's classes are from what the reference says of its own embeddings.
+
+    Raises:
+        ContractError: The graph does not answer what it should.
+    """
+    pairs = {
+        "probability": (comparison.probabilities, probabilities),
+        "uncertainty": (comparison.uncertainty, uncertainty),
+    }
+    for name, (got, wanted) in pairs.items():
+        if bool(got) != (wanted is not None):
+            raise ContractError(f"the graph {'answers' if got else 'does not answer'} a class head's {name}")
+    return {
+        f"{name}_diff": max_diff(np.concatenate(got), wanted)
+        for name, (got, wanted) in pairs.items()
+        if wanted is not None
+    }
+
+
+def _gap(comparison: Comparison, got: NDArray[np.float64]) -> dict[str, Any]:
+    if comparison.altered_rows is None or comparison.altered_reference is None or comparison.altered is None:
+        return {}
+    reference = invariance_gap(comparison.reference[comparison.altered_rows], comparison.altered_reference)
+    gap = invariance_gap(got[comparison.altered_rows], comparison.altered)
+    return {
+        "gap_reference": reference,
+        "gap": gap,
+        "gap_increase": gap - reference,
+        "gap_items": len(comparison.altered_rows),
+    }

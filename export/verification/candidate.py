@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from invariclip.artifact.fidelity import require_level
+from invariclip.artifact.learned_prompts import class_banks
 from invariclip.backends import DEFAULT_BACKEND, open_backend, require_backend
 from invariclip.errors import ContractError
 from invariclip.export.checkpoints.check_texts import PROMPTS, ids_of
+from invariclip.export.checkpoints.learned_contexts import with_semantics
 from invariclip.export.verification.answers import project
 from invariclip.export.verification.class_head import ClassHead
+from invariclip.preprocessing.prompts import class_bank
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.artifact.fidelity import Fidelity
+    from invariclip.artifact.learned_prompts import LearnedPrompts
     from invariclip.artifact.manifest import Compute, LearnedPromptsFacts
     from invariclip.artifact.projection import Projection
     from invariclip.backends import Backend
@@ -66,6 +70,42 @@ class ExportJob:
             return self.bank
         ids = ids_of(PROMPTS, self.checkpoint.tokenizer)
         return project(self.checkpoint.encode_texts(ids), self.projection)
+
+
+def prepare(
+    checkpoint: Checkpoint,
+    projection: Projection | None,
+    classes: tuple[str, ...],
+    templates: tuple[str, ...],
+    learned_prompts: LearnedPrompts | None = None,
+) -> ExportJob:
+    """A job whose class embeddings come from the reference: PyTorch in float32, projection and mean in float64.
+
+    Args:
+        checkpoint: The original model.
+        projection: A_inv, or None.
+        classes: Names to bake in.
+        templates: Their hand-written prompts.
+        learned_prompts: Learned templates; the job's checkpoint then reads their vectors as well.
+
+    Raises:
+        InputError: Bad classes or templates.
+        SemanticsError: The learned templates belong to another checkpoint or projection, or do not fit its text tower.
+    """
+    if learned_prompts is not None:
+        learned_prompts.require_owner(checkpoint.sha256, None if projection is None else projection.digest)
+        checkpoint = replace(checkpoint, module=with_semantics(checkpoint.module, learned_prompts))
+
+    def embed(texts: list[str], before: tuple[int, ...] = ()) -> NDArray[np.float64]:
+        return project(checkpoint.encode_texts(checkpoint.tokenizer(texts, prefix=before)), projection)
+
+    learned = None if learned_prompts is None else learned_prompts.facts
+    if not classes:
+        return ExportJob(checkpoint, projection, classes, templates, None, learned)
+    if learned is None:
+        return ExportJob(checkpoint, projection, classes, templates, class_bank(embed, classes, templates))
+    banks = class_banks(embed, classes, templates, learned)
+    return ExportJob(checkpoint, projection, classes, templates, banks[0], learned, banks)
 
 
 @dataclass(frozen=True)

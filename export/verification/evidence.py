@@ -95,18 +95,18 @@ class UnreadableImageWarning(UserWarning):
     """An image that was named for the check cannot be read."""
 
 
-def images_of(given: Sequence[str | Path] | None, spec: PixelSpec) -> ImageBatches:
+def images_of(paths: Sequence[str | Path] | None, spec: PixelSpec) -> ImageBatches:
     """The user's images, or the bundled ones.
 
     Args:
-        given: Files and folders; None or empty takes up to `BUNDLED_LIMIT` bundled images, evenly spread.
+        paths: Files and folders; None or empty takes up to `BUNDLED_LIMIT` bundled images, evenly spread.
         spec: How the tower wants them.
 
     Raises:
         InputError: A path does not exist or a folder is empty.
     """
-    if given:
-        return ImageBatches(find_images(list(given)), spec)
+    if paths:
+        return ImageBatches(find_images(list(paths)), spec)
     from invariclip.export.reference import images_path
 
     bundled = find_images([images_path()])

@@ -83,7 +83,7 @@ class TowerFigures:
         cosine_min: Smallest cosine to the reference.
         cosine_mean: Mean cosine to the reference.
         top1_agreement: Share of inputs whose best match in the bank is the same, ties counted as the same.
-        top1_ties: Inputs whose best match differs, but lies within `comparison.TIE` of the reference's best.
+        top1_ties: Inputs whose best match differs, but lies within `answers.TIE` of the reference's best.
         top1_of: Rows of the bank that the best matches were sought in.
         non_finite: Values of any float output that are NaN or infinite.
         batch_diff: See `Thresholds`.
@@ -182,23 +182,23 @@ def failures(tower: str, figures: TowerFigures, bounds: Thresholds) -> dict[str,
     Returns:
         The broken figure's name to a line that says its value, its bound and by how much it is off.
     """
-    found: dict[str, str] = {}
+    broken: dict[str, str] = {}
     if figures.non_finite:
-        found["non_finite"] = f"{tower} answers {figures.non_finite} values that are NaN or infinite"
+        broken["non_finite"] = f"{tower} answers {figures.non_finite} values that are NaN or infinite"
     # `not value <= bound` and not `value > bound`: a NaN must fail
     for key, (words, name) in _UPPER.items():
         value, bound = getattr(figures, key), getattr(bounds, name)
         if value is not None and not value <= bound:
             off = "" if np.isnan(value) else f", by {value - bound:.3g}"
-            found[key] = f"{tower} {words} {value:.3g} is above {bound:.3g}{off}"
+            broken[key] = f"{tower} {words} {value:.3g} is above {bound:.3g}{off}"
     for key, (words, name) in _LOWER.items():
         value, bound = getattr(figures, key), getattr(bounds, name)
         if value is not None and not value >= bound:
             off = "" if np.isnan(value) else f", by {bound - value:.3g}"
-            found[key] = f"{tower} {words} {value:.7g} is below {bound:.7g}{off}"
-    if "max_abs_diff" in found:  # the same fault again, at every batch size
-        found = {key: line for key, line in found.items() if key not in {f"batch_{size}" for size in SIZES}}
-    return found
+            broken[key] = f"{tower} {words} {value:.7g} is below {bound:.7g}{off}"
+    if "max_abs_diff" in broken:  # the same fault again, at every batch size
+        broken = {key: line for key, line in broken.items() if key not in {f"batch_{size}" for size in SIZES}}
+    return broken
 
 
 def probabilities(cosines: NDArray[np.float64], logit_scale: float, logit_bias: float | None) -> NDArray[np.float64]:

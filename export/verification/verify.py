@@ -3,7 +3,8 @@
 Reference: the original PyTorch encoder in float32, unfolded; then A_inv and the L2 norm in float64. Candidate: the ONNX
 files in one engine. Both see the same uint8 images and the same ids. The reference encodes every input once, however
 many candidates (variants, engines, projections) are held against it, and only one tower of one candidate is open at a
-time. `figures` says what is bounded, `comparison` how it is measured.
+time. `figures` says what is bounded, `answers` how it is measured. `GraphTrials` asks the contract of one image tower
+again and again, while a search looks for a variant that keeps it.
 """
 
 from __future__ import annotations
@@ -17,35 +18,33 @@ import numpy as np
 import torch
 
 from invariclip.artifact.fidelity import LEVELS
-from invariclip.artifact.learned_prompts import class_banks
 from invariclip.artifact.manifest import EMBEDDING
+from invariclip.backends import open_backend
 from invariclip.console import silent
 from invariclip.errors import ContractError
 from invariclip.export.checkpoints import check_texts
-from invariclip.export.checkpoints.contexts import contexts_of, with_semantics
+from invariclip.export.checkpoints.learned_contexts import contexts_of
 from invariclip.export.graphs.front import BOUNDS
-from invariclip.export.verification import answers, images_check
-from invariclip.export.verification.answers import project
+from invariclip.export.verification import answers, pixel_checks
+from invariclip.export.verification.answers import measure, project
 from invariclip.export.verification.candidate import CandidateVerdict, ExportJob, VerificationCandidate
-from invariclip.export.verification.comparison import measure
-from invariclip.export.verification.diagnose import causes_of
-from invariclip.export.verification.diagnose_pixels import front_causes, pixel_causes
+from invariclip.export.verification.diagnose import causes_of, front_causes, pixel_causes
 from invariclip.export.verification.figures import THRESHOLDS, Thresholds, failures
-from invariclip.export.verification.images_check import RawImages
+from invariclip.export.verification.pixel_checks import RawImages
 from invariclip.preprocessing.pixels import pixels
-from invariclip.preprocessing.prompts import class_bank
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
-    from invariclip.artifact.learned_prompts import LearnedPrompts
-    from invariclip.artifact.projection import Projection
     from invariclip.backends import Backend
     from invariclip.console import Progress
     from invariclip.export.checkpoints.checkpoint import Checkpoint
-    from invariclip.export.verification.answers import ReferenceTarget
-    from invariclip.export.verification.comparison import Comparison
+    from invariclip.export.verification.answers import Comparison, ReferenceTarget
     from invariclip.export.verification.evidence import ImageBatches
+    from invariclip.export.verification.figures import Thresholds, TowerFigures
+
 
 BATCH = 16
 """Rows per run; the last batch is smaller."""
@@ -53,60 +52,13 @@ ALTERED = 64
 """Images that are also shown under an intervention."""
 TOWERS = ("image", "text")
 
-__all__ = [
-    "CandidateVerdict",
-    "ExportJob",
-    "ReferenceEvidence",
-    "VerificationCandidate",
-    "check",
-    "look",
-    "prepare",
-    "project",
-]
-
-
-def prepare(
-    checkpoint: Checkpoint,
-    projection: Projection | None,
-    classes: tuple[str, ...],
-    templates: tuple[str, ...],
-    semantics: LearnedPrompts | None = None,
-) -> ExportJob:
-    """A job whose class embeddings come from the reference: PyTorch in float32, projection and mean in float64.
-
-    Args:
-        checkpoint: The original model.
-        projection: A_inv, or None.
-        classes: Names to bake in.
-        templates: Their hand-written prompts.
-        semantics: Learned templates; the job's checkpoint then reads their vectors as well.
-
-    Raises:
-        InputError: Bad classes or templates.
-        SemanticsError: The learned templates belong to another checkpoint or projection, or do not fit its text tower.
-    """
-    if semantics is not None:
-        semantics.require_owner(checkpoint.sha256, None if projection is None else projection.digest)
-        checkpoint = replace(checkpoint, module=with_semantics(checkpoint.module, semantics))
-
-    def embed(texts: list[str], before: tuple[int, ...] = ()) -> NDArray[np.float64]:
-        return project(checkpoint.encode_texts(checkpoint.tokenizer(texts, prefix=before)), projection)
-
-    learned = None if semantics is None else semantics.facts
-    if not classes:
-        return ExportJob(checkpoint, projection, classes, templates, None, learned)
-    if learned is None:
-        return ExportJob(checkpoint, projection, classes, templates, class_bank(embed, classes, templates))
-    banks = class_banks(embed, classes, templates, learned)
-    return ExportJob(checkpoint, projection, classes, templates, banks[0], learned, banks)
-
 
 def check(
     candidates: Mapping[str, VerificationCandidate],
     images: ImageBatches,
     bounds: Thresholds | Mapping[str, Thresholds] | None = None,
     *,
-    seen: ReferenceEvidence | None = None,
+    reference: ReferenceEvidence | None = None,
     progress: Progress = silent,
 ) -> dict[str, CandidateVerdict]:
     """Holds graphs of one checkpoint against it.
@@ -118,7 +70,7 @@ def check(
         candidates: Graphs by name; all their jobs have the same checkpoint.
         images: What to look at.
         bounds: What they must keep, for all or by the candidates' names; None takes their levels' own.
-        seen: From `look`, where the reference was run on these images already; None runs it.
+        reference: From `look`, where the reference was run on these images already; None runs it.
         progress: `console.bar` or `console.silent`.
 
     Returns:
@@ -130,12 +82,12 @@ def check(
         ContractError: A graph cannot answer at all, or with vectors of another width.
         CheckpointError: The checkpoint itself answers with NaN or infinity.
     """
-    seen = seen or look(next(iter(candidates.values())).job.checkpoint, images, progress)
+    reference = reference or look(next(iter(candidates.values())).job.checkpoint, images, progress)
     verdicts = {}
     for name, candidate in candidates.items():
         limits = bounds.get(name) if isinstance(bounds, Mapping) else bounds
         try:
-            verdicts[name] = _judge(name, candidate, seen, limits or THRESHOLDS[candidate.level], progress)
+            verdicts[name] = _judge(name, candidate, reference, limits or THRESHOLDS[candidate.level], progress)
         except ContractError as error:
             raise ContractError(f"{name}: {error}") from error
     return verdicts
@@ -148,7 +100,7 @@ class ReferenceEvidence:
     checkpoint: Checkpoint
     images: ImageBatches
     raw: RawImages
-    shown: dict[str, ReferenceTarget]
+    targets: dict[str, ReferenceTarget]
     prompts: NDArray[np.float32]
     pixel_levels: float
     pixel_causes: list[str]
@@ -174,12 +126,12 @@ def look(checkpoint: Checkpoint, images: ImageBatches, progress: Progress) -> Re
         checkpoint.encode_texts,
         spec=checkpoint.tokenizer.spec,
     )
-    levels = images_check.pixel_levels(images.readable, checkpoint.pixels)
+    levels = pixel_checks.pixel_levels(images.readable, checkpoint.pixels)
     causes = pixel_causes(images.readable, checkpoint.pixels) if levels else []
     prompts = checkpoint.encode_texts(check_texts.ids_of(check_texts.PROMPTS, checkpoint.tokenizer))
-    shown = {"image": target, "text": replace(texts, batches=lambda: iter(parts))}
+    targets = {"image": target, "text": replace(texts, batches=lambda: iter(parts))}
     raw = RawImages(images.readable, checkpoint.pixels)
-    return ReferenceEvidence(checkpoint, images, raw, shown, prompts, levels, causes)
+    return ReferenceEvidence(checkpoint, images, raw, targets, prompts, levels, causes)
 
 
 def look_at_images(checkpoint: Checkpoint, images: ImageBatches, progress: Progress) -> ReferenceTarget:
@@ -199,44 +151,44 @@ def look_at_images(checkpoint: Checkpoint, images: ImageBatches, progress: Progr
 
 
 def _judge(
-    name: str, candidate: VerificationCandidate, seen: ReferenceEvidence, bounds: Thresholds, progress: Progress
+    name: str, candidate: VerificationCandidate, reference: ReferenceEvidence, bounds: Thresholds, progress: Progress
 ) -> CandidateVerdict:
     """Both towers of one candidate, one after the other."""
-    job, checkpoint = candidate.job, seen.checkpoint
+    job, checkpoint = candidate.job, reference.checkpoint
     sides: dict[str, Comparison] = {}
     engine: dict[str, Any] = {}
     front, trial = _Front(), {**THRESHOLDS, candidate.level: bounds}
     for tower in TOWERS:
-        shown = seen.shown[tower]
+        target = reference.targets[tower]
         # variants often share a text graph: what one engine answered with it stands for all of them
         key = (candidate.text, candidate.backend, candidate.text_compute, candidate.threads, candidate.opener, id(job))
-        if tower == "text" and key in seen.texts:
-            sides[tower] = seen.texts[key]
+        if tower == "text" and key in reference.texts:
+            sides[tower] = reference.texts[key]
             continue
         backend = candidate.opened(tower)
         engine = engine or backend.describe()
-        batches = progress(shown.batches(), total=-(-len(shown.raw) // BATCH), desc=f"{name}, {tower} tower")
+        batches = progress(target.batches(), total=-(-len(target.raw) // BATCH), desc=f"{name}, {tower} tower")
         site = job.site if tower == "image" else None
-        sides[tower] = answers.compare(backend, shown, job.projection, batches, site)
-        any_size = tower == "image" and images_check.is_any_size(backend)
+        sides[tower] = answers.compare(backend, target, job.projection, batches, site)
+        any_size = tower == "image" and pixel_checks.is_any_size(backend)
         if any_size:
-            sides[tower].levels["front_cosine"] = _front_cosine(backend, job, seen)
+            sides[tower].levels["front_cosine"] = _front_cosine(backend, job, reference)
         if tower == "text":
-            seen.texts[key] = sides[tower]
+            reference.texts[key] = sides[tower]
         del backend  # the next tower is loaded only when this one's memory is free
         if any_size:
-            front = _front(candidate, seen, bounds)
+            front = _front(candidate, reference, bounds)
             sides[tower].levels["front_levels"] = front.levels
-    sides["image"].levels["pixel_levels"] = seen.pixel_levels
+    sides["image"].levels["pixel_levels"] = reference.pixel_levels
     trial = {name: front.tighten(limits) for name, limits in trial.items()}
     bounds = trial[candidate.level]
-    bank = job.bank if job.bank is not None else project(seen.prompts, job.projection)
+    bank = job.bank if job.bank is not None else project(reference.prompts, job.projection)
     figures = {
         "image": measure(sides["image"], bank, job.head),
         "text": measure(sides["text"], sides["image"].reference),
     }
     failed = {tower: failures(tower, figures[tower], bounds) for tower in TOWERS}
-    causes = list(seen.pixel_causes)
+    causes = list(reference.pixel_causes)
     for tower in TOWERS:
         if set(failed[tower]) - {"pixel_levels", "front_levels", "front_cosine"}:
             causes += causes_of(checkpoint, job.projection, tower, sides[tower])
@@ -247,8 +199,8 @@ def _judge(
         "reference": f"torch {torch.__version__} float32, projection and norm in float64",
         "engine": engine,
         **{tower: {**figures[tower].to_json(), "failed": list(failed[tower])} for tower in TOWERS},
-        "unreadable_images": len(seen.images.unreadable),
-        "too_large_images": len(seen.raw.too_large) if front.is_there else 0,
+        "unreadable_images": len(reference.images.unreadable),
+        "too_large_images": len(reference.raw.too_large) if front.is_there else 0,
         "level": candidate.level,
         "fidelity": kept,
         "thresholds": asdict(bounds),
@@ -258,15 +210,15 @@ def _judge(
     return CandidateVerdict(figures["image"], figures["text"], broken, parity, causes)
 
 
-def _front_cosine(backend: Backend, job: ExportJob, seen: ReferenceEvidence) -> float:
+def _front_cosine(backend: Backend, job: ExportJob, reference: ReferenceEvidence) -> float:
     """Smallest cosine between decoded images through the graph's own resize and through the host's."""
-    spec, worst = seen.checkpoint.pixels, 1.0
-    for place, image in enumerate(seen.raw):
-        if place == len(seen.front_raw):  # the first candidate that resizes; the next ones find it done
-            seen.front_raw.append(seen.checkpoint.encode_images(pixels(image, spec)[None]))
+    spec, worst = reference.checkpoint.pixels, 1.0
+    for place, image in enumerate(reference.raw):
+        if place == len(reference.front_raw):  # the first candidate that resizes; the next ones find it done
+            reference.front_raw.append(reference.checkpoint.encode_images(pixels(image, spec)[None]))
         (got,) = backend.run({backend.input_names[0]: image[None]}, (EMBEDDING,))[EMBEDDING].astype(np.float64)
         cosine = float(
-            project(seen.front_raw[place], job.projection, job.site)[0] @ got / max(np.linalg.norm(got), 1e-30)
+            project(reference.front_raw[place], job.projection, job.site)[0] @ got / max(np.linalg.norm(got), 1e-30)
         )
         worst = float(np.minimum(worst, cosine))
     return worst
@@ -274,7 +226,7 @@ def _front_cosine(backend: Backend, job: ExportJob, seen: ReferenceEvidence) -> 
 
 @dataclass(frozen=True)
 class _Front:
-    """What was seen of a graph's own resize; the defaults are those of a graph without one.
+    """What was measured of a graph's own resize; the defaults are those of a graph without one.
 
     Attributes:
         levels: Largest difference from the host's pixels.
@@ -295,11 +247,62 @@ class _Front:
         return replace(bounds, max_front_levels=min(bounds.max_front_levels, self.most))
 
 
-def _front(candidate: VerificationCandidate, seen: ReferenceEvidence, bounds: Thresholds) -> _Front:
+def _front(candidate: VerificationCandidate, reference: ReferenceEvidence, bounds: Thresholds) -> _Front:
     """Asks the graph's own resize, opened once and alone, in the candidate's engine."""
-    spec = seen.checkpoint.pixels
-    form, run = images_check.open_front(candidate.image, backend=candidate.backend, threads=candidate.threads)
-    front = _Front(images_check.front_levels(run, seen.raw, spec), BOUNDS[form, spec.interpolation].max_levels)
+    spec = reference.checkpoint.pixels
+    form, run = pixel_checks.open_front(candidate.image, backend=candidate.backend, threads=candidate.threads)
+    front = _Front(pixel_checks.front_levels(run, reference.raw, spec), BOUNDS[form, spec.interpolation].max_levels)
     if front.levels <= front.tighten(bounds).max_front_levels:
         return front
-    return replace(front, causes=tuple(front_causes(run, seen.raw, spec)))
+    return replace(front, causes=tuple(front_causes(run, reference.raw, spec)))
+
+
+@dataclass
+class GraphTrials:
+    """Reference answers, once; then any number of graphs.
+
+    Attributes:
+        job: What they must answer like.
+        bounds: What they must keep.
+        target: The images, and the reference's answers.
+        bank: float64 [K, d], what best matches are sought in.
+    """
+
+    job: ExportJob
+    bounds: Thresholds
+    target: ReferenceTarget
+    bank: NDArray[np.float64]
+
+    @classmethod
+    def look(cls, job: ExportJob, images: ImageBatches, bounds: Thresholds, progress: Progress) -> GraphTrials:
+        """Runs the reference's image tower on every image.
+
+        Raises:
+            InputError: No image can be read.
+            CheckpointError: The checkpoint itself answers with NaN or infinity.
+        """
+        target = look_at_images(job.checkpoint, images, progress)
+        return cls(job, bounds, target, job.bank_or_prompts())
+
+    def figures(self, image: Path, *, backend: str, threads: int | None = None) -> TowerFigures:
+        """What a graph answers, measured.
+
+        Raises:
+            ArtifactError: The engine cannot load it.
+            ContractError: It cannot answer.
+        """
+        opened = open_backend(backend, image, threads=threads)
+        comparison = answers.compare(opened, self.target, self.job.projection, self.target.batches())
+        return measure(comparison, self.bank, self.job.head)
+
+    def cost(self, image: Path, *, backend: str, threads: int | None = None) -> float:
+        """1 - the mean cosine to the reference on a few images: what a part of a search ranks by."""
+        opened = open_backend(backend, image, threads=threads)
+        few = self.target.first[: len(self.target.raw)]
+        got = opened.run({opened.input_names[0]: few}, (EMBEDDING,))[EMBEDDING].astype(np.float64)
+        wanted = answers.project(self.target.raw[: len(few)], self.job.projection)
+        return float(1 - (got * wanted).sum(axis=1).mean())
+
+    def broken(self, figures: TowerFigures) -> list[str]:
+        """Every bound that figures break, in words."""
+        return list(failures("image", figures, self.bounds).values())

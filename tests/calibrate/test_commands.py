@@ -117,7 +117,7 @@ def test_build_goes_all_the_way_and_resumes(run, common, manifest, tmp_path, mon
     assert again == out
 
     exported = []
-    monkeypatch.setattr("invariclip.export.assemble.export_artifact", stub(exported))
+    monkeypatch.setattr("invariclip.export.build.export_artifact", stub(exported))
     (tmp_path / "x.icm" / "image.onnx").write_bytes(b"damaged")
     code, _, err = run(*command)
     assert code == 1  # the stub ends the export stage as a broken contract does
@@ -149,7 +149,7 @@ def test_build_makes_variants_and_judges_them_on_other_images(run, common, manif
     judged = made["float16"]["parity"]["openvino"]["image"]["items"]
     assert 0 < judged < len(list(manifest.parent.rglob("*.png")))
     exported = []
-    monkeypatch.setattr("invariclip.export.assemble.export_artifact", stub(exported))
+    monkeypatch.setattr("invariclip.export.build.export_artifact", stub(exported))
     code, _, err = run(*command, "-o", tmp_path / "x.icm")  # another engine: exported again, not fitted again
     assert (code, err.count("done before"), exported) == (1, 1, [None])
     code, _, err = run("build", *common, "--variant", "int4", "-o", tmp_path / "y.icm")
@@ -159,7 +159,7 @@ def test_build_makes_variants_and_judges_them_on_other_images(run, common, manif
 
 def test_build_without_gain_exports_the_checkpoint_alone(run, common, tmp_path, monkeypatch):
     exported = []
-    monkeypatch.setattr("invariclip.export.assemble.export_artifact", stub(exported))
+    monkeypatch.setattr("invariclip.export.build.export_artifact", stub(exported))
     code, _, err = run("build", *common, "--estimator", "identity", "-o", tmp_path / "x.icm")
     assert code == 1
     assert "not today" in err

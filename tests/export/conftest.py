@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from invariclip.artifact.manifest import METADATA_KEY
-from invariclip.export import assemble
+from invariclip.export import graph_files
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
 from invariclip.export.graphs.tower_graph import tower_graph
-from invariclip.export.torchvision_ops import declare_missing_ops
+from invariclip.export.libraries import declare_missing_ops
 
 declare_missing_ops()
 torch.set_num_threads(2)
@@ -197,6 +197,6 @@ def towers_once():
         return replace(done[key], model=ir.from_proto(ir.to_proto(done[key].model)))
 
     with pytest.MonkeyPatch.context() as patch:
-        # where `assemble` gets its graphs from elsewhere, tests are slower and no less
-        patch.setattr(assemble, "tower_graph", once, raising=False)
+        # where `graph_files` gets its graphs from elsewhere, tests are slower and no less
+        patch.setattr(graph_files, "tower_graph", once, raising=False)
         yield

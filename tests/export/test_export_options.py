@@ -82,7 +82,7 @@ def red_and_blue_swapped_where_fast(data, spec, mode="exact"):
 
 
 def test_the_fast_pixel_mode_is_proved_where_it_is_asked_for(run, tiny_checkpoint, tiny_images, tmp_path, monkeypatch):
-    monkeypatch.setattr("invariclip.export.verification.fast_pixels.SHOWN", 2)
+    monkeypatch.setattr("invariclip.export.verification.pixel_checks.SHOWN", 2)
     out = tmp_path / "x.icm"
     wanted = ("export", "--model", tiny_checkpoint, "--images", tiny_images, "--fast-pixels", "-o", out, "--quiet")
     code, stdout, err = run(*wanted)
@@ -93,7 +93,7 @@ def test_the_fast_pixel_mode_is_proved_where_it_is_asked_for(run, tiny_checkpoin
     assert record["cosine_min"] >= record["min_cosine"] == 0.985
     assert invariclip.load(out, pixel_mode="fast").describe()["pixel_mode"] == "fast"
 
-    monkeypatch.setattr("invariclip.export.verification.fast_pixels.pixels", red_and_blue_swapped_where_fast)
+    monkeypatch.setattr("invariclip.export.verification.pixel_checks.pixels", red_and_blue_swapped_where_fast)
     code, stdout, err = run(*wanted)
     assert (code, err.count("\n")) == (0, 1)
     assert "the fast pixel mode is left out: cosine to the exact mode" in err

@@ -16,11 +16,11 @@ from invariclip.artifact.learned_prompts import (
     write_semantics,
 )
 from invariclip.errors import ContractError, InputError, SemanticsError
-from invariclip.export.assemble import Build, export_artifact
-from invariclip.export.checkpoints.contexts import with_semantics
+from invariclip.export.build import export_artifact
+from invariclip.export.checkpoints.learned_contexts import with_semantics
+from invariclip.export.config import ExportConfig
 from invariclip.export.swap import swap_classes
-from invariclip.export.variants import Wish
-from invariclip.export.verification.dempster import earned, pairwise
+from invariclip.export.verification.class_head import earned, pairwise
 from invariclip.preprocessing.find import find_images
 from invariclip.preprocessing.pixels import stack
 
@@ -43,9 +43,19 @@ def semantics(checkpoint, tiny_projection):
 def artifact(checkpoint, semantics, tiny_projection, tiny_images, tmp_path_factory):
     out = tmp_path_factory.mktemp("cdc") / "cdc.icm"
     export_artifact(
-        checkpoint("vit"), out, projection=tiny_projection, classes=CLASSES, semantics=semantics,
-        images=[tiny_images], backends=("onnxruntime", "openvino"), wish=Wish(("float16",), "near"), threads=1,
-    )  # fmt: skip
+        checkpoint("vit"),
+        out,
+        ExportConfig(
+            classes=CLASSES,
+            images=[tiny_images],
+            backends=("onnxruntime", "openvino"),
+            variants=("float16",),
+            fidelity="near",
+            threads=1,
+        ),
+        projection=tiny_projection,
+        learned_prompts=semantics,
+    )
     return out
 
 
@@ -120,7 +130,7 @@ def test_ordinary_texts_and_images_are_embedded_as_before(
     artifact, model, checkpoint, tiny_projection, tiny_images, tmp_path
 ):
     plain = tmp_path / "plain.icm"
-    export_artifact(checkpoint("vit"), plain, projection=tiny_projection, images=[tiny_images], threads=1)
+    export_artifact(checkpoint("vit"), plain, ExportConfig(images=[tiny_images], threads=1), projection=tiny_projection)
     other = invariclip.load(plain, threads=1)
     assert other.space_id == model.space_id
     texts = ["a cat", "", "two dogs & a tree"]
@@ -279,32 +289,39 @@ def test_the_command_line_exports_and_verifies_it(
     [
         ({"projection": None}, SemanticsError, "in the space of projection"),
         ({"templates": ("a {}",)}, InputError, "trained beside the prompts"),
-        ({"how": Build(projection_as_input=True)}, InputError, "cannot stay exchangeable"),
+        ({"projection_as_input": True}, InputError, "cannot stay exchangeable"),
     ],
 )
 def test_what_cannot_be_exported_is_refused(
     checkpoint, semantics, tiny_projection, tiny_images, tmp_path, changes, error, reason
 ):
-    given = {"projection": tiny_projection, "classes": CLASSES, "semantics": semantics, "images": [tiny_images]}
+    options = {"classes": CLASSES, "images": [tiny_images], **changes}
+    projection = options.pop("projection", tiny_projection)
     with pytest.raises(error, match=reason):
-        export_artifact(checkpoint("vit"), tmp_path / "x.icm", **{**given, **changes})
+        export_artifact(
+            checkpoint("vit"), tmp_path / "x.icm", ExportConfig(**options), projection=projection,
+            learned_prompts=semantics,
+        )  # fmt: skip
     assert not (tmp_path / "x.icm").exists()
 
 
 def test_a_graph_whose_evidence_is_wrong_fails(
     checkpoint, semantics, tiny_projection, tiny_images, tmp_path, monkeypatch
 ):
-    from invariclip.export import assemble
+    from invariclip.export import graph_files
 
-    attach = assemble.attach_head
+    attach = graph_files.attach_head
 
     def louder(model, bank, scale, bias, learned):
         louder_facts = replace(learned, evidence_bias=tuple(value + 0.01 for value in learned.evidence_bias))
         attach(model, bank, scale, bias, louder_facts)
 
-    monkeypatch.setattr(assemble, "attach_head", louder)
+    monkeypatch.setattr(graph_files, "attach_head", louder)
     with pytest.raises(ContractError, match=r"image uncertainty, max \|Δ\| .* is above 0.0001"):
         export_artifact(
-            checkpoint("vit"), tmp_path / "x.icm", projection=tiny_projection, classes=CLASSES, semantics=semantics,
-            images=[tiny_images], threads=1,
-        )  # fmt: skip
+            checkpoint("vit"),
+            tmp_path / "x.icm",
+            ExportConfig(classes=CLASSES, images=[tiny_images], threads=1),
+            projection=tiny_projection,
+            learned_prompts=semantics,
+        )

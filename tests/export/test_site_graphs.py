@@ -28,15 +28,23 @@ def _run(arguments, capsys):
 @pytest.fixture(scope="module")
 def both(tmp_path_factory, tiny_checkpoint, tiny_images, tiny_projection):
     """An artifact that was proved on both engines, with a variant of lower precision."""
-    from invariclip.export.assemble import export_artifact
+    from invariclip.export.build import export_artifact
     from invariclip.export.checkpoints.checkpoint import load_checkpoint
-    from invariclip.export.variants import Wish
+    from invariclip.export.config import ExportConfig
 
     out = tmp_path_factory.mktemp("both") / "both.icm"
     export_artifact(
-        load_checkpoint(str(tiny_checkpoint)), out, projection=tiny_projection, classes=("cat", "dog", "tree"),
-        images=find_images([tiny_images]), backends=("onnxruntime", "openvino"), wish=Wish(("float16",), "near"),
-    )  # fmt: skip
+        load_checkpoint(str(tiny_checkpoint)),
+        out,
+        ExportConfig(
+            classes=("cat", "dog", "tree"),
+            images=find_images([tiny_images]),
+            backends=("onnxruntime", "openvino"),
+            variants=("float16",),
+            fidelity="near",
+        ),
+        projection=tiny_projection,
+    )
     return out
 
 

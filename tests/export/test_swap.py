@@ -15,9 +15,10 @@ import invariclip
 from invariclip.artifact.folder import read_manifest, write_manifest
 from invariclip.errors import ArtifactError, ContractError, InputError
 from invariclip.export import swap
-from invariclip.export.assemble import export_artifact
+from invariclip.export.build import export_artifact
+from invariclip.export.config import ExportConfig
 from invariclip.export.graphs import trace as tracing
-from invariclip.export.graphs.body import body_digest
+from invariclip.export.graphs.head import body_digest
 from invariclip.files import sha256_file
 from invariclip.preprocessing.find import find_images
 
@@ -38,9 +39,11 @@ def built(checkpoint, tiny_images, tiny_projection, tmp_path_factory):
                 if name == LARGE:
                     patch.setattr(tracing, "EXTERNAL_DATA_BYTES", 0)
                 export_artifact(
-                    checkpoint("vit" if name == LARGE else name), out, projection=projection, classes=classes,
-                    templates=templates, images=[tiny_images], threads=1,
-                )  # fmt: skip
+                    checkpoint("vit" if name == LARGE else name),
+                    out,
+                    ExportConfig(classes=classes, templates=templates, images=[tiny_images], threads=1),
+                    projection=projection,
+                )
             done[key] = out
         return done[key]
 

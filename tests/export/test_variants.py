@@ -11,10 +11,11 @@ from invariclip.artifact.fidelity import reached
 from invariclip.artifact.folder import checked_path, read_manifest
 from invariclip.errors import InputError, LeftOutWarning
 from invariclip.export import variants
-from invariclip.export.assemble import Build, export_artifact
-from invariclip.export.graphs.tokens import TowerShape
+from invariclip.export.build import export_artifact
+from invariclip.export.config import ExportConfig
+from invariclip.export.graphs.token_schedules import TowerShape
 from invariclip.export.quantization import variants as kinds
-from invariclip.export.variants import Wish, spare_images
+from invariclip.export.variants import spare_images
 from invariclip.export.verification.figures import THRESHOLDS
 from invariclip.preprocessing.find import find_images
 
@@ -28,13 +29,24 @@ LOOSE = replace(
 def export(tmp_path_factory, checkpoint, tiny_images, tiny_projection):
     """Exports the tiny checkpoint with variants; answers the artifact's folder."""
 
-    def of(*names, bounds=LOOSE, how=None, backends=("onnxruntime", "openvino")):
+    def of(*names, bounds=LOOSE, backends=("onnxruntime", "openvino"), **options):
         out = tmp_path_factory.mktemp("variants") / "tiny.icm"
         export_artifact(
-            checkpoint("vit"), out, projection=tiny_projection, classes=("cat", "dog", "tree"), how=how,
-            images=find_images([tiny_images]), backends=backends, threads=1,
-            wish=Wish(names, "fast", bounds, tuple(find_images([tiny_images]))),
-        )  # fmt: skip
+            checkpoint("vit"),
+            out,
+            ExportConfig(
+                classes=("cat", "dog", "tree"),
+                images=find_images([tiny_images]),
+                backends=backends,
+                threads=1,
+                variants=names,
+                fidelity="fast",
+                variant_thresholds=bounds,
+                calibration_images=find_images([tiny_images]),
+                **options,
+            ),
+            projection=tiny_projection,
+        )
         return out
 
     return of
@@ -44,7 +56,7 @@ def export(tmp_path_factory, checkpoint, tiny_images, tiny_projection):
 def everything(export):
     """An artifact with most kinds."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("invariclip.export.quantization.sites.MIN_WEIGHTS", 1)
+        patch.setattr("invariclip.export.quantization.products.MIN_WEIGHTS", 1)
         # a tower this small saves nothing by merging, if a merge costs what it does on a real one
         for method in (TowerShape.flops, TowerShape.saving):
             patch.setitem(method.__kwdefaults__, "merge", 0.0)
@@ -93,7 +105,7 @@ def test_the_manifest_tells_how_each_was_made(everything):
 
 
 def test_what_fails_is_left_out_with_its_reason_and_its_file(export, monkeypatch):
-    monkeypatch.setattr("invariclip.export.quantization.sites.MIN_WEIGHTS", 1)
+    monkeypatch.setattr("invariclip.export.quantization.products.MIN_WEIGHTS", 1)
     with pytest.warns(LeftOutWarning, match="variant int8 is left out: no mix of int8 and float32 keeps the contract"):
         out = export("int8", bounds=replace(LOOSE, max_abs_diff=0.0), backends=("onnxruntime",))
     manifest = read_manifest(out)
@@ -145,14 +157,14 @@ def test_mistakes_show_before_any_work(export):
     with pytest.raises(InputError, match="no variant is called 'int4'"):
         export("int4")
     with pytest.raises(InputError, match="leave --pixels-in-graph or --variant out"):
-        export("int8", how=Build(pixels_in_graph="resize"))
+        export("int8", pixels_in_graph="resize")
 
 
 def test_calibration_is_on_images_that_the_contract_does_not_look_at(checkpoint):
     from invariclip.export.verification.evidence import BUNDLED_LIMIT, images_of
 
     judged = images_of(None, checkpoint("vit").pixels)
-    spare = spare_images(Wish(), judged)
+    spare = spare_images(ExportConfig(), judged)
     assert len(spare) == BUNDLED_LIMIT
     assert not set(spare) & set(judged.paths)
 
@@ -167,7 +179,7 @@ def test_every_kind_names_a_method_that_the_workshop_knows():
 def for_gpus(export):
     """An artifact with the variants that TensorRT takes."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("invariclip.export.quantization.sites.MIN_WEIGHTS", 1)
+        patch.setattr("invariclip.export.quantization.products.MIN_WEIGHTS", 1)
         return export("float16-islands", "int8-symmetric", backends=("onnxruntime",))
 
 
@@ -175,7 +187,7 @@ def for_gpus(export):
 def test_variants_for_gpus_keep_the_contract_on_the_cpu_and_are_what_tensorrt_takes(for_gpus, name, precision):
     import onnx_ir as ir
 
-    from invariclip.export.quantization.symmetric import uint8_values
+    from invariclip.export.quantization.qdq import uint8_values
     from invariclip.export.tensorrt.plan import plan_engine
 
     manifest = read_manifest(for_gpus)

@@ -161,11 +161,11 @@ def test_mistakes_are_one_line(run, tiny_artifact, options, message):
 
 
 def test_a_promised_pixel_mode_is_looked_at_again(run, promising, monkeypatch):
-    monkeypatch.setattr("invariclip.export.verification.fast_pixels.SHOWN", 2)
+    monkeypatch.setattr("invariclip.export.verification.pixel_checks.SHOWN", 2)
     code, out, err = run(promising, "--json")
     assert (code, err, json.loads(out)["fast_pixels"]) == (0, "", [])
     monkeypatch.setattr(
-        "invariclip.export.verification.fast_pixels.pixels",
+        "invariclip.export.verification.pixel_checks.pixels",
         lambda data, spec, mode="exact": pixels(data, spec)[..., :: 1 if mode == "exact" else -1],
     )
     code, out, err = run(promising)

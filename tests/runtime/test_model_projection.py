@@ -44,23 +44,29 @@ def paths(tiny_images):
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory, checkpoint, paths, tiny_projection):
     """Exported with a projection that may be exchanged."""
-    from invariclip.export.assemble import Build, export_artifact
+    from invariclip.export.build import export_artifact
+    from invariclip.export.config import ExportConfig
 
     out = tmp_path_factory.mktemp("open") / "open.icm"
     export_artifact(
-        checkpoint, out, projection=tiny_projection, classes=CLASSES, templates=FORMS, images=paths, threads=1,
-        how=Build(projection_as_input=True),
-    )  # fmt: skip
+        checkpoint,
+        out,
+        ExportConfig(classes=CLASSES, templates=FORMS, images=paths, threads=1, projection_as_input=True),
+        projection=tiny_projection,
+    )
     return out
 
 
 @pytest.fixture(scope="module")
 def rebuilt(tmp_path_factory, checkpoint, paths, other):
     """The whole artifact built anew with the other projection, folded."""
-    from invariclip.export.assemble import export_artifact
+    from invariclip.export.build import export_artifact
+    from invariclip.export.config import ExportConfig
 
     out = tmp_path_factory.mktemp("rebuilt") / "rebuilt.icm"
-    export_artifact(checkpoint, out, projection=other, classes=CLASSES, templates=FORMS, images=paths, threads=1)
+    export_artifact(
+        checkpoint, out, ExportConfig(classes=CLASSES, templates=FORMS, images=paths, threads=1), projection=other
+    )
     return invariclip.load(out, threads=1)
 
 

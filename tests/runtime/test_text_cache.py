@@ -131,15 +131,18 @@ def test_a_model_keeps_texts_and_counts_them(tiny_artifact):
 
 def test_another_projection_has_a_cache_of_its_own(tmp_path, tiny_checkpoint, tiny_projection, tiny_images):
     from invariclip.artifact.projection import Projection
-    from invariclip.export.assemble import Build, export_artifact
+    from invariclip.export.build import export_artifact
     from invariclip.export.checkpoints.checkpoint import load_checkpoint
+    from invariclip.export.config import ExportConfig
     from invariclip.preprocessing.find import find_images
 
     out = tmp_path / "input.icm"
     export_artifact(
-        load_checkpoint(str(tiny_checkpoint)), out, projection=tiny_projection,
-        images=find_images([tiny_images]), how=Build(projection_as_input=True),
-    )  # fmt: skip
+        load_checkpoint(str(tiny_checkpoint)),
+        out,
+        ExportConfig(images=find_images([tiny_images]), projection_as_input=True),
+        projection=tiny_projection,
+    )
     model = invariclip.load(out, threads=1, text_cache=50)
     plain = model.embed_texts(["a cat"])
     other = model.with_projection(Projection(np.random.default_rng(5).normal(size=(24, 8)), "icm", 3.0))

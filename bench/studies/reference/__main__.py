@@ -23,8 +23,8 @@ from invariclip.calibrate.projection.estimators import fit
 from invariclip.cli.main import run_command
 from invariclip.console import bar, note, say, table
 from invariclip.export.reference import RECIPES
+from invariclip.export.reference.models import lite2_state, lite2_weights
 from invariclip.export.reference.packages import Package, fetch_all
-from invariclip.export.reference.towers import lite2_state, lite2_weights
 from invariclip.files import sha256_file, write_atomically
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def _images(packages: dict[str, Path], data: Path, stylebench: Path) -> list[Cap
 
 def _trunk_of(package: Path, threads: int) -> Any:
     def make() -> views.BFloat16Trunk:
-        from invariclip.export.torchvision_ops import declare_missing_ops
+        from invariclip.export.libraries import declare_missing_ops
 
         declare_missing_ops()
         import timm

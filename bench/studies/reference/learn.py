@@ -18,7 +18,7 @@ import torch
 
 from invariclip.bench.studies.reference.imagenet import PERSON
 from invariclip.console import Progress, silent
-from invariclip.export.reference.towers import MINILM_FOLDER, MINILM_WIDTH
+from invariclip.export.reference.models import MINILM_FOLDER, MINILM_WIDTH
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

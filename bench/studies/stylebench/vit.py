@@ -21,8 +21,8 @@ from PIL import Image
 from invariclip.bench.studies.stylebench.images import MANIFEST, StyleImage, digest_of, read_manifest
 from invariclip.console import Progress, silent
 from invariclip.errors import MissingExtraError
-from invariclip.export.reference import towers
-from invariclip.export.reference.assemble import LEARNT_FILE, RECIPES, cache_folder, write_model
+from invariclip.export.reference import models as towers
+from invariclip.export.reference.models import LEARNT_FILE, RECIPES, cache_folder, write_model
 from invariclip.export.reference.packages import fetch_all
 from invariclip.files import sha256_file, write_atomically
 

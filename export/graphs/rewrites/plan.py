@@ -9,15 +9,14 @@ from torch import nn
 
 from invariclip.artifact.manifest import Step
 from invariclip.errors import ContractError, InputError
-from invariclip.export.graphs.rewrites import encoder, normalisation, patches, tidy
-from invariclip.export.graphs.rewrites.rewrite import Rewrite, RewriteNotApplicableError
+from invariclip.export.graphs.rewrites import Rewrite, RewriteNotApplicableError, encoder, stem, tidy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     import onnx_ir as ir
 
-    from invariclip.export.graphs.rewrites.rewrite import Subject
+    from invariclip.export.graphs.rewrites import Subject
 
 EXACT = 1e-5
 """Largest difference of unit embeddings that a rewrite of the encoder may make on the probe: rounding, and no more."""
@@ -37,8 +36,8 @@ def _length_is_free(model: ir.Model) -> str | None:
 
 def _without(*kinds: str) -> Callable[[ir.Model], str | None]:
     def holds(model: ir.Model) -> str | None:
-        found = sorted({node.op_type for node in model.graph if node.op_type in kinds})
-        return f"the graph still has {', '.join(found)}" if found else None
+        left = sorted({node.op_type for node in model.graph if node.op_type in kinds})
+        return f"the graph still has {', '.join(left)}" if left else None
 
     return holds
 
@@ -97,15 +96,15 @@ REWRITES: tuple[Rewrite, ...] = (
         "normalisation",
         ("image",),
         "mean and standard deviation are in the weights of the first convolution",
-        graph=normalisation.fold_normalisation,
-        holds=normalisation.not_normalised,
+        graph=stem.fold_normalisation,
+        holds=stem.not_normalised,
     ),
     Rewrite(
         "patch-product",
         ("image",),
         "a convolution whose stride is its kernel is one product of patches and a matrix, and needs no planes",
-        graph=patches.unfold_patches,
-        holds=patches.unfolded,
+        graph=stem.unfold_patches,
+        holds=stem.unfolded,
         needs=("normalisation",),
     ),
     Rewrite(

@@ -9,11 +9,12 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from invariclip.export.checkpoints.quiet import quiet
-from invariclip.export.graphs.rewrites.rewrite import RewriteNotApplicableError
+from invariclip.export.graphs.nodes import initializer
+from invariclip.export.graphs.rewrites import RewriteNotApplicableError
+from invariclip.export.libraries import quiet
 
 if TYPE_CHECKING:
-    from invariclip.export.graphs.rewrites.rewrite import Subject
+    from invariclip.export.graphs.rewrites import Subject
 
 SMALL_BYTES = 1 << 20
 """Constants above this are not compared with each other: layers do not share their weights."""
@@ -41,7 +42,7 @@ def write_shapes(model: ir.Model) -> int:
 
     In a target, 0 copies the input's dimension and -1 takes what is left.
     """
-    found = 0
+    count = 0
     for node in model.graph:
         if node.op_type != "Reshape":
             continue
@@ -51,29 +52,23 @@ def write_shapes(model: ir.Model) -> int:
         written = _target(data.shape, node.outputs[0].shape)
         if written is None:
             continue
-        value = ir.Value(
-            name=f"{node.outputs[0].name}_shape",
-            type=ir.TensorType(ir.DataType.INT64),
-            shape=ir.Shape([len(written)]),
-            const_value=ir.tensor(np.array(written, dtype=np.int64)),
-        )
-        model.graph.register_initializer(value)
-        node.replace_input_with(1, value)
+        shape = initializer(model.graph, f"{node.outputs[0].name}_shape", np.array(written, dtype=np.int64))
+        node.replace_input_with(1, shape)
         node.attributes.pop("allowzero", None)  # torch sets it, and a zero would then mean an empty dimension
-        found += 1
-    return found
+        count += 1
+    return count
 
 
-def _target(given: ir.Shape | None, wanted: ir.Shape | None) -> list[int] | None:
-    if given is None or wanted is None:
+def _target(before: ir.Shape | None, after: ir.Shape | None) -> list[int] | None:
+    if before is None or after is None:
         return None
     written: list[int] = []
-    for place, size in enumerate(wanted):
+    for place, size in enumerate(after):
         if isinstance(size, int):
             if size == 0:
                 return None
             written.append(size)
-        elif place < len(given) and size.value is not None and given[place] == size:
+        elif place < len(before) and size.value is not None and before[place] == size:
             written.append(0)
         else:
             written.append(-1)

@@ -35,8 +35,9 @@ from invariclip.bench.latency.measure import Timing
 from invariclip.calibrate.data.images import SkippedImageWarning
 from invariclip.calibrate.fit import Calibration
 from invariclip.errors import InputError
-from invariclip.export.assemble import export_artifact
+from invariclip.export.build import export_artifact
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
+from invariclip.export.config import ExportConfig
 
 TEMPLATES = ("a picture of a {}.",)
 
@@ -150,9 +151,11 @@ def own_artifacts(tiny_checkpoint, tiny_images, tiny_projection, tmp_path_factor
     some = sorted(tiny_images.glob("*.png"))[:2]
     for name, projection in (("before", None), ("after", tiny_projection)):
         export_artifact(
-            checkpoint, folder / f"{name}.icm", projection=projection, classes=["dog", "cat"], templates=TEMPLATES,
-            images=some,
-        )  # fmt: skip
+            checkpoint,
+            folder / f"{name}.icm",
+            ExportConfig(classes=["dog", "cat"], templates=TEMPLATES, images=some),
+            projection=projection,
+        )
     return folder / "before.icm", folder / "after.icm"
 
 

@@ -9,8 +9,9 @@ from invariclip.bench.load.__main__ import BEGIN, END, OURS, THEIRS, LoadedServe
 from invariclip.bench.load.client import request_of
 from invariclip.bench.load.torch_server import server
 from invariclip.errors import InputError
-from invariclip.export.assemble import export_artifact
+from invariclip.export.build import export_artifact
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
+from invariclip.export.config import ExportConfig
 from invariclip.preprocessing.find import find_images
 
 PAGE = f"before\n{BEGIN}\nold\n{END}\nafter\n"
@@ -73,7 +74,9 @@ def test_a_server_that_does_not_start_is_told(tiny_artifact):
 def test_tiny_servers_under_load(tiny_checkpoint, tiny_images, tmp_path):
     artifact = tmp_path / "plain.icm"
     export_artifact(
-        load_checkpoint(str(tiny_checkpoint)), artifact, classes=("cat", "dog"), images=find_images([tiny_images])
+        load_checkpoint(str(tiny_checkpoint)),
+        artifact,
+        ExportConfig(classes=("cat", "dog"), images=find_images([tiny_images])),
     )
     candidates = [OURS[0], OURS[1], THEIRS[0]]
     commands = {one.name: one.command(artifact, ("--model", str(tiny_checkpoint)), 1) for one in candidates}

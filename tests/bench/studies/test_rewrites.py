@@ -14,7 +14,7 @@ from invariclip.bench.latency.worker import LatencyCandidate
 from invariclip.bench.studies import rewrites
 from invariclip.errors import InvariclipError
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
-from invariclip.export.graphs.rewrites import NAMES, REWRITES
+from invariclip.export.graphs.rewrites.plan import NAMES, REWRITES
 
 
 @pytest.mark.parametrize("tower", ["image", "text"])

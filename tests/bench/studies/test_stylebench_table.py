@@ -53,7 +53,7 @@ from invariclip.calibrate.projection.candidates import ProjectionCandidate
 from invariclip.calibrate.projection.classifiers import unit
 from invariclip.errors import CheckpointError, MissingExtraError
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
-from invariclip.export.torchvision_ops import declare_missing_ops
+from invariclip.export.libraries import declare_missing_ops
 from invariclip.preprocessing.interventions import PAPER
 from invariclip.preprocessing.pixels import pixels
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from invariclip.bench.studies.stylebench import vit
-from invariclip.export.reference.assemble import RECIPES
+from invariclip.export.reference.models import RECIPES
 
 
 def test_the_ridge_finds_a_linear_map_behind_centred_features():

@@ -83,18 +83,21 @@ def test_a_set_needs_a_name_and_a_path(given):
 
 def test_an_artifacts_variant_is_asked_and_its_answers_are_kept(tmp_path):
     pytest.importorskip("openvino")
-    from invariclip.export.assemble import export_artifact
+    from invariclip.export.build import export_artifact
     from invariclip.export.checkpoints.checkpoint import load_checkpoint
+    from invariclip.export.config import ExportConfig
     from invariclip.export.reference import images_path
-    from invariclip.export.variants import Wish
     from invariclip.preprocessing.find import find_images
 
     images = find_images([images_path()])[::100]
     artifact = tmp_path / "small.icm"
     export_artifact(
-        load_checkpoint("reference"), artifact, classes=("a dog", "a cat", "a key"), images=images,
-        backends=("openvino",), wish=Wish(("float16",)), threads=1,
-    )  # fmt: skip
+        load_checkpoint("reference"),
+        artifact,
+        ExportConfig(
+            classes=("a dog", "a cat", "a key"), images=images, backends=("openvino",), variants=("float16",), threads=1
+        ),
+    )
     where = str(images_path() / "noto")
     work = tmp_path / "work"
     found = unseen.measure(artifact, [f"noto={where}"], None, 3, work)

@@ -16,8 +16,8 @@ from invariclip.calibrate.prompts.options import PromptOptions
 from invariclip.calibrate.prompts.scores import fused_answers
 from invariclip.calibrate.prompts.texts import LearnedTexts, hand_written_bank, starting_context
 from invariclip.errors import InputError, SemanticsError
-from invariclip.export.checkpoints.contexts import with_semantics
 from invariclip.export.checkpoints.families import load_family
+from invariclip.export.checkpoints.learned_contexts import with_semantics
 
 OPTIONS = PromptOptions(
     learned=2, context_tokens=3, steps=8, check_every=4, classes=6, images=16, target_risk=0.9, confidence=0.6,

@@ -17,12 +17,11 @@ from invariclip.export.graphs.front import add_front
 from invariclip.export.graphs.head import attach_head
 from invariclip.export.graphs.tower_graph import tower_graph
 from invariclip.export.graphs.trace import write_graph
-from invariclip.export.quantization.islands import to_float16
-from invariclip.export.quantization.qdq import QuantizationRecipe, quantise, ranges_of, rounded
+from invariclip.export.quantization.float16 import to_float16
+from invariclip.export.quantization.products import products_of
+from invariclip.export.quantization.qdq import QuantizationRecipe, quantise, ranges_of, rounded, to_symmetric
 from invariclip.export.quantization.ranges import flows_of
-from invariclip.export.quantization.sites import sites_of
-from invariclip.export.quantization.symmetric import to_symmetric
-from invariclip.export.tensorrt.gate import build_on_cpu
+from invariclip.export.tensorrt.engines import build_on_cpu
 
 needs_tensorrt = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None,
@@ -136,7 +135,7 @@ def real(tmp_path_factory):
 
 def quantised(model):
     """Every product in int8, its ranges from two images of noise."""
-    sites = sites_of(model)
+    sites = products_of(model)
     rng = np.random.default_rng(0)
     flows = flows_of(model, sites, [rng.integers(0, 256, (2, 224, 224, 3), dtype=np.uint8)], threads=2)
     recipe = QuantizationRecipe(compensate=False)

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from invariclip.console import silent
-from invariclip.export.tensorrt.monitor import Steps, watched
+from invariclip.export.tensorrt.builder import Steps, watched
 
 
 def test_every_step_is_shown_and_the_answer_comes_back():

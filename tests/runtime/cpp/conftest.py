@@ -86,9 +86,9 @@ def engine(request, built):
 def artifact(tmp_path_factory, tiny_checkpoint, tiny_images, tiny_projection):
     """Learned templates that were calibrated, a projection, float32 and float16 weights, both engines."""
     from invariclip.artifact.learned_prompts import LearnedPrompts
-    from invariclip.export.assemble import export_artifact
+    from invariclip.export.build import export_artifact
     from invariclip.export.checkpoints.checkpoint import load_checkpoint
-    from invariclip.export.variants import Wish
+    from invariclip.export.config import ExportConfig
 
     checkpoint = load_checkpoint(str(tiny_checkpoint))
     context = (0.02 * np.random.default_rng(5).normal(size=(2, 3, 16))).astype(np.float32)
@@ -98,10 +98,19 @@ def artifact(tmp_path_factory, tiny_checkpoint, tiny_images, tiny_projection):
     )  # fmt: skip
     out = tmp_path_factory.mktemp("cpp") / "unsure.icm"
     export_artifact(
-        checkpoint, out, projection=tiny_projection, classes=("cat", 'a "red" house', "猫", "tree", "dog", "sun"),
-        semantics=learned, images=[tiny_images], backends=("onnxruntime", "openvino"),
-        wish=Wish(("float16",), "near"), threads=1,
-    )  # fmt: skip
+        checkpoint,
+        out,
+        ExportConfig(
+            classes=("cat", 'a "red" house', "猫", "tree", "dog", "sun"),
+            images=[tiny_images],
+            backends=("onnxruntime", "openvino"),
+            variants=("float16",),
+            fidelity="near",
+            threads=1,
+        ),
+        projection=tiny_projection,
+        learned_prompts=learned,
+    )
     return out
 
 

@@ -16,8 +16,9 @@ from invariclip.backends.batching import plan
 from invariclip.bench.cpp.build import build, install
 from invariclip.bench.cpp.compare import compare
 from invariclip.console import silent
-from invariclip.export.assemble import export_artifact
+from invariclip.export.build import export_artifact
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
+from invariclip.export.config import ExportConfig
 from invariclip.export.site import bake_site
 from invariclip.preprocessing.find import find_images
 from invariclip.records import seal
@@ -59,8 +60,12 @@ def test_an_artifact_adapted_to_a_site_answers_as_in_python(
     built, tiny_checkpoint, tiny_projection, shown, engine, tmp_path
 ):
     artifact = tmp_path / "plain.icm"
-    export_artifact(load_checkpoint(str(tiny_checkpoint)), artifact, projection=tiny_projection, images=shown[:8],
-                    backends=(engine,), threads=1)  # fmt: skip
+    export_artifact(
+        load_checkpoint(str(tiny_checkpoint)),
+        artifact,
+        ExportConfig(images=shown[:8], backends=(engine,), threads=1),
+        projection=tiny_projection,
+    )
     plain = invariclip.load(artifact, backend=engine, threads=1)
     rows, bank = plain.embed_images(shown[:30]), np.eye(plain.width)
     site = new_site("yard", plain.space_id, np.full(plain.width, 0.05), len(bank), {}).adding(rows, bank)

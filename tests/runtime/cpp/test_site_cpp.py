@@ -15,10 +15,10 @@ from safetensors.numpy import load_file, save, save_file
 
 import invariclip
 from invariclip.errors import InputError, SiteError
-from invariclip.export.assemble import export_artifact
+from invariclip.export.build import export_artifact
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
+from invariclip.export.config import ExportConfig
 from invariclip.export.site import bake_site
-from invariclip.export.variants import Wish
 from invariclip.records import seal
 from invariclip.sites.site import SITE_FILE, Site, new_site, read_site, write_site
 
@@ -297,9 +297,18 @@ def exported(tmp_path_factory, tiny_checkpoint, tiny_images, tiny_projection):
     def of(name, classes):
         out = tmp_path_factory.mktemp(name) / f"{name}.icm"
         export_artifact(
-            load_checkpoint(str(tiny_checkpoint)), out, projection=tiny_projection, classes=classes,
-            images=[tiny_images], backends=("onnxruntime", "openvino"), wish=Wish(("float16",), "near"), threads=1,
-        )  # fmt: skip
+            load_checkpoint(str(tiny_checkpoint)),
+            out,
+            ExportConfig(
+                classes=classes,
+                images=[tiny_images],
+                backends=("onnxruntime", "openvino"),
+                variants=("float16",),
+                fidelity="near",
+                threads=1,
+            ),
+            projection=tiny_projection,
+        )
         return out
 
     return of
@@ -427,8 +436,12 @@ def test_without_classes_a_site_still_gives_embeddings(
     built, tiny_checkpoint, tiny_projection, tiny_images, shown, engine, tmp_path
 ):
     artifact = tmp_path / "bare.icm"
-    export_artifact(load_checkpoint(str(tiny_checkpoint)), artifact, projection=tiny_projection,
-                    images=[tiny_images], backends=(engine,), threads=1)  # fmt: skip
+    export_artifact(
+        load_checkpoint(str(tiny_checkpoint)),
+        artifact,
+        ExportConfig(images=[tiny_images], backends=(engine,), threads=1),
+        projection=tiny_projection,
+    )
     model = invariclip.load(artifact, backend=engine, threads=1)
     empty = new_site("yard", model.space_id, np.full(WIDTH, 0.05), WIDTH, {})
     site = empty.adding(model.embed_images(shown), np.eye(WIDTH))

@@ -23,7 +23,7 @@ def spec_of(size=(224, 224), **changes):
 
 def reference(image, spec):
     """open_clip's own transform, as the tensor that it feeds to the tower."""
-    from invariclip.export.torchvision_ops import declare_missing_ops
+    from invariclip.export.libraries import declare_missing_ops
 
     declare_missing_ops()
     from open_clip.transform import PreprocessCfg, image_transform_v2

@@ -18,12 +18,12 @@ from invariclip.records import to_record
 @pytest.fixture(scope="module")
 def both():
     """Ours, from the exported vocabulary, and the tokenizer of open_clip."""
-    from invariclip.export.torchvision_ops import declare_missing_ops
+    from invariclip.export.libraries import declare_missing_ops
 
     declare_missing_ops()
     import open_clip
 
-    from invariclip.export.checkpoints.tokenizer_json import tokenizer_json
+    from invariclip.export.checkpoints.tokenizer import tokenizer_json
 
     theirs = open_clip.get_tokenizer("ViT-B-32")
     spec = TextSpec(77, start_token_ids=(theirs.sot_token_id,), end_token_ids=(theirs.eot_token_id,))

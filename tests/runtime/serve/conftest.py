@@ -15,8 +15,9 @@ from PIL import Image
 
 import invariclip
 from invariclip.artifact.learned_prompts import LearnedPrompts
-from invariclip.export.assemble import export_artifact
+from invariclip.export.build import export_artifact
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
+from invariclip.export.config import ExportConfig
 from invariclip.preprocessing.find import find_images
 from invariclip.serve.app import application
 from invariclip.serve.metrics import Metrics
@@ -41,9 +42,12 @@ def unsure_artifact(tmp_path_factory, tiny_checkpoint, tiny_images, tiny_project
     )  # fmt: skip
     out = tmp_path_factory.mktemp("unsure") / "unsure.icm"
     export_artifact(
-        checkpoint, out, projection=tiny_projection, classes=("cat", "dog", "tree"), semantics=semantics,
-        images=find_images([tiny_images]), threads=1,
-    )  # fmt: skip
+        checkpoint,
+        out,
+        ExportConfig(classes=("cat", "dog", "tree"), images=find_images([tiny_images]), threads=1),
+        projection=tiny_projection,
+        learned_prompts=semantics,
+    )
     return out
 
 

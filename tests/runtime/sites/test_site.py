@@ -315,11 +315,14 @@ def test_adapt_names_what_is_missing(tiny_artifact, tiny_images, here, tmp_path,
 
 
 def test_an_artifact_without_a_training_mean_says_what_to_do(tiny_checkpoint, tiny_images, tmp_path, capsys):
-    from invariclip.export.assemble import export_artifact
+    from invariclip.export.build import export_artifact
     from invariclip.export.checkpoints.checkpoint import load_checkpoint
+    from invariclip.export.config import ExportConfig
 
     out = tmp_path / "plain.icm"
-    export_artifact(load_checkpoint(str(tiny_checkpoint)), out, classes=("cat",), images=find_images([tiny_images]))
+    export_artifact(
+        load_checkpoint(str(tiny_checkpoint)), out, ExportConfig(classes=("cat",), images=find_images([tiny_images]))
+    )
     assert read_manifest(out).projection is None
     code, said = _run(["adapt", out, "--images", tiny_images, "-o", tmp_path / "s.safetensors"], capsys)
     assert code == 2

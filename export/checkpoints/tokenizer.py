@@ -1,0 +1,383 @@
+"""A checkpoint's tokenizer as one `tokenizer.json` and a `TextSpec`: open_clip's own vocabulary, or the model's file.
+
+Of open_clip's byte-pair vocabulary three things have to match: which characters form a word (open_clip's regular
+expression, here a `Split` that keeps the matches), how a word falls into pieces (the same merges in the same order),
+and when `<start_of_text>` inside a text counts as the special token. open_clip asks the last only of a whole word of
+its regular expression: in `!!<end_of_text>` the word is `!!<`, and nothing special is left. The library's own special
+tokens would match anywhere, so here the two are ordinary words, built by merges that come after all others and can
+apply to nothing else.
+
+Any other tokenizer is a `tokenizer.json` and the files beside it, as open_clip's `HFTokenizer` reads them. The
+tokenizers library reads `tokenizer.json` by itself; what `transformers` adds comes from `tokenizer_config.json` and
+`special_tokens_map.json`: which token pads and where, which end is cut. All of it becomes a `TextSpec`, so that
+serving needs the one library and no more.
+"""
+
+from __future__ import annotations
+
+import gzip
+from functools import lru_cache
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from invariclip.errors import ArtifactError, CheckpointError
+from invariclip.export.checkpoints.weights import read_object
+from invariclip.preprocessing.tokenizer import TextSpec, Tokenizer, read_tokenizer_json
+
+TOKENIZER_FILE = "tokenizer.json"
+SETTINGS_FILES = ("special_tokens_map.json", "tokenizer_config.json")
+"""Beside it, optional; what the later one says counts."""
+_OTHER_FORMATS = ("spiece.model", "sentencepiece.bpe.model", "tokenizer.model", "vocab.json", "vocab.txt")
+_USUAL = {
+    "pad": ("<pad>", "[PAD]"),
+    "sep": ("</s>", "[SEP]"),
+    "cls": ("<s>", "[CLS]"),
+    "bos": ("<s>",),
+    "eos": ("</s>",),
+}
+"""What `transformers` takes for a token that no file names: its classes' defaults."""
+_OWN_ENDS = ("Gemma", "Llama")
+_PROBES = ("a", "two words", "A photo of a cat, on paper.", "3")
+_MAX_SETTINGS = 64 * 2**20
+CONTEXT_LENGTH = 77
+"""open_clip's context where the config names none."""
+VOCABULARY = 49408
+"""Tokens of open_clip's own vocabulary, and the size that its config takes where it names none."""
+_SPECIAL = ("<start_of_text>", "<end_of_text>")
+_CONTRACTIONS = "'s|'t|'re|'ve|'m|'ll|'d"
+_CLASSES = ((r"[\p{L}]", "+"), (r"[\p{N}]", ""), (r"[^\s\p{L}\p{N}]", "+"))
+"""The rest of open_clip's regular expression: letters, one digit, anything else but space; and how they repeat."""
+_MERGES = 49152 - 256 - 2
+"""Lines of the vocabulary file that open_clip uses, after its first line."""
+_END = "</w>"
+
+
+def tokenizer_of(
+    text_cfg: dict[str, Any],
+    name: str,
+    *,
+    given: Path | None = None,
+    folder: Path | None = None,
+    tower: dict[str, Any] | None = None,
+) -> Tokenizer:
+    """The runtime tokenizer of a model.
+
+    The config decides, never the model's name: open_clip's own vocabulary unless it names another tokenizer, has a
+    Hugging Face text tower, or fewer embeddings than that vocabulary has tokens.
+
+    Args:
+        text_cfg: The `text_cfg` of the model's open_clip config.
+        name: What to call the model in an error.
+        given: A `tokenizer.json` or its folder, which then counts whatever the config says.
+        folder: The model's own folder, where its `tokenizer.json` may lie.
+        tower: `config.json` of a Hugging Face text tower: its `vocab_size` and `pad_token_id` are checked.
+
+    Returns:
+        A tokenizer equal to `open_clip.get_tokenizer`'s.
+
+    Raises:
+        CheckpointError: The tokenizer is needed and missing, damaged, does not fit the text tower, or has options that
+            are not supported.
+    """
+    wanted = str(text_cfg.get("hf_tokenizer_name") or text_cfg.get("hf_model_name") or "")
+    own = folder / TOKENIZER_FILE if folder is not None and (folder / TOKENIZER_FILE).is_file() else None
+    fits = int(text_cfg.get("vocab_size", VOCABULARY)) >= VOCABULARY
+    if given is None and not wanted and (fits or own is None):
+        return bundled_tokenizer(text_cfg, name)
+    path = own if given is None else (given / TOKENIZER_FILE if given.is_dir() else given)
+    if path is None or not path.is_file():
+        raise CheckpointError(_missing(name, wanted, given or folder))
+    return hub_tokenizer(path, text_cfg, name, tower)
+
+
+def hub_tokenizer(path: Path, text_cfg: dict[str, Any], name: str, tower: dict[str, Any] | None = None) -> Tokenizer:
+    """A tokenizer from a `tokenizer.json` and the settings beside it, equal to open_clip's `HFTokenizer`.
+
+    Args:
+        path: The `tokenizer.json`.
+        text_cfg: `context_length`, `tokenizer_mode` and `tokenizer_kwargs` (`clean`, `strip_sep_token`) say the rest.
+        name: What to call the model in an error.
+        tower: See `tokenizer_of`.
+
+    Raises:
+        CheckpointError: See `tokenizer_of`.
+    """
+    try:
+        content = read_tokenizer_json(path)
+        library = tokenizers.Tokenizer.from_str(content)
+    except ArtifactError as error:
+        raise CheckpointError(str(error)) from error
+    except Exception as error:  # the library raises bare Exception
+        raise CheckpointError(f"{path}: not a tokenizer.json ({str(error).splitlines()[0]})") from error
+    settings = _settings(path)
+    padding, truncation = library.padding or {}, library.truncation or {}
+    library.no_padding()
+    library.no_truncation()
+    _check_added(library, settings, path)
+    try:
+        spec = TextSpec(
+            context_length=int(text_cfg.get("context_length", CONTEXT_LENGTH)),
+            pad_token_id=_special(library, settings, "pad", path, padding.get("pad_token")),
+            pad_side=settings.get("padding_side", padding.get("direction", "right")),
+            cut_side=settings.get("truncation_side", truncation.get("direction", "right")),
+            **(_around(library, settings, path) | _options(library, settings, text_cfg, path, name)),
+        )
+        _check_fit(library, spec, text_cfg, tower or {}, path, name)
+        return Tokenizer(content, spec)
+    except ArtifactError as error:
+        raise CheckpointError(f"{path}: does not suit {name} ({error})") from error
+
+
+def _missing(name: str, wanted: str, searched: Path | None) -> str:
+    """What is missing and how to give it."""
+    others = [] if searched is None else [other for other in _OTHER_FORMATS if (searched / other).is_file()]
+    if others:
+        return (
+            f"{searched}: holds {others[0]} but no {TOKENIZER_FILE}; write one with transformers' "
+            "AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
+        )
+    where = f"no {TOKENIZER_FILE} in {searched}" if searched is not None else f"its {TOKENIZER_FILE} is missing"
+    hint = f" or --tokenizer hf-hub:{wanted}" if wanted else ""
+    return (
+        f"{name}: {where}, and its tokenizer{f' ({wanted})' if wanted else ''} is not open_clip's own; "
+        f"pass --tokenizer DIR, a folder with {TOKENIZER_FILE} and tokenizer_config.json{hint}"
+    )
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """What the files beside a `tokenizer.json` say."""
+    settings: dict[str, Any] = {}
+    for file in (path.with_name(other) for other in SETTINGS_FILES):
+        if file.is_file():
+            settings.update(read_object(file, "a tokenizer's settings", most=_MAX_SETTINGS))
+    if settings.get("split_special_tokens"):
+        raise CheckpointError(f"{path.parent}: split_special_tokens is not supported; only tokenizers without it are")
+    return settings
+
+
+def _content(token: Any) -> str | None:
+    """A token as settings write it: its text, or a dictionary with its `content`."""
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _special(library: Any, settings: dict[str, Any], kind: str, path: Path, embedded: str | None = None) -> int:
+    """Id of the token that pads, starts, ends, ...: as the settings name it, else as `transformers` calls it."""
+    named = _content(settings.get(f"{kind}_token")) or embedded
+    tokens = (named,) if named else _USUAL[kind]
+    for token in tokens:
+        number = library.token_to_id(token)
+        if number is not None:
+            return int(number)
+    raise CheckpointError(
+        f'{path}: has no {kind} token ({" or ".join(tokens)}); name it in tokenizer_config.json as "{kind}_token"'
+    )
+
+
+def _around(library: Any, settings: dict[str, Any], path: Path) -> dict[str, tuple[int, ...]]:
+    """The ids before and after every text: what tokenizer.json adds, read off a few texts."""
+    pairs = [(library.encode(probe, add_special_tokens=False).ids, library.encode(probe).ids) for probe in _PROBES]
+    inner, whole = pairs[0]
+    for place in range(len(whole) - len(inner) + 1):
+        start, end = tuple(whole[:place]), tuple(whole[place + len(inner) :])
+        if all([*start, *plain, *end] == full for plain, full in pairs):
+            _check_ends(library, settings, path, {"bos": start, "eos": end})
+            return {"start_token_ids": start, "end_token_ids": end}
+    raise CheckpointError(f"{path}: its post_processor does more than add ids before and after a text; not supported")
+
+
+def _check_ends(library: Any, settings: dict[str, Any], path: Path, ends: dict[str, tuple[int, ...]]) -> None:
+    """Refuses settings that contradict the file: for these classes transformers 4 goes by them, 5 by the file."""
+    if not str(settings.get("tokenizer_class", "")).startswith(_OWN_ENDS):
+        return
+    for kind, ids in ends.items():
+        wanted = settings.get(f"add_{kind}_token")
+        if wanted is not None and bool(wanted) != (_special(library, settings, kind, path) in ids):
+            raise CheckpointError(
+                f"{path}: tokenizer_config.json says add_{kind}_token {wanted}, its post_processor does otherwise; "
+                "save both anew with transformers' save_pretrained"
+            )
+
+
+def _options(library: Any, settings: dict[str, Any], text_cfg: dict[str, Any], path: Path, name: str) -> dict[str, Any]:
+    """What `tokenizer_kwargs` and `tokenizer_mode` of an open_clip config change."""
+    kwargs = dict(text_cfg.get("tokenizer_kwargs") or {})
+    options: dict[str, Any] = {"clean": kwargs.pop("clean", "whitespace")}
+    if kwargs.pop("strip_sep_token", False):
+        options["zeroed_token_id"] = _special(library, settings, "sep", path)
+    mode = text_cfg.get("tokenizer_mode") or ""
+    if any(kwargs.values()) or mode not in ("", "clips"):
+        raise CheckpointError(
+            f"{name}: tokenizer_mode {mode!r} with tokenizer_kwargs {text_cfg.get('tokenizer_kwargs')} is not "
+            "supported, only `clips` with `clean` and `strip_sep_token`"
+        )
+    if mode == "clips":  # its own start and end, and a class token behind the padding
+        options["start_token_ids"] = (_special(library, settings, "bos", path),)
+        options["end_token_ids"] = (_special(library, settings, "eos", path),)
+        options["last_token_id"] = _special(library, settings, "cls", path)
+    return options
+
+
+def _check_added(library: Any, settings: dict[str, Any], path: Path) -> None:
+    """Refuses tokens that tokenizer_config.json adds or changes: `transformers` would, the library alone would not."""
+    own = library.get_added_tokens_decoder()
+    for number, token in (settings.get("added_tokens_decoder") or {}).items():
+        content = _content(token)
+        same = own.get(int(number)) if str(number).isdigit() else None
+        flags = token if isinstance(token, dict) else {}
+        if (
+            same is None
+            or same.content != content
+            or any(
+                flag in flags and bool(flags[flag]) != getattr(same, flag)
+                for flag in ("lstrip", "rstrip", "normalized", "single_word")
+            )
+        ):
+            raise CheckpointError(
+                f"{path}: tokenizer_config.json has the token {content!r} (id {number}) otherwise than "
+                f"{TOKENIZER_FILE}; save both anew with transformers' save_pretrained"
+            )
+
+
+def _check_fit(
+    library: Any, spec: TextSpec, text_cfg: dict[str, Any], tower: dict[str, Any], path: Path, name: str
+) -> None:
+    """Refuses a tokenizer whose ids the text tower would not understand: no error would come, only wrong answers."""
+    size = tower.get("vocab_size") or text_cfg.get("vocab_size", VOCABULARY)
+    highest = max(library.get_vocab(with_added_tokens=True).values(), default=-1)
+    if highest >= int(size):
+        raise CheckpointError(
+            f"{path}: has ids up to {highest}, the text tower of {name} knows {size} tokens; it is another model's"
+        )
+    masked = tower.get("pad_token_id")
+    if masked is not None and masked != spec.pad_token_id:
+        raise CheckpointError(
+            f"{path}: pads with {spec.pad_token_id}, but the text tower of {name} masks {masked} (pad_token_id of its "
+            "config.json); it is another model's, or its pad_token is missing in tokenizer_config.json"
+        )
+    if text_cfg.get("embed_cls") and text_cfg.get("pad_id", 0) != spec.pad_token_id:
+        raise CheckpointError(
+            f"{path}: pads with {spec.pad_token_id}, but the text tower of {name} masks {text_cfg.get('pad_id', 0)}"
+        )
+    if text_cfg.get("pool_type") == "eos" and text_cfg.get("eos_id", 2) not in spec.end_token_ids:
+        raise CheckpointError(
+            f"{path}: ends a text with {list(spec.end_token_ids)}, but {name} looks for {text_cfg.get('eos_id', 2)} "
+            "(eos_id)"
+        )
+
+
+def bundled_tokenizer(text_cfg: dict[str, Any], name: str) -> Tokenizer:
+    """The runtime tokenizer of a model that takes open_clip's own vocabulary.
+
+    Args:
+        text_cfg: The `text_cfg` of the model's open_clip config.
+        name: What to call the model in an error.
+
+    Returns:
+        A tokenizer equal to open_clip's `SimpleTokenizer`.
+
+    Raises:
+        CheckpointError: The tower has fewer embeddings than the vocabulary has tokens, or the tokenizer has random
+            options.
+    """
+    options = dict(text_cfg.get("tokenizer_kwargs") or {})
+    clean = options.pop("clean", "lower")
+    if any(options.values()) or clean not in ("lower", "canonicalize", "whitespace"):
+        raise CheckpointError(
+            f"{name}: tokenizer_kwargs {text_cfg['tokenizer_kwargs']} are not supported, only `clean`"
+        )
+    words = _vocabulary()
+    if int(text_cfg.get("vocab_size", VOCABULARY)) < VOCABULARY:
+        raise CheckpointError(
+            f"{name}: its text tower knows {text_cfg['vocab_size']} tokens, open_clip's vocabulary has {VOCABULARY}; "
+            "it has a tokenizer of its own: pass --tokenizer DIR, a folder with its tokenizer.json"
+        )
+    spec = TextSpec(
+        context_length=int(text_cfg.get("context_length", CONTEXT_LENGTH)),
+        start_token_ids=(words[_SPECIAL[0] + _END],),
+        end_token_ids=(words[_SPECIAL[1] + _END],),
+        clean=clean,
+    )
+    return Tokenizer(tokenizer_json(), spec)
+
+
+@lru_cache(maxsize=1)
+def tokenizer_json() -> str:
+    """The content of `tokenizer.json`, in the format of the tokenizers library."""
+    from tokenizers import Regex, models, pre_tokenizers
+    from tokenizers import Tokenizer as Library
+
+    words, merges = dict(_vocabulary()), list(_merges())
+    for special in _SPECIAL:
+        _teach(special, words, merges)
+    library = Library(models.BPE(vocab=words, merges=merges, end_of_word_suffix=_END, continuing_subword_prefix=""))
+    library.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            # keep what matches, drop what lies between: re.findall
+            pre_tokenizers.Split(Regex(_words()), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    return str(library.to_str())
+
+
+def _words() -> str:
+    """open_clip's regular expression, its character classes written out as code points.
+
+    Unicode versions differ between the two regular expression engines, and Python's `regex` leaves some unassigned
+    code points out of a class *and* its negation when it ignores case. Written out, a text falls into the same words.
+    """
+    import regex
+
+    everything = "".join(map(chr, (*range(0xD800), *range(0xE000, 0x110000))))
+    parts = [f"(?i:{'|'.join((*_SPECIAL, _CONTRACTIONS))})"]
+    for pattern, repeat in _CLASSES:
+        members = [ord(found) for found in regex.findall(pattern, everything, regex.IGNORECASE)]
+        # code points of one run keep their distance from their place in the list
+        runs = [[code for _, code in run] for _, run in groupby(enumerate(members), key=lambda item: item[1] - item[0])]
+        parts.append("[" + "".join(f"\\x{{{run[0]:X}}}-\\x{{{run[-1]:X}}}" for run in runs) + "]" + repeat)
+    return "|".join(parts)
+
+
+def _teach(special: str, words: dict[str, int], merges: list[tuple[str, str]]) -> None:
+    """Adds merges that join the pieces of a special token, left to right.
+
+    The pieces are what the ordinary merges make of it. Both its `<` beside letters and letters beside its `>` occur in
+    no other word of the regular expression, so the joins reach nothing else. The joined parts need ids; they lie
+    above the vocabulary, and no text ends in one, because every join leads on to the next.
+    """
+    from tokenizers import models
+
+    plain = models.BPE(vocab=words, merges=merges, end_of_word_suffix=_END, continuing_subword_prefix="")
+    pieces = [token.value for token in plain.tokenize(special)]
+    joined = pieces[0]
+    for piece in pieces[1:]:
+        merges.append((joined, piece))
+        joined += piece
+        words.setdefault(joined, len(words))
+
+
+@lru_cache(maxsize=1)
+def _merges() -> tuple[tuple[str, str], ...]:
+    import open_clip.tokenizer
+
+    path = Path(open_clip.tokenizer.default_bpe())
+    try:
+        lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")[1 : _MERGES + 1]
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: open_clip's vocabulary cannot be read ({error}); reinstall it") from error
+    pairs = [line.split() for line in lines]
+    return tuple((first, second) for first, second in pairs)
+
+
+@lru_cache(maxsize=1)
+def _vocabulary() -> dict[str, int]:
+    """Ids by piece, numbered as open_clip numbers them: bytes, bytes that end a word, merges, special tokens."""
+    from open_clip.tokenizer import bytes_to_unicode
+
+    letters = list(bytes_to_unicode().values())
+    pieces = [*letters, *(letter + _END for letter in letters), *(first + second for first, second in _merges())]
+    pieces.extend(special + _END for special in _SPECIAL)
+    return {piece: number for number, piece in enumerate(pieces)}
