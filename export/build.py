@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from invariclip.artifact.folder import describe_file, require_replaceable, write_manifest
+from invariclip.artifact.folder import describe_file, new_artifact, require_replaceable, write_manifest
 from invariclip.artifact.learned_prompts import write_semantics
 from invariclip.artifact.manifest import Manifest, ModelFacts, ProjectionFacts, Variant, space_id
 from invariclip.artifact.projection import write_projection
@@ -23,7 +23,7 @@ from invariclip.export.verification.candidate import VerificationCandidate, prep
 from invariclip.export.verification.evidence import images_of
 from invariclip.export.verification.pixel_checks import check_fast_pixels
 from invariclip.export.verification.verify import check, look
-from invariclip.files import new_directory, write_atomically
+from invariclip.files import write_atomically
 from invariclip.preprocessing.prompts import DEFAULT_TEMPLATES
 from invariclip.version import __version__
 
@@ -79,7 +79,7 @@ def export_artifact(
     images = images_of(config.images, checkpoint.pixels)
     images.require_readable()
     job = prepare(checkpoint, projection, tuple(config.classes), _templates(config, learned_prompts), learned_prompts)
-    with new_directory(target) as folder:
+    with new_artifact(target) as folder:
         manifest = _write_files(job, folder, config, learned_prompts, progress)
         reference = look(job.checkpoint, images, progress)
         manifest = _verified(manifest, target.name, folder, job, config, reference, progress)

@@ -11,7 +11,14 @@ import numpy as np
 import onnx_ir as ir
 
 from invariclip.artifact.fidelity import require_level
-from invariclip.artifact.folder import checked_path, describe_file, read_manifest, require_replaceable, write_manifest
+from invariclip.artifact.folder import (
+    checked_path,
+    describe_file,
+    new_artifact,
+    read_manifest,
+    require_replaceable,
+    write_manifest,
+)
 from invariclip.artifact.manifest import EMBEDDING, IMAGE_INPUT, METADATA_KEY, SiteFacts
 from invariclip.backends import open_backend
 from invariclip.console import silent
@@ -22,7 +29,6 @@ from invariclip.export.graphs.trace import facts_text, require_valid
 from invariclip.export.swap import copy_weights, require_copied, takes_images, with_facts, with_files
 from invariclip.export.verification import evidence
 from invariclip.export.verification.figures import EXACT, THRESHOLDS
-from invariclip.files import new_directory
 from invariclip.preprocessing.find import walk_images
 from invariclip.sites.site import write_site
 
@@ -84,7 +90,7 @@ def bake_site(
     looked_at = evidence.images_of(check_texts.spread(_thinned(walk_images(images), CHECKED), CHECKED), old.pixels)
     looked_at.require_readable()
     told = SiteFacts(site.name, site.digest, site.images, site.kinds, site.weight)
-    with new_directory(target) as folder:
+    with new_artifact(target) as folder:
         write_site(folder / SITE_FILE, site)
         manifest = replace(old, site=told, site_file=describe_file(folder, SITE_FILE))
         for name, path in paths.items():

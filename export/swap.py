@@ -17,7 +17,14 @@ import onnx
 import onnx_ir as ir
 
 from invariclip.artifact.fidelity import require_level
-from invariclip.artifact.folder import checked_path, describe_file, read_manifest, require_replaceable, write_manifest
+from invariclip.artifact.folder import (
+    checked_path,
+    describe_file,
+    new_artifact,
+    read_manifest,
+    require_replaceable,
+    write_manifest,
+)
 from invariclip.artifact.learned_prompts import class_banks
 from invariclip.artifact.manifest import EMBEDDING, IMAGE_INPUT, METADATA_KEY, PROBABILITIES, UNCERTAINTY, FileFacts
 from invariclip.backends import DEFAULT_BACKEND, open_backend
@@ -28,7 +35,7 @@ from invariclip.export.graphs.trace import facts_text, require_valid
 from invariclip.export.verification import evidence
 from invariclip.export.verification.class_head import ClassHead
 from invariclip.export.verification.figures import EXACT, THRESHOLDS, max_diff
-from invariclip.files import new_directory, write_atomically
+from invariclip.files import write_atomically
 from invariclip.preprocessing.prompts import DEFAULT_TEMPLATES, check_prompts, class_bank
 from invariclip.text_tower import TextTower
 
@@ -103,7 +110,7 @@ def swap_classes(
     manifest = replace(old, classes=tuple(classes), templates=prompts)
     bank = _embedded(source, manifest, teacher, threads, progress)
     wanted = ClassHead(bank, manifest.model.logit_scale, manifest.model.logit_bias, manifest.cdc)
-    with new_directory(target) as folder:
+    with new_artifact(target) as folder:
         new_files, bodies = _write_files(manifest, paths, folder, bank)
         require_copied(entries, new_files)
         manifest = cast("Manifest", with_files(manifest, new_files))

@@ -194,8 +194,8 @@ def _reference(
     projection: Projection | None,
 ) -> Reference:
     """The answers to images and altered images, and the texts: the baked classes, else the contract's prompts."""
-    from invariclip.export.verification.candidate import prepare as job_of
     from invariclip.export.verification.answers import project
+    from invariclip.export.verification.candidate import prepare as job_of
 
     classes, templates = (given.classes, given.templates) if given is not None else ((), ())
     bank = job_of(checkpoint, projection, classes, templates).bank

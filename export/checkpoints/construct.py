@@ -18,8 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from invariclip.errors import CheckpointError
 from invariclip.export.checkpoints.sources import CONFIG_FILE
 from invariclip.export.checkpoints.surgery import shorten
-from invariclip.export.checkpoints.weights import read_object
 from invariclip.export.libraries import quiet
+from invariclip.records import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -79,7 +79,7 @@ def text_tower(config: dict[str, Any], source: CheckpointSource) -> tuple[dict[s
             f"{name}: its text tower is {wanted}, whose {TOWER_FILE} {where}; pass as --model a folder with "
             f"{CONFIG_FILE}, the weights, and {wanted}'s {TOWER_FILE} and tokenizer.json"
         )
-    tower = read_object(files / TOWER_FILE, "a model's config", most=_MAX_CONFIG)
+    tower = read_json(files / TOWER_FILE, "a model's config", max_bytes=_MAX_CONFIG, error=CheckpointError)
     from open_clip.hf_configs import arch_dict
     from open_clip.hf_model import transformers
 

@@ -24,8 +24,8 @@ from typing import Any
 import tokenizers
 
 from invariclip.errors import ArtifactError, CheckpointError
-from invariclip.export.checkpoints.weights import read_object
 from invariclip.preprocessing.tokenizer import TextSpec, Tokenizer, read_tokenizer_json
+from invariclip.records import read_json
 
 TOKENIZER_FILE = "tokenizer.json"
 SETTINGS_FILES = ("special_tokens_map.json", "tokenizer_config.json")
@@ -152,7 +152,7 @@ def _settings(path: Path) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for file in (path.with_name(other) for other in SETTINGS_FILES):
         if file.is_file():
-            settings.update(read_object(file, "a tokenizer's settings", most=_MAX_SETTINGS))
+            settings.update(read_json(file, "a tokenizer's settings", max_bytes=_MAX_SETTINGS, error=CheckpointError))
     if settings.get("split_special_tokens"):
         raise CheckpointError(f"{path.parent}: split_special_tokens is not supported; only tokenizers without it are")
     return settings

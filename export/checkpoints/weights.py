@@ -9,7 +9,6 @@ another model.
 from __future__ import annotations
 
 import hashlib
-import json
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from invariclip.errors import CheckpointError
+from invariclip.records import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -139,7 +139,7 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 def _read_shards(index: Path) -> dict[str, torch.Tensor]:
     """All tensors of a checkpoint in several files, each of which lies beside the index."""
-    stored = read_object(index, "an index of weights", most=_MAX_INDEX).get("weight_map")
+    stored = read_json(index, "an index of weights", max_bytes=_MAX_INDEX, error=CheckpointError).get("weight_map")
     if not isinstance(stored, dict):
         raise CheckpointError(f"{index}: not an index of weights, it has no readable weight_map")
     places = {str(name): str(file) for name, file in stored.items()}
@@ -193,25 +193,3 @@ def _as_open_clip(tensors: dict[str, torch.Tensor], module: torch.nn.Module) -> 
     # transformers stopped storing these positions in 4.31
     renamed.pop("text.transformer.embeddings.position_ids", None)
     return renamed
-
-
-def read_object(path: Path, what: str, *, most: int) -> dict[str, Any]:
-    """Reads a JSON file that holds one object.
-
-    Args:
-        path: The file.
-        what: What it should be, for the error: `a model's config`.
-        most: Bytes from which it is refused before it is read.
-
-    Raises:
-        CheckpointError: It is missing, larger, not JSON, nested too deep to be read, or holds no object.
-    """
-    try:
-        if path.stat().st_size > most:
-            raise CheckpointError(f"{path}: more than {most} bytes; not {what}")
-        plain = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(plain, dict):
-        raise CheckpointError(f"{path}: not {what}, it holds a {type(plain).__name__}")
-    return plain

@@ -32,6 +32,8 @@ MATRIX = "matrix"
 SITE_SHIFT = "site_shift"
 _UNMOVED, _MOVED = "embedding_unmoved", "embedding_moved"
 _COSINES, _SCALED = "class_cosines", "scaled_cosines"
+_SIGMOID = ("logit_size", "logit_below", "logit_small", "logit_whole", "logit_weak", "logit_part")
+_LIMITS = (("sigmoid_one", 1.0), ("sigmoid_zero", 0.0))
 MAX_BANK_BYTES = 1 << 30
 """Bound on the float32 bank that goes into a graph: with the head's own file facts protobuf's 2 GiB stay far off."""
 
@@ -73,7 +75,20 @@ def attach_head(
     if learned is not None:
         learned_head.attach(graph, embedding, bank, learned, logit_scale, logit_bias)
         return
-    free_names(graph, (CLASS_BANK, LOGIT_SCALE, LOGIT_BIAS, _COSINES, _SCALED, LOGITS, PROBABILITIES))
+    free_names(
+        graph,
+        (
+            CLASS_BANK,
+            LOGIT_SCALE,
+            LOGIT_BIAS,
+            _COSINES,
+            _SCALED,
+            LOGITS,
+            PROBABILITIES,
+            *_SIGMOID,
+            *(name for name, _ in _LIMITS),
+        ),
+    )
     shape = ir.Shape([embedding.shape[0] if embedding.shape is not None else "batch", len(bank)])
     weights = initializer(graph, CLASS_BANK, np.ascontiguousarray(bank.T, dtype=np.float32))
     scale = initializer(graph, LOGIT_SCALE, np.array(logit_scale, dtype=np.float32))
@@ -85,8 +100,23 @@ def attach_head(
         bias = initializer(graph, LOGIT_BIAS, np.array(logit_bias, dtype=np.float32))
         scaled = append(graph, "Mul", [cosines, scale], _SCALED, shape)
         logits = append(graph, "Add", [scaled, bias], LOGITS, shape)
-        probabilities = append(graph, "Sigmoid", [logits], PROBABILITIES, shape)
+        probabilities = _sigmoid(graph, logits, shape)
     graph.outputs.extend([logits, probabilities])
+
+
+def _sigmoid(graph: ir.Graph, logits: ir.Value, shape: ir.Shape) -> ir.Value:
+    """1 / (1 + e^-x) as (e^-|x| where x < 0, else 1) / (1 + e^-|x|), so that weak classes keep their order.
+
+    ONNX Runtime's Sigmoid clips its input near ±18: below, all classes have one probability, and the first one wins.
+    """
+    one, zero = (initializer(graph, name, np.array(value, dtype=np.float32)) for name, value in _LIMITS)
+    size = append(graph, "Abs", [logits], _SIGMOID[0], shape)
+    below = append(graph, "Neg", [size], _SIGMOID[1], shape)
+    small = append(graph, "Exp", [below], _SIGMOID[2], shape)
+    whole = append(graph, "Add", [small, one], _SIGMOID[3], shape)
+    weak = append(graph, "Less", [logits, zero], _SIGMOID[4], shape, ir.DataType.BOOL)
+    part = append(graph, "Where", [weak, small, one], _SIGMOID[5], shape)
+    return append(graph, "Div", [part, whole], PROBABILITIES, shape)
 
 
 def attach_site(model: ir.Model, shift: NDArray[np.float32]) -> None:

@@ -283,7 +283,7 @@ def test_a_hugging_face_tower_in_a_folder_below(tmp_path):
         ({**TOWER, "auto_map": {"AutoModel": "code.py"}}, "refused, auto_map asks to run code"),
         ({**TOWER, "pad_token_id": 3}, "pads with 1, .* masks 3"),
         ({**TOWER, "hidden_act": "none"}, "open_clip cannot build it"),
-        ([1], "not a model's config, it holds a list"),
+        ([1], "not a model's config: must hold a JSON object, not list"),
     ],
 )
 def test_a_hugging_face_tower_that_cannot_be_read_is_named(tmp_path, tower, message):

@@ -161,7 +161,7 @@ def test_an_index_that_leads_astray_is_refused(tmp_path, changes, message):
     [
         ("{", r"index\.json: not readable as JSON \("),
         ("[" * 100_000, r"index\.json: not readable as JSON \("),
-        ("[1]", "not an index of weights, it holds a list"),
+        ("[1]", "not an index of weights: must hold a JSON object, not list"),
         ('{"weight_map": 3}', "not an index of weights, it has no readable weight_map"),
         ("{}", "not an index of weights, it has no readable weight_map"),
     ],
@@ -174,7 +174,7 @@ def test_a_damaged_index_is_named(tmp_path, content, reason):
 
 def test_a_huge_index_is_refused_before_it_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(weights, "_MAX_INDEX", 10)
-    with pytest.raises(CheckpointError, match="more than 10 bytes; not an index of weights"):
+    with pytest.raises(CheckpointError, match="larger than an index of weights can be"):
         weights.read_state_dict(write_shards(tmp_path))
 
 
