@@ -39,7 +39,7 @@ def load(
         objective: Whose profile to take: `latency` (the default) or `throughput`.
         profile: The profile's file where it does not lie in the folder (see `invariclip tune --profile`).
         pixel_mode: `exact`, or `fast`, which decodes large JPEGs smaller (see `pixels.pixels`).
-        text_cache: Embeddings of texts that are kept (see `text_cache.TextCache`); 0 keeps none.
+        text_cache: Embeddings of texts that are kept (see `text_tower.TextCache`); 0 keeps none.
         engine_options: Of a GPU's engine, see `backends.open_backend`.
         site: The site that images come from, or its file, see `Model.with_site`; None adapts to none.
 

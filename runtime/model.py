@@ -258,7 +258,7 @@ class Model:
             batch_size: Images to a run.
             abstain_above: The uncertainty above which no label is given: a number, `CALIBRATED`, or None, which
                 always gives one.
-            uncertainty: Which one to tell and to abstain by: `evidence` of learned templates, or `energy` (see `energy`
+            uncertainty: Which one to tell and to abstain by: `evidence` of learned templates, or `energy` (see `uncertainty`
                 for what it is); None takes evidence where there are learned templates, else energy.
 
         Raises:

@@ -20,7 +20,7 @@ CALIBRATED: Literal["calibrated"] = "calibrated"
 """Asks for the uncertainty that the artifact's templates were calibrated to abstain above."""
 AbstainAbove: TypeAlias = float | Literal["calibrated"] | None
 UncertaintyKind: TypeAlias = Literal["evidence", "energy"]
-"""`evidence` of learned templates (see `evidence`), or the `energy` of the logits, which every artifact has."""
+"""`evidence` of learned templates (see `uncertainty`), or the `energy` of the logits, which every artifact has."""
 EVIDENCE: Literal["evidence"] = "evidence"
 ENERGY: Literal["energy"] = "energy"
 UNCERTAINTY_KINDS: tuple[UncertaintyKind, ...] = get_args(UncertaintyKind)
@@ -187,7 +187,7 @@ class Answer:
 
         Args:
             top_k: How many.
-            abstain_above: The uncertainty above which no label is given, see `abstaining.threshold`.
+            abstain_above: The uncertainty above which no label is given, see `threshold`.
             uncertainty: Which one to tell and to abstain by; None takes the artifact's own.
 
         Raises:
@@ -275,7 +275,7 @@ def host_answers(
 def fused_probabilities(
     embeddings: NDArray[np.float32], banks: NDArray[np.float64], logit_scale: float, facts: LearnedPromptsFacts
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Probabilities [N, K] and uncertainty [N] of all templates together, see `evidence`; computed in float64.
+    """Probabilities [N, K] and uncertainty [N] of all templates together, see `uncertainty`; computed in float64.
 
     Args:
         embeddings: float32 [N, d], of unit length.

@@ -1,9 +1,14 @@
-"""The web application: routes, and who waits for what."""
+"""The web application: routes, who waits for what, what `/v1/model` says, and the page at `/`."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
+import re
 from contextlib import asynccontextmanager
+from dataclasses import asdict
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,20 +16,19 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
-from starlette.responses import Response
+from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from invariclip.artifact.embeddings import Embeddings, embeddings_bytes
 from invariclip.serve import requests
 from invariclip.serve.bodies import read_body
-from invariclip.serve.describe import described
 from invariclip.serve.guard import KEY, Guard, as_json, error_answer
 from invariclip.serve.limits import Held, RefusedError
 from invariclip.serve.metrics import CONTENT_TYPE
-from invariclip.serve.page import page
 from invariclip.serve.service import ImageScores
 from invariclip.serve.sites import site_facts
 from invariclip.sites.site import site_bytes
+from invariclip.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -43,6 +47,62 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
     R = TypeVar("R")
+    from collections.abc import Awaitable
+
+
+def described(service: Service) -> dict[str, Any]:
+    """The facts as JSON; `parity` is of the variant and engine that run."""
+    model = service.model
+    manifest = model.manifest
+    record = manifest.variants[model.variant].parity.get(model.backend)
+    return {
+        "version": __version__,
+        "model": manifest.model.name,
+        "checkpoint_sha256": manifest.model.checkpoint_sha256,
+        "projection": None if manifest.projection is None else asdict(manifest.projection),
+        "space_id": model.space_id,
+        "site_sha256": service.sites.default.digest if service.sites.default else model.site_sha256 or None,
+        "sites": sorted(service.sites.known),
+        "adapting": service.sites.running is not None,
+        "width": model.width,
+        "variant": model.variant,
+        "engine": model.describe(),
+        "classes": list(model.classes),
+        "templates": list(model.templates),
+        "parity": record,
+        "semantics": None if manifest.cdc is None else asdict(manifest.cdc),
+        "uncertainty": service.uncertainty,
+        "abstain_above": service.abstain_above,
+        "image_size": list(manifest.pixels.image_size),
+        "context_length": manifest.text.context_length,
+        "max_batch": service.images.max_batch,
+        "limits": service.limits.to_json(),
+    }
+
+
+def page() -> Callable[[Request], Awaitable[Response]]:
+    """The endpoint. The page may run its own script and look, and ask this server; nothing else."""
+    text = files("invariclip.serve").joinpath("page.html").read_text(encoding="utf-8")
+    script, style = (_digest(text, tag) for tag in ("script", "style"))
+    headers = {
+        "content-security-policy": (
+            f"default-src 'none'; script-src {script}; style-src {style}; img-src blob: data:; connect-src 'self'; "
+            "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        ),
+        "x-content-type-options": "nosniff",
+        "referrer-policy": "no-referrer",
+    }
+
+    async def shown(_request: Request) -> Response:
+        return HTMLResponse(text, headers=headers)
+
+    return shown
+
+
+def _digest(text: str, tag: str) -> str:
+    [inside] = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
+    return f"'sha256-{base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()}'"
+
 
 ROUTES = ("/", "/healthz", "/readyz", "/metrics", "/v1/model", "/v1/sites", "/v1/classify", "/v1/embed")
 SAFETENSORS = "application/octet-stream"

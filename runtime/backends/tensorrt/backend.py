@@ -1,7 +1,8 @@
 """TensorRT and TensorRT-RTX engines on a GPU, through cuda-python; PyTorch is not needed.
 
 Nothing is built here: an engine for this graph, library and GPU lies beside the graph (`invariclip engines`), or the
-backend says which one is missing.
+backend says which one is missing. What TensorRT-RTX compiles on the GPU when a context is made is kept on disk. Another
+projection or other classes can be put into a loaded engine without building it again.
 """
 
 from __future__ import annotations
@@ -13,14 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from invariclip.backends.tensorrt.device import Device
-from invariclip.backends.tensorrt.jit import Kernels
+from invariclip.backends.tensorrt.facts import find_engine
 from invariclip.backends.tensorrt.known_bad import require_sound
 from invariclip.backends.tensorrt.library import Messages, logger, open_library
-from invariclip.backends.tensorrt.pool import DEFAULT_SLOTS, Pool
-from invariclip.backends.tensorrt.refit import refit
-from invariclip.backends.tensorrt.slot import Slot, shapes_of
-from invariclip.backends.tensorrt.store import find_engine
+from invariclip.backends.tensorrt.slot import DEFAULT_SLOTS, Pool, Slot, shapes_of
 from invariclip.errors import DeviceError, InputError, KernelCacheWarning
+from invariclip.files import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,6 +28,94 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from invariclip.artifact.manifest import Compute
+    from invariclip.backends.tensorrt.facts import EngineFacts
+    from invariclip.backends.tensorrt.library import Library
+
+
+MAX_CACHE = 1 << 30
+"""Bytes of a kept cache that are read."""
+
+
+class Kernels:
+    """How an engine of TensorRT-RTX makes its contexts, with a cache of kernels in a file."""
+
+    def __init__(self, trt: Any, engine: Any, path: Path) -> None:
+        """Reads the cache, if there is one; the library refuses what another release or GPU has written.
+
+        Args:
+            trt: The library's module.
+            engine: The loaded engine.
+            path: The cache's file.
+        """
+        self._path = path
+        self._config = engine.create_runtime_config()
+        # kernels for the very shapes, before the first answer: with lazy ones the first answers would be slow
+        strategies = trt.DynamicShapesKernelSpecializationStrategy
+        self._config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
+        # we capture ourselves, see `slot`
+        self._config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED
+        self._cache = self._config.create_runtime_cache()
+        self.loaded = self._read()
+        self._config.set_runtime_cache(self._cache)
+        self._kept = 0
+
+    def context(self, engine: Any) -> Any:
+        """A new execution context."""
+        return engine.create_execution_context(self._config)
+
+    def keep(self) -> None:
+        """Writes the cache where it has grown.
+
+        Raises:
+            InputError: The folder cannot be written.
+        """
+        content = self._cache.serialize()
+        if content is not None and content.nbytes > self._kept:
+            self._kept = int(content.nbytes)
+            write_atomically(self._path, bytes(content))
+
+    def _read(self) -> bool:
+        if not self._path.is_file() or self._path.stat().st_size > MAX_CACHE:
+            return False
+        return bool(self._cache.deserialize(self._path.read_bytes()))
+
+
+def refit(engine: Any, facts: EngineFacts, library: Library, weights: Mapping[str, NDArray[Any]]) -> None:
+    """Exchanges initializers of a loaded engine; nothing may be running in it meanwhile.
+
+    Args:
+        engine: The loaded engine.
+        facts: Its sidecar, which names what may be exchanged.
+        library: What loaded it.
+        weights: New values by name, of the shape that the initializer had: `projection` [D, d], `class_bank` [d, K].
+
+    Raises:
+        InputError: A name cannot be exchanged, or its values are of another size or not finite.
+        DeviceError: The library refuses.
+    """
+    unknown = [name for name in weights if name not in facts.key.refit]
+    if unknown:
+        raise InputError(
+            f"{facts.graph}: its engine cannot exchange {', '.join(unknown)}; available: "
+            f"{', '.join(facts.key.refit) or 'nothing, build it with --refit'}"
+        )
+    trt, messages = library.trt, Messages()
+    refitter = trt.Refitter(engine, logger(trt, messages))
+    held = []  # the refitter points at these until it is done
+    for name, numbers in weights.items():
+        prototype = refitter.get_weights_prototype(name)
+        values = np.ascontiguousarray(numbers, dtype=np.dtype(trt.nptype(prototype.dtype)))
+        if values.size != prototype.size or not np.isfinite(values).all():
+            raise InputError(f"{name}: {prototype.size} finite values are needed, not {list(np.shape(numbers))}")
+        held.append(values)
+        if not refitter.set_named_weights(name, trt.Weights(values)):
+            raise DeviceError(f"{facts.graph}: {library.title} does not take {name}: {messages.line()}")
+    missing = list(refitter.get_missing_weights())
+    if missing:
+        raise InputError(f"{facts.graph}: these have to be exchanged together with it: {', '.join(missing)}")
+    if not refitter.refit_cuda_engine():
+        raise DeviceError(f"{facts.graph}: {library.title} cannot refit its engine: {messages.line()}")
+
 
 OPTIONS = {"library": None, "device_id": "0", "cuda_graphs": "1", "slots": str(DEFAULT_SLOTS)}
 """What `options` may say: `tensorrt` or `tensorrt_rtx`; the GPU; 0 to capture nothing; contexts at most."""

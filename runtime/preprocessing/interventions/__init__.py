@@ -7,10 +7,13 @@ from invariclip.preprocessing.interventions.catalogue import (
     PAPER,
     InterventionRequest,
     Kind,
+    choose_kinds,
+    intervene,
+    kinds_of,
+    parse_kinds,
+    read_kinds,
     resolve,
 )
-from invariclip.preprocessing.interventions.config import kinds_of, parse_kinds, read_kinds
-from invariclip.preprocessing.interventions.draw import choose_kinds, intervene
 
 __all__ = [
     "CATALOGUE",

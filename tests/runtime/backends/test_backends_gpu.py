@@ -20,8 +20,7 @@ from invariclip.backends import (
     providers,
     require_backend,
 )
-from invariclip.backends.onnxruntime_gpu import OnnxRuntimeGpuBackend
-from invariclip.backends.providers import CPU, nodes_elsewhere, provider_options
+from invariclip.backends.onnxruntime_gpu import CPU, OnnxRuntimeGpuBackend, nodes_elsewhere, provider_options
 from invariclip.errors import ArtifactError, DeviceError, InputError, MissingExtraError
 
 PROVIDERS = {

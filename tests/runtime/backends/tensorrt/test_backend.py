@@ -213,7 +213,7 @@ def test_kernels_that_tensorrt_rtx_compiles_are_kept_for_the_next_start(loaded, 
 
 
 def test_kernels_that_cannot_be_kept_are_a_warning_and_no_error(loaded, graph, tools, monkeypatch):
-    from invariclip.backends.tensorrt import jit
+    from invariclip.backends.tensorrt import backend as jit
 
     def refuse(path, content):
         raise InputError(f"{path}: cannot be written (Read-only file system)")
