@@ -258,8 +258,8 @@ class Model:
             batch_size: Images to a run.
             abstain_above: The uncertainty above which no label is given: a number, `CALIBRATED`, or None, which
                 always gives one.
-            uncertainty: Which one to tell and to abstain by: `evidence` of learned templates, or `energy` (see `uncertainty`
-                for what it is); None takes evidence where there are learned templates, else energy.
+            uncertainty: Which one to tell and to abstain by: `evidence` of learned templates, or `energy`, see
+                `uncertainty`; None takes evidence where there are learned templates, else energy.
 
         Raises:
             InputError: There are no classes, an image cannot be read, a number is out of range, or the artifact has no

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load, save
 
 from invariclip.calibrate.data.encode import BATCH, Ready, encoded
 from invariclip.calibrate.data.images import ImageRecord, SkippedImageWarning, summarise
@@ -32,6 +32,7 @@ from invariclip.errors import InputError, NotApplicableError
 from invariclip.files import sha256_file, write_atomically
 from invariclip.preprocessing.interventions import InterventionRequest, resolve
 from invariclip.preprocessing.pixels import PixelSpec, pixels
+from invariclip.records import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -50,6 +51,18 @@ class Declined(str):
     """Why an intervention was left out on an image that is good in itself."""
 
     __slots__ = ()
+
+
+def _as_named(part: Path) -> bytes:
+    """A cache file's content, which its name is the digest of.
+
+    Raises:
+        ValueError: It is another content.
+    """
+    content = part.read_bytes()
+    if hashlib.sha256(content).hexdigest()[:32] != part.name.partition(".")[0]:
+        raise ValueError(f"{part}: is damaged")
+    return content
 
 
 class Store:
@@ -74,9 +87,9 @@ class Store:
 
     def _read(self, part: Path, width: int) -> None:
         try:
-            tensors = load_file(part)
+            tensors = load(_as_named(part))
             keys, vectors = tensors["keys"], tensors["vectors"]
-        except (SafetensorError, KeyError, OSError):
+        except (SafetensorError, KeyError, ValueError, OSError):
             return  # its rows are made again
         if keys.shape == (len(vectors), 32) and vectors.shape[1:] == (width,):
             self.rows.update(zip(map(bytes, keys), vectors, strict=True))
@@ -85,9 +98,9 @@ class Store:
         try:
             if part.stat().st_size > MAX_DECLINED_BYTES:
                 return
-            entries = json.loads(part.read_text(encoding="utf-8"))
+            entries = parse_json(_as_named(part), str(part))
             declined = {bytes.fromhex(key): Declined(reason) for key, reason in entries.items()}
-        except (ValueError, AttributeError, TypeError, OSError):
+        except (InputError, ValueError, AttributeError, TypeError, OSError):
             return  # they are tried again
         self.declined.update(declined)
 

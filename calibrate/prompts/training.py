@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
 from invariclip.calibrate.prompts import losses
 from invariclip.calibrate.prompts.texts import LearnedTexts, starting_context
 from invariclip.console import Progress, silent
+from invariclip.errors import InputError
 from invariclip.files import write_atomically
+from invariclip.records import Record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from invariclip.calibrate.prompts.options import PromptOptions
     from invariclip.export.checkpoints.checkpoint import Checkpoint
 
-_FACTS = "invariclip.cdc.training"
+TRAINING_FILE = Record("invariclip.cdc.training", "a training's state", "`invariclip cdc`", 1, 1 << 30, InputError)
 VALIDATION_CLASSES = 64
 """Classes that a look at the validation images takes at most; drawn once."""
 _EVIDENCE_RATE = 0.05
@@ -75,11 +76,12 @@ def write_state(path: Path, key: str, state: TrainingState, moments: dict[str, t
         **{f"adam.{name}": value for name, value in moments.items()},
     }
     facts = {
-        "key": key, "step": state.step, "best_loss": state.best_loss, "best_step": state.best_step,
+        "key": key, "step": state.step, "best_step": state.best_step,
+        "best_loss": state.best_loss if math.isfinite(state.best_loss) else None,
         "stale": state.stale, "curve": state.curve,
     }  # fmt: skip
-    plain = {name: value.detach().contiguous().clone() for name, value in tensors.items()}
-    write_atomically(path, save(plain, {_FACTS: json.dumps(facts)}))
+    arrays = {name: value.detach().contiguous().clone().numpy() for name, value in tensors.items()}
+    write_atomically(path, TRAINING_FILE.to_bytes(arrays, facts))
 
 
 def read_state(path: Path, key: str) -> tuple[TrainingState, dict[str, torch.Tensor]] | None:
@@ -87,17 +89,17 @@ def read_state(path: Path, key: str) -> tuple[TrainingState, dict[str, torch.Ten
     if not path.is_file():
         return None
     try:
-        with safe_open(path, framework="pt") as file:
-            facts: dict[str, Any] = json.loads((file.metadata() or {})[_FACTS])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        arrays, facts = TRAINING_FILE.read(path)
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         if facts["key"] != key:
             return None
         parts = {part: _part(tensors, part) for part in ("now", "best", "adam")}
         curve = [(int(step), float(loss)) for step, loss in facts["curve"]]
         state = TrainingState(
-            facts["step"], parts["now"], parts["best"], facts["best_loss"], facts["best_step"], facts["stale"], curve
-        )
-    except (SafetensorError, KeyError, ValueError, TypeError, OSError):
+            facts["step"], parts["now"], parts["best"],
+            math.inf if facts["best_loss"] is None else facts["best_loss"], facts["best_step"], facts["stale"], curve,
+        )  # fmt: skip
+    except (InputError, KeyError, ValueError, TypeError):
         return None  # it is trained again
     return state, parts["adam"]
 

@@ -6,14 +6,12 @@ run continues from it. A shard is in it whole or not at all, by its digest, so n
 
 from __future__ import annotations
 
-import json
+import os
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
 
 import invariclip
 from invariclip.calibrate.data.moments import Moments, empty
@@ -21,18 +19,16 @@ from invariclip.calibrate.data.problems import ProblemCounts
 from invariclip.calibrate.data.stream.blocks import POINTS
 from invariclip.errors import InputError
 from invariclip.files import write_atomically
+from invariclip.records import Record
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterator, Mapping
 
     from invariclip.calibrate.data.stream.blocks import Shard
 
-STATE_SCHEMA = 2
-MAX_STATE_BYTES = 8 << 30
+STATE_FILE = Record("invariclip.state", "moments", "`invariclip calibrate --sources`", 3, 8 << 30, InputError)
 GROUPS = 16
 """Pairs are kept in as many sums, by shard, so that a bootstrap over groups can tell how sure the projection is."""
-_KEY = "invariclip.state"
 _PAIR_NUMBERS = ("pairs", "pair_weight", "pair_weight_squares", "pair_fourth", "pair_independent")
 _COUNTS = ("points", "pairs", "pair_independent")
 _MATRICES = ("point_sum", "point_outer", "pair_outer")
@@ -192,7 +188,6 @@ def state_to_bytes(state: MomentsState) -> bytes:
         numbers = {name: value for name, value in plain.items() if name not in _MATRICES}
         entries.append({"source": source, "part": part, "group": group, **numbers})
     facts = {
-        "schema": STATE_SCHEMA,
         "invariclip": invariclip.__version__,
         "numpy": np.__version__,
         "width": state.width,
@@ -201,7 +196,7 @@ def state_to_bytes(state: MomentsState) -> bytes:
         "done": {digest: list(what) for digest, what in state.done.items()},
         "left_out": {source: tally.to_json() for source, tally in state.tallies.items()},
     }
-    return save(tensors, {_KEY: json.dumps(facts, ensure_ascii=False)})
+    return STATE_FILE.to_bytes(tensors, facts)
 
 
 def read_state(path: str | os.PathLike[str]) -> MomentsState:
@@ -210,12 +205,8 @@ def read_state(path: str | os.PathLike[str]) -> MomentsState:
     Raises:
         InputError: The file is missing, too large, damaged, or of another schema.
     """
-    where = Path(path)
-    if not where.is_file():
-        raise InputError(f"{where}: no such moments file; `invariclip calibrate --sources` writes one")
-    if where.stat().st_size > MAX_STATE_BYTES:
-        raise InputError(f"{where}: larger than any moments ({where.stat().st_size:,} bytes)")
-    return state_from_bytes(where.read_bytes(), str(where))
+    tensors, facts = STATE_FILE.read(path)
+    return _checked(facts, tensors, os.fspath(path))
 
 
 def state_from_bytes(content: bytes, where: str) -> MomentsState:
@@ -224,15 +215,15 @@ def state_from_bytes(content: bytes, where: str) -> MomentsState:
     Raises:
         InputError: Damaged, or of another schema.
     """
+    tensors, facts = STATE_FILE.from_bytes(content, where)
+    return _checked(facts, tensors, where)
+
+
+def _checked(facts: dict[str, Any], held: dict[str, Any], where: str) -> MomentsState:
     try:
-        held = load(content)
-        length = int.from_bytes(content[:8], "little")
-        facts = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][_KEY])
-        if facts["schema"] != STATE_SCHEMA:
-            raise InputError(f"{where}: schema {facts['schema']} is not known; this version reads {STATE_SCHEMA}")
         return _state(facts, held)
-    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{where}: not moments written by invariclip ({error})") from error
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        STATE_FILE.refuse(where, error)
 
 
 def _state(facts: dict[str, Any], held: dict[str, Any]) -> MomentsState:

@@ -17,8 +17,10 @@ from invariclip.backends import (
     GPU_BACKENDS,
     onnxruntime_gpu,
     open_backend,
-    providers,
     require_backend,
+)
+from invariclip.backends import (
+    onnxruntime_gpu as providers,
 )
 from invariclip.backends.onnxruntime_gpu import CPU, OnnxRuntimeGpuBackend, nodes_elsewhere, provider_options
 from invariclip.errors import ArtifactError, DeviceError, InputError, MissingExtraError

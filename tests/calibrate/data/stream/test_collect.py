@@ -17,8 +17,15 @@ from invariclip.calibrate.data.problems import NOT_FINITE, SAME, ZERO
 from invariclip.calibrate.data.sources.embeddings import EmbeddingSource
 from invariclip.calibrate.data.stream.blocks import POINTS, RowBlock, Shard
 from invariclip.calibrate.data.stream.collect import Sums, collect
-from invariclip.calibrate.data.stream.state import read_state, state_from_bytes, state_to_bytes, write_state
+from invariclip.calibrate.data.stream.state import (
+    MomentsState,
+    read_state,
+    state_from_bytes,
+    state_to_bytes,
+    write_state,
+)
 from invariclip.errors import InputError
+from invariclip.records import seal
 
 WIDTH = 48
 
@@ -192,13 +199,13 @@ def test_states_that_cannot_be_read(tmp_path):
         content[:-100],
         content[:200],
         b"\xff" * 64,
-        content.replace(b'\\"schema\\": 2', b'\\"schema\\": 9'),
+        content.replace(b'\\"schema\\": 3', b'\\"schema\\": 9'),
     ):
         assert damaged != content
         path.write_bytes(damaged)
         with pytest.raises(InputError, match=r"m\.safetensors"):
             read_state(path)
-    with pytest.raises(InputError, match="no such moments file"):
+    with pytest.raises(InputError, match="no such file; `invariclip calibrate --sources` writes moments"):
         read_state(tmp_path / "none")
 
 
@@ -208,12 +215,12 @@ def test_states_that_cannot_be_read(tmp_path):
         (lambda facts: facts["sums"][0].update(points="many"), "points of given is 'many'"),
         (lambda facts: facts["sums"][0].update(pairs=1.5), "pairs of given is 1.5"),
         (lambda facts: facts["sums"][0].update(pair_independent=0.5), "pair_independent of given is 0.5"),
-        (lambda facts: facts["sums"][0].update(pair_weight=float("nan")), "pair_weight of given is nan"),
+        (lambda facts: facts["sums"][0].update(pair_weight=float("nan")), "NaN is no number in JSON"),
         (lambda facts: facts["sums"][0].update(point_fourth=-1.0), "point_fourth of given is -1.0"),
-        (lambda facts: facts["sums"][0].update(unknown=1), "not moments written by invariclip"),
-        (lambda facts: facts["sums"][0].pop("pair_fourth"), "not moments written by invariclip"),
+        (lambda facts: facts["sums"][0].update(unknown=1), "not moments written by"),
+        (lambda facts: facts["sums"][0].pop("pair_fourth"), "not moments written by"),
         (lambda facts: facts.update(width=WIDTH + 1), "is not .* of finite float64 values"),
-        (lambda facts: facts.pop("done"), "not moments written by invariclip"),
+        (lambda facts: facts.pop("done"), "not moments written by"),
     ],
 )
 def test_states_whose_facts_are_damaged(tmp_path, change, told):
@@ -225,7 +232,15 @@ def test_states_whose_facts_are_damaged(tmp_path, change, told):
     header["__metadata__"]["invariclip.state"] = json.dumps(facts)
     head = json.dumps(header).encode()
     with pytest.raises(InputError, match=told):
-        state_from_bytes(len(head).to_bytes(8, "little") + head + content[8 + length :], "m")
+        state_from_bytes(seal(len(head).to_bytes(8, "little") + head + content[8 + length :]), "m")
+
+
+def test_a_flipped_bit_anywhere_is_refused():
+    content = state_to_bytes(MomentsState(2, "e"))
+    state_from_bytes(content, "m")
+    for place in range(len(content)):
+        with pytest.raises(InputError, match="m: "):
+            state_from_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :], "m")
 
 
 SUM_WIDTH = 6
