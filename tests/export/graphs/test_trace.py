@@ -10,14 +10,8 @@ from onnx import TensorProto
 from invariclip.backends import open_backend
 from invariclip.errors import ContractError
 from invariclip.export.graphs import trace
-from invariclip.export.graphs.trace import (
-    METADATA_KEY,
-    OPSET,
-    traced,
-    weight_bytes,
-    write_facts,
-    write_graph,
-)
+from invariclip.export.graphs.trace import METADATA_KEY, OPSET, traced
+from invariclip.export.graphs.writing import weight_bytes, write_facts, write_graph
 
 
 class Tower(torch.nn.Module):
