@@ -1,8 +1,8 @@
 """Any open_clip model as one `Checkpoint`: module, pixels, tokenizer, temperature, digest.
 
 This is where calibration, export and verification get the original encoder from. Loading never runs what a file holds
-(see `weights`), and never falls back to random weights unless it was asked to. How a checkpoint wants its images is read
-from its config, or from what was published with its architecture.
+(see `weights`), and never falls back to random weights unless it was asked to. How a checkpoint wants its images is
+read from its config, or from what was published with its architecture.
 """
 
 from __future__ import annotations
