@@ -17,7 +17,8 @@ from invariclip.console import silent
 from invariclip.errors import InputError, LeftOutWarning
 from invariclip.export.config import ExportConfig
 from invariclip.export.graph_files import write_image_graph, write_text_graph
-from invariclip.export.graphs.trace import OPSET, write_facts
+from invariclip.export.graphs.trace import OPSET
+from invariclip.export.graphs.writing import write_facts
 from invariclip.export.variants import BASE, with_variants
 from invariclip.export.verification.candidate import VerificationCandidate, prepare
 from invariclip.export.verification.evidence import images_of

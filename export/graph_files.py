@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from invariclip.export.graphs.front import add_front
 from invariclip.export.graphs.head import attach_head
 from invariclip.export.graphs.tower_graph import tower_graph
-from invariclip.export.graphs.trace import write_graph
+from invariclip.export.graphs.writing import write_graph
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

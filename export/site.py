@@ -25,7 +25,7 @@ from invariclip.console import silent
 from invariclip.errors import ContractError, InputError
 from invariclip.export.checkpoints import check_texts
 from invariclip.export.graphs.head import attach_site
-from invariclip.export.graphs.trace import facts_text, require_valid
+from invariclip.export.graphs.writing import facts_text, require_valid
 from invariclip.export.swap import copy_weights, require_copied, takes_images, with_facts, with_files
 from invariclip.export.verification import evidence
 from invariclip.export.verification.figures import EXACT, THRESHOLDS

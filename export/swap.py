@@ -31,7 +31,7 @@ from invariclip.backends import DEFAULT_BACKEND, open_backend
 from invariclip.console import silent
 from invariclip.errors import ContractError, InputError
 from invariclip.export.graphs.head import attach_head, body_digest
-from invariclip.export.graphs.trace import facts_text, require_valid
+from invariclip.export.graphs.writing import facts_text, require_valid
 from invariclip.export.verification import evidence
 from invariclip.export.verification.class_head import ClassHead
 from invariclip.export.verification.figures import EXACT, THRESHOLDS, max_diff

@@ -15,7 +15,7 @@ from invariclip.artifact.folder import describe_file
 from invariclip.errors import ContractError, InputError, LeftOutWarning
 from invariclip.export.checkpoints.check_texts import spread
 from invariclip.export.graph_files import write_image_graph
-from invariclip.export.graphs.trace import write_facts
+from invariclip.export.graphs.writing import write_facts
 from invariclip.export.quantization.float16 import NORMS
 from invariclip.export.quantization.variants import KINDS, VariantInputs, write_islands
 from invariclip.export.verification.candidate import VerificationCandidate

@@ -19,7 +19,7 @@ from invariclip.export.checkpoints import check_texts
 from invariclip.export.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from invariclip.export.graphs.rewrites.plan import NAMES
 from invariclip.export.graphs.tower_graph import tower_graph
-from invariclip.export.graphs.trace import write_graph
+from invariclip.export.graphs.writing import write_graph
 from invariclip.export.quantization.float16 import to_float16
 
 if TYPE_CHECKING:

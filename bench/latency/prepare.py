@@ -159,7 +159,7 @@ def write_reference(
     from safetensors.torch import save_file
 
     from invariclip.export.graphs.tower_graph import tower_graph
-    from invariclip.export.graphs.trace import write_graph
+    from invariclip.export.graphs.writing import write_graph
     from invariclip.export.verification import evidence
 
     projection = _projection(wanted.artifact, given)

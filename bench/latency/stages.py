@@ -115,7 +115,7 @@ def write_heads(image: Path, folder: Path, *, width: int, logit_scale: float, lo
     import onnx_ir as ir
 
     from invariclip.export.graphs.head import attach_head
-    from invariclip.export.graphs.trace import write_graph
+    from invariclip.export.graphs.writing import write_graph
 
     bank = np.random.default_rng(0).normal(size=(CLASSES, width))
     bank /= np.linalg.norm(bank, axis=1, keepdims=True)

@@ -24,7 +24,7 @@ from invariclip.console import bar, note
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
 from invariclip.export.graphs.rewrites.plan import NAMES, REWRITES
 from invariclip.export.graphs.tower_graph import tower_graph
-from invariclip.export.graphs.trace import write_graph
+from invariclip.export.graphs.writing import write_graph
 from invariclip.files import write_atomically
 from invariclip.threads import available_threads
 

@@ -1,4 +1,4 @@
-"""A tower traced to an ONNX graph and written: opset 20, dynamic batch, checked, with the artifact's facts inside.
+"""A torch tower traced to an ONNX graph: opset 20, dynamic batch.
 
 What is traced: `ImageTower`, uint8 images → unit embedding, and `TracedTextTower`, ids → unit embedding.
 """
@@ -6,28 +6,23 @@ What is traced: `ImageTower`, uint8 images → unit embedding, and `TracedTextTo
 from __future__ import annotations
 
 import copy
-import json
 from typing import TYPE_CHECKING, Any
 
-import onnx
-import onnx_ir as ir
 import torch
 from torch import nn
 
-from invariclip.artifact.manifest import METADATA_KEY
 from invariclip.errors import ContractError
 from invariclip.export.libraries import quiet
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
+
+    import onnx_ir as ir
 
     from invariclip.preprocessing.pixels import PixelSpec
 
 OPSET = 20
 """`Gelu` and `LayerNormalization` stay whole, and TensorRT still builds all of it."""
-EXTERNAL_DATA_BYTES = 1_000_000_000
-"""Weights above this go into a file beside the graph. Protobuf ends at 2 GiB, and needs twice the weights to write."""
 NORM_FLOOR = 1e-12
 """Smallest length that a raw embedding is divided by, as in torch's `normalize`."""
 
@@ -70,59 +65,6 @@ def traced(
     _tidy(program.model.graph)
     _require_dynamic(program.model.graph.inputs[0], shape)
     return program.model
-
-
-def write_graph(model: ir.Model, path: Path) -> None:
-    """Writes a graph as ONNX and checks it.
-
-    Args:
-        model: The graph.
-        path: File to write; weights above `EXTERNAL_DATA_BYTES` go to `path.data`.
-
-    Raises:
-        ContractError: The graph is not valid ONNX.
-    """
-    data = path.with_name(f"{path.name}.data")
-    external = weight_bytes(model) > EXTERNAL_DATA_BYTES
-    ir.save(model, path, external_data=data.name if external else None)
-    require_valid(path, "the exported graph")
-
-
-def require_valid(path: Path, what: str) -> None:
-    """Checks a graph's file.
-
-    Args:
-        path: The ONNX file.
-        what: What to call the graph in an error.
-
-    Raises:
-        ContractError: It is not valid ONNX.
-    """
-    try:
-        onnx.checker.check_model(str(path), full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ContractError(f"{path.name}: {what} is not valid ONNX ({error})") from error
-
-
-def write_facts(path: Path, facts: Mapping[str, Any]) -> None:
-    """Adds facts to an ONNX file's `metadata_props`, so that a C++ program needs that file alone.
-
-    They are appended: protobuf reads two messages one after the other as one, so nothing has to be loaded.
-    """
-    entry = onnx.StringStringEntryProto(key=METADATA_KEY, value=facts_text(facts))
-    extra = onnx.ModelProto(metadata_props=[entry])
-    with path.open("ab") as file:
-        file.write(extra.SerializeToString())
-
-
-def facts_text(facts: Mapping[str, Any]) -> str:
-    """Facts of a graph as its `metadata_props` have them: JSON."""
-    return json.dumps(facts, ensure_ascii=False, sort_keys=True)
-
-
-def weight_bytes(model: ir.Model) -> int:
-    """Bytes of a graph's initializers."""
-    return sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
 
 
 def _require_dynamic(value: ir.Value, wanted: Mapping[int, object]) -> None:

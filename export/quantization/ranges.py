@@ -18,7 +18,7 @@ import onnxruntime
 
 from invariclip.console import silent
 from invariclip.errors import ContractError
-from invariclip.export.graphs.trace import write_graph
+from invariclip.export.graphs.writing import write_graph
 from invariclip.threads import available_threads
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from invariclip.errors import ContractError, InputError
 from invariclip.export.graphs.token_merging import image_shape
-from invariclip.export.graphs.trace import write_graph
+from invariclip.export.graphs.writing import write_graph
 from invariclip.export.quantization import other_quantizers
 from invariclip.export.quantization.float16 import LADDER, halve, to_float16
 from invariclip.export.quantization.mixed import groups_of, mix

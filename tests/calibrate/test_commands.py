@@ -132,7 +132,7 @@ def test_build_goes_all_the_way_and_resumes(run, common, manifest, tmp_path, mon
 def stub(exported):
     """An export that only notes the projection it was given."""
 
-    def export_artifact(checkpoint, out, *, projection, **rest):
+    def export_artifact(checkpoint, out, config, *, projection, **rest):
         exported.append(projection)
         raise ContractError("not today")
 

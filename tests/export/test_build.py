@@ -155,9 +155,9 @@ def test_random_weights_are_on_record(checkpoint, tiny_images, tmp_path):
 
 
 def test_large_weights_lie_beside_the_graph_and_are_checked(export, monkeypatch, tiny_images, tiny_projection):
-    from invariclip.export.graphs import trace as tracing
+    from invariclip.export.graphs import writing
 
-    monkeypatch.setattr(tracing, "EXTERNAL_DATA_BYTES", 0)
+    monkeypatch.setattr(writing, "EXTERNAL_DATA_BYTES", 0)
     manifest, out = export(projection=tiny_projection)
     assert {path.name for path in out.iterdir()} >= {"image.onnx.data", "text.onnx.data"}
     assert (out / "text.onnx").stat().st_size < (out / "text.onnx.data").stat().st_size

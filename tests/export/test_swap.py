@@ -17,7 +17,7 @@ from invariclip.errors import ArtifactError, ContractError, InputError
 from invariclip.export import swap
 from invariclip.export.build import export_artifact
 from invariclip.export.config import ExportConfig
-from invariclip.export.graphs import trace as tracing
+from invariclip.export.graphs import writing
 from invariclip.export.graphs.head import body_digest
 from invariclip.files import sha256_file
 from invariclip.preprocessing.find import find_images
@@ -37,7 +37,7 @@ def built(checkpoint, tiny_images, tiny_projection, tmp_path_factory):
             out = root / f"{len(done)}.icm"
             with pytest.MonkeyPatch.context() as patch:
                 if name == LARGE:
-                    patch.setattr(tracing, "EXTERNAL_DATA_BYTES", 0)
+                    patch.setattr(writing, "EXTERNAL_DATA_BYTES", 0)
                 export_artifact(
                     checkpoint("vit" if name == LARGE else name),
                     out,

@@ -122,7 +122,7 @@ def test_a_variant_that_fails_at_the_end_is_left_out(export):
 
 
 def test_an_engine_that_misses_is_told_where_another_passes(export, monkeypatch):
-    check = variants.verify.check
+    check = variants.check
 
     def one_misses(candidates, *given, **named):
         verdicts = check(candidates, *given, **named)
@@ -134,7 +134,7 @@ def test_an_engine_that_misses_is_told_where_another_passes(export, monkeypatch)
 
     def judged(*given):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(variants.verify, "check", one_misses)
+            patch.setattr(variants, "check", one_misses)
             return judge(*given)
 
     monkeypatch.setattr(variants, "_judged", judged)

@@ -25,7 +25,7 @@ from invariclip.errors import ContractError, InvariclipError
 from invariclip.export.checkpoints import check_texts
 from invariclip.export.checkpoints.families import family, load_family
 from invariclip.export.graphs.tower_graph import tower_graph
-from invariclip.export.graphs.trace import weight_bytes, write_graph
+from invariclip.export.graphs.writing import weight_bytes, write_graph
 from invariclip.export.tensorrt.engines import build_on_cpu
 from invariclip.export.verification import evidence
 from invariclip.export.verification.answers import project

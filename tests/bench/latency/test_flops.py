@@ -9,7 +9,7 @@ from invariclip.bench.latency.flops import graph_flops
 from invariclip.errors import InputError
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
 from invariclip.export.graphs.tower_graph import tower_graph
-from invariclip.export.graphs.trace import write_graph
+from invariclip.export.graphs.writing import write_graph
 
 
 def saved(tmp_path, nodes, weights, given, answer):

@@ -14,8 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from invariclip.errors import CheckpointError
 from invariclip.export.checkpoints import checkpoint as module
-from invariclip.export.checkpoints.checkpoint import load_checkpoint
-from invariclip.export.checkpoints.preprocessing import CheckpointWarning, warn_of_quick_gelu
+from invariclip.export.checkpoints.checkpoint import CheckpointWarning, load_checkpoint, warn_of_quick_gelu
 from invariclip.preprocessing.pixels import stack
 
 WEIGHTS = "open_clip_model.safetensors"

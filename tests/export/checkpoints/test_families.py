@@ -19,7 +19,7 @@ from invariclip.export.checkpoints.families import FAMILIES, ROBERTA_BASE, load_
 from invariclip.export.checkpoints.surgery import foldable, reparameterized, shorten
 from invariclip.export.config import ExportConfig
 from invariclip.export.graphs.tower_graph import tower_graph
-from invariclip.export.graphs.trace import write_graph
+from invariclip.export.graphs.writing import write_graph
 from invariclip.loading import load
 from invariclip.preprocessing.pixels import stack
 

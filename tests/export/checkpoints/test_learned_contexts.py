@@ -15,7 +15,7 @@ from invariclip.export.checkpoints.checkpoint import load_checkpoint
 from invariclip.export.checkpoints.families import FAMILIES, load_family
 from invariclip.export.checkpoints.learned_contexts import token_embedding, with_context_rows
 from invariclip.export.graphs.tower_graph import tower_graph
-from invariclip.export.graphs.trace import write_graph
+from invariclip.export.graphs.writing import write_graph
 
 TEMPLATES, TOKENS = 2, 3
 QUICK = ("ViT-B-32", "ViT-B-16-SigLIP", "coca_ViT-B-32", "MobileCLIP2-S0", "roberta-ViT-B-32")

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from invariclip.backends import open_backend
 from invariclip.errors import ArtifactError, ContractError, InputError
 from invariclip.export.graphs import head
-from invariclip.export.graphs.trace import ImageTower, part_of, traced, write_graph
+from invariclip.export.graphs.trace import ImageTower, part_of, traced
+from invariclip.export.graphs.writing import write_graph
 
 WIDTH = 6
 

@@ -14,7 +14,7 @@ from invariclip.artifact.manifest import LearnedPromptsFacts
 from invariclip.backends import open_backend
 from invariclip.errors import InputError
 from invariclip.export.graphs import head, learned_head
-from invariclip.export.graphs.trace import write_graph
+from invariclip.export.graphs.writing import write_graph
 from invariclip.export.tensorrt.engines import build_on_cpu
 from invariclip.export.verification.class_head import earned, pairwise
 

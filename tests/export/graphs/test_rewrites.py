@@ -13,7 +13,7 @@ from invariclip.errors import ContractError
 from invariclip.export.graphs.rewrites import Subject
 from invariclip.export.graphs.rewrites.plan import NAMES, REWRITES, chosen, require_held
 from invariclip.export.graphs.tower_graph import tower_graph
-from invariclip.export.graphs.trace import write_graph
+from invariclip.export.graphs.writing import write_graph
 
 EXACT = 2e-6
 TEXTS = ["", "a cat", "two dogs", "x", " ".join("abcdefghijklmn")]  # the last fills the context

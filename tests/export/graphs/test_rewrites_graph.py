@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from invariclip.errors import ContractError
-from invariclip.export.graphs.rewrites import RewriteNotApplicableError, Subject, stem
+from invariclip.export.graphs.rewrites import RewriteNotApplicableError, Subject
+from invariclip.export.graphs.rewrites import stem as stems
 from invariclip.export.graphs.rewrites.plan import NAMES, require_held, rewrite_graph
 from invariclip.export.graphs.rewrites.tidy import _target, duplicates, tidy, write_shapes
 
@@ -89,7 +90,7 @@ def test_normalisation_goes_into_a_stem(stem):
     body, said = STEMS[stem]
     model = graph(body, {**W, "point": (4, 3, 1, 1)})
     wanted = run(model, images())
-    assert stem.not_normalised(model) == "pixels still go through Div"
+    assert stems.not_normalised(model) == "pixels still go through Div"
     subject = of_image()
     step, *_ = rewrite_graph(model, subject, ("normalisation",))
     assert (step.name, step.applied, step.detail) == ("normalisation", True, said)
@@ -145,11 +146,11 @@ def test_other_stems_keep_their_normalisation_and_say_why(stem):
 
 
 FAULTS = {
-    "the shift is folded though it pads": (stem, "_pads", lambda node: False, "that pads"),
+    "the shift is folded though it pads": (stems, "_pads", lambda node: False, "that pads"),
     "the mean has the wrong sign": (
-        stem,
+        stems,
         "_followed",
-        lambda start, kept=stem._followed: (lambda end: type(end)(end.scale, -end.shift, end.value))(kept(start)),
+        lambda start, kept=stems._followed: (lambda end: type(end)(end.scale, -end.shift, end.value))(kept(start)),
         "with a bias",
     ),
 }

@@ -16,7 +16,8 @@ from invariclip.export.graphs.rewrites import RewriteNotApplicableError, Subject
 from invariclip.export.graphs.rewrites.plan import NAMES, rewrite_encoder
 from invariclip.export.graphs.token_merging import MERGE_NODES, Merge, image_shape, thin_tokens
 from invariclip.export.graphs.tower_graph import tower_graph
-from invariclip.export.graphs.trace import ImageTower, part_of, write_graph
+from invariclip.export.graphs.trace import ImageTower, part_of
+from invariclip.export.graphs.writing import write_graph
 
 SCHEDULE = (13, 13, 8, 5)  # of 17 tokens; five blocks
 VISION = {"image_size": 32, "layers": 5, "width": 64, "patch_size": 8}

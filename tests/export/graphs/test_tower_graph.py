@@ -13,7 +13,7 @@ from invariclip.artifact.projection import Projection
 from invariclip.backends import open_backend
 from invariclip.export.graphs.head import attach_head
 from invariclip.export.graphs.tower_graph import tower_graph
-from invariclip.export.graphs.trace import weight_bytes, write_graph
+from invariclip.export.graphs.writing import weight_bytes, write_graph
 from invariclip.export.tensorrt.engines import build_on_cpu
 
 WIDTH, RANK = 24, 8

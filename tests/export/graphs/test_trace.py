@@ -7,17 +7,12 @@ import pytest
 import torch
 from onnx import TensorProto
 
+from invariclip.artifact.manifest import METADATA_KEY
 from invariclip.backends import open_backend
 from invariclip.errors import ContractError
 from invariclip.export.graphs import trace
-from invariclip.export.graphs.trace import (
-    METADATA_KEY,
-    OPSET,
-    traced,
-    weight_bytes,
-    write_facts,
-    write_graph,
-)
+from invariclip.export.graphs.trace import OPSET, traced
+from invariclip.export.graphs.writing import weight_bytes, write_facts, write_graph
 
 
 class Tower(torch.nn.Module):

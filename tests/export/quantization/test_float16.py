@@ -13,7 +13,7 @@ from invariclip.backends import open_backend
 from invariclip.errors import ContractError
 from invariclip.export.graphs.head import attach_head
 from invariclip.export.graphs.tower_graph import tower_graph
-from invariclip.export.graphs.trace import write_graph
+from invariclip.export.graphs.writing import write_graph
 from invariclip.export.quantization.float16 import ACTIVATIONS, LADDER, NORMS, SUMS, to_float16
 
 HALF, WHOLE = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT

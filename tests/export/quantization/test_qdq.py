@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from invariclip.errors import ContractError, InputError
-from invariclip.export.graphs.trace import write_graph
+from invariclip.export.graphs.writing import write_graph
 from invariclip.export.quantization import other_quantizers
 from invariclip.export.quantization.float16 import halve
 from invariclip.export.quantization.mixed import groups_of, mix

@@ -16,7 +16,7 @@ from invariclip.export.checkpoints.checkpoint import load_checkpoint
 from invariclip.export.graphs.front import add_front
 from invariclip.export.graphs.head import attach_head
 from invariclip.export.graphs.tower_graph import tower_graph
-from invariclip.export.graphs.trace import write_graph
+from invariclip.export.graphs.writing import write_graph
 from invariclip.export.quantization.float16 import to_float16
 from invariclip.export.quantization.products import products_of
 from invariclip.export.quantization.qdq import QuantizationRecipe, quantise, ranges_of, rounded, to_symmetric
