@@ -1,6 +1,7 @@
 """Every command and every Python block of README and guide runs as written, on tiny files of the names it uses."""
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -12,7 +13,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+# another environment that invariclip is installed in, see test_wheel
+PYTHON = os.environ.get("INVARICLIP_README_PYTHON", sys.executable)
 PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/guide.md")}
+ARTIFACT = (ROOT / "docs" / "artifact.md").read_text(encoding="utf-8")
 
 
 def commands(page):
@@ -64,13 +68,13 @@ def test_links_lead_somewhere(page):
 
 
 def run(desk, *arguments):
-    return subprocess.run([sys.executable, *arguments], cwd=desk, capture_output=True, text=True, check=False)
+    return subprocess.run([PYTHON, *arguments], cwd=desk, capture_output=True, text=True, check=False)
 
 
 def served(desk, command):
     """The server of a command, on a free port in place of the one that it names."""
     words = ["-m", *shlex.split(command, comments=True), "--port", "0"]
-    process = subprocess.Popen([sys.executable, *words], cwd=desk, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([PYTHON, *words], cwd=desk, stderr=subprocess.PIPE, text=True)
     for line in process.stderr:
         if found := re.search(r" at http://[\d.]+:(\d+)$", line.strip()):
             return process, found[1]
@@ -105,4 +109,19 @@ def test_commands_in_order_and_then_python(desk, page):
         serving.send_signal(signal.SIGTERM)
         assert serving.wait(30) == 0
     done = run(desk, "-c", "\n".join(blocks(page)))
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_page_of_the_format_names_every_field_and_its_example_runs(desk):
+    from dataclasses import fields
+
+    from invariclip.artifact.manifest import SCHEMA_VERSION, FileFacts, Manifest, ModelFacts, ProjectionFacts, Variant
+    from invariclip.preprocessing.pixels import PixelSpec
+    from invariclip.preprocessing.tokenizer import TextSpec
+
+    for record in (Manifest, ModelFacts, PixelSpec, TextSpec, ProjectionFacts, FileFacts, Variant):
+        assert [f.name for f in fields(record) if f"`{f.name}`" not in ARTIFACT] == []
+    assert f"`schema_version` is {SCHEMA_VERSION};" in ARTIFACT
+    [example] = re.findall(r"```python\n(.*?)```", ARTIFACT, re.DOTALL)
+    done = run(desk, "-c", example)
     assert done.returncode == 0, done.stderr

@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -85,6 +86,22 @@ def test_the_core_answers_in_an_empty_environment(wheel, empty, tiny_artifact, t
         assert len(done.stderr.strip().splitlines()) == 1
 
 
+def test_what_the_readme_does_with_an_artifact_runs_from_the_wheel(wheel, empty, tiny_artifact, tiny_images, tmp_path):
+    _install(empty, wheel)
+    shutil.copytree(tiny_artifact, tmp_path / "mine.icm")
+    shutil.copytree(tiny_images, tmp_path / "images")
+    shutil.copy(min(tiny_images.iterdir()), tmp_path / "cat.png")
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^invariclip (?:predict|adapt) .*$", page, re.MULTILINE)
+    assert len(lines) >= 3
+    for line in lines:
+        done = _run(empty / "invariclip", *shlex.split(line)[1:], cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    [block] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    done = _run(empty / "python", "-c", block, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_server_runs_from_the_wheel(wheel, empty, tiny_artifact, tiny_images, tmp_path):
     _install(empty, f"{wheel}[serve]")
     command = [str(empty / "invariclip"), "serve", str(tiny_artifact), "--port", "0"]
@@ -110,3 +127,13 @@ def test_exporting_runs_from_the_wheel(wheel, empty, tiny_checkpoint, tiny_image
     assert done.returncode == 0, done.stderr
     done = _run(empty / "invariclip", "predict", "a.icm", *sorted(tiny_images.iterdir())[:1], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif("INVARICLIP_TEST_EXPORT_WHEEL" not in os.environ,
+                    reason="installs PyTorch, minutes: set INVARICLIP_TEST_EXPORT_WHEEL=1")  # fmt: skip
+def test_readme_and_guide_run_from_the_wheel(wheel, empty):
+    _install(empty, f"{wheel}[calibrate,openvino,serve]")
+    how = {**os.environ, "INVARICLIP_README_PYTHON": str(empty / "python")}
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "tests/test_readme.py"], cwd=ROOT, env=how,
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stdout
