@@ -13,11 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from invariclip.artifact.folder import checked_meanwhile, read_manifest
-from invariclip.artifact.manifest import (
-    PROJECTION_INPUT,
-    Manifest,
-    space_id,
-)
+from invariclip.artifact.manifest import PROJECTION_INPUT, Manifest, space_id
 from invariclip.artifact.projection import Projection
 from invariclip.backends import DEFAULT_BACKEND, open_backend
 from invariclip.backends.batching import plan
@@ -116,13 +112,11 @@ class Model:
         )
         return _reopened, (how, view.projection, None if own else (view.classes, view.templates), view.site)
 
-    def __copy__(self) -> Model:
+    def __deepcopy__(self, _memo: Any = None) -> Model:
         """The same model; it never changes."""
         return self
 
-    def __deepcopy__(self, memo: Any) -> Model:
-        """The same model; it never changes."""
-        return self
+    __copy__ = __deepcopy__
 
     @property
     def manifest(self) -> Manifest:

@@ -36,7 +36,7 @@ _STACK = 5  # from the warning up to the caller of `load`
 
 
 @dataclass(frozen=True)
-class Selection:
+class VariantSelection:
     """What to open, and who says so.
 
     Attributes:
@@ -62,7 +62,7 @@ def choose(
     fidelity: str | None = None,
     objective: str | None = None,
     profile: str | os.PathLike[str] | None = None,
-) -> Selection:
+) -> VariantSelection:
     """Picks a variant and an engine; the arguments are those of `loading.load`.
 
     Raises:
@@ -93,7 +93,7 @@ def choose(
             f"{_listed(manifest, level)}"
         )
     by = "default" if variant is None and backend is None else "caller"
-    return Selection(*pair, threads, by)
+    return VariantSelection(*pair, threads, by)
 
 
 def safe_default(folder: Path, manifest: Manifest) -> tuple[str, str]:
@@ -211,7 +211,7 @@ def profile_of(
 
 def _from_profile(
     folder: Path, manifest: Manifest, level: Fidelity | None, objective: Objective | None, named: Path | None
-) -> Selection | None:
+) -> VariantSelection | None:
     if named is None:
         found = profile_of(folder, manifest, level, objective or OBJECTIVES[0])
     else:
@@ -225,7 +225,7 @@ def _from_profile(
         return None
     path, profile = found
     choice = profile.choice
-    return Selection(choice.variant, choice.backend, choice.threads, f"profile {path.name}")
+    return VariantSelection(choice.variant, choice.backend, choice.threads, f"profile {path.name}")
 
 
 def _proved_engine(variant: Variant) -> str:

@@ -36,7 +36,7 @@ from invariclip.measure.statistics import (
 )
 
 if TYPE_CHECKING:
-    from invariclip.bench.latency.session import Record, Round
+    from invariclip.bench.latency.session import LatencyRecord, Round
 
 
 COLOURS = {PYTORCH: BEFORE, PEER: SERIES[0], OURS: AFTER}
@@ -47,7 +47,7 @@ SMALLEST_LOSS = 1e-9
 """Losses of cosine below this are rounding of the figure itself, and are drawn here."""
 
 
-def ratio_plot(record: Record, summary: dict[str, Any], batch: str) -> str:
+def ratio_plot(record: LatencyRecord, summary: dict[str, Any], batch: str) -> str:
     """A bar per candidate with its interval, fastest first: how many times as fast as the yardstick."""
     rows, groups = summary["batches"][batch], _groups(record)
     names = sorted(rows, key=lambda name: -rows[name]["ratio"]["value"])
@@ -69,7 +69,7 @@ def ratio_plot(record: Record, summary: dict[str, Any], batch: str) -> str:
         return svg(figure, f"Bar plot. {title}; the figures stand in the table of batch {batch}.")
 
 
-def fidelity_plot(record: Record, summary: dict[str, Any], batch: str) -> str:
+def fidelity_plot(record: LatencyRecord, summary: dict[str, Any], batch: str) -> str:
     """Speed over loss: the worst cosine's distance from one (to the left is better), how fast (up is better)."""
     rows, groups = summary["batches"][batch], _groups(record)
     known = [name for name in rows if record.accuracy.get(name, {}).get("cosine_min") is not None]
@@ -109,7 +109,7 @@ def stage_plot(summary: dict[str, Any]) -> str:
         return svg(figure, f"Bar plot. {title}; the figures stand in the table of stages.")
 
 
-def round_plot(record: Record, summary: dict[str, Any], batch: str) -> str:
+def round_plot(record: LatencyRecord, summary: dict[str, Any], batch: str) -> str:
     """Each candidate's median of each round over its median of all: how steady the machine was."""
     rounds, groups = record.rounds[batch], _groups(record)
     title = f"Batch {batch}: each round's median over all rounds'"
@@ -131,7 +131,7 @@ def _name(name: str) -> str:
     return label(name.removeprefix("invariclip ").removeprefix("PyTorch ").replace("OpenVINO NNCF", "NNCF"))
 
 
-def _groups(record: Record) -> dict[str, str]:
+def _groups(record: LatencyRecord) -> dict[str, str]:
     return {entry["name"]: entry["group"] for entry in record.entries}
 
 
@@ -143,7 +143,7 @@ for _package in ("jinja2", "matplotlib"):
 TEMPLATE = Path(__file__).with_name("report_page.html")
 
 
-def write_page(path: Path, record: Record, summary: dict[str, Any]) -> None:
+def write_page(path: Path, record: LatencyRecord, summary: dict[str, Any]) -> None:
     """Renders the page with autoescaping and writes it atomically.
 
     Args:
@@ -166,7 +166,7 @@ def write_page(path: Path, record: Record, summary: dict[str, Any]) -> None:
     )
 
 
-def verdicts(record: Record, summary: dict[str, Any]) -> list[str]:
+def verdicts(record: LatencyRecord, summary: dict[str, Any]) -> list[str]:
     """What the figures come to, a sentence a batch size: our fastest at each level, beside the best peer."""
     groups = {entry["name"]: entry["group"] for entry in record.entries}
     lines = []
@@ -189,7 +189,7 @@ def verdicts(record: Record, summary: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _alike(record: Record, summary: dict[str, Any], name: str) -> str:
+def _alike(record: LatencyRecord, summary: dict[str, Any], name: str) -> str:
     """How alike a candidate's answers are, for a sentence about its speed; empty where they were not compared."""
     figures = record.accuracy.get(name)
     if figures is None or figures["cosine_min"] is None:
@@ -210,7 +210,7 @@ def _range(ratio: dict[str, Any]) -> str:
     return f"{ratio['value']:.2f} × ({ratio['low']:.2f} … {ratio['high']:.2f}{open_})"
 
 
-def _plots(record: Record, summary: dict[str, Any]) -> list[str]:
+def _plots(record: LatencyRecord, summary: dict[str, Any]) -> list[str]:
     measured = [batch for batch, rows in summary["batches"].items() if rows]
     drawn = [ratio_plot(record, summary, batch) for batch in measured]
     drawn += [fidelity_plot(record, summary, batch) for batch in measured if record.accuracy]
@@ -230,7 +230,7 @@ def _noise(rounds: list[Any]) -> dict[str, Any]:
 _AROUND = ("read", "decode", "resize", "copy")
 
 
-def summarise(record: Record) -> dict[str, Any]:
+def summarise(record: LatencyRecord) -> dict[str, Any]:
     """Everything that follows from a record, ready for JSON; see the module `report` for the keys' words.
 
     Args:
@@ -287,7 +287,7 @@ def level_of(figures: dict[str, Any]) -> str:
     return ""
 
 
-def warnings_of(record: Record, batches: dict[str, dict[str, Any]], yardstick: str) -> list[str]:
+def warnings_of(record: LatencyRecord, batches: dict[str, dict[str, Any]], yardstick: str) -> list[str]:
     """Why the figures allow no conclusion, in words; empty where they do."""
     found = []
     for batch, rounds in record.rounds.items():
@@ -315,7 +315,7 @@ def warnings_of(record: Record, batches: dict[str, dict[str, Any]], yardstick: s
     return found
 
 
-def summary_table(record: Record, summary: dict[str, Any]) -> str:
+def summary_table(record: LatencyRecord, summary: dict[str, Any]) -> str:
     """The summary as aligned text: a row per candidate and batch size, and what could not be measured."""
     header = ["candidate", "batch", "p50", "p95", "p99", "a second", "against the first", "of peak", "cold", "memory",
               "cos min", "top-1", "gap +", "level"]  # fmt: skip
@@ -366,7 +366,7 @@ def interval_text(plain: dict[str, Any]) -> str:
     return f"{plain['value']:.2f} × ({plain['low']:.2f} … {plain['high']:.2f}){'' if plain['decides'] else ' ?'}"
 
 
-def _figures(record: Record, batch: str, name: str, yardstick: str) -> dict[str, Any]:
+def _figures(record: LatencyRecord, batch: str, name: str, yardstick: str) -> dict[str, Any]:
     rounds = record.rounds[batch]
     turns = [one.turns[name] for one in rounds if name in one.turns]
     faster = _ratio(rounds, yardstick, name)
@@ -390,7 +390,7 @@ def _ratio(rounds: list[Round], first: str, other: str) -> MeasuredInterval | No
     return ratio([turns[first] for turns in both], [turns[other] for turns in both]) if both else None
 
 
-def _peak_share(record: Record, batch: str, name: str) -> float | None:
+def _peak_share(record: LatencyRecord, batch: str, name: str) -> float | None:
     """The tower's operations a second over those of large products of its own arithmetic, round by round."""
     arithmetic = {entry["name"]: entry["arithmetic"] for entry in record.entries}[name]
     peak = next((e["name"] for e in record.entries if e["group"] == PEAK and e["arithmetic"] == arithmetic), "")
@@ -402,7 +402,7 @@ def _peak_share(record: Record, batch: str, name: str) -> float | None:
     return float(np.median(tower / largest))
 
 
-def _peaks(record: Record) -> dict[str, dict[str, float]]:
+def _peaks(record: LatencyRecord) -> dict[str, dict[str, float]]:
     found = {}
     for name, flop in record.peaks.items():
         turns = [one.turns[name] for rounds in record.rounds.values() for one in rounds if name in one.turns]
@@ -413,7 +413,7 @@ def _peaks(record: Record) -> dict[str, dict[str, float]]:
     return found
 
 
-def _colds(record: Record) -> dict[str, dict[str, float | None]]:
+def _colds(record: LatencyRecord) -> dict[str, dict[str, float | None]]:
     """Each candidate's cold starts; ours beside the same engine's own, on the export without rewrites in float32.
 
     `over_plain` is artifact → first answer over that engine's loading alone.

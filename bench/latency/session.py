@@ -1,6 +1,6 @@
 """One run of the bench: cold starts, turns round by round, answers, stages; written down after every step.
 
-`Record` is what bench.json keeps: raw turns, so that a run that was stopped resumes.
+`LatencyRecord` is what bench.json keeps: raw turns, so that a run that was stopped resumes.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Round:
 
 
 @dataclass
-class Record:
+class LatencyRecord:
     """Everything measured of one comparison.
 
     Attributes:
@@ -93,14 +93,14 @@ class Record:
         write_atomically(path, json.dumps({**plain, "summary": summary or {}}, indent=1, allow_nan=False))
 
 
-def open_record(path: Path, key: dict[str, str]) -> Record:
+def open_record(path: Path, key: dict[str, str]) -> LatencyRecord:
     """The record that lies at `path`, to go on with, or a new one.
 
     Raises:
         InputError: What lies there is not a record, or of another comparison.
     """
     if not path.exists():
-        return Record(key)
+        return LatencyRecord(key)
     found = read_record(path)
     if found.key != key:
         other = [name for name in sorted({*key, *found.key}) if found.key.get(name) != key.get(name)]
@@ -111,8 +111,8 @@ def open_record(path: Path, key: dict[str, str]) -> Record:
     return found
 
 
-def read_record(path: Path) -> Record:
-    """Reads what `Record.write` wrote.
+def read_record(path: Path) -> LatencyRecord:
+    """Reads what `LatencyRecord.write` wrote.
 
     Raises:
         InputError: It is not one.
@@ -126,7 +126,7 @@ def read_record(path: Path) -> Record:
             raise InputError(f"{path}: schema {schema!r} is not known, this version reads {SCHEMA}; name another --out")
         del plain["summary"]
         rounds = {batch: [Round(**one) for one in many] for batch, many in plain["rounds"].items()}
-        return Record(**{**plain, "rounds": rounds})
+        return LatencyRecord(**{**plain, "rounds": rounds})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: not a record of a bench ({error!r}); name another --out") from error
 
@@ -169,7 +169,7 @@ class Session:
 
     def __init__(
         self,
-        record: Record,
+        record: LatencyRecord,
         path: Path,
         entries: Sequence[PeerRow],
         prepared: Prepared,

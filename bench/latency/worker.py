@@ -89,7 +89,7 @@ class LatencyWorker(Worker):
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenedCandidate:
     """A candidate that answers.
 
     Attributes:
@@ -103,7 +103,7 @@ class Opened:
     engine: dict[str, Any] = field(default_factory=dict)
 
 
-def open_candidate(candidate: LatencyCandidate, threads: int) -> Opened:
+def open_candidate(candidate: LatencyCandidate, threads: int) -> OpenedCandidate:
     """Loads what a candidate is.
 
     Args:
@@ -119,18 +119,18 @@ def open_candidate(candidate: LatencyCandidate, threads: int) -> Opened:
     return KINDS[candidate.kind](candidate, threads)
 
 
-def _artifact(candidate: LatencyCandidate, threads: int) -> Opened:
+def _artifact(candidate: LatencyCandidate, threads: int) -> OpenedCandidate:
     from invariclip import load
 
     model = load(candidate.model, variant=candidate.variant, backend=candidate.backend, threads=threads)
-    return Opened(
+    return OpenedCandidate(
         lambda batch: model.embed_images(batch, batch_size=len(batch)),
         _images(model.manifest.pixels.image_size),
         model.describe(),
     )
 
 
-def _graph(candidate: LatencyCandidate, threads: int) -> Opened:
+def _graph(candidate: LatencyCandidate, threads: int) -> OpenedCandidate:
     from invariclip.artifact.manifest import EMBEDDING
     from invariclip.backends import open_backend
 
@@ -138,35 +138,35 @@ def _graph(candidate: LatencyCandidate, threads: int) -> Opened:
     name = backend.input_names[0]
     shape = backend.input_shapes[name]
     make = _images(_sides(shape)) if candidate.ids is None else _texts(candidate.ids)
-    return Opened(lambda batch: backend.run({name: batch}, (EMBEDDING,))[EMBEDDING], make, backend.describe())
+    return OpenedCandidate(lambda batch: backend.run({name: batch}, (EMBEDDING,))[EMBEDDING], make, backend.describe())
 
 
-def _whole(candidate: LatencyCandidate, threads: int) -> Opened:
+def _whole(candidate: LatencyCandidate, threads: int) -> OpenedCandidate:
     """A graph of ours that is asked for all that it answers, not for the embedding alone."""
     from invariclip.backends import open_backend
 
     backend = open_backend(candidate.backend, Path(candidate.model), threads=threads)
     name = backend.input_names[0]
-    return Opened(
+    return OpenedCandidate(
         lambda batch: backend.run({name: batch}), _images(_sides(backend.input_shapes[name])), backend.describe()
     )
 
 
-def _onnxruntime(candidate: LatencyCandidate, threads: int) -> Opened:
+def _onnxruntime(candidate: LatencyCandidate, threads: int) -> OpenedCandidate:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(candidate.model, options, providers=["CPUExecutionProvider"])
     given = session.get_inputs()[0]
-    return Opened(
+    return OpenedCandidate(
         lambda batch: session.run(None, {given.name: batch})[0],
         _images(_sides(given.shape)),
         {"engine": "onnxruntime", "version": onnxruntime.__version__, "computes_in": "float32", "threads": threads},
     )
 
 
-def _openvino(candidate: LatencyCandidate, threads: int) -> Opened:
+def _openvino(candidate: LatencyCandidate, threads: int) -> OpenedCandidate:
     from invariclip.backends.openvino import VERSION  # first: it keeps the next from reporting itself over the network
 
     core = import_module("openvino").Core()
@@ -182,14 +182,14 @@ def _openvino(candidate: LatencyCandidate, threads: int) -> Opened:
         raise InputError(f"OpenVINO {VERSION} computes in {kind} here, not in {candidate.compute}")
     request = compiled.create_infer_request()
     shape = [side.get_length() if side.is_static else None for side in model.inputs[0].get_partial_shape()]
-    return Opened(
+    return OpenedCandidate(
         lambda batch: np.array(request.infer([batch])[0]),
         _images(_sides(shape)),
         {"engine": "openvino", "version": VERSION, "computes_in": kind, "threads": threads},
     )
 
 
-def _pytorch(candidate: LatencyCandidate, threads: int) -> Opened:
+def _pytorch(candidate: LatencyCandidate, threads: int) -> OpenedCandidate:
     import torch
 
     from invariclip.export.checkpoints.checkpoint import load_checkpoint
@@ -216,14 +216,14 @@ def _pytorch(candidate: LatencyCandidate, threads: int) -> Opened:
             return cast("NDArray[np.float32]", chosen(torch.from_numpy(batch)).numpy())
 
     engine = {"engine": "torch", "version": torch.__version__, "compiled": candidate.compiled}
-    return Opened(
+    return OpenedCandidate(
         run,
         _images(checkpoint.pixels.image_size),
         {**engine, "computes_in": candidate.compute, "threads": torch.get_num_threads()},
     )
 
 
-def _peak(candidate: LatencyCandidate, threads: int) -> Opened:
+def _peak(candidate: LatencyCandidate, threads: int) -> OpenedCandidate:
     """One product of square matrices, whatever the batch."""
     import torch
 
@@ -249,7 +249,7 @@ def _peak(candidate: LatencyCandidate, threads: int) -> Opened:
             product()
 
     engine = {"engine": "torch", "version": torch.__version__, "computes_in": candidate.compute, "threads": threads}
-    return Opened(run, lambda rows: np.empty(rows, dtype=np.uint8), {**engine, "flop": 2.0 * side**3})
+    return OpenedCandidate(run, lambda rows: np.empty(rows, dtype=np.uint8), {**engine, "flop": 2.0 * side**3})
 
 
 def _sides(shape: Any) -> tuple[int, int]:
@@ -280,7 +280,7 @@ def _texts(length: int) -> Batch:
     return make
 
 
-KINDS: dict[str, Callable[[LatencyCandidate, int], Opened]] = {
+KINDS: dict[str, Callable[[LatencyCandidate, int], OpenedCandidate]] = {
     "artifact": _artifact,
     "graph": _graph,
     "whole": _whole,
@@ -296,7 +296,7 @@ def answer_memory() -> dict[str, Any]:
     return {"peak_bytes": peak_bytes()}
 
 
-def answer_embed(opened: Opened, images: str, batch: int, out: str) -> dict[str, Any]:
+def answer_embed(opened: OpenedCandidate, images: str, batch: int, out: str) -> dict[str, Any]:
     """Embeds a file of images; the last batch is filled up, so that a compiled tower sees no other size.
 
     Args:

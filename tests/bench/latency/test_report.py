@@ -4,7 +4,7 @@ import pytest
 
 from invariclip.bench.latency import report
 from invariclip.bench.latency.report import verdicts
-from invariclip.bench.latency.session import Record, Round
+from invariclip.bench.latency.session import LatencyRecord, Round
 
 NAMES = {"torch": "pytorch", "peer": "peer", "slow peer": "peer", "ours": "ours", "peak": "peak"}
 
@@ -20,7 +20,7 @@ def record(rounds=6, steal=0.0, others=0.0, jitter=0.0, cosine=1.0, top1=1.0):
         }
         for place in range(rounds)
     ]
-    return Record(
+    return LatencyRecord(
         {},
         entries=[
             {"name": name, "group": group, "arithmetic": "float32", "reason": "", "engine": {}}
@@ -104,7 +104,7 @@ def test_a_system_that_does_not_tell_gives_no_warning():
 
 
 def test_nothing_measured_is_no_fault():
-    empty = Record({}, entries=record().entries)
+    empty = LatencyRecord({}, entries=record().entries)
     found = report.summarise(empty)
     assert (found["batches"], found["yardstick"]) == ({}, "")
     assert report.summary_table(empty, found) == ""
