@@ -125,3 +125,31 @@ def test_the_page_of_the_format_names_every_field_and_its_example_runs(desk):
     [example] = re.findall(r"```python\n(.*?)```", ARTIFACT, re.DOTALL)
     done = run(desk, "-c", example)
     assert done.returncode == 0, done.stderr
+
+
+FIGURES = {
+    "zero-shot, 825 names": ("stylebench.md", ("Zero-shot: {0} % → {1} %, **+{2} [+{3}, +{4}] points**",)),
+    "class prototypes on PACS": ("domains.md", ("{0} → {1}, **+{2} [+{3}, +{4}] points**",)),
+    "the same, also adapted": (
+        "sites.md",
+        ("{0} % without a projection", "{1} adapted to 20 images: +{2} [+{3}, +{4}]"),
+    ),
+    "a trained ViT-S/14": (
+        "bench/reference-vit.md",
+        ("PyTorch eager float32 | {1} |", "invariclip int8-bfloat16, openvino | {2} | {3} [{4}, {5}]"),
+    ),
+    "16 HTTP clients": ("serve.md", ("| 16 | PyTorch, batched | {0} |", "| 16 | batched | {1} |")),
+}
+"""A row of the README's table: the page that was written by what measured it, and how its numbers stand there."""
+
+
+@pytest.mark.parametrize("row", FIGURES)
+def test_the_readmes_figures_are_those_of_the_pages(row):
+    line = next(line for line in PAGES["README.md"].splitlines() if line.startswith(f"| {row}"))
+    numbers = re.findall(r"(?<![\w/-])\d+(?:\.\d+)?(?= ?[%×*,\]/]| ms)", line.split(" | ", 1)[1])
+    if row == "a trained ViT-S/14":
+        numbers = re.findall(r"\d+\.\d+", line)
+    page, wanted = FIGURES[row]
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    for form in wanted:
+        assert form.format(*numbers) in text, (numbers, form)
