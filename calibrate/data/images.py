@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from invariclip.calibrate.data.records import read_records
 from invariclip.errors import InputError
-from invariclip.preprocessing.decode import IMAGE_SUFFIXES
+from invariclip.preprocessing.find import find_images
 
 if TYPE_CHECKING:
     import os
@@ -356,9 +356,7 @@ def inside_folder(where: Path, number: int, name: str, allow_outside: bool) -> P
 
 
 def _read_folder(root: Path, pairs_by: PairsBy) -> list[ImageRecord]:
-    files = sorted(path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-    if not files:
-        raise InputError(f"{root}: no image in this folder; known endings: {' '.join(IMAGE_SUFFIXES)}")
+    files = sorted(find_images([root]))
     deep = {path: parts for path in files if len(parts := path.relative_to(root).parts) >= 3}
     if not deep:
         raise InputError(f"{root}: images must lie in environment/class/file, {files[0].relative_to(root)} does not")
