@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdlib>
 #include <filesystem>
 
 #include "engine.hpp"
@@ -10,7 +11,17 @@
 namespace invariclip {
 namespace {
 
+// Official builds count events and look a host up for them, unless this is set before the environment is made.
+bool without_telemetry() {
+#ifdef _WIN32
+    return _putenv_s("ORT_DISABLE_TELEMETRY", "1") == 0;
+#else
+    return setenv("ORT_DISABLE_TELEMETRY", "1", 0) == 0;
+#endif
+}
+
 Ort::Env& environment() {
+    [[maybe_unused]] static const bool quiet = without_telemetry();
     // what goes wrong is thrown; said on stderr as well it would be said twice
     static Ort::Env made(ORT_LOGGING_LEVEL_FATAL, "invariclip");
     return made;
