@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from invariclip.errors import InputError, MissingExtraError
-from invariclip.records import parse_json
+from invariclip.records import parse_json, read_bounded
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,13 +28,7 @@ def read_plain(path: Path, what: str) -> Any:
     Raises:
         InputError: Missing, too large, not text, not parseable, or with a name twice in one mapping.
     """
-    try:
-        with path.open("rb") as stream:
-            raw = stream.read(LARGEST + 1)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
-    if len(raw) > LARGEST:
-        raise InputError(f"{path}: larger than {LARGEST} bytes; that is no list of {what}")
+    raw = read_bounded(path, f"a list of {what}", LARGEST)
     try:
         text = raw.decode("utf-8-sig")
         return parse_json(text, str(path)) if path.suffix.lower() == ".json" else _from_yaml(text, what)

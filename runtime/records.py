@@ -67,7 +67,7 @@ def read_json(path: Path, what: str, *, max_bytes: int, error: type[InvariclipEr
     Raises:
         InvariclipError: `error`: it is missing, larger, not JSON, or not one object.
     """
-    plain = parse_json(_content(path, what, max_bytes, error), str(path), error=error)
+    plain = parse_json(read_bounded(path, what, max_bytes, error), str(path), error=error)
     if not isinstance(plain, dict):
         raise error(f"{path}: not {what}: must hold a JSON object, not {type(plain).__name__}")
     return plain
@@ -134,7 +134,7 @@ def read_sealed_json(
     Raises:
         InvariclipError: `error`: as `read_json`, of another schema, or its content is not what its digest says.
     """
-    content = _content(path, what, max_bytes, error)
+    content = read_bounded(path, what, max_bytes, error)
     plain = parse_json(content, str(path), error=error)
     if not isinstance(plain, dict):
         raise error(f"{path}: must hold a JSON object")
@@ -243,7 +243,12 @@ class Record:
         return facts
 
 
-def _content(path: Path, what: str, max_bytes: int, error: type[InvariclipError]) -> bytes:
+def read_bounded(path: Path, what: str, max_bytes: int, error: type[InvariclipError] = InputError) -> bytes:
+    """A file's content, no more of it than `max_bytes`.
+
+    Raises:
+        InvariclipError: `error`: it cannot be read, or is larger than `what` (with its article) can be.
+    """
     try:
         with path.open("rb") as stream:
             content = stream.read(max_bytes + 1)
