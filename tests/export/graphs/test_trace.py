@@ -80,7 +80,7 @@ def test_facts_are_appended_and_the_last_ones_count(model, tmp_path, facts_in):
 
 
 def test_large_weights_go_into_a_file_beside(model, tmp_path, monkeypatch, facts_in):
-    monkeypatch.setattr(trace, "EXTERNAL_DATA_BYTES", 1000)
+    monkeypatch.setattr("invariclip.export.graphs.writing.EXTERNAL_DATA_BYTES", 1000)
     assert weight_bytes(model) >= 50 * 6 * 4 > 1000
     path = tmp_path / "x.onnx"
     write_graph(model, path)
