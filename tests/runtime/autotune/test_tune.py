@@ -28,6 +28,7 @@ from invariclip.errors import (
     UntrueVariantWarning,
 )
 from invariclip.measure.worker import WorkerError
+from invariclip.records import seal
 
 QUICK = {"threads": (1,), "seconds": 2.0}
 ORT = "onnxruntime"
@@ -152,7 +153,7 @@ def test_the_fastest_is_chosen_written_reused_and_served(plant, run, tiny_images
     assert speed["float32"].ratio == 1.0
     assert profiles(folder) == [tuned.path]
     path = tuned.path
-    path.write_text(json.dumps({**json.loads(path.read_text()), "load": 7.0}))
+    path.write_bytes(seal(json.dumps({**json.loads(path.read_text()), "load": 7.0}).encode()))
     content = path.read_bytes()
     code, out, err = run("tune", folder, "--threads", 1, "--quiet")
     assert (code, err.count("\n")) == (0, 1)
