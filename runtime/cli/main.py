@@ -5,6 +5,7 @@ With `rooms` this is the only module of the runtime that names the other rooms, 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -187,7 +188,9 @@ def _stop(_number: int, _frame: Any) -> NoReturn:
 def _of_the_system(error: BaseException) -> str:
     """An error of the system in one line: which file, and why."""
     if isinstance(error, OSError):
-        where = f"{os.fspath(error.filename)}: " if isinstance(error.filename, (str, os.PathLike)) else ""
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename2  # of a copy, the second file is full
+        name = error.filename2 if full else error.filename
+        where = f"{os.fsdecode(name)}: " if isinstance(name, (str, bytes, os.PathLike)) else ""
         return f"{where}{error.strerror or error}"
     if isinstance(error, RecursionError):
         return "a file is nested too deep to be read"

@@ -32,7 +32,8 @@ def ended(raised, capsys, *words):
     [
         (PermissionError(13, "Permission denied", "/a/b"), 2, "/a/b: Permission denied"),
         (OSError(28, "No space left on device"), 2, "No space left on device"),
-        (OSError(24, "Too many open files", b"caf\xe9"), 2, "Too many open files"),
+        (OSError(28, "No space left on device", "/source", None, "/target"), 2, "/target: No space left on device"),
+        (OSError(24, "Too many open files", b"caf\xe9"), 2, r"caf\xe9: Too many open files"),
         (RecursionError("maximum recursion depth exceeded"), 2, "nested too deep"),
         (MemoryError(), 2, "not enough memory"),
         (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), 2, "not Unicode"),
