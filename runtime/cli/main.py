@@ -131,9 +131,9 @@ def run_command(command: click.Command, prog_name: str | None = None, arguments:
         sys.stdout.flush()
     except InvariclipError as error:
         _fail(str(error), error.exit_code, words, error if debug else None)
-    except _Stopped:
-        _fail("stopped; run the same command again to continue", 143, words)
-    except (click.exceptions.Abort, KeyboardInterrupt):
+    except (click.exceptions.Abort, KeyboardInterrupt) as error:
+        if isinstance(error, _Stopped) or isinstance(error.__cause__, _Stopped):  # click makes an Abort of it
+            _fail("stopped; run the same command again to continue", 143, words)
         _fail("interrupted; run the same command again to continue", 130, words)
     except click.ClickException as error:
         _fail(error.format_message(), 2, words)
@@ -150,7 +150,7 @@ def run_command(command: click.Command, prog_name: str | None = None, arguments:
 
 
 class _Stopped(KeyboardInterrupt):
-    """SIGTERM."""
+    """SIGTERM: whoever saves what is done at a KeyboardInterrupt does it here too."""
 
 
 def _fail(message: str, code: int, arguments: list[str], shown: BaseException | None = None) -> NoReturn:

@@ -155,3 +155,19 @@ def test_a_byte_order_mark_is_no_part_of_a_class(tiny_artifact, tiny_images, tmp
     assert end.value.code == 0
     told = json.loads(capsys.readouterr().out)
     assert {one["label"] for one in told["predictions"]} <= {"sun", "moon"}
+
+
+def test_a_stop_by_the_system_is_told_from_an_interruption(capsys):
+    @click.command()
+    def command():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as end:
+            run_command(command, "x", [])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert end.value.code == 143
+    assert capsys.readouterr().err.strip() == "invariclip: stopped; run the same command again to continue"
