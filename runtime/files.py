@@ -1,4 +1,4 @@
-"""Digests and atomic writes: a reader sees the old file or the whole new one, never a part."""
+"""Digests, the cache folder, and atomic writes: a reader sees the old file or the whole new one, never a part."""
 
 from __future__ import annotations
 
@@ -32,6 +32,21 @@ def sha256_file(path: Path) -> str:
     """Hexadecimal sha256 of a file, read in pieces."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def user_cache() -> Path:
+    """Where what can be made again is kept when no folder is named: `invariclip` in XDG_CACHE_HOME, else in ~/.cache.
+
+    Raises:
+        InputError: This user has no home folder, as in some containers.
+    """
+    root = os.environ.get("XDG_CACHE_HOME")
+    if root:
+        return Path(root) / "invariclip"
+    try:
+        return Path.home() / ".cache" / "invariclip"
+    except RuntimeError as error:
+        raise InputError("this user has no home folder for a cache: set XDG_CACHE_HOME, or give --cache") from error
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
@@ -79,7 +94,8 @@ def new_directory(path: Path, *, owned: Callable[[Path], Collection[str]] | None
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
     try:
         with _locked(temporary):
-            yield temporary
+            with _full_disk(path, temporary):
+                yield temporary
             temporary.chmod(0o755)
             if target.exists():
                 if owned is not None:
@@ -89,6 +105,19 @@ def new_directory(path: Path, *, owned: Callable[[Path], Collection[str]] | None
                 temporary.replace(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # unfinished, or what stood there before
+
+
+@contextmanager
+def _full_disk(path: Path, temporary: Path) -> Iterator[None]:
+    """Names `path` where a disk is full, rather than the hidden folder or, after a copy, the file that was read."""
+    try:
+        yield
+    except OSError as error:
+        names = [Path(os.fsdecode(name)) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+        ours = not names or any(name.is_relative_to(temporary) for name in names)
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or not ours:
+            raise
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 _UNFINISHED = ".unfinished"

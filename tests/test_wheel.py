@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
 import venv
 import zipfile
 from pathlib import Path
@@ -63,10 +64,18 @@ def test_the_wheel_is_small_and_holds_what_is_served(wheel):
     assert wheel.stat().st_size < MOST_BYTES
     with zipfile.ZipFile(wheel) as packed:
         names = packed.namelist()
+        metadata = packed.read(next(name for name in names if name.endswith(".dist-info/METADATA"))).decode()
     inside = ("py.typed", "preprocessing/templates.txt", "serve/page.html", "cpp/CMakeLists.txt",
               "calibrate/report/calibration_page.html", "bench/demo/demo.html")  # fmt: skip
     wanted = [f"invariclip/{name}" for name in inside]
     assert set(wanted) <= set(names)
+    assert "\nLicense-Expression: Apache-2.0\n" in metadata  # neither images nor weights of others are inside
+    assert re.findall(r"^License-File: (.*)$", metadata, re.MULTILINE) == ["LICENSE"]
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
+    [sdist] = wheel.parent.glob("*.tar.gz")
+    with tarfile.open(sdist) as packed:
+        carried = {name.partition("/")[2] for name in packed.getnames()}
+    assert {"LICENSE", "export/reference/LICENSES.md", "export/reference/GPL-2.txt"} <= carried
     strange = [name for name in names if re.search(r"studies|tests/|\.(webp|png|jpg|safetensors|onnx|jsonl)$", name)]
     assert not strange
 
@@ -77,6 +86,12 @@ def test_the_core_answers_in_an_empty_environment(wheel, empty, tiny_artifact, t
     done = _run(empty / "invariclip", "predict", tiny_artifact, *images, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert {one["label"] for one in json.loads(done.stdout)["predictions"]} <= {"cat", "dog", "tree"}
+    done = _run(empty / "invariclip", "licenses", "--json", "--sbom", "bom.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert all(part["fetched"] for part in json.loads(done.stdout)["parts"])
+    bill = json.loads((tmp_path / "bom.json").read_text())
+    assert {"numpy", "onnxruntime"} <= {component["name"] for component in bill["components"]}
+    assert "torch" not in {component["name"] for component in bill["components"]}
     there = _run(empty / "python", "-c", "import sys, invariclip.model; print('torch' in sys.modules)", cwd=tmp_path)
     assert there.stdout.strip() == "False"
     for command, extra in (("export", "export"), ("calibrate", "calibrate"), ("serve", "serve"), ("demo", "bench")):

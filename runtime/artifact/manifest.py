@@ -199,7 +199,7 @@ class Variant:
     precision: str
     image: FileFacts
     text: FileFacts
-    parity: dict[str, Any]
+    parity: dict[str, dict[str, Any]]
     text_length: TextLength = "fixed"
     front: Front = "host"
     compute: Compute = "float32"

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from invariclip.console import table
+from invariclip.errors import ArtifactError
 
 PARITY_HEADER = ["figure", "image", "text", "bound"]
 _FIGURES = (
@@ -56,8 +57,17 @@ def parity_rows(record: dict[str, Any]) -> list[list[str]]:
 
 
 def parity_table(record: dict[str, Any]) -> str:
-    """The same as aligned text."""
-    return table(PARITY_HEADER, parity_rows(record))
+    """The same as aligned text.
+
+    Raises:
+        ArtifactError: The record lacks figures or bounds, or has other types: the manifest keeps it as it is.
+    """
+    try:
+        return table(PARITY_HEADER, parity_rows(record))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(
+            f"a parity record cannot be read ({type(error).__name__}: {error}); export the artifact again"
+        ) from error
 
 
 def _cell(figures: dict[str, Any], key: str, form: str) -> str:

@@ -5,6 +5,7 @@ With `rooms` this is the only module of the runtime that names the other rooms, 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -67,6 +68,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "adapt": ("invariclip.cli.adapt_command:adapt", "", "Measure the shift of a site from a few unlabelled images."),
     "embed": ("invariclip.cli.embed_command:embed", "", "Write embeddings of images or texts to safetensors."),
     "serve": ("invariclip.cli.serve_command:serve", "serve", "Answer over HTTP, in batches of many clients' requests."),
+    "licenses": ("invariclip.cli.licenses_command:licenses", "", "Show whose work is used under which licence."),
 }
 
 
@@ -129,9 +131,9 @@ def run_command(command: click.Command, prog_name: str | None = None, arguments:
         sys.stdout.flush()
     except InvariclipError as error:
         _fail(str(error), error.exit_code, words, error if debug else None)
-    except _Stopped:
-        _fail("stopped; run the same command again to continue", 143, words)
-    except (click.exceptions.Abort, KeyboardInterrupt):
+    except (click.exceptions.Abort, KeyboardInterrupt) as error:
+        if isinstance(error, _Stopped) or isinstance(error.__cause__, _Stopped):  # click makes an Abort of it
+            _fail("stopped; run the same command again to continue", 143, words)
         _fail("interrupted; run the same command again to continue", 130, words)
     except click.ClickException as error:
         _fail(error.format_message(), 2, words)
@@ -148,7 +150,7 @@ def run_command(command: click.Command, prog_name: str | None = None, arguments:
 
 
 class _Stopped(KeyboardInterrupt):
-    """SIGTERM."""
+    """SIGTERM: whoever saves what is done at a KeyboardInterrupt does it here too."""
 
 
 def _fail(message: str, code: int, arguments: list[str], shown: BaseException | None = None) -> NoReturn:
@@ -187,7 +189,9 @@ def _stop(_number: int, _frame: Any) -> NoReturn:
 def _of_the_system(error: BaseException) -> str:
     """An error of the system in one line: which file, and why."""
     if isinstance(error, OSError):
-        where = f"{os.fspath(error.filename)}: " if isinstance(error.filename, (str, os.PathLike)) else ""
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename2  # of a copy, the second file is full
+        name = error.filename2 if full else error.filename
+        where = f"{os.fsdecode(name)}: " if isinstance(name, (str, bytes, os.PathLike)) else ""
         return f"{where}{error.strerror or error}"
     if isinstance(error, RecursionError):
         return "a file is nested too deep to be read"

@@ -153,8 +153,8 @@ def inspect(artifact: Path, plan: bool, as_json: bool) -> None:
     say(table(["file", "bytes", "sha256"], [[e.path, f"{e.size_bytes:,}", e.sha256[:16]] for e in entries]))
     for name, variant in manifest.variants.items():
         for backend, record in variant.parity.items():
-            say(f"\nparity of {name} on {backend} with {record['reference']}, as proved at export:")
-            say(parity_table(record))
+            figures = parity_table(record)
+            say(f"\nparity of {name} on {backend} with {record.get('reference')}, as proved at export:\n{figures}")
 
 
 def _tuned(artifact: Path, manifest: Manifest) -> dict[str, dict[str, Any]]:

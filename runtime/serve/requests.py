@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -122,7 +123,7 @@ def classify(body: Body, limits: Limits) -> Classify:
     images = _images(body, limits)
     if not images:
         raise InputError("no image; send one as the body, as multipart files, or as base64 in the field images")
-    classes = _texts(fields.get("classes"), "classes", limits, limits.classes, split=True)
+    classes = _texts(_from_form(fields.get("classes")), "classes", limits, limits.classes, split=True)
     templates = _templates(fields.get("templates"), limits)
     if classes is not None:
         limits.require(len(classes) * len(templates or ("",)), "prompts (classes times templates)", limits.prompts)
@@ -188,8 +189,9 @@ def _texts(given: Any, what: str, limits: Limits, limit: int, *, split: bool = F
     """One text or a list of them. `split`: a single one is cut at its commas, as `--classes` is."""
     if given is None:
         return None
-    listed = [part.strip() for part in given.split(",") if part.strip()] if isinstance(given, str) and split else given
-    listed = [listed] if isinstance(listed, str) else listed
+    listed = given
+    if isinstance(given, str):
+        listed = [part.strip() for part in given.split(",") if part.strip()] if split else [given]
     if not isinstance(listed, list) or not all(isinstance(one, str) for one in listed):
         raise InputError(f"{what} must be a list of texts")
     if not listed:
@@ -204,8 +206,17 @@ def _texts(given: Any, what: str, limits: Limits, limit: int, *, split: bool = F
     return tuple(listed)
 
 
+def _from_form(given: Any) -> Any:
+    """The list that a field of a query or form holds as JSON, for names with commas; anything else as it is."""
+    if isinstance(given, str) and given.lstrip().startswith("["):
+        with suppress(InputError):  # such as the one class `[UNK]`
+            return parse_json(given, "the list")
+    return given
+
+
 def _templates(given: Any, limits: Limits) -> tuple[str, ...] | None:
     """Prompts, or the name of a set of them."""
+    given = _from_form(given)
     if isinstance(given, str) and "{}" not in given:
         if given not in TEMPLATE_SETS:
             raise InputError(

@@ -1,6 +1,8 @@
 """Atomic writes, the manifest's refusals, embeddings that know their space, prompts."""
 
+import errno
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +16,7 @@ from invariclip.artifact.embeddings import Embeddings, read_embeddings, write_em
 from invariclip.artifact.folder import checked_path, describe_file, read_manifest
 from invariclip.artifact.manifest import MANIFEST, SCHEMA_VERSION, FileFacts, ModelFacts, Step, space_id
 from invariclip.errors import ArtifactError, InputError
-from invariclip.files import new_directory, write_atomically
+from invariclip.files import new_directory, user_cache, write_atomically
 from invariclip.preprocessing.pixels import PixelSpec
 from invariclip.preprocessing.prompts import class_bank
 from invariclip.preprocessing.tokenizer import TextSpec
@@ -247,3 +249,38 @@ def test_the_bank_is_the_unit_mean_of_unit_prompts():
     vectors = np.eye(4)[[0, 1, 2, 2]]
     bank = class_bank(lambda texts: vectors[: len(texts)], ["x", "y"], ["{}", "a {}"])
     np.testing.assert_allclose(bank, [[0.5**0.5, 0.5**0.5, 0, 0], [0, 0, 1, 0]])
+
+
+def test_the_cache_of_a_user_without_a_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert user_cache() == tmp_path / ".cache" / "invariclip"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "x"))
+    assert user_cache() == tmp_path / "x" / "invariclip"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+
+    def nowhere():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nowhere)
+    with pytest.raises(InputError, match="no home folder for a cache: set XDG_CACHE_HOME, or give --cache"):
+        user_cache()
+
+
+def test_a_full_disk_is_told_of_the_folder_that_was_asked_for(tmp_path, monkeypatch):
+    source = tmp_path / "source"
+    source.write_text("content")
+
+    def full(_source, target):
+        raise OSError(errno.ENOSPC, "No space left on device", str(source), None, str(target))
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with (
+        pytest.raises(InputError, match=r"x\.icm: cannot be written \(No space left on device\)") as said,
+        new_directory(tmp_path / "x.icm") as folder,
+    ):
+        shutil.copyfile(source, folder / "copy")
+    assert "source" not in str(said.value)
+    with pytest.raises(OSError, match="elsewhere"), new_directory(tmp_path / "x.icm"):
+        raise OSError(errno.ENOSPC, "No space left on device", "/elsewhere")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["source"]

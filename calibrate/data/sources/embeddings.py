@@ -6,16 +6,18 @@ Opening a file reads its header only; rows are read in ranges, a small part at a
 from __future__ import annotations
 
 import glob
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from invariclip.calibrate.data.stream.blocks import BLOCK_ROWS, RowBlock, Shard, require_file, require_unchanged
+from invariclip.calibrate.data.stream.blocks import BLOCK_ROWS, RowBlock, Shard, require_file, unchanged
 from invariclip.errors import InputError, MissingExtraError
+from invariclip.records import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -30,6 +32,8 @@ MAX_WIDTH = 1 << 16
 SHARD_ROWS = 16 * BLOCK_ROWS
 """Rows of a shard: 65,536 pairs of 512 float32 are 268 MB."""
 COLUMNS = ("points", "first", "second", "weights")
+_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
+"""What safetensors calls the numbers that are taken."""
 
 
 class ColumnFile(Protocol):
@@ -60,20 +64,55 @@ def open_tables(files: Mapping[str, Path]) -> ColumnFile:
         MissingExtraError: A parquet file needs pyarrow.
     """
     if "" not in files:
-        return _Npy(files)
+        where = ", ".join(str(file) for file in files.values())
+        return _Arrays(where, {column: _npy(file) for column, file in files.items()})
     file = files[""]
     if file.suffix == ".safetensors":
-        return _Safetensors(file)
+        return _Arrays(str(file), _safetensors(file))
     if file.suffix == ".parquet":
         return _Parquet(file)
     raise InputError(f"{file}: not a .safetensors or .parquet file; .npy files are named by first and second")
 
 
-class _Ranged:
-    """What can be read from any row on."""
+class _Column(NamedTuple):
+    """Where a file holds an array. It is read and never mapped: a map of a file that is cut kills the process."""
 
-    def __init__(self, where: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        self.columns = tuple(shapes)
+    file: Path
+    offset: int
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    by_columns: bool = False
+
+    def rows(self, start: int, stop: int) -> NDArray[Any]:
+        """Some of its rows.
+
+        Raises:
+            InputError: The file cannot be read, or ends before.
+        """
+        rest, count = self.shape[1:], stop - start
+        runs = [(start * math.prod(rest), count * math.prod(rest))]
+        if self.by_columns:
+            runs = [(column * self.shape[0] + start, count) for column in range(math.prod(rest))]
+        content = bytearray()
+        try:
+            with self.file.open("rb") as stream:
+                for first, length in runs:
+                    stream.seek(self.offset + first * self.dtype.itemsize)
+                    content += stream.read(length * self.dtype.itemsize)
+        except OSError as error:
+            raise InputError(f"{self.file}: cannot be read ({error.strerror or error})") from error
+        if len(content) != count * math.prod(rest) * self.dtype.itemsize:
+            raise InputError(f"{self.file}: ends before row {stop - 1}")
+        flat = np.frombuffer(content, dtype=self.dtype)
+        return flat.reshape(count, *rest) if not self.by_columns else flat.reshape(*rest[::-1], count).T
+
+
+class _Arrays:
+    """Columns that can be read from any row on."""
+
+    def __init__(self, where: str, columns: Mapping[str, _Column]) -> None:
+        self._columns, self.columns = columns, tuple(columns)
+        shapes = {name: column.shape for name, column in columns.items()}
         listing = ", ".join(f"{column} {list(shape)}" for column, shape in shapes.items())
         lengths = {shape[0] if shape else 0 for shape in shapes.values()}
         if len(lengths) > 1:
@@ -86,49 +125,40 @@ class _Ranged:
     def cuts(self, rows: int) -> list[int]:
         return [*range(rows, self.rows, rows), self.rows]
 
-
-class _Npy(_Ranged):
-    def __init__(self, files: Mapping[str, Path]) -> None:
-        self._files = files
-        where = ", ".join(str(file) for file in files.values())
-        super().__init__(where, {column: self._map(column).shape for column in files})
-
-    def _map(self, column: str) -> NDArray[Any]:
-        try:
-            # Never unpickles; a header that promises more than the file holds is refused by the map.
-            rows = np.load(self._files[column], mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise InputError(f"{self._files[column]}: not an npy file of numbers ({error})") from error
-        if not isinstance(rows, np.ndarray) or rows.dtype.kind != "f":
-            raise InputError(f"{self._files[column]}: not an npy file of floating numbers")
-        return rows
-
     def read(self, start: int, stop: int, block: int) -> Iterator[dict[str, NDArray[Any]]]:
         for first in range(start, stop, block):
-            # Mapped anew for every block, for what was mapped counts as memory until the map is closed.
-            yield {column: self._map(column)[first : min(first + block, stop)] for column in self.columns}
+            yield {name: column.rows(first, min(first + block, stop)) for name, column in self._columns.items()}
 
 
-class _Safetensors(_Ranged):
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        try:
-            with safe_open(file, framework="numpy") as tensors:
-                names = list(tensors.keys())
-                shapes = {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{file}: not a safetensors file ({error})") from error
-        super().__init__(str(file), shapes)
+def _npy(file: Path) -> _Column:
+    try:
+        # Never unpickles; a header that promises more than the file holds is refused by the map.
+        mapped = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{file}: not an npy file of numbers ({error})") from error
+    if not isinstance(mapped, np.memmap) or mapped.dtype.kind != "f":
+        raise InputError(f"{file}: not an npy file of floating numbers")
+    return _Column(file, mapped.offset, mapped.dtype, mapped.shape, not mapped.flags.c_contiguous)
 
-    def read(self, start: int, stop: int, block: int) -> Iterator[dict[str, NDArray[Any]]]:
-        for first in range(start, stop, block):
-            try:
-                with safe_open(self._file, framework="numpy") as tensors:
-                    part = slice(first, min(first + block, stop))
-                    rows = {column: tensors.get_slice(column)[part] for column in self.columns}
-            except (SafetensorError, OSError, TypeError) as error:
-                raise InputError(f"{self._file}: cannot be read ({error}); store float32") from error
-            yield rows
+
+def _safetensors(file: Path) -> dict[str, _Column]:
+    try:
+        with safe_open(file, framework="numpy"):  # checks the header
+            pass
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = parse_json(stream.read(length), str(file))
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file}: not a safetensors file ({error})") from error
+    header.pop("__metadata__", None)
+    strange = next((tensor["dtype"] for tensor in header.values() if tensor["dtype"] not in _DTYPES), None)
+    if strange:
+        raise InputError(f"{file}: holds {strange}; store float32")
+    return {
+        name: _Column(file, 8 + length + tensor["data_offsets"][0], np.dtype(_DTYPES[tensor["dtype"]]),
+                      tuple(tensor["shape"]))
+        for name, tensor in header.items()
+    }  # fmt: skip
 
 
 class _Parquet:
@@ -220,8 +250,11 @@ class EmbeddingSource:
         del encoder, tally
         spec = shard.spec
         files = {column: Path(fact[0]) for column, fact in zip(spec["columns"], spec["files"], strict=True)}
-        for file, *file_stamp in spec["files"]:
-            require_unchanged(Path(file), file_stamp)
+        with unchanged((Path(file), file_stamp) for file, *file_stamp in spec["files"]):
+            yield from self._blocks(shard, files)
+
+    def _blocks(self, shard: Shard, files: dict[str, Path]) -> Iterator[RowBlock]:
+        spec = shard.spec
         done = spec["start"]
         for rows in self._open(files).read(done, spec["stop"], BLOCK_ROWS):
             names = Numbered(shard.name.rpartition("[")[0], done, len(next(iter(rows.values()))))

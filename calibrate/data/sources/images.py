@@ -36,8 +36,8 @@ from invariclip.calibrate.data.stream.blocks import (
     BlockBuilder,
     Shard,
     require_encoder,
-    require_unchanged,
     stamp,
+    unchanged,
 )
 from invariclip.calibrate.data.versions import NO_CHANGES, Changes, Donors
 from invariclip.errors import InputError
@@ -158,6 +158,12 @@ class ImageSource:
         tally.add(SINGLE_OF_CLASS, spec.get("single", ()))
         files, root = spec["files"], Path(spec["root"])
         changes = self.changes if spec["changes"] else NO_CHANGES
+        with unchanged((root / file, file_stamp) for file, _, _, file_stamp in files):
+            yield from self._blocks(shard, encoder, tally, changes)
+
+    def _blocks(self, shard: Shard, encoder: Encoder, tally: ProblemCounts, changes: Changes) -> Iterator[RowBlock]:
+        spec, root = shard.spec, Path(shard.spec["root"])
+        files = spec["files"]
         blocks, good = BlockBuilder(), list[EmbeddedVersions]()
         environments = Environments(environment for _, _, environment, _ in files)
         requests, donor = _requests(root, files, tally), _donor(root, files, changes)
@@ -271,7 +277,6 @@ def _drawn(files: Files, seed: int) -> Files:
 
 def _requests(root: Path, files: Files, tally: ProblemCounts) -> Iterator[Request]:
     for place, (file, _, _, file_stamp) in enumerate(files):
-        require_unchanged(root / file, file_stamp)
         if file_stamp:
             yield Request(root / file, file, place)
         else:

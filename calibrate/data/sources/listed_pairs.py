@@ -25,9 +25,9 @@ from invariclip.calibrate.data.stream.blocks import (
     Shard,
     require_encoder,
     require_file,
-    require_unchanged,
     stamp,
     ties_of,
+    unchanged,
 )
 from invariclip.errors import InputError
 from invariclip.preprocessing.prompts import check_prompts
@@ -202,9 +202,9 @@ class PairsFile:
         """
         encoder = require_encoder(self.name, encoder)
         pairs = _pairs_of(self.path, shard, IMAGE_COLUMNS)
-        if self._stamps(pairs) != shard.spec["images"]:
-            raise InputError(f"{shard.name}: an image has changed since the shards were listed; start again")
+        self._require_unchanged(pairs, shard, "since the shards were listed")
         embedded = self._embedded(pairs, encoder, tally)
+        self._require_unchanged(pairs, shard, "while it was read")
         blocks = BlockBuilder()
         for pair, tie in zip(pairs, ties_of([(pair.first, pair.second) for pair in pairs]), strict=True):
             first, second = embedded.get(pair.first), embedded.get(pair.second)
@@ -230,6 +230,10 @@ class PairsFile:
         requests = (Request(Path(self.path).parent / name, name) for name in readable)
         return {image.name: image for image in encode_images(encoder, requests, tally)}
 
+    def _require_unchanged(self, pairs: Sequence[ListedPair], shard: Shard, when: str) -> None:
+        if self._stamps(pairs) != shard.spec["images"]:
+            raise InputError(f"{shard.name}: an image has changed {when}; start again, what is done is kept")
+
     def _stamps(self, pairs: Sequence[ListedPair]) -> str:
         """A digest of what the images of some pairs are, which stay inside the file's folder."""
         lines = hashlib.sha256()
@@ -248,19 +252,21 @@ def _shards(
 ) -> list[Shard]:
     """Ranges of `records` pairs of a file. Every record is read, so that an unusable one is reported before the run."""
     path = Path(source.path)
-    facts = {"path": source.path, "stamp": require_file(path)}
-    shards = [
-        Shard(
-            source.name,
-            f"{source.path}: {span.records} pairs from line {span.line}",
-            {
-                **facts,
-                "span": [span.start, span.end, span.line, span.records],
-                **spec_of(list(read_pairs(path, span, columns))),
-            },
-        )
-        for span in spans(path, records)
-    ]
+    file_stamp = require_file(path)
+    with unchanged([(path, file_stamp)]):
+        shards = [
+            Shard(
+                source.name,
+                f"{source.path}: {span.records} pairs from line {span.line}",
+                {
+                    "path": source.path,
+                    "stamp": file_stamp,
+                    "span": [span.start, span.end, span.line, span.records],
+                    **spec_of(list(read_pairs(path, span, columns))),
+                },
+            )
+            for span in spans(path, records)
+        ]
     if not shards:
         raise InputError(f"{path}: lists no pair")
     return shards
@@ -268,5 +274,5 @@ def _shards(
 
 def _pairs_of(file: str, shard: Shard, columns: Mapping[str, tuple[str, ...]]) -> list[ListedPair]:
     """The pairs of a shard, if the file is still what was listed."""
-    require_unchanged(Path(file), shard.spec["stamp"])
-    return list(read_pairs(Path(file), Span(*shard.spec["span"]), columns))
+    with unchanged([(Path(file), shard.spec["stamp"])]):
+        return list(read_pairs(Path(file), Span(*shard.spec["span"]), columns))

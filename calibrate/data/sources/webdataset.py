@@ -6,16 +6,19 @@ Members are read in one pass, in bounded memory, and never written to disk; dama
 
 from __future__ import annotations
 
+import bz2
 import glob
+import gzip
 import lzma
 import re
 import tarfile
 import zlib
 from collections import deque
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import combinations
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from invariclip.calibrate.data.encode import EmbeddedVersions, Request, encode_images
 from invariclip.calibrate.data.pairs import seeded
@@ -27,14 +30,15 @@ from invariclip.calibrate.data.stream.blocks import (
     Shard,
     require_encoder,
     require_file,
-    require_unchanged,
+    unchanged,
 )
 from invariclip.calibrate.data.versions import NO_CHANGES, Changes
 from invariclip.errors import InputError
 from invariclip.preprocessing.decode import IMAGE_SUFFIXES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import BinaryIO
 
     from invariclip.calibrate.data.encoders import Encoder
     from invariclip.calibrate.data.problems import ProblemCounts
@@ -48,14 +52,24 @@ MAX_SAMPLE = 256 << 20
 MAX_IMAGES = 64
 """Images of a sample at most: they make 2,016 pairs."""
 MAX_HEADER = 1 << 20
-"""Bytes of an extended header, such as a long name, at most."""
+"""Bytes of an extended header, such as a long name, at most; and of all that stand before one member."""
+MAX_MEMBERS = 10_000_000
+"""Members of a tar at most: the keys of its samples are remembered."""
+MAX_GLOBAL = 1000
+"""Facts in a tar's global headers at most: every member takes a copy of them."""
+MAX_EXPANSION = 1000
+FREE_BYTES = 1 << 30
+"""A compressed tar unpacks to `MAX_EXPANSION` times what was read of it at most, or to so many bytes."""
+MAX_DICTIONARY = 256 << 20
+"""Bytes that unpacking xz may hold at most: four times what `xz -9` needs."""
 
 TOO_LARGE = f"images above {MAX_MEMBER >> 20} MB"
 TOO_MUCH = f"samples of more than {MAX_IMAGES} images or {MAX_SAMPLE >> 20} MB"
 NO_IMAGE = "samples without an image"
-LINK = "links and devices in a tar"
+LINK = "links, devices and sparse files in a tar"
 REPEATED = "samples whose key stood earlier in the tar"
 
+_CHUNK = 1 << 16
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 _KEYED = re.compile(r"((?:.*/)?[^./][^./]*)\.[^/]*", re.DOTALL)
 _EXTENDED = (
@@ -158,40 +172,151 @@ class _Checked(tarfile.TarInfo):
         return info
 
 
+class _Packed:
+    """What bzip2 or xz packed, in one stream or several; rubbish behind them, which Python's readers skip, raises."""
+
+    def __init__(self, raw: BinaryIO, new: Callable[[], bz2.BZ2Decompressor | lzma.LZMADecompressor]) -> None:
+        self._raw, self._new, self._decoder = raw, new, new()
+
+    def read(self, size: int) -> bytes:
+        """The next bytes, at most `size`; none only at the end."""
+        content = b""
+        while not content:
+            packed = b""
+            if self._decoder.eof:
+                packed = self._decoder.unused_data.lstrip(b"\0") or self._raw.read(_CHUNK).lstrip(b"\0")
+                if not packed:
+                    return b""
+                self._decoder = self._new()
+            elif self._decoder.needs_input and not (packed := self._raw.read(_CHUNK)):
+                raise EOFError("it ends early")
+            content = self._decoder.decompress(packed, size)
+        return content
+
+
+def _unpacked(raw: BinaryIO) -> Any:
+    """A tar's bytes, whatever packed them: something with `read`."""
+    magic = raw.read(6)
+    raw.seek(0)
+    if magic.startswith(b"\x1f\x8b"):
+        return gzip.GzipFile(fileobj=raw)
+    if magic.startswith(b"BZh"):
+        return _Packed(raw, bz2.BZ2Decompressor)
+    if magic.startswith((b"\xfd7zXZ", b"\x5d\x00\x00\x80")):
+        return _Packed(raw, partial(lzma.LZMADecompressor, memlimit=MAX_DICTIONARY))
+    return raw
+
+
+class _Forward:
+    """A tar's bytes as `tarfile` may read them: forward alone, and in bounds.
+
+    Where they end early, `tarfile` would read on for ever, or take what is missing for the end of the tar.
+
+    Attributes:
+        allowed: How many bytes may be read before this is set again.
+    """
+
+    def __init__(self, raw: BinaryIO) -> None:
+        self.allowed = MAX_HEADER
+        self._raw, self._stream, self._place = raw, _unpacked(raw), 0
+
+    def tell(self) -> int:
+        """How many bytes were read."""
+        return self._place
+
+    def seek(self, place: int) -> None:
+        """Reads on up to a byte.
+
+        Raises:
+            ReadError: It was passed, or the bytes end before it.
+        """
+        if place < self._place:
+            raise tarfile.ReadError(f"a header points back to byte {place:,}")
+        while self._place < place:
+            self._some(place - self._place)
+
+    def read(self, size: int) -> bytes:
+        """Exactly `size` bytes.
+
+        Raises:
+            ReadError: The bytes end before, or are more than allowed.
+        """
+        self.allowed -= size
+        if self.allowed < 0:
+            raise tarfile.ReadError(f"more than {MAX_HEADER:,} bytes of headers for one member")
+        content = bytearray()
+        while len(content) < size:
+            content += self._some(size - len(content))
+        return bytes(content)
+
+    def require_end(self) -> None:
+        """Reads all that is left, which must be zeros.
+
+        Raises:
+            ReadError: It is not.
+        """
+        while rest := self._stream.read(_CHUNK):
+            self._count(rest)
+            if rest.strip(b"\0"):
+                raise tarfile.ReadError("there is data after the end mark, as where tars were joined")
+
+    def _some(self, size: int) -> bytes:
+        part: bytes = self._stream.read(min(size, _CHUNK))
+        if not part:
+            raise tarfile.ReadError("it ends early")
+        self._count(part)
+        return part
+
+    def _count(self, part: bytes) -> None:
+        self._place += len(part)
+        if self._place > FREE_BYTES and self._place > MAX_EXPANSION * self._raw.tell():
+            raise tarfile.ReadError(f"it unpacks to more than {MAX_EXPANSION:,} times its size")
+
+
 def _members(path: Path, tally: ProblemCounts) -> Iterator[tuple[str, bytes | None]]:
     """Names of members, with the content of those that are images."""
-    place, last = 0, ""
+    place, last, count = 0, "", 0
     try:
-        with path.open("rb") as stream, tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Checked) as tar:
-            while (member := tar.next()) is not None:
+        with path.open("rb") as raw:
+            stream = _Forward(raw)
+            tar = tarfile.open(fileobj=cast("BinaryIO", stream), mode="r:", tarinfo=_Checked)  # noqa: SIM115 - `raw` is closed
+            while (member := _next(tar, stream)) is not None:
+                place, last, count = member.offset, member.name, count + 1
+                if count > MAX_MEMBERS:
+                    raise tarfile.ReadError(f"more than {MAX_MEMBERS:,} members")
+                yield member.name, _content(stream, member, tally)
+                stream.seek(tar.offset)
                 tar.members.clear()  # type: ignore[attr-defined] # a list of all that it has seen
-                place, last = member.offset, member.name
-                yield member.name, _content(tar, member, tally)
-            place = tar.offset
-            while rest := tar.fileobj.read(1 << 16) if tar.fileobj else b"":
-                if rest.strip(b"\0"):
-                    raise tarfile.ReadError("there is data after the end mark, as where tars were joined")
-    except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError, ValueError) as error:
+            place = stream.tell()
+            stream.require_end()
+    except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError, ValueError, RecursionError) as error:
         after = f"after {last!r}" if last else "at its beginning"
         raise InputError(
             f"{path}: not a whole tar, damaged {after}, from byte {place:,} on ({error}); nothing of it is counted"
         ) from error
 
 
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, tally: ProblemCounts) -> bytes | None:
+def _next(tar: tarfile.TarFile, stream: _Forward) -> tarfile.TarInfo | None:
+    """The next member; None at the end mark."""
+    stream.allowed = MAX_HEADER
+    member = tar.next()
+    if len(tar.pax_headers) > MAX_GLOBAL:
+        raise tarfile.ReadError(f"more than {MAX_GLOBAL:,} facts in global headers")
+    return member
+
+
+def _content(stream: _Forward, member: tarfile.TarInfo, tally: ProblemCounts) -> bytes | None:
     if PurePosixPath(member.name).suffix.lower() not in IMAGE_SUFFIXES or member.isdir():
         return None
-    stream = tar.extractfile(member) if member.isreg() else None
-    if stream is None:
+    if not member.isreg() or member.issparse():
         tally.add(LINK, [member.name])
         return None
     if member.size > MAX_MEMBER:
         tally.add(TOO_LARGE, [member.name])
         return None
-    content = stream.read()
-    if len(content) != member.size:
-        raise tarfile.ReadError(f"{member.name} is cut off")
-    return content
+    stream.seek(member.offset_data)
+    stream.allowed = member.size
+    return stream.read(member.size)
 
 
 def _accepted(sample: TarSample, done: set[str], count: int, held: int, tally: ProblemCounts) -> bool:
@@ -285,7 +410,10 @@ class WebDataset:
         """
         encoder = require_encoder(self.name, encoder)
         path = Path(shard.spec["path"])
-        require_unchanged(path, shard.spec["stamp"])
+        with unchanged([(path, shard.spec["stamp"])]):
+            yield from self._blocks(path, encoder, tally)
+
+    def _blocks(self, path: Path, encoder: Encoder, tally: ProblemCounts) -> Iterator[RowBlock]:
         blocks, good, done = BlockBuilder(), list[EmbeddedVersions](), 0
         requests = _requests(samples(path, tally), LENDERS if self.changes.needs_donor else 0)
         for image in encode_images(encoder, requests, tally, changes=self.changes, donor=self._donor):

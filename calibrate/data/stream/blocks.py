@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import stat
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -18,7 +19,7 @@ import numpy as np
 from invariclip.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator, Mapping, Sequence
+    from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -157,14 +158,39 @@ def require_encoder(source: str, encoder: Encoder | None, what: str = "images") 
     return encoder
 
 
-def require_unchanged(path: Path, file_stamp: Sequence[int]) -> None:
-    """Makes sure that a file is still what was listed: a shard's digest must tell what it holds.
+@contextmanager
+def unchanged(files: Iterable[tuple[Path, Sequence[int]]]) -> Iterator[None]:
+    """Makes sure that files are what was listed, before and after they are read: a shard's digest tells what it holds.
+
+    Args:
+        files: Paths and their stamps.
 
     Raises:
-        InputError: It is not.
+        InputError: A file was changed or replaced.
     """
-    if stamp(path) != list(file_stamp):
-        raise InputError(f"{path}: has changed since the shards were listed; start again, what is done is kept")
+    listed = [(path, list(file_stamp)) for path, file_stamp in files]
+    _require_unchanged(listed, "since the shards were listed")
+    opened = [_identity(path) for path, _ in listed]
+    yield
+    _require_unchanged(listed, "while it was read")
+    for (path, _), before in zip(listed, opened, strict=True):
+        if _identity(path) != before:
+            raise InputError(f"{path}: was replaced while it was read; start again, what is done is kept")
+
+
+def _require_unchanged(files: Iterable[tuple[Path, list[int]]], when: str) -> None:
+    for path, file_stamp in files:
+        if stamp(path) != file_stamp:
+            raise InputError(f"{path}: has changed {when}; start again, what is done is kept")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which file a name stands for here; a copy of it elsewhere is another one, so it is no part of a stamp."""
+    try:
+        facts = path.stat()
+    except (OSError, ValueError):
+        return None
+    return facts.st_dev, facts.st_ino
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,18 @@
 """The commands as a person runs them: results on standard output, one line of error, exit codes."""
 
 import json
+import shutil
 import subprocess
 import sys
 
 import pytest
 
+from invariclip import load
 from invariclip.artifact.embeddings import read_embeddings
+from invariclip.artifact.manifest import MANIFEST
+from invariclip.cli.predict_command import inspect
+from invariclip.errors import InvariclipError
+from invariclip.records import SEAL, sealed_json
 
 
 def invariclip(*arguments):
@@ -69,6 +75,51 @@ def test_inspect_shows_the_facts(tiny_artifact):
     assert done.returncode == 0
     assert "24 → 8" in done.stdout
     assert json.loads(invariclip("inspect", tiny_artifact, "--json").stdout)["classes"] == ["cat", "dog", "tree"]
+
+
+def edited(artifact, folder, *path, to):
+    """A copy whose manifest says something else, with the digest of what it says."""
+    shutil.copytree(artifact, folder)
+    plain = json.loads((folder / MANIFEST).read_text())
+    del plain[SEAL]
+    *above, last = path
+    place = plain
+    for name in above:
+        place = place[name]
+    place[last] = to
+    (folder / MANIFEST).write_bytes(sealed_json(plain))
+    return folder
+
+
+PARITY = ("variants", "float32", "parity", "onnxruntime")
+
+
+@pytest.mark.parametrize(
+    ("path", "to"),
+    [
+        (("classes",), [1, 2, 3]),
+        (("producer",), []),
+        (("left_out",), None),
+        (("left_out",), []),
+        (("model", "name"), None),
+        (("space_id",), 5),
+        (("text", "start_token_ids"), [{}]),
+        (("variants",), {}),
+        (PARITY, {}),
+        (PARITY, 5),
+        ((*PARITY, "image"), None),
+        ((*PARITY, "image", "items"), [{}]),
+        ((*PARITY, "thresholds"), {}),
+    ],
+)
+def test_a_manifest_of_other_types_is_a_typed_error(path, to, tiny_artifact, tmp_path):
+    folder = edited(tiny_artifact, tmp_path / "a.icm", *path, to=to)
+    with pytest.raises(InvariclipError) as said:
+        inspect.main([str(folder)], standalone_mode=False)
+    assert "\n" not in str(said.value)
+    if path[0] != "variants" or to == 5:
+        with pytest.raises(InvariclipError):
+            load(folder)
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,8 @@ def ended(raised, capsys, *words):
     [
         (PermissionError(13, "Permission denied", "/a/b"), 2, "/a/b: Permission denied"),
         (OSError(28, "No space left on device"), 2, "No space left on device"),
-        (OSError(24, "Too many open files", b"caf\xe9"), 2, "Too many open files"),
+        (OSError(28, "No space left on device", "/source", None, "/target"), 2, "/target: No space left on device"),
+        (OSError(24, "Too many open files", b"caf\xe9"), 2, r"caf\xe9: Too many open files"),
         (RecursionError("maximum recursion depth exceeded"), 2, "nested too deep"),
         (MemoryError(), 2, "not enough memory"),
         (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), 2, "not Unicode"),
@@ -154,3 +155,19 @@ def test_a_byte_order_mark_is_no_part_of_a_class(tiny_artifact, tiny_images, tmp
     assert end.value.code == 0
     told = json.loads(capsys.readouterr().out)
     assert {one["label"] for one in told["predictions"]} <= {"sun", "moon"}
+
+
+def test_a_stop_by_the_system_is_told_from_an_interruption(capsys):
+    @click.command()
+    def command():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as end:
+            run_command(command, "x", [])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert end.value.code == 143
+    assert capsys.readouterr().err.strip() == "invariclip: stopped; run the same command again to continue"

@@ -32,6 +32,10 @@ def asked(**fields):
         ("cat,dog", ("cat", "dog")),
         (" cat , dog,", ("cat", "dog")),
         (["cat, sitting", "dog"], ("cat, sitting", "dog")),
+        ('["corn, ear", "dog"]', ("corn, ear", "dog")),
+        (' ["[UNK]"]', ("[UNK]",)),
+        ("[UNK]", ("[UNK]",)),
+        ("[UNK],[PAD]", ("[UNK]", "[PAD]")),
     ],
 )
 def test_classes(given_, read):
@@ -41,6 +45,11 @@ def test_classes(given_, read):
 def test_templates_are_prompts_or_a_set_by_name():
     assert asked(templates="a {}").templates == ("a {}",)
     assert asked(templates=["a {}", "b {}"]).templates == ("a {}", "b {}")
+    assert asked(templates='["a {}, wide", "b {}"]').templates == ("a {}, wide", "b {}")
+    for numbers in ("[1, 2]", '["a", 1]', '[["a"]]', "[]"):
+        for field in ("classes", "templates"):
+            with pytest.raises(InputError, match=f"{field} (must be a list of texts|is empty)"):
+                asked(**{field: numbers})
     every = classify(Body({"templates": "ensemble"}, IMAGE), Limits())
     assert len(every.templates) > 10
     with pytest.raises(InputError, match=r"must be a set name or a prompt .*; available: ensemble"):

@@ -1,10 +1,13 @@
 """Embeddings from files: the same moments from every kind of file; files that cannot be used are named."""
 
+import os
+
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 from invariclip.calibrate.data.moments import of_pairs, of_points
+from invariclip.calibrate.data.problems import ProblemCounts
 from invariclip.calibrate.data.sources import embeddings
 from invariclip.calibrate.data.sources.embeddings import EmbeddingSource
 from invariclip.calibrate.data.stream.collect import collect
@@ -130,3 +133,58 @@ def test_columns_that_are_missing_or_strange(tmp_path):
         collect([EmbeddingSource("e", path=str(tmp_path / "a.csv"))])
     with pytest.raises(InputError, match="e: name either path, or first and second"):
         collect([EmbeddingSource("e")])
+
+
+def test_npy_files_of_every_order(given, tmp_path, monkeypatch):
+    monkeypatch.setattr(embeddings, "BLOCK_ROWS", 64)
+    monkeypatch.setattr(embeddings, "SHARD_ROWS", 300)
+    first, second, _ = given
+    np.save(tmp_path / "b.npy", second)
+    found = []
+    for rows in (first, np.asfortranarray(first), first.astype(">f4"), first.astype(np.float64)):
+        np.save(tmp_path / "a.npy", rows)
+        source = EmbeddingSource("e", first=str(tmp_path / "a.npy"), second=str(tmp_path / "b.npy"), points="first")
+        blocks = [block for shard in source.shards() for block in source.read(shard, None, ProblemCounts())]
+        assert max(len(block.first) for block in blocks) == 64
+        np.testing.assert_array_equal(np.concatenate([block.first for block in blocks]), first)
+        found.append(collect([source]).combined().sigma)
+    assert all(np.array_equal(found[0], sigma) for sigma in found)
+
+
+@pytest.mark.parametrize("kind", ["npy", "safetensors", "parquet"])
+@pytest.mark.parametrize("how", ["written over", "cut", "replaced"])
+def test_a_file_that_is_changed_while_it_is_read_is_refused(given, tmp_path, monkeypatch, kind, how):
+    monkeypatch.setattr(embeddings, "BLOCK_ROWS", 100)
+    first, second, _ = given
+    path = tmp_path / f"a.{kind}"
+    if kind == "npy":
+        np.save(path, first)
+        np.save(tmp_path / "b.npy", second)
+    elif kind == "safetensors":
+        save_file({"first": first, "second": second}, path)
+    else:
+        parquet(path, {"first": first, "second": second})
+    named = {"first": str(path), "second": str(tmp_path / "b.npy")} if kind == "npy" else {"path": str(path)}
+    source = EmbeddingSource("e", **named)
+    (shard,) = source.shards()
+    content, facts = path.read_bytes(), path.stat()
+    blocks = source.read(shard, None, ProblemCounts())
+    next(blocks)
+    if how == "written over":
+        path.write_bytes(content[:-100] + bytes(100))
+    elif how == "cut":
+        os.truncate(path, len(content) // 2)
+    else:
+        (tmp_path / "other").write_bytes(content)
+        os.utime(tmp_path / "other", ns=(facts.st_atime_ns, facts.st_mtime_ns))
+        (tmp_path / "other").replace(path)
+    with pytest.raises(
+        InputError, match=rf"a\.{kind}: (has changed while|was replaced while|ends before|cannot be read)"
+    ):
+        list(blocks)
+
+
+def test_safetensors_of_other_numbers(tmp_path):
+    save_file({"points": np.ones((4, 3), np.int64)}, tmp_path / "a.safetensors")
+    with pytest.raises(InputError, match="holds I64; store float32"):
+        EmbeddingSource("e", path=str(tmp_path / "a.safetensors")).shards()

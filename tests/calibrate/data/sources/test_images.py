@@ -312,3 +312,17 @@ def test_filters(reading, tmp_path):
     assert read.tally.to_json()[EMPTY]["examples"] == ["none"]
     with pytest.raises(InputError, match="no image has environment 'q'"):
         ImageSource("p", str(tmp_path), environments=("a", "q")).shards()
+
+
+def test_an_image_that_is_changed_while_a_shard_is_read(reading, tmp_path):
+    write_folder(tmp_path, {"a/x": 1, "b/x": 1})
+    source = ImageSource("p", str(tmp_path))
+    (shard,) = source.shards()
+
+    class Changing(reading.Rowwise):
+        def encode_images(self, batch):
+            Image.new("RGB", (50, 50), "red").save(next(tmp_path.rglob("*.png")))
+            return super().encode_images(batch)
+
+    with pytest.raises(InputError, match="has changed while it was read"):
+        list(source.read(shard, Changing(), reasons.ProblemCounts()))

@@ -234,3 +234,16 @@ def test_no_text_tower(world, reading, tmp_path):
     (tmp_path / "t.csv").write_text("first,second\na,b\nc,d\n")
     with pytest.raises(InputError, match="has changed since"):
         list(listed.read(shard, reading.Rowwise(), reasons.ProblemCounts()))
+
+
+def test_an_image_that_is_changed_while_a_shard_is_read(reading, tmp_path):
+    source = write(draw(tmp_path), [{"first": "0.png", "second": "1.png"}])
+    (shard,) = source.shards()
+
+    class Changing(reading.Rowwise):
+        def encode_images(self, batch):
+            Image.new("RGB", (50, 50), "red").save(tmp_path / "1.png")
+            return super().encode_images(batch)
+
+    with pytest.raises(InputError, match="has changed while it was read"):
+        list(source.read(shard, Changing(), reasons.ProblemCounts()))

@@ -1,8 +1,12 @@
 """Tar files of samples: what is in them, and what is wrong with them."""
 
+import bz2
 import gzip
 import io
+import lzma
+import os
 import tarfile
+import time
 
 import numpy as np
 import pytest
@@ -57,7 +61,7 @@ def of(path, **given):
     return WebDataset("w", (str(path),), **given)
 
 
-@pytest.mark.parametrize("mode", ["w", "w:gz"])
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
 def test_the_images_of_a_sample_are_natural_pairs(reading, tmp_path, mode):
     members = [*groups(3, each=3), ("003.txt", b"no image"), ("readme", b"without a dot")]
     encoder = reading.Rowwise()
@@ -208,3 +212,119 @@ def test_a_damaged_shard_raises_when_it_is_read(reading, tmp_path, whole):
     assert source.shards()[0].digest != shard.digest
     with pytest.raises(InputError, match="has changed since"):
         list(source.read(shard, reading.Rowwise(), reasons.ProblemCounts()))
+
+
+def pax(name, content=b"x" * 100, **headers):
+    """A tar of one member, with what its extended header says."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        info = tarfile.TarInfo(name)
+        info.size, info.pax_headers = len(content), headers
+        tar.addfile(info, io.BytesIO(content))
+    return stream.getvalue()
+
+
+def header(kind, content):
+    info = tarfile.TarInfo("header")
+    info.type, info.size = kind, len(content)
+    return info.tobuf(tarfile.USTAR_FORMAT) + content.ljust(-(-len(content) // 512) * 512, b"\0")
+
+
+def fact(name, value="1"):
+    """One record of an extended header."""
+    length = next(n for n in range(1000) if n == len(f"{n} {name}={value}\n"))
+    return f"{length} {name}={value}\n".encode()
+
+
+@pytest.mark.parametrize("packed", [bytes, gzip.compress, bz2.compress, lzma.compress])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        pytest.param(pax("a.0.png", size="99999999999999"), "it ends early", id="size"),
+        pytest.param(pax("a.0.txt", size="99999999999999"), "it ends early", id="size of no image"),
+        pytest.param(pax("a.0.txt", size="-99999"), "points back|negative|announces", id="negative size"),
+        pytest.param(header(tarfile.XHDTYPE, fact("a")) * 1500 + pax("a.0.png"), "bytes of headers|recursion",
+                     id="chain"),
+        pytest.param(header(tarfile.XGLTYPE, b"".join(fact(f"k{n}") for n in range(2000))) + pax("a.0.png"),
+                     "facts in global headers", id="global"),
+        pytest.param(pax("a.0.png", b"99999\n0\n" * 64, **{"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}),
+                     "", id="sparse map without an end"),
+    ],
+)  # fmt: skip
+def test_headers_that_cannot_be_end_soon(tmp_path, packed, content, said):
+    path = tmp_path / "a.tar"
+    path.write_bytes(packed(content))
+    start = time.monotonic()
+    with pytest.raises(InputError, match=rf"(?s)a\.tar: not a whole tar, .*({said})"):
+        list(samples(path, reasons.ProblemCounts()))
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("packed", [gzip.compress, bz2.compress, lzma.compress])
+def test_what_follows_a_packed_tar_is_refused(tmp_path, whole, packed):
+    path, content = tmp_path / "a.tar", whole.read_bytes()
+    half = len(content) // 2
+    for good in (
+        packed(content),
+        packed(content[:half]) + packed(content[half:]),  # one tar in two streams, as parallel packers write
+        packed(content) + b"\0" * 512,
+    ):
+        path.write_bytes(good)
+        assert len(list(samples(path, reasons.ProblemCounts()))) == 4
+    for damaged in (packed(content) * 2, packed(content) + b"rubbish" * 99, packed(content)[:-20]):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"a\.tar: not a whole tar"):
+            list(samples(path, reasons.ProblemCounts()))
+
+
+def test_a_bomb_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(archive, "FREE_BYTES", 1 << 20)
+    content = pax("a.0.txt", bytes(64 << 20))
+    for packed in (bz2.compress, lzma.compress):
+        (tmp_path / "a.tar").write_bytes(packed(content))
+        with pytest.raises(InputError, match="unpacks to more than"):
+            list(samples(tmp_path / "a.tar", reasons.ProblemCounts()))
+    monkeypatch.setattr(archive, "MAX_DICTIONARY", 1 << 20)
+    with pytest.raises(InputError, match="not a whole tar"):
+        list(samples(tmp_path / "a.tar", reasons.ProblemCounts()))
+
+
+def test_members_are_bounded(whole, monkeypatch):
+    monkeypatch.setattr(archive, "MAX_MEMBERS", 5)
+    with pytest.raises(InputError, match="more than 5 members"):
+        list(samples(whole, reasons.ProblemCounts()))
+
+
+def test_sparse_members_are_counted_and_passed_over(tmp_path):
+    sparse = pax("a.0.png", **{"GNU.sparse.map": "0,100", "GNU.sparse.size": "100000", "GNU.sparse.numblocks": "1"})
+    (tmp_path / "a.tar").write_bytes(
+        sparse[: -len(sparse) % 512 or None].rstrip(b"\0").ljust(2048, b"\0") + pax("b.0.png")
+    )
+    tally = reasons.ProblemCounts()
+    assert [sample.key for sample in samples(tmp_path / "a.tar", tally)] == ["b"]
+    assert tally.to_json()[LINK] == {"count": 1, "examples": ["a.0.png"]}
+
+
+@pytest.mark.parametrize("how", ["written over", "replaced", "cut"])
+def test_a_tar_that_is_changed_while_it_is_read_is_refused(reading, tmp_path, how):
+    path = write(tmp_path / "a.tar", groups(60))
+    source, content = of(path), path.read_bytes()
+    (shard,) = source.shards()
+
+    class Changing(reading.Rowwise):
+        def encode_images(self, batch):
+            facts = path.stat()
+            if how == "written over":
+                with path.open("r+b") as stream:
+                    stream.seek(-4096, 2)
+                    stream.write(b"\0")
+            elif how == "cut":
+                os.truncate(path, len(content) - 512)
+            else:
+                (tmp_path / "b.tar").write_bytes(content)
+                os.utime(tmp_path / "b.tar", ns=(facts.st_atime_ns, facts.st_mtime_ns))
+                (tmp_path / "b.tar").replace(path)
+            return super().encode_images(batch)
+
+    with pytest.raises(InputError, match=r"a\.tar: (has changed while|was replaced while|not a whole tar)"):
+        list(source.read(shard, Changing(), reasons.ProblemCounts()))
