@@ -458,8 +458,10 @@ def _place(name: str, *, siglip: bool) -> str:
     """open_clip's name of a tensor whose name is transformers'."""
     image = name.startswith(("vision_model.", "visual_projection."))
     outer = (_SIGLIP_IMAGE if siglip else _CLIP_IMAGE) if image else _TEXT
-    for pattern, replacement in (*outer, *(_TIMM_BLOCK if image and siglip else _BLOCK)):
-        name = re.sub(rf"^{pattern}" if not pattern.startswith(r"\.") else pattern, replacement, name, count=1)
+    pattern, replacement = next((one for one in outer if re.match(one[0], name)), ("", ""))
+    name = re.sub(pattern, replacement, name, count=1)
+    for pattern, replacement in _TIMM_BLOCK if image and siglip else _BLOCK:
+        name = re.sub(pattern, replacement, name, count=1)
     text = siglip and not image and not name.startswith("logit_")
     return f"text.{name}" if text else name
 

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import tokenizers
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 T = TypeVar("T")
+Side = Literal["right", "left"]
 
 TOKENIZER_FILE = "tokenizer.json"
 SETTINGS_FILES = ("special_tokens_map.json", "tokenizer_config.json")
@@ -102,8 +103,8 @@ class TokenizerSettings:
     tokenizer_class: str | None = None
     do_lower_case: bool | None = None
     split_special_tokens: bool | None = None
-    padding_side: Literal["right", "left"] | None = None
-    truncation_side: Literal["right", "left"] | None = None
+    padding_side: str | None = None
+    truncation_side: str | None = None
     pad_token: str | None = None
     sep_token: str | None = None
     cls_token: str | None = None
@@ -189,8 +190,8 @@ def hub_tokenizer(path: Path, text_cfg: dict[str, Any], name: str, tower: dict[s
         spec = TextSpec(
             context_length=int(text_cfg.get("context_length", CONTEXT_LENGTH)),
             pad_token_id=_special(library, settings, "pad", path, padding.get("pad_token")),
-            pad_side=settings.padding_side or padding.get("direction", "right"),
-            cut_side=settings.truncation_side or truncation.get("direction", "right"),
+            pad_side=cast("Side", settings.padding_side or padding.get("direction", "right")),
+            cut_side=cast("Side", settings.truncation_side or truncation.get("direction", "right")),
             **(_around(library, settings, path) | _options(library, settings, text_cfg, path, name)),
         )
         _check_fit(library, spec, text_cfg, tower or {}, path, name)
