@@ -297,7 +297,7 @@ def _words(text: Any) -> dict[str, Any]:
         "context_length": text.max_position_embeddings,
         "vocab_size": text.vocab_size,
         "hf_tokenizer_name": "transformers' layout",
-        "tokenizer_kwargs": {"clean": "none"},
+        "tokenizer_kwargs": {"clean": "verbatim"},
     }
 
 

@@ -179,7 +179,7 @@ def hub_tokenizer(path: Path, text_cfg: dict[str, Any], name: str, tower: dict[s
     """
     settings = _settings(path)
     content = _content_of(
-        path, settings, as_transformers=(text_cfg.get("tokenizer_kwargs") or {}).get("clean") == "none"
+        path, settings, as_transformers=(text_cfg.get("tokenizer_kwargs") or {}).get("clean") == "verbatim"
     )
     library = _asked(lambda: tokenizers.Tokenizer.from_str(content), path)
     padding, truncation = library.padding or {}, library.truncation or {}

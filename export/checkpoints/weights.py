@@ -136,9 +136,7 @@ def _unwrapped(tensors: dict[str, torch.Tensor], path: Path) -> tuple[dict[str, 
         names = {name: short.removeprefix(prefix) for name, short in names.items()}
         stripped.append(prefix.removesuffix("."))
     if len(set(names.values())) < len(names):
-        raise CheckpointError(
-            f"{path}: without {', '.join(stripped)} two of its tensors have the same name; {_CONVERT}"
-        )
+        raise CheckpointError(f"{path}: without {', '.join(stripped)} two tensors have the same name; {_CONVERT}")
     return {names[name]: tensor for name, tensor in tensors.items()}, stripped
 
 

@@ -284,3 +284,28 @@ def test_siglips_own_cleaning_becomes_part_of_the_tokenizer(theirs, tmp_path):
         # SiglipTokenizer.canonicalize_text of transformers, which needs sentencepiece
         canonical = re.sub(r"\s+", " ", one.lower().translate(str.maketrans("", "", string.punctuation))).strip()
         assert normalizer.normalize_str(one).replace("▁", " ") == canonical
+
+
+def test_the_hub_goes_the_way_of_a_folder(theirs, monkeypatch):
+    import huggingface_hub
+    import open_clip
+    from huggingface_hub.errors import EntryNotFoundError
+
+    def fetch(hub_id, filename=None):
+        try:
+            raise EntryNotFoundError("404")
+        except EntryNotFoundError:
+            raise FileNotFoundError(f"Failed to download file ({filename}) for {hub_id}")  # noqa: B904 - as open_clip
+
+    monkeypatch.setattr(open_clip.pretrained, "download_pretrained_from_hf", fetch)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda hub_id, allow_patterns: str(theirs["clip"][0]))
+    loaded = load_checkpoint("hf-hub:someone/clip")
+    assert (loaded.name, loaded.source) == ("hf-hub:someone/clip", "model.safetensors")
+
+
+def test_what_a_trainer_leaves_beside_the_weights_is_not_taken_for_them(folder):
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(tensors, folder / "pytorch_model.bin")
+    torch.save({"state": {}}, folder / "optimizer.pt")
+    assert load_checkpoint(str(folder)).source == "pytorch_model.bin"
