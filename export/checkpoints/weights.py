@@ -83,7 +83,7 @@ def read_state_dict(path: Path, notes: list[str] | None = None) -> dict[str, tor
     tensors = {str(name): value for name, value in named.items() if isinstance(value, torch.Tensor)}
     tensors = {name: tensor for name, tensor in tensors.items() if name not in _NOT_WEIGHTS}
     if not tensors:
-        entries = ", ".join(str(name) for name in list(named)[:8])
+        entries = " ".join(", ".join(str(name)[:40] for name in list(named)[:8]).split())
         raise CheckpointError(
             f"{path}: not a checkpoint, it holds no tensors by name{f' (entries: {entries})' if entries else ''}"
         )
@@ -147,7 +147,8 @@ def require_finite(tensors: Mapping[str, torch.Tensor], where: str) -> None:
         CheckpointError: Some are NaN or infinite; the message names their tensors and counts them.
     """
     counts = {}
-    for name, tensor in tensors.items():
+    for name, stored in tensors.items():
+        tensor = stored.float() if stored.dtype.itemsize == 1 else stored  # torch knows no infinity of float8
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             counts[name] = f"{name} ({int((~torch.isfinite(tensor)).sum()):,} of {tensor.numel():,} values)"
     if counts:

@@ -26,7 +26,7 @@ from transformers import (
 
 from invariclip.errors import CheckpointError
 from invariclip.export import reference
-from invariclip.export.checkpoints import hugging_face, tokenizer, weights
+from invariclip.export.checkpoints import hugging_face, tokenizer, vocabulary, weights
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
 from invariclip.export.checkpoints.tokenizer import TokenizerSettings
 from invariclip.preprocessing.pixels import stack
@@ -47,8 +47,8 @@ SIZE, PATCH = 48, 16
 def write_clip(folder, *, eos=49407, act="quick_gelu", **processor):
     """A tiny CLIPModel with its processor and tokenizer, as transformers saves them."""
     names = {"<start_of_text></w>": "<|startoftext|>", "<end_of_text></w>": "<|endoftext|>"}
-    vocabulary = {names.get(piece, piece): number for piece, number in tokenizer._vocabulary().items()}
-    CLIPTokenizer(vocab=vocabulary, merges=list(tokenizer._merges())).save_pretrained(folder)
+    pieces = {names.get(piece, piece): number for piece, number in vocabulary._vocabulary().items()}
+    CLIPTokenizer(vocab=pieces, merges=list(vocabulary._merges())).save_pretrained(folder)
     config = CLIPConfig(
         text_config={
             **SMALL,

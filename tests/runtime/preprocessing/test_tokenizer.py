@@ -23,7 +23,7 @@ def both():
     declare_missing_ops()
     import open_clip
 
-    from invariclip.export.checkpoints.tokenizer import tokenizer_json
+    from invariclip.export.checkpoints.vocabulary import tokenizer_json
 
     theirs = open_clip.get_tokenizer("ViT-B-32")
     spec = TextSpec(77, start_token_ids=(theirs.sot_token_id,), end_token_ids=(theirs.eot_token_id,))
