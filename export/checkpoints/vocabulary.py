@@ -1,10 +1,10 @@
 """open_clip's own byte-pair vocabulary as a `tokenizer.json`.
 
 Three things have to match: which characters form a word (open_clip's regular expression, here a `Split` that keeps the
-matches), how a word falls into pieces (the same merges in the same order), and when `<start_of_text>` inside a text counts as the special token. open_clip asks the last only of a whole word of
-its regular expression: in `!!<end_of_text>` the word is `!!<`, and nothing special is left. The library's own special
-tokens would match anywhere, so here the two are ordinary words, built by merges that come after all others and can
-apply to nothing else.
+matches), how a word falls into pieces (the same merges in the same order), and when `<start_of_text>` inside a text
+counts as the special token. open_clip asks the last only of a whole word of its regular expression: in
+`!!<end_of_text>` the word is `!!<`, and nothing special is left. The library's own special tokens would match anywhere,
+so here the two are ordinary words, built by merges that come after all others and can apply to nothing else.
 """
 
 from __future__ import annotations
