@@ -7,7 +7,6 @@ read from its config, or from what was published with its architecture.
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
 from dataclasses import dataclass, replace
@@ -18,11 +17,19 @@ import torch
 
 from invariclip.console import Progress, silent
 from invariclip.errors import ArtifactError, CheckpointError
-from invariclip.export.checkpoints import weights
+from invariclip.export.checkpoints import hugging_face, weights
 from invariclip.export.checkpoints.construct import build, read_config, text_tower
-from invariclip.export.checkpoints.sources import HUB, REFERENCE, download_tokenizer, locate, locate_tokenizer
+from invariclip.export.checkpoints.sources import (
+    CONFIG_FILE,
+    HUB,
+    REFERENCE,
+    download_tokenizer,
+    locate,
+    locate_tokenizer,
+)
 from invariclip.export.checkpoints.surgery import shared_copy, shorten
 from invariclip.export.checkpoints.tokenizer import TOKENIZER_FILE, tokenizer_of
+from invariclip.export.checkpoints.weights import CheckpointWarning
 from invariclip.export.libraries import declare_missing_ops
 from invariclip.preprocessing.pixels import PixelSpec, normalise
 
@@ -39,10 +46,11 @@ _CHUNK = 32
 """Images or texts per forward pass of the reference encoder."""
 SHORT = "first and last blocks only"
 """What a shortened checkpoint's `source` says."""
+_MAX_LOGIT_SCALE = 80
 _KEYS = ("mean", "std", "interpolation", "resize_mode")
 
 
-__all__ = ["REFERENCE", "Checkpoint", "load_checkpoint"]
+__all__ = ["REFERENCE", "Checkpoint", "CheckpointWarning", "load_checkpoint"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,8 +130,8 @@ def load_checkpoint(
     """Loads an open_clip model and its weights.
 
     Args:
-        model: `reference` (bundled), an open_clip architecture's name (`ViT-B-32`), a folder in open_clip's layout, or
-            `hf-hub:owner/name`.
+        model: `reference` (bundled), an open_clip architecture's name (`ViT-B-32`), a folder in open_clip's layout or
+            in transformers' (CLIPModel, SiglipModel), or `hf-hub:owner/name`.
         checkpoint: File with the weights. Needed with an architecture's name, where it may also be one of open_clip's
             tags; overrides the file that lies in a folder.
         tokenizer: A `tokenizer.json`, its folder or `hf-hub:owner/name`, for models with another vocabulary than
@@ -151,28 +159,23 @@ def load_checkpoint(
         raise CheckpointError(
             f"{model}: only random weights can be shortened before they are drawn; {file} has its own"
         )
-    config = read_config(source)
+    theirs = _in_transformers_layout(source)
+    config = read_config(source, theirs)
     if source.tag:
         require_activation(name, config, source.tag)
     text_cfg, tower = text_tower(config, source)
     reads = _tokenizer(config["text_cfg"] or {}, source, tokenizer, tower)
-    tensors = None if file is None else weights.read_state_dict(file)
-    module = build(source, text_cfg, seed=seed if tensors is None else None, short=short)
+    notes: list[str] = []
+    tensors = None if file is None else weights.read_state_dict(file, notes)
+    module = build(source, text_cfg, seed=seed if tensors is None else None, short=short, theirs=theirs)
     if tensors is None:
         sha256, words = (
             weights.digest(module.state_dict()),
             f"random weights, seed {seed}{f', {SHORT}' if short else ''}",
         )
     else:
-        sha256, words = weights.digest(tensors), str(file.name if file else "")
-        if module.logit_bias is not None and "logit_bias" not in tensors:
-            warnings.warn(
-                f"{name}: {file} holds no logit_bias; 0 is taken, as open_clip does, and probabilities mean nothing",
-                CheckpointWarning,
-                stacklevel=2,
-            )
-            tensors["logit_bias"] = torch.zeros_like(torch.as_tensor(module.logit_bias))
-        weights.fit(tensors, module, str(file), name)
+        sha256, words = weights.digest(tensors), ", ".join([str(file.name if file else ""), *notes])
+        _fit(tensors, module, str(file), name)
         if source.folder is None and not source.tag:
             warn_of_quick_gelu(name, config)
     module = module.float().eval().requires_grad_(False)
@@ -183,11 +186,41 @@ def load_checkpoint(
         pixels=preprocessing_of(module, name, source.tag or (published(name) if source.folder is None else {})),
         tokenizer=reads,
         embed_dim=int(config["embed_dim"]),
-        logit_scale=math.exp(float(torch.as_tensor(module.logit_scale).reshape(()))),
+        logit_scale=_temperature(float(torch.as_tensor(module.logit_scale).reshape(())), name),
         logit_bias=None if bias is None else float(torch.as_tensor(bias).reshape(())),
         sha256=sha256,
         source=words,
     )
+
+
+def _in_transformers_layout(source: CheckpointSource) -> hugging_face.Config | None:
+    """The config of a folder in transformers' layout; open_clip's own counts where both are there."""
+    if source.folder is None or (source.folder / CONFIG_FILE).is_file():
+        return None
+    return hugging_face.read(source.folder)
+
+
+def _fit(tensors: dict[str, torch.Tensor], module: Any, where: str, name: str) -> None:
+    """`weights.fit`, with 0 for a bias of the logits that the file does not hold, and a warning."""
+    if module.logit_bias is not None and "logit_bias" not in tensors:
+        warnings.warn(
+            f"{name}: {where} holds no logit_bias; 0 is taken, as open_clip does, and probabilities mean nothing",
+            CheckpointWarning,
+            stacklevel=3,
+        )
+        tensors["logit_bias"] = torch.zeros_like(torch.as_tensor(module.logit_bias))
+    weights.fit(tensors, module, where, name)
+
+
+def _temperature(logit_scale: float, name: str) -> float:
+    """What multiplies cosines, exponentiated.
+
+    Raises:
+        CheckpointError: It is no number that float32 can hold.
+    """
+    if not abs(logit_scale) < _MAX_LOGIT_SCALE:
+        raise CheckpointError(f"{name}: its logit_scale is {logit_scale:g}; exponentiated it is no usable temperature")
+    return math.exp(logit_scale)
 
 
 def _tokenizer(
@@ -219,10 +252,6 @@ def shortened(checkpoint: Checkpoint) -> Checkpoint:
         sha256=weights.digest(module.state_dict()),
         source=f"{checkpoint.source}, {SHORT}",
     )
-
-
-class CheckpointWarning(UserWarning):
-    """A checkpoint may want something else than what was taken."""
 
 
 def preprocessing_of(module: Any, name: str, settings: dict[str, Any]) -> PixelSpec:
@@ -302,20 +331,20 @@ def published(name: str) -> dict[str, Any]:
     (MobileCLIP, PE-Core) that is wrong for every published checkpoint.
     """
     from open_clip import get_pretrained_cfg, list_pretrained_tags_by_model
+    from open_clip.transform import PreprocessCfg
 
-    tags_by_settings: dict[str, list[str]] = {}
-    for tag in list_pretrained_tags_by_model(name):
-        settings = {
-            key: value for key, value in get_pretrained_cfg(name, tag).items() if key in _KEYS and value is not None
-        }
-        tags_by_settings.setdefault(json.dumps(settings, sort_keys=True), []).append(tag)
-    if len(tags_by_settings) == 1:
-        settings = json.loads(next(iter(tags_by_settings)))
-        return dict(settings)
-    if tags_by_settings:
-        tags = min(tags_by_settings.values(), key=len)
+    usual = {key: getattr(PreprocessCfg(), key) for key in _KEYS}
+    settings = {
+        tag: {key: get_pretrained_cfg(name, tag).get(key) or usual[key] for key in _KEYS}
+        for tag in list_pretrained_tags_by_model(name)
+    }
+    kinds = {tuple(map(str, one.values())): one for one in settings.values()}
+    if len(kinds) == 1:
+        return next(iter(kinds.values()))
+    other = [tag for tag, one in settings.items() if tuple(map(str, one.values())) != tuple(map(str, usual.values()))]
+    if other:
         warnings.warn(
-            f"{name}: some published checkpoints ({', '.join(tags)}) want other preprocessing than OpenAI's, which is "
+            f"{name}: some published checkpoints ({', '.join(other)}) want other preprocessing than OpenAI's, which is "
             "taken here; for one of them pass its tag as --checkpoint, or its folder as --model",
             CheckpointWarning,
             stacklevel=3,

@@ -7,7 +7,6 @@ random weights every matrix is drawn once, by its fan-in, and every vector whose
 
 from __future__ import annotations
 
-import json
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +15,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from invariclip.errors import CheckpointError
+from invariclip.export.checkpoints import hugging_face
 from invariclip.export.checkpoints.sources import CONFIG_FILE
 from invariclip.export.checkpoints.surgery import shorten
+from invariclip.export.checkpoints.tokenizer import require_text_settings
 from invariclip.export.libraries import quiet
 from invariclip.records import read_json
 
@@ -33,8 +34,12 @@ _EMBEDDING_STD = 0.02
 _BIAS_STD = 0.05
 
 
-def read_config(source: CheckpointSource) -> dict[str, Any]:
+def read_config(source: CheckpointSource, theirs: hugging_face.Config | None = None) -> dict[str, Any]:
     """The model part of an open_clip config: embed_dim, vision_cfg, text_cfg.
+
+    Args:
+        source: The model.
+        theirs: Its config in transformers' layout, where that is what it has.
 
     Raises:
         CheckpointError: The config file is missing or not one.
@@ -42,14 +47,22 @@ def read_config(source: CheckpointSource) -> dict[str, Any]:
     from open_clip import get_model_config
 
     name = source.name
-    try:
+    if theirs is not None:
+        return theirs.model_cfg
+    if source.folder is None:
         config = get_model_config(source.identifier)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{name}: the folder holds no {CONFIG_FILE}") from error
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
-        raise CheckpointError(f"{name}: its {CONFIG_FILE} is not readable as JSON ({error})") from error
+    elif not (source.folder / CONFIG_FILE).is_file():
+        raise CheckpointError(
+            f"{name}: the folder holds no {CONFIG_FILE}, and no {hugging_face.CONFIG_FILE} of a model"
+        )
+    else:
+        plain = read_json(source.folder / CONFIG_FILE, "a model's config", max_bytes=_MAX_CONFIG, error=CheckpointError)
+        config = plain.get("model_cfg")
     if not isinstance(config, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= set(config):
         raise CheckpointError(f"{name}: its {CONFIG_FILE} lacks embed_dim, vision_cfg or text_cfg")
+    if type(config["embed_dim"]) is not int or not isinstance(config["vision_cfg"], dict):
+        raise CheckpointError(f"{name}: its {CONFIG_FILE} needs a number as embed_dim and an object as vision_cfg")
+    require_text_settings(config["text_cfg"], f"{name}: text_cfg of its {CONFIG_FILE}")
     return config
 
 
@@ -95,7 +108,14 @@ def text_tower(config: dict[str, Any], source: CheckpointSource) -> tuple[dict[s
     return {**text_cfg, "hf_model_name": str(files), "hf_model_pretrained": False}, tower
 
 
-def build(source: CheckpointSource, text_cfg: dict[str, Any], *, seed: int | None, short: bool = False) -> Any:
+def build(
+    source: CheckpointSource,
+    text_cfg: dict[str, Any],
+    *,
+    seed: int | None,
+    short: bool = False,
+    theirs: hugging_face.Config | None = None,
+) -> Any:
     """The model as open_clip builds it; the caller's random state stays as it was.
 
     Args:
@@ -103,31 +123,36 @@ def build(source: CheckpointSource, text_cfg: dict[str, Any], *, seed: int | Non
         text_cfg: As `text_tower` gave it.
         seed: Of its random weights; None leaves the matrices unwritten, for weights that come from a file.
         short: Keep the first and last block of every stack alone; what goes is never written, and costs nothing.
+        theirs: Its config in transformers' layout, where that is what it has.
 
     Raises:
         CheckpointError: open_clip or timm cannot build what the config says.
     """
-    from open_clip import create_model
-
-    changed = {"text_cfg": text_cfg} if text_cfg.get("hf_model_name") else {}
     try:
         with quiet(), torch.random.fork_rng(devices=[]), Unfilled():  # type: ignore[no-untyped-call]
             torch.manual_seed(seed or 0)
-            module = create_model(
-                source.identifier,
-                load_weights=False,
-                pretrained_image=False,
-                pretrained_text=False,
-                device="cpu",
-                **changed,
-            )
+            module = _as_open_clip_builds_it(source, text_cfg) if theirs is None else hugging_face.create(theirs)
     except Exception as error:  # a config is data: whatever it breaks in open_clip or timm is the config's fault
-        raise CheckpointError(f"{source.name}: open_clip cannot build it ({type(error).__name__}: {error})") from error
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{source.name}: open_clip cannot build it ({type(error).__name__}: {reason})") from error
     if short:
         shorten(module)
     if seed is not None:
         fill(module, seed)
     return module
+
+
+def _as_open_clip_builds_it(source: CheckpointSource, text_cfg: dict[str, Any]) -> Any:
+    from open_clip import create_model
+
+    return create_model(
+        source.identifier,
+        load_weights=False,
+        pretrained_image=False,
+        pretrained_text=False,
+        device="cpu",
+        **({"text_cfg": text_cfg} if text_cfg.get("hf_model_name") else {}),
+    )
 
 
 class Unfilled(TorchDispatchMode):  # type: ignore[no-untyped-call]

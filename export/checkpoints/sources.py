@@ -16,6 +16,11 @@ from invariclip.export.reference.models import RECIPES, assembled
 REFERENCE = "reference"
 CONFIG_FILE = "open_clip_config.json"
 HUB, FOLDER = "hf-hub:", "local-dir:"
+_STEMS = ("open_clip", "model", "pytorch_model")
+_TRANSFORMERS_FILES = (
+    "config.json", "*processor_config.json", "tokenizer*.json", "special_tokens_map.json", "*.safetensors",
+    "*.safetensors.index.json",
+)  # fmt: skip
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -42,7 +47,8 @@ def locate(model: str, checkpoint: str | Path | None = None, *, progress: Progre
     """Finds a model's files.
 
     Args:
-        model: A reference model (`RECIPES`), an open_clip architecture, a folder in its layout, or `hf-hub:owner/name`.
+        model: A reference model (`RECIPES`), an open_clip architecture, a folder in its layout or in transformers', or
+            `hf-hub:owner/name`.
         checkpoint: File with the weights instead of the model's own; with an architecture's name also one of
             open_clip's tags (`laion2b_s34b_b79k`), whose file is downloaded.
         progress: Progress display of what is fetched for a reference model.
@@ -117,9 +123,12 @@ def download_tokenizer(hub_id: str) -> Path:
 
 
 def _weights_in(folder: Path) -> Path | None:
-    """The folder's weights: safetensors before others, open_clip's own names first (as open_clip chooses)."""
+    """The folder's weights: safetensors before others, open_clip's own names first (as open_clip chooses).
+
+    Then transformers' names: its trainer leaves `training_args.bin` and `optimizer.pt` beside the weights.
+    """
     names = sorted(path for path in folder.iterdir() if path.suffix in weights.CHECKPOINT_SUFFIXES)
-    own = [path for path in names if path.stem.startswith("open_clip")] or names
+    own = next((found for stem in _STEMS if (found := [path for path in names if path.stem.startswith(stem)])), names)
     file = min(own, key=lambda path: weights.CHECKPOINT_SUFFIXES.index(path.suffix), default=None)
     indices = sorted(folder.glob(f"*{weights.INDEX_SUFFIX}"))
     if not indices or (file is not None and "-of-" not in file.stem):
@@ -150,10 +159,22 @@ def _published(name: str, tag: str) -> CheckpointSource | None:
         ) from error
 
 
-def _download_model(hub_id: str) -> tuple[Path, Path]:
+def _download_model(hub_id: str) -> tuple[Path, Path | None]:
+    """A model's folder and weights, from the hub or its cache; in transformers' layout where it has no other."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
     from open_clip.pretrained import download_pretrained_from_hf
 
-    config = _fetch(hub_id, lambda: download_pretrained_from_hf(hub_id, filename=CONFIG_FILE))
+    try:
+        config = _fetch(hub_id, lambda: download_pretrained_from_hf(hub_id, filename=CONFIG_FILE))
+    except CheckpointError as error:
+        cause = error.__cause__
+        # open_clip raises its own error while it handles the hub's
+        reason = cause.__context__ if isinstance(cause, FileNotFoundError) else cause
+        if not isinstance(reason, EntryNotFoundError) or isinstance(reason, LocalEntryNotFoundError):
+            raise
+        folder = _fetch(hub_id, lambda: snapshot_download(hub_id, allow_patterns=list(_TRANSFORMERS_FILES)))
+        return folder, _weights_in(folder)
     return config.parent, _fetch(hub_id, lambda: download_pretrained_from_hf(hub_id))
 
 

@@ -1,31 +1,30 @@
-"""A checkpoint's tokenizer as one `tokenizer.json` and a `TextSpec`: open_clip's own vocabulary, or the model's file.
+"""A checkpoint's tokenizer as one `tokenizer.json` and a `TextSpec`: open_clip's own `vocabulary`, or the model's file.
 
-Of open_clip's byte-pair vocabulary three things have to match: which characters form a word (open_clip's regular
-expression, here a `Split` that keeps the matches), how a word falls into pieces (the same merges in the same order),
-and when `<start_of_text>` inside a text counts as the special token. open_clip asks the last only of a whole word of
-its regular expression: in `!!<end_of_text>` the word is `!!<`, and nothing special is left. The library's own special
-tokens would match anywhere, so here the two are ordinary words, built by merges that come after all others and can
-apply to nothing else.
-
-Any other tokenizer is a `tokenizer.json` and the files beside it, as open_clip's `HFTokenizer` reads them. The
-tokenizers library reads `tokenizer.json` by itself; what `transformers` adds comes from `tokenizer_config.json` and
+A model's file is a `tokenizer.json` with files beside it, as open_clip's `HFTokenizer` reads them. The tokenizers
+library reads `tokenizer.json` by itself; what `transformers` adds comes from `tokenizer_config.json` and
 `special_tokens_map.json`: which token pads and where, which end is cut. All of it becomes a `TextSpec`, so that
 serving needs the one library and no more.
 """
 
 from __future__ import annotations
 
-import gzip
-from functools import lru_cache
-from itertools import groupby
-from pathlib import Path
-from typing import Any
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import tokenizers
 
 from invariclip.errors import ArtifactError, CheckpointError
+from invariclip.export.checkpoints.vocabulary import CONTEXT_LENGTH, VOCABULARY, bundled_tokenizer
 from invariclip.preprocessing.tokenizer import TextSpec, Tokenizer, read_tokenizer_json
-from invariclip.records import read_json
+from invariclip.records import parse_json, read_json, to_record
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+T = TypeVar("T")
+Side = Literal["right", "left"]
 
 TOKENIZER_FILE = "tokenizer.json"
 SETTINGS_FILES = ("special_tokens_map.json", "tokenizer_config.json")
@@ -42,17 +41,58 @@ _USUAL = {
 _OWN_ENDS = ("Gemma", "Llama")
 _PROBES = ("a", "two words", "A photo of a cat, on paper.", "3")
 _MAX_SETTINGS = 64 * 2**20
-CONTEXT_LENGTH = 77
-"""open_clip's context where the config names none."""
-VOCABULARY = 49408
-"""Tokens of open_clip's own vocabulary, and the size that its config takes where it names none."""
-_SPECIAL = ("<start_of_text>", "<end_of_text>")
-_CONTRACTIONS = "'s|'t|'re|'ve|'m|'ll|'d"
-_CLASSES = ((r"[\p{L}]", "+"), (r"[\p{N}]", ""), (r"[^\s\p{L}\p{N}]", "+"))
-"""The rest of open_clip's regular expression: letters, one digit, anything else but space; and how they repeat."""
-_MERGES = 49152 - 256 - 2
-"""Lines of the vocabulary file that open_clip uses, after its first line."""
-_END = "</w>"
+_CLASS_CLEANING = {
+    "SiglipTokenizer": (
+        {"type": "Lowercase"},
+        {"type": "Replace", "pattern": {"Regex": r"[!-/:-@\[-`{-~]"}, "content": ""},
+        {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "},
+        {"type": "Strip", "strip_left": True, "strip_right": True},
+    ),
+    "Siglip2Tokenizer": ({"type": "Lowercase"},),
+}
+"""What these classes of transformers do to a text in Python, as normalizers of the library; doing it twice is fine."""
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """What this package reads from an open_clip `text_cfg`; the rest is open_clip's to check."""
+
+    context_length: int = 77
+    vocab_size: int = 49408
+    hf_tokenizer_name: str | None = None
+    hf_model_name: str | None = None
+    tokenizer_mode: str | None = None
+    tokenizer_kwargs: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class AddedToken:
+    """A token in `added_tokens_decoder`; None where the file does not say."""
+
+    content: str
+    lstrip: bool | None = None
+    rstrip: bool | None = None
+    normalized: bool | None = None
+    single_word: bool | None = None
+
+
+@dataclass(frozen=True)
+class TokenizerSettings:
+    """What this package reads of the files beside a `tokenizer.json`; None where they do not say."""
+
+    tokenizer_class: str | None = None
+    do_lower_case: bool | None = None
+    split_special_tokens: bool | None = None
+    padding_side: str | None = None
+    truncation_side: str | None = None
+    pad_token: str | None = None
+    sep_token: str | None = None
+    cls_token: str | None = None
+    bos_token: str | None = None
+    eos_token: str | None = None
+    add_bos_token: bool | None = None
+    add_eos_token: bool | None = None
+    added_tokens_decoder: dict[str, AddedToken] | None = None
 
 
 def tokenizer_of(
@@ -82,6 +122,7 @@ def tokenizer_of(
         CheckpointError: The tokenizer is needed and missing, damaged, does not fit the text tower, or has options that
             are not supported.
     """
+    require_text_settings(text_cfg, f"{name}: its text_cfg")
     wanted = str(text_cfg.get("hf_tokenizer_name") or text_cfg.get("hf_model_name") or "")
     own = folder / TOKENIZER_FILE if folder is not None and (folder / TOKENIZER_FILE).is_file() else None
     fits = int(text_cfg.get("vocab_size", VOCABULARY)) >= VOCABULARY
@@ -91,6 +132,17 @@ def tokenizer_of(
     if path is None or not path.is_file():
         raise CheckpointError(_missing(name, wanted, given or folder))
     return hub_tokenizer(path, text_cfg, name, tower)
+
+
+def require_text_settings(text_cfg: Any, where: str) -> None:
+    """Makes sure that a `text_cfg` has the types that this package relies on.
+
+    Raises:
+        CheckpointError: A field has another one.
+    """
+    known = {one.name for one in fields(TextSettings)}
+    plain = {key: value for key, value in text_cfg.items() if key in known} if isinstance(text_cfg, dict) else text_cfg
+    to_record(TextSettings, plain, where, error=CheckpointError)
 
 
 def hub_tokenizer(path: Path, text_cfg: dict[str, Any], name: str, tower: dict[str, Any] | None = None) -> Tokenizer:
@@ -105,14 +157,11 @@ def hub_tokenizer(path: Path, text_cfg: dict[str, Any], name: str, tower: dict[s
     Raises:
         CheckpointError: See `tokenizer_of`.
     """
-    try:
-        content = read_tokenizer_json(path)
-        library = tokenizers.Tokenizer.from_str(content)
-    except ArtifactError as error:
-        raise CheckpointError(str(error)) from error
-    except Exception as error:  # the library raises bare Exception
-        raise CheckpointError(f"{path}: not a tokenizer.json ({str(error).splitlines()[0]})") from error
     settings = _settings(path)
+    content = _content_of(
+        path, settings, as_transformers=(text_cfg.get("tokenizer_kwargs") or {}).get("clean") == "verbatim"
+    )
+    library = _asked(lambda: tokenizers.Tokenizer.from_str(content), path)
     padding, truncation = library.padding or {}, library.truncation or {}
     library.no_padding()
     library.no_truncation()
@@ -121,14 +170,76 @@ def hub_tokenizer(path: Path, text_cfg: dict[str, Any], name: str, tower: dict[s
         spec = TextSpec(
             context_length=int(text_cfg.get("context_length", CONTEXT_LENGTH)),
             pad_token_id=_special(library, settings, "pad", path, padding.get("pad_token")),
-            pad_side=settings.get("padding_side", padding.get("direction", "right")),
-            cut_side=settings.get("truncation_side", truncation.get("direction", "right")),
+            pad_side=cast("Side", settings.padding_side or padding.get("direction", "right")),
+            cut_side=cast("Side", settings.truncation_side or truncation.get("direction", "right")),
             **(_around(library, settings, path) | _options(library, settings, text_cfg, path, name)),
         )
         _check_fit(library, spec, text_cfg, tower or {}, path, name)
         return Tokenizer(content, spec)
     except ArtifactError as error:
         raise CheckpointError(f"{path}: does not suit {name} ({error})") from error
+
+
+def _asked(question: Callable[[], T], path: Path) -> T:
+    """What the tokenizers library answers.
+
+    Raises:
+        CheckpointError: It raises: a bare Exception, or, where its Rust code panics, what is not even one.
+    """
+    try:
+        return question()
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path}: not a tokenizer.json that the tokenizers library can use ({reason})") from error
+
+
+def _content_of(path: Path, settings: TokenizerSettings, *, as_transformers: bool) -> str:
+    """The text of a `tokenizer.json`, checked for what the library takes and then panics on.
+
+    Args:
+        path: The file.
+        settings: Those beside it.
+        as_transformers: Add the cleaning that the class in transformers does before the library is asked.
+
+    Raises:
+        CheckpointError: It is missing, no JSON object, or its post-processor names tokens that it does not define.
+    """
+    try:
+        content = read_tokenizer_json(path)
+    except ArtifactError as error:
+        raise CheckpointError(str(error)) from error
+    plain = parse_json(content, str(path), error=CheckpointError)
+    if not isinstance(plain, dict):
+        raise CheckpointError(f"{path}: not a tokenizer.json: must hold a JSON object")
+    undefined = sorted(_undefined(plain.get("post_processor")))
+    if undefined:
+        raise CheckpointError(
+            f"{path}: its post_processor names tokens that its special_tokens do not define: "
+            f"{', '.join(undefined)!s:.100}; save it anew with transformers' save_pretrained"
+        )
+    cleaning = _CLASS_CLEANING.get((settings.tokenizer_class or "").removesuffix("Fast")) if as_transformers else None
+    if cleaning and settings.do_lower_case is not False:
+        own = [plain["normalizer"]] if plain.get("normalizer") else []
+        plain["normalizer"] = {"type": "Sequence", "normalizers": [*cleaning, *own]}
+        return json.dumps(plain, ensure_ascii=False)
+    return content
+
+
+def _undefined(processor: Any) -> set[str]:
+    """Tokens that a post-processor's templates name and its `special_tokens` do not."""
+    if not isinstance(processor, dict):
+        return set()
+    inner = processor.get("processors")
+    names = set().union(*map(_undefined, inner)) if isinstance(inner, list) else set()
+    known = processor.get("special_tokens")
+    for template in (processor.get("single"), processor.get("pair")):
+        for piece in template if isinstance(template, list) else ():
+            special = piece.get("SpecialToken") if isinstance(piece, dict) else None
+            if isinstance(special, dict) and not (isinstance(known, dict) and special.get("id") in known):
+                names.add(str(special.get("id")))
+    return names
 
 
 def _missing(name: str, wanted: str, searched: Path | None) -> str:
@@ -140,32 +251,48 @@ def _missing(name: str, wanted: str, searched: Path | None) -> str:
             "AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
         )
     where = f"no {TOKENIZER_FILE} in {searched}" if searched is not None else f"its {TOKENIZER_FILE} is missing"
-    hint = f" or --tokenizer hf-hub:{wanted}" if wanted else ""
+    hint = f" or --tokenizer hf-hub:{wanted}" if "/" in wanted else ""
     return (
         f"{name}: {where}, and its tokenizer{f' ({wanted})' if wanted else ''} is not open_clip's own; "
         f"pass --tokenizer DIR, a folder with {TOKENIZER_FILE} and tokenizer_config.json{hint}"
     )
 
 
-def _settings(path: Path) -> dict[str, Any]:
+def _settings(path: Path) -> TokenizerSettings:
     """What the files beside a `tokenizer.json` say."""
-    settings: dict[str, Any] = {}
+    plain: dict[str, Any] = {}
     for file in (path.with_name(other) for other in SETTINGS_FILES):
         if file.is_file():
-            settings.update(read_json(file, "a tokenizer's settings", max_bytes=_MAX_SETTINGS, error=CheckpointError))
-    if settings.get("split_special_tokens"):
+            plain.update(read_json(file, "a tokenizer's settings", max_bytes=_MAX_SETTINGS, error=CheckpointError))
+    known = {one.name for one in fields(TokenizerSettings)}
+    stored = {key: value for key, value in plain.items() if key in known}
+    for key in [key for key in stored if key.endswith("_token") and not key.startswith("add_")]:
+        stored[key] = _content(stored[key])
+    for number, token in _items(stored.get("added_tokens_decoder")):
+        stored["added_tokens_decoder"][number] = {"content": token} if isinstance(token, str) else _flags(token)
+    settings = to_record(TokenizerSettings, stored, f"{path}: the settings beside it", error=CheckpointError)
+    if settings.split_special_tokens:
         raise CheckpointError(f"{path.parent}: split_special_tokens is not supported; only tokenizers without it are")
     return settings
 
 
-def _content(token: Any) -> str | None:
+def _items(plain: Any) -> list[tuple[Any, Any]]:
+    return list(plain.items()) if isinstance(plain, dict) else []
+
+
+def _flags(token: Any) -> Any:
+    known = {one.name for one in fields(AddedToken)}
+    return {key: value for key, value in token.items() if key in known} if isinstance(token, dict) else token
+
+
+def _content(token: Any) -> Any:
     """A token as settings write it: its text, or a dictionary with its `content`."""
     return token.get("content") if isinstance(token, dict) else token
 
 
-def _special(library: Any, settings: dict[str, Any], kind: str, path: Path, embedded: str | None = None) -> int:
+def _special(library: Any, settings: TokenizerSettings, kind: str, path: Path, embedded: str | None = None) -> int:
     """Id of the token that pads, starts, ends, ...: as the settings name it, else as `transformers` calls it."""
-    named = _content(settings.get(f"{kind}_token")) or embedded
+    named = getattr(settings, f"{kind}_token") or embedded
     tokens = (named,) if named else _USUAL[kind]
     for token in tokens:
         number = library.token_to_id(token)
@@ -176,9 +303,12 @@ def _special(library: Any, settings: dict[str, Any], kind: str, path: Path, embe
     )
 
 
-def _around(library: Any, settings: dict[str, Any], path: Path) -> dict[str, tuple[int, ...]]:
+def _around(library: Any, settings: TokenizerSettings, path: Path) -> dict[str, tuple[int, ...]]:
     """The ids before and after every text: what tokenizer.json adds, read off a few texts."""
-    pairs = [(library.encode(probe, add_special_tokens=False).ids, library.encode(probe).ids) for probe in _PROBES]
+    pairs = _asked(
+        lambda: [(library.encode(probe, add_special_tokens=False).ids, library.encode(probe).ids) for probe in _PROBES],
+        path,
+    )
     inner, whole = pairs[0]
     for place in range(len(whole) - len(inner) + 1):
         start, end = tuple(whole[:place]), tuple(whole[place + len(inner) :])
@@ -188,12 +318,12 @@ def _around(library: Any, settings: dict[str, Any], path: Path) -> dict[str, tup
     raise CheckpointError(f"{path}: its post_processor does more than add ids before and after a text; not supported")
 
 
-def _check_ends(library: Any, settings: dict[str, Any], path: Path, ends: dict[str, tuple[int, ...]]) -> None:
+def _check_ends(library: Any, settings: TokenizerSettings, path: Path, ends: dict[str, tuple[int, ...]]) -> None:
     """Refuses settings that contradict the file: for these classes transformers 4 goes by them, 5 by the file."""
-    if not str(settings.get("tokenizer_class", "")).startswith(_OWN_ENDS):
+    if not (settings.tokenizer_class or "").startswith(_OWN_ENDS):
         return
     for kind, ids in ends.items():
-        wanted = settings.get(f"add_{kind}_token")
+        wanted = getattr(settings, f"add_{kind}_token")
         if wanted is not None and bool(wanted) != (_special(library, settings, kind, path) in ids):
             raise CheckpointError(
                 f"{path}: tokenizer_config.json says add_{kind}_token {wanted}, its post_processor does otherwise; "
@@ -201,7 +331,9 @@ def _check_ends(library: Any, settings: dict[str, Any], path: Path, ends: dict[s
             )
 
 
-def _options(library: Any, settings: dict[str, Any], text_cfg: dict[str, Any], path: Path, name: str) -> dict[str, Any]:
+def _options(
+    library: Any, settings: TokenizerSettings, text_cfg: dict[str, Any], path: Path, name: str
+) -> dict[str, Any]:
     """What `tokenizer_kwargs` and `tokenizer_mode` of an open_clip config change."""
     kwargs = dict(text_cfg.get("tokenizer_kwargs") or {})
     options: dict[str, Any] = {"clean": kwargs.pop("clean", "whitespace")}
@@ -220,23 +352,19 @@ def _options(library: Any, settings: dict[str, Any], text_cfg: dict[str, Any], p
     return options
 
 
-def _check_added(library: Any, settings: dict[str, Any], path: Path) -> None:
+def _check_added(library: Any, settings: TokenizerSettings, path: Path) -> None:
     """Refuses tokens that tokenizer_config.json adds or changes: `transformers` would, the library alone would not."""
     own = library.get_added_tokens_decoder()
-    for number, token in (settings.get("added_tokens_decoder") or {}).items():
-        content = _content(token)
-        same = own.get(int(number)) if str(number).isdigit() else None
-        flags = token if isinstance(token, dict) else {}
+    for number, token in (settings.added_tokens_decoder or {}).items():
+        same = own.get(int(number)) if number.isascii() and number.isdigit() else None
+        flags = {key: value for key, value in asdict(token).items() if key != "content" and value is not None}
         if (
             same is None
-            or same.content != content
-            or any(
-                flag in flags and bool(flags[flag]) != getattr(same, flag)
-                for flag in ("lstrip", "rstrip", "normalized", "single_word")
-            )
+            or same.content != token.content
+            or any(value != getattr(same, flag) for flag, value in flags.items())
         ):
             raise CheckpointError(
-                f"{path}: tokenizer_config.json has the token {content!r} (id {number}) otherwise than "
+                f"{path}: tokenizer_config.json has the token {token.content!r} (id {number}) otherwise than "
                 f"{TOKENIZER_FILE}; save both anew with transformers' save_pretrained"
             )
 
@@ -266,118 +394,3 @@ def _check_fit(
             f"{path}: ends a text with {list(spec.end_token_ids)}, but {name} looks for {text_cfg.get('eos_id', 2)} "
             "(eos_id)"
         )
-
-
-def bundled_tokenizer(text_cfg: dict[str, Any], name: str) -> Tokenizer:
-    """The runtime tokenizer of a model that takes open_clip's own vocabulary.
-
-    Args:
-        text_cfg: The `text_cfg` of the model's open_clip config.
-        name: What to call the model in an error.
-
-    Returns:
-        A tokenizer equal to open_clip's `SimpleTokenizer`.
-
-    Raises:
-        CheckpointError: The tower has fewer embeddings than the vocabulary has tokens, or the tokenizer has random
-            options.
-    """
-    options = dict(text_cfg.get("tokenizer_kwargs") or {})
-    clean = options.pop("clean", "lower")
-    if any(options.values()) or clean not in ("lower", "canonicalize", "whitespace"):
-        raise CheckpointError(
-            f"{name}: tokenizer_kwargs {text_cfg['tokenizer_kwargs']} are not supported, only `clean`"
-        )
-    words = _vocabulary()
-    if int(text_cfg.get("vocab_size", VOCABULARY)) < VOCABULARY:
-        raise CheckpointError(
-            f"{name}: its text tower knows {text_cfg['vocab_size']} tokens, open_clip's vocabulary has {VOCABULARY}; "
-            "it has a tokenizer of its own: pass --tokenizer DIR, a folder with its tokenizer.json"
-        )
-    spec = TextSpec(
-        context_length=int(text_cfg.get("context_length", CONTEXT_LENGTH)),
-        start_token_ids=(words[_SPECIAL[0] + _END],),
-        end_token_ids=(words[_SPECIAL[1] + _END],),
-        clean=clean,
-    )
-    return Tokenizer(tokenizer_json(), spec)
-
-
-@lru_cache(maxsize=1)
-def tokenizer_json() -> str:
-    """The content of `tokenizer.json`, in the format of the tokenizers library."""
-    from tokenizers import Regex, models, pre_tokenizers
-    from tokenizers import Tokenizer as Library
-
-    words, merges = dict(_vocabulary()), list(_merges())
-    for special in _SPECIAL:
-        _teach(special, words, merges)
-    library = Library(models.BPE(vocab=words, merges=merges, end_of_word_suffix=_END, continuing_subword_prefix=""))
-    library.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            # keep what matches, drop what lies between: re.findall
-            pre_tokenizers.Split(Regex(_words()), behavior="removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    return str(library.to_str())
-
-
-def _words() -> str:
-    """open_clip's regular expression, its character classes written out as code points.
-
-    Unicode versions differ between the two regular expression engines, and Python's `regex` leaves some unassigned
-    code points out of a class *and* its negation when it ignores case. Written out, a text falls into the same words.
-    """
-    import regex
-
-    everything = "".join(map(chr, (*range(0xD800), *range(0xE000, 0x110000))))
-    parts = [f"(?i:{'|'.join((*_SPECIAL, _CONTRACTIONS))})"]
-    for pattern, repeat in _CLASSES:
-        members = [ord(found) for found in regex.findall(pattern, everything, regex.IGNORECASE)]
-        # code points of one run keep their distance from their place in the list
-        runs = [[code for _, code in run] for _, run in groupby(enumerate(members), key=lambda item: item[1] - item[0])]
-        parts.append("[" + "".join(f"\\x{{{run[0]:X}}}-\\x{{{run[-1]:X}}}" for run in runs) + "]" + repeat)
-    return "|".join(parts)
-
-
-def _teach(special: str, words: dict[str, int], merges: list[tuple[str, str]]) -> None:
-    """Adds merges that join the pieces of a special token, left to right.
-
-    The pieces are what the ordinary merges make of it. Both its `<` beside letters and letters beside its `>` occur in
-    no other word of the regular expression, so the joins reach nothing else. The joined parts need ids; they lie
-    above the vocabulary, and no text ends in one, because every join leads on to the next.
-    """
-    from tokenizers import models
-
-    plain = models.BPE(vocab=words, merges=merges, end_of_word_suffix=_END, continuing_subword_prefix="")
-    pieces = [token.value for token in plain.tokenize(special)]
-    joined = pieces[0]
-    for piece in pieces[1:]:
-        merges.append((joined, piece))
-        joined += piece
-        words.setdefault(joined, len(words))
-
-
-@lru_cache(maxsize=1)
-def _merges() -> tuple[tuple[str, str], ...]:
-    import open_clip.tokenizer
-
-    path = Path(open_clip.tokenizer.default_bpe())
-    try:
-        lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")[1 : _MERGES + 1]
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: open_clip's vocabulary cannot be read ({error}); reinstall it") from error
-    pairs = [line.split() for line in lines]
-    return tuple((first, second) for first, second in pairs)
-
-
-@lru_cache(maxsize=1)
-def _vocabulary() -> dict[str, int]:
-    """Ids by piece, numbered as open_clip numbers them: bytes, bytes that end a word, merges, special tokens."""
-    from open_clip.tokenizer import bytes_to_unicode
-
-    letters = list(bytes_to_unicode().values())
-    pieces = [*letters, *(letter + _END for letter in letters), *(first + second for first, second in _merges())]
-    pieces.extend(special + _END for special in _SPECIAL)
-    return {piece: number for number, piece in enumerate(pieces)}

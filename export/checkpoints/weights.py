@@ -9,44 +9,64 @@ another model.
 from __future__ import annotations
 
 import hashlib
+import re
 import warnings
+import zipfile
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from invariclip.errors import CheckpointError
+from invariclip.export.checkpoints import hugging_face
 from invariclip.records import read_json
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
-CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 INDEX_SUFFIX = ".safetensors.index.json"
 """Ending of the file that says which tensor lies in which of several files."""
 _AT_A_TIME = 64 * 2**20
 """Bytes read through one mapping of a file: pages of a mapping stay in memory for as long as it does."""
 _MAX_INDEX = 64 * 2**20
-_NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
-"""Numbers that OpenAI's files keep beside the weights."""
+_NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "n_averaged")
+"""Numbers that OpenAI's files and torch's averaged models keep beside the weights."""
+_PLAIN = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights", "params")
+_AVERAGED = ("state_dict_ema", "ema_state_dict", "model_ema", "ema_model", "ema", "params_ema")
+"""Entries of training checkpoints that hold weights, and those that hold their exponential moving averages."""
+_PREFIXES = ("module.", "model.", "clip_model.", "clip.", "net.", "network.", "ema_model.")
+"""What wrappers put before every name."""
+_INSIDE = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+"""What torch's compiler and its wrappers put into names, at any depth."""
+_MAX_DEPTH = 4
 _SHOWN = 3
+_HEAD = 512
+_CONVERT = "save its state_dict() as .safetensors (safetensors.torch.save_file) where it was made"
 
 
-def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
+class CheckpointWarning(UserWarning):
+    """A checkpoint may want something else than what was taken."""
+
+
+def read_state_dict(path: Path, notes: list[str] | None = None) -> dict[str, torch.Tensor]:
     """Reads the tensors of a checkpoint, as the file stores them.
 
-    A training checkpoint's `state_dict` entry and a `module.` before every name (from DistributedDataParallel) go.
+    Of a training checkpoint the entry with the weights is taken; where it has plain and averaged ones, the plain ones,
+    with a warning. What wrappers put before names (`module.`, `_orig_mod.`, …) goes.
 
     Args:
-        path: `.safetensors`, or the index of several; or `.pt`, `.pth`, `.bin`, which torch reads with
+        path: `.safetensors`, or the index of several; or `.pt`, `.pth`, `.bin`, `.ckpt`, which torch reads with
             `weights_only=True` and nothing else.
+        notes: What was taken and stripped is appended, in words.
 
     Returns:
         Tensors by name, on the CPU, in the file's dtypes; in memory once, and independent of the file from then on.
 
     Raises:
-        CheckpointError: The file is missing, of another format, truncated, or holds objects besides tensors.
+        CheckpointError: The file is missing, of another format, truncated, holds objects besides tensors, or several
+            sets of weights.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint file")
@@ -58,14 +78,85 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
         content = _read_shards(path)
     else:
         content = _read_safetensors(path) if path.suffix.lower() == ".safetensors" else _read_torch(path)
-    content = content.get("state_dict", content) if isinstance(content, dict) else {}
-    named = content if isinstance(content, dict) else {}
+    content, places = _weights_of(content, path)
+    named = content if isinstance(content, Mapping) else {}
     tensors = {str(name): value for name, value in named.items() if isinstance(value, torch.Tensor)}
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in _NOT_WEIGHTS}
     if not tensors:
-        raise CheckpointError(f"{path}: not a checkpoint, it holds no tensors by name")
-    if all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    return {name: tensor for name, tensor in tensors.items() if name not in _NOT_WEIGHTS}
+        entries = " ".join(", ".join(str(name)[:40] for name in list(named)[:8]).split())
+        raise CheckpointError(
+            f"{path}: not a checkpoint, it holds no tensors by name{f' (entries: {entries})' if entries else ''}"
+        )
+    tensors, stripped = _unwrapped(tensors, path)
+    if notes is not None:
+        notes.extend(f"its {place}" for place in places)
+        notes.extend(f"names without {prefix}" for prefix in stripped)
+    return tensors
+
+
+def _weights_of(content: Any, path: Path) -> tuple[Any, list[str]]:
+    """The mapping that holds the weights, and the names of the entries that led there."""
+    places: list[str] = []
+    while isinstance(content, Mapping) and len(places) < _MAX_DEPTH:
+        plain, averaged = (
+            [name for name in names if isinstance(content.get(name), Mapping) and _holds_tensors(content[name])]
+            for names in (_PLAIN, _AVERAGED)
+        )
+        if len(plain or averaged) > 1:
+            raise CheckpointError(
+                f"{path}: holds several sets of weights ({', '.join(plain + averaged)}), and nothing says which one "
+                "is meant; save that one as .safetensors (safetensors.torch.save_file)"
+            )
+        if plain and averaged:
+            warnings.warn(
+                f"{path}: holds weights ({plain[0]}) and their moving averages ({', '.join(averaged)}); {plain[0]} is "
+                "taken; for the others save them as .safetensors (safetensors.torch.save_file)",
+                CheckpointWarning,
+                stacklevel=4,
+            )
+        if not plain and not averaged:
+            break
+        places.append((plain or averaged)[0])
+        content = content[places[-1]]
+    return content, places
+
+
+def _holds_tensors(entry: Mapping[Any, Any], depth: int = _MAX_DEPTH) -> bool:
+    return any(
+        isinstance(value, torch.Tensor) or (depth and isinstance(value, Mapping) and _holds_tensors(value, depth - 1))
+        for value in entry.values()
+    )
+
+
+def _unwrapped(tensors: dict[str, torch.Tensor], path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """The tensors without what wrappers put into their names, and what that was."""
+    stripped = sorted({found.removesuffix(".") for name in tensors for found in _INSIDE.findall(name)})
+    names = {name: _INSIDE.sub("", name) for name in tensors}
+    while prefix := next((one for one in _PREFIXES if all(name.startswith(one) for name in names.values())), None):
+        names = {name: short.removeprefix(prefix) for name, short in names.items()}
+        stripped.append(prefix.removesuffix("."))
+    if len(set(names.values())) < len(names):
+        raise CheckpointError(f"{path}: without {', '.join(stripped)} two tensors have the same name; {_CONVERT}")
+    return {names[name]: tensor for name, tensor in tensors.items()}, stripped
+
+
+def require_finite(tensors: Mapping[str, torch.Tensor], where: str) -> None:
+    """Makes sure that every weight is a number.
+
+    Raises:
+        CheckpointError: Some are NaN or infinite; the message names their tensors and counts them.
+    """
+    counts = {}
+    for name, stored in tensors.items():
+        tensor = stored.float() if stored.dtype.itemsize == 1 else stored  # torch knows no infinity of float8
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            counts[name] = f"{name} ({int((~torch.isfinite(tensor)).sum()):,} of {tensor.numel():,} values)"
+    if counts:
+        more = f" and {len(counts) - _SHOWN} more tensors" if len(counts) > _SHOWN else ""
+        raise CheckpointError(
+            f"{where}: holds NaN or infinite weights in {', '.join(list(counts.values())[:_SHOWN])}{more}; training "
+            "diverged or the file is damaged: take an earlier checkpoint"
+        )
 
 
 def digest(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -95,7 +186,8 @@ def fit(tensors: dict[str, torch.Tensor], module: torch.nn.Module, where: str, n
         name: What to call the model in an error.
 
     Raises:
-        CheckpointError: The tensors belong to another model; the message names the first that differ.
+        CheckpointError: The tensors belong to another model, and the message names the first that differ; or they are
+            not finite.
     """
     try:
         renamed = _as_open_clip(tensors, module)
@@ -113,6 +205,7 @@ def fit(tensors: dict[str, torch.Tensor], module: torch.nn.Module, where: str, n
     if wrong:
         more = f" (and {len(wrong) - _SHOWN} more)" if len(wrong) > _SHOWN else ""
         raise CheckpointError(f"{where}: belongs to another model than {name}: {'; '.join(wrong[:_SHOWN])}{more}")
+    require_finite(tensors, where)
     tensors.clear()
     for key, own in wanted.items():
         renamed[key] = renamed[key].to(own.dtype).contiguous()
@@ -121,6 +214,7 @@ def fit(tensors: dict[str, torch.Tensor], module: torch.nn.Module, where: str, n
 
 def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     tensors: dict[str, torch.Tensor] = {}
+    _require_no_other_file(path)
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             left = list(file.keys())
@@ -160,6 +254,7 @@ def _read_shards(index: Path) -> dict[str, torch.Tensor]:
 
 
 def _read_torch(path: Path) -> Any:
+    _require_no_other_file(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # remarks on pickle protocols and archives that are refused anyway
@@ -172,10 +267,76 @@ def _read_torch(path: Path) -> Any:
             ) from error
         if "GLOBAL" in str(error) or "Unsupported class" in str(error):
             raise CheckpointError(
-                f"{path}: refused, it holds Python objects besides tensors and nothing of it was run; save its "
-                "state_dict() as .safetensors"
+                f"{path}: refused, it holds Python objects besides tensors and nothing of it was run; {_CONVERT}"
             ) from error
+        if "weights_only" in str(error) or not reason:  # torch advises to run what the file holds
+            reason = f"torch reads no tensors from it; if it is a pickle, {_CONVERT}"
         raise CheckpointError(f"{path}: not a checkpoint, or damaged ({reason})") from error
+
+
+def _require_no_other_file(path: Path) -> None:
+    """Refuses what is often found in a checkpoint's place, saying what it is.
+
+    Raises:
+        CheckpointError: The file is empty, a Git LFS pointer, a web page, other text, an archive, or has the other
+            container's ending.
+    """
+    with path.open("rb") as stream:
+        head = stream.read(_HEAD)
+    torchs = path.suffix.lower() != ".safetensors"
+    known = _other_file(head) or _other_container(head, path, torchs=torchs)
+    if known:
+        raise CheckpointError(f"{path}: not a checkpoint, or damaged: {known}")
+
+
+def _other_file(head: bytes) -> str:
+    """What a file is that begins so and what to do; "" where it may be a checkpoint."""
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+    if not head:
+        return "it is empty; fetch it again"
+    if head.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer, not the weights; fetch them with `git lfs pull`"
+    if start[:14].lower().startswith((b"<!doctype html", b"<html", b"<head", b"<?xml")):
+        return "it is an HTML page; fetch the file itself (a link to the raw file, logged in where that is needed)"
+    magic = next((what for begin, what in _MAGIC.items() if head.startswith(begin)), "")
+    if magic:
+        return magic
+    if any(sign < ord("\t") for sign in head):
+        return ""
+    text = head.decode(errors="replace")
+    if text[:-4].count("\ufffd"):  # the last character may be cut
+        return ""
+    return f"it is a text file that begins with {' '.join(text.split())[:40]!r}; fetch the weights themselves"
+
+
+_MAGIC = {
+    b"\x1f\x8b": "it is a gzip archive; unpack it first (gunzip, or tar xzf)",
+    b"BZh": "it is a bzip2 archive; unpack it first",
+    b"\xfd7zXZ": "it is an xz archive; unpack it first",
+    b"\x28\xb5\x2f\xfd": "it is a Zstandard archive; unpack it first",
+    b"7z\xbc\xaf": "it is a 7z archive; unpack it first",
+    b"\x89HDF": "it is an HDF5 file (Keras, TensorFlow); take the PyTorch weights",
+    b"\x93NUMPY": "it is a NumPy array; save the weights by name with safetensors.numpy.save_file",
+    b"GGUF": "it is a GGUF file; take the original PyTorch weights",
+}
+
+
+def _other_container(head: bytes, path: Path, *, torchs: bool) -> str:
+    """As `_other_file`, of a file that has the content of the other container, or is a zip of something else."""
+    if torchs and head[8:10] == b'{"':
+        return "it is a safetensors file; rename it to .safetensors"
+    if not torchs and head.startswith(b"\x80"):
+        return "it is a pickle, as torch writes them; rename it to .pt"
+    if not head.startswith(b"PK\x03\x04"):
+        return ""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return ""  # damaged: torch says so
+    if any(name.endswith(("/data.pkl", "/constants.pkl")) for name in names):
+        return "" if torchs else "it is a torch file; rename it to .pt"
+    return f"it is a zip archive of {', '.join(names[:_SHOWN]) or 'nothing'}; unpack it first"
 
 
 def _as_open_clip(tensors: dict[str, torch.Tensor], module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -184,6 +345,8 @@ def _as_open_clip(tensors: dict[str, torch.Tensor], module: torch.nn.Module) -> 
     from open_clip.model import convert_to_custom_text_state_dict
 
     renamed: dict[str, torch.Tensor] = dict(convert_state_dict(module, dict(tensors)))
+    if hugging_face.names_are_theirs(renamed):
+        renamed = hugging_face.as_open_clip(renamed)
     if "positional_embedding" in renamed and not hasattr(module, "positional_embedding"):
         renamed = convert_to_custom_text_state_dict(renamed)
     for scalar in ("logit_scale", "logit_bias"):

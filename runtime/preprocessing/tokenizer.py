@@ -20,7 +20,7 @@ import tokenizers
 from invariclip.errors import ArtifactError, InputError, TruncatedTextWarning
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -60,7 +60,8 @@ class TextSpec:
         start_token_ids: Stand before every text: start-of-text, `<s>`, or nothing.
         end_token_ids: Stand after every text, also after one that was cut: end-of-text, `</s>`, or nothing.
         pad_token_id: Fills the rest.
-        clean: open_clip's cleaning before tokenizing: `lower`, `canonicalize` or `whitespace`.
+        clean: open_clip's cleaning before tokenizing: `lower`, `canonicalize` or `whitespace`; or `verbatim`,
+            where `tokenizer.json` does it all, as transformers' do.
         pad_side: Where the padding lies.
         cut_side: Which end of a long text goes.
         last_token_id: Stands at the very end of a row, behind the padding (open_clip's mode `clips`), or None.
@@ -71,7 +72,7 @@ class TextSpec:
     start_token_ids: tuple[int, ...] = ()
     end_token_ids: tuple[int, ...] = ()
     pad_token_id: int = 0
-    clean: Literal["lower", "canonicalize", "whitespace"] = "lower"
+    clean: Literal["lower", "canonicalize", "whitespace", "verbatim"] = "lower"
     pad_side: Literal["right", "left"] = "right"
     cut_side: Literal["right", "left"] = "right"
     last_token_id: int | None = None
@@ -219,7 +220,12 @@ def _canonicalize(text: str) -> str:
     return " ".join(fixed.replace("_", " ").translate(_PUNCTUATION).lower().split())
 
 
-_CLEANERS = {"lower": _lower, "canonicalize": _canonicalize, "whitespace": _whitespace}
+_CLEANERS: dict[str, Callable[[str], str]] = {
+    "lower": _lower,
+    "canonicalize": _canonicalize,
+    "whitespace": _whitespace,
+    "verbatim": str,
+}
 
 
 def _repaired(text: str) -> str:

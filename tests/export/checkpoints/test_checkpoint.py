@@ -145,7 +145,7 @@ def test_an_architecture_takes_the_preprocessing_that_all_its_checkpoints_share(
 
 
 def test_an_architecture_whose_checkpoints_differ_warns(published):
-    with pytest.warns(CheckpointWarning, match=r"Tiny-Mixed: some published checkpoints \(odd\)"):
+    with pytest.warns(CheckpointWarning, match=r"Tiny-Mixed: some published checkpoints \(a, b\) want"):
         loaded = published("Tiny-Mixed", {"a": {"mean": (0.4, 0.4, 0.4)}, "b": {"mean": (0.4, 0.4, 0.4)}, "odd": {}})
     assert loaded.pixels.image_mean[0] == pytest.approx(0.48145466)
 
@@ -344,3 +344,68 @@ def test_threads_are_set(model_folder):
 
 def test_the_name_of_the_bundled_model():
     assert module.REFERENCE == "reference"
+
+
+@pytest.mark.parametrize(
+    ("prefix", "entry", "source"),
+    [
+        ("module._orig_mod.", None, "weights.pt, names without _orig_mod, names without module"),
+        ("model.", "state_dict_ema", "weights.pt, its state_dict_ema, names without model"),
+    ],
+)
+def test_wrapped_weights_load_and_say_what_was_taken(folder, tmp_path, prefix, entry, source):
+    named = {prefix + name: value for name, value in load_file(folder / WEIGHTS).items()}
+    torch.save(named if entry is None else {entry: named, "epoch": 3}, tmp_path / "weights.pt")
+    loaded = load_checkpoint(str(folder), tmp_path / "weights.pt")
+    assert (loaded.sha256, loaded.source) == (load_checkpoint(str(folder)).sha256, source)
+
+
+def test_weights_that_are_no_numbers_are_refused(folder):
+    tensors = load_file(folder / WEIGHTS)
+    tensors["visual.proj"][0, :3] = float("nan")
+    save_file(tensors, folder / WEIGHTS)
+    with pytest.raises(CheckpointError, match=r"holds NaN or infinite weights in visual\.proj \(3 of 1,536 values\)"):
+        load_checkpoint(str(folder))
+
+
+def test_a_temperature_beyond_all_bounds_is_refused(folder):
+    tensors = load_file(folder / WEIGHTS)
+    save_file({**tensors, "logit_scale": torch.tensor(1000.0)}, folder / WEIGHTS)
+    with pytest.raises(CheckpointError, match="its logit_scale is 1000"):
+        load_checkpoint(str(folder))
+
+
+def test_checkpoints_that_say_what_is_usual_do_not_differ(published, recwarn):
+    usual = {"mean": (0.48145466, 0.4578275, 0.40821073), "interpolation": "bicubic", "resize_mode": "shortest"}
+    published("Tiny-Usual", {"a": {}, "b": usual, "c": {"mean": None}})
+    assert not [one for one in recwarn if issubclass(one.category, CheckpointWarning)]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[" * 100_000, "not readable as JSON"),
+        ("9" * 5000, "not readable as JSON"),
+        ('{"model_cfg": {"embed_dim": 1e999}}', "beyond what a number can hold"),
+        ("[1]", "must hold a JSON object, not list"),
+        ({"text_cfg": [1, 2]}, "text_cfg of its open_clip_config.json: Expected `object`, got `array`"),
+        ({"text_cfg": {"vocab_size": [1]}}, r"Expected `int`, got `array` - at `\$\.vocab_size`"),
+        ({"text_cfg": {"tokenizer_kwargs": "x"}}, r"at `\$\.tokenizer_kwargs`"),
+        ({"vision_cfg": 3}, "needs a number as embed_dim and an object as vision_cfg"),
+        ({"embed_dim": "wide"}, "needs a number as embed_dim and an object as vision_cfg"),
+        ({"vision_cfg": {"layers": "x"}}, "open_clip cannot build it"),
+        ({"preprocess": '"std": [0.2, 0.2, NaN]'}, "NaN is no number in JSON"),
+        ({"preprocess": '"std": [0.2, 0.2, "x"]'}, "its preprocessing is not supported"),
+    ],
+)
+def test_a_config_of_other_types_is_refused_in_one_line(folder, content, message):
+    file = folder / "open_clip_config.json"
+    if isinstance(content, dict):
+        plain = json.loads(file.read_text())
+        extra = content.pop("preprocess", "")
+        plain["model_cfg"].update(content)
+        content = json.dumps(plain).replace('"preprocess_cfg": {}', f'"preprocess_cfg": {{{extra}}}')
+    file.write_text(content)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_checkpoint(str(folder))
+    assert "\n" not in str(caught.value)

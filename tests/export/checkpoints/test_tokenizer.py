@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from invariclip.errors import CheckpointError
-from invariclip.export.checkpoints import tokenizer as module
-from invariclip.export.checkpoints.tokenizer import bundled_tokenizer, tokenizer_json
+from invariclip.export.checkpoints import vocabulary as module
+from invariclip.export.checkpoints.vocabulary import bundled_tokenizer, tokenizer_json
 from invariclip.preprocessing.tokenizer import Tokenizer
 
 TRICKY = [

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
 from invariclip.errors import CheckpointError
-from invariclip.export.checkpoints import sources
+from invariclip.export.checkpoints import sources, tokenizer
 from invariclip.export.checkpoints.families import write_tokenizer
 from invariclip.export.checkpoints.tokenizer import hub_tokenizer, tokenizer_of
 from invariclip.preprocessing.tokenizer import TextSpec, Tokenizer
@@ -260,6 +260,59 @@ def test_a_post_processor_that_does_more_is_refused(folders, tmp_path):
     (folder / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match="does more than add ids before and after"):
         tokenizer_of(SIGLIP, "any", given=folder)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_post_processor_that_names_undefined_tokens_is_refused(folders, tmp_path, nested, capfd):
+    folder = edited(folders["unigram"], tmp_path)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["post_processor"]["single"].append({"SpecialToken": {"id": "<x>", "type_id": 0}})
+    if nested:
+        content["post_processor"] = {"type": "Sequence", "processors": [content["post_processor"]]}
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=r"its post_processor names tokens .* do not define: <x>; save it anew"):
+        tokenizer_of(SIGLIP, "any", given=folder)
+    assert "panicked" not in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("raised", [Exception("odd"), type("PanicException", (BaseException,), {})("odd\nat")])
+def test_whatever_the_library_raises_is_one_line(folders, monkeypatch, raised):
+    def refuse(_):
+        raise raised
+
+    monkeypatch.setattr(tokenizer.tokenizers, "Tokenizer", type("Library", (), {"from_str": staticmethod(refuse)}))
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: not a tokenizer.json that .* can use \(odd") as caught:
+        tokenizer_of(SIGLIP, "any", given=folders["unigram"])
+    assert "\n" not in str(caught.value)
+    raised = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        tokenizer_of(SIGLIP, "any", given=folders["unigram"])
+
+
+def test_a_model_that_needs_its_unknown_token_and_has_none_is_refused(folders, tmp_path):
+    folder = edited(folders["unigram"], tmp_path)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["model"] = {"type": "WordLevel", "vocab": {"</s>": 1, "<pad>": 0}, "unk_token": "nowhere"}
+    content["added_tokens"] = []
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=r"not a tokenizer\.json that the tokenizers library can use"):
+        tokenizer_of(SIGLIP, "any", given=folder)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"added_tokens_decoder": [1]}, {"added_tokens_decoder": {"1": 5}}, {"pad_token": 5}, {"tokenizer_class": {}}],
+)
+def test_settings_of_other_types_are_refused(folders, tmp_path, changes):
+    folder = edited(folders["unigram"], tmp_path, **changes)
+    with pytest.raises(CheckpointError, match=rf"the settings beside it: Expected .*{next(iter(changes))}"):
+        tokenizer_of(SIGLIP, "any", given=folder)
+
+
+@pytest.mark.parametrize("changes", [{"context_length": "x"}, {"vocab_size": [1]}, {"tokenizer_kwargs": "x"}])
+def test_a_text_cfg_of_other_types_is_refused(folders, changes):
+    with pytest.raises(CheckpointError, match=rf"any: its text_cfg: Expected .*{next(iter(changes))}"):
+        tokenizer_of({**SIGLIP, **changes}, "any", given=folders["unigram"])
 
 
 @pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"])

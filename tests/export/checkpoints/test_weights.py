@@ -1,9 +1,14 @@
 """Checkpoint files: every container, every kind of damage, and nothing that is in them runs."""
 
+import gzip
+import io
 import json
 import os
 import pickle
+import zipfile
+from argparse import Namespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -188,3 +193,146 @@ def test_fitting_takes_the_tensors_themselves_and_empties_the_rest():
     assert layer.weight.data_ptr() == place
     assert layer.bias.dtype == torch.float32
     assert layer.extra.is_contiguous()
+
+
+def names_after(tmp_path, content, notes=None):
+    """The names that are read from a file with this content; their tensors are those of TENSORS."""
+    torch.save(content, tmp_path / "wrapped.pt")
+    tensors = weights.read_state_dict(tmp_path / "wrapped.pt", notes)
+    assert weights.digest(tensors) == weights.digest(TENSORS)
+    return list(tensors)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "note"),
+    [
+        ("_orig_mod.", ["names without _orig_mod"]),
+        ("module._orig_mod.", ["names without _orig_mod", "names without module"]),
+        ("model.", ["names without model"]),
+        ("module.model.", ["names without module", "names without model"]),
+        ("", []),
+    ],
+)
+def test_what_wrappers_put_before_all_names_goes(tmp_path, prefix, note):
+    notes = []
+    names_after(tmp_path, {prefix + name: tensor for name, tensor in TENSORS.items()}, notes)
+    assert notes == note
+
+
+def test_what_compiled_parts_put_into_names_goes(tmp_path):
+    names_after(tmp_path, {name.replace("b.", "b._orig_mod."): tensor for name, tensor in TENSORS.items()})
+    with pytest.raises(CheckpointError, match="without _orig_mod two tensors have the same name"):
+        names_after(tmp_path, {"a": TENSORS["a"], "_orig_mod.a": TENSORS["a"]})
+
+
+def test_a_prefix_that_not_all_names_have_stays(tmp_path):
+    content = {"model.a": TENSORS["a"], "loss.b": TENSORS["a"]}
+    torch.save(content, tmp_path / "mixed.pt")
+    assert list(weights.read_state_dict(tmp_path / "mixed.pt")) == list(content)
+
+
+@pytest.mark.parametrize(
+    ("content", "note"),
+    [
+        ({"model_state_dict": TENSORS, "epoch": 3}, ["its model_state_dict"]),
+        ({"model": {"state_dict": TENSORS}, "optimizer": {"state": {}}}, ["its model", "its state_dict"]),
+        ({"module": TENSORS}, ["its module"]),
+        ({"state_dict_ema": TENSORS, "epoch": 3}, ["its state_dict_ema"]),
+        ({"n_averaged": torch.tensor(5), **{f"module.{name}": one for name, one in TENSORS.items()}},
+         ["names without module"]),
+    ],
+)  # fmt: skip
+def test_weights_one_level_down_are_found_and_noted(tmp_path, content, note):
+    notes = []
+    names_after(tmp_path, content, notes)
+    assert notes == note
+
+
+def test_of_plain_and_averaged_weights_the_plain_ones_are_taken_with_a_warning(tmp_path):
+    content = {"state_dict": TENSORS, "model_ema": {name: one * 0 for name, one in TENSORS.items()}}
+    with pytest.warns(
+        weights.CheckpointWarning, match=r"\(state_dict\) and their .* \(model_ema\); state_dict is taken"
+    ):
+        names_after(tmp_path, content)
+
+
+def test_several_sets_of_weights_are_refused(tmp_path):
+    with pytest.raises(CheckpointError, match=r"several sets of weights \(state_dict, model\).* save that one as"):
+        names_after(tmp_path, {"model": TENSORS, "state_dict": TENSORS})
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 605143316\n"
+
+
+def packed(how, content):
+    """The content in an archive."""
+    buffer = io.BytesIO()
+    if how == "zip":
+        with zipfile.ZipFile(buffer, "w") as archive:
+            archive.writestr("model/config.json", content)
+    return gzip.compress(content) if how == "gzip" else buffer.getvalue()
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".pt", ".bin"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "it is empty; fetch it again"),
+        (POINTER, "it is a Git LFS pointer, not the weights; fetch them with `git lfs pull`"),
+        (b"\n<!DOCTYPE html><html>Access denied</html>", "it is an HTML page; fetch the file itself"),
+        (b"<html>" + b"x" * 600, "it is an HTML page"),
+        (b'{"error": "Repository not found"}', 'it is a text file that begins with \'{"error": "Repository'),
+        ("Zugriff verweigert: häh ".encode() * 40, "it is a text file that begins with 'Zugriff verweigert"),
+        (packed("gzip", b"x"), "it is a gzip archive; unpack it first"),
+        (packed("zip", b"x"), r"it is a zip archive of model/config\.json; unpack it first"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(40), "it is an HDF5 file"),
+    ],
+)
+def test_what_is_no_checkpoint_is_named(tmp_path, ending, content, message):
+    path = tmp_path / f"weights{ending}"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"not a checkpoint, or damaged: {message}") as caught:
+        weights.read_state_dict(path)
+    assert "weights_only" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_other_containers_content_is_named(tmp_path):
+    save_file(TENSORS, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=r"it is a safetensors file; rename it to \.safetensors"):
+        weights.read_state_dict(tmp_path / "a.pt")
+    torch.save(TENSORS, tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match=r"it is a torch file; rename it to \.pt"):
+        weights.read_state_dict(tmp_path / "a.safetensors")
+    (tmp_path / "a.safetensors").write_bytes(pickle.dumps({"a": 1}))
+    with pytest.raises(CheckpointError, match=r"it is a pickle, as torch writes them; rename it to \.pt"):
+        weights.read_state_dict(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [{"a": 1}, [1, 2], {"model": Namespace(a=1)}, {"a": TENSORS["a"], "who": Namespace()}, {"a": np.zeros(3)}],
+)
+@pytest.mark.parametrize("save", [torch.save, lambda thing, path: path.write_bytes(pickle.dumps(thing, protocol=2))])
+def test_torchs_advice_to_unpickle_reaches_nobody(tmp_path, content, save):
+    save(content, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError) as caught:
+        weights.read_state_dict(tmp_path / "a.pt")
+    assert "weights_only" not in str(caught.value)
+    assert "Re-running" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_weights_that_are_no_numbers_are_named(dtype):
+    tensors = {"a": torch.ones(3, dtype=dtype), "b": torch.ones(2, 3, dtype=dtype), "c": torch.tensor(float("inf"))}
+    weights.require_finite({"a": tensors["a"], "count": torch.tensor(3)}, "file")
+    tensors["b"][1, 1:] = float("nan")
+    with pytest.raises(CheckpointError, match=r"file: holds NaN .* b \(2 of 6 values\), c \(1 of 1 values\); training"):
+        weights.require_finite(tensors, "file")
+
+
+def test_fitting_refuses_weights_that_are_no_numbers():
+    layer = torch.nn.Linear(3, 2)
+    with pytest.raises(CheckpointError, match=r"bias \(1 of 2 values\)"):
+        weights.fit({"weight": torch.ones(2, 3), "bias": torch.tensor([1.0, float("nan")])}, layer, "file", "model")

@@ -23,7 +23,7 @@ def both():
     declare_missing_ops()
     import open_clip
 
-    from invariclip.export.checkpoints.tokenizer import tokenizer_json
+    from invariclip.export.checkpoints.vocabulary import tokenizer_json
 
     theirs = open_clip.get_tokenizer("ViT-B-32")
     spec = TextSpec(77, start_token_ids=(theirs.sot_token_id,), end_token_ids=(theirs.eot_token_id,))
@@ -86,6 +86,7 @@ def letters():
     [
         ({}, "abc", [10, 11, 12, 0, 0, 0]),
         ({"pad_token_id": 7}, "abc", [10, 11, 12, 7, 7, 7]),
+        ({"clean": "verbatim"}, "abc", [10, 11, 12, 0, 0, 0]),
         ({"pad_token_id": 7, "pad_side": "left"}, "abc", [7, 7, 7, 10, 11, 12]),
         ({"start_token_ids": (1,), "end_token_ids": (2, 3)}, "ab", [1, 10, 11, 2, 3, 0]),
         ({"start_token_ids": (1,), "end_token_ids": (2,)}, "abcdefg", [1, 10, 11, 12, 13, 2]),
