@@ -10,7 +10,7 @@ from onnx import TensorProto
 from invariclip.artifact.manifest import METADATA_KEY
 from invariclip.backends import open_backend
 from invariclip.errors import ContractError
-from invariclip.export.graphs import trace
+from invariclip.export.graphs import trace, writing
 from invariclip.export.graphs.trace import OPSET, traced
 from invariclip.export.graphs.writing import weight_bytes, write_facts, write_graph
 
@@ -80,7 +80,7 @@ def test_facts_are_appended_and_the_last_ones_count(model, tmp_path, facts_in):
 
 
 def test_large_weights_go_into_a_file_beside(model, tmp_path, monkeypatch, facts_in):
-    monkeypatch.setattr(trace, "EXTERNAL_DATA_BYTES", 1000)
+    monkeypatch.setattr(writing, "EXTERNAL_DATA_BYTES", 1000)
     assert weight_bytes(model) >= 50 * 6 * 4 > 1000
     path = tmp_path / "x.onnx"
     write_graph(model, path)
