@@ -269,5 +269,20 @@ def _answer(result: Calibration, facts: dict[str, Any], as_json: bool) -> None:
         return
     say(projection_text(result))
     for name, value in facts.items():
-        if name != "cdc_facts":
+        if name == "parity":
+            for line in _parity_lines(value):
+                say(f"{name:<10} {line}")
+        elif name != "cdc_facts":
             say(f"{name:<10} {value}")
+    if "artifact" in facts:
+        say(f"next       invariclip inspect {facts['artifact']}; invariclip predict {facts['artifact']} IMAGES")
+
+
+def _parity_lines(parity: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
+    """A line for each variant and engine that was proved; `invariclip inspect` prints the tables."""
+    return [
+        f"{variant} on {engine}: max |Δ| {record['image']['max_abs_diff']:.1e} of images, "
+        f"{record['text']['max_abs_diff']:.1e} of texts (≤ {record['thresholds']['max_abs_diff']:g}), passed"
+        for variant, records in parity.items()
+        for engine, record in records.items()
+    ]

@@ -12,7 +12,7 @@ def run() -> None:
 
         main()
     except KeyboardInterrupt:
-        sys.stderr.write("invariclip: interrupted; run the same command again to continue\n")
+        sys.stderr.write("invariclip: interrupted; run the same command again\n")
         sys.exit(130)
 
 

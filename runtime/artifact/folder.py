@@ -83,9 +83,12 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
     """
     where = Path(folder)
     path = where / MANIFEST
+    if not where.exists():
+        raise ArtifactError(f"{where}: no such artifact; `invariclip build` or `export` writes one")
     if not path.is_file():
         raise ArtifactError(
             f"{where}: not an artifact, it holds no {MANIFEST}; `invariclip build` or `export` writes one"
+            f"{'' if where.is_dir() else ', and it comes before the images'}"
         )
     plain = read_sealed_json(
         path, "a manifest", schema=SCHEMA_VERSION, remedy="export again", max_bytes=MAX_MANIFEST_BYTES,

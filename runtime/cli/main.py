@@ -133,8 +133,8 @@ def run_command(command: click.Command, prog_name: str | None = None, arguments:
         _fail(str(error), error.exit_code, words, error if debug else None)
     except (click.exceptions.Abort, KeyboardInterrupt) as error:
         if isinstance(error, _Stopped) or isinstance(error.__cause__, _Stopped):  # click makes an Abort of it
-            _fail("stopped; run the same command again to continue", 143, words)
-        _fail("interrupted; run the same command again to continue", 130, words)
+            _fail("stopped; run the same command again", 143, words)
+        _fail("interrupted; run the same command again", 130, words)
     except click.ClickException as error:
         _fail(error.format_message(), 2, words)
     except BrokenPipeError:

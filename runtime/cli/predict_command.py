@@ -12,7 +12,7 @@ from invariclip.artifact.folder import checked_path, read_manifest
 from invariclip.artifact.parity import parity_table
 from invariclip.artifact.projection import read_projection
 from invariclip.backends import ALL_BACKENDS, DEFAULT_BACKEND
-from invariclip.console import UnreadableImages, bar, emit_json, say, silent, table
+from invariclip.console import UnreadableImages, bar, emit_json, note, say, silent, table
 from invariclip.errors import InputError
 from invariclip.preprocessing.find import find_images
 from invariclip.preprocessing.pixels import PIXEL_MODES
@@ -263,6 +263,8 @@ def predict(
         model = model.with_classes(names, prompts or None, progress=progress)
     if not model.classes:
         raise InputError(f"{artifact}: has no classes; give --classes or --classes-file")
+    if len(model.classes) == 1 and model.manifest.model.logit_bias is None:
+        note("invariclip: warning: one class only, so every image is answered with it; commas part --classes")
     results: list[dict[str, Any]] = []
 
     bad = UnreadableImages()

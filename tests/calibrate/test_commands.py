@@ -107,6 +107,10 @@ def test_build_goes_all_the_way_and_resumes(run, common, manifest, tmp_path, mon
     assert "1/2 calibrate" in err
     assert "2/2 export and verify" in err
     assert "artifact" in out
+    assert re.search(
+        r"^parity +float32 on onnxruntime: max \|Δ\| \d.*e-\d+ of images, .* of texts \(≤ 1e-05\), passed$", out, re.M
+    )
+    assert f"invariclip predict {tmp_path / 'x.icm'} IMAGES" in out
     first = json.loads((tmp_path / "x.icm" / "manifest.json").read_text())
     assert first["projection"]["estimator"] == "shrinkage"
     assert first["classes"] == ["thing 1", "thing 2"]

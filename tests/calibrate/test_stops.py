@@ -54,6 +54,6 @@ def test_a_stopped_command_leaves_nothing_and_gives_the_same_afterwards(command,
         said = process.communicate(timeout=120)[1].strip()
         assert process.returncode in (0, -number, 143), said  # it may have ended, or not begun to listen
         if process.returncode == 143:
-            assert said == b"invariclip: stopped; run the same command again to continue"
+            assert said == b"invariclip: stopped; run the same command again"
         assert {file.name for file in folder.iterdir()} <= set(wanted)
         assert finish(words, folder) == wanted

@@ -170,4 +170,20 @@ def test_a_stop_by_the_system_is_told_from_an_interruption(capsys):
     finally:
         signal.signal(signal.SIGTERM, before)
     assert end.value.code == 143
-    assert capsys.readouterr().err.strip() == "invariclip: stopped; run the same command again to continue"
+    assert capsys.readouterr().err.strip() == "invariclip: stopped; run the same command again"
+
+
+def test_one_class_only_is_warned_of(tiny_artifact, tiny_images, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["predict", str(tiny_artifact), str(tiny_images), "--classes", "cat;dog", "--quiet"])
+    assert end.value.code == 0
+    assert "one class only, so every image is answered with it" in capsys.readouterr().err
+
+
+def test_an_artifact_that_is_not_there_or_is_an_image(tiny_artifact, tiny_images, tmp_path, capsys):
+    image = str(min(tiny_images.iterdir()))
+    for wrong, words in ((str(tmp_path / "min.icm"), "no such artifact"), (image, "it comes before the images")):
+        with pytest.raises(SystemExit) as end:
+            main(["predict", wrong, str(tiny_artifact)])
+        assert end.value.code == 2
+        assert words in capsys.readouterr().err
