@@ -84,7 +84,9 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
     where = Path(folder)
     path = where / MANIFEST
     if not where.exists():
-        raise ArtifactError(f"{where}: no such artifact; `invariclip build` or `export` writes one")
+        raise ArtifactError(
+            f"{where}: not an artifact, there is no such folder; `invariclip build` or `export` writes one"
+        )
     if not path.is_file():
         raise ArtifactError(
             f"{where}: not an artifact, it holds no {MANIFEST}; `invariclip build` or `export` writes one"

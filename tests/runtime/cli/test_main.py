@@ -182,7 +182,10 @@ def test_one_class_only_is_warned_of(tiny_artifact, tiny_images, capsys):
 
 def test_an_artifact_that_is_not_there_or_is_an_image(tiny_artifact, tiny_images, tmp_path, capsys):
     image = str(min(tiny_images.iterdir()))
-    for wrong, words in ((str(tmp_path / "min.icm"), "no such artifact"), (image, "it comes before the images")):
+    for wrong, words in (
+        (str(tmp_path / "min.icm"), "not an artifact, there is no such folder"),
+        (image, "it comes before the images"),
+    ):
         with pytest.raises(SystemExit) as end:
             main(["predict", wrong, str(tiny_artifact)])
         assert end.value.code == 2
