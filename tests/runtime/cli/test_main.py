@@ -157,20 +157,24 @@ def test_a_byte_order_mark_is_no_part_of_a_class(tiny_artifact, tiny_images, tmp
     assert {one["label"] for one in told["predictions"]} <= {"sun", "moon"}
 
 
-def test_a_stop_by_the_system_is_told_from_an_interruption(capsys):
-    @click.command()
-    def command():
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(5)
+STOPPED = """
+import os, signal, time
+import click
+from invariclip.cli.main import run_command
 
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        with pytest.raises(SystemExit) as end:
-            run_command(command, "x", [])
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert end.value.code == 143
-    assert capsys.readouterr().err.strip() == "invariclip: stopped; run the same command again"
+@click.command()
+def command():
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(5)
+
+run_command(command, "x", [])
+"""
+
+
+def test_a_stop_by_the_system_is_told_from_an_interruption():
+    done = subprocess.run([sys.executable, "-c", STOPPED], capture_output=True, text=True, check=False)
+    assert done.returncode == 143
+    assert done.stderr.strip() == "invariclip: stopped; run the same command again"
 
 
 def test_one_class_only_is_warned_of(tiny_artifact, tiny_images, capsys):
