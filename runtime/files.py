@@ -141,8 +141,12 @@ def _nameless(path: Path, data: bytes) -> Path | None:
             raise
         with os.fdopen(handle, "wb") as stream:
             _write_all(stream, data)
+            os.fchmod(handle, 0o644)
             name = f".{path.name[:200]}.{secrets.token_hex(8)}"
-            os.link(f"/proc/self/fd/{handle}", name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=True)
+            try:
+                os.link(f"/proc/self/fd/{handle}", name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=True)
+            except OSError:  # no /proc, or a file system that gives no second name
+                return None
         return path.parent / name
     finally:
         os.close(folder)
@@ -172,9 +176,13 @@ def _exchange(new: Path, old: Path) -> None:
     call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
     if call is not None and call(_AT_FDCWD, os.fsencode(new), _AT_FDCWD, os.fsencode(old), _RENAME_EXCHANGE) == 0:
         return
-    retired = new.with_name(f"{new.name.removesuffix(_UNFINISHED)}.old{_UNFINISHED}")
+    retired = new.with_name(f"{new.name.removesuffix(_UNFINISHED)}.old")  # never swept: it may be all that there is
     old.replace(retired)
-    new.replace(old)
+    try:
+        new.replace(old)
+    except OSError:
+        retired.replace(old)
+        raise
     shutil.rmtree(retired, ignore_errors=True)
 
 

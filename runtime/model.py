@@ -24,7 +24,6 @@ from invariclip.preprocessing.pixels import ImageInput, PixelMode, pixels
 from invariclip.preprocessing.prompts import DEFAULT_TEMPLATES, check_prompts, text_list
 from invariclip.preprocessing.streams import DEFAULT_BATCH, LOOK_AHEAD, Batch, ImageInputs, ImageReader, Unreadable
 from invariclip.results import (
-    CALIBRATED,
     ENERGY,
     UNCERTAINTY_KINDS,
     AbstainAbove,
@@ -42,8 +41,6 @@ from invariclip.sites.site import Site
 from invariclip.text_tower import DEFAULT_TEXT_CACHE, TextCache, TextTower
 from invariclip.threads import available_threads
 from invariclip.view import TEXTS_AT_ONCE, Opened, View
-
-__all__ = ["CALIBRATED", "DEFAULT_BATCH", "Answer", "Answers", "Model", "Prediction"]
 
 T = TypeVar("T")
 _Answering: TypeAlias = Callable[[NDArray[np.uint8]], Answers]

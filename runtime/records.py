@@ -8,6 +8,7 @@ file can write its digest too.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import os
@@ -67,10 +68,7 @@ def read_json(path: Path, what: str, *, max_bytes: int, error: type[InvariclipEr
     Raises:
         InvariclipError: `error`: it is missing, larger, not JSON, or not one object.
     """
-    plain = parse_json(read_bounded(path, what, max_bytes, error), str(path), error=error)
-    if not isinstance(plain, dict):
-        raise error(f"{path}: not {what}: must hold a JSON object, not {type(plain).__name__}")
-    return plain
+    return _object(read_bounded(path, what, max_bytes, error), path, what, error)
 
 
 def to_record(kind: type[T], plain: Any, where: str, *, error: type[InvariclipError] = InputError) -> T:
@@ -135,9 +133,7 @@ def read_sealed_json(
         InvariclipError: `error`: as `read_json`, of another schema, or its content is not what its digest says.
     """
     content = read_bounded(path, what, max_bytes, error)
-    plain = parse_json(content, str(path), error=error)
-    if not isinstance(plain, dict):
-        raise error(f"{path}: must hold a JSON object")
+    plain = _object(content, path, what, error)
     if plain.get("schema_version") != schema:
         raise error(
             f"{path}: schema_version {plain.get('schema_version')!r:.50} is not known; "
@@ -259,9 +255,14 @@ def read_bounded(path: Path, what: str, max_bytes: int, error: type[InvariclipEr
     return content
 
 
-def _require_whole(content: bytes, where: str, error: type[InvariclipError]) -> None:
-    import io
+def _object(content: bytes, path: Path, what: str, error: type[InvariclipError]) -> dict[str, Any]:
+    plain = parse_json(content, str(path), error=error)
+    if not isinstance(plain, dict):
+        raise error(f"{path}: not {what}: must hold a JSON object, not {type(plain).__name__}")
+    return plain
 
+
+def _require_whole(content: bytes, where: str, error: type[InvariclipError]) -> None:
     _require_whole_stream(io.BytesIO(content), where, error)
 
 

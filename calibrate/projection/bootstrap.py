@@ -1,4 +1,4 @@
-"""TODO."""
+"""Accuracies with bootstrap intervals: concepts are drawn again, and both sides of a difference from the same draw."""
 
 from __future__ import annotations
 

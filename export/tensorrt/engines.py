@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
+from invariclip.artifact.folder import ENGINES
 from invariclip.backends.tensorrt.facts import (
     ANY_GPU,
-    FOLDER,
     EngineFacts,
     EngineKey,
     engine_path,
@@ -124,7 +124,7 @@ def engine_of(
         return EngineFile(path, there, True)
     if plan.precision == "int8":
         require_signed(graph)
-    timings = None if gpu is None else graph.parent / FOLDER / timings_name(library, gpu)
+    timings = None if gpu is None else graph.parent / ENGINES / timings_name(library, gpu)
     built = build(
         graph, plan, library, capabilities=capabilities, has_gpu=device is not None,
         free_memory=None if device is None else device.free_memory(), timings=_read(timings), progress=progress,

@@ -103,7 +103,10 @@ class LazyGroup(click.Group):
 @click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="invariclip")
 def cli() -> None:
-    """CLIP for production, with the shift-prone part of its embedding removed."""
+    """CLIP for production, with the shift-prone part of its embedding removed.
+
+    Any command takes --debug, which shows the traceback of an error.
+    """
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

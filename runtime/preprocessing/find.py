@@ -48,7 +48,7 @@ def walk_images(paths: Sequence[str | os.PathLike[str]]) -> Iterator[Path]:
             raise InputError(f"{given}: cannot be read ({error.strerror or error})") from error
         if is_folder:
             walk = _Walk()
-            inside = walk.below(given, given.resolve())
+            inside = walk.below(given)
             first = next(inside, None)
             if first is None:
                 walk.warn(given)
@@ -69,7 +69,7 @@ class _Walk:
     entered: set[tuple[int, int]] = field(default_factory=set)
     left: dict[str, tuple[int, list[str]]] = field(default_factory=dict)
 
-    def below(self, folder: Path, top: Path) -> Iterator[Path]:
+    def below(self, folder: Path) -> Iterator[Path]:
         """Images in a folder and in those below it, sorted.
 
         Raises:
@@ -90,7 +90,7 @@ class _Walk:
         for name, is_folder in wanted:
             path = folder / name
             if is_folder:
-                yield from self.below(path, top)
+                yield from self.below(path)
             elif self._is_image(path):
                 yield path
 

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -128,6 +129,33 @@ def test_where_the_system_cannot_exchange_or_write_without_a_name(tmp_path, monk
         write_atomically(tmp_path / "y", content)
     assert ((tmp_path / "x" / "a").read_text(), (tmp_path / "y").read_text()) == ("new", "new")
     assert {path.name for path in tmp_path.iterdir()} == {"x", "y"}
+
+
+def test_a_folder_that_cannot_take_its_name_leaves_the_old_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("invariclip.files.sys.platform", "elsewhere")
+    with new_directory(tmp_path / "x") as folder:
+        (folder / "a").write_text("old")
+    replace_ = Path.replace
+
+    def refused(self, target):
+        if self.name.endswith(".unfinished"):
+            raise OSError(13, "Permission denied")
+        return replace_(self, target)
+
+    monkeypatch.setattr(Path, "replace", refused)
+    with pytest.raises(OSError, match="Permission denied"), new_directory(tmp_path / "x") as folder:
+        (folder / "a").write_text("new")
+    assert (tmp_path / "x" / "a").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_where_a_nameless_file_gets_no_name_it_is_written_with_one(tmp_path, monkeypatch):
+    def refused(*_, **__):
+        raise OSError(2, "No such file or directory")
+
+    monkeypatch.setattr(os, "link", refused)
+    write_atomically(tmp_path / "y", "z")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("y", "z")]
 
 
 def test_a_file_that_is_written_has_the_usual_rights_and_leaves_nothing_beside(tmp_path):

@@ -38,7 +38,7 @@ def find_engine(graph: Path, library: Library, gpu: Gpu) -> tuple[Path, EngineFa
     Raises:
         ArtifactError: None matches; the message says of each one that is there why not.
     """
-    folder = graph.parent / FOLDER
+    folder = graph.parent / ENGINES
     digest = graph_digest(graph)
     fitting: list[tuple[int, float, Path, EngineFacts]] = []
     refused: list[str] = []
@@ -94,7 +94,6 @@ def _rows(facts: EngineFacts) -> int:
 
 
 SCHEMA_VERSION = 2
-FOLDER = ENGINES
 MAX_SIDECAR_BYTES = 4 << 20
 ANY_GPU = "any"
 """What an engine of TensorRT-RTX is built for, unless capabilities are named: it is compiled again on the GPU."""
@@ -188,7 +187,7 @@ def graph_digest(path: Path) -> str:
 
 def engine_path(folder: Path, graph: str, key: EngineKey) -> Path:
     """Where the engine of a graph and a key lies: `engines/GRAPH.KEY.engine` in the artifact's folder."""
-    return folder / FOLDER / f"{graph.removesuffix('.onnx')}.{key.digest[:16]}.engine"
+    return folder / ENGINES / f"{graph.removesuffix('.onnx')}.{key.digest[:16]}.engine"
 
 
 def write_facts(engine: Path, facts: EngineFacts) -> None:
