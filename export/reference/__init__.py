@@ -33,7 +33,8 @@ def manifest_path() -> Path:
 def _bundled(path: Path) -> Path:
     if not path.exists():
         raise InputError(
-            "the bundled images are in the repository, not in the wheel: give images of your own with --images, or "
+            "the bundled images are in the repository, not in the wheel: give images of your own with --images, those "
+            "to calibrate variants on with --calibration, or "
             "install from a clone (`pip install -e .`)"
         )
     return path
