@@ -15,7 +15,7 @@ from invariclip.calibrate.prompts.learn import LearnedResult, learn
 from invariclip.calibrate.prompts.options import DEFAULT_LOSSES, MAX_SHOTS, PLAIN, Augmentation, PromptOptions
 from invariclip.calibrate.report.rendering import require_page_packages
 from invariclip.calibrate.report.summary import prompts_json, prompts_text
-from invariclip.cli.predict_command import TEMPLATE_OPTIONS
+from invariclip.cli.options import TEMPLATE_OPTIONS
 from invariclip.console import bar, emit_json, note, say, silent
 from invariclip.errors import InputError
 from invariclip.preprocessing.interventions import parse_kinds

@@ -18,7 +18,7 @@ from invariclip.calibrate.fit import calibrate as fit_projection
 from invariclip.calibrate.options import FITTING, TARGET_RISK, fit_options, images_from, prompt_options, with_options
 from invariclip.calibrate.report.rendering import require_page_packages
 from invariclip.calibrate.report.summary import projection_json, projection_text, prompts_json
-from invariclip.cli.predict_command import CLASS_OPTIONS, class_names
+from invariclip.cli.options import CLASS_OPTIONS, class_names
 from invariclip.console import bar, emit_json, note, say, silent
 from invariclip.errors import InputError
 

@@ -11,7 +11,7 @@ from invariclip.calibrate.data.images import PAIRS_BY, ImageRecord, keep, read_i
 from invariclip.calibrate.fit import FitOptions
 from invariclip.calibrate.projection.estimators import ESTIMATORS
 from invariclip.calibrate.prompts.options import PromptOptions
-from invariclip.cli.predict_command import TEMPLATE_OPTIONS, prompt_templates
+from invariclip.cli.options import TEMPLATE_OPTIONS, prompt_templates
 from invariclip.errors import InputError
 from invariclip.preprocessing.interventions import CATALOGUE, GROUPS, parse_kinds
 from invariclip.preprocessing.prompts import DEFAULT_TEMPLATES

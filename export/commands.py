@@ -13,7 +13,7 @@ from invariclip.artifact.learned_prompts import read_semantics
 from invariclip.artifact.parity import parity_table
 from invariclip.artifact.projection import read_projection
 from invariclip.backends import DEFAULT_BACKEND
-from invariclip.cli.predict_command import class_names, prompt_templates, zero_shot_options
+from invariclip.cli.options import class_names, prompt_templates, zero_shot_options
 from invariclip.console import bar, emit_json, say, silent
 from invariclip.errors import InputError
 from invariclip.export.options import bounds_of, load, shared

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
-from invariclip.cli.predict_command import JSON, QUIET, THREADS
+from invariclip.cli.options import JSON, QUIET, THREADS
 from invariclip.console import bar
 from invariclip.errors import CheckpointError
 

@@ -17,6 +17,7 @@ from invariclip.artifact.manifest import space_id
 from invariclip.artifact.parity import parity_table
 from invariclip.artifact.projection import read_projection
 from invariclip.backends import ALL_BACKENDS, DEFAULT_BACKEND, require_backend
+from invariclip.cli.options import artifact_argument
 from invariclip.console import bar, emit_json, note, say, silent
 from invariclip.errors import ArtifactError, CheckpointError, ContractError, InputError
 from invariclip.export.checkpoints import check_texts
@@ -41,7 +42,7 @@ OTHER: Final = "other"
 
 
 @click.command()
-@click.argument("artifact", type=click.Path(path_type=Path))
+@artifact_argument
 @click.option(
     "--model", help="The checkpoint's model [default: what the artifact names, if bundled or an architecture]."
 )

@@ -37,6 +37,10 @@ class SemanticsError(InvariclipError):
     """Learned templates are damaged, or belong to another checkpoint or projection."""
 
 
+class SignatureError(InvariclipError):
+    """A signature is required, and the artifact has none, another key's, or has changed since."""
+
+
 class SiteError(InvariclipError):
     """A site is damaged, impossible, or was measured in another embedding space."""
 

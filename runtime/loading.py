@@ -27,6 +27,7 @@ def load(
     text_cache: int = DEFAULT_TEXT_CACHE,
     engine_options: Mapping[str, str] | None = None,
     site: str | os.PathLike[str] | Site | None = None,
+    require_signature: str | os.PathLike[str] | None = None,
 ) -> Model:
     """Opens an artifact; what is not named is taken from this machine's profile, else it is the safe default.
 
@@ -42,9 +43,12 @@ def load(
         text_cache: Embeddings of texts that are kept (see `text_tower.TextCache`); 0 keeps none.
         engine_options: Of a GPU's engine, see `backends.open_backend`.
         site: The site that images come from, or its file, see `Model.with_site`; None adapts to none.
+        require_signature: A PEM file of Ed25519 public keys, one of which must have signed the artifact (`invariclip
+            sign`); None takes the file that the environment variable INVARICLIP_REQUIRE_SIGNATURE names, if any.
 
     Raises:
         ArtifactError: Not an artifact, damaged, of another schema version, or without that variant.
+        SignatureError: It is not signed as required.
         InputError: No engine, level or objective has the name, or what is named was not proved at `fidelity`; or a bad
             `pixel_mode` or `text_cache`.
         MissingExtraError: The engine's package is not installed.
@@ -55,7 +59,7 @@ def load(
     Warns:
         ProfileWarning: This machine's profile lies in the folder and cannot be used.
     """
-    where, manifest = Path(folder), read_manifest(folder)
+    where, manifest = Path(folder), read_manifest(folder, require_signature)
     chosen = choose(
         where, manifest, variant=variant, backend=backend, threads=threads, fidelity=fidelity, objective=objective,
         profile=profile,
@@ -63,6 +67,7 @@ def load(
     model = Model(
         where, manifest, variant=chosen.variant, backend=chosen.backend, threads=chosen.threads, chosen_by=chosen.by,
         pixel_mode=pixel_mode, text_cache=text_cache, engine_options=engine_options,
+        require_signature=require_signature,
     )  # fmt: skip
     if site is None:
         return model

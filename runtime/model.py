@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -21,7 +22,7 @@ from invariclip.console import Progress, silent
 from invariclip.errors import InputError
 from invariclip.host_head import HostHead
 from invariclip.preprocessing.pixels import ImageInput, PixelMode, pixels
-from invariclip.preprocessing.prompts import DEFAULT_TEMPLATES, check_prompts, text_list
+from invariclip.preprocessing.prompts import check_prompts, text_list
 from invariclip.preprocessing.streams import DEFAULT_BATCH, LOOK_AHEAD, Batch, ImageInputs, ImageReader, Unreadable
 from invariclip.results import (
     ENERGY,
@@ -66,6 +67,7 @@ class Model:
         pixel_mode: PixelMode = "exact",
         text_cache: int = DEFAULT_TEXT_CACHE,
         engine_options: Mapping[str, str] | None = None,
+        require_signature: str | os.PathLike[str] | None = None,
     ) -> None:
         """Opens the image tower now and the text tower when a text first needs it.
 
@@ -81,8 +83,10 @@ class Model:
         text = TextTower(folder, manifest, variant, backend=backend, threads=threads, options=engine_options)
         reader = ImageReader(manifest.pixels, pixel_mode, workers=available_threads())
         opened = Opened(
-            folder, manifest, variant, backend, threads, chosen_by, engine_options, chosen.image, image, text, reader
-        )
+            folder, manifest, variant, backend, threads, chosen_by, engine_options,
+            None if require_signature is None else str(Path(require_signature).absolute()),
+            chosen.image, image, text, reader,
+        )  # fmt: skip
         self._view = View(opened, manifest.classes, opened.templates, manifest.space_id, TextCache(text_cache))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -101,12 +105,9 @@ class Model:
         options = None if opened.engine_options is None else tuple(sorted(opened.engine_options.items()))
         how = (
             str(opened.folder.absolute()), opened.variant, opened.backend, opened.threads, opened.chosen_by,
-            opened.reader.mode, view.cache.limit, options,
+            opened.reader.mode, view.cache.limit, options, opened.require_signature,
         )  # fmt: skip
-        own = (view.classes, view.templates) == (
-            opened.manifest.classes,
-            opened.manifest.templates or DEFAULT_TEMPLATES,
-        )
+        own = (view.classes, view.templates) == (opened.manifest.classes, opened.templates)
         return _reopened, (how, view.projection, None if own else (view.classes, view.templates), view.site)
 
     def __deepcopy__(self, _memo: Any = None) -> Model:
@@ -398,9 +399,8 @@ class Model:
                 "adapt an artifact without --cdc"
             )
         if self.manifest.site is not None:
-            raise InputError(
-                f"the artifact is adapted to {self.manifest.site.name!r} already; take the one that it was made from"
-            )
+            name = self.manifest.site.name
+            raise InputError(f"the artifact is adapted to {name!r} already; take the one that it was made from")
         site.require_space(self.space_id, "the artifact")
 
     def class_bank(self, progress: Progress = silent) -> NDArray[np.float32]:
@@ -478,23 +478,23 @@ class Model:
 
 @lru_cache(maxsize=2)
 def _loaded(how: tuple[Any, ...]) -> Model:
-    folder, variant, backend, threads, chosen_by, pixel_mode, text_cache, options = how
+    folder, variant, backend, threads, chosen_by, pixel_mode, text_cache, options, keys = how
     return Model(
-        Path(folder), read_manifest(folder), variant=variant, backend=backend, threads=threads, chosen_by=chosen_by,
-        pixel_mode=pixel_mode, text_cache=text_cache, engine_options=None if options is None else dict(options),
+        Path(folder), read_manifest(folder, keys), variant=variant, backend=backend, threads=threads,
+        chosen_by=chosen_by, pixel_mode=pixel_mode, text_cache=text_cache,
+        engine_options=None if options is None else dict(options), require_signature=keys,
     )  # fmt: skip
 
 
 def _reopened(
-    how: tuple[Any, ...],
-    projection: Projection | None,
-    zero_shot: tuple[tuple[str, ...], tuple[str, ...]] | None,
+    how: tuple[Any, ...], projection: Projection | None, zero_shot: tuple[tuple[str, ...], ...] | None,
     site: Site | None,
-) -> Model:
+) -> Model:  # fmt: skip
     """What another process makes of a pickled model; see `Model.__reduce__`."""
     model = _loaded(how)
     if projection is not None:
         model = model.with_projection(projection)
     if zero_shot is not None:
-        model = model.with_classes(*zero_shot) if zero_shot[0] else model._but(classes=(), templates=zero_shot[1])
+        names, prompts = zero_shot
+        model = model.with_classes(names, prompts) if names else model._but(classes=(), templates=prompts)
     return model if site is None else model.with_site(site)

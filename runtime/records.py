@@ -132,7 +132,17 @@ def read_sealed_json(
     Raises:
         InvariclipError: `error`: as `read_json`, of another schema, or its content is not what its digest says.
     """
-    content = read_bounded(path, what, max_bytes, error)
+    return from_sealed_json(read_bounded(path, what, max_bytes, error), path, what, schema, remedy, error)
+
+
+def from_sealed_json(
+    content: bytes, path: Path, what: str, schema: int, remedy: str, error: type[InvariclipError]
+) -> dict[str, Any]:
+    """As `read_sealed_json`, of a file's content.
+
+    Raises:
+        InvariclipError: `error`, as `read_sealed_json`.
+    """
     plain = _object(content, path, what, error)
     if plain.get("schema_version") != schema:
         raise error(

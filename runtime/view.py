@@ -46,6 +46,7 @@ class Opened:
     threads: int | None
     chosen_by: str
     engine_options: Mapping[str, str] | None
+    require_signature: str | None
     graph: FileFacts
     image: Backend
     text: TextTower

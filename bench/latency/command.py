@@ -14,7 +14,7 @@ from invariclip.bench.latency.peers import entries
 from invariclip.bench.latency.prepare import ReferenceRequest, prepare
 from invariclip.bench.latency.report import write_page
 from invariclip.bench.latency.session import Plan, Session, open_record
-from invariclip.cli.predict_command import JSON, QUIET, THREADS
+from invariclip.cli.options import JSON, QUIET, THREADS
 from invariclip.console import bar, emit_json, note, say, silent
 from invariclip.threads import available_threads
 

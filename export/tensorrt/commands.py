@@ -10,7 +10,7 @@ import click
 from invariclip.backends.tensorrt.device import Device
 from invariclip.backends.tensorrt.facts import engine_path
 from invariclip.backends.tensorrt.library import NAMES, installed, open_library
-from invariclip.cli.predict_command import ARTIFACT, JSON, QUIET
+from invariclip.cli.options import JSON, QUIET, artifact_argument
 from invariclip.console import bar, emit_json, note, say, silent, table
 from invariclip.errors import ArtifactError, DeviceError, MissingExtraError
 from invariclip.export.tensorrt.engines import engine_of, key_of
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@ARTIFACT
+@artifact_argument
 @click.option("--variant", default="float32", show_default=True, help="Whose graphs: float16-islands, int8-symmetric …")
 @click.option(
     "--batch", "batches", multiple=True, type=click.IntRange(min=1),

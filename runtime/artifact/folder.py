@@ -7,23 +7,28 @@ cdc.safetensors         the learned templates, and how their logits become evide
 tokenizer.json          for texts
 projection.safetensors  A_inv and what it came from, where there is one
 site.safetensors        the place that the image graphs are adapted to, where there is one
+signature.json          who vouches for all of this, where `invariclip sign` was run
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from invariclip.artifact.manifest import MANIFEST, SCHEMA_VERSION, FileFacts, Manifest
+from invariclip.artifact.signature import REQUIRED, SIGNATURE, digests, require_signed, sign
 from invariclip.errors import ArtifactError, InputError
 from invariclip.files import new_directory, sha256_file, write_atomically
-from invariclip.records import read_sealed_json, sealed_json
+from invariclip.records import from_sealed_json, read_bounded, sealed_json
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterator
+
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 MAX_MANIFEST_BYTES = 64 << 20
 ENGINES = "engines"
@@ -61,13 +66,17 @@ def new_artifact(target: Path) -> Iterator[Path]:
 
 def _owned(folder: Path) -> set[str]:
     """Names in an artifact's folder that an export may replace: what its manifest names, and what belongs to it."""
-    named = {MANIFEST, ENGINES, *(path.name for path in folder.glob("machine-*.json"))}
     try:
-        files = read_manifest(folder).files
+        return _names(folder, _parsed(folder)[0]) | {SIGNATURE}
     except ArtifactError:  # damaged, or of an earlier version: what every export writes
-        patterns = ("image*.onnx*", "text*.onnx*", "tokenizer.json", "*.safetensors")
-        return named | {path.name for pattern in patterns for path in folder.glob(pattern)}
-    return named | {name for entry in files for name in (entry.path, f"{entry.path}.data")}
+        patterns = ("image*.onnx*", "text*.onnx*", "tokenizer.json", "*.safetensors", "machine-*.json")
+        return {MANIFEST, ENGINES, SIGNATURE, *(path.name for pattern in patterns for path in folder.glob(pattern))}
+
+
+def _names(folder: Path, manifest: Manifest) -> set[str]:
+    """Names of all that is read from an artifact's folder, but for its signature."""
+    files = {name for entry in manifest.files for name in (entry.path, f"{entry.path}.data")}
+    return {MANIFEST, ENGINES, *(path.name for path in folder.glob("machine-*.json")), *files}
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -75,13 +84,43 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     write_atomically(folder / MANIFEST, sealed_json(manifest.to_json()))
 
 
-def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
+def read_manifest(folder: str | os.PathLike[str], require_signature: str | os.PathLike[str] | None = None) -> Manifest:
     """Reads and checks manifest.json; the files it names are checked when they are opened.
+
+    Args:
+        folder: The artifact.
+        require_signature: A PEM file of public keys, one of which must have signed the artifact; all its files are
+            then checked now. None takes the file that the environment variable `signature.REQUIRED` names, if any.
 
     Raises:
         ArtifactError: Not an artifact, damaged, or of an unknown schema version.
+        SignatureError: It is not signed as required, see `signature.require_signed`.
     """
     where = Path(folder)
+    manifest, digest = _parsed(where)
+    keys = require_signature or os.environ.get(REQUIRED)
+    if keys:
+        require_signed(where, {**digests(where, _names(where, manifest)), MANIFEST: digest}, keys)
+    return manifest
+
+
+def sign_artifact(folder: Path, key: Ed25519PrivateKey) -> int:
+    """Signs an artifact's files as they are, machine profiles and engines too; returns how many.
+
+    Raises:
+        ArtifactError: It is no artifact, or a file is damaged.
+        SignatureError: A link in it leads out of the folder.
+    """
+    manifest, digest = _parsed(folder)
+    for entry in manifest.files:
+        checked_path(folder, entry)
+    files = {**digests(folder, _names(folder, manifest)), MANIFEST: digest}
+    sign(folder, files, key)
+    return len(files)
+
+
+def _parsed(where: Path) -> tuple[Manifest, str]:
+    """The manifest, and the digest of the very bytes that it was read from."""
     path = where / MANIFEST
     if not where.exists():
         raise ArtifactError(
@@ -92,17 +131,15 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
             f"{where}: not an artifact, it holds no {MANIFEST}; `invariclip build` or `export` writes one"
             f"{'' if where.is_dir() else ', and it comes before the images'}"
         )
-    plain = read_sealed_json(
-        path, "a manifest", schema=SCHEMA_VERSION, remedy="export again", max_bytes=MAX_MANIFEST_BYTES,
-        error=ArtifactError,
-    )  # fmt: skip
+    content = read_bounded(path, "a manifest", MAX_MANIFEST_BYTES, ArtifactError)
+    plain = from_sealed_json(content, path, "a manifest", SCHEMA_VERSION, "export again", ArtifactError)
     try:
         manifest = Manifest.from_json(plain)
     except ArtifactError as error:
         raise ArtifactError(f"{path}: {error}") from error
     if not manifest.variants:
         raise ArtifactError(f"{path}: lists no variant, so nothing in it was proved; export again")
-    return manifest
+    return manifest, hashlib.sha256(content).hexdigest()
 
 
 def checked_path(folder: str | os.PathLike[str], entry: FileFacts) -> Path:

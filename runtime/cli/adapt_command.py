@@ -12,8 +12,7 @@ import click
 import numpy as np
 
 from invariclip.artifact.folder import read_manifest, require_replaceable
-from invariclip.cli.predict_command import (
-    ARTIFACT,
+from invariclip.cli.options import (
     BACKEND,
     BATCH,
     CLASS_OPTIONS,
@@ -21,6 +20,7 @@ from invariclip.cli.predict_command import (
     PIXEL_MODE,
     QUIET,
     THREADS,
+    artifact_argument,
     class_names,
     open_model,
 )
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@ARTIFACT
+@artifact_argument
 @click.option("--images", "images", multiple=True, type=click.Path(path_type=Path),
               help="Unlabelled images and folders of the site; repeatable.")  # fmt: skip
 @click.option("--embeddings", "embedded", multiple=True, type=click.Path(path_type=Path),

@@ -9,8 +9,7 @@ import click
 import numpy as np
 
 from invariclip.artifact.embeddings import Embeddings, write_embeddings
-from invariclip.cli.predict_command import (
-    ARTIFACT,
+from invariclip.cli.options import (
     BACKEND,
     BATCH,
     JSON,
@@ -19,6 +18,7 @@ from invariclip.cli.predict_command import (
     QUIET,
     SITE,
     THREADS,
+    artifact_argument,
     open_model,
 )
 from invariclip.console import UnreadableImages, bar, emit_json, note, say, silent
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@ARTIFACT
+@artifact_argument
 @click.argument("images", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--text", "texts", multiple=True, help="Embed this text instead of images; repeatable.")
 @click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="The safetensors file to write.")

@@ -17,7 +17,7 @@ import click
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from invariclip.cli.predict_command import JSON
+from invariclip.cli.options import JSON
 from invariclip.console import emit_json, say, table
 from invariclip.errors import InputError
 from invariclip.files import write_atomically

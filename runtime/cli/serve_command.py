@@ -12,14 +12,14 @@ from PIL import Image
 
 from invariclip.artifact.fidelity import LEVELS
 from invariclip.artifact.projection import read_projection
-from invariclip.cli.predict_command import (
-    ARTIFACT,
+from invariclip.cli.options import (
     BACKEND,
     OTHER_PROJECTION,
     PIXEL_MODE,
     SITE,
     THREADS,
     UNCERTAINTY_OPTION,
+    artifact_argument,
     class_names,
     number_or_word,
     prompt_templates,
@@ -45,7 +45,7 @@ _MOST = click.IntRange(min=1)
 
 
 @click.command()
-@ARTIFACT
+@artifact_argument
 @click.option(
     "--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 accepts other machines."
 )

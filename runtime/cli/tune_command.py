@@ -10,6 +10,7 @@ import click
 
 from invariclip.artifact.fidelity import LEVELS
 from invariclip.autotune.tuner import DEFAULT_SECONDS, MAX_BATCH, TuneSettings, tune
+from invariclip.cli.options import artifact_argument
 from invariclip.console import bar, emit_json, note, say, silent, table
 from invariclip.profile import BUSY, OBJECTIVES
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @click.command("tune")
-@click.argument("artifact", type=click.Path(path_type=Path))
+@artifact_argument
 @click.option(
     "--objective", type=click.Choice(OBJECTIVES), default=OBJECTIVES[0], show_default=True,
     help="latency: time of one image. throughput: images per second.",
