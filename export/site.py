@@ -25,7 +25,7 @@ from invariclip.console import silent
 from invariclip.errors import ContractError, InputError
 from invariclip.export.checkpoints import check_texts
 from invariclip.export.graphs.head import attach_site
-from invariclip.export.graphs.writing import facts_text, require_valid
+from invariclip.export.graphs.writing import facts_text, require_valid, save_graph
 from invariclip.export.swap import copy_weights, require_copied, takes_images, with_facts, with_files
 from invariclip.export.verification import evidence
 from invariclip.export.verification.figures import EXACT, THRESHOLDS
@@ -147,7 +147,7 @@ def _write(path: Path, target: Path, manifest: Manifest, site: Site) -> None:
     model = ir.load(path)
     attach_site(model, site.shift)
     model.metadata_props[METADATA_KEY] = facts_text(manifest.facts(path.name))
-    ir.save(model, target)
+    save_graph(model, target)
     require_valid(target, "the adapted graph")
 
 

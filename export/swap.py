@@ -31,7 +31,7 @@ from invariclip.backends import DEFAULT_BACKEND, open_backend
 from invariclip.console import silent
 from invariclip.errors import ContractError, InputError
 from invariclip.export.graphs.head import attach_head, body_digest
-from invariclip.export.graphs.writing import facts_text, require_valid
+from invariclip.export.graphs.writing import facts_text, require_valid, save_graph
 from invariclip.export.verification import evidence
 from invariclip.export.verification.class_head import ClassHead
 from invariclip.export.verification.figures import EXACT, THRESHOLDS, max_diff
@@ -108,7 +108,8 @@ def swap_classes(
     looked_at.require_readable()
     teacher = _BEST if _BEST in old.variants else next(iter(old.variants))
     manifest = replace(old, classes=tuple(classes), templates=prompts)
-    bank = _embedded(source, manifest, teacher, threads, progress)
+    tower = TextTower(source, old, teacher, backend=DEFAULT_BACKEND, threads=threads)
+    bank = _embedded(tower, manifest, progress)
     wanted = ClassHead(bank, manifest.model.logit_scale, manifest.model.logit_bias, manifest.cdc)
     with new_artifact(target) as folder:
         new_files, bodies = _write_files(manifest, paths, folder, bank)
@@ -186,11 +187,8 @@ def head_differences(
     return {what: float(np.max(seen)) for what, seen in differences.items()}
 
 
-def _embedded(
-    source: Path, manifest: Manifest, variant: str, threads: int | None, progress: Progress
-) -> NDArray[np.float64]:
-    """The bank or the banks, from the text graph of the artifact at `source`, which is closed again afterwards."""
-    tower = TextTower(source, manifest, variant, backend=DEFAULT_BACKEND, threads=threads)
+def _embedded(tower: TextTower, manifest: Manifest, progress: Progress) -> NDArray[np.float64]:
+    """The bank or the banks of a manifest's classes, from the text graph of another one's artifact."""
 
     def embed(prompts: list[str], before: tuple[int, ...] = ()) -> NDArray[np.float32]:
         return tower.embed(prompts, _TEXTS, {}, before=before)
@@ -269,7 +267,7 @@ def _with_head(path: Path, target: Path, manifest: Manifest, bank: NDArray[np.fl
     model = ir.load(path)
     attach_head(model, bank, manifest.model.logit_scale, manifest.model.logit_bias, manifest.cdc)
     model.metadata_props[METADATA_KEY] = facts_text(manifest.facts(path.name))
-    ir.save(model, target)
+    save_graph(model, target)
     before, after = body_digest(path), body_digest(target)
     if before != after:
         raise ContractError(f"{path.name}: writing the new classes changed the graph before them; export it again")

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from invariclip.artifact.folder import checked_meanwhile, read_manifest
+from invariclip.artifact.folder import checked_graph, read_manifest
 from invariclip.artifact.manifest import PROJECTION_INPUT, Manifest, space_id
 from invariclip.artifact.projection import Projection
 from invariclip.backends import DEFAULT_BACKEND, open_backend
@@ -78,7 +78,7 @@ class Model:
             DeviceError: It needs a GPU, driver or library that is missing, too old or known to be wrong.
         """
         chosen = require_openable(folder, manifest, variant, backend, pixel_mode)
-        with checked_meanwhile(folder, chosen.image) as graph:
+        with checked_graph(folder, chosen.image, manifest) as graph:
             image = open_backend(backend, graph, threads=threads, compute=chosen.compute, options=engine_options)
         text = TextTower(folder, manifest, variant, backend=backend, threads=threads, options=engine_options)
         reader = ImageReader(manifest.pixels, pixel_mode, workers=available_threads())

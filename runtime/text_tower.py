@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from invariclip.artifact.folder import checked_meanwhile, checked_path
+from invariclip.artifact.folder import checked_graph, checked_path
 from invariclip.artifact.manifest import EMBEDDING, TEXT_INPUT
 from invariclip.backends import open_backend
 from invariclip.backends.batching import run_in_buckets
@@ -163,7 +163,7 @@ class TextTower:
         with self._lock:
             if self._opened is None:
                 tokenizer = checked_path(self._folder, self._manifest.tokenizer)
-                with checked_meanwhile(self._folder, self._variant.text) as graph:
+                with checked_graph(self._folder, self._variant.text, self._manifest) as graph:
                     self._opened = (
                         Tokenizer.from_file(tokenizer, self._manifest.text),
                         open_backend(

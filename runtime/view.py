@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from invariclip.artifact.folder import checked_meanwhile
-from invariclip.artifact.graph_bank import read_class_bank
+from invariclip.artifact.graph_file import read_class_bank
 from invariclip.artifact.manifest import (
     EMBEDDING,
     IMAGE_INPUT,

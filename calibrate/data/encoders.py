@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 
-from invariclip.artifact.folder import checked_meanwhile, checked_path, read_manifest
+from invariclip.artifact.folder import checked_graph, checked_path, read_manifest
 from invariclip.artifact.manifest import EMBEDDING, IMAGE_INPUT, TEXT_INPUT
 from invariclip.backends import open_backend
 from invariclip.backends.batching import run_in_buckets
@@ -126,7 +126,7 @@ class ArtifactEncoder:
         self._folder, self._manifest = where, manifest
         self._backend, self._threads = chosen.backend, chosen.threads
         self._variant = require_openable(where, manifest, chosen.variant, chosen.backend, "exact")
-        with checked_meanwhile(where, self._variant.image) as graph:
+        with checked_graph(where, self._variant.image, self._manifest) as graph:
             self._image = open_backend(chosen.backend, graph, threads=chosen.threads, compute=self._variant.compute)
         self._text: Backend | None = None
         self._tokenizer: Tokenizer | None = None
@@ -166,7 +166,7 @@ class ArtifactEncoder:
     def encode_texts(self, ids: NDArray[np.int64], /) -> NDArray[np.float32]:
         """int64 [N, L] to float32 [N, D], unit length."""
         if self._text is None:
-            with checked_meanwhile(self._folder, self._variant.text) as graph:
+            with checked_graph(self._folder, self._variant.text, self._manifest) as graph:
                 compute = self._variant.text_compute
                 self._text = open_backend(self._backend, graph, threads=self._threads, compute=compute)
         if self._variant.text_length == "dynamic":

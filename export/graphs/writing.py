@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import onnx
 import onnx_ir as ir
 
+from invariclip.artifact.graph_file import without_facts
 from invariclip.artifact.manifest import METADATA_KEY
 from invariclip.errors import ContractError
+from invariclip.files import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,8 +33,31 @@ def write_graph(model: ir.Model, path: Path) -> None:
     """
     data = path.with_name(f"{path.name}.data")
     external = weight_bytes(model) > EXTERNAL_DATA_BYTES
-    ir.save(model, path, external_data=data.name if external else None)
+    save_graph(model, path, external_data=data.name if external else None)
     require_valid(path, "the exported graph")
+
+
+def save_graph(model: ir.Model, path: Path, *, external_data: str | None = None) -> None:
+    """Writes a graph as ONNX without a check; see `write_graph`.
+
+    Initializers say their own type and shape. `value_info` of them as well makes ONNX Runtime's quantizers fail, so
+    it is not written.
+
+    Args:
+        model: The graph.
+        path: File to write.
+        external_data: The name of the file beside it that takes the weights; None leaves them where they are.
+    """
+    inputs = set(model.graph.inputs)
+    said = [(value, value.shape, value.type) for value in model.graph.initializers.values() if value not in inputs]
+    for value, _, _ in said:
+        value.shape = value.type = None
+        value.metadata_props.clear()
+    try:
+        ir.save(model, path, external_data=external_data)
+    finally:
+        for value, shape, kind in said:
+            value.shape, value.type = shape, kind
 
 
 def require_valid(path: Path, what: str) -> None:
@@ -52,14 +77,14 @@ def require_valid(path: Path, what: str) -> None:
 
 
 def write_facts(path: Path, facts: Mapping[str, Any]) -> None:
-    """Adds facts to an ONNX file's `metadata_props`, so that a C++ program needs that file alone.
+    """Puts facts into an ONNX file's `metadata_props`, so that a C++ program needs that file alone.
 
-    They are appended: protobuf reads two messages one after the other as one, so nothing has to be loaded.
+    Those that it had are taken out, and the new ones appended: protobuf reads two messages one after the other as one.
+    Nothing is parsed, and every other byte stays.
     """
     entry = onnx.StringStringEntryProto(key=METADATA_KEY, value=facts_text(facts))
     extra = onnx.ModelProto(metadata_props=[entry])
-    with path.open("ab") as file:
-        file.write(extra.SerializeToString())
+    write_atomically(path, without_facts(path) + extra.SerializeToString())
 
 
 def facts_text(facts: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import logging
 import sys
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import islice
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 
-from invariclip.errors import MissingExtraError
+from invariclip.errors import ContractError, MissingExtraError
 from invariclip.export.graphs.nodes import HEAD
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def dynamic(source: Path, target: Path) -> None:
     """ONNX Runtime's dynamic int8: weights per channel, each value's range found at every run; needs no images."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with _QuietQuantiser():
+    with _QuietQuantiser(), _failing("ONNX Runtime's dynamic quantizer"):
         quantize_dynamic(
             source, target, per_channel=True, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"],
             nodes_to_exclude=_left_out(source),
@@ -45,7 +45,7 @@ def static(source: Path, target: Path, batches: Iterable[NDArray[np.uint8]]) -> 
     """ONNX Runtime's static Q/DQ int8: ranges by minimum and maximum on the calibration images."""
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-    with _QuietQuantiser():
+    with _QuietQuantiser(), _failing("ONNX Runtime's static quantizer"):
         quantize_static(
             source, target, _reader(source, batches), quant_format=QuantFormat.QDQ, per_channel=True,
             op_types_to_quantize=["MatMul", "Gemm"], activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
@@ -68,7 +68,8 @@ def nncf(source: Path, target: Path, batches: Iterable[NDArray[np.uint8]], *, sa
     name = model.graph.input[0].name
     images = [{name: image[None]} for image in islice(_single(batches), samples)]
     attends = any(node.op_type == "Softmax" for node in model.graph.node)
-    with redirect_stdout(io.StringIO()):  # its progress bars; a command's answer goes there
+    # its progress bars; a command's answer goes to standard output
+    with redirect_stdout(io.StringIO()), _failing("NNCF"):
         quantised = library.quantize(
             model,
             library.Dataset(images),
@@ -77,6 +78,20 @@ def nncf(source: Path, target: Path, batches: Iterable[NDArray[np.uint8]], *, sa
             ignored_scope=library.IgnoredScope(names=_head(model)),
         )
     onnx.save(quantised, str(target))
+
+
+@contextmanager
+def _failing(what: str) -> Iterator[None]:
+    """Whatever another's quantizer raises is why its variant is left out; the export goes on.
+
+    Raises:
+        ContractError: It could not quantize the graph.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ContractError(f"{what} cannot quantize the graph ({type(error).__name__}: {reason})") from error
 
 
 def _nncf() -> Any:

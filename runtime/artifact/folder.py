@@ -13,12 +13,14 @@ signature.json          who vouches for all of this, where `invariclip sign` was
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from invariclip.artifact.graph_file import read_facts
 from invariclip.artifact.manifest import MANIFEST, SCHEMA_VERSION, FileFacts, Manifest
 from invariclip.artifact.signature import REQUIRED, SIGNATURE, digests, require_signed, sign
 from invariclip.errors import ArtifactError, InputError
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 MAX_MANIFEST_BYTES = 64 << 20
+_ABSENT = object()
 ENGINES = "engines"
 """Where TensorRT engines lie: beside the graphs, in a folder of their own that the manifest does not list."""
 
@@ -171,6 +174,23 @@ def checked_meanwhile(folder: str | os.PathLike[str], entry: FileFacts) -> Itera
             yield path
         finally:
             unchanged.result()
+
+
+@contextmanager
+def checked_graph(folder: str | os.PathLike[str], entry: FileFacts, manifest: Manifest) -> Iterator[Path]:
+    """`checked_meanwhile` for a graph, which must say of itself what the manifest says.
+
+    So a manifest that was edited, and sealed again, does not answer with names or pixels that the graph is not of.
+
+    Raises:
+        ArtifactError: As `checked_meanwhile`, or a fact in the graph's `metadata_props` is another one.
+    """
+    with checked_meanwhile(folder, entry) as path:
+        facts, own = read_facts(path) or {}, json.loads(json.dumps(manifest.facts(entry.path)))
+        wrong = sorted(name for name in {*own, *facts} if facts.get(name, _ABSENT) != own.get(name, _ABSENT))
+        if wrong:
+            raise ArtifactError(f"{folder}: {entry.path} and {MANIFEST} differ in {', '.join(wrong)}; export again")
+        yield path
 
 
 def _located(folder: str | os.PathLike[str], entry: FileFacts) -> Path:

@@ -4,11 +4,14 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import pytest
 
 import invariclip
 from invariclip.artifact.fidelity import reached
 from invariclip.artifact.folder import checked_path, read_manifest
+from invariclip.artifact.manifest import METADATA_KEY
+from invariclip.backends import open_backend
 from invariclip.errors import InputError, LeftOutWarning
 from invariclip.export import variants
 from invariclip.export.build import export_artifact
@@ -79,6 +82,32 @@ def test_what_passes_is_listed_with_what_it_reaches(everything):
             assert reached(record) is not None
     graphs = {path.name for path in everything.glob("*.onnx")}
     assert graphs == {file.path for one in manifest.variants.values() for file in (one.image, one.text)}
+
+
+def test_every_file_is_valid_with_one_record_of_facts(everything, tmp_path):
+    """What other programs do with our files: the full check of onnx, and ONNX Runtime's own quantizer."""
+    from onnxruntime.quantization import quantize_dynamic
+
+    for path in sorted(everything.glob("*.onnx")):
+        onnx.checker.check_model(str(path), full_check=True)
+        proto = onnx.load(path)
+        assert [item.key for item in proto.metadata_props].count(METADATA_KEY) == 1
+        weights = {tensor.name for tensor in proto.graph.initializer}
+        assert not weights & {value.name for value in proto.graph.value_info}
+    quantize_dynamic(everything / "image.onnx", tmp_path / "q.onnx", op_types_to_quantize=["MatMul", "Gemm"])
+    assert open_backend("onnxruntime", tmp_path / "q.onnx", threads=1).output_names
+
+
+def test_a_quantizer_that_fails_leaves_its_variant_out(export, monkeypatch):
+    def broken(*_given, **_named):
+        raise ValueError("a graph of\nanother kind")
+
+    monkeypatch.setattr("onnxruntime.quantization.quantize_dynamic", broken)
+    with pytest.warns(LeftOutWarning, match="int8-dynamic is left out"):
+        manifest = read_manifest(export("int8-dynamic"))
+    assert manifest.left_out["int8-dynamic"] == (
+        "ONNX Runtime's dynamic quantizer cannot quantize the graph (ValueError: a graph of another kind)"
+    )
 
 
 def test_variants_answer_almost_alike_and_not_the_same(everything, tiny_images):

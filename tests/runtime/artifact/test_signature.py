@@ -6,6 +6,7 @@ import shutil
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -61,8 +62,8 @@ def test_every_file_is_covered(signed, keys):
 def test_another_manifest_with_right_digests_is_refused(signed, keys):
     """An attacker who can write the folder can make it consistent, but not sign it."""
     manifest = read_manifest(signed)
-    write_manifest(signed, type(manifest)(**{**vars(manifest), "classes": ("dog", "cat", "tree")}))
-    assert load(signed).classes == ("dog", "cat", "tree")
+    write_manifest(signed, replace(manifest, left_out={"int8": "forged"}))
+    assert load(signed).manifest.left_out
     with pytest.raises(SignatureError, match=rf"{MANIFEST} was changed"):
         load(signed, require_signature=keys[1])
 

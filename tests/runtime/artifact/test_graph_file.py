@@ -1,4 +1,8 @@
-"""Class embeddings read from a graph's file: those that the graph multiplies by, and nothing from a damaged file."""
+"""Facts and class embeddings read from a graph's file: those that it is of, and nothing from a damaged file."""
+
+import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -8,7 +12,9 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 
 import invariclip
-from invariclip.artifact.graph_bank import read_class_bank
+from invariclip.artifact.folder import read_manifest, write_manifest
+from invariclip.artifact.graph_file import read_class_bank, read_facts, without_facts
+from invariclip.artifact.manifest import METADATA_KEY
 from invariclip.errors import ArtifactError
 
 WIDTH, CLASSES = 8, 5
@@ -92,3 +98,41 @@ def test_a_damaged_file_gives_an_error_or_an_array(tmp_path_factory, place, valu
     except ArtifactError:
         return
     assert found is None or found.shape == (CLASSES, WIDTH)
+
+
+def test_facts_are_those_that_onnx_reads_and_come_out_alone(tiny_artifact):
+    manifest = read_manifest(tiny_artifact)
+    for name in ("image.onnx", "text.onnx"):
+        path = tiny_artifact / name
+        proto = onnx.load(path)
+        [text] = [item.value for item in proto.metadata_props if item.key == METADATA_KEY]
+        assert read_facts(path) == json.loads(text) == json.loads(json.dumps(manifest.facts(name)))
+        bare = onnx.load_from_string(without_facts(path))
+        assert not bare.metadata_props
+        assert bare.graph == proto.graph
+
+
+def test_a_graph_without_facts_or_with_others_is_told(tmp_path):
+    assert read_facts(_write(tmp_path / "a.onnx", _others())) is None
+    model = onnx.load(tmp_path / "a.onnx")
+    model.metadata_props.add(key=METADATA_KEY, value="[1]")
+    onnx.save(model, tmp_path / "a.onnx")
+    with pytest.raises(ArtifactError, match="hold no facts of an artifact"):
+        read_facts(tmp_path / "a.onnx")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"classes": ("dog", "cat", "tree")}, "classes"),
+        ({"templates": ("a sketch of a {}.",)}, "templates"),
+        ({"opset": 21}, "opset"),
+        ({"producer": {}}, "producer"),
+    ],
+)
+def test_a_manifest_that_its_graphs_do_not_know_is_refused(tiny_artifact, tmp_path, change, named):
+    """Sealed again after an edit, a manifest is whole; its graphs still say what they are of."""
+    folder = shutil.copytree(tiny_artifact, tmp_path / "edited.icm")
+    write_manifest(folder, replace(read_manifest(folder), **change))
+    with pytest.raises(ArtifactError, match=rf"image.onnx and manifest.json differ in {named}; export again"):
+        invariclip.load(folder)

@@ -1,4 +1,4 @@
-"""The class embeddings that an artifact's graph holds, read from its ONNX file, so that no text tower need run.
+"""What is read from an ONNX file without an engine: the facts that it carries, and the class embeddings that it holds.
 
 Only the few fields of protobuf's wire format that lead there are looked at; everything else is skipped unread.
 """
@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from invariclip.artifact.manifest import METADATA_KEY
 from invariclip.errors import ArtifactError
+from invariclip.records import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
 NAMES = (b"class_bank", b"class_bank_float16")
 """Of the initializer, float32 or float16 [d, K]."""
-_MODEL_GRAPH, _GRAPH_INITIALIZER = 7, 5
+_MODEL_GRAPH, _MODEL_METADATA, _GRAPH_INITIALIZER = 7, 14, 5
 _DIMS, _TYPE, _NAME, _RAW, _EXTERNAL, _LOCATION = 1, 2, 8, 9, 13, 14
 _TYPES: dict[int, np.dtype[Any]] = {1: np.dtype("<f4"), 10: np.dtype("<f2")}
 _MOST_DIMS = 8
@@ -67,6 +69,51 @@ def read_class_bank(path: Path, width: int, classes: int) -> NDArray[np.float32]
     if len(bank) != width * classes or not np.isfinite(bank).all():
         raise ArtifactError(f"{path}: its class embeddings are cut off or not finite; export again")
     return np.ascontiguousarray(bank.reshape(width, classes).T)
+
+
+def read_facts(path: Path) -> dict[str, Any] | None:
+    """The facts in a graph's `metadata_props`, see `Manifest.facts`; None where it carries none.
+
+    Raises:
+        ArtifactError: The file is no ONNX file, or its facts are not one JSON object.
+    """
+    try:
+        with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            texts = [text for _, _, text in _facts(content)]
+    except (OSError, ValueError, IndexError) as error:
+        raise ArtifactError(f"{path}: cannot be read as an ONNX file ({error}); export again") from error
+    if not texts:
+        return None
+    facts = parse_json(texts[-1], f"{path}: its metadata", error=ArtifactError)
+    if not isinstance(facts, dict):
+        raise ArtifactError(f"{path}: its metadata hold no facts of an artifact; export again")
+    return facts
+
+
+def without_facts(path: Path) -> bytes:
+    """An ONNX file's content without the facts of an artifact; every other byte is as it was.
+
+    Raises:
+        ValueError: It is no ONNX file.
+    """
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        kept, place = [], 0
+        for begin, end, _ in _facts(content):
+            kept.append(content[place:begin])
+            place = end
+        return b"".join([*kept, content[place:]])
+
+
+def _facts(content: mmap.mmap) -> Iterator[tuple[int, int, bytes]]:
+    """Where each field begins and ends that holds an artifact's facts, and their text."""
+    begin = 0
+    for number, _, first, last in _fields(content, 0, len(content)):
+        if number == _MODEL_METADATA:
+            pair = {n: (a, b) for n, _, a, b in _fields(content, first, last)}
+            name, text = pair.get(1, (0, 0)), pair.get(2, (0, 0))
+            if content[name[0] : min(name[1], name[0] + 64)] == METADATA_KEY.encode():
+                yield begin, last, content[text[0] : text[1]]
+        begin = last
 
 
 def _found(content: mmap.mmap) -> _Tensor | None:
