@@ -26,13 +26,22 @@ from invariclip.artifact.folder import (
     write_manifest,
 )
 from invariclip.artifact.learned_prompts import class_banks
-from invariclip.artifact.manifest import EMBEDDING, IMAGE_INPUT, METADATA_KEY, PROBABILITIES, UNCERTAINTY, FileFacts
+from invariclip.artifact.manifest import (
+    EMBEDDING,
+    IMAGE_INPUT,
+    LOGITS,
+    METADATA_KEY,
+    PROBABILITIES,
+    UNCERTAINTY,
+    FileFacts,
+)
 from invariclip.backends import DEFAULT_BACKEND, open_backend
 from invariclip.console import silent
 from invariclip.errors import ContractError, InputError
 from invariclip.export.graphs.head import attach_head, body_digest
 from invariclip.export.graphs.writing import facts_text, require_valid, save_graph
 from invariclip.export.verification import evidence
+from invariclip.export.verification.answers import order_gap
 from invariclip.export.verification.class_head import ClassHead
 from invariclip.export.verification.figures import EXACT, THRESHOLDS, max_diff
 from invariclip.files import write_atomically
@@ -51,7 +60,7 @@ if TYPE_CHECKING:
 
 _BEST = "float32"
 """The variant whose text graph embeds the classes of all of them, where it is there."""
-A_PROBABILITY, AN_UNCERTAINTY = "a probability", "an uncertainty"
+A_PROBABILITY, AN_UNCERTAINTY, AN_ORDER = "a probability", "an uncertainty", "the ranking, as a cosine,"
 _BATCH = 16
 _TEXTS = 64
 MAX_GRAPH_BYTES = 2_000_000_000
@@ -128,10 +137,11 @@ def swap_classes(
             if variants[name].compute != "float32":
                 own = max(own, THRESHOLDS[level].max_probability_diff)
             for what, difference in differences.items():
-                if not difference <= own:  # a NaN must fail
+                bound = THRESHOLDS[level].max_order_gap if what == AN_ORDER else own
+                if not difference <= bound:  # a NaN must fail
                     raise ContractError(
                         f"{image.name} on {backend}: {what} of the new classes is off by {difference:.3g}, "
-                        f"above {own:g}"
+                        f"above {bound:g}"
                     )
             head = {
                 "bank": f"text graph of {teacher}",
@@ -139,6 +149,7 @@ def swap_classes(
                 "images": len(looked_at.readable),
                 "probability_diff": differences[A_PROBABILITY],
                 "max_probability_diff": own,
+                "order_gap": differences[AN_ORDER],
                 **({"uncertainty_diff": differences[AN_UNCERTAINTY]} if manifest.cdc else {}),
             }
             parity = variants[name].parity
@@ -169,7 +180,8 @@ def head_differences(
         compute: What it may compute in.
 
     Returns:
-        `A_PROBABILITY` and, of learned templates, `AN_UNCERTAINTY` to the difference; NaN where an answer is one.
+        `A_PROBABILITY`, `AN_ORDER` and, of learned templates, `AN_UNCERTAINTY` to the difference; NaN where an answer
+        is one.
 
     Raises:
         ArtifactError: The graph cannot be loaded.
@@ -182,6 +194,9 @@ def head_differences(
         answers = engine.run({IMAGE_INPUT: batch})
         probabilities, uncertainty = head.answers(answers[EMBEDDING].astype(np.float64))
         differences.setdefault(A_PROBABILITY, []).append(max_diff(answers[PROBABILITIES], probabilities))
+        bank = head.bank if head.learned is None else head.bank[0]
+        own = order_gap(answers[LOGITS], answers[EMBEDDING].astype(np.float64) @ bank.T)
+        differences.setdefault(AN_ORDER, []).append(own)
         if uncertainty is not None:
             differences.setdefault(AN_UNCERTAINTY, []).append(max_diff(answers[UNCERTAINTY], uncertainty))
     return {what: float(np.max(seen)) for what, seen in differences.items()}
@@ -283,6 +298,6 @@ def still_proved(record: dict[str, Any], head: dict[str, Any], *, had_classes: b
         head: What was measured of the new ones.
         had_classes: Whether best matches were sought among old classes; then those figures are gone too.
     """
-    gone = ("probability_diff", "uncertainty_diff", *(("top",) if had_classes else ()))
+    gone = ("probability_diff", "uncertainty_diff", "order_gap", *(("top",) if had_classes else ()))
     image = {name: None if name.startswith(gone) else value for name, value in record["image"].items()}
     return {**record, "image": image, "head": head}

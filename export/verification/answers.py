@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from invariclip.artifact.manifest import EMBEDDING, PROBABILITIES, UNCERTAINTY
+from invariclip.artifact.manifest import EMBEDDING, LOGITS, PROBABILITIES, UNCERTAINTY
 from invariclip.errors import CheckpointError, ContractError
 from invariclip.export.verification.evidence import altered
 from invariclip.export.verification.figures import SIZES, TowerFigures, max_diff
@@ -132,7 +132,10 @@ def compare(
         if comparison.worst is None or off > comparison.worst[0]:
             comparison.worst = off, batch, answers[EMBEDDING], count
         comparison.candidate.append(answers[EMBEDDING])
-        for name, kept in ((PROBABILITIES, comparison.probabilities), (UNCERTAINTY, comparison.uncertainty)):
+        heads = {
+            LOGITS: comparison.logits, PROBABILITIES: comparison.probabilities, UNCERTAINTY: comparison.uncertainty,
+        }  # fmt: skip
+        for name, kept in heads.items():
             kept += [answers[name]] if name in answers else []
         for name, value in answers.items():
             if np.issubdtype(value.dtype, np.floating):
@@ -209,7 +212,8 @@ class Comparison:
     Attributes:
         reference: float64 [N, d] unit embeddings.
         candidate: float32 [n, d] of the graph, batch by batch.
-        probabilities: float32 [n, K] of the graph, where it has classes.
+        logits: float32 [n, K] of the graph, where it has classes.
+        probabilities: float32 [n, K] of the graph, likewise.
         uncertainty: float32 [n] of the graph, where it has learned templates.
         non_finite: Values that are NaN or infinite, of each float output.
         batch_diff: Largest difference seen between a row alone and in a batch.
@@ -224,6 +228,7 @@ class Comparison:
 
     reference: NDArray[np.float64]
     candidate: list[NDArray[np.float32]] = field(default_factory=list)
+    logits: list[NDArray[np.float32]] = field(default_factory=list)
     probabilities: list[NDArray[np.float32]] = field(default_factory=list)
     uncertainty: list[NDArray[np.float32]] = field(default_factory=list)
     non_finite: dict[str, int] = field(default_factory=dict)
@@ -254,6 +259,10 @@ def measure(comparison: Comparison, bank: NDArray[np.float64], head: ClassHead |
     if len(bank) > TOP:
         top5 = agreement(scores, candidate_scores, TOP)
     said = {} if head is None else _said(comparison, *head.answers(wanted))
+    if head is not None:  # of learned templates, the hand-written one's
+        own = got / np.linalg.norm(got, axis=1, keepdims=True)
+        cosines_of_classes = own @ (head.bank if head.learned is None else head.bank[0]).T
+        said["order_gap"] = order_gap(np.concatenate(comparison.logits), cosines_of_classes)
     by_size: dict[str, Any] = {f"batch_{size}": comparison.by_size.get(size, 0.0) for size in SIZES}
     return TowerFigures(
         items=len(wanted),
@@ -296,6 +305,22 @@ def agreement(wanted: NDArray[np.float64], got: NDArray[np.float64], count: int)
     fair &= (wanted[rows, chosen] > last + TIE).sum(axis=1) == (wanted > last + TIE).sum(axis=1)
     sane = np.isfinite(got).all(axis=1)
     return float(((same | fair) & sane).mean()), int((fair & ~same & sane).sum())
+
+
+def order_gap(logits: NDArray[np.floating], cosines: NDArray[np.float64]) -> float:
+    """The largest cosine by which a class is ranked below one that is less like the image; 0 for the right ranking.
+
+    Args:
+        logits: [N, K], by which classes are ranked; the first of equal ones comes first.
+        cosines: float64 [N, K], what the ranking should follow.
+
+    Returns:
+        NaN where a logit is not finite.
+    """
+    if not np.isfinite(logits).all():
+        return float("nan")
+    ranked = np.take_along_axis(cosines, np.argsort(-logits, axis=1, kind="stable"), axis=1)
+    return float((ranked - np.minimum.accumulate(ranked, axis=1)).max(initial=0.0))
 
 
 def invariance_gap(plain: NDArray[Any], altered: NDArray[Any]) -> float:

@@ -30,6 +30,7 @@ class Thresholds:
         max_rerun_diff: Largest difference between runs on the same input.
         max_probability_diff: Largest difference of a class probability.
         max_uncertainty_diff: Largest difference of the uncertainty, where learned templates give one.
+        max_order_gap: Largest cosine by which a class may be ranked below one that is less like the image.
         max_pixel_levels: Largest difference of the runtime's pixels from open_clip's transform, in levels of 255.
         max_front_levels: Largest difference of the graph's own resize from the runtime's pixels, in levels of 255. The
             form `matmul` stays within 1 and `resize` within 2 (see `front.BOUNDS`); a resize of floats is 14 off.
@@ -45,6 +46,7 @@ class Thresholds:
     max_rerun_diff: float = 0.0
     max_probability_diff: float = 1e-4
     max_uncertainty_diff: float = 1e-4
+    max_order_gap: float = 1e-5
     max_pixel_levels: float = 0.0
     max_front_levels: float = 2.0
     min_front_cosine: float = 0.9999
@@ -58,14 +60,14 @@ THRESHOLDS: dict[Fidelity, Thresholds] = {
     # Unit vectors of cosine 0.9999 are 0.0141 apart, which bounds each component too.
     "near": Thresholds(
         max_abs_diff=1.5e-2, min_cosine=0.9999, min_top1=0.98, min_top5=0.85, max_invariance_gap=1e-3,
-        max_batch_diff=5e-3, max_probability_diff=0.05, max_uncertainty_diff=0.05,
+        max_batch_diff=5e-3, max_probability_diff=0.05, max_uncertainty_diff=0.05, max_order_gap=1e-2,
         min_front_cosine=0.9998,
     ),
     # The best match is what serving answers with; the cosine keeps searching in old embeddings sane. An uncalibrated
     # int8 reaches 0.971 with top-1 88 %, which must fail.
     "fast": Thresholds(
         max_abs_diff=1e-1, min_cosine=0.985, min_top1=0.995, min_top5=0.75, max_invariance_gap=1e-2,
-        max_batch_diff=3e-2, max_probability_diff=0.2, max_uncertainty_diff=0.2,
+        max_batch_diff=3e-2, max_probability_diff=0.2, max_uncertainty_diff=0.2, max_order_gap=3e-2,
         min_front_cosine=0.985,
     ),
 }
@@ -96,6 +98,8 @@ class TowerFigures:
         top5_ties: Inputs whose five best differ by ties alone.
         probability_diff: See `Thresholds`; None where no classes are baked in.
         uncertainty_diff: See `Thresholds`; None without learned templates.
+        order_gap: The largest difference of two cosines of the graph's own embedding with classes that its logits rank
+            in the wrong order: weak classes that collapse to one number show here alone. None without classes.
         gap_reference: Mean of 1 - cos between an image and the same under a photometric intervention, by the
             reference; None for texts.
         gap: The same by the candidate.
@@ -126,6 +130,7 @@ class TowerFigures:
     top5_ties: int | None = None
     probability_diff: float | None = None
     uncertainty_diff: float | None = None
+    order_gap: float | None = None
     gap_reference: float | None = None
     gap: float | None = None
     gap_increase: float | None = None
@@ -151,6 +156,7 @@ _UPPER = {
     "rerun_diff": ("run-to-run, max |Δ|", "max_rerun_diff"),
     "probability_diff": ("probability, max |Δ|", "max_probability_diff"),
     "uncertainty_diff": ("uncertainty, max |Δ|", "max_uncertainty_diff"),
+    "order_gap": ("ranking of all classes, cosine out of order,", "max_order_gap"),
     "gap_increase": ("invariance gap's increase", "max_invariance_gap"),
     "pixel_levels": ("pixels, max levels from open_clip's transform,", "max_pixel_levels"),
     "front_levels": ("resize in the graph, max levels from the host's pixels,", "max_front_levels"),

@@ -32,6 +32,7 @@ _FIGURES = (
     ("top5_ties", "ties of five best", "d", "", ""),
     ("probability_diff", "probability max |Δ|", ".2e", "max_probability_diff", "≤"),
     ("uncertainty_diff", "uncertainty max |Δ|", ".2e", "max_uncertainty_diff", "≤"),
+    ("order_gap", "ranking of all classes, cosine out of order", ".1e", "max_order_gap", "≤"),
     ("gap_reference", "invariance gap of the reference", ".5f", "", ""),
     ("gap", "invariance gap", ".5f", "", ""),
     ("gap_increase", "invariance gap's increase", ".1e", "max_invariance_gap", "≤"),

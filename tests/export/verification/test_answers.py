@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from invariclip.artifact.fidelity import LEVELS
-from invariclip.export.verification.answers import TIE, Comparison, agreement, invariance_gap, measure
+from invariclip.export.verification.answers import TIE, Comparison, agreement, invariance_gap, measure, order_gap
 from invariclip.export.verification.figures import EXACT, THRESHOLDS, Thresholds, TowerFigures, failures
 
 GOOD = TowerFigures(
@@ -20,7 +20,8 @@ GOOD = TowerFigures(
 BAD = {
     "max_abs_diff": 0.5, "cosine_min": 0.5, "top1_agreement": 0.5, "top5_agreement": 0.5, "batch_diff": 0.5,
     "rerun_diff": 0.5, "batch_1": 0.5, "batch_2": 0.5, "batch_5": 0.5, "batch_17": 0.5, "probability_diff": 0.5,
-    "gap_increase": 0.5, "pixel_levels": 2.0, "front_levels": 3.0, "front_cosine": 0.5, "non_finite": 3,
+    "order_gap": 0.5, "gap_increase": 0.5, "pixel_levels": 2.0, "front_levels": 3.0, "front_cosine": 0.5,
+    "non_finite": 3,
 }  # fmt: skip
 
 
@@ -114,6 +115,32 @@ def test_a_clearly_better_one_left_out_is_no_tie():
     assert agreement(wanted, np.array([[9, 8, 7, 6, 0, 5, 0.0]]), 5) == (1.0, 1)
     assert agreement(wanted, np.array([[9, 8, 7, 0, 5, 6, 0.0]]), 5) == (0.0, 0)
     assert agreement(wanted, np.array([[9, 8, 7, 6, np.nan, 5, 0.0]]), 5) == (0.0, 0)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 12))
+def test_the_order_gap_is_the_worst_pair_in_the_wrong_order(seed, classes):
+    rng = np.random.default_rng(seed)
+    logits = rng.integers(-3, 3, (4, classes)).astype(np.float32)
+    cosines = rng.normal(size=(4, classes))
+    wanted = 0.0
+    for row, own in zip(logits, cosines, strict=True):
+        order = sorted(range(classes), key=lambda place: (-row[place], place))
+        for first, better in enumerate(order):
+            wanted = max([wanted, *(own[worse] - own[better] for worse in order[first + 1 :])])
+    assert order_gap(logits, cosines) == pytest.approx(wanted)
+    assert order_gap(cosines, cosines) == 0
+
+
+def test_weak_classes_that_collapse_show_in_the_order_alone():
+    """SigLIP's weak classes: probabilities of 0 in float32 differ from the right ones by nothing."""
+    cosines = np.array([[0.1, -0.02, 0.05, 0.01]])
+    logits = 100.0 * cosines - 112
+    collapsed = np.maximum(logits, -103.0)
+    said = [1 / (1 + np.exp(-one)) for one in (logits, collapsed)]
+    assert np.abs(said[0] - said[1]).max() < EXACT.max_probability_diff
+    assert order_gap(collapsed, cosines) == pytest.approx(0.07)
+    assert order_gap(logits, cosines) == 0
+    assert np.isnan(order_gap(np.array([[np.nan, 1.0]]), np.zeros((1, 2))))
 
 
 @given(st.integers(0, 2**31), st.integers(1, 8))
