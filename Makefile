@@ -7,13 +7,14 @@ BIN := $(VENV)/bin
 # stay together, so that what they share is made once.
 WORKERS ?= 2
 
-.PHONY: demo test lint docs format clean help
+.PHONY: demo test lint docs format requirements clean help
 
 help:
 	@echo "make demo    images -> projection -> fused ONNX -> answers, and a page that shows it"
 	@echo "make test    lint and all tests"
 	@echo "make lint    ruff and mypy --strict"
 	@echo "make docs    the documentation as a site, in build/site"
+	@echo "make requirements  requirements.txt anew, with the digests of what a server installs"
 	@echo "make format  ruff's formatter and safe fixes"
 
 $(VENV)/.installed: pyproject.toml setup.py constraints.txt
@@ -40,6 +41,14 @@ lint: $(VENV)/.installed build/typing
 	$(BIN)/ruff format --check .
 	MYPYPATH=build/typing $(BIN)/mypy --cache-dir build/.mypy_cache -p invariclip
 	cd build/typing && PYTHONPATH=. $(CURDIR)/$(BIN)/lint-imports --no-cache --no-logo $(CURDIR)/pyproject.toml
+
+# What a server installs, with the digests of all platforms' files
+requirements: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	head -3 requirements.txt > build/requirements.txt
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --no-header --python-version 3.11 \
+	  --extra serve --extra sign -c constraints.txt pyproject.toml -o build/hashes.txt
+	cat build/requirements.txt build/hashes.txt > requirements.txt
 
 docs: $(VENV)/.installed build/typing
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet

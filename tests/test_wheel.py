@@ -101,6 +101,23 @@ def test_the_core_answers_in_an_empty_environment(wheel, empty, tiny_artifact, t
         assert len(done.stderr.strip().splitlines()) == 1
 
 
+def test_the_lean_runtime_installs_by_digest(wheel, tiny_artifact, tiny_images, tmp_path):
+    venv.create(tmp_path / "env", with_pip=True)
+    programs = tmp_path / "env" / "bin"
+    for what in (["--require-hashes", "-r", ROOT / "requirements.txt"], ["--no-deps", wheel]):
+        done = _run(programs / "python", "-m", "pip", "install", "--quiet", *what)
+        assert done.returncode == 0, done.stderr
+    assert _run(programs / "python", "-m", "pip", "check").returncode == 0
+    shutil.copytree(tiny_artifact, tmp_path / "mine.icm")
+    for command in (
+        ["sign", "mine.icm", "--new-key", "own.pem"],
+        ["predict", "mine.icm", min(tiny_images.iterdir()), "--require-signature", "own.pub.pem"],
+        ["serve", "--help"],
+    ):
+        done = _run(programs / "invariclip", *command, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+
+
 def test_what_the_readme_does_with_an_artifact_runs_from_the_wheel(wheel, empty, tiny_artifact, tiny_images, tmp_path):
     _install(empty, wheel)
     shutil.copytree(tiny_artifact, tmp_path / "mine.icm")
