@@ -106,8 +106,9 @@ def verify(
         places = dict(zip(candidates, product(paths, backends), strict=True))
         emit_json({"artifact": str(artifact), "passed": not failed, **_as_json(verdicts, places), "fast_pixels": fast})
     else:
+        which = "images" if images else "bundled images (--images takes your own)"
         for name, verdict in verdicts.items():
-            say(f"{artifact}, {name}")
+            say(f"{artifact}, {name}, on {len(judged.readable)} {which}")
             say(parity_table(verdict.parity))
     # the table is the result and is out already, so the failure is one more line and not an exception
     if failed:

@@ -176,7 +176,7 @@ def write_page(path: Path, demo: Demo) -> None:
         training_styles=bundled.training_styles,
         held_out_styles=bundled.held_out_styles,
         verdict=demo.verdict,
-        means=[row for row in demo.accuracy if row.style == MEAN],
+        means=[row for row in reversed(demo.accuracy) if row.style == MEAN],  # names, which all know, first
         protocols=PROTOCOLS,
         shown=PROTOCOLS[shown],
         site_images=SHOWN,

@@ -76,9 +76,10 @@ def _prompts_scores(scores: dict[str, Any]) -> str:
 
 
 def projection_text(result: Calibration) -> str:
-    """What was fitted on, what was chosen, and how it did on what was left out."""
+    """Whether it helps, what was fitted on, what was chosen, and how it did on what was left out."""
     facts, projection = result.facts, result.projection
-    lines = _sources(facts) if "sources" in facts else _images(facts)
+    lines = _verdict(result.selection) if result.selection else []
+    lines += _sources(facts) if "sources" in facts else _images(facts)
     strength = "" if projection.strength is None else f", λ = {projection.strength:g}"
     lines.append(f"projection {projection.estimator}{strength}, {projection.rank} of {projection.embed_dim} dimensions")
     if projection.estimator != "identity":
@@ -89,7 +90,7 @@ def projection_text(result: Calibration) -> str:
             *_sureness(facts, projection.embed_dim, projection.rank),
         ]
     if result.selection:
-        lines += [*_verdict(result.selection), "", _scores(result.selection), ""]
+        lines += [*_asked(result.selection), "", _scores(result.selection), ""]
     return "\n".join(lines)
 
 
@@ -135,6 +136,18 @@ def projection_json(result: Calibration) -> dict[str, Any]:
 
 
 def _verdict(selection: Selection) -> list[str]:
+    """Whether the projection is worth having, before any figure that needs explaining."""
+    chosen = selection.result()
+    if chosen.candidate.estimator == "identity":
+        return ["verdict    no projection is clearly better than none: what is written changes no answer"]
+    gain = chosen.gain
+    sure = "better" if gain.low > 0 else ("WORSE" if gain.high < 0 else "NOT clearly better")
+    line = f"verdict    {sure} than no projection: {_points(gain)} points of accuracy on what the fit did not see"
+    return [f"{line} (95 % interval)"]
+
+
+def _asked(selection: Selection) -> list[str]:
+    """How it was chosen."""
     chosen = selection.result()
     lines = [
         f"left out   {selection.left_out}",
@@ -145,11 +158,7 @@ def _verdict(selection: Selection) -> list[str]:
         lines.append(f"screened   {few} {-max(selection.screened.values()):.1f} points behind")
     if selection.separations:
         lines.append(f"chosen     the clearest answers of {len(selection.separations)} equally good candidates")
-    if chosen.candidate.estimator == "identity":
-        lines.append("verdict    nothing is clearly better than no projection: the identity is written")
-    else:
-        sure = "above" if chosen.gain.low > 0 else ("BELOW" if chosen.gain.high < 0 else "NOT clearly above")
-        lines.append(f"verdict    {_points(chosen.gain)} points mean, {sure} no projection where it was left out")
+    if chosen.candidate.estimator != "identity":
         lines += _by_concept(selection)
     return lines
 

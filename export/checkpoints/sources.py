@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -179,10 +180,16 @@ def _download_model(hub_id: str) -> tuple[Path, Path | None]:
 
 
 def _fetch(hub_id: str, download: Any) -> Path:
+    # its client logs each attempt; what it comes to is said once, below
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         return Path(download())
     except Exception as error:  # whatever the hub's client, the network and the cache raise
         raise _unreachable(hub_id, error) from error
+    finally:
+        logger.setLevel(level)
 
 
 def _unreachable(hub_id: str, error: Exception) -> CheckpointError:

@@ -109,7 +109,7 @@ def adapt(
     if as_json:
         emit_json({"out": str(out), **site.facts(), **unreadable.facts()})
     else:
-        say(f"{in_words(site)} {out}")
+        say(f"{in_words(site)}\n{out}: written. Whether answers are better only labelled images can tell.")
     return 2 if unreadable.count else 0
 
 

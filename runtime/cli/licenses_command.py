@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 PROJECT = "invariclip"
 UNSTATED = "not stated"
+_UMBRELLAS = ("all", "dev", "docs")
 _SHORT = 64
 """Characters of a licence's name at most: some packages put the whole text where its name belongs."""
 
@@ -42,6 +43,7 @@ class Dependency:
         licence: From its metadata: an SPDX expression, else a name, else its classifiers, else `UNSTATED`.
         spdx: Whether `licence` is an SPDX expression.
         optional: Whether only an extra needs it.
+        extras: Of those that do; `all`, `dev` and `docs` only where no other one does.
         requires: Canonical names of the installed distributions that it needs itself.
     """
 
@@ -50,6 +52,7 @@ class Dependency:
     licence: str
     spdx: bool
     optional: bool
+    extras: tuple[str, ...]
     requires: tuple[str, ...]
 
 
@@ -80,8 +83,8 @@ def licenses(sbom: Path | None, as_json: bool) -> None:
                 for part in parts if part["fetched"] is not here]  # fmt: skip
         if rows:
             say(f"{heading}\n{table(['what', 'licence', 'authors', 'source'], rows)}\n")
-    rows = [[one.name, one.version, one.licence, "an extra" if one.optional else ""] for one in dependencies]
-    say(f"Installed dependencies\n{table(['package', 'version', 'licence', 'needed by'], rows)}")
+    rows = [[one.name, one.version, one.licence, ", ".join(one.extras)] for one in dependencies]
+    say(f"Installed dependencies\n{table(['package', 'version', 'licence', 'needed by the extras'], rows)}")
     if sbom is not None:
         say(f"\nCycloneDX 1.6 in {sbom}")
 
@@ -99,8 +102,14 @@ def installed() -> tuple[Dependency, list[Dependency]]:
             f"{PROJECT} is not installed here, so its dependencies are not known: pip install {PROJECT}"
         ) from error
     core = _closure(project, ())
-    whole = _closure(project, tuple(project.metadata.get_all("Provides-Extra") or ()))
-    listed = [_dependency(node, name not in core) for name, node in sorted(whole.items())]
+    named = tuple(project.metadata.get_all("Provides-Extra") or ())
+    whole = _closure(project, named)
+    by_extra = {extra: set(_closure(project, (extra,))) for extra in named}
+    listed = []
+    for name, node in sorted(whole.items()):
+        extras = [extra for extra in named if name in by_extra[extra] and name not in core]
+        first = [extra for extra in extras if extra not in _UMBRELLAS]
+        listed.append(_dependency(node, tuple(first or extras)))
     own = next(one for one in listed if canonicalize_name(one.name) == PROJECT)
     return own, [one for one in listed if one is not own]
 
@@ -162,11 +171,11 @@ def _closure(root: Distribution, extras: tuple[str, ...]) -> dict[str, _Node]:
     return nodes
 
 
-def _dependency(node: _Node, optional: bool) -> Dependency:
+def _dependency(node: _Node, extras: tuple[str, ...]) -> Dependency:
     package, name = node.package, node.package.metadata["Name"]
     licence, spdx = _licence(package)
     needs = node.needs - {canonicalize_name(name)}
-    return Dependency(name, package.version, licence, spdx, optional, tuple(sorted(needs)))
+    return Dependency(name, package.version, licence, spdx, bool(extras), extras, tuple(sorted(needs)))
 
 
 def _licence(package: Distribution) -> tuple[str, bool]:

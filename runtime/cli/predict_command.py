@@ -175,7 +175,8 @@ def predict(
     if len(model.classes) == 1 and model.manifest.model.logit_bias is None:
         note("invariclip: warning: one class only, so every image is answered with it; commas part --classes")
     results: list[dict[str, Any]] = []
-
+    # JSON has it always; in words an energy that nobody asked for is a number that explains nothing
+    told = kind == EVIDENCE or uncertainty is not None or limit is not None
     bad = UnreadableImages()
     paths = find_images(images)
     shown = progress(paths, total=len(paths), desc="images")
@@ -183,15 +184,15 @@ def predict(
         prediction = answer.prediction(top_k, abstain_above=limit, uncertainty=kind)
         results.append({"image": str(answer.image), **prediction.to_json()})
         if not as_json:
-            say(f"{answer.image}  {_in_words(prediction)}")
+            say(f"{answer.image}  {_in_words(prediction, told=told)}")
     if as_json:
         emit_json({"engine": model.describe(), "space_id": model.space_id, "predictions": results, **bad.facts()})
     return 2 if bad.count else 0
 
 
-def _in_words(prediction: Prediction) -> str:
+def _in_words(prediction: Prediction, *, told: bool) -> str:
     words = [f"{label} {share:.1%}" for label, share in prediction.ranking]
-    if prediction.uncertainty is not None:
+    if prediction.uncertainty is not None and told:
         # An energy is no share of anything, and differs in its later digits
         evidence = prediction.uncertainty_kind == EVIDENCE
         words.append(f"unsure {prediction.uncertainty:.1%}" if evidence else f"energy {prediction.uncertainty:.4f}")
