@@ -35,7 +35,7 @@ LINGER_SECONDS = 2.0
 LINGER_BYTES = 64 << 20
 PROGRESS = 1 << 16
 """Bytes of an answer that must be read in `stall` seconds, or what is left of it."""
-_REFUSED_AT_A_TIME = 64  # connections above the limit that are told so; more are cut
+_REFUSED_AT_A_TIME = 32  # connections above the limit that are told so; more are cut
 _SETTLED = 1.0  # seconds after which a connection without a request gives way to a new one
 _CLOSE = (b"connection", b"close")
 

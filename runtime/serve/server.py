@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("invariclip.serve")
 
 BACKLOG = 2048
-_ACCEPTED = 32  # connections that are taken in one turn of the event loop; asyncio would take a whole backlog
+_ACCEPTED = 8  # connections taken in one turn of the event loop: the next turn closes those that are above the limit
 _TICKS = 5  # uvicorn's ticks, of a tenth of a second, between two looks at all connections
 _LAST_CHANCE = 1.0  # seconds that clients without a request have for one more, before a stop closes their connections
 _OUT_OF_DESCRIPTORS = "socket.accept() out of system resource"
