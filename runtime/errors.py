@@ -101,5 +101,9 @@ class LeftOutWarning(UserWarning):
     """A variant that was asked for did not keep the contract, and is not in the artifact."""
 
 
+class FewConnectionsWarning(UserWarning):
+    """The file descriptors of this process allow fewer connections than the server would keep."""
+
+
 class KernelCacheWarning(UserWarning):
     """Kernels that were compiled for a GPU cannot be kept, and are compiled again at the next start."""

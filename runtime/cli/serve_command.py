@@ -29,8 +29,10 @@ from invariclip.errors import InputError
 from invariclip.loading import load
 from invariclip.profile import OBJECTIVES
 from invariclip.results import CALIBRATED
+from invariclip.serve.connections import ConnectionLimits, affordable
 from invariclip.serve.limits import MIB, Limits
 from invariclip.serve.metrics import Metrics
+from invariclip.serve.origins import checked_origins, names_of
 from invariclip.serve.server import listening, run
 from invariclip.serve.service import Batching, Service
 from invariclip.serve.sites import LiveSiteOptions, SiteRegistry, read_sites
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 
 MAX_KEYS_BYTES = 1 << 20
 _MOST = click.IntRange(min=1)
+_SECONDS = click.FloatRange(min=0, min_open=True)
 
 
 @click.command()
@@ -104,6 +107,16 @@ _MOST = click.IntRange(min=1)
 @click.option("--max-templates", type=_MOST, default=Limits.templates, show_default=True, help="Limit for one request.")
 @click.option("--class-sets", type=_MOST, default=Limits.class_sets, show_default=True,
               help="Class sets from requests that are kept.")  # fmt: skip
+@click.option("--max-connections", type=_MOST,
+              help=f"Limit at a time [default: {ConnectionLimits.most}, or what `ulimit -n` allows].")  # fmt: skip
+@click.option("--idle-timeout", type=_SECONDS, default=ConnectionLimits.idle, show_default=True,
+              help="Seconds that a connection without a request is kept.")  # fmt: skip
+@click.option("--stall-timeout", type=_SECONDS, default=ConnectionLimits.stall, show_default=True,
+              help="Seconds for a request's headers, for more of its body, and for a client to read on.")  # fmt: skip
+@click.option(
+    "--allowed-host", "allowed_hosts", multiple=True,
+    help="A name that this server is called by, besides its address: NAME, *.NAME or *; repeatable.",
+)  # fmt: skip
 @click.option(
     "--cors-origin", "cors_origins", multiple=True, help="An origin whose pages may send requests (CORS); repeatable."
 )
@@ -118,7 +131,8 @@ def serve(
     objective: str | None, pixel_mode: PixelMode, backend: str | None, threads: int | None,
     decode_threads: int | None, max_batch: int, max_wait_ms: float, queue: int, timeout: float, grace: int,
     max_body_mib: int, max_images: int, max_pixels: int, max_texts: int, max_classes: int, max_templates: int,
-    class_sets: int, cors_origins: tuple[str, ...], api_key_file: Path | None,
+    class_sets: int, max_connections: int | None, idle_timeout: float, stall_timeout: float,
+    allowed_hosts: tuple[str, ...], cors_origins: tuple[str, ...], api_key_file: Path | None,
 ) -> int:  # fmt: skip
     """Answer over HTTP: classify and embed, in batches of many clients' requests. SIGTERM ends it."""
     limits = Limits(
@@ -129,6 +143,8 @@ def serve(
     keys = () if api_key_file is None else read_keys(api_key_file)
     names = class_names(classes, classes_file)
     prompts = prompt_templates(templates, templates_file, template_name)
+    hosts, origins = names_of(host, allowed_hosts), checked_origins(cors_origins)
+    connections = ConnectionLimits(affordable(max_connections), idle_timeout, stall_timeout)
     sock = listening(host, port)
     other = None if projection is None else read_projection(projection)
     if adapt_log is not None and not adapt:
@@ -151,7 +167,7 @@ def serve(
         uncertainty=uncertainty, sites=registry, images=metrics.watcher("images"), texts=metrics.watcher("texts"),
     )  # fmt: skip
     return run(service, metrics, sock, what=f"{artifact} ({model.variant} on {model.backend})", grace=grace,
-               api_keys=keys, cors_origins=cors_origins)  # fmt: skip
+               api_keys=keys, cors_origins=origins, hosts=hosts, limits=connections)  # fmt: skip
 
 
 def read_keys(path: Path) -> tuple[str, ...]:

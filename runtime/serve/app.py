@@ -22,9 +22,12 @@ from starlette.routing import Route
 from invariclip.artifact.embeddings import Embeddings, embeddings_bytes
 from invariclip.serve import requests
 from invariclip.serve.bodies import read_body
+from invariclip.serve.connections import ConnectionLimits
 from invariclip.serve.guard import KEY, Guard, as_json, error_answer
+from invariclip.serve.incoming import IncomingBodies
 from invariclip.serve.limits import Held, RefusedError
 from invariclip.serve.metrics import CONTENT_TYPE
+from invariclip.serve.origins import Origins
 from invariclip.serve.service import ImageScores
 from invariclip.serve.sites import site_facts
 from invariclip.sites.site import site_bytes
@@ -104,7 +107,6 @@ def _digest(text: str, tag: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()}'"
 
 
-ROUTES = ("/", "/healthz", "/readyz", "/metrics", "/v1/model", "/v1/sites", "/v1/classify", "/v1/embed")
 SAFETENSORS = "application/octet-stream"
 _INLINE = 10_000  # probabilities that are ranked in the event loop; more would hold up others
 
@@ -116,10 +118,11 @@ class Api:
         ready: Whether it is warm and takes work.
     """
 
-    def __init__(self, service: Service, metrics: Metrics) -> None:
+    def __init__(self, service: Service, metrics: Metrics, stall: float) -> None:
         self.service, self.metrics = service, metrics
         self.ready = False
         self._held = Held(service.limits.bodies)
+        self._incoming = IncomingBodies(self._held, stall, metrics)
 
     async def health(self, _request: Request) -> Response:
         """Alive."""
@@ -177,7 +180,7 @@ class Api:
         began = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout(limits.seconds):
-                body, held = await read_body(request, limits, self._held)
+                body, held = await read_body(request, limits, self._incoming)
         except TimeoutError as error:
             raise RefusedError(408, f"the request did not come in within {limits.seconds:g} s") from error
         try:
@@ -305,8 +308,9 @@ async def _gone(request: Request) -> None:
 
 
 def application(
-    service: Service, metrics: Metrics, *, api_keys: tuple[str, ...] = (), cors_origins: tuple[str, ...] = ()
-) -> tuple[Starlette, Api]:
+    service: Service, metrics: Metrics, *, api_keys: tuple[str, ...] = (), cors_origins: tuple[str, ...] = (),
+    hosts: tuple[str, ...] = ("localhost",), stall: float = ConnectionLimits.stall,
+) -> tuple[Starlette, Api]:  # fmt: skip
     """The application, and its endpoints, which know whether it is ready.
 
     Args:
@@ -314,12 +318,14 @@ def application(
         metrics: Counts.
         api_keys: One of them is demanded, if there are any.
         cors_origins: Other sites whose pages may ask.
+        hosts: What the server is called, besides its addresses; see `origins.names_of`.
+        stall: Seconds to wait for the next bytes of a body.
     """
-    api = Api(service, metrics)
+    api = Api(service, metrics, stall)
     metrics.watch(service)
-    middleware = [Middleware(Guard, metrics=metrics, routes=ROUTES, api_keys=api_keys)]
+    middleware = [Middleware(Guard, metrics=metrics, api_keys=api_keys)]
     if cors_origins:
-        headers = ["authorization", "content-type"]
+        headers = ["authorization", "content-type", "x-api-key"]
         cors = Middleware(
             CORSMiddleware,
             allow_origins=list(cors_origins),
@@ -328,6 +334,7 @@ def application(
             expose_headers=["x-space-id", "retry-after"],
         )
         middleware.insert(0, cors)
+    middleware.insert(0, Middleware(Origins, metrics=metrics, hosts=hosts, origins=cors_origins))
     routes = [
         Route("/", page()),
         Route("/healthz", api.health),
@@ -340,6 +347,6 @@ def application(
         Route("/v1/classify", api.classify, methods=["POST"]),
         Route("/v1/embed", api.embed, methods=["POST"]),
     ]
-    return Starlette(
-        routes=routes, middleware=middleware, exception_handlers={404: error_answer, 405: error_answer}
-    ), api
+    app = Starlette(routes=routes, middleware=middleware, exception_handlers={404: error_answer, 405: error_answer})
+    app.router.redirect_slashes = False  # it would send a client wherever the Host header says
+    return app, api

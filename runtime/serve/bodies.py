@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import ClientDisconnect
 
 from invariclip.errors import InputError
 from invariclip.serve.limits import BadRequestError, RefusedError
@@ -19,55 +17,53 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
-    from invariclip.serve.limits import Held, Limits
+    from invariclip.serve.incoming import IncomingBodies, IncomingBody
+    from invariclip.serve.limits import Limits
 
 LARGE = 1 << 18
 """Bytes above which JSON is read in a thread, not in the event loop."""
 KINDS = "image/*, application/octet-stream (one image), multipart/form-data, application/json"
-_DRAIN_SECONDS = 2.0
 _FIELD_BYTES = 1 << 20
 
 
-class _InMemory(MultiPartParser):
+class _WholeForm(MultiPartParser):
+    """Starlette's parser, in memory, that says whether a form's end came: without it a file may be cut or missing."""
+
     spool_max_size = 1 << 62  # a body is bounded, and no image is written to a disk
+    ended = False
+
+    def on_end(self) -> None:
+        """The closing boundary."""
+        self.ended = True
 
 
-async def read_body(request: Request, limits: Limits, held: Held) -> tuple[Body, int]:
+async def read_body(request: Request, limits: Limits, incoming: IncomingBodies) -> tuple[Body, int]:
     """Reads and takes apart a body.
 
     Args:
         request: The request.
         limits: What it may bring.
-        held: Counts its bytes; they are taken back if this raises.
+        incoming: Counts its bytes; they are taken back if this raises.
 
     Returns:
-        The body, and how many bytes of `held` it took, for the caller to give back.
+        The body, and how many bytes it took, for the caller to give back.
 
     Raises:
-        RefusedError: It is too large, malformed, or of no known type.
+        RefusedError: It is too large, malformed, of no known type, or does not come in.
         InputError: A field is given twice.
         ClientDisconnect: The client went away.
     """
-    count = _Count(request, limits, held)
-    try:
-        return await _apart(request, limits, count), count.taken
-    except (InputError, RefusedError):
-        held.give_back(count.taken)
-        await _drain(request, limits.body)
-        raise
-    except BaseException:
-        held.give_back(count.taken)
-        raise
+    async with incoming.body() as body:
+        return await _apart(request, limits, _Chunks(request, limits, body)), body.taken
 
 
-class _Count:
+class _Chunks:
     """A body's bytes, counted as they come."""
 
-    def __init__(self, request: Request, limits: Limits, held: Held) -> None:
-        self._request, self._limits, self._held = request, limits, held
-        self.taken = 0
+    def __init__(self, request: Request, limits: Limits, body: IncomingBody) -> None:
+        self._request, self._limits, self._body = request, limits, body
 
-    async def chunks(self) -> AsyncGenerator[bytes, None]:
+    async def __aiter__(self) -> AsyncGenerator[bytes, None]:
         """The body in pieces.
 
         Raises:
@@ -78,46 +74,36 @@ class _Count:
         if stated.isdecimal() and int(stated[:20]) > self._limits.body:
             raise too_large
         async for chunk in self._request.stream():
-            if self.taken + len(chunk) > self._limits.body:
+            if self._body.taken + len(chunk) > self._limits.body:
                 raise too_large
-            self._held.take(len(chunk))
-            self.taken += len(chunk)
+            self._body.take(len(chunk))
             yield chunk
+        self._body.complete()
 
 
-async def _drain(request: Request, most: int) -> None:
-    """Lets a client that sends before it listens finish, so that it hears why it is refused; nothing is kept."""
-    with suppress(TimeoutError, ClientDisconnect, RuntimeError):  # RuntimeError: all of it was read
-        async with asyncio.timeout(_DRAIN_SECONDS):
-            async for chunk in request.stream():
-                most -= len(chunk)
-                if most < 0:
-                    break
-
-
-async def _apart(request: Request, limits: Limits, count: _Count) -> Body:
+async def _apart(request: Request, limits: Limits, chunks: _Chunks) -> Body:
     query = from_pairs(request.query_params.multi_items())
     coding = request.headers.get("content-encoding", "identity").strip().lower()
     if coding != "identity":
         raise RefusedError(415, f"a body with content-encoding {coding[:60]!r} is not taken; send it as it is")
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind.startswith("image/") or kind == "application/octet-stream":
-        data = b"".join([chunk async for chunk in count.chunks()])
+        data = b"".join([chunk async for chunk in chunks])
         return Body(query, (EncodedImage("0", data),) if data else ())
     if kind == "application/json":
-        data = b"".join([chunk async for chunk in count.chunks()])
+        data = b"".join([chunk async for chunk in chunks])
         fields = await asyncio.to_thread(from_json, data) if len(data) > LARGE else from_json(data)
         return Body(merged(query, fields))
     if kind == "multipart/form-data":
-        return await _multipart(request, limits, count, query)
+        return await _multipart(request, limits, chunks, query)
     raise RefusedError(
         415, f"a body of type {kind[:60]!r} is not taken; available: {KINDS}; the header is content-type"
     )
 
 
-async def _multipart(request: Request, limits: Limits, count: _Count, query: dict[str, object]) -> Body:
-    parser = _InMemory(
-        request.headers, count.chunks(), max_files=limits.images,
+async def _multipart(request: Request, limits: Limits, chunks: _Chunks, query: dict[str, object]) -> Body:
+    parser = _WholeForm(
+        request.headers, aiter(chunks), max_files=limits.images,
         max_fields=limits.classes + limits.templates + limits.texts, max_part_size=_FIELD_BYTES,
     )  # fmt: skip
     try:
@@ -128,6 +114,12 @@ async def _multipart(request: Request, limits: Limits, count: _Count, query: dic
         raise BadRequestError(f"the body cannot be read as multipart/form-data: {error.message}") from error
     except (KeyError, ValueError, LookupError) as error:  # no boundary, an unknown charset
         raise BadRequestError(f"the body cannot be read as multipart/form-data: {error!r}") from error
+    if not parser.ended:
+        await form.close()
+        raise BadRequestError(
+            "the body ends before its closing boundary: what came may be cut; send all of it, and as its last line the "
+            "boundary with -- before and after it"
+        )
     images: list[EncodedImage] = []
     pairs: list[tuple[str, str]] = []
     for name, value in form.multi_items():

@@ -27,6 +27,8 @@ log = logging.getLogger("invariclip.serve")
 OPEN = ("/", "/healthz", "/readyz")
 """What is answered without a key: health, and the page, which holds nothing of the artifact."""
 SITES = "/v1/sites"
+ROUTES = (*OPEN, "/metrics", "/v1/model", SITES, "/v1/classify", "/v1/embed")
+"""Paths that metrics count by name."""
 KEY = "invariclip.key"
 """In a request's scope: the number of its API key from 1 on, or 0 where none is demanded."""
 GONE = 499
@@ -77,11 +79,18 @@ def _line(error: Exception, status: int, headers: dict[str, str]) -> Response:
     return as_json({"error": " ".join(str(error).split())}, status, headers)
 
 
+def route_label(path: str) -> str:
+    """What a path is counted as: one of `ROUTES`, or `other`."""
+    if path.startswith(f"{SITES}/"):
+        return SITES
+    return path if path in ROUTES else "other"
+
+
 class Guard:
     """An ASGI application around another."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, routes: tuple[str, ...], api_keys: tuple[str, ...]) -> None:
-        self._app, self._metrics, self._routes = app, metrics, routes
+    def __init__(self, app: ASGIApp, metrics: Metrics, api_keys: tuple[str, ...]) -> None:
+        self._app, self._metrics = app, metrics
         self._keys = tuple(key.encode() for key in api_keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -112,8 +121,7 @@ class Guard:
                 raise  # half an answer is out, and cannot become another
             await refusal(error)(scope, receive, noting)
         finally:
-            route = scope["path"] if scope["path"] in self._routes else "other"
-            route = SITES if scope["path"].startswith(f"{SITES}/") else route
+            route = route_label(scope["path"])
             self._metrics.requests.labels(route, str(status or GONE)).inc()
             self._metrics.request_seconds.labels(route).observe(time.monotonic() - began)
 

@@ -10,7 +10,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from prometheus_client.metrics_core import Metric
 
@@ -33,6 +33,10 @@ class Metrics:
         self.request_seconds = Histogram(
             "invariclip_request_seconds", "From a request's head to the end of its answer.", ["route"],
             buckets=SECONDS, registry=self.registry,
+        )  # fmt: skip
+        self.dropped = Counter(
+            "invariclip_connections_dropped",
+            "Connections that the server closed, by reason (docs/serve.md).", ["reason"], registry=self.registry,
         )  # fmt: skip
         self._items = Counter("invariclip_items", "Items answered by the engine.", ["kind"], registry=self.registry)
         self._batches = Histogram(
@@ -63,6 +67,10 @@ class Metrics:
         made.set_function(lambda: service.class_sets.embedded)
         if service.sites.running is not None:
             self.registry.register(SiteMetrics(service.sites))
+
+    def watch_connections(self, count: Callable[[], int]) -> None:
+        """Shows how many connections are open."""
+        Gauge("invariclip_connections", "Open connections.", registry=self.registry).set_function(count)
 
     def text(self) -> bytes:
         """All of it, in Prometheus' own format."""

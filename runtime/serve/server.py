@@ -3,41 +3,60 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import signal
 import socket
+import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import uvicorn
 
 from invariclip.console import note
 from invariclip.errors import InputError
 from invariclip.serve.app import application
+from invariclip.serve.connections import BoundedProtocol, ConnectionLimits, Connections
+from invariclip.serve.floods import FloodFilter
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType
+
+    from starlette.types import ASGIApp
 
     from invariclip.serve.metrics import Metrics
     from invariclip.serve.service import Service
 
-_BACKLOG = 2048
-_KEEP_ALIVE = 75  # seconds an idle connection stays: longer than proxies keep theirs, or they would meet a closed one
+log = logging.getLogger("invariclip.serve")
+
+BACKLOG = 2048
+_ACCEPTED = 8  # connections taken in one turn of the event loop: the next turn closes those that are above the limit
+_TICKS = 5  # uvicorn's ticks, of a tenth of a second, between two looks at all connections
+_LAST_CHANCE = 1.0  # seconds that clients without a request have for one more, before a stop closes their connections
+_OUT_OF_DESCRIPTORS = "socket.accept() out of system resource"
+_STOPPED = {signal.SIGINT: (130, "interrupted"), signal.SIGTERM: (143, "stopped")}
 
 
 def listening(host: str, port: int) -> socket.socket:
-    """A socket that is bound, so that a port in use is known before anything is warm.
+    """A socket that listens, so that a port in use is known before anything is loaded; clients wait meanwhile.
 
     Raises:
         InputError: The address cannot be had.
     """
     if not 0 <= port <= 65535:
         raise InputError(f"a port is a number from 0 (any that is free) to 65535, not {port}")
+    sock: socket.socket | None = None
     try:
         family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         sock = socket.socket(family, kind, proto)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
+        sock.listen(BACKLOG)  # until it does, another socket may be bound to the same port
     except OSError as error:
+        if sock is not None:
+            sock.close()
         raise InputError(
             f"{host}:{port}: cannot listen there ({error.strerror or error}); --port 0 takes a free port"
         ) from error
@@ -50,11 +69,76 @@ def address_of(sock: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+class WebServer(uvicorn.Server):
+    """uvicorn with connections in bounds, and a stop that loses no request.
+
+    Attributes:
+        early_stop: Is called with a signal's number, and does not return, while nothing is answered yet.
+    """
+
+    def __init__(self, app: ASGIApp, connections: Connections, *, grace: int) -> None:
+        """Does not serve yet.
+
+        Args:
+            app: The application.
+            connections: Bounds the connections; of this server alone.
+            grace: Seconds for what was taken before a stop.
+        """
+        self.connections = connections
+        self.early_stop: Callable[[int], object] | None = None
+        self._grace = grace
+        http: Any = partial(BoundedProtocol, connections)
+        super().__init__(uvicorn.Config(
+            app, http=http, log_config=None, access_log=False, lifespan="off", ws="none", server_header=False,
+            backlog=_ACCEPTED, timeout_keep_alive=connections.limits.idle,  # type: ignore[arg-type]  # any number
+            timeout_graceful_shutdown=grace,
+        ))  # fmt: skip
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begins to take connections."""
+        asyncio.get_running_loop().set_exception_handler(_in_a_line)
+        await super().startup(sockets)
+        for sock in sockets or ():
+            sock.listen(BACKLOG)  # asyncio has set it to `_ACCEPTED`
+
+    async def on_tick(self, counter: int) -> bool:
+        """Looks after the connections."""
+        if counter % _TICKS == 0:
+            self.connections.check()
+        return await super().on_tick(counter)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal asks for a stop."""
+        if self.early_stop is not None:
+            self.early_stop(sig)
+        super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Takes no more connections, and answers those that there are: each one last time, and says so."""
+        self.connections.draining = True
+        loop = asyncio.get_running_loop()
+        end = loop.time() + min(_LAST_CHANCE, self._grace)
+        for server in self.servers:
+            server.close()
+        while self.connections.unasked() and loop.time() < end and not self.force_exit:
+            await asyncio.sleep(0.02)
+        await super().shutdown(sockets)
+
+
+def _in_a_line(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """The event loop's errors. That there is no file descriptor is no error of the program: no traceback."""
+    if context.get("message") == _OUT_OF_DESCRIPTORS:
+        log.warning("no connection can be taken (%s); raise `ulimit -n`", context.get("exception"))
+    else:
+        loop.default_exception_handler(context)
+
+
 def run(
     service: Service, metrics: Metrics, sock: socket.socket, *, what: str, grace: int,
-    api_keys: tuple[str, ...] = (), cors_origins: tuple[str, ...] = (),
+    api_keys: tuple[str, ...] = (), cors_origins: tuple[str, ...] = (), hosts: tuple[str, ...] = ("localhost",),
+    limits: ConnectionLimits | None = None,
 ) -> int:  # fmt: skip
-    """Serves until a signal comes, then answers what it has taken.
+    """Serves until a signal comes, then answers what it has taken. A signal while it warms up ends the process.
 
     Args:
         service: Who answers; it is closed at the end.
@@ -64,6 +148,8 @@ def run(
         grace: Seconds, 1 or more, for what was taken before the signal.
         api_keys: See `app.application`.
         cors_origins: See `app.application`.
+        hosts: See `app.application`.
+        limits: Of connections.
 
     Returns:
         The exit code: 0.
@@ -71,36 +157,44 @@ def run(
     Raises:
         InvariclipError: What warming up raises.
     """
-    app, api = application(service, metrics, api_keys=api_keys, cors_origins=cors_origins)
-    config = uvicorn.Config(
-        app, log_config=None, access_log=False, lifespan="off", ws="none", server_header=False, backlog=_BACKLOG,
-        timeout_keep_alive=_KEEP_ALIVE,
-        timeout_graceful_shutdown=grace,
-    )  # fmt: skip
-    server = uvicorn.Server(config)
+    connections = Connections(limits or ConnectionLimits(), metrics)
+    app, api = application(
+        service, metrics, api_keys=api_keys, cors_origins=cors_origins, hosts=hosts, stall=connections.limits.stall
+    )
+    server = WebServer(app, connections, grace=grace)
+    flood = FloodFilter()
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(flood)
 
     async def serve() -> None:
         serving = asyncio.ensure_future(server.serve(sockets=[sock]))
         try:
             await asyncio.to_thread(service.warm_up)
+            server.early_stop = None
             api.ready = not server.should_exit
             if api.ready:
                 note(f"invariclip: {what} at {address_of(sock)}")
         finally:
             if not api.ready:
-                server.should_exit = True
+                server.early_stop, server.should_exit = None, True
             await serving
             api.ready = False
 
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        server.should_exit = True
-
-    # uvicorn has handlers of its own while it serves, and then raises what it caught again: that ends here, with exit 0
-    for one in (signal.SIGINT, signal.SIGTERM):
+    # uvicorn handles signals itself while it serves, and then raises what it caught again: that ends here, with exit 0
+    server.early_stop = _exit_at_once
+    for one in _STOPPED:
         with suppress(ValueError):  # not the main thread
-            signal.signal(one, stop)
+            signal.signal(one, server.handle_exit)
     try:
         asyncio.run(serve())
     finally:
         service.close()
     return 0
+
+
+def _exit_at_once(number: int) -> NoReturn:
+    """The thread that warms up cannot be stopped, and the interpreter would wait for it."""
+    code, word = _STOPPED[signal.Signals(number)]
+    note(f"invariclip: {word} while it was warming up; run the same command again")
+    sys.stderr.flush()
+    os._exit(code)

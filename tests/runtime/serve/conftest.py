@@ -10,7 +10,6 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-import uvicorn
 from PIL import Image
 
 import invariclip
@@ -20,8 +19,9 @@ from invariclip.export.checkpoints.checkpoint import load_checkpoint
 from invariclip.export.config import ExportConfig
 from invariclip.preprocessing.find import find_images
 from invariclip.serve.app import application
+from invariclip.serve.connections import ConnectionLimits, Connections
 from invariclip.serve.metrics import Metrics
-from invariclip.serve.server import listening
+from invariclip.serve.server import WebServer, listening
 from invariclip.serve.service import Service
 
 
@@ -97,8 +97,8 @@ class Answer:
 class Client:
     """One connection for each question."""
 
-    def __init__(self, port, api):
-        self.port, self.api = port, api
+    def __init__(self, port, api, server):
+        self.port, self.api, self.server = port, api, server
 
     def connection(self):
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
@@ -136,10 +136,11 @@ def serving():
 
 @contextmanager
 def _serving(service, metrics=None, **options):
-    """The service behind a real server in a thread."""
-    app, api = application(service, metrics or Metrics(), **options)
+    """The service behind a real server in a thread; `limits` are of connections."""
+    metrics, limits, grace = metrics or Metrics(), options.pop("limits", ConnectionLimits()), options.pop("grace", 10)
+    app, api = application(service, metrics, stall=limits.stall, **options)
     sock = listening("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", ws="none"))
+    server = WebServer(app, Connections(limits, metrics), grace=grace)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[sock])))
     thread.start()
     try:
@@ -147,7 +148,7 @@ def _serving(service, metrics=None, **options):
             assert thread.is_alive()
             time.sleep(0.005)
         api.ready = True
-        yield Client(sock.getsockname()[1], api)
+        yield Client(sock.getsockname()[1], api, server)
     finally:
         service.close()
         server.should_exit = True

@@ -233,6 +233,20 @@ def test_too_many_files_and_files_in_other_fields(ask, images):
     assert "belongs in the field images, not in 'file'" in other.error
 
 
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), path=st.sampled_from(["/v1/classify", "/v1/embed"]))
+def test_a_form_that_is_cut_anywhere_is_refused(ask, images, data, path):
+    part = b'--b\r\ncontent-disposition: form-data; name="images"; filename="a.png"\r\n\r\n'
+    whole = (part + images[0] + b"\r\n") * 2 + b"--b--\r\n"
+    last = len(whole) - len(b"--\r\n")
+    cut = whole[: data.draw(st.one_of(st.integers(0, last + 1), st.integers(len(part + images[0]), last + 1)))]
+    answer = ask("POST", path, cut, "multipart/form-data; boundary=b")
+    assert answer.status == 400
+    assert "closing boundary" in answer.error
+    assert ask("POST", path, whole.rstrip(), "multipart/form-data; boundary=b").status == 200
+    assert ask.api._held.now == 0
+
+
 def test_a_body_without_a_length_is_counted_while_it_comes(ask):
     link = ask.connection()
     link.request("POST", "/v1/classify", (b"x" * 50_000 for _ in range(5)), {"content-type": "image/png"})

@@ -78,6 +78,34 @@ def test_what_was_taken_before_the_signal_is_answered(started, tiny_artifact, im
     assert told[0][0] == 200
 
 
+SLOW = """
+import sys, time
+from invariclip.serve.service import Service
+Service.warm_up = lambda self: print("warming up", file=sys.stderr, flush=True) or time.sleep(60)
+from invariclip.cli.main import main
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGTERM, 143, "stopped"), (signal.SIGINT, 130, "interrupted")]
+)
+def test_a_signal_while_it_warms_up_ends_it_at_once(tiny_artifact, number, code, word):
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW, "serve", str(tiny_artifact), "--port", "0", "--threads", "1"],
+        stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stderr.readline() == "warming up\n"
+        process.send_signal(number)
+        _, said = process.communicate(timeout=30)  # it would take 60 s
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == code
+    assert said == f"invariclip: {word} while it was warming up; run the same command again\n"
+
+
 def test_keys_come_from_a_file(started, tiny_artifact, tmp_path, images):
     keys = tmp_path / "keys.txt"
     keys.write_text("# ours\nsesame\n\n  other  \n")
@@ -108,6 +136,9 @@ def test_files_without_keys_are_refused(tmp_path):
         (["--template", "no slot"], "exactly one"),
         (["--api-key-file", "absent.txt"], "absent.txt: cannot be read"),
         (["--host", "no.such.host.invalid"], "cannot listen there"),
+        (["--allowed-host", "https://clip.example.org"], "give a name without scheme and port"),
+        (["--cors-origin", "example.org"], "give scheme, host and port"),
+        (["--max-connections", "1000000000"], "lower --max-connections"),
     ],
 )
 def test_it_does_not_start_with_what_cannot_be_had(run, tiny_artifact, more, reason):
