@@ -184,7 +184,7 @@ def _in_one_line(name: str, decoded: Callable[[], T]) -> T:
     except UnidentifiedImageError as error:
         raise InputError(f"{name}: not an image of a known format: {', '.join(FORMATS)}") from error
     except Image.DecompressionBombError as error:
-        raise ImageSizeError(f"{name}: {error}; make the image smaller") from error
+        raise ImageSizeError(f"{name}: {str(error).rstrip('.')}; make the image smaller") from error
     except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, struct.error, ... on damaged files
         raise InputError(f"{name}: damaged image ({error})") from error
 

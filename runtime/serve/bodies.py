@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
+    from invariclip.serve.aside import Aside
     from invariclip.serve.limits import Held, Limits
 
-LARGE = 1 << 18
+LARGE = 1 << 16
 """Bytes above which JSON is read in a thread, not in the event loop."""
 KINDS = "image/*, application/octet-stream (one image), multipart/form-data, application/json"
 _DRAIN_SECONDS = 2.0
@@ -32,13 +33,14 @@ class _InMemory(MultiPartParser):
     spool_max_size = 1 << 62  # a body is bounded, and no image is written to a disk
 
 
-async def read_body(request: Request, limits: Limits, held: Held) -> tuple[Body, int]:
+async def read_body(request: Request, limits: Limits, held: Held, aside: Aside) -> tuple[Body, int]:
     """Reads and takes apart a body.
 
     Args:
         request: The request.
         limits: What it may bring.
         held: Counts its bytes; they are taken back if this raises.
+        aside: Where large JSON is read.
 
     Returns:
         The body, and how many bytes of `held` it took, for the caller to give back.
@@ -50,7 +52,7 @@ async def read_body(request: Request, limits: Limits, held: Held) -> tuple[Body,
     """
     count = _Count(request, limits, held)
     try:
-        return await _apart(request, limits, count), count.taken
+        return await _apart(request, limits, count, aside), count.taken
     except (InputError, RefusedError):
         held.give_back(count.taken)
         await _drain(request, limits.body)
@@ -95,8 +97,8 @@ async def _drain(request: Request, most: int) -> None:
                     break
 
 
-async def _apart(request: Request, limits: Limits, count: _Count) -> Body:
-    query = from_pairs(request.query_params.multi_items())
+async def _apart(request: Request, limits: Limits, count: _Count, aside: Aside) -> Body:
+    query = from_pairs(request.query_params.multi_items(), limits)
     coding = request.headers.get("content-encoding", "identity").strip().lower()
     if coding != "identity":
         raise RefusedError(415, f"a body with content-encoding {coding[:60]!r} is not taken; send it as it is")
@@ -106,7 +108,7 @@ async def _apart(request: Request, limits: Limits, count: _Count) -> Body:
         return Body(query, (EncodedImage("0", data),) if data else ())
     if kind == "application/json":
         data = b"".join([chunk async for chunk in count.chunks()])
-        fields = await asyncio.to_thread(from_json, data) if len(data) > LARGE else from_json(data)
+        fields = await aside(from_json, data, limits) if len(data) > LARGE else from_json(data, limits)
         return Body(merged(query, fields))
     if kind == "multipart/form-data":
         return await _multipart(request, limits, count, query)
@@ -138,4 +140,4 @@ async def _multipart(request: Request, limits: Limits, count: _Count, query: dic
         else:
             images.append(EncodedImage(value.filename or str(len(images)), await value.read()))
     await form.close()
-    return Body(merged(query, from_pairs(pairs)), tuple(images))
+    return Body(merged(query, from_pairs(pairs, limits)), tuple(images))
