@@ -17,6 +17,10 @@ class InputError(InvariclipError):
     """An image, text, folder or table that the caller gave cannot be used."""
 
 
+class ImageSizeError(InputError):
+    """An image has more pixels than may be decoded, or would have after the resize."""
+
+
 class NotApplicableError(InputError):
     """An image has not what an intervention changes, such as a background apart from the rest."""
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +22,8 @@ from invariclip.errors import InputError
 from invariclip.preprocessing.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -33,6 +36,20 @@ if TYPE_CHECKING:
 DEFAULT_TEXT_CACHE = 10_000
 """Rows that are kept. One takes 4 bytes a component and 8 an id: 27 MB in all at width 512 and context 77."""
 MAX_TEXT_CACHE = 10_000_000
+_TURN: ContextVar[Callable[[int], AbstractContextManager[None]] | None] = ContextVar("turn", default=None)
+
+
+@contextmanager
+def taking_turns(turn: Callable[[int], AbstractContextManager[None]]) -> Iterator[None]:
+    """Within it, this thread enters `turn` with the number of texts for every run of a text tower, and leaves it after.
+
+    So threads that share a tower can take turns, and one that embeds many texts can be stopped between two runs.
+    """
+    token = _TURN.set(turn)
+    try:
+        yield
+    finally:
+        _TURN.reset(token)
 
 
 class TextCache:
@@ -151,9 +168,10 @@ class TextTower:
         def run(ids: NDArray[np.int64]) -> NDArray[np.float32]:
             if self._variant.text_length == "dynamic":
                 ids = cut_to_longest(ids, self._manifest.text)
-            return np.asarray(run_in_buckets(backend, TEXT_INPUT, ids, (EMBEDDING,), feeds=feeds)[EMBEDDING])
+            with nullcontext() if turn is None else turn(len(ids)):
+                return np.asarray(run_in_buckets(backend, TEXT_INPUT, ids, (EMBEDDING,), feeds=feeds)[EMBEDDING])
 
-        blocks = []
+        turn, blocks = _TURN.get(), []
         for start in range(0, len(texts), batch_size):
             ids = tokenizer(texts[start : start + batch_size], prefix=before)
             blocks.append(run(ids) if cache is None else cache.rows(ids, run))

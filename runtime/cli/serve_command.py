@@ -102,6 +102,10 @@ _SECONDS = click.FloatRange(min=0, min_open=True)
 )
 @click.option("--max-images", type=_MOST, default=Limits.images, show_default=True, help="Limit for one request.")
 @click.option("--max-pixels", type=_MOST, default=Limits.pixels, show_default=True, help="Limit for one image.")
+@click.option("--max-request-pixels", type=_MOST, default=Limits.request_pixels, show_default=True,
+              help="Limit for all images of one request, decoded and resized.")  # fmt: skip
+@click.option("--max-answer-mib", type=_MOST, default=Limits.answer // MIB, show_default=True,
+              help="Limit for one answer in JSON.")  # fmt: skip
 @click.option("--max-texts", type=_MOST, default=Limits.texts, show_default=True, help="Limit for one request.")
 @click.option("--max-classes", type=_MOST, default=Limits.classes, show_default=True, help="Limit for one request.")
 @click.option("--max-templates", type=_MOST, default=Limits.templates, show_default=True, help="Limit for one request.")
@@ -130,15 +134,15 @@ def serve(
     abstain_above: AbstainAbove, uncertainty: UncertaintyKind | None, variant: str | None, fidelity: str | None,
     objective: str | None, pixel_mode: PixelMode, backend: str | None, threads: int | None,
     decode_threads: int | None, max_batch: int, max_wait_ms: float, queue: int, timeout: float, grace: int,
-    max_body_mib: int, max_images: int, max_pixels: int, max_texts: int, max_classes: int, max_templates: int,
-    class_sets: int, max_connections: int | None, idle_timeout: float, stall_timeout: float,
-    allowed_hosts: tuple[str, ...], cors_origins: tuple[str, ...], api_key_file: Path | None,
+    max_body_mib: int, max_images: int, max_pixels: int, max_request_pixels: int, max_answer_mib: int, max_texts: int,
+    max_classes: int, max_templates: int, class_sets: int, max_connections: int | None, idle_timeout: float,
+    stall_timeout: float, allowed_hosts: tuple[str, ...], cors_origins: tuple[str, ...], api_key_file: Path | None,
 ) -> int:  # fmt: skip
     """Answer over HTTP: classify and embed, in batches of many clients' requests. SIGTERM ends it."""
     limits = Limits(
         body=max_body_mib * MIB, bodies=max(Limits.bodies, max_body_mib * MIB), images=max_images,
         pixels=max_pixels, texts=max_texts, classes=max_classes, templates=max_templates, class_sets=class_sets,
-        queue=queue, seconds=timeout,
+        queue=queue, seconds=timeout, request_pixels=max_request_pixels, answer=max_answer_mib * MIB,
     )  # fmt: skip
     keys = () if api_key_file is None else read_keys(api_key_file)
     names = class_names(classes, classes_file)

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from invariclip.errors import InputError, ScaledImageWarning
+from invariclip.errors import ImageSizeError, InputError, ScaledImageWarning
 
 T = TypeVar("T")
 N = TypeVar("N", int, float)
@@ -36,6 +36,8 @@ Box: TypeAlias = tuple[float, float, float, float]
 
 MAX_IMAGE_PIXELS = 200_000_000
 """Images above this are refused before they are decoded (600 MB as RGB)."""
+MAX_RESIZED_PIXELS = 25_000_000
+"""Pixels that an image may have after the resize and before the crop (100 MB: Pillow takes 4 bytes for each)."""
 IMAGE_SUFFIXES = (
     ".avif", ".bmp", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm",
     ".tif", ".tiff", ".webp",
@@ -182,7 +184,7 @@ def _in_one_line(name: str, decoded: Callable[[], T]) -> T:
     except UnidentifiedImageError as error:
         raise InputError(f"{name}: not an image of a known format: {', '.join(FORMATS)}") from error
     except Image.DecompressionBombError as error:
-        raise InputError(f"{name}: {error}") from error
+        raise ImageSizeError(f"{name}: {str(error).rstrip('.')}; make the image smaller") from error
     except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, struct.error, ... on damaged files
         raise InputError(f"{name}: damaged image ({error})") from error
 
@@ -200,7 +202,7 @@ def _reduced(
     try:
         wanted = least(size)
     except InputError as error:
-        raise InputError(f"{name}: {error}") from error
+        raise type(error)(f"{name}: {error}") from error
     drafted = opened.draft(None, _turned(wanted, turn))
     end = opened.size if drafted is None else drafted[1][2:]
     opened.load()
@@ -237,7 +239,9 @@ def _require_size(name: str, width: int, height: int) -> None:
     if width < 1 or height < 1:
         raise InputError(f"{name}: is empty: {width}x{height} pixels")
     if width * height > MAX_IMAGE_PIXELS:
-        raise InputError(f"{name}: {width}x{height} is above the limit of {MAX_IMAGE_PIXELS:,} pixels")
+        raise ImageSizeError(
+            f"{name}: {width}x{height} is above the limit of {MAX_IMAGE_PIXELS:,} pixels; make the image smaller"
+        )
 
 
 def _to_eight_bits(image: Image.Image, name: str) -> Image.Image:

@@ -8,6 +8,7 @@ through here, so that what was measured is what answers.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from invariclip.errors import ArtifactError, InputError
+from invariclip.errors import ArtifactError, ImageSizeError, InputError
 from invariclip.preprocessing.decode import (
     MAX_IMAGE_PIXELS,
+    MAX_RESIZED_PIXELS,
     Box,
     ImageInput,
     Size,
@@ -32,6 +34,7 @@ from invariclip.preprocessing.decode import (
 __all__ = [
     "FAST_MARGIN",
     "MAX_IMAGE_PIXELS",
+    "MAX_RESIZED_PIXELS",
     "PIXEL_MODES",
     "ImageInput",
     "PixelMode",
@@ -40,6 +43,7 @@ __all__ = [
     "open_image",
     "pixels",
     "require_pixel_mode",
+    "resized_pixels",
     "stack",
 ]  # fmt: skip
 
@@ -51,6 +55,7 @@ FAST_MARGIN = 3
 Of embeddings of the bundled checkpoint, on photographs that are just as many times larger, the smallest cosine was
 0.992 at 1, 0.997 at 2 (top-1 agreement 88 %: that fails a contract) and 0.9997 at 3 (100 % of 48).
 """
+_MAX_WEIGHTS = 1 << 24  # of the filter in one direction, 8 bytes each
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,7 @@ def pixels(
 
     Raises:
         InputError: The image cannot be read, or no mode is called `mode`.
+        ImageSizeError: It is too large, before or after the resize; see `resized_pixels`.
     """
     require_pixel_mode(mode)
     if mode == "fast" and isinstance(image, (str, os.PathLike, bytes)):
@@ -126,9 +132,24 @@ def pixels(
         fitted = _fit(opened, spec) if box is None else _fit_part(opened, whole, box, spec)
         return np.asarray(fitted.convert("RGB"))
     except InputError as error:
-        raise InputError(f"{image_name(image)}: {error}") from error
+        raise type(error)(f"{image_name(image)}: {error}") from error
     except (OSError, ValueError) as error:
         raise InputError(f"{image_name(image)}: cannot be converted to RGB ({error})") from error
+
+
+def resized_pixels(size: Size, spec: PixelSpec) -> int:
+    """How many pixels the resize of an image makes, before the crop or padding.
+
+    Args:
+        size: The image's width and height, 1 or more each.
+        spec: How the tower wants it.
+
+    Raises:
+        ImageSizeError: There would be more than `MAX_RESIZED_PIXELS`, at the end or between the two passes of the
+            resize, or the filter's weights would take too much memory.
+    """
+    (width, height), _ = _resized(size, spec)
+    return width * height
 
 
 def require_pixel_mode(mode: str) -> None:
@@ -209,42 +230,55 @@ def _resized(size: Size, spec: PixelSpec) -> tuple[Size, Image.Resampling]:
     """An image's width and height after the resize and before crop or padding, and the filter.
 
     Raises:
-        InputError: See `_require_bearable`.
+        ImageSizeError: See `resized_pixels`.
     """
     width, height = size
     wanted_h, wanted_w = spec.image_size
     filter_ = Image.Resampling.BICUBIC if spec.interpolation == "bicubic" else Image.Resampling.BILINEAR
     if spec.resize_mode == "squash":
-        return (wanted_w, wanted_h), filter_
-    if spec.resize_mode == "longest":
-        return _by_ratio(size, max(height / wanted_h, width / wanted_w)), filter_
-    if wanted_h == wanted_w:
+        resized = (wanted_w, wanted_h)
+    elif spec.resize_mode == "longest":
+        resized = _by_ratio(size, max(height / wanted_h, width / wanted_w))
+    elif wanted_h == wanted_w:
         short, long = sorted(size)
         scaled = int(wanted_h * long / short)
-        _require_bearable(size, wanted_h * scaled)
-        return ((wanted_h, scaled) if width <= height else (scaled, wanted_h)), filter_
-    # For a tower that is not square open_clip 3.3 drops the configured filter here and always takes bicubic.
-    return _by_ratio(size, min(height / wanted_h, width / wanted_w)), Image.Resampling.BICUBIC
+        resized = (wanted_h, scaled) if width <= height else (scaled, wanted_h)
+    else:
+        # For a tower that is not square open_clip 3.3 drops the configured filter here and always takes bicubic.
+        resized, filter_ = _by_ratio(size, min(height / wanted_h, width / wanted_w)), Image.Resampling.BICUBIC
+    _require_bearable(size, resized, filter_)
+    return resized, filter_
 
 
 def _by_ratio(size: Size, ratio: float) -> Size:
     """open_clip's ResizeKeepRatio: both sides divided by one ratio and rounded half to even."""
-    resized = (max(1, round(size[0] / ratio)), max(1, round(size[1] / ratio)))
-    _require_bearable(size, resized[0] * resized[1])
-    return resized
+    return max(1, round(size[0] / ratio)), max(1, round(size[1] / ratio))
 
 
-def _require_bearable(size: Size, resized: int) -> None:
-    """A strip of few pixels can grow beyond all memory before it is cropped.
+def _require_bearable(size: Size, resized: Size, filter_: Image.Resampling) -> None:
+    """A strip of few pixels can grow beyond all memory before it is cropped; the C++ runtime has the same bounds.
 
     Raises:
-        InputError: It would.
+        ImageSizeError: It would.
     """
-    if resized > MAX_IMAGE_PIXELS:
-        raise InputError(
-            f"an image of {size[0]}x{size[1]} becomes {resized:,} pixels when its shorter side is fitted, "
-            f"above the limit of {MAX_IMAGE_PIXELS:,}; crop it"
+    width, height = resized
+    # Pillow resizes rows first, but a very high image that becomes lower by its columns first
+    columns_first = size[1] > 100 * size[0] and height < size[1]
+    between = size[0] * height if columns_first else width * size[1] if width != size[0] else 0
+    grown = max(width * height, between)
+    if grown > MAX_RESIZED_PIXELS:
+        raise ImageSizeError(
+            f"an image of {size[0]}x{size[1]} becomes {grown:,} pixels when it is resized to {width}x{height}, above "
+            f"the limit of {MAX_RESIZED_PIXELS:,}; crop it to a shape that is less long"
         )
+    support = 2.0 if filter_ == Image.Resampling.BICUBIC else 1.0
+    for old, new in zip(size, resized, strict=True):
+        taps = 2 * math.ceil(support * max(old / new, 1.0)) + 1
+        if old != new and taps * new > _MAX_WEIGHTS:
+            raise ImageSizeError(
+                f"an image of {size[0]}x{size[1]} is too long to resize to {width}x{height}; "
+                "crop it to a shape that is less long"
+            )
 
 
 def _crop_or_pad(image: Image.Image, spec: PixelSpec) -> Image.Image:

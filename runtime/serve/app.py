@@ -6,6 +6,7 @@ import asyncio
 import base64
 import hashlib
 import re
+import time
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from importlib.resources import files
@@ -21,6 +22,15 @@ from starlette.routing import Route
 
 from invariclip.artifact.embeddings import Embeddings, embeddings_bytes
 from invariclip.serve import requests
+from invariclip.serve.answers import (
+    INLINE,
+    LargeAnswer,
+    require_classified,
+    require_embedded,
+    sliced_json,
+    vectors_json,
+)
+from invariclip.serve.aside import Aside
 from invariclip.serve.bodies import read_body
 from invariclip.serve.connections import ConnectionLimits
 from invariclip.serve.guard import KEY, Guard, as_json, error_answer
@@ -107,8 +117,7 @@ def _digest(text: str, tag: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()}'"
 
 
-SAFETENSORS = "application/octet-stream"
-_INLINE = 10_000  # probabilities that are ranked in the event loop; more would hold up others
+SAFETENSORS, JSON = "application/octet-stream", "application/json"
 
 
 class Api:
@@ -121,8 +130,8 @@ class Api:
     def __init__(self, service: Service, metrics: Metrics, stall: float) -> None:
         self.service, self.metrics = service, metrics
         self.ready = False
-        self._held = Held(service.limits.bodies)
-        self._incoming = IncomingBodies(self._held, stall, metrics)
+        self._held, self._sent = Held(service.limits.bodies), Held(service.limits.bodies, "answers")
+        self._incoming, self._aside = IncomingBodies(self._held, stall, metrics), Aside()
 
     async def health(self, _request: Request) -> Response:
         """Alive."""
@@ -145,14 +154,14 @@ class Api:
 
     async def classify(self, request: Request) -> Response:
         """Images to their best classes."""
-        async with self._asked(request, requests.classify) as asked:
-            return await unless_gone(request, self._classified(asked, request.scope.get(KEY, 0)))
+        async with self._asked(request, requests.classify) as (asked, deadline):
+            return await unless_gone(request, self._classified(asked, request.scope.get(KEY, 0), deadline))
 
     async def embed(self, request: Request) -> Response:
         """Images or texts to embeddings."""
-        async with self._asked(request, requests.embed) as asked:
+        async with self._asked(request, requests.embed) as (asked, deadline):
             wanted = SAFETENSORS in request.headers.get("accept", "")
-            return await unless_gone(request, self._embedded(asked, request.scope.get(KEY, 0), wanted))
+            return await unless_gone(request, self._embedded(asked, request.scope.get(KEY, 0), deadline, wanted))
 
     async def sites(self, request: Request) -> Response:
         """The sites that this key may name."""
@@ -174,72 +183,98 @@ class Api:
         return as_json(await asyncio.to_thread(live.facts))
 
     @asynccontextmanager
-    async def _asked(self, request: Request, read: Callable[[Body, Limits], T]) -> AsyncIterator[T]:
-        """A question, read within the bounds, whose answer is waited for no longer than they say."""
+    async def _asked(
+        self, request: Request, read: Callable[[Body, Limits], Classify | Embed]
+    ) -> AsyncIterator[tuple[Any, float]]:
+        """A question, read within the bounds, whose answer is waited for no longer than they say, and until when."""
         limits = self.service.limits
-        began = asyncio.get_running_loop().time()
+        began, deadline = asyncio.get_running_loop().time(), time.monotonic() + limits.seconds
         try:
             async with asyncio.timeout(limits.seconds):
-                body, held = await read_body(request, limits, self._incoming)
+                body, held = await read_body(request, limits, self._incoming, self._aside)
         except TimeoutError as error:
             raise RefusedError(408, f"the request did not come in within {limits.seconds:g} s") from error
         try:
             async with asyncio.timeout_at(began + limits.seconds):
                 # base64 of many images would hold up everybody else
-                yield await asyncio.to_thread(read, body, limits) if "images" in body.fields else read(body, limits)
+                asked = await self._aside(read, body, limits) if "images" in body.fields else read(body, limits)
+                del body
+                if len(asked.images) > 1:
+                    await self._aside(self.service.require_bearable, asked.images)
+                yield asked, deadline
         except TimeoutError as error:
             raise RefusedError(504, f"no answer within {limits.seconds:g} s; send less, or later") from error
         finally:
             self._held.give_back(held)
 
-    async def _classified(self, asked: Classify, owner: int) -> Response:
+    async def _classified(self, asked: Classify, owner: int, deadline: float) -> Response:
         service = self.service
         said = asked.abstain_above is not requests.UNSAID
         kind, limit = service.abstaining(asked.uncertainty, asked.abstain_above, said=said)  # type: ignore[arg-type]
         key = service.class_key(asked.classes, asked.templates)
+        names, limits = asked.classes or service.model.classes, service.limits
+        many = len(asked.images) * min(asked.top, len(names)) > INLINE
+        bound = (len(asked.images), names, asked.top, limits.characters, limits.answer)
+        await self._aside(require_classified, *bound) if many else require_classified(*bound)
         handle = await self._handle(asked.site, owner)  # after what may be refused: a new site takes of the key's share
         model = service.hosted if handle is not None and key is None else service.model
         warnings: tuple[str, ...] = ()
         if key is not None:
-            wait = service.class_sets.ask(*key)
+            wait = service.class_sets.ask(*key, deadline=deadline)
             try:
                 made = await finished(wait.future)
                 model, warnings = made.model, made.warnings
             finally:
                 wait.leave()
-        rows = await self._rows(asked.images, classes=key is None and handle is None)
+        rows = await self._rows(asked.images, deadline, classes=key is None and handle is None)
         rows, site = await without_shift(handle, rows)
-        ask = (rows, model, asked.top, kind, limit)
-        large = len(rows) * len(model.classes) > _INLINE
-        predictions = await asyncio.to_thread(service.predictions, *ask) if large else service.predictions(*ask)
-        answers = [
-            {"image": image.name, **prediction.to_json()}
-            for image, prediction in zip(asked.images, predictions, strict=True)
-        ]
-        answer = {"space_id": service.model.space_id, "predictions": answers, "warnings": list(warnings)}
-        return as_json({**answer, **self._said(site)})
 
-    async def _embedded(self, asked: Embed, owner: int, safetensors: bool) -> Response:
+        def written() -> bytes:
+            predictions = service.predictions(rows, model, asked.top, kind, limit)
+            answers = (
+                {"image": image.name, **prediction.to_json()}
+                for image, prediction in zip(asked.images, predictions, strict=True)
+            )
+            answer = {"space_id": service.model.space_id, "predictions": answers, "warnings": list(warnings)}
+            return sliced_json({**answer, **self._said(site)})
+
+        return await self._answer(written, len(rows) * len(model.classes))
+
+    async def _embedded(self, asked: Embed, owner: int, deadline: float, safetensors: bool) -> Response:
         service = self.service
+        if not safetensors:
+            require_embedded(len(asked.texts or asked.images), service.model.width, service.limits.answer)
         site: Site | None = None
         rows: Sequence[Any]
         if asked.texts:
-            rows = await answered(service.texts, list(asked.texts))
+            rows = await answered(service.texts, list(asked.texts), deadline)
             items, warnings = asked.texts, [row.warning for row in rows if row.warning]
         else:
             handle = await self._handle(asked.site, owner)
-            rows, site = await without_shift(handle, await self._rows(asked.images, classes=False))
+            rows, site = await without_shift(handle, await self._rows(asked.images, deadline, classes=False))
             items, warnings = tuple(image.name for image in asked.images), []
         vectors = np.stack([row.embedding for row in rows])
         space = service.model.space_id
-        if safetensors:
-            own = "" if asked.texts else service.model.site_sha256
-            content = embeddings_bytes(Embeddings(vectors, items, space, site.digest if site else own), warnings)
-            return Response(content, media_type=SAFETENSORS, headers={"x-space-id": space})
-        return as_json(
-            {"space_id": space, "width": service.model.width, "items": list(items), "embeddings": vectors.tolist(),
-             "warnings": warnings, **self._said(site)}
-        )  # fmt: skip
+
+        def written() -> bytes:
+            if safetensors:
+                own = "" if asked.texts else service.model.site_sha256
+                return embeddings_bytes(Embeddings(vectors, items, space, site.digest if site else own), warnings)
+            answer = {"space_id": space, "width": service.model.width, "items": list(items)}
+            return sliced_json(
+                {**answer, "embeddings": vectors_json(vectors), "warnings": warnings, **self._said(site)}
+            )
+
+        kind = (SAFETENSORS, {"x-space-id": space}) if safetensors else ()
+        return await self._answer(written, vectors.size, *kind)
+
+    async def _answer(
+        self, written: Callable[[], bytes], numbers: int, kind: str = JSON, headers: dict[str, str] | None = None
+    ) -> Response:
+        """What a function writes; in a thread, and counted until it is sent, where it is made of many numbers."""
+        if numbers <= INLINE:
+            return Response(written(), media_type=kind, headers=headers)
+        return LargeAnswer(await self._aside(written), self._sent, kind, headers)
 
     async def _handle(self, name: str | None, owner: int) -> SiteHandle | None:
         sites = self.service.sites
@@ -254,8 +289,8 @@ class Api:
         facts = None if site is None else {"name": site.name, "sha256": site.digest, "images": site.images}
         return {"site": facts}
 
-    async def _rows(self, images: Sequence[EncodedImage], *, classes: bool) -> list[ImageScores]:
-        return await answered(self.service.images, [(image, classes) for image in images])
+    async def _rows(self, images: Sequence[EncodedImage], deadline: float, *, classes: bool) -> list[ImageScores]:
+        return await answered(self.service.images, [(image, classes) for image in images], deadline)
 
 
 async def without_shift(
@@ -270,9 +305,9 @@ async def without_shift(
     return [ImageScores(row) for row in moved], site
 
 
-async def answered(batcher: Batcher[T, Any, R], items: list[T]) -> list[R]:
+async def answered(batcher: Batcher[T, Any, R], items: list[T], deadline: float) -> list[R]:
     """What a batcher answers; if nobody waits for it any more, it is taken back."""
-    ticket: Ticket[R] = batcher.submit(items)
+    ticket: Ticket[R] = batcher.submit(items, deadline=deadline)
     try:
         return await finished(ticket.future)
     finally:

@@ -2,16 +2,21 @@
 
 A batch starts when the engine is free. What waited meanwhile goes together: a busy engine gets larger batches by
 itself, and an idle one answers a single item at once.
+
+Callers take turns. A caller who has used u seconds of the threads and the engine stands where one stands that came
+`SHARE` · u seconds later: whoever brings many or heavy items is overtaken by those who bring few, and by no more than
+that, so that nobody waits for ever. Callers of one light item each are answered in the order in which they came.
 """
 
 from __future__ import annotations
 
+import heapq
+import math
 import threading
 import time
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from math import ceil
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from invariclip.backends.batching import largest_bucket, plan
@@ -26,11 +31,15 @@ R = TypeVar("R")
 
 LONGEST_RETRY = 60
 """Seconds that a refused caller is told to wait, at most."""
-_RECENT = 0.1  # weight of the latest batch in the mean time of an item
+SHARE = 2.0
+"""Seconds that a caller falls back in the queue for each second that was spent on them."""
+MARGIN = 1.25
+"""How many times longer than estimated a caller's wait may turn out."""
+_RECENT = 0.03  # weight of the latest item in the mean time of an item
 
 
 class QueueFullError(InvariclipError):
-    """There is no room for more; `retry_after` says in how many seconds there may be."""
+    """There is no room, or no time, for more; `retry_after` says in how many seconds there may be."""
 
     def __init__(self, message: str, retry_after: int) -> None:
         super().__init__(message)
@@ -78,8 +87,12 @@ class Ticket(Generic[R]):
 
     _drop: Callable[[Ticket[R]], None]
     _results: list[Any]
-    _waiting: int  # of its items, those that the queue still counts
+    _deadline: float
+    _turn: float  # when the caller came, later by `SHARE` times the seconds that were spent on them
+    _items: deque[tuple[int, Any]]  # place and item, not prepared yet
     _missing: int
+    _waiting: int  # of its items, those that no engine has taken
+    _ready: deque[_Ready] = field(default_factory=deque)
     future: Future[list[R]] = field(default_factory=Future)
 
     def drop(self) -> None:
@@ -88,10 +101,10 @@ class Ticket(Generic[R]):
 
 
 @dataclass(frozen=True, eq=False)
-class _Ready(Generic[P, R]):
-    ticket: Ticket[R]
+class _Ready:
+    ticket: Ticket[Any]
     place: int
-    prepared: P
+    prepared: Any
     since: float
 
 
@@ -100,7 +113,7 @@ class Batcher(Generic[T, P, R]):
 
     def __init__(
         self,
-        prepare: Callable[[T], P],
+        prepare: Callable[[T], P] | None,
         run: Callable[[list[P]], Sequence[R]],
         *,
         max_batch: int,
@@ -114,6 +127,7 @@ class Batcher(Generic[T, P, R]):
 
         Args:
             prepare: Makes an item ready, in one of `workers` threads; what it raises fails the item's caller alone.
+                None where items are ready as they come.
             run: Answers prepared items, a result each, in the engine thread alone; what it raises fails the batch.
             max_batch: Items to a batch; the greatest power of two in it is used, see `batching.plan`.
             queue: Items that may wait, in preparation or ready.
@@ -127,145 +141,257 @@ class Batcher(Generic[T, P, R]):
         """
         self.max_batch = largest_bucket(max_batch)
         self.queue, self.max_wait, self.name = queue, max_wait, name
-        self._prepare, self._run, self._watcher = prepare, run, watcher
-        self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
-        self._ready: deque[_Ready[P, R]] = deque()
-        self._waiting = 0
+        self._prepare, self._run, self._watcher, self._workers = prepare, run, watcher, workers
+        lock = threading.Lock()
+        self._changed, self._asked = threading.Condition(lock), threading.Condition(lock)  # for the engine; for workers
+        self._waiting = self._ready = self._running = 0  # items that no engine has taken; prepared ones; in the engine
         self._open = True
-        self._pace = 0.0  # seconds an item, lately
-        self._tickets: set[Ticket[R]] = set()
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix=f"prepare-{name}")
-        # A daemon: an engine that hangs must not keep the process from ending
+        self._pace = 0.0  # seconds from one answered item to the next while some wait, lately
+        self._since = 0.0  # since when the next answer is waited for
+        # In the order in which they came; with items to prepare; all
+        self._unprepared: dict[Ticket[R], None] = {}
+        self._tickets: dict[Ticket[R], None] = {}
+        # Daemons: an engine or a decoder that hangs must not keep the process from ending
         self._thread = threading.Thread(target=self._work, name=f"engine-{name}", daemon=True)
         self._thread.start()
+        if prepare is not None:
+            for number in range(workers):
+                threading.Thread(target=self._prepare_all, name=f"prepare-{name}-{number}", daemon=True).start()
 
     @property
     def waiting(self) -> int:
         """Items that no engine has taken yet."""
         return self._waiting
 
-    def submit(self, items: Sequence[T]) -> Ticket[R]:
+    @property
+    def ready(self) -> int:
+        """Those of them that are prepared."""
+        return self._ready
+
+    def expect(self, pace: float) -> None:
+        """What an item will take, in seconds, until that is measured."""
+        with self._changed:
+            self._pace = self._pace or pace
+
+    def submit(self, items: Sequence[T], *, deadline: float = math.inf) -> Ticket[R]:
         """Takes a caller's items into the queue, all or none.
 
+        Args:
+            items: Any number of them.
+            deadline: When the answer is worth nothing any more, by `time.monotonic`.
+
         Raises:
-            QueueFullError: They have no room.
-            StoppedError: The queue was closed.
+            QueueFullError: They have no room, or would not be answered in time.
+            BatcherStoppedError: The queue was closed.
         """
-        count = len(items)
-        with self._lock:
+        count, now = len(items), time.monotonic()
+        with self._changed:
             if not self._open:
                 raise BatcherStoppedError("the server is stopping and takes no more work")
             if self._waiting + count > self.queue:
+                retry = _retry(self._waiting * self._pace)
                 raise QueueFullError(
                     f"{self._waiting} {self.name} are waiting, and there is room for {self.queue}: no room for {count} "
-                    f"more; try again in {self._retry()} s",
-                    self._retry(),
+                    f"more; try again in {retry} s",
+                    retry,
                 )
-            ticket: Ticket[R] = Ticket(self.drop, [None] * count, count, count)
+            self._require_time(count, now, deadline)
+            ticket: Ticket[R] = Ticket(self.drop, [None] * count, deadline, now, deque(enumerate(items)), count, count)
             ticket.future.set_running_or_notify_cancel()  # from here on, only this class ends it
-            self._waiting += count
-            if count:
-                self._tickets.add(ticket)
-            else:
+            if not count:
                 ticket.future.set_result([])
-        try:
-            for place, item in enumerate(items):
-                self._pool.submit(self._make_ready, ticket, place, item)
-        except RuntimeError:  # closed meanwhile
-            self.drop(ticket)
+                return ticket
+            if not self._waiting and not self._running:
+                self._since = now
+            self._waiting += count
+            self._tickets[ticket] = None
+            if self._prepare is None:
+                ticket._ready.extend(_Ready(ticket, place, item, now) for place, item in enumerate(items))
+                ticket._items.clear()
+                self._ready += count
+                self._changed.notify_all()
+            else:
+                self._unprepared[ticket] = None
+                self._asked.notify(count)
         return ticket
 
     def drop(self, ticket: Ticket[R]) -> None:
         """See `Ticket.drop`."""
         with self._changed:
-            self._end(ticket, error=BatcherStoppedError("dropped before it was answered; ask again"))
+            self._end(ticket, BatcherStoppedError("dropped before it was answered; ask again"))
             self._changed.notify_all()
 
     def close(self, seconds: float = 0.0) -> bool:
         """Takes no more work, and answers what waits for so long; fails the rest. Whether everything was answered."""
         with self._changed:
             self._open = False
-            self._changed.notify_all()
+            self._notify_all()
         self._thread.join(seconds)
-        with self._lock:
+        with self._changed:
             left = list(self._tickets)
             for ticket in left:
-                self._end(ticket, error=BatcherStoppedError("the server stopped before this was answered; ask again"))
-            self._changed.notify_all()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+                self._end(ticket, BatcherStoppedError("the server stopped before this was answered; ask again"))
+            self._notify_all()
         return not left
 
-    def _retry(self) -> int:
-        return min(LONGEST_RETRY, max(1, ceil(self._waiting * self._pace)))
+    def _require_time(self, count: int, now: float, deadline: float) -> None:
+        """Refuses what would not be answered in time; an idle queue takes everything, or it could never learn better.
+
+        Raises:
+            QueueFullError: There is no time for it.
+        """
+        left, busy = (deadline - now) / MARGIN, self._waiting + self._running
+        if not busy or (busy + count) * self._pace <= left:
+            return
+        # Of a caller who has fallen back, only those items are before the new ones that are served until that turn
+        before = sum(
+            min(other._waiting * self._pace, max(0.0, now - other._turn) / SHARE + self._pace)
+            for other in self._tickets
+            if other._waiting
+        )
+        seconds = before + (self._running + count) * self._pace
+        if seconds > left:
+            retry = _retry(MARGIN * (seconds - left))
+            raise QueueFullError(
+                f"{self._waiting} {self.name} are waiting: {count} more may take {MARGIN * seconds:.1f} s, and this "
+                f"request has {max(0.0, deadline - now):.1f} s left; try again in {retry} s",
+                retry,
+            )
+
+    def _prepare_all(self) -> None:
+        while (one := self._next_unprepared()) is not None:
+            self._make_ready(*one)
+            del one  # or a body would stay as long as there is no next
+
+    def _next_unprepared(self) -> tuple[Ticket[R], int, T] | None:
+        with self._changed:
+            while True:
+                if not self._unprepared:
+                    if not self._open and not self._tickets:
+                        return None
+                    self._asked.wait()
+                    continue
+                ticket = min(self._unprepared, key=_turn)
+                if time.monotonic() >= ticket._deadline:
+                    self._end(ticket, self._late())
+                    continue
+                place, item = ticket._items.popleft()
+                if not ticket._items:
+                    del self._unprepared[ticket]
+                return ticket, place, item
 
     def _make_ready(self, ticket: Ticket[R], place: int, item: T) -> None:
-        if ticket.future.done():
-            return
         began = time.monotonic()
+        error: Exception | None = None
         try:
-            prepared = self._prepare(item)
-        except Exception as error:  # whatever it is, it is its caller's
-            with self._changed:
-                self._end(ticket, error=error)
-                self._changed.notify_all()
-            return
+            prepared = self._prepare(item)  # type: ignore[misc]
+        except Exception as raised:  # whatever it is, it is its caller's
+            error = raised
         now = time.monotonic()
-        self._watcher.prepared(now - began)
         with self._changed:
-            if not ticket.future.done():
-                self._ready.append(_Ready(ticket, place, prepared, now))
-                self._changed.notify_all()
+            ticket._turn += SHARE * (now - began) / self._workers
+            if error is not None:
+                self._end(ticket, error)
+            elif not ticket.future.done():
+                ticket._ready.append(_Ready(ticket, place, prepared, now))
+                self._ready += 1
+            self._changed.notify_all()
+        if error is None:
+            self._watcher.prepared(now - began)
 
     def _work(self) -> None:
         while batch := self._next():
             began = time.monotonic()
             for item in batch:
                 self._watcher.waited(began - item.since)
+            error: Exception | None = None
             try:
                 results = self._run([item.prepared for item in batch])
                 if len(results) != len(batch):
                     raise RuntimeError(f"{len(batch)} {self.name} were answered with {len(results)} results")
-            except Exception as error:  # callers learn of it; the thread goes on
-                with self._lock:
+            except Exception as raised:  # callers learn of it; the thread goes on
+                error = raised
+            now = time.monotonic()
+            with self._changed:
+                self._running = 0
+                if error is None:
+                    self._measure(len(batch), now)
+                    for item, result in zip(batch, results, strict=True):
+                        self._settle(item, result)
+                else:
                     for item in batch:
-                        self._end(item.ticket, error=error)
-                continue
-            seconds = time.monotonic() - began
-            self._watcher.ran(len(batch), seconds)
-            with self._lock:
-                self._pace += _RECENT * (seconds / len(batch) - self._pace)
-                for item, result in zip(batch, results, strict=True):
-                    self._settle(item, result)
+                        self._end(item.ticket, error)
+                self._since = now
+            if error is None:
+                self._watcher.ran(len(batch), now - began)
+            del batch, error
 
-    def _next(self) -> list[_Ready[P, R]]:
+    def _measure(self, count: int, now: float) -> None:
+        pace = (now - self._since) / count
+        weight = 1 - (1 - _RECENT) ** count if self._pace else 1.0
+        self._pace += weight * (pace - self._pace)
+
+    def _next(self) -> list[_Ready]:
         """The next batch; empty when there will be none."""
         with self._changed:
             while True:
-                while self._ready and self._ready[0].ticket.future.done():
-                    self._ready.popleft()
                 if not self._ready:
                     if not self._open and not self._tickets:
                         return []
                     self._changed.wait()
                     continue
-                late = self._ready[0].since + self.max_wait - time.monotonic()
-                if late > 0 and self._open and len(self._ready) < self.max_batch:
-                    self._changed.wait(late)
-                    continue
-                return self._taken()
+                if self.max_wait and self._open and self._ready < self.max_batch:
+                    first = min(ticket._ready[0].since for ticket in self._tickets if ticket._ready)
+                    late = first + self.max_wait - time.monotonic()
+                    if late > 0:
+                        self._changed.wait(late)
+                        continue
+                if batch := self._taken():
+                    return batch
 
-    def _taken(self) -> list[_Ready[P, R]]:
-        live = [item for item in self._ready if not item.ticket.future.done()]
+    def _taken(self) -> list[_Ready]:
+        """Ready items, whose turn it is; none where it is too late for all of them. The lock is held."""
+        self._drop_late()
+        if not self._ready:
+            return []
         # Only as many as one run of the engine takes: the rest then goes with what comes in meanwhile
-        count, _ = plan(min(len(live), self.max_batch))[0]
-        batch, self._ready = live[:count], deque(live[count:])
+        count, _ = plan(min(self._ready, self.max_batch))[0]
+        turns = [(ticket._turn, place, ticket) for place, ticket in enumerate(self._tickets) if ticket._ready]
+        heapq.heapify(turns)
+        batch: list[_Ready] = []
+        while len(batch) < count:
+            _, place, ticket = turns[0]
+            batch.append(ticket._ready.popleft())
+            ticket._waiting -= 1
+            ticket._turn += SHARE * self._pace
+            if ticket._ready:
+                heapq.heapreplace(turns, (ticket._turn, place, ticket))
+            else:
+                heapq.heappop(turns)
         self._waiting -= count
-        for item in batch:
-            item.ticket._waiting -= 1
+        self._ready -= count
+        self._running = count
         return batch
 
-    def _settle(self, item: _Ready[P, R], result: R) -> None:
+    def _drop_late(self) -> None:
+        """Ends whom the engine could not answer in time; the last of them stays, as it may turn out to be faster."""
+        now = time.monotonic()
+        soon = now + self._pace * min(self._ready, self.max_batch)
+        ready = [ticket for ticket in self._tickets if ticket._ready]
+        left = len(ready)
+        for ticket in ready:
+            if now >= ticket._deadline or (soon > ticket._deadline and left > 1):
+                self._end(ticket, self._late())
+                left -= 1
+
+    def _late(self) -> QueueFullError:
+        retry = _retry(self._waiting * self._pace)
+        return QueueFullError(
+            f"the time for this request ran out while {self._waiting} {self.name} were waiting; try again in {retry} s",
+            retry,
+        )
+
+    def _settle(self, item: _Ready, result: R) -> None:
         ticket = item.ticket
         if ticket.future.done():
             return
@@ -274,16 +400,32 @@ class Batcher(Generic[T, P, R]):
         if not ticket._missing:
             self._end(ticket)
 
-    def _end(self, ticket: Ticket[R], error: Exception | None = None) -> None:
-        """Ends a ticket once; the lock is held."""
+    def _end(self, ticket: Ticket[Any], error: Exception | None = None) -> None:
+        """Ends a ticket once, and lets go of what it brought; the lock is held."""
         if ticket.future.done():
             return
         self._waiting -= ticket._waiting
+        self._ready -= len(ticket._ready)
         ticket._waiting = 0
-        self._tickets.discard(ticket)
+        ticket._items.clear()
+        ticket._ready.clear()
+        self._tickets.pop(ticket, None)
+        self._unprepared.pop(ticket, None)
         if error is None:
             ticket.future.set_result(ticket._results)
         else:
             ticket.future.set_exception(error)
         if not self._open:
-            self._changed.notify_all()
+            self._notify_all()
+
+    def _notify_all(self) -> None:
+        self._changed.notify_all()
+        self._asked.notify_all()
+
+
+def _turn(ticket: Ticket[Any]) -> float:
+    return ticket._turn
+
+
+def _retry(seconds: float) -> int:
+    return min(LONGEST_RETRY, max(1, math.ceil(seconds)))

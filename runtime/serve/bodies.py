@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -17,10 +16,11 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
+    from invariclip.serve.aside import Aside
     from invariclip.serve.incoming import IncomingBodies, IncomingBody
     from invariclip.serve.limits import Limits
 
-LARGE = 1 << 18
+LARGE = 1 << 16
 """Bytes above which JSON is read in a thread, not in the event loop."""
 KINDS = "image/*, application/octet-stream (one image), multipart/form-data, application/json"
 _FIELD_BYTES = 1 << 20
@@ -37,13 +37,14 @@ class _WholeForm(MultiPartParser):
         self.ended = True
 
 
-async def read_body(request: Request, limits: Limits, incoming: IncomingBodies) -> tuple[Body, int]:
+async def read_body(request: Request, limits: Limits, incoming: IncomingBodies, aside: Aside) -> tuple[Body, int]:
     """Reads and takes apart a body.
 
     Args:
         request: The request.
         limits: What it may bring.
         incoming: Counts its bytes; they are taken back if this raises.
+        aside: Where large JSON is read.
 
     Returns:
         The body, and how many bytes it took, for the caller to give back.
@@ -54,7 +55,7 @@ async def read_body(request: Request, limits: Limits, incoming: IncomingBodies) 
         ClientDisconnect: The client went away.
     """
     async with incoming.body() as body:
-        return await _apart(request, limits, _Chunks(request, limits, body)), body.taken
+        return await _apart(request, limits, _Chunks(request, limits, body), aside), body.taken
 
 
 class _Chunks:
@@ -81,8 +82,8 @@ class _Chunks:
         self._body.complete()
 
 
-async def _apart(request: Request, limits: Limits, chunks: _Chunks) -> Body:
-    query = from_pairs(request.query_params.multi_items())
+async def _apart(request: Request, limits: Limits, chunks: _Chunks, aside: Aside) -> Body:
+    query = from_pairs(request.query_params.multi_items(), limits)
     coding = request.headers.get("content-encoding", "identity").strip().lower()
     if coding != "identity":
         raise RefusedError(415, f"a body with content-encoding {coding[:60]!r} is not taken; send it as it is")
@@ -92,7 +93,7 @@ async def _apart(request: Request, limits: Limits, chunks: _Chunks) -> Body:
         return Body(query, (EncodedImage("0", data),) if data else ())
     if kind == "application/json":
         data = b"".join([chunk async for chunk in chunks])
-        fields = await asyncio.to_thread(from_json, data) if len(data) > LARGE else from_json(data)
+        fields = await aside(from_json, data, limits) if len(data) > LARGE else from_json(data, limits)
         return Body(merged(query, fields))
     if kind == "multipart/form-data":
         return await _multipart(request, limits, chunks, query)
@@ -130,4 +131,4 @@ async def _multipart(request: Request, limits: Limits, chunks: _Chunks, query: d
         else:
             images.append(EncodedImage(value.filename or str(len(images)), await value.read()))
     await form.close()
-    return Body(merged(query, from_pairs(pairs)), tuple(images))
+    return Body(merged(query, from_pairs(pairs, limits)), tuple(images))

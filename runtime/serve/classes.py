@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import threading
-from collections import OrderedDict, deque
+import time
+from collections import OrderedDict
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from invariclip.preprocessing.tokenizer import hearing_cuts
-from invariclip.serve.batcher import BatcherStoppedError, QueueFullError
+from invariclip.serve.batcher import LONGEST_RETRY, MARGIN, BatcherStoppedError, QueueFullError
+from invariclip.text_tower import taking_turns
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from invariclip.model import Model
+    from invariclip.serve.turns import Turns
 
 Key: TypeAlias = "tuple[tuple[str, ...], tuple[str, ...]]"
 RETRY = 5
@@ -34,9 +41,9 @@ class ClassSet(NamedTuple):
 @dataclass(eq=False)
 class _Entry:
     key: Key
+    left: int  # prompts, at most, that are not embedded yet
     future: Future[ClassSet] = field(default_factory=Future)
     askers: int = 0
-    begun: bool = False
 
 
 class Asked:
@@ -47,36 +54,46 @@ class Asked:
         self._sets, self._entry = sets, entry
 
     def leave(self) -> None:
-        """Takes back the question; a set that nobody waits for and that was not begun is not embedded."""
+        """Takes back the question; a set that nobody waits for is embedded no further."""
         self._sets._left(self._entry)
 
 
 class ClassSets:
-    """The least recently asked set goes first. Safe to share between threads; one thread of its own embeds."""
+    """The least recently asked set goes first. Safe to share between threads.
 
-    def __init__(self, model: Model, *, limit: int, pending: int) -> None:
-        """Starts the thread.
+    Every set is embedded in a thread of its own, by turns with the others and with texts: a small one need not wait for
+    a large one. What was embedded of a set that nobody waited for any more is found again in the model's text cache.
+    """
+
+    def __init__(self, model: Model, turns: Turns, *, limit: int, pending: int) -> None:
+        """Starts nothing yet.
 
         Args:
             model: Whose towers answer.
+            turns: Of the text tower.
             limit: Sets that are kept.
-            pending: Sets that may wait to be embedded.
+            pending: Sets that may be embedded at a time.
         """
         self.limit, self.pending = limit, pending
         self.embedded = 0
-        self._model = model
-        self._changed = threading.Condition()
+        self._model, self._turns = model, turns
+        self._changed = threading.Lock()
         self._kept: OrderedDict[Key, _Entry] = OrderedDict()
-        self._queue: deque[_Entry] = deque()
+        self._begun: set[_Entry] = set()
+        self._threads = 0  # also those whose set nobody waits for any more, until their next turn
         self._open = True
-        threading.Thread(target=self._work, name="class-sets", daemon=True).start()
 
-    def ask(self, classes: tuple[str, ...], templates: tuple[str, ...]) -> Asked:
+    def ask(self, classes: tuple[str, ...], templates: tuple[str, ...], *, deadline: float = math.inf) -> Asked:
         """A set that is kept, that is being embedded for somebody else, or that now will be.
 
+        Args:
+            classes: Names.
+            templates: Prompts.
+            deadline: When the answer is worth nothing any more, by `time.monotonic`.
+
         Raises:
-            QueueFullError: Too many wait already.
-            StoppedError: The server stops.
+            QueueFullError: Too many are being embedded already, or there is no time for one more.
+            BatcherStoppedError: The server stops.
         """
         key = (classes, templates)
         with self._changed:
@@ -84,15 +101,13 @@ class ClassSets:
             if entry is None:
                 if not self._open:
                     raise BatcherStoppedError("the server is stopping and takes no more work")
-                if len(self._queue) >= self.pending:
-                    raise QueueFullError(
-                        f"{len(self._queue)} class sets are waiting to be embedded; try again in {RETRY} s", RETRY
-                    )
-                entry = _Entry(key)
+                entry = _Entry(key, len(classes) * len(templates))
+                self._require_room(entry.left, deadline)
                 entry.future.set_running_or_notify_cancel()
                 self._kept[key] = entry
-                self._queue.append(entry)
-                self._changed.notify()
+                self._begun.add(entry)
+                self._threads += 1
+                threading.Thread(target=self._embed, args=(entry,), name="class-set", daemon=True).start()
             self._kept.move_to_end(key)
             entry.askers += 1
             return Asked(self, entry)
@@ -106,41 +121,65 @@ class ClassSets:
         """Embeds no more sets."""
         with self._changed:
             self._open = False
-            left, self._queue = list(self._queue), deque()
-            self._changed.notify()
-        for entry in left:
-            entry.future.set_exception(BatcherStoppedError("the server stopped before this was answered; ask again"))
+            for entry in list(self._begun):
+                self._end(entry, BatcherStoppedError("the server stopped before this was answered; ask again"))
+
+    def _require_room(self, prompts: int, deadline: float) -> None:
+        """Refuses what would not be embedded in time; while no other set is embedded, everything is tried.
+
+        Raises:
+            QueueFullError: There is no room or no time.
+        """
+        if self._threads >= self.pending:
+            raise QueueFullError(f"{self._threads} class sets are being embedded; try again in {RETRY} s", RETRY)
+        # All sets take turns, so no other one is ahead with more prompts than this one has
+        ahead = sum(min(entry.left, prompts) for entry in self._begun)
+        seconds, left = MARGIN * (ahead + prompts) * self._turns.pace, deadline - time.monotonic()
+        if self._begun and seconds > left:
+            retry = min(LONGEST_RETRY, max(1, math.ceil(seconds - left)))
+            raise QueueFullError(
+                f"{len(self._begun)} class sets are being embedded: {prompts:,} more prompts may take {seconds:.1f} s, "
+                f"and this request has {max(0.0, left):.1f} s left; try again in {retry} s",
+                retry,
+            )
 
     def _left(self, entry: _Entry) -> None:
         with self._changed:
             entry.askers -= 1
-            if entry.askers or entry.begun or entry not in self._queue:
-                return
-            self._queue.remove(entry)
-            self._kept.pop(entry.key, None)
-        entry.future.set_exception(BatcherStoppedError("nobody waits for these classes any more"))
+            if not entry.askers:
+                self._end(entry, BatcherStoppedError("nobody waits for these classes any more"))
 
-    def _work(self) -> None:
-        while True:
-            with self._changed:
-                while not self._queue and self._open:
-                    self._changed.wait()
-                if not self._open:
-                    return
-                entry = self._queue.popleft()
-                entry.begun = True
-            try:
-                with hearing_cuts() as heard:
-                    model = self._model.with_classes(*entry.key)
-            except Exception as error:  # callers learn of it; the thread goes on
-                with self._changed:
-                    self._kept.pop(entry.key, None)
-                entry.future.set_exception(error)
-                continue
-            with self._changed:
-                self.embedded += 1
-                self._forget()
-            entry.future.set_result(ClassSet(model, tuple(heard.values())))
+    def _end(self, entry: _Entry, result: ClassSet | Exception) -> None:
+        """Ends the embedding of a set once; the lock is held."""
+        if entry.future.done():
+            return
+        self._begun.discard(entry)
+        if isinstance(result, ClassSet):
+            entry.future.set_result(result)
+            self.embedded += 1
+            self._forget()
+        else:
+            self._kept.pop(entry.key, None)
+            entry.future.set_exception(result)
+
+    def _embed(self, entry: _Entry) -> None:
+        @contextmanager
+        def turn(prompts: int) -> Iterator[None]:
+            with self._turns.take(prompts):
+                if entry.future.done():
+                    raise BatcherStoppedError("nobody waits for these classes any more")
+                yield
+            entry.left = max(0, entry.left - prompts)
+
+        result: ClassSet | Exception
+        try:
+            with hearing_cuts() as heard, taking_turns(turn):
+                result = ClassSet(self._model.with_classes(*entry.key), tuple(heard.values()))
+        except Exception as error:  # callers learn of it
+            result = error
+        with self._changed:
+            self._threads -= 1
+            self._end(entry, result)
 
     def _forget(self) -> None:
         """Drops the sets that were asked for least recently; one that is still being embedded stays."""

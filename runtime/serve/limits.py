@@ -36,23 +36,27 @@ class Limits:
 
     Attributes:
         body: Bytes of a request's body.
-        bodies: Bytes of all bodies that are held at a time; more are refused with 503.
+        bodies: Bytes of all bodies that are held at a time; more are refused with 503. Likewise of all large answers.
+        answer: Bytes of an answer in JSON.
         images: Images of a request.
         pixels: Pixels of an image, by its own head, before it is decoded.
+        request_pixels: Pixels of all images of a request, decoded and after the resize.
         texts: Texts of a request.
-        characters: Of one text, class name or template.
+        characters: Of one text, class name or template, or of an image's name.
         classes: Class names of a request.
         templates: Prompt templates of a request.
         prompts: Classes times templates of a request.
         class_sets: Class sets that are kept.
-        queue: Images, or texts, that wait.
-        seconds: From a request's head to its answer.
+        queue: Images that wait.
+        seconds: From a request's head to its answer; what would wait longer is refused with 503.
     """
 
     body: int = 32 * MIB
     bodies: int = 512 * MIB
+    answer: int = 32 * MIB
     images: int = 64
     pixels: int = 50_000_000
+    request_pixels: int = 200_000_000
     texts: int = 1_000
     characters: int = 2_000
     classes: int = 1_000
@@ -78,6 +82,16 @@ class Limits:
             )
         if self.body > self.bodies:
             raise InputError(f"a body of {self.body:,} bytes is more than the {self.bodies:,} that may be held in all")
+        if self.pixels > self.request_pixels:
+            raise InputError(
+                f"an image may have {self.pixels:,} pixels and all images of a request {self.request_pixels:,}; raise "
+                "--max-request-pixels or lower --max-pixels"
+            )
+
+    @property
+    def json_values(self) -> int:
+        """Names and values that a body in JSON may hold: far more than a request can mean."""
+        return 10_000 + 10 * (self.images + self.texts + self.classes + self.templates)
 
     def to_json(self) -> dict[str, Any]:
         """What `/v1/model` says of them."""
@@ -94,10 +108,10 @@ class Limits:
 
 
 class Held:
-    """Bytes of all bodies that are in memory; only the event loop touches it."""
+    """Bytes of all bodies, or of all answers, that are in memory; only the event loop touches it."""
 
-    def __init__(self, limit: int) -> None:
-        self.limit, self.now = limit, 0
+    def __init__(self, limit: int, what: str = "requests") -> None:
+        self.limit, self.now, self.what = limit, 0, what
 
     def take(self, count: int) -> None:
         """Counts bytes that have come in.
@@ -107,7 +121,8 @@ class Held:
         """
         if self.now + count > self.limit:
             raise RefusedError(
-                503, f"requests of {self.now:,} bytes are being answered, and up to {self.limit:,} are held; try again",
+                503,
+                f"{self.what} of {self.now:,} bytes are in memory, and up to {self.limit:,} are held; try again in 1 s",
                 {"retry-after": "1"},
             )  # fmt: skip
         self.now += count

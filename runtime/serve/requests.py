@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from contextlib import suppress
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -12,7 +12,8 @@ from invariclip.errors import InputError
 from invariclip.preprocessing.prompts import TEMPLATE_SETS, check_prompts, template_set
 from invariclip.records import parse_json
 from invariclip.results import CALIBRATED, UNCERTAINTY_KINDS
-from invariclip.serve.limits import BadRequestError
+from invariclip.serve.json_size import holds_more_values
+from invariclip.serve.limits import BadRequestError, RefusedError
 from invariclip.serve.service import EncodedImage
 
 if TYPE_CHECKING:
@@ -25,7 +26,11 @@ Pairs: TypeAlias = "Iterable[tuple[str, str]]"
 
 CLASSIFY_FIELDS = ("images", "classes", "templates", "abstain_above", "uncertainty", "top", "site")
 EMBED_FIELDS = ("images", "texts", "site")
-DEFAULT_TOP = 3
+DEFAULT_TOP, MAX_TOP = 3, 999_999_999
+LISTS = ("images", "classes", "templates", "texts")
+"""Fields that hold lists, also as JSON in the text of a query or form."""
+_LIST, _LIST_OF_TEXTS = re.compile(r"\s*\["), re.compile(r'\s*\[\s*"')
+_DIGITS = re.compile(r"[0-9]{1,9}")
 UNSAID = object()
 """In place of `abstain_above` where a request does not say it: null says never to abstain."""
 
@@ -35,7 +40,7 @@ class Body:
     """A request's body, taken apart.
 
     Attributes:
-        fields: By name, texts of a query or form, or JSON's values.
+        fields: By name, texts or lists of a query or form, or JSON's values.
         images: Those that came as bytes; JSON's are still in `fields`.
     """
 
@@ -75,25 +80,47 @@ class Embed:
     site: str | None
 
 
-def from_pairs(pairs: Pairs) -> dict[str, Any]:
-    """Fields of a query or a form: one value as a text, a repeated one as a list of them."""
-    found: dict[str, Any] = {}
+def from_pairs(pairs: Pairs, limits: Limits) -> dict[str, Any]:
+    """Fields of a query or a form: a value as a text, a JSON list or a repeated field as a list.
+
+    Raises:
+        InputError: A JSON list is damaged, or stands beside other values.
+        RefusedError: It has too many values.
+    """
+    found: dict[str, list[str]] = {}
     for name, value in pairs:
-        if name not in found:
-            found[name] = value
-        elif isinstance(found[name], list):
-            found[name].append(value)
-        else:
-            found[name] = [found[name], value]
-    return found
+        found.setdefault(name, []).append(value)
+    return {name: _from_form(name, values, limits) for name, values in found.items()}
 
 
-def from_json(data: bytes) -> dict[str, Any]:
+def _from_form(name: str, values: list[str], limits: Limits) -> Any:
+    """One field's values; a text that begins as a JSON list is one, and names may then have commas."""
+    if name in LISTS and any(map(_LIST.match, values)):
+        if len(values) > 1:
+            raise InputError(
+                f"{name} is given as a JSON list and once more; put all into one list, or repeat {name} with one text"
+            )
+        if holds_more_values(values[0].encode("utf-8", "replace"), limits.json_values):
+            raise RefusedError(413, f"{name} has too many values; up to {limits.json_values:,} are read")
+        try:
+            return parse_json(values[0], name)
+        except InputError:
+            if _LIST_OF_TEXTS.match(values[0]):
+                raise
+    return values[0] if len(values) == 1 else values  # such as the one class `[UNK]`
+
+
+def from_json(data: bytes, limits: Limits) -> dict[str, Any]:
     """Fields of a JSON object.
 
     Raises:
         BadRequestError: It is none.
+        RefusedError: It has too many values.
     """
+    if holds_more_values(data, limits.json_values):
+        raise RefusedError(
+            413, f"the body holds too many names and values in JSON; up to {limits.json_values:,} are read"
+        )
     plain = parse_json(data, "the body", error=BadRequestError)
     if not isinstance(plain, dict):
         raise BadRequestError('the body must be a JSON object, such as {"images": ["<base64>"]}')
@@ -123,7 +150,7 @@ def classify(body: Body, limits: Limits) -> Classify:
     images = _images(body, limits)
     if not images:
         raise InputError("no image; send one as the body, as multipart files, or as base64 in the field images")
-    classes = _texts(_from_form(fields.get("classes")), "classes", limits, limits.classes, split=True)
+    classes = _texts(fields.get("classes"), "classes", limits, limits.classes, split=True)
     templates = _templates(fields.get("templates"), limits)
     if classes is not None:
         limits.require(len(classes) * len(templates or ("",)), "prompts (classes times templates)", limits.prompts)
@@ -162,10 +189,15 @@ def _images(body: Body, limits: Limits) -> tuple[EncodedImage, ...]:
     given = body.fields.get("images")
     if given is None:
         limits.require(len(body.images), "images", limits.images)
-        return body.images
-    listed = given if isinstance(given, list) else [given]
-    limits.require(len(listed) + len(body.images), "images", limits.images)
-    return (*body.images, *(_from_base64(place, one) for place, one in enumerate(listed)))
+        images = body.images
+    else:
+        listed = given if isinstance(given, list) else [given]
+        limits.require(len(listed) + len(body.images), "images", limits.images)
+        images = (*body.images, *(_from_base64(place, one) for place, one in enumerate(listed)))
+    for image in images:
+        limits.require(len(image.name), "characters in an image's name", limits.characters)
+        _require_unicode(image.name, "an image's name")
+    return images
 
 
 def _from_base64(place: int, given: Any) -> EncodedImage:
@@ -199,24 +231,19 @@ def _texts(given: Any, what: str, limits: Limits, limit: int, *, split: bool = F
     limits.require(len(listed), what, limit)
     limits.require(max(map(len, listed)), f"characters in one of {what}", limits.characters)
     for one in listed:
-        try:
-            one.encode()
-        except UnicodeEncodeError as error:
-            raise InputError(f"{what} must be Unicode: {one!r:.60} holds half a character") from error
+        _require_unicode(one, what)
     return tuple(listed)
 
 
-def _from_form(given: Any) -> Any:
-    """The list that a field of a query or form holds as JSON, for names with commas; anything else as it is."""
-    if isinstance(given, str) and given.lstrip().startswith("["):
-        with suppress(InputError):  # such as the one class `[UNK]`
-            return parse_json(given, "the list")
-    return given
+def _require_unicode(text: str, what: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{what} must be Unicode: {text!r:.60} holds half a character") from error
 
 
 def _templates(given: Any, limits: Limits) -> tuple[str, ...] | None:
     """Prompts, or the name of a set of them."""
-    given = _from_form(given)
     if isinstance(given, str) and "{}" not in given:
         if given not in TEMPLATE_SETS:
             raise InputError(
@@ -237,10 +264,9 @@ def _site(fields: Mapping[str, Any]) -> str | None:
 
 
 def _whole(given: Any, what: str) -> int:
-    text = isinstance(given, str) and given.isdecimal() and given.isascii() and len(given) < 10
-    number = int(given) if text else given
-    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-        raise InputError(f"{what} must be a whole number from 1 on, not {given!r:.60}")
+    number = int(given) if isinstance(given, str) and _DIGITS.fullmatch(given) else given
+    if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= MAX_TOP:
+        raise InputError(f"{what} must be a whole number from 1 to {MAX_TOP:,}, not {given!r:.60}")
     return number
 
 

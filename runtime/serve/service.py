@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from invariclip.backends.batching import buckets
-from invariclip.errors import InputError
+from invariclip.errors import ImageSizeError, InputError
 from invariclip.preprocessing.decode import image_facts, image_name
+from invariclip.preprocessing.pixels import resized_pixels
 from invariclip.preprocessing.tokenizer import hearing_cuts
 from invariclip.results import ranked, threshold, uncertainty_kind
 from invariclip.serve.batcher import Batcher, quiet
 from invariclip.serve.classes import ClassSets
 from invariclip.serve.limits import Limits, RefusedError
 from invariclip.serve.sites import SiteRegistry
+from invariclip.serve.turns import Turns
+from invariclip.text_tower import taking_turns
 from invariclip.threads import available_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -29,6 +33,8 @@ if TYPE_CHECKING:
 
 PENDING_SETS = 16
 TEXTS_TO_A_BATCH = 64
+TEXT_QUEUE = 4
+"""Largest requests of texts that may wait; they are refused earlier where there is no time for them."""
 
 
 class EncodedImage(NamedTuple):
@@ -120,14 +126,19 @@ class Service:
             max_wait=batching.max_wait, workers=batching.decoders or available_threads(), name="images",
         )  # fmt: skip
         self.texts: Batcher[str, str, TextRow] = Batcher(
-            lambda text: text, self._read, max_batch=TEXTS_TO_A_BATCH, queue=max(self.limits.texts, self.limits.queue),
+            None, self._read, max_batch=TEXTS_TO_A_BATCH, queue=TEXT_QUEUE * max(self.limits.texts, self.limits.queue),
             watcher=texts, name="texts",
         )  # fmt: skip
-        self.class_sets = ClassSets(model, limit=self.limits.class_sets, pending=PENDING_SETS)
+        self._turns = Turns()
+        self.class_sets = ClassSets(model, self._turns, limit=self.limits.class_sets, pending=PENDING_SETS)
 
     def warm_up(self) -> None:
         """Meets every batch size once, and opens the text tower."""
         self.model.warm_up(buckets(self.images.max_batch), texts=True)
+        batch = np.zeros((self.images.max_batch, *self.model.manifest.pixels.image_size, 3), np.uint8)
+        began = monotonic()
+        self.model.embed_images(batch, batch_size=len(batch))
+        self.images.expect((monotonic() - began) / len(batch))
         if self.sites and self.model.classes:
             hosted = self.model.hosting()
             hosted.class_bank()
@@ -184,8 +195,8 @@ class Service:
 
     def predictions(
         self, rows: Sequence[ImageScores], model: Model, top: int, kind: UncertaintyKind, abstain_above: float | None
-    ) -> list[Prediction]:
-        """The best classes of each image.
+    ) -> Iterator[Prediction]:
+        """The best classes of each image, ranked one by one.
 
         Args:
             rows: Of the images.
@@ -206,10 +217,24 @@ class Service:
                 for row in rows
                 if row.probabilities is not None and row.logits is not None
             ]
-        return [
+        return (
             ranked(probabilities, model.classes, top, {kind: one}, abstain_above=abstain_above, logits=logits)
             for probabilities, logits, one in every
-        ]
+        )
+
+    def require_bearable(self, images: Sequence[EncodedImage]) -> None:
+        """Reads the heads of a request's images, and refuses those that are too many pixels together.
+
+        Raises:
+            InputError: One is not an image.
+            RefusedError: One has too many pixels, or all together have.
+        """
+        total = sum(self._weight(image) for image in images)
+        if total > self.limits.request_pixels:
+            raise RefusedError(
+                413, f"the images of the request have {total:,} pixels, decoded and resized; up to "
+                f"{self.limits.request_pixels:,} are taken at once: send fewer or smaller ones",
+            )  # fmt: skip
 
     def close(self, seconds: float = 0.0) -> bool:
         """Answers what waits for so long, then ends; whether everything was answered."""
@@ -219,16 +244,30 @@ class Service:
         return self.texts.close(seconds) and done
 
     def _decode(self, asked: tuple[EncodedImage, bool]) -> DecodedImage:
-        (name, data), classes = asked
+        image, classes = asked
+        self.require_bearable([image])
         try:
-            _, (width, height) = image_facts(data)
+            return DecodedImage(self.model.prepare(image.data), classes)
+        except InputError as error:
+            raise _of(image, error) from error
+
+    def _weight(self, image: EncodedImage) -> int:
+        """Pixels of an image, decoded and after the resize, by its head.
+
+        Raises:
+            InputError: It is not an image.
+            RefusedError: There are too many.
+        """
+        try:
+            _, (width, height) = image_facts(image.data)
             if width * height > self.limits.pixels:
                 raise RefusedError(
-                    413, f"image {name}: {width}x{height} pixels are too many; up to {self.limits.pixels:,} are taken"
+                    413,
+                    f"image {image.name}: {width}x{height} pixels are too many; up to {self.limits.pixels:,} are taken",
                 )
-            return DecodedImage(self.model.prepare(data), classes)
+            return width * height + resized_pixels((width, height), self.model.manifest.pixels)
         except InputError as error:
-            raise InputError(f"image {name}: {str(error).removeprefix(f'{image_name(data)}: ')}") from error
+            raise _of(image, error) from error
 
     def _see(self, seen: list[DecodedImage]) -> list[ImageScores]:
         batch = np.stack([one.pixels for one in seen])
@@ -250,6 +289,12 @@ class Service:
         ]  # fmt: skip
 
     def _read(self, texts: list[str]) -> list[TextRow]:
-        with hearing_cuts() as heard:
+        with hearing_cuts() as heard, taking_turns(self._turns.take):
             rows = self.model.embed_texts(texts)
         return [TextRow(row, heard.get(text)) for row, text in zip(rows, texts, strict=True)]
+
+
+def _of(image: EncodedImage, error: InputError) -> InputError | RefusedError:
+    """An error that names a request's image; one of its size is an answer of 413, like the server's own limits."""
+    line = f"image {image.name}: {str(error).removeprefix(f'{image_name(image.data)}: ')}"
+    return RefusedError(413, line) if isinstance(error, ImageSizeError) else InputError(line)

@@ -42,10 +42,6 @@ void weigh(Axis& axis, Interpolation interpolation) {
     const double stretch = std::max(scale, 1.0);
     const double support = (cubic ? 2.0 : 1.0) * stretch;
     axis.most = static_cast<std::size_t>(std::ceil(support)) * 2 + 1;
-    if (axis.most > max_weights / axis.kept) {
-        throw InputError("an image of " + std::to_string(axis.size) +
-                         " pixels in one direction is too long to resize");
-    }
     axis.begin.assign(axis.kept, 0);
     axis.taps.assign(axis.kept, 0);
     axis.weights.assign(axis.kept * axis.most, 0);
@@ -76,13 +72,30 @@ void weigh(Axis& axis, Interpolation interpolation) {
     }
 }
 
-void require_bearable(std::size_t width, std::size_t height, double new_width, double new_height) {
-    const double grown = new_width * new_height;
-    if (grown > static_cast<double>(max_image_pixels)) {
-        throw InputError("an image of " + std::to_string(width) + "x" + std::to_string(height) + " becomes " +
-                         std::to_string(static_cast<std::uint64_t>(grown)) +
-                         " pixels when it is fitted, above the limit of " + std::to_string(max_image_pixels) +
-                         "; crop it");
+// A strip of few pixels can grow beyond all memory before it is cropped. Only what the crop keeps is computed here, but
+// the bounds are those of Python, where Pillow computes all of it.
+void require_bearable(std::size_t width, std::size_t height, double new_width, double new_height,
+                      Interpolation interpolation) {
+    const auto w = static_cast<double>(width);
+    const auto h = static_cast<double>(height);
+    const std::string size = "an image of " + std::to_string(width) + "x" + std::to_string(height);
+    const auto whole = [](double value) { return std::to_string(static_cast<std::uint64_t>(value)); };
+    const bool columns_first = h > 100 * w && new_height < h;
+    const double between = columns_first ? w * new_height : new_width != w ? new_width * h : 0.0;
+    const double grown = std::max(new_width * new_height, between);
+    if (grown > static_cast<double>(max_resized_pixels)) {
+        throw InputError(size + " becomes " + whole(grown) + " pixels when it is resized to " + whole(new_width) + "x" +
+                         whole(new_height) + ", above the limit of " + std::to_string(max_resized_pixels) +
+                         "; crop it to a shape that is less long");
+    }
+    const double support = interpolation == Interpolation::bicubic ? 2.0 : 1.0;
+    const auto too_long = [support](double from, double to) {
+        const double taps = 2 * std::ceil(support * std::max(from / to, 1.0)) + 1;
+        return from != to && taps * to > static_cast<double>(max_weights);
+    };
+    if (too_long(w, new_width) || too_long(h, new_height)) {
+        throw InputError(size + " is too long to resize to " + whole(new_width) + "x" + whole(new_height) +
+                         "; crop it to a shape that is less long");
     }
 }
 
@@ -100,17 +113,16 @@ Plan plan_of(const PixelSpec& spec, std::size_t width, std::size_t height) {
     if (spec.resize_mode == ResizeMode::shortest && spec.width == spec.height) {
         const double longer = std::trunc(wanted_h * std::max(w, h) / std::min(w, h));
         (width <= height ? new_h : new_w) = longer;
-        require_bearable(width, height, new_w, new_h);
     } else if (spec.resize_mode != ResizeMode::squash) {
         const bool longest = spec.resize_mode == ResizeMode::longest;
         const double ratio = longest ? std::max(h / wanted_h, w / wanted_w) : std::min(h / wanted_h, w / wanted_w);
         new_w = std::max(1.0, std::nearbyint(w / ratio));
         new_h = std::max(1.0, std::nearbyint(h / ratio));
-        require_bearable(width, height, new_w, new_h);
         if (!longest) {
             interpolation = Interpolation::bicubic;  // open_clip 3.3 drops the configured one for a tower not square
         }
     }
+    require_bearable(width, height, new_w, new_h, interpolation);
     to.width = width;
     to.height = height;
     place(to.across, width, static_cast<std::size_t>(new_w), spec.width);
@@ -121,10 +133,6 @@ Plan plan_of(const PixelSpec& spec, std::size_t width, std::size_t height) {
         }
     }
     to.columns_first = height > width * 100 && to.down.resized < height;
-    if (!to.across.same() && !to.columns_first) {  // what lies between the two passes
-        require_bearable(width, height, static_cast<double>(to.across.kept),
-                         static_cast<double>(to.down.last - to.down.first));
-    }
     return to;
 }
 

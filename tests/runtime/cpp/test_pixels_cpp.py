@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from invariclip.errors import InputError
+from invariclip.errors import ImageSizeError, InputError
 from invariclip.preprocessing.pixels import PixelSpec, pixels
 
 ORDERS = {"grey": 1, "rgb": 3, "bgr": 3, "rgba": 4, "bgra": 4}
@@ -72,7 +72,7 @@ def test_equal_to_python_at_any_size(processor, image, columns, rows, shown, int
 @pytest.mark.parametrize("order", sorted(ORDERS))
 @pytest.mark.parametrize(
     ("columns", "rows"),
-    [(1, 1), (1, 300), (300, 1), (2, 200), (2, 201), (2, 900), (4000, 7), (224, 224), (224, 300), (225, 224),
+    [(1, 1), (1, 300), (300, 1), (2, 200), (2, 201), (2, 900), (3000, 7), (224, 224), (224, 300), (225, 224),
      (448, 224), (1280, 720), (720, 1280), (17, 31)],
 )  # fmt: skip
 def test_equal_to_python_at_the_size_of_a_tower(asked, image, columns, rows, order):
@@ -89,16 +89,25 @@ def test_a_transparent_image_of_the_right_size_is_not_premultiplied(asked, image
 
 
 @pytest.mark.parametrize(
-    ("columns", "rows", "mode", "reason"),
+    ("columns", "rows", "side", "mode", "reason"),
     [
-        (1, 100_000, "shortest", "5017600000 pixels when it is fitted, above the limit of 200000000; crop it"),
-        (5_000_000, 1, "squash", "too long to resize"),
+        (1, 3985, 224, "shortest", "1x3985 becomes 199951360 pixels when it is resized to 224x892640, above the limit"),
+        (32, 3985, 900, "shortest", "becomes 100870200 pixels when it is resized to 900x112078"),
+        (3985, 32, 900, "shortest", "becomes 100870200 pixels when it is resized to 112078x900"),
+        (62, 6200, 4096, "squash", "becomes 25395200 pixels when it is resized to 4096x4096"),
+        (5_000_000, 1, 224, "squash", "too long to resize to 224x224"),
+        (1, 5_000_000, 224, "squash", "too long to resize"),
+        (5_000_000, 1, 224, "longest", "too long to resize to 224x1"),
     ],
 )
-def test_what_cannot_be_fitted_is_refused_in_one_line(asked, columns, rows, mode, reason):
-    said = in_cpp(asked, np.zeros((rows, columns, 1), np.uint8), spec_of((224, 224), mode=mode), "grey")
+def test_what_cannot_be_resized_is_refused_in_one_line_as_in_python(asked, columns, rows, side, mode, reason):
+    array, spec = np.zeros((rows, columns, 1), np.uint8), spec_of((side, side), mode=mode)
+    said = in_cpp(asked, array, spec, "grey")
     assert said.startswith("InputError")
     assert reason in said
+    with pytest.raises(ImageSizeError) as refused:
+        in_python(array, spec, "grey")
+    assert str(refused.value).replace(",", "").partition(": ")[2] in said.replace(",", "")
 
 
 def test_rows_that_overlap_and_towers_out_of_range_are_refused(asked):

@@ -9,9 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from invariclip.errors import ArtifactError, InputError, ScaledImageWarning
+from invariclip.errors import ArtifactError, ImageSizeError, InputError, ScaledImageWarning
 from invariclip.preprocessing.find import find_images
-from invariclip.preprocessing.pixels import PixelSpec, normalise, open_image, pixels, stack
+from invariclip.preprocessing.pixels import (
+    MAX_RESIZED_PIXELS,
+    PixelSpec,
+    normalise,
+    open_image,
+    pixels,
+    resized_pixels,
+    stack,
+)
 from invariclip.records import to_record
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -172,8 +180,56 @@ def test_a_spec_out_of_range_is_refused(change):
 
 def test_a_strip_that_would_grow_beyond_memory_is_refused():
     spec = PixelSpec((224, 224), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    with pytest.raises(InputError, match="1x100000 becomes 5,017,600,000 pixels when its shorter side is fitted"):
+    with pytest.raises(ImageSizeError, match=r"1x100000 becomes 5,017,600,000 pixels .* to 224x22400000"):
         pixels(Image.new("L", (1, 100_000)), spec)
+
+
+@pytest.mark.parametrize("pixel_mode", ["exact", "fast"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_a_small_file_of_a_strip_is_refused_before_it_grows(monkeypatch, kind, pixel_mode):
+    """99 bytes of PNG, under every limit of the decoder, were 200 million pixels after the resize."""
+    monkeypatch.setattr(Image.Image, "resize", lambda *_: pytest.fail("it was resized"))
+    for size in ((1, 3985), (3985, 1)):
+        with pytest.raises(ImageSizeError, match=r"<\d+ bytes>: .* above the limit of 25,000,000; crop it"):
+            pixels(encoded(Image.new("L", size), kind), spec_of(), pixel_mode)
+
+
+@pytest.mark.parametrize(
+    ("size", "mode", "reason"),
+    [
+        ((1200, 112_000), "squash", "becomes 25,088,000 pixels"),  # between the two passes: 224 columns of all rows
+        ((1200, 121_000), "squash", None),  # columns first
+        ((1, 180_000_000), "squash", "too long to resize to 224x224"),
+        ((180_000_000, 1), "longest", "too long to resize to 224x1"),
+        ((224, 112_000), "shortest", "becomes 25,088,000 pixels"),
+        ((11_000, 11_000), "shortest", None),
+    ],
+)
+def test_the_resize_is_bounded_in_every_mode(size, mode, reason):
+    if reason is None:
+        assert resized_pixels(size, spec_of(resize_mode=mode)) <= MAX_RESIZED_PIXELS
+    else:
+        with pytest.raises(ImageSizeError, match=reason):
+            resized_pixels(size, spec_of(resize_mode=mode))
+
+
+@given(
+    size=st.tuples(st.integers(1, 10_000), st.integers(1, 10_000)),
+    target=st.tuples(st.integers(1, 300), st.integers(1, 300)) | st.integers(1, 300).map(lambda side: (side, side)),
+    mode=st.sampled_from(["shortest", "longest", "squash"]),
+)
+def test_ordinary_shapes_are_resized_in_every_mode(size, target, mode):
+    short, long = sorted(size)
+    if long <= 20 * short:
+        height, width = target
+        aspect = max(height / width, width / height)
+        assert resized_pixels(size, spec_of(target, resize_mode=mode)) <= 21 * aspect * (height + 1) * (width + 1)
+
+
+def test_an_image_above_pillows_own_limit_is_one_of_too_many_pixels(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+    with pytest.raises(ImageSizeError, match=r"exceeds limit of 100 pixels.*; make the image smaller"):
+        pixels(encoded(image(11, 10), "PNG"), spec_of())
 
 
 @pytest.mark.parametrize("mode", ["exact", "fast"])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from invariclip.artifact.embeddings import EMBEDDINGS_FILE, read_embeddings
 from invariclip.preprocessing.find import find_images
 from invariclip.preprocessing.tokenizer import hearing_cuts
-from invariclip.serve.limits import Limits
+from invariclip.serve.limits import MIB, Limits
 from invariclip.serve.metrics import Metrics
 from invariclip.serve.service import Service
 
@@ -264,11 +264,67 @@ def test_a_bad_image_fails_its_own_request_alone(ask, images):
     assert ask.classify(images[0]).status == 200
 
 
+def test_images_of_a_request_are_weighed_by_their_heads(model, serving, encoded, images):
+    with serving(Service(model, Limits(pixels=8_000, request_pixels=20_000))) as ask:
+        large = encoded((80, 100))
+        assert ask.classify(large).status == 200
+        refused = ask.form("/v1/classify", [("images", f"{place}.png", large) for place in range(3)])
+        assert refused.status == 413
+        assert refused.error.endswith("up to 20,000 are taken at once: send fewer or smaller ones")
+        in_json = ask.json("/v1/embed", {"images": [base64.b64encode(large).decode()] * 3})
+        assert (in_json.status, in_json.error) == (413, refused.error)
+        strip = ask.classify(encoded((1, 7000)))
+        assert strip.status == 413
+        assert strip.error.startswith(
+            "the images of the request have 7,175,000 pixels, decoded and resized; up to 20,000"
+        )
+
+
+def test_answers_are_bounded_before_anything_is_worked_on(model, serving, images):
+    service = Service(model, Limits(answer=MIB))
+    with serving(service) as ask:
+        names = [f"{'x' * 1990}{number:04d}" for number in range(600)]
+        asked = {"images": [base64.b64encode(images[0]).decode()], "classes": names, "top": 600}
+        refused = ask.json("/v1/classify", asked)
+        assert refused.status == 413
+        assert "top 600 of 600 classes for each image may take 1," in refused.error
+        assert service.class_sets.embedded == 0
+        fits = int(refused.error.rpartition(" ")[2])
+        answer = ask.json("/v1/classify", {**asked, "top": fits})
+        assert len(answer.json["predictions"][0]["ranking"]) == fits
+        assert len(json.dumps(answer.json["predictions"])) <= MIB
+    with serving(Service(model, Limits(answer=24 * model.width))) as ask:
+        refused = ask.json("/v1/embed", {"texts": ["a", "b"]})
+        assert refused.status == 413
+        assert refused.error.startswith(
+            f"2 embeddings of width {model.width} may take {48 * model.width:,} bytes in JSON"
+        )
+        assert ask.json("/v1/embed", {"texts": ["a"]}).status == 200
+        body = json.dumps({"texts": ["a", "b"]})
+        file = ask("POST", "/v1/embed", body, "application/json", {"accept": "application/octet-stream"})
+        assert file.status == 200
+
+
+def test_large_answers_are_written_beside_the_event_loop_and_counted(model, serving, images, monkeypatch):
+    texts, names = ([f"{what} {number}" for number in range(1000)] for what in ("text", "class"))
+    monkeypatch.setattr("invariclip.serve.app.INLINE", 1000)
+    with serving(Service(model)) as ask:
+        answer = ask.json("/v1/embed", {"texts": texts})
+        assert answer.json["items"] == texts
+        np.testing.assert_allclose(answer.json["embeddings"], model.embed_texts(texts), atol=1e-5)
+        asked = {"images": [base64.b64encode(data).decode() for data in images[:11]], "classes": names, "top": 1000}
+        told = ask.json("/v1/classify", asked).json["predictions"]
+        alone = model.with_classes(names).classify(images[:11], top_k=1000)
+        assert [one["label"] for one in told] == [one.label for one in alone]
+        assert all(len(one["ranking"]) == 1000 for one in told)
+        assert ask.api._sent.now == 0
+
+
 @pytest.mark.parametrize(
     ("side", "status", "reason"),
     [
         (9_000, 413, "image 0: 9000x9000 pixels are too many; up to 50,000,000"),
-        (60_000, 422, "image 0: Image size"),
+        (60_000, 413, "image 0: Image size (3600000000 pixels) exceeds limit of"),
     ],
 )
 def test_a_bomb_is_refused_by_its_head(ask, encoded, side, status, reason):
@@ -278,6 +334,37 @@ def test_a_bomb_is_refused_by_its_head(ask, encoded, side, status, reason):
     answer = ask.classify(bytes(bomb))
     assert answer.status == status
     assert reason in answer.error
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "reason"),
+    [
+        (b'{"images": [{"name": "\\ud800", "data": "%s"}]}', 400, "not readable as JSON"),
+        (b'{"images": "%s", "top": 1, "top": 2}', 400, "'top' stands twice in one object"),
+        (b'{"images": "%s", "top": 1000000000}', 422, "top must be a whole number from 1 to 999,999,999"),
+        (
+            b'{"images": "%s", ' + b",".join(b'"k%d": 1' % n for n in range(6000)) + b"}",
+            413,
+            "too many names and values",
+        ),
+    ],
+    ids=["surrogate", "twice", "top", "values"],
+)
+def test_json_that_is_refused(ask, images, body, status, reason):
+    answer = ask("POST", "/v1/classify", body % base64.b64encode(images[0]), "application/json")
+    assert answer.status == status
+    assert reason in answer.error
+
+
+def test_half_a_character_in_the_name_of_a_file_is_refused(ask, images):
+    body = (
+        b'--b\r\ncontent-disposition: form-data; name="images"; filename="\\ud800"\r\n\r\n'
+        + images[0]
+        + b"\r\n--b--\r\n"
+    )
+    answer = ask("POST", "/v1/embed", body, "multipart/form-data; boundary=b; charset=unicode_escape")
+    assert answer.status == 422
+    assert "an image's name must be Unicode" in answer.error
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -1,6 +1,9 @@
 """The queue: everybody gets their own results, in batches as large as the engine's being busy makes them."""
 
+import gc
 import threading
+import time
+import weakref
 
 import pytest
 from hypothesis import given, settings
@@ -61,7 +64,7 @@ def test_what_waits_while_the_engine_works_goes_together(until):
     first = queue.submit([1])
     assert engine.begun.acquire(timeout=20)
     others = [queue.submit([number]) for number in range(2, 13)]
-    until(lambda: len(queue._ready) == 11)
+    until(lambda: queue.ready == 11)
     engine.gate.set()
     assert first.future.result(20) == [2]
     assert [other.future.result(20) for other in others] == [[2 * number] for number in range(2, 13)]
@@ -74,7 +77,7 @@ def test_an_idle_engine_answers_one_at_once_unless_told_to_wait(until):
     engine = Engine()
     patient = batcher(engine, max_wait=30.0, max_batch=2)
     one = patient.submit([1])
-    until(lambda: patient._ready)
+    until(lambda: patient.ready)
     assert not engine.batches  # it waits for company, half a minute if need be
     other = patient.submit([5])
     assert one.future.result(20) == [2]
@@ -112,7 +115,7 @@ def test_dropped_work_is_not_done(until):
     running = queue.submit([1])
     assert engine.begun.acquire(timeout=20)
     gone, stays = queue.submit([10, 11, 12]), queue.submit([20])
-    until(lambda: len(queue._ready) == 4)
+    until(lambda: queue.ready == 4)
     gone.drop()
     assert queue.waiting == 1
     with pytest.raises(BatcherStoppedError):
@@ -157,3 +160,143 @@ def test_closing_answers_what_waits_or_says_that_it_does_not():
     engine.gate.set()
     queue._thread.join(20)
     assert not queue._thread.is_alive()
+
+
+def test_a_request_of_many_items_is_overtaken_by_one_of_few(until):
+    engine = Engine(open_=False)
+    queue = batcher(engine, max_batch=2)
+    queue.expect(1.0)  # seconds an item
+    running = queue.submit([1])
+    assert engine.begun.acquire(timeout=20)
+    many, few = queue.submit(list(range(10, 18))), queue.submit([20, 21])
+    until(lambda: queue.ready == 10)
+    engine.gate.set()
+    assert few.future.result(20) == [40, 42]
+    assert many.future.result(20) == [2 * number for number in range(10, 18)]
+    assert running.future.result(20) == [2]
+    assert engine.batches[1:3] == [[10, 20], [11, 21]]
+    queue.close()
+
+
+def test_whoever_waits_longest_is_not_overtaken_for_ever(until):
+    """A caller's turn is later by what was spent on them, not by what others bring."""
+    engine = Engine(open_=False)
+    queue = batcher(engine, max_batch=1)
+    queue.expect(1e-6)
+    running, many = queue.submit([1]), queue.submit([10, 11, 12])
+    assert engine.begun.acquire(timeout=20)
+    time.sleep(0.01)  # far more than those three take
+    others = [queue.submit([number]) for number in range(20, 25)]
+    until(lambda: queue.ready == 8)
+    engine.gate.set()
+    assert all(ticket.future.result(20) for ticket in (running, many, *others))
+    assert [batch[0] for batch in engine.batches[1:4]] == [10, 11, 12]
+    queue.close()
+
+
+def test_heavy_items_of_one_caller_do_not_hold_up_the_preparing_of_others(until):
+    gate, prepared = threading.Event(), []
+
+    def prepare(item):
+        if item >= 10:
+            assert gate.wait(20)
+            time.sleep(0.002)
+        prepared.append(item)
+        return item
+
+    queue = Batcher(prepare, Engine(), max_batch=4, queue=100)
+    heavy = queue.submit(list(range(10, 20)))
+    light = queue.submit([1])
+    gate.set()
+    assert light.future.result(20) == [2]
+    assert heavy.future.result(20) == [2 * number for number in range(10, 20)]
+    assert prepared[:3] == [10, 1, 11]
+    queue.close()
+
+
+def test_what_would_not_be_answered_in_time_is_refused_at_once():
+    engine = Engine(open_=False)
+    queue = batcher(engine, max_batch=1)
+    queue.expect(1.0)
+    # An idle queue takes everything, or a pace that was measured wrong would never be measured again
+    running = queue.submit([1], deadline=time.monotonic() + 0.5)
+    assert engine.begun.acquire(timeout=20)
+    others = [queue.submit([number], deadline=time.monotonic() + 60) for number in (2, 3)]
+    with pytest.raises(
+        QueueFullError, match=r"2 items are waiting: 2 more may take 6\.\d s, and this request has"
+    ) as no:
+        queue.submit([4, 5], deadline=time.monotonic() + 5)
+    assert no.value.retry_after in (1, 2)
+    assert queue.waiting == 2
+    later = queue.submit([4, 5], deadline=time.monotonic() + 60)
+    without = queue.submit([6])
+    for ticket in (running, *others):
+        ticket.drop()
+    engine.gate.set()
+    assert later.future.result(20) == [8, 10]
+    assert without.future.result(20) == [12]
+    queue.close()
+
+
+def test_a_large_request_that_was_overtaken_is_not_counted_in_full():
+    """Else one caller's many heavy items would have everybody refused whom they do not delay."""
+    engine = Engine(open_=False)
+    queue = batcher(engine, max_batch=1)
+    queue.expect(1.0)
+    many = queue.submit(list(range(50)))
+    assert engine.begun.acquire(timeout=20)
+    assert queue.submit([1], deadline=time.monotonic() + 10)
+    many.drop()
+    engine.gate.set()
+    queue.close()
+
+
+def test_what_is_too_late_is_not_run(until):
+    engine = Engine(open_=False)
+    queue = batcher(engine, max_batch=1)
+    running = queue.submit([1])
+    assert engine.begun.acquire(timeout=20)
+    deadline = time.monotonic() + 0.01
+    late, in_time = queue.submit([2], deadline=deadline), queue.submit([3])
+    until(lambda: time.monotonic() > deadline)
+    engine.gate.set()
+    assert in_time.future.result(20) == [6]
+    assert running.future.result(20) == [2]
+    with pytest.raises(QueueFullError, match=r"the time for this request ran out while \d items were waiting"):
+        late.future.result(0)
+    assert engine.batches == [[1], [3]]
+    queue.close()
+
+
+def test_what_a_caller_brought_is_let_go_when_they_leave(until):
+    class Encoded:
+        pass
+
+    gate, begun = threading.Event(), threading.Event()
+
+    def prepare(item):
+        begun.set()
+        assert gate.wait(20)
+        return item
+
+    queue = Batcher(prepare, lambda items: items, max_batch=4, queue=100)
+    items = [Encoded() for _ in range(5)]
+    seen = [weakref.ref(item) for item in items]
+    ticket = queue.submit(items)
+    assert begun.wait(20)
+    ticket.drop()
+    del ticket, items
+    gc.collect()
+    assert [item() is None for item in seen] == [False, True, True, True, True]  # one is being prepared
+    gate.set()
+    until(lambda: seen[0]() is None)
+    assert queue.waiting == 0
+    queue.close()
+
+
+def test_items_that_need_no_preparation_are_ready_as_they_come():
+    engine = Engine()
+    queue = Batcher(None, engine, max_batch=4, queue=10)
+    assert queue.submit([1, 2]).future.result(20) == [2, 4]
+    assert queue.submit([]).future.result(0) == []
+    assert queue.close(20)

@@ -18,7 +18,7 @@ def test_requests_of_many_clients_go_together(model, gated, serving, images, unt
         first = pool.submit(ask.classify, images[0])
         assert service.begun.acquire(timeout=20)
         others = [pool.submit(ask.classify, data) for data in images[1:9]]
-        until(lambda: len(service.images._ready) == 8)
+        until(lambda: service.images.ready == 8)
         service.gate.set()
         answers = [one.result(20) for one in (first, *others)]
     assert service.batches == [1, 8]
@@ -43,6 +43,42 @@ def test_a_full_queue_says_when_to_come_again(model, gated, serving, images, unt
         service.gate.set()
         assert [one.result(20).status for one in taken] == [200, 200, 200]
         assert ask.classify(images[0]).status == 200
+
+
+def test_what_would_take_too_long_is_refused_at_once(model, gated, serving, images, until):
+    service = gated(model, Limits(seconds=10), Batching(max_batch=1))
+    service.images.expect(3.0)  # seconds an image
+    with serving(service) as ask, ThreadPoolExecutor(4) as pool:
+        taken = [pool.submit(ask.classify, images[0])]
+        assert service.begun.acquire(timeout=20)
+        taken.append(pool.submit(ask.classify, images[0]))
+        until(lambda: service.images.waiting == 1)
+        refused = ask.classify(images[0])
+        assert refused.status == 503
+        assert "1 images are waiting: 1 more may take 11.2 s, and this request has " in refused.error
+        assert refused.headers["retry-after"] == "2"
+        service.gate.set()
+        assert [one.result(20).status for one in taken] == [200, 200]
+        assert ask.classify(images[0]).status == 200
+    assert service.batches == [1, 1, 1]
+
+
+def test_a_request_of_many_images_does_not_stop_others(model, gated, serving, images, until):
+    service = gated(model, batching=Batching(max_batch=1))
+    service.images.expect(5.0)
+    with serving(service) as ask, ThreadPoolExecutor(2) as pool:
+        many = pool.submit(ask.form, "/v1/classify", [("images", f"{n}.png", images[n]) for n in range(6)])
+        assert service.begun.acquire(timeout=20)
+        until(lambda: service.images.ready == 5)
+        one = pool.submit(ask.classify, images[0])
+        until(lambda: service.images.waiting == 6)
+        order = []
+        see = service.images._settle
+        service.images._settle = lambda item, result: (order.append(len(item.ticket._results)), see(item, result))
+        service.gate.set()
+        assert one.result(20).status == 200
+        assert len(many.result(20).json["predictions"]) == 6
+    assert order[:3] == [6, 1, 6]
 
 
 def test_what_takes_too_long_is_given_up(model, gated, serving, images, until):
@@ -95,7 +131,7 @@ def test_bodies_of_all_clients_are_bounded_together(model, gated, serving, image
         assert service.begun.acquire(timeout=20)
         refused = ask.classify(images[0])
         assert refused.status == 503
-        assert "are held; try again" in refused.error
+        assert "are held; try again in 1 s" in refused.error
         service.gate.set()
         assert first.result(20).status == 200
         until(lambda: ask.api._held.now == 0)

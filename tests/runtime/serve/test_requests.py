@@ -25,6 +25,11 @@ def asked(**fields):
     return classify(Body(fields, IMAGE), LIMITS)
 
 
+def in_form(*pairs):
+    """A question whose fields came in a query or a form."""
+    return classify(Body(from_pairs(pairs, LIMITS), IMAGE), LIMITS)
+
+
 @pytest.mark.parametrize(
     ("given_", "read"),
     [
@@ -39,17 +44,20 @@ def asked(**fields):
     ],
 )
 def test_classes(given_, read):
-    assert asked(classes=given_).classes == read
+    if isinstance(given_, str):
+        assert in_form(("classes", given_)).classes == read
+    if not isinstance(given_, str) or not given_.lstrip().startswith('["'):
+        assert asked(classes=given_).classes == read
 
 
 def test_templates_are_prompts_or_a_set_by_name():
     assert asked(templates="a {}").templates == ("a {}",)
     assert asked(templates=["a {}", "b {}"]).templates == ("a {}", "b {}")
-    assert asked(templates='["a {}, wide", "b {}"]').templates == ("a {}, wide", "b {}")
+    assert in_form(("templates", '["a {}, wide", "b {}"]')).templates == ("a {}, wide", "b {}")
     for numbers in ("[1, 2]", '["a", 1]', '[["a"]]', "[]"):
         for field in ("classes", "templates"):
             with pytest.raises(InputError, match=f"{field} (must be a list of texts|is empty)"):
-                asked(**{field: numbers})
+                in_form((field, numbers))
     every = classify(Body({"templates": "ensemble"}, IMAGE), Limits())
     assert len(every.templates) > 10
     with pytest.raises(InputError, match=r"must be a set name or a prompt .*; available: ensemble"):
@@ -73,7 +81,12 @@ def test_abstain_above(said, read):
     ("fields", "reason"),
     [
         ({"clases": "cat"}, "'clases'; available: images, classes, templates, abstain_above, uncertainty, top"),
-        ({"top": 0}, "top must be a whole number from 1 on, not 0"),
+        ({"top": 0}, "top must be a whole number from 1 to 999,999,999, not 0"),
+        ({"top": 1_000_000_000}, "whole number"),
+        ({"top": "1000000000"}, "whole number"),
+        ({"top": "٣"}, "whole number"),
+        ({"top": " 3"}, "whole number"),
+        ({"top": ["1", "2"]}, "whole number"),
         ({"top": "three"}, "whole number"),
         ({"top": True}, "whole number"),
         ({"top": 1.5}, "whole number"),
@@ -94,6 +107,7 @@ def test_abstain_above(said, read):
         ({"images": ["é"]}, "image 0: not base64"),
         ({"images": [{"data": "aGk=", "nme": "x"}]}, "fields name and data"),
         ({"images": [{"name": "x"}]}, "give base64"),
+        ({"images": [{"name": "\ud800", "data": "aGk="}]}, "an image's name must be Unicode: .* half a character"),
     ],
 )  # fmt: skip
 def test_what_is_not_understood_is_one_line(fields, reason):
@@ -110,12 +124,39 @@ def test_what_is_not_understood_is_one_line(fields, reason):
         ({"classes": ["x" * 21]}, "21 characters in one of classes"),
         ({"images": ["aGk="] * 3}, "4 images are too many; up to 3"),
         ({"images": ["*"] * 1000}, "1,001 images are too many"),
+        ({"images": [{"name": "x" * 21, "data": "aGk="}]}, "21 characters in an image's name are too many; up to 20"),
     ],
 )
 def test_too_much_is_refused(fields, reason):
     with pytest.raises(RefusedError, match=reason) as refused:
         asked(**fields)
     assert refused.value.status == 413
+
+
+def test_top_is_read_in_one_way():
+    for value in (1, 7, 999_999_999):
+        assert asked(top=value).top == asked(top=str(value)).top == in_form(("top", str(value))).top == value
+
+
+def test_names_of_files_are_held_to_what_names_in_json_are():
+    for name, kind, reason in (("\udc80.png", InputError, "half a character"), ("x" * 21, RefusedError, "too many")):
+        with pytest.raises(kind, match=reason):
+            classify(Body({}, (EncodedImage(name, b"image"),)), LIMITS)
+
+
+def test_a_json_list_in_a_form_is_not_torn_apart():
+    assert embed(Body(from_pairs([("texts", '["a, b", "c"]')], LIMITS)), LIMITS).texts == ("a, b", "c")
+    assert embed(Body(from_pairs([("texts", "[a, b]")], LIMITS)), LIMITS).texts == ("[a, b]",)
+    images = embed(Body(from_pairs([("images", '["aGk=", "aG8="]')], LIMITS)), LIMITS).images
+    assert images == (EncodedImage("0", b"hi"), EncodedImage("1", b"ho"))
+    for field in ("classes", "templates", "texts"):
+        for damaged in ('["corn, ear", "dog"', ' [ "a", "\\ud800"]', '["a", "b",]'):
+            with pytest.raises(InputError, match=f"{field}: not readable as JSON"):
+                from_pairs([(field, damaged)], LIMITS)
+        with pytest.raises(InputError, match=f"{field} is given as a JSON list and once more"):
+            from_pairs([(field, '["a", "b"]'), (field, "c")], LIMITS)
+        with pytest.raises(RefusedError, match=f"{field} has too many values"):
+            from_pairs([(field, f"[{'1,' * 50_000}1]")], LIMITS)
 
 
 def test_images_in_json():
@@ -143,18 +184,32 @@ def test_embed_wants_images_or_texts():
 
 
 def test_fields_of_queries_and_bodies():
-    assert from_pairs([("a", "1"), ("b", "2"), ("a", "3"), ("a", "4")]) == {"a": ["1", "3", "4"], "b": "2"}
+    pairs = [("a", "1"), ("b", "2"), ("a", "3"), ("a", "4"), ("top", "[1]")]
+    assert from_pairs(pairs, LIMITS) == {"a": ["1", "3", "4"], "b": "2", "top": "[1]"}
     assert merged({"a": 1}, {"b": 2}) == {"a": 1, "b": 2}
     with pytest.raises(InputError, match="a is given in the query and in the body"):
         merged({"a": 1}, {"a": 2})
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"{", b"[1]", b'"x"', b"\xff", b"[" * 100_000, b'{"a": ' + b"9" * 9999 + b"}", b'{"top": NaN}']
+    "data",
+    [
+        b"",
+        b"{",
+        b"[1]",
+        b'"x"',
+        b"\xff",
+        b"[" * 9_000,
+        b'{"a": ' + b"9" * 9999 + b"}",
+        b'{"top": NaN}',
+        b'{"top": 1, "top": 2}',
+        b'{"images": [{"data": "aGk=", "data": "aGk="}]}',
+        b'{"site": "\\ud800"}',
+    ],
 )
 def test_what_is_no_json_object_is_refused(data):
     with pytest.raises(RefusedError) as refused:
-        from_json(data)
+        from_json(data, LIMITS)
     assert refused.value.status == 400
 
 
@@ -169,7 +224,7 @@ def test_any_value_in_any_field_is_read_or_refused_in_one_line(value, field):
 @given(st.binary(max_size=80) | anything.map(lambda value: json.dumps(value).encode()))
 def test_any_bytes_are_a_json_object_or_refused(data):
     try:
-        whole, status = from_json(data), 200
+        whole, status = from_json(data, LIMITS), 200
     except RefusedError as error:
         whole, status = {}, error.status
     assert isinstance(whole, dict)

@@ -46,7 +46,7 @@ def test_one_at_a_time_is_equal_bit_by_bit(model, unsure_model, images):
     for one in (model, unsure_model):
         service = Service(one, batching=Batching(max_batch=1))
         rows = service.images.submit(asked(images)).future.result(20)
-        told = service.predictions(rows, one, 3, service.uncertainty, None)
+        told = list(service.predictions(rows, one, 3, service.uncertainty, None))
         assert told == one.classify(images, top_k=3, batch_size=1)
         service.close()
 
@@ -73,6 +73,31 @@ def test_images_are_bounded_before_they_are_decoded(model, encoded, images):
         service.images.submit(asked([b"nothing"])).future.result(20)
     with pytest.raises(InputError, match=r"^image 0: damaged image"):
         service.images.submit(asked([images[0][:200]])).future.result(20)
+    service.close()
+
+
+def test_images_are_bounded_by_what_the_resize_makes_of_them(model, encoded):
+    service = Service(model)
+    with pytest.raises(RefusedError, match=r"image 1: an image of 60000x1 becomes .* pixels .*; crop it") as refused:
+        service.images.submit(asked([encoded(), encoded((60_000, 1))])).future.result(20)
+    assert refused.value.status == 413
+    service.close()
+
+
+def test_images_of_a_request_are_bounded_together(model, encoded):
+    side = model.manifest.pixels.image_size[0]
+    one = 80 * 100 + side * (side * 100 // 80)
+    service = Service(model, Limits(pixels=8000, request_pixels=2 * one))
+    image = EncodedImage("x", encoded((80, 100)))
+    service.require_bearable([image] * 2)
+    with pytest.raises(
+        RefusedError,
+        match=rf"the images of the request have {3 * one:,} pixels, decoded and resized; up to {2 * one:,}",
+    ) as no:
+        service.require_bearable([image] * 3)
+    assert no.value.status == 413
+    with pytest.raises(InputError, match="image y: not an image of a known format"):
+        service.require_bearable([image, EncodedImage("y", b"nothing")])
     service.close()
 
 
@@ -166,6 +191,8 @@ def test_limits_are_above_zero_and_fit_together():
         Limits(images=9, queue=8)
     with pytest.raises(InputError, match="in all"):
         Limits(body=9, bodies=8)
+    with pytest.raises(InputError, match="--max-request-pixels"):
+        Limits(pixels=9, request_pixels=8)
 
 
 def test_bytes_held_are_counted():

@@ -62,6 +62,9 @@ constexpr std::size_t channels_of(Order order) noexcept {
 // Images above this are refused before anything is allocated for them.
 constexpr std::size_t max_image_pixels = 200'000'000;
 
+// Images that would have more pixels than this after the resize and before the crop are refused, as in Python.
+constexpr std::size_t max_resized_pixels = 25'000'000;
+
 // 8-bit pixels somewhere in memory, which stay the caller's own: a camera's frame, a cv::Mat.
 struct Image {
     const std::uint8_t* data = nullptr;
