@@ -35,6 +35,7 @@ BACKLOG = 2048
 _ACCEPTED = 8  # connections taken in one turn of the event loop: the next turn closes those that are above the limit
 _TICKS = 5  # uvicorn's ticks, of a tenth of a second, between two looks at all connections
 _LAST_CHANCE = 1.0  # seconds that clients without a request have for one more, before a stop closes their connections
+_BACKLOG_SECONDS = 0.05  # to take what the kernel has connected already, which closing the socket would reset
 _OUT_OF_DESCRIPTORS = "socket.accept() out of system resource"
 _STOPPED = {signal.SIGINT: (130, "interrupted"), signal.SIGTERM: (143, "stopped")}
 
@@ -118,6 +119,7 @@ class WebServer(uvicorn.Server):
         self.connections.draining = True
         loop = asyncio.get_running_loop()
         end = loop.time() + min(_LAST_CHANCE, self._grace)
+        await asyncio.sleep(_BACKLOG_SECONDS)
         for server in self.servers:
             server.close()
         while self.connections.unasked() and loop.time() < end and not self.force_exit:

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from invariclip.artifact.embeddings import read_embeddings
+from invariclip.serve import connections, incoming
+from invariclip.serve.connections import LINGER_BYTES, LINGER_SECONDS, RESERVE, ConnectionLimits
 from invariclip.serve.service import Service
 from invariclip.serve.sites import SiteRegistry
 from invariclip.sites.live_site import CHANGED, LATEST, SAME, UNLIKE, SiteWindow
@@ -74,5 +76,15 @@ def test_the_numbers_of_measured_sites_are_the_code_s():
 def test_every_route_and_status_is_documented():
     for route in ("/v1/classify", "/v1/embed", "/v1/model", "/v1/sites", "/healthz", "/readyz", "/metrics"):
         assert route in PAGE
-    for status in (400, 401, 404, 405, 408, 413, 415, 422, 429, 500, 503, 504):
+    for status in (400, 401, 403, 404, 405, 408, 413, 415, 421, 422, 429, 500, 503, 504):
         assert str(status) in PAGE
+
+
+def test_the_bounds_of_connections_are_the_code_s():
+    limits, page = ConnectionLimits(), " ".join(PAGE.split())
+    for text in (
+        f"`--max-connections` ({limits.most:,},", f"`--idle-timeout` ({limits.idle:g} s)", f"less {RESERVE} file",
+        f"`--stall-timeout` ({limits.stall:g} s)", f"dropped for {LINGER_SECONDS:g} s or {LINGER_BYTES >> 20} MiB",
+        f"or {connections.PROGRESS >> 10} KiB of it", f"less than {incoming.PROGRESS >> 10} KiB came",
+    ):  # fmt: skip
+        assert text in page
