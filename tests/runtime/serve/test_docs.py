@@ -10,11 +10,16 @@ from pathlib import Path
 import pytest
 
 from invariclip.artifact.embeddings import read_embeddings
+from invariclip.preprocessing.pixels import MAX_RESIZED_PIXELS
+from invariclip.serve.batcher import MARGIN, SHARE
+from invariclip.serve.limits import MIB, Limits
+from invariclip.serve.requests import DEFAULT_TOP, MAX_TOP
 from invariclip.serve.service import Service
 from invariclip.serve.sites import SiteRegistry
 from invariclip.sites.live_site import CHANGED, LATEST, SAME, UNLIKE, SiteWindow
 from invariclip.sites.measuring import begun, training_mean
 from invariclip.sites.site_log import ROWS
+from invariclip.view import TEXTS_AT_ONCE
 
 PAGE = (Path(__file__).parents[3] / "docs" / "serve.md").read_text(encoding="utf-8")
 CURLS = [
@@ -76,3 +81,17 @@ def test_every_route_and_status_is_documented():
         assert route in PAGE
     for status in (400, 401, 404, 405, 408, 413, 415, 422, 429, 500, 503, 504):
         assert str(status) in PAGE
+
+
+def test_the_limits_are_the_code_s():
+    text = " ".join(PAGE.split())
+    for number in (
+        f"{Limits().json_values:,} names and values",
+        f"stands that came {SHARE:g}u seconds later",
+        f"slices of {TEXTS_AT_ONCE} prompts",
+        f"{MAX_RESIZED_PIXELS // 1_000_000} million pixels after the resize",
+        f"from 1 to {MAX_TOP:,}, {DEFAULT_TOP} by default",
+        f"up to {Limits().bodies // MIB} MiB",
+    ):
+        assert number in text
+    assert MARGIN == 1.25  # "with a margin of a quarter"
