@@ -194,6 +194,26 @@ def test_whoever_waits_longest_is_not_overtaken_for_ever(until):
     queue.close()
 
 
+def test_whoever_has_just_enough_time_left_is_not_overtaken(until):
+    engine = Engine(open_=False)
+    queue = batcher(engine, max_batch=1)
+    queue.expect(1.0)
+    running, now = queue.submit([1]), time.monotonic()
+    assert engine.begun.acquire(timeout=20)
+    many = queue.submit([10, 11, 12], deadline=now + 60)
+    few = queue.submit([20], deadline=now + 60)
+    many._deadline = now + 1.25 * 2  # as if it had waited: time for two items
+    until(lambda: queue.ready == 4)
+    queue._measure = lambda *_: None  # a second an item stays what is expected
+    queue._drop_late = lambda: None
+    engine.gate.set()
+    assert few.future.result(20) == [40]
+    assert many.future.result(20) == [20, 22, 24]
+    assert running.future.result(20) == [2]
+    assert engine.batches == [[1], [10], [11], [20], [12]]
+    queue.close()
+
+
 def test_heavy_items_of_one_caller_do_not_hold_up_the_preparing_of_others(until):
     gate, prepared = threading.Event(), []
 
