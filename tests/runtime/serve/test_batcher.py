@@ -320,3 +320,32 @@ def test_items_that_need_no_preparation_are_ready_as_they_come():
     assert queue.submit([1, 2]).future.result(20) == [2, 4]
     assert queue.submit([]).future.result(0) == []
     assert queue.close(20)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    asked=st.lists(
+        st.tuples(st.lists(st.integers(-1, 9), max_size=6), st.sampled_from([0.0, 0.001, 60.0]), st.booleans()),
+        max_size=15,
+    ),
+    max_batch=st.integers(1, 5), workers=st.integers(1, 3), pace=st.sampled_from([1e-9, 1e-3, 10.0]),
+)  # fmt: skip
+def test_whatever_is_refused_late_or_dropped_nothing_is_lost_or_left(asked, max_batch, workers, pace):
+    queue = batcher(Engine(), max_batch=max_batch, workers=workers, queue=20)
+    queue.expect(pace)
+    tickets = []
+    for items, seconds, leaves in asked:
+        try:
+            ticket = queue.submit(items, deadline=time.monotonic() + seconds)
+        except QueueFullError:
+            continue
+        tickets.append((items, ticket))
+        if leaves:
+            ticket.drop()
+    for items, ticket in tickets:
+        try:
+            assert ticket.future.result(20) == [2 * item for item in items]
+        except (InputError, QueueFullError, BatcherStoppedError):
+            assert items
+    assert queue.close(20)
+    assert (queue.waiting, queue.ready, queue._unprepared, queue._tickets) == (0, 0, {}, {})
