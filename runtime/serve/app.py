@@ -197,10 +197,11 @@ class Api:
         try:
             async with asyncio.timeout_at(began + limits.seconds):
                 # base64 of many images would hold up everybody else
-                asked = await self._aside(read, body, limits) if "images" in body.fields else read(body, limits)
+                heavy = "images" in body.fields
+                asked = await unless_gone(request, self._aside(read, body, limits)) if heavy else read(body, limits)
                 del body
                 if len(asked.images) > 1:
-                    await self._aside(self.service.require_bearable, asked.images)
+                    await unless_gone(request, self._aside(self.service.require_bearable, asked.images))
                 yield asked, deadline
         except TimeoutError as error:
             raise RefusedError(504, f"no answer within {limits.seconds:g} s; send less, or later") from error

@@ -48,7 +48,3 @@ class Aside:
             raise
         future.add_done_callback(done)
         return await asyncio.wrap_future(future)
-
-    def close(self) -> None:
-        """Takes no more calls."""
-        self._pool.shutdown(wait=False, cancel_futures=True)

@@ -4,8 +4,9 @@ A batch starts when the engine is free. What waited meanwhile goes together: a b
 itself, and an idle one answers a single item at once.
 
 Callers take turns. A caller who has used u seconds of the threads and the engine stands where one stands that came
-`SHARE` · u seconds later: whoever brings many or heavy items is overtaken by those who bring few, and by no more than
-that, so that nobody waits for ever. Callers of one light item each are answered in the order in which they came.
+`SHARE` · u seconds later: whoever brings many or heavy items is overtaken by those who bring few. They are overtaken no
+longer when what is left of their time is just enough for what is left of their items. Callers of one light item each
+are answered in the order in which they came.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ R = TypeVar("R")
 
 LONGEST_RETRY = 60
 """Seconds that a refused caller is told to wait, at most."""
-SHARE = 2.0
+SHARE = 8.0
 """Seconds that a caller falls back in the queue for each second that was spent on them."""
 MARGIN = 1.25
 """How many times longer than estimated a caller's wait may turn out."""
@@ -258,6 +259,10 @@ class Batcher(Generic[T, P, R]):
                 retry,
             )
 
+    def _place(self, ticket: Ticket[Any]) -> float:
+        """The smaller, the earlier it is a caller's turn."""
+        return min(ticket._turn, ticket._deadline - MARGIN * ticket._waiting * self._pace)
+
     def _prepare_all(self) -> None:
         while (one := self._next_unprepared()) is not None:
             self._make_ready(*one)
@@ -271,7 +276,7 @@ class Batcher(Generic[T, P, R]):
                         return None
                     self._asked.wait()
                     continue
-                ticket = min(self._unprepared, key=_turn)
+                ticket = min(self._unprepared, key=self._place)
                 if time.monotonic() >= ticket._deadline:
                     self._end(ticket, self._late())
                     continue
@@ -356,16 +361,16 @@ class Batcher(Generic[T, P, R]):
             return []
         # Only as many as one run of the engine takes: the rest then goes with what comes in meanwhile
         count, _ = plan(min(self._ready, self.max_batch))[0]
-        turns = [(ticket._turn, place, ticket) for place, ticket in enumerate(self._tickets) if ticket._ready]
+        turns = [(self._place(ticket), number, ticket) for number, ticket in enumerate(self._tickets) if ticket._ready]
         heapq.heapify(turns)
         batch: list[_Ready] = []
         while len(batch) < count:
-            _, place, ticket = turns[0]
+            _, number, ticket = turns[0]
             batch.append(ticket._ready.popleft())
             ticket._waiting -= 1
             ticket._turn += SHARE * self._pace
             if ticket._ready:
-                heapq.heapreplace(turns, (ticket._turn, place, ticket))
+                heapq.heapreplace(turns, (self._place(ticket), number, ticket))
             else:
                 heapq.heappop(turns)
         self._waiting -= count
@@ -421,10 +426,6 @@ class Batcher(Generic[T, P, R]):
     def _notify_all(self) -> None:
         self._changed.notify_all()
         self._asked.notify_all()
-
-
-def _turn(ticket: Ticket[Any]) -> float:
-    return ticket._turn
 
 
 def _retry(seconds: float) -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_RECENT = 0.1  # weight of the latest turn in the mean time of a row
+_RECENT = 0.005  # weight of the latest row in the mean time of a row
 
 
 class Turns:
@@ -39,8 +39,8 @@ class Turns:
         began = time.monotonic()
         try:
             yield
-            pace = (time.monotonic() - began) / max(1, rows)
-            self.pace += (_RECENT if self.pace else 1.0) * (pace - self.pace)
+            pace, weight = (time.monotonic() - began) / max(1, rows), 1 - (1 - _RECENT) ** rows
+            self.pace += (weight if self.pace else 1.0) * (pace - self.pace)
         finally:
             self._leave()
 

@@ -1,5 +1,6 @@
 """Ids are cut to a batch's longest text only where the graph takes that, and never too short."""
 
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -8,9 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import invariclip
 from invariclip.artifact.folder import describe_file, read_manifest
 from invariclip.preprocessing.tokenizer import TextSpec
-from invariclip.text_tower import TextTower, cut_to_longest
+from invariclip.text_tower import TextTower, cut_to_longest, taking_turns
+from invariclip.view import TEXTS_AT_ONCE
 
 CONTEXT, START, END = 12, 90, 91
 
@@ -88,3 +91,37 @@ def test_only_dynamic_graphs_get_short_ids(folder, length, seen):
     path, manifest = folder
     tower = TextTower(path, manifest(length), "float32", backend="onnxruntime", threads=1)
     assert tower.embed(["a cat sat", "", "dog"], 2, {})[:, 0].tolist() == seen
+
+
+def test_turns_are_taken_for_what_is_embedded_and_not_for_what_is_kept(tiny_artifact):
+    model = invariclip.load(tiny_artifact, threads=1)
+    texts, taken = [f"thing {number}" for number in range(TEXTS_AT_ONCE + 5)], []
+
+    @contextmanager
+    def turn(rows):
+        taken.append(rows)
+        yield
+
+    with taking_turns(turn):
+        first = model.embed_texts(texts)
+        assert taken == [TEXTS_AT_ONCE, 5]
+        np.testing.assert_array_equal(model.embed_texts([*texts[:3], "new"])[:3], first[:3])
+    assert taken == [TEXTS_AT_ONCE, 5, 1]
+    model.embed_texts(["nobody's turn"])
+    assert taken == [TEXTS_AT_ONCE, 5, 1]
+
+
+def test_a_turn_can_stop_an_embedding_between_two_runs(tiny_artifact):
+    model = invariclip.load(tiny_artifact, threads=1)
+    taken = []
+
+    @contextmanager
+    def turn(rows):
+        if taken:
+            raise InterruptedError
+        taken.append(rows)
+        yield
+
+    with taking_turns(turn), pytest.raises(InterruptedError):
+        model.embed_texts([f"thing {number}" for number in range(3 * TEXTS_AT_ONCE)])
+    assert taken == [TEXTS_AT_ONCE]

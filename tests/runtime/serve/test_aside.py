@@ -21,7 +21,6 @@ def test_results_and_errors_come_back():
         with pytest.raises(ZeroDivisionError):
             await aside(divmod, 1, 0)
         assert await aside(threading.current_thread) is not threading.current_thread()
-        aside.close()
 
     asyncio.run(asked())
 
@@ -51,6 +50,5 @@ def test_callers_who_leave_take_with_them_what_they_brought():
         assert not calls[0].done()
         gate.set()
         assert await calls[0]
-        aside.close()
 
     asyncio.run(asked())

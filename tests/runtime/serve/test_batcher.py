@@ -194,6 +194,26 @@ def test_whoever_waits_longest_is_not_overtaken_for_ever(until):
     queue.close()
 
 
+def test_whoever_has_just_enough_time_left_is_not_overtaken(until):
+    engine = Engine(open_=False)
+    queue = batcher(engine, max_batch=1)
+    queue.expect(1.0)
+    running, now = queue.submit([1]), time.monotonic()
+    assert engine.begun.acquire(timeout=20)
+    many = queue.submit([10, 11, 12], deadline=now + 60)
+    few = queue.submit([20], deadline=now + 60)
+    many._deadline = now + 1.25 * 2  # as if it had waited: time for two items
+    until(lambda: queue.ready == 4)
+    queue._measure = lambda *_: None  # a second an item stays what is expected
+    queue._drop_late = lambda: None
+    engine.gate.set()
+    assert few.future.result(20) == [40]
+    assert many.future.result(20) == [20, 22, 24]
+    assert running.future.result(20) == [2]
+    assert engine.batches == [[1], [10], [11], [20], [12]]
+    queue.close()
+
+
 def test_heavy_items_of_one_caller_do_not_hold_up_the_preparing_of_others(until):
     gate, prepared = threading.Event(), []
 
@@ -300,3 +320,32 @@ def test_items_that_need_no_preparation_are_ready_as_they_come():
     assert queue.submit([1, 2]).future.result(20) == [2, 4]
     assert queue.submit([]).future.result(0) == []
     assert queue.close(20)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    asked=st.lists(
+        st.tuples(st.lists(st.integers(-1, 9), max_size=6), st.sampled_from([0.0, 0.001, 60.0]), st.booleans()),
+        max_size=15,
+    ),
+    max_batch=st.integers(1, 5), workers=st.integers(1, 3), pace=st.sampled_from([1e-9, 1e-3, 10.0]),
+)  # fmt: skip
+def test_whatever_is_refused_late_or_dropped_nothing_is_lost_or_left(asked, max_batch, workers, pace):
+    queue = batcher(Engine(), max_batch=max_batch, workers=workers, queue=20)
+    queue.expect(pace)
+    tickets = []
+    for items, seconds, leaves in asked:
+        try:
+            ticket = queue.submit(items, deadline=time.monotonic() + seconds)
+        except QueueFullError:
+            continue
+        tickets.append((items, ticket))
+        if leaves:
+            ticket.drop()
+    for items, ticket in tickets:
+        try:
+            assert ticket.future.result(20) == [2 * item for item in items]
+        except (InputError, QueueFullError, BatcherStoppedError):
+            assert items
+    assert queue.close(20)
+    assert (queue.waiting, queue.ready, queue._unprepared, queue._tickets) == (0, 0, {}, {})

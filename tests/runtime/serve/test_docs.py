@@ -10,13 +10,18 @@ from pathlib import Path
 import pytest
 
 from invariclip.artifact.embeddings import read_embeddings
+from invariclip.preprocessing.pixels import MAX_RESIZED_PIXELS
 from invariclip.serve import connections, incoming
+from invariclip.serve.batcher import MARGIN, SHARE
 from invariclip.serve.connections import LINGER_BYTES, LINGER_SECONDS, RESERVE, ConnectionLimits
+from invariclip.serve.limits import MIB, Limits
+from invariclip.serve.requests import DEFAULT_TOP, MAX_TOP
 from invariclip.serve.service import Service
 from invariclip.serve.sites import SiteRegistry
 from invariclip.sites.live_site import CHANGED, LATEST, SAME, UNLIKE, SiteWindow
 from invariclip.sites.measuring import begun, training_mean
 from invariclip.sites.site_log import ROWS
+from invariclip.view import TEXTS_AT_ONCE
 
 PAGE = (Path(__file__).parents[3] / "docs" / "serve.md").read_text(encoding="utf-8")
 CURLS = [
@@ -88,3 +93,17 @@ def test_the_bounds_of_connections_are_the_code_s():
         f"or {connections.PROGRESS >> 10} KiB of it", f"less than {incoming.PROGRESS >> 10} KiB came",
     ):  # fmt: skip
         assert text in page
+
+
+def test_the_limits_are_the_code_s():
+    text = " ".join(PAGE.split())
+    for number in (
+        f"{Limits().json_values:,} names and values",
+        f"stands that came {SHARE:g}u seconds later",
+        f"slices of {TEXTS_AT_ONCE} prompts",
+        f"{MAX_RESIZED_PIXELS // 1_000_000} million pixels after the resize",
+        f"from 1 to {MAX_TOP:,}, {DEFAULT_TOP} by default",
+        f"up to {Limits().bodies // MIB} MiB",
+    ):
+        assert number in text
+    assert MARGIN == 1.25  # "with a margin of a quarter"

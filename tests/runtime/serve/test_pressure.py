@@ -65,7 +65,7 @@ def test_what_would_take_too_long_is_refused_at_once(model, gated, serving, imag
 
 def test_a_request_of_many_images_does_not_stop_others(model, gated, serving, images, until):
     service = gated(model, batching=Batching(max_batch=1))
-    service.images.expect(5.0)
+    service.images.expect(1.0)
     with serving(service) as ask, ThreadPoolExecutor(2) as pool:
         many = pool.submit(ask.form, "/v1/classify", [("images", f"{n}.png", images[n]) for n in range(6)])
         assert service.begun.acquire(timeout=20)
