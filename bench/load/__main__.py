@@ -174,7 +174,7 @@ def load(
     of = ("--model", model, *weights) if model else ()
     commands = {one.name: one.command(artifact, of, threads) for one in candidates}
     with TemporaryDirectory() as folder:
-        sent = _images(Path(folder), side)
+        sent = images_to_send(Path(folder), side)
         turns = measure(commands, Path(folder), clients, rounds, warm, seconds)
     setting = {
         "processor": this_machine().processor, "threads": threads or available_threads(), "rounds": rounds,
@@ -245,7 +245,7 @@ def _named(given: str) -> LoadedServer:
     return LoadedServer(name, tuple(shlex.split(options)))
 
 
-def _images(folder: Path, side: int | None) -> str:
+def images_to_send(folder: Path, side: int | None) -> str:
     """Bundled images of every style, as they are, or as larger JPEGs; says what they are."""
     every = find_images([manifest_path().parent])
     chosen = [every[place] for place in np.linspace(0, len(every) - 1, IMAGES).astype(int)]
@@ -268,12 +268,12 @@ def _turns(
     ]
     for number, many, name in bar(plan, total=len(plan), desc="turns"):
         server = servers[name]
-        before, ticks, own, cpu = server.batches(), Ticks.now(), _own_s(server), server.cpu_s()
+        before, ticks, own, cpu = server.batches(), Ticks.now(), own_seconds(server), server.cpu_s()
         command = [sys.executable, "-m", "invariclip.bench.load.client", str(server.port), str(folder), "--clients",
                    str(many), "--warm", str(warm), "--seconds", str(seconds)]  # fmt: skip
         told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         took = server.cpu_s() - cpu
-        after, shares = server.batches(), Ticks.now().since(ticks, _own_s(server) - own)
+        after, shares = server.batches(), Ticks.now().since(ticks, own_seconds(server) - own)
         times, good = told["latencies_ms"], told["statuses"].get("200", 0)
         if not good or len(times) != good:
             raise InputError(f"{name} with {many} clients: answered with {told['statuses'] or 'nothing'}")
@@ -285,10 +285,10 @@ def _turns(
         )  # fmt: skip
 
 
-def _own_s(server: Server) -> float:
-    """Processor seconds of the server, and of the clients that have ended."""
+def own_seconds(server: Server | None) -> float:
+    """Processor seconds of a server that was started here, and of the clients that have ended."""
     ended = os.times()
-    return server.cpu_s() + ended.children_user + ended.children_system
+    return (0.0 if server is None else server.cpu_s()) + ended.children_user + ended.children_system
 
 
 def with_tables(page: str, groups: dict[str, Any]) -> str:

@@ -7,9 +7,12 @@ server, which may have to share its processors with this.
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Literal, get_args
 
 import click
 
@@ -18,19 +21,46 @@ from invariclip.console import emit_json
 from invariclip.preprocessing.find import find_images
 
 HOST = "127.0.0.1"
+Protocol = Literal["invariclip", "openai", "v2"]
+PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 
 
-def request_of(image: bytes) -> bytes:
-    """A question to `/v1/classify`, as it goes over the wire."""
-    head = f"POST /v1/classify HTTP/1.1\r\nhost: {HOST}\r\ncontent-type: image/jpeg\r\ncontent-length: {len(image)}"
-    return head.encode() + b"\r\n\r\n" + image
+def request_in(protocol: Protocol, image: bytes, model: str) -> bytes:
+    """A question about one image as it goes over the wire.
+
+    Args:
+        protocol: `invariclip` classifies; `openai` and `v2` (Open Inference Protocol, binary extension) embed.
+        image: An encoded image.
+        model: What the server calls its model, for the last two.
+    """
+    if protocol == "invariclip":
+        return _post("/v1/classify", {"content-type": "image/jpeg"}, image)
+    if protocol == "openai":
+        url = f"data:image/jpeg;base64,{base64.b64encode(image).decode()}"
+        body = json.dumps({"model": model, "input": url, "encoding_format": "base64"}).encode()
+        return _post("/v1/embeddings", {"content-type": "application/json"}, body)
+    content = len(image).to_bytes(4, "little") + image
+    head = json.dumps(
+        {
+            "inputs": [{"name": "images", "datatype": "BYTES", "shape": [1],
+                        "parameters": {"binary_data_size": len(content)}}],
+            "outputs": [{"name": "embedding", "parameters": {"binary_data": True}}],
+        }
+    ).encode()  # fmt: skip
+    kind = {"content-type": "application/octet-stream", "inference-header-content-length": str(len(head))}
+    return _post(f"/v2/models/{model}/infer", kind, head + content)
+
+
+def _post(path: str, headers: dict[str, str], body: bytes) -> bytes:
+    lines = [f"POST {path} HTTP/1.1", f"host: {HOST}", *(f"{key}: {value}" for key, value in headers.items())]
+    return "\r\n".join([*lines, f"content-length: {len(body)}", "", ""]).encode() + body
 
 
 class Load:
     """What the clients saw."""
 
-    def __init__(self, port: int, requests: list[bytes]) -> None:
-        self._port, self._requests = port, requests
+    def __init__(self, host: str, port: int, requests: list[bytes]) -> None:
+        self._address, self._requests = (host, port), requests
         self.latencies: list[float] = []
         self.statuses: Counter[str] = Counter()
 
@@ -43,7 +73,7 @@ class Load:
                 group.create_task(self._client(number, begin, end))
 
     async def _client(self, number: int, begin: float, end: float) -> None:
-        reader, writer = await asyncio.open_connection(HOST, self._port)
+        reader, writer = await asyncio.open_connection(*self._address)
         while time.perf_counter() < end:
             request = self._requests[number % len(self._requests)]
             number += 1
@@ -63,12 +93,17 @@ class Load:
 @click.command()
 @click.argument("port", type=int)
 @click.argument("images", type=click.Path(path_type=Path, exists=True))
+@click.option("--host", default=HOST)
+@click.option("--protocol", type=click.Choice(PROTOCOLS), default="invariclip")
+@click.option("--model", default="", help="What the server calls its model, where the protocol names it.")
 @click.option("--clients", type=click.IntRange(min=1), required=True)
 @click.option("--warm", type=click.FloatRange(min=0), required=True)
 @click.option("--seconds", type=click.FloatRange(min=0.1), required=True)
-def client(port: int, images: Path, clients: int, warm: float, seconds: float) -> None:
+def client(
+    port: int, images: Path, host: str, protocol: Protocol, model: str, clients: int, warm: float, seconds: float
+) -> None:  # fmt: skip
     """Ask a server for so many seconds."""
-    load = Load(port, [request_of(path.read_bytes()) for path in find_images([images])])
+    load = Load(host, port, [request_in(protocol, path.read_bytes(), model) for path in find_images([images])])
     asyncio.run(load.run(clients, warm, seconds))
     emit_json({"latencies_ms": load.latencies, "statuses": dict(load.statuses)})
 

@@ -16,6 +16,7 @@ from invariclip.cli.main import run_command
 from invariclip.errors import InputError
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
 from invariclip.preprocessing.pixels import normalise
+from invariclip.serve.limits import Limits
 from invariclip.serve.metrics import Metrics
 from invariclip.serve.server import listening, run
 from invariclip.serve.service import Batching, Service
@@ -61,7 +62,10 @@ class TorchBackend:
 @click.option("--random-weights", type=int, help="The seed, if it was exported so.")
 @click.option("--threads", type=click.IntRange(min=1))
 @click.option("--max-batch", type=click.IntRange(min=1), default=Batching.max_batch)
-def server(artifact: Path, model: str, random_weights: int | None, threads: int | None, max_batch: int) -> int:
+@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=Limits.seconds)
+def server(
+    artifact: Path, model: str, random_weights: int | None, threads: int | None, max_batch: int, timeout: float
+) -> int:  # fmt: skip
     """Serve a checkpoint through PyTorch on a free port."""
     torch.set_num_threads(chosen_threads(threads))
     checkpoint = load_checkpoint(model, allow_random=random_weights is not None, seed=random_weights or 0)
@@ -72,7 +76,7 @@ def server(artifact: Path, model: str, random_weights: int | None, threads: int 
     if own.shape != other.shape or not np.abs(own - other).max() <= SAME:
         raise InputError(f"{artifact} was not exported from {model}, or with a projection: embeddings differ")
     metrics = Metrics()
-    service = Service(theirs, batching=Batching(max_batch), images=metrics.watcher("images"))
+    service = Service(theirs, Limits(seconds=timeout), batching=Batching(max_batch), images=metrics.watcher("images"))
     return run(service, metrics, listening("127.0.0.1", 0), what=f"{model} (PyTorch)", grace=1)
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import invariclip
 from invariclip.artifact.folder import describe_file, read_manifest
+from invariclip.export.graphs.writing import write_facts
 from invariclip.preprocessing.tokenizer import TextSpec
 from invariclip.text_tower import TextTower, cut_to_longest, taking_turns
 from invariclip.view import TEXTS_AT_ONCE
@@ -81,6 +82,7 @@ def folder(tiny_artifact, tmp_path):
     graph = helper.make_graph(nodes, "length", [given], [answer], constants)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "t.onnx")
     manifest = read_manifest(tiny_artifact)
+    write_facts(tmp_path / "t.onnx", manifest.facts("t.onnx"))
     (tmp_path / manifest.tokenizer.path).write_bytes((tiny_artifact / manifest.tokenizer.path).read_bytes())
     variant = replace(manifest.variants["float32"], text=describe_file(tmp_path, "t.onnx"))
     return tmp_path, lambda length: replace(manifest, variants={"float32": replace(variant, text_length=length)})

@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from invariclip.bench.load.__main__ import BEGIN, END, OURS, THEIRS, LoadedServer, load, measure, started, with_tables
-from invariclip.bench.load.client import request_of
+from invariclip.bench.load.client import request_in
 from invariclip.bench.load.torch_server import server
 from invariclip.errors import InputError
 from invariclip.export.build import export_artifact
@@ -62,7 +62,7 @@ def test_what_is_started():
 
 
 def test_a_request_is_http():
-    assert request_of(b"abc").endswith(b"content-length: 3\r\n\r\nabc")
+    assert request_in("invariclip", b"abc", "").endswith(b"content-length: 3\r\n\r\nabc")
 
 
 def test_a_server_that_does_not_start_is_told(tiny_artifact):

@@ -27,6 +27,7 @@ from invariclip.errors import (
     TuningInterruptedError,
     UntrueVariantWarning,
 )
+from invariclip.export.graphs.writing import write_facts
 from invariclip.measure.worker import WorkerError
 from invariclip.records import seal
 
@@ -115,6 +116,7 @@ class Plant:
         model = onnx.load_from_string(self._graphs[tower])
         edit(model)
         onnx.save(model, self.folder / name)
+        write_facts(self.folder / name, read_manifest(self.folder).facts(name))
         return describe_file(self.folder, name)
 
     def add(self, name, image=unchanged, text=unchanged, parity=None, **facts):
@@ -317,7 +319,7 @@ def test_another_artifact_or_search_makes_a_profile_stale(plant, run):
     again = tune(folder, TuneSettings(**QUICK, again=True))
     assert (again.reused, again.changed) == (False, ())
     manifest = read_manifest(folder)
-    write_manifest(folder, replace(manifest, producer={**manifest.producer, "by": "someone"}))
+    write_manifest(folder, replace(manifest, left_out={"int8": "too far off"}))
     with pytest.warns(ProfileWarning, match="the artifact's manifest: .* → .*; `invariclip tune` makes a new one"):
         model = invariclip.load(folder)
     assert model.describe()["chosen_by"] == "default"
