@@ -17,6 +17,7 @@ import yaml
 from invariclip.cli.serve_command import serve
 from invariclip.serve.app import application
 from invariclip.serve.metrics import Metrics
+from invariclip.serve.origins import names_of
 from invariclip.serve.service import Service
 
 ROOT = Path(__file__).parents[3]
@@ -86,6 +87,22 @@ def test_probes_are_routes_of_the_port_that_is_served(model):
     assert {probe["port"] for probe in probes} == {port["name"]}
     [path] = re.findall(r"http://127.0.0.1:8000(/\w+)", (DEPLOY / "Containerfile").read_text())
     assert path in routes
+
+
+@pytest.mark.parametrize(
+    ("name", "called"),
+    [
+        ("compose.yaml", "invariclip"),
+        *(
+            ("kubernetes.yaml", f"invariclip{rest}")
+            for rest in ("", ".default", ".default.svc", ".a.svc.cluster.local")
+        ),
+    ],
+)
+def test_servers_know_the_names_that_clients_use(name, called):
+    (_, *arguments), _ = commands()[name]
+    names = names_of("0.0.0.0", serve.make_context("serve", list(arguments)).params["allowed_hosts"])  # noqa: S104
+    assert called in names or any(one[:2] == "*." and called.endswith(one[1:]) for one in names)
 
 
 def test_containers_may_do_little():
