@@ -134,7 +134,11 @@ class MomentsState:
         by_source = weights or {}
         strange = by_source.keys() - set(self.sources())
         if strange:
-            raise InputError(f"no source is called {min(strange)!r}; available: {', '.join(self.sources()) or 'none'}")
+            name = min(strange)
+            if name in self.tallies:
+                lines = "; ".join(self.tallies[name].lines()) or "it is empty"
+                raise InputError(f"source {name!r}: nothing in it could be used ({lines})")
+            raise InputError(f"no source is called {name!r}; available: {', '.join(self.sources()) or 'none'}")
         whole: dict[tuple[str, str], Moments] = {}
         for (source, part, _), moments in sorted(self.sums.items()):
             # Of a part whose pairs share members the groups together say how many are independent, not each by itself.

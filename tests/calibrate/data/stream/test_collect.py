@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from invariclip.calibrate.data.moments import of_pairs, of_points
-from invariclip.calibrate.data.problems import NOT_FINITE, SAME, ZERO
+from invariclip.calibrate.data.problems import NOT_FINITE, SAME, ZERO, ProblemCounts
 from invariclip.calibrate.data.sources.embeddings import EmbeddingSource
 from invariclip.calibrate.data.stream.blocks import POINTS, RowBlock, Shard
 from invariclip.calibrate.data.stream.collect import Sums, collect
@@ -134,6 +134,14 @@ def test_sources_count_by_their_weights_not_by_their_pairs(tmp_path):
     )
     with pytest.raises(InputError, match=r"no source is called 'few'; available: given, many"):
         state.combined({"few": 1.0})
+
+
+def test_a_source_of_which_nothing_could_be_used_says_why(tmp_path):
+    state = collect([files(tmp_path / "data", 1, rows=20)])
+    state.tallies["gone"] = ProblemCounts()
+    state.tallies["gone"].add("no such file", ["a.png", "b.png"])
+    with pytest.raises(InputError, match=r"source 'gone': nothing in it could be used \(.*2.*no such file.*a\.png"):
+        state.combined({"gone": 2.0})
 
 
 def test_groups_add_up_to_the_whole(tmp_path):
