@@ -16,7 +16,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from invariclip.console import json_text
 from invariclip.errors import InputError, InvariclipError
@@ -92,8 +92,8 @@ def to_record(kind: type[T], plain: Any, where: str, *, error: type[InvariclipEr
     except InvariclipError as reason:
         raise error(f"{where}: {reason}") from reason
     unknown = _unknown(plain, msgspec.to_builtins(record))
-    if unknown:
-        raise error(f"{where}: has a field that is not known: {unknown!s:.100}")
+    if unknown is not None:
+        raise error(f"{where}: has a field that is not known: {unknown or repr(unknown)!s:.100}")
     return record
 
 
@@ -145,7 +145,7 @@ def read_sealed_json(
 
 
 @dataclass(frozen=True)
-class Record:
+class Record(Generic[T]):
     """A kind of file of ours: tensors in safetensors, facts as JSON in its metadata, and a digest over all of it.
 
     Attributes:
@@ -155,6 +155,7 @@ class Record:
         schema: The version of the facts.
         max_bytes: Larger files are refused before they are read.
         error: What is raised.
+        facts: The dataclass of its facts.
     """
 
     key: str
@@ -163,6 +164,7 @@ class Record:
     schema: int
     max_bytes: int
     error: type[InvariclipError]
+    facts: type[T]
 
     def to_bytes(self, tensors: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> bytes:
         """The file's content; the same for the same tensors and facts."""
@@ -172,7 +174,7 @@ class Record:
         content: bytes = save(dict(tensors), {self.key: text})
         return seal(content)
 
-    def read(self, path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    def read(self, path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any]], T]:
         """Tensors and facts of a file; the digest is taken in pieces, so memory holds the tensors once.
 
         Raises:
@@ -196,7 +198,7 @@ class Record:
         except (SafetensorError, ValueError, OSError) as reason:
             raise self.error(f"{where}: not {self.what} written by {self.made_by} ({reason})") from reason
 
-    def from_bytes(self, content: bytes, where: str) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    def from_bytes(self, content: bytes, where: str) -> tuple[dict[str, NDArray[Any]], T]:
         """As `read`, of a file's content.
 
         Raises:
@@ -223,7 +225,7 @@ class Record:
         """
         raise self.error(f"{os.fspath(where)}: not {self.what} written by {self.made_by} ({reason})")
 
-    def _facts(self, metadata: Mapping[str, str], where: str) -> dict[str, Any]:
+    def _facts(self, metadata: Mapping[str, str], where: str) -> T:
         if self.key not in metadata:
             self.refuse(where, f"its metadata have no {self.key!r}")
         facts = parse_json(metadata[self.key], where, error=self.error)
@@ -236,7 +238,7 @@ class Record:
                 f"make it again with {self.made_by}"
             )
         facts.pop(SEAL, None)
-        return facts
+        return to_record(self.facts, facts, f"{where}: not {self.what} written by {self.made_by}", error=self.error)
 
 
 def read_bounded(path: Path, what: str, max_bytes: int, error: type[InvariclipError] = InputError) -> bytes:
@@ -310,17 +312,17 @@ def _options(kind: Any, message: str) -> str:
     return f"; available: {', '.join(map(str, options))}" if options else ""
 
 
-def _unknown(plain: Any, known: Any, path: str = "") -> str:
-    """The path of the first field of `plain` that a record made of it does not have; "" where there is none."""
+def _unknown(plain: Any, known: Any, path: str = "") -> str | None:
+    """The path of the first field of `plain` that a record made of it does not have."""
     if isinstance(plain, dict) and isinstance(known, dict):
         for name, value in plain.items():
             here = f"{path}.{name}" if path else str(name)
             below = _unknown(value, known[name], here) if name in known else here
-            if below:
+            if below is not None:
                 return below
     elif isinstance(plain, list) and isinstance(known, (list, tuple)):
         for place, (one, other) in enumerate(zip(plain, known, strict=False)):
             below = _unknown(one, other, f"{path}[{place}]")
-            if below:
+            if below is not None:
                 return below
-    return ""
+    return None

@@ -15,7 +15,19 @@ from invariclip.errors import ProjectionError
 from invariclip.files import write_atomically
 from invariclip.records import Record
 
-PROJECTION_FILE = Record("invariclip.projection", "a projection", "`invariclip calibrate`", 3, 1 << 30, ProjectionError)
+
+@dataclass(frozen=True)
+class ProjectionFileFacts:
+    """What a projection's file says beside its arrays; the fields of `Projection`."""
+
+    estimator: str
+    strength: float | None
+    provenance: dict[str, Any]
+
+
+PROJECTION_FILE = Record(
+    "invariclip.projection", "a projection", "`invariclip calibrate`", 3, 1 << 30, ProjectionError, ProjectionFileFacts
+)
 
 
 @dataclass(frozen=True)
@@ -130,9 +142,8 @@ def read_projection(path: str | os.PathLike[str]) -> Projection:
     tensors, facts = PROJECTION_FILE.read(path)
     try:
         A_inv, eigenvalues, training_mean = (tensors[name] for name in ("A_inv", "eigenvalues", "training_mean"))
-        estimator, strength, provenance = facts["estimator"], facts["strength"], facts["provenance"]
     except KeyError as error:
         PROJECTION_FILE.refuse(path, f"{error} is missing")
     if {A_inv.dtype, training_mean.dtype} != {np.dtype(np.float64)}:
         PROJECTION_FILE.refuse(path, "its matrix is not float64")
-    return Projection(A_inv, estimator, strength, eigenvalues, provenance, training_mean)
+    return Projection(A_inv, facts.estimator, facts.strength, eigenvalues, facts.provenance, training_mean)
