@@ -22,6 +22,8 @@ from invariclip.console import json_text
 from invariclip.errors import InputError, InvariclipError
 
 if TYPE_CHECKING:
+    from typing import BinaryIO
+
     from numpy.typing import NDArray
 
 T = TypeVar("T")
@@ -33,6 +35,8 @@ _BLANK = "0" * 64
 _SEALED = re.compile(rb'file_sha256\\?": ?\\?"([0-9a-f]{64})\\?"')
 _SEAL_WITHIN = 512
 _CHUNK = 1 << 20
+_LARGEST_HEADER = 100_000_000
+"""The library's own bound."""
 
 
 def parse_json(content: bytes | str, where: str, *, error: type[InvariclipError] = InputError) -> Any:
@@ -190,9 +194,10 @@ class Record(Generic[T]):
             if size > self.max_bytes:
                 raise self.error(f"{where}: larger than {self.what} can be ({size:,} bytes)")
             with safe_open(where, framework="numpy") as file:
-                metadata = file.metadata() or {}
-                facts = self._facts(metadata, str(where))
                 with where.open("rb") as stream:
+                    _, header = safetensors_header(stream, str(where), error=self.error)
+                    facts = self._facts(header.get("__metadata__") or {}, str(where))
+                    stream.seek(0)
                     _require_whole_stream(stream, str(where), self.error)
                 return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118 - no dict
         except (SafetensorError, ValueError, OSError) as reason:
@@ -209,8 +214,7 @@ class Record(Generic[T]):
 
         try:
             tensors: dict[str, NDArray[Any]] = load(content)
-            length = int.from_bytes(content[:8], "little")
-            header = parse_json(content[8 : 8 + length], where, error=self.error)
+            _, header = safetensors_header(io.BytesIO(content), where, error=self.error)
         except (SafetensorError, ValueError) as reason:
             raise self.error(f"{where}: not {self.what} written by {self.made_by} ({reason})") from reason
         facts = self._facts(header.get("__metadata__") or {}, where)
@@ -239,6 +243,31 @@ class Record(Generic[T]):
             )
         facts.pop(SEAL, None)
         return to_record(self.facts, facts, f"{where}: not {self.what} written by {self.made_by}", error=self.error)
+
+
+def safetensors_header(
+    stream: BinaryIO, where: str, *, error: type[InvariclipError] = InputError
+) -> tuple[int, dict[str, Any]]:
+    """The header of a file that the safetensors library accepts: it lets a name stand twice, and takes the second.
+
+    Args:
+        stream: The file, at its begin.
+        where: What errors call it.
+        error: What is raised.
+
+    Returns:
+        Where the tensors' bytes begin, and the header's object.
+
+    Raises:
+        InvariclipError: `error`: a name stands twice, or it is no header.
+    """
+    length = int.from_bytes(stream.read(8), "little")
+    if length > _LARGEST_HEADER:
+        raise error(f"{where}: a header of {length:,} bytes is more than safetensors has ({_LARGEST_HEADER:,})")
+    header = parse_json(stream.read(length), where, error=error)
+    if not isinstance(header, dict):
+        raise error(f"{where}: not a safetensors file: its header is no object")
+    return 8 + length, header
 
 
 def read_bounded(path: Path, what: str, max_bytes: int, error: type[InvariclipError] = InputError) -> bytes:

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from invariclip.errors import CheckpointError
 from invariclip.export.checkpoints import hugging_face
-from invariclip.records import read_json
+from invariclip.records import read_json, safetensors_header
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -218,6 +218,8 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             left = list(file.keys())
+        with path.open("rb") as stream:
+            safetensors_header(stream, str(path), error=CheckpointError)
         while left:
             taken = 0
             with safe_open(path, framework="pt", device="cpu") as file:

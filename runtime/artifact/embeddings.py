@@ -88,6 +88,8 @@ def read_embeddings(path: str | os.PathLike[str]) -> Embeddings:
         vectors = tensors["embeddings"]
     except KeyError as error:
         EMBEDDINGS_FILE.refuse(path, f"{error} is missing")
-    if vectors.ndim != 2 or len(facts.items) != len(vectors):
-        EMBEDDINGS_FILE.refuse(path, f"{len(facts.items)} items for vectors of shape {list(vectors.shape)}")
+    if vectors.dtype != np.float32 or vectors.ndim != 2 or len(facts.items) != len(vectors) or len(tensors) != 1:
+        EMBEDDINGS_FILE.refuse(
+            path, f"{len(facts.items)} items for {vectors.dtype} vectors of shape {list(vectors.shape)}"
+        )
     return Embeddings(vectors, facts.items, facts.space_id, facts.site_sha256)

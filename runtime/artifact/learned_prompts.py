@@ -232,8 +232,8 @@ def read_semantics(path: str | os.PathLike[str]) -> LearnedPrompts:
         arrays = [tensors[name] for name in _ARRAYS]
     except KeyError as error:
         LEARNED_PROMPTS_FILE.refuse(path, f"{error} is missing")
-    if [str(array.dtype) for array in arrays] != ["float32", *["float64"] * 3]:
-        LEARNED_PROMPTS_FILE.refuse(path, "its arrays are of another type")
+    if [str(array.dtype) for array in arrays] != ["float32", *["float64"] * 3] or len(tensors) != len(_ARRAYS):
+        LEARNED_PROMPTS_FILE.refuse(path, "its arrays are of another type, or others")
     context, scale, bias, background = arrays
     return LearnedPrompts(
         context, scale, bias, background, facts.templates, facts.checkpoint_sha256, facts.projection_sha256,

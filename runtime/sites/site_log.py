@@ -173,6 +173,6 @@ def _read(path: Path) -> tuple[NDArray[np.float32], tuple[tuple[int, Event], ...
         rows = tensors["embeddings"]
     except KeyError as error:
         PART_FILE.refuse(path, f"{error} is missing")
-    if rows.dtype != np.float32 or rows.ndim != 2:
+    if rows.dtype != np.float32 or rows.ndim != 2 or len(tensors) != 1:
         PART_FILE.refuse(path, "its rows are of another type")
     return rows, facts.events

@@ -25,8 +25,8 @@ class Family(Base):
     what = (
         "bits flipped, bytes changed, cut off, lost, put in or exchanged in every file of three artifacts "
         "(projection; learned templates; a site in the graphs; each with a machine profile), files missing, emptied, "
-        "linked to another place or exchanged with another file of this or of another artifact; then loaded, and all of "
-        "it used"
+        "linked to another place or exchanged with another file of this or of another artifact; then loaded, and all "
+        "of it used"
     )
     reference = "refused, all of them"
 
