@@ -7,12 +7,16 @@ BIN := $(VENV)/bin
 # stay together, so that what they share is made once.
 WORKERS ?= 2
 
-.PHONY: demo test lint docs format clean help
+# Inputs that `make fuzz` tries in all; 0 takes each family's own number.
+FUZZ_COUNT ?= 0
+
+.PHONY: demo test lint fuzz docs format clean help
 
 help:
 	@echo "make demo    images -> projection -> fused ONNX -> answers, and a page that shows it"
 	@echo "make test    lint and all tests"
 	@echo "make lint    ruff and mypy --strict"
+	@echo "make fuzz    damaged and made-up inputs of every kind, counted in docs/fuzzing.md"
 	@echo "make docs    the documentation as a site, in build/site"
 	@echo "make format  ruff's formatter and safe fixes"
 
@@ -40,6 +44,9 @@ lint: $(VENV)/.installed build/typing
 	$(BIN)/ruff format --check .
 	MYPYPATH=build/typing $(BIN)/mypy --cache-dir build/.mypy_cache -p invariclip
 	cd build/typing && PYTHONPATH=. $(CURDIR)/$(BIN)/lint-imports --no-cache --no-logo $(CURDIR)/pyproject.toml
+
+fuzz: $(VENV)/.installed
+	cd tests && $(CURDIR)/$(BIN)/python -m fuzz --count $(FUZZ_COUNT) --out $(CURDIR)/docs/fuzzing.md
 
 docs: $(VENV)/.installed build/typing
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet

@@ -167,7 +167,10 @@ def load_checkpoint(
     reads = _tokenizer(config["text_cfg"] or {}, source, tokenizer, tower)
     notes: list[str] = []
     tensors = None if file is None else weights.read_state_dict(file, notes)
-    module = build(source, text_cfg, seed=seed if tensors is None else None, short=short, theirs=theirs)
+    values = None if tensors is None else sum(tensor.numel() for tensor in tensors.values())
+    module = build(
+        source, text_cfg, seed=seed if tensors is None else None, values=values, short=short, theirs=theirs
+    )
     if tensors is None:
         sha256, words = (
             weights.digest(module.state_dict()),

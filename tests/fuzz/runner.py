@@ -144,7 +144,7 @@ def _environment():
     # one thread each: stacks and heaps of many would count as memory that an input took
     return {
         **os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2", "PYTHONHASHSEED": "0", "RAYON_NUM_THREADS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
+        "RUST_BACKTRACE": "0", "TOKENIZERS_PARALLELISM": "false",
     }  # fmt: skip
 
 

@@ -7,16 +7,15 @@ from pathlib import Path
 
 import msgspec
 
-from invariclip.artifact.folder import MANIFEST, read_manifest
-from invariclip.records import parse_json, seal
-from invariclip.serve import requests
-from invariclip.serve.limits import Limits
-
 from fuzz import tiny
 from fuzz.base import Family as Base
 from fuzz.base import WrongError
 from fuzz.compare import same_json
 from fuzz.mutate import HOSTILE, damaged, restructured, written
+from invariclip.artifact.folder import MANIFEST, read_manifest
+from invariclip.records import parse_json, seal
+from invariclip.serve import requests
+from invariclip.serve.limits import Limits
 
 PIXEL = base64.b64encode(b"not yet an image").decode()
 CLASSIFY = {

@@ -6,14 +6,13 @@ import json
 import unicodedata
 from pathlib import Path
 
+from fuzz.base import Family as Base
+from fuzz.base import WrongError
+from fuzz.mutate import HOSTILE, damaged, written
 from invariclip.calibrate.data.images import read_images
 from invariclip.calibrate.data.records import TEXT_COLUMNS, read_pairs, spans
 from invariclip.calibrate.data.sources.config import sources_of
 from invariclip.preprocessing.prompts import check_prompts, read_lines, read_templates
-
-from fuzz.base import Family as Base
-from fuzz.base import WrongError
-from fuzz.mutate import HOSTILE, damaged, written
 
 NAMES = ("cat", "dog", "a red house", "Straße", "猫", "naïve", "👩‍🚀", "dog, big", "C++", "#1", '"quoted"', "tab\there",
          "e\u0301", "\u00a0hard space\u00a0", "zero\u200bwidth", "right\u202eleft", "x" * 300)  # fmt: skip

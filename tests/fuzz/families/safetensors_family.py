@@ -8,16 +8,15 @@ import numpy as np
 import torch
 from safetensors.numpy import save
 
-from invariclip.artifact.projection import PROJECTION_FILE, read_projection
-from invariclip.calibrate.data.sources.embeddings import open_tables
-from invariclip.export.checkpoints.weights import read_state_dict
-from invariclip.records import seal
-
 from fuzz import tiny
 from fuzz.base import Family as Base
 from fuzz.base import WrongError
 from fuzz.compare import same_array
 from fuzz.mutate import HOSTILE, damaged, restructured, written
+from invariclip.artifact.projection import PROJECTION_FILE, read_projection
+from invariclip.calibrate.data.sources.embeddings import open_tables
+from invariclip.export.checkpoints.weights import read_state_dict
+from invariclip.records import seal
 
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "|i1", "U8": "|u1",
           "BOOL": "|b1", "U16": "<u2", "U32": "<u4", "U64": "<u8"}  # fmt: skip

@@ -25,7 +25,7 @@ WINDOW = SiteWindow(floor=4, step=2, block=4, blocks=4)
 class Family(Base):
     """See the module."""
 
-    count = 14_000
+    count = 20_000
     what = (
         "projection, learned prompts, moments, embeddings, sites, machine profile, a live site's log (its facts, its "
         "start, its parts), the state of a training, the cache of embeddings and of declined interventions: damaged as "

@@ -5,12 +5,11 @@ from pathlib import Path
 
 import yaml
 
-from invariclip.calibrate.data.sources.config import KINDS, sources_of
-
 from fuzz import tiny
 from fuzz.base import Family as Base
 from fuzz.base import WrongError
 from fuzz.mutate import HOSTILE, damaged, restructured, written
+from invariclip.calibrate.data.sources.config import KINDS, sources_of
 
 ODD = (
     "&a [*a]", "*none", "!!python/object/apply:os.system ['true']", "!!binary YQ==", "2026-01-01", "1e400", ".inf", ".nan",

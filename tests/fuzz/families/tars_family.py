@@ -8,11 +8,11 @@ import tarfile
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+from PIL import Image
+
 from fuzz.base import Family as Base
 from fuzz.base import WrongError
 from fuzz.mutate import damaged
-from PIL import Image
-
 from invariclip.calibrate.data.problems import ProblemCounts
 from invariclip.calibrate.data.sources.webdataset import samples
 from invariclip.preprocessing.decode import IMAGE_SUFFIXES
@@ -77,7 +77,9 @@ class Family(Base):
                 form = tarfile.GNU_FORMAT
         elif kind == "pax":
             form = tarfile.PAX_FORMAT
-            value = rng.choice(("0", "-1", str(2**63), "9" * 30, "1e9", "", "x", "../a", "5", str(len(self.image)), "é"))
+            value = rng.choice(
+                ("0", "-1", str(2**63), "9" * 30, "1e9", "", "x", "../a", "5", str(len(self.image)), "é")
+            )
             place = rng.randrange(len(members))
             members[place] = (*members[place][:2], {"pax_headers": {rng.choice(PAX): value}})
         content = self._tar(members, form)

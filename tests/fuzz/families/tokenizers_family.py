@@ -5,17 +5,25 @@ from pathlib import Path
 
 import numpy as np
 import tokenizers
+
 from fuzz.base import Family as Base
 from fuzz.base import WrongError
 from fuzz.mutate import damaged, restructured, written
-
 from invariclip.export.checkpoints.families import write_tokenizer
 from invariclip.export.checkpoints.tokenizer import hub_tokenizer
 from invariclip.preprocessing.tokenizer import TextSpec, Tokenizer
 
 KINDS = ("unigram", "bpe", "bytes")
 VOCABULARY = 1600
-TEXTS = ("a photo of a cat", "", "Ünïcödé 木 👩‍🚀", "  spaces \t and\nlines ", "<s> </s> <pad>", "x" * 200, "3 dogs; 4 cats")
+TEXTS = (
+    "a photo of a cat",
+    "",
+    "Ünïcödé 木 👩‍🚀",
+    "  spaces \t and\nlines ",
+    "<s> </s> <pad>",
+    "x" * 200,
+    "3 dogs; 4 cats",
+)
 PARTS = (
     {"type": "Lowercase"}, {"type": "Replace", "pattern": {"Regex": "("}, "content": ""}, {"type": "Strip"},
     {"type": "Replace", "pattern": {"Regex": "(a*)*$"}, "content": "b"}, {"type": "NFKC"}, {"type": "Precompiled"},
