@@ -168,9 +168,7 @@ def load_checkpoint(
     notes: list[str] = []
     tensors = None if file is None else weights.read_state_dict(file, notes)
     values = None if tensors is None else sum(tensor.numel() for tensor in tensors.values())
-    module = build(
-        source, text_cfg, seed=seed if tensors is None else None, values=values, short=short, theirs=theirs
-    )
+    module = build(source, text_cfg, seed=seed if tensors is None else None, values=values, short=short, theirs=theirs)
     if tensors is None:
         sha256, words = (
             weights.digest(module.state_dict()),

@@ -177,7 +177,7 @@ class Unfilled(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, room: float = math.inf) -> None:
         """Takes how many values the model's tensors may have in all, those that go again included."""
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.room = room
 
     def __torch_dispatch__(

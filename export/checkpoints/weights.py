@@ -298,7 +298,8 @@ def _damage_of_zip(path: Path) -> str:
             if stream.read(2) == b"PK":
                 return f"its archive cannot be read ({error})"
         return (
-            "it is no archive, as torch writes them since 1.6; if it is a pickle or of the older format, in which damage "
+            "it is no archive, as torch writes them since 1.6; if it is a pickle or of the older format, in "
+            "which damage "
             f"cannot be told, {_CONVERT}"
         )
     return f"{bad} is not what its checksum says; fetch it again" if bad else ""

@@ -126,7 +126,7 @@ class Tokenizer:
         """
         self._tokenizer = asked(lambda: tokenizers.Tokenizer.from_str(model_json))
         if getattr(self._tokenizer.model, "dropout", None):
-            raise ArtifactError("tokenizer.json leaves merges out by chance (dropout): a text has no ids of its own then")
+            raise ArtifactError("tokenizer.json leaves merges out by chance (dropout), so a text has no ids of its own")
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self.model_json = model_json

@@ -17,11 +17,11 @@ that is not our code. This page is written by it.
 - **refused**: a typed error in one line.
 - **right**: accepted, and what came of it is what the reference says.
 - **wrong**: accepted, and something else came of it; or the refusal is no line.
-- **traceback**: any other exception. **memory**: more was asked for than the family's bound. **crash**: the process died.
-  **hang**: no answer in the family's time.
+- **traceback**: any other exception. **memory**: more was asked for than the family's bound. **crash**: the process
+  died. **hang**: no answer in the family's time.
 
-An input is made from its family and its number alone: `cd tests && python -m fuzz FAMILY --only NUMBER` repeats it. Inputs
-run in a process of their own whose address space is bounded. A run that is stopped goes on where it was.
+An input is made from its family and its number alone: `cd tests && python -m fuzz FAMILY --only NUMBER` repeats it.
+Inputs run in a process of their own whose address space is bounded. A run that is stopped goes on where it was.
 `FUZZ_COUNT=N make fuzz` tries N inputs in all. `make test` tries the first few of every family.
 """
 

@@ -19,7 +19,8 @@ SENTINEL = "invariclip-fuzz-ran-code"
 ATTACKS = tuple(
     b"\x80\x02c%s\n%s\n(X%s%sttR." % (module, name, struct.pack("<I", len(argument)), argument)
     for module, name, argument in (
-        (b"os", b"system", b"touch %s"), (b"builtins", b"exec", b"open('%s','w')"), (b"builtins", b"eval", b"open('%s','w')"),
+        (b"os", b"system", b"touch %s"), (b"builtins", b"exec", b"open('%s','w')"), (b"builtins", b"eval",
+        b"open('%s','w')"),
         (b"subprocess", b"getoutput", b"touch %s"), (b"torch", b"load", b"%s"), (b"pathlib", b"Path", b"%s"),
         (b"torch.serialization", b"load", b"%s"), (b"torch.jit._serialization", b"load", b"%s"),
     )
@@ -31,8 +32,10 @@ class Family(Base):
 
     count = 6_000
     what = (
-        "state_dicts as torch writes them, plain, inside training checkpoints and in the older format without a zip: damaged "
-        "bytes, members lost, twice, renamed, cut, longer, with other bytes under checksums that are right, pickles that "
+        "state_dicts as torch writes them, plain, inside training checkpoints and in the older format without a "
+        "zip: damaged "
+        "bytes, members lost, twice, renamed, cut, longer, with other bytes under checksums that are right, "
+        "pickles that "
         "call something, other opcodes"
     )
     reference = (
@@ -48,8 +51,10 @@ class Family(Base):
         generator = torch.Generator().manual_seed(0)
         base = torch.randn(6, 5, generator=generator)
         tensors = OrderedDict(
-            weight=torch.randn(3, 4, generator=generator), half=torch.randn(7, generator=generator).half(), turned=base.T,
-            part=base[1:3], brain=torch.randn(5, generator=generator).bfloat16(), number=torch.tensor(4.5), count=torch.arange(6),
+            weight=torch.randn(3, 4, generator=generator), half=torch.randn(7, generator=generator).half(),
+            turned=base.T,
+            part=base[1:3], brain=torch.randn(5, generator=generator).bfloat16(), number=torch.tensor(4.5),
+            count=torch.arange(6),
             none=torch.empty(0, 3),
         )  # fmt: skip
         self.seeds = {}
@@ -154,7 +159,8 @@ def _rebuilt(content, change):
 
 def _other_members(rng, content):
     members = _members(content)
-    kind = rng.choice(("a member lost", "a member twice", "renamed", "cut", "longer", "other bytes", "other bytes", "an opcode",
+    kind = rng.choice(("a member lost", "a member twice", "renamed", "cut", "longer", "other bytes", "other bytes",
+    "an opcode",
                        "an opcode", "packed", "byte order", "a number in the pickle"))  # fmt: skip
     place = rng.randrange(len(members))
     name, raw = members[place]

@@ -34,7 +34,8 @@ class Family(Base):
     count = 900
     what = (
         "open_clip_config.json, config.json and preprocessor_config.json of tiny models beside weights that are whole: "
-        "sizes from 0 to 2^63, other types, values, names and activations, fields lost, more or twice, damaged bytes; the "
+        "sizes from 0 to 2^63, other types, values, names and activations, fields lost, more or twice, damaged "
+        "bytes; the "
         "model is built, filled and asked"
     )
     reference = "open_clip's own loader and transformers' on the same folder: embeddings within 1e-4"

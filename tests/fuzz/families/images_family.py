@@ -17,7 +17,8 @@ from invariclip.preprocessing.pixels import PixelSpec, pixels
 
 MEAN, STD = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 SPECS = (
-    PixelSpec((32, 32), MEAN, STD), PixelSpec((24, 24), MEAN, STD, "bilinear"), PixelSpec((32, 32), MEAN, STD, "bicubic", "squash"),
+    PixelSpec((32, 32), MEAN, STD), PixelSpec((24, 24), MEAN, STD, "bilinear"), PixelSpec((32, 32), MEAN, STD,
+    "bicubic", "squash"),
     PixelSpec((32, 32), MEAN, STD, "bicubic", "longest", 127), PixelSpec((20, 36), MEAN, STD),
 )  # fmt: skip
 WIDE = ("I;16", "I;16B", "I;16L", "I;16N")
@@ -29,8 +30,10 @@ class Family(Base):
 
     count = 12_000
     what = (
-        "AVIF, BMP, GIF, JPEG, JPEG 2000, PNG, PPM, TIFF and WebP in all modes, with EXIF, profiles, palettes, several frames: "
-        "damaged bytes, sides and lengths in heads changed (PNG's with checksums that are right), chunks and segments lost, "
+        "AVIF, BMP, GIF, JPEG, JPEG 2000, PNG, PPM, TIFF and WebP in all modes, with EXIF, profiles, palettes, "
+        "several frames: "
+        "damaged bytes, sides and lengths in heads changed (PNG's with checksums that are right), chunks and "
+        "segments lost, "
         "twice or exchanged, other formats in their place; read in both pixel modes"
     )
     reference = "Pillow alone and open_clip's transform; above eight bits NumPy's float64: bit by bit in mode `exact`"
@@ -71,7 +74,8 @@ class Family(Base):
         else:
             kind, content = "another format", rng.choice((
                 b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) show\n", b"<svg xmlns='http://www.w3.org/2000/svg'/>",
-                b"\x0a\x05\x01\x08" + bytes(200), b"P7\nWIDTH 1\n", b"\0\0\1\0\1\0" + bytes(60), b"8BPS" + bytes(60), b"qoif" + bytes(60),
+                b"\x0a\x05\x01\x08" + bytes(200), b"P7\nWIDTH 1\n", b"\0\0\1\0\1\0" + bytes(60), b"8BPS" + bytes(60),
+                b"qoif" + bytes(60),
                 b"DDS " + bytes(130), b"\x59\xa6\x6a\x95" + bytes(60), b"GIF89a", b"BM", b"II*\0", b"RIFF\4\0\0\0WEBP",
             ))  # fmt: skip
         return f"{name.partition(' ')[0]}: {kind}", lambda: self._read(content, place)
@@ -223,7 +227,8 @@ def _other_jpeg(rng, content):
     elif kind == "segments exchanged":
         rng.shuffle(segments)
     elif kind == "a segment more":
-        body = rng.choice((b"", b"Exif\0\0" + rng.randbytes(40), b"Adobe" + rng.randbytes(7), rng.randbytes(20), b"MPF\0" + bytes(40),
+        body = rng.choice((b"", b"Exif\0\0" + rng.randbytes(40), b"Adobe" + rng.randbytes(7), rng.randbytes(20),
+        b"MPF\0" + bytes(40),
                            b"ICC_PROFILE\0\1\1" + bytes(20)))  # fmt: skip
         segments.insert(at, (rng.choice((0xE0, 0xE1, 0xE2, 0xEE, 0xFE, 0xDB, 0xC4, 0xDD, 0xDC)), body))
     else:

@@ -19,7 +19,8 @@ from invariclip.serve.limits import Limits
 
 PIXEL = base64.b64encode(b"not yet an image").decode()
 CLASSIFY = {
-    "images": [PIXEL, {"name": "a.png", "data": PIXEL}, f"data:image/png;base64,{PIXEL}"], "classes": ["cat", "dög", "木"],
+    "images": [PIXEL, {"name": "a.png", "data": PIXEL}, f"data:image/png;base64,{PIXEL}"], "classes": ["cat", "dög",
+    "木"],
     "templates": ["a photo of a {}.", "{}"], "abstain_above": 0.5, "uncertainty": "energy", "top": 3, "site": "yard",
 }  # fmt: skip
 EMBED = {"texts": ["a", "b, c"], "site": None}
@@ -31,7 +32,8 @@ class Family(Base):
 
     count = 12_000
     what = (
-        "JSON texts, manifests under a digest that is right, and bodies of requests: other types and values, names lost, "
+        "JSON texts, manifests under a digest that is right, and bodies of requests: other types and values, "
+        "names lost, "
         "more, twice or renamed, depth, NaN, numbers beyond all bounds, halves of surrogate pairs, damaged bytes"
     )
     reference = (

@@ -37,7 +37,8 @@ class Family(Base):
 
     count = 8_000
     what = (
-        "class lists, prompt lists, lists of pairs and manifests of images (JSONL, CSV, TSV) in twelve encodings, with and "
+        "class lists, prompt lists, lists of pairs and manifests of images (JSONL, CSV, TSV) in twelve "
+        "encodings, with and "
         "without byte order marks, with every kind of line break, NUL and other control characters, quotes, long and "
         "empty lines, names twice, damaged bytes"
     )

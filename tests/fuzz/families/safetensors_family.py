@@ -28,7 +28,8 @@ class Family(Base):
 
     count = 8_000
     what = (
-        "offsets that overlap, leave gaps, turn round or leave the file, shapes and dtypes that do not fit them, lengths of "
+        "offsets that overlap, leave gaps, turn round or leave the file, shapes and dtypes that do not fit "
+        "them, lengths of "
         "the header up to 2^64, headers that are no JSON, names twice or odd, damaged bytes; read as a checkpoint, as "
         "embeddings to calibrate on, and as a projection under a digest that is right"
     )
@@ -38,12 +39,14 @@ class Family(Base):
         self.path = Path(folder) / "fuzzed.safetensors"
         rng = np.random.default_rng(0)
         self.weights = save({"a.weight": rng.normal(size=(3, 4)).astype(np.float32), "b": rng.normal(size=5),
-                             "c": np.arange(6, dtype=np.int64), "d": rng.normal(size=(2, 2)).astype(np.float16)})  # fmt: skip
+                             "c": np.arange(6, dtype=np.int64), "d": rng.normal(size=(2,
+                             2)).astype(np.float16)})  # fmt: skip
         self.rows = save({"first": rng.normal(size=(6, 4)).astype(np.float32), "weights": rng.random(6),
                           "second": rng.normal(size=(6, 4)).astype(np.float32)})  # fmt: skip
         projection = tiny.projection()
         self.ours = PROJECTION_FILE.to_bytes(
-            {"A_inv": projection.A_inv, "eigenvalues": projection.eigenvalues, "training_mean": projection.training_mean},
+            {"A_inv": projection.A_inv, "eigenvalues": projection.eigenvalues,
+            "training_mean": projection.training_mean},
             {"estimator": "icm", "strength": 3.0, "provenance": {}},
         )  # fmt: skip
         self.readers = {"checkpoint": (self.weights, self._checkpoint), "embeddings": (self.rows, self._embeddings),
@@ -138,7 +141,8 @@ def _changed(rng, content):
     if kind == "bytes":
         return damaged(rng, content)
     if kind == "length":
-        wrong = rng.choice((0, 1, 7, length - 1, length + 1, len(content), 2**31, 2**63, 2**64 - 1, rng.randrange(2**64),
+        wrong = rng.choice((0, 1, 7, length - 1, length + 1, len(content), 2**31, 2**63, 2**64 - 1,
+        rng.randrange(2**64),
                             100_000_001))  # fmt: skip
         return kind, struct.pack("<Q", wrong) + content[8:]
     tensors = [name for name in header if name != "__metadata__"]
@@ -149,7 +153,8 @@ def _changed(rng, content):
     elif kind == "offsets":
         start, stop = entry["data_offsets"]
         entry["data_offsets"] = rng.choice((
-            [start - 1, stop], [start, stop + 1], [stop, start], [start, stop + 8], [start + 4, stop + 4], [0, len(data)],
+            [start - 1, stop], [start, stop + 1], [stop, start], [start, stop + 8], [start + 4, stop + 4], [0,
+            len(data)],
             [start, 2**64], [2**63, 2**63 + 4], [-4, stop], [start, start], [start, stop, 1], [start], [0.0, 4.0],
             header[rng.choice(tensors)]["data_offsets"],
         ))  # fmt: skip

@@ -12,7 +12,8 @@ from fuzz.mutate import HOSTILE, damaged, restructured, written
 from invariclip.calibrate.data.sources.config import KINDS, sources_of
 
 ODD = (
-    "&a [*a]", "*none", "!!python/object/apply:os.system ['true']", "!!binary YQ==", "2026-01-01", "1e400", ".inf", ".nan",
+    "&a [*a]", "*none", "!!python/object/apply:os.system ['true']", "!!binary YQ==", "2026-01-01", "1e400", ".inf",
+    ".nan",
     "0o17", "1_000", "yes", "~", "? a", "<<: {a: 1}", "- - - - - - - - - - a", "{" * 30, "[" * 3000, "a: b: c", "\t- a",
     "%YAML 9.9\n---", "--- a\n--- b", "'", '"\\ud800"', "|+\n a\n", "\0", "\x85", "\u2028", "!!set {a}", "12:30:45",
     "0x1F", "- a\n- b",
@@ -24,7 +25,8 @@ class Family(Base):
 
     count = 5_000
     what = (
-        "lists of sources as YAML and JSON: other types, kinds, keys and values, names twice, aliases, tags, merges, several "
+        "lists of sources as YAML and JSON: other types, kinds, keys and values, names twice, aliases, tags, "
+        "merges, several "
         "documents, depth, damaged bytes; accepted ones are opened and their shards listed"
     )
     reference = "PyYAML's safe loader and msgspec, entry by entry: kind, name, weight and every other key"
@@ -37,7 +39,8 @@ class Family(Base):
         (self.folder / "captions.jsonl").write_text('{"first": "a", "second": "b"}\n')
         (self.folder / "names.txt").write_text("cat\ndog\n")
         self.plain = {"sources": [
-            {"kind": "images", "name": "photos", "path": "photos", "pairs_by": "name", "interventions": "greyscale", "draws": 2,
+            {"kind": "images", "name": "photos", "path": "photos", "pairs_by": "name", "interventions": "greyscale",
+            "draws": 2,
              "seed": 3, "environments": ["red", "blue"]},
             {"kind": "pairs", "path": "pairs.csv", "weight": 2, "points": "first", "allow_outside": True},
             {"kind": "texts", "name": "captions", "path": "captions.jsonl", "weight": 0.5},
@@ -81,10 +84,8 @@ class Family(Base):
         path.write_bytes(content)
         sources = sources_of(path)
         text = content.decode("utf-8-sig")
-        if suffix == ".json":
-            plain = json.loads(text, object_pairs_hook=_once)
-        else:
-            plain = yaml.load(text, Loader=_Once)  # noqa: S506 - a safe loader that also wants names once
+        # a safe loader that also wants names once
+        plain = json.loads(text, object_pairs_hook=_once) if suffix == ".json" else yaml.load(text, _Once)  # noqa: S506
         entries = plain["sources"]
         if list(plain) != ["sources"] or len(entries) != len(sources):
             raise WrongError(f"{len(sources)} sources of {len(entries)}, or other keys beside them: {list(plain)}")

@@ -21,7 +21,8 @@ BLOCK = 512
 PACKERS = {"tar": bytes, "gz": lambda raw: gzip.compress(raw, mtime=0), "bz2": bz2.compress, "xz": lzma.compress}
 NUMBERS = (b"0" * 11 + b"\0", b"7" * 11 + b"\0", b"\x80" + b"\0" * 10 + b"\x10", b"\x80" + b"\xff" * 11, b"\xff" * 12,
            b"-0000000001\0", b"9" * 12, b" " * 12, b"0" * 12, b"00000000001 ", b"\xff" * 11 + b"\xfe")  # fmt: skip
-PAX = ("size", "path", "linkpath", "mtime", "GNU.sparse.size", "GNU.sparse.map", "GNU.sparse.major", "uid", "hdrcharset",
+PAX = ("size", "path", "linkpath", "mtime", "GNU.sparse.size", "GNU.sparse.map", "GNU.sparse.major", "uid",
+"hdrcharset",
        "GNU.sparse.name", "GNU.sparse.realsize", "x" * 300)  # fmt: skip
 
 
@@ -31,7 +32,8 @@ class Family(Base):
     count = 6_000
     what = (
         "tars (ustar, GNU, pax) as they are and packed by gzip, bzip2 and xz: sizes, types, names and links in "
-        "headers whose checksum is right, pax records with sizes that cannot be, sparse files, long names, members twice, "
+        "headers whose checksum is right, pax records with sizes that cannot be, sparse files, long names, "
+        "members twice, "
         "tars joined or followed by anything, damaged bytes inside and outside the packing"
     )
     reference = "Python's tarfile with the whole file at hand: the same images in the same samples, byte for byte"
@@ -128,7 +130,8 @@ def _other_members(rng, members):
         target = rng.choice((members[0][0], "/etc/hostname", "../x", "", "x" * 200))
         members[place] = (name, b"", {"type": rng.choice((tarfile.SYMTYPE, tarfile.LNKTYPE)), "linkname": target})
     elif kind == "a name":
-        new = rng.choice(("", ".", "..", "../000.0.png", "/abs.png", "a" * 300 + ".png", "é.png", "a/b/000.x.png", ".png",
+        new = rng.choice(("", ".", "..", "../000.0.png", "/abs.png", "a" * 300 + ".png", "é.png", "a/b/000.x.png",
+        ".png",
                           "000.0.PNG", "000", "a\nb.png", "\udce9.png", "x/" * 90 + "000.0.png"))  # fmt: skip
         members[place] = (new, content, {})
     elif kind == "twice":

@@ -18,12 +18,17 @@ CONTEXT = 24
 CLEANS = ("lower", "canonicalize", "whitespace")
 KINDS = ("unigram", "bpe", "bytes")
 PIECES = (
-    "a photo of a ", "cat", "DOG", "Straße", "ﬁne", "İstanbul", "ǅ", "ß", "ſ", "K", "Å", "é", "e\u0301", "木", "日本の城", "ก็", "ا̷", "👩‍🚀",
+    "a photo of a ", "cat", "DOG", "Straße", "ﬁne", "İstanbul", "ǅ", "ß", "ſ", "K", "Å", "é", "e\u0301", "木",
+    "日本の城", "ก็", "ا̷", "👩‍🚀",
     "🏳️‍🌈", "&amp;", "&amp;amp;", "&lt;b&gt;", "&#128512;", "&#xD800;", "&#0;", "&nbsp;", "&notit;", "<start_of_text>",
-    "<end_of_text>", "<|endoftext|>", "</s>", "<s>", "<pad>", "<unk>", "'s", "'S", "’s", "'ll", "don't", "42-17", "½", "²", "٣",
-    "\u200b", "\u200d", "\ufeff", "\u00ad", "\u2028", "\u0085", "\x00", "\x1b[0m", "\t", "\n", "\r\n", "  ", "\u3000", "\u00a0",
-    "schÃ¶n", "â€™", "_", "__", "...", "!?", "\"", "\\", "{}", "%s", "ＡＢＣ", "①", "ﷺ", "a" * 300, "é" * 80, "\U000e0041",
-    "\ud800", "\udfff", "\ue000", "\ufffd", "\U0010ffff", "ŉ", "ΐ", "ẞ", "ς", "Σ", "ΑΣ", "ﬀ", "<", ">", "<start", "of_text>",
+    "<end_of_text>", "<|endoftext|>", "</s>", "<s>", "<pad>", "<unk>", "'s", "'S", "’s", "'ll", "don't", "42-17", "½",
+    "²", "٣",
+    "\u200b", "\u200d", "\ufeff", "\u00ad", "\u2028", "\u0085", "\x00", "\x1b[0m", "\t", "\n", "\r\n", "  ", "\u3000",
+    "\u00a0",
+    "schÃ¶n", "â€™", "_", "__", "...", "!?", "\"", "\\", "{}", "%s", "ＡＢＣ", "①", "ﷺ", "a" * 300, "é" * 80,
+    "\U000e0041",
+    "\ud800", "\udfff", "\ue000", "\ufffd", "\U0010ffff", "ŉ", "ΐ", "ẞ", "ς", "Σ", "ΑΣ", "ﬀ", "<", ">", "<start",
+    "of_text>",
 )  # fmt: skip
 
 
@@ -32,8 +37,10 @@ class Family(Base):
 
     count = 12_000
     what = (
-        "texts of any Unicode (every category, cases that change length, marks, joiners, right to left), entities, mojibake, "
-        "special tokens in and around words, controls, halves of surrogate pairs, empty and long, in open_clip's vocabulary "
+        "texts of any Unicode (every category, cases that change length, marks, joiners, right to left), "
+        "entities, mojibake, "
+        "special tokens in and around words, controls, halves of surrogate pairs, empty and long, in "
+        "open_clip's vocabulary "
         "with each of its cleanings and in Unigram, BPE and byte-level vocabularies"
     )
     reference = "open_clip's SimpleTokenizer and HFTokenizer (transformers), id for id"

@@ -27,7 +27,8 @@ TEXTS = (
 PARTS = (
     {"type": "Lowercase"}, {"type": "Replace", "pattern": {"Regex": "("}, "content": ""}, {"type": "Strip"},
     {"type": "Replace", "pattern": {"Regex": "(a*)*$"}, "content": "b"}, {"type": "NFKC"}, {"type": "Precompiled"},
-    {"type": "Precompiled", "precompiled_charsmap": "AAAA"}, {"type": "Prepend", "prepend": "x"}, {"type": "Whitespace"},
+    {"type": "Precompiled", "precompiled_charsmap": "AAAA"}, {"type": "Prepend", "prepend": "x"},
+    {"type": "Whitespace"},
     {"type": "Sequence", "normalizers": []}, {"type": "Sequence", "pretokenizers": []}, {"type": "BertPreTokenizer"},
     {"type": "Split", "pattern": {"String": ""}, "behavior": "Isolated", "invert": False}, {"type": "Metaspace"},
     {"type": "Metaspace", "replacement": "ab", "prepend_scheme": "always", "split": True}, {"type": "Digits"}, None,
@@ -49,7 +50,8 @@ class Family(Base):
 
     count = 4_000
     what = (
-        "tokenizer.json of three kinds (Unigram, BPE with byte fallback, byte-level BPE) with values, types, parts and ids "
+        "tokenizer.json of three kinds (Unigram, BPE with byte fallback, byte-level BPE) with values, types, "
+        "parts and ids "
         "changed, lost or exchanged, and damaged bytes; read by the runtime, and by export with the settings beside it"
     )
     reference = "the tokenizers library on the same file, with rows put together here, id for id"
