@@ -7,12 +7,11 @@ import time
 from pathlib import Path
 
 import pytest
-
-from invariclip.errors import InputError
-
 from fuzz import report, runner
 from fuzz.base import OUTCOMES, Family, WrongError, attempt
 from fuzz.families import NAMES, family
+
+from invariclip.errors import InputError
 
 COUNTS = {"artifact": 60, "configs": 6, "tokenizers": 25, "images": 60, "checkpoints": 60}
 DOCS = Path(__file__).parents[1] / "docs"
@@ -62,7 +61,7 @@ def raises():
 
 
 def panics():
-    raise BaseException("a panic")  # noqa: TRY002 - as Rust's is
+    raise BaseException("a panic")
 
 
 def takes_memory():

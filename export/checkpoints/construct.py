@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 TOWER_FILE = "config.json"
 """What describes a Hugging Face text tower, in the model's folder or in one below it with the tower's name."""
 _MAX_CONFIG = 16 * 2**20
-_TIMES, _SPARE = 4, 1 << 27
-"""Values of tensors that building a model may make, for each value of its weights, and beside them (SigLIP's image
-tower is made in its usual size first)."""
+_TIMES, _SPARE_VALUES, _SPARE_TENSORS = 4, 1 << 27, 4096
+"""Values that building a model may make for each value of its weights, and tensors for each tensor; and how many beside
+them (SigLIP's image tower is made in its usual size first)."""
 _EMBEDDING_STD = 0.02
 _BIAS_STD = 0.05
 
@@ -115,7 +115,7 @@ def build(
     text_cfg: dict[str, Any],
     *,
     seed: int | None,
-    values: int | None = None,
+    sizes: Sequence[int] | None = None,
     short: bool = False,
     theirs: hugging_face.Config | None = None,
 ) -> Any:
@@ -125,8 +125,8 @@ def build(
         source: What to build.
         text_cfg: As `text_tower` gave it.
         seed: Of its random weights; None leaves the matrices unwritten, for weights that come from a file.
-        values: How many values the weights have that it is for: what takes far more is another model, or a damaged
-            config, which could ask for all memory. None for any number.
+        sizes: How many values each tensor of the weights has that it is for: what takes far more is another model, or
+            a damaged config, which could ask for all memory. None for any number.
         short: Keep the first and last block of every stack alone; what goes is never written, and costs nothing.
         theirs: Its config in transformers' layout, where that is what it has.
 
@@ -134,8 +134,9 @@ def build(
         CheckpointError: open_clip or timm cannot build what the config says.
     """
     try:
-        room = math.inf if values is None else _TIMES * values + _SPARE
-        with quiet(), torch.random.fork_rng(devices=[]), Unfilled(room):  # type: ignore[no-untyped-call]
+        values = math.inf if sizes is None else _TIMES * sum(sizes) + _SPARE_VALUES
+        tensors = math.inf if sizes is None else _TIMES * len(sizes) + _SPARE_TENSORS
+        with quiet(), torch.random.fork_rng(devices=[]), Unfilled(values, tensors):
             torch.manual_seed(seed or 0)
             module = _as_open_clip_builds_it(source, text_cfg) if theirs is None else hugging_face.create(theirs)
     except CheckpointError as error:
@@ -175,10 +176,10 @@ class Unfilled(TorchDispatchMode):  # type: ignore[no-untyped-call]
     either. Whoever builds so must fill every matrix afterwards: `fill`, or a strict `weights.fit`.
     """
 
-    def __init__(self, room: float = math.inf) -> None:
-        """Takes how many values the model's tensors may have in all, those that go again included."""
-        super().__init__()
-        self.room = room
+    def __init__(self, values: float = math.inf, tensors: float = math.inf) -> None:
+        """Takes how many tensors may be made, and of how many values in all, those that go again included."""
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.values, self.tensors = values, tensors
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -188,10 +189,11 @@ class Unfilled(TorchDispatchMode):  # type: ignore[no-untyped-call]
         Raises:
             CheckpointError: There is no room for what is to be made.
         """
-        size = args[0] if args and func.overloadpacket in _MAKERS else ()
-        self.room -= math.prod(size) if isinstance(size, Sequence) else 0
-        if self.room < 0:
-            raise CheckpointError("the config describes a larger model than the weights are of")
+        if args and func.overloadpacket in _MAKERS and isinstance(args[0], Sequence):
+            self.values -= math.prod(args[0])
+            self.tensors -= 1
+            if min(self.values, self.tensors) < 0:
+                raise CheckpointError("its config describes a larger model than the weights are of")
         if args and isinstance(args[0], nn.Parameter) and _is_matrix(args[0]) and _writes(func):
             return args[0]
         return func(*args, **(kwargs or {}))

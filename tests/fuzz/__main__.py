@@ -6,7 +6,6 @@ from pathlib import Path
 
 import click
 
-import invariclip
 from fuzz import report
 from fuzz.base import attempt
 from fuzz.families import NAMES, family
@@ -61,13 +60,9 @@ def _one(families, number, folder):
 def code_digest():
     """Of all code that an outcome depends on, and of the libraries' versions."""
     digest = hashlib.sha256(report.versions_line().encode())
-    package = Path(invariclip.__file__).parent
-    for root in (package, HERE):
-        for path in sorted(root.rglob("*.py")):
-            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
-    for folder in ("export", "calibrate"):  # links beside the package, in a working tree
-        for path in sorted((package / folder).resolve().rglob("*.py")):
-            digest.update(path.read_bytes())
+    for folder in ("runtime", "export", "calibrate", "tests/fuzz"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
 

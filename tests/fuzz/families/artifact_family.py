@@ -21,7 +21,7 @@ from invariclip.sites.site import read_site
 class Family(Base):
     """See the module."""
 
-    count = 10_000
+    count = 7_000
     what = (
         "bits flipped, bytes changed, cut off, lost, put in or exchanged in every file of three artifacts "
         "(projection; learned templates; a site in the graphs; each with a machine profile), files missing, emptied, "

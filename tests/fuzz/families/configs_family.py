@@ -31,7 +31,7 @@ SIZES = (0, 1, 2, 3, 7, 24, 33, 64, 1000, 2**16, 2**20, 2**24, 2**31, 2**63)
 class Family(Base):
     """See the module."""
 
-    count = 900
+    count = 1_500
     what = (
         "open_clip_config.json, config.json and preprocessor_config.json of tiny models beside weights that are whole: "
         "sizes from 0 to 2^63, other types, values, names and activations, fields lost, more or twice, damaged "
