@@ -113,6 +113,14 @@ def test_torch_does_not_look_at_checksums_and_we_do(tmp_path):
     assert weights.read_state_dict(path).keys() == wanted.keys()
 
 
+def test_a_name_that_stands_twice_in_a_header_is_refused(tmp_path):
+    entry = '{"dtype": "F32", "shape": [1], "data_offsets": [%d, %d]}'
+    header = f'{{"a": {entry % (0, 4)}, "a": {entry % (0, 4)}}}'.encode()
+    (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(CheckpointError, match="'a' stands twice in one object"):
+        weights.read_state_dict(tmp_path / "a.safetensors")
+
+
 def test_the_format_before_checksums_is_refused(tmp_path):
     torch.save(TENSORS, tmp_path / "a.pt", _use_new_zipfile_serialization=False)
     with pytest.raises(CheckpointError, match=r"in which damage cannot be told, save its state_dict\(\) as"):
