@@ -7,12 +7,16 @@ BIN := $(VENV)/bin
 # stay together, so that what they share is made once.
 WORKERS ?= 2
 
-.PHONY: demo test lint docs format requirements clean help
+# Inputs that `make fuzz` tries in all; 0 takes each family's own number.
+FUZZ_COUNT ?= 0
+
+.PHONY: demo test lint fuzz docs format requirements clean help
 
 help:
 	@echo "make demo    images -> projection -> fused ONNX -> answers, and a page that shows it"
 	@echo "make test    lint and all tests"
 	@echo "make lint    ruff and mypy --strict"
+	@echo "make fuzz    damaged and made-up inputs of every kind, counted in docs/fuzzing.md"
 	@echo "make docs    the documentation as a site, in build/site"
 	@echo "make requirements  requirements.txt anew, with the digests of what a server installs"
 	@echo "make format  ruff's formatter and safe fixes"
@@ -49,6 +53,9 @@ requirements: $(VENV)/.installed
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --no-header --python-version 3.11 \
 	  --extra serve --extra sign -c constraints.txt pyproject.toml -o build/hashes.txt
 	cat build/requirements.txt build/hashes.txt > requirements.txt
+
+fuzz: $(VENV)/.installed
+	cd tests && $(CURDIR)/$(BIN)/python -m fuzz --count $(FUZZ_COUNT) --out $(CURDIR)/docs/fuzzing.md
 
 docs: $(VENV)/.installed build/typing
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+_HEAD, _TAIL = 1200, 400
+"""Characters of a message that are kept: what it quotes of a file may be of any length."""
+
 
 class InvariclipError(Exception):
     """Root of all errors a user can cause or mend; the command line prints it as one line.
@@ -11,6 +14,11 @@ class InvariclipError(Exception):
     """
 
     exit_code = 2
+
+    def __str__(self) -> str:
+        """The message in one line of bounded length."""
+        line = " ".join(super().__str__().splitlines())
+        return line if len(line) <= _HEAD + _TAIL else f"{line[:_HEAD]} … {line[-_TAIL:]}"
 
 
 class InputError(InvariclipError):

@@ -9,12 +9,13 @@ import hashlib
 import os
 import secrets
 import shutil
+import stat
 import sys
 import tempfile
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from invariclip.errors import InputError
 
@@ -32,6 +33,22 @@ def sha256_file(path: Path) -> str:
     """Hexadecimal sha256 of a file, read in pieces."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def path_kind(path: Path) -> Literal["folder", "file", ""]:
+    """What stands at a path that a user or a file names, links followed; "" for nothing, and for what is no file.
+
+    Raises:
+        InputError: The system does not say: no permission, or a name that no file can have.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"{path}: cannot be read ({reason})") from error
+    return "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else ""
 
 
 def user_cache() -> Path:

@@ -16,12 +16,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from invariclip.console import json_text
 from invariclip.errors import InputError, InvariclipError
 
 if TYPE_CHECKING:
+    from typing import BinaryIO
+
     from numpy.typing import NDArray
 
 T = TypeVar("T")
@@ -33,6 +35,8 @@ _BLANK = "0" * 64
 _SEALED = re.compile(rb'file_sha256\\?": ?\\?"([0-9a-f]{64})\\?"')
 _SEAL_WITHIN = 512
 _CHUNK = 1 << 20
+_LARGEST_HEADER = 100_000_000
+"""The library's own bound."""
 
 
 def parse_json(content: bytes | str, where: str, *, error: type[InvariclipError] = InputError) -> Any:
@@ -92,8 +96,8 @@ def to_record(kind: type[T], plain: Any, where: str, *, error: type[InvariclipEr
     except InvariclipError as reason:
         raise error(f"{where}: {reason}") from reason
     unknown = _unknown(plain, msgspec.to_builtins(record))
-    if unknown:
-        raise error(f"{where}: has a field that is not known: {unknown!s:.100}")
+    if unknown is not None:
+        raise error(f"{where}: has a field that is not known: {unknown or repr(unknown)!s:.100}")
     return record
 
 
@@ -155,7 +159,7 @@ def from_sealed_json(
 
 
 @dataclass(frozen=True)
-class Record:
+class Record(Generic[T]):
     """A kind of file of ours: tensors in safetensors, facts as JSON in its metadata, and a digest over all of it.
 
     Attributes:
@@ -165,6 +169,7 @@ class Record:
         schema: The version of the facts.
         max_bytes: Larger files are refused before they are read.
         error: What is raised.
+        facts: The dataclass of its facts.
     """
 
     key: str
@@ -173,6 +178,7 @@ class Record:
     schema: int
     max_bytes: int
     error: type[InvariclipError]
+    facts: type[T]
 
     def to_bytes(self, tensors: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> bytes:
         """The file's content; the same for the same tensors and facts."""
@@ -182,7 +188,7 @@ class Record:
         content: bytes = save(dict(tensors), {self.key: text})
         return seal(content)
 
-    def read(self, path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    def read(self, path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any]], T]:
         """Tensors and facts of a file; the digest is taken in pieces, so memory holds the tensors once.
 
         Raises:
@@ -198,15 +204,16 @@ class Record:
             if size > self.max_bytes:
                 raise self.error(f"{where}: larger than {self.what} can be ({size:,} bytes)")
             with safe_open(where, framework="numpy") as file:
-                metadata = file.metadata() or {}
-                facts = self._facts(metadata, str(where))
                 with where.open("rb") as stream:
+                    _, header = safetensors_header(stream, str(where), error=self.error)
+                    facts = self._facts(header.get("__metadata__") or {}, str(where))
+                    stream.seek(0)
                     _require_whole_stream(stream, str(where), self.error)
                 return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118 - no dict
         except (SafetensorError, ValueError, OSError) as reason:
             raise self.error(f"{where}: not {self.what} written by {self.made_by} ({reason})") from reason
 
-    def from_bytes(self, content: bytes, where: str) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    def from_bytes(self, content: bytes, where: str) -> tuple[dict[str, NDArray[Any]], T]:
         """As `read`, of a file's content.
 
         Raises:
@@ -217,8 +224,7 @@ class Record:
 
         try:
             tensors: dict[str, NDArray[Any]] = load(content)
-            length = int.from_bytes(content[:8], "little")
-            header = parse_json(content[8 : 8 + length], where, error=self.error)
+            _, header = safetensors_header(io.BytesIO(content), where, error=self.error)
         except (SafetensorError, ValueError) as reason:
             raise self.error(f"{where}: not {self.what} written by {self.made_by} ({reason})") from reason
         facts = self._facts(header.get("__metadata__") or {}, where)
@@ -233,7 +239,7 @@ class Record:
         """
         raise self.error(f"{os.fspath(where)}: not {self.what} written by {self.made_by} ({reason})")
 
-    def _facts(self, metadata: Mapping[str, str], where: str) -> dict[str, Any]:
+    def _facts(self, metadata: Mapping[str, str], where: str) -> T:
         if self.key not in metadata:
             self.refuse(where, f"its metadata have no {self.key!r}")
         facts = parse_json(metadata[self.key], where, error=self.error)
@@ -246,7 +252,32 @@ class Record:
                 f"make it again with {self.made_by}"
             )
         facts.pop(SEAL, None)
-        return facts
+        return to_record(self.facts, facts, f"{where}: not {self.what} written by {self.made_by}", error=self.error)
+
+
+def safetensors_header(
+    stream: BinaryIO, where: str, *, error: type[InvariclipError] = InputError
+) -> tuple[int, dict[str, Any]]:
+    """The header of a file that the safetensors library accepts: it lets a name stand twice, and takes the second.
+
+    Args:
+        stream: The file, at its begin.
+        where: What errors call it.
+        error: What is raised.
+
+    Returns:
+        Where the tensors' bytes begin, and the header's object.
+
+    Raises:
+        InvariclipError: `error`: a name stands twice, or it is no header.
+    """
+    length = int.from_bytes(stream.read(8), "little")
+    if length > _LARGEST_HEADER:
+        raise error(f"{where}: a header of {length:,} bytes is more than safetensors has ({_LARGEST_HEADER:,})")
+    header = parse_json(stream.read(length), where, error=error)
+    if not isinstance(header, dict):
+        raise error(f"{where}: not a safetensors file: its header is no object")
+    return 8 + length, header
 
 
 def read_bounded(path: Path, what: str, max_bytes: int, error: type[InvariclipError] = InputError) -> bytes:
@@ -320,17 +351,17 @@ def _options(kind: Any, message: str) -> str:
     return f"; available: {', '.join(map(str, options))}" if options else ""
 
 
-def _unknown(plain: Any, known: Any, path: str = "") -> str:
-    """The path of the first field of `plain` that a record made of it does not have; "" where there is none."""
+def _unknown(plain: Any, known: Any, path: str = "") -> str | None:
+    """The path of the first field of `plain` that a record made of it does not have."""
     if isinstance(plain, dict) and isinstance(known, dict):
         for name, value in plain.items():
             here = f"{path}.{name}" if path else str(name)
             below = _unknown(value, known[name], here) if name in known else here
-            if below:
+            if below is not None:
                 return below
     elif isinstance(plain, list) and isinstance(known, (list, tuple)):
         for place, (one, other) in enumerate(zip(plain, known, strict=False)):
             below = _unknown(one, other, f"{path}[{place}]")
-            if below:
+            if below is not None:
                 return below
-    return ""
+    return None

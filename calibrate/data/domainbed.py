@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from invariclip.calibrate.data.images import read_images
 from invariclip.errors import InputError
+from invariclip.files import path_kind
 
 if TYPE_CHECKING:
     import os
@@ -129,7 +130,7 @@ def words(folder: str) -> str:
 
 
 def _root(layout: Layout, data: Path) -> Path:
-    if not data.is_dir():
+    if path_kind(data) != "folder":
         raise InputError(f"{data}: no such folder; give the folder of {layout.name} or the one that holds it")
     known = {*layout.environments, *layout.spellings}
     for root in (data, data / layout.folder, data / layout.name, data / layout.name.lower()):

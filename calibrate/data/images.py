@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from invariclip.calibrate.data.records import read_records
 from invariclip.errors import InputError
+from invariclip.files import path_kind
 from invariclip.preprocessing.find import find_images
 
 if TYPE_CHECKING:
@@ -247,9 +248,10 @@ def read_images(
     if pairs_by not in PAIRS_BY:
         raise InputError(f"pairs cannot be made by {pairs_by!r}; available: {', '.join(PAIRS_BY)}")
     where = Path(source)
-    if where.is_dir():
+    what = path_kind(where)
+    if what == "folder":
         return _read_folder(where, pairs_by)
-    if not where.is_file():
+    if what != "file":
         raise InputError(f"{where}: no such file or folder; give a manifest (.jsonl, .csv) or a folder")
     if pairs_by != "auto":
         raise InputError(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from invariclip.errors import InputError
+from invariclip.records import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -153,6 +154,9 @@ def read_records(path: Path, span: Span | None = None) -> Iterator[tuple[int, di
         if delimiter is not None:
             first = next(_raw(path, stream, Span(0, 0, 1, 1)), None)
             header = _cells(path, first, delimiter) if first else None
+            twice = next((name for name, count in Counter(header or ()).items() if count > 1), None)
+            if twice is not None:
+                raise InputError(f"{path}: two columns are called {twice[:64]!r}; give each a name of its own")
         for raw in _body(path, stream, span):
             if header is None or delimiter is None:
                 yield raw.line, _object(path, raw)
@@ -221,11 +225,13 @@ def _cells(path: Path, raw: _Raw, delimiter: str) -> list[str]:
 
 
 def _object(path: Path, raw: _Raw) -> dict[str, Any]:
+    text = _text(path, raw)
     try:
-        row = json.loads(_text(path, raw))
-    except (ValueError, RecursionError) as error:
+        row = parse_json(text, str(path))
+    except InputError as error:
         raise InputError(
-            f"{path}: line {raw.line} is not JSON ({error}); a manifest or a list of pairs is .jsonl, .csv or .tsv"
+            f"{path}: line {raw.line} is not JSON ({error.__cause__}); a manifest or a list of pairs is .jsonl, .csv "
+            "or .tsv"
         ) from error
     if not isinstance(row, dict):
         raise InputError(f"{path}: line {raw.line} is not a JSON object")

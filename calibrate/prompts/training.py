@@ -31,7 +31,22 @@ if TYPE_CHECKING:
     from invariclip.calibrate.prompts.options import PromptOptions
     from invariclip.export.checkpoints.checkpoint import Checkpoint
 
-TRAINING_FILE = Record("invariclip.cdc.training", "a training's state", "`invariclip cdc`", 1, 1 << 30, InputError)
+
+@dataclass(frozen=True)
+class TrainingFacts:
+    """What a training's file says beside its tensors: its key, and the fields of `TrainingState`."""
+
+    key: str
+    step: int
+    best_step: int
+    best_loss: float | None
+    stale: int
+    curve: tuple[tuple[int, float], ...]
+
+
+TRAINING_FILE = Record(
+    "invariclip.cdc.training", "a training's state", "`invariclip cdc`", 1, 1 << 30, InputError, TrainingFacts
+)
 VALIDATION_CLASSES = 64
 """Classes that a look at the validation images takes at most; drawn once."""
 _EVIDENCE_RATE = 0.05
@@ -91,16 +106,15 @@ def read_state(path: Path, key: str) -> tuple[TrainingState, dict[str, torch.Ten
     try:
         arrays, facts = TRAINING_FILE.read(path)
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        if facts["key"] != key:
-            return None
-        parts = {part: _part(tensors, part) for part in ("now", "best", "adam")}
-        curve = [(int(step), float(loss)) for step, loss in facts["curve"]]
-        state = TrainingState(
-            facts["step"], parts["now"], parts["best"],
-            math.inf if facts["best_loss"] is None else facts["best_loss"], facts["best_step"], facts["stale"], curve,
-        )  # fmt: skip
-    except (InputError, KeyError, ValueError, TypeError):
+    except (InputError, ValueError, TypeError):
         return None  # it is trained again
+    if facts.key != key:
+        return None
+    parts = {part: _part(tensors, part) for part in ("now", "best", "adam")}
+    best_loss = math.inf if facts.best_loss is None else facts.best_loss
+    state = TrainingState(
+        facts.step, parts["now"], parts["best"], best_loss, facts.best_step, facts.stale, list(facts.curve)
+    )
     return state, parts["adam"]
 
 

@@ -167,7 +167,8 @@ def load_checkpoint(
     reads = _tokenizer(config["text_cfg"] or {}, source, tokenizer, tower)
     notes: list[str] = []
     tensors = None if file is None else weights.read_state_dict(file, notes)
-    module = build(source, text_cfg, seed=seed if tensors is None else None, short=short, theirs=theirs)
+    sizes = None if tensors is None else [tensor.numel() for tensor in tensors.values()]
+    module = build(source, text_cfg, seed=seed if tensors is None else None, sizes=sizes, short=short, theirs=theirs)
     if tensors is None:
         sha256, words = (
             weights.digest(module.state_dict()),

@@ -8,6 +8,7 @@ random weights every matrix is drawn once, by its fan-in, and every vector whose
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,13 +24,14 @@ from invariclip.export.libraries import quiet
 from invariclip.records import read_json
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from invariclip.export.checkpoints.sources import CheckpointSource
 
 TOWER_FILE = "config.json"
 """What describes a Hugging Face text tower, in the model's folder or in one below it with the tower's name."""
 _MAX_CONFIG = 16 * 2**20
+_TIMES, _SPARE_VALUES, _SPARE_TENSORS = 4, 1 << 27, 4096
+"""Values that building a model may make for each value of its weights, and tensors for each tensor; and how many beside
+them (SigLIP's image tower is made in its usual size first)."""
 _EMBEDDING_STD = 0.02
 _BIAS_STD = 0.05
 
@@ -113,6 +115,7 @@ def build(
     text_cfg: dict[str, Any],
     *,
     seed: int | None,
+    sizes: Sequence[int] | None = None,
     short: bool = False,
     theirs: hugging_face.Config | None = None,
 ) -> Any:
@@ -122,6 +125,8 @@ def build(
         source: What to build.
         text_cfg: As `text_tower` gave it.
         seed: Of its random weights; None leaves the matrices unwritten, for weights that come from a file.
+        sizes: How many values each tensor of the weights has that it is for: what takes far more is another model, or
+            a damaged config, which could ask for all memory. None for any number.
         short: Keep the first and last block of every stack alone; what goes is never written, and costs nothing.
         theirs: Its config in transformers' layout, where that is what it has.
 
@@ -129,9 +134,13 @@ def build(
         CheckpointError: open_clip or timm cannot build what the config says.
     """
     try:
-        with quiet(), torch.random.fork_rng(devices=[]), Unfilled():  # type: ignore[no-untyped-call]
+        values = math.inf if sizes is None else _TIMES * sum(sizes) + _SPARE_VALUES
+        tensors = math.inf if sizes is None else _TIMES * len(sizes) + _SPARE_TENSORS
+        with quiet(), torch.random.fork_rng(devices=[]), Unfilled(values, tensors):
             torch.manual_seed(seed or 0)
             module = _as_open_clip_builds_it(source, text_cfg) if theirs is None else hugging_face.create(theirs)
+    except CheckpointError as error:
+        raise CheckpointError(f"{source.name}: {error}") from error
     except Exception as error:  # a config is data: whatever it breaks in open_clip or timm is the config's fault
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{source.name}: open_clip cannot build it ({type(error).__name__}: {reason})") from error
@@ -155,6 +164,11 @@ def _as_open_clip_builds_it(source: CheckpointSource, text_cfg: dict[str, Any]) 
     )
 
 
+_ATEN = torch.ops.aten
+_MAKERS = {_ATEN.empty, _ATEN.zeros, _ATEN.ones, _ATEN.full, _ATEN.rand, _ATEN.randn, _ATEN.empty_strided}
+"""What makes a tensor of the size that is its first argument."""
+
+
 class Unfilled(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While it is active, matrices of new models keep what the allocator gave them.
 
@@ -162,10 +176,24 @@ class Unfilled(TorchDispatchMode):  # type: ignore[no-untyped-call]
     either. Whoever builds so must fill every matrix afterwards: `fill`, or a strict `weights.fit`.
     """
 
+    def __init__(self, values: float = math.inf, tensors: float = math.inf) -> None:
+        """Takes how many tensors may be made, and of how many values in all, those that go again included."""
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.values, self.tensors = values, tensors
+
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Leaves out operations that write into a matrix parameter."""
+        """Leaves out operations that write into a matrix parameter.
+
+        Raises:
+            CheckpointError: There is no room for what is to be made.
+        """
+        if args and func.overloadpacket in _MAKERS and isinstance(args[0], Sequence):
+            self.values -= math.prod(args[0])
+            self.tensors -= 1
+            if min(self.values, self.tensors) < 0:
+                raise CheckpointError("its config describes a larger model than the weights are of")
         if args and isinstance(args[0], nn.Parameter) and _is_matrix(args[0]) and _writes(func):
             return args[0]
         return func(*args, **(kwargs or {}))

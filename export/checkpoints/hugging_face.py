@@ -269,6 +269,8 @@ def _part(kind: Any, plain: dict[str, Any], name: str, file: Path) -> Any:
     if wrong or record.hidden_size % record.num_attention_heads:
         wrong = wrong or f"hidden_size {record.hidden_size} is no multiple of its {record.num_attention_heads} heads"
         raise CheckpointError(f"{file}: {name} describes no tower: {wrong}")
+    if not 0 < record.layer_norm_eps < 1:
+        raise CheckpointError(f"{file}: {name} describes no tower: layer_norm_eps {record.layer_norm_eps}")
     if getattr(record, "num_channels", 3) != 3:
         raise CheckpointError(f"{file}: images of {record.num_channels} channels are not supported; only of 3")
     return record

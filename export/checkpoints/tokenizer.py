@@ -16,7 +16,7 @@ import tokenizers
 
 from invariclip.errors import ArtifactError, CheckpointError
 from invariclip.export.checkpoints.vocabulary import CONTEXT_LENGTH, VOCABULARY, bundled_tokenizer
-from invariclip.preprocessing.tokenizer import TextSpec, Tokenizer, read_tokenizer_json
+from invariclip.preprocessing.tokenizer import TextSpec, Tokenizer, asked, read_tokenizer_json
 from invariclip.records import parse_json, read_json, to_record
 
 if TYPE_CHECKING:
@@ -184,15 +184,12 @@ def _asked(question: Callable[[], T], path: Path) -> T:
     """What the tokenizers library answers.
 
     Raises:
-        CheckpointError: It raises: a bare Exception, or, where its Rust code panics, what is not even one.
+        CheckpointError: It raises.
     """
     try:
-        return question()
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{path}: not a tokenizer.json that the tokenizers library can use ({reason})") from error
+        return asked(question)
+    except ArtifactError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def _content_of(path: Path, settings: TokenizerSettings, *, as_transformers: bool) -> str:

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from invariclip.errors import CheckpointError
 from invariclip.export.checkpoints import hugging_face
-from invariclip.records import read_json
+from invariclip.records import read_json, safetensors_header
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,6 +41,8 @@ _PREFIXES = ("module.", "model.", "clip_model.", "clip.", "net.", "network.", "e
 _INSIDE = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """What torch's compiler and its wrappers put into names, at any depth."""
 _MAX_DEPTH = 4
+_SCRIPT = "/constants.pkl"
+"""Ending of a name that every TorchScript archive has, and no other of torch's."""
 _SHOWN = 3
 _HEAD = 512
 _CONVERT = "save its state_dict() as .safetensors (safetensors.torch.save_file) where it was made"
@@ -218,6 +220,8 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             left = list(file.keys())
+        with path.open("rb") as stream:
+            safetensors_header(stream, str(path), error=CheckpointError)
         while left:
             taken = 0
             with safe_open(path, framework="pt", device="cpu") as file:
@@ -255,16 +259,15 @@ def _read_shards(index: Path) -> dict[str, torch.Tensor]:
 
 def _read_torch(path: Path) -> Any:
     _require_no_other_file(path)
+    damage = _damage_of_zip(path)
+    if damage:
+        raise CheckpointError(f"{path}: not a checkpoint, or damaged: {damage}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # remarks on pickle protocols and archives that are refused anyway
             return torch.load(path, map_location="cpu", weights_only=True, mmap=False)
     except Exception as error:  # UnpicklingError, RuntimeError, EOFError, KeyError, ... depending on where it breaks
         reason = str(error).split("\n", 1)[0]
-        if "TorchScript" in str(error):
-            raise CheckpointError(
-                f"{path}: a TorchScript archive, which holds code; save its state_dict() as .safetensors first"
-            ) from error
         if "GLOBAL" in str(error) or "Unsupported class" in str(error):
             raise CheckpointError(
                 f"{path}: refused, it holds Python objects besides tensors and nothing of it was run; {_CONVERT}"
@@ -272,6 +275,34 @@ def _read_torch(path: Path) -> Any:
         if "weights_only" in str(error) or not reason:  # torch advises to run what the file holds
             reason = f"torch reads no tensors from it; if it is a pickle, {_CONVERT}"
         raise CheckpointError(f"{path}: not a checkpoint, or damaged ({reason})") from error
+
+
+def _damage_of_zip(path: Path) -> str:
+    """What is wrong with the archive that torch writes, whose checksums torch does not look at; "" where nothing is.
+
+    Torch's format before 1.6 has none, and of a damaged file torch gives tensors that nothing was ever read into.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            if len({member.filename for member in members}) != len(members):
+                return "a name stands twice in its archive"
+            if any(member.filename.endswith(_SCRIPT) for member in members):
+                return "it is a TorchScript archive, which holds code; save its state_dict() as .safetensors first"
+            # as torch writes them; so no file unpacks to more than its own size
+            if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+                return f"its archive is compressed, as torch writes none; {_CONVERT}"
+            bad = archive.testzip()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError, EOFError) as error:
+        with path.open("rb") as stream:
+            if stream.read(2) == b"PK":
+                return f"its archive cannot be read ({error})"
+        return (
+            "it is no archive, as torch writes them since 1.6; if it is a pickle or of the older format, in "
+            "which damage "
+            f"cannot be told, {_CONVERT}"
+        )
+    return f"{bad} is not what its checksum says; fetch it again" if bad else ""
 
 
 def _require_no_other_file(path: Path) -> None:
@@ -334,7 +365,7 @@ def _other_container(head: bytes, path: Path, *, torchs: bool) -> str:
             names = archive.namelist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         return ""  # damaged: torch says so
-    if any(name.endswith(("/data.pkl", "/constants.pkl")) for name in names):
+    if any(name.endswith(("/data.pkl", _SCRIPT)) for name in names):
         return "" if torchs else "it is a torch file; rename it to .pt"
     return f"it is a zip archive of {', '.join(names[:_SHOWN]) or 'nothing'}; unpack it first"
 

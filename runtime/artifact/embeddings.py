@@ -14,7 +14,20 @@ from invariclip.errors import InputError
 from invariclip.files import write_atomically
 from invariclip.records import Record
 
-EMBEDDINGS_FILE = Record("invariclip.embeddings", "embeddings", "`invariclip embed`", 1, 1 << 40, InputError)
+
+@dataclass(frozen=True)
+class EmbeddingsFacts:
+    """What a file of embeddings says beside the vectors: the fields of `Embeddings`, and what was warned of."""
+
+    space_id: str
+    site_sha256: str
+    warnings: tuple[str, ...]
+    items: tuple[str, ...]
+
+
+EMBEDDINGS_FILE = Record(
+    "invariclip.embeddings", "embeddings", "`invariclip embed`", 1, 1 << 40, InputError, EmbeddingsFacts
+)
 
 
 @dataclass(frozen=True)
@@ -72,11 +85,11 @@ def read_embeddings(path: str | os.PathLike[str]) -> Embeddings:
     """
     tensors, facts = EMBEDDINGS_FILE.read(path)
     try:
-        vectors, items = tensors["embeddings"], tuple(facts["items"])
-        space_id, site_sha256 = facts["space_id"], facts["site_sha256"]
-    except (KeyError, TypeError) as error:
-        EMBEDDINGS_FILE.refuse(path, error)
-    texts = (space_id, site_sha256, *items)
-    if vectors.ndim != 2 or len(items) != len(vectors) or not all(isinstance(text, str) for text in texts):
-        EMBEDDINGS_FILE.refuse(path, f"{len(items)} items for vectors of shape {list(vectors.shape)}")
-    return Embeddings(vectors, items, space_id, site_sha256)
+        vectors = tensors["embeddings"]
+    except KeyError as error:
+        EMBEDDINGS_FILE.refuse(path, f"{error} is missing")
+    if vectors.dtype != np.float32 or vectors.ndim != 2 or len(facts.items) != len(vectors) or len(tensors) != 1:
+        EMBEDDINGS_FILE.refuse(
+            path, f"{len(facts.items)} items for {vectors.dtype} vectors of shape {list(vectors.shape)}"
+        )
+    return Embeddings(vectors, facts.items, facts.space_id, facts.site_sha256)

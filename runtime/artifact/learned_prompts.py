@@ -32,9 +32,22 @@ if TYPE_CHECKING:
 
     from invariclip.console import Progress
 
+
+@dataclass(frozen=True)
+class LearnedPromptsFileFacts:
+    """What a file of learned templates says beside its arrays; the fields of `LearnedPrompts`."""
+
+    templates: tuple[str, ...]
+    checkpoint_sha256: str
+    projection_sha256: str | None
+    abstain_above: float | None
+    provenance: dict[str, Any]
+
+
 LEARNED_PROMPTS_FILE = Record(
-    "invariclip.learned_prompts", "learned templates", "`invariclip cdc`", 3, 1 << 28, SemanticsError
-)
+    "invariclip.learned_prompts", "learned templates", "`invariclip cdc`", 3, 1 << 28, SemanticsError,
+    LearnedPromptsFileFacts,
+)  # fmt: skip
 MAX_LEARNED = 16
 """Learned templates beside the hand-written one."""
 MAX_CONTEXT_TOKENS = 64
@@ -217,12 +230,12 @@ def read_semantics(path: str | os.PathLike[str]) -> LearnedPrompts:
     tensors, facts = LEARNED_PROMPTS_FILE.read(path)
     try:
         arrays = [tensors[name] for name in _ARRAYS]
-        if [str(a.dtype) for a in arrays] != ["float32", *["float64"] * 3] or not isinstance(facts["templates"], list):
-            LEARNED_PROMPTS_FILE.refuse(path, "its arrays or its templates are of another type")
-        context, scale, bias, background = arrays
-        return LearnedPrompts(
-            context, scale, bias, background, tuple(facts["templates"]), facts["checkpoint_sha256"],
-            facts["projection_sha256"], facts["abstain_above"], facts["provenance"],
-        )  # fmt: skip
-    except (KeyError, TypeError) as error:
-        LEARNED_PROMPTS_FILE.refuse(path, f"{error!r}")
+    except KeyError as error:
+        LEARNED_PROMPTS_FILE.refuse(path, f"{error} is missing")
+    if [str(array.dtype) for array in arrays] != ["float32", *["float64"] * 3] or len(tensors) != len(_ARRAYS):
+        LEARNED_PROMPTS_FILE.refuse(path, "its arrays are of another type, or others")
+    context, scale, bias, background = arrays
+    return LearnedPrompts(
+        context, scale, bias, background, facts.templates, facts.checkpoint_sha256, facts.projection_sha256,
+        facts.abstain_above, facts.provenance,
+    )  # fmt: skip

@@ -15,7 +15,19 @@ from invariclip.errors import ProjectionError
 from invariclip.files import write_atomically
 from invariclip.records import Record
 
-PROJECTION_FILE = Record("invariclip.projection", "a projection", "`invariclip calibrate`", 3, 1 << 30, ProjectionError)
+
+@dataclass(frozen=True)
+class ProjectionFileFacts:
+    """What a projection's file says beside its arrays; the fields of `Projection`."""
+
+    estimator: str
+    strength: float | None
+    provenance: dict[str, Any]
+
+
+PROJECTION_FILE = Record(
+    "invariclip.projection", "a projection", "`invariclip calibrate`", 3, 1 << 30, ProjectionError, ProjectionFileFacts
+)
 
 
 @dataclass(frozen=True)
@@ -43,8 +55,8 @@ class Projection:
         """Refuses a matrix that cannot serve as a projection.
 
         Raises:
-            ProjectionError: Not two-dimensional, wider than tall, not finite, or of deficient rank; or the training
-                mean is of another width, or no mean of unit embeddings.
+            ProjectionError: Not two-dimensional, wider than tall, not finite, or of deficient rank; the eigenvalues are
+                no finite vector; or the training mean is of another width, or no mean of unit embeddings.
         """
         if self.A_inv.ndim != 2 or not 1 <= self.A_inv.shape[1] <= self.A_inv.shape[0]:
             raise ProjectionError(f"A_inv has shape {list(self.A_inv.shape)}; it must be [D, d] with 1 ≤ d ≤ D")
@@ -52,6 +64,8 @@ class Projection:
             raise ProjectionError("A_inv has values that are not finite; calibrate again")
         if np.linalg.matrix_rank(self.A_inv) < self.A_inv.shape[1]:
             raise ProjectionError("A_inv does not have full column rank; calibrate again with a smaller rank")
+        if self.eigenvalues.ndim != 1 or not np.isfinite(self.eigenvalues).all():
+            raise ProjectionError("the eigenvalues are no vector of finite numbers; calibrate again")
         if self.training_mean.shape not in ((0,), (self.rank,)):
             raise ProjectionError(
                 f"the training mean has shape {list(self.training_mean.shape)}, not [{self.rank}]; calibrate again"
@@ -130,9 +144,8 @@ def read_projection(path: str | os.PathLike[str]) -> Projection:
     tensors, facts = PROJECTION_FILE.read(path)
     try:
         A_inv, eigenvalues, training_mean = (tensors[name] for name in ("A_inv", "eigenvalues", "training_mean"))
-        estimator, strength, provenance = facts["estimator"], facts["strength"], facts["provenance"]
     except KeyError as error:
         PROJECTION_FILE.refuse(path, f"{error} is missing")
-    if {A_inv.dtype, training_mean.dtype} != {np.dtype(np.float64)}:
-        PROJECTION_FILE.refuse(path, "its matrix is not float64")
-    return Projection(A_inv, estimator, strength, eigenvalues, provenance, training_mean)
+    if {A_inv.dtype, training_mean.dtype, eigenvalues.dtype} != {np.dtype(np.float64)} or len(tensors) != 3:
+        PROJECTION_FILE.refuse(path, "its arrays are not three of float64")
+    return Projection(A_inv, facts.estimator, facts.strength, eigenvalues, facts.provenance, training_mean)

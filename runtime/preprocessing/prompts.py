@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from importlib.resources import files
 from pathlib import Path
@@ -26,6 +27,8 @@ TEMPLATE_SETS = ("ensemble",)
 MAX_CLASSES, MAX_TEMPLATES = 100_000, 1_000
 MAX_LIST_BYTES = 1 << 24
 """Of a text file of class names or templates."""
+_UNPRINTED = re.compile("[\0-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ufeff]")
+"""Control characters but the tabulator, separators of lines, and a byte order mark that is not at the begin."""
 PROMPTS_AT_ONCE = 1024
 """Prompts that are embedded before they are added up: memory does not grow with classes × templates."""
 
@@ -48,12 +51,15 @@ def text_list(texts: Iterable[str], what: str) -> tuple[str, ...]:
 def read_lines(path: str | os.PathLike[str], what: str) -> tuple[str, ...]:
     """Lines of a text file that people write, without blank ones, spaces around them and a byte order mark.
 
+    A line ends as in any text file of Python's, with a line feed, a carriage return or both, and with nothing else.
+
     Args:
         path: UTF-8, no larger than `MAX_LIST_BYTES`.
         what: What it lists, in the plural, for errors.
 
     Raises:
-        InputError: It cannot be read as text, is larger, or holds none.
+        InputError: It cannot be read as text, is larger, or holds none; or a line holds control characters, as UTF-16
+            that is read as UTF-8 does.
     """
     where = Path(path)
     try:
@@ -64,10 +70,18 @@ def read_lines(path: str | os.PathLike[str], what: str) -> tuple[str, ...]:
         raise InputError(f"{where}: cannot be read as text ({error})") from error
     if len(content) > MAX_LIST_BYTES:
         raise InputError(f"{where}: larger than a list of {what} can be ({MAX_LIST_BYTES:,} bytes)")
-    lines = tuple(line.strip() for line in text.splitlines() if line.strip())
+    numbered = enumerate(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), 1)
+    lines = {number: line.strip() for number, line in numbered if line.strip()}
+    for number, line in lines.items():
+        strange = _UNPRINTED.search(line)
+        if strange:
+            raise InputError(
+                f"{where}: line {number} holds the character U+{ord(strange[0]):04X}, which belongs to no list of "
+                f"{what}; save the file as UTF-8"
+            )
     if not lines:
         raise InputError(f"{where}: lists no {what}; write one a line")
-    return lines
+    return tuple(lines.values())
 
 
 def check_prompts(classes: Sequence[str], templates: Sequence[str]) -> None:

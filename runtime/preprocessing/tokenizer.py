@@ -7,12 +7,13 @@ fills the rest. That is enough for open_clip's own vocabulary and for those of S
 from __future__ import annotations
 
 import html
+import re
 import string
 import warnings
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import tokenizers
@@ -30,6 +31,9 @@ MAX_CONTEXT = 65536
 _MAX_FILE = 256 * 2**20
 """Bytes of a `tokenizer.json`; the largest published ones have 35 MB."""
 
+T = TypeVar("T")
+
+_HALF = re.compile("[\ud800-\udfff]")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _HEARD: ContextVar[dict[str, str] | None] = ContextVar("cut texts", default=None)
 
@@ -118,12 +122,11 @@ class Tokenizer:
         """Builds from the content of a `tokenizer.json`.
 
         Raises:
-            ArtifactError: It is not one.
+            ArtifactError: It is not one, or answers by chance.
         """
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_str(model_json)
-        except Exception as error:  # the library raises bare Exception
-            raise ArtifactError(f"tokenizer.json is not understood by the tokenizers library: {error}") from error
+        self._tokenizer = asked(lambda: tokenizers.Tokenizer.from_str(model_json))
+        if getattr(self._tokenizer.model, "dropout", None):
+            raise ArtifactError("tokenizer.json leaves merges out by chance (dropout), so a text has no ids of its own")
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self.model_json = model_json
@@ -152,12 +155,15 @@ class Tokenizer:
             int64 [N, context_length].
 
         Raises:
-            InputError: Something in `texts` is not a string, or the prefix leaves no room for a text.
+            InputError: Something in `texts` is not a string or not Unicode, or the prefix leaves no room for a text.
+            ArtifactError: The tokenizers library cannot use the file after all.
         """
         given = [texts] if isinstance(texts, str) else list(texts)
         for text in given:
             if not isinstance(text, str):
                 raise InputError(f"texts must be strings, not {type(text).__name__}")
+            if _HALF.search(text):
+                raise InputError(f"texts must be Unicode: {text!r:.60} holds half a character")
         spec, room = self.spec, self.spec.room - len(prefix)
         if room < 1:
             raise InputError(
@@ -165,7 +171,8 @@ class Tokenizer:
             )
         rows = np.full((len(given), spec.context_length), spec.pad_token_id, dtype=np.int64)
         cleaned = [_CLEANERS[spec.clean](text) for text in given]
-        for number, encoding in enumerate(self._tokenizer.encode_batch(cleaned, add_special_tokens=False)):
+        encodings = asked(lambda: self._tokenizer.encode_batch(cleaned, add_special_tokens=False))
+        for number, encoding in enumerate(encodings):
             ids = encoding.ids
             if len(ids) > room:
                 message = (
@@ -189,6 +196,21 @@ class Tokenizer:
             row = row[:-1]
         start = 0 if self.spec.pad_side == "right" else len(row) - len(tokens)
         row[start : start + len(tokens)] = tokens
+
+
+def asked(question: Callable[[], T]) -> T:
+    """What the tokenizers library answers.
+
+    Raises:
+        ArtifactError: It raises: a bare Exception, or, where its Rust code panics, what is not even one.
+    """
+    try:
+        return question()
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ArtifactError(f"not a tokenizer.json that the tokenizers library can use ({reason})") from error
 
 
 def read_tokenizer_json(path: Path) -> str:

@@ -34,7 +34,18 @@ from invariclip.errors import SiteError
 from invariclip.files import write_atomically
 from invariclip.records import Record
 
-SITE_FILE = Record("invariclip.site", "a site", "`invariclip adapt`", 3, 1 << 24, SiteError)
+
+@dataclass(frozen=True)
+class SiteFileFacts:
+    """What a site's file says beside its sums; the fields of `Site`."""
+
+    name: str
+    space_id: str
+    images: int
+    provenance: dict[str, Any]
+
+
+SITE_FILE = Record("invariclip.site", "a site", "`invariclip adapt`", 3, 1 << 24, SiteError, SiteFileFacts)
 PRIOR = 10.0
 """Images that stand for an unmoved site."""
 PER_KIND = 5.0
@@ -292,12 +303,9 @@ def read_site(path: str | os.PathLike[str]) -> Site:
     """
     sums, facts = SITE_FILE.read(path)
     try:
-        named = {key: facts[key] for key in ("name", "space_id")}
-        if not all(isinstance(value, str) for value in named.values()) or not isinstance(facts["provenance"], dict):
-            SITE_FILE.refuse(path, "its name, its space or its provenance is of another type")
         if {value.dtype for value in sums.values()} != {np.dtype(np.float64)}:
             SITE_FILE.refuse(path, "its sums are not float64")
-        arrays: dict[str, Any] = {**named, **sums}
-        return Site(**arrays, images=facts["images"], provenance=facts["provenance"])
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        arrays: dict[str, Any] = sums
+        return Site(facts.name, facts.space_id, facts.images, **arrays, provenance=facts.provenance)
+    except (TypeError, ValueError, OverflowError) as error:
         SITE_FILE.refuse(path, error)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +12,7 @@ from invariclip.console import note
 from invariclip.errors import InputError, SiteError
 from invariclip.files import write_atomically
 from invariclip.records import Record, read_sealed_json, sealed_json, to_record
-from invariclip.sites.live_site import EVENTS, LiveSite, SiteWindow
+from invariclip.sites.live_site import Event, LiveSite, SiteWindow
 from invariclip.sites.site import read_site, write_site
 
 if TYPE_CHECKING:
@@ -20,13 +20,27 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from invariclip.sites.live_site import Event
     from invariclip.sites.site import Site
 
 LOG_SCHEMA = 2
 ROWS = 256
 """Embeddings, or events, to a file."""
-PART_FILE = Record("invariclip.events", "a part of a live site's log", "`serve --adapt-log`", 2, 1 << 26, SiteError)
+
+
+@dataclass(frozen=True)
+class LogPartFacts:
+    """What a part of a log says beside its embeddings.
+
+    Attributes:
+        events: How many of the part's embeddings came before, and the event.
+    """
+
+    events: tuple[tuple[int, Event], ...]
+
+
+PART_FILE = Record(
+    "invariclip.events", "a part of a live site's log", "`serve --adapt-log`", 2, 1 << 26, SiteError, LogPartFacts
+)
 _START, _FACTS = "start.safetensors", "log.json"
 
 
@@ -124,7 +138,12 @@ def replay(folder: Path, bank: NDArray[np.float32]) -> LiveSite:
         folder / _FACTS, "a log of a live site", schema=LOG_SCHEMA, remedy="log again", max_bytes=1 << 16,
         error=SiteError,
     )  # fmt: skip
+    unknown = next((name for name in facts if name not in ("schema_version", "window")), None)
+    if unknown is not None:
+        raise SiteError(f"{folder / _FACTS}: has a field that is not known: {unknown!r:.100}")
     window = to_record(SiteWindow, facts.get("window"), str(folder / _FACTS), error=SiteError)
+    if asdict(window) != facts["window"]:  # a field that is missing would become another default one day
+        raise SiteError(f"{folder / _FACTS}: its window lacks a field; available: {', '.join(asdict(window))}")
     live = LiveSite(read_site(folder / _START), bank, window)
     files = sorted(folder.glob("[0-9]*.safetensors"))
     for number, path in enumerate(files, 1):
@@ -148,13 +167,12 @@ def _replayed(live: LiveSite, path: Path) -> None:
         live.add(rows[done:])
 
 
-def _read(path: Path) -> tuple[NDArray[np.float32], list[tuple[int, Event]]]:
+def _read(path: Path) -> tuple[NDArray[np.float32], tuple[tuple[int, Event], ...]]:
     tensors, facts = PART_FILE.read(path)
     try:
         rows = tensors["embeddings"]
-        events = [(int(place), event) for place, event in facts["events"]]
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        PART_FILE.refuse(path, error)
-    if rows.dtype != np.float32 or rows.ndim != 2 or not all(event in EVENTS for _, event in events):
-        PART_FILE.refuse(path, "its rows or its events are of another type")
-    return rows, events
+    except KeyError as error:
+        PART_FILE.refuse(path, f"{error} is missing")
+    if rows.dtype != np.float32 or rows.ndim != 2 or len(tensors) != 1:
+        PART_FILE.refuse(path, "its rows are of another type")
+    return rows, facts.events

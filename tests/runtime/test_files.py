@@ -17,7 +17,7 @@ from invariclip.artifact.embeddings import Embeddings, read_embeddings, write_em
 from invariclip.artifact.folder import checked_path, describe_file, read_manifest
 from invariclip.artifact.manifest import MANIFEST, SCHEMA_VERSION, FileFacts, ModelFacts, Step, space_id
 from invariclip.errors import ArtifactError, InputError
-from invariclip.files import new_directory, user_cache, write_atomically
+from invariclip.files import new_directory, path_kind, user_cache, write_atomically
 from invariclip.preprocessing.pixels import PixelSpec
 from invariclip.preprocessing.prompts import class_bank
 from invariclip.preprocessing.tokenizer import TextSpec
@@ -173,6 +173,26 @@ def test_a_file_where_a_folder_should_be_is_refused(tmp_path):
         pass
     with pytest.raises(InputError, match="cannot be written"):
         write_atomically(tmp_path / "x" / "y", "z")
+
+
+def test_what_stands_at_a_path(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path)
+    found = {name: path_kind(tmp_path / name) for name in (".", "file", "link", "none", "file/below")}
+    assert found == {".": "folder", "file": "file", "link": "folder", "none": "", "file/below": ""}
+    for name in ("x" * 300, "a\0b"):
+        with pytest.raises(InputError, match=r"cannot be read \(") as refused:
+            path_kind(tmp_path / name)
+        assert len(str(refused.value).splitlines()) == 1
+
+
+def test_an_error_is_one_line_of_bounded_length():
+    error = ArtifactError("begin\u2028" + "x\n" * 5000 + "end")
+    assert len(str(error).splitlines()) == 1
+    assert len(str(error)) < 1700
+    assert str(error).startswith("begin x")
+    assert str(error).endswith("end")
+    assert str(ArtifactError("as it is")) == "as it is"
 
 
 def test_files_outside_changed_or_missing_are_refused(tmp_path):

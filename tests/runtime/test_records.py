@@ -16,7 +16,14 @@ from invariclip.errors import ArtifactError, InputError, InvariclipError, SiteEr
 from invariclip.records import Record, parse_json, read_json, read_sealed_json, seal, sealed_json, to_record
 from invariclip.sites.site import new_site, read_site, write_site
 
-KIND = Record("invariclip.test", "a test", "`a test`", 1, 1 << 16, SiteError)
+
+@dataclass(frozen=True)
+class Facts:
+    name: str
+    n: int = 0
+
+
+KIND = Record("invariclip.test", "a test", "`a test`", 1, 1 << 16, SiteError, Facts)
 
 
 @pytest.mark.parametrize(
@@ -124,9 +131,27 @@ def test_a_record_comes_back_as_it_was(tmp_path):
     content = KIND.to_bytes(tensors, {"name": 'a "file_sha256": "' + "1" * 64 + '"', "n": 3})
     assert content == KIND.to_bytes(tensors, {"name": 'a "file_sha256": "' + "1" * 64 + '"', "n": 3})
     for read, facts in (read_back(content, tmp_path / "x"), KIND.from_bytes(content, "x")):
-        assert facts == {"name": 'a "file_sha256": "' + "1" * 64 + '"', "n": 3}
+        assert facts == Facts('a "file_sha256": "' + "1" * 64 + '"', 3)
         assert set(read) == {"a", "b"}
         np.testing.assert_array_equal(read["b"], tensors["b"])
+
+
+@pytest.mark.parametrize(
+    ("facts", "reason"),
+    [
+        ({}, "name"),
+        ({"name": 1}, "name"),
+        ({"name": "x", "n": 1.5}, "n"),
+        ({"name": "x", "more": 1}, "not known: more"),
+        ({"name": "x", "": 1}, "not known: ''"),
+    ],
+)
+def test_facts_of_another_kind_are_refused_under_a_digest_that_is_right(tmp_path, facts, reason):
+    content = KIND.to_bytes({"a": np.zeros(1)}, facts)
+    for read in (lambda: KIND.from_bytes(content, "x"), lambda: read_back(content, tmp_path / "x")):
+        with pytest.raises(SiteError, match=r"x: not a test written by `a test`: ") as refused:
+            read()
+        assert reason in str(refused.value)
 
 
 def flips(content):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -17,7 +17,7 @@ from invariclip.calibrate.data.versions import Changes
 from invariclip.errors import InputError
 from invariclip.plain import read_plain
 from invariclip.preprocessing.interventions import kinds_of, parse_kinds
-from invariclip.preprocessing.prompts import read_templates
+from invariclip.preprocessing.prompts import read_lines, read_templates
 
 if TYPE_CHECKING:
     import os
@@ -129,7 +129,8 @@ class SourceEntry:
             InputError: It is something else.
         """
         value = self.values.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not (value > 0 and math.isfinite(value)):
+        known = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not known or not 0 < value <= sys.float_info.max:  # a NaN fails too
             raise self._wrong(key, "a number above zero", value)
         return float(value)
 
@@ -315,17 +316,10 @@ def _one_of(entry: SourceEntry, key: str, file: str) -> tuple[str, ...]:
     if (key in entry.values) == (file in entry.values):
         raise InputError(f"{entry.where}: give `path`, or {key!r} or {file!r}, one of the two")
     texts = entry.texts(key)
-    return texts if texts is not None else _lines(Path(entry.path(file)), key)
-
-
-def _lines(path: Path, key: str) -> tuple[str, ...]:
-    if key == "templates":
-        return read_templates(path)
-    try:
-        with path.open(encoding="utf-8-sig") as stream:
-            return tuple(line.strip() for line in stream if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as text ({error})") from error
+    if texts is not None:
+        return texts
+    path = entry.path(file)
+    return read_templates(path) if key == "templates" else read_lines(path, key)
 
 
 KINDS: dict[str, SourceKind] = {

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from invariclip.calibrate.data.stream.blocks import BLOCK_ROWS, RowBlock, Shard, require_file, unchanged
 from invariclip.errors import InputError, MissingExtraError
-from invariclip.records import parse_json
+from invariclip.records import safetensors_header
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -146,8 +146,7 @@ def _safetensors(file: Path) -> dict[str, _Column]:
         with safe_open(file, framework="numpy"):  # checks the header
             pass
         with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            header = parse_json(stream.read(length), str(file))
+            begin, header = safetensors_header(stream, str(file))
     except (SafetensorError, OSError) as error:
         raise InputError(f"{file}: not a safetensors file ({error})") from error
     header.pop("__metadata__", None)
@@ -155,7 +154,7 @@ def _safetensors(file: Path) -> dict[str, _Column]:
     if strange:
         raise InputError(f"{file}: holds {strange}; store float32")
     return {
-        name: _Column(file, 8 + length + tensor["data_offsets"][0], np.dtype(_DTYPES[tensor["dtype"]]),
+        name: _Column(file, begin + tensor["data_offsets"][0], np.dtype(_DTYPES[tensor["dtype"]]),
                       tuple(tensor["shape"]))
         for name, tensor in header.items()
     }  # fmt: skip

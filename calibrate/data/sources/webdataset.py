@@ -34,6 +34,7 @@ from invariclip.calibrate.data.stream.blocks import (
 )
 from invariclip.calibrate.data.versions import NO_CHANGES, Changes
 from invariclip.errors import InputError
+from invariclip.files import path_kind
 from invariclip.preprocessing.decode import IMAGE_SUFFIXES
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def archives(patterns: Sequence[str]) -> list[Path]:
         if "://" in name or name.startswith("pipe:"):
             raise InputError(f"{name}: only files are read; fetch it first, or mount it")
         for pattern in _expanded(name):
-            literal = Path(pattern).exists() or not glob.has_magic(pattern)
+            literal = not glob.has_magic(pattern) or path_kind(Path(pattern)) != ""
             matches = [pattern] if literal else sorted(glob.glob(pattern, recursive=True))
             if not matches:
                 raise InputError(f"{pattern}: matches no file")

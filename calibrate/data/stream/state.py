@@ -26,7 +26,43 @@ if TYPE_CHECKING:
 
     from invariclip.calibrate.data.stream.blocks import Shard
 
-STATE_FILE = Record("invariclip.state", "moments", "`invariclip calibrate --sources`", 3, 8 << 30, InputError)
+
+@dataclass(frozen=True)
+class LeftOutFacts:
+    """How often something was left out, and what, for example."""
+
+    count: int
+    examples: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class StateFacts:
+    """What a state's file says beside its matrices; see `MomentsState`.
+
+    Attributes:
+        invariclip: The version that wrote it.
+        numpy: Likewise.
+        width: D.
+        encoder: Digest of weights and pixels.
+        sums: Source, part, group and the numbers of `Moments`; the matrices of entry k are called `k.NAME`.
+        done: Digest → source and name.
+        left_out: Source → reason → what was left out.
+    """
+
+    invariclip: str
+    numpy: str
+    width: int
+    encoder: str
+    sums: tuple[dict[str, int | float | str], ...]
+    done: dict[str, tuple[str, str]]
+    left_out: dict[str, dict[str, LeftOutFacts]]
+
+
+STATE_FILE = Record(
+    "invariclip.state", "moments", "`invariclip calibrate --sources`", 3, 8 << 30, InputError, StateFacts
+)
+_MAX_WIDTH = 1 << 15
+"""A matrix of it fills such a file."""
 GROUPS = 16
 """Pairs are kept in as many sums, by shard, so that a bootstrap over groups can tell how sure the projection is."""
 _PAIR_NUMBERS = ("pairs", "pair_weight", "pair_weight_squares", "pair_fourth", "pair_independent")
@@ -223,28 +259,46 @@ def state_from_bytes(content: bytes, where: str) -> MomentsState:
     return _checked(facts, tensors, where)
 
 
-def _checked(facts: dict[str, Any], held: dict[str, Any], where: str) -> MomentsState:
+def _checked(facts: StateFacts, held: dict[str, Any], where: str) -> MomentsState:
     try:
         return _state(facts, held)
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+    except (KeyError, ValueError, TypeError) as error:
         STATE_FILE.refuse(where, error)
 
 
-def _state(facts: dict[str, Any], held: dict[str, Any]) -> MomentsState:
-    width = int(facts["width"])
-    shapes = {"point_sum": (width,), "point_outer": (width, width), "pair_outer": (width, width)}
-    state = MomentsState(width, str(facts["encoder"]))
-    for place, entry in enumerate(facts["sums"]):
-        key = (entry.pop("source"), entry.pop("part"), entry.pop("group"))
-        matrices = {name: held.get(f"{place}.{name}", np.zeros(shape)) for name, shape in shapes.items()}
-        for name, matrix in matrices.items():
-            if matrix.shape != shapes[name] or matrix.dtype != np.float64 or not np.isfinite(matrix).all():
-                raise ValueError(f"its {name} of {key[0]} is not {list(shapes[name])} of finite float64 values")
-        for name, value in entry.items():
+def _state(facts: StateFacts, held: dict[str, Any]) -> MomentsState:
+    if not 1 <= facts.width <= _MAX_WIDTH:
+        raise ValueError(f"its width is {facts.width}, not from 1 to {_MAX_WIDTH}")
+    state = MomentsState(facts.width, facts.encoder)
+    for place, entry in enumerate(facts.sums):
+        numbers: dict[str, Any] = dict(entry)
+        key = (numbers.pop("source"), numbers.pop("part"), numbers.pop("group"))
+        if [*map(type, key)] != [str, str, int] or key in state.sums:
+            raise ValueError(f"its sums {key!s:.100} are of another type, or stand twice")
+        for name, value in numbers.items():
             kinds = (int,) if name in _COUNTS else (int, float)
             if isinstance(value, bool) or not isinstance(value, kinds) or not 0 <= value < np.inf:
-                raise ValueError(f"its {name} of {key[0]} is {value!r}, not a number of zero or more")
-        state.sums[key] = Moments(**entry, **matrices)
-    state.done = {digest: (what[0], what[1]) for digest, what in facts["done"].items()}
-    state.tallies = {source: ProblemCounts.from_json(plain) for source, plain in facts["left_out"].items()}
+                raise ValueError(f"its {name} of {key[0]} is {value!r:.50}, not a number of zero or more")
+        state.sums[key] = Moments(**numbers, **_matrices(place, facts.width, held, key[0]))
+    strange = held.keys() - {f"{place}.{name}" for place in range(len(facts.sums)) for name in _MATRICES}
+    if strange:
+        raise ValueError(f"it holds a matrix that belongs to no sums: {min(strange)!r:.100}")
+    state.done = dict(facts.done)
+    for source, reasons in facts.left_out.items():
+        state.tallies[source] = ProblemCounts()
+        for reason, what in reasons.items():
+            state.tallies[source].add(reason, what.examples, what.count)
     return state
+
+
+def _matrices(place: int, width: int, held: dict[str, Any], source: str) -> dict[str, Any]:
+    """The matrices of an entry; one that the file leaves out is zero, and takes no memory."""
+    matrices = {}
+    for name in _MATRICES:
+        shape = (width,) if name == "point_sum" else (width, width)
+        matrices[name] = matrix = held.get(f"{place}.{name}", np.broadcast_to(np.zeros(()), shape))
+        if matrix.shape != shape or matrix.dtype != np.float64:
+            raise ValueError(f"its {name} of {source} is not {list(shape)} of float64 values")
+        if f"{place}.{name}" in held and not np.isfinite(matrix).all():
+            raise ValueError(f"its {name} of {source} has values that are not finite")
+    return matrices

@@ -28,6 +28,7 @@ constexpr std::size_t length_bytes = 8;
 constexpr const char* metadata_name = "__metadata__";
 constexpr const char* site_key = "invariclip.site";
 constexpr std::array<const char*, 3> sums{"total", "taken_for", "training_mean"};
+constexpr std::array<const char*, 6> known_facts{"file_sha256", "schema", "name", "space_id", "images", "provenance"};
 // As in Python, which says what they are
 constexpr double prior = 10.0;
 constexpr double per_kind = 5.0;
@@ -239,6 +240,12 @@ Site Site::parse(std::string_view bytes) {
         site.space_id_ = facts.at("space_id").text("space_id");
         site.images_ = facts.at("images").count("images", 0, max_images);
         static_cast<void>(facts.at("provenance").object("provenance"));
+        for (const auto& member : facts.object("facts")) {
+            const auto known = [&](const char* name) { return member.first == name; };
+            if (std::none_of(known_facts.begin(), known_facts.end(), known)) {
+                no_site("its facts hold " + json::quoted(member.first) + ", which is not known");
+            }
+        }
         for (const auto& member : header.object("the header")) {
             const auto known = [&](const char* name) { return member.first == name; };
             if (member.first != metadata_name && std::none_of(sums.begin(), sums.end(), known)) {

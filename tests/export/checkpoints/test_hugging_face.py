@@ -309,3 +309,22 @@ def test_what_a_trainer_leaves_beside_the_weights_is_not_taken_for_them(folder):
     torch.save(tensors, folder / "pytorch_model.bin")
     torch.save({"state": {}}, folder / "optimizer.pt")
     assert load_checkpoint(str(folder)).source == "pytorch_model.bin"
+
+
+@pytest.mark.parametrize("size", [{"num_hidden_layers": 2**24}, {"hidden_size": 2**24}, {"intermediate_size": 2**24}])
+@pytest.mark.parametrize("tower", ["text_config", "vision_config"])
+def test_a_config_asks_for_no_more_than_its_weights_explain(folder, tower, size):
+    plain = json.loads((folder / "config.json").read_text())
+    plain[tower] |= size
+    (folder / "config.json").write_text(json.dumps(plain))
+    with pytest.raises(CheckpointError, match="its config describes a larger model than the weights are of"):
+        load_checkpoint(str(folder))
+
+
+@pytest.mark.parametrize("eps", [0, 1, -1e-5, 2**31])
+def test_an_epsilon_that_is_none_is_refused(folder, eps):
+    plain = json.loads((folder / "config.json").read_text())
+    plain["text_config"]["layer_norm_eps"] = eps
+    (folder / "config.json").write_text(json.dumps(plain))
+    with pytest.raises(CheckpointError, match="text_config describes no tower: layer_norm_eps"):
+        load_checkpoint(str(folder))

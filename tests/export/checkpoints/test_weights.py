@@ -73,7 +73,7 @@ def test_a_malicious_pickle_is_refused_and_does_not_run(tmp_path, ending, save):
     trace = tmp_path / "executed"
     path = tmp_path / f"evil{ending}"
     save({"weight": torch.zeros(2), "evil": Bomb(trace)}, path)
-    with pytest.raises(CheckpointError, match="refused, it holds Python objects besides tensors") as caught:
+    with pytest.raises(CheckpointError, match=r"refused, it holds Python objects besides|if it is a pickle") as caught:
         weights.read_state_dict(path)
     assert "\n" not in str(caught.value)
     assert not trace.exists()
@@ -95,6 +95,54 @@ def test_a_damaged_file_is_named(tmp_path, ending, kind):
     path.write_bytes({"garbage": b"\x93 no checkpoint \x00" * 40, "empty": b"", "truncated": whole[:-50]}[kind])
     with pytest.raises(CheckpointError, match=r"weights.*not a checkpoint, or damaged"):
         weights.read_state_dict(path)
+
+
+def test_torch_does_not_look_at_checksums_and_we_do(tmp_path):
+    path, rng = tmp_path / "weights.pt", np.random.default_rng(0)
+    torch.save(TENSORS, path)
+    whole, wanted = path.read_bytes(), weights.read_state_dict(path)
+    begin = whole.index(TENSORS["a"].numpy().tobytes())
+    for place in rng.integers(begin, begin + TENSORS["a"].nbytes, 20):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(damaged)
+        assert torch.load(path, weights_only=True).keys() == TENSORS.keys()
+        with pytest.raises(CheckpointError, match="is not what its checksum says; fetch it again"):
+            weights.read_state_dict(path)
+    path.write_bytes(whole)
+    assert weights.read_state_dict(path).keys() == wanted.keys()
+
+
+def test_a_name_that_stands_twice_in_a_header_is_refused(tmp_path):
+    entry = '{"dtype": "F32", "shape": [1], "data_offsets": [%d, %d]}'
+    header = f'{{"a": {entry % (0, 4)}, "a": {entry % (0, 4)}}}'.encode()
+    (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(CheckpointError, match="'a' stands twice in one object"):
+        weights.read_state_dict(tmp_path / "a.safetensors")
+
+
+def test_the_format_before_checksums_is_refused(tmp_path):
+    torch.save(TENSORS, tmp_path / "a.pt", _use_new_zipfile_serialization=False)
+    with pytest.raises(CheckpointError, match=r"in which damage cannot be told, save its state_dict\(\) as"):
+        weights.read_state_dict(tmp_path / "a.pt")
+
+
+def test_an_archive_that_torch_does_not_write_is_refused(tmp_path):
+    torch.save(TENSORS, tmp_path / "a.pt")
+    with zipfile.ZipFile(tmp_path / "a.pt") as archive:
+        members = [(name, archive.read(name)) for name in archive.namelist()]
+    with zipfile.ZipFile(tmp_path / "packed.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members:
+            archive.writestr(name, content)
+    with pytest.raises(CheckpointError, match="its archive is compressed"):
+        weights.read_state_dict(tmp_path / "packed.pt")
+    with zipfile.ZipFile(tmp_path / "twice.pt", "w") as archive:
+        for name, content in members:
+            archive.writestr(name, content)
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            archive.writestr(*members[-1])
+    with pytest.raises(CheckpointError, match="a name stands twice"):
+        weights.read_state_dict(tmp_path / "twice.pt")
 
 
 def test_missing_and_foreign_files_are_named(tmp_path):

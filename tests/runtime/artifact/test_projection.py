@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from invariclip.artifact.projection import Projection, identity, read_projection, write_projection
+from invariclip.artifact.projection import PROJECTION_FILE, Projection, identity, read_projection, write_projection
 from invariclip.errors import ProjectionError
 
 
@@ -72,3 +72,25 @@ def test_bad_files_are_one_typed_line(tmp_path):
         with pytest.raises(ProjectionError) as caught:
             read_projection(path)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"eigenvalues": np.zeros(24, np.complex64)}, "its arrays are not three of float64"),
+        ({"eigenvalues": np.full(24, np.nan)}, "the eigenvalues are no vector of finite numbers"),
+        ({"more": np.zeros(2)}, "its arrays are not three of float64"),
+    ],
+)
+def test_other_arrays_are_refused_under_a_digest_that_is_right(tmp_path, tiny_projection, changed, said):
+    arrays = {
+        "A_inv": tiny_projection.A_inv,
+        "training_mean": tiny_projection.training_mean,
+        "eigenvalues": np.zeros(24),
+    }
+    facts = {"estimator": "icm", "strength": 1.0, "provenance": {}}
+    (tmp_path / "p").write_bytes(PROJECTION_FILE.to_bytes(arrays, facts))
+    read_projection(tmp_path / "p")
+    (tmp_path / "p").write_bytes(PROJECTION_FILE.to_bytes(arrays | changed, facts))
+    with pytest.raises(ProjectionError, match=said):
+        read_projection(tmp_path / "p")

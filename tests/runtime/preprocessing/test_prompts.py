@@ -133,3 +133,29 @@ def test_the_ensemble_is_a_set_of_eighty():
     assert not any("{}" in template.replace("{}", "", 1) for template in templates)
     with pytest.raises(InputError, match="no set of templates is called 'ensemle'; available: ensemble"):
         prompts.template_set("ensemle")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("cat\ndog\n".encode("utf-16-le"), r"line 1 holds the character U\+0000"),
+        ("cat\ndog\n".encode("utf-16-be"), r"line 1 holds the character U\+0000"),
+        (
+            b"cat\na\x0bb\n",
+            r"line 2 holds the character U\+000B, which belongs to no list of classes; save the file as",
+        ),
+        ("cat\na\u2028b".encode(), r"line 2 holds the character U\+2028"),
+        (b"\xef\xbb\xbf\xef\xbb\xbfcat", r"line 1 holds the character U\+FEFF"),
+        (b"cat\r\r\ndog\x85", "cannot be read as text"),
+        ("cat\r\r\ndog\x85b".encode(), r"line 3 holds the character U\+0085"),
+    ],
+)
+def test_control_characters_belong_to_no_list(tmp_path, content, said):
+    (tmp_path / "list").write_bytes(content)
+    with pytest.raises(InputError, match=said):
+        prompts.read_lines(tmp_path / "list", "classes")
+
+
+def test_lines_end_as_in_any_text_file(tmp_path):
+    (tmp_path / "list").write_bytes("a\tb\r\nc\rd\n\n e\u00a0f \n".encode())
+    assert prompts.read_lines(tmp_path / "list", "classes") == ("a\tb", "c", "d", "e\u00a0f")

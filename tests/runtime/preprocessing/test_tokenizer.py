@@ -170,3 +170,46 @@ def test_ids_before_a_text_stand_behind_the_special_tokens_and_are_never_cut(tin
     assert full[0, -1] == tokenizer.spec.end_token_ids[0]
     with pytest.raises(InputError, match="leave it no room"):
         tokenizer("a cat", prefix=(*before, -99))
+
+
+def bpe(**changes):
+    model = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+             "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
+             "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b"], **changes}  # fmt: skip
+    return json.dumps({"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
+                       "pre_tokenizer": None, "post_processor": None, "decoder": None, "model": model})  # fmt: skip
+
+
+SPEC = TextSpec(8, (5,), (6,), 0, "verbatim")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        bpe(continuing_subword_prefix="longer than any piece"),  # the library panics: no Exception
+        bpe(vocab={"a": 0}),
+        "{",
+    ],
+)
+def test_what_the_library_cannot_use_is_typed_also_where_it_panics(content):
+    with pytest.raises(ArtifactError, match=r"not a tokenizer.json that the tokenizers library can use") as refused:
+        Tokenizer(content, SPEC)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_a_tokenizer_that_is_wrong_only_in_use_is_typed():
+    content = json.loads(bpe())
+    content["model"] = {"type": "WordLevel", "vocab": {}, "unk_token": "<unk>"}
+    with pytest.raises(ArtifactError, match=r"can use \(WordLevel error: Missing"):
+        Tokenizer(json.dumps(content), SPEC)(["a"])
+
+
+def test_a_tokenizer_that_answers_by_chance_is_refused():
+    np.testing.assert_array_equal(Tokenizer(bpe(), SPEC)("ab"), [[5, 2, 6, 0, 0, 0, 0, 0]])
+    with pytest.raises(ArtifactError, match="by chance"):
+        Tokenizer(bpe(dropout=0.5), SPEC)
+
+
+def test_half_a_character_is_no_text():
+    with pytest.raises(InputError, match=r"must be Unicode: 'a\\ud800' holds half a character"):
+        Tokenizer(bpe(), SPEC)(["ab", "a\ud800"])

@@ -129,7 +129,7 @@ def test_embed(ask, model, images, tmp_path):
     read = read_embeddings(path)
     assert (read.items, read.space_id) == (tuple(texts), model.space_id)
     np.testing.assert_array_equal(read.vectors, wanted)
-    assert len(EMBEDDINGS_FILE.from_bytes(file.body, "x")[1]["warnings"]) == 1
+    assert len(EMBEDDINGS_FILE.from_bytes(file.body, "x")[1].warnings) == 1
 
 
 def test_the_model_says_what_it_is(ask, unsure, model):

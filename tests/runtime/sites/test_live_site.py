@@ -11,6 +11,7 @@ import invariclip
 from invariclip.cli.main import main
 from invariclip.errors import InputError, SiteError
 from invariclip.preprocessing.find import find_images
+from invariclip.records import seal
 from invariclip.sites.live_site import CHANGED, EVENTS, LiveSite, SiteWindow
 from invariclip.sites.site import new_site, read_site, write_site
 from invariclip.sites.site_log import PART_FILE, SiteLog, replay
@@ -317,6 +318,27 @@ def test_a_replay_with_other_classes_is_refused(tiny_artifact, tiny_images, tmp_
                   str(tmp_path / "yard.safetensors"), *more])  # fmt: skip
         assert end.value.code == code
         assert said in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda facts: facts["window"].pop("blocks"),
+            "its window lacks a field; available: floor, step, block",
+        ),
+        (lambda facts: facts.update(more=1), "has a field that is not known: 'more'"),
+        (lambda facts: facts["window"].update({"": 1}), "has a field that is not known: ''"),
+    ],
+)
+def test_a_logs_window_is_whole_or_refused(tmp_path, change, said):
+    SiteLog(tmp_path / "yard", _empty(), SMALL, 1 << 20)
+    path = tmp_path / "yard" / "log.json"
+    facts = json.loads(path.read_text())
+    change(facts)
+    path.write_bytes(seal(json.dumps(facts).encode()))
+    with pytest.raises(SiteError, match=said):
+        replay(tmp_path / "yard", BANK)
 
 
 def test_events_that_are_no_numbers_are_refused(tmp_path):

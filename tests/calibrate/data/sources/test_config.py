@@ -109,6 +109,7 @@ def test_interventions_of_a_file(desk):
         ("{kind: texts, classes: dog}", "'templates' or 'templates_file', one of the two"),
         ("{kind: texts, path: a, classes: dog}", "`path`, or classes and templates, not both"),
         ("{kind: texts, classes: dog, templates: 'a {}'}", "source 1: .*one template gives no pair"),
+        ("{kind: pairs, path: a.csv, weight: 1" + "0" * 400 + "}", "'weight' must be a number above zero"),
         ("{kind: texts, classes_file: none.txt, templates: 'a {}'}", "none.txt: cannot be read"),
         ("just a text", "source 1: must be a mapping with a `kind`"),
     ],
@@ -160,3 +161,17 @@ def test_domainbed(desk, reading):
     assert reading.read_all(source, reading.Rowwise()).parts["natural"].pairs == 7
     with pytest.raises(InputError, match="no set is called 'pax'"):
         sources_of({"sources": [{**entry, "set": "pax"}]})[0].shards()
+
+
+@pytest.mark.parametrize("kind", ["kind: images", "kind: domainbed, set: PACS", "kind: webdataset"])
+def test_a_path_that_no_file_can_have_is_told(tmp_path, kind):
+    (tmp_path / "s.yaml").write_text(f"sources: [{{{kind}, path: {'x' * 300}}}]")
+    with pytest.raises(InputError, match=r"cannot be read|no such file"):
+        sources_of(tmp_path / "s.yaml")[0].shards()
+
+
+def test_classes_of_a_file_are_read_as_any_list_is(tmp_path):
+    (tmp_path / "names.txt").write_bytes("cat\ndog\n".encode("utf-16-le"))
+    (tmp_path / "s.yaml").write_text("sources: [{kind: texts, classes_file: names.txt, templates: ['a {}', 'the {}']}]")
+    with pytest.raises(InputError, match=r"line 1 holds the character U\+0000"):
+        sources_of(tmp_path / "s.yaml")

@@ -227,8 +227,13 @@ def test_states_that_cannot_be_read(tmp_path):
         (lambda facts: facts["sums"][0].update(point_fourth=-1.0), "point_fourth of given is -1.0"),
         (lambda facts: facts["sums"][0].update(unknown=1), "not moments written by"),
         (lambda facts: facts["sums"][0].pop("pair_fourth"), "not moments written by"),
-        (lambda facts: facts.update(width=WIDTH + 1), "is not .* of finite float64 values"),
+        (lambda facts: facts.update(width=WIDTH + 1), "is not .* of float64 values"),
         (lambda facts: facts.pop("done"), "not moments written by"),
+        (lambda facts: facts.update(done={"digest": "x"}), r"Expected `array`, got `str` - at `\$\.done"),
+        (lambda facts: facts.update(width=2**40), "its width is 1099511627776, not from 1 to"),
+        (lambda facts: facts.update(more=1), "has a field that is not known: more"),
+        (lambda facts: facts["sums"].append(facts["sums"][0]), "stand twice"),
+        (lambda facts: facts["sums"].pop(), "a matrix that belongs to no sums"),
     ],
 )
 def test_states_whose_facts_are_damaged(tmp_path, change, told):
