@@ -65,6 +65,28 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
+def require_writable(path: Path, remedy: str = "") -> None:
+    """Tries, before long work, whether a file or folder can be made at `path`; nothing is left of the trial.
+
+    Args:
+        path: What is to be written; folders above it may be missing.
+        remedy: What the error says at its end.
+
+    Raises:
+        InputError: Its folder, or the first one above it that is there, cannot be written.
+    """
+    above = path.absolute().parent
+    while not os.path.lexists(above):
+        above = above.parent
+    try:
+        if not above.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{above} is not a folder")
+        with tempfile.TemporaryFile(dir=above):
+            pass
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error}){remedy}") from error
+
+
 @contextmanager
 def new_directory(path: Path, *, owned: Callable[[Path], Collection[str]] | None = None) -> Iterator[Path]:
     """A folder to fill that takes the name `path` only when the block ends well, in one step where the system can.
@@ -130,12 +152,15 @@ def _full_disk(path: Path, temporary: Path) -> Iterator[None]:
     """Names `path` where a disk is full, rather than the hidden folder or, after a copy, the file that was read."""
     try:
         yield
-    except OSError as error:
-        names = [Path(os.fsdecode(name)) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
-        ours = not names or any(name.is_relative_to(temporary) for name in names)
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or not ours:
+    except (OSError, InputError) as error:
+        of_system = error.__cause__ if isinstance(error, InputError) else error  # see `write_atomically`
+        if not isinstance(of_system, OSError) or of_system.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from error
+        files = (of_system.filename, of_system.filename2)
+        names = [Path(os.fsdecode(name)) for name in files if isinstance(name, str | bytes)]
+        if names and not any(name.is_relative_to(temporary) for name in names):
+            raise
+        raise InputError(f"{path}: cannot be written ({of_system.strerror})") from error
 
 
 _UNFINISHED = ".unfinished"
