@@ -17,7 +17,7 @@ from invariclip.artifact.embeddings import Embeddings, read_embeddings, write_em
 from invariclip.artifact.folder import checked_path, describe_file, read_manifest
 from invariclip.artifact.manifest import MANIFEST, SCHEMA_VERSION, FileFacts, ModelFacts, Step, space_id
 from invariclip.errors import ArtifactError, InputError
-from invariclip.files import new_directory, scratch_directory, user_cache, write_atomically
+from invariclip.files import new_directory, require_writable, scratch_directory, user_cache, write_atomically
 from invariclip.preprocessing.pixels import PixelSpec
 from invariclip.preprocessing.prompts import class_bank
 from invariclip.preprocessing.tokenizer import TextSpec
@@ -349,6 +349,15 @@ def test_embeddings_round_trip_and_refuse_another_space(tmp_path):
             read_embeddings(path)
 
 
+def test_an_output_is_tried_before_the_work_and_the_trial_leaves_nothing(tmp_path):
+    require_writable(tmp_path / "a" / "b" / "x.icm")
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file" / "x", tmp_path / "file" / "deep" / "x", Path("/proc/nowhere/x")):
+        with pytest.raises(InputError, match=r"x: cannot be written \(.*\); name another"):
+            require_writable(path, "; name another")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_the_bank_is_the_unit_mean_of_unit_prompts():
     vectors = np.eye(4)[[0, 1, 2, 2]]
     bank = class_bank(lambda texts: vectors[: len(texts)], ["x", "y"], ["{}", "a {}"])
@@ -385,6 +394,17 @@ def test_a_full_disk_is_told_of_the_folder_that_was_asked_for(tmp_path, monkeypa
     ):
         shutil.copyfile(source, folder / "copy")
     assert "source" not in str(said.value)
+
+    def full_inside(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("invariclip.files._write_all", full_inside)
+    with (
+        pytest.raises(InputError, match=r"x\.icm: cannot be written \(No space left on device\)") as said,
+        new_directory(tmp_path / "x.icm") as folder,
+    ):
+        write_atomically(folder / "tokenizer.json", "content")
+    assert "tokenizer" not in str(said.value)
     with pytest.raises(OSError, match="elsewhere"), new_directory(tmp_path / "x.icm"):
         raise OSError(errno.ENOSPC, "No space left on device", "/elsewhere")
     assert [entry.name for entry in tmp_path.iterdir()] == ["source"]

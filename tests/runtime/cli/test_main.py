@@ -123,22 +123,6 @@ def test_printable():
     assert json.loads(json_text(["a\udce9", {"\udc80": "\udbff"}])) == ["a\\xe9", {"\\x80": "\ufffd"}]
 
 
-def test_nothing_is_counted_or_looked_up_by_the_engine(tiny_artifact, tiny_images, tmp_path):
-    """ONNX Runtime's builds keep a device id and events under the user's cache, and look a host up."""
-    env = {key: value for key, value in os.environ.items() if key not in ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME")}
-    watch = (
-        "import sys, socket\n"
-        "sys.addaudithook(lambda event, _: event.startswith('socket.') and print(event, file=sys.stderr))\n"
-        "from invariclip.cli.main import main\n"
-        f"main(['predict', {str(tiny_artifact)!r}, {str(tiny_images)!r}, '--quiet'])\n"
-    )
-    done = subprocess.run([sys.executable, "-c", watch], capture_output=True, text=True, check=False,
-                          env={**env, "HOME": str(tmp_path)})  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
-
-
 def test_an_empty_list_of_classes_is_never_the_artifacts_own(tiny_artifact, tiny_images, tmp_path, capsys):
     (tmp_path / "empty.txt").write_text("\n \n")
     for words in (["--classes", ""], ["--classes", " , "], ["--classes-file", str(tmp_path / "empty.txt")]):
