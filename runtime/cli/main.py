@@ -126,6 +126,8 @@ def run_command(command: click.Command, prog_name: str | None = None, arguments:
     words = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
+    if not debug:
+        sys.unraisablehook = _one_line_unraisable
     _open_standard_error()
     with suppress(ValueError):  # not the main thread
         signal.signal(signal.SIGTERM, _stop)
@@ -214,6 +216,15 @@ def _reported(error: BaseException) -> str:
     except OSError:
         return "run it again with --debug to see where"
     return f"please report it with {path}, or run it again with --debug"
+
+
+def _one_line_unraisable(raised: Any) -> None:
+    """What fails where nobody can catch it, as when an object is let go at the exit, is told in one line."""
+    note(f"invariclip: warning: {raised.err_msg or 'while cleaning up'}: {_kind_and_words(raised.exc_value)}")
+
+
+def _kind_and_words(error: BaseException | None) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _one_line_warning(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import math
 import signal
 import socket
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
@@ -22,6 +24,33 @@ if TYPE_CHECKING:
 
 _BACKLOG = 2048
 _KEEP_ALIVE = 75  # seconds an idle connection stays: longer than proxies keep theirs, or they would meet a closed one
+
+_SAY_AGAIN = 60.0  # seconds
+
+
+class FullTable:
+    """asyncio's handler of errors, with one line a minute where connections find no free descriptor.
+
+    asyncio's own writes a traceback for each of thousands of tries a second.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        """Takes the socket that listens: once it is closed, asyncio's later tries to listen again mean nothing."""
+        self._sock, self._said = sock, -math.inf
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Says what went wrong."""
+        error = context.get("exception")
+        if self._sock.fileno() < 0 and "_start_serving" in context["message"]:
+            return
+        if not isinstance(error, OSError) or error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS):
+            loop.default_exception_handler(context)
+        elif loop.time() - self._said >= _SAY_AGAIN:
+            self._said = loop.time()
+            note(
+                f"invariclip: no further connection can be taken for now ({error.strerror}); "
+                "allow more open files (ulimit -n), or fewer clients"
+            )
 
 
 def listening(host: str, port: int) -> socket.socket:
@@ -80,6 +109,7 @@ def run(
     server = uvicorn.Server(config)
 
     async def serve() -> None:
+        asyncio.get_running_loop().set_exception_handler(FullTable(sock))
         serving = asyncio.ensure_future(server.serve(sockets=[sock]))
         try:
             await asyncio.to_thread(service.warm_up)
