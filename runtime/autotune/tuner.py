@@ -120,8 +120,8 @@ def tune(folder: str | os.PathLike[str], settings: TuneSettings | None = None, *
         with search:
             finalists = search.run(found, stages_for(basis.objective, basis.batches), wanted.seconds)
             taken, why = _checked(search, finalists)
-    except KeyboardInterrupt:
-        raise TuningInterruptedError(f"{where}: interrupted; {_best_so_far(search)}; nothing was written") from None
+    except KeyboardInterrupt as stop:
+        raise TuningInterruptedError(f"{where}: interrupted; {_best_so_far(search)}; nothing was written") from stop
     candidate = taken.entry.candidate
     profile = MachineProfile(
         basis=basis,

@@ -135,10 +135,10 @@ def run_command(command: click.Command, prog_name: str | None = None, arguments:
         code = command.main(args=words, prog_name=prog_name, standalone_mode=False)
         sys.stdout.flush()
     except InvariclipError as error:
-        _fail(str(error), error.exit_code, words, error if debug else None)
+        _fail(str(error), _STOPPED_CODE if _was_stopped(error) else error.exit_code, words, error if debug else None)
     except (click.exceptions.Abort, KeyboardInterrupt) as error:
-        if isinstance(error, _Stopped) or isinstance(error.__cause__, _Stopped):  # click makes an Abort of it
-            _fail("stopped; run the same command again", 143, words)
+        if _was_stopped(error):
+            _fail("stopped; run the same command again", _STOPPED_CODE, words)
         _fail("interrupted; run the same command again", 130, words)
     except click.ClickException as error:
         _fail(error.format_message(), 2, words)
@@ -154,8 +154,16 @@ def run_command(command: click.Command, prog_name: str | None = None, arguments:
     sys.exit(code if isinstance(code, int) else 0)
 
 
+_STOPPED_CODE = 143
+
+
 class _Stopped(KeyboardInterrupt):
     """SIGTERM: whoever saves what is done at a KeyboardInterrupt does it here too."""
+
+
+def _was_stopped(error: BaseException) -> bool:
+    """Whether SIGTERM ended the work: click makes an Abort of it, and a command may say how far it came."""
+    return isinstance(error, _Stopped) or isinstance(error.__cause__, _Stopped)
 
 
 def _fail(message: str, code: int, arguments: list[str], shown: BaseException | None = None) -> NoReturn:

@@ -5,6 +5,7 @@ SIGKILL is what the system sends when memory runs out, and nothing can be done a
 
 from __future__ import annotations
 
+import json
 import signal
 import time
 from collections import Counter
@@ -36,8 +37,13 @@ _HEARD = (signal.SIGTERM, signal.SIGINT)
 @click.option("--work", type=click.Path(path_type=Path), default=Path("build/stops"), show_default=True)
 @click.option("--out", "-o", type=click.Path(path_type=Path), default=Path("docs/stops.md"), show_default=True)
 def stops(names: tuple[str, ...], kills: int, others: int, work: Path, out: Path) -> int:
-    """Stop commands at many moments, and compare what they give afterwards; exit 1 if anything is not right."""
-    began, records, wholes = time.monotonic(), [], {}
+    """Stop commands at many moments, and compare what they give afterwards; exit 1 if anything is not right.
+
+    Commands that are not named stay as they were in the record.
+    """
+    began, records = time.monotonic(), []
+    kept = json.loads(out.with_suffix(".json").read_text(encoding="utf-8")) if names and out.exists() else {}
+    wholes = dict(kept.get("whole_s", {}))
     for name in names or tuple(one.name for one in COMMANDS):
         trials = Trials(command_named(name), work.resolve())
         wholes[name] = round(trials.whole_s, 2)
@@ -47,9 +53,12 @@ def stops(names: tuple[str, ...], kills: int, others: int, work: Path, out: Path
             records.append(record)
             for problem in record.problems:
                 note(f"{name}, {record.signal} at {record.moment}: {problem}")
+    order = [one.name for one in COMMANDS]
+    others_kept = [one for one in kept.get("stops", []) if one["command"] not in names]
     result = {
-        "version": __version__, "date": time.strftime("%Y-%m-%d"), "whole_s": wholes,
-        "stops": [asdict(record) for record in records],
+        "version": __version__, "date": time.strftime("%Y-%m-%d"),
+        "whole_s": {name: wholes[name] for name in order if name in wholes},
+        "stops": sorted([*others_kept, *map(asdict, records)], key=lambda one: order.index(one["command"])),
     }  # fmt: skip
     write_result(out, result, page(result))
     note(f"{time.monotonic() - began:.0f} s")

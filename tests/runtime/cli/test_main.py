@@ -10,8 +10,9 @@ import time
 import click
 import pytest
 
-from invariclip.cli.main import main, run_command
+from invariclip.cli.main import _Stopped, main, run_command
 from invariclip.console import json_text, printable
+from invariclip.errors import TuningInterruptedError
 
 RUN = [sys.executable, "-m", "invariclip"]
 
@@ -48,6 +49,36 @@ def test_an_error_of_the_system_is_one_line(raised, code, words, capsys):
     assert said.err.strip().count("\n") == 0
     _, said = ended(raised, capsys, "--json")
     assert words in json.loads(said.out)["error"]
+
+
+def test_a_command_that_says_how_far_it_came_still_tells_a_stop_from_an_interruption(capsys):
+    for cause, code in ((_Stopped(), 143), (KeyboardInterrupt(), 130), (None, 130)):
+        error = TuningInterruptedError("x: interrupted; nothing was written")
+        error.__cause__ = cause
+        got, said = ended(error, capsys)
+        assert (got, said.err) == (code, "invariclip: x: interrupted; nothing was written\n")
+
+
+class Careless:
+    """Fails where nobody can catch it."""
+
+    def __del__(self):
+        raise ValueError("a\nb")
+
+
+def test_what_fails_when_an_object_is_let_go_is_one_line(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+
+    @click.command()
+    def command():
+        Careless()
+
+    with pytest.raises(SystemExit) as end:
+        run_command(command, "x", [])
+    assert end.value.code == 0
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("invariclip: warning: ")
+    assert line.endswith("ValueError: a b")
 
 
 def test_an_internal_error_names_a_report_with_its_traceback(capsys, tmp_path, monkeypatch):
