@@ -19,9 +19,9 @@ COMMANDS = {
     "adapt": ("adapt", "ARTIFACT", "--images", "IMAGES", "--name", "yard", "-o", "OUT.safetensors"),
     "tune": ("tune", "ARTIFACT", "--seconds", "1", "--threads", "1", "--profile", "OUT.json"),
     "calibrate": ("calibrate", "--model", "MODEL", "--images", "STYLES", "--estimator", "icm", "--interventions",
-                  "none", "--pairs-by", "name", "-o", "OUT.safetensors"),
+                  "greyscale", "--pairs-by", "name", "-o", "OUT.safetensors"),
     "export": ("export", "--model", "MODEL", "--images", "IMAGES", "-o", "OUT.icm"),
-    "build": ("build", "--model", "MODEL", "--images", "STYLES", "--estimator", "icm", "--interventions", "none",
+    "build": ("build", "--model", "MODEL", "--images", "STYLES", "--estimator", "icm", "--interventions", "greyscale",
               "--pairs-by", "name", "-o", "OUT.icm"),
 }  # fmt: skip
 QUICK = ("embed", "adapt", "tune")

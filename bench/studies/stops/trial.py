@@ -40,6 +40,7 @@ RESUMED_FROM = 0.6
 SERVED_S = 1.5
 """Seconds in which a server answers before it counts as whole."""
 _POLL, _LONGEST, _ORPHANS_S = 0.002, 600.0, 60.0
+_LEAST = 0.01
 _MARK = "INVARICLIP_STOPPED_TRIAL"
 _OLD = "notes.txt"
 _LOG_FILE = re.compile(r"work/log(/key-\d+(/\w+(/\d+(/(start\.safetensors|log\.json|\d{6}\.safetensors))?)?)?)?")
@@ -120,6 +121,9 @@ class Trials:
             over: Puts an older output in the output's place, with a file that is not ours where it is a folder. A
                 profile has none, because one that is there is read.
             resumed: Stops it by SIGTERM before, at `RESUMED_FROM`, so that it goes on from what that one kept.
+
+        Raises:
+            InvariclipError: The command always ended before the signal did anything.
         """
         share = moment
         over = over and any(not name.endswith(".json") for name in self.command.outputs)
@@ -134,6 +138,8 @@ class Trials:
             if isinstance(share, str):
                 share = 0.9
             share = round(0.8 * share, 3)
+            if share < _LEAST:
+                raise InvariclipError(f"{self.command.name}: {number.name} did not stop it at any moment")
         record.left = sorted(tree(self._folder).keys() - before)
         self._judge_stop(record, number)
         record.problems += self._finish()
@@ -254,7 +260,7 @@ class Trials:
         quiet = () if self.command.name == "serve" else ("--quiet",)
         return subprocess.Popen(
             [sys.executable, "-m", "invariclip", *self.command.words, *quiet], cwd=self._folder / "work",
-            env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=_hears_interrupts,
         )  # fmt: skip
 
     def _clear(self, *, over: bool = False) -> None:
@@ -344,6 +350,11 @@ class Asking:
         while self._port and self._process.poll() is None:
             with suppress(OSError):
                 self.ask("/v1/classify?site=yard")
+
+
+def _hears_interrupts() -> None:
+    """A shell lets what it starts in the background ignore Ctrl-C, and that is inherited."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _living(token: str, seconds: float) -> list[int]:
