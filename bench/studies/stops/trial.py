@@ -129,9 +129,11 @@ class Trials:
         over = over and any(not name.endswith(".json") for name in self.command.outputs)
         while True:
             self._clear(over=over)
-            before = set(tree(self._folder))
+            before, problems = set(tree(self._folder)), list[str]()
             if resumed:
-                self._stopped(StopRecord(self.command.name, "SIGTERM", ""), signal.SIGTERM, RESUMED_FROM)
+                first = StopRecord(self.command.name, "SIGTERM", "")
+                self._stopped(first, signal.SIGTERM, RESUMED_FROM)
+                problems += [f"the stop before: {problem}" for problem in first.problems]
             record = StopRecord(self.command.name, number.name, str(share), over=over, resumed=resumed)
             if self._stopped(record, number, share):
                 break
@@ -140,6 +142,7 @@ class Trials:
             share = round(0.8 * share, 3)
             if share < _LEAST:
                 raise InvariclipError(f"{self.command.name}: {number.name} did not stop it at any moment")
+        record.problems += problems
         record.left = sorted(tree(self._folder).keys() - before)
         self._judge_stop(record, number)
         record.problems += self._finish()

@@ -10,9 +10,9 @@ import time
 import click
 import pytest
 
-from invariclip.cli.main import _Stopped, main, run_command
+from invariclip.cli.main import main, run_command
 from invariclip.console import json_text, printable
-from invariclip.errors import TuningInterruptedError
+from invariclip.errors import MissingExtraError, TuningInterruptedError
 
 RUN = [sys.executable, "-m", "invariclip"]
 
@@ -51,12 +51,43 @@ def test_an_error_of_the_system_is_one_line(raised, code, words, capsys):
     assert words in json.loads(said.out)["error"]
 
 
-def test_a_command_that_says_how_far_it_came_still_tells_a_stop_from_an_interruption(capsys):
-    for cause, code in ((_Stopped(), 143), (KeyboardInterrupt(), 130), (None, 130)):
-        error = TuningInterruptedError("x: interrupted; nothing was written")
-        error.__cause__ = cause
-        got, said = ended(error, capsys)
-        assert (got, said.err) == (code, "invariclip: x: interrupted; nothing was written\n")
+@pytest.mark.parametrize(
+    ("raised", "words"),
+    [
+        (TuningInterruptedError("x: interrupted; best so far: y"), "x: interrupted; best so far: y"),
+        (ImportError("initialization failed"), None),
+        (MissingExtraError("needs onnxruntime"), None),
+        (OSError(4, "Interrupted system call"), None),
+        (None, None),
+    ],
+)
+@pytest.mark.parametrize(
+    ("number", "code", "plain"), [(signal.SIGTERM, 143, "stopped"), (signal.SIGINT, 130, "interrupted")]
+)
+def test_whatever_a_stop_becomes_on_its_way_it_is_told_as_a_stop(
+    capsys, monkeypatch, tmp_path, number, code, plain, raised, words
+):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("signal.getsignal", lambda _: signal.default_int_handler)
+    handlers = {}
+    monkeypatch.setattr("signal.signal", handlers.__setitem__)
+
+    @click.command()
+    def command():
+        try:
+            handlers[number](number, None)
+        except KeyboardInterrupt:
+            if raised is None:
+                raise
+            raise raised from None
+
+    with pytest.raises(SystemExit) as end:
+        run_command(command, "x", [])
+    assert end.value.code == code
+    said = capsys.readouterr().err.strip()
+    assert said.startswith(f"invariclip: {words or plain}")
+    assert said.count("\n") == 0
+    assert ended(ValueError("later"), capsys)[0] == 70  # a stop of an earlier command is forgotten
 
 
 class Careless:
