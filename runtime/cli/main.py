@@ -147,10 +147,14 @@ _heard: list[int] = []
 """SIGTERM and SIGINT since the command began."""
 
 
+class _Stopped(KeyboardInterrupt):
+    """A class of its own: where an extension module runs Python, Python ends by SIGINT itself after the plain one."""
+
+
 def _stop(number: int, _frame: Any) -> NoReturn:
     """SIGTERM ends the work as Ctrl-C does, so that what was begun is cleaned up, and what is done is saved."""
     _heard.append(number)
-    raise KeyboardInterrupt
+    raise _Stopped
 
 
 def _end(error: BaseException, words: list[str], shown: BaseException | None) -> NoReturn:
