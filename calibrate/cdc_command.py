@@ -18,6 +18,7 @@ from invariclip.calibrate.report.summary import prompts_json, prompts_text
 from invariclip.cli.options import TEMPLATE_OPTIONS
 from invariclip.console import bar, emit_json, note, say, silent
 from invariclip.errors import InputError
+from invariclip.files import require_writable
 from invariclip.preprocessing.interventions import parse_kinds
 
 
@@ -72,6 +73,8 @@ def cdc(
     """
     if report:
         require_page_packages("--report")
+        require_writable(report)
+    require_writable(out)
     options = _options(values)
     images, split_note = images_from(values)
     space = read_projection(projection) if projection else None

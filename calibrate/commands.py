@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from invariclip.artifact.fidelity import LEVELS
+from invariclip.artifact.folder import require_replaceable
 from invariclip.artifact.learned_prompts import read_semantics, write_semantics
 from invariclip.artifact.projection import write_projection
 from invariclip.backends import DEFAULT_BACKEND
-from invariclip.calibrate.build import run_build, served_projection
+from invariclip.calibrate.build import EXPORTED, run_build, served_projection
 from invariclip.calibrate.data.embed import default_cache
 from invariclip.calibrate.data.encoders import EncoderOpening
 from invariclip.calibrate.fit import calibrate as fit_projection
@@ -21,6 +22,7 @@ from invariclip.calibrate.report.summary import projection_json, projection_text
 from invariclip.cli.options import CLASS_OPTIONS, class_names
 from invariclip.console import bar, emit_json, note, say, silent
 from invariclip.errors import InputError
+from invariclip.files import require_writable
 
 if TYPE_CHECKING:
     from invariclip.artifact.fidelity import Fidelity
@@ -87,6 +89,9 @@ def calibrate(
     """
     if report:
         require_page_packages("--report")
+    for path in (out, report, moments, cdc):
+        if path is not None:
+            require_writable(path)
     learning = prompt_options(cdc is not None, target_risk, values)
     if learning and (artifact or sources or moments):
         raise InputError(
@@ -157,6 +162,10 @@ def build(
     names = class_names(classes, classes_file)
     if report:
         require_page_packages("--report")
+        require_writable(report)
+    require_replaceable(out)
+    folder = work or out.with_name(out.name + ".work")
+    require_writable(folder / EXPORTED)
     options = fit_options(values)
     learning = prompt_options(cdc, target_risk, values)
     images, split_note = images_from(values)
@@ -169,7 +178,6 @@ def build(
     )  # fmt: skip
     checkpoint = load_checkpoint(values["model"], values["checkpoint"], tokenizer=values["tokenizer"], progress=bar)
     _note(split_note)
-    folder = work or out.with_name(out.name + ".work")
     cache, progress = cache or folder / "embeddings", silent if quiet else bar
     result, facts = run_build(
         checkpoint,

@@ -9,6 +9,7 @@ import click
 from click.core import ParameterSource
 
 from invariclip.artifact.fidelity import LEVELS, reached
+from invariclip.artifact.folder import require_replaceable
 from invariclip.artifact.learned_prompts import read_semantics
 from invariclip.artifact.parity import parity_table
 from invariclip.artifact.projection import read_projection
@@ -101,6 +102,7 @@ def export(
         return
     if projection_as_input and projection is None:
         raise InputError("--projection-as-input-initializer needs the projection to start with: give --projection FILE")
+    require_replaceable(out)  # before minutes of work
     matrix = None if projection is None else read_projection(projection)
     learned_prompts = None if cdc is None else read_semantics(cdc)
     from invariclip.export.build import export_artifact

@@ -26,7 +26,6 @@ except ImportError:  # Windows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
-    from typing import BinaryIO
 
 
 def sha256_file(path: Path) -> str:
@@ -69,20 +68,40 @@ def user_cache() -> Path:
 def write_atomically(path: Path, content: bytes | str) -> None:
     """Writes a file that has no name until it is whole and on disk, then puts it in the place of `path`.
 
+    What a run that was killed at that moment left beside `path` is removed by the next write.
+
     Raises:
         InputError: The folder cannot be written.
     """
     data = content.encode() if isinstance(content, str) else content
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _nameless(path, data) or _hidden(path, data)
-        try:
+        with _whole(path, data) as temporary:
             temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def require_writable(path: Path, remedy: str = "") -> None:
+    """Tries, before long work, whether a file or folder can be made at `path`; nothing is left of the trial.
+
+    Args:
+        path: What is to be written; folders above it may be missing.
+        remedy: What the error says at its end.
+
+    Raises:
+        InputError: Its folder, or the first one above it that is there, cannot be written.
+    """
+    above = path.absolute().parent
+    while not os.path.lexists(above):
+        above = above.parent
+    try:
+        if not above.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{above} is not a folder")
+        with tempfile.TemporaryFile(dir=above):
+            pass
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error}){remedy}") from error
 
 
 @contextmanager
@@ -105,23 +124,44 @@ def new_directory(path: Path, *, owned: Callable[[Path], Collection[str]] | None
     target = path.resolve()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(target)
-        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=_UNFINISHED))
+        temporary, handle = _claimed(target.parent, f".{target.name}.")
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
     try:
-        with _locked(temporary):
-            with _full_disk(path, temporary):
-                yield temporary
-            temporary.chmod(0o755)
-            if target.exists():
-                if owned is not None:
-                    _take_over(target, temporary, owned(target))
-                _exchange(temporary, target)
-            else:
-                temporary.replace(target)
+        with _full_disk(path, temporary):
+            yield temporary
+        temporary.chmod(0o755)
+        if target.exists():
+            if owned is not None:
+                _take_over(target, temporary, owned(target))
+            _exchange(temporary, target)
+        else:
+            temporary.replace(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # unfinished, or what stood there before
+        _close(handle)
+
+
+@contextmanager
+def scratch_directory(parent: Path | None = None) -> Iterator[Path]:
+    """A folder that is removed when the block ends, or by the next one in the same place if this process is killed.
+
+    Args:
+        parent: Where it is made; None takes the system's folder for temporary files.
+
+    Raises:
+        InputError: The parent cannot be written.
+    """
+    where = Path(tempfile.gettempdir()) if parent is None else parent
+    try:
+        made, handle = _claimed(where, "invariclip-")
+    except OSError as error:
+        raise InputError(f"{where}: cannot be written ({error.strerror or error})") from error
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+        _close(handle)
 
 
 @contextmanager
@@ -129,63 +169,110 @@ def _full_disk(path: Path, temporary: Path) -> Iterator[None]:
     """Names `path` where a disk is full, rather than the hidden folder or, after a copy, the file that was read."""
     try:
         yield
-    except OSError as error:
-        names = [Path(os.fsdecode(name)) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
-        ours = not names or any(name.is_relative_to(temporary) for name in names)
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or not ours:
+    except (OSError, InputError) as error:
+        of_system = error.__cause__ if isinstance(error, InputError) else error  # see `write_atomically`
+        if not isinstance(of_system, OSError) or of_system.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from error
+        files = (of_system.filename, of_system.filename2)
+        names = [Path(os.fsdecode(name)) for name in files if isinstance(name, str | bytes)]
+        if names and not any(name.is_relative_to(temporary) for name in names):
+            raise
+        raise InputError(f"{path}: cannot be written ({of_system.strerror})") from error
 
 
 _UNFINISHED = ".unfinished"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
-def _nameless(path: Path, data: bytes) -> Path | None:
-    """The content under a name of its own beside `path`; None where the file system needs a name from the start.
+@contextmanager
+def _whole(path: Path, data: bytes) -> Iterator[Path]:
+    """The content, whole and on disk, under a hidden name beside `path`; locked, where locks are, until the block ends.
 
-    A process that is killed while it writes leaves nothing behind: the file has no name before it is whole.
+    A process that is killed while it writes leaves nothing behind where the file system can: the file has no name
+    before it is whole. Else it leaves its hidden name, which is always the same, and which nobody locks any more.
     """
-    if not hasattr(os, "O_TMPFILE"):
-        return None
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    start = os.fsencode(path.name)[:200].decode("utf-8", "ignore")
+    hidden = path.with_name(f".{start}{_UNFINISHED}")
+    handle, named = _nameless(path.parent), None
     try:
-        try:
-            handle = os.open(path.parent, os.O_TMPFILE | os.O_WRONLY, 0o644)
-        except OSError as error:
-            if error.errno in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL):
-                return None
-            raise
-        with os.fdopen(handle, "wb") as stream:
-            _write_all(stream, data)
-            os.fchmod(handle, 0o644)
-            name = f".{path.name[:200]}.{secrets.token_hex(8)}"
+        if handle is not None:
+            _write_all(handle, data)
+            named = _named(handle, hidden)
+        if handle is None or named is None:
+            _close(handle)
+            handle, named = _created(hidden)
+            _write_all(handle, data)
+        if locks is None:  # Windows gives no other name to a file that is open
+            _close(handle)
+            handle = None
+        yield named
+    except BaseException:
+        if named is not None:
+            named.unlink(missing_ok=True)
+        raise
+    finally:
+        _close(handle)
+
+
+def _nameless(folder: Path) -> int | None:
+    """A file to write that has no name, locked; None where the file system needs a name from the start."""
+    if not hasattr(os, "O_TMPFILE") or locks is None:
+        return None
+    try:
+        handle = os.open(folder, os.O_TMPFILE | os.O_WRONLY, 0o644)
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL):
+            return None
+        raise
+    _lock(handle)
+    return handle
+
+
+def _named(handle: int, hidden: Path) -> Path | None:
+    """Gives a file without a name the hidden one, or one of its own where a process that lives has that one.
+
+    None where the system has no /proc, or its file system gives no second name.
+    """
+    folder = os.open(hidden.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        for name in (hidden.name, hidden.name, f"{hidden.name}.{secrets.token_hex(8)}"):
             try:
                 os.link(f"/proc/self/fd/{handle}", name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=True)
-            except OSError:  # no /proc, or a file system that gives no second name
+            except FileExistsError:
+                _remove_left(hidden)
+            except OSError:
                 return None
-        return path.parent / name
+            else:
+                return hidden.with_name(name)
+        return None
     finally:
         os.close(folder)
 
 
-def _hidden(path: Path, data: bytes) -> Path:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:200]}.")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            _write_all(stream, data)
-        temporary.chmod(0o644)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return temporary
+def _created(hidden: Path) -> tuple[int, Path]:
+    """An empty file of the hidden name, or of one of its own where a process that lives has that one; locked."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
+    for _ in range(2 if locks is not None else 0):
+        try:
+            handle = os.open(hidden, flags, 0o600)
+        except FileExistsError:
+            _remove_left(hidden)
+            continue
+        _lock(handle)
+        if _is_still(handle, hidden):
+            return handle, hidden
+        os.close(handle)  # another process took it for one that was left
+    handle, name = tempfile.mkstemp(dir=hidden.parent, prefix=f"{hidden.name}.")
+    return handle, Path(name)
 
 
-def _write_all(stream: BinaryIO, data: bytes) -> None:
-    stream.write(data)
-    stream.flush()
-    os.fsync(stream.fileno())
+def _write_all(handle: int, data: bytes) -> None:
+    with os.fdopen(handle, "wb", closefd=False) as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(handle)
+    if hasattr(os, "fchmod"):
+        os.fchmod(handle, 0o644)
 
 
 def _exchange(new: Path, old: Path) -> None:
@@ -221,30 +308,71 @@ def _linked(source: str | Path, target: str | Path) -> None:
         shutil.copy2(source, target, follow_symlinks=False)
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Marks a folder as being filled by a process that lives."""
+def _claimed(parent: Path, prefix: str) -> tuple[Path, int | None]:
+    """A new folder, locked by this process for as long as the handle is open; folders that killed runs left go first.
+
+    Args:
+        parent: Where it is made.
+        prefix: Of its name, and of the names of those that were left.
+    """
+    _sweep(parent, prefix)
+    while True:
+        folder = Path(tempfile.mkdtemp(dir=parent, prefix=prefix, suffix=_UNFINISHED))
+        if locks is None:
+            return folder, None
+        handle = os.open(folder, os.O_RDONLY)
+        _lock(handle)
+        if _is_still(handle, folder):
+            return folder, handle
+        os.close(handle)  # another process took it for one that was left, before it was locked
+
+
+def _sweep(parent: Path, prefix: str) -> None:
+    """Removes folders of this user that killed runs left; those of runs that live are locked."""
     if locks is None:
-        yield
         return
-    handle = os.open(folder, os.O_RDONLY)
+    for left in parent.glob(f"{glob.escape(prefix)}*{_UNFINISHED}"):
+        with suppress(OSError), _unlocked(left, os.O_DIRECTORY):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _remove_left(file: Path) -> None:
+    """Removes a file that a killed run left; that of a run that lives is locked."""
+    with suppress(OSError), _unlocked(file, os.O_NONBLOCK):
+        file.unlink()
+
+
+@contextmanager
+def _unlocked(path: Path, flags: int) -> Iterator[None]:
+    """Holds the lock of what nobody else holds.
+
+    Raises:
+        OSError: A process that lives holds it, it is another user's or a link, or the file system has no locks.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | flags)
     try:
-        with suppress(OSError):  # a file system without locks
-            locks.flock(handle, locks.LOCK_EX | locks.LOCK_NB)
+        locks.flock(handle, locks.LOCK_EX | locks.LOCK_NB)
+        if os.fstat(handle).st_uid != os.geteuid() or not _is_still(handle, path):
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM), str(path))
         yield
     finally:
         os.close(handle)
 
 
-def _sweep(target: Path) -> None:
-    """Removes what killed runs left beside `target`; the folders of runs that live are locked."""
-    if locks is None:
-        return
-    for left in target.parent.glob(f".{glob.escape(target.name)}.*{_UNFINISHED}"):
-        with suppress(OSError):
-            handle = os.open(left, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                locks.flock(handle, locks.LOCK_EX | locks.LOCK_NB)
-                shutil.rmtree(left, ignore_errors=True)
-            finally:
-                os.close(handle)
+def _lock(handle: int) -> None:
+    """Marks a file or folder as that of a process that lives; does nothing on a file system without locks."""
+    with suppress(OSError):
+        locks.flock(handle, locks.LOCK_EX)
+
+
+def _is_still(handle: int, path: Path) -> bool:
+    """Whether the name leads to what is open."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.lstat())
+    except OSError:
+        return False
+
+
+def _close(handle: int | None) -> None:
+    if handle is not None:
+        os.close(handle)

@@ -7,7 +7,6 @@ import os
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -20,7 +19,7 @@ from invariclip.bench.latency.machine import Ticks
 from invariclip.cli.main import run_command
 from invariclip.console import bar, note
 from invariclip.errors import InputError
-from invariclip.files import write_atomically
+from invariclip.files import scratch_directory, write_atomically
 from invariclip.machine import this_machine
 
 if TYPE_CHECKING:
@@ -47,8 +46,7 @@ def cpp(artifact: Path, rounds: int, threads: int, out: Path) -> int:
     """
     rows: dict[str, list[dict[str, Any]]] = {"pixels": []}
     before, load = Ticks.now(), os.getloadavg()[0]
-    with TemporaryDirectory() as place:
-        folder = Path(place)
+    with scratch_directory() as folder:
         engines = build(HERE, folder / "build", f"-DINVARICLIP_SOURCE={SOURCE}")
         for columns, height in FRAMES:
             frame = folder / "frame"

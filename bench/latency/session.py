@@ -6,11 +6,9 @@
 from __future__ import annotations
 
 import json
-import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +21,7 @@ from invariclip.bench.latency.prepare import ALTERED, EVIDENCE, PLAIN, figures
 from invariclip.bench.latency.worker import LatencyWorker
 from invariclip.console import silent
 from invariclip.errors import InputError
-from invariclip.files import write_atomically
+from invariclip.files import scratch_directory, write_atomically
 from invariclip.machine import available_memory
 from invariclip.measure.worker import WorkerError, take_turns
 
@@ -136,7 +134,6 @@ def _plain(round_: Round) -> dict[str, Any]:
     return {"turns": turns, "steal": round_.steal, "others": round_.others, "idle_cpu_s": round(round_.idle_cpu_s, 4)}
 
 
-_SCRATCH = ".scratch-"
 _ROOM = 400_000_000
 """Bytes that a process needs beside twice its weights."""
 
@@ -309,20 +306,16 @@ class Session:
         towers = [worker for worker in workers if groups[worker.name].group != PEAK]
         for worker in towers:
             self._record.memory.setdefault(worker.name, worker.ask("memory")["peak_bytes"])
-        for left in self._path.parent.glob(f"{_SCRATCH}*"):  # of a run that was killed
-            shutil.rmtree(left)
-        with TemporaryDirectory(dir=self._path.parent, prefix=_SCRATCH) as scratch:
+        with scratch_directory(self._path.parent) as scratch:
             for worker in self._progress(towers, total=len(towers), desc="answers"):
                 if worker.name not in self._record.accuracy:
-                    self._guard(
-                        workers, worker, lambda worker: self._answers(worker, groups[worker.name], Path(scratch))
-                    )
+                    self._guard(workers, worker, lambda worker: self._answers(worker, groups[worker.name], scratch))
             ours = [worker for worker in towers if groups[worker.name].group == OURS]
             lacking = [worker for worker in ours if worker.name not in self._record.stages]
             if lacking:
-                self._sheets(Path(scratch))
+                self._sheets(scratch)
             for worker in self._progress(lacking, total=len(lacking), desc="stages"):
-                self._guard(workers, worker, lambda worker: self._stages(worker, groups[worker.name], Path(scratch)))
+                self._guard(workers, worker, lambda worker: self._stages(worker, groups[worker.name], scratch))
 
     def _guard(
         self, workers: list[LatencyWorker], worker: LatencyWorker, work: Callable[[LatencyWorker], None]

@@ -19,7 +19,6 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 from urllib.request import urlopen
 
@@ -32,7 +31,7 @@ from invariclip.cli.main import run_command
 from invariclip.console import bar, note
 from invariclip.errors import InputError
 from invariclip.export.reference import manifest_path
-from invariclip.files import write_atomically
+from invariclip.files import scratch_directory, write_atomically
 from invariclip.machine import this_machine
 from invariclip.measure.statistics import median_of_rounds, percentiles
 from invariclip.measure.worker import rotated
@@ -173,9 +172,9 @@ def load(
     weights = () if random_weights is None else ("--random-weights", str(random_weights))
     of = ("--model", model, *weights) if model else ()
     commands = {one.name: one.command(artifact, of, threads) for one in candidates}
-    with TemporaryDirectory() as folder:
-        sent = images_to_send(Path(folder), side)
-        turns = measure(commands, Path(folder), clients, rounds, warm, seconds)
+    with scratch_directory() as folder:
+        sent = images_to_send(folder, side)
+        turns = measure(commands, folder, clients, rounds, warm, seconds)
     setting = {
         "processor": this_machine().processor, "threads": threads or available_threads(), "rounds": rounds,
         "seconds": seconds, "images": sent, "date": time.strftime("%Y-%m-%d"),

@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -28,7 +27,7 @@ from invariclip.bench.load.client import PROTOCOLS
 from invariclip.cli.main import run_command
 from invariclip.console import bar, note
 from invariclip.errors import InputError
-from invariclip.files import write_atomically
+from invariclip.files import scratch_directory, write_atomically
 from invariclip.machine import this_machine
 from invariclip.measure.statistics import median_of_rounds
 from invariclip.measure.worker import rotated
@@ -112,8 +111,8 @@ def arrivals(
                    "--timeout", str(timeout)]
         for one in candidates
     }  # fmt: skip
-    with TemporaryDirectory() as folder, ExitStack() as stack:
-        sent = images_to_send(Path(folder), side)
+    with scratch_directory() as folder, ExitStack() as stack:
+        sent = images_to_send(folder, side)
         servers: dict[str, Server | None] = {
             name: stack.enter_context(started(command)) for name, command in commands.items()
         }
@@ -122,7 +121,7 @@ def arrivals(
             name, address = _address(given)
             servers[name], addresses[name] = None, address
         asked = ("--protocol", protocol, "--model", served_name)
-        turns = list(measure(servers, addresses, Path(folder), loads, rounds, seconds, asked))
+        turns = list(measure(servers, addresses, folder, loads, rounds, seconds, asked))
     setting = {
         "processor": this_machine().processor, "threads": threads or available_threads(), "rounds": rounds,
         "seconds": seconds, "images": sent, "timeout": timeout, "protocol": protocol, "date": time.strftime("%Y-%m-%d"),

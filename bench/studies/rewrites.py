@@ -12,7 +12,6 @@ import time
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, cast
 
 import click
@@ -25,7 +24,7 @@ from invariclip.export.checkpoints.checkpoint import load_checkpoint
 from invariclip.export.graphs.rewrites.plan import NAMES, REWRITES
 from invariclip.export.graphs.tower_graph import tower_graph
 from invariclip.export.graphs.writing import write_graph
-from invariclip.files import write_atomically
+from invariclip.files import scratch_directory, write_atomically
 from invariclip.threads import available_threads
 
 if TYPE_CHECKING:
@@ -133,8 +132,8 @@ def time_tower(
     checkpoint = load_checkpoint(model, threads=threads, allow_random=True, seed=_SEED)
     engines = ", ".join(f"{name} {version(name)}" for name in ("torch", "onnxruntime", "openvino"))
     setting = f"{threads or available_threads()} threads, {rounds} rounds, {engines}"
-    with TemporaryDirectory() as folder:
-        graphs = write_graphs(checkpoint, tower, Path(folder))
+    with scratch_directory() as folder:
+        graphs = write_graphs(checkpoint, tower, folder)
         nodes = {name: count for name, (_, count, _) in graphs.items()}
         for backend in backends:
             candidates = [

@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 import html
 import io
+import os
 import re
 import warnings
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from invariclip.errors import MissingExtraError
-from invariclip.files import write_atomically
+from invariclip.errors import InputError, MissingExtraError
+from invariclip.files import user_cache, write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -109,9 +110,18 @@ def write_html(path: Path, template: Path, **values: Any) -> None:
     write_atomically(path, page.encode("utf-8", "replace"))
 
 
+def _confine_matplotlib() -> None:
+    """Before its import: its list of fonts goes to our cache, and no program is asked for fonts, for it brings ours."""
+    os.environ.setdefault("MPL_IGNORE_SYSTEM_FONTS", "1")
+    if "MPLCONFIGDIR" not in os.environ:
+        with suppress(InputError):  # no home: matplotlib takes a temporary folder
+            os.environ["MPLCONFIGDIR"] = str(user_cache() / "matplotlib")
+
+
 @contextmanager
 def drawing() -> Iterator[None]:
     """Settings that must hold while a figure is made and saved: text stays text, in colours the page's scheme turns."""
+    _confine_matplotlib()
     import matplotlib as mpl
 
     colours = ("text.color", "axes.labelcolor", "axes.titlecolor", "axes.edgecolor", "xtick.color", "ytick.color")

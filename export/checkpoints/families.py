@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 import tokenizers
@@ -23,8 +21,11 @@ from invariclip.export.checkpoints.check_texts import TEXTS
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
 from invariclip.export.checkpoints.sources import CONFIG_FILE
 from invariclip.export.libraries import declare_missing_ops
+from invariclip.files import scratch_directory
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from invariclip.export.checkpoints.checkpoint import Checkpoint
 
 ROBERTA_BASE = {
@@ -125,8 +126,8 @@ def load_family(name: str, *, seed: int = 0, threads: int | None = None, short: 
     config = get_model_config(name)
     tower = ROBERTA_BASE if one.needs else None
     vocabulary = tower["vocab_size"] if tower else config["text_cfg"]["vocab_size"]
-    with TemporaryDirectory() as made:
-        folder = Path(made) / name
+    with scratch_directory() as made:
+        folder = made / name
         folder.mkdir()
         write_tokenizer(folder, one.stand_in, int(str(vocabulary)))
         if tower is None:

@@ -9,8 +9,6 @@ density).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,10 +17,12 @@ import onnxruntime
 from invariclip.console import silent
 from invariclip.errors import ContractError
 from invariclip.export.graphs.writing import write_graph
+from invariclip.files import scratch_directory
 from invariclip.threads import available_threads
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from pathlib import Path
 
     import onnx_ir as ir
     from numpy.typing import NDArray
@@ -182,8 +182,8 @@ def flows_of(
     readings = {product.reading: product for product in products}
     wanted = list(dict.fromkeys(product.value for product in products))
     flows: dict[str, Flow] = {}
-    with TemporaryDirectory() as folder:
-        session = _looking(model, wanted, Path(folder) / "looking.onnx", threads or available_threads())
+    with scratch_directory() as folder:
+        session = _looking(model, wanted, folder / "looking.onnx", threads or available_threads())
         for batch in progress(batches, total=None, desc="calibration images"):
             answers = dict(zip(wanted, session.run(wanted, {session.get_inputs()[0].name: batch}), strict=True))
             for name, product in readings.items():

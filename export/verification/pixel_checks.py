@@ -13,8 +13,6 @@ from __future__ import annotations
 import io
 import warnings
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -29,10 +27,12 @@ from invariclip.export.graphs.front import form_of, front_alone
 from invariclip.export.libraries import declare_missing_ops
 from invariclip.export.verification.answers import agreement, project
 from invariclip.export.verification.figures import max_diff
+from invariclip.files import scratch_directory
 from invariclip.preprocessing.pixels import normalise, open_image, pixels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -200,8 +200,8 @@ def open_front(model: Path, *, backend: str, threads: int | None) -> tuple[Front
         ArtifactError: The front cannot be told from the rest of the graph, or the engine cannot load it.
     """
     alone = front_alone(ir.load(model))
-    with TemporaryDirectory() as name:
-        part = Path(name) / "front.onnx"
+    with scratch_directory() as folder:
+        part = folder / "front.onnx"
         ir.save(alone, part)
         engine = open_backend(backend, part, threads=threads)
 

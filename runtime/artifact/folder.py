@@ -24,7 +24,7 @@ from invariclip.artifact.graph_file import read_facts
 from invariclip.artifact.manifest import MANIFEST, SCHEMA_VERSION, FileFacts, Manifest
 from invariclip.artifact.signature import REQUIRED, SIGNATURE, digests, require_signed, sign
 from invariclip.errors import ArtifactError, InputError
-from invariclip.files import new_directory, sha256_file, write_atomically
+from invariclip.files import new_directory, require_writable, sha256_file, write_atomically
 from invariclip.records import from_sealed_json, read_bounded, sealed_json
 
 if TYPE_CHECKING:
@@ -48,12 +48,13 @@ def require_replaceable(target: Path, source: Path | None = None) -> None:
     """Refuses to write an artifact over a folder that holds something else, or over the artifact that it is made from.
 
     Raises:
-        InputError: The folder has things in it and is not an artifact, or it is `source`.
+        InputError: The folder has things in it and is not an artifact, it is `source`, or it cannot be written.
     """
     if source is not None and target.resolve() == source.resolve():
         raise InputError(f"{target}: is the artifact to start from, which stays as it is; name another output")
     if target.is_dir() and any(target.iterdir()) and not (target / MANIFEST).is_file():
         raise InputError(f"{target}: is a folder with other things in it, not an artifact; name another output")
+    require_writable(target)
 
 
 @contextmanager

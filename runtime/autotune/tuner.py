@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import tempfile
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,6 +22,7 @@ from invariclip.autotune.halving import Search, middle, stages_for
 from invariclip.autotune.verdict import decide
 from invariclip.console import silent
 from invariclip.errors import ArtifactError, ContractError, InputError, ProfileError, TuningInterruptedError
+from invariclip.files import require_writable
 from invariclip.machine import available_memory, load_before, this_machine
 from invariclip.profile import MachineProfile, ProfileChoice, changes, profile_path, read_profile, write_profile
 from invariclip.selection import basis_of, require_objective, safe_default, why_not
@@ -110,7 +110,7 @@ def tune(folder: str | os.PathLike[str], settings: TuneSettings | None = None, *
     there, changed = _there(path, basis, manifest)
     if there is not None and not changed and not wanted.again:
         return Tuned(there, path, reused=True, changed=())
-    _require_writable(path)
+    require_writable(path, "; name another place with --profile FILE")
     found, left_out = enumerate_candidates(manifest, basis.fidelity, basis.threads)
     require_candidates(where, found, left_out, basis.fidelity)
     began, load = time.monotonic(), load_before()
@@ -120,8 +120,8 @@ def tune(folder: str | os.PathLike[str], settings: TuneSettings | None = None, *
         with search:
             finalists = search.run(found, stages_for(basis.objective, basis.batches), wanted.seconds)
             taken, why = _checked(search, finalists)
-    except KeyboardInterrupt:
-        raise TuningInterruptedError(f"{where}: interrupted; {_best_so_far(search)}; nothing was written") from None
+    except KeyboardInterrupt as stop:
+        raise TuningInterruptedError(f"{where}: interrupted; {_best_so_far(search)}; nothing was written") from stop
     candidate = taken.entry.candidate
     profile = MachineProfile(
         basis=basis,
@@ -169,21 +169,6 @@ def _there(path: Path, basis: ProfileBasis, manifest: Manifest) -> tuple[Machine
     except ProfileError as error:
         return None, [str(error)]
     return profile, changes(profile.basis, basis) or why_not(profile, basis, manifest)
-
-
-def _require_writable(path: Path) -> None:
-    """Tries before a minute of work.
-
-    Raises:
-        InputError: The folder is read-only or is not there.
-    """
-    try:
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror or error}); name another place with --profile FILE"
-        ) from error
 
 
 def _yardstick(folder: Path, manifest: Manifest, basis: ProfileBasis) -> TuneCandidate:

@@ -26,6 +26,7 @@ from invariclip.cli.options import (
 )
 from invariclip.console import UnreadableImages, bar, emit_json, say, silent
 from invariclip.errors import FewKindsWarning, InputError
+from invariclip.files import require_writable
 from invariclip.rooms import other_room
 from invariclip.sites.measuring import begun, measure, measure_embeddings, training_mean
 from invariclip.sites.site import read_site, write_site
@@ -129,6 +130,7 @@ def _require_sense(
         raise InputError("an adapted artifact is checked on images of the site; name some with --images")
     if out.suffix == ".icm":
         require_replaceable(out, artifact)
+    require_writable(out)
 
 
 def _remove(unfinished: Path | None) -> None:

@@ -23,6 +23,7 @@ from invariclip.cli.options import (
 )
 from invariclip.console import UnreadableImages, bar, emit_json, note, say, silent
 from invariclip.errors import InputError
+from invariclip.files import require_writable
 from invariclip.preprocessing.find import find_images
 from invariclip.rooms import other_room
 
@@ -64,6 +65,7 @@ def embed(
         return _by_ray(artifact, images, out, as_json=as_json, backend=backend, threads=threads,
                        address=ray_address, workers=workers, batch_size=batch_size,
                        progress=silent if quiet or as_json else bar)  # fmt: skip
+    require_writable(out)
     if site is not None and texts:
         raise InputError("a site changes images' embeddings alone; leave --site out for texts")
     model = open_model(artifact, projection, backend, threads, pixel_mode, site)

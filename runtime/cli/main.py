@@ -127,34 +127,62 @@ def run_command(command: click.Command, prog_name: str | None = None, arguments:
     words = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
+    if not debug:
+        sys.unraisablehook = _one_line_unraisable
     _open_standard_error()
+    _heard.clear()
     with suppress(ValueError):  # not the main thread
         signal.signal(signal.SIGTERM, _stop)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell may have it ignored
+            signal.signal(signal.SIGINT, _stop)
     try:
         code = command.main(args=words, prog_name=prog_name, standalone_mode=False)
         sys.stdout.flush()
-    except InvariclipError as error:
-        _fail(str(error), error.exit_code, words, error if debug else None)
-    except (click.exceptions.Abort, KeyboardInterrupt) as error:
-        if isinstance(error, _Stopped) or isinstance(error.__cause__, _Stopped):  # click makes an Abort of it
-            _fail("stopped; run the same command again", 143, words)
-        _fail("interrupted; run the same command again", 130, words)
-    except click.ClickException as error:
-        _fail(error.format_message(), 2, words)
-    except BrokenPipeError:
-        # The reader of our output went away (`| head`): nothing to say, and nobody to say it to.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except (OSError, UnicodeError, RecursionError, MemoryError) as error:
-        _fail(_of_the_system(error), 2, words, error if debug else None)
-    except Exception as error:
-        _fail(f"unexpected internal error: {type(error).__name__}: {error}; {_reported(error)}", 70, words,
-              error if debug else None)  # fmt: skip
+    except (Exception, KeyboardInterrupt) as error:
+        _end(error, words, error if debug else None)
     sys.exit(code if isinstance(code, int) else 0)
 
 
+_INTERRUPTED = 130
+_heard: list[int] = []
+"""SIGTERM and SIGINT since the command began."""
+
+
 class _Stopped(KeyboardInterrupt):
-    """SIGTERM: whoever saves what is done at a KeyboardInterrupt does it here too."""
+    """A class of its own: where an extension module runs Python, Python ends by SIGINT itself after the plain one."""
+
+
+def _stop(number: int, _frame: Any) -> NoReturn:
+    """SIGTERM ends the work as Ctrl-C does, so that what was begun is cleaned up, and what is done is saved."""
+    _heard.append(number)
+    raise _Stopped
+
+
+def _end(error: BaseException, words: list[str], shown: BaseException | None) -> NoReturn:
+    """Says in one line why a command ends before its end, and exits.
+
+    Args:
+        error: What it raised. After a stop it may be anything: an extension module whose import is interrupted raises
+            an ImportError.
+        words: The arguments.
+        shown: The same with --debug, else None.
+    """
+    if _heard or isinstance(error, (click.exceptions.Abort, KeyboardInterrupt)):
+        stopped = signal.SIGTERM in _heard
+        how_far = isinstance(error, InvariclipError) and error.exit_code == _INTERRUPTED
+        again = f"{'stopped' if stopped else 'interrupted'}; run the same command again"
+        _fail(str(error) if how_far else again, 143 if stopped else _INTERRUPTED, words)
+    if isinstance(error, InvariclipError):
+        _fail(str(error), error.exit_code, words, shown)
+    if isinstance(error, click.ClickException):
+        _fail(error.format_message(), 2, words)
+    if isinstance(error, BrokenPipeError):
+        # The reader of our output went away (`| head`): nothing to say, and nobody to say it to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    if isinstance(error, (OSError, UnicodeError, RecursionError, MemoryError)):
+        _fail(_of_the_system(error), 2, words, shown)
+    _fail(f"unexpected internal error: {type(error).__name__}: {error}; {_reported(error)}", 70, words, shown)
 
 
 def _fail(message: str, code: int, arguments: list[str], shown: BaseException | None = None) -> NoReturn:
@@ -185,11 +213,6 @@ def _open_standard_error() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - as long as the process
 
 
-def _stop(_number: int, _frame: Any) -> NoReturn:
-    """SIGTERM ends the work as Ctrl-C does, so that what was begun is cleaned up."""
-    raise _Stopped
-
-
 def _of_the_system(error: BaseException) -> str:
     """An error of the system in one line: which file, and why."""
     if isinstance(error, OSError):
@@ -215,6 +238,15 @@ def _reported(error: BaseException) -> str:
     except OSError:
         return "run it again with --debug to see where"
     return f"please report it with {path}, or run it again with --debug"
+
+
+def _one_line_unraisable(raised: Any) -> None:
+    """What fails where nobody can catch it, as when an object is let go at the exit, is told in one line."""
+    note(f"invariclip: warning: {raised.err_msg or 'while cleaning up'}: {_kind_and_words(raised.exc_value)}")
+
+
+def _kind_and_words(error: BaseException | None) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _one_line_warning(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:

@@ -7,7 +7,6 @@ moves nothing for another, and nobody can use up what others need.
 from __future__ import annotations
 
 import re
-import tempfile
 import threading
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from invariclip.console import note
 from invariclip.errors import InputError, SiteError
+from invariclip.files import require_writable
 from invariclip.serve.limits import MIB, RefusedError
 from invariclip.sites.live_site import LiveSite, SiteWindow
 from invariclip.sites.measuring import begun, model_mean
@@ -119,7 +119,7 @@ class SiteRegistry:
             for start in (None, *self.known.values()):
                 model.require_adaptable(begun(model, "", self._mean, start))
             if running.log is not None:
-                _require_writable(running.log)
+                require_writable(running.log / "key-0", "; name another folder")
 
     def __bool__(self) -> bool:
         """Whether a request may be answered with a site."""
@@ -221,15 +221,6 @@ class SiteRegistry:
 def _cut(names: str) -> str:
     """As much of a list as an answer may say; there may be thousands."""
     return names if len(names) <= _LISTED else f"{names[:_LISTED]} ..."
-
-
-def _require_writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror or error}); name another folder") from error
 
 
 def _log(name: str, key: int, start: Site, running: LiveSiteOptions) -> SiteLog | None:

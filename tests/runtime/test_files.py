@@ -17,7 +17,14 @@ from invariclip.artifact.embeddings import Embeddings, read_embeddings, write_em
 from invariclip.artifact.folder import checked_path, describe_file, read_manifest
 from invariclip.artifact.manifest import MANIFEST, SCHEMA_VERSION, FileFacts, ModelFacts, Step, space_id
 from invariclip.errors import ArtifactError, InputError
-from invariclip.files import new_directory, path_kind, user_cache, write_atomically
+from invariclip.files import (
+    new_directory,
+    path_kind,
+    require_writable,
+    scratch_directory,
+    user_cache,
+    write_atomically,
+)
 from invariclip.preprocessing.pixels import PixelSpec
 from invariclip.preprocessing.prompts import class_bank
 from invariclip.preprocessing.tokenizer import TextSpec
@@ -108,6 +115,82 @@ def test_a_killed_run_leaves_the_old_folder_or_the_new_and_the_next_one_cleans_u
         with new_directory(tmp_path / "x2") as other:  # its name begins alike, and it lives
             (other / "b").write_text("")
     assert {path.name for path in tmp_path.iterdir()} == {"x", "x2"}
+
+
+KILLED_AT_A_FILE = """
+import os, signal, sys
+from pathlib import Path
+from invariclip import files
+if sys.argv[2] == "named from the start":
+    del os.O_TMPFILE
+def killed(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+if sys.argv[3] == "written":
+    files._write_all = killed
+Path.replace = killed
+files.write_atomically(Path(sys.argv[1]), "new")
+"""
+
+
+@pytest.mark.parametrize("moment", ["written", "renamed"])
+@pytest.mark.parametrize("kind", ["nameless", "named from the start"])
+def test_a_killed_write_leaves_the_old_file_and_the_next_write_cleans_up(tmp_path, kind, moment):
+    target = tmp_path / ("猫" * 85)  # 255 bytes
+    write_atomically(target, "old")
+    for _ in range(2):
+        words = [sys.executable, "-c", KILLED_AT_A_FILE, str(target), kind, moment]
+        assert subprocess.run(words, check=False).returncode == -signal.SIGKILL
+        assert target.read_text() == "old"
+        assert len(list(tmp_path.iterdir())) == (1 if (kind, moment) == ("nameless", "written") else 2)
+    write_atomically(target, "newer")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(target.name, "newer")]
+
+
+@pytest.mark.parametrize("kind", ["nameless", "named from the start"])
+def test_a_write_that_lives_is_not_disturbed_by_another(tmp_path, monkeypatch, kind):
+    if kind == "named from the start":
+        monkeypatch.delattr("os.O_TMPFILE")
+    replace_, inner = Path.replace, []
+
+    def meanwhile(self, target):
+        if not inner:
+            inner.append(self.read_text())
+            write_atomically(tmp_path / "x", "second")
+            assert (tmp_path / "x").read_text() == "second"
+        return replace_(self, target)
+
+    monkeypatch.setattr(Path, "replace", meanwhile)
+    write_atomically(tmp_path / "x", "first")
+    assert inner == ["first"]
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("x", "first")]
+
+
+KILLED_IN_SCRATCH = """
+import os, signal, sys
+from pathlib import Path
+from invariclip.files import scratch_directory
+with scratch_directory(Path(sys.argv[1])) as folder:
+    (folder / "large").write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_scratch_folder_of_a_killed_run_is_removed_by_the_next_and_others_are_not(tmp_path, monkeypatch):
+    assert subprocess.run([sys.executable, "-c", KILLED_IN_SCRATCH, str(tmp_path)], check=False).returncode == -9
+    [left] = tmp_path.iterdir()
+    assert (left / "large").exists()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "mine").write_text("")
+    (tmp_path / "invariclip-link.unfinished").symlink_to(tmp_path / "elsewhere")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with scratch_directory() as folder, scratch_directory(tmp_path) as other:
+        assert not left.exists()
+        assert folder.is_dir()
+        assert folder.parent == other.parent == tmp_path
+    assert {path.name for path in tmp_path.iterdir()} == {"elsewhere", "invariclip-link.unfinished"}
+    assert (tmp_path / "elsewhere" / "mine").exists()
+    with pytest.raises(InputError, match="nowhere: cannot be written"), scratch_directory(tmp_path / "nowhere"):
+        pass
 
 
 def test_a_run_that_lives_is_not_swept(tmp_path):
@@ -293,6 +376,15 @@ def test_embeddings_round_trip_and_refuse_another_space(tmp_path):
             read_embeddings(path)
 
 
+def test_an_output_is_tried_before_the_work_and_the_trial_leaves_nothing(tmp_path):
+    require_writable(tmp_path / "a" / "b" / "x.icm")
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file" / "x", tmp_path / "file" / "deep" / "x", Path("/proc/nowhere/x")):
+        with pytest.raises(InputError, match=r"x: cannot be written \(.*\); name another"):
+            require_writable(path, "; name another")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_the_bank_is_the_unit_mean_of_unit_prompts():
     vectors = np.eye(4)[[0, 1, 2, 2]]
     bank = class_bank(lambda texts: vectors[: len(texts)], ["x", "y"], ["{}", "a {}"])
@@ -329,6 +421,17 @@ def test_a_full_disk_is_told_of_the_folder_that_was_asked_for(tmp_path, monkeypa
     ):
         shutil.copyfile(source, folder / "copy")
     assert "source" not in str(said.value)
+
+    def full_inside(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("invariclip.files._write_all", full_inside)
+    with (
+        pytest.raises(InputError, match=r"x\.icm: cannot be written \(No space left on device\)") as said,
+        new_directory(tmp_path / "x.icm") as folder,
+    ):
+        write_atomically(folder / "tokenizer.json", "content")
+    assert "tokenizer" not in str(said.value)
     with pytest.raises(OSError, match="elsewhere"), new_directory(tmp_path / "x.icm"):
         raise OSError(errno.ENOSPC, "No space left on device", "/elsewhere")
     assert [entry.name for entry in tmp_path.iterdir()] == ["source"]

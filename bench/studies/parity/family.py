@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import resource
 import sys
-import tempfile
 import time
 import warnings
 from dataclasses import asdict, dataclass, field
@@ -30,6 +29,7 @@ from invariclip.export.tensorrt.engines import build_on_cpu
 from invariclip.export.verification import evidence
 from invariclip.export.verification.answers import project
 from invariclip.export.verification.figures import SIZES
+from invariclip.files import scratch_directory
 from invariclip.preprocessing.pixels import stack
 from invariclip.text_tower import cut_to_longest
 
@@ -140,8 +140,7 @@ def family_parity(name: str) -> FamilyParity:
         "image": project(checkpoint.encode_images(inputs["image"]), projection),
         "text": project(checkpoint.encode_texts(inputs["text"]), projection),
     }
-    with tempfile.TemporaryDirectory() as made:
-        folder = Path(made)
+    with scratch_directory() as folder:
         towers: tuple[Tower, ...] = ("image", "text")
         seen = [_written(checkpoint, tower, projection, folder, wanted[tower]) for tower in towers]
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

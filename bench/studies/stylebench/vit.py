@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from invariclip.errors import MissingExtraError
 from invariclip.export.reference import models as towers
 from invariclip.export.reference.models import LEARNT_FILE, RECIPES, cache_folder, write_model
 from invariclip.export.reference.packages import fetch_all
-from invariclip.files import sha256_file, write_atomically
+from invariclip.files import scratch_directory, sha256_file, write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -247,8 +246,7 @@ def _bare(image: Path, text: Path) -> Checkpoint:
 
     from invariclip.export.checkpoints.checkpoint import load_checkpoint
 
-    with tempfile.TemporaryDirectory() as work:
-        folder = Path(work)
+    with scratch_directory() as folder:
         file = folder / "bare.safetensors"
         save_file({"visual.proj": torch.eye(towers.MINILM_WIDTH), "logit_scale": torch.tensor(0.0)}, str(file))
         (folder / "model").mkdir()

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 
 namespace invariclip {
@@ -31,10 +32,10 @@ std::optional<double> threshold(const Facts& facts, const Abstain& abstain) {
 }
 
 void class_probabilities(const Facts& facts, const std::vector<float>& bank, const float* embeddings, std::size_t rows,
-                         float* probabilities) {
+                         float* probabilities, float* kept) {
     const std::size_t classes = facts.classes.size();
     std::vector<double> logits(classes);
-    for (std::size_t row = 0; row < rows; ++row, embeddings += facts.width, probabilities += classes) {
+    for (std::size_t row = 0; row < rows; ++row, embeddings += facts.width, probabilities += classes, kept += classes) {
         std::fill(logits.begin(), logits.end(), 0.0);
         for (std::size_t place = 0; place < facts.width; ++place) {
             const auto value = static_cast<double>(embeddings[place]);
@@ -46,6 +47,7 @@ void class_probabilities(const Facts& facts, const std::vector<float>& bank, con
         for (double& logit : logits) {
             logit = facts.logit_scale * logit + facts.logit_bias.value_or(0);
         }
+        std::transform(logits.begin(), logits.end(), kept, [](double logit) { return static_cast<float>(logit); });
         if (facts.logit_bias) {
             std::transform(logits.begin(), logits.end(), probabilities, [](double logit) {
                 // the sigmoid; it cannot overflow, and weak classes keep their order
@@ -65,16 +67,22 @@ void class_probabilities(const Facts& facts, const std::vector<float>& bank, con
     }
 }
 
-Prediction ranked(const float* row, const std::vector<std::string>& classes, std::size_t top_k) {
+Prediction ranked(const float* row, const float* logits, const std::vector<std::string>& classes, std::size_t top_k) {
     Prediction made;
     made.probabilities.assign(row, row + classes.size());
     std::vector<std::size_t> order(classes.size());
     std::iota(order.begin(), order.end(), std::size_t{0});
-    const auto better = [row](std::size_t one, std::size_t other) {  // what is no number comes last
+    const auto known = [](float logit) { return std::isnan(logit) ? -std::numeric_limits<float>::infinity() : logit; };
+    const auto better = [row, logits, known](std::size_t one, std::size_t other) {  // what is no number comes last
         if (std::isnan(row[one]) || std::isnan(row[other])) {
             return std::isnan(row[one]) == std::isnan(row[other]) ? one < other : std::isnan(row[other]);
         }
-        return row[one] != row[other] ? row[one] > row[other] : one < other;
+        if (row[one] != row[other]) {
+            return row[one] > row[other];
+        }
+        const float mine = known(logits[one]);
+        const float theirs = known(logits[other]);
+        return mine != theirs ? mine > theirs : one < other;
     };
     const auto kept = static_cast<std::ptrdiff_t>(std::min(top_k, order.size()));
     std::partial_sort(order.begin(), order.begin() + kept, order.end(), better);

@@ -16,6 +16,7 @@ namespace invariclip {
 constexpr const char* pixels_name = "pixels";
 constexpr const char* embedding_name = "embedding";
 constexpr const char* probabilities_name = "probabilities";
+constexpr const char* logits_name = "logits";
 constexpr const char* uncertainty_name = "uncertainty";
 
 // One output and where it goes: [rows, width] floats, or [rows] where width is 0.

@@ -65,15 +65,15 @@ class OnnxRuntime final : public Engine {
             // inputs are read where they lie, and never written
             const Ort::Value input = Ort::Value::CreateTensor<std::uint8_t>(
                 memory, const_cast<std::uint8_t*>(pixels), bytes, shape.data(), shape.size());  // NOLINT
-            std::array<const char*, 3> names{};
-            std::array<Ort::Value, 3> outputs{Ort::Value{nullptr}, Ort::Value{nullptr}, Ort::Value{nullptr}};
+            std::vector<const char*> names(wanted.size());
+            std::vector<Ort::Value> outputs;
             for (std::size_t place = 0; place < wanted.size(); ++place) {
                 const Wanted& one = wanted[place];
                 const std::array<std::int64_t, 2> size{count, static_cast<std::int64_t>(one.width)};
                 const std::size_t values = rows * std::max<std::size_t>(one.width, 1);
                 names[place] = one.name;
-                outputs[place] =
-                    Ort::Value::CreateTensor<float>(memory, one.to, values, size.data(), one.width == 0 ? 1 : 2);
+                outputs.push_back(
+                    Ort::Value::CreateTensor<float>(memory, one.to, values, size.data(), one.width == 0 ? 1 : 2));
             }
             session_.Run(Ort::RunOptions{nullptr}, &pixels_name, &input, 1, names.data(), outputs.data(),
                          wanted.size());

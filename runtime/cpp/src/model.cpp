@@ -75,6 +75,7 @@ std::vector<Output> outputs_of(const Facts& facts) {
     std::vector<Output> outputs{{embedding_name, facts.width}};
     if (!facts.classes.empty()) {
         outputs.push_back({probabilities_name, facts.classes.size()});
+        outputs.push_back({logits_name, facts.classes.size()});
         if (facts.learned) {
             outputs.push_back({uncertainty_name, 0});
         }
@@ -116,6 +117,7 @@ struct Opened {
         std::vector<std::uint8_t> batch;
         std::vector<float> embeddings;
         std::vector<float> probabilities;
+        std::vector<float> logits;
         std::vector<float> uncertainty;
     };
 
@@ -164,10 +166,12 @@ struct Model::State {
         Answers all;
         all.embeddings.width = facts.width;
         all.probabilities.width = with_classes ? facts.classes.size() : 0;
+        all.logits.width = all.probabilities.width;
         all.embeddings.values.reserve(images.size() * facts.width);
         all.probabilities.values.reserve(images.size() * all.probabilities.width);
+        all.logits.values.reserve(images.size() * all.logits.width);
         std::unique_ptr<Desk> desk =
-            opened->desks.take([&] { return std::make_unique<Desk>(Desk{Pixels(facts.pixels), {}, {}, {}, {}}); });
+            opened->desks.take([&] { return std::make_unique<Desk>(Desk{Pixels(facts.pixels), {}, {}, {}, {}, {}}); });
         try {
             for (std::size_t begin = 0; begin < images.size(); begin += batch_size) {
                 const std::size_t count = std::min(batch_size, images.size() - begin);
@@ -201,8 +205,10 @@ struct Model::State {
         std::vector<Wanted> wanted{{embedding_name, facts.width, desk.embeddings.data()}};
         if (with_classes) {
             desk.probabilities.resize(bucket * classes);
+            desk.logits.resize(bucket * classes);
             if (!site) {
                 wanted.push_back({probabilities_name, classes, desk.probabilities.data()});
+                wanted.push_back({logits_name, classes, desk.logits.data()});
             }
             if (facts.learned) {
                 desk.uncertainty.resize(bucket);
@@ -221,6 +227,8 @@ struct Model::State {
         if (with_classes) {
             append(all.probabilities.values, desk.probabilities, classes);
             all.probabilities.count += images.size();
+            append(all.logits.values, desk.logits, classes);
+            all.logits.count += images.size();
             if (facts.learned) {
                 append(all.uncertainty, desk.uncertainty, 1);
             }
@@ -233,7 +241,8 @@ struct Model::State {
             site->apply(desk.embeddings.data() + row * facts.width);
         }
         if (with_classes) {
-            class_probabilities(facts, *bank, desk.embeddings.data(), rows, desk.probabilities.data());
+            class_probabilities(facts, *bank, desk.embeddings.data(), rows, desk.probabilities.data(),
+                                desk.logits.data());
         }
     }
 
@@ -341,7 +350,8 @@ std::vector<Prediction> Model::classify(Images images, const ClassifyOptions& op
     std::vector<Prediction> made;
     made.reserve(images.size());
     for (std::size_t place = 0; place < images.size(); ++place) {
-        made.push_back(ranked(answers.probabilities.row(place), state_->opened->facts.classes, options.top_k));
+        made.push_back(ranked(answers.probabilities.row(place), answers.logits.row(place),
+                              state_->opened->facts.classes, options.top_k));
         Prediction& one = made.back();
         if (state_->opened->facts.learned) {
             one.uncertainty = answers.uncertainty[place];

@@ -344,8 +344,9 @@ def test_a_place_that_cannot_be_written_is_said_before_anything_is_measured(tiny
     def never(items, **_):
         raise AssertionError("it measured")
 
+    (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"cannot be written .*; name another place with --profile FILE"):
-        tune(tiny_artifact, TuneSettings(profile=tmp_path / "absent" / "x.json"), progress=never)
+        tune(tiny_artifact, TuneSettings(profile=tmp_path / "file" / "x.json"), progress=never)
 
 
 @pytest.mark.parametrize(

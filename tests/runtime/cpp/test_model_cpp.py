@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -121,6 +122,30 @@ def test_threads_are_those_of_python(built):
             assert asked.ask("threads") == "ok 1"
     finally:
         os.sched_setaffinity(0, allowed)
+
+
+def test_nothing_is_looked_up_or_written_by_an_engine(built, artifact, shown, engine, tmp_path):
+    """ONNX Runtime's builds keep a device id under the user's cache and look a host up, unless they are told not to."""
+    if shutil.which("strace") is None:
+        pytest.skip("strace is not installed")
+    left_out = ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME")
+    environment = {key: value for key, value in os.environ.items() if key not in left_out} | {"HOME": str(tmp_path)}
+    calls = "trace=open,openat,creat,mkdir,mkdirat,socket,connect,sendto,execve"
+    traced = ["strace", "-f", "--seccomp-bpf", "-o", str(tmp_path / "calls"), "-e", calls]
+    words = [artifact, *shown[:2], "--engine", engine, "--threads", 1, "--json"]
+    done = subprocess.run(
+        [*traced, built.classify, *map(str, words)], capture_output=True, text=True, check=False, env=environment
+    )
+    if "PTRACE" in done.stderr or "ptrace" in done.stderr:
+        pytest.skip(f"strace cannot trace here: {done.stderr}")
+    assert done.returncode == 0, done.stderr
+    lines = (tmp_path / "calls").read_text().splitlines()
+    assert any("image.onnx" in line for line in lines)  # or it saw nothing
+    wrote = [line for line in lines if re.search(r"O_WRONLY|O_RDWR|O_CREAT|(creat|mkdir|mkdirat)\(", line)]
+    assert [line for line in wrote if "/dev/" not in line] == []
+    assert [line for line in lines if re.search(r"(socket|connect|sendto)\(", line)] == []
+    assert len([line for line in lines if "execve(" in line]) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["calls"]
 
 
 def test_one_file_alone_is_enough(built, artifact, shown, engine, tmp_path):

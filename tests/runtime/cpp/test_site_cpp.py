@@ -417,6 +417,63 @@ def test_a_sigmoid_models_classes_are_answered_one_by_one(built, plain, yard, sh
     assert np.abs(got.sum(axis=1) - 1).max() > 0.01
 
 
+@pytest.mark.parametrize("bias", [-150.0, 150.0])
+def test_classes_whose_probabilities_round_alike_are_ranked_by_their_logits(
+    built, plain, yard, shown, engine, tmp_path, bias
+):
+    copy = shutil.copytree(plain, tmp_path / "sigmoid.icm")
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["model"]["logit_bias"] = bias
+    (copy / "manifest.json").write_bytes(seal(json.dumps(manifest).encode()))
+    how = ["--engine", engine, "--threads", 1, "--site", yard]
+    got = answers(built, copy, *shown, *how)
+    assert set(column(got, "probabilities").ravel()) == {float(bias > 0)}
+    cosines = float64_cosines(copy, column(answers(built, copy, *shown, *how, "--embed"), "embedding"))
+    order = np.argsort(-cosines, axis=1)
+    assert [row["label"] for row in got] == [CLASSES[best] for best in order[:, 0]]
+    assert [[each["label"] for each in row["ranking"]] for row in got] == [
+        [CLASSES[place] for place in row[: len(got[0]["ranking"])]] for row in order
+    ]
+    assert (np.diff(order[:, : len(got[0]["ranking"])], axis=1) < 0).any(axis=1).all()  # not the classes' own order
+
+
+def float64_cosines(artifact, embeddings):
+    """Embeddings [N, d] against the class embeddings that the float32 graph holds, in float64."""
+    held = {item.name: item for item in onnx.load(artifact / "image.onnx").graph.initializer}
+    return embeddings.astype(np.float64) @ onnx.numpy_helper.to_array(held["class_bank"]).astype(np.float64)
+
+
+@pytest.fixture(scope="module")
+def sigmoid(tmp_path_factory, tiny_checkpoint, tiny_images, tiny_projection):
+    """An artifact of a sigmoid model whose every class is weak: 10 · cos - 40."""
+    root = tmp_path_factory.mktemp("sigmoid")
+    folder = shutil.copytree(tiny_checkpoint, root / "weak")
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["model_cfg"]["init_logit_bias"] = -40.0
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    weights = load_file(folder / "open_clip_model.safetensors")
+    weights["logit_bias"] = np.array(-40.0, dtype=np.float32)
+    weights["logit_scale"] = np.array(np.log(10.0), dtype=np.float32)
+    save_file(weights, folder / "open_clip_model.safetensors")
+    how = ExportConfig(classes=CLASSES, images=[tiny_images], backends=("onnxruntime", "openvino"), threads=1)
+    export_artifact(load_checkpoint(str(folder)), root / "weak.icm", how, projection=tiny_projection)
+    return root / "weak.icm"
+
+
+def test_a_sigmoid_models_weak_classes_keep_their_order_and_probabilities(built, sigmoid, shown, engine):
+    how = ["--engine", engine, "--threads", 1]
+    got = answers(built, sigmoid, *shown, *how)
+    model = invariclip.load(sigmoid, backend=engine, threads=1)
+    scale, bias = model.manifest.model.logit_scale, model.manifest.model.logit_bias
+    logits = scale * float64_cosines(sigmoid, column(answers(built, sigmoid, *shown, *how, "--embed"), "embedding"))
+    wanted = 1 / (1 + np.exp(-(logits + bias)))
+    assert 0 < wanted.max() < 1e-8
+    np.testing.assert_allclose(column(got, "probabilities").astype(np.float64), wanted, rtol=1e-4)
+    for row, order, python in zip(got, np.argsort(-logits, axis=1), model.classify(shown), strict=True):
+        ranked = [each["label"] for each in row["ranking"]]
+        assert ranked == [CLASSES[place] for place in order[: len(ranked)]] == [one.label for one in python.ranking]
+
+
 def test_one_file_alone_takes_a_site(built, plain, yard, shown, engine, tmp_path):
     shutil.copy(plain / "image.onnx", tmp_path / "alone.onnx")
     how = ["--engine", engine, "--threads", 1, "--site", yard]

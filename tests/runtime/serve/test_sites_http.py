@@ -230,6 +230,7 @@ def test_a_log_that_cannot_be_written_fails_no_request(model, serving, images, t
         SiteRegistry(model, running=LiveSiteOptions(log=tmp_path / "file"))
     log = tmp_path / "log"
     with serving(_service(model, running=LiveSiteOptions(4, SMALL, log))) as client:
+        log.mkdir()
         (log / "key-0").write_text("in the way")
         assert client.classify(images[0], "?site=yard").status == 200
         assert client("GET", "/v1/sites/yard").json["seen"] == 1

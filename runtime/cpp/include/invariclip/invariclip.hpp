@@ -179,7 +179,7 @@ struct Prediction {
     std::optional<std::string> label;  // none where the model abstains
     std::size_t index = 0;             // of the most probable class
     float probability = 0;             // of the most probable class
-    std::vector<RankedClass> ranking;  // the top_k classes, best first; of equal ones the first
+    std::vector<RankedClass> ranking;  // the top_k classes, best first; of equally probable ones the larger logit
     std::vector<float> probabilities;  // of every class, in the order of Model::classes
     std::optional<float> uncertainty;  // 0 sure, 1 no evidence; only of learned templates
     bool abstained = false;
@@ -198,6 +198,7 @@ struct Rows {
 struct Answers {
     Rows embeddings;
     Rows probabilities;
+    Rows logits;  // τ · cos (+ b) of the hand-written template: they tell apart what float rounds to 0 or 1
     std::vector<float> uncertainty;  // empty of an artifact without learned templates
 };
 

@@ -1,0 +1,1 @@
+"""Commands that are stopped while they work: the same results afterwards, and nothing left behind."""
