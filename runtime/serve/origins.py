@@ -12,7 +12,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from invariclip.errors import InputError
-from invariclip.serve.guard import as_json, route_label
+from invariclip.serve.guard import as_error, route_label
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -91,7 +91,7 @@ class Origins:
             return
         status, message = said
         self._metrics.requests.labels(route_label(scope["path"]), str(status)).inc()
-        await as_json({"error": message}, status)(scope, receive, send)
+        await as_error(scope["path"], status, message)(scope, receive, send)
 
     def _refused(self, scope: Scope) -> tuple[int, str] | None:
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}

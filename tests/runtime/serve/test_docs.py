@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from invariclip.artifact.embeddings import read_embeddings
+from invariclip.serve.guard import ROUTES
 from invariclip.serve.service import Service
 from invariclip.serve.sites import SiteRegistry
 from invariclip.sites.live_site import CHANGED, LATEST, SAME, UNLIKE, SiteWindow
@@ -23,7 +24,7 @@ CURLS = [
     for line in block.replace("\\\n", " ").splitlines()
     if line.startswith("curl ")
 ]
-[PYTHON] = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+PYTHON = "\n".join(re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL))
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +55,12 @@ def test_curl_lines(ask, desk, model):
 
 
 def test_python_lines(ask, desk):
-    code = PYTHON.replace("localhost:8000", f"127.0.0.1:{ask.port}")
+    code = PYTHON.replace("localhost:8000", f"127.0.0.1:{ask.port}").replace('model="mine"', 'model="tiny"')
     done = subprocess.run([sys.executable, "-c", code], cwd=desk, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() in ("a cat", "a river, wide")
+    label, lengths = done.stdout.splitlines()
+    assert label in ("a cat", "a river, wide")
+    assert lengths == "2 8"
 
 
 def test_the_numbers_of_measured_sites_are_the_code_s():
@@ -72,7 +75,7 @@ def test_the_numbers_of_measured_sites_are_the_code_s():
 
 
 def test_every_route_and_status_is_documented():
-    for route in ("/v1/classify", "/v1/embed", "/v1/model", "/v1/sites", "/healthz", "/readyz", "/metrics"):
-        assert route in PAGE
+    for route in ROUTES:
+        assert f" {route}`" in PAGE
     for status in (400, 401, 404, 405, 408, 413, 415, 422, 429, 500, 503, 504):
         assert str(status) in PAGE
