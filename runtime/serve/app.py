@@ -28,6 +28,7 @@ from invariclip.serve.answers import (
 from invariclip.serve.connections import ConnectionLimits
 from invariclip.serve.exchange import Exchange, finished, unless_gone, without_shift
 from invariclip.serve.guard import KEY, Guard, as_json, error_answer
+from invariclip.serve.inference_http import InferenceHttp
 from invariclip.serve.limits import RefusedError
 from invariclip.serve.metrics import CONTENT_TYPE
 from invariclip.serve.openai_api import OpenAi
@@ -236,6 +237,7 @@ def application(
     """
     exchange = Exchange(service, metrics, stall)
     api, openai = Api(exchange, metrics), OpenAi(exchange)
+    v2 = InferenceHttp(exchange, lambda: api.ready)
     metrics.watch(service)
     middleware = [Middleware(Guard, metrics=metrics, api_keys=api_keys)]
     if cors_origins:
@@ -263,6 +265,7 @@ def application(
         Route("/v1/embeddings", openai.embeddings, methods=["POST"]),
         Route("/v1/models", openai.models),
         Route("/v1/models/{name}", openai.model),
+        *v2.routes(),
     ]
     app = Starlette(routes=routes, middleware=middleware, exception_handlers={404: error_answer, 405: error_answer})
     app.router.redirect_slashes = False  # it would send a client wherever the Host header says

@@ -169,9 +169,17 @@ class Exchange:
         self, written: Callable[[], bytes], numbers: int, kind: str = JSON, headers: dict[str, str] | None = None
     ) -> Response:
         """What a function writes; in a thread, and counted until it is sent, where it is made of many numbers."""
+        return self.sending(await self.content_of(written, numbers), numbers, kind, headers)
+
+    async def content_of(self, written: Callable[[], bytes], numbers: int) -> bytes:
+        """What a function writes; in a thread where it is made of many numbers."""
+        return written() if numbers <= INLINE else await self.aside(written)
+
+    def sending(self, content: bytes, numbers: int, kind: str, headers: dict[str, str] | None = None) -> Response:
+        """An answer; counted until it is sent, where it is made of many numbers."""
         if numbers <= INLINE:
-            return Response(written(), media_type=kind, headers=headers)
-        return LargeAnswer(await self.aside(written), self.sent, kind, headers)
+            return Response(content, media_type=kind, headers=headers)
+        return LargeAnswer(content, self.sent, kind, headers)
 
     async def handle(self, name: str | None, owner: int) -> SiteHandle | None:
         """The site that a request names; see `SiteRegistry.find`."""

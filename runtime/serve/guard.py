@@ -24,14 +24,16 @@ if TYPE_CHECKING:
     from invariclip.serve.metrics import Metrics
 
 log = logging.getLogger("invariclip.serve")
-OPEN = ("/", "/healthz", "/readyz")
+V2_PROBES = ("/v2/health/live", "/v2/health/ready")
+OPEN = ("/", "/healthz", "/readyz", *V2_PROBES)
 """What is answered without a key: health, and the page, which holds nothing of the artifact."""
 SITES = "/v1/sites"
 EMBEDDINGS, MODELS = "/v1/embeddings", "/v1/models"
 OPENAI = (EMBEDDINGS, MODELS)
-NAMED = (SITES, MODELS)
+V2_MODELS, V2_INFER = "/v2/models", "/v2/models/NAME/infer"
+NAMED = (SITES, MODELS, V2_MODELS)
 """Paths with names below them, which metrics count as one."""
-ROUTES = (*OPEN, "/metrics", "/v1/model", "/v1/classify", "/v1/embed", EMBEDDINGS, *NAMED)
+ROUTES = (*OPEN, "/metrics", "/v1/model", "/v1/classify", "/v1/embed", EMBEDDINGS, *NAMED, "/v2", V2_INFER)
 """Paths that metrics count by name."""
 _OPENAI_KINDS = {
     401: ("authentication_error", "invalid_api_key"),
@@ -68,7 +70,7 @@ async def error_answer(request: Request, error: Exception) -> Response:
 
 _ROUTES = (
     "POST /v1/classify, POST /v1/embed, POST /v1/embeddings, GET /v1/models, GET /v1/model, GET /v1/sites, "
-    "GET /healthz, GET /readyz, GET /metrics, GET /"
+    "GET /v2, POST /v2/models/NAME/infer, GET /healthz, GET /readyz, GET /metrics, GET /"
 )
 
 
@@ -122,6 +124,8 @@ def _below(path: str, routes: tuple[str, ...]) -> str | None:
 
 def route_label(path: str) -> str:
     """What a path is counted as: one of `ROUTES`, or `other`."""
+    if path.startswith(f"{V2_MODELS}/") and path.endswith("/infer"):
+        return V2_INFER
     return path if path in ROUTES else _below(path, NAMED) or "other"
 
 

@@ -12,7 +12,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from invariclip.errors import InputError
-from invariclip.serve.guard import as_error, route_label
+from invariclip.serve.guard import V2_PROBES, as_error, route_label
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from invariclip.serve.metrics import Metrics
 
 ANY = "*"
-PROBES = ("/healthz", "/readyz")
+PROBES = ("/healthz", "/readyz", *V2_PROBES)
 """Answered under any name: they tell nothing, and probes call a server by names of their own."""
 _NAME = re.compile(r"(\*\.)?[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@\s]+")

@@ -115,17 +115,21 @@ def _from_form(name: str, values: list[str], limits: Limits) -> Any:
     return values[0] if len(values) == 1 else values  # such as the one class `[UNK]`
 
 
-def from_json(data: bytes, limits: Limits) -> dict[str, Any]:
+def from_json(data: bytes, limits: Limits, more: int = 0) -> dict[str, Any]:
     """Fields of a JSON object.
+
+    Args:
+        data: The object.
+        limits: What it may hold.
+        more: Values beyond that, where images are lists of numbers.
 
     Raises:
         BadRequestError: It is none.
         RefusedError: It has too many values.
     """
-    if holds_more_values(data, limits.json_values):
-        raise RefusedError(
-            413, f"the body holds too many names and values in JSON; up to {limits.json_values:,} are read"
-        )
+    most = limits.json_values + more
+    if holds_more_values(data, most):
+        raise RefusedError(413, f"the body holds too many names and values in JSON; up to {most:,} are read")
     plain = parse_json(data, "the body", error=BadRequestError)
     if not isinstance(plain, dict):
         raise BadRequestError('the body must be a JSON object, such as {"images": ["<base64>"]}')

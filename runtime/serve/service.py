@@ -39,10 +39,10 @@ TEXT_QUEUE = 4
 
 
 class EncodedImage(NamedTuple):
-    """An image as it came: what to call it, and its encoded bytes."""
+    """An image as it came: what to call it, and its encoded bytes, or uint8 [H, W, 3] that needs no decoding."""
 
     name: str
-    data: bytes
+    data: bytes | NDArray[np.uint8]
 
 
 class DecodedImage(NamedTuple):
