@@ -204,6 +204,10 @@ class Model:
         """
         return self._view.embed_texts([texts] if isinstance(texts, str) else list(texts), batch_size=batch_size)
 
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens the text tower reads of each text, special ones included, after it was cut to the context."""
+        return self._view.opened.text.lengths(texts)
+
     def answer(self, images: ImageInputs, *, batch_size: int = DEFAULT_BATCH) -> Answers:
         """Embeddings, class probabilities and uncertainties, in one pass.
 

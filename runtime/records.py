@@ -16,7 +16,19 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Generic,
+    Literal,
+    NoReturn,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from invariclip.console import json_text
 from invariclip.errors import InputError, InvariclipError
@@ -343,12 +355,22 @@ def _options(kind: Any, message: str) -> str:
     """What a field may be that is none of its literals; "" where the message is about something else."""
     if not message.startswith("Invalid enum value"):
         return ""
+    kinds = _alternatives(kind)
     for name in re.findall(r"\.(\w+)|\[", message.rpartition("$")[2]):
-        if name and not is_dataclass(kind):  # an optional one
-            kind = next(one for one in get_args(kind) if is_dataclass(one))
-        kind = get_type_hints(kind)[name] if name else [one for one in get_args(kind) if one is not Ellipsis][-1]
-    options = next((get_args(one) for one in (kind, *get_args(kind)) if get_origin(one) is Literal), ())
+        if name:
+            below = [get_type_hints(one).get(name) for one in kinds if is_dataclass(one)]
+        else:
+            below = [[inner for inner in get_args(one) if inner is not Ellipsis][-1] for one in kinds if get_args(one)]
+        kinds = [one for inner in below for one in _alternatives(inner)]
+    options = next((get_args(one) for one in kinds if get_origin(one) is Literal), ())
     return f"; available: {', '.join(map(str, options))}" if options else ""
+
+
+def _alternatives(kind: Any) -> list[Any]:
+    """The types that a union is of; another type alone."""
+    if get_origin(kind) in (Union, UnionType):
+        return [one for inner in get_args(kind) for one in _alternatives(inner)]
+    return [kind]
 
 
 def _unknown(plain: Any, known: Any, path: str = "") -> str | None:

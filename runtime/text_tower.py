@@ -22,7 +22,7 @@ from invariclip.errors import InputError
 from invariclip.preprocessing.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -176,6 +176,10 @@ class TextTower:
             ids = tokenizer(texts[start : start + batch_size], prefix=before)
             blocks.append(run(ids) if cache is None else cache.rows(ids, run))
         return np.concatenate(blocks) if blocks else np.empty((0, self._manifest.width), dtype=np.float32)
+
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """See `Tokenizer.lengths`."""
+        return self._open()[0].lengths(texts)
 
     def _open(self) -> tuple[Tokenizer, Backend]:
         with self._lock:

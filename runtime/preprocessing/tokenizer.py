@@ -190,6 +190,13 @@ class Tokenizer:
             rows[rows == spec.zeroed_token_id] = 0
         return rows
 
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """How many ids each text takes, special tokens included and padding not, after it was cut to the context."""
+        cleaned = [_CLEANERS[self.spec.clean](text) for text in texts]
+        around = self.spec.context_length - self.spec.room
+        encoded = self._tokenizer.encode_batch(cleaned, add_special_tokens=False)
+        return [min(len(encoding.ids), self.spec.room) + around for encoding in encoded]
+
     def _place(self, row: NDArray[np.int64], tokens: list[int]) -> None:
         if self.spec.last_token_id is not None:
             row[-1] = self.spec.last_token_id

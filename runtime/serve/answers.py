@@ -23,8 +23,11 @@ if TYPE_CHECKING:
 INLINE = 10_000
 """Numbers of an answer that are written in the event loop; more would hold up others."""
 _SLICE = 1 << 18
-# Bytes beside a class's name, of an image beside its classes, and of one component of an embedding
-_ENTRY, _IMAGE, _COMPONENT = 64, 512, 24
+COMPONENT = 24
+"""Bytes of a component of an embedding in JSON, at most."""
+AS_A_FILE = ", or ask for a file with the header accept: application/octet-stream"
+# Bytes beside a class's name, and of an image beside its classes
+_ENTRY, _IMAGE = 64, 512
 _ESCAPED = 6  # bytes that a character takes at most
 
 
@@ -56,18 +59,25 @@ def require_classified(images: int, classes: Sequence[str], top: int, characters
         )
 
 
-def require_embedded(rows: int, width: int, limit: int) -> None:
+def require_embedded(rows: int, width: int, limit: int, *, component: int = COMPONENT, remedy: str = AS_A_FILE) -> None:
     """Refuses embeddings that would be too large in JSON.
+
+    Args:
+        rows: How many there are.
+        width: Of each.
+        limit: Bytes of an answer.
+        component: Bytes of a component, at most.
+        remedy: What to ask for instead.
 
     Raises:
         RefusedError: They would be.
     """
-    size = rows * width * _COMPONENT
+    size = rows * width * component
     if size > limit:
         raise RefusedError(
             413,
             f"{rows:,} embeddings of width {width:,} may take {size:,} bytes in JSON; up to {limit:,} are sent: send "
-            "less, or ask for a file with the header accept: application/octet-stream",
+            f"less{remedy}",
         )
 
 

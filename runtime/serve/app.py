@@ -6,17 +6,13 @@ import asyncio
 import base64
 import hashlib
 import re
-import time
-from contextlib import asynccontextmanager
 from dataclasses import asdict
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import ClientDisconnect
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
@@ -24,43 +20,31 @@ from invariclip.artifact.embeddings import Embeddings, embeddings_bytes
 from invariclip.serve import requests
 from invariclip.serve.answers import (
     INLINE,
-    LargeAnswer,
     require_classified,
     require_embedded,
     sliced_json,
     vectors_json,
 )
-from invariclip.serve.aside import Aside
-from invariclip.serve.bodies import read_body
 from invariclip.serve.connections import ConnectionLimits
+from invariclip.serve.exchange import Exchange, finished, unless_gone, without_shift
 from invariclip.serve.guard import KEY, Guard, as_json, error_answer
-from invariclip.serve.incoming import IncomingBodies
-from invariclip.serve.limits import Held, RefusedError
+from invariclip.serve.inference_http import InferenceHttp
+from invariclip.serve.limits import RefusedError
 from invariclip.serve.metrics import CONTENT_TYPE
+from invariclip.serve.openai_api import OpenAi
 from invariclip.serve.origins import Origins
-from invariclip.serve.service import ImageScores
 from invariclip.serve.sites import site_facts
 from invariclip.sites.site import site_bytes
 from invariclip.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-    from concurrent.futures import Future
-    from typing import TypeVar
+    from collections.abc import Awaitable, Callable
 
     from starlette.requests import Request
 
-    from invariclip.serve.batcher import Batcher, Ticket
-    from invariclip.serve.limits import Limits
     from invariclip.serve.metrics import Metrics
-    from invariclip.serve.requests import Body, Classify, Embed
-    from invariclip.serve.service import EncodedImage, Service
-    from invariclip.serve.sites import SiteHandle
-    from invariclip.sites.site import Site
-
-    T = TypeVar("T")
-    R = TypeVar("R")
-    from collections.abc import Awaitable
+    from invariclip.serve.requests import Classify, Embed
+    from invariclip.serve.service import Service
 
 
 def described(service: Service) -> dict[str, Any]:
@@ -125,13 +109,12 @@ class Api:
 
     Attributes:
         ready: Whether it is warm and takes work.
+        exchange: The way of every request.
     """
 
-    def __init__(self, service: Service, metrics: Metrics, stall: float) -> None:
-        self.service, self.metrics = service, metrics
+    def __init__(self, exchange: Exchange, metrics: Metrics) -> None:
+        self.service, self.metrics, self.exchange = exchange.service, metrics, exchange
         self.ready = False
-        self._held, self._sent = Held(service.limits.bodies), Held(service.limits.bodies, "answers")
-        self._incoming, self._aside = IncomingBodies(self._held, stall, metrics), Aside()
 
     async def health(self, _request: Request) -> Response:
         """Alive."""
@@ -154,12 +137,12 @@ class Api:
 
     async def classify(self, request: Request) -> Response:
         """Images to their best classes."""
-        async with self._asked(request, requests.classify) as (asked, deadline):
+        async with self.exchange.asked(request, self.exchange.form, requests.classify) as (asked, deadline):
             return await unless_gone(request, self._classified(asked, request.scope.get(KEY, 0), deadline))
 
     async def embed(self, request: Request) -> Response:
         """Images or texts to embeddings."""
-        async with self._asked(request, requests.embed) as (asked, deadline):
+        async with self.exchange.asked(request, self.exchange.form, requests.embed) as (asked, deadline):
             wanted = SAFETENSORS in request.headers.get("accept", "")
             return await unless_gone(request, self._embedded(asked, request.scope.get(KEY, 0), deadline, wanted))
 
@@ -182,32 +165,6 @@ class Api:
         live = await asyncio.to_thread(self.service.sites.tell, name, request.scope.get(KEY, 0), event)
         return as_json(await asyncio.to_thread(live.facts))
 
-    @asynccontextmanager
-    async def _asked(
-        self, request: Request, read: Callable[[Body, Limits], Classify | Embed]
-    ) -> AsyncIterator[tuple[Any, float]]:
-        """A question, read within the bounds, whose answer is waited for no longer than they say, and until when."""
-        limits = self.service.limits
-        began, deadline = asyncio.get_running_loop().time(), time.monotonic() + limits.seconds
-        try:
-            async with asyncio.timeout(limits.seconds):
-                body, held = await read_body(request, limits, self._incoming, self._aside)
-        except TimeoutError as error:
-            raise RefusedError(408, f"the request did not come in within {limits.seconds:g} s") from error
-        try:
-            async with asyncio.timeout_at(began + limits.seconds):
-                # base64 of many images would hold up everybody else
-                heavy = "images" in body.fields
-                asked = await unless_gone(request, self._aside(read, body, limits)) if heavy else read(body, limits)
-                del body
-                if len(asked.images) > 1:
-                    await unless_gone(request, self._aside(self.service.require_bearable, asked.images))
-                yield asked, deadline
-        except TimeoutError as error:
-            raise RefusedError(504, f"no answer within {limits.seconds:g} s; send less, or later") from error
-        finally:
-            self._held.give_back(held)
-
     async def _classified(self, asked: Classify, owner: int, deadline: float) -> Response:
         service = self.service
         said = asked.abstain_above is not requests.UNSAID
@@ -216,8 +173,10 @@ class Api:
         names, limits = asked.classes or service.model.classes, service.limits
         many = len(asked.images) * min(asked.top, len(names)) > INLINE
         bound = (len(asked.images), names, asked.top, limits.characters, limits.answer)
-        await self._aside(require_classified, *bound) if many else require_classified(*bound)
-        handle = await self._handle(asked.site, owner)  # after what may be refused: a new site takes of the key's share
+        await self.exchange.aside(require_classified, *bound) if many else require_classified(*bound)
+        handle = await self.exchange.handle(
+            asked.site, owner
+        )  # after what may be refused: a new site takes of the key's share
         model = service.hosted if handle is not None and key is None else service.model
         warnings: tuple[str, ...] = ()
         if key is not None:
@@ -227,7 +186,7 @@ class Api:
                 model, warnings = made.model, made.warnings
             finally:
                 wait.leave()
-        rows = await self._rows(asked.images, deadline, classes=key is None and handle is None)
+        rows = await self.exchange.rows(asked.images, deadline, classes=key is None and handle is None)
         rows, site = await without_shift(handle, rows)
 
         def written() -> bytes:
@@ -237,25 +196,17 @@ class Api:
                 for image, prediction in zip(asked.images, predictions, strict=True)
             )
             answer = {"space_id": service.model.space_id, "predictions": answers, "warnings": list(warnings)}
-            return sliced_json({**answer, **self._said(site)})
+            return sliced_json({**answer, **self.exchange.said(site)})
 
-        return await self._answer(written, len(rows) * len(model.classes))
+        return await self.exchange.answer(written, len(rows) * len(model.classes))
 
     async def _embedded(self, asked: Embed, owner: int, deadline: float, safetensors: bool) -> Response:
-        service = self.service
+        service, exchange = self.service, self.exchange
         if not safetensors:
             require_embedded(len(asked.texts or asked.images), service.model.width, service.limits.answer)
-        site: Site | None = None
-        rows: Sequence[Any]
-        if asked.texts:
-            rows = await answered(service.texts, list(asked.texts), deadline)
-            items, warnings = asked.texts, [row.warning for row in rows if row.warning]
-        else:
-            handle = await self._handle(asked.site, owner)
-            rows, site = await without_shift(handle, await self._rows(asked.images, deadline, classes=False))
-            items, warnings = tuple(image.name for image in asked.images), []
-        vectors = np.stack([row.embedding for row in rows])
-        space = service.model.space_id
+        embedded = await exchange.embedded(asked, owner, deadline)
+        items = asked.texts or tuple(image.name for image in asked.images)
+        vectors, site, warnings, space = embedded.vectors, embedded.site, embedded.warnings, service.model.space_id
 
         def written() -> bytes:
             if safetensors:
@@ -263,84 +214,11 @@ class Api:
                 return embeddings_bytes(Embeddings(vectors, items, space, site.digest if site else own), warnings)
             answer = {"space_id": space, "width": service.model.width, "items": list(items)}
             return sliced_json(
-                {**answer, "embeddings": vectors_json(vectors), "warnings": warnings, **self._said(site)}
+                {**answer, "embeddings": vectors_json(vectors), "warnings": warnings, **exchange.said(site)}
             )
 
         kind = (SAFETENSORS, {"x-space-id": space}) if safetensors else ()
-        return await self._answer(written, vectors.size, *kind)
-
-    async def _answer(
-        self, written: Callable[[], bytes], numbers: int, kind: str = JSON, headers: dict[str, str] | None = None
-    ) -> Response:
-        """What a function writes; in a thread, and counted until it is sent, where it is made of many numbers."""
-        if numbers <= INLINE:
-            return Response(written(), media_type=kind, headers=headers)
-        return LargeAnswer(await self._aside(written), self._sent, kind, headers)
-
-    async def _handle(self, name: str | None, owner: int) -> SiteHandle | None:
-        sites = self.service.sites
-        if name and sites.running is not None:  # a new site's log begins on a disk, which may be slow
-            return await asyncio.to_thread(sites.find, name, owner)
-        return sites.find(name, owner)
-
-    def _said(self, site: Site | None) -> dict[str, Any]:
-        """The site that an answer is of; said, also if there is none, where requests may have one."""
-        if not self.service.sites:
-            return {}
-        facts = None if site is None else {"name": site.name, "sha256": site.digest, "images": site.images}
-        return {"site": facts}
-
-    async def _rows(self, images: Sequence[EncodedImage], deadline: float, *, classes: bool) -> list[ImageScores]:
-        return await answered(self.service.images, [(image, classes) for image in images], deadline)
-
-
-async def without_shift(
-    handle: SiteHandle | None, rows: Sequence[ImageScores]
-) -> tuple[list[ImageScores], Site | None]:
-    """Rows less a site's shift, and that site; where it runs, they then count."""
-    if handle is None:
-        return list(rows), None
-    vectors = np.stack([row.embedding for row in rows])
-    live = handle.live is not None
-    moved, site = await asyncio.to_thread(handle.take, vectors) if live else handle.take(vectors)
-    return [ImageScores(row) for row in moved], site
-
-
-async def answered(batcher: Batcher[T, Any, R], items: list[T], deadline: float) -> list[R]:
-    """What a batcher answers; if nobody waits for it any more, it is taken back."""
-    ticket: Ticket[R] = batcher.submit(items, deadline=deadline)
-    try:
-        return await finished(ticket.future)
-    finally:
-        ticket.drop()
-
-
-async def finished(future: Future[T]) -> T:
-    """Waits for another thread's result."""
-    return await asyncio.wrap_future(future)
-
-
-async def unless_gone(request: Request, answer: Coroutine[Any, Any, T]) -> T:
-    """The answer; given up when the client goes away, so that what waits for it is not worked on.
-
-    Raises:
-        ClientDisconnect: It went away.
-    """
-    work, watch = asyncio.ensure_future(answer), asyncio.ensure_future(_gone(request))
-    try:
-        await asyncio.wait((work, watch), return_when=asyncio.FIRST_COMPLETED)
-        if work.done():
-            return work.result()
-        raise ClientDisconnect
-    finally:
-        for task in (work, watch):
-            task.cancel()
-        await asyncio.gather(work, watch, return_exceptions=True)
-
-
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+        return await exchange.answer(written, vectors.size, *kind)
 
 
 def application(
@@ -357,7 +235,9 @@ def application(
         hosts: What the server is called, besides its addresses; see `origins.names_of`.
         stall: Seconds to wait for the next bytes of a body.
     """
-    api = Api(service, metrics, stall)
+    exchange = Exchange(service, metrics, stall)
+    api, openai = Api(exchange, metrics), OpenAi(exchange)
+    v2 = InferenceHttp(exchange, lambda: api.ready)
     metrics.watch(service)
     middleware = [Middleware(Guard, metrics=metrics, api_keys=api_keys)]
     if cors_origins:
@@ -382,6 +262,10 @@ def application(
         Route("/v1/sites/{name}/{event}", api.tell_site, methods=["POST"]),
         Route("/v1/classify", api.classify, methods=["POST"]),
         Route("/v1/embed", api.embed, methods=["POST"]),
+        Route("/v1/embeddings", openai.embeddings, methods=["POST"]),
+        Route("/v1/models", openai.models),
+        Route("/v1/models/{name}", openai.model),
+        *v2.routes(),
     ]
     app = Starlette(routes=routes, middleware=middleware, exception_handlers={404: error_answer, 405: error_answer})
     app.router.redirect_slashes = False  # it would send a client wherever the Host header says

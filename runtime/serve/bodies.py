@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from starlette.formparsers import MultiPartException, MultiPartParser
 
@@ -14,6 +14,7 @@ from invariclip.serve.service import EncodedImage
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from starlette.datastructures import Headers
     from starlette.requests import Request
 
     from invariclip.serve.aside import Aside
@@ -35,6 +36,43 @@ class _WholeForm(MultiPartParser):
     def on_end(self) -> None:
         """The closing boundary."""
         self.ended = True
+
+
+class Content(NamedTuple):
+    """A request's body as it came, and the request's headers."""
+
+    data: bytes
+    headers: Headers
+
+    @property
+    def heavy(self) -> bool:
+        """Whether it is so long that understanding it would hold up everybody else."""
+        return len(self.data) > LARGE
+
+
+async def read_content(request: Request, limits: Limits, incoming: IncomingBodies) -> tuple[Content, int]:
+    """Reads a body, for protocols whose requests are all in it.
+
+    Args:
+        request: The request.
+        limits: What it may bring.
+        incoming: Counts its bytes; they are taken back if this raises.
+
+    Returns:
+        The body, and how many bytes it took, for the caller to give back.
+
+    Raises:
+        RefusedError: It is too large, compressed, or does not come in.
+        InputError: There is a query as well.
+        ClientDisconnect: The client went away.
+    """
+    if request.query_params:
+        name = next(iter(request.query_params))
+        raise InputError(f"{request.url.path[:100]} takes no query, and {name!r:.60} is in one; put all into the body")
+    async with incoming.body() as body:
+        _require_plain(request)
+        data = b"".join([chunk async for chunk in _Chunks(request, limits, body)])
+        return Content(data, request.headers), body.taken
 
 
 async def read_body(request: Request, limits: Limits, incoming: IncomingBodies, aside: Aside) -> tuple[Body, int]:
@@ -84,9 +122,7 @@ class _Chunks:
 
 async def _apart(request: Request, limits: Limits, chunks: _Chunks, aside: Aside) -> Body:
     query = from_pairs(request.query_params.multi_items(), limits)
-    coding = request.headers.get("content-encoding", "identity").strip().lower()
-    if coding != "identity":
-        raise RefusedError(415, f"a body with content-encoding {coding[:60]!r} is not taken; send it as it is")
+    _require_plain(request)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind.startswith("image/") or kind == "application/octet-stream":
         data = b"".join([chunk async for chunk in chunks])
@@ -100,6 +136,12 @@ async def _apart(request: Request, limits: Limits, chunks: _Chunks, aside: Aside
     raise RefusedError(
         415, f"a body of type {kind[:60]!r} is not taken; available: {KINDS}; the header is content-type"
     )
+
+
+def _require_plain(request: Request) -> None:
+    coding = request.headers.get("content-encoding", "identity").strip().lower()
+    if coding != "identity":
+        raise RefusedError(415, f"a body with content-encoding {coding[:60]!r} is not taken; send it as it is")
 
 
 async def _multipart(request: Request, limits: Limits, chunks: _Chunks, query: dict[str, object]) -> Body:

@@ -7,7 +7,7 @@ import json
 import logging
 import time
 import uuid
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -24,11 +24,23 @@ if TYPE_CHECKING:
     from invariclip.serve.metrics import Metrics
 
 log = logging.getLogger("invariclip.serve")
-OPEN = ("/", "/healthz", "/readyz")
+V2_PROBES = ("/v2/health/live", "/v2/health/ready")
+OPEN = ("/", "/healthz", "/readyz", *V2_PROBES)
 """What is answered without a key: health, and the page, which holds nothing of the artifact."""
 SITES = "/v1/sites"
-ROUTES = (*OPEN, "/metrics", "/v1/model", SITES, "/v1/classify", "/v1/embed")
+EMBEDDINGS, MODELS = "/v1/embeddings", "/v1/models"
+OPENAI = (EMBEDDINGS, MODELS)
+V2_MODELS, V2_INFER = "/v2/models", "/v2/models/NAME/infer"
+NAMED = (SITES, MODELS, V2_MODELS)
+"""Paths with names below them, which metrics count as one."""
+ROUTES = (*OPEN, "/metrics", "/v1/model", "/v1/classify", "/v1/embed", EMBEDDINGS, *NAMED, "/v2", V2_INFER)
 """Paths that metrics count by name."""
+_OPENAI_KINDS = {
+    401: ("authentication_error", "invalid_api_key"),
+    404: ("invalid_request_error", "model_not_found"),
+    429: ("rate_limit_error", "rate_limit_exceeded"),
+}
+"""OpenAI's type and code of an error by status; others are the request's fault below 500, or the server's."""
 KEY = "invariclip.key"
 """In a request's scope: the number of its API key from 1 on, or 0 where none is demanded."""
 GONE = 499
@@ -51,39 +63,70 @@ async def error_answer(request: Request, error: Exception) -> Response:
     headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
     if status == 405:
         allowed = ", ".join(sorted(headers.get("Allow", "").split(", ")))
-        return as_json({"error": f"{request.method} is not taken here; available: {allowed}"}, status, headers)
-    return as_json({"error": f"nothing is at {request.url.path[:100]}; available: {_ROUTES}"}, status, headers)
+        return as_error(request.url.path, status, f"{request.method} is not taken here; available: {allowed}", headers)
+    path = request.url.path
+    return as_error(path, status, f"nothing is at {path[:100]}; available: {_ROUTES}", headers)
 
 
 _ROUTES = (
-    "POST /v1/classify, POST /v1/embed, GET /v1/model, GET /v1/sites, GET /healthz, GET /readyz, GET /metrics, GET /"
+    "POST /v1/classify, POST /v1/embed, POST /v1/embeddings, GET /v1/models, GET /v1/model, GET /v1/sites, "
+    "GET /v2, POST /v2/models/NAME/infer, GET /healthz, GET /readyz, GET /metrics, GET /"
 )
 
 
-def refusal(error: Exception) -> Response:
+class Refusal(NamedTuple):
+    """Why a request is not answered: HTTP's status, one line, and headers of the answer."""
+
+    status: int
+    line: str
+    headers: dict[str, str]
+
+
+def refusal(error: Exception) -> Refusal:
     """What an exception says to the client; an unexpected one gets an id that stands in the log."""
+    line = " ".join(str(error).split())
     if isinstance(error, RefusedError):
-        return _line(error, error.status, error.headers)
+        return Refusal(error.status, line, error.headers)
     if isinstance(error, QueueFullError):
-        return _line(error, 503, {"retry-after": str(error.retry_after)})
+        return Refusal(503, line, {"retry-after": str(error.retry_after)})
     if isinstance(error, BatcherStoppedError):
-        return _line(error, 503, {"retry-after": "1"})
+        return Refusal(503, line, {"retry-after": "1"})
     if isinstance(error, InputError):
-        return _line(error, 422, {})
+        return Refusal(422, line, {})
     number = uuid.uuid4().hex[:12]
     log.error("error %s", number, exc_info=error)
-    return as_json({"error": f"the server failed; its log says why under {number}"}, 500)
+    return Refusal(500, f"the server failed; its log says why under {number}", {})
 
 
-def _line(error: Exception, status: int, headers: dict[str, str]) -> Response:
-    return as_json({"error": " ".join(str(error).split())}, status, headers)
+def as_error(path: str, status: int, line: str, headers: dict[str, str] | None = None) -> Response:
+    """An error as clients of a route read it.
+
+    Args:
+        path: Of the request; OpenAI's routes have an object in the place of the line.
+        status: HTTP's number.
+        line: What went wrong.
+        headers: Of the answer.
+    """
+    if not _below(path, OPENAI):
+        return as_json({"error": line}, status, headers)
+    kind, code = _OPENAI_KINDS.get(status, ("server_error" if status >= 500 else "invalid_request_error", None))
+    return as_json(
+        {"error": {"message": line, "type": kind, "param": "model" if status == 404 else None, "code": code}},
+        status,
+        headers,
+    )
+
+
+def _below(path: str, routes: tuple[str, ...]) -> str | None:
+    """The one of `routes` that a path is, or is below."""
+    return next((route for route in routes if path == route or path.startswith(f"{route}/")), None)
 
 
 def route_label(path: str) -> str:
     """What a path is counted as: one of `ROUTES`, or `other`."""
-    if path.startswith(f"{SITES}/"):
-        return SITES
-    return path if path in ROUTES else "other"
+    if path.startswith(f"{V2_MODELS}/") and path.endswith("/infer"):
+        return V2_INFER
+    return path if path in ROUTES else _below(path, NAMED) or "other"
 
 
 class Guard:
@@ -110,7 +153,7 @@ class Guard:
             key = self._key(scope) if self._keys and scope["path"] not in OPEN else 0
             scope[KEY] = key
             if key is None:
-                answer = as_json({"error": _WITHOUT_KEY}, 401, {"www-authenticate": "Bearer"})
+                answer = as_error(scope["path"], 401, _WITHOUT_KEY, {"www-authenticate": "Bearer"})
                 await answer(scope, receive, noting)
             else:
                 await self._app(scope, receive, noting)
@@ -119,7 +162,7 @@ class Guard:
         except Exception as error:
             if status:
                 raise  # half an answer is out, and cannot become another
-            await refusal(error)(scope, receive, noting)
+            await as_error(scope["path"], *refusal(error))(scope, receive, noting)
         finally:
             route = route_label(scope["path"])
             self._metrics.requests.labels(route, str(status or GONE)).inc()

@@ -23,6 +23,13 @@ class RefusedError(InvariclipError):
         self.status, self.headers = status, headers or {}
 
 
+class UnknownModelError(RefusedError):
+    """A request names a model that is not served."""
+
+    def __init__(self, asked: str, available: str) -> None:
+        super().__init__(404, f"no model is called {asked!r:.100}; available: {available}")
+
+
 class BadRequestError(RefusedError):
     """A request's body cannot be taken apart."""
 

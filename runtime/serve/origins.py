@@ -12,7 +12,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from invariclip.errors import InputError
-from invariclip.serve.guard import as_json, route_label
+from invariclip.serve.guard import V2_PROBES, as_error, route_label
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from invariclip.serve.metrics import Metrics
 
 ANY = "*"
-PROBES = ("/healthz", "/readyz")
+PROBES = ("/healthz", "/readyz", *V2_PROBES)
 """Answered under any name: they tell nothing, and probes call a server by names of their own."""
 _NAME = re.compile(r"(\*\.)?[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@\s]+")
@@ -91,7 +91,7 @@ class Origins:
             return
         status, message = said
         self._metrics.requests.labels(route_label(scope["path"]), str(status)).inc()
-        await as_json({"error": message}, status)(scope, receive, send)
+        await as_error(scope["path"], status, message)(scope, receive, send)
 
     def _refused(self, scope: Scope) -> tuple[int, str] | None:
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}

@@ -47,6 +47,11 @@ class Body:
     fields: Mapping[str, Any]
     images: tuple[EncodedImage, ...] = ()
 
+    @property
+    def heavy(self) -> bool:
+        """Whether it has base64, of which many images would hold up everybody else."""
+        return "images" in self.fields
+
 
 @dataclass(frozen=True)
 class Classify:
@@ -110,17 +115,21 @@ def _from_form(name: str, values: list[str], limits: Limits) -> Any:
     return values[0] if len(values) == 1 else values  # such as the one class `[UNK]`
 
 
-def from_json(data: bytes, limits: Limits) -> dict[str, Any]:
+def from_json(data: bytes, limits: Limits, more: int = 0) -> dict[str, Any]:
     """Fields of a JSON object.
+
+    Args:
+        data: The object.
+        limits: What it may hold.
+        more: Values beyond that, where images are lists of numbers.
 
     Raises:
         BadRequestError: It is none.
         RefusedError: It has too many values.
     """
-    if holds_more_values(data, limits.json_values):
-        raise RefusedError(
-            413, f"the body holds too many names and values in JSON; up to {limits.json_values:,} are read"
-        )
+    most = limits.json_values + more
+    if holds_more_values(data, most):
+        raise RefusedError(413, f"the body holds too many names and values in JSON; up to {most:,} are read")
     plain = parse_json(data, "the body", error=BadRequestError)
     if not isinstance(plain, dict):
         raise BadRequestError('the body must be a JSON object, such as {"images": ["<base64>"]}')
@@ -211,6 +220,15 @@ def _from_base64(place: int, given: Any) -> EncodedImage:
         raise InputError(f'image {place}: give base64 as a text, or {{"name": text, "data": base64}}')
     if given.startswith("data:"):
         given = given.partition(",")[2]
+    return decoded_image(place, name, given)
+
+
+def decoded_image(place: int, name: str, given: str) -> EncodedImage:
+    """An image from base64.
+
+    Raises:
+        InputError: It is not base64.
+    """
     try:
         return EncodedImage(name, base64.b64decode("".join(given.split()), validate=True))
     except (binascii.Error, ValueError) as error:
@@ -226,6 +244,16 @@ def _texts(given: Any, what: str, limits: Limits, limit: int, *, split: bool = F
         listed = [part.strip() for part in given.split(",") if part.strip()] if split else [given]
     if not isinstance(listed, list) or not all(isinstance(one, str) for one in listed):
         raise InputError(f"{what} must be a list of texts")
+    return checked_texts(listed, what, limits, limit)
+
+
+def checked_texts(listed: list[str], what: str, limits: Limits, limit: int) -> tuple[str, ...]:
+    """Texts that are not too many, not too long, and Unicode.
+
+    Raises:
+        InputError: There is none, or one is not Unicode.
+        RefusedError: They are too many or too long.
+    """
     if not listed:
         raise InputError(f"{what} is empty; leave it out, or name some")
     limits.require(len(listed), what, limit)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from invariclip.artifact.manifest import MANIFEST
 from invariclip.backends.batching import buckets
 from invariclip.errors import ImageSizeError, InputError
 from invariclip.preprocessing.decode import image_facts, image_name
@@ -38,10 +39,10 @@ TEXT_QUEUE = 4
 
 
 class EncodedImage(NamedTuple):
-    """An image as it came: what to call it, and its encoded bytes."""
+    """An image as it came: what to call it, and its encoded bytes, or uint8 [H, W, 3] that needs no decoding."""
 
     name: str
-    data: bytes
+    data: bytes | NDArray[np.uint8]
 
 
 class DecodedImage(NamedTuple):
@@ -83,7 +84,12 @@ class Batching:
 
 
 class Service:
-    """A model that many callers share; `close` ends its threads."""
+    """A model that many callers share; `close` ends its threads.
+
+    Attributes:
+        name: What protocols that name models call it: that of the artifact's folder, without `.icm`.
+        created: When the artifact was written, in seconds since 1970.
+    """
 
     def __init__(
         self,
@@ -118,6 +124,8 @@ class Service:
         self.sites = sites or SiteRegistry(model)
         self._hosted: Model | None = None
         self.model, self.limits = model, limits or Limits()
+        folder = model.folder.resolve()
+        self.name, self.created = folder.stem, int((folder / MANIFEST).stat().st_mtime)
         self.uncertainty = uncertainty_kind(model.manifest.cdc, uncertainty)
         self.abstain_above = threshold(model.manifest.cdc, abstain_above, self.uncertainty)
         batching = batching or Batching()

@@ -244,7 +244,7 @@ def test_a_form_that_is_cut_anywhere_is_refused(ask, images, data, path):
     assert answer.status == 400
     assert "closing boundary" in answer.error
     assert ask("POST", path, whole.rstrip(), "multipart/form-data; boundary=b").status == 200
-    assert ask.api._held.now == 0
+    assert ask.api.exchange.held.now == 0
 
 
 def test_a_body_without_a_length_is_counted_while_it_comes(ask):
@@ -254,7 +254,7 @@ def test_a_body_without_a_length_is_counted_while_it_comes(ask):
     assert answer.status == 413
     assert "up to 200,000 bytes" in json.loads(answer.read())["error"]
     link.close()
-    assert ask.api._held.now == 0
+    assert ask.api.exchange.held.now == 0
 
 
 def test_a_bad_image_fails_its_own_request_alone(ask, images):
@@ -317,7 +317,7 @@ def test_large_answers_are_written_beside_the_event_loop_and_counted(model, serv
         alone = model.with_classes(names).classify(images[:11], top_k=1000)
         assert [one["label"] for one in told] == [one.label for one in alone]
         assert all(len(one["ranking"]) == 1000 for one in told)
-        assert ask.api._sent.now == 0
+        assert ask.api.exchange.sent.now == 0
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def test_a_body_that_stalls_is_given_up(model, serving, metrics):
             status, headers, body = all_of(link)
         assert (status, headers["connection"]) == (408, "close")
         assert "no more of the body came in within 0.2 s" in json.loads(body)["error"]
-        assert ask.api._held.now == 0
+        assert ask.api.exchange.held.now == 0
     assert dropped(metrics, "stalled") == 1
 
 
@@ -79,10 +79,10 @@ def test_a_body_that_stalls_makes_room_for_others(model, serving, metrics, image
     with serving(Service(model, limits), metrics) as ask:
         sent = HEAD + b"content-length: 100000\r\n\r\n" + bytes(99_900)
         with opened(ask, sent) as first, opened(ask, sent) as second:
-            until(lambda: ask.api._held.now == 199_800)
+            until(lambda: ask.api.exchange.held.now == 199_800)
             threading.Event().wait(0.05)
             assert ask.classify(images[0]).status == 200
-            until(lambda: ask.api._held.now == 99_900)
+            until(lambda: ask.api.exchange.held.now == 99_900)
             first.settimeout(0.2)
             try:
                 status, _, body = all_of(first)
@@ -90,7 +90,7 @@ def test_a_body_that_stalls_makes_room_for_others(model, serving, metrics, image
                 status, _, body = all_of(second)
             assert status == 503
             assert "was needed for others" in json.loads(body)["error"]
-        until(lambda: ask.api._held.now == 0)
+        until(lambda: ask.api.exchange.held.now == 0)
     assert dropped(metrics, "room") == 1
 
 
@@ -98,7 +98,7 @@ def test_a_body_that_comes_in_is_not_given_up_for_others(model, serving, images,
     limits = Limits(body=100_000, bodies=100_000)
     with serving(Service(model, limits)) as ask, opened(ask, HEAD + b"content-length: 100000\r\n\r\n") as slow:
         slow.sendall(bytes(99_990))
-        until(lambda: ask.api._held.now == 99_990)
+        until(lambda: ask.api.exchange.held.now == 99_990)
         refused = ask.classify(images[0])
         assert refused.status == 503
         assert "are held; try again" in refused.error

@@ -14,6 +14,7 @@ from invariclip.preprocessing.pixels import MAX_RESIZED_PIXELS
 from invariclip.serve import connections, incoming
 from invariclip.serve.batcher import MARGIN, SHARE
 from invariclip.serve.connections import LINGER_BYTES, LINGER_SECONDS, RESERVE, ConnectionLimits
+from invariclip.serve.guard import ROUTES
 from invariclip.serve.limits import MIB, Limits
 from invariclip.serve.requests import DEFAULT_TOP, MAX_TOP
 from invariclip.serve.service import Service
@@ -30,7 +31,7 @@ CURLS = [
     for line in block.replace("\\\n", " ").splitlines()
     if line.startswith("curl ")
 ]
-[PYTHON] = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+PYTHON = "\n".join(re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL))
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +62,12 @@ def test_curl_lines(ask, desk, model):
 
 
 def test_python_lines(ask, desk):
-    code = PYTHON.replace("localhost:8000", f"127.0.0.1:{ask.port}")
+    code = PYTHON.replace("localhost:8000", f"127.0.0.1:{ask.port}").replace('"mine"', '"tiny"')
     done = subprocess.run([sys.executable, "-c", code], cwd=desk, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() in ("a cat", "a river, wide")
+    label, lengths, shape = done.stdout.splitlines()
+    assert label in ("a cat", "a river, wide")
+    assert (lengths, shape) == ("2 8", "(1, 8)")
 
 
 def test_the_numbers_of_measured_sites_are_the_code_s():
@@ -79,8 +82,8 @@ def test_the_numbers_of_measured_sites_are_the_code_s():
 
 
 def test_every_route_and_status_is_documented():
-    for route in ("/v1/classify", "/v1/embed", "/v1/model", "/v1/sites", "/healthz", "/readyz", "/metrics"):
-        assert route in PAGE
+    for route in ROUTES:
+        assert re.search(rf"[ `]{re.escape(route)}[`/]", PAGE), route
     for status in (400, 401, 403, 404, 405, 408, 413, 415, 421, 422, 429, 500, 503, 504):
         assert str(status) in PAGE
 

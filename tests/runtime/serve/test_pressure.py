@@ -92,7 +92,7 @@ def test_what_takes_too_long_is_given_up(model, gated, serving, images, until):
         service.gate.set()
         until(lambda: ask.classify(images[0]).status == 200)
     assert service.batches[0] == 1
-    assert ask.api._held.now == 0
+    assert ask.api.exchange.held.now == 0
 
 
 def test_a_body_that_does_not_come_in_is_given_up(model, serving):
@@ -103,7 +103,7 @@ def test_a_body_that_does_not_come_in_is_given_up(model, serving):
                 b"content-length: 9\r\n\r\nab"
             )
             assert link.recv(1000).startswith(b"HTTP/1.1 408")
-        assert ask.api._held.now == 0
+        assert ask.api.exchange.held.now == 0
 
 
 def test_work_of_a_client_that_went_away_is_dropped(model, gated, serving, images, until):
@@ -134,7 +134,7 @@ def test_bodies_of_all_clients_are_bounded_together(model, gated, serving, image
         assert "are held; try again in 1 s" in refused.error
         service.gate.set()
         assert first.result(20).status == 200
-        until(lambda: ask.api._held.now == 0)
+        until(lambda: ask.api.exchange.held.now == 0)
         assert ask.classify(images[0]).status == 200
 
 

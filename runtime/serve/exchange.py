@@ -1,0 +1,261 @@
+"""The one way of every request, whatever its protocol: read in bounds, answered by the batchers, written in bounds."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from invariclip.serve.answers import INLINE, LargeAnswer
+from invariclip.serve.aside import Aside
+from invariclip.serve.bodies import Content, read_body, read_content
+from invariclip.serve.incoming import IncomingBodies
+from invariclip.serve.limits import Held, RefusedError
+from invariclip.serve.service import ImageScores
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+    from concurrent.futures import Future
+
+    from numpy.typing import NDArray
+    from starlette.requests import Request
+
+    from invariclip.serve.batcher import Batcher, Ticket
+    from invariclip.serve.limits import Limits
+    from invariclip.serve.metrics import Metrics
+    from invariclip.serve.requests import Body, Embed
+    from invariclip.serve.service import EncodedImage, Service
+    from invariclip.serve.sites import SiteHandle
+    from invariclip.sites.site import Site
+
+T = TypeVar("T")
+R = TypeVar("R")
+JSON = "application/json"
+
+
+class Heavy(Protocol):
+    """What a request brought, before it is understood."""
+
+    @property
+    def heavy(self) -> bool:
+        """Whether understanding it would hold up everybody else."""
+
+
+class Question(Protocol):
+    """What a request asks."""
+
+    @property
+    def images(self) -> tuple[EncodedImage, ...]:
+        """The images that it brings."""
+
+
+B = TypeVar("B", bound=Heavy)
+Q = TypeVar("Q", bound=Question)
+
+
+class Embedded(NamedTuple):
+    """Embeddings float32 [N, d], the site whose shift they have lost, and what was said of the texts."""
+
+    vectors: NDArray[np.float32]
+    site: Site | None
+    warnings: list[str]
+
+
+class Exchange:
+    """Questions to a service and their answers, for one event loop.
+
+    Attributes:
+        service: Who answers.
+        held: Bytes of all bodies in memory.
+        sent: Bytes of all large answers in memory.
+        aside: Threads for what would hold up the event loop.
+    """
+
+    def __init__(self, service: Service, metrics: Metrics, stall: float) -> None:
+        """Holds nothing yet.
+
+        Args:
+            service: Who answers.
+            metrics: Counts.
+            stall: Seconds to wait for the next bytes of a body.
+        """
+        self.service = service
+        self.held, self.sent = Held(service.limits.bodies), Held(service.limits.bodies, "answers")
+        self.aside = Aside()
+        self._incoming = IncomingBodies(self.held, stall, metrics)
+
+    async def form(self, request: Request) -> tuple[Body, int]:
+        """A request's body, taken apart by its content type; see `read_body`."""
+        return await read_body(request, self.service.limits, self._incoming, self.aside)
+
+    async def content(self, request: Request) -> tuple[Content, int]:
+        """A request's body as it came; see `read_content`."""
+        return await read_content(request, self.service.limits, self._incoming)
+
+    @asynccontextmanager
+    async def asked(
+        self, request: Request, body: Callable[[Request], Awaitable[tuple[B, int]]], read: Callable[[B, Limits], Q]
+    ) -> AsyncIterator[tuple[Q, float]]:
+        """A question, read within the bounds, whose answer is waited for no longer than they say, and until when.
+
+        Args:
+            request: The request.
+            body: `form` or `content`.
+            read: Understands the body.
+
+        Raises:
+            RefusedError: There is too much of something, or it takes too long.
+            InputError: What the request says cannot be asked.
+        """
+        limits = self.service.limits
+        began, deadline = asyncio.get_running_loop().time(), time.monotonic() + limits.seconds
+        try:
+            async with asyncio.timeout(limits.seconds):
+                brought, held = await body(request)
+        except TimeoutError as error:
+            raise RefusedError(408, f"the request did not come in within {limits.seconds:g} s") from error
+        try:
+            async with self.within(began):
+                heavy = brought.heavy
+                asked = (
+                    await unless_gone(request, self.aside(read, brought, limits)) if heavy else read(brought, limits)
+                )
+                del brought
+                await unless_gone(request, self.require_bearable(asked.images))
+                yield asked, deadline
+        finally:
+            self.held.give_back(held)
+
+    @asynccontextmanager
+    async def within(self, began: float) -> AsyncIterator[None]:
+        """A block that takes no longer than a request may.
+
+        Args:
+            began: When the request came, by the event loop's clock.
+
+        Raises:
+            RefusedError: It takes longer.
+        """
+        seconds = self.service.limits.seconds
+        try:
+            async with asyncio.timeout_at(began + seconds):
+                yield
+        except TimeoutError as error:
+            raise RefusedError(504, f"no answer within {seconds:g} s; send less, or later") from error
+
+    async def require_bearable(self, images: Sequence[EncodedImage]) -> None:
+        """See `Service.require_bearable`; a single image is held against the same bounds when it is decoded."""
+        if len(images) > 1:
+            await self.aside(self.service.require_bearable, images)
+
+    async def embedded(self, asked: Embed, owner: int, deadline: float) -> Embedded:
+        """Embeddings of images, less the shift of their site, or of texts.
+
+        Args:
+            asked: Of what.
+            owner: The number of the API key.
+            deadline: When the answer is worth nothing any more, by `time.monotonic`.
+        """
+        if asked.texts:
+            rows = await answered(self.service.texts, list(asked.texts), deadline)
+            return Embedded(_stacked(rows), None, [row.warning for row in rows if row.warning])
+        handle = await self.handle(asked.site, owner)
+        seen, site = await without_shift(handle, await self.rows(asked.images, deadline, classes=False))
+        return Embedded(_stacked(seen), site, [])
+
+    async def answer(
+        self, written: Callable[[], bytes], numbers: int, kind: str = JSON, headers: dict[str, str] | None = None
+    ) -> Response:
+        """What a function writes; in a thread, and counted until it is sent, where it is made of many numbers."""
+        return self.sending(await self.content_of(written, numbers), numbers, kind, headers)
+
+    async def content_of(self, written: Callable[[], bytes], numbers: int) -> bytes:
+        """What a function writes; in a thread where it is made of many numbers."""
+        return written() if numbers <= INLINE else await self.aside(written)
+
+    def sending(self, content: bytes, numbers: int, kind: str, headers: dict[str, str] | None = None) -> Response:
+        """An answer; counted until it is sent, where it is made of many numbers."""
+        if numbers <= INLINE:
+            return Response(content, media_type=kind, headers=headers)
+        return LargeAnswer(content, self.sent, kind, headers)
+
+    async def handle(self, name: str | None, owner: int) -> SiteHandle | None:
+        """The site that a request names; see `SiteRegistry.find`."""
+        sites = self.service.sites
+        if name and sites.running is not None:  # a new site's log begins on a disk, which may be slow
+            return await asyncio.to_thread(sites.find, name, owner)
+        return sites.find(name, owner)
+
+    def said(self, site: Site | None) -> dict[str, Any]:
+        """The site that an answer is of; said, also if there is none, where requests may have one."""
+        if not self.service.sites:
+            return {}
+        facts = None if site is None else {"name": site.name, "sha256": site.digest, "images": site.images}
+        return {"site": facts}
+
+    async def rows(self, images: Sequence[EncodedImage], deadline: float, *, classes: bool) -> list[ImageScores]:
+        """What the image tower says of images; `classes`: also the artifact's own."""
+        return await answered(self.service.images, [(image, classes) for image in images], deadline)
+
+
+class _Embedding(Protocol):
+    @property
+    def embedding(self) -> NDArray[np.float32]: ...
+
+
+def _stacked(rows: Sequence[_Embedding]) -> NDArray[np.float32]:
+    return np.stack([row.embedding for row in rows])
+
+
+async def without_shift(
+    handle: SiteHandle | None, rows: Sequence[ImageScores]
+) -> tuple[list[ImageScores], Site | None]:
+    """Rows less a site's shift, and that site; where it runs, they then count."""
+    if handle is None:
+        return list(rows), None
+    vectors = np.stack([row.embedding for row in rows])
+    live = handle.live is not None
+    moved, site = await asyncio.to_thread(handle.take, vectors) if live else handle.take(vectors)
+    return [ImageScores(row) for row in moved], site
+
+
+async def answered(batcher: Batcher[T, Any, R], items: list[T], deadline: float) -> list[R]:
+    """What a batcher answers; if nobody waits for it any more, it is taken back."""
+    ticket: Ticket[R] = batcher.submit(items, deadline=deadline)
+    try:
+        return await finished(ticket.future)
+    finally:
+        ticket.drop()
+
+
+async def finished(future: Future[T]) -> T:
+    """Waits for another thread's result."""
+    return await asyncio.wrap_future(future)
+
+
+async def unless_gone(request: Request, answer: Coroutine[Any, Any, T]) -> T:
+    """The answer; given up when the client goes away, so that what waits for it is not worked on.
+
+    Raises:
+        ClientDisconnect: It went away.
+    """
+    work, watch = asyncio.ensure_future(answer), asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait((work, watch), return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            return work.result()
+        raise ClientDisconnect
+    finally:
+        for task in (work, watch):
+            task.cancel()
+        await asyncio.gather(work, watch, return_exceptions=True)
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
