@@ -131,7 +131,7 @@ def _weights_in(folder: Path) -> Path | None:
     names = sorted(path for path in folder.iterdir() if path.suffix in weights.CHECKPOINT_SUFFIXES)
     own = next((found for stem in _STEMS if (found := [path for path in names if path.stem.startswith(stem)])), names)
     file = min(own, key=lambda path: weights.CHECKPOINT_SUFFIXES.index(path.suffix), default=None)
-    indices = sorted(folder.glob(f"*{weights.INDEX_SUFFIX}"))
+    indices = [path for suffix in weights.INDEX_SUFFIXES for path in sorted(folder.glob(f"*{suffix}"))]
     if not indices or (file is not None and "-of-" not in file.stem):
         return file
     return next((path for path in indices if path.name.startswith("open_clip")), indices[0])

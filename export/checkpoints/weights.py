@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
-INDEX_SUFFIX = ".safetensors.index.json"
-"""Ending of the file that says which tensor lies in which of several files."""
+INDEX_SUFFIXES = (".safetensors.index.json", ".bin.index.json")
+"""Endings of the file that says which tensor lies in which of several files, safetensors or torch's."""
 _AT_A_TIME = 64 * 2**20
 """Bytes read through one mapping of a file: pages of a mapping stay in memory for as long as it does."""
 _MAX_INDEX = 64 * 2**20
@@ -59,7 +59,7 @@ def read_state_dict(path: Path, notes: list[str] | None = None) -> dict[str, tor
     with a warning. What wrappers put before names (`module.`, `_orig_mod.`, …) goes.
 
     Args:
-        path: `.safetensors`, or the index of several; or `.pt`, `.pth`, `.bin`, `.ckpt`, which torch reads with
+        path: `.safetensors`, or the index of several files; or `.pt`, `.pth`, `.bin`, `.ckpt`, which torch reads with
             `weights_only=True` and nothing else.
         notes: What was taken and stripped is appended, in words.
 
@@ -72,7 +72,7 @@ def read_state_dict(path: Path, notes: list[str] | None = None) -> dict[str, tor
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint file")
-    sharded = path.name.endswith(INDEX_SUFFIX)
+    sharded = path.name.endswith(INDEX_SUFFIXES)
     if path.suffix.lower() not in CHECKPOINT_SUFFIXES and not sharded:
         raise CheckpointError(f"{path}: not a checkpoint format; known endings: {' '.join(CHECKPOINT_SUFFIXES)}")
     content: Any
@@ -241,16 +241,20 @@ def _read_shards(index: Path) -> dict[str, torch.Tensor]:
     if not isinstance(stored, dict):
         raise CheckpointError(f"{index}: not an index of weights, it has no readable weight_map")
     places = {str(name): str(file) for name, file in stored.items()}
+    suffix = next(f".{one.split('.')[1]}" for one in INDEX_SUFFIXES if index.name.endswith(one))
     tensors: dict[str, torch.Tensor] = {}
     for file in sorted(set(places.values())):
         shard = index.with_name(file) if file not in ("", ".", "..") and "/" not in file and "\\" not in file else None
-        if shard is None or shard.suffix != ".safetensors":
-            raise CheckpointError(f"{index}: names {file!r}; its files must be .safetensors beside it")
+        if shard is None or shard.suffix != suffix:
+            raise CheckpointError(f"{index}: names {file!r}; its files must be {suffix} beside it")
         if not shard.is_file():
             raise CheckpointError(
                 f"{shard}: no such file, but {index.name} names it; fetch all parts of the checkpoint"
             )
-        tensors.update(_read_safetensors(shard))
+        part = _read_safetensors(shard) if suffix == ".safetensors" else _read_torch(shard)
+        if not isinstance(part, Mapping) or not all(isinstance(one, torch.Tensor) for one in part.values()):
+            raise CheckpointError(f"{shard}: holds something besides tensors by name; {_CONVERT}")
+        tensors.update(part)
     odd = sorted(set(places) ^ set(tensors))
     if odd:
         raise CheckpointError(f"{index}: does not say what its files hold: {', '.join(odd[:_SHOWN])}")

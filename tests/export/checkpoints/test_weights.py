@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from invariclip.errors import CheckpointError
-from invariclip.export.checkpoints import weights
+from invariclip.export.checkpoints import sources, weights
 
 TENSORS = {
     "b.weight": torch.arange(6, dtype=torch.float32).reshape(2, 3),
@@ -176,6 +176,23 @@ def test_a_file_is_read_a_little_at_a_time(tmp_path, monkeypatch):
     save_file(TENSORS, tmp_path / "weights.safetensors")
     assert weights.digest(weights.read_state_dict(tmp_path / "weights.safetensors")) == weights.digest(TENSORS)
     assert len(opened) > 3
+
+
+def test_torchs_files_with_an_index_are_one_checkpoint(tmp_path):
+    names = sorted(TENSORS)
+    parts = {"pytorch_model-00001-of-00002.bin": names[:2], "pytorch_model-00002-of-00002.bin": names[2:]}
+    for file, held in parts.items():
+        torch.save({name: TENSORS[name] for name in held}, tmp_path / file)
+    index = tmp_path / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": {name: file for file, held in parts.items() for name in held}}))
+    assert weights.digest(weights.read_state_dict(index)) == weights.digest(TENSORS)
+    assert sources._weights_in(tmp_path) == index
+    torch.save({**TENSORS, "epoch": 3}, tmp_path / next(iter(parts)))
+    with pytest.raises(CheckpointError, match="holds something besides tensors by name"):
+        weights.read_state_dict(index)
+    index.write_text(json.dumps({"weight_map": {"a": "part.safetensors"}}))
+    with pytest.raises(CheckpointError, match=r"its files must be \.bin beside it"):
+        weights.read_state_dict(index)
 
 
 def write_shards(folder, **changes):
