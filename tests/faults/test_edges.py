@@ -1,14 +1,10 @@
 """A full disk, no free descriptor, a place that cannot be written: one line, exit 2, nothing lost, nothing left."""
 
-import http.client
 import os
 import re
 import resource
-import signal
-import socket
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -123,46 +119,9 @@ def test_few_descriptors_give_the_same_results_or_one_line(command, tmp_path, na
 
 
 def test_export_needs_few_descriptors(command):
-    code, said, few = command("export", RLIMIT_NOFILE=64)
+    code, said, left = command("export", RLIMIT_NOFILE=64)
     assert code == 0, said
-    whole = command("export", "work/again")[2]
-    for name, kind in few.items():
-        if name.startswith("work/out.icm/"):
-            assert whole[name.replace("out.icm", "again.icm")] == kind
-
-
-def until(holds):
-    end = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
-def test_a_server_without_free_descriptors_says_one_line_and_answers_again(tiny_artifact, tiny_images, tmp_path):
-    """asyncio alone wrote megabytes of tracebacks within seconds, and more when it ended."""
-    words = [sys.executable, "-m", "invariclip", "serve", str(tiny_artifact), "--port", "0", "--threads", "1"]
-    said = tmp_path / "said"
-    with said.open("w") as stream:
-        process = subprocess.Popen(
-            words, stderr=stream, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
-        )
-    try:
-        until(lambda: re.search(r":\d+$", said.read_text().strip()))
-        port = int(said.read_text().strip().rpartition(":")[2])
-        many = [socket.create_connection(("127.0.0.1", port)) for _ in range(100)]
-        until(lambda: "no further connection can be taken for now (Too many open files)" in said.read_text())
-        for one in many:
-            one.close()
-        link = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-        link.request("POST", "/v1/classify", min(tiny_images.iterdir()).read_bytes(), {"content-type": "image/png"})
-        assert link.getresponse().status == 200
-        link.close()
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
-        assert len(said.read_text().splitlines()) == 2, said.read_text()
-    finally:
-        process.kill()
-        process.wait()
+    assert {"work/out.icm/manifest.json", "work/out.icm/image.onnx", "work/out.icm/text.onnx"} <= set(left)
 
 
 @pytest.mark.parametrize("words", [("--sites", "file"), ("--sites", "nowhere"), ("--adapt", "--adapt-log", "file/log"),
