@@ -8,6 +8,7 @@ read from its config, or from what was published with its architecture.
 from __future__ import annotations
 
 import math
+import operator
 import warnings
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -270,14 +271,14 @@ def preprocessing_of(module: Any, name: str, settings: dict[str, Any]) -> PixelS
     size = plain["size"]
     try:
         return PixelSpec(
-            image_size=(size, size) if isinstance(size, int) else (int(size[0]), int(size[1])),
+            image_size=(size, size) if isinstance(size, int) else (size[0], size[1]),
             image_mean=tuple(map(float, plain["mean"])),  # type: ignore[arg-type]
             image_std=tuple(map(float, plain["std"])),  # type: ignore[arg-type]
             interpolation=plain["interpolation"],
             resize_mode=plain["resize_mode"],
-            fill_color=int(plain["fill_color"]),
+            fill_color=operator.index(plain["fill_color"]),
         )
-    except (ArtifactError, KeyError, TypeError, ValueError) as error:
+    except (ArtifactError, KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{name}: its preprocessing is not supported ({error})") from error
 
 

@@ -149,8 +149,9 @@ def read(folder: Path) -> Config | None:
         return None
     plain = read_json(file, "a model's config", max_bytes=_MAX_CONFIG, error=CheckpointError)
     kind = plain.get("model_type")
-    architectures = plain.get("architectures")
-    named = architectures if isinstance(architectures, list) else []
+    named = plain.get("architectures") or []
+    if not isinstance(kind, str | None) or not isinstance(named, list):
+        raise CheckpointError(f"{file}: model_type must be a text, and architectures a list of them; fetch it again")
     kind = next((_ARCHITECTURES[str(one)] for one in named if str(one) in _ARCHITECTURES), kind)
     if kind is None and not named:
         return None

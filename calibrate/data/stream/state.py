@@ -15,7 +15,7 @@ import numpy as np
 
 import invariclip
 from invariclip.calibrate.data.moments import Moments, empty
-from invariclip.calibrate.data.problems import ProblemCounts
+from invariclip.calibrate.data.problems import EXAMPLES, ProblemCounts
 from invariclip.calibrate.data.stream.blocks import POINTS
 from invariclip.errors import InputError
 from invariclip.files import write_atomically
@@ -287,6 +287,8 @@ def _state(facts: StateFacts, held: dict[str, Any]) -> MomentsState:
     for source, reasons in facts.left_out.items():
         state.tallies[source] = ProblemCounts()
         for reason, what in reasons.items():
+            if what.count < 1 or len(what.examples) > EXAMPLES:
+                raise ValueError(f"its count of what was left out of {source!r:.100} is impossible")
             state.tallies[source].add(reason, what.examples, what.count)
     return state
 

@@ -396,6 +396,7 @@ def test_checkpoints_that_say_what_is_usual_do_not_differ(published, recwarn):
         ({"vision_cfg": {"layers": "x"}}, "open_clip cannot build it"),
         ({"preprocess": '"std": [0.2, 0.2, NaN]'}, "NaN is no number in JSON"),
         ({"preprocess": '"std": [0.2, 0.2, "x"]'}, "its preprocessing is not supported"),
+        ({"preprocess": '"std": [0.2, 0.2, 1' + "0" * 400 + "]"}, "its preprocessing is not supported"),
     ],
 )
 def test_a_config_of_other_types_is_refused_in_one_line(folder, content, message):

@@ -321,6 +321,14 @@ def test_a_config_asks_for_no_more_than_its_weights_explain(folder, tower, size)
         load_checkpoint(str(folder))
 
 
+@pytest.mark.parametrize("changed", [{"model_type": ["clip"]}, {"architectures": "CLIPModel"}, {"model_type": 3}])
+def test_kinds_of_another_type_are_refused(folder, changed):
+    plain = json.loads((folder / "config.json").read_text()) | changed
+    (folder / "config.json").write_text(json.dumps(plain))
+    with pytest.raises(CheckpointError, match="model_type must be a text, and architectures a list of them"):
+        load_checkpoint(str(folder))
+
+
 @pytest.mark.parametrize("eps", [0, 1, -1e-5, 2**31])
 def test_an_epsilon_that_is_none_is_refused(folder, eps):
     plain = json.loads((folder / "config.json").read_text())

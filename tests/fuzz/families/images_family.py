@@ -107,7 +107,21 @@ def _reference(content, transform):
             limits = (1, 255, 65535) if image.mode == "F" else (255, 65535)
             limit = min(limit for limit in limits if numbers.max() <= limit)
             image = Image.fromarray(np.rint(numbers * (255 / limit)).astype(np.uint8))
-        return np.rint(transform(image).numpy().transpose(1, 2, 0) * 255).astype(np.uint8)
+        steps = list(transform.transforms)
+        side = max(image.size)
+        # a strip whose shorter side would be rounded to nothing, which torchvision refuses, keeps a pixel of it
+        if (
+            type(steps[0]).__name__ == "ResizeKeepRatio"
+            and steps[0].longest
+            and round(min(image.size) * 32 / side) == 0
+        ):
+            from torchvision.transforms.functional import InterpolationMode, resize
+
+            sizes = [max(1, round(length * 32 / side)) for length in (image.height, image.width)]
+            steps[0] = lambda strip: resize(strip, sizes, InterpolationMode.BICUBIC)
+        for step in steps:
+            image = step(image)
+        return np.rint(image.numpy().transpose(1, 2, 0) * 255).astype(np.uint8)
 
 
 def _seeds():

@@ -9,6 +9,7 @@ import numpy as np
 from fuzz import tiny
 from fuzz.base import Family as Base
 from fuzz.base import WrongError
+from fuzz.compare import same_json
 from fuzz.mutate import damaged, restructured, written
 from invariclip.artifact.embeddings import Embeddings, embeddings_bytes, read_embeddings
 from invariclip.artifact.learned_prompts import read_semantics, write_semantics
@@ -135,8 +136,10 @@ def _require_same(content, again):
         facts.pop("file_sha256", None)
         for of_the_writer in ("invariclip", "numpy", "warnings"):
             facts.pop(of_the_writer, None)
-    if given != kept:
-        differ = sorted(key for key in given.keys() | kept.keys() if given.get(key, "none") != kept.get(key, "none"))
+    differ = sorted(
+        key for key in given.keys() | kept.keys() if not same_json(given.get(key, "none"), kept.get(key, "none"))
+    )
+    if differ:
         raise WrongError(f"read and written again it differs in {', '.join(differ)}: "
                          f"{[(given.get(key, 'none'), kept.get(key, 'none')) for key in differ]!s:.300}")  # fmt: skip
 

@@ -231,6 +231,10 @@ def test_states_that_cannot_be_read(tmp_path):
         (lambda facts: facts.pop("done"), "not moments written by"),
         (lambda facts: facts.update(done={"digest": "x"}), r"Expected `array`, got `str` - at `\$\.done"),
         (lambda facts: facts.update(width=2**40), "its width is 1099511627776, not from 1 to"),
+        (
+            lambda facts: facts.update(left_out={"given": {"zero": {"count": 9, "examples": ["a"] * 9}}}),
+            "its count of what was left out of 'given' is impossible",
+        ),
         (lambda facts: facts.update(more=1), "has a field that is not known: more"),
         (lambda facts: facts["sums"].append(facts["sums"][0]), "stand twice"),
         (lambda facts: facts["sums"].pop(), "a matrix that belongs to no sums"),
