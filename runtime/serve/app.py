@@ -17,7 +17,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from invariclip.artifact.embeddings import Embeddings, embeddings_bytes
-from invariclip.serve import requests
+from invariclip.serve import requests, schema
 from invariclip.serve.answers import (
     INLINE,
     require_classified,
@@ -94,6 +94,24 @@ def page() -> Callable[[Request], Awaitable[Response]]:
         return HTMLResponse(text, headers=headers)
 
     return shown
+
+
+SCHEMA_HEADERS = {
+    "content-security-policy": (
+        "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+}
+
+
+def constant(answer: Response) -> Callable[[Request], Awaitable[Response]]:
+    """An endpoint that always answers the same."""
+
+    async def said(_request: Request) -> Response:
+        return answer
+
+    return said
 
 
 def _digest(text: str, tag: str) -> str:
@@ -251,8 +269,11 @@ def application(
         )
         middleware.insert(0, cors)
     middleware.insert(0, Middleware(Origins, metrics=metrics, hosts=hosts, origins=cors_origins))
+    described = schema.document(service.limits, keys=bool(api_keys))
     routes = [
         Route("/", page()),
+        Route(schema.DOCUMENT, constant(as_json(described))),
+        Route(schema.PAGE, constant(HTMLResponse(schema.page(described), headers=SCHEMA_HEADERS))),
         Route("/healthz", api.health),
         Route("/readyz", api.readiness),
         Route("/metrics", api.counted),

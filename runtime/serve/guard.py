@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("invariclip.serve")
 V2_PROBES = ("/v2/health/live", "/v2/health/ready")
-OPEN = ("/", "/healthz", "/readyz", *V2_PROBES)
-"""What is answered without a key: health, and the page, which holds nothing of the artifact."""
+OPEN = ("/", "/docs", "/openapi.json", "/healthz", "/readyz", *V2_PROBES)
+"""What is answered without a key: health, and pages that hold nothing of the artifact."""
 SITES = "/v1/sites"
 EMBEDDINGS, MODELS = "/v1/embeddings", "/v1/models"
 OPENAI = (EMBEDDINGS, MODELS)
@@ -70,7 +70,7 @@ async def error_answer(request: Request, error: Exception) -> Response:
 
 _ROUTES = (
     "POST /v1/classify, POST /v1/embed, POST /v1/embeddings, GET /v1/models, GET /v1/model, GET /v1/sites, "
-    "GET /v2, POST /v2/models/NAME/infer, GET /healthz, GET /readyz, GET /metrics, GET /"
+    "GET /v2, POST /v2/models/NAME/infer, GET /healthz, GET /readyz, GET /metrics, GET /openapi.json, GET /docs, GET /"
 )
 
 
