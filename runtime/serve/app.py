@@ -28,7 +28,7 @@ from invariclip.serve.answers import (
 from invariclip.serve.connections import ConnectionLimits
 from invariclip.serve.exchange import Exchange, finished, unless_gone, without_shift
 from invariclip.serve.guard import KEY, Guard, as_json, error_answer
-from invariclip.serve.inference_http import InferenceHttp
+from invariclip.serve.inference_http import HEADER_LENGTH, InferenceHttp
 from invariclip.serve.limits import RefusedError
 from invariclip.serve.metrics import CONTENT_TYPE
 from invariclip.serve.openai_api import OpenAi
@@ -259,13 +259,13 @@ def application(
     metrics.watch(service)
     middleware = [Middleware(Guard, metrics=metrics, api_keys=api_keys)]
     if cors_origins:
-        headers = ["authorization", "content-type", "x-api-key"]
+        headers = ["authorization", "content-type", "x-api-key", HEADER_LENGTH]
         cors = Middleware(
             CORSMiddleware,
             allow_origins=list(cors_origins),
             allow_methods=["GET", "POST"],
             allow_headers=headers,
-            expose_headers=["x-space-id", "retry-after"],
+            expose_headers=["x-space-id", "retry-after", HEADER_LENGTH],
         )
         middleware.insert(0, cors)
     middleware.insert(0, Middleware(Origins, metrics=metrics, hosts=hosts, origins=cors_origins))
