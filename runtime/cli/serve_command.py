@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ from invariclip.cli.options import (
     prompt_templates,
     zero_shot_options,
 )
-from invariclip.errors import InputError
+from invariclip.errors import InputError, MissingExtraError
 from invariclip.loading import load
 from invariclip.profile import OBJECTIVES
 from invariclip.results import CALIBRATED
@@ -59,6 +60,10 @@ _SECONDS = click.FloatRange(min=0, min_open=True)
     show_default=True,
     help="Port to listen on; 0 takes a free one.",
 )
+@click.option(
+    "--grpc-port", type=click.IntRange(0, 65535),
+    help="Port of the Open Inference Protocol over gRPC; 0 takes a free one [default: no gRPC].",
+)  # fmt: skip
 @zero_shot_options
 @OTHER_PROJECTION
 @SITE
@@ -128,7 +133,8 @@ _SECONDS = click.FloatRange(min=0, min_open=True)
     "--api-key-file", type=click.Path(path_type=Path), help="Require one of the API keys in this file, one per line."
 )
 def serve(
-    artifact: Path, host: str, port: int, classes: str | None, classes_file: Path | None, templates: tuple[str, ...],
+    artifact: Path, host: str, port: int, grpc_port: int | None, classes: str | None, classes_file: Path | None,
+    templates: tuple[str, ...],
     templates_file: Path | None, template_name: str | None, projection: Path | None, site: Path | None,
     sites: Path | None, adapt: bool, max_sites: int, adapt_log: Path | None, adapt_log_mib: int,
     abstain_above: AbstainAbove, uncertainty: UncertaintyKind | None, variant: str | None, fidelity: str | None,
@@ -149,6 +155,10 @@ def serve(
     prompts = prompt_templates(templates, templates_file, template_name)
     hosts, origins = names_of(host, allowed_hosts), checked_origins(cors_origins)
     connections = ConnectionLimits(affordable(max_connections), idle_timeout, stall_timeout)
+    if grpc_port is not None:
+        if grpc_port == port != 0:
+            raise InputError(f"--port and --grpc-port are both {port}; give each its own")
+        require_grpc(host, grpc_port)
     sock = listening(host, port)
     other = None if projection is None else read_projection(projection)
     if adapt_log is not None and not adapt:
@@ -171,7 +181,22 @@ def serve(
         uncertainty=uncertainty, sites=registry, images=metrics.watcher("images"), texts=metrics.watcher("texts"),
     )  # fmt: skip
     return run(service, metrics, sock, what=f"{artifact} ({model.variant} on {model.backend})", grace=grace,
-               api_keys=keys, cors_origins=origins, hosts=hosts, limits=connections)  # fmt: skip
+               api_keys=keys, cors_origins=origins, hosts=hosts, limits=connections,
+               grpc=None if grpc_port is None else (host, grpc_port))  # fmt: skip
+
+
+def require_grpc(host: str, port: int) -> None:
+    """Makes sure, before anything is loaded, that gRPC can be served.
+
+    Raises:
+        MissingExtraError: Its library is not installed.
+        InputError: The address cannot be had.
+    """
+    try:
+        import_module("invariclip.serve.inference_grpc")
+    except ImportError as error:
+        raise MissingExtraError(f'--grpc-port needs {error.name}: pip install "invariclip[grpc]"') from error
+    listening(host, port, "--grpc-port").close()
 
 
 def read_keys(path: Path) -> tuple[str, ...]:

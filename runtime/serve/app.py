@@ -17,7 +17,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from invariclip.artifact.embeddings import Embeddings, embeddings_bytes
-from invariclip.serve import requests
+from invariclip.serve import requests, schema
 from invariclip.serve.answers import (
     INLINE,
     require_classified,
@@ -28,7 +28,7 @@ from invariclip.serve.answers import (
 from invariclip.serve.connections import ConnectionLimits
 from invariclip.serve.exchange import Exchange, finished, unless_gone, without_shift
 from invariclip.serve.guard import KEY, Guard, as_json, error_answer
-from invariclip.serve.inference_http import InferenceHttp
+from invariclip.serve.inference_http import HEADER_LENGTH, InferenceHttp
 from invariclip.serve.limits import RefusedError
 from invariclip.serve.metrics import CONTENT_TYPE
 from invariclip.serve.openai_api import OpenAi
@@ -94,6 +94,24 @@ def page() -> Callable[[Request], Awaitable[Response]]:
         return HTMLResponse(text, headers=headers)
 
     return shown
+
+
+SCHEMA_HEADERS = {
+    "content-security-policy": (
+        "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+}
+
+
+def constant(answer: Response) -> Callable[[Request], Awaitable[Response]]:
+    """An endpoint that always answers the same."""
+
+    async def said(_request: Request) -> Response:
+        return answer
+
+    return said
 
 
 def _digest(text: str, tag: str) -> str:
@@ -241,18 +259,21 @@ def application(
     metrics.watch(service)
     middleware = [Middleware(Guard, metrics=metrics, api_keys=api_keys)]
     if cors_origins:
-        headers = ["authorization", "content-type", "x-api-key"]
+        headers = ["authorization", "content-type", "x-api-key", HEADER_LENGTH]
         cors = Middleware(
             CORSMiddleware,
             allow_origins=list(cors_origins),
             allow_methods=["GET", "POST"],
             allow_headers=headers,
-            expose_headers=["x-space-id", "retry-after"],
+            expose_headers=["x-space-id", "retry-after", HEADER_LENGTH],
         )
         middleware.insert(0, cors)
     middleware.insert(0, Middleware(Origins, metrics=metrics, hosts=hosts, origins=cors_origins))
+    described = schema.document(service.limits, keys=bool(api_keys))
     routes = [
         Route("/", page()),
+        Route(schema.DOCUMENT, constant(as_json(described))),
+        Route(schema.PAGE, constant(HTMLResponse(schema.page(described), headers=SCHEMA_HEADERS))),
         Route("/healthz", api.health),
         Route("/readyz", api.readiness),
         Route("/metrics", api.counted),

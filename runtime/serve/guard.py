@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("invariclip.serve")
 V2_PROBES = ("/v2/health/live", "/v2/health/ready")
-OPEN = ("/", "/healthz", "/readyz", *V2_PROBES)
-"""What is answered without a key: health, and the page, which holds nothing of the artifact."""
+OPEN = ("/", "/docs", "/openapi.json", "/healthz", "/readyz", *V2_PROBES)
+"""What is answered without a key: health, and pages that hold nothing of the artifact."""
 SITES = "/v1/sites"
 EMBEDDINGS, MODELS = "/v1/embeddings", "/v1/models"
 OPENAI = (EMBEDDINGS, MODELS)
@@ -70,7 +70,7 @@ async def error_answer(request: Request, error: Exception) -> Response:
 
 _ROUTES = (
     "POST /v1/classify, POST /v1/embed, POST /v1/embeddings, GET /v1/models, GET /v1/model, GET /v1/sites, "
-    "GET /v2, POST /v2/models/NAME/infer, GET /healthz, GET /readyz, GET /metrics, GET /"
+    "GET /v2, POST /v2/models/NAME/infer, GET /healthz, GET /readyz, GET /metrics, GET /openapi.json, GET /docs, GET /"
 )
 
 
@@ -129,12 +129,33 @@ def route_label(path: str) -> str:
     return path if path in ROUTES else _below(path, NAMED) or "other"
 
 
+class ApiKeys:
+    """The keys that a server takes; none where it is open to all."""
+
+    def __init__(self, keys: tuple[str, ...]) -> None:
+        self._keys = [key.encode() for key in keys]
+
+    def number(self, authorization: bytes, key: bytes) -> int | None:
+        """The number of the key that a request brings, from 1 on; 0 where none is demanded, None where it has none.
+
+        Args:
+            authorization: `Bearer KEY`, or empty.
+            key: The key alone, in place of it.
+        """
+        if not self._keys:
+            return 0
+        given = authorization[7:].strip() if authorization[:7].lower() == b"bearer " else key
+        # Every key is compared, in a time that does not depend on how much of it is right
+        same = [hmac.compare_digest(given, known) for known in self._keys]
+        return same.index(True) + 1 if any(same) else None
+
+
 class Guard:
     """An ASGI application around another."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, api_keys: tuple[str, ...]) -> None:
         self._app, self._metrics = app, metrics
-        self._keys = tuple(key.encode() for key in api_keys)
+        self._keys = ApiKeys(api_keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
@@ -142,6 +163,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         began, status = time.monotonic(), 0
+        key: int | None
 
         async def noting(message: Message) -> None:
             nonlocal status
@@ -150,10 +172,13 @@ class Guard:
             await send(message)
 
         try:
-            key = self._key(scope) if self._keys and scope["path"] not in OPEN else 0
+            key = 0
+            if scope["path"] not in OPEN:
+                headers = dict(scope["headers"])
+                key = self._keys.number(headers.get(b"authorization", b""), headers.get(b"x-api-key", b""))
             scope[KEY] = key
             if key is None:
-                answer = as_error(scope["path"], 401, _WITHOUT_KEY, {"www-authenticate": "Bearer"})
+                answer = as_error(scope["path"], 401, WITHOUT_KEY, {"www-authenticate": "Bearer"})
                 await answer(scope, receive, noting)
             else:
                 await self._app(scope, receive, noting)
@@ -168,14 +193,5 @@ class Guard:
             self._metrics.requests.labels(route, str(status or GONE)).inc()
             self._metrics.request_seconds.labels(route).observe(time.monotonic() - began)
 
-    def _key(self, scope: Scope) -> int | None:
-        """The number of the key that a request brings, from 1 on."""
-        headers = dict(scope["headers"])
-        given = headers.get(b"authorization", b"")
-        key = given[7:].strip() if given[:7].lower() == b"bearer " else headers.get(b"x-api-key", b"")
-        # Every key is compared, in a time that does not depend on how much of it is right
-        same = [hmac.compare_digest(key, known) for known in self._keys]
-        return same.index(True) + 1 if any(same) else None
 
-
-_WITHOUT_KEY = "this needs a key: send the header authorization: Bearer KEY, or x-api-key: KEY"
+WITHOUT_KEY = "this needs a key: send the header authorization: Bearer KEY, or x-api-key: KEY"

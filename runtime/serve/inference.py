@@ -293,6 +293,12 @@ def written_elements(values: Sequence[bytes]) -> bytes:
     return b"".join(len(value).to_bytes(_SIZE, "little") + value for value in values)
 
 
+def raw_values(output: OutputTensor) -> bytes:
+    """An output's raw form: numbers little-endian."""
+    values = output.values
+    return written_elements(values) if isinstance(values, list) else values.astype("<f4").tobytes()
+
+
 async def infer(
     exchange: Exchange, asked: InferenceQuestion, owner: int, deadline: float, binary: Callable[[str], bool]
 ) -> InferenceAnswer:

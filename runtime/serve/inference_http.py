@@ -19,10 +19,10 @@ from invariclip.serve.inference import (
     InputTensor,
     infer,
     model_metadata,
+    raw_values,
     read_question,
     require_model,
     server_metadata,
-    written_elements,
 )
 from invariclip.serve.limits import BadRequestError, RefusedError
 from invariclip.serve.requests import from_json
@@ -261,7 +261,7 @@ class InferenceHttp:
         for one in answer.outputs:
             facts = {"name": one.name, "datatype": one.datatype, "shape": list(one.shape)}
             if asked.binary(one.name):
-                behind.append(_raw(one))
+                behind.append(raw_values(one))
                 outputs.append(sliced_json({**facts, "parameters": {"binary_data_size": len(behind[-1])}}))
             else:
                 outputs.append(sliced_json({**facts, "data": _json_values(one)}))
@@ -278,11 +278,6 @@ class InferenceHttp:
     def _require_ready(self) -> None:
         if not self._ready():
             raise RefusedError(503, "warming up; ask again", {"retry-after": "1"})
-
-
-def _raw(output: OutputTensor) -> bytes:
-    values = output.values
-    return written_elements(values) if isinstance(values, list) else values.astype("<f4").tobytes()
 
 
 def _json_values(output: OutputTensor) -> bytes:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, cast
+
+import msgspec
 
 from invariclip.errors import InputError
 from invariclip.preprocessing.prompts import TEMPLATE_SETS, check_prompts, template_set
 from invariclip.records import parse_json
-from invariclip.results import CALIBRATED, UNCERTAINTY_KINDS
+from invariclip.results import CALIBRATED, UNCERTAINTY_KINDS, UncertaintyKind
 from invariclip.serve.json_size import holds_more_values
 from invariclip.serve.limits import BadRequestError, RefusedError
 from invariclip.serve.service import EncodedImage
@@ -19,13 +21,11 @@ from invariclip.serve.service import EncodedImage
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from invariclip.results import AbstainAbove, UncertaintyKind
+    from invariclip.results import AbstainAbove
     from invariclip.serve.limits import Limits
 
 Pairs: TypeAlias = "Iterable[tuple[str, str]]"
 
-CLASSIFY_FIELDS = ("images", "classes", "templates", "abstain_above", "uncertainty", "top", "site")
-EMBED_FIELDS = ("images", "texts", "site")
 DEFAULT_TOP, MAX_TOP = 3, 999_999_999
 LISTS = ("images", "classes", "templates", "texts")
 """Fields that hold lists, also as JSON in the text of a query or form."""
@@ -33,6 +33,62 @@ _LIST, _LIST_OF_TEXTS = re.compile(r"\s*\["), re.compile(r'\s*\[\s*"')
 _DIGITS = re.compile(r"[0-9]{1,9}")
 UNSAID = object()
 """In place of `abstain_above` where a request does not say it: null says never to abstain."""
+
+
+@dataclass(frozen=True)
+class NamedImage:
+    """An image in JSON: base64, also as a data URL, and what answers call it."""
+
+    data: str
+    name: str = ""
+
+
+ImagesField: TypeAlias = str | NamedImage | list[str | NamedImage]
+"""In JSON. A text is base64."""
+
+
+@dataclass(frozen=True)
+class ClassifyFields:
+    """Fields of a question to `/v1/classify`, with their types in JSON.
+
+    Attributes:
+        images: What to classify.
+        classes: Class names; a single text is cut at its commas.
+        templates: Prompts with one {}, or the name of a set of them.
+        abstain_above: From 0 to 1, `calibrated`, or null for never; unsaid, what the server was started with.
+        uncertainty: Which one is told and abstained by.
+        top: How many classes are ranked.
+        site: The site that the images are from; null for none, unsaid for the server's.
+    """
+
+    images: ImagesField
+    classes: str | list[str] | None = None
+    templates: str | list[str] | None = None
+    abstain_above: Annotated[float, msgspec.Meta(ge=0, le=1)] | str | None = None
+    uncertainty: UncertaintyKind | None = None
+    top: Annotated[int, msgspec.Meta(ge=1, le=MAX_TOP)] | Annotated[str, msgspec.Meta(pattern="^[0-9]{1,9}$")] = (
+        DEFAULT_TOP
+    )
+    site: str | None = None
+
+
+@dataclass(frozen=True)
+class EmbedFields:
+    """Fields of a question to `/v1/embed`, with their types in JSON.
+
+    Attributes:
+        images: What to embed.
+        texts: In their place.
+        site: The site that the images are from; null for none, unsaid for the server's.
+    """
+
+    images: ImagesField | None = None
+    texts: str | list[str] | None = None
+    site: str | None = None
+
+
+CLASSIFY_FIELDS = tuple(field.name for field in fields(ClassifyFields))
+EMBED_FIELDS = tuple(field.name for field in fields(EmbedFields))
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,15 @@ from invariclip.errors import InputError
 from invariclip.serve.app import application
 from invariclip.serve.connections import BoundedProtocol, ConnectionLimits, Connections
 from invariclip.serve.floods import FloodFilter
+from invariclip.serve.guard import ApiKeys
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
     from types import FrameType
 
     from starlette.types import ASGIApp
 
+    from invariclip.serve.app import Api
     from invariclip.serve.metrics import Metrics
     from invariclip.serve.service import Service
 
@@ -40,7 +42,7 @@ _OUT_OF_DESCRIPTORS = "socket.accept() out of system resource"
 _STOPPED = {signal.SIGINT: (130, "interrupted"), signal.SIGTERM: (143, "stopped")}
 
 
-def listening(host: str, port: int) -> socket.socket:
+def listening(host: str, port: int, option: str = "--port") -> socket.socket:
     """A socket that listens, so that a port in use is known before anything is loaded; clients wait meanwhile.
 
     Raises:
@@ -59,7 +61,7 @@ def listening(host: str, port: int) -> socket.socket:
         if sock is not None:
             sock.close()
         raise InputError(
-            f"{host}:{port}: cannot listen there ({error.strerror or error}); --port 0 takes a free port"
+            f"{host}:{port}: cannot listen there ({error.strerror or error}); {option} 0 takes a free port"
         ) from error
     return sock
 
@@ -75,6 +77,7 @@ class WebServer(uvicorn.Server):
 
     Attributes:
         early_stop: Is called with a signal's number, and does not return, while nothing is answered yet.
+        beside: Stops what is served beside this server, within so many seconds.
     """
 
     def __init__(self, app: ASGIApp, connections: Connections, *, grace: int) -> None:
@@ -87,6 +90,7 @@ class WebServer(uvicorn.Server):
         """
         self.connections = connections
         self.early_stop: Callable[[int], object] | None = None
+        self.beside: Callable[[float], Awaitable[None]] | None = None
         self._grace = grace
         http: Any = partial(BoundedProtocol, connections)
         super().__init__(uvicorn.Config(
@@ -118,6 +122,7 @@ class WebServer(uvicorn.Server):
         """Takes no more connections, and answers those that there are: each one last time, and says so."""
         self.connections.draining = True
         loop = asyncio.get_running_loop()
+        beside = asyncio.ensure_future(self.beside(self._grace)) if self.beside is not None else None
         end = loop.time() + min(_LAST_CHANCE, self._grace)
         await asyncio.sleep(_BACKLOG_SECONDS)
         for server in self.servers:
@@ -125,6 +130,8 @@ class WebServer(uvicorn.Server):
         while self.connections.unasked() and loop.time() < end and not self.force_exit:
             await asyncio.sleep(0.02)
         await super().shutdown(sockets)
+        if beside is not None:
+            await beside
 
 
 def _in_a_line(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -138,7 +145,7 @@ def _in_a_line(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None
 def run(
     service: Service, metrics: Metrics, sock: socket.socket, *, what: str, grace: int,
     api_keys: tuple[str, ...] = (), cors_origins: tuple[str, ...] = (), hosts: tuple[str, ...] = ("localhost",),
-    limits: ConnectionLimits | None = None,
+    limits: ConnectionLimits | None = None, grpc: tuple[str, int] | None = None,
 ) -> int:  # fmt: skip
     """Serves until a signal comes, then answers what it has taken. A signal while it warms up ends the process.
 
@@ -152,11 +159,13 @@ def run(
         cors_origins: See `app.application`.
         hosts: See `app.application`.
         limits: Of connections.
+        grpc: Host and port of the gRPC service; None for none.
 
     Returns:
         The exit code: 0.
 
     Raises:
+        InputError: gRPC cannot listen where it should.
         InvariclipError: What warming up raises.
     """
     connections = Connections(limits or ConnectionLimits(), metrics)
@@ -169,13 +178,16 @@ def run(
         handler.addFilter(flood)
 
     async def serve() -> None:
+        also = (
+            "" if grpc is None else await grpc_beside(server, api, metrics, api_keys, connections.limits.stall, *grpc)
+        )
         serving = asyncio.ensure_future(server.serve(sockets=[sock]))
         try:
             await asyncio.to_thread(service.warm_up)
             server.early_stop = None
             api.ready = not server.should_exit
             if api.ready:
-                note(f"invariclip: {what} at {address_of(sock)}")
+                note(f"invariclip: {what} at {address_of(sock)}{also}")
         finally:
             if not api.ready:
                 server.early_stop, server.should_exit = None, True
@@ -192,6 +204,34 @@ def run(
     finally:
         service.close()
     return 0
+
+
+async def grpc_beside(
+    server: WebServer, api: Api, metrics: Metrics, api_keys: tuple[str, ...], stall: float, host: str, port: int
+) -> str:
+    """Starts the gRPC service, to be stopped with a server.
+
+    Args:
+        server: The server.
+        api: Its endpoints.
+        metrics: Counts.
+        api_keys: One of them is demanded, if there are any.
+        stall: Seconds to wait for a message.
+        host: Where it listens.
+        port: 0 for one that is free.
+
+    Returns:
+        Where it listens, for the line that says so.
+
+    Raises:
+        InputError: It cannot listen there.
+    """
+    from invariclip.serve.inference_grpc import InferenceGrpc  # needs the extra `grpc`
+
+    service = InferenceGrpc(api.exchange, metrics, ApiKeys(api_keys), lambda: api.ready, stall)
+    await service.start(host, port)
+    server.beside = service.stop
+    return f", gRPC at port {service.port}"
 
 
 def _exit_at_once(number: int) -> NoReturn:

@@ -21,7 +21,7 @@ from invariclip.preprocessing.find import find_images
 from invariclip.serve.app import application
 from invariclip.serve.connections import ConnectionLimits, Connections
 from invariclip.serve.metrics import Metrics
-from invariclip.serve.server import WebServer, listening
+from invariclip.serve.server import WebServer, grpc_beside, listening
 from invariclip.serve.service import Service
 
 
@@ -136,19 +136,29 @@ def serving():
 
 @contextmanager
 def _serving(service, metrics=None, **options):
-    """The service behind a real server in a thread; `limits` are of connections."""
+    """The service behind a real server in a thread; `limits` are of connections, `grpc` asks for that too."""
     metrics, limits, grace = metrics or Metrics(), options.pop("limits", ConnectionLimits()), options.pop("grace", 10)
+    grpc = options.pop("grpc", False)
     app, api = application(service, metrics, stall=limits.stall, **options)
     sock = listening("127.0.0.1", 0)
     server = WebServer(app, Connections(limits, metrics), grace=grace)
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[sock])))
+    keys, beside = options.get("api_keys", ()), []
+
+    async def serve():
+        if grpc:
+            beside.append(await grpc_beside(server, api, metrics, keys, limits.stall, "127.0.0.1", 0))
+        await server.serve(sockets=[sock])
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
     thread.start()
     try:
         while not server.started:
             assert thread.is_alive()
             time.sleep(0.005)
         api.ready = True
-        yield Client(sock.getsockname()[1], api, server)
+        client = Client(sock.getsockname()[1], api, server)
+        client.grpc = f"127.0.0.1:{beside[0].rpartition(' ')[2]}" if grpc else None
+        yield client
     finally:
         service.close()
         server.should_exit = True

@@ -9,7 +9,9 @@ import subprocess
 import sys
 import threading
 
+import numpy as np
 import pytest
+import tritonclient.grpc as triton
 
 from invariclip.cli.serve_command import read_keys
 from invariclip.errors import InputError
@@ -30,7 +32,7 @@ def started():
         lines = []
         for line in process.stderr:
             lines.append(line)
-            if found := re.search(r"at http://127\.0\.0\.1:(\d+)$", line.strip()):
+            if found := re.search(r"at http://127\.0\.0\.1:(\d+)(, gRPC at port \d+)?$", line.strip()):
                 return process, int(found[1]), lines
         pytest.fail(f"it ended with {process.wait()}: {lines}")
 
@@ -47,6 +49,33 @@ def asked(port, method, path, body=None, kind="image/png", **headers):
     told = answer.status, answer.read()
     link.close()
     return told
+
+
+def test_grpc_beside_http(started, unsure_artifact, images):
+    process, port, lines = started(unsure_artifact, "--grpc-port", "0")
+    beside = re.search(r"gRPC at port (\d+)$", lines[-1].strip())[1]
+    with triton.InferenceServerClient(f"127.0.0.1:{beside}") as client:
+        given = triton.InferInput("images", [1], "BYTES")
+        given.set_data_from_numpy(np.array(images[:1], dtype=object))
+        assert client.infer("unsure", [given]).as_numpy("probabilities").shape == (1, 3)
+        assert asked(port, "GET", "/readyz")[0] == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    assert process.stderr.read() == ""
+
+
+def test_where_grpc_cannot_be(run, unsure_artifact, monkeypatch):
+    with listening("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        code, _, err = run("serve", unsure_artifact, "--port", "0", "--grpc-port", port)
+        assert (code, f"127.0.0.1:{port}: cannot listen there" in err) == (2, True)
+        assert "--grpc-port 0 takes a free port" in err
+    code, _, err = run("serve", unsure_artifact, "--port", port, "--grpc-port", port)
+    assert (code, f"--port and --grpc-port are both {port}; give each its own" in err) == (2, True)
+    monkeypatch.delitem(sys.modules, "invariclip.serve.inference_grpc", raising=False)
+    monkeypatch.setitem(sys.modules, "grpc", None)
+    code, _, err = run("serve", unsure_artifact, "--port", "0", "--grpc-port", "0")
+    assert (code, 'pip install "invariclip[grpc]"' in err) == (2, True)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

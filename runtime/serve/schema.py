@@ -1,0 +1,486 @@
+"""What can be asked and what is answered, as an OpenAPI document and a page of it, from one table of operations."""
+
+from __future__ import annotations
+
+import html
+import re
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from invariclip.serve.guard import OPEN
+from invariclip.serve.inference_http import HEADER_LENGTH, InferRequest
+from invariclip.serve.openai_api import EmbeddingsRequest
+from invariclip.serve.requests import ClassifyFields, EmbedFields
+from invariclip.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from invariclip.serve.limits import Limits
+
+DOCUMENT, PAGE = "/openapi.json", "/docs"
+JSON, BINARY, FORM = "application/json", "application/octet-stream", "multipart/form-data"
+_REF = "#/components/schemas/{name}"
+_BYTES = {"type": "string", "format": "binary"}
+
+
+@dataclass(frozen=True)
+class ErrorAnswer:
+    """What went wrong, in one line."""
+
+    error: str
+
+
+@dataclass(frozen=True)
+class OpenAiErrorFacts:
+    """What went wrong, as OpenAI's clients read it."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+@dataclass(frozen=True)
+class OpenAiErrorAnswer:
+    """An error of OpenAI's routes."""
+
+    error: OpenAiErrorFacts
+
+
+@dataclass(frozen=True)
+class StatusAnswer:
+    """Whether the server is alive, or ready."""
+
+    status: Literal["alive", "ready"]
+
+
+@dataclass(frozen=True)
+class AppliedSite:
+    """The site whose shift an answer has lost."""
+
+    name: str
+    sha256: str
+    images: int
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """A class and its probability."""
+
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class ImagePrediction:
+    """The best classes of an image; the label is null where the model abstains."""
+
+    image: str
+    label: str | None
+    probability: float
+    ranking: list[ClassScore]
+    uncertainty: float | None
+    uncertainty_kind: Literal["evidence", "energy"] | None
+    abstained: bool
+
+
+@dataclass(frozen=True)
+class ClassifyAnswer:
+    """Predictions in the order of the images; `site` is there where requests may have one."""
+
+    space_id: str
+    predictions: list[ImagePrediction]
+    warnings: list[str]
+    site: AppliedSite | None = None
+
+
+@dataclass(frozen=True)
+class EmbedAnswer:
+    """Embeddings of the items, in their order; `site` is there where requests may have one."""
+
+    space_id: str
+    width: int
+    items: list[str]
+    embeddings: list[list[float]]
+    warnings: list[str]
+    site: AppliedSite | None = None
+
+
+@dataclass(frozen=True)
+class SitesAnswer:
+    """The sites that the API key may name."""
+
+    sites: list[Any]
+    adapting: bool
+    share: int
+
+
+@dataclass(frozen=True)
+class OpenAiModel:
+    """The model."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    root: str
+    space_id: str
+    width: int
+
+
+@dataclass(frozen=True)
+class OpenAiModels:
+    """The list of the one model."""
+
+    object: Literal["list"]
+    data: list[OpenAiModel]
+
+
+@dataclass(frozen=True)
+class EmbeddingItem:
+    """An embedding: numbers, or little-endian float32 in base64."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+@dataclass(frozen=True)
+class TokenUsage:
+    """Tokens that the text tower read."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+@dataclass(frozen=True)
+class EmbeddingsAnswer:
+    """Embeddings in the order of the input."""
+
+    object: Literal["list"]
+    data: list[EmbeddingItem]
+    model: str
+    usage: TokenUsage
+    space_id: str
+    warnings: list[str]
+    site: AppliedSite | None = None
+
+
+@dataclass(frozen=True)
+class TensorMetadata:
+    """A tensor: -1 is any size."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+
+
+@dataclass(frozen=True)
+class ServerMetadata:
+    """What the server is."""
+
+    name: str
+    version: str
+    extensions: list[str]
+
+
+@dataclass(frozen=True)
+class ModelMetadata:
+    """What the model takes and gives."""
+
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
+
+
+@dataclass(frozen=True)
+class LiveAnswer:
+    """The server is alive."""
+
+    live: bool
+
+
+@dataclass(frozen=True)
+class ReadyAnswer:
+    """The server takes work."""
+
+    ready: bool
+
+
+@dataclass(frozen=True)
+class ModelReadyAnswer:
+    """The model takes work."""
+
+    name: str
+    ready: bool
+
+
+@dataclass(frozen=True)
+class BinaryDataSize:
+    """How many bytes of the binary data are an output's."""
+
+    binary_data_size: int
+
+
+@dataclass(frozen=True)
+class InferOutputAnswer:
+    """An output, row by row in `data`, or behind the JSON."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+    data: list[Any] | None = None
+    parameters: BinaryDataSize | None = None
+
+
+@dataclass(frozen=True)
+class InferAnswer:
+    """Outputs in the order that was asked for."""
+
+    model_name: str
+    model_version: str
+    outputs: list[InferOutputAnswer]
+    parameters: dict[str, str]
+    id: str | None = None
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What can be asked at one path by one method.
+
+    Attributes:
+        method: HTTP's, in lower case.
+        path: With names in braces.
+        summary: What it does.
+        answer: By content type: a dataclass, or a schema as it is.
+        body: Likewise, of the request.
+        query: Fields that a query may hold as well.
+        headers: Headers of a request, and what they say.
+        refused: Statuses besides those that every operation has.
+    """
+
+    method: Literal["get", "post"]
+    path: str
+    summary: str
+    answer: dict[str, Any]
+    body: dict[str, Any] = field(default_factory=dict)
+    query: tuple[str, ...] = ()
+    headers: dict[str, str] = field(default_factory=dict)
+    refused: tuple[int, ...] = ()
+
+
+_TEXT = {"text/plain": {"type": "string"}}
+_OBJECT = {JSON: {"type": "object"}}
+_WORK = (400, 408, 413, 415, 422, 503, 504)
+"""Statuses of what the engine answers."""
+_NAMED = "/v2/models/{name}", "/v2/models/{name}/versions/{version}"
+STATUSES = {
+    400: "The body cannot be taken apart.", 401: "A key is demanded, and the request has none of the server's.",
+    403: "The request is of a page that may not ask.", 404: "There is nothing of this name.",
+    408: "The body did not come in.", 413: "There is more of something than may be.",
+    415: "The body is of another type.", 421: "The server is not called so.",
+    422: "A field, image or text cannot be used.", 429: "The key has its share of sites.",
+    500: "The server failed.", 503: "There is no room or no time for it now; retry-after says when to ask again.",
+    504: "There was no answer in time.",
+}  # fmt: skip
+OPERATIONS = (
+    Operation("post", "/v1/classify", "Images to their best classes", {JSON: ClassifyAnswer},
+              {JSON: ClassifyFields, FORM: ClassifyFields, BINARY: _BYTES},
+              ("classes", "templates", "abstain_above", "uncertainty", "top", "site"), refused=(*_WORK, 429)),
+    Operation("post", "/v1/embed", "Images or texts to embeddings", {JSON: EmbedAnswer, BINARY: _BYTES},
+              {JSON: EmbedFields, FORM: EmbedFields, BINARY: _BYTES}, ("site",), refused=(*_WORK, 429)),
+    Operation("get", "/v1/model", "What the artifact is", _OBJECT),
+    Operation("get", "/v1/sites", "The sites that the API key may name", {JSON: SitesAnswer}),
+    Operation("get", "/v1/sites/{name}", "A site, as facts or as its file", {**_OBJECT, BINARY: _BYTES},
+              refused=(404, 422)),
+    Operation("post", "/v1/sites/{name}/{event}", "Freezes, thaws or resets a site that is measured", _OBJECT,
+              refused=(404, 422)),
+    Operation("post", "/v1/embeddings", "OpenAI: texts or images to embeddings", {JSON: EmbeddingsAnswer},
+              {JSON: EmbeddingsRequest}, refused=(*_WORK, 404, 429)),
+    Operation("get", "/v1/models", "OpenAI: the list of the one model", {JSON: OpenAiModels}),
+    Operation("get", "/v1/models/{name}", "OpenAI: the model", {JSON: OpenAiModel}, refused=(404,)),
+    Operation("get", "/v2", "Open Inference Protocol: the server", {JSON: ServerMetadata}),
+    Operation("get", "/v2/health/live", "Open Inference Protocol: alive", {JSON: LiveAnswer}),
+    Operation("get", "/v2/health/ready", "Open Inference Protocol: warm", {JSON: ReadyAnswer}, refused=(503,)),
+    *(Operation("get", path, "Open Inference Protocol: the model's inputs and outputs", {JSON: ModelMetadata},
+                refused=(404,)) for path in _NAMED),
+    *(Operation("get", f"{path}/ready", "Open Inference Protocol: the model takes work", {JSON: ModelReadyAnswer},
+                refused=(404, 503)) for path in _NAMED),
+    *(Operation("post", f"{path}/infer", "Open Inference Protocol: images or texts to tensors",
+                {JSON: InferAnswer, BINARY: _BYTES}, {JSON: InferRequest, BINARY: _BYTES},
+                headers={HEADER_LENGTH: "How long the JSON is that binary data is behind."}, refused=(*_WORK, 404, 429))
+      for path in _NAMED),
+    Operation("get", "/healthz", "Alive", {JSON: StatusAnswer}),
+    Operation("get", "/readyz", "Warm and taking work", {JSON: StatusAnswer}, refused=(503,)),
+    Operation("get", "/metrics", "Prometheus", _TEXT),
+    Operation("get", "/", "A page to drop an image on", {"text/html": {"type": "string"}}),
+    Operation("get", DOCUMENT, "This document", _OBJECT),
+    Operation("get", PAGE, "This document as a page", {"text/html": {"type": "string"}}),
+)  # fmt: skip
+"""Everything that can be asked; a test holds it against the application's routes."""
+_MODELS: tuple[type[Any], ...] = tuple(dict.fromkeys(
+    one for operation in OPERATIONS for one in (*operation.answer.values(), *operation.body.values())
+    if isinstance(one, type)
+))  # fmt: skip
+
+
+def document(limits: Limits, *, keys: bool) -> dict[str, Any]:
+    """The OpenAPI 3.1 document.
+
+    Args:
+        limits: Of the server; they are the bounds of fields.
+        keys: Whether the server demands one.
+    """
+    _, schemas = msgspec.json.schema_components((*_MODELS, ErrorAnswer, OpenAiErrorAnswer), ref_template=_REF)
+    for schema in schemas.values():
+        if schema.get("type") == "object" and "properties" in schema:
+            schema["additionalProperties"] = False
+            _tell_attributes(schema)
+    for name, what, most in (
+        ("ClassifyFields", "images", limits.images), ("ClassifyFields", "classes", limits.classes),
+        ("ClassifyFields", "templates", limits.templates), ("EmbedFields", "images", limits.images),
+        ("EmbedFields", "texts", limits.texts), ("EmbeddingsRequest", "input", max(limits.texts, limits.images)),
+    ):  # fmt: skip
+        for choice in schemas[name]["properties"][what]["anyOf"]:
+            if choice.get("type") == "array":
+                choice.update(minItems=1, maxItems=most)
+    paths: dict[str, Any] = {}
+    for operation in OPERATIONS:
+        paths.setdefault(operation.path, {})[operation.method] = _described(operation, limits, keys=keys)
+    described: dict[str, Any] = {
+        "openapi": "3.1.0",
+        "info": {"title": "invariclip serve", "version": __version__},
+        "paths": paths,
+        "components": {"schemas": schemas},
+    }
+    if keys:
+        described["components"]["securitySchemes"] = {
+            "bearer": {"type": "http", "scheme": "bearer"},
+            "key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+        }
+    return described
+
+
+def _tell_attributes(schema: dict[str, Any]) -> None:
+    """Moves what a docstring says of attributes to their properties."""
+    text, _, attributes = schema.get("description", "").partition("\n\nAttributes:\n")
+    schema["description"] = text
+    for name, said in re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", attributes, re.MULTILINE):
+        schema["properties"][name]["description"] = " ".join(said.split())
+
+
+def _described(operation: Operation, limits: Limits, *, keys: bool) -> dict[str, Any]:
+    error = OpenAiErrorAnswer if operation.path.startswith(("/v1/embeddings", "/v1/models")) else ErrorAnswer
+    closed = keys and operation.path not in OPEN
+    statuses = {403, 421, 500, *operation.refused, *([401] if closed else [])}
+    answers: dict[str, Any] = {"200": {"description": "The answer.", "content": _content(operation.answer, limits)}}
+    for status in sorted(statuses):
+        answers[str(status)] = {"description": STATUSES[status], "content": _content({JSON: error}, limits)}
+    parameters = [
+        {"name": part[1:-1], "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+        for part in operation.path.split("/")
+        if part.startswith("{")
+    ]
+    parameters += [{"name": name, "in": "query", "schema": {"type": "string"}} for name in operation.query]
+    parameters += [
+        {"name": name, "in": "header", "description": text, "schema": {"type": "string", "pattern": "^[0-9]{1,12}$"}}
+        for name, text in operation.headers.items()
+    ]
+    described: dict[str, Any] = {"summary": operation.summary, "parameters": parameters, "responses": answers}
+    if operation.body:
+        described["requestBody"] = {"required": True, "content": _content(operation.body, limits)}
+    if closed:
+        described["security"] = [{"bearer": []}, {"key": []}]
+    return described
+
+
+def _content(models: dict[str, Any], limits: Limits) -> dict[str, Any]:
+    return {
+        kind: {"schema": _form(model, limits) if kind == FORM else _schema(model)} for kind, model in models.items()
+    }
+
+
+def _schema(model: Any) -> dict[str, Any]:
+    return {"$ref": _REF.format(name=model.__name__)} if isinstance(model, type) else dict(model)
+
+
+def _form(model: Any, limits: Limits) -> dict[str, Any]:
+    """A form's fields: images are files, all else is text."""
+    properties = {one.name: {"type": "string"} for one in fields(model)}
+    properties["images"] = {"type": "array", "items": _BYTES, "maxItems": limits.images}  # type: ignore[dict-item]
+    return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+def page(described: dict[str, Any]) -> str:
+    """The document as one page of HTML, without script and without anything from elsewhere."""
+    parts = [_HEAD]
+    for path, operations in described["paths"].items():
+        for method, operation in operations.items():
+            parts.append(f"<h2><code>{method.upper()} {html.escape(path)}</code></h2>")
+            parts.append(f"<p>{html.escape(operation['summary'])}.</p>")
+            for what, content in (
+                ("Body", operation.get("requestBody", {}).get("content", {})),
+                ("Answer", operation["responses"]["200"]["content"]),
+            ):
+                for kind, media in content.items():
+                    parts.append(f"<p>{what}, <code>{html.escape(kind)}</code>{_link(media['schema'])}</p>")
+            statuses = ", ".join(status for status in operation["responses"] if status != "200")
+            parts.append(f"<p>Errors: {statuses}</p>")
+    parts.append("<h1>Types</h1>")
+    for name, schema in described["components"]["schemas"].items():
+        parts.append(f'<h2 id="{name}">{name}</h2><p>{html.escape(schema.get("description", ""))}</p>')
+        rows = "".join(_row(name, one, schema) for name, one in schema.get("properties", {}).items())
+        parts.append(f"<table><tr><th>field<th>type<th>required<th>{rows}</table>")
+    return "\n".join([*parts, "</main>"])
+
+
+def _row(name: str, schema: dict[str, Any], owner: dict[str, Any]) -> str:
+    needed = "yes" if name in owner.get("required", ()) else ""
+    text = html.escape(schema.get("description", ""))
+    return f"<tr><td><code>{name}</code><td>{' or '.join(_types(schema))}<td>{needed}<td>{text}"
+
+
+def _link(schema: dict[str, Any]) -> str:
+    return f": {' or '.join(_types(schema))}"
+
+
+def _types(schema: dict[str, Any]) -> Iterator[str]:
+    """What a value may be, in HTML."""
+    if "$ref" in schema:
+        name = html.escape(schema["$ref"].rpartition("/")[2])
+        yield f'<a href="#{name}">{name}</a>'
+    elif "anyOf" in schema:
+        for one in schema["anyOf"]:
+            yield from _types(one)
+    elif "enum" in schema:
+        yield ", ".join(html.escape(repr(one)) for one in schema["enum"])
+    elif schema.get("type") == "array":
+        bounds = f", {schema.get('minItems', 0)} to {schema['maxItems']:,}" if "maxItems" in schema else ""
+        yield f"list of ({' or '.join(_types(schema['items'])) if schema.get('items') else 'any'}{bounds})"
+    else:
+        bounds = "".join(
+            f" {sign} {schema[key]}" for key, sign in (("minimum", "≥"), ("maximum", "≤")) if key in schema
+        )
+        yield f"{html.escape(str(schema.get('format', schema.get('type', 'any'))))}{bounds}"
+
+
+_HEAD = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>invariclip serve: what can be asked</title><link rel="icon" href="data:,">
+<style>
+:root { color-scheme: light dark; }
+body { margin: 0; padding: 2rem 1rem; font: 16px/1.5 system-ui, sans-serif; }
+main { max-width: 60rem; margin: 0 auto; overflow-wrap: anywhere; }
+h2 { margin: 2rem 0 .25rem; font-size: 1.05rem; } p { margin: .15rem 0; }
+table { width: 100%; border-collapse: collapse; }
+th, td {
+  padding: .25rem .5rem .25rem 0; text-align: left; vertical-align: top;
+}
+tr + tr { border-top: 1px solid color-mix(in srgb, currentcolor 20%, transparent); }
+</style>
+<main><h1>What can be asked</h1><p>As a document: <a href="openapi.json">openapi.json</a></p>"""
