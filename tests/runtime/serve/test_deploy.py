@@ -53,6 +53,14 @@ def pod():
     return deployment["spec"]["template"]["spec"]
 
 
+def kserve():
+    """The container of the InferenceService."""
+    [service] = list(yaml.safe_load_all((DEPLOY / "kserve.yaml").read_text()))
+    assert (service["apiVersion"], service["kind"]) == ("serving.kserve.io/v1beta1", "InferenceService")
+    [container] = service["spec"]["predictor"]["containers"]
+    return container
+
+
 def commands():
     """Each command and the seconds that its supervisor waits after SIGTERM, less what it waits before."""
     seconds = int(compose()["stop_grace_period"].removesuffix("s"))
@@ -61,6 +69,7 @@ def commands():
         "Containerfile": (containerfile(), None),
         "compose.yaml": (compose()["command"], seconds),
         "invariclip.service": (shlex.split(unit()["ExecStart"])[1:], int(unit()["TimeoutStopSec"])),
+        "kserve.yaml": (kserve()["args"], None),
         "kubernetes.yaml": (pod()["containers"][0]["args"], pod()["terminationGracePeriodSeconds"] - before),
     }
 
@@ -85,6 +94,8 @@ def test_probes_are_routes_of_the_port_that_is_served(model):
     probes = [container[name]["httpGet"] for name in ("livenessProbe", "readinessProbe", "startupProbe")]
     assert {probe["path"] for probe in probes} <= routes
     assert {probe["port"] for probe in probes} == {port["name"]}
+    named = {kserve()[name]["httpGet"]["path"] for name in ("livenessProbe", "readinessProbe")}
+    assert named <= routes
     [path] = re.findall(r"http://127.0.0.1:8000(/\w+)", (DEPLOY / "Containerfile").read_text())
     assert path in routes
 
@@ -106,10 +117,10 @@ def test_servers_know_the_names_that_clients_use(name, called):
 
 
 def test_containers_may_do_little():
-    own = pod()["containers"][0]["securityContext"]
-    assert own == {
-        "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
-    }  # fmt: skip
+    for container in (pod()["containers"][0], kserve()):
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
+        }  # fmt: skip
     assert pod()["securityContext"]["runAsNonRoot"] is True
     assert (compose()["read_only"], compose()["cap_drop"]) == (True, ["ALL"])
     assert re.search(r"^USER 65532:65532$", (DEPLOY / "Containerfile").read_text(), re.MULTILINE)
