@@ -38,8 +38,10 @@ from invariclip.serve.incoming import IncomingBodies
 from invariclip.serve.limits import Held, RefusedError
 from invariclip.serve.metrics import CONTENT_TYPE
 from invariclip.serve.origins import Origins
+from invariclip.serve.record import current
 from invariclip.serve.service import ImageScores
 from invariclip.serve.sites import site_facts
+from invariclip.serve.tracking import ID_HEADERS, Tracking
 from invariclip.sites.site import site_bytes
 from invariclip.version import __version__
 
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
+    from invariclip.serve.access_log import AccessLog
     from invariclip.serve.batcher import Batcher, Ticket
     from invariclip.serve.limits import Limits
     from invariclip.serve.metrics import Metrics
@@ -140,7 +143,7 @@ class Api:
     async def readiness(self, _request: Request) -> Response:
         """Warm and taking work."""
         if not self.ready:
-            raise RefusedError(503, "warming up; ask again", {"retry-after": "1"})
+            raise RefusedError(503, "warming up; ask again", {"retry-after": "1"}, reason="warming_up")
         return as_json({"status": "ready"})
 
     async def counted(self, _request: Request) -> Response:
@@ -221,12 +224,14 @@ class Api:
         model = service.hosted if handle is not None and key is None else service.model
         warnings: tuple[str, ...] = ()
         if key is not None:
+            record, began = current(), time.monotonic()
             wait = service.class_sets.ask(*key, deadline=deadline)
             try:
                 made = await finished(wait.future)
                 model, warnings = made.model, made.warnings
             finally:
                 wait.leave()
+                record.class_set += time.monotonic() - began
         rows = await self._rows(asked.images, deadline, classes=key is None and handle is None)
         rows, site = await without_shift(handle, rows)
 
@@ -308,11 +313,14 @@ async def without_shift(
 
 async def answered(batcher: Batcher[T, Any, R], items: list[T], deadline: float) -> list[R]:
     """What a batcher answers; if nobody waits for it any more, it is taken back."""
+    record = current()
+    record.submitted(batcher.name, len(items))
     ticket: Ticket[R] = batcher.submit(items, deadline=deadline)
     try:
         return await finished(ticket.future)
     finally:
         ticket.drop()
+        record.spent(ticket.times)
 
 
 async def finished(future: Future[T]) -> T:
@@ -346,6 +354,7 @@ async def _gone(request: Request) -> None:
 def application(
     service: Service, metrics: Metrics, *, api_keys: tuple[str, ...] = (), cors_origins: tuple[str, ...] = (),
     hosts: tuple[str, ...] = ("localhost",), stall: float = ConnectionLimits.stall,
+    access_log: AccessLog | None = None,
 ) -> tuple[Starlette, Api]:  # fmt: skip
     """The application, and its endpoints, which know whether it is ready.
 
@@ -356,21 +365,23 @@ def application(
         cors_origins: Other sites whose pages may ask.
         hosts: What the server is called, besides its addresses; see `origins.names_of`.
         stall: Seconds to wait for the next bytes of a body.
+        access_log: Gets a line of each request.
     """
     api = Api(service, metrics, stall)
     metrics.watch(service)
-    middleware = [Middleware(Guard, metrics=metrics, api_keys=api_keys)]
+    middleware = [Middleware(Guard, api_keys=api_keys)]
     if cors_origins:
-        headers = ["authorization", "content-type", "x-api-key"]
+        headers = ["authorization", "content-type", "x-api-key", *ID_HEADERS]
         cors = Middleware(
             CORSMiddleware,
             allow_origins=list(cors_origins),
             allow_methods=["GET", "POST"],
             allow_headers=headers,
-            expose_headers=["x-space-id", "retry-after"],
+            expose_headers=["x-space-id", "retry-after", *ID_HEADERS],
         )
         middleware.insert(0, cors)
-    middleware.insert(0, Middleware(Origins, metrics=metrics, hosts=hosts, origins=cors_origins))
+    middleware.insert(0, Middleware(Origins, hosts=hosts, origins=cors_origins))
+    middleware.insert(0, Middleware(Tracking, metrics=metrics, access_log=access_log))
     routes = [
         Route("/", page()),
         Route("/healthz", api.health),

@@ -1,12 +1,10 @@
-"""Around every request: keys, counts, and errors as one line of JSON, never a traceback."""
+"""Around every request: keys, and errors as one line of JSON, never a traceback."""
 
 from __future__ import annotations
 
 import hmac
 import json
 import logging
-import time
-import uuid
 from typing import TYPE_CHECKING, Any
 
 from starlette.exceptions import HTTPException
@@ -16,12 +14,11 @@ from starlette.responses import Response
 from invariclip.errors import InputError
 from invariclip.serve.batcher import BatcherStoppedError, QueueFullError
 from invariclip.serve.limits import RefusedError
+from invariclip.serve.record import current
 
 if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-    from invariclip.serve.metrics import Metrics
 
 log = logging.getLogger("invariclip.serve")
 OPEN = ("/", "/healthz", "/readyz")
@@ -61,21 +58,20 @@ _ROUTES = (
 
 
 def refusal(error: Exception) -> Response:
-    """What an exception says to the client; an unexpected one gets an id that stands in the log."""
+    """What an exception says to the client; of an unexpected one the request's id, under which the log has it."""
+    status, headers = 422, {}
     if isinstance(error, RefusedError):
-        return _line(error, error.status, error.headers)
-    if isinstance(error, QueueFullError):
-        return _line(error, 503, {"retry-after": str(error.retry_after)})
-    if isinstance(error, BatcherStoppedError):
-        return _line(error, 503, {"retry-after": "1"})
-    if isinstance(error, InputError):
-        return _line(error, 422, {})
-    number = uuid.uuid4().hex[:12]
-    log.error("error %s", number, exc_info=error)
-    return as_json({"error": f"the server failed; its log says why under {number}"}, 500)
-
-
-def _line(error: Exception, status: int, headers: dict[str, str]) -> Response:
+        status, headers = error.status, error.headers
+    elif isinstance(error, QueueFullError):
+        status, headers = 503, {"retry-after": str(error.retry_after)}
+    elif isinstance(error, BatcherStoppedError):
+        status, headers = 503, {"retry-after": "1"}
+    elif not isinstance(error, InputError):
+        line, number = "the server failed; its log says why under", current().request_id
+        current().refused(line, 500)
+        log.error("error %s", number, exc_info=error)
+        return as_json({"error": f"{line} {number}"}, 500)
+    current().refused(error, status)
     return as_json({"error": " ".join(str(error).split())}, status, headers)
 
 
@@ -89,8 +85,8 @@ def route_label(path: str) -> str:
 class Guard:
     """An ASGI application around another."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, api_keys: tuple[str, ...]) -> None:
-        self._app, self._metrics = app, metrics
+    def __init__(self, app: ASGIApp, api_keys: tuple[str, ...]) -> None:
+        self._app = app
         self._keys = tuple(key.encode() for key in api_keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -98,12 +94,11 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began, status = time.monotonic(), 0
+        started = False
 
         async def noting(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
             await send(message)
 
         try:
@@ -115,15 +110,11 @@ class Guard:
             else:
                 await self._app(scope, receive, noting)
         except ClientDisconnect:
-            status = GONE
+            current().refused("the client went away", GONE)
         except Exception as error:
-            if status:
+            if started:
                 raise  # half an answer is out, and cannot become another
             await refusal(error)(scope, receive, noting)
-        finally:
-            route = route_label(scope["path"])
-            self._metrics.requests.labels(route, str(status or GONE)).inc()
-            self._metrics.request_seconds.labels(route).observe(time.monotonic() - began)
 
     def _key(self, scope: Scope) -> int | None:
         """The number of the key that a request brings, from 1 on."""

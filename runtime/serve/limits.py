@@ -10,17 +10,36 @@ from invariclip.errors import InputError, InvariclipError
 MIB = 1 << 20
 
 
+REASONS = (
+    "malformed", "key", "origin", "host", "route", "method", "slow_body", "stalled", "head", "body_size", "pixels",
+    "answer_size", "too_many", "media_type", "input", "site_share", "client_gone", "queue_full", "too_late", "deadline",
+    "memory", "warming_up", "stopping", "connections", "error", "other",
+)  # fmt: skip
+"""Why a request is not answered: values of the metric `invariclip_refused_total` and of the access log."""
+_BY_STATUS = {
+    400: "malformed", 401: "key", 403: "origin", 404: "route", 405: "method", 408: "slow_body", 413: "too_many",
+    415: "media_type", 421: "host", 422: "input", 429: "site_share", 499: "client_gone", 500: "error", 504: "deadline",
+}  # fmt: skip
+
+
+def reason_of(status: int) -> str:
+    """The reason that a status tells by itself; empty where it is no error."""
+    return _BY_STATUS.get(status, "other") if status >= 400 else ""
+
+
 class RefusedError(InvariclipError):
     """A request that is not answered.
 
     Attributes:
         status: HTTP's number for why.
         headers: Headers of the answer.
+        reason: One of `REASONS`.
     """
 
-    def __init__(self, status: int, message: str, headers: dict[str, str] | None = None) -> None:
+    def __init__(self, status: int, message: str, headers: dict[str, str] | None = None, *, reason: str = "") -> None:
         super().__init__(message)
         self.status, self.headers = status, headers or {}
+        self.reason = reason or reason_of(status)
 
 
 class BadRequestError(RefusedError):
@@ -123,7 +142,7 @@ class Held:
             raise RefusedError(
                 503,
                 f"{self.what} of {self.now:,} bytes are in memory, and up to {self.limit:,} are held; try again in 1 s",
-                {"retry-after": "1"},
+                {"retry-after": "1"}, reason="memory",
             )  # fmt: skip
         self.now += count
 

@@ -9,11 +9,14 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from invariclip.serve.limits import REASONS
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from prometheus_client.metrics_core import Metric
 
+    from invariclip.serve.record import RequestRecord
     from invariclip.serve.service import Service
     from invariclip.serve.sites import SiteRegistry
 
@@ -38,6 +41,18 @@ class Metrics:
             "invariclip_connections_dropped",
             "Connections that the server closed, by reason (docs/serve.md).", ["reason"], registry=self.registry,
         )  # fmt: skip
+        self.in_flight = Gauge(
+            "invariclip_requests_in_flight", "Requests that are not answered yet.", ["route"], registry=self.registry
+        )
+        self._refused = Counter(
+            "invariclip_refused", "Requests that were not answered with what they asked for, by reason.", ["reason"],
+            registry=self.registry,
+        )  # fmt: skip
+        for reason in REASONS:
+            self._refused.labels(reason)
+        self.access_log_dropped = Counter(
+            "invariclip_access_log_dropped", "Lines of the access log that were not written.", registry=self.registry
+        )
         self._items = Counter("invariclip_items", "Items answered by the engine.", ["kind"], registry=self.registry)
         self._batches = Histogram(
             "invariclip_batch_size", "Items to a run of the engine.", ["kind"], buckets=BATCHES, registry=self.registry
@@ -47,6 +62,17 @@ class Metrics:
             "decode: making one item ready. queue: ready, and waiting for the engine. engine: one batch.",
             ["kind", "stage"], buckets=SECONDS, registry=self.registry,
         )  # fmt: skip
+
+    def over(self, record: RequestRecord) -> None:
+        """Counts a request that was answered, or was not."""
+        self.requests.labels(record.route, str(record.status)).inc()
+        self.request_seconds.labels(record.route).observe(record.seconds)
+        if record.reason:
+            self._refused.labels(record.reason if record.reason in REASONS else "other").inc()
+
+    def refused_unread(self, record: RequestRecord) -> None:
+        """Counts a connection that was refused before a request was read."""
+        self._refused.labels(record.reason if record.reason in REASONS else "other").inc()
 
     def watcher(self, kind: str) -> Stages:
         """What a batcher tells of items of a kind, `images` or `texts`."""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp
 
+    from invariclip.serve.access_log import AccessLog
     from invariclip.serve.metrics import Metrics
     from invariclip.serve.service import Service
 
@@ -138,7 +139,7 @@ def _in_a_line(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None
 def run(
     service: Service, metrics: Metrics, sock: socket.socket, *, what: str, grace: int,
     api_keys: tuple[str, ...] = (), cors_origins: tuple[str, ...] = (), hosts: tuple[str, ...] = ("localhost",),
-    limits: ConnectionLimits | None = None,
+    limits: ConnectionLimits | None = None, access_log: AccessLog | None = None,
 ) -> int:  # fmt: skip
     """Serves until a signal comes, then answers what it has taken. A signal while it warms up ends the process.
 
@@ -152,6 +153,7 @@ def run(
         cors_origins: See `app.application`.
         hosts: See `app.application`.
         limits: Of connections.
+        access_log: Gets a line of each request; it is closed at the end.
 
     Returns:
         The exit code: 0.
@@ -159,10 +161,11 @@ def run(
     Raises:
         InvariclipError: What warming up raises.
     """
-    connections = Connections(limits or ConnectionLimits(), metrics)
+    connections = Connections(limits or ConnectionLimits(), metrics, access_log)
     app, api = application(
-        service, metrics, api_keys=api_keys, cors_origins=cors_origins, hosts=hosts, stall=connections.limits.stall
-    )
+        service, metrics, api_keys=api_keys, cors_origins=cors_origins, hosts=hosts, stall=connections.limits.stall,
+        access_log=access_log,
+    )  # fmt: skip
     server = WebServer(app, connections, grace=grace)
     flood = FloodFilter()
     for handler in logging.getLogger().handlers:
@@ -191,6 +194,8 @@ def run(
         asyncio.run(serve())
     finally:
         service.close()
+        if access_log is not None:
+            access_log.close()
     return 0
 
 

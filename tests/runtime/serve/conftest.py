@@ -140,7 +140,7 @@ def _serving(service, metrics=None, **options):
     metrics, limits, grace = metrics or Metrics(), options.pop("limits", ConnectionLimits()), options.pop("grace", 10)
     app, api = application(service, metrics, stall=limits.stall, **options)
     sock = listening("127.0.0.1", 0)
-    server = WebServer(app, Connections(limits, metrics), grace=grace)
+    server = WebServer(app, Connections(limits, metrics, options.get("access_log")), grace=grace)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[sock])))
     thread.start()
     try:

@@ -11,10 +11,11 @@ import pytest
 
 from invariclip.artifact.embeddings import read_embeddings
 from invariclip.preprocessing.pixels import MAX_RESIZED_PIXELS
-from invariclip.serve import connections, incoming
+from invariclip.serve import access_log, connections, incoming
 from invariclip.serve.batcher import MARGIN, SHARE
 from invariclip.serve.connections import LINGER_BYTES, LINGER_SECONDS, RESERVE, ConnectionLimits
 from invariclip.serve.limits import MIB, Limits
+from invariclip.serve.record import ERROR_CHARACTERS
 from invariclip.serve.requests import DEFAULT_TOP, MAX_TOP
 from invariclip.serve.service import Service
 from invariclip.serve.sites import SiteRegistry
@@ -104,6 +105,8 @@ def test_the_limits_are_the_code_s():
         f"{MAX_RESIZED_PIXELS // 1_000_000} million pixels after the resize",
         f"from 1 to {MAX_TOP:,}, {DEFAULT_TOP} by default",
         f"up to {Limits().bodies // MIB} MiB",
+        f"when {access_log.LINES:,} lines wait",
+        f"{ERROR_CHARACTERS} characters of what the client was told",
     ):
         assert number in text
     assert MARGIN == 1.25  # "with a margin of a quarter"
