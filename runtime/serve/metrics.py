@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from invariclip.serve.limits import REASONS
+from invariclip.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from invariclip.serve.service import Service
     from invariclip.serve.sites import SiteRegistry
 
-SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -30,6 +31,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)  # says nothing where there is no /proc
         self.requests = Counter(
             "invariclip_requests", "Requests by route and status.", ["route", "status"], registry=self.registry
         )
@@ -40,6 +42,12 @@ class Metrics:
         self.dropped = Counter(
             "invariclip_connections_dropped",
             "Connections that the server closed, by reason (docs/serve.md).", ["reason"], registry=self.registry,
+        )  # fmt: skip
+        self._request_stages = Histogram(
+            "invariclip_request_stage_seconds",
+            "Of answered requests. queue: none of its items was worked on. class_set: it waited for classes that it "
+            "brought. engine: runs that it was part of.",
+            ["route", "stage"], buckets=SECONDS, registry=self.registry,
         )  # fmt: skip
         self.in_flight = Gauge(
             "invariclip_requests_in_flight", "Requests that are not answered yet.", ["route"], registry=self.registry
@@ -68,7 +76,12 @@ class Metrics:
         self.requests.labels(record.route, str(record.status)).inc()
         self.request_seconds.labels(record.route).observe(record.seconds)
         if record.reason:
-            self._refused.labels(record.reason if record.reason in REASONS else "other").inc()
+            self.refused_unread(record)
+            return
+        stages = ("queue", record.queue), ("class_set", record.class_set), ("engine", record.engine)
+        for stage, seconds in stages if any(record.items.values()) else ():
+            if seconds or stage != "class_set":
+                self._request_stages.labels(record.route, stage).observe(seconds)
 
     def refused_unread(self, record: RequestRecord) -> None:
         """Counts a connection that was refused before a request was read."""
@@ -83,7 +96,13 @@ class Metrics:
         )
 
     def watch(self, service: Service) -> None:
-        """Shows how full a service's queues are."""
+        """Shows what a service is, and how full its queues are."""
+        model = service.model
+        facts = {
+            "version": __version__, "model": model.manifest.model.name, "variant": model.variant,
+            "engine": model.backend, "space_id": model.space_id,
+        }  # fmt: skip
+        Gauge("invariclip_build_info", "What is served.", list(facts), registry=self.registry).labels(**facts).set(1)
         depth = Gauge("invariclip_queue_depth", "Items that no engine has taken yet.", ["kind"], registry=self.registry)
         depth.labels("images").set_function(lambda: service.images.waiting)
         depth.labels("texts").set_function(lambda: service.texts.waiting)

@@ -14,7 +14,7 @@ from invariclip.preprocessing.pixels import MAX_RESIZED_PIXELS
 from invariclip.serve import access_log, connections, incoming
 from invariclip.serve.batcher import MARGIN, SHARE
 from invariclip.serve.connections import LINGER_BYTES, LINGER_SECONDS, RESERVE, ConnectionLimits
-from invariclip.serve.limits import MIB, Limits
+from invariclip.serve.limits import MIB, REASONS, Limits
 from invariclip.serve.record import ERROR_CHARACTERS
 from invariclip.serve.requests import DEFAULT_TOP, MAX_TOP
 from invariclip.serve.service import Service
@@ -84,6 +84,11 @@ def test_every_route_and_status_is_documented():
         assert route in PAGE
     for status in (400, 401, 403, 404, 405, 408, 413, 415, 421, 422, 429, 500, 503, 504):
         assert str(status) in PAGE
+
+
+def test_every_reason_of_a_refusal_is_documented():
+    [text] = re.findall(r"- \*\*Reasons\*\* of refusals(.*?)\n- ", PAGE, re.DOTALL)
+    assert set(re.findall(r"`([a-z_]+)`", text)) == set(REASONS)
 
 
 def test_the_bounds_of_connections_are_the_code_s():
