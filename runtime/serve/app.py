@@ -35,7 +35,7 @@ from invariclip.serve.bodies import read_body
 from invariclip.serve.connections import ConnectionLimits
 from invariclip.serve.guard import KEY, Guard, as_json, error_answer
 from invariclip.serve.incoming import IncomingBodies
-from invariclip.serve.limits import Held, RefusedError
+from invariclip.serve.limits import TIMEOUT_HEADER, Held, RefusedError, seconds_for
 from invariclip.serve.metrics import CONTENT_TYPE
 from invariclip.serve.origins import Origins
 from invariclip.serve.record import current
@@ -191,14 +191,15 @@ class Api:
     ) -> AsyncIterator[tuple[Any, float]]:
         """A question, read within the bounds, whose answer is waited for no longer than they say, and until when."""
         limits = self.service.limits
-        began, deadline = asyncio.get_running_loop().time(), time.monotonic() + limits.seconds
+        seconds = seconds_for(request.headers.getlist(TIMEOUT_HEADER), limits)
+        began, deadline = asyncio.get_running_loop().time(), time.monotonic() + seconds
         try:
-            async with asyncio.timeout(limits.seconds):
+            async with asyncio.timeout(seconds):
                 body, held = await read_body(request, limits, self._incoming, self._aside)
         except TimeoutError as error:
-            raise RefusedError(408, f"the request did not come in within {limits.seconds:g} s") from error
+            raise RefusedError(408, f"the request did not come in within {seconds:g} s") from error
         try:
-            async with asyncio.timeout_at(began + limits.seconds):
+            async with asyncio.timeout_at(began + seconds):
                 # base64 of many images would hold up everybody else
                 heavy = "images" in body.fields
                 asked = await unless_gone(request, self._aside(read, body, limits)) if heavy else read(body, limits)
@@ -207,7 +208,7 @@ class Api:
                     await unless_gone(request, self._aside(self.service.require_bearable, asked.images))
                 yield asked, deadline
         except TimeoutError as error:
-            raise RefusedError(504, f"no answer within {limits.seconds:g} s; send less, or later") from error
+            raise RefusedError(504, f"no answer within {seconds:g} s; send less, or later") from error
         finally:
             self._held.give_back(held)
 
@@ -371,7 +372,7 @@ def application(
     metrics.watch(service)
     middleware = [Middleware(Guard, api_keys=api_keys)]
     if cors_origins:
-        headers = ["authorization", "content-type", "x-api-key", *ID_HEADERS]
+        headers = ["authorization", "content-type", "x-api-key", TIMEOUT_HEADER, *ID_HEADERS]
         cors = Middleware(
             CORSMiddleware,
             allow_origins=list(cors_origins),

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from invariclip.errors import InputError, InvariclipError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 MIB = 1 << 20
 
@@ -124,6 +128,30 @@ class Limits:
         """
         if count > limit:
             raise RefusedError(413, f"{count:,} {what} are too many; up to {limit:,} are taken at once")
+
+
+TIMEOUT_HEADER = "x-request-timeout-ms"
+_MILLISECONDS = re.compile(r"[0-9]{1,9}")
+
+
+def seconds_for(values: Sequence[str], limits: Limits) -> float:
+    """Seconds for a request: the server's, or fewer where its client does not wait so long.
+
+    Args:
+        values: Of the header `TIMEOUT_HEADER`, none or one.
+        limits: The server's.
+
+    Raises:
+        BadRequestError: It is not one whole number above 0.
+    """
+    if not values:
+        return limits.seconds
+    if len(values) > 1 or not _MILLISECONDS.fullmatch(values[0]) or not int(values[0]):
+        raise BadRequestError(
+            f"{TIMEOUT_HEADER} must be one whole number of milliseconds from 1 to 999,999,999, not "
+            f"{', '.join(values)!r:.60}"
+        )
+    return min(limits.seconds, int(values[0]) / 1000)
 
 
 class Held:
