@@ -30,6 +30,7 @@ from invariclip.errors import InputError, MissingExtraError
 from invariclip.loading import load
 from invariclip.profile import OBJECTIVES
 from invariclip.results import CALIBRATED
+from invariclip.serve.access_log import AccessLog
 from invariclip.serve.connections import ConnectionLimits, affordable
 from invariclip.serve.limits import MIB, Limits
 from invariclip.serve.metrics import Metrics
@@ -132,6 +133,7 @@ _SECONDS = click.FloatRange(min=0, min_open=True)
 @click.option(
     "--api-key-file", type=click.Path(path_type=Path), help="Require one of the API keys in this file, one per line."
 )
+@click.option("--access-log", metavar="PATH|-", help="File for a JSON line of each request; - for standard error.")
 def serve(
     artifact: Path, host: str, port: int, grpc_port: int | None, classes: str | None, classes_file: Path | None,
     templates: tuple[str, ...],
@@ -143,6 +145,7 @@ def serve(
     max_body_mib: int, max_images: int, max_pixels: int, max_request_pixels: int, max_answer_mib: int, max_texts: int,
     max_classes: int, max_templates: int, class_sets: int, max_connections: int | None, idle_timeout: float,
     stall_timeout: float, allowed_hosts: tuple[str, ...], cors_origins: tuple[str, ...], api_key_file: Path | None,
+    access_log: str | None,
 ) -> int:  # fmt: skip
     """Answer over HTTP: classify and embed, in batches of many clients' requests. SIGTERM ends it."""
     limits = Limits(
@@ -160,6 +163,8 @@ def serve(
             raise InputError(f"--port and --grpc-port are both {port}; give each its own")
         require_grpc(host, grpc_port)
     sock = listening(host, port)
+    metrics = Metrics()
+    logged = None if access_log is None else AccessLog(None if access_log == "-" else Path(access_log), metrics)
     other = None if projection is None else read_projection(projection)
     if adapt_log is not None and not adapt:
         raise InputError("--adapt-log keeps what --adapt measures; name both")
@@ -175,14 +180,13 @@ def serve(
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     running = LiveSiteOptions(max_sites, log=adapt_log, log_bytes=adapt_log_mib * MIB) if adapt else None
     registry = SiteRegistry(model, default=default, known=known, running=running, keys=max(1, len(keys)))
-    metrics = Metrics()
     service = Service(
         model, limits, Batching(max_batch, max_wait_ms / 1000, decode_threads), abstain_above=abstain_above,
         uncertainty=uncertainty, sites=registry, images=metrics.watcher("images"), texts=metrics.watcher("texts"),
     )  # fmt: skip
     return run(service, metrics, sock, what=f"{artifact} ({model.variant} on {model.backend})", grace=grace,
                api_keys=keys, cors_origins=origins, hosts=hosts, limits=connections,
-               grpc=None if grpc_port is None else (host, grpc_port))  # fmt: skip
+               grpc=None if grpc_port is None else (host, grpc_port), access_log=logged)  # fmt: skip
 
 
 def require_grpc(host: str, port: int) -> None:

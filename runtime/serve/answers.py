@@ -56,6 +56,7 @@ def require_classified(images: int, classes: Sequence[str], top: int, characters
             413,
             f"top {told:,} of {len(classes):,} classes for each image may take {int(by_top[told - 1]):,} bytes "
             f"(images: {images:,}); up to {limit:,} are sent: {remedy}",
+            reason="answer_size",
         )
 
 
@@ -78,6 +79,7 @@ def require_embedded(rows: int, width: int, limit: int, *, component: int = COMP
             413,
             f"{rows:,} embeddings of width {width:,} may take {size:,} bytes in JSON; up to {limit:,} are sent: send "
             f"less{remedy}",
+            reason="answer_size",
         )
 
 

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import hashlib
 import re
+import time
 from dataclasses import asdict
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -29,11 +30,13 @@ from invariclip.serve.connections import ConnectionLimits
 from invariclip.serve.exchange import Exchange, finished, unless_gone, without_shift
 from invariclip.serve.guard import KEY, Guard, as_json, error_answer
 from invariclip.serve.inference_http import HEADER_LENGTH, InferenceHttp
-from invariclip.serve.limits import RefusedError
+from invariclip.serve.limits import TIMEOUT_HEADER, RefusedError
 from invariclip.serve.metrics import CONTENT_TYPE
 from invariclip.serve.openai_api import OpenAi
 from invariclip.serve.origins import Origins
+from invariclip.serve.record import current
 from invariclip.serve.sites import site_facts
+from invariclip.serve.tracking import ID_HEADERS, Tracking
 from invariclip.sites.site import site_bytes
 from invariclip.version import __version__
 
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
+    from invariclip.serve.access_log import AccessLog
     from invariclip.serve.metrics import Metrics
     from invariclip.serve.requests import Classify, Embed
     from invariclip.serve.service import Service
@@ -141,7 +145,7 @@ class Api:
     async def readiness(self, _request: Request) -> Response:
         """Warm and taking work."""
         if not self.ready:
-            raise RefusedError(503, "warming up; ask again", {"retry-after": "1"})
+            raise RefusedError(503, "warming up; ask again", {"retry-after": "1"}, reason="warming_up")
         return as_json({"status": "ready"})
 
     async def counted(self, _request: Request) -> Response:
@@ -198,12 +202,14 @@ class Api:
         model = service.hosted if handle is not None and key is None else service.model
         warnings: tuple[str, ...] = ()
         if key is not None:
+            record, began = current(), time.monotonic()
             wait = service.class_sets.ask(*key, deadline=deadline)
             try:
                 made = await finished(wait.future)
                 model, warnings = made.model, made.warnings
             finally:
                 wait.leave()
+                record.class_set += time.monotonic() - began
         rows = await self.exchange.rows(asked.images, deadline, classes=key is None and handle is None)
         rows, site = await without_shift(handle, rows)
 
@@ -242,6 +248,7 @@ class Api:
 def application(
     service: Service, metrics: Metrics, *, api_keys: tuple[str, ...] = (), cors_origins: tuple[str, ...] = (),
     hosts: tuple[str, ...] = ("localhost",), stall: float = ConnectionLimits.stall,
+    access_log: AccessLog | None = None,
 ) -> tuple[Starlette, Api]:  # fmt: skip
     """The application, and its endpoints, which know whether it is ready.
 
@@ -252,24 +259,26 @@ def application(
         cors_origins: Other sites whose pages may ask.
         hosts: What the server is called, besides its addresses; see `origins.names_of`.
         stall: Seconds to wait for the next bytes of a body.
+        access_log: Gets a line of each request.
     """
     exchange = Exchange(service, metrics, stall)
     api, openai = Api(exchange, metrics), OpenAi(exchange)
     v2 = InferenceHttp(exchange, lambda: api.ready)
     metrics.watch(service)
-    middleware = [Middleware(Guard, metrics=metrics, api_keys=api_keys)]
+    middleware = [Middleware(Guard, api_keys=api_keys)]
     if cors_origins:
-        headers = ["authorization", "content-type", "x-api-key", HEADER_LENGTH]
+        headers = ["authorization", "content-type", "x-api-key", HEADER_LENGTH, TIMEOUT_HEADER, *ID_HEADERS]
         cors = Middleware(
             CORSMiddleware,
             allow_origins=list(cors_origins),
             allow_methods=["GET", "POST"],
             allow_headers=headers,
-            expose_headers=["x-space-id", "retry-after", HEADER_LENGTH],
+            expose_headers=["x-space-id", "retry-after", HEADER_LENGTH, *ID_HEADERS],
         )
         middleware.insert(0, cors)
-    middleware.insert(0, Middleware(Origins, metrics=metrics, hosts=hosts, origins=cors_origins))
+    middleware.insert(0, Middleware(Origins, hosts=hosts, origins=cors_origins))
     described = schema.document(service.limits, keys=bool(api_keys))
+    middleware.insert(0, Middleware(Tracking, metrics=metrics, access_log=access_log))
     routes = [
         Route("/", page()),
         Route(schema.DOCUMENT, constant(as_json(described))),

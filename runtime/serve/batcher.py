@@ -40,15 +40,22 @@ _RECENT = 0.03  # weight of the latest item in the mean time of an item
 
 
 class QueueFullError(InvariclipError):
-    """There is no room, or no time, for more; `retry_after` says in how many seconds there may be."""
+    """There is no room, or no time, for more.
 
-    def __init__(self, message: str, retry_after: int) -> None:
+    Attributes:
+        retry_after: In how many seconds there may be.
+        reason: `queue_full`, `too_late` (it would not be answered in time) or `deadline` (its time is over).
+    """
+
+    def __init__(self, message: str, retry_after: int, reason: str = "queue_full") -> None:
         super().__init__(message)
-        self.retry_after = retry_after
+        self.retry_after, self.reason = retry_after, reason
 
 
 class BatcherStoppedError(InvariclipError):
     """The queue takes no more work, or was closed before this was answered."""
+
+    reason = "stopping"
 
 
 class Watcher(Protocol):
@@ -78,12 +85,28 @@ class _Quiet:
 quiet: Watcher = _Quiet()
 
 
+@dataclass
+class TicketTimes:
+    """Where the time of a caller's items went, in seconds.
+
+    Attributes:
+        queue: None of them was worked on.
+        prepare: Of the threads that made them ready, in all.
+        engine: Of the runs that some of them were part of.
+    """
+
+    queue: float = 0.0
+    prepare: float = 0.0
+    engine: float = 0.0
+
+
 @dataclass(eq=False)
 class Ticket(Generic[R]):
     """One caller's items; `future` gets their results, in order, or the first error.
 
     Attributes:
         future: list[R] of as many results as items were given.
+        times: What was spent on them, complete when the future is done.
     """
 
     _drop: Callable[[Ticket[R]], None]
@@ -95,6 +118,18 @@ class Ticket(Generic[R]):
     _waiting: int  # of its items, those that no engine has taken
     _ready: deque[_Ready] = field(default_factory=deque)
     future: Future[list[R]] = field(default_factory=Future)
+    times: TicketTimes = field(default_factory=TicketTimes)
+    _busy: int = 0  # of its items, those that are being prepared or in the engine
+    _idle_since: float = field(default_factory=time.monotonic)
+
+    def _begin(self, now: float) -> None:
+        if not self._busy:
+            self.times.queue += now - self._idle_since
+        self._busy += 1
+
+    def _finish(self, now: float) -> None:
+        self._busy -= 1
+        self._idle_since = now
 
     def drop(self) -> None:
         """The caller went away: what still waits is not worked on. The future then holds a `BatcherStoppedError`."""
@@ -257,6 +292,7 @@ class Batcher(Generic[T, P, R]):
                 f"{self._waiting} {self.name} are waiting: {count} more may take {MARGIN * seconds:.1f} s, and this "
                 f"request has {max(0.0, deadline - now):.1f} s left; try again in {retry} s",
                 retry,
+                "too_late",
             )
 
     def _place(self, ticket: Ticket[Any]) -> float:
@@ -281,6 +317,7 @@ class Batcher(Generic[T, P, R]):
                     self._end(ticket, self._late())
                     continue
                 place, item = ticket._items.popleft()
+                ticket._begin(time.monotonic())
                 if not ticket._items:
                     del self._unprepared[ticket]
                 return ticket, place, item
@@ -295,6 +332,8 @@ class Batcher(Generic[T, P, R]):
         now = time.monotonic()
         with self._changed:
             ticket._turn += SHARE * (now - began) / self._workers
+            ticket.times.prepare += now - began
+            ticket._finish(now)
             if error is not None:
                 self._end(ticket, error)
             elif not ticket.future.done():
@@ -319,6 +358,7 @@ class Batcher(Generic[T, P, R]):
             now = time.monotonic()
             with self._changed:
                 self._running = 0
+                self._spend(batch, began, now)
                 if error is None:
                     self._measure(len(batch), now)
                     for item, result in zip(batch, results, strict=True):
@@ -330,6 +370,12 @@ class Batcher(Generic[T, P, R]):
             if error is None:
                 self._watcher.ran(len(batch), now - began)
             del batch, error
+
+    def _spend(self, batch: list[_Ready], began: float, now: float) -> None:
+        for ticket in {item.ticket for item in batch}:
+            ticket.times.engine += now - began
+        for item in batch:
+            item.ticket._finish(now)
 
     def _measure(self, count: int, now: float) -> None:
         pace = (now - self._since) / count
@@ -363,11 +409,12 @@ class Batcher(Generic[T, P, R]):
         count, _ = plan(min(self._ready, self.max_batch))[0]
         turns = [(self._place(ticket), number, ticket) for number, ticket in enumerate(self._tickets) if ticket._ready]
         heapq.heapify(turns)
-        batch: list[_Ready] = []
+        batch, now = list[_Ready](), time.monotonic()
         while len(batch) < count:
             _, number, ticket = turns[0]
             batch.append(ticket._ready.popleft())
             ticket._waiting -= 1
+            ticket._begin(now)
             ticket._turn += SHARE * self._pace
             if ticket._ready:
                 heapq.heapreplace(turns, (self._place(ticket), number, ticket))
@@ -394,6 +441,7 @@ class Batcher(Generic[T, P, R]):
         return QueueFullError(
             f"the time for this request ran out while {self._waiting} {self.name} were waiting; try again in {retry} s",
             retry,
+            "deadline",
         )
 
     def _settle(self, item: _Ready, result: R) -> None:
@@ -409,6 +457,8 @@ class Batcher(Generic[T, P, R]):
         """Ends a ticket once, and lets go of what it brought; the lock is held."""
         if ticket.future.done():
             return
+        if not ticket._busy:
+            ticket.times.queue += time.monotonic() - ticket._idle_since
         self._waiting -= ticket._waiting
         self._ready -= len(ticket._ready)
         ticket._waiting = 0

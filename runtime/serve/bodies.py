@@ -108,7 +108,9 @@ class _Chunks:
         Raises:
             RefusedError: It is larger than a body may be, or than all may be together.
         """
-        too_large = RefusedError(413, f"the body is too large; up to {self._limits.body:,} bytes are taken at once")
+        too_large = RefusedError(
+            413, f"the body is too large; up to {self._limits.body:,} bytes are taken at once", reason="body_size"
+        )
         stated = self._request.headers.get("content-length", "")
         if stated.isdecimal() and int(stated[:20]) > self._limits.body:
             raise too_large

@@ -141,6 +141,7 @@ class ClassSets:
                 f"{len(self._begun)} class sets are being embedded: {prompts:,} more prompts may take {seconds:.1f} s, "
                 f"and this request has {max(0.0, left):.1f} s left; try again in {retry} s",
                 retry,
+                "too_late",
             )
 
     def _left(self, entry: _Entry) -> None:

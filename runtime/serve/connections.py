@@ -13,17 +13,20 @@ import warnings
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from invariclip.errors import FewConnectionsWarning, InputError
+from invariclip.serve.record import RequestRecord
+from invariclip.serve.tracking import headers_of, record_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from starlette.types import Message, Receive, Scope, Send
 
+    from invariclip.serve.access_log import AccessLog
     from invariclip.serve.metrics import Metrics
 
 log = logging.getLogger("invariclip.serve")
@@ -110,8 +113,8 @@ class Connections:
         draining: Whether the server stops: then every answer says that its connection is closed.
     """
 
-    def __init__(self, limits: ConnectionLimits, metrics: Metrics) -> None:
-        self.limits, self._metrics = limits, metrics
+    def __init__(self, limits: ConnectionLimits, metrics: Metrics, access_log: AccessLog | None = None) -> None:
+        self.limits, self._metrics, self._log = limits, metrics, access_log
         self.draining = False
         self._open: set[BoundedProtocol] = set()
         self._refused: set[BoundedProtocol] = set()
@@ -128,7 +131,8 @@ class Connections:
             return
         self._refused.add(new)
         most = self.limits.most
-        new.refuse(503, f"{most:,} connections are open, and no more are taken; try again", b"retry-after: 1\r\n")
+        message = f"{most:,} connections are open, and no more are taken; try again"
+        new.refuse(503, message, b"retry-after: 1\r\n", reason="connections")
 
     def leave(self, gone: BoundedProtocol) -> None:
         """A connection is closed."""
@@ -148,6 +152,12 @@ class Connections:
     def count(self, reason: str) -> None:
         """Counts a connection that was not closed by its client."""
         self._metrics.dropped.labels(reason).inc()
+
+    def refused(self, record: RequestRecord) -> None:
+        """A connection was refused before a request of it was read."""
+        self._metrics.refused_unread(record)
+        if self._log is not None:
+            self._log.write_unread(record)
 
     def _make_room(self) -> bool:
         settled = asyncio.get_running_loop().time() - _SETTLED
@@ -222,13 +232,30 @@ class BoundedProtocol(H11Protocol):
         if now - self.since > (self._all.limits.stall if self._head_begun else self._all.limits.idle):
             self._all.count("head" if self._head_begun else "idle")
             if self._head_begun:
-                self.refuse(408, f"the request's head did not come in within {self._all.limits.stall:g} s")
+                message = f"the request's head did not come in within {self._all.limits.stall:g} s"
+                self.refuse(408, message, reason="head")
             else:
                 transport.close()
 
-    def refuse(self, status: int, message: str, headers: bytes = b"") -> None:
-        """Says why, and closes the connection."""
+    def refuse(
+        self, status: int, message: str, headers: bytes = b"", *, reason: str = "", record: RequestRecord | None = None
+    ) -> None:
+        """Says why, and closes the connection.
+
+        Args:
+            status: HTTP's number for why.
+            message: In a line.
+            headers: More of them.
+            reason: See `RequestRecord`.
+            record: Of the request that it is the answer to, if one was read.
+        """
         self._told = True
+        if record is None:
+            record = RequestRecord(status=status)
+            record.refused(message, status)
+            record.reason = reason or record.reason
+            self._all.refused(record)
+        headers += b"".join(b"%s: %s\r\n" % pair for pair in headers_of(record))
         body = json.dumps({"error": message}).encode()
         self.transport.write(
             f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
@@ -242,13 +269,17 @@ class BoundedProtocol(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         """Refuses bytes that are not HTTP. A request of which they are the body gets no other answer."""
         self._all.count("malformed")
+        record: RequestRecord | None = None
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
+            record = record_of(cast("Scope", self.cycle.scope))
+            record.refused(msg, 400)
+            record.status = record.status or 400
             if self.cycle.response_started:
                 self.transport.abort()
                 return
-        self.refuse(400, msg)
+        self.refuse(400, msg, record=record)
 
     def on_response_complete(self) -> None:
         """Waits for the next request."""
@@ -276,7 +307,8 @@ class BoundedProtocol(H11Protocol):
             # uvicorn cancels what is not answered in time, and would write a traceback
             cycle.disconnected = True
             if not cycle.response_started:
-                self.refuse(503, "the server stops; try again", b"retry-after: 1\r\n")
+                message = "the server stops; try again"
+                self.refuse(503, message, b"retry-after: 1\r\n", record=record_of(scope))
             else:
                 self.transport.abort()
 

@@ -15,7 +15,8 @@ from invariclip.serve.answers import INLINE, LargeAnswer
 from invariclip.serve.aside import Aside
 from invariclip.serve.bodies import Content, read_body, read_content
 from invariclip.serve.incoming import IncomingBodies
-from invariclip.serve.limits import Held, RefusedError
+from invariclip.serve.limits import TIMEOUT_HEADER, Held, RefusedError, seconds_for
+from invariclip.serve.record import current
 from invariclip.serve.service import ImageScores
 
 if TYPE_CHECKING:
@@ -113,14 +114,15 @@ class Exchange:
             InputError: What the request says cannot be asked.
         """
         limits = self.service.limits
-        began, deadline = asyncio.get_running_loop().time(), time.monotonic() + limits.seconds
+        seconds = seconds_for(request.headers.getlist(TIMEOUT_HEADER), limits)
+        began, deadline = asyncio.get_running_loop().time(), time.monotonic() + seconds
         try:
-            async with asyncio.timeout(limits.seconds):
+            async with asyncio.timeout(seconds):
                 brought, held = await body(request)
         except TimeoutError as error:
-            raise RefusedError(408, f"the request did not come in within {limits.seconds:g} s") from error
+            raise RefusedError(408, f"the request did not come in within {seconds:g} s") from error
         try:
-            async with self.within(began):
+            async with self.within(began, seconds):
                 heavy = brought.heavy
                 asked = (
                     await unless_gone(request, self.aside(read, brought, limits)) if heavy else read(brought, limits)
@@ -132,16 +134,16 @@ class Exchange:
             self.held.give_back(held)
 
     @asynccontextmanager
-    async def within(self, began: float) -> AsyncIterator[None]:
+    async def within(self, began: float, seconds: float) -> AsyncIterator[None]:
         """A block that takes no longer than a request may.
 
         Args:
             began: When the request came, by the event loop's clock.
+            seconds: How long it may take.
 
         Raises:
             RefusedError: It takes longer.
         """
-        seconds = self.service.limits.seconds
         try:
             async with asyncio.timeout_at(began + seconds):
                 yield
@@ -226,11 +228,14 @@ async def without_shift(
 
 async def answered(batcher: Batcher[T, Any, R], items: list[T], deadline: float) -> list[R]:
     """What a batcher answers; if nobody waits for it any more, it is taken back."""
+    record = current()
+    record.submitted(batcher.name, len(items))
     ticket: Ticket[R] = batcher.submit(items, deadline=deadline)
     try:
         return await finished(ticket.future)
     finally:
         ticket.drop()
+        record.spent(ticket.times)
 
 
 async def finished(future: Future[T]) -> T:

@@ -1,12 +1,10 @@
-"""Around every request: keys, counts, and errors as one line of JSON, never a traceback."""
+"""Around every request: keys, and errors as one line of JSON, never a traceback."""
 
 from __future__ import annotations
 
 import hmac
 import json
 import logging
-import time
-import uuid
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from starlette.exceptions import HTTPException
@@ -16,12 +14,11 @@ from starlette.responses import Response
 from invariclip.errors import InputError
 from invariclip.serve.batcher import BatcherStoppedError, QueueFullError
 from invariclip.serve.limits import RefusedError
+from invariclip.serve.record import current
 
 if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-    from invariclip.serve.metrics import Metrics
 
 log = logging.getLogger("invariclip.serve")
 V2_PROBES = ("/v2/health/live", "/v2/health/ready")
@@ -93,7 +90,7 @@ def refusal(error: Exception) -> Refusal:
         return Refusal(503, line, {"retry-after": "1"})
     if isinstance(error, InputError):
         return Refusal(422, line, {})
-    number = uuid.uuid4().hex[:12]
+    number = current().request_id
     log.error("error %s", number, exc_info=error)
     return Refusal(500, f"the server failed; its log says why under {number}", {})
 
@@ -153,8 +150,8 @@ class ApiKeys:
 class Guard:
     """An ASGI application around another."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, api_keys: tuple[str, ...]) -> None:
-        self._app, self._metrics = app, metrics
+    def __init__(self, app: ASGIApp, api_keys: tuple[str, ...]) -> None:
+        self._app = app
         self._keys = ApiKeys(api_keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -162,13 +159,12 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began, status = time.monotonic(), 0
+        started = False
         key: int | None
 
         async def noting(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
             await send(message)
 
         try:
@@ -183,15 +179,13 @@ class Guard:
             else:
                 await self._app(scope, receive, noting)
         except ClientDisconnect:
-            status = GONE
+            current().refused("the client went away", GONE)
         except Exception as error:
-            if status:
+            if started:
                 raise  # half an answer is out, and cannot become another
-            await as_error(scope["path"], *refusal(error))(scope, receive, noting)
-        finally:
-            route = route_label(scope["path"])
-            self._metrics.requests.labels(route, str(status or GONE)).inc()
-            self._metrics.request_seconds.labels(route).observe(time.monotonic() - began)
+            said = refusal(error)
+            current().refused(said.line if said.status == 500 else error, said.status)
+            await as_error(scope["path"], *said)(scope, receive, noting)
 
 
 WITHOUT_KEY = "this needs a key: send the header authorization: Bearer KEY, or x-api-key: KEY"

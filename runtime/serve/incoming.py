@@ -100,7 +100,9 @@ class IncomingBodies:
             if body.gave_way:
                 raise self.no_room_for_this() from error
             self._metrics.dropped.labels("stalled").inc()
-            raise RefusedError(408, f"no more of the body came in within {self.stall:g} s; send it again") from error
+            raise RefusedError(
+                408, f"no more of the body came in within {self.stall:g} s; send it again", reason="stalled"
+            ) from error
 
     def take(self, asking: IncomingBody, count: int) -> None:
         """Counts bytes of a body, if need be in the place of those of a body that stalls.
@@ -124,7 +126,7 @@ class IncomingBodies:
         """What the client of a body hears that gave way."""
         return RefusedError(
             503, "the memory that this body held was needed for others while it did not come in; send it again",
-            {"retry-after": "1"},
+            {"retry-after": "1"}, reason="memory",
         )  # fmt: skip
 
     def _make_room(self, asking: IncomingBody) -> bool:

@@ -202,7 +202,7 @@ class InferenceGrpc:
     async def _model_infer(self, asked: Any, owner: int, began: float, deadline: float) -> Any:
         exchange, limits = self._exchange, self._service.limits
         require_model(self._service, asked.model_name, asked.model_version)
-        async with exchange.within(began):
+        async with exchange.within(began, limits.seconds):
             question = await exchange.aside(_question, asked, limits)
             await exchange.require_bearable(question.images)
             answer = await infer(exchange, question, owner, deadline, lambda _: True)

@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from invariclip.errors import InputError, InvariclipError
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 MIB = 1 << 20
+
+
+REASONS = (
+    "malformed", "key", "origin", "host", "route", "method", "slow_body", "stalled", "head", "body_size", "pixels",
+    "answer_size", "too_many", "media_type", "input", "site_share", "client_gone", "queue_full", "too_late", "deadline",
+    "memory", "warming_up", "stopping", "connections", "error", "other",
+)  # fmt: skip
+"""Why a request is not answered: values of the metric `invariclip_refused_total` and of the access log."""
+_BY_STATUS = {
+    400: "malformed", 401: "key", 403: "origin", 404: "route", 405: "method", 408: "slow_body", 413: "too_many",
+    415: "media_type", 421: "host", 422: "input", 429: "site_share", 499: "client_gone", 500: "error", 504: "deadline",
+}  # fmt: skip
+
+
+def reason_of(status: int) -> str:
+    """The reason that a status tells by itself; empty where it is no error."""
+    return _BY_STATUS.get(status, "other") if status >= 400 else ""
 
 
 class RefusedError(InvariclipError):
@@ -16,11 +37,13 @@ class RefusedError(InvariclipError):
     Attributes:
         status: HTTP's number for why.
         headers: Headers of the answer.
+        reason: One of `REASONS`.
     """
 
-    def __init__(self, status: int, message: str, headers: dict[str, str] | None = None) -> None:
+    def __init__(self, status: int, message: str, headers: dict[str, str] | None = None, *, reason: str = "") -> None:
         super().__init__(message)
         self.status, self.headers = status, headers or {}
+        self.reason = reason or reason_of(status)
 
 
 class UnknownModelError(RefusedError):
@@ -114,6 +137,30 @@ class Limits:
             raise RefusedError(413, f"{count:,} {what} are too many; up to {limit:,} are taken at once")
 
 
+TIMEOUT_HEADER = "x-request-timeout-ms"
+_MILLISECONDS = re.compile(r"[0-9]{1,9}")
+
+
+def seconds_for(values: Sequence[str], limits: Limits) -> float:
+    """Seconds for a request: the server's, or fewer where its client does not wait so long.
+
+    Args:
+        values: Of the header `TIMEOUT_HEADER`, none or one.
+        limits: The server's.
+
+    Raises:
+        BadRequestError: It is not one whole number above 0.
+    """
+    if not values:
+        return limits.seconds
+    if len(values) > 1 or not _MILLISECONDS.fullmatch(values[0]) or not int(values[0]):
+        raise BadRequestError(
+            f"{TIMEOUT_HEADER} must be one whole number of milliseconds from 1 to 999,999,999, not "
+            f"{', '.join(values)!r:.60}"
+        )
+    return min(limits.seconds, int(values[0]) / 1000)
+
+
 class Held:
     """Bytes of all bodies, or of all answers, that are in memory; only the event loop touches it."""
 
@@ -130,7 +177,7 @@ class Held:
             raise RefusedError(
                 503,
                 f"{self.what} of {self.now:,} bytes are in memory, and up to {self.limit:,} are held; try again in 1 s",
-                {"retry-after": "1"},
+                {"retry-after": "1"}, reason="memory",
             )  # fmt: skip
         self.now += count
 

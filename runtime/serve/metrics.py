@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
+
+from invariclip.serve.limits import REASONS
+from invariclip.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from prometheus_client.metrics_core import Metric
 
+    from invariclip.serve.record import RequestRecord
     from invariclip.serve.service import Service
     from invariclip.serve.sites import SiteRegistry
 
-SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -27,6 +31,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)  # says nothing where there is no /proc
         self.requests = Counter(
             "invariclip_requests", "Requests by route and status.", ["route", "status"], registry=self.registry
         )
@@ -38,6 +43,24 @@ class Metrics:
             "invariclip_connections_dropped",
             "Connections that the server closed, by reason (docs/serve.md).", ["reason"], registry=self.registry,
         )  # fmt: skip
+        self._request_stages = Histogram(
+            "invariclip_request_stage_seconds",
+            "Of answered requests. queue: none of its items was worked on. class_set: it waited for classes that it "
+            "brought. engine: runs that it was part of.",
+            ["route", "stage"], buckets=SECONDS, registry=self.registry,
+        )  # fmt: skip
+        self.in_flight = Gauge(
+            "invariclip_requests_in_flight", "Requests that are not answered yet.", ["route"], registry=self.registry
+        )
+        self._refused = Counter(
+            "invariclip_refused", "Requests that were not answered with what they asked for, by reason.", ["reason"],
+            registry=self.registry,
+        )  # fmt: skip
+        for reason in REASONS:
+            self._refused.labels(reason)
+        self.access_log_dropped = Counter(
+            "invariclip_access_log_dropped", "Lines of the access log that were not written.", registry=self.registry
+        )
         self._items = Counter("invariclip_items", "Items answered by the engine.", ["kind"], registry=self.registry)
         self._batches = Histogram(
             "invariclip_batch_size", "Items to a run of the engine.", ["kind"], buckets=BATCHES, registry=self.registry
@@ -48,6 +71,22 @@ class Metrics:
             ["kind", "stage"], buckets=SECONDS, registry=self.registry,
         )  # fmt: skip
 
+    def over(self, record: RequestRecord) -> None:
+        """Counts a request that was answered, or was not."""
+        self.requests.labels(record.route, str(record.status)).inc()
+        self.request_seconds.labels(record.route).observe(record.seconds)
+        if record.reason:
+            self.refused_unread(record)
+            return
+        stages = ("queue", record.queue), ("class_set", record.class_set), ("engine", record.engine)
+        for stage, seconds in stages if any(record.items.values()) else ():
+            if seconds or stage != "class_set":
+                self._request_stages.labels(record.route, stage).observe(seconds)
+
+    def refused_unread(self, record: RequestRecord) -> None:
+        """Counts a connection that was refused before a request was read."""
+        self._refused.labels(record.reason if record.reason in REASONS else "other").inc()
+
     def watcher(self, kind: str) -> Stages:
         """What a batcher tells of items of a kind, `images` or `texts`."""
         return Stages(
@@ -57,7 +96,13 @@ class Metrics:
         )
 
     def watch(self, service: Service) -> None:
-        """Shows how full a service's queues are."""
+        """Shows what a service is, and how full its queues are."""
+        model = service.model
+        facts = {
+            "version": __version__, "model": model.manifest.model.name, "variant": model.variant,
+            "engine": model.backend, "space_id": model.space_id,
+        }  # fmt: skip
+        Gauge("invariclip_build_info", "What is served.", list(facts), registry=self.registry).labels(**facts).set(1)
         depth = Gauge("invariclip_queue_depth", "Items that no engine has taken yet.", ["kind"], registry=self.registry)
         depth.labels("images").set_function(lambda: service.images.waiting)
         depth.labels("texts").set_function(lambda: service.texts.waiting)

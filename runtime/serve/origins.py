@@ -12,12 +12,11 @@ import socket
 from typing import TYPE_CHECKING
 
 from invariclip.errors import InputError
-from invariclip.serve.guard import V2_PROBES, as_error, route_label
+from invariclip.serve.guard import V2_PROBES, as_error
+from invariclip.serve.record import current
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
-
-    from invariclip.serve.metrics import Metrics
 
 ANY = "*"
 PROBES = ("/healthz", "/readyz", *V2_PROBES)
@@ -79,8 +78,8 @@ def _address(name: str) -> bool:
 class Origins:
     """An ASGI application around another: refuses requests of foreign pages, and those that mean another server."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, hosts: tuple[str, ...], origins: tuple[str, ...]) -> None:
-        self._app, self._metrics = app, metrics
+    def __init__(self, app: ASGIApp, hosts: tuple[str, ...], origins: tuple[str, ...]) -> None:
+        self._app = app
         self._hosts, self._origins = hosts, origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -90,7 +89,7 @@ class Origins:
             await self._app(scope, receive, send)
             return
         status, message = said
-        self._metrics.requests.labels(route_label(scope["path"]), str(status)).inc()
+        current().refused(message, status)
         await as_error(scope["path"], status, message)(scope, receive, send)
 
     def _refused(self, scope: Scope) -> tuple[int, str] | None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp
 
+    from invariclip.serve.access_log import AccessLog
     from invariclip.serve.app import Api
     from invariclip.serve.metrics import Metrics
     from invariclip.serve.service import Service
@@ -146,6 +147,7 @@ def run(
     service: Service, metrics: Metrics, sock: socket.socket, *, what: str, grace: int,
     api_keys: tuple[str, ...] = (), cors_origins: tuple[str, ...] = (), hosts: tuple[str, ...] = ("localhost",),
     limits: ConnectionLimits | None = None, grpc: tuple[str, int] | None = None,
+    access_log: AccessLog | None = None,
 ) -> int:  # fmt: skip
     """Serves until a signal comes, then answers what it has taken. A signal while it warms up ends the process.
 
@@ -160,6 +162,7 @@ def run(
         hosts: See `app.application`.
         limits: Of connections.
         grpc: Host and port of the gRPC service; None for none.
+        access_log: Gets a line of each request; it is closed at the end.
 
     Returns:
         The exit code: 0.
@@ -168,10 +171,11 @@ def run(
         InputError: gRPC cannot listen where it should.
         InvariclipError: What warming up raises.
     """
-    connections = Connections(limits or ConnectionLimits(), metrics)
+    connections = Connections(limits or ConnectionLimits(), metrics, access_log)
     app, api = application(
-        service, metrics, api_keys=api_keys, cors_origins=cors_origins, hosts=hosts, stall=connections.limits.stall
-    )
+        service, metrics, api_keys=api_keys, cors_origins=cors_origins, hosts=hosts, stall=connections.limits.stall,
+        access_log=access_log,
+    )  # fmt: skip
     server = WebServer(app, connections, grace=grace)
     flood = FloodFilter()
     for handler in logging.getLogger().handlers:
@@ -203,6 +207,8 @@ def run(
         asyncio.run(serve())
     finally:
         service.close()
+        if access_log is not None:
+            access_log.close()
     return 0
 
 

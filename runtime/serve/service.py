@@ -164,7 +164,7 @@ class Service:
         if not self.model.classes:
             raise InputError("the artifact has no classes; give some in the field classes")
         if self._hosted is None:
-            raise RefusedError(503, "warming up; ask again", {"retry-after": "1"})
+            raise RefusedError(503, "warming up; ask again", {"retry-after": "1"}, reason="warming_up")
         return self._hosted
 
     def class_key(
@@ -241,7 +241,7 @@ class Service:
         if total > self.limits.request_pixels:
             raise RefusedError(
                 413, f"the images of the request have {total:,} pixels, decoded and resized; up to "
-                f"{self.limits.request_pixels:,} are taken at once: send fewer or smaller ones",
+                f"{self.limits.request_pixels:,} are taken at once: send fewer or smaller ones", reason="pixels",
             )  # fmt: skip
 
     def close(self, seconds: float = 0.0) -> bool:
@@ -272,6 +272,7 @@ class Service:
                 raise RefusedError(
                     413,
                     f"image {image.name}: {width}x{height} pixels are too many; up to {self.limits.pixels:,} are taken",
+                    reason="pixels",
                 )
             return width * height + resized_pixels((width, height), self.model.manifest.pixels)
         except InputError as error:
@@ -305,4 +306,4 @@ class Service:
 def _of(image: EncodedImage, error: InputError) -> InputError | RefusedError:
     """An error that names a request's image; one of its size is an answer of 413, like the server's own limits."""
     line = f"image {image.name}: {str(error).removeprefix(f'{image_name(image.data)}: ')}"
-    return RefusedError(413, line) if isinstance(error, ImageSizeError) else InputError(line)
+    return RefusedError(413, line, reason="pixels") if isinstance(error, ImageSizeError) else InputError(line)

@@ -202,7 +202,7 @@ class SiteRegistry:
             if found is not None:
                 return found
             if not self._ready:
-                raise RefusedError(503, "warming up; ask again", {"retry-after": "1"})
+                raise RefusedError(503, "warming up; ask again", {"retry-after": "1"}, reason="warming_up")
             own = sorted(each for owner, each in self._live if owner == key)
             if len(own) >= self.share:
                 raise RefusedError(

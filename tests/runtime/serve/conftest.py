@@ -141,7 +141,7 @@ def _serving(service, metrics=None, **options):
     grpc = options.pop("grpc", False)
     app, api = application(service, metrics, stall=limits.stall, **options)
     sock = listening("127.0.0.1", 0)
-    server = WebServer(app, Connections(limits, metrics), grace=grace)
+    server = WebServer(app, Connections(limits, metrics, options.get("access_log")), grace=grace)
     keys, beside = options.get("api_keys", ()), []
 
     async def serve():

@@ -2,8 +2,12 @@
 
 import base64
 import json
+import os
+import re
 import struct
+import time
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +20,7 @@ from invariclip.preprocessing.tokenizer import hearing_cuts
 from invariclip.serve.limits import MIB, Limits
 from invariclip.serve.metrics import Metrics
 from invariclip.serve.service import Service
+from invariclip.version import __version__
 
 
 @pytest.fixture(scope="module")
@@ -175,8 +180,48 @@ def test_metrics(model, serving, images):
     assert counts['invariclip_items_total{kind="images"}'] == 1
     assert counts['invariclip_batch_size_count{kind="images"}'] == 1
     assert counts['invariclip_queue_depth{kind="images"}'] == 0
+    for stage in ("queue", "engine"):
+        assert counts[f'invariclip_request_stage_seconds_count{{route="/v1/classify",stage="{stage}"}}'] == 1
+    assert counts['invariclip_requests_in_flight{route="/v1/classify"}'] == 0
+    assert counts['invariclip_requests_in_flight{route="/metrics"}'] == 1
+    assert counts['invariclip_refused_total{reason="input"}'] == 1
+    assert counts['invariclip_refused_total{reason="pixels"}'] == 0
+    [info] = [name for name in counts if name.startswith("invariclip_build_info")]
+    for name, value in (
+        ("version", __version__), ("model", model.manifest.model.name), ("variant", "float32"),
+        ("engine", "onnxruntime"), ("space_id", model.space_id),
+    ):  # fmt: skip
+        assert f'{name}="{value}"' in info
     for stage in ("decode", "queue", "engine"):
         assert counts[f'invariclip_stage_seconds_count{{kind="images",stage="{stage}"}}'] == 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc here")
+def test_metrics_of_the_process_are_the_system_s(ask):
+    lines = ask("GET", "/metrics").body.decode().splitlines()
+    told = dict(line.rsplit(" ", 1) for line in lines if line.startswith("process_"))
+    seconds, resident, began, opened = (
+        float(told[f"process_{name}"])
+        for name in ("cpu_seconds_total", "resident_memory_bytes", "start_time_seconds", "open_fds")
+    )
+    times, pages = os.times(), int(Path("/proc/self/statm").read_text().split()[1])
+    assert 0 < seconds <= times.user + times.system + 0.1
+    assert time.time() - began >= seconds / (2 * (os.cpu_count() or 1))
+    assert resident == pytest.approx(pages * os.sysconf("SC_PAGE_SIZE"), rel=0.2)
+    assert abs(opened - len(os.listdir("/proc/self/fd"))) < 8
+
+
+def test_labels_are_bounded_whatever_clients_send(model, serving):
+    metrics = Metrics()
+    with serving(Service(model), metrics) as ask:
+        for number in range(30):
+            ask("GET", f"/nowhere/{number}")
+            ask("POST", f"/v1/sites/{number}/freeze")
+            ask(f"METHOD{number}", "/v1/model")
+        text = metrics.text().decode()
+    routes = set(re.findall(r'route="([^"]*)"', text))
+    assert routes == {"other", "/v1/sites", "/v1/model"}
+    assert "METHOD" not in text
 
 
 def test_the_page_needs_nothing_from_elsewhere(ask):

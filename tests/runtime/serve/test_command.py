@@ -135,6 +135,18 @@ def test_a_signal_while_it_warms_up_ends_it_at_once(tiny_artifact, number, code,
     assert said == f"invariclip: {word} while it was warming up; run the same command again\n"
 
 
+def test_the_access_log_is_written_to_standard_error_or_a_file(started, tiny_artifact, images, tmp_path):
+    path = tmp_path / "access.jsonl"
+    for where in ("-", path):
+        process, port, _ = started(tiny_artifact, "--access-log", where)
+        assert asked(port, "POST", "/v1/classify", images[0], **{"x-request-id": "mine"})[0] == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+        said = process.stderr.read()
+        [line] = (said if where == "-" else path.read_text()).splitlines()
+        assert (json.loads(line)["request_id"], json.loads(line)["status"]) == ("mine", 200)
+
+
 def test_keys_come_from_a_file(started, tiny_artifact, tmp_path, images):
     keys = tmp_path / "keys.txt"
     keys.write_text("# ours\nsesame\n\n  other  \n")
@@ -168,6 +180,7 @@ def test_files_without_keys_are_refused(tmp_path):
         (["--allowed-host", "https://clip.example.org"], "give a name without scheme and port"),
         (["--cors-origin", "example.org"], "give scheme, host and port"),
         (["--max-connections", "1000000000"], "lower --max-connections"),
+        (["--access-log", "."], "the access log cannot be written there"),
     ],
 )
 def test_it_does_not_start_with_what_cannot_be_had(run, tiny_artifact, more, reason):

@@ -11,11 +11,12 @@ import pytest
 
 from invariclip.artifact.embeddings import read_embeddings
 from invariclip.preprocessing.pixels import MAX_RESIZED_PIXELS
-from invariclip.serve import connections, incoming
+from invariclip.serve import access_log, connections, incoming
 from invariclip.serve.batcher import MARGIN, SHARE
 from invariclip.serve.connections import LINGER_BYTES, LINGER_SECONDS, RESERVE, ConnectionLimits
 from invariclip.serve.guard import ROUTES
-from invariclip.serve.limits import MIB, Limits
+from invariclip.serve.limits import MIB, REASONS, Limits
+from invariclip.serve.record import ERROR_CHARACTERS
 from invariclip.serve.requests import DEFAULT_TOP, MAX_TOP
 from invariclip.serve.service import Service
 from invariclip.serve.sites import SiteRegistry
@@ -88,6 +89,11 @@ def test_every_route_and_status_is_documented():
         assert str(status) in PAGE
 
 
+def test_every_reason_of_a_refusal_is_documented():
+    [text] = re.findall(r"- \*\*Reasons\*\* of refusals(.*?)\n- ", PAGE, re.DOTALL)
+    assert set(re.findall(r"`([a-z_]+)`", text)) == set(REASONS)
+
+
 def test_the_bounds_of_connections_are_the_code_s():
     limits, page = ConnectionLimits(), " ".join(PAGE.split())
     for text in (
@@ -107,6 +113,8 @@ def test_the_limits_are_the_code_s():
         f"{MAX_RESIZED_PIXELS // 1_000_000} million pixels after the resize",
         f"from 1 to {MAX_TOP:,}, {DEFAULT_TOP} by default",
         f"up to {Limits().bodies // MIB} MiB",
+        f"when {access_log.LINES:,} lines wait",
+        f"{ERROR_CHARACTERS} characters of what the client was told",
     ):
         assert number in text
     assert MARGIN == 1.25  # "with a margin of a quarter"

@@ -6,7 +6,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from invariclip.serve.floods import KINDS, FloodFilter
+from invariclip.serve.floods import KINDS, Flood, FloodFilter
 
 
 def record(message, *arguments, name="uvicorn.error", error=None):
@@ -16,7 +16,7 @@ def record(message, *arguments, name="uvicorn.error", error=None):
 @given(steps=st.lists(st.floats(0, 30), max_size=80), most=st.integers(1, 4))
 def test_few_of_a_kind_are_written_and_all_are_counted(steps, most):
     now = 0.0
-    flood = FloodFilter(most, 60.0, clock=lambda: now)
+    flood = FloodFilter(Flood(most, 60.0, clock=lambda: now))
     written, told, times = 0, 0, []
     for step in steps:
         now += step
@@ -28,22 +28,22 @@ def test_few_of_a_kind_are_written_and_all_are_counted(steps, most):
                 told += int(found[1] or 0)
     for place, begun in enumerate(times):  # no minute holds more than two windows' share
         assert sum(begun <= one < begun + 60 for one in times[place:]) <= 2 * most
-    pending = max(0, sum(flood._seen[key][1] for key in flood._seen) - most)
+    pending = max(0, sum(flood._flood._seen[key][1] for key in flood._flood._seen) - most)
     assert written + told + pending == len(steps)
 
 
 def test_kinds_are_told_apart_in_bounded_memory():
-    flood = FloodFilter(1)
+    flood = FloodFilter(Flood(1))
     assert flood.filter(record("a"))
     assert not flood.filter(record("a"))
     assert flood.filter(record("b"))
     assert flood.filter(record("a", name="asyncio"))
     for number in range(3 * KINDS):
         flood.filter(record(f"kind {number}"))
-    assert len(flood._seen) <= KINDS
+    assert len(flood._flood._seen) <= KINDS
 
 
 def test_errors_that_a_client_was_given_a_number_of_are_all_written():
-    flood = FloodFilter(1)
+    flood = FloodFilter(Flood(1))
     error = (ValueError, ValueError("x"), None)
     assert all(flood.filter(record("error %s", "12", name="invariclip.serve", error=error)) for _ in range(5))

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from invariclip.serve.limits import Limits
+from invariclip.serve.limits import BadRequestError, Limits, seconds_for
 from invariclip.serve.service import Batching, Service
 
 
@@ -61,6 +61,43 @@ def test_what_would_take_too_long_is_refused_at_once(model, gated, serving, imag
         assert [one.result(20).status for one in taken] == [200, 200]
         assert ask.classify(images[0]).status == 200
     assert service.batches == [1, 1, 1]
+
+
+def test_a_client_s_own_deadline_counts_where_it_is_the_smaller(model, gated, serving, images, until):
+    service = gated(model, Limits(seconds=20), Batching(max_batch=1))
+    service.images.expect(1.0)  # seconds an image
+    with serving(service) as ask, ThreadPoolExecutor(4) as pool:
+        late = pool.submit(ask.classify, images[0], headers={"x-request-timeout-ms": "300"})
+        assert service.begun.acquire(timeout=20)
+        told = late.result(20)  # the engine does not answer in time
+        assert (told.status, told.error) == (504, "no answer within 0.3 s; send less, or later")
+        taken = pool.submit(ask.classify, images[0], headers={"x-request-timeout-ms": "999999999"})
+        until(lambda: service.images.waiting == 1)
+        refused = ask.classify(images[0], headers={"x-request-timeout-ms": "1500"})  # it would take 3 s
+        assert refused.status == 503
+        assert "1 more may take" in refused.error
+        service.gate.set()
+        assert taken.result(20).status == 200
+        assert ask.classify(images[0], headers={"x-request-timeout-ms": "20000"}).status == 200
+    assert sum(service.batches) == 3
+
+
+@pytest.mark.parametrize("bad", ["0", "-1", "1.5", "1e3", "", "soon", "1234567890", "5, 6", "٣"])
+def test_a_deadline_that_is_none_is_refused(bad):
+    with pytest.raises(BadRequestError, match="x-request-timeout-ms must be one whole number of milliseconds"):
+        seconds_for([bad], Limits())
+    with pytest.raises(BadRequestError):
+        seconds_for(["5", "6"], Limits())
+    assert seconds_for([], Limits()) == 30
+    assert seconds_for(["30001"], Limits()) == 30
+    assert seconds_for(["250"], Limits()) == 0.25
+
+
+def test_a_malformed_deadline_is_answered_with_400(model, serving, images):
+    with serving(Service(model)) as ask:
+        told = ask.classify(images[0], headers={"x-request-timeout-ms": "soon"})
+        assert told.status == 400
+        assert "not 'soon'" in told.error
 
 
 def test_a_request_of_many_images_does_not_stop_others(model, gated, serving, images, until):
