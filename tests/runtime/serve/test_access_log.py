@@ -124,7 +124,7 @@ def test_an_unexpected_error_is_in_the_log_under_the_request_s_id(logged, model,
         [line] = logged.after(1)
     assert answer.error.endswith("under mine")
     assert any("mine" in record.getMessage() and record.exc_info for record in caplog.records)
-    assert (line["reason"], line["error"]) == ("error", "the server failed; its log says why under")
+    assert (line["reason"], line["error"]) == ("error", "the server failed; its log says why under mine")
 
 
 def test_reasons_of_refusals(logged, model, gated, images, until):
