@@ -16,7 +16,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from invariclip.console import json_text
 from invariclip.errors import InputError, InvariclipError
@@ -33,6 +33,8 @@ _BLANK = "0" * 64
 _SEALED = re.compile(rb'file_sha256\\?": ?\\?"([0-9a-f]{64})\\?"')
 _SEAL_WITHIN = 512
 _CHUNK = 1 << 20
+_NO_DIGEST = "carries no digest of itself; it is damaged, or of an earlier version: make it again"
+_CHANGED = "is damaged: its content is not what its own digest says; make it again"
 
 
 def parse_json(content: bytes | str, where: str, *, error: type[InvariclipError] = InputError) -> Any:
@@ -110,6 +112,60 @@ def seal(content: bytes) -> bytes:
     return head + hashlib.sha256(head + _BLANK.encode() + tail).hexdigest().encode() + tail
 
 
+def seal_footer(stream: BinaryIO, start: int, key: str) -> None:
+    """Writes the digest of a file whose facts stand in a footer (parquet) into the place that they have for it.
+
+    Args:
+        stream: The file, open to be read and written.
+        start: Where the footer begins.
+        key: The facts' key in the metadata.
+
+    Raises:
+        ValueError: The footer has no such place.
+    """
+    place = _footer_seal(stream, start, key)
+    if place is None:
+        raise ValueError(f"the footer has no field {SEAL} below {key}")
+    digest = _digest_around(stream, place[0])
+    stream.seek(place[0])
+    stream.write(digest.encode())
+
+
+def require_whole_footer(stream: BinaryIO, start: int, record: Record, where: str) -> None:
+    """Refuses a file that is not what `seal_footer` said it is; it is read in pieces.
+
+    Raises:
+        InvariclipError: `record.error`: the file has no digest, or another one.
+    """
+    place = _footer_seal(stream, start, record.key)
+    if place is None:
+        raise record.error(f"{where}: {_NO_DIGEST}")
+    if _digest_around(stream, place[0]) != place[1]:
+        raise record.error(f"{where}: {_CHANGED}")
+
+
+def _footer_seal(stream: BinaryIO, start: int, key: str) -> tuple[int, str] | None:
+    """Where the digest stands in a footer, and what it is."""
+    stream.seek(start)
+    # between key and value stand a few bytes of their lengths
+    found = re.search(re.escape(key.encode()) + rb'.{1,16}?\{"file_sha256": "([0-9a-f]{64})"', stream.read(), re.DOTALL)
+    return None if found is None else (start + found.start(1), found[1].decode())
+
+
+def _digest_around(stream: BinaryIO, place: int) -> str:
+    """sha256 of a file, taken with 64 zeros in place of the digest."""
+    stream.seek(0)
+    digest, left = hashlib.sha256(), place
+    while left and (chunk := stream.read(min(left, _CHUNK))):
+        digest.update(chunk)
+        left -= len(chunk)
+    digest.update(_BLANK.encode())
+    stream.seek(place + len(_BLANK))
+    while chunk := stream.read(_CHUNK):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
 def sealed_json(plain: Mapping[str, Any]) -> bytes:
     """An object as indented JSON with its digest as the first field."""
     text = json_text({SEAL: _BLANK, **plain}, indent=2)
@@ -178,9 +234,12 @@ class Record:
         """The file's content; the same for the same tensors and facts."""
         from safetensors.numpy import save
 
-        text = json_text({SEAL: _BLANK, "schema": self.schema, **facts})
-        content: bytes = save(dict(tensors), {self.key: text})
+        content: bytes = save(dict(tensors), {self.key: self.text(facts)})
         return seal(content)
+
+    def text(self, facts: Mapping[str, Any]) -> str:
+        """The facts as JSON, with a blank in the place of the digest; see `seal` and `seal_footer`."""
+        return json_text({SEAL: _BLANK, "schema": self.schema, **facts})
 
     def read(self, path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Tensors and facts of a file; the digest is taken in pieces, so memory holds the tensors once.
@@ -199,7 +258,7 @@ class Record:
                 raise self.error(f"{where}: larger than {self.what} can be ({size:,} bytes)")
             with safe_open(where, framework="numpy") as file:
                 metadata = file.metadata() or {}
-                facts = self._facts(metadata, str(where))
+                facts = self.facts(metadata, str(where))
                 with where.open("rb") as stream:
                     _require_whole_stream(stream, str(where), self.error)
                 return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118 - no dict
@@ -221,7 +280,7 @@ class Record:
             header = parse_json(content[8 : 8 + length], where, error=self.error)
         except (SafetensorError, ValueError) as reason:
             raise self.error(f"{where}: not {self.what} written by {self.made_by} ({reason})") from reason
-        facts = self._facts(header.get("__metadata__") or {}, where)
+        facts = self.facts(header.get("__metadata__") or {}, where)
         _require_whole(content, where, self.error)
         return tensors, facts
 
@@ -233,7 +292,12 @@ class Record:
         """
         raise self.error(f"{os.fspath(where)}: not {self.what} written by {self.made_by} ({reason})")
 
-    def _facts(self, metadata: Mapping[str, str], where: str) -> dict[str, Any]:
+    def facts(self, metadata: Mapping[str, str], where: str) -> dict[str, Any]:
+        """The facts in a file's metadata, without the digest and the schema.
+
+        Raises:
+            InvariclipError: `error`: there are none, or of another schema.
+        """
         if self.key not in metadata:
             self.refuse(where, f"its metadata have no {self.key!r}")
         facts = parse_json(metadata[self.key], where, error=self.error)
@@ -280,12 +344,12 @@ def _require_whole_stream(stream: Any, where: str, error: type[InvariclipError])
     head: bytes = stream.read(_SEAL_WITHIN)
     place = _SEALED.search(head)
     if place is None:
-        raise error(f"{where}: carries no digest of itself; it is damaged, or of an earlier version: make it again")
+        raise error(f"{where}: {_NO_DIGEST}")
     digest = hashlib.sha256(head[: place.start(1)] + _BLANK.encode() + head[place.end(1) :])
     while chunk := stream.read(_CHUNK):
         digest.update(chunk)
     if digest.hexdigest().encode() != place[1]:
-        raise error(f"{where}: is damaged: its content is not what its own digest says; make it again")
+        raise error(f"{where}: {_CHANGED}")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
