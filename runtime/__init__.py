@@ -18,7 +18,9 @@ from invariclip.version import __version__
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
+    from invariclip.artifact.embeddings import Embeddings, read_embeddings, write_embeddings
     from invariclip.artifact.projection import Projection, read_projection
+    from invariclip.embedding import embed_files
     from invariclip.loading import load
     from invariclip.model import Model
     from invariclip.results import Answer, Answers, Prediction, RankedClass
@@ -27,12 +29,15 @@ if TYPE_CHECKING:
     from invariclip.sites.site import Site, read_site, write_site
 
 __all__ = [
-    "Answer", "Answers", "LiveSite", "Model", "Prediction", "Projection", "RankedClass", "Site", "__version__",
-    "errors", "load", "open_live_site", "read_projection", "read_site", "write_site",
+    "Answer", "Answers", "Embeddings", "LiveSite", "Model", "Prediction", "Projection", "RankedClass", "Site",
+    "__version__", "embed_files", "errors", "load", "open_live_site", "read_embeddings", "read_projection",
+    "read_site", "write_embeddings", "write_site",
 ]  # fmt: skip
 
 _HOMES = {
+    "artifact.embeddings": ("Embeddings", "read_embeddings", "write_embeddings"),
     "artifact.projection": ("Projection", "read_projection"),
+    "embedding": ("embed_files",),
     "loading": ("load",),
     "model": ("Model",),
     "results": ("Answer", "Answers", "Prediction", "RankedClass"),

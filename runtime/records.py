@@ -20,6 +20,7 @@ from types import UnionType
 from typing import (
     TYPE_CHECKING,
     Any,
+    BinaryIO,
     Generic,
     Literal,
     NoReturn,
@@ -49,6 +50,8 @@ _SEAL_WITHIN = 512
 _CHUNK = 1 << 20
 _LARGEST_HEADER = 100_000_000
 """The library's own bound."""
+_NO_DIGEST = "carries no digest of itself; it is damaged, or of an earlier version: make it again"
+_CHANGED = "is damaged: its content is not what its own digest says; make it again"
 
 
 def parse_json(content: bytes | str, where: str, *, error: type[InvariclipError] = InputError) -> Any:
@@ -126,6 +129,60 @@ def seal(content: bytes) -> bytes:
     return head + hashlib.sha256(head + _BLANK.encode() + tail).hexdigest().encode() + tail
 
 
+def seal_footer(stream: BinaryIO, start: int, key: str) -> None:
+    """Writes the digest of a file whose facts stand in a footer (parquet) into the place that they have for it.
+
+    Args:
+        stream: The file, open to be read and written.
+        start: Where the footer begins.
+        key: The facts' key in the metadata.
+
+    Raises:
+        ValueError: The footer has no such place.
+    """
+    place = _footer_seal(stream, start, key)
+    if place is None:
+        raise ValueError(f"the footer has no field {SEAL} below {key}")
+    digest = _digest_around(stream, place[0])
+    stream.seek(place[0])
+    stream.write(digest.encode())
+
+
+def require_whole_footer(stream: BinaryIO, start: int, record: Record[Any], where: str) -> None:
+    """Refuses a file that is not what `seal_footer` said it is; it is read in pieces.
+
+    Raises:
+        InvariclipError: `record.error`: the file has no digest, or another one.
+    """
+    place = _footer_seal(stream, start, record.key)
+    if place is None:
+        raise record.error(f"{where}: {_NO_DIGEST}")
+    if _digest_around(stream, place[0]) != place[1]:
+        raise record.error(f"{where}: {_CHANGED}")
+
+
+def _footer_seal(stream: BinaryIO, start: int, key: str) -> tuple[int, str] | None:
+    """Where the digest stands in a footer, and what it is."""
+    stream.seek(start)
+    # between key and value stand a few bytes of their lengths
+    found = re.search(re.escape(key.encode()) + rb'.{1,16}?\{"file_sha256": "([0-9a-f]{64})"', stream.read(), re.DOTALL)
+    return None if found is None else (start + found.start(1), found[1].decode())
+
+
+def _digest_around(stream: BinaryIO, place: int) -> str:
+    """sha256 of a file, taken with 64 zeros in place of the digest."""
+    stream.seek(0)
+    digest, left = hashlib.sha256(), place
+    while left and (chunk := stream.read(min(left, _CHUNK))):
+        digest.update(chunk)
+        left -= len(chunk)
+    digest.update(_BLANK.encode())
+    stream.seek(place + len(_BLANK))
+    while chunk := stream.read(_CHUNK):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
 def sealed_json(plain: Mapping[str, Any]) -> bytes:
     """An object as indented JSON with its digest as the first field."""
     text = json_text({SEAL: _BLANK, **plain}, indent=2)
@@ -196,9 +253,12 @@ class Record(Generic[T]):
         """The file's content; the same for the same tensors and facts."""
         from safetensors.numpy import save
 
-        text = json_text({SEAL: _BLANK, "schema": self.schema, **facts})
-        content: bytes = save(dict(tensors), {self.key: text})
+        content: bytes = save(dict(tensors), {self.key: self.text(facts)})
         return seal(content)
+
+    def text(self, facts: Mapping[str, Any]) -> str:
+        """The facts as JSON, with a blank in the place of the digest; see `seal` and `seal_footer`."""
+        return json_text({SEAL: _BLANK, "schema": self.schema, **facts})
 
     def read(self, path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any]], T]:
         """Tensors and facts of a file; the digest is taken in pieces, so memory holds the tensors once.
@@ -218,7 +278,7 @@ class Record(Generic[T]):
             with safe_open(where, framework="numpy") as file:
                 with where.open("rb") as stream:
                     _, header = safetensors_header(stream, str(where), error=self.error)
-                    facts = self._facts(header.get("__metadata__") or {}, str(where))
+                    facts = self.read_facts(header.get("__metadata__") or {}, str(where))
                     stream.seek(0)
                     _require_whole_stream(stream, str(where), self.error)
                 return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118 - no dict
@@ -239,7 +299,7 @@ class Record(Generic[T]):
             _, header = safetensors_header(io.BytesIO(content), where, error=self.error)
         except (SafetensorError, ValueError) as reason:
             raise self.error(f"{where}: not {self.what} written by {self.made_by} ({reason})") from reason
-        facts = self._facts(header.get("__metadata__") or {}, where)
+        facts = self.read_facts(header.get("__metadata__") or {}, where)
         _require_whole(content, where, self.error)
         return tensors, facts
 
@@ -251,7 +311,12 @@ class Record(Generic[T]):
         """
         raise self.error(f"{os.fspath(where)}: not {self.what} written by {self.made_by} ({reason})")
 
-    def _facts(self, metadata: Mapping[str, str], where: str) -> T:
+    def read_facts(self, metadata: Mapping[str, str], where: str) -> T:
+        """The facts in a file's metadata, without the digest and the schema.
+
+        Raises:
+            InvariclipError: `error`: there are none, or of another schema.
+        """
         if self.key not in metadata:
             self.refuse(where, f"its metadata have no {self.key!r}")
         facts = parse_json(metadata[self.key], where, error=self.error)
@@ -323,12 +388,12 @@ def _require_whole_stream(stream: Any, where: str, error: type[InvariclipError])
     head: bytes = stream.read(_SEAL_WITHIN)
     place = _SEALED.search(head)
     if place is None:
-        raise error(f"{where}: carries no digest of itself; it is damaged, or of an earlier version: make it again")
+        raise error(f"{where}: {_NO_DIGEST}")
     digest = hashlib.sha256(head[: place.start(1)] + _BLANK.encode() + head[place.end(1) :])
     while chunk := stream.read(_CHUNK):
         digest.update(chunk)
     if digest.hexdigest().encode() != place[1]:
-        raise error(f"{where}: is damaged: its content is not what its own digest says; make it again")
+        raise error(f"{where}: {_CHANGED}")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

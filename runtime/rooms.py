@@ -11,6 +11,7 @@ FURTHER: dict[str, tuple[str, str]] = {
     # what a command of the runtime hands on to another room: (module:attribute, extra)
     "adapt -o NAME.icm": ("invariclip.export.site:bake_site", "export"),
     "licenses": ("invariclip.export.reference.credits:credits_of_parts", ""),
+    "embed SHARD.tar": ("invariclip.calibrate.data.sources.webdataset:shard_images", ""),
     "embed --engine ray": ("invariclip.calibrate.data.stream.collection:embed_images", "ray"),
 }
 

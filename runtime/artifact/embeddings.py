@@ -1,4 +1,4 @@
-"""Embeddings on disk: a safetensors file that knows its space, and refuses to be compared across spaces."""
+"""Embeddings on disk: a safetensors or parquet file that knows its space, and refuses to be compared across spaces."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from invariclip.artifact.embeddings_table import is_table, read_table
 from invariclip.errors import InputError
 from invariclip.files import write_atomically
 from invariclip.records import Record
@@ -73,16 +74,26 @@ def embeddings_bytes(embeddings: Embeddings, warnings: Sequence[str] = ()) -> by
 
 
 def write_embeddings(path: str | os.PathLike[str], embeddings: Embeddings) -> None:
-    """Writes `embeddings_bytes` atomically."""
+    """Writes `embeddings_bytes` atomically.
+
+    Raises:
+        InputError: The file cannot be written, or is named as a parquet file.
+    """
+    if Path(path).suffix == ".parquet":
+        raise InputError(f"{path}: this writes safetensors; `invariclip embed -o` and `embed_files` write parquet")
     write_atomically(Path(path), embeddings_bytes(embeddings))
 
 
 def read_embeddings(path: str | os.PathLike[str]) -> Embeddings:
-    """Reads what `write_embeddings` wrote.
+    """Reads what `write_embeddings` or `invariclip embed` wrote, safetensors or parquet.
 
     Raises:
         InputError: The file is missing, damaged, or not such a file.
+        MissingExtraError: A parquet file needs pyarrow.
     """
+    if is_table(Path(path)):
+        rows = read_table(path)
+        return Embeddings(rows.vectors, rows.items, rows.facts.space_id, rows.facts.site_sha256)
     tensors, facts = EMBEDDINGS_FILE.read(path)
     try:
         vectors = tensors["embeddings"]

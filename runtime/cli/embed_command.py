@@ -22,6 +22,7 @@ from invariclip.cli.options import (
     open_model,
 )
 from invariclip.console import UnreadableImages, bar, emit_json, note, say, silent
+from invariclip.embedding import embed_files, embed_texts_to_file, is_shard
 from invariclip.errors import InputError
 from invariclip.files import require_writable
 from invariclip.preprocessing.find import find_images
@@ -30,6 +31,8 @@ from invariclip.rooms import other_room
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from invariclip.console import Progress
+    from invariclip.model import Model
     from invariclip.preprocessing.pixels import PixelMode
 
 
@@ -37,7 +40,13 @@ if TYPE_CHECKING:
 @artifact_argument
 @click.argument("images", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--text", "texts", multiple=True, help="Embed this text instead of images; repeatable.")
-@click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="The safetensors file to write.")
+@click.option(
+    "--out",
+    "-o",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The file to write: NAME.parquet, or safetensors under any other name.",
+)
 @OTHER_PROJECTION
 @SITE
 @BATCH
@@ -55,7 +64,11 @@ def embed(
     site: Path | None, batch_size: int, pixel_mode: PixelMode, backend: str | None, threads: int | None, engine: str,
     ray_address: str | None, workers: int | None, as_json: bool, quiet: bool,
 ) -> int:  # fmt: skip
-    """Write unit-length embeddings with their paths (or texts) and the id of their space."""
+    """Write unit-length embeddings with their paths (or texts) and the id of their space.
+
+    IMAGES are files and folders; for NAME.parquet also webdataset shards (.tar). A parquet file is written in parts:
+    run the same command again to resume (progress is kept in NAME.parquet.unfinished).
+    """
     if bool(images) == bool(texts):
         raise InputError("give images, or --text, and not both")
     if engine == "ray":
@@ -68,13 +81,26 @@ def embed(
     require_writable(out)
     if site is not None and texts:
         raise InputError("a site changes images' embeddings alone; leave --site out for texts")
+    if out.suffix != ".parquet" and any(is_shard(path) for path in images):
+        raise InputError("shards are embedded into parquet: name the output NAME.parquet")
     model = open_model(artifact, projection, backend, threads, pixel_mode, site)
+    if out.suffix == ".parquet":
+        return _to_parquet(model, images, texts, out, as_json=as_json, batch_size=batch_size,
+                           progress=silent if quiet or as_json else bar)  # fmt: skip
+    return _to_safetensors(model, images, texts, out, as_json=as_json, batch_size=batch_size,
+                           progress=silent if quiet or as_json else bar)  # fmt: skip
+
+
+def _to_safetensors(
+    model: Model, images: tuple[Path, ...], texts: tuple[str, ...], out: Path, *, as_json: bool, batch_size: int,
+    progress: Progress,
+) -> int:  # fmt: skip
     items: list[str] = list(texts)
     rows: list[NDArray[np.float32]] = list(model.embed_texts(items)) if texts else []
     bad = UnreadableImages()
     if images:
         paths = find_images(images)
-        shown = (silent if quiet or as_json else bar)(paths, total=len(paths), desc="images")
+        shown = progress(paths, total=len(paths), desc="images")
         for answer in model.stream(shown, batch_size=batch_size, unreadable=bad, classes=False):
             items.append(str(answer.image))
             rows.append(answer.embedding)
@@ -89,6 +115,23 @@ def embed(
         )  # fmt: skip
     else:
         say(f"{len(items)} embeddings of width {model.width} in {out} (space {model.space_id})")
+    return 2 if bad.count else 0
+
+
+def _to_parquet(
+    model: Model, images: tuple[Path, ...], texts: tuple[str, ...], out: Path, *, as_json: bool, **how: Any
+) -> int:
+    bad = UnreadableImages()
+    facts = embed_texts_to_file(model, texts, out) if texts else embed_files(model, images, out, unreadable=bad, **how)
+    for reason, count in facts.left_out.items():
+        note(f"invariclip: {count:,} left out of the shards: {reason}")
+    if as_json:
+        emit_json(
+            {"out": str(out), "count": facts.count, "width": facts.dimensions, "space_id": facts.space_id,
+             "site_sha256": facts.site_sha256 or None, **bad.facts(), "left_out": facts.left_out}
+        )  # fmt: skip
+    else:
+        say(f"{facts.count} embeddings of width {facts.dimensions} in {out} (space {facts.space_id})")
     return 2 if bad.count else 0
 
 

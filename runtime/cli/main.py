@@ -66,7 +66,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "inspect": ("invariclip.cli.predict_command:inspect", "", "Show what an artifact is and what it was proved to do."),
     "predict": ("invariclip.cli.predict_command:predict", "", "Classify images."),
     "adapt": ("invariclip.cli.adapt_command:adapt", "", "Measure the shift of a site from a few unlabelled images."),
-    "embed": ("invariclip.cli.embed_command:embed", "", "Write embeddings of images or texts to safetensors."),
+    "embed": (
+        "invariclip.cli.embed_command:embed",
+        "",
+        "Write embeddings of images or texts to parquet or safetensors.",
+    ),
     "serve": ("invariclip.cli.serve_command:serve", "serve", "Answer over HTTP, in batches of many clients' requests."),
     "sign": ("invariclip.cli.sign_command:sign", "sign", "Sign an artifact, for --require-signature."),
     "licenses": ("invariclip.cli.licenses_command:licenses", "", "Show whose work is used under which licence."),

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from invariclip.calibrate.data.encode import EmbeddedVersions, Request, encode_images
 from invariclip.calibrate.data.pairs import seeded
-from invariclip.calibrate.data.problems import SAME
+from invariclip.calibrate.data.problems import SAME, ProblemCounts
 from invariclip.calibrate.data.sources.images import require_something, take
 from invariclip.calibrate.data.stream.blocks import (
     NATURAL,
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
     from invariclip.calibrate.data.encoders import Encoder
-    from invariclip.calibrate.data.problems import ProblemCounts
     from invariclip.calibrate.data.stream.blocks import RowBlock
 
 MAX_ARCHIVES = 100_000
@@ -150,6 +149,23 @@ def samples(path: Path, tally: ProblemCounts) -> Iterator[TarSample]:
                 sample.images.clear()
     if sample is not None and _accepted(sample, done, count, held, tally):
         yield sample
+
+
+def shard_images(path: Path, left_out: dict[str, int]) -> Iterator[tuple[str, bytes]]:
+    """The images of a tar's samples, name and content, in order; for `invariclip embed`.
+
+    Args:
+        path: The file.
+        left_out: Counts what is no image of a sample, by kind, when the tar's end is reached.
+
+    Raises:
+        InputError: The file is damaged or no tar.
+    """
+    tally = ProblemCounts()
+    for sample in samples(path, tally):
+        yield from sample.images
+    for reason, count in tally.counts.items():
+        left_out[reason] = left_out.get(reason, 0) + count
 
 
 class _Checked(tarfile.TarInfo):

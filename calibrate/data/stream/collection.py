@@ -7,31 +7,29 @@ their sizes and times. Existing parts are not embedded again, and parts of anoth
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from invariclip.artifact.embeddings_table import EmbeddingRows, read_table, table_bytes
 from invariclip.artifact.folder import read_manifest
 from invariclip.calibrate.data.stream.cluster import Cluster
 from invariclip.console import Progress, silent
+from invariclip.embedding import embeddings_facts
 from invariclip.errors import InputError
 from invariclip.files import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import NDArray
-
     from invariclip.model import Model
 
 PART_IMAGES = 1024
 """Images of a part: what a worker that dies has to do again."""
 INDEX = "collection.json"
-_SPACE, _UNREADABLE = b"invariclip.space_id", b"invariclip.unreadable"
 
 
 @dataclass(frozen=True)
@@ -51,10 +49,12 @@ class Part:
 
     Attributes:
         file: Name of its parquet file.
+        start: Where its images stand in the collection.
         images: Their paths.
     """
 
     file: str
+    start: int
     images: tuple[str, ...]
 
 
@@ -66,7 +66,7 @@ def embed_collection(
     cluster: Cluster,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Embeds images into parts, parquet files with columns `item` and `embedding`, and lists them in `INDEX`.
+    """Embeds images into parts, parquet files as `invariclip embed -o NAME.parquet` writes, listed in `INDEX`.
 
     Args:
         opening: The artifact; its folder must be readable by every worker, under the same path, as must the images.
@@ -136,9 +136,10 @@ def parts_of(opening: ArtifactOpening, space_id: str, images: Sequence[Path]) ->
             facts = [[str(path), (status := path.stat()).st_size, status.st_mtime_ns] for path in some]
         except OSError as error:
             raise InputError(f"{error.filename}: {error.strerror}") from error
-        content = json.dumps([space_id, opening.variant, opening.backend, facts])
+        content = json.dumps(["parts-2", space_id, opening.variant, opening.backend, start, facts])
         digest = hashlib.sha256(content.encode()).hexdigest()
-        parts.append(Part(f"part-{start // PART_IMAGES:06}-{digest[:16]}.parquet", tuple(str(path) for path in some)))
+        name = f"part-{start // PART_IMAGES:06}-{digest[:16]}.parquet"
+        parts.append(Part(name, start, tuple(str(path) for path in some)))
     return parts
 
 
@@ -156,46 +157,34 @@ class _Embedder:
 
     def __call__(self, part: Part) -> str:
         """Writes one part, and returns its file's name."""
-        unreadable: list[list[str]] = []
+        unreadable: list[dict[str, str]] = []
         answers = list(
             self._model.stream(
                 list(part.images),
                 batch_size=self._batch_size,
-                unreadable=lambda _place, image, error: unreadable.append([str(image), str(error)]),
+                unreadable=lambda _place, image, error: unreadable.append({"image": str(image), "error": str(error)}),
                 classes=False,
             )
         )
         rows = [answer.embedding for answer in answers]
         vectors = np.stack(rows) if rows else np.empty((0, self._model.width), dtype=np.float32)
-        content = _parquet([str(answer.image) for answer in answers], vectors, self._model.space_id, unreadable)
+        facts = replace(
+            embeddings_facts(self._model, "images", len(rows)),
+            unreadable_count=len(unreadable), unreadable=tuple(unreadable),
+        )  # fmt: skip
+        ids = np.array([part.start + answer.place for answer in answers], dtype=np.int64)
+        content = table_bytes(EmbeddingRows(facts, ids, tuple(str(answer.image) for answer in answers), vectors))
         write_atomically(self._out / part.file, content)
         return part.file
 
 
-def _parquet(items: list[str], vectors: NDArray[np.float32], space: str, bad: list[list[str]]) -> bytes:
-    import pyarrow
-    from pyarrow import parquet
-
-    flat = pyarrow.array(np.ascontiguousarray(vectors, dtype=np.float32).ravel())
-    columns = {"item": pyarrow.array(items, type=pyarrow.string())}
-    columns["embedding"] = pyarrow.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
-    table = pyarrow.table(columns)
-    table = table.replace_schema_metadata({_SPACE: space, _UNREADABLE: json.dumps(bad, ensure_ascii=False)})
-    stream = io.BytesIO()
-    parquet.write_table(table, stream)
-    return stream.getvalue()
-
-
 def _read_part(out: Path, part: Part, space_id: str) -> dict[str, Any]:
     """A part's entry in `INDEX`, from its file."""
-    from pyarrow import ArrowException, parquet
-
     try:
-        table = parquet.ParquetFile(out / part.file)
-        metadata = table.schema_arrow.metadata or {}
-        space, bad = metadata[_SPACE].decode(), json.loads(metadata[_UNREADABLE])
-    except (ArrowException, OSError, KeyError, ValueError) as error:
-        raise InputError(f"{out / part.file}: damaged ({error}); remove it and run again") from error
-    if space != space_id:
-        raise InputError(f"{out / part.file}: is of space {space}, not {space_id}; remove it and run again")
-    return {"file": part.file, "count": int(table.metadata.num_rows), "unreadable": bad}
+        facts = read_table(out / part.file).facts
+    except InputError as error:
+        raise InputError(f"{error}; remove it and run again") from error
+    if facts.space_id != space_id:
+        raise InputError(f"{out / part.file}: is of space {facts.space_id}, not {space_id}; remove it and run again")
+    bad = [[one["image"], one["error"]] for one in facts.unreadable]
+    return {"file": part.file, "count": facts.count, "unreadable": bad}

@@ -9,6 +9,8 @@ pytest.importorskip("ray", reason="Ray is not installed: pip install invariclip[
 from pyarrow import parquet
 
 from invariclip import load
+from invariclip.artifact.embeddings import read_embeddings
+from invariclip.artifact.embeddings_table import read_table
 from invariclip.calibrate.data.stream import collection
 
 
@@ -20,7 +22,7 @@ def parts(monkeypatch):
 def rows(folder):
     facts = json.loads((folder / "collection.json").read_text())
     tables = [parquet.read_table(folder / part["file"]) for part in facts["parts"]]
-    items = [item for table in tables for item in table["item"].to_pylist()]
+    items = [item for table in tables for item in table["path"].to_pylist()]
     return facts, items, np.concatenate([np.stack(table["embedding"].to_numpy()) for table in tables])
 
 
@@ -49,6 +51,8 @@ def test_parts_hold_what_the_model_answers(run, tiny_artifact, tiny_images, tmp_
     after = {path: path.stat().st_mtime_ns for path in sorted(out.glob("*.parquet"))}
     assert [after[path] == before[path] for path in files] == [True, False, True]
     assert rows(out)[1] == items
+    assert read_embeddings(files[1]).items == tuple(items[3:6])  # a part is a file as any other
+    assert read_table(files[1]).ids.tolist() == [3, 4, 5]
 
 
 def test_what_does_not_go_with_ray(run, tiny_artifact, tmp_path):

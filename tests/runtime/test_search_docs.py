@@ -1,0 +1,59 @@
+"""What docs/search.md shows runs as written, on tiny files of the names that it uses."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from invariclip import load
+from invariclip.artifact.embeddings_table import TableFacts
+from invariclip.embedding import GROUP_ROWS, PART_IMAGES
+
+PAGE = (Path(__file__).parents[2] / "docs" / "search.md").read_text(encoding="utf-8")
+COMMANDS = [
+    line
+    for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
+    for line in block.splitlines()
+    if line.startswith("invariclip ")
+]
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory, tiny_images, tiny_artifact):
+    """Where the page's commands were run."""
+    pytest.importorskip("pyarrow")
+    folder = tmp_path_factory.mktemp("desk")
+    shutil.copytree(tiny_images, folder / "images")
+    shutil.copytree(tiny_artifact, folder / "mine.icm")
+    for line in COMMANDS:
+        words = shlex.split(line)
+        done = subprocess.run([sys.executable, "-m", *words], cwd=folder, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+    return folder
+
+
+def test_faiss_finds_what_numpy_finds(desk):
+    pytest.importorskip("faiss")
+    done = subprocess.run([sys.executable, "-c", BLOCKS[0]], cwd=desk, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    model = load(desk / "mine.icm")
+    paths = sorted((desk / "images").iterdir())
+    cosines = model.embed_texts(["a cat", "a dog"]) @ model.embed_images(paths).T
+    for line, row in zip(done.stdout.splitlines(), cosines, strict=True):
+        found = re.findall(r"'images/(\d+\.png)', (-?[\d.]+)", line)
+        best = [-cosine for cosine in sorted(-row)[:3]]
+        assert [float(cosine) for _, cosine in found] == pytest.approx(best, abs=1e-3)
+        for name, cosine in found:
+            assert row[paths.index(desk / "images" / name)] == pytest.approx(float(cosine), abs=1e-3)
+
+
+def test_the_numbers_and_names_are_the_code_s():
+    assert f"parts of {PART_IMAGES} images" in PAGE
+    assert f"{GROUP_ROWS:,} rows" in PAGE
+    for name in TableFacts.__dataclass_fields__:
+        assert f"`{name}`" in PAGE, name
