@@ -39,7 +39,7 @@ from invariclip.preprocessing.find import find_images
 from invariclip.threads import available_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 START_SECONDS = 300
 IMAGES = 32
@@ -180,12 +180,8 @@ def load(
         "seconds": seconds, "images": sent, "date": time.strftime("%Y-%m-%d"),
         "versions": {name: version(name) for name in ("onnxruntime", "torch", "starlette", "uvicorn")},
     }  # fmt: skip
-    data = out.with_suffix(".json")
-    groups: dict[str, Any] = json.loads(data.read_text(encoding="utf-8")) if data.is_file() else {}
-    groups[title] = {"setting": setting, "turns": [asdict(turn) for turn in turns]}
-    write_atomically(data, json.dumps(groups, indent=1))
-    write_atomically(out, with_tables(out.read_text(encoding="utf-8"), groups))
-    note(f"{out}, {data}")
+    group = {"setting": setting, "turns": [asdict(turn) for turn in turns]}
+    keep(out, out.with_suffix(".json"), title, group, with_tables)
     return 0
 
 
@@ -290,6 +286,38 @@ def own_seconds(server: Server | None) -> float:
     return (0.0 if server is None else server.cpu_s()) + ended.children_user + ended.children_system
 
 
+def keep(
+    out: Path, data: Path, title: str, group: dict[str, Any], render: Callable[[str, dict[str, Any]], str]
+) -> None:
+    """Puts a group of turns into a record, in the place of one of the same title, and all tables into its page.
+
+    Args:
+        out: The page.
+        data: The record, JSON.
+        title: The group's.
+        group: Its `setting` and `turns`.
+        render: The page and all groups to the new page.
+    """
+    groups: dict[str, Any] = json.loads(data.read_text(encoding="utf-8")) if data.is_file() else {}
+    groups[title] = group
+    write_atomically(data, json.dumps(groups, indent=1))
+    write_atomically(out, render(out.read_text(encoding="utf-8"), groups))
+    note(f"{out}, {data}")
+
+
+def placed(page: str, begin: str, end: str, tables: Sequence[str]) -> str:
+    """The page with what stands between two lines replaced.
+
+    Raises:
+        InputError: It does not hold them, once and in this order.
+    """
+    before, found, rest = page.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise InputError(f"the page has no place for the tables: it needs the lines {begin} and {end}")
+    return before + "\n".join([begin, "\n\n".join(tables), end]) + after
+
+
 def with_tables(page: str, groups: dict[str, Any]) -> str:
     """The page with its tables replaced.
 
@@ -300,12 +328,7 @@ def with_tables(page: str, groups: dict[str, Any]) -> str:
     Raises:
         InputError: It does not hold them, once and in this order.
     """
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise InputError(f"the page has no place for the tables: it needs the lines {BEGIN} and {END}")
-    tables = "\n\n".join(_table(title, group) for title, group in groups.items())
-    return f"{before}{BEGIN}\n{tables}\n{end}{after}"
+    return placed(page, BEGIN, END, [_table(title, group) for title, group in groups.items()])
 
 
 def _table(title: str, group: dict[str, Any]) -> str:

@@ -22,12 +22,12 @@ import click
 import numpy as np
 
 from invariclip.bench.latency.machine import Ticks
-from invariclip.bench.load.__main__ import OURS, THEIRS, images_to_send, own_seconds, started
+from invariclip.bench.load.__main__ import OURS, THEIRS, images_to_send, keep, own_seconds, placed, started
 from invariclip.bench.load.client import PROTOCOLS
 from invariclip.cli.main import run_command
-from invariclip.console import bar, note
+from invariclip.console import bar
 from invariclip.errors import InputError
-from invariclip.files import scratch_directory, write_atomically
+from invariclip.files import scratch_directory
 from invariclip.machine import this_machine
 from invariclip.measure.statistics import median_of_rounds
 from invariclip.measure.worker import rotated
@@ -127,12 +127,8 @@ def arrivals(
         "seconds": seconds, "images": sent, "timeout": timeout, "protocol": protocol, "date": time.strftime("%Y-%m-%d"),
         "versions": {name: version(name) for name in ("onnxruntime", "torch", "starlette", "uvicorn")},
     }  # fmt: skip
-    data = out.with_name("arrivals.json")
-    groups: dict[str, Any] = json.loads(data.read_text(encoding="utf-8")) if data.is_file() else {}
-    groups[title] = {"setting": setting, "turns": [asdict(turn) for turn in turns]}
-    write_atomically(data, json.dumps(groups, indent=1))
-    write_atomically(out, with_tables(out.read_text(encoding="utf-8"), groups))
-    note(f"{out}, {data}")
+    group = {"setting": setting, "turns": [asdict(turn) for turn in turns]}
+    keep(out, out.with_name("arrivals.json"), title, group, with_tables)
     return 0
 
 
@@ -215,12 +211,7 @@ def with_tables(page: str, groups: dict[str, Any]) -> str:
     Raises:
         InputError: It does not hold `BEGIN` and `END`, once and in this order.
     """
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise InputError(f"the page has no place for the tables: it needs the lines {BEGIN} and {END}")
-    tables = "\n\n".join(_table(title, group) for title, group in groups.items())
-    return f"{before}{BEGIN}\n{tables}\n{end}{after}"
+    return placed(page, BEGIN, END, [_table(title, group) for title, group in groups.items()])
 
 
 def _table(title: str, group: dict[str, Any]) -> str:
