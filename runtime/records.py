@@ -217,7 +217,7 @@ def from_sealed_json(
         InvariclipError: `error`, as `read_sealed_json`.
     """
     plain = _object(content, path, what, error)
-    if plain.get("schema_version") != schema:
+    if not _is_version(plain.get("schema_version"), schema):
         raise error(
             f"{path}: schema_version {plain.get('schema_version')!r:.50} is not known; "
             f"this version reads {schema}: {remedy}"
@@ -323,7 +323,7 @@ class Record(Generic[T]):
         if not isinstance(facts, dict):
             self.refuse(where, "its facts are no object")
         schema = facts.pop("schema", None)
-        if schema != self.schema:
+        if not _is_version(schema, self.schema):
             raise self.error(
                 f"{where}: schema {schema!r} is not known; this version reads {self.schema}: "
                 f"make it again with {self.made_by}"
@@ -394,6 +394,11 @@ def _require_whole_stream(stream: Any, where: str, error: type[InvariclipError])
         digest.update(chunk)
     if digest.hexdigest().encode() != place[1]:
         raise error(f"{where}: {_CHANGED}")
+
+
+def _is_version(given: Any, wanted: int) -> bool:
+    """Whether a version is this number itself: `true` equals 1 in Python, and is no version."""
+    return type(given) is int and given == wanted
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -120,7 +120,7 @@ def read_record(path: Path) -> LatencyRecord:
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
         schema = plain.pop("schema")
-        if schema != SCHEMA:
+        if type(schema) is not int or schema != SCHEMA:
             raise InputError(f"{path}: schema {schema!r} is not known, this version reads {SCHEMA}; name another --out")
         del plain["summary"]
         rounds = {batch: [Round(**one) for one in many] for batch, many in plain["rounds"].items()}

@@ -183,6 +183,9 @@ def test_every_flipped_bit_of_a_sealed_file_is_refused(tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(ArtifactError):
             read_sealed_json(path, "a test", **how)
+    path.write_bytes(sealed_json({"schema_version": True}))  # equals 1 in Python
+    with pytest.raises(ArtifactError, match="schema_version True is not known"):
+        read_sealed_json(path, "a test", **how)
     path.write_text('{"schema_version": 2}')
     with pytest.raises(ArtifactError, match="schema_version 2 is not known; this version reads 1: make it again"):
         read_sealed_json(path, "a test", **how)
