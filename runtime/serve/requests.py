@@ -295,6 +295,8 @@ def _texts(given: Any, what: str, limits: Limits, limit: int, *, split: bool = F
     """One text or a list of them. `split`: a single one is cut at its commas, as `--classes` is."""
     if given is None:
         return None
+    if isinstance(given, str) and split:  # in JSON too a text may hold a list: it is one, and never cut at its commas
+        given = _from_form(what, [given], limits)
     listed = given
     if isinstance(given, str):
         listed = [part.strip() for part in given.split(",") if part.strip()] if split else [given]
