@@ -24,10 +24,20 @@ if TYPE_CHECKING:
     from invariclip.preprocessing.pixels import PixelMode
 
 
-def _required(_ctx: click.Context, _param: click.Parameter, value: Path | None) -> None:
-    """Every artifact that this process and its children read must be signed by one of these keys."""
-    if value is not None:
-        os.environ[REQUIRED] = str(value.absolute())
+def _required(ctx: click.Context, _param: click.Parameter, value: Path | None) -> None:
+    """Every artifact that the command and its children read must be signed by one of these keys."""
+    if value is None:
+        return
+    before = os.environ.get(REQUIRED)
+
+    def restore() -> None:
+        if before is None:
+            os.environ.pop(REQUIRED, None)
+        else:
+            os.environ[REQUIRED] = before
+
+    os.environ[REQUIRED] = str(value.absolute())
+    ctx.call_on_close(restore)
 
 
 ARTIFACT_PATH = click.argument("artifact", type=click.Path(path_type=Path))

@@ -34,7 +34,7 @@ def signed(tiny_artifact, tmp_path, keys):
 
 @pytest.fixture(autouse=True)
 def nothing_required(monkeypatch):
-    """The command's option sets the variable for its process; no other test may see it."""
+    """Whatever the environment of the tests says."""
     monkeypatch.setenv(REQUIRED, "")
 
 
@@ -139,6 +139,7 @@ def test_the_commands(run, tiny_artifact, tiny_images, tmp_path):
     assert (code, '"files"' in out) == (0, True)
     assert run("predict", folder, tiny_images / "00.png", *asked)[0] == 0
     assert run("inspect", folder, *asked)[0] == 0
+    assert os.environ[REQUIRED] == ""  # as it was before
     (folder / "machine-0.json").write_text("{}")
     code, _, err = run("embed", folder, tiny_images / "00.png", "-o", tmp_path / "e.safetensors", *asked)
     assert (code, "machine-0.json was added" in err) == (2, True)
