@@ -237,12 +237,15 @@ def _row(turns: Sequence[dict[str, Any]]) -> list[str]:
         return float(median(turn[what] for turn in turns))
 
     kept = [turn["goodput"] / turn["capacity"] for turn in turns]
-    share = median_of_rounds(kept)
+    share = f"{median(kept):.2f}"
+    if min(kept) > 0:
+        known = median_of_rounds(kept)
+        share = f"{known.value:.2f} [{known.low:.2f}, {known.high:.2f}]"
     answered = [turn["latencies"] for turn in turns if turn["latencies"]]
     times = [f"{median(column):.0f}" for column in zip(*answered, strict=True)] or ["–"] * len(PERCENTILES)
     return [
         f"{turns[0]['load']:g}", turns[0]["candidate"], f"{middle('due'):.1f}", f"{middle('goodput'):.1f}",
-        f"{share.value:.2f} [{share.low:.2f}, {share.high:.2f}]", f"{middle('refused'):.1%}", f"{middle('other'):.1%}",
+        share, f"{middle('refused'):.1%}", f"{middle('other'):.1%}",
         str(sum(turn["wrong"] for turn in turns)), *times, f"{middle('behind'):.0f}",
     ]  # fmt: skip
 

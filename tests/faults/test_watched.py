@@ -142,7 +142,7 @@ def watch(words, folder, inputs, *, image):
     for each in ("work", "hook", *folders.values()):
         (folder / each).mkdir()
     (folder / "hook" / "sitecustomize.py").write_text(HOOK)
-    left_out = ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME", "HF_HUB_OFFLINE")
+    left_out = ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME", "HF_HUB_OFFLINE", "MPLCONFIGDIR")
     environment = {
         **{key: value for key, value in os.environ.items() if key not in left_out},
         **{key: str(folder / each) for key, each in folders.items()},

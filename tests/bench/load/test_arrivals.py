@@ -92,6 +92,8 @@ def test_the_table_compares_goodput_with_the_capacity_of_its_own_round():
     turns = [turn(2.0, 0, 40.0), turn(2.0, 1, 36.0), turn(2.0, 2, 19.0, capacity=20.0, wrong=2)]
     page = with_tables(f"a\n{BEGIN}\nold\n{END}\nz\n", {"Tiny": {"setting": setting, "turns": turns}})
     [row] = [line for line in page.splitlines() if line.startswith("| 2 ")]
+    none = with_tables(f"{BEGIN}\n{END}", {"Tiny": {"setting": setting, "turns": [turn(2.0, 0, 0.0, latencies=[])]}})
+    assert "| 0.00 | 50.0% | 0.0% | 0 | – | – | – | – | 1 |" in none
     assert row == ("| 2 | batched | 80.0 | 36.0 | 0.95 [0.90, 1.00] | 50.0% | 0.0% | 2 | 10 | 20 | 30 | 40 | 1 |")
     assert page.startswith("a\n")
     assert page.endswith("z\n")
@@ -113,8 +115,9 @@ def test_a_tiny_server_is_asked_for_more_than_it_can(tiny_artifact, tmp_path):
     assert [one["load"] for one in group["turns"]] == [0.2, 1.5]
     for one in group["turns"]:
         assert one["wrong"] == 0
-        assert one["goodput"] > 0
-        assert len(one["latencies"]) == len(PERCENTILES)
+        assert one["due"] > 0
+        assert len(one["latencies"]) in (0, len(PERCENTILES))  # a busy machine may answer nothing in time
+        assert one["latencies"] or not one["goodput"]
     assert page.read_text().count("| batched |") == 2
 
 

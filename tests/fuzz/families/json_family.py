@@ -118,7 +118,7 @@ def _text(content):
 
 
 def _request(content, asked):
-    question = asked(requests.Body(requests.from_json(content)), Limits())
+    question = asked(requests.Body(requests.from_json(content, Limits())), Limits())
     given = json.loads(content.decode("utf-8-sig"))
     images = given.get("images")
     images = images if isinstance(images, list) else [] if images is None else [images]

@@ -5,6 +5,7 @@ import shutil
 import struct
 import subprocess
 from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -14,11 +15,14 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save, save_file
 
 import invariclip
+from invariclip.artifact.folder import describe_file, read_manifest, write_manifest
 from invariclip.errors import InputError, SiteError
 from invariclip.export.build import export_artifact
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
 from invariclip.export.config import ExportConfig
+from invariclip.export.graphs.writing import write_facts
 from invariclip.export.site import bake_site
+from invariclip.export.swap import with_files
 from invariclip.records import seal
 from invariclip.sites.site import SITE_FILE, Site, new_site, read_site, write_site
 
@@ -406,11 +410,20 @@ def test_without_a_shift_classes_are_answered_as_the_graph_answers(built, plain,
     assert np.ptp(column(moved, "probabilities"), axis=0).max() > 0.05  # they say something of the images
 
 
+def with_bias(folder, bias):
+    """Makes a sigmoid model's artifact of another one; its graphs then say so too."""
+    manifest = read_manifest(folder)
+    manifest = replace(manifest, model=replace(manifest.model, logit_bias=bias))
+    for entry in manifest.files:
+        if entry.path.endswith(".onnx"):
+            write_facts(folder / entry.path, manifest.facts(entry.path))
+    written = {entry.path: describe_file(folder, entry.path) for entry in manifest.files}
+    write_manifest(folder, with_files(manifest, written))
+
+
 def test_a_sigmoid_models_classes_are_answered_one_by_one(built, plain, yard, shown, engine, tmp_path):
     copy = shutil.copytree(plain, tmp_path / "sigmoid.icm")
-    manifest = json.loads((copy / "manifest.json").read_text())
-    manifest["model"]["logit_bias"] = -3.0
-    (copy / "manifest.json").write_bytes(seal(json.dumps(manifest).encode()))
+    with_bias(copy, -3.0)
     got = column(answers(built, copy, *shown, "--engine", engine, "--threads", 1, "--site", yard), "probabilities")
     model = invariclip.load(copy, backend=engine, threads=1, site=yard)
     np.testing.assert_allclose(got, model.probabilities(shown), atol=1e-5)
@@ -422,9 +435,7 @@ def test_classes_whose_probabilities_round_alike_are_ranked_by_their_logits(
     built, plain, yard, shown, engine, tmp_path, bias
 ):
     copy = shutil.copytree(plain, tmp_path / "sigmoid.icm")
-    manifest = json.loads((copy / "manifest.json").read_text())
-    manifest["model"]["logit_bias"] = bias
-    (copy / "manifest.json").write_bytes(seal(json.dumps(manifest).encode()))
+    with_bias(copy, bias)
     how = ["--engine", engine, "--threads", 1, "--site", yard]
     got = answers(built, copy, *shown, *how)
     assert set(column(got, "probabilities").ravel()) == {float(bias > 0)}

@@ -139,9 +139,12 @@ def test_the_unit_is_one_that_systemd_reads(tmp_path):
 
 def _closed_up(artifact):
     """A command in front of another: read-only root, another user, no capabilities, and /tmp alone to write to."""
+    # what runs may itself lie below /tmp
+    folders = dict.fromkeys(str(Path(one).resolve()) for one in (sys.prefix, sys.base_prefix, ROOT))
+    there = [word for one in folders for word in ("--ro-bind", one, one)]
     return [
         "bwrap", "--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--tmpfs", WRITABLE,
-        "--ro-bind", str(artifact), MOUNTED, "--unshare-user", "--uid", "65532", "--gid", "65532",
+        "--ro-bind", str(artifact), MOUNTED, *there, "--unshare-user", "--uid", "65532", "--gid", "65532",
         "--cap-drop", "ALL", "--chdir", "/", "--die-with-parent",
     ]  # fmt: skip
 
