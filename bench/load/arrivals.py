@@ -57,7 +57,7 @@ class ArrivalTurn:
         round: Which turn it was.
         capacity: Answers a second to `CLIENTS` clients that wait, just before.
         due: Requests a second.
-        goodput: Answers of status 200 a second, that came before the arrivals ended.
+        goodput: Answers of status 200 a second, between the end of the ramp and the end of the arrivals.
         refused: Share of requests that were answered with 503.
         other: Share with another end: other statuses, lost connections, none within a minute.
         wrong: Answers that differ from the first one to the same image.

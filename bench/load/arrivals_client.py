@@ -53,7 +53,7 @@ class Seen:
 
     Attributes:
         latencies_ms: Of answers with status 200, from when they were due.
-        in_time: How many of those came before the arrivals ended.
+        in_time: Answers with status 200 between the ramp's end and the arrivals' end, also to requests of the ramp.
         statuses: How often each status came; `lost` is a connection that ended, `late` no answer within `PATIENCE`.
         wrong: Answers with another label than the first one for the same image.
         behind_ms: How much later than due requests were sent, at most: above a few ms this client is the bottleneck.
@@ -91,7 +91,8 @@ class Arrivals:
                 await asyncio.sleep(wait)
             elif due >= ramp:
                 self.seen.behind_ms = max(self.seen.behind_ms, -1000 * wait)
-            tasks.append(asyncio.create_task(self._one(number, begin + due, due >= ramp, begin + ramp + seconds)))
+            window = begin + ramp, begin + ramp + seconds
+            tasks.append(asyncio.create_task(self._one(number, begin + due, due >= ramp, window)))
         _, late = await asyncio.wait(tasks, timeout=PATIENCE)
         for task in late:
             task.cancel()
@@ -100,19 +101,20 @@ class Arrivals:
             writer.close()
         return self.seen
 
-    async def _one(self, number: int, due: float, counts: bool, end: float) -> None:
+    async def _one(self, number: int, due: float, counts: bool, window: tuple[float, float]) -> None:
         place = number % len(self._requests)
         try:
             status, body = await self._asked(self._requests[place])
         except (OSError, asyncio.IncompleteReadError, ValueError):
             status, body = "lost", b""
         told = time.perf_counter()
+        # where a queue stands, what is answered in a while was due a while before
+        self.seen.in_time += status == "200" and window[0] <= told < window[1]
         if not counts:
             return
         self.seen.statuses[status] += 1
         if status == "200":
             self.seen.latencies_ms.append(1000 * (told - due))
-            self.seen.in_time += told < end
             label = _label(body)
             self.seen.wrong += self._labels.setdefault(place, label) != label
 
