@@ -25,10 +25,13 @@ from invariclip.serve.inference import (
 )
 from invariclip.serve.limits import RefusedError
 from invariclip.serve.open_inference import METHODS, SERVICE, message
+from invariclip.serve.record import begin
+from invariclip.serve.tracking import finish, headers_of, new_record
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
+    from invariclip.serve.access_log import AccessLog
     from invariclip.serve.exchange import Exchange
     from invariclip.serve.guard import ApiKeys
     from invariclip.serve.inference import InferenceQuestion
@@ -57,8 +60,9 @@ class InferenceGrpc:
     """
 
     def __init__(
-        self, exchange: Exchange, metrics: Metrics, keys: ApiKeys, ready: Callable[[], bool], stall: float
-    ) -> None:
+        self, exchange: Exchange, metrics: Metrics, keys: ApiKeys, ready: Callable[[], bool], stall: float,
+        access_log: AccessLog | None = None,
+    ) -> None:  # fmt: skip
         """Does not listen yet.
 
         Args:
@@ -67,10 +71,11 @@ class InferenceGrpc:
             keys: One of them is demanded, if there are any.
             ready: Whether the server takes work.
             stall: Seconds to wait for a message.
+            access_log: Gets a line of each call.
         """
         self.port = 0
         self._exchange, self._service, self._metrics = exchange, exchange.service, metrics
-        self._keys, self._ready, self._stall = keys, ready, stall
+        self._keys, self._ready, self._stall, self._log = keys, ready, stall, access_log
         self._server: Any = None
         limits = exchange.service.limits
         self._coming = asyncio.Semaphore(max(1, limits.bodies // limits.body))  # messages that come in at a time
@@ -115,35 +120,41 @@ class InferenceGrpc:
         answer: Callable[[Any, int, float, float], Awaitable[Any]] = getattr(self, f"_{_snake(name)}")
 
         async def called(messages: AsyncIterator[bytes], context: Any) -> bytes:
-            began, code, held = asyncio.get_running_loop().time(), grpc.StatusCode.OK, 0
+            began, held = asyncio.get_running_loop().time(), 0
+            metadata = tuple(context.invocation_metadata() or ())
+            record = new_record(((key.encode(), _bytes(value)) for key, value in metadata), "grpc", f"grpc {name}")
+            begin(record)
+            in_flight = self._metrics.in_flight.labels(record.route)
+            in_flight.inc()
+            ids = [(key.decode(), value.decode()) for key, value in headers_of(record)]
+            context.set_trailing_metadata(ids)
             seconds = self._service.limits.seconds
             deadline = time.monotonic() + min(seconds, context.time_remaining() or seconds)  # None: no deadline
             try:
-                owner = self._owner(name, dict(context.invocation_metadata() or ()))
+                record.key = owner = self._owner(name, dict(metadata))
                 content = await self._message(messages)
-                held = len(content)
+                record.bytes_in = held = len(content)
                 asked = _parsed(message(f"{name}Request"), content)
                 del content
                 said: bytes = (await answer(asked, owner, began, deadline)).SerializeToString()
                 self._count_until_sent(said, context)
+                record.status, record.bytes_out = 200, len(said)
                 return said
             except Exception as error:
                 status, line, headers = refusal(error)
+                record.status = status
+                record.refused(line if status == 500 else error, status)
                 code = _CODES.get(status, grpc.StatusCode.INVALID_ARGUMENT)
                 if isinstance(error, QueueFullError):
                     code = grpc.StatusCode.RESOURCE_EXHAUSTED
-                context.set_trailing_metadata(tuple(headers.items()))
+                context.set_trailing_metadata([*ids, *headers.items()])
                 context.set_code(code)
                 context.set_details(line)
                 return b""
-            except asyncio.CancelledError:
-                code = grpc.StatusCode.CANCELLED
-                raise
-            finally:
+            finally:  # a call that was cancelled has no status: its client went away
                 self._exchange.held.give_back(held)
-                route = f"grpc {name}"
-                self._metrics.requests.labels(route, code.name).inc()
-                self._metrics.request_seconds.labels(route).observe(asyncio.get_running_loop().time() - began)
+                in_flight.dec()
+                finish(record, self._metrics, self._log)
 
         return called
 
@@ -214,6 +225,10 @@ class InferenceGrpc:
             for name, text in answer.parameters.items():
                 said.parameters[name].string_param = text
             return said
+
+
+def _bytes(value: str | bytes) -> bytes:
+    return value if isinstance(value, bytes) else value.encode()
 
 
 def _snake(name: str) -> str:

@@ -183,7 +183,9 @@ def run(
 
     async def serve() -> None:
         also = (
-            "" if grpc is None else await grpc_beside(server, api, metrics, api_keys, connections.limits.stall, *grpc)
+            ""
+            if grpc is None
+            else await grpc_beside(server, api, metrics, api_keys, connections.limits.stall, *grpc, access_log)
         )
         serving = asyncio.ensure_future(server.serve(sockets=[sock]))
         try:
@@ -213,8 +215,9 @@ def run(
 
 
 async def grpc_beside(
-    server: WebServer, api: Api, metrics: Metrics, api_keys: tuple[str, ...], stall: float, host: str, port: int
-) -> str:
+    server: WebServer, api: Api, metrics: Metrics, api_keys: tuple[str, ...], stall: float, host: str, port: int,
+    access_log: AccessLog | None = None,
+) -> str:  # fmt: skip
     """Starts the gRPC service, to be stopped with a server.
 
     Args:
@@ -225,6 +228,7 @@ async def grpc_beside(
         stall: Seconds to wait for a message.
         host: Where it listens.
         port: 0 for one that is free.
+        access_log: Gets a line of each call.
 
     Returns:
         Where it listens, for the line that says so.
@@ -234,7 +238,7 @@ async def grpc_beside(
     """
     from invariclip.serve.inference_grpc import InferenceGrpc  # needs the extra `grpc`
 
-    service = InferenceGrpc(api.exchange, metrics, ApiKeys(api_keys), lambda: api.ready, stall)
+    service = InferenceGrpc(api.exchange, metrics, ApiKeys(api_keys), lambda: api.ready, stall, access_log)
     await service.start(host, port)
     server.beside = service.stop
     return f", gRPC at port {service.port}"

@@ -11,6 +11,8 @@ from invariclip.serve.limits import reason_of
 from invariclip.serve.record import RequestRecord, begin, continued, read_traceparent, request_id_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from invariclip.serve.access_log import AccessLog
@@ -65,15 +67,17 @@ class Tracking:
         finally:
             in_flight.dec()
             record.key = scope.get(KEY) or 0
-            self._over(record)
+            finish(record, self._metrics, self._log)
 
-    def _over(self, record: RequestRecord) -> None:
-        record.seconds = time.monotonic() - record.began
-        record.status = record.status or GONE
-        record.reason = record.reason or reason_of(record.status)
-        self._metrics.over(record)
-        if self._log is not None:
-            self._log.write(record)
+
+def finish(record: RequestRecord, metrics: Metrics, access_log: AccessLog | None) -> None:
+    """A request is over: it is counted, and has its line in the access log."""
+    record.seconds = time.monotonic() - record.began
+    record.status = record.status or GONE
+    record.reason = record.reason or reason_of(record.status)
+    metrics.over(record)
+    if access_log is not None:
+        access_log.write(record)
 
 
 def headers_of(record: RequestRecord) -> list[tuple[bytes, bytes]]:
@@ -91,13 +95,15 @@ def record_of(scope: Scope) -> RequestRecord:
 
 
 def _made(scope: Scope) -> RequestRecord:
+    method = scope["method"]
+    return new_record(scope["headers"], method if method in _METHODS else "other", route_label(scope["path"]))
+
+
+def new_record(headers: Iterable[tuple[bytes, bytes]], method: str, route: str) -> RequestRecord:
+    """The record of a request that brings these headers, names in lower case, or gRPC's metadata."""
     given: dict[bytes, list[bytes]] = {name.encode(): [] for name in ID_HEADERS}
-    for name, value in scope["headers"]:
+    for name, value in headers:
         if name in given:
             given[name].append(value)
     identity, parent = (given[name.encode()] for name in ID_HEADERS)
-    method = scope["method"]
-    return RequestRecord(
-        request_id_of(identity), continued(read_traceparent(parent)), method if method in _METHODS else "other",
-        route_label(scope["path"]),
-    )  # fmt: skip
+    return RequestRecord(request_id_of(identity), continued(read_traceparent(parent)), method, route)

@@ -1,5 +1,7 @@
 """Triton's own gRPC client asks a server; its answers are the library's, bit for bit."""
 
+import json
+
 import grpc
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
 from invariclip.serve import open_inference
+from invariclip.serve.access_log import AccessLog
 from invariclip.serve.limits import Limits
 from invariclip.serve.metrics import Metrics
 from invariclip.serve.service import Batching, Service
@@ -277,5 +280,27 @@ def test_metrics(client, metrics):
     with pytest.raises(InferenceServerException):
         client.get_model_metadata("other")
     text = metrics.text().decode()
-    assert 'route="grpc ServerLive",status="OK"' in text
-    assert 'route="grpc ModelMetadata",status="NOT_FOUND"' in text
+    assert 'route="grpc ServerLive",status="200"' in text
+    assert 'route="grpc ModelMetadata",status="404"' in text
+    assert 'invariclip_refused_total{reason="route"}' in text
+
+
+def test_calls_are_in_the_access_log_under_their_ids(model, serving, images, tmp_path, until):
+    metrics, path = Metrics(), tmp_path / "access.jsonl"
+    log = AccessLog(path, metrics)
+    with serving(Service(model), metrics, grpc=True, access_log=log) as server:
+        with triton.InferenceServerClient(server.grpc) as client:
+            client.infer("tiny", [of_bytes("images", images[:1])], headers={"x-request-id": "mine"})
+            with pytest.raises(InferenceServerException):
+                client.infer("other", [of_bytes("images", images[:1])])
+        until(lambda: path.read_bytes().count(b"\n") >= 2)
+    log.close()
+    good, bad = (json.loads(line) for line in path.read_text().splitlines())
+    assert (good["request_id"], good["method"], good["route"], good["status"]) == (
+        "mine",
+        "grpc",
+        "grpc ModelInfer",
+        200,
+    )
+    assert (good["images"], good["engine_ms"] > 0, good["bytes_in"] > 0, good["bytes_out"] > 0) == (1, True, True, True)
+    assert (bad["status"], bad["images"], bad["error"]) == (404, 0, "no model is called 'other'; available: tiny")
