@@ -2,6 +2,7 @@
 
 import random
 import re
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from invariclip.errors import InvariclipError
@@ -35,7 +36,7 @@ class Try:
     why: str = ""
 
 
-class Family:
+class Family(ABC):
     """A kind of input.
 
     Attributes:
@@ -52,12 +53,12 @@ class Family:
     memory = 1 << 30
     seconds = 60
 
-    def open(self, folder):
+    def open(self, folder):  # noqa: B027 - a family may need no files
         """Makes or finds the undamaged files below `folder`, and makes sure that they are accepted."""
 
+    @abstractmethod
     def draw(self, rng):
         """What is tried: its kind, and a function that returns where it was right, or raises."""
-        raise NotImplementedError
 
 
 def rng_of(name, number):

@@ -109,6 +109,8 @@ Made by `python -m invariclip.bench.studies.stops`, invariclip {version}, {date}
 command runs as a process of its own and is stopped at moments spread evenly over its whole time, and when each file
 appears that it writes on its way. Every second stop is over an older output; some of `collect` (`calibrate --sources`)
 and `build` had been stopped once before. Then the same command runs again, to its end.
+A row is from the last run of its command (`--command` renews some and keeps the others), so rows may be of different
+commits.
 
 {killed} SIGKILLs, {stops} stops in all, {wrong} not right.
 
