@@ -98,10 +98,7 @@ class Model:
         view = self._view
         opened = view.opened
         if view.live is not None:
-            raise InputError(
-                "a model that measures a live site stays in its process; give the other one the model, and let it "
-                "open a live site of its own"
-            )
+            raise InputError("a model that measures a live site stays in its process; open a site in the other one")
         options = None if opened.engine_options is None else tuple(sorted(opened.engine_options.items()))
         how = (
             str(opened.folder.absolute()), opened.variant, opened.backend, opened.threads, opened.chosen_by,
@@ -266,11 +263,10 @@ class Model:
         kind = uncertainty_kind(self.manifest.cdc, uncertainty)
         limit = threshold(self.manifest.cdc, abstain_above, kind)
         answers = self.answer(images, batch_size=batch_size)
+        rows = zip(answers.probabilities, answers.uncertainties[kind].tolist(), answers.logits, strict=True)
         return [
             ranked(row, self.classes, top_k, {kind: one}, abstain_above=limit, logits=logits)
-            for row, one, logits in zip(
-                answers.probabilities, answers.uncertainties[kind].tolist(), answers.logits, strict=True
-            )
+            for row, one, logits in rows
         ]
 
     def stream(
