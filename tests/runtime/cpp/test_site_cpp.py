@@ -37,7 +37,9 @@ def unit(rows):
 def random_site(seed, width=WIDTH, classes=6, images=20, around=1.0, name="yard", space="space"):
     rng = np.random.default_rng(seed)
     rows = unit(rng.normal(size=(images, width)) + around)
-    empty = new_site(name, space, rng.normal(size=width) / (4 * width), classes, {"why": "a test"})
+    mean = rng.normal(size=width) / (4 * width)
+    mean /= max(1.0, np.linalg.norm(mean))  # of unit embeddings: in one dimension it may come out longer
+    empty = new_site(name, space, mean, classes, {"why": "a test"})
     return empty.adding(rows, unit(rng.normal(size=(classes, width)))) if images else empty
 
 
