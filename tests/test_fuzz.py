@@ -139,7 +139,7 @@ def runner_rng(number):
 
 def test_a_family_that_cannot_be_opened_ends_the_run(tmp_path):
     with pytest.raises(runner.FuzzError, match="no_such: cannot be opened"):
-        runner.run("no_such", Family(), 3, tmp_path)
+        runner.run("no_such", Told(), 3, tmp_path)
 
 
 def test_the_page_is_that_of_its_record():
