@@ -21,6 +21,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from invariclip.artifact.embeddings import Embeddings, embeddings_bytes
+from invariclip.errors import InputError
 from invariclip.serve import requests
 from invariclip.serve.answers import (
     INLINE,
@@ -38,6 +39,7 @@ from invariclip.serve.incoming import IncomingBodies
 from invariclip.serve.limits import TIMEOUT_HEADER, Held, RefusedError, seconds_for
 from invariclip.serve.metrics import CONTENT_TYPE
 from invariclip.serve.origins import Origins
+from invariclip.serve.partial import errors_json, in_places, parted, warning_of
 from invariclip.serve.record import current
 from invariclip.serve.service import ImageScores
 from invariclip.serve.sites import site_facts
@@ -52,12 +54,13 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
+    from invariclip.errors import InvariclipError
     from invariclip.serve.access_log import AccessLog
     from invariclip.serve.batcher import Batcher, Ticket
     from invariclip.serve.limits import Limits
     from invariclip.serve.metrics import Metrics
     from invariclip.serve.requests import Body, Classify, Embed
-    from invariclip.serve.service import EncodedImage, Service
+    from invariclip.serve.service import Service
     from invariclip.serve.sites import SiteHandle
     from invariclip.sites.site import Site
 
@@ -205,7 +208,9 @@ class Api:
                 asked = await unless_gone(request, self._aside(read, body, limits)) if heavy else read(body, limits)
                 del body
                 if len(asked.images) > 1:
-                    await unless_gone(request, self._aside(self.service.require_bearable, asked.images))
+                    await unless_gone(
+                        request, self._aside(self.service.require_bearable, asked.images, skip=asked.partial)
+                    )
                 yield asked, deadline
         except TimeoutError as error:
             raise RefusedError(504, f"no answer within {seconds:g} s; send less, or later") from error
@@ -233,16 +238,19 @@ class Api:
             finally:
                 wait.leave()
                 record.class_set += time.monotonic() - began
-        rows = await self._rows(asked.images, deadline, classes=key is None and handle is None)
-        rows, site = await without_shift(handle, rows)
+        own = key is None and handle is None
+        seen, failed = parted(await self._rows(asked, deadline, classes=own), asked.images)
+        rows, site = await without_shift(handle, seen)
 
         def written() -> bytes:
-            predictions = service.predictions(rows, model, asked.top, kind, limit)
-            answers = (
-                {"image": image.name, **prediction.to_json()}
-                for image, prediction in zip(asked.images, predictions, strict=True)
-            )
-            answer = {"space_id": service.model.space_id, "predictions": answers, "warnings": list(warnings)}
+            predictions = service.predictions(rows, model, asked.top, kind, limit) if rows else iter(())
+            told = in_places(
+                len(asked.images), (one.to_json() for one in predictions),
+                {place: {"error": line} for place, line in failed.items()},
+            )  # fmt: skip
+            answers = ({"image": image.name, **one} for image, one in zip(asked.images, told, strict=True))
+            said = [*warnings, *warning_of(failed, len(asked.images))]
+            answer = {"space_id": service.model.space_id, "predictions": answers, "warnings": said}
             return sliced_json({**answer, **self._said(site)})
 
         return await self._answer(written, len(rows) * len(model.classes))
@@ -251,26 +259,31 @@ class Api:
         service = self.service
         if not safetensors:
             require_embedded(len(asked.texts or asked.images), service.model.width, service.limits.answer)
+        elif asked.partial:
+            raise InputError("a file has no place for the errors that partial asks for; ask for JSON, or leave it out")
         site: Site | None = None
         rows: Sequence[Any]
+        failed: dict[int, str] = {}
         if asked.texts:
             rows = await answered(service.texts, list(asked.texts), deadline)
             items, warnings = asked.texts, [row.warning for row in rows if row.warning]
         else:
             handle = await self._handle(asked.site, owner)
-            rows, site = await without_shift(handle, await self._rows(asked.images, deadline, classes=False))
-            items, warnings = tuple(image.name for image in asked.images), []
-        vectors = np.stack([row.embedding for row in rows])
+            seen, failed = parted(await self._rows(asked, deadline, classes=False), asked.images)
+            rows, site = await without_shift(handle, seen)
+            items, warnings = tuple(image.name for image in asked.images), warning_of(failed, len(asked.images))
+        vectors = np.stack([row.embedding for row in rows]) if rows else np.empty((0, service.model.width), np.float32)
         space = service.model.space_id
 
         def written() -> bytes:
             if safetensors:
                 own = "" if asked.texts else service.model.site_sha256
                 return embeddings_bytes(Embeddings(vectors, items, space, site.digest if site else own), warnings)
-            answer = {"space_id": space, "width": service.model.width, "items": list(items)}
-            return sliced_json(
-                {**answer, "embeddings": vectors_json(vectors), "warnings": warnings, **self._said(site)}
-            )
+            answer: dict[str, Any] = {"space_id": space, "width": service.model.width, "items": list(items)}
+            answer["embeddings"] = in_places(len(items), vectors_json(vectors), dict.fromkeys(failed, b"null"))
+            if asked.partial:
+                answer["errors"] = errors_json(failed, asked.images)
+            return sliced_json({**answer, "warnings": warnings, **self._said(site)})
 
         kind = (SAFETENSORS, {"x-space-id": space}) if safetensors else ()
         return await self._answer(written, vectors.size, *kind)
@@ -296,15 +309,18 @@ class Api:
         facts = None if site is None else {"name": site.name, "sha256": site.digest, "images": site.images}
         return {"site": facts}
 
-    async def _rows(self, images: Sequence[EncodedImage], deadline: float, *, classes: bool) -> list[ImageScores]:
-        return await answered(self.service.images, [(image, classes) for image in images], deadline)
+    async def _rows(
+        self, asked: Classify | Embed, deadline: float, *, classes: bool
+    ) -> list[ImageScores | InvariclipError]:
+        items = [(image, classes) for image in asked.images]
+        return [*await answered(self.service.images, items, deadline, partial=asked.partial)]
 
 
 async def without_shift(
     handle: SiteHandle | None, rows: Sequence[ImageScores]
 ) -> tuple[list[ImageScores], Site | None]:
     """Rows less a site's shift, and that site; where it runs, they then count."""
-    if handle is None:
+    if handle is None or not rows:
         return list(rows), None
     vectors = np.stack([row.embedding for row in rows])
     live = handle.live is not None
@@ -312,11 +328,11 @@ async def without_shift(
     return [ImageScores(row) for row in moved], site
 
 
-async def answered(batcher: Batcher[T, Any, R], items: list[T], deadline: float) -> list[R]:
-    """What a batcher answers; if nobody waits for it any more, it is taken back."""
+async def answered(batcher: Batcher[T, Any, R], items: list[T], deadline: float, *, partial: bool = False) -> list[R]:
+    """What a batcher answers; if nobody waits for it any more, it is taken back. `partial`: see `Batcher.submit`."""
     record = current()
     record.submitted(batcher.name, len(items))
-    ticket: Ticket[R] = batcher.submit(items, deadline=deadline)
+    ticket: Ticket[R] = batcher.submit(items, deadline=deadline, partial=partial)
     try:
         return await finished(ticket.future)
     finally:

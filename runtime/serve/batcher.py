@@ -116,6 +116,7 @@ class Ticket(Generic[R]):
     _items: deque[tuple[int, Any]]  # place and item, not prepared yet
     _missing: int
     _waiting: int  # of its items, those that no engine has taken
+    _partial: bool = False
     _ready: deque[_Ready] = field(default_factory=deque)
     future: Future[list[R]] = field(default_factory=Future)
     times: TicketTimes = field(default_factory=TicketTimes)
@@ -209,12 +210,14 @@ class Batcher(Generic[T, P, R]):
         with self._changed:
             self._pace = self._pace or pace
 
-    def submit(self, items: Sequence[T], *, deadline: float = math.inf) -> Ticket[R]:
+    def submit(self, items: Sequence[T], *, deadline: float = math.inf, partial: bool = False) -> Ticket[R]:
         """Takes a caller's items into the queue, all or none.
 
         Args:
             items: Any number of them.
             deadline: When the answer is worth nothing any more, by `time.monotonic`.
+            partial: Whether an item that cannot be prepared has its `InvariclipError` as its result, instead of failing
+                all of them.
 
         Raises:
             QueueFullError: They have no room, or would not be answered in time.
@@ -232,7 +235,9 @@ class Batcher(Generic[T, P, R]):
                     retry,
                 )
             self._require_time(count, now, deadline)
-            ticket: Ticket[R] = Ticket(self.drop, [None] * count, deadline, now, deque(enumerate(items)), count, count)
+            ticket: Ticket[R] = Ticket(
+                self.drop, [None] * count, deadline, now, deque(enumerate(items)), count, count, partial
+            )
             ticket.future.set_running_or_notify_cancel()  # from here on, only this class ends it
             if not count:
                 ticket.future.set_result([])
@@ -335,7 +340,7 @@ class Batcher(Generic[T, P, R]):
             ticket.times.prepare += now - began
             ticket._finish(now)
             if error is not None:
-                self._end(ticket, error)
+                self._fail(_Ready(ticket, place, None, now), error)
             elif not ticket.future.done():
                 ticket._ready.append(_Ready(ticket, place, prepared, now))
                 self._ready += 1
@@ -444,7 +449,7 @@ class Batcher(Generic[T, P, R]):
             "deadline",
         )
 
-    def _settle(self, item: _Ready, result: R) -> None:
+    def _settle(self, item: _Ready, result: R | InvariclipError) -> None:
         ticket = item.ticket
         if ticket.future.done():
             return
@@ -452,6 +457,16 @@ class Batcher(Generic[T, P, R]):
         ticket._missing -= 1
         if not ticket._missing:
             self._end(ticket)
+
+    def _fail(self, item: _Ready, error: Exception) -> None:
+        """An item could not be prepared; the lock is held."""
+        ticket = item.ticket
+        if not ticket._partial or not isinstance(error, InvariclipError):
+            self._end(ticket, error)
+        elif not ticket.future.done():
+            ticket._waiting -= 1
+            self._waiting -= 1
+            self._settle(item, error)
 
     def _end(self, ticket: Ticket[Any], error: Exception | None = None) -> None:
         """Ends a ticket once, and lets go of what it brought; the lock is held."""

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 Pairs: TypeAlias = "Iterable[tuple[str, str]]"
 
-CLASSIFY_FIELDS = ("images", "classes", "templates", "abstain_above", "uncertainty", "top", "site")
-EMBED_FIELDS = ("images", "texts", "site")
+CLASSIFY_FIELDS = ("images", "classes", "templates", "abstain_above", "uncertainty", "top", "site", "partial")
+EMBED_FIELDS = ("images", "texts", "site", "partial")
 DEFAULT_TOP, MAX_TOP = 3, 999_999_999
 LISTS = ("images", "classes", "templates", "texts")
 """Fields that hold lists, also as JSON in the text of a query or form."""
@@ -60,6 +60,7 @@ class Classify:
         uncertainty: Which one is told and abstained by.
         top: How many classes are ranked.
         site: The place that the images are from; "" for none, None for the server's.
+        partial: Whether the other images are answered where one cannot be read.
     """
 
     images: tuple[EncodedImage, ...]
@@ -69,15 +70,17 @@ class Classify:
     uncertainty: UncertaintyKind | None
     top: int
     site: str | None
+    partial: bool = False
 
 
 @dataclass(frozen=True)
 class Embed:
-    """A question to `/v1/embed`: images, or texts; `site` as in `Classify`."""
+    """A question to `/v1/embed`: images, or texts; `site` and `partial` as in `Classify`."""
 
     images: tuple[EncodedImage, ...]
     texts: tuple[str, ...]
     site: str | None
+    partial: bool = False
 
 
 def from_pairs(pairs: Pairs, limits: Limits) -> dict[str, Any]:
@@ -147,7 +150,8 @@ def classify(body: Body, limits: Limits) -> Classify:
         RefusedError: There is too much of something.
     """
     fields = _known(body.fields, CLASSIFY_FIELDS)
-    images = _images(body, limits)
+    partial = _flag(fields, "partial")
+    images = _images(body, limits, partial)
     if not images:
         raise InputError("no image; send one as the body, as multipart files, or as base64 in the field images")
     classes = _texts(fields.get("classes"), "classes", limits, limits.classes, split=True)
@@ -158,7 +162,7 @@ def classify(body: Body, limits: Limits) -> Classify:
         check_prompts(classes or ("class",), templates or ("{}",))
     top = _whole(fields.get("top", DEFAULT_TOP), "top")
     limit, kind = _threshold(fields.get("abstain_above", UNSAID)), _kind(fields.get("uncertainty"))
-    return Classify(images, classes, templates, limit, kind, top, _site(fields))
+    return Classify(images, classes, templates, limit, kind, top, _site(fields), partial)
 
 
 def embed(body: Body, limits: Limits) -> Embed:
@@ -169,13 +173,16 @@ def embed(body: Body, limits: Limits) -> Embed:
         RefusedError: There is too much of something.
     """
     fields = _known(body.fields, EMBED_FIELDS)
-    images = _images(body, limits)
+    partial = _flag(fields, "partial")
+    images = _images(body, limits, partial)
     texts = _texts(fields.get("texts"), "texts", limits, limits.texts) or ()
     if bool(images) == bool(texts):
         raise InputError("give images, or texts, and not both")
     if texts and fields.get("site"):
         raise InputError("a site changes images' embeddings alone; leave the field site out for texts")
-    return Embed(images, texts, _site(fields))
+    if texts and partial:
+        raise InputError("partial is for images, which may be unreadable; leave the field partial out for texts")
+    return Embed(images, texts, _site(fields), partial)
 
 
 def _known(fields: Mapping[str, Any], known: tuple[str, ...]) -> Mapping[str, Any]:
@@ -185,7 +192,7 @@ def _known(fields: Mapping[str, Any], known: tuple[str, ...]) -> Mapping[str, An
     return fields
 
 
-def _images(body: Body, limits: Limits) -> tuple[EncodedImage, ...]:
+def _images(body: Body, limits: Limits, partial: bool) -> tuple[EncodedImage, ...]:
     given = body.fields.get("images")
     if given is None:
         limits.require(len(body.images), "images", limits.images)
@@ -193,15 +200,15 @@ def _images(body: Body, limits: Limits) -> tuple[EncodedImage, ...]:
     else:
         listed = given if isinstance(given, list) else [given]
         limits.require(len(listed) + len(body.images), "images", limits.images)
-        images = (*body.images, *(_from_base64(place, one) for place, one in enumerate(listed)))
+        images = (*body.images, *(_from_base64(place, one, partial) for place, one in enumerate(listed)))
     for image in images:
         limits.require(len(image.name), "characters in an image's name", limits.characters)
         _require_unicode(image.name, "an image's name")
     return images
 
 
-def _from_base64(place: int, given: Any) -> EncodedImage:
-    """An image as a text, or as `{"name": ..., "data": ...}`."""
+def _from_base64(place: int, given: Any, partial: bool) -> EncodedImage:
+    """An image as a text, or as `{"name": ..., "data": ...}`; with `partial`, what is not base64 has its problem."""
     name: Any = str(place)
     if isinstance(given, dict):
         if not set(given) <= {"name", "data"}:
@@ -214,6 +221,8 @@ def _from_base64(place: int, given: Any) -> EncodedImage:
     try:
         return EncodedImage(name, base64.b64decode("".join(given.split()), validate=True))
     except (binascii.Error, ValueError) as error:
+        if partial:
+            return EncodedImage(name, b"", f"not base64 ({error})")
         raise InputError(f"image {place}: not base64 ({error})") from error
 
 
@@ -261,6 +270,15 @@ def _site(fields: Mapping[str, Any]) -> str | None:
     if given is not None and not isinstance(given, str):
         raise InputError(f"site must be one name, or null for none, not {given!r:.60}")
     return given or ""
+
+
+def _flag(fields: Mapping[str, Any], what: str) -> bool:
+    given = fields.get(what, False)
+    if isinstance(given, bool):
+        return given
+    if given in ("true", "false"):
+        return bool(given == "true")
+    raise InputError(f"{what} must be true or false, not {given!r:.60}")
 
 
 def _whole(given: Any, what: str) -> int:

@@ -38,10 +38,11 @@ TEXT_QUEUE = 4
 
 
 class EncodedImage(NamedTuple):
-    """An image as it came: what to call it, and its encoded bytes."""
+    """An image as it came: what to call it, and its encoded bytes; what is wrong if these could not be had."""
 
     name: str
     data: bytes
+    problem: str = ""
 
 
 class DecodedImage(NamedTuple):
@@ -222,14 +223,24 @@ class Service:
             for probabilities, logits, one in every
         )
 
-    def require_bearable(self, images: Sequence[EncodedImage]) -> None:
+    def require_bearable(self, images: Sequence[EncodedImage], *, skip: bool = False) -> None:
         """Reads the heads of a request's images, and refuses those that are too many pixels together.
+
+        Args:
+            images: All of them.
+            skip: Whether those that cannot be read, or are too large, are passed over: decoding them fails.
 
         Raises:
             InputError: One is not an image.
             RefusedError: One has too many pixels, or all together have.
         """
-        total = sum(self._weight(image) for image in images)
+        total = 0
+        for image in images:
+            try:
+                total += self._weight(image)
+            except (InputError, RefusedError):
+                if not skip:
+                    raise
         if total > self.limits.request_pixels:
             raise RefusedError(
                 413, f"the images of the request have {total:,} pixels, decoded and resized; up to "
@@ -258,6 +269,8 @@ class Service:
             InputError: It is not an image.
             RefusedError: There are too many.
         """
+        if image.problem:
+            raise InputError(f"image {image.name}: {image.problem}")
         try:
             _, (width, height) = image_facts(image.data)
             if width * height > self.limits.pixels:
