@@ -56,12 +56,13 @@ if TYPE_CHECKING:
 
     from invariclip.errors import InvariclipError
     from invariclip.serve.access_log import AccessLog
-    from invariclip.serve.batcher import Batcher, Ticket
+    from invariclip.serve.batcher import Batcher
     from invariclip.serve.limits import Limits
     from invariclip.serve.metrics import Metrics
     from invariclip.serve.requests import Body, Classify, Embed
     from invariclip.serve.service import Service
     from invariclip.serve.sites import SiteHandle
+    from invariclip.serve.tickets import Ticket
     from invariclip.sites.site import Site
 
     T = TypeVar("T")
@@ -231,7 +232,7 @@ class Api:
         warnings: tuple[str, ...] = ()
         if key is not None:
             record, began = current(), time.monotonic()
-            wait = service.class_sets.ask(*key, deadline=deadline)
+            wait = service.class_sets.ask(*key, deadline=deadline, owner=owner)
             try:
                 made = await finished(wait.future)
                 model, warnings = made.model, made.warnings
@@ -332,7 +333,7 @@ async def answered(batcher: Batcher[T, Any, R], items: list[T], deadline: float,
     """What a batcher answers; if nobody waits for it any more, it is taken back. `partial`: see `Batcher.submit`."""
     record = current()
     record.submitted(batcher.name, len(items))
-    ticket: Ticket[R] = batcher.submit(items, deadline=deadline, partial=partial)
+    ticket: Ticket[R] = batcher.submit(items, deadline=deadline, partial=partial, owner=record.key)
     try:
         return await finished(ticket.future)
     finally:

@@ -104,6 +104,7 @@ class Guard:
         try:
             key = self._key(scope) if self._keys and scope["path"] not in OPEN else 0
             scope[KEY] = key
+            current().key = key or 0
             if key is None:
                 answer = as_json({"error": _WITHOUT_KEY}, 401, {"www-authenticate": "Bearer"})
                 await answer(scope, receive, noting)

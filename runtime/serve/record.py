@@ -15,7 +15,7 @@ from invariclip.serve.limits import reason_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from invariclip.serve.batcher import TicketTimes
+    from invariclip.serve.tickets import TicketTimes
 
 ERROR_CHARACTERS = 300
 """Of an error, as much as a log or one item of an answer repeats."""

@@ -95,6 +95,7 @@ class Service:
         abstain_above: AbstainAbove = None,
         uncertainty: UncertaintyKind | None = None,
         sites: SiteRegistry | None = None,
+        keys: int = 1,
         images: Watcher = quiet,
         texts: Watcher = quiet,
     ) -> None:
@@ -107,6 +108,7 @@ class Service:
             abstain_above: The uncertainty above which no label is given, unless a request says otherwise.
             uncertainty: Which one answers tell, likewise; None takes the artifact's own.
             sites: Sites that requests may name; None for none.
+            keys: How many API keys there are; of several none fills a queue alone.
             images: Is told of images and their batches.
             texts: Likewise of texts.
 
@@ -124,14 +126,15 @@ class Service:
         batching = batching or Batching()
         self.images: Batcher[tuple[EncodedImage, bool], DecodedImage, ImageScores] = Batcher(
             self._decode, self._see, max_batch=batching.max_batch, queue=self.limits.queue, watcher=images,
-            max_wait=batching.max_wait, workers=batching.decoders or available_threads(), name="images",
+            max_wait=batching.max_wait, workers=batching.decoders or available_threads(), owners=keys,
+            name="images",
         )  # fmt: skip
         self.texts: Batcher[str, str, TextRow] = Batcher(
             None, self._read, max_batch=TEXTS_TO_A_BATCH, queue=TEXT_QUEUE * max(self.limits.texts, self.limits.queue),
-            watcher=texts, name="texts",
+            watcher=texts, owners=keys, name="texts",
         )  # fmt: skip
         self._turns = Turns()
-        self.class_sets = ClassSets(model, self._turns, limit=self.limits.class_sets, pending=PENDING_SETS)
+        self.class_sets = ClassSets(model, self._turns, limit=self.limits.class_sets, pending=PENDING_SETS, owners=keys)
 
     def warm_up(self) -> None:
         """Meets every batch size once, and opens the text tower."""
