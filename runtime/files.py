@@ -263,6 +263,7 @@ def _created(hidden: Path) -> tuple[int, Path]:
             return handle, hidden
         os.close(handle)  # another process took it for one that was left
     handle, name = tempfile.mkstemp(dir=hidden.parent, prefix=f"{hidden.name}.")
+    _lock(handle)
     return handle, Path(name)
 
 
@@ -334,6 +335,13 @@ def _sweep(parent: Path, prefix: str) -> None:
     for left in parent.glob(f"{glob.escape(prefix)}*{_UNFINISHED}"):
         with suppress(OSError), _unlocked(left, os.O_DIRECTORY):
             shutil.rmtree(left, ignore_errors=True)
+
+
+def remove_left(folder: Path) -> None:
+    """Removes what killed runs left of files in a folder that is not written any more, see `write_atomically`."""
+    if locks is not None:
+        for file in folder.glob(f".*{_UNFINISHED}*"):
+            _remove_left(file)
 
 
 def _remove_left(file: Path) -> None:

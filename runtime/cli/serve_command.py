@@ -182,7 +182,8 @@ def serve(
     registry = SiteRegistry(model, default=default, known=known, running=running, keys=max(1, len(keys)))
     service = Service(
         model, limits, Batching(max_batch, max_wait_ms / 1000, decode_threads), abstain_above=abstain_above,
-        uncertainty=uncertainty, sites=registry, images=metrics.watcher("images"), texts=metrics.watcher("texts"),
+        uncertainty=uncertainty, sites=registry, keys=max(1, len(keys)),
+        images=metrics.watcher("images"), texts=metrics.watcher("texts"),
     )  # fmt: skip
     return run(service, metrics, sock, what=f"{artifact} ({model.variant} on {model.backend})", grace=grace,
                api_keys=keys, cors_origins=origins, hosts=hosts, limits=connections,

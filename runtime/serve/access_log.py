@@ -56,6 +56,7 @@ def facts_of(record: RequestRecord) -> dict[str, Any]:
         "bytes_in": record.bytes_in,
         "bytes_out": record.bytes_out,
         **record.items,
+        "failed": record.failed,
         "queue_ms": _milliseconds(record.queue),
         "decode_ms": _milliseconds(record.decode),
         "class_set_ms": _milliseconds(record.class_set),

@@ -18,6 +18,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from invariclip.artifact.embeddings import Embeddings, embeddings_bytes
+from invariclip.errors import InputError
 from invariclip.serve import requests, schema
 from invariclip.serve.answers import (
     INLINE,
@@ -34,6 +35,7 @@ from invariclip.serve.limits import TIMEOUT_HEADER, RefusedError
 from invariclip.serve.metrics import CONTENT_TYPE
 from invariclip.serve.openai_api import OpenAi
 from invariclip.serve.origins import Origins
+from invariclip.serve.partial import errors_json, in_places, warning_of
 from invariclip.serve.record import current
 from invariclip.serve.sites import site_facts
 from invariclip.serve.tracking import ID_HEADERS, Tracking
@@ -203,23 +205,26 @@ class Api:
         warnings: tuple[str, ...] = ()
         if key is not None:
             record, began = current(), time.monotonic()
-            wait = service.class_sets.ask(*key, deadline=deadline)
+            wait = service.class_sets.ask(*key, deadline=deadline, owner=owner)
             try:
                 made = await finished(wait.future)
                 model, warnings = made.model, made.warnings
             finally:
                 wait.leave()
                 record.class_set += time.monotonic() - began
-        rows = await self.exchange.rows(asked.images, deadline, classes=key is None and handle is None)
-        rows, site = await without_shift(handle, rows)
+        own = key is None and handle is None
+        seen, failed = await self.exchange.parted_rows(asked, deadline, classes=own)
+        rows, site = await without_shift(handle, seen)
 
         def written() -> bytes:
-            predictions = service.predictions(rows, model, asked.top, kind, limit)
-            answers = (
-                {"image": image.name, **prediction.to_json()}
-                for image, prediction in zip(asked.images, predictions, strict=True)
-            )
-            answer = {"space_id": service.model.space_id, "predictions": answers, "warnings": list(warnings)}
+            predictions = service.predictions(rows, model, asked.top, kind, limit) if rows else iter(())
+            told = in_places(
+                len(asked.images), (one.to_json() for one in predictions),
+                {place: {"error": line} for place, line in failed.items()},
+            )  # fmt: skip
+            answers = ({"image": image.name, **one} for image, one in zip(asked.images, told, strict=True))
+            said = [*warnings, *warning_of(failed, len(asked.images))]
+            answer = {"space_id": service.model.space_id, "predictions": answers, "warnings": said}
             return sliced_json({**answer, **self.exchange.said(site)})
 
         return await self.exchange.answer(written, len(rows) * len(model.classes))
@@ -228,18 +233,22 @@ class Api:
         service, exchange = self.service, self.exchange
         if not safetensors:
             require_embedded(len(asked.texts or asked.images), service.model.width, service.limits.answer)
+        elif asked.partial:
+            raise InputError("a file has no place for the errors that partial asks for; ask for JSON, or leave it out")
         embedded = await exchange.embedded(asked, owner, deadline)
         items = asked.texts or tuple(image.name for image in asked.images)
         vectors, site, warnings, space = embedded.vectors, embedded.site, embedded.warnings, service.model.space_id
+        failed = embedded.failed
 
         def written() -> bytes:
             if safetensors:
                 own = "" if asked.texts else service.model.site_sha256
                 return embeddings_bytes(Embeddings(vectors, items, space, site.digest if site else own), warnings)
-            answer = {"space_id": space, "width": service.model.width, "items": list(items)}
-            return sliced_json(
-                {**answer, "embeddings": vectors_json(vectors), "warnings": warnings, **exchange.said(site)}
-            )
+            answer: dict[str, Any] = {"space_id": space, "width": service.model.width, "items": list(items)}
+            answer["embeddings"] = in_places(len(items), vectors_json(vectors), dict.fromkeys(failed, b"null"))
+            if asked.partial:
+                answer["errors"] = errors_json(failed, asked.images)
+            return sliced_json({**answer, "warnings": warnings, **exchange.said(site)})
 
         kind = (SAFETENSORS, {"x-space-id": space}) if safetensors else ()
         return await exchange.answer(written, vectors.size, *kind)

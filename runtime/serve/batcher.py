@@ -7,6 +7,9 @@ Callers take turns. A caller who has used u seconds of the threads and the engin
 `SHARE` · u seconds later: whoever brings many or heavy items is overtaken by those who bring few. They are overtaken no
 longer when what is left of their time is just enough for what is left of their items. Callers of one light item each
 are answered in the order in which they came.
+
+Where callers have owners (API keys), these take turns first, and all owners who wait have equal parts of the threads
+and the engine, however many callers or items each of them brings: see `fairness`.
 """
 
 from __future__ import annotations
@@ -16,12 +19,12 @@ import math
 import threading
 import time
 from collections import deque
-from concurrent.futures import Future
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from invariclip.backends.batching import largest_bucket, plan
 from invariclip.errors import InvariclipError
+from invariclip.serve.fairness import FairClocks, crowds_out
+from invariclip.serve.tickets import ReadyItem, Ticket
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -85,65 +88,6 @@ class _Quiet:
 quiet: Watcher = _Quiet()
 
 
-@dataclass
-class TicketTimes:
-    """Where the time of a caller's items went, in seconds.
-
-    Attributes:
-        queue: None of them was worked on.
-        prepare: Of the threads that made them ready, in all.
-        engine: Of the runs that some of them were part of.
-    """
-
-    queue: float = 0.0
-    prepare: float = 0.0
-    engine: float = 0.0
-
-
-@dataclass(eq=False)
-class Ticket(Generic[R]):
-    """One caller's items; `future` gets their results, in order, or the first error.
-
-    Attributes:
-        future: list[R] of as many results as items were given.
-        times: What was spent on them, complete when the future is done.
-    """
-
-    _drop: Callable[[Ticket[R]], None]
-    _results: list[Any]
-    _deadline: float
-    _turn: float  # when the caller came, later by `SHARE` times the seconds that were spent on them
-    _items: deque[tuple[int, Any]]  # place and item, not prepared yet
-    _missing: int
-    _waiting: int  # of its items, those that no engine has taken
-    _ready: deque[_Ready] = field(default_factory=deque)
-    future: Future[list[R]] = field(default_factory=Future)
-    times: TicketTimes = field(default_factory=TicketTimes)
-    _busy: int = 0  # of its items, those that are being prepared or in the engine
-    _idle_since: float = field(default_factory=time.monotonic)
-
-    def _begin(self, now: float) -> None:
-        if not self._busy:
-            self.times.queue += now - self._idle_since
-        self._busy += 1
-
-    def _finish(self, now: float) -> None:
-        self._busy -= 1
-        self._idle_since = now
-
-    def drop(self) -> None:
-        """The caller went away: what still waits is not worked on. The future then holds a `BatcherStoppedError`."""
-        self._drop(self)
-
-
-@dataclass(frozen=True, eq=False)
-class _Ready:
-    ticket: Ticket[Any]
-    place: int
-    prepared: Any
-    since: float
-
-
 class Batcher(Generic[T, P, R]):
     """Items in, results out. Safe to share between threads; `close` ends its own."""
 
@@ -156,6 +100,7 @@ class Batcher(Generic[T, P, R]):
         queue: int,
         workers: int = 1,
         max_wait: float = 0.0,
+        owners: int = 1,
         watcher: Watcher = quiet,
         name: str = "items",
     ) -> None:
@@ -169,6 +114,7 @@ class Batcher(Generic[T, P, R]):
             queue: Items that may wait, in preparation or ready.
             workers: Threads that prepare.
             max_wait: Seconds that a ready item may wait for a batch to fill while the engine is free.
+            owners: How many owners there may be; of several none fills the queue alone.
             watcher: Is told of every item and batch.
             name: What the items are called in messages.
 
@@ -178,6 +124,7 @@ class Batcher(Generic[T, P, R]):
         self.max_batch = largest_bucket(max_batch)
         self.queue, self.max_wait, self.name = queue, max_wait, name
         self._prepare, self._run, self._watcher, self._workers = prepare, run, watcher, workers
+        self._owners, self._clocks = owners, FairClocks()
         lock = threading.Lock()
         self._changed, self._asked = threading.Condition(lock), threading.Condition(lock)  # for the engine; for workers
         self._waiting = self._ready = self._running = 0  # items that no engine has taken; prepared ones; in the engine
@@ -209,12 +156,17 @@ class Batcher(Generic[T, P, R]):
         with self._changed:
             self._pace = self._pace or pace
 
-    def submit(self, items: Sequence[T], *, deadline: float = math.inf) -> Ticket[R]:
+    def submit(
+        self, items: Sequence[T], *, deadline: float = math.inf, partial: bool = False, owner: int = 0
+    ) -> Ticket[R]:
         """Takes a caller's items into the queue, all or none.
 
         Args:
             items: Any number of them.
             deadline: When the answer is worth nothing any more, by `time.monotonic`.
+            partial: Whether an item that cannot be prepared has its `InvariclipError` as its result, instead of failing
+                all of them.
+            owner: Whose items they are.
 
         Raises:
             QueueFullError: They have no room, or would not be answered in time.
@@ -231,8 +183,13 @@ class Batcher(Generic[T, P, R]):
                     f"more; try again in {retry} s",
                     retry,
                 )
-            self._require_time(count, now, deadline)
-            ticket: Ticket[R] = Ticket(self.drop, [None] * count, deadline, now, deque(enumerate(items)), count, count)
+            self._require_share(count, owner)
+            if not any(other.owner == owner for other in self._tickets):
+                self._clocks.enter(owner, {other.owner for other in self._tickets})
+            self._require_time(count, now, deadline, owner)
+            ticket: Ticket[R] = Ticket(
+                self.drop, [None] * count, deadline, now, deque(enumerate(items)), count, count, owner, partial
+            )
             ticket.future.set_running_or_notify_cancel()  # from here on, only this class ends it
             if not count:
                 ticket.future.set_result([])
@@ -242,7 +199,7 @@ class Batcher(Generic[T, P, R]):
             self._waiting += count
             self._tickets[ticket] = None
             if self._prepare is None:
-                ticket._ready.extend(_Ready(ticket, place, item, now) for place, item in enumerate(items))
+                ticket._ready.extend(ReadyItem(ticket, place, item, now) for place, item in enumerate(items))
                 ticket._items.clear()
                 self._ready += count
                 self._changed.notify_all()
@@ -270,7 +227,22 @@ class Batcher(Generic[T, P, R]):
             self._notify_all()
         return not left
 
-    def _require_time(self, count: int, now: float, deadline: float) -> None:
+    def _require_share(self, count: int, owner: int) -> None:
+        """Refuses what would leave no room for other owners.
+
+        Raises:
+            QueueFullError: It would.
+        """
+        own = sum(other._waiting for other in self._tickets if other.owner == owner)
+        if self._owners > 1 and crowds_out(own, count, self._waiting, self.queue):
+            retry = _retry(own * self._pace)
+            raise QueueFullError(
+                f"{own} {self.name} of this API key are waiting, and what is left of the queue is kept for other keys: "
+                f"no room for {count} more; try again in {retry} s",
+                retry,
+            )
+
+    def _require_time(self, count: int, now: float, deadline: float, owner: int) -> None:
         """Refuses what would not be answered in time; an idle queue takes everything, or it could never learn better.
 
         Raises:
@@ -280,12 +252,12 @@ class Batcher(Generic[T, P, R]):
         if not busy or (busy + count) * self._pace <= left:
             return
         # Of a caller who has fallen back, only those items are before the new ones that are served until that turn
-        before = sum(
+        own = count * self._pace + sum(
             min(other._waiting * self._pace, max(0.0, now - other._turn) / SHARE + self._pace)
             for other in self._tickets
-            if other._waiting
+            if other._waiting and other.owner == owner
         )
-        seconds = before + (self._running + count) * self._pace
+        seconds = self._running * self._pace + own + self._before(owner, own)
         if seconds > left:
             retry = _retry(MARGIN * (seconds - left))
             raise QueueFullError(
@@ -295,8 +267,20 @@ class Batcher(Generic[T, P, R]):
                 "too_late",
             )
 
+    def _before(self, owner: int, own: float) -> float:
+        """Seconds that other owners will have while one has so many: as many, and what they have had less before."""
+        waiting: dict[int, int] = {}
+        for other in self._tickets:
+            if other.owner != owner:
+                waiting[other.owner] = waiting.get(other.owner, 0) + other._waiting
+        mine = self._clocks.of(owner)
+        return sum(
+            min(items * self._pace, own + max(0.0, mine - self._clocks.of(other)) + self._pace)
+            for other, items in waiting.items()
+        )
+
     def _place(self, ticket: Ticket[Any]) -> float:
-        """The smaller, the earlier it is a caller's turn."""
+        """The smaller, the earlier it is a caller's turn among those of an owner."""
         return min(ticket._turn, ticket._deadline - MARGIN * ticket._waiting * self._pace)
 
     def _prepare_all(self) -> None:
@@ -312,7 +296,7 @@ class Batcher(Generic[T, P, R]):
                         return None
                     self._asked.wait()
                     continue
-                ticket = min(self._unprepared, key=self._place)
+                ticket = min(self._unprepared, key=lambda one: (self._clocks.of(one.owner), self._place(one)))
                 if time.monotonic() >= ticket._deadline:
                     self._end(ticket, self._late())
                     continue
@@ -332,12 +316,13 @@ class Batcher(Generic[T, P, R]):
         now = time.monotonic()
         with self._changed:
             ticket._turn += SHARE * (now - began) / self._workers
+            self._clocks.charge(ticket.owner, (now - began) / self._workers)
             ticket.times.prepare += now - began
             ticket._finish(now)
             if error is not None:
-                self._end(ticket, error)
+                self._fail(ReadyItem(ticket, place, None, now), error)
             elif not ticket.future.done():
-                ticket._ready.append(_Ready(ticket, place, prepared, now))
+                ticket._ready.append(ReadyItem(ticket, place, prepared, now))
                 self._ready += 1
             self._changed.notify_all()
         if error is None:
@@ -371,7 +356,7 @@ class Batcher(Generic[T, P, R]):
                 self._watcher.ran(len(batch), now - began)
             del batch, error
 
-    def _spend(self, batch: list[_Ready], began: float, now: float) -> None:
+    def _spend(self, batch: list[ReadyItem], began: float, now: float) -> None:
         for ticket in {item.ticket for item in batch}:
             ticket.times.engine += now - began
         for item in batch:
@@ -382,7 +367,7 @@ class Batcher(Generic[T, P, R]):
         weight = 1 - (1 - _RECENT) ** count if self._pace else 1.0
         self._pace += weight * (pace - self._pace)
 
-    def _next(self) -> list[_Ready]:
+    def _next(self) -> list[ReadyItem]:
         """The next batch; empty when there will be none."""
         with self._changed:
             while True:
@@ -400,26 +385,32 @@ class Batcher(Generic[T, P, R]):
                 if batch := self._taken():
                     return batch
 
-    def _taken(self) -> list[_Ready]:
+    def _taken(self) -> list[ReadyItem]:
         """Ready items, whose turn it is; none where it is too late for all of them. The lock is held."""
         self._drop_late()
         if not self._ready:
             return []
         # Only as many as one run of the engine takes: the rest then goes with what comes in meanwhile
         count, _ = plan(min(self._ready, self.max_batch))[0]
-        turns = [(self._place(ticket), number, ticket) for number, ticket in enumerate(self._tickets) if ticket._ready]
-        heapq.heapify(turns)
-        batch, now = list[_Ready](), time.monotonic()
+        turns: dict[int, list[tuple[float, int, Ticket[R]]]] = {}
+        for number, ticket in enumerate(self._tickets):
+            if ticket._ready:
+                heapq.heappush(turns.setdefault(ticket.owner, []), (self._place(ticket), number, ticket))
+        batch, now = list[ReadyItem](), time.monotonic()
         while len(batch) < count:
-            _, number, ticket = turns[0]
+            owner = min(turns, key=lambda one: (self._clocks.of(one), turns[one][0]))
+            _, number, ticket = turns[owner][0]
             batch.append(ticket._ready.popleft())
             ticket._waiting -= 1
             ticket._begin(now)
             ticket._turn += SHARE * self._pace
+            self._clocks.charge(owner, self._pace)
             if ticket._ready:
-                heapq.heapreplace(turns, (self._place(ticket), number, ticket))
+                heapq.heapreplace(turns[owner], (self._place(ticket), number, ticket))
             else:
-                heapq.heappop(turns)
+                heapq.heappop(turns[owner])
+            if not turns[owner]:
+                del turns[owner]
         self._waiting -= count
         self._ready -= count
         self._running = count
@@ -444,7 +435,7 @@ class Batcher(Generic[T, P, R]):
             "deadline",
         )
 
-    def _settle(self, item: _Ready, result: R) -> None:
+    def _settle(self, item: ReadyItem, result: R | InvariclipError) -> None:
         ticket = item.ticket
         if ticket.future.done():
             return
@@ -452,6 +443,16 @@ class Batcher(Generic[T, P, R]):
         ticket._missing -= 1
         if not ticket._missing:
             self._end(ticket)
+
+    def _fail(self, item: ReadyItem, error: Exception) -> None:
+        """An item could not be prepared; the lock is held."""
+        ticket = item.ticket
+        if not ticket._partial or not isinstance(error, InvariclipError):
+            self._end(ticket, error)
+        elif not ticket.future.done():
+            ticket._waiting -= 1
+            self._waiting -= 1
+            self._settle(item, error)
 
     def _end(self, ticket: Ticket[Any], error: Exception | None = None) -> None:
         """Ends a ticket once, and lets go of what it brought; the lock is held."""

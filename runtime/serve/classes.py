@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from invariclip.preprocessing.tokenizer import hearing_cuts
 from invariclip.serve.batcher import LONGEST_RETRY, MARGIN, BatcherStoppedError, QueueFullError
+from invariclip.serve.fairness import crowds_out
 from invariclip.text_tower import taking_turns
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class ClassSet(NamedTuple):
 class _Entry:
     key: Key
     left: int  # prompts, at most, that are not embedded yet
+    owner: int  # who asked for it first
     future: Future[ClassSet] = field(default_factory=Future)
     askers: int = 0
 
@@ -65,7 +67,7 @@ class ClassSets:
     a large one. What was embedded of a set that nobody waited for any more is found again in the model's text cache.
     """
 
-    def __init__(self, model: Model, turns: Turns, *, limit: int, pending: int) -> None:
+    def __init__(self, model: Model, turns: Turns, *, limit: int, pending: int, owners: int = 1) -> None:
         """Starts nothing yet.
 
         Args:
@@ -73,8 +75,9 @@ class ClassSets:
             turns: Of the text tower.
             limit: Sets that are kept.
             pending: Sets that may be embedded at a time.
+            owners: How many owners may ask; of several none has all sets that may be embedded.
         """
-        self.limit, self.pending = limit, pending
+        self.limit, self.pending, self._owners = limit, pending, owners
         self.embedded = 0
         self._model, self._turns = model, turns
         self._changed = threading.Lock()
@@ -83,13 +86,16 @@ class ClassSets:
         self._threads = 0  # also those whose set nobody waits for any more, until their next turn
         self._open = True
 
-    def ask(self, classes: tuple[str, ...], templates: tuple[str, ...], *, deadline: float = math.inf) -> Asked:
+    def ask(
+        self, classes: tuple[str, ...], templates: tuple[str, ...], *, deadline: float = math.inf, owner: int = 0
+    ) -> Asked:
         """A set that is kept, that is being embedded for somebody else, or that now will be.
 
         Args:
             classes: Names.
             templates: Prompts.
             deadline: When the answer is worth nothing any more, by `time.monotonic`.
+            owner: Who asks: the number of an API key, or 0.
 
         Raises:
             QueueFullError: Too many are being embedded already, or there is no time for one more.
@@ -101,8 +107,8 @@ class ClassSets:
             if entry is None:
                 if not self._open:
                     raise BatcherStoppedError("the server is stopping and takes no more work")
-                entry = _Entry(key, len(classes) * len(templates))
-                self._require_room(entry.left, deadline)
+                entry = _Entry(key, len(classes) * len(templates), owner)
+                self._require_room(entry, deadline)
                 entry.future.set_running_or_notify_cancel()
                 self._kept[key] = entry
                 self._begun.add(entry)
@@ -124,7 +130,7 @@ class ClassSets:
             for entry in list(self._begun):
                 self._end(entry, BatcherStoppedError("the server stopped before this was answered; ask again"))
 
-    def _require_room(self, prompts: int, deadline: float) -> None:
+    def _require_room(self, new: _Entry, deadline: float) -> None:
         """Refuses what would not be embedded in time; while no other set is embedded, everything is tried.
 
         Raises:
@@ -132,9 +138,21 @@ class ClassSets:
         """
         if self._threads >= self.pending:
             raise QueueFullError(f"{self._threads} class sets are being embedded; try again in {RETRY} s", RETRY)
-        # All sets take turns, so no other one is ahead with more prompts than this one has
-        ahead = sum(min(entry.left, prompts) for entry in self._begun)
-        seconds, left = MARGIN * (ahead + prompts) * self._turns.pace, deadline - time.monotonic()
+        left_of: dict[int, list[int]] = {new.owner: []}
+        for entry in self._begun:
+            left_of.setdefault(entry.owner, []).append(entry.left)
+        own = left_of.pop(new.owner)
+        if self._owners > 1 and crowds_out(len(own), 1, self._threads, self.pending):
+            raise QueueFullError(
+                f"{len(own)} class sets of this API key are being embedded, and what is left is kept for other keys; "
+                f"try again in {RETRY} s",
+                RETRY,
+            )
+        # All sets take turns, so no other one is ahead with more prompts than this one has; likewise all owners
+        prompts = new.left
+        ours = prompts + sum(min(left, prompts) for left in own)
+        ahead = sum(min(sum(theirs), ours) for theirs in left_of.values())
+        seconds, left = MARGIN * (ours + ahead) * self._turns.pace, deadline - time.monotonic()
         if self._begun and seconds > left:
             retry = min(LONGEST_RETRY, max(1, math.ceil(seconds - left)))
             raise QueueFullError(
@@ -166,7 +184,7 @@ class ClassSets:
     def _embed(self, entry: _Entry) -> None:
         @contextmanager
         def turn(prompts: int) -> Iterator[None]:
-            with self._turns.take(prompts):
+            with self._turns.take(prompts, entry.owner):
                 if entry.future.done():
                     raise BatcherStoppedError("nobody waits for these classes any more")
                 yield

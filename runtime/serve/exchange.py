@@ -16,7 +16,9 @@ from invariclip.serve.aside import Aside
 from invariclip.serve.bodies import Content, read_body, read_content
 from invariclip.serve.incoming import IncomingBodies
 from invariclip.serve.limits import TIMEOUT_HEADER, Held, RefusedError, seconds_for
+from invariclip.serve.partial import parted, warning_of
 from invariclip.serve.record import current
+from invariclip.serve.requests import Classify, Embed
 from invariclip.serve.service import ImageScores
 
 if TYPE_CHECKING:
@@ -26,12 +28,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from starlette.requests import Request
 
-    from invariclip.serve.batcher import Batcher, Ticket
+    from invariclip.serve.batcher import Batcher
     from invariclip.serve.limits import Limits
     from invariclip.serve.metrics import Metrics
-    from invariclip.serve.requests import Body, Embed
+    from invariclip.serve.requests import Body
     from invariclip.serve.service import EncodedImage, Service
     from invariclip.serve.sites import SiteHandle
+    from invariclip.serve.tickets import Ticket
     from invariclip.sites.site import Site
 
 T = TypeVar("T")
@@ -60,11 +63,12 @@ Q = TypeVar("Q", bound=Question)
 
 
 class Embedded(NamedTuple):
-    """Embeddings float32 [N, d], the site whose shift they have lost, and what was said of the texts."""
+    """Embeddings float32 [N, d], the site whose shift they have lost, what was said, and by place what failed."""
 
     vectors: NDArray[np.float32]
     site: Site | None
     warnings: list[str]
+    failed: dict[int, str]
 
 
 class Exchange:
@@ -128,7 +132,8 @@ class Exchange:
                     await unless_gone(request, self.aside(read, brought, limits)) if heavy else read(brought, limits)
                 )
                 del brought
-                await unless_gone(request, self.require_bearable(asked.images))
+                skip = isinstance(asked, (Classify, Embed)) and asked.partial
+                await unless_gone(request, self.require_bearable(asked.images, skip=skip))
                 yield asked, deadline
         finally:
             self.held.give_back(held)
@@ -150,10 +155,10 @@ class Exchange:
         except TimeoutError as error:
             raise RefusedError(504, f"no answer within {seconds:g} s; send less, or later") from error
 
-    async def require_bearable(self, images: Sequence[EncodedImage]) -> None:
+    async def require_bearable(self, images: Sequence[EncodedImage], *, skip: bool = False) -> None:
         """See `Service.require_bearable`; a single image is held against the same bounds when it is decoded."""
         if len(images) > 1:
-            await self.aside(self.service.require_bearable, images)
+            await self.aside(self.service.require_bearable, images, skip=skip)
 
     async def embedded(self, asked: Embed, owner: int, deadline: float) -> Embedded:
         """Embeddings of images, less the shift of their site, or of texts.
@@ -165,10 +170,12 @@ class Exchange:
         """
         if asked.texts:
             rows = await answered(self.service.texts, list(asked.texts), deadline)
-            return Embedded(_stacked(rows), None, [row.warning for row in rows if row.warning])
+            return Embedded(_stacked(rows), None, [row.warning for row in rows if row.warning], {})
         handle = await self.handle(asked.site, owner)
-        seen, site = await without_shift(handle, await self.rows(asked.images, deadline, classes=False))
-        return Embedded(_stacked(seen), site, [])
+        seen, failed = await self.parted_rows(asked, deadline, classes=False)
+        kept, site = await without_shift(handle, seen)
+        vectors = _stacked(kept) if kept else np.empty((0, self.service.model.width), dtype=np.float32)
+        return Embedded(vectors, site, warning_of(failed, len(asked.images)), failed)
 
     async def answer(
         self, written: Callable[[], bytes], numbers: int, kind: str = JSON, headers: dict[str, str] | None = None
@@ -204,6 +211,14 @@ class Exchange:
         """What the image tower says of images; `classes`: also the artifact's own."""
         return await answered(self.service.images, [(image, classes) for image in images], deadline)
 
+    async def parted_rows(
+        self, asked: Classify | Embed, deadline: float, *, classes: bool
+    ) -> tuple[list[ImageScores], dict[int, str]]:
+        """As `rows`; where the request allows it, by place what is wrong with the images that have none."""
+        items = [(image, classes) for image in asked.images]
+        seen = await answered(self.service.images, items, deadline, partial=asked.partial)
+        return parted([*seen], asked.images)
+
 
 class _Embedding(Protocol):
     @property
@@ -218,19 +233,19 @@ async def without_shift(
     handle: SiteHandle | None, rows: Sequence[ImageScores]
 ) -> tuple[list[ImageScores], Site | None]:
     """Rows less a site's shift, and that site; where it runs, they then count."""
-    if handle is None:
+    if handle is None or not rows:
         return list(rows), None
-    vectors = np.stack([row.embedding for row in rows])
+    vectors = _stacked(rows)
     live = handle.live is not None
     moved, site = await asyncio.to_thread(handle.take, vectors) if live else handle.take(vectors)
     return [ImageScores(row) for row in moved], site
 
 
-async def answered(batcher: Batcher[T, Any, R], items: list[T], deadline: float) -> list[R]:
-    """What a batcher answers; if nobody waits for it any more, it is taken back."""
+async def answered(batcher: Batcher[T, Any, R], items: list[T], deadline: float, *, partial: bool = False) -> list[R]:
+    """What a batcher answers; if nobody waits for it any more, it is taken back. `partial`: see `Batcher.submit`."""
     record = current()
     record.submitted(batcher.name, len(items))
-    ticket: Ticket[R] = batcher.submit(items, deadline=deadline)
+    ticket: Ticket[R] = batcher.submit(items, deadline=deadline, partial=partial, owner=record.key)
     try:
         return await finished(ticket.future)
     finally:

@@ -173,6 +173,7 @@ class Guard:
                 headers = dict(scope["headers"])
                 key = self._keys.number(headers.get(b"authorization", b""), headers.get(b"x-api-key", b""))
             scope[KEY] = key
+            current().key = key or 0
             if key is None:
                 answer = as_error(scope["path"], 401, WITHOUT_KEY, {"www-authenticate": "Bearer"})
                 await answer(scope, receive, noting)

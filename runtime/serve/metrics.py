@@ -58,6 +58,10 @@ class Metrics:
         )  # fmt: skip
         for reason in REASONS:
             self._refused.labels(reason)
+        self._failed = Counter(
+            "invariclip_images_failed", "Images with an error in their place, of requests that were answered in part.",
+            registry=self.registry,
+        )  # fmt: skip
         self.access_log_dropped = Counter(
             "invariclip_access_log_dropped", "Lines of the access log that were not written.", registry=self.registry
         )
@@ -75,6 +79,7 @@ class Metrics:
         """Counts a request that was answered, or was not."""
         self.requests.labels(record.route, str(record.status)).inc()
         self.request_seconds.labels(record.route).observe(record.seconds)
+        self._failed.inc(record.failed)
         if record.reason:
             self.refused_unread(record)
             return

@@ -15,7 +15,7 @@ from invariclip.serve.limits import reason_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from invariclip.serve.batcher import TicketTimes
+    from invariclip.serve.tickets import TicketTimes
 
 ERROR_CHARACTERS = 300
 """Of an error, as much as a log or one item of an answer repeats."""
@@ -86,6 +86,7 @@ class RequestRecord:
         bytes_in: Of its body, as far as it was read.
         bytes_out: Of its answer's body.
         items: How many `images` and `texts` were put into a queue for it.
+        failed: Of its images, those that have an error in their place.
         queue: Seconds in which its items waited, and none of them was worked on.
         decode: Seconds that threads spent on decoding its images.
         engine: Seconds of the runs of the engine that some of its items were part of.
@@ -106,6 +107,7 @@ class RequestRecord:
     bytes_in: int = 0
     bytes_out: int = 0
     items: dict[str, int] = field(default_factory=lambda: {"images": 0, "texts": 0})
+    failed: int = 0
     queue: float = 0.0
     decode: float = 0.0
     engine: float = 0.0

@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, cast
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, cast
 
 import msgspec
 
@@ -59,6 +59,7 @@ class ClassifyFields:
         uncertainty: Which one is told and abstained by.
         top: How many classes are ranked.
         site: The site that the images are from; null for none, unsaid for the server's.
+        partial: Whether the other images are answered where one cannot be read.
     """
 
     images: ImagesField
@@ -70,6 +71,7 @@ class ClassifyFields:
         DEFAULT_TOP
     )
     site: str | None = None
+    partial: bool | Literal["true", "false"] = False
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,13 @@ class EmbedFields:
         images: What to embed.
         texts: In their place.
         site: The site that the images are from; null for none, unsaid for the server's.
+        partial: Whether the other images are answered where one cannot be read.
     """
 
     images: ImagesField | None = None
     texts: str | list[str] | None = None
     site: str | None = None
+    partial: bool | Literal["true", "false"] = False
 
 
 CLASSIFY_FIELDS = tuple(field.name for field in fields(ClassifyFields))
@@ -121,6 +125,7 @@ class Classify:
         uncertainty: Which one is told and abstained by.
         top: How many classes are ranked.
         site: The place that the images are from; "" for none, None for the server's.
+        partial: Whether the other images are answered where one cannot be read.
     """
 
     images: tuple[EncodedImage, ...]
@@ -130,15 +135,17 @@ class Classify:
     uncertainty: UncertaintyKind | None
     top: int
     site: str | None
+    partial: bool = False
 
 
 @dataclass(frozen=True)
 class Embed:
-    """A question to `/v1/embed`: images, or texts; `site` as in `Classify`."""
+    """A question to `/v1/embed`: images, or texts; `site` and `partial` as in `Classify`."""
 
     images: tuple[EncodedImage, ...]
     texts: tuple[str, ...]
     site: str | None
+    partial: bool = field(default=False, kw_only=True)
 
 
 def from_pairs(pairs: Pairs, limits: Limits) -> dict[str, Any]:
@@ -212,7 +219,8 @@ def classify(body: Body, limits: Limits) -> Classify:
         RefusedError: There is too much of something.
     """
     fields = _known(body.fields, CLASSIFY_FIELDS)
-    images = _images(body, limits)
+    partial = _flag(fields, "partial")
+    images = _images(body, limits, partial)
     if not images:
         raise InputError("no image; send one as the body, as multipart files, or as base64 in the field images")
     classes = _texts(fields.get("classes"), "classes", limits, limits.classes, split=True)
@@ -223,7 +231,7 @@ def classify(body: Body, limits: Limits) -> Classify:
         check_prompts(classes or ("class",), templates or ("{}",))
     top = _whole(fields.get("top", DEFAULT_TOP), "top")
     limit, kind = _threshold(fields.get("abstain_above", UNSAID)), _kind(fields.get("uncertainty"))
-    return Classify(images, classes, templates, limit, kind, top, _site(fields))
+    return Classify(images, classes, templates, limit, kind, top, _site(fields), partial)
 
 
 def embed(body: Body, limits: Limits) -> Embed:
@@ -234,13 +242,16 @@ def embed(body: Body, limits: Limits) -> Embed:
         RefusedError: There is too much of something.
     """
     fields = _known(body.fields, EMBED_FIELDS)
-    images = _images(body, limits)
+    partial = _flag(fields, "partial")
+    images = _images(body, limits, partial)
     texts = _texts(fields.get("texts"), "texts", limits, limits.texts) or ()
     if bool(images) == bool(texts):
         raise InputError("give images, or texts, and not both")
     if texts and fields.get("site"):
         raise InputError("a site changes images' embeddings alone; leave the field site out for texts")
-    return Embed(images, texts, _site(fields))
+    if texts and partial:
+        raise InputError("partial is for images, which may be unreadable; leave the field partial out for texts")
+    return Embed(images, texts, _site(fields), partial=partial)
 
 
 def _known(fields: Mapping[str, Any], known: tuple[str, ...]) -> Mapping[str, Any]:
@@ -250,7 +261,7 @@ def _known(fields: Mapping[str, Any], known: tuple[str, ...]) -> Mapping[str, An
     return fields
 
 
-def _images(body: Body, limits: Limits) -> tuple[EncodedImage, ...]:
+def _images(body: Body, limits: Limits, partial: bool) -> tuple[EncodedImage, ...]:
     given = body.fields.get("images")
     if given is None:
         limits.require(len(body.images), "images", limits.images)
@@ -258,15 +269,15 @@ def _images(body: Body, limits: Limits) -> tuple[EncodedImage, ...]:
     else:
         listed = given if isinstance(given, list) else [given]
         limits.require(len(listed) + len(body.images), "images", limits.images)
-        images = (*body.images, *(_from_base64(place, one) for place, one in enumerate(listed)))
+        images = (*body.images, *(_from_base64(place, one, partial) for place, one in enumerate(listed)))
     for image in images:
         limits.require(len(image.name), "characters in an image's name", limits.characters)
         _require_unicode(image.name, "an image's name")
     return images
 
 
-def _from_base64(place: int, given: Any) -> EncodedImage:
-    """An image as a text, or as `{"name": ..., "data": ...}`."""
+def _from_base64(place: int, given: Any, partial: bool) -> EncodedImage:
+    """An image as a text, or as `{"name": ..., "data": ...}`; with `partial`, what is not base64 has its problem."""
     name: Any = str(place)
     if isinstance(given, dict):
         if not set(given) <= {"name", "data"}:
@@ -276,11 +287,11 @@ def _from_base64(place: int, given: Any) -> EncodedImage:
         raise InputError(f'image {place}: give base64 as a text, or {{"name": text, "data": base64}}')
     if given.startswith("data:"):
         given = given.partition(",")[2]
-    return decoded_image(place, name, given)
+    return decoded_image(place, name, given, partial=partial)
 
 
-def decoded_image(place: int, name: str, given: str) -> EncodedImage:
-    """An image from base64.
+def decoded_image(place: int, name: str, given: str, *, partial: bool = False) -> EncodedImage:
+    """An image from base64; with `partial`, what is none has its problem instead.
 
     Raises:
         InputError: It is not base64.
@@ -288,6 +299,8 @@ def decoded_image(place: int, name: str, given: str) -> EncodedImage:
     try:
         return EncodedImage(name, base64.b64decode("".join(given.split()), validate=True))
     except (binascii.Error, ValueError) as error:
+        if partial:
+            return EncodedImage(name, b"", f"not base64 ({error})")
         raise InputError(f"image {place}: not base64 ({error})") from error
 
 
@@ -347,6 +360,15 @@ def _site(fields: Mapping[str, Any]) -> str | None:
     if given is not None and not isinstance(given, str):
         raise InputError(f"site must be one name, or null for none, not {given!r:.60}")
     return given or ""
+
+
+def _flag(fields: Mapping[str, Any], what: str) -> bool:
+    given = fields.get(what, False)
+    if isinstance(given, bool):
+        return given
+    if given in ("true", "false"):
+        return bool(given == "true")
+    raise InputError(f"{what} must be true or false, not {given!r:.60}")
 
 
 def _whole(given: Any, what: str) -> int:

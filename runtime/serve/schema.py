@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import re
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
@@ -88,25 +88,52 @@ class ImagePrediction:
 
 
 @dataclass(frozen=True)
+class FailedPrediction:
+    """In the place of an image's prediction, with `partial`: why it could not be read."""
+
+    image: str
+    error: str
+
+
+_PREDICTION = msgspec.Meta(extra_json_schema={
+    "anyOf": [{"$ref": _REF.format(name=model.__name__)} for model in (ImagePrediction, FailedPrediction)]
+})  # fmt: skip
+"""Said so, as msgspec knows no union of two dataclasses."""
+
+
+@dataclass(frozen=True)
 class ClassifyAnswer:
     """Predictions in the order of the images; `site` is there where requests may have one."""
 
     space_id: str
-    predictions: list[ImagePrediction]
+    predictions: list[Annotated[Any, _PREDICTION]]
     warnings: list[str]
     site: AppliedSite | None = None
 
 
 @dataclass(frozen=True)
+class FailedItem:
+    """An image without an embedding."""
+
+    index: int
+    image: str
+    error: str
+
+
+@dataclass(frozen=True)
 class EmbedAnswer:
-    """Embeddings of the items, in their order; `site` is there where requests may have one."""
+    """Embeddings of the items, in their order; `site` is there where requests may have one.
+
+    With `partial` an embedding may be null, and `errors` says why.
+    """
 
     space_id: str
     width: int
     items: list[str]
-    embeddings: list[list[float]]
+    embeddings: list[list[float] | None]
     warnings: list[str]
     site: AppliedSite | None = None
+    errors: list[FailedItem] | None = None
 
 
 @dataclass(frozen=True)
@@ -291,9 +318,10 @@ STATUSES = {
 OPERATIONS = (
     Operation("post", "/v1/classify", "Images to their best classes", {JSON: ClassifyAnswer},
               {JSON: ClassifyFields, FORM: ClassifyFields, BINARY: _BYTES},
-              ("classes", "templates", "abstain_above", "uncertainty", "top", "site"), refused=(*_WORK, 429)),
+              ("classes", "templates", "abstain_above", "uncertainty", "top", "site", "partial"),
+              refused=(*_WORK, 429)),
     Operation("post", "/v1/embed", "Images or texts to embeddings", {JSON: EmbedAnswer, BINARY: _BYTES},
-              {JSON: EmbedFields, FORM: EmbedFields, BINARY: _BYTES}, ("site",), refused=(*_WORK, 429)),
+              {JSON: EmbedFields, FORM: EmbedFields, BINARY: _BYTES}, ("site", "partial"), refused=(*_WORK, 429)),
     Operation("get", "/v1/model", "What the artifact is", _OBJECT),
     Operation("get", "/v1/sites", "The sites that the API key may name", {JSON: SitesAnswer}),
     Operation("get", "/v1/sites/{name}", "A site, as facts or as its file", {**_OBJECT, BINARY: _BYTES},
@@ -336,7 +364,9 @@ def document(limits: Limits, *, keys: bool) -> dict[str, Any]:
         limits: Of the server; they are the bounds of fields.
         keys: Whether the server demands one.
     """
-    _, schemas = msgspec.json.schema_components((*_MODELS, ErrorAnswer, OpenAiErrorAnswer), ref_template=_REF)
+    _, schemas = msgspec.json.schema_components(
+        (*_MODELS, ImagePrediction, FailedPrediction, ErrorAnswer, OpenAiErrorAnswer), ref_template=_REF
+    )
     for schema in schemas.values():
         if schema.get("type") == "object" and "properties" in schema:
             schema["additionalProperties"] = False

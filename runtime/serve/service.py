@@ -39,10 +39,11 @@ TEXT_QUEUE = 4
 
 
 class EncodedImage(NamedTuple):
-    """An image as it came: what to call it, and its encoded bytes, or uint8 [H, W, 3] that needs no decoding."""
+    """An image as it came: name, encoded bytes or uint8 [H, W, 3]; what is wrong if these could not be had."""
 
     name: str
     data: bytes | NDArray[np.uint8]
+    problem: str = ""
 
 
 class DecodedImage(NamedTuple):
@@ -100,6 +101,7 @@ class Service:
         abstain_above: AbstainAbove = None,
         uncertainty: UncertaintyKind | None = None,
         sites: SiteRegistry | None = None,
+        keys: int = 1,
         images: Watcher = quiet,
         texts: Watcher = quiet,
     ) -> None:
@@ -112,6 +114,7 @@ class Service:
             abstain_above: The uncertainty above which no label is given, unless a request says otherwise.
             uncertainty: Which one answers tell, likewise; None takes the artifact's own.
             sites: Sites that requests may name; None for none.
+            keys: How many API keys there are; of several none fills a queue alone.
             images: Is told of images and their batches.
             texts: Likewise of texts.
 
@@ -131,14 +134,15 @@ class Service:
         batching = batching or Batching()
         self.images: Batcher[tuple[EncodedImage, bool], DecodedImage, ImageScores] = Batcher(
             self._decode, self._see, max_batch=batching.max_batch, queue=self.limits.queue, watcher=images,
-            max_wait=batching.max_wait, workers=batching.decoders or available_threads(), name="images",
+            max_wait=batching.max_wait, workers=batching.decoders or available_threads(), owners=keys,
+            name="images",
         )  # fmt: skip
         self.texts: Batcher[str, str, TextRow] = Batcher(
             None, self._read, max_batch=TEXTS_TO_A_BATCH, queue=TEXT_QUEUE * max(self.limits.texts, self.limits.queue),
-            watcher=texts, name="texts",
+            watcher=texts, owners=keys, name="texts",
         )  # fmt: skip
         self._turns = Turns()
-        self.class_sets = ClassSets(model, self._turns, limit=self.limits.class_sets, pending=PENDING_SETS)
+        self.class_sets = ClassSets(model, self._turns, limit=self.limits.class_sets, pending=PENDING_SETS, owners=keys)
 
     def warm_up(self) -> None:
         """Meets every batch size once, and opens the text tower."""
@@ -230,14 +234,24 @@ class Service:
             for probabilities, logits, one in every
         )
 
-    def require_bearable(self, images: Sequence[EncodedImage]) -> None:
+    def require_bearable(self, images: Sequence[EncodedImage], *, skip: bool = False) -> None:
         """Reads the heads of a request's images, and refuses those that are too many pixels together.
+
+        Args:
+            images: All of them.
+            skip: Whether those that cannot be read, or are too large, are passed over: decoding them fails.
 
         Raises:
             InputError: One is not an image.
             RefusedError: One has too many pixels, or all together have.
         """
-        total = sum(self._weight(image) for image in images)
+        total = 0
+        for image in images:
+            try:
+                total += self._weight(image)
+            except (InputError, RefusedError):
+                if not skip:
+                    raise
         if total > self.limits.request_pixels:
             raise RefusedError(
                 413, f"the images of the request have {total:,} pixels, decoded and resized; up to "
@@ -266,6 +280,8 @@ class Service:
             InputError: It is not an image.
             RefusedError: There are too many.
         """
+        if image.problem:
+            raise InputError(f"image {image.name}: {image.problem}")
         try:
             _, (width, height) = image_facts(image.data)
             if width * height > self.limits.pixels:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from invariclip.console import note
 from invariclip.errors import InputError, SiteError
-from invariclip.files import require_writable
+from invariclip.files import remove_left, require_writable
 from invariclip.serve.limits import MIB, RefusedError
 from invariclip.sites.live_site import LiveSite, SiteWindow
 from invariclip.sites.measuring import begun, model_mean
@@ -228,7 +228,10 @@ def _log(name: str, key: int, start: Site, running: LiveSiteOptions) -> SiteLog 
     if running.log is None:
         return None
     above = running.log / f"key-{key}" / name
-    last = max((int(path.name) for path in above.glob("*") if path.name.isdecimal()), default=0)
+    earlier = [path for path in above.glob("*") if path.name.isdecimal()]
+    for folder in earlier:
+        remove_left(folder)
+    last = max((int(path.name) for path in earlier), default=0)
     while True:
         last += 1
         try:

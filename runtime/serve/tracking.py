@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from invariclip.serve.guard import GONE, KEY, route_label
+from invariclip.serve.guard import GONE, route_label
 from invariclip.serve.limits import reason_of
 from invariclip.serve.record import RequestRecord, begin, continued, read_traceparent, request_id_of
 
@@ -66,7 +66,6 @@ class Tracking:
             raise
         finally:
             in_flight.dec()
-            record.key = scope.get(KEY) or 0
             finish(record, self._metrics, self._log)
 
 

@@ -20,6 +20,7 @@ from invariclip.errors import ArtifactError, InputError
 from invariclip.files import (
     new_directory,
     path_kind,
+    remove_left,
     require_writable,
     scratch_directory,
     user_cache,
@@ -144,6 +145,21 @@ def test_a_killed_write_leaves_the_old_file_and_the_next_write_cleans_up(tmp_pat
         assert len(list(tmp_path.iterdir())) == (1 if (kind, moment) == ("nameless", "written") else 2)
     write_atomically(target, "newer")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(target.name, "newer")]
+
+
+def test_what_killed_writes_left_in_a_folder_is_removed_and_what_lives_is_not(tmp_path, monkeypatch):
+    words = [sys.executable, "-c", KILLED_AT_A_FILE, str(tmp_path / "x"), "nameless", "renamed"]
+    assert subprocess.run(words, check=False).returncode == -signal.SIGKILL
+    assert [path.name for path in tmp_path.iterdir()] == [".x.unfinished"]
+    replace_ = Path.replace
+
+    def meanwhile(self, target):
+        remove_left(tmp_path)
+        return replace_(self, target)
+
+    monkeypatch.setattr(Path, "replace", meanwhile)
+    write_atomically(tmp_path / "y", "second")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("y", "second")]
 
 
 @pytest.mark.parametrize("kind", ["nameless", "named from the start"])

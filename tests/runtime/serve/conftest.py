@@ -118,14 +118,14 @@ class Client:
     def json(self, path, value):
         return self("POST", path, json.dumps(value), "application/json")
 
-    def form(self, path, parts):
+    def form(self, path, parts, headers=None):
         """Parts are (name, text) or (name, file name, bytes)."""
         body = b""
         for name, *rest in parts:
             named = f'; filename="{rest[0]}"' if len(rest) == 2 else ""
             data = rest[-1] if isinstance(rest[-1], bytes) else rest[-1].encode()
             body += f'--b\r\ncontent-disposition: form-data; name="{name}"{named}\r\n\r\n'.encode() + data + b"\r\n"
-        return self("POST", path, body + b"--b--\r\n", "multipart/form-data; boundary=b")
+        return self("POST", path, body + b"--b--\r\n", "multipart/form-data; boundary=b", headers)
 
 
 @pytest.fixture(scope="session")

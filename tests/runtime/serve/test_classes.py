@@ -72,8 +72,8 @@ class Watched(Turns):
         self.gate, self.begun, self.rows = threading.Event(), threading.Semaphore(0), []
 
     @contextmanager
-    def take(self, rows):
-        with super().take(rows):
+    def take(self, rows, owner=0):
+        with super().take(rows, owner):
             self.rows.append(rows)
             self.begun.release()
             assert self.gate.wait(20)

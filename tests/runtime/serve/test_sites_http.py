@@ -188,6 +188,16 @@ def test_a_log_is_replayed_to_the_same_bits(running, tiny_artifact, images, tmp_
     assert read_site(out).digest == wanted
 
 
+def test_what_a_killed_server_left_of_a_log_is_removed_by_the_next(running, images, tmp_path):
+    earlier = tmp_path / "log" / "key-1" / "yard" / "0001"
+    earlier.mkdir(parents=True)
+    (earlier / ".log.json.unfinished").write_text("half")
+    (earlier / "start.safetensors").write_text("kept")
+    running.classify(images[0], "?site=yard", headers=_key("one"))
+    assert [path.name for path in earlier.iterdir()] == ["start.safetensors"]
+    assert (earlier.parent / "0002" / "log.json").exists()
+
+
 def test_a_site_that_is_known_is_where_measuring_starts(model, serving, tiny_artifact, images):
     mean = training_mean(tiny_artifact, model.manifest)
     known = begun(model, "yard", mean, None).adding(model.embed_images(images), model.class_bank())
