@@ -37,6 +37,7 @@ from invariclip.serve.origins import checked_origins, names_of
 from invariclip.serve.server import listening, run
 from invariclip.serve.service import Batching, Service
 from invariclip.serve.sites import LiveSiteOptions, SiteRegistry, read_sites
+from invariclip.serve.tracing import open_spans
 from invariclip.sites.site import read_site
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def serve(
     hosts, origins = names_of(host, allowed_hosts), checked_origins(cors_origins)
     connections = ConnectionLimits(affordable(max_connections), idle_timeout, stall_timeout)
     sock = listening(host, port)
-    metrics = Metrics()
+    metrics, spans = Metrics(), open_spans()
     logged = None if access_log is None else AccessLog(None if access_log == "-" else Path(access_log), metrics)
     other = None if projection is None else read_projection(projection)
     if adapt_log is not None and not adapt:
@@ -176,7 +177,8 @@ def serve(
         images=metrics.watcher("images"), texts=metrics.watcher("texts"),
     )  # fmt: skip
     return run(service, metrics, sock, what=f"{artifact} ({model.variant} on {model.backend})", grace=grace,
-               api_keys=keys, cors_origins=origins, hosts=hosts, limits=connections, access_log=logged)  # fmt: skip
+               api_keys=keys, cors_origins=origins, hosts=hosts, limits=connections, access_log=logged,
+               spans=spans)  # fmt: skip
 
 
 def read_keys(path: Path) -> tuple[str, ...]:

@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from invariclip.serve.service import Service
     from invariclip.serve.sites import SiteHandle
     from invariclip.serve.tickets import Ticket
+    from invariclip.serve.tracing import Spans
     from invariclip.sites.site import Site
 
     T = TypeVar("T")
@@ -198,8 +199,9 @@ class Api:
         seconds = seconds_for(request.headers.getlist(TIMEOUT_HEADER), limits)
         began, deadline = asyncio.get_running_loop().time(), time.monotonic() + seconds
         try:
-            async with asyncio.timeout(seconds):
-                body, held = await read_body(request, limits, self._incoming, self._aside)
+            with current().timed("read"):
+                async with asyncio.timeout(seconds):
+                    body, held = await read_body(request, limits, self._incoming, self._aside)
         except TimeoutError as error:
             raise RefusedError(408, f"the request did not come in within {seconds:g} s") from error
         try:
@@ -231,14 +233,13 @@ class Api:
         model = service.hosted if handle is not None and key is None else service.model
         warnings: tuple[str, ...] = ()
         if key is not None:
-            record, began = current(), time.monotonic()
             wait = service.class_sets.ask(*key, deadline=deadline, owner=owner)
             try:
-                made = await finished(wait.future)
+                with current().timed("class_set"):
+                    made = await finished(wait.future)
                 model, warnings = made.model, made.warnings
             finally:
                 wait.leave()
-                record.class_set += time.monotonic() - began
         own = key is None and handle is None
         seen, failed = parted(await self._rows(asked, deadline, classes=own), asked.images)
         rows, site = await without_shift(handle, seen)
@@ -372,7 +373,7 @@ async def _gone(request: Request) -> None:
 def application(
     service: Service, metrics: Metrics, *, api_keys: tuple[str, ...] = (), cors_origins: tuple[str, ...] = (),
     hosts: tuple[str, ...] = ("localhost",), stall: float = ConnectionLimits.stall,
-    access_log: AccessLog | None = None,
+    access_log: AccessLog | None = None, spans: Spans | None = None,
 ) -> tuple[Starlette, Api]:  # fmt: skip
     """The application, and its endpoints, which know whether it is ready.
 
@@ -384,6 +385,7 @@ def application(
         hosts: What the server is called, besides its addresses; see `origins.names_of`.
         stall: Seconds to wait for the next bytes of a body.
         access_log: Gets a line of each request.
+        spans: Get a span of each request.
     """
     api = Api(service, metrics, stall)
     metrics.watch(service)
@@ -399,7 +401,7 @@ def application(
         )
         middleware.insert(0, cors)
     middleware.insert(0, Middleware(Origins, hosts=hosts, origins=cors_origins))
-    middleware.insert(0, Middleware(Tracking, metrics=metrics, access_log=access_log))
+    middleware.insert(0, Middleware(Tracking, metrics=metrics, access_log=access_log, spans=spans))
     routes = [
         Route("/", page()),
         Route("/healthz", api.health),

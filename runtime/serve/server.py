@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from invariclip.serve.access_log import AccessLog
     from invariclip.serve.metrics import Metrics
     from invariclip.serve.service import Service
+    from invariclip.serve.tracing import Spans
 
 log = logging.getLogger("invariclip.serve")
 
@@ -140,6 +141,7 @@ def run(
     service: Service, metrics: Metrics, sock: socket.socket, *, what: str, grace: int,
     api_keys: tuple[str, ...] = (), cors_origins: tuple[str, ...] = (), hosts: tuple[str, ...] = ("localhost",),
     limits: ConnectionLimits | None = None, access_log: AccessLog | None = None,
+    spans: Spans | None = None,
 ) -> int:  # fmt: skip
     """Serves until a signal comes, then answers what it has taken. A signal while it warms up ends the process.
 
@@ -154,6 +156,7 @@ def run(
         hosts: See `app.application`.
         limits: Of connections.
         access_log: Gets a line of each request; it is closed at the end.
+        spans: Get a span of each request; likewise.
 
     Returns:
         The exit code: 0.
@@ -164,7 +167,7 @@ def run(
     connections = Connections(limits or ConnectionLimits(), metrics, access_log)
     app, api = application(
         service, metrics, api_keys=api_keys, cors_origins=cors_origins, hosts=hosts, stall=connections.limits.stall,
-        access_log=access_log,
+        access_log=access_log, spans=spans,
     )  # fmt: skip
     server = WebServer(app, connections, grace=grace)
     flood = FloodFilter()
@@ -196,6 +199,8 @@ def run(
         service.close()
         if access_log is not None:
             access_log.close()
+        if spans is not None:
+            spans.close()
     return 0
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from invariclip.serve.access_log import AccessLog
     from invariclip.serve.metrics import Metrics
+    from invariclip.serve.tracing import Spans
 
 RECORD = "invariclip.record"
 """In a request's scope: its `RequestRecord`."""
@@ -26,8 +27,10 @@ _METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 class Tracking:
     """An ASGI application around another."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, access_log: AccessLog | None = None) -> None:
-        self._app, self._metrics, self._log = app, metrics, access_log
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, access_log: AccessLog | None = None, spans: Spans | None = None
+    ) -> None:
+        self._app, self._metrics, self._log, self._spans = app, metrics, access_log, spans
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
@@ -36,6 +39,8 @@ class Tracking:
             return
         record = record_of(scope)
         begin(record)
+        if self._spans is not None and not record.status:  # a connection may have been refused already
+            self._spans.begin(record)
 
         async def counting() -> Message:
             message = await receive()
@@ -71,6 +76,8 @@ class Tracking:
         record.status = record.status or GONE
         record.reason = record.reason or reason_of(record.status)
         self._metrics.over(record)
+        if self._spans is not None:
+            self._spans.end(record)
         if self._log is not None:
             self._log.write(record)
 
@@ -94,9 +101,9 @@ def _made(scope: Scope) -> RequestRecord:
     for name, value in scope["headers"]:
         if name in given:
             given[name].append(value)
-    identity, parent = (given[name.encode()] for name in ID_HEADERS)
-    method = scope["method"]
+    identity, trace = (given[name.encode()] for name in ID_HEADERS)
+    method, parent = scope["method"], read_traceparent(trace)
     return RequestRecord(
-        request_id_of(identity), continued(read_traceparent(parent)), method if method in _METHODS else "other",
-        route_label(scope["path"]),
+        request_id_of(identity), continued(parent), parent, method=method if method in _METHODS else "other",
+        route=route_label(scope["path"]),
     )  # fmt: skip
