@@ -117,5 +117,9 @@ class FewConnectionsWarning(UserWarning):
     """The file descriptors of this process allow fewer connections than the server would keep."""
 
 
+class NoTracesWarning(UserWarning):
+    """The environment asks for traces, and none can be sent."""
+
+
 class KernelCacheWarning(UserWarning):
     """Kernels that were compiled for a GPU cannot be kept, and are compiled again at the next start."""

@@ -38,6 +38,7 @@ from invariclip.serve.origins import checked_origins, names_of
 from invariclip.serve.server import listening, run
 from invariclip.serve.service import Batching, Service
 from invariclip.serve.sites import LiveSiteOptions, SiteRegistry, read_sites
+from invariclip.serve.tracing import open_spans
 from invariclip.sites.site import read_site
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ def serve(
             raise InputError(f"--port and --grpc-port are both {port}; give each its own")
         require_grpc(host, grpc_port)
     sock = listening(host, port)
-    metrics = Metrics()
+    metrics, spans = Metrics(), open_spans()
     logged = None if access_log is None else AccessLog(None if access_log == "-" else Path(access_log), metrics)
     other = None if projection is None else read_projection(projection)
     if adapt_log is not None and not adapt:
@@ -187,7 +188,8 @@ def serve(
     )  # fmt: skip
     return run(service, metrics, sock, what=f"{artifact} ({model.variant} on {model.backend})", grace=grace,
                api_keys=keys, cors_origins=origins, hosts=hosts, limits=connections,
-               grpc=None if grpc_port is None else (host, grpc_port), access_log=logged)  # fmt: skip
+               grpc=None if grpc_port is None else (host, grpc_port), access_log=logged,
+               spans=spans)  # fmt: skip
 
 
 def require_grpc(host: str, port: int) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import base64
 import hashlib
 import re
-import time
 from dataclasses import asdict
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -38,7 +37,7 @@ from invariclip.serve.origins import Origins
 from invariclip.serve.partial import errors_json, in_places, warning_of
 from invariclip.serve.record import current
 from invariclip.serve.sites import site_facts
-from invariclip.serve.tracking import ID_HEADERS, Tracking
+from invariclip.serve.tracking import ID_HEADERS, Telemetry, Tracking
 from invariclip.sites.site import site_bytes
 from invariclip.version import __version__
 
@@ -51,6 +50,7 @@ if TYPE_CHECKING:
     from invariclip.serve.metrics import Metrics
     from invariclip.serve.requests import Classify, Embed
     from invariclip.serve.service import Service
+    from invariclip.serve.tracing import Spans
 
 
 def described(service: Service) -> dict[str, Any]:
@@ -134,10 +134,11 @@ class Api:
     Attributes:
         ready: Whether it is warm and takes work.
         exchange: The way of every request.
+        telemetry: Is told of every request.
     """
 
-    def __init__(self, exchange: Exchange, metrics: Metrics) -> None:
-        self.service, self.metrics, self.exchange = exchange.service, metrics, exchange
+    def __init__(self, exchange: Exchange, metrics: Metrics, telemetry: Telemetry) -> None:
+        self.service, self.metrics, self.exchange, self.telemetry = exchange.service, metrics, exchange, telemetry
         self.ready = False
 
     async def health(self, _request: Request) -> Response:
@@ -204,14 +205,13 @@ class Api:
         model = service.hosted if handle is not None and key is None else service.model
         warnings: tuple[str, ...] = ()
         if key is not None:
-            record, began = current(), time.monotonic()
             wait = service.class_sets.ask(*key, deadline=deadline, owner=owner)
             try:
-                made = await finished(wait.future)
+                with current().timed("class_set"):
+                    made = await finished(wait.future)
                 model, warnings = made.model, made.warnings
             finally:
                 wait.leave()
-                record.class_set += time.monotonic() - began
         own = key is None and handle is None
         seen, failed = await self.exchange.parted_rows(asked, deadline, classes=own)
         rows, site = await without_shift(handle, seen)
@@ -257,7 +257,7 @@ class Api:
 def application(
     service: Service, metrics: Metrics, *, api_keys: tuple[str, ...] = (), cors_origins: tuple[str, ...] = (),
     hosts: tuple[str, ...] = ("localhost",), stall: float = ConnectionLimits.stall,
-    access_log: AccessLog | None = None,
+    access_log: AccessLog | None = None, spans: Spans | None = None,
 ) -> tuple[Starlette, Api]:  # fmt: skip
     """The application, and its endpoints, which know whether it is ready.
 
@@ -269,9 +269,11 @@ def application(
         hosts: What the server is called, besides its addresses; see `origins.names_of`.
         stall: Seconds to wait for the next bytes of a body.
         access_log: Gets a line of each request.
+        spans: Get a span of each request.
     """
     exchange = Exchange(service, metrics, stall)
-    api, openai = Api(exchange, metrics), OpenAi(exchange)
+    telemetry = Telemetry(metrics, access_log, spans)
+    api, openai = Api(exchange, metrics, telemetry), OpenAi(exchange)
     v2 = InferenceHttp(exchange, lambda: api.ready)
     metrics.watch(service)
     middleware = [Middleware(Guard, api_keys=api_keys)]
@@ -287,7 +289,7 @@ def application(
         middleware.insert(0, cors)
     middleware.insert(0, Middleware(Origins, hosts=hosts, origins=cors_origins))
     described = schema.document(service.limits, keys=bool(api_keys))
-    middleware.insert(0, Middleware(Tracking, metrics=metrics, access_log=access_log))
+    middleware.insert(0, Middleware(Tracking, telemetry=telemetry))
     routes = [
         Route("/", page()),
         Route(schema.DOCUMENT, constant(as_json(described))),

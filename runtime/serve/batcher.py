@@ -317,7 +317,7 @@ class Batcher(Generic[T, P, R]):
         with self._changed:
             ticket._turn += SHARE * (now - began) / self._workers
             self._clocks.charge(ticket.owner, (now - began) / self._workers)
-            ticket.times.prepare += now - began
+            ticket.times.prepare.add(began, now)
             ticket._finish(now)
             if error is not None:
                 self._fail(ReadyItem(ticket, place, None, now), error)
@@ -358,7 +358,7 @@ class Batcher(Generic[T, P, R]):
 
     def _spend(self, batch: list[ReadyItem], began: float, now: float) -> None:
         for ticket in {item.ticket for item in batch}:
-            ticket.times.engine += now - began
+            ticket.times.engine.add(began, now)
         for item in batch:
             item.ticket._finish(now)
 
@@ -459,7 +459,7 @@ class Batcher(Generic[T, P, R]):
         if ticket.future.done():
             return
         if not ticket._busy:
-            ticket.times.queue += time.monotonic() - ticket._idle_since
+            ticket.times.queue.add(ticket._idle_since, time.monotonic())
         self._waiting -= ticket._waiting
         self._ready -= len(ticket._ready)
         ticket._waiting = 0

@@ -121,8 +121,9 @@ class Exchange:
         seconds = seconds_for(request.headers.getlist(TIMEOUT_HEADER), limits)
         began, deadline = asyncio.get_running_loop().time(), time.monotonic() + seconds
         try:
-            async with asyncio.timeout(seconds):
-                brought, held = await body(request)
+            with current().timed("read"):
+                async with asyncio.timeout(seconds):
+                    brought, held = await body(request)
         except TimeoutError as error:
             raise RefusedError(408, f"the request did not come in within {seconds:g} s") from error
         try:

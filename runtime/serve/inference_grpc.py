@@ -25,18 +25,16 @@ from invariclip.serve.inference import (
 )
 from invariclip.serve.limits import RefusedError
 from invariclip.serve.open_inference import METHODS, SERVICE, message
-from invariclip.serve.record import begin
-from invariclip.serve.tracking import finish, headers_of, new_record
+from invariclip.serve.tracking import headers_of, new_record
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
-    from invariclip.serve.access_log import AccessLog
     from invariclip.serve.exchange import Exchange
     from invariclip.serve.guard import ApiKeys
     from invariclip.serve.inference import InferenceQuestion
     from invariclip.serve.limits import Limits
-    from invariclip.serve.metrics import Metrics
+    from invariclip.serve.tracking import Telemetry
 
 OPEN = ("ServerLive", "ServerReady")
 """Methods that are answered without a key."""
@@ -60,22 +58,20 @@ class InferenceGrpc:
     """
 
     def __init__(
-        self, exchange: Exchange, metrics: Metrics, keys: ApiKeys, ready: Callable[[], bool], stall: float,
-        access_log: AccessLog | None = None,
-    ) -> None:  # fmt: skip
+        self, exchange: Exchange, telemetry: Telemetry, keys: ApiKeys, ready: Callable[[], bool], stall: float
+    ) -> None:
         """Does not listen yet.
 
         Args:
             exchange: The way of every request.
-            metrics: Counts.
+            telemetry: Is told of each call.
             keys: One of them is demanded, if there are any.
             ready: Whether the server takes work.
             stall: Seconds to wait for a message.
-            access_log: Gets a line of each call.
         """
         self.port = 0
-        self._exchange, self._service, self._metrics = exchange, exchange.service, metrics
-        self._keys, self._ready, self._stall, self._log = keys, ready, stall, access_log
+        self._exchange, self._service, self._telemetry = exchange, exchange.service, telemetry
+        self._keys, self._ready, self._stall = keys, ready, stall
         self._server: Any = None
         limits = exchange.service.limits
         self._coming = asyncio.Semaphore(max(1, limits.bodies // limits.body))  # messages that come in at a time
@@ -123,9 +119,7 @@ class InferenceGrpc:
             began, held = asyncio.get_running_loop().time(), 0
             metadata = tuple(context.invocation_metadata() or ())
             record = new_record(((key.encode(), _bytes(value)) for key, value in metadata), "grpc", f"grpc {name}")
-            begin(record)
-            in_flight = self._metrics.in_flight.labels(record.route)
-            in_flight.inc()
+            self._telemetry.begin(record)
             ids = [(key.decode(), value.decode()) for key, value in headers_of(record)]
             context.set_trailing_metadata(ids)
             seconds = self._service.limits.seconds
@@ -153,8 +147,7 @@ class InferenceGrpc:
                 return b""
             finally:  # a call that was cancelled has no status: its client went away
                 self._exchange.held.give_back(held)
-                in_flight.dec()
-                finish(record, self._metrics, self._log)
+                self._telemetry.finish(record)
 
         return called
 

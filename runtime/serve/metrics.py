@@ -83,8 +83,8 @@ class Metrics:
         if record.reason:
             self.refused_unread(record)
             return
-        stages = ("queue", record.queue), ("class_set", record.class_set), ("engine", record.engine)
-        for stage, seconds in stages if any(record.items.values()) else ():
+        for stage in ("queue", "class_set", "engine") if any(record.items.values()) else ():
+            seconds = record.stages[stage].seconds
             if seconds or stage != "class_set":
                 self._request_stages.labels(record.route, stage).observe(seconds)
 

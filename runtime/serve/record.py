@@ -5,20 +5,23 @@ from __future__ import annotations
 import re
 import time
 import uuid
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from invariclip.errors import InvariclipError
 from invariclip.serve.limits import reason_of
+from invariclip.serve.tickets import StageTime
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from invariclip.serve.tickets import TicketTimes
 
 ERROR_CHARACTERS = 300
 """Of an error, as much as a log or one item of an answer repeats."""
+STAGES = ("read", "queue", "decode", "class_set", "engine")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._~:/+=@-]{1,128}")
 _TRACEPARENT = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.DOTALL)
 _KNOWN_FLAGS = 0b11  # sampled, random trace id; others are not ours to hand on
@@ -76,7 +79,9 @@ class RequestRecord:
 
     Attributes:
         request_id: Its name in answers and logs.
-        trace: Its span.
+        trace: Its span's place in a trace.
+        parent: Its caller's, where it named one.
+        span: See `tracing.Spans`; None where no spans are sent.
         method: HTTP's, or `other`.
         route: See `guard.route_label`; None where no head was read.
         at: When it came, in seconds since 1970.
@@ -87,10 +92,9 @@ class RequestRecord:
         bytes_out: Of its answer's body.
         items: How many `images` and `texts` were put into a queue for it.
         failed: Of its images, those that have an error in their place.
-        queue: Seconds in which its items waited, and none of them was worked on.
-        decode: Seconds that threads spent on decoding its images.
-        engine: Seconds of the runs of the engine that some of its items were part of.
-        class_set: Seconds that it waited for the classes that it brought.
+        stages: Where its time went. read: its body came in. queue: its items waited, and none of them was worked on.
+            decode: threads decoded its images. class_set: it waited for the classes that it brought. engine: runs that
+            some of its items were part of.
         key: The number of its API key from 1 on; 0 where there is none.
         reason: Why it was refused, one of `limits.REASONS`; empty where it was not.
         error: What the client was told, cut.
@@ -98,6 +102,8 @@ class RequestRecord:
 
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     trace: TraceParent = field(default_factory=lambda: continued(None))
+    parent: TraceParent | None = None
+    span: Any = None
     method: str | None = None
     route: str | None = None
     at: float = field(default_factory=time.time)
@@ -108,10 +114,7 @@ class RequestRecord:
     bytes_out: int = 0
     items: dict[str, int] = field(default_factory=lambda: {"images": 0, "texts": 0})
     failed: int = 0
-    queue: float = 0.0
-    decode: float = 0.0
-    engine: float = 0.0
-    class_set: float = 0.0
+    stages: dict[str, StageTime] = field(default_factory=lambda: {name: StageTime() for name in STAGES})
     key: int = 0
     reason: str = ""
     error: str = ""
@@ -122,9 +125,18 @@ class RequestRecord:
 
     def spent(self, times: TicketTimes) -> None:
         """Its items left a queue."""
-        self.queue += times.queue
-        self.decode += times.prepare
-        self.engine += times.engine
+        self.stages["queue"].merge(times.queue)
+        self.stages["decode"].merge(times.prepare)
+        self.stages["engine"].merge(times.engine)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Counts what the block takes as a stage's."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.stages[stage].add(began, time.monotonic())
 
     def refused(self, error: Exception | str, status: int = 0) -> None:
         """It is not answered; an error's own reason holds, or else its status tells one. The first error counts."""

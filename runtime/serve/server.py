@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from invariclip.serve.app import Api
     from invariclip.serve.metrics import Metrics
     from invariclip.serve.service import Service
+    from invariclip.serve.tracing import Spans
 
 log = logging.getLogger("invariclip.serve")
 
@@ -147,7 +148,7 @@ def run(
     service: Service, metrics: Metrics, sock: socket.socket, *, what: str, grace: int,
     api_keys: tuple[str, ...] = (), cors_origins: tuple[str, ...] = (), hosts: tuple[str, ...] = ("localhost",),
     limits: ConnectionLimits | None = None, grpc: tuple[str, int] | None = None,
-    access_log: AccessLog | None = None,
+    access_log: AccessLog | None = None, spans: Spans | None = None,
 ) -> int:  # fmt: skip
     """Serves until a signal comes, then answers what it has taken. A signal while it warms up ends the process.
 
@@ -163,6 +164,7 @@ def run(
         limits: Of connections.
         grpc: Host and port of the gRPC service; None for none.
         access_log: Gets a line of each request; it is closed at the end.
+        spans: Get a span of each request; likewise.
 
     Returns:
         The exit code: 0.
@@ -174,7 +176,7 @@ def run(
     connections = Connections(limits or ConnectionLimits(), metrics, access_log)
     app, api = application(
         service, metrics, api_keys=api_keys, cors_origins=cors_origins, hosts=hosts, stall=connections.limits.stall,
-        access_log=access_log,
+        access_log=access_log, spans=spans,
     )  # fmt: skip
     server = WebServer(app, connections, grace=grace)
     flood = FloodFilter()
@@ -182,11 +184,7 @@ def run(
         handler.addFilter(flood)
 
     async def serve() -> None:
-        also = (
-            ""
-            if grpc is None
-            else await grpc_beside(server, api, metrics, api_keys, connections.limits.stall, *grpc, access_log)
-        )
+        also = "" if grpc is None else await grpc_beside(server, api, api_keys, connections.limits.stall, *grpc)
         serving = asyncio.ensure_future(server.serve(sockets=[sock]))
         try:
             await asyncio.to_thread(service.warm_up)
@@ -211,24 +209,23 @@ def run(
         service.close()
         if access_log is not None:
             access_log.close()
+        if spans is not None:
+            spans.close()
     return 0
 
 
 async def grpc_beside(
-    server: WebServer, api: Api, metrics: Metrics, api_keys: tuple[str, ...], stall: float, host: str, port: int,
-    access_log: AccessLog | None = None,
-) -> str:  # fmt: skip
+    server: WebServer, api: Api, api_keys: tuple[str, ...], stall: float, host: str, port: int
+) -> str:
     """Starts the gRPC service, to be stopped with a server.
 
     Args:
         server: The server.
         api: Its endpoints.
-        metrics: Counts.
         api_keys: One of them is demanded, if there are any.
         stall: Seconds to wait for a message.
         host: Where it listens.
         port: 0 for one that is free.
-        access_log: Gets a line of each call.
 
     Returns:
         Where it listens, for the line that says so.
@@ -238,7 +235,7 @@ async def grpc_beside(
     """
     from invariclip.serve.inference_grpc import InferenceGrpc  # needs the extra `grpc`
 
-    service = InferenceGrpc(api.exchange, metrics, ApiKeys(api_keys), lambda: api.ready, stall, access_log)
+    service = InferenceGrpc(api.exchange, api.telemetry, ApiKeys(api_keys), lambda: api.ready, stall)
     await service.start(host, port)
     server.beside = service.stop
     return f", gRPC at port {service.port}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from concurrent.futures import Future
@@ -15,8 +16,32 @@ R = TypeVar("R")
 
 
 @dataclass
+class StageTime:
+    """What a stage took.
+
+    Attributes:
+        seconds: In all: of several at a time each counts.
+        first: When the first began, by `time.monotonic`; infinite where none has.
+        last: When the last ended.
+    """
+
+    seconds: float = 0.0
+    first: float = math.inf
+    last: float = -math.inf
+
+    def add(self, began: float, ended: float) -> None:
+        """Counts one more."""
+        self.merge(StageTime(ended - began, began, ended))
+
+    def merge(self, other: StageTime) -> None:
+        """Counts what another one counted."""
+        self.seconds += other.seconds
+        self.first, self.last = min(self.first, other.first), max(self.last, other.last)
+
+
+@dataclass
 class TicketTimes:
-    """Where the time of a caller's items went, in seconds.
+    """Where the time of a caller's items went.
 
     Attributes:
         queue: None of them was worked on.
@@ -24,9 +49,9 @@ class TicketTimes:
         engine: Of the runs that some of them were part of.
     """
 
-    queue: float = 0.0
-    prepare: float = 0.0
-    engine: float = 0.0
+    queue: StageTime = field(default_factory=StageTime)
+    prepare: StageTime = field(default_factory=StageTime)
+    engine: StageTime = field(default_factory=StageTime)
 
 
 @dataclass(eq=False)
@@ -56,7 +81,7 @@ class Ticket(Generic[R]):
 
     def _begin(self, now: float) -> None:
         if not self._busy:
-            self.times.queue += now - self._idle_since
+            self.times.queue.add(self._idle_since, now)
         self._busy += 1
 
     def _finish(self, now: float) -> None:

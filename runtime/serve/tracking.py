@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from invariclip.serve.access_log import AccessLog
     from invariclip.serve.metrics import Metrics
+    from invariclip.serve.tracing import Spans
 
 RECORD = "invariclip.record"
 """In a request's scope: its `RequestRecord`."""
@@ -25,11 +26,44 @@ ID_HEADERS = ("x-request-id", "traceparent")
 _METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 
 
+class Telemetry:
+    """Where requests are told of: counters, an access log and traces."""
+
+    def __init__(self, metrics: Metrics, access_log: AccessLog | None = None, spans: Spans | None = None) -> None:
+        """Tells nothing yet.
+
+        Args:
+            metrics: Counts.
+            access_log: Gets a line of each request.
+            spans: Get a span of each request.
+        """
+        self._metrics, self._log, self._spans = metrics, access_log, spans
+
+    def begin(self, record: RequestRecord) -> None:
+        """A request has come; what is called from here on finds its record."""
+        begin(record)
+        if self._spans is not None and not record.status:  # a connection may have been refused already
+            self._spans.begin(record)
+        self._metrics.in_flight.labels(record.route).inc()
+
+    def finish(self, record: RequestRecord) -> None:
+        """It is over: it is counted, its span ends, and it has its line in the access log."""
+        self._metrics.in_flight.labels(record.route).dec()
+        record.seconds = time.monotonic() - record.began
+        record.status = record.status or GONE
+        record.reason = record.reason or reason_of(record.status)
+        self._metrics.over(record)
+        if self._spans is not None:
+            self._spans.end(record)
+        if self._log is not None:
+            self._log.write(record)
+
+
 class Tracking:
     """An ASGI application around another."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, access_log: AccessLog | None = None) -> None:
-        self._app, self._metrics, self._log = app, metrics, access_log
+    def __init__(self, app: ASGIApp, telemetry: Telemetry) -> None:
+        self._app, self._telemetry = app, telemetry
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
@@ -37,7 +71,7 @@ class Tracking:
             await self._app(scope, receive, send)
             return
         record = record_of(scope)
-        begin(record)
+        self._telemetry.begin(record)
 
         async def counting() -> Message:
             message = await receive()
@@ -53,8 +87,6 @@ class Tracking:
                 record.bytes_out += len(message.get("body", b""))
             await send(message)
 
-        in_flight = self._metrics.in_flight.labels(record.route)
-        in_flight.inc()
         try:
             await self._app(scope, counting, noting)
         except asyncio.CancelledError:  # of a server that stops: see `connections`
@@ -65,18 +97,7 @@ class Tracking:
             record.refused("an unexpected error", 500)
             raise
         finally:
-            in_flight.dec()
-            finish(record, self._metrics, self._log)
-
-
-def finish(record: RequestRecord, metrics: Metrics, access_log: AccessLog | None) -> None:
-    """A request is over: it is counted, and has its line in the access log."""
-    record.seconds = time.monotonic() - record.began
-    record.status = record.status or GONE
-    record.reason = record.reason or reason_of(record.status)
-    metrics.over(record)
-    if access_log is not None:
-        access_log.write(record)
+            self._telemetry.finish(record)
 
 
 def headers_of(record: RequestRecord) -> list[tuple[bytes, bytes]]:
@@ -104,5 +125,6 @@ def new_record(headers: Iterable[tuple[bytes, bytes]], method: str, route: str) 
     for name, value in headers:
         if name in given:
             given[name].append(value)
-    identity, parent = (given[name.encode()] for name in ID_HEADERS)
-    return RequestRecord(request_id_of(identity), continued(read_traceparent(parent)), method, route)
+    identity, trace = (given[name.encode()] for name in ID_HEADERS)
+    parent = read_traceparent(trace)
+    return RequestRecord(request_id_of(identity), continued(parent), parent, method=method, route=route)

@@ -146,9 +146,7 @@ def _serving(service, metrics=None, **options):
 
     async def serve():
         if grpc:
-            beside.append(
-                await grpc_beside(server, api, metrics, keys, limits.stall, "127.0.0.1", 0, options.get("access_log"))
-            )
+            beside.append(await grpc_beside(server, api, keys, limits.stall, "127.0.0.1", 0))
         await server.serve(sockets=[sock])
 
     thread = threading.Thread(target=lambda: asyncio.run(serve()))

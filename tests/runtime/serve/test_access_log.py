@@ -61,7 +61,8 @@ def test_a_line_says_what_was_asked_and_where_the_time_went(logged, images):
         first, second, third = logged.after(3)
     assert list(first) == [
         "time", "request_id", "trace_id", "span_id", "method", "route", "status", "bytes_in", "bytes_out", "images",
-        "texts", "failed", "queue_ms", "decode_ms", "class_set_ms", "engine_ms", "total_ms", "key", "reason", "error",
+        "texts", "failed", "read_ms", "queue_ms", "decode_ms", "class_set_ms", "engine_ms", "total_ms", "key", "reason",
+        "error",
     ]  # fmt: skip
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", first["time"])
     assert (first["method"], first["route"], first["status"]) == ("POST", "/v1/classify", 200)
