@@ -20,6 +20,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 if TYPE_CHECKING:
     from invariclip.artifact.embeddings import Embeddings, read_embeddings, write_embeddings
     from invariclip.artifact.projection import Projection, read_projection
+    from invariclip.artifact.quantized import QuantizedEmbeddings, quantize, read_quantized, search_recall
     from invariclip.embedding import embed_files
     from invariclip.loading import load
     from invariclip.model import Model
@@ -29,14 +30,16 @@ if TYPE_CHECKING:
     from invariclip.sites.site import Site, read_site, write_site
 
 __all__ = [
-    "Answer", "Answers", "Embeddings", "LiveSite", "Model", "Prediction", "Projection", "RankedClass", "Site",
-    "__version__", "embed_files", "errors", "load", "open_live_site", "read_embeddings", "read_projection",
-    "read_site", "write_embeddings", "write_site",
+    "Answer", "Answers", "Embeddings", "LiveSite", "Model", "Prediction", "Projection", "QuantizedEmbeddings",
+    "RankedClass", "Site", "__version__", "embed_files", "errors", "load", "open_live_site", "quantize",
+    "read_embeddings", "read_projection", "read_quantized", "read_site", "search_recall", "write_embeddings",
+    "write_site",
 ]  # fmt: skip
 
 _HOMES = {
     "artifact.embeddings": ("Embeddings", "read_embeddings", "write_embeddings"),
     "artifact.projection": ("Projection", "read_projection"),
+    "artifact.quantized": ("QuantizedEmbeddings", "quantize", "read_quantized", "search_recall"),
     "embedding": ("embed_files",),
     "loading": ("load",),
     "model": ("Model",),

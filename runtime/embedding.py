@@ -21,13 +21,26 @@ from typing import Any, BinaryIO, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from invariclip.artifact.embeddings import Embeddings
 from invariclip.artifact.embeddings_table import (
+    EMBEDDING_DTYPES,
     EmbeddedKind,
+    EmbeddingDtype,
     EmbeddingRows,
     TableFacts,
     TableWriter,
     read_table,
+    require_pyarrow,
     table_bytes,
+)
+from invariclip.artifact.quantized import (
+    QuantizedDtype,
+    Quantizer,
+    RecallMeter,
+    quantize,
+    quantizer_for,
+    recall_places,
+    search_recall,
 )
 from invariclip.console import LARGEST_LIST, Progress, UnreadableImages, note, silent
 from invariclip.errors import InputError
@@ -48,7 +61,6 @@ _JOINED = "joined.parquet"
 _Named: TypeAlias = tuple[str, ImageInput]
 _Part: TypeAlias = tuple[Any, Iterable[_Named]]
 """What its rows depend on, and its images by name."""
-_Rows: TypeAlias = tuple[NDArray[np.int64], tuple[str, ...], NDArray[Any]]
 
 
 def is_shard(path: Path) -> bool:
@@ -61,6 +73,7 @@ def embed_files(
     images: Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str],
     *,
+    dtype: EmbeddingDtype = "float32",
     batch_size: int = DEFAULT_BATCH,
     unreadable: UnreadableImages | None = None,
     progress: Progress = silent,
@@ -71,6 +84,7 @@ def embed_files(
         model: What embeds.
         images: Files, folders (see `find.walk_images`) and tar files, in the order of the rows.
         out: The file to write, `NAME.parquet`.
+        dtype: `float32`, or codes of fewer bytes: `int8` or `binary` (see `quantized`).
         batch_size: Images to a run.
         unreadable: Is told of images that cannot be read, which have no row; None names each on standard error.
         progress: `console.bar` or `console.silent`, over images.
@@ -79,36 +93,57 @@ def embed_files(
         What the file says of itself.
 
     Raises:
-        InputError: No image could be read, a file or folder does not exist, a shard is damaged, the output cannot be
-            written, or another process is writing it.
+        InputError: There is no such dtype, no image could be read, a file or folder does not exist, a shard is damaged,
+            the output cannot be written, or another process is writing it.
         MissingExtraError: pyarrow is not installed.
     """
+    _require_dtype(dtype)
+    require_pyarrow(str(out))
     target, told = Path(out), UnreadableImages() if unreadable is None else unreadable
     if target.is_dir():
         raise InputError(f"{target}: is a folder; name a file, NAME.parquet")
     with _parts_folder(target) as folder:
         work = _Work(model, folder, batch_size, told)
-        paths = [Path(path) for path in images]
+        paths, site = [Path(path) for path in images], model.site_sha256
         work.embed(_parts(paths, max(PART_IMAGES, batch_size), work.left_out), progress, _count(paths))
+        if model.site_sha256 != site:
+            _clear(folder)
+            raise InputError(
+                "the model measures a live site, which changed meanwhile; give it one site: with_site(...)"
+            )
         if not work.count:
             _clear(folder)
             raise InputError("no image could be read; nothing was written")
-        facts = work.join(target)
+        facts = work.join(target, dtype)
         _clear(folder)
     return facts
 
 
-def embed_texts_to_file(model: Model, texts: Sequence[str], out: str | os.PathLike[str]) -> TableFacts:
+def embed_texts_to_file(
+    model: Model, texts: Sequence[str], out: str | os.PathLike[str], *, dtype: EmbeddingDtype = "float32"
+) -> TableFacts:
     """Embeds texts into a parquet file, whose second column is `text`.
 
     Raises:
-        InputError: Something is not a string, or the output cannot be written.
+        InputError: There is no such dtype, something is not a string, or the output cannot be written.
         MissingExtraError: pyarrow is not installed.
     """
-    vectors = model.embed_texts(texts)
+    _require_dtype(dtype)
+    require_pyarrow(str(out))
+    rows: NDArray[Any] = model.embed_texts(texts)
     facts = embeddings_facts(model, "texts", len(texts))
-    write_atomically(Path(out), table_bytes(EmbeddingRows(facts, np.arange(len(texts)), tuple(texts), vectors)))
+    if dtype != "float32":
+        embeddings = Embeddings(rows, tuple(texts), facts.space_id)
+        codes = quantize(embeddings, dtype)
+        facts = replace(facts, dtype=dtype, scale=codes.quantizer.scale, recall=search_recall(embeddings, dtype))
+        rows = codes.codes
+    write_atomically(Path(out), table_bytes(EmbeddingRows(facts, np.arange(len(texts)), tuple(texts), rows)))
     return facts
+
+
+def _require_dtype(dtype: str) -> None:
+    if dtype not in EMBEDDING_DTYPES:
+        raise InputError(f"no dtype is called {dtype!r:.40}; available: {', '.join(EMBEDDING_DTYPES)}")
 
 
 @dataclass
@@ -178,12 +213,12 @@ class _Work:
         ids = np.array(places, dtype=np.int64)
         return EmbeddingRows(facts, ids, tuple(names[place] for place in places), vectors)
 
-    def join(self, out: Path) -> TableFacts:
+    def join(self, out: Path, dtype: EmbeddingDtype) -> TableFacts:
         """Writes the parts as one file in the place of `out`."""
         joined = self.folder / _JOINED
         try:
             with joined.open("w+b") as stream:
-                facts = self._write_joined(stream)
+                facts = self._write_joined(stream, dtype)
                 stream.flush()
                 os.fsync(stream.fileno())
             joined.replace(out)
@@ -191,32 +226,54 @@ class _Work:
             raise InputError(f"{out}: cannot be written ({error.strerror or error})") from error
         return facts
 
-    def _write_joined(self, stream: BinaryIO) -> TableFacts:
+    def _write_joined(self, stream: BinaryIO, dtype: EmbeddingDtype) -> TableFacts:
+        how, meter = (None, None) if dtype == "float32" else self._quantizer(dtype)
         listed: list[dict[str, str]] = []
-        start = 0
-        with TableWriter(stream, "images", "float32", self.model.width) as writer:
-            held: list[_Rows] = []
-            for path in self.parts:
-                rows = read_table(path)
-                held.append((rows.ids + start, rows.items, rows.vectors))
-                start += rows.facts.count + rows.facts.unreadable_count
-                listed += rows.facts.unreadable[: LARGEST_LIST - len(listed)]
-                if sum(len(ids) for ids, _, _ in held) >= GROUP_ROWS:
-                    _write_group(writer, held)
-            _write_group(writer, held)
+        seen = done = 0
+        with TableWriter(stream, "images", dtype, self.model.width) as writer:
+            for group in self._groups():
+                ids = []
+                for rows in group:
+                    ids.append(rows.ids + seen)
+                    seen += rows.facts.count + rows.facts.unreadable_count
+                    listed += rows.facts.unreadable[: LARGEST_LIST - len(listed)]
+                vectors = np.concatenate([rows.vectors for rows in group])
+                codes = vectors if how is None else how.encode(vectors)
+                if meter is not None:
+                    meter.add(vectors, codes, done)
+                if len(vectors):
+                    writer.write(np.concatenate(ids), list(chain(*(rows.items for rows in group))), codes)
+                done += len(vectors)
             facts = replace(
-                embeddings_facts(self.model, "images", self.count),
-                unreadable_count=start - self.count, unreadable=tuple(listed), left_out=self.left_out,
+                embeddings_facts(self.model, "images", self.count), dtype=dtype,
+                unreadable_count=seen - self.count, unreadable=tuple(listed), left_out=self.left_out,
+                scale=None if how is None else how.scale, recall=None if meter is None else meter.result(),
             )  # fmt: skip
             writer.close(facts)
         return facts
 
+    def _quantizer(self, dtype: QuantizedDtype) -> tuple[Quantizer, RecallMeter | None]:
+        """How all parts become codes, and what measures what a search with them finds."""
+        largest, start, asked = 0.0, 0, recall_places(self.count)
+        queries = [np.empty((0, self.model.width), dtype=np.float32)]
+        for path in self.parts:
+            vectors = read_table(path).vectors
+            largest = max(largest, float(np.abs(vectors).max(initial=0)))
+            queries.append(vectors[asked[(asked >= start) & (asked < start + len(vectors))] - start])
+            start += len(vectors)
+        how = quantizer_for(dtype, self.model.width, largest)
+        return how, RecallMeter(how, np.concatenate(queries), asked) if len(asked) else None
 
-def _write_group(writer: TableWriter, held: list[_Rows]) -> None:
-    ids, items, vectors = zip(*held, strict=True) if held else ((), (), ())
-    if any(items):
-        writer.write(np.concatenate(ids), list(chain(*items)), np.concatenate(vectors))
-    held.clear()
+    def _groups(self) -> Iterator[list[EmbeddingRows]]:
+        """The parts, as many at a time as a row group takes."""
+        group: list[EmbeddingRows] = []
+        for path in self.parts:
+            group.append(read_table(path))
+            if sum(len(rows.ids) for rows in group) >= GROUP_ROWS:
+                yield group
+                group = []
+        if group:
+            yield group
 
 
 def embeddings_facts(model: Model, kind: EmbeddedKind, count: int) -> TableFacts:

@@ -54,12 +54,21 @@ class Embeddings:
         Raises:
             InputError: They live in different spaces.
         """
-        if self.space_id != other.space_id:
-            raise InputError(
-                f"embeddings of space {self.space_id} cannot be compared with space {other.space_id}: they come from "
-                "another checkpoint or projection; embed both with one artifact"
-            )
+        require_one_space(self.space_id, other.space_id)
         return self.vectors @ other.vectors.T
+
+
+def require_one_space(one: str, other: str) -> None:
+    """Refuses to compare embeddings of two spaces.
+
+    Raises:
+        InputError: The ids differ.
+    """
+    if one != other:
+        raise InputError(
+            f"embeddings of space {one} cannot be compared with space {other}: they come from another checkpoint or "
+            "projection; embed both with one artifact"
+        )
 
 
 def embeddings_bytes(embeddings: Embeddings, warnings: Sequence[str] = ()) -> bytes:
@@ -88,11 +97,13 @@ def read_embeddings(path: str | os.PathLike[str]) -> Embeddings:
     """Reads what `write_embeddings` or `invariclip embed` wrote, safetensors or parquet.
 
     Raises:
-        InputError: The file is missing, damaged, or not such a file.
+        InputError: The file is missing, damaged, not such a file, or holds int8 or binary codes.
         MissingExtraError: A parquet file needs pyarrow.
     """
     if is_table(Path(path)):
         rows = read_table(path)
+        if rows.facts.dtype != "float32":
+            raise InputError(f"{path}: holds {rows.facts.dtype} codes, no vectors; read it with read_quantized")
         return Embeddings(rows.vectors, rows.items, rows.facts.space_id, rows.facts.site_sha256)
     tensors, facts = EMBEDDINGS_FILE.read(path)
     try:

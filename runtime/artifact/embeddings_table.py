@@ -7,6 +7,7 @@ under `invariclip.embeddings` in the file's metadata, the digest of the whole fi
 from __future__ import annotations
 
 import io
+import math
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -35,6 +36,25 @@ _ITEM = {"images": "path", "texts": "text"}
 
 
 @dataclass(frozen=True)
+class SearchRecall:
+    """How many of the exact `neighbours` nearest vectors a search with codes finds, as shares from 0 to 1.
+
+    Attributes:
+        neighbours: Ten.
+        queries: How many vectors were asked for, each among all others of the file.
+        recall: Among as many nearest by codes.
+        wider: A larger number of nearest by codes,
+        recall_in_wider: and the share among those: what is left when they are scored again with exact vectors.
+    """
+
+    neighbours: int
+    queries: int
+    recall: float
+    wider: int
+    recall_in_wider: float
+
+
+@dataclass(frozen=True)
 class TableFacts:
     """What a file of embeddings says of itself.
 
@@ -52,6 +72,8 @@ class TableFacts:
         unreadable_count: Images that could not be read.
         unreadable: `image` and `error` of the first of them.
         left_out: What shards held that is no image of a sample, counted by kind.
+        scale: What int8 codes are multiplied by; None for others.
+        recall: What a search with the codes finds; None for float32, and for fewer vectors than are measured.
     """
 
     kind: EmbeddedKind
@@ -67,6 +89,18 @@ class TableFacts:
     unreadable_count: int = 0
     unreadable: tuple[dict[str, str], ...] = ()
     left_out: dict[str, int] = field(default_factory=dict)
+    scale: float | None = None
+    recall: SearchRecall | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses a scale that does not go with the dtype.
+
+        Raises:
+            InputError: int8 has none above zero, or another dtype has one.
+        """
+        usable = self.scale is not None and math.isfinite(self.scale) and self.scale > 0
+        if usable != (self.dtype == "int8") or (self.scale is not None and not usable):
+            raise InputError(f"{self.dtype} does not go with a scale of {self.scale}")
 
 
 EMBEDDINGS_TABLE = Record(
@@ -104,7 +138,7 @@ class TableWriter:
         Raises:
             MissingExtraError: pyarrow is not installed.
         """
-        pyarrow, parquet = _pyarrow("-o NAME.parquet")
+        pyarrow, parquet = require_pyarrow("-o NAME.parquet")
         number = pyarrow.float32() if dtype == "float32" else pyarrow.int8() if dtype == "int8" else pyarrow.uint8()
         self._item, self._stream, self._pyarrow = _ITEM[kind], stream, pyarrow
         self._width = stored_width(dtype, dimensions)
@@ -173,7 +207,7 @@ def read_table(path: str | os.PathLike[str]) -> EmbeddingRows:
         MissingExtraError: pyarrow is not installed.
     """
     where = Path(path)
-    pyarrow, parquet = _pyarrow(str(where))
+    pyarrow, parquet = require_pyarrow(str(where))
     try:
         with where.open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
@@ -187,6 +221,23 @@ def read_table(path: str | os.PathLike[str]) -> EmbeddingRows:
     except (pyarrow.ArrowException, OSError, ValueError) as reason:
         text = reason.strerror if isinstance(reason, OSError) and reason.strerror else reason
         raise InputError(f"{where}: not an embeddings file written by `invariclip embed` ({text})") from reason
+
+
+def require_pyarrow(what: str) -> tuple[Any, Any]:
+    """Pyarrow and its parquet module.
+
+    Args:
+        what: What needs them, for the message.
+
+    Raises:
+        MissingExtraError: They are not installed.
+    """
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(f'{what}: parquet needs {error.name}: pip install "invariclip[parquet]"') from error
+    return pyarrow, parquet
 
 
 def stored_width(dtype: EmbeddingDtype, dimensions: int) -> int:
@@ -227,9 +278,12 @@ def _require_plain(where: Path, metadata: Any, facts: TableFacts, size: int) -> 
             where, f"{metadata.num_rows} rows; its facts say {facts.count} of {facts.dimensions} dimensions"
         )
     for group in range(metadata.num_row_groups):
-        columns = metadata.row_group(group)
-        if any(columns.column(k).compression != "UNCOMPRESSED" for k in range(columns.num_columns)):
-            EMBEDDINGS_TABLE.refuse(where, "it is compressed")
+        of_group = metadata.row_group(group)
+        for column in map(of_group.column, range(of_group.num_columns)):
+            codes = facts.dtype != "float32" and column.path_in_schema.startswith("embedding")
+            known = {"PLAIN", "RLE", "BIT_PACKED", *(["RLE_DICTIONARY", "PLAIN_DICTIONARY"] if codes else [])}
+            if column.compression != "UNCOMPRESSED" or not known.issuperset(column.encodings):
+                EMBEDDINGS_TABLE.refuse(where, f"its column {column.path_in_schema!s:.40} is compressed")
 
 
 def _footer_start(stream: BinaryIO) -> int:
@@ -245,12 +299,3 @@ def _footer_start(stream: BinaryIO) -> int:
     if tail[4:] != MAGIC or not 0 < length <= min(size - 12, MAX_FOOTER):
         raise ValueError("no footer of a parquet file")
     return size - 8 - length
-
-
-def _pyarrow(what: str) -> tuple[Any, Any]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(f'{what}: parquet needs {error.name}: pip install "invariclip[parquet]"') from error
-    return pyarrow, parquet

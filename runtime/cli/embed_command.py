@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,8 @@ import click
 import numpy as np
 
 from invariclip.artifact.embeddings import Embeddings, write_embeddings
+from invariclip.artifact.embeddings_table import EMBEDDING_DTYPES, EmbeddingDtype
+from invariclip.artifact.quantized import RECALL_FROM
 from invariclip.cli.options import (
     BACKEND,
     BATCH,
@@ -47,6 +50,8 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="The file to write: NAME.parquet, or safetensors under any other name.",
 )
+@click.option("--dtype", type=click.Choice(EMBEDDING_DTYPES), default="float32", show_default=True,
+              help="int8 or binary: codes for search, whose recall is measured on them (NAME.parquet).")  # fmt: skip
 @OTHER_PROJECTION
 @SITE
 @BATCH
@@ -60,9 +65,9 @@ if TYPE_CHECKING:
 @JSON
 @QUIET
 def embed(
-    artifact: Path, images: tuple[Path, ...], texts: tuple[str, ...], out: Path, projection: Path | None,
-    site: Path | None, batch_size: int, pixel_mode: PixelMode, backend: str | None, threads: int | None, engine: str,
-    ray_address: str | None, workers: int | None, as_json: bool, quiet: bool,
+    artifact: Path, images: tuple[Path, ...], texts: tuple[str, ...], out: Path, dtype: EmbeddingDtype,
+    projection: Path | None, site: Path | None, batch_size: int, pixel_mode: PixelMode, backend: str | None,
+    threads: int | None, engine: str, ray_address: str | None, workers: int | None, as_json: bool, quiet: bool,
 ) -> int:  # fmt: skip
     """Write unit-length embeddings with their paths (or texts) and the id of their space.
 
@@ -71,6 +76,8 @@ def embed(
     """
     if bool(images) == bool(texts):
         raise InputError("give images, or --text, and not both")
+    if dtype != "float32" and (out.suffix != ".parquet" or engine == "ray"):
+        raise InputError(f"--dtype {dtype} goes with -o NAME.parquet and --engine local")
     if engine == "ray":
         if texts or projection is not None or site is not None or pixel_mode != "exact":
             raise InputError("--engine ray embeds images exactly as the artifact does; it goes without --text, "
@@ -85,7 +92,7 @@ def embed(
         raise InputError("shards are embedded into parquet: name the output NAME.parquet")
     model = open_model(artifact, projection, backend, threads, pixel_mode, site)
     if out.suffix == ".parquet":
-        return _to_parquet(model, images, texts, out, as_json=as_json, batch_size=batch_size,
+        return _to_parquet(model, images, texts, out, dtype, as_json=as_json, batch_size=batch_size,
                            progress=silent if quiet or as_json else bar)  # fmt: skip
     return _to_safetensors(model, images, texts, out, as_json=as_json, batch_size=batch_size,
                            progress=silent if quiet or as_json else bar)  # fmt: skip
@@ -119,19 +126,33 @@ def _to_safetensors(
 
 
 def _to_parquet(
-    model: Model, images: tuple[Path, ...], texts: tuple[str, ...], out: Path, *, as_json: bool, **how: Any
-) -> int:
+    model: Model, images: tuple[Path, ...], texts: tuple[str, ...], out: Path, dtype: EmbeddingDtype, *, as_json: bool,
+    **how: Any,
+) -> int:  # fmt: skip
     bad = UnreadableImages()
-    facts = embed_texts_to_file(model, texts, out) if texts else embed_files(model, images, out, unreadable=bad, **how)
+    if texts:
+        facts = embed_texts_to_file(model, texts, out, dtype=dtype)
+    else:
+        facts = embed_files(model, images, out, dtype=dtype, unreadable=bad, **how)
     for reason, count in facts.left_out.items():
         note(f"invariclip: {count:,} left out of the shards: {reason}")
     if as_json:
         emit_json(
-            {"out": str(out), "count": facts.count, "width": facts.dimensions, "space_id": facts.space_id,
-             "site_sha256": facts.site_sha256 or None, **bad.facts(), "left_out": facts.left_out}
+            {"out": str(out), "count": facts.count, "width": facts.dimensions, "dtype": facts.dtype,
+             "scale": facts.scale, "recall": None if facts.recall is None else asdict(facts.recall),
+             "space_id": facts.space_id, "site_sha256": facts.site_sha256 or None, **bad.facts(),
+             "left_out": facts.left_out}
         )  # fmt: skip
-    else:
-        say(f"{facts.count} embeddings of width {facts.dimensions} in {out} (space {facts.space_id})")
+        return 2 if bad.count else 0
+    say(f"{facts.count} embeddings of width {facts.dimensions} in {out} (space {facts.space_id})")
+    if facts.recall is not None:
+        found = facts.recall
+        say(
+            f"recall@{found.neighbours} of {facts.dtype} search beside exact search: {found.recall:.3f}; among the "
+            f"{found.wider} nearest by codes {found.recall_in_wider:.3f} ({found.queries} images or texts as queries)"
+        )
+    elif dtype != "float32":
+        note(f"invariclip: the recall of {dtype} search is not known: it is measured from {RECALL_FROM} embeddings on")
     return 2 if bad.count else 0
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 import tarfile
 from dataclasses import asdict, replace
 
@@ -23,9 +24,11 @@ from invariclip.artifact.embeddings_table import (
 )
 from invariclip.console import UnreadableImages
 from invariclip.embedding import embed_files
-from invariclip.errors import InputError
+from invariclip.errors import InputError, MissingExtraError
 from invariclip.preprocessing.find import find_images
 from invariclip.records import seal_footer
+from invariclip.sites.live_site import SiteWindow
+from invariclip.sites.measuring import open_live_site
 from invariclip.version import __version__
 
 parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed: pip install invariclip[parquet]")
@@ -271,7 +274,7 @@ def resealed(tmp_path, facts, table=None, **how):
 
     stream = io.BytesIO()
     table = pyarrow.table({"id": [0], "path": ["a"], "embedding": [[0.0]]}) if table is None else table
-    writer = parquet.ParquetWriter(stream, table.schema, **{"compression": "none", "write_statistics": False, **how})
+    writer = parquet.ParquetWriter(stream, table.schema, **{"compression": "none", "use_dictionary": False, **how})
     writer.write_table(table)
     writer.add_key_value_metadata({EMBEDDINGS_TABLE.key: EMBEDDINGS_TABLE.text(facts)})
     writer.close()
@@ -288,7 +291,8 @@ def resealed(tmp_path, facts, table=None, **how):
         ({"count": 1, "dimensions": 1 << 40}, {}, "its facts say"),
         ({"count": 1, "dimensions": -1}, {}, "its facts say"),
         ({"count": 1, "dimensions": 7}, {}, "its columns are|its vectors are not"),
-        ({"count": 1, "dimensions": 1}, {"compression": "gzip"}, "it is compressed"),
+        ({"count": 1, "dimensions": 1}, {"compression": "gzip"}, "its column id is compressed"),
+        ({"count": 1, "dimensions": 1}, {"use_dictionary": ["path"]}, "its column path is compressed"),
         ({"count": 1, "dimensions": 1, "dtype": "float8"}, {}, "available: float32, int8, binary"),
         ({"count": 1, "dimensions": 1, "more": 3}, {}, "not known: more"),
     ],
@@ -314,3 +318,21 @@ def test_other_parquet_files_are_named(tmp_path):
     parquet.write_table(pyarrow.table({"a": [1]}), tmp_path / "other.parquet")
     with pytest.raises(InputError, match="carries no digest of itself"):
         read_embeddings(tmp_path / "other.parquet")
+
+
+def test_without_pyarrow_nothing_is_begun(model, images, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setattr(model.__class__, "stream", None)
+    out = tmp_path / "out.parquet"
+    with pytest.raises(
+        MissingExtraError, match=r'out\.parquet: parquet needs pyarrow: pip install "invariclip\[parquet\]"'
+    ):
+        written(model, [images], out)
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_a_live_site_is_refused(model, images, tmp_path):
+    live = open_live_site(model, "yard", window=SiteWindow(floor=2, step=2, block=2, blocks=8))
+    with pytest.raises(InputError, match="a live site, which changed meanwhile"):
+        written(model.adapting(live), [images], tmp_path / "out.parquet")
+    assert not list(tmp_path.glob("out*"))

@@ -9,9 +9,10 @@ import pytest
 import invariclip
 
 PUBLIC = [
-    "Answer", "Answers", "Embeddings", "LiveSite", "Model", "Prediction", "Projection", "RankedClass", "Site",
-    "__version__", "embed_files", "errors", "load", "open_live_site", "read_embeddings", "read_projection",
-    "read_site", "write_embeddings", "write_site",
+    "Answer", "Answers", "Embeddings", "LiveSite", "Model", "Prediction", "Projection", "QuantizedEmbeddings",
+    "RankedClass", "Site", "__version__", "embed_files", "errors", "load", "open_live_site", "quantize",
+    "read_embeddings", "read_projection", "read_quantized", "read_site", "search_recall", "write_embeddings",
+    "write_site",
 ]  # fmt: skip
 THINGS = [name for name in PUBLIC if name not in ("__version__", "errors")]
 

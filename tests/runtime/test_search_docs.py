@@ -1,5 +1,6 @@
 """What docs/search.md shows runs as written, on tiny files of the names that it uses."""
 
+import json
 import re
 import shlex
 import shutil
@@ -7,10 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from invariclip import load
+from invariclip import load, read_embeddings
 from invariclip.artifact.embeddings_table import TableFacts
+from invariclip.artifact.quantized import LEVELS, NEIGHBOURS, RECALL_FROM, RECALL_QUERIES, WIDER
 from invariclip.embedding import GROUP_ROWS, PART_IMAGES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "search.md").read_text(encoding="utf-8")
@@ -52,8 +55,26 @@ def test_faiss_finds_what_numpy_finds(desk):
             assert row[paths.index(desk / "images" / name)] == pytest.approx(float(cosine), abs=1e-3)
 
 
+def test_codes_are_scored_again_and_go_into_faiss(desk):
+    pytest.importorskip("faiss")
+    done = subprocess.run([sys.executable, "-c", BLOCKS[1]], cwd=desk, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    *found, distances = done.stdout.splitlines()
+    exact, queries = read_embeddings(desk / "images.parquet"), read_embeddings(desk / "texts.parquet")
+    differ = ((queries.vectors > 0)[:, None] != (exact.vectors > 0)[None]).sum(axis=2)
+    assert json.loads(distances) == np.sort(differ, axis=1)[:, :6].tolist()
+    for line, bits, row in zip(found, differ, queries.vectors @ exact.vectors.T, strict=True):
+        near = np.argsort(bits, kind="stable")[:6]
+        best = near[np.argsort(-row[near], kind="stable")][:3]
+        assert re.findall(r"'([^']+)'", line) == [exact.items[place] for place in best]
+
+
 def test_the_numbers_and_names_are_the_code_s():
     assert f"parts of {PART_IMAGES} images" in PAGE
     assert f"{GROUP_ROWS:,} rows" in PAGE
+    assert f"on its own vectors (from {RECALL_FROM} on): {RECALL_QUERIES} of them" in PAGE
+    assert f"{NEIGHBOURS} exact neighbours" in PAGE
+    assert f"the {WIDER} nearest" in PAGE
+    assert f"max |v| / {LEVELS}" in PAGE
     for name in TableFacts.__dataclass_fields__:
         assert f"`{name}`" in PAGE, name
