@@ -13,30 +13,37 @@ import numpy as np
 from invariclip.artifact.fidelity import LEVELS, require_level
 from invariclip.artifact.folder import checked_path, read_manifest
 from invariclip.artifact.learned_prompts import read_semantics
-from invariclip.artifact.manifest import space_id
+from invariclip.artifact.manifest import EMBEDDING, IMAGE_INPUT, TEXT_INPUT, space_id
 from invariclip.artifact.parity import parity_table
 from invariclip.artifact.projection import read_projection
-from invariclip.backends import ALL_BACKENDS, DEFAULT_BACKEND, require_backend
+from invariclip.backends import ALL_BACKENDS, DEFAULT_BACKEND, open_backend, require_backend
 from invariclip.cli.options import artifact_argument
 from invariclip.console import bar, emit_json, note, say, silent
 from invariclip.errors import ArtifactError, CheckpointError, ContractError, InputError
 from invariclip.export.checkpoints import check_texts
 from invariclip.export.options import bounds_of, load, shared
+from invariclip.files import scratch_directory
 from invariclip.preprocessing.tokenizer import Tokenizer
 from invariclip.sites.site import read_site
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from invariclip.artifact.fidelity import Fidelity
     from invariclip.artifact.learned_prompts import LearnedPrompts
     from invariclip.artifact.manifest import Manifest, Variant
     from invariclip.artifact.projection import Projection
     from invariclip.console import Progress
     from invariclip.export.checkpoints.checkpoint import Checkpoint
+    from invariclip.export.graphs.rewrites import Tower
     from invariclip.export.options import Limits
-    from invariclip.export.verification.candidate import CandidateVerdict, ExportJob
+    from invariclip.export.verification.bisect import Bisection
+    from invariclip.export.verification.candidate import CandidateVerdict, ExportJob, VerificationCandidate
     from invariclip.export.verification.evidence import ImageBatches
     from invariclip.sites.site import Site
 
+INPUTS = {"image": IMAGE_INPUT, "text": TEXT_INPUT}
+TOWERS: tuple[Tower, ...] = ("image", "text")
 OTHER: Final = "other"
 """In place of the projection: the artifact is held against another one than its own, so its facts about it are left."""
 
@@ -50,10 +57,14 @@ OTHER: Final = "other"
 @click.option(
     "--backend", "backends", multiple=True, help=f"Repeatable: {', '.join(ALL_BACKENDS)} [default: {DEFAULT_BACKEND}]."
 )
+@click.option(
+    "--bisect", "bisected", type=click.Path(path_type=Path), metavar="DIR",
+    help="Compare each operator alone with a fresh export; the first wrong one goes into DIR as a graph of its own.",
+)  # fmt: skip
 @shared
 def verify(
     artifact: Path, model: str | None, projection: Path | None, checkpoint: Path | None, random_weights: int | None,
-    tokenizer: str | None,
+    tokenizer: str | None, bisected: Path | None,
     images: tuple[Path, ...], backends: tuple[str, ...], limits: Limits, threads: int | None, as_json: bool,
     quiet: bool,
 ) -> int:  # fmt: skip
@@ -67,10 +78,8 @@ def verify(
     if own and manifest.projection_file is not None:
         projection = checked_path(artifact, manifest.projection_file)
     paths = _checked_paths(artifact, manifest)
-    from invariclip.export.verification import evidence
-    from invariclip.export.verification.candidate import VerificationCandidate, prepare
+    from invariclip.export.verification import candidate, evidence
     from invariclip.export.verification.verify import check
-    from invariclip.export.verify_command import OTHER, disagreements
 
     loaded = load(model or _own_model(manifest.model.name, artifact), checkpoint, random_weights, threads, tokenizer)
     if loaded.sha256 != manifest.model.checkpoint_sha256:
@@ -84,14 +93,14 @@ def verify(
     wrong = disagreements(manifest, artifact, loaded, matrix if own else OTHER, learned_prompts)
     if wrong:
         raise ContractError(f"{artifact}: {'; '.join(wrong)}")
-    job = prepare(loaded, matrix, manifest.classes, manifest.templates, learned_prompts)
+    job = candidate.prepare(loaded, matrix, manifest.classes, manifest.templates, learned_prompts)
     job = replace(job, site=_own_site(artifact, manifest, own=own))
     candidates, bounds = {}, {}
     for variant, backend in product(paths, backends):
         name, facts = f"{variant} on {backend}", manifest.variants[variant]
         # held to the level that it was listed with; an engine that it was never tried on has to reach that of others
         level = _promised(facts, backend)
-        candidates[name] = VerificationCandidate.open(
+        candidates[name] = candidate.VerificationCandidate.open(
             *paths[variant], job, backend=backend, level=level, compute=facts.compute,
             text_compute=facts.text_compute, threads=threads,
         )  # fmt: skip
@@ -101,20 +110,129 @@ def verify(
     verdicts = check(candidates, judged, bounds, progress=silent if quiet else bar)
     fast = _fast_pixels(manifest, job, judged, limits, progress=silent if quiet else bar)
     failed = {name: verdict.reason for name, verdict in verdicts.items() if verdict.broken}
+    found = {} if bisected is None else located(manifest, candidates, judged, bisected, silent if quiet else bar)
     failed |= {"the fast pixel mode": "; ".join(fast)} if fast else {}
     if as_json:
         places = dict(zip(candidates, product(paths, backends), strict=True))
-        emit_json({"artifact": str(artifact), "passed": not failed, **_as_json(verdicts, places), "fast_pixels": fast})
+        told = {} if bisected is None else {"bisect": {name: one.to_json() for name, one in found.items()}}
+        emit_json(
+            {"artifact": str(artifact), "passed": not failed, **_as_json(verdicts, places), "fast_pixels": fast, **told}
+        )
     else:
         which = "images" if images else "bundled images (--images takes your own)"
-        for name, verdict in verdicts.items():
-            say(f"{artifact}, {name}, on {len(judged.readable)} {which}")
-            say(parity_table(verdict.parity))
+        _say(artifact, verdicts, f"{len(judged.readable)} {which}", found)
     # the table is the result and is out already, so the failure is one more line and not an exception
     if failed:
         lines = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
         note(f"invariclip: {artifact} does not answer like its checkpoint: {lines}")
     return 1 if failed else 0
+
+
+def _say(artifact: Path, verdicts: dict[str, CandidateVerdict], images: str, found: dict[str, Bisection]) -> None:
+    for name, verdict in verdicts.items():
+        say(f"{artifact}, {name}, on {images}")
+        say(parity_table(verdict.parity))
+    for name, one in found.items():
+        say(one.lines(name))
+
+
+def located(
+    manifest: Manifest, candidates: dict[str, VerificationCandidate], images: ImageBatches, out: Path,
+    progress: Progress,
+) -> dict[str, Bisection]:  # fmt: skip
+    """Where each graph first goes wrong, by candidate and tower; see `verification.bisect`.
+
+    Args:
+        manifest: The artifact's.
+        candidates: Its graphs in engines, by name.
+        images: Some of them are looked at.
+        out: Gets a folder of each graph of which a part is wrong.
+        progress: `console.bar` or `console.silent`.
+
+    Raises:
+        ContractError: A fresh export answers wrongly itself.
+    """
+    from invariclip.export.verification.bisect import ROWS, bisect
+    from invariclip.export.verification.pixel_checks import RawImages
+
+    job = next(iter(candidates.values())).job
+    done: dict[tuple[object, ...], Bisection] = {}
+    found = {}
+    with scratch_directory() as folder:
+        right: dict[Tower, Path] = {}
+        feeds: dict[Tower, NDArray[Any]] = {}
+        for tower in TOWERS:
+            right[tower] = folder / f"{tower}.onnx"
+            write_right_graph(job, manifest, tower, right[tower])
+            if tower == "text":
+                feeds[tower] = check_texts.ids_of(check_texts.TEXTS[:ROWS], job.checkpoint.tokenizer)
+            elif any(variant.front != "host" for variant in manifest.variants.values()):
+                feeds[tower] = next(iter(RawImages(images.readable, job.checkpoint.pixels)))[None]
+            else:
+                feeds[tower] = next(images.batches(ROWS))
+            _require_right(job, tower, right[tower], feeds[tower])
+        steps = [(name, tower) for name in candidates for tower in TOWERS]
+        for name, tower in progress(steps, total=len(steps), desc="bisect"):
+            one = candidates[name]
+            path, compute = (one.image, one.compute) if tower == "image" else (one.text, one.text_compute)
+            key = path, one.backend, compute
+            if key not in done:
+                done[key] = bisect(
+                    path, right[tower], {INPUTS[tower]: feeds[tower]}, backend=one.backend, compute=compute,
+                    threads=one.threads, out=out / f"{name} {tower}".replace(" ", "-"),
+                )  # fmt: skip
+            found[f"{name}, {tower} tower"] = done[key]
+    return found
+
+
+def write_right_graph(job: ExportJob, manifest: Manifest, tower: Tower, target: Path) -> None:
+    """Exports a tower anew as the manifest says that it was: float32, with the same rewrites, projection and site."""
+    from invariclip.export.graphs.front import add_front
+    from invariclip.export.graphs.head import attach_head, attach_site
+    from invariclip.export.graphs.rewrites.plan import NAMES
+    from invariclip.export.graphs.tower_graph import tower_graph
+    from invariclip.export.graphs.writing import write_graph
+
+    applied = {step.name for step in manifest.plan[tower] if step.applied}
+    facts, head, checkpoint = manifest.projection, job.head, job.checkpoint
+    fold = "" if facts is None else facts.image_fold if tower == "image" else facts.text_fold
+    graph = tower_graph(
+        checkpoint, tower, job.projection, rewrites=[name for name in NAMES if name in applied],
+        projection_as_input=fold == "input",
+    ).model  # fmt: skip
+    if tower == "image":
+        attach_head(graph, head.bank if head else None, checkpoint.logit_scale, checkpoint.logit_bias, job.learned)
+        front = next(iter(manifest.variants.values())).front
+        if front != "host":
+            add_front(graph, checkpoint.pixels, front)
+        if job.site is not None:
+            attach_site(graph, job.site.shift)
+    write_graph(graph, target)
+
+
+def _require_right(job: ExportJob, tower: Tower, graph: Path, rows: NDArray[Any]) -> None:
+    """Holds a fresh export against PyTorch: where it is wrong as well, no operator of the artifact is to blame.
+
+    Raises:
+        ContractError: It is.
+    """
+    from invariclip.export.verification.answers import project
+    from invariclip.export.verification.bisect import WHOLE, relative_error
+    from invariclip.preprocessing.pixels import pixels
+
+    checkpoint = job.checkpoint
+    got = open_backend(DEFAULT_BACKEND, graph).run({INPUTS[tower]: rows}, (EMBEDDING,))[EMBEDDING]
+    if tower == "text":
+        raw = checkpoint.encode_texts(rows)
+    else:
+        size = checkpoint.pixels.image_size
+        raw = checkpoint.encode_images(rows if rows.shape[1:3] == size else pixels(rows[0], checkpoint.pixels)[None])
+    error = relative_error(got, project(raw, job.projection, job.site if tower == "image" else None))
+    if not error <= WHOLE["float32"]:
+        raise ContractError(
+            f"{tower}: an export made just now is off by {error:.3g} of an embedding's length as well, so no operator "
+            "of the artifact can be named; report it with the checkpoint's name"
+        )
 
 
 def _checked_paths(artifact: Path, manifest: Manifest) -> dict[str, tuple[Path, Path]]:

@@ -172,3 +172,21 @@ def test_a_promised_pixel_mode_is_looked_at_again(run, promising, monkeypatch):
     assert (code, err.count("\n")) == (1, 1)
     assert "the fast pixel mode: cosine to the exact mode 0." in err
     assert "below 0.985" in err
+
+
+def test_where_it_goes_wrong_is_named_and_written(run, blue, tiny_artifact, tmp_path):
+    code, out, _ = run(blue, "--bisect", tmp_path / "parts")
+    assert code == 1
+    (line,) = [line for line in out.splitlines() if line.startswith("  first wrong: ")]
+    assert "(Gather)" in line
+    assert "(float32); in the right graph: Cast" in line
+    folder = tmp_path / "parts" / "float32-on-onnxruntime-image"
+    assert {path.name for path in folder.iterdir()} == {"part.onnx", "values.npz"}
+    assert "float32 on onnxruntime, text tower: " in out
+    assert [path.name for path in (tmp_path / "parts").iterdir()] == [folder.name]  # the text tower is right
+    code, out, _ = run(tiny_artifact, "--bisect", tmp_path / "none", "--json")
+    told = json.loads(out)["bisect"]
+    assert code == 0
+    assert set(told) == {"float32 on onnxruntime, image tower", "float32 on onnxruntime, text tower"}
+    assert all(one["wrong"] == [] and one["parts"] > 20 and one["prefix"] is None for one in told.values())
+    assert not (tmp_path / "none").exists()
