@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,15 @@ def test_codes_are_scored_again_and_go_into_faiss(desk):
         near = np.argsort(bits, kind="stable")[:6]
         best = near[np.argsort(-row[near], kind="stable")][:3]
         assert re.findall(r"'([^']+)'", line) == [exact.items[place] for place in best]
+
+
+@pytest.mark.skipif(find_spec("lance") is None, reason="pylance is not installed: 85 MB, and nothing of ours needs it")
+def test_lance_takes_the_file_and_its_facts(desk):
+    done = subprocess.run([sys.executable, "-c", BLOCKS[2]], cwd=desk, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    embeddings = read_embeddings(desk / "images.parquet")
+    nearest = np.argsort(-embeddings.vectors @ embeddings.vectors[0], kind="stable")[:3]
+    assert done.stdout.strip() == f"True {[embeddings.items[place] for place in nearest]}"
 
 
 def test_the_numbers_and_names_are_the_code_s():
