@@ -187,7 +187,10 @@ def quantized(source, target, *, factor=None):
             for node in reversed(pair):
                 model.graph.node.insert(at, node)
         onnx.save(model, target)
-        return [node.output[0] for node in products if node.input[0] == f"{list(inner)[1]}_dq"]
+        written = [node.output[0] for node in products if node.input[0] == f"{list(inner)[1]}_dq"]
+        # a bias after a product belongs to it: quantisers correct it
+        biased = {node.input[0]: node.output[0] for node in model.graph.node if node.op_type == "Add"}
+        return [biased.get(name, name) for name in written]
 
     return finish
 
