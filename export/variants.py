@@ -12,7 +12,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from invariclip.artifact.folder import describe_file
-from invariclip.errors import ContractError, InputError, LeftOutWarning
+from invariclip.artifact.parity import agreement_interval, items_needed
+from invariclip.errors import ContractError, FewImagesWarning, InputError, LeftOutWarning
 from invariclip.export.checkpoints.check_texts import spread
 from invariclip.export.graph_files import write_image_graph
 from invariclip.export.graphs.writing import write_facts
@@ -91,11 +92,25 @@ def with_variants(
             left |= {f"{name} on {engine}": reason for engine, reason in missed.items()}
         else:
             left[name] = "; ".join(f"{engine}: {reason}" for engine, reason in missed.items())
+    if set(made) - set(left):
+        _warn_of_few(len(reference.images.readable), config.variant_bounds.min_top1)
     for name, why in left.items():
         warnings.warn(f"variant {name} is left out: {why}", LeftOutWarning, stacklevel=2)
     listed = {**manifest.variants, **{name: one for name, one in made.items() if name not in left}}
     _drop_unlisted(folder, listed)
     return replace(manifest, variants=listed, left_out=left)
+
+
+def _warn_of_few(images: int, share: float) -> None:
+    """What agrees on few images may agree on fewer of others."""
+    if share < 1 and images < items_needed(share):
+        low, _ = agreement_interval(1.0, images)
+        warnings.warn(
+            f"the contract saw {images} images: without a miss among them, a variant may still agree on no more than "
+            f"{low:.1%} of others like them; {items_needed(share)} show {share:.1%} (--images takes your own)",
+            FewImagesWarning,
+            stacklevel=3,
+        )
 
 
 def _inputs(job: ExportJob, config: ExportConfig, reference: ReferenceEvidence, progress: Progress) -> VariantInputs:

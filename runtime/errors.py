@@ -113,6 +113,10 @@ class LeftOutWarning(UserWarning):
     """A variant that was asked for did not keep the contract, and is not in the artifact."""
 
 
+class FewImagesWarning(UserWarning):
+    """The contract saw too few images to promise its level on others."""
+
+
 class FewConnectionsWarning(UserWarning):
     """The file descriptors of this process allow fewer connections than the server would keep."""
 

@@ -9,6 +9,7 @@ be wrong, in words) and `passed`.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from invariclip.console import table
@@ -43,6 +44,9 @@ _FIGURES = (
     ("front_levels", "resize in the graph, levels from the host's", ".3g", "max_front_levels", "≤"),
     ("front_cosine", "resize in the graph, cosine min", ".6f", "min_front_cosine", "≥"),
 )
+AGREEMENT = "top1_agreement"
+Z = 1.959963984540054
+"""The normal distribution's 97.5 % point: intervals hold 95 %."""
 FAILED = "✗"
 """Stands behind a figure that broke its bound."""
 
@@ -54,7 +58,26 @@ def parity_rows(record: dict[str, Any]) -> list[list[str]]:
         cells = [_cell(record[tower], key, form) for tower in ("image", "text")]
         if any(cell != "–" for cell in cells):
             rows.append([heading, *cells, f"{direction} {record['thresholds'][bound]:g}" if bound else ""])
+        if key == AGREEMENT and record["thresholds"][bound] < 1:  # exact answers are bounded by their numbers
+            intervals = [_interval(record[tower]) for tower in ("image", "text")]
+            rows.append(["  on others like these, 95 %", *intervals, ""])
     return rows
+
+
+def agreement_interval(agreement: float, items: int) -> tuple[float, float]:
+    """Where the share lies on all inputs of a kind, if it is `agreement` on `items` drawn from them: 95 %.
+
+    Wilson's score interval (Journal of the American Statistical Association 22, 1927, p. 209).
+    """
+    middle = agreement + Z * Z / (2 * items)
+    half = Z * math.sqrt(agreement * (1 - agreement) / items + Z * Z / (4 * items * items))
+    scale = 1 + Z * Z / items
+    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+
+
+def items_needed(share: float) -> int:
+    """How many inputs, without a miss among them, show that a share below 1 is reached on others like them."""
+    return math.ceil(Z * Z * share / (1 - share))
 
 
 def parity_table(record: dict[str, Any]) -> str:
@@ -69,6 +92,13 @@ def parity_table(record: dict[str, Any]) -> str:
         raise ArtifactError(
             f"a parity record cannot be read ({type(error).__name__}: {error}); export the artifact again"
         ) from error
+
+
+def _interval(figures: dict[str, Any]) -> str:
+    agreement, items = figures.get(AGREEMENT), figures.get("items")
+    if agreement is None or not items:
+        return "–"
+    return "{:.1%} to {:.1%}".format(*agreement_interval(agreement, items))
 
 
 def _cell(figures: dict[str, Any], key: str, form: str) -> str:

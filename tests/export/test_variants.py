@@ -1,6 +1,7 @@
 """Variants beside float32: made, judged, listed with what they reach, or left out with the reason."""
 
 import json
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from invariclip.artifact.fidelity import reached
 from invariclip.artifact.folder import checked_path, read_manifest
 from invariclip.artifact.manifest import METADATA_KEY
 from invariclip.backends import open_backend
-from invariclip.errors import InputError, LeftOutWarning
+from invariclip.errors import FewImagesWarning, InputError, LeftOutWarning
 from invariclip.export import variants
 from invariclip.export.build import export_artifact
 from invariclip.export.config import ExportConfig
@@ -234,3 +235,11 @@ def test_variants_for_gpus_keep_the_contract_on_the_cpu_and_are_what_tensorrt_ta
     if name == "float16-islands":
         assert variant.made["islands"] == "norms, softmax and head"
         assert variant.made["halved"]["MatMul"] > 5
+
+
+def test_few_images_are_said_to_promise_little(export):
+    with pytest.warns(FewImagesWarning, match=r"saw \d+ images: .* may still agree .* 189 show 98\.0% \(--images"):
+        export("float16", bounds=replace(LOOSE, min_top1=0.98), backends=("onnxruntime",))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FewImagesWarning)
+        export("float16", bounds=LOOSE, backends=("onnxruntime",))
