@@ -21,6 +21,7 @@ from invariclip.preprocessing.find import find_images
 from invariclip.serve.app import application
 from invariclip.serve.connections import ConnectionLimits, Connections
 from invariclip.serve.metrics import Metrics
+from invariclip.serve.models import ServedModels
 from invariclip.serve.server import WebServer, grpc_beside, listening
 from invariclip.serve.service import Service
 
@@ -135,11 +136,12 @@ def serving():
 
 
 @contextmanager
-def _serving(service, metrics=None, **options):
-    """The service behind a real server in a thread; `limits` are of connections, `grpc` asks for that too."""
+def _serving(models, metrics=None, **options):
+    """A service or several behind a real server in a thread; `limits` are of connections, `grpc` asks for that too."""
+    models = ServedModels([models]) if isinstance(models, Service) else models
     metrics, limits, grace = metrics or Metrics(), options.pop("limits", ConnectionLimits()), options.pop("grace", 10)
     grpc = options.pop("grpc", False)
-    app, api = application(service, metrics, stall=limits.stall, **options)
+    app, api = application(models, metrics, stall=limits.stall, **options)
     sock = listening("127.0.0.1", 0)
     server = WebServer(app, Connections(limits, metrics, options.get("access_log")), grace=grace)
     keys, beside = options.get("api_keys", ()), []
@@ -160,7 +162,7 @@ def _serving(service, metrics=None, **options):
         client.grpc = f"127.0.0.1:{beside[0].rpartition(' ')[2]}" if grpc else None
         yield client
     finally:
-        service.close()
+        models.close()
         server.should_exit = True
         thread.join(30)
 

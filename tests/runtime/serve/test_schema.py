@@ -16,6 +16,7 @@ from invariclip.serve import schema
 from invariclip.serve.app import application
 from invariclip.serve.limits import Limits
 from invariclip.serve.metrics import Metrics
+from invariclip.serve.models import ServedModels
 from invariclip.serve.service import Service
 from invariclip.serve.sites import SiteRegistry
 from invariclip.sites.measuring import begun, training_mean
@@ -126,7 +127,7 @@ def test_answers_of_good_questions_are_as_documented(api, path, body, images):
 def test_every_route_is_in_the_document(model):
     service = Service(model)
     try:
-        app, _ = application(service, Metrics())
+        app, _ = application(ServedModels([service]), Metrics())
     finally:
         service.close()
     routes = {(method.lower(), route.path) for route in app.routes for method in route.methods if method != "HEAD"}
