@@ -14,6 +14,7 @@ from PIL import Image
 
 import invariclip
 from invariclip.artifact.learned_prompts import LearnedPrompts
+from invariclip.artifact.projection import Projection
 from invariclip.export.build import export_artifact
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
 from invariclip.export.config import ExportConfig
@@ -200,3 +201,21 @@ def gated():
             return super().close(seconds)
 
     return Gated
+
+
+@pytest.fixture(scope="session")
+def other_artifact(tmp_path_factory, tiny_checkpoint, tiny_images):
+    """The tiny artifact with another projection and other classes: another space, other answers."""
+    out = tmp_path_factory.mktemp("others") / "other.icm"
+    rng = np.random.default_rng(7)
+    export_artifact(
+        load_checkpoint(str(tiny_checkpoint)), out,
+        ExportConfig(classes=("sun", "moon"), images=find_images([tiny_images]), threads=1),
+        projection=Projection(rng.normal(size=(24, 8)), "icm", 3.0, training_mean=rng.normal(size=8) / 10),
+    )  # fmt: skip
+    return out
+
+
+@pytest.fixture(scope="session")
+def other_model(other_artifact):
+    return invariclip.load(other_artifact, threads=1)
