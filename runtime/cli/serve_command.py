@@ -35,7 +35,7 @@ from invariclip.serve.limits import MIB, Limits
 from invariclip.serve.metrics import Metrics
 from invariclip.serve.models import ServedModels
 from invariclip.serve.origins import checked_origins, names_of
-from invariclip.serve.repository import MAX_MODELS, ModelRepository
+from invariclip.serve.repository import MAX_MODELS, ModelRepository, require_loadable
 from invariclip.serve.server import Hangups, listening, run
 from invariclip.serve.service import Batching, Processors
 from invariclip.serve.sites import LiveSiteOptions
@@ -192,18 +192,14 @@ def serve(
     logged = None if access_log is None else AccessLog(None if access_log == "-" else Path(access_log), metrics)
     if adapt_log is not None and not adapt:
         raise InputError("--adapt-log keeps what --adapt measures; name both")
-    if len(folders) > max_models:
-        raise InputError(f"{len(folders)} artifacts are more than --max-models {max_models}; raise it")
-    services = [options.service(name, folder) for name, folder in folders.items()]
+    require_loadable(len(folders), model_roots, max_models)
+    models = ServedModels([options.service(*one) for one in folders.items()], several=options.several)
     logging.basicConfig(format="invariclip: %(asctime)s %(levelname)s %(message)s")
     # An image's size has bounds of ours; Python would keep a record of every size that Pillow warns of
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-    models = ServedModels(services, several=options.several)
     repository = ModelRepository(models, options.service, folders, roots=model_roots, most=max_models)
-    opened = [one.model for one in services]
-    what = ", ".join(
-        f"{given} ({model.variant} on {model.backend})" for given, model in zip(artifacts, opened, strict=True)
-    )
+    engines = [f"({one.service.model.variant} on {one.service.model.backend})" for one in models.loaded]
+    what = ", ".join(f"{given} {engine}" for given, engine in zip(artifacts, engines, strict=True))
     return run(models, metrics, sock, what=what, grace=grace, api_keys=keys, cors_origins=origins, hosts=hosts,
                limits=connections, grpc=None if grpc_port is None else (host, grpc_port), access_log=logged,
                spans=spans, repository=repository, admin_keys=admin_keys, hangups=hangups)  # fmt: skip

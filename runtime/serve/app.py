@@ -63,6 +63,7 @@ def described(service: Service) -> dict[str, Any]:
     record = manifest.variants[model.variant].parity.get(model.backend)
     return {
         "version": __version__,
+        "name": service.name,
         "model": manifest.model.name,
         "checkpoint_sha256": manifest.model.checkpoint_sha256,
         "projection": None if manifest.projection is None else asdict(manifest.projection),

@@ -96,6 +96,11 @@ class ServedModels:
             raise UnknownModelError(name, self._available)
         return found
 
+    async def warm_up(self) -> None:
+        """Makes all of them ready, one after the other; see `Service.warm_up`."""
+        for one in self.loaded:
+            await asyncio.to_thread(one.service.warm_up)
+
     def put(self, service: Service) -> ServedModel | None:
         """Takes a warm service; from now on it answers under its name. The one that did before, if any."""
         old = self._loaded.get(service.name)

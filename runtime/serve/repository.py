@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import re
 import threading
@@ -75,6 +76,24 @@ class ListedModel:
     reason: str
 
 
+def require_loadable(count: int, roots: Sequence[Path], most: int) -> None:
+    """Refuses what a repository cannot be made of.
+
+    Args:
+        count: Models at the start.
+        roots: Folders of artifacts.
+        most: Models that may be loaded at a time.
+
+    Raises:
+        InputError: A root is no folder, or there are more models than may be loaded.
+    """
+    for root in roots:
+        if not root.is_dir():
+            raise InputError(f"{root}: no such folder; --model-root names one that holds artifacts, NAME{SUFFIX}")
+    if count > most:
+        raise InputError(f"{count} artifacts are more than --max-models {most}; raise it")
+
+
 class ModelRepository:
     """Where models come from; for one event loop.
 
@@ -101,13 +120,9 @@ class ModelRepository:
             most: Models that may be loaded at a time.
 
         Raises:
-            InputError: A root is no folder, or there are more models than may be loaded.
+            InputError: See `require_loadable`.
         """
-        for root in roots:
-            if not root.is_dir():
-                raise InputError(f"{root}: no such folder; --model-root names one that holds artifacts, NAME{SUFFIX}")
-        if len(models.names) > most:
-            raise InputError(f"{len(models.names)} artifacts are more than --max-models {most}; raise it")
+        require_loadable(len(models.names), roots, most)
         self.models, self._make, self._roots, self._most = models, make, tuple(roots), most
         self._given, self._folders = dict(folders), dict(folders)
         self._changing = asyncio.Lock()
@@ -173,7 +188,8 @@ class ModelRepository:
 
     def _require_free(self) -> None:
         if self._changing.locked():
-            what = f"{self._loading} is being loaded" if self._loading else "a model that was exchanged still answers"
+            what = "a model that is leaving still answers its last requests"
+            what = f"{self._loading} is being loaded" if self._loading else what
             raise RefusedError(503, f"{what}; try again in 1 s", {"retry-after": "1"}, reason="loading")
 
     async def _begun(self, name: str) -> LoadedModel:
@@ -194,6 +210,8 @@ class ModelRepository:
             model = self.models.take(name)
             _tell(f"{name}: unloaded")
             await self.models.leave(model)
+            del model
+            await _in_thread(gc.collect)  # a service and its threads refer to each other
         finally:
             self._changing.release()
 
@@ -224,6 +242,8 @@ class ModelRepository:
             )
             if old is not None:
                 await self.models.leave(old)
+                del old
+                await _in_thread(gc.collect)  # a service and its threads refer to each other
         finally:
             self._changing.release()
 

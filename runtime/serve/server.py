@@ -231,8 +231,7 @@ def run(
         also = "" if grpc is None else await grpc_beside(server, api, api_keys, connections.limits.stall, *grpc)
         serving = asyncio.ensure_future(server.serve(sockets=[sock]))
         try:
-            for one in models.loaded:
-                await asyncio.to_thread(one.service.warm_up)
+            await models.warm_up()
             server.early_stop = None
             api.ready = not server.should_exit
             if api.ready:

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import threading
+import weakref
 from pathlib import Path
 
 import msgspec
@@ -154,7 +155,7 @@ def test_no_answer_is_wrong_or_lost_while_a_model_is_exchanged(
     opened, desk, images, until, wanted, model, other_model, tiny_artifact, other_artifact
 ):
     client = opened("a")
-    first = client.api.models.find("a").service
+    first = weakref.ref(client.api.models.find("a").service)
     with Clients(client, images) as clients:
         clients.go_on(until)
         for turn in range(4):
@@ -167,8 +168,8 @@ def test_no_answer_is_wrong_or_lost_while_a_model_is_exchanged(
             clients.go_on(until)
     spaces = clients.space_ids(wanted)
     assert set(spaces) == set(wanted)  # both answered
-    assert client.api.models.find("a").service is not first
-    until(lambda: not first.images._thread.is_alive())  # it was closed
+    until(lambda: not client.repository._changing.locked())
+    assert first() is None  # closed, and its memory free
     assert client.api.models.find("a").requests == 0
     assert len(client.api.models.names) == 1
 
