@@ -85,6 +85,10 @@ def test_commands_are_ones_that_serve_takes(name):
         assert asked["grace"] + MARGIN <= wait
 
 
+def test_the_unit_s_reload_is_what_loads_the_artifact_again():
+    assert unit()["ExecReload"].split()[1:] == ["-HUP", "$MAINPID"]
+
+
 def test_probes_are_routes_of_the_port_that_is_served(model):
     with closing(Service(model)) as service:
         app, _ = application(ServedModels([service]), Metrics())
