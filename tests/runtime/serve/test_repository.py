@@ -26,6 +26,8 @@ from invariclip.serve.models import ServedModels
 from invariclip.serve.repository import ListedModel, LoadedModel, ModelRepository
 from invariclip.serve.service import Batching, Processors, Service, name_of
 from invariclip.serve.sites import LiveSiteOptions, SiteRegistry
+from invariclip.sites.live_site import SiteWindow
+from invariclip.sites.site import read_site
 
 ADMIN = {"authorization": "Bearer root"}
 ROUTE = "/v2/repository"
@@ -432,21 +434,30 @@ def test_metrics_name_what_is_loaded_alone(opened, model, images):
     assert 'name="c"' not in client("GET", "/metrics").body.decode()
 
 
-def test_measured_sites_go_on_where_the_space_is_the_same(opened, desk, images, other_artifact, tiny_artifact, capsys):
-    client = opened("a", adapt=LiveSiteOptions())
+def test_measured_sites_go_on_where_the_space_is_the_same(opened, desk, images, other_artifact, run, capsys, until):
+    client = opened("a", adapt=LiveSiteOptions(window=SiteWindow(floor=2, step=2, block=2, blocks=8), log=desk / "log"))
     for image in images:
         assert client.classify(image, "?site=yard").status == 200
+    shutil.copytree(desk / "a.icm", desk / "before.icm")
     before = client("GET", "/v1/sites/yard").json
     assert before["seen"] == len(images)
     again = admin(client, "/models/a/load")
     assert again.json["sites_ended"] == 0
     assert client("GET", "/v1/sites/yard").json == before
     client.classify(images[0], "?site=yard")
-    assert client("GET", "/v1/sites/yard").json["seen"] == len(images) + 1
+    told = client("GET", "/v1/sites/yard").json
+    assert told["seen"] == len(images) + 1
+    capsys.readouterr()
     replace(desk / "a.icm", other_artifact)
     assert admin(client, "/models/a/load").json["sites_ended"] == 1
+    until(lambda: not client.repository._changing.locked())
     assert "1 measured sites begin anew" in capsys.readouterr().err
     assert client("GET", "/v1/sites/yard").status == 404
+    # the log was written on by the second model, and by the third's coming to its end
+    log, out = desk / "log" / "key-0" / "yard" / "0001", desk / "yard.safetensors"
+    code, _, said = run("adapt", desk / "before.icm", "--replay", log, "-o", out, "--quiet")
+    assert code == 0, said
+    assert read_site(out).digest == told["sha256"]
 
 
 def test_names(tmp_path, tiny_artifact, model):
