@@ -189,6 +189,7 @@ def serve(
         require_grpc(host, grpc_port)
     sock = listening(host, port)
     hangups, spans = Hangups(), open_spans()
+    click.get_current_context().call_on_close(hangups.close)
     logged = None if access_log is None else AccessLog(None if access_log == "-" else Path(access_log), metrics)
     if adapt_log is not None and not adapt:
         raise InputError("--adapt-log keeps what --adapt measures; name both")

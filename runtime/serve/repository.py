@@ -256,7 +256,7 @@ class ModelRepository:
             self._failed[name] = f"an unexpected error ({type(error).__name__}); the server's log has more"
             return error
         line = " ".join(str(error).split())
-        if not (isinstance(error, RefusedError) and error.status == 404):  # names that clients make up are not kept
+        if there or not (isinstance(error, RefusedError) and error.status == 404):  # no names that clients make up
             self._failed[name] = line
             _tell(f"{name}: not loaded{goes_on}: {line}")
         if isinstance(error, (RefusedError, InputError)) and not there:

@@ -153,9 +153,15 @@ class Hangups:
         self._asked = False
         self._terminal = sys.stderr is not None and sys.stderr.isatty()
         self._number: int | None = getattr(signal, "SIGHUP", None)  # no such signal on Windows
+        self._before: Any = None
         if self._number is not None:
             with suppress(ValueError):  # not the main thread
-                signal.signal(self._number, self._note)
+                self._before = signal.signal(self._number, self._note)
+
+    def close(self) -> None:
+        """Leaves the signal to whoever had it before."""
+        if self._number is not None and self._before is not None:
+            signal.signal(self._number, self._before)
 
     def call(self, reload: Callable[[], None], server: uvicorn.Server) -> None:
         """Hands them on from now on, in the running event loop.

@@ -19,7 +19,9 @@ import tritonclient.grpc as triton
 from invariclip.cli.serve_artifacts import named_artifacts
 from invariclip.cli.serve_command import read_keys
 from invariclip.errors import InputError
-from invariclip.serve.server import address_of, listening
+from invariclip.serve.server import Hangups, address_of, listening
+from invariclip.sites.measuring import begun, training_mean
+from invariclip.sites.site import site_bytes
 
 
 @pytest.fixture
@@ -202,6 +204,14 @@ def test_several_artifacts(started, tiny_artifact, other_artifact, images, model
     assert process.wait(20) == 0
 
 
+def test_the_signal_is_left_as_it_was():
+    before = signal.getsignal(signal.SIGHUP)
+    hangups = Hangups()
+    assert signal.getsignal(signal.SIGHUP) == hangups._note
+    hangups.close()
+    assert signal.getsignal(signal.SIGHUP) == before
+
+
 def test_artifacts_that_cannot_be_served_together(run, tiny_artifact, other_artifact, tmp_path):
     keys = tmp_path / "keys"
     keys.write_text("one\n")
@@ -217,6 +227,28 @@ def test_artifacts_that_cannot_be_served_together(run, tiny_artifact, other_arti
         code, _, err = run("serve", *arguments, "--port", "0", "--threads", "1")
         assert (code, len(err.splitlines())) == (2, 1), err
         assert line in err
+
+
+def test_each_of_several_artifacts_has_sites_of_its_own(
+    started, tiny_artifact, other_artifact, images, model, tmp_path
+):
+    yard = begun(model, "yard", training_mean(tiny_artifact, model.manifest), None)
+    (tmp_path / "sites" / "tiny").mkdir(parents=True)
+    (tmp_path / "sites" / "tiny" / "yard.safetensors").write_bytes(site_bytes(yard))
+    process, port, _ = started(
+        tiny_artifact, other_artifact, "--sites", tmp_path / "sites", "--adapt", "--adapt-log", tmp_path / "log"
+    )
+    for name, known in (("tiny", ["yard"]), ("other", [])):
+        told = json.loads(asked(port, "GET", f"/v1/sites?model={name}")[1])
+        assert [one["name"] for one in told["sites"]] == known
+        assert asked(port, "POST", f"/v1/classify?model={name}&site=hall", images[0])[0] == 200
+    text = asked(port, "GET", "/metrics")[1].decode()
+    for name in ("tiny", "other"):
+        assert f'invariclip_site_seen_total{{key="0",name="{name}",site="hall"}} 1.0' in text
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 0
+    assert sorted(path.name for path in (tmp_path / "log").iterdir()) == ["other", "tiny"]
+    assert (tmp_path / "log" / "other" / "key-0" / "hall" / "0001").is_dir()
 
 
 def test_how_artifacts_are_named(tmp_path):

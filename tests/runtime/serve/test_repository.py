@@ -239,6 +239,17 @@ def test_an_artifact_that_cannot_be_loaded_leaves_the_old_one(opened, desk, imag
     assert not any(one["reason"] for one in admin(client, "/index").json)
 
 
+def test_an_artifact_that_is_gone_leaves_the_old_one(opened, desk, images, capsys):
+    client = opened("a")
+    assert admin(client, "/models/c/load").status == 200
+    capsys.readouterr()
+    shutil.rmtree(desk / "root" / "c.icm")
+    told = admin(client, "/models/c/load")
+    assert (told.status, "c was not loaded; the one that was loaded before goes on" in told.error) == (422, True)
+    assert "no artifact is called 'c'" in capsys.readouterr().err
+    assert embedded(client, images[0], "?model=c").status == 200
+
+
 def test_an_unexpected_error_leaves_the_old_one_too(opened, images, caplog):
     made = []
 
