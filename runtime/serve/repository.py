@@ -124,7 +124,7 @@ class ModelRepository:
         """
         require_loadable(len(models.names), roots, most)
         self.models, self._make, self._roots, self._most = models, make, tuple(roots), most
-        self._given, self._folders = dict(folders), dict(folders)
+        self._given = dict(folders)
         self._changing = asyncio.Lock()
         self._loading = ""
         self._failed: dict[str, str] = {}
@@ -231,7 +231,6 @@ class ModelRepository:
             if name in self.models.names:
                 ended = service.sites.take_over(self.models.find(name).service.sites)
             old = self.models.put(service)
-            self._folders[name] = folder
             self._failed.pop(name, None)
             model = service.model
             lost = f"; {ended} measured sites begin anew" if ended else ""
