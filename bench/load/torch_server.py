@@ -18,6 +18,7 @@ from invariclip.export.checkpoints.checkpoint import load_checkpoint
 from invariclip.preprocessing.pixels import normalise
 from invariclip.serve.limits import Limits
 from invariclip.serve.metrics import Metrics
+from invariclip.serve.models import ServedModels
 from invariclip.serve.server import listening, run
 from invariclip.serve.service import Batching, Service
 from invariclip.threads import chosen_threads
@@ -77,7 +78,7 @@ def server(
         raise InputError(f"{artifact} was not exported from {model}, or with a projection: embeddings differ")
     metrics = Metrics()
     service = Service(theirs, Limits(seconds=timeout), batching=Batching(max_batch), images=metrics.watcher("images"))
-    return run(service, metrics, listening("127.0.0.1", 0), what=f"{model} (PyTorch)", grace=1)
+    return run(ServedModels([service]), metrics, listening("127.0.0.1", 0), what=f"{model} (PyTorch)", grace=1)
 
 
 if __name__ == "__main__":

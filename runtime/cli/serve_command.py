@@ -12,34 +12,34 @@ import click
 from PIL import Image
 
 from invariclip.artifact.fidelity import LEVELS
-from invariclip.artifact.projection import read_projection
 from invariclip.cli.options import (
     BACKEND,
     OTHER_PROJECTION,
     PIXEL_MODE,
+    SIGNED,
     SITE,
     THREADS,
     UNCERTAINTY_OPTION,
-    artifact_argument,
     class_names,
     number_or_word,
     prompt_templates,
     zero_shot_options,
 )
+from invariclip.cli.serve_artifacts import ServedOptions, named_artifacts
 from invariclip.errors import InputError, MissingExtraError
-from invariclip.loading import load
 from invariclip.profile import OBJECTIVES
 from invariclip.results import CALIBRATED
 from invariclip.serve.access_log import AccessLog
 from invariclip.serve.connections import ConnectionLimits, affordable
 from invariclip.serve.limits import MIB, Limits
 from invariclip.serve.metrics import Metrics
+from invariclip.serve.models import ServedModels
 from invariclip.serve.origins import checked_origins, names_of
-from invariclip.serve.server import listening, run
-from invariclip.serve.service import Batching, Service
-from invariclip.serve.sites import LiveSiteOptions, SiteRegistry, read_sites
+from invariclip.serve.repository import MAX_MODELS, ModelRepository, require_loadable
+from invariclip.serve.server import Hangups, listening, run
+from invariclip.serve.service import Batching, Processors
+from invariclip.serve.sites import LiveSiteOptions
 from invariclip.serve.tracing import open_spans
-from invariclip.sites.site import read_site
 
 if TYPE_CHECKING:
     from invariclip.preprocessing.pixels import PixelMode
@@ -51,7 +51,12 @@ _SECONDS = click.FloatRange(min=0, min_open=True)
 
 
 @click.command()
-@artifact_argument
+@click.argument("artifacts", metavar="[NAME=]ARTIFACT...", nargs=-1, required=True, type=click.Path())
+@SIGNED
+@click.option("--model-root", "model_roots", multiple=True, type=click.Path(path_type=Path),
+              help="A folder of artifacts, NAME.icm each, that may be loaded at run time; repeatable.")  # fmt: skip
+@click.option("--max-models", type=_MOST, default=MAX_MODELS, show_default=True,
+              help="Models loaded at a time; one more while one is exchanged.")  # fmt: skip
 @click.option(
     "--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 accepts other machines."
 )
@@ -134,10 +139,14 @@ _SECONDS = click.FloatRange(min=0, min_open=True)
 @click.option(
     "--api-key-file", type=click.Path(path_type=Path), help="Require one of the API keys in this file, one per line."
 )
+@click.option(
+    "--admin-key-file", type=click.Path(path_type=Path),
+    help="Let those who have one of the keys in this file load and unload models, one per line.",
+)  # fmt: skip
 @click.option("--access-log", metavar="PATH|-", help="File for a JSON line of each request; - for standard error.")
 def serve(
-    artifact: Path, host: str, port: int, grpc_port: int | None, classes: str | None, classes_file: Path | None,
-    templates: tuple[str, ...],
+    artifacts: tuple[str, ...], model_roots: tuple[Path, ...], max_models: int, host: str, port: int,
+    grpc_port: int | None, classes: str | None, classes_file: Path | None, templates: tuple[str, ...],
     templates_file: Path | None, template_name: str | None, projection: Path | None, site: Path | None,
     sites: Path | None, adapt: bool, max_sites: int, adapt_log: Path | None, adapt_log_mib: int,
     abstain_above: AbstainAbove, uncertainty: UncertaintyKind | None, variant: str | None, fidelity: str | None,
@@ -146,7 +155,7 @@ def serve(
     max_body_mib: int, max_images: int, max_pixels: int, max_request_pixels: int, max_answer_mib: int, max_texts: int,
     max_classes: int, max_templates: int, class_sets: int, max_connections: int | None, idle_timeout: float,
     stall_timeout: float, allowed_hosts: tuple[str, ...], cors_origins: tuple[str, ...], api_key_file: Path | None,
-    access_log: str | None,
+    admin_key_file: Path | None, access_log: str | None,
 ) -> int:  # fmt: skip
     """Answer over HTTP: classify and embed, in batches of many clients' requests. SIGTERM ends it."""
     limits = Limits(
@@ -155,8 +164,23 @@ def serve(
         queue=queue, seconds=timeout, request_pixels=max_request_pixels, answer=max_answer_mib * MIB,
     )  # fmt: skip
     keys = () if api_key_file is None else read_keys(api_key_file)
-    names = class_names(classes, classes_file)
-    prompts = prompt_templates(templates, templates_file, template_name)
+    admin_keys = () if admin_key_file is None else read_keys(admin_key_file)
+    if set(keys) & set(admin_keys):
+        raise InputError(f"{admin_key_file}: one of its keys is in {api_key_file} too; an admin key is one of its own")
+    folders = named_artifacts(artifacts)
+    metrics = Metrics()
+    running = LiveSiteOptions(max_sites, log=adapt_log, log_bytes=adapt_log_mib * MIB) if adapt else None
+    options = ServedOptions(
+        limits=limits, batching=Batching(max_batch, max_wait_ms / 1000, decode_threads),
+        opening={"variant": variant, "backend": backend, "threads": threads, "fidelity": fidelity,
+                 "objective": objective, "pixel_mode": pixel_mode},
+        classes=class_names(classes, classes_file),
+        templates=prompt_templates(templates, templates_file, template_name),
+        projection=projection, site=site, sites=sites, running=running,
+        several=len(folders) > 1 or bool(model_roots), abstain_above=abstain_above, uncertainty=uncertainty,
+        keys=max(1, len(keys)), images=metrics.watcher("images"), texts=metrics.watcher("texts"),
+        processors=Processors(decode_threads),
+    )  # fmt: skip
     hosts, origins = names_of(host, allowed_hosts), checked_origins(cors_origins)
     connections = ConnectionLimits(affordable(max_connections), idle_timeout, stall_timeout)
     if grpc_port is not None:
@@ -164,32 +188,22 @@ def serve(
             raise InputError(f"--port and --grpc-port are both {port}; give each its own")
         require_grpc(host, grpc_port)
     sock = listening(host, port)
-    metrics, spans = Metrics(), open_spans()
+    hangups, spans = Hangups(), open_spans()
+    click.get_current_context().call_on_close(hangups.close)
     logged = None if access_log is None else AccessLog(None if access_log == "-" else Path(access_log), metrics)
-    other = None if projection is None else read_projection(projection)
     if adapt_log is not None and not adapt:
         raise InputError("--adapt-log keeps what --adapt measures; name both")
-    default, known = None if site is None else read_site(site), {} if sites is None else read_sites(sites)
-    model = load(artifact, variant=variant, backend=backend, threads=threads, fidelity=fidelity, objective=objective,
-                 pixel_mode=pixel_mode)  # fmt: skip
-    model = model if other is None else model.with_projection(other)
-    names = names or model.classes
-    if names and (names != model.classes or prompts or other is not None):
-        model = model.with_classes(names, prompts or None)
+    require_loadable(len(folders), model_roots, max_models)
+    models = ServedModels([options.service(*one) for one in folders.items()], several=options.several)
     logging.basicConfig(format="invariclip: %(asctime)s %(levelname)s %(message)s")
     # An image's size has bounds of ours; Python would keep a record of every size that Pillow warns of
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-    running = LiveSiteOptions(max_sites, log=adapt_log, log_bytes=adapt_log_mib * MIB) if adapt else None
-    registry = SiteRegistry(model, default=default, known=known, running=running, keys=max(1, len(keys)))
-    service = Service(
-        model, limits, Batching(max_batch, max_wait_ms / 1000, decode_threads), abstain_above=abstain_above,
-        uncertainty=uncertainty, sites=registry, keys=max(1, len(keys)),
-        images=metrics.watcher("images"), texts=metrics.watcher("texts"),
-    )  # fmt: skip
-    return run(service, metrics, sock, what=f"{artifact} ({model.variant} on {model.backend})", grace=grace,
-               api_keys=keys, cors_origins=origins, hosts=hosts, limits=connections,
-               grpc=None if grpc_port is None else (host, grpc_port), access_log=logged,
-               spans=spans)  # fmt: skip
+    repository = ModelRepository(models, options.service, folders, roots=model_roots, most=max_models)
+    engines = [f"({one.service.model.variant} on {one.service.model.backend})" for one in models.loaded]
+    what = ", ".join(f"{given} {engine}" for given, engine in zip(artifacts, engines, strict=True))
+    return run(models, metrics, sock, what=what, grace=grace, api_keys=keys, cors_origins=origins, hosts=hosts,
+               limits=connections, grpc=None if grpc_port is None else (host, grpc_port), access_log=logged,
+               spans=spans, repository=repository, admin_keys=admin_keys, hangups=hangups)  # fmt: skip
 
 
 def require_grpc(host: str, port: int) -> None:

@@ -36,6 +36,7 @@ from invariclip.serve.openai_api import OpenAi
 from invariclip.serve.origins import Origins
 from invariclip.serve.partial import errors_json, in_places, warning_of
 from invariclip.serve.record import current
+from invariclip.serve.repository_http import RepositoryHttp
 from invariclip.serve.sites import site_facts
 from invariclip.serve.tracking import ID_HEADERS, Telemetry, Tracking
 from invariclip.sites.site import site_bytes
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
 
     from invariclip.serve.access_log import AccessLog
     from invariclip.serve.metrics import Metrics
+    from invariclip.serve.models import ServedModel, ServedModels
+    from invariclip.serve.repository import ModelRepository
     from invariclip.serve.requests import Classify, Embed
     from invariclip.serve.service import Service
     from invariclip.serve.tracing import Spans
@@ -60,6 +63,7 @@ def described(service: Service) -> dict[str, Any]:
     record = manifest.variants[model.variant].parity.get(model.backend)
     return {
         "version": __version__,
+        "name": service.name,
         "model": manifest.model.name,
         "checkpoint_sha256": manifest.model.checkpoint_sha256,
         "projection": None if manifest.projection is None else asdict(manifest.projection),
@@ -129,16 +133,17 @@ SAFETENSORS, JSON = "application/octet-stream", "application/json"
 
 
 class Api:
-    """The endpoints of a service.
+    """The endpoints of the served models.
 
     Attributes:
+        models: Who answers.
         ready: Whether it is warm and takes work.
         exchange: The way of every request.
         telemetry: Is told of every request.
     """
 
     def __init__(self, exchange: Exchange, metrics: Metrics, telemetry: Telemetry) -> None:
-        self.service, self.metrics, self.exchange, self.telemetry = exchange.service, metrics, exchange, telemetry
+        self.models, self.metrics, self.exchange, self.telemetry = exchange.models, metrics, exchange, telemetry
         self.ready = False
 
     async def health(self, _request: Request) -> Response:
@@ -156,42 +161,58 @@ class Api:
         text = await asyncio.to_thread(self.metrics.text)
         return Response(text, headers={"content-type": CONTENT_TYPE})
 
-    async def model(self, _request: Request) -> Response:
+    async def model(self, request: Request) -> Response:
         """What the artifact is."""
-        return as_json(described(self.service))
+        return as_json(described(self._named(request).service))
 
     async def classify(self, request: Request) -> Response:
         """Images to their best classes."""
-        async with self.exchange.asked(request, self.exchange.form, requests.classify) as (asked, deadline):
-            return await unless_gone(request, self._classified(asked, request.scope.get(KEY, 0), deadline))
+        asking = self.exchange.asked(request, self.exchange.form, requests.classify, lambda asked: asked.model)
+        async with asking as (asked, service, deadline):
+            return await unless_gone(request, self._classified(service, asked, request.scope.get(KEY, 0), deadline))
 
     async def embed(self, request: Request) -> Response:
         """Images or texts to embeddings."""
-        async with self.exchange.asked(request, self.exchange.form, requests.embed) as (asked, deadline):
-            wanted = SAFETENSORS in request.headers.get("accept", "")
-            return await unless_gone(request, self._embedded(asked, request.scope.get(KEY, 0), deadline, wanted))
+        asking = self.exchange.asked(request, self.exchange.form, requests.embed, lambda asked: asked.model)
+        async with asking as (asked, service, deadline):
+            wanted, owner = SAFETENSORS in request.headers.get("accept", ""), request.scope.get(KEY, 0)
+            return await unless_gone(request, self._embedded(service, asked, owner, deadline, wanted))
 
     async def sites(self, request: Request) -> Response:
         """The sites that this key may name."""
-        sites = self.service.sites
-        listed = await asyncio.to_thread(sites.listed, request.scope.get(KEY, 0))
-        return as_json({"sites": listed, "adapting": sites.running is not None, "share": sites.share})
+        with self._named(request).lease() as service:
+            sites = service.sites
+            listed = await asyncio.to_thread(sites.listed, request.scope.get(KEY, 0))
+            return as_json({"sites": listed, "adapting": sites.running is not None, "share": sites.share})
 
     async def site(self, request: Request) -> Response:
         """One site: its facts, or as a file that `adapt` could have written."""
-        handle = self.service.sites.existing(request.path_params["name"], request.scope.get(KEY, 0))
-        if SAFETENSORS in request.headers.get("accept", ""):
-            return Response(site_bytes(handle.site), media_type=SAFETENSORS)
-        return as_json(await asyncio.to_thread(site_facts, handle))
+        with self._named(request).lease() as service:
+            handle = service.sites.existing(request.path_params["name"], request.scope.get(KEY, 0))
+            if SAFETENSORS in request.headers.get("accept", ""):
+                return Response(site_bytes(handle.site), media_type=SAFETENSORS)
+            return as_json(await asyncio.to_thread(site_facts, handle))
 
     async def tell_site(self, request: Request) -> Response:
         """Freezes, thaws or resets a running site."""
         name, event = request.path_params["name"], request.path_params["event"]
-        live = await asyncio.to_thread(self.service.sites.tell, name, request.scope.get(KEY, 0), event)
-        return as_json(await asyncio.to_thread(live.facts))
+        with self._named(request).lease() as service:
+            live = await asyncio.to_thread(service.sites.tell, name, request.scope.get(KEY, 0), event)
+            return as_json(await asyncio.to_thread(live.facts))
 
-    async def _classified(self, asked: Classify, owner: int, deadline: float) -> Response:
-        service = self.service
+    def _named(self, request: Request) -> ServedModel:
+        """The model that a query names.
+
+        Raises:
+            InputError: It names two.
+            UnknownModelError: There is none.
+        """
+        named = request.query_params.getlist("model")
+        if len(named) > 1:
+            raise InputError("model is given twice in the query; give it once")
+        return self.models.find(named[0] if named else None)
+
+    async def _classified(self, service: Service, asked: Classify, owner: int, deadline: float) -> Response:
         said = asked.abstain_above is not requests.UNSAID
         kind, limit = service.abstaining(asked.uncertainty, asked.abstain_above, said=said)  # type: ignore[arg-type]
         key = service.class_key(asked.classes, asked.templates)
@@ -200,7 +221,7 @@ class Api:
         bound = (len(asked.images), names, asked.top, limits.characters, limits.answer)
         await self.exchange.aside(require_classified, *bound) if many else require_classified(*bound)
         handle = await self.exchange.handle(
-            asked.site, owner
+            service, asked.site, owner
         )  # after what may be refused: a new site takes of the key's share
         model = service.hosted if handle is not None and key is None else service.model
         warnings: tuple[str, ...] = ()
@@ -213,7 +234,7 @@ class Api:
             finally:
                 wait.leave()
         own = key is None and handle is None
-        seen, failed = await self.exchange.parted_rows(asked, deadline, classes=own)
+        seen, failed = await self.exchange.parted_rows(service, asked, deadline, classes=own)
         rows, site = await without_shift(handle, seen)
 
         def written() -> bytes:
@@ -225,17 +246,19 @@ class Api:
             answers = ({"image": image.name, **one} for image, one in zip(asked.images, told, strict=True))
             said = [*warnings, *warning_of(failed, len(asked.images))]
             answer = {"space_id": service.model.space_id, "predictions": answers, "warnings": said}
-            return sliced_json({**answer, **self.exchange.said(site)})
+            return sliced_json({**answer, **self.exchange.said(service, site)})
 
         return await self.exchange.answer(written, len(rows) * len(model.classes))
 
-    async def _embedded(self, asked: Embed, owner: int, deadline: float, safetensors: bool) -> Response:
-        service, exchange = self.service, self.exchange
+    async def _embedded(
+        self, service: Service, asked: Embed, owner: int, deadline: float, safetensors: bool
+    ) -> Response:
+        exchange = self.exchange
         if not safetensors:
             require_embedded(len(asked.texts or asked.images), service.model.width, service.limits.answer)
         elif asked.partial:
             raise InputError("a file has no place for the errors that partial asks for; ask for JSON, or leave it out")
-        embedded = await exchange.embedded(asked, owner, deadline)
+        embedded = await exchange.embedded(service, asked, owner, deadline)
         items = asked.texts or tuple(image.name for image in asked.images)
         vectors, site, warnings, space = embedded.vectors, embedded.site, embedded.warnings, service.model.space_id
         failed = embedded.failed
@@ -248,21 +271,22 @@ class Api:
             answer["embeddings"] = in_places(len(items), vectors_json(vectors), dict.fromkeys(failed, b"null"))
             if asked.partial:
                 answer["errors"] = errors_json(failed, asked.images)
-            return sliced_json({**answer, "warnings": warnings, **exchange.said(site)})
+            return sliced_json({**answer, "warnings": warnings, **exchange.said(service, site)})
 
         kind = (SAFETENSORS, {"x-space-id": space}) if safetensors else ()
         return await exchange.answer(written, vectors.size, *kind)
 
 
 def application(
-    service: Service, metrics: Metrics, *, api_keys: tuple[str, ...] = (), cors_origins: tuple[str, ...] = (),
+    models: ServedModels, metrics: Metrics, *, api_keys: tuple[str, ...] = (), cors_origins: tuple[str, ...] = (),
     hosts: tuple[str, ...] = ("localhost",), stall: float = ConnectionLimits.stall,
     access_log: AccessLog | None = None, spans: Spans | None = None,
+    repository: ModelRepository | None = None, admin_keys: tuple[str, ...] = (),
 ) -> tuple[Starlette, Api]:  # fmt: skip
     """The application, and its endpoints, which know whether it is ready.
 
     Args:
-        service: Who answers.
+        models: Who answers.
         metrics: Counts.
         api_keys: One of them is demanded, if there are any.
         cors_origins: Other sites whose pages may ask.
@@ -270,13 +294,15 @@ def application(
         stall: Seconds to wait for the next bytes of a body.
         access_log: Gets a line of each request.
         spans: Get a span of each request.
+        repository: Loads and unloads models; None for a server that cannot.
+        admin_keys: One of them is demanded for that; without any nobody may.
     """
-    exchange = Exchange(service, metrics, stall)
+    exchange = Exchange(models, metrics, stall)
     telemetry = Telemetry(metrics, access_log, spans)
     api, openai = Api(exchange, metrics, telemetry), OpenAi(exchange)
     v2 = InferenceHttp(exchange, lambda: api.ready)
-    metrics.watch(service)
-    middleware = [Middleware(Guard, api_keys=api_keys)]
+    metrics.watch(models)
+    middleware = [Middleware(Guard, api_keys=api_keys, admin_keys=admin_keys)]
     if cors_origins:
         headers = ["authorization", "content-type", "x-api-key", HEADER_LENGTH, TIMEOUT_HEADER, *ID_HEADERS]
         cors = Middleware(
@@ -288,7 +314,7 @@ def application(
         )
         middleware.insert(0, cors)
     middleware.insert(0, Middleware(Origins, hosts=hosts, origins=cors_origins))
-    described = schema.document(service.limits, keys=bool(api_keys))
+    described = schema.document(models.limits, keys=bool(api_keys))
     middleware.insert(0, Middleware(Tracking, telemetry=telemetry))
     routes = [
         Route("/", page()),
@@ -307,6 +333,7 @@ def application(
         Route("/v1/models", openai.models),
         Route("/v1/models/{name}", openai.model),
         *v2.routes(),
+        *RepositoryHttp(exchange, repository, lambda: api.ready).routes(),
     ]
     app = Starlette(routes=routes, middleware=middleware, exception_handlers={404: error_answer, 405: error_answer})
     app.router.redirect_slashes = False  # it would send a client wherever the Host header says

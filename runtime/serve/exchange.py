@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from invariclip.serve.batcher import Batcher
     from invariclip.serve.limits import Limits
     from invariclip.serve.metrics import Metrics
+    from invariclip.serve.models import ServedModels
     from invariclip.serve.requests import Body
     from invariclip.serve.service import EncodedImage, Service
     from invariclip.serve.sites import SiteHandle
@@ -72,52 +73,57 @@ class Embedded(NamedTuple):
 
 
 class Exchange:
-    """Questions to a service and their answers, for one event loop.
+    """Questions to the served models and their answers, for one event loop.
 
     Attributes:
-        service: Who answers.
+        models: Who answers.
+        limits: What a request may bring.
         held: Bytes of all bodies in memory.
         sent: Bytes of all large answers in memory.
         aside: Threads for what would hold up the event loop.
     """
 
-    def __init__(self, service: Service, metrics: Metrics, stall: float) -> None:
+    def __init__(self, models: ServedModels, metrics: Metrics, stall: float) -> None:
         """Holds nothing yet.
 
         Args:
-            service: Who answers.
+            models: Who answers.
             metrics: Counts.
             stall: Seconds to wait for the next bytes of a body.
         """
-        self.service = service
-        self.held, self.sent = Held(service.limits.bodies), Held(service.limits.bodies, "answers")
+        self.models, self.limits = models, models.limits
+        self.held, self.sent = Held(self.limits.bodies), Held(self.limits.bodies, "answers")
         self.aside = Aside()
         self._incoming = IncomingBodies(self.held, stall, metrics)
 
     async def form(self, request: Request) -> tuple[Body, int]:
         """A request's body, taken apart by its content type; see `read_body`."""
-        return await read_body(request, self.service.limits, self._incoming, self.aside)
+        return await read_body(request, self.limits, self._incoming, self.aside)
 
     async def content(self, request: Request) -> tuple[Content, int]:
         """A request's body as it came; see `read_content`."""
-        return await read_content(request, self.service.limits, self._incoming)
+        return await read_content(request, self.limits, self._incoming)
 
     @asynccontextmanager
     async def asked(
-        self, request: Request, body: Callable[[Request], Awaitable[tuple[B, int]]], read: Callable[[B, Limits], Q]
-    ) -> AsyncIterator[tuple[Q, float]]:
-        """A question, read within the bounds, whose answer is waited for no longer than they say, and until when.
+        self, request: Request, body: Callable[[Request], Awaitable[tuple[B, int]]], read: Callable[[B, Limits], Q],
+        model: Callable[[Q], str | None],
+    ) -> AsyncIterator[tuple[Q, Service, float]]:  # fmt: skip
+        """A question, read within the bounds; who answers it; and until when that is waited for.
+
+        The service is not closed before the block ends.
 
         Args:
             request: The request.
             body: `form` or `content`.
             read: Understands the body.
+            model: The name of the model that a question asks; None for the default.
 
         Raises:
             RefusedError: There is too much of something, or it takes too long.
             InputError: What the request says cannot be asked.
         """
-        limits = self.service.limits
+        limits = self.limits
         seconds = seconds_for(request.headers.getlist(TIMEOUT_HEADER), limits)
         began, deadline = asyncio.get_running_loop().time(), time.monotonic() + seconds
         try:
@@ -134,8 +140,9 @@ class Exchange:
                 )
                 del brought
                 skip = isinstance(asked, (Classify, Embed)) and asked.partial
-                await unless_gone(request, self.require_bearable(asked.images, skip=skip))
-                yield asked, deadline
+                with self.models.find(model(asked)).lease() as service:
+                    await unless_gone(request, self.require_bearable(service, asked.images, skip=skip))
+                    yield asked, service, deadline
         finally:
             self.held.give_back(held)
 
@@ -156,26 +163,27 @@ class Exchange:
         except TimeoutError as error:
             raise RefusedError(504, f"no answer within {seconds:g} s; send less, or later") from error
 
-    async def require_bearable(self, images: Sequence[EncodedImage], *, skip: bool = False) -> None:
+    async def require_bearable(self, service: Service, images: Sequence[EncodedImage], *, skip: bool = False) -> None:
         """See `Service.require_bearable`; a single image is held against the same bounds when it is decoded."""
         if len(images) > 1:
-            await self.aside(self.service.require_bearable, images, skip=skip)
+            await self.aside(service.require_bearable, images, skip=skip)
 
-    async def embedded(self, asked: Embed, owner: int, deadline: float) -> Embedded:
+    async def embedded(self, service: Service, asked: Embed, owner: int, deadline: float) -> Embedded:
         """Embeddings of images, less the shift of their site, or of texts.
 
         Args:
+            service: Who answers.
             asked: Of what.
             owner: The number of the API key.
             deadline: When the answer is worth nothing any more, by `time.monotonic`.
         """
         if asked.texts:
-            rows = await answered(self.service.texts, list(asked.texts), deadline)
+            rows = await answered(service.texts, list(asked.texts), deadline)
             return Embedded(_stacked(rows), None, [row.warning for row in rows if row.warning], {})
-        handle = await self.handle(asked.site, owner)
-        seen, failed = await self.parted_rows(asked, deadline, classes=False)
+        handle = await self.handle(service, asked.site, owner)
+        seen, failed = await self.parted_rows(service, asked, deadline, classes=False)
         kept, site = await without_shift(handle, seen)
-        vectors = _stacked(kept) if kept else np.empty((0, self.service.model.width), dtype=np.float32)
+        vectors = _stacked(kept) if kept else np.empty((0, service.model.width), dtype=np.float32)
         return Embedded(vectors, site, warning_of(failed, len(asked.images)), failed)
 
     async def answer(
@@ -194,30 +202,32 @@ class Exchange:
             return Response(content, media_type=kind, headers=headers)
         return LargeAnswer(content, self.sent, kind, headers)
 
-    async def handle(self, name: str | None, owner: int) -> SiteHandle | None:
+    async def handle(self, service: Service, name: str | None, owner: int) -> SiteHandle | None:
         """The site that a request names; see `SiteRegistry.find`."""
-        sites = self.service.sites
+        sites = service.sites
         if name and sites.running is not None:  # a new site's log begins on a disk, which may be slow
             return await asyncio.to_thread(sites.find, name, owner)
         return sites.find(name, owner)
 
-    def said(self, site: Site | None) -> dict[str, Any]:
+    def said(self, service: Service, site: Site | None) -> dict[str, Any]:
         """The site that an answer is of; said, also if there is none, where requests may have one."""
-        if not self.service.sites:
+        if not service.sites:
             return {}
         facts = None if site is None else {"name": site.name, "sha256": site.digest, "images": site.images}
         return {"site": facts}
 
-    async def rows(self, images: Sequence[EncodedImage], deadline: float, *, classes: bool) -> list[ImageScores]:
+    async def rows(
+        self, service: Service, images: Sequence[EncodedImage], deadline: float, *, classes: bool
+    ) -> list[ImageScores]:
         """What the image tower says of images; `classes`: also the artifact's own."""
-        return await answered(self.service.images, [(image, classes) for image in images], deadline)
+        return await answered(service.images, [(image, classes) for image in images], deadline)
 
     async def parted_rows(
-        self, asked: Classify | Embed, deadline: float, *, classes: bool
+        self, service: Service, asked: Classify | Embed, deadline: float, *, classes: bool
     ) -> tuple[list[ImageScores], dict[int, str]]:
         """As `rows`; where the request allows it, by place what is wrong with the images that have none."""
         items = [(image, classes) for image in asked.images]
-        seen = await answered(self.service.images, items, deadline, partial=asked.partial)
+        seen = await answered(service.images, items, deadline, partial=asked.partial)
         return parted([*seen], asked.images)
 
 

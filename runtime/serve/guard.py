@@ -28,7 +28,9 @@ SITES = "/v1/sites"
 EMBEDDINGS, MODELS = "/v1/embeddings", "/v1/models"
 OPENAI = (EMBEDDINGS, MODELS)
 V2_MODELS, V2_INFER = "/v2/models", "/v2/models/NAME/infer"
-NAMED = (SITES, MODELS, V2_MODELS)
+REPOSITORY = "/v2/repository"
+"""What is below it needs an admin key."""
+NAMED = (SITES, MODELS, V2_MODELS, REPOSITORY)
 """Paths with names below them, which metrics count as one."""
 ROUTES = (*OPEN, "/metrics", "/v1/model", "/v1/classify", "/v1/embed", EMBEDDINGS, *NAMED, "/v2", V2_INFER)
 """Paths that metrics count by name."""
@@ -67,7 +69,8 @@ async def error_answer(request: Request, error: Exception) -> Response:
 
 _ROUTES = (
     "POST /v1/classify, POST /v1/embed, POST /v1/embeddings, GET /v1/models, GET /v1/model, GET /v1/sites, "
-    "GET /v2, POST /v2/models/NAME/infer, GET /healthz, GET /readyz, GET /metrics, GET /openapi.json, GET /docs, GET /"
+    "GET /v2, POST /v2/models/NAME/infer, POST /v2/repository/index, "
+    "GET /healthz, GET /readyz, GET /metrics, GET /openapi.json, GET /docs, GET /"
 )
 
 
@@ -150,9 +153,10 @@ class ApiKeys:
 class Guard:
     """An ASGI application around another."""
 
-    def __init__(self, app: ASGIApp, api_keys: tuple[str, ...]) -> None:
+    def __init__(self, app: ASGIApp, api_keys: tuple[str, ...], admin_keys: tuple[str, ...]) -> None:
         self._app = app
-        self._keys = ApiKeys(api_keys)
+        self._keys, self._admin = ApiKeys(api_keys), ApiKeys(admin_keys)
+        self._administered = bool(admin_keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
@@ -170,8 +174,7 @@ class Guard:
         try:
             key = 0
             if scope["path"] not in OPEN:
-                headers = dict(scope["headers"])
-                key = self._keys.number(headers.get(b"authorization", b""), headers.get(b"x-api-key", b""))
+                key = self._number(scope)
             scope[KEY] = key
             current().key = key or 0
             if key is None:
@@ -187,6 +190,29 @@ class Guard:
             said = refusal(error)
             current().refused(said.line if said.status == 500 else error, said.status)
             await as_error(scope["path"], *said)(scope, receive, noting)
+
+    def _number(self, scope: Scope) -> int | None:
+        """The number of a request's API key, see `ApiKeys.number`; an admin key has none.
+
+        Raises:
+            RefusedError: An admin key is needed, and this is another one, or the server has none.
+        """
+        headers = dict(scope["headers"])
+        given = headers.get(b"authorization", b""), headers.get(b"x-api-key", b"")
+        if not _below(scope["path"], (REPOSITORY,)):
+            return self._keys.number(*given)
+        if not self._administered:
+            line = (
+                "models are loaded and unloaded by those who have an admin key; start the server with --admin-key-file"
+            )
+            raise RefusedError(403, line, reason="key")
+        if self._admin.number(*given) is not None:
+            return 0
+        if self._keys.number(*given):
+            raise RefusedError(
+                403, "this needs an admin key, of --admin-key-file; the key is another one", reason="key"
+            )
+        return None
 
 
 WITHOUT_KEY = "this needs a key: send the header authorization: Bearer KEY, or x-api-key: KEY"

@@ -11,7 +11,7 @@ import numpy as np
 from invariclip.errors import InputError
 from invariclip.serve.answers import COMPONENT, INLINE
 from invariclip.serve.exchange import answered, without_shift
-from invariclip.serve.limits import RefusedError, UnknownModelError
+from invariclip.serve.limits import RefusedError
 from invariclip.serve.requests import checked_texts, decoded_image
 from invariclip.serve.service import EncodedImage, ImageScores
 from invariclip.version import __version__
@@ -24,10 +24,11 @@ if TYPE_CHECKING:
     from invariclip.host_head import HostHead
     from invariclip.serve.exchange import Exchange
     from invariclip.serve.limits import Limits
+    from invariclip.serve.models import ServedModel, ServedModels
     from invariclip.serve.service import Service
 
 VERSION = "1"
-"""Of every model: an artifact does not change while it is served."""
+"""Of every model, also when it is loaded again: `space_id` tells what answered."""
 BYTES, UINT8, FP32 = "BYTES", "UINT8", "FP32"
 INPUTS = {"images": (BYTES, (-1,)), "pixels": (UINT8, (-1, -1, -1, 3)), "texts": (BYTES, (-1,))}
 """Datatype and shape of each input; a request brings one of them, and -1 is any size."""
@@ -88,7 +89,8 @@ class InferenceAnswer(NamedTuple):
 
 def server_metadata() -> dict[str, Any]:
     """What the server is."""
-    return {"name": "invariclip", "version": __version__, "extensions": ["binary_tensor_data"]}
+    extensions = ["binary_tensor_data", "model_repository"]
+    return {"name": "invariclip", "version": __version__, "extensions": extensions}
 
 
 def model_metadata(service: Service) -> dict[str, Any]:
@@ -111,21 +113,21 @@ def model_metadata(service: Service) -> dict[str, Any]:
     }
 
 
-def require_model(service: Service, name: str, version: str) -> None:
-    """Refuses another model than the service's.
+def found_model(models: ServedModels, name: str, version: str) -> ServedModel:
+    """The model that a request names.
 
     Args:
-        service: Who answers.
+        models: Who answers.
         name: The model's.
         version: Its version; "" for any.
 
     Raises:
-        UnknownModelError: It is another one.
+        RefusedError: There is none.
     """
-    if name != service.name:
-        raise UnknownModelError(name, service.name)
+    found = models.find(name)
     if version not in ("", VERSION):
         raise RefusedError(404, f"the model {name} has no version {version!r:.60}; available: {VERSION}")
+    return found
 
 
 def available_outputs(service: Service, *, of_texts: bool) -> tuple[str, ...]:
@@ -300,12 +302,14 @@ def raw_values(output: OutputTensor) -> bytes:
 
 
 async def infer(
-    exchange: Exchange, asked: InferenceQuestion, owner: int, deadline: float, binary: Callable[[str], bool]
-) -> InferenceAnswer:
+    exchange: Exchange, service: Service, asked: InferenceQuestion, owner: int, deadline: float,
+    binary: Callable[[str], bool],
+) -> InferenceAnswer:  # fmt: skip
     """Answers a question.
 
     Args:
         exchange: The way of every request.
+        service: Who answers.
         asked: The question.
         owner: The number of the API key.
         deadline: When the answer is worth nothing any more, by `time.monotonic`.
@@ -315,7 +319,6 @@ async def infer(
         InputError: An output cannot be had of what was sent.
         RefusedError: The answer would be too large.
     """
-    service = exchange.service
     available = available_outputs(service, of_texts=bool(asked.texts))
     outputs = available if asked.outputs is None else asked.outputs
     missing = [name for name in outputs if name not in available]
@@ -329,11 +332,11 @@ async def infer(
         if heard := [row.warning for row in read if row.warning]:
             parameters["warnings"] = "\n".join(heard)
         return InferenceAnswer([_numbers(EMBEDDING, np.stack([row.embedding for row in read]))], parameters)
-    handle = await exchange.handle(asked.site, owner)
+    handle = await exchange.handle(service, asked.site, owner)
     of_classes = any(name in CLASS_OUTPUTS for name in outputs)
     head = service.hosted.head if of_classes and handle is not None else None  # refused before a site counts images
     rows, site = await without_shift(
-        handle, await exchange.rows(asked.images, deadline, classes=of_classes and handle is None)
+        handle, await exchange.rows(service, asked.images, deadline, classes=of_classes and handle is None)
     )
     if service.sites:
         parameters["site"] = "" if site is None else site.name

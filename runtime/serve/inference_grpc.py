@@ -16,11 +16,11 @@ from invariclip.serve.guard import WITHOUT_KEY, refusal
 from invariclip.serve.inference import (
     VERSION,
     InputTensor,
+    found_model,
     infer,
     model_metadata,
     raw_values,
     read_question,
-    require_model,
     server_metadata,
 )
 from invariclip.serve.limits import RefusedError
@@ -70,11 +70,11 @@ class InferenceGrpc:
             stall: Seconds to wait for a message.
         """
         self.port = 0
-        self._exchange, self._service, self._telemetry = exchange, exchange.service, telemetry
+        self._exchange, self._limits, self._telemetry = exchange, exchange.limits, telemetry
         self._keys, self._ready, self._stall = keys, ready, stall
         self._server: Any = None
-        limits = exchange.service.limits
-        self._coming = asyncio.Semaphore(max(1, limits.bodies // limits.body))  # messages that come in at a time
+        # messages that come in at a time
+        self._coming = asyncio.Semaphore(max(1, self._limits.bodies // self._limits.body))
 
     async def start(self, host: str, port: int) -> None:
         """Listens.
@@ -89,7 +89,7 @@ class InferenceGrpc:
         self._server = grpc.aio.server(
             maximum_concurrent_rpcs=_MANY,
             options=[
-                ("grpc.max_receive_message_length", self._service.limits.body),
+                ("grpc.max_receive_message_length", self._limits.body),
                 ("grpc.max_send_message_length", -1),  # answers have their own bound
                 ("grpc.so_reuseport", 0),  # of two servers at one port, the second would take half of the calls
                 ("grpc.compression_enabled_algorithms_bitset", 1),  # none: a small message could become a large one
@@ -122,7 +122,7 @@ class InferenceGrpc:
             self._telemetry.begin(record)
             ids = [(key.decode(), value.decode()) for key, value in headers_of(record)]
             context.set_trailing_metadata(ids)
-            seconds = self._service.limits.seconds
+            seconds = self._limits.seconds
             deadline = time.monotonic() + min(seconds, context.time_remaining() or seconds)  # None: no deadline
             try:
                 record.key = owner = self._owner(name, dict(metadata))
@@ -193,25 +193,26 @@ class InferenceGrpc:
         return message("ServerReadyResponse")(ready=self._ready())
 
     async def _model_ready(self, asked: Any, _owner: int, _began: float, _deadline: float) -> Any:
-        require_model(self._service, asked.name, asked.version)
+        found_model(self._exchange.models, asked.name, asked.version)
         return message("ModelReadyResponse")(ready=self._ready())
 
     async def _server_metadata(self, _asked: Any, _owner: int, _began: float, _deadline: float) -> Any:
         return message("ServerMetadataResponse")(**{**server_metadata(), "extensions": []})
 
     async def _model_metadata(self, asked: Any, _owner: int, _began: float, _deadline: float) -> Any:
-        require_model(self._service, asked.name, asked.version)
-        return message("ModelMetadataResponse")(**model_metadata(self._service))
+        found = found_model(self._exchange.models, asked.name, asked.version)
+        return message("ModelMetadataResponse")(**model_metadata(found.service))
 
     async def _model_infer(self, asked: Any, owner: int, began: float, deadline: float) -> Any:
-        exchange, limits = self._exchange, self._service.limits
-        require_model(self._service, asked.model_name, asked.model_version)
-        async with exchange.within(began, limits.seconds):
-            question = await exchange.aside(_question, asked, limits)
-            await exchange.require_bearable(question.images)
-            answer = await infer(exchange, question, owner, deadline, lambda _: True)
+        exchange = self._exchange
+        found_model(exchange.models, asked.model_name, asked.model_version)
+        async with exchange.within(began, self._limits.seconds):
+            question = await exchange.aside(_question, asked, self._limits)
+            with exchange.models.find(asked.model_name).lease() as service:
+                await exchange.require_bearable(service, question.images)
+                answer = await infer(exchange, service, question, owner, deadline, lambda _: True)
             said = message("ModelInferResponse")(
-                model_name=self._service.name, model_version=VERSION, id=question.id,
+                model_name=asked.model_name, model_version=VERSION, id=question.id,
                 outputs=[{"name": one.name, "datatype": one.datatype, "shape": one.shape} for one in answer.outputs],
                 raw_output_contents=[raw_values(one) for one in answer.outputs],
             )  # fmt: skip

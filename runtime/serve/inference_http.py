@@ -17,11 +17,11 @@ from invariclip.serve.guard import KEY, as_json
 from invariclip.serve.inference import (
     VERSION,
     InputTensor,
+    found_model,
     infer,
     model_metadata,
     raw_values,
     read_question,
-    require_model,
     server_metadata,
 )
 from invariclip.serve.limits import BadRequestError, RefusedError
@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from invariclip.serve.exchange import Exchange
     from invariclip.serve.inference import InferenceAnswer, InferenceQuestion, OutputTensor
     from invariclip.serve.limits import Limits
-    from invariclip.serve.service import EncodedImage
+    from invariclip.serve.models import ServedModel
+    from invariclip.serve.service import EncodedImage, Service
 
 HEADER_LENGTH = "inference-header-content-length"
 """The header that says how long the JSON is where binary data is behind it."""
@@ -194,7 +195,7 @@ class InferenceHttp:
     """The endpoints of the protocol."""
 
     def __init__(self, exchange: Exchange, ready: Callable[[], bool]) -> None:
-        self._exchange, self._service, self._ready = exchange, exchange.service, ready
+        self._exchange, self._ready = exchange, ready
 
     def routes(self) -> list[Route]:
         """All of them."""
@@ -223,30 +224,29 @@ class InferenceHttp:
 
     async def model(self, request: Request) -> Response:
         """What the model takes and gives."""
-        self._require_model(request)
-        return as_json(model_metadata(self._service))
+        return as_json(model_metadata(self._found(request).service))
 
     async def model_ready(self, request: Request) -> Response:
         """Whether the model takes work."""
-        self._require_model(request)
+        found = self._found(request)
         self._require_ready()
-        return as_json({"name": self._service.name, "ready": True})
+        return as_json({"name": found.service.name, "ready": True})
 
     async def infer(self, request: Request) -> Response:
         """Images or texts to embeddings and class scores."""
-        self._require_model(request)
-        exchange = self._exchange
-        async with exchange.asked(request, exchange.content, read_infer_request) as (asked, deadline):
-            return await unless_gone(request, self._inferred(asked, request.scope.get(KEY, 0), deadline))
+        name, exchange = self._found(request).service.name, self._exchange
+        asking = exchange.asked(request, exchange.content, read_infer_request, lambda _: name)
+        async with asking as (asked, service, deadline):
+            return await unless_gone(request, self._inferred(service, asked, request.scope.get(KEY, 0), deadline))
 
-    async def _inferred(self, asked: AskedInference, owner: int, deadline: float) -> Response:
-        answer = await infer(self._exchange, asked.question, owner, deadline, asked.binary)
+    async def _inferred(self, service: Service, asked: AskedInference, owner: int, deadline: float) -> Response:
+        answer = await infer(self._exchange, service, asked.question, owner, deadline, asked.binary)
         numbers = sum(len(one.values) if isinstance(one.values, list) else one.values.size for one in answer.outputs)
         length = 0
 
         def written() -> bytes:
             nonlocal length
-            head, tail = self._written(answer, asked)
+            head, tail = _written(service.name, answer, asked)
             length = len(head)
             return head + tail
 
@@ -255,29 +255,30 @@ class InferenceHttp:
             return self._exchange.sending(content, numbers, JSON)
         return self._exchange.sending(content, numbers, BINARY, {HEADER_LENGTH: str(length)})
 
-    def _written(self, answer: InferenceAnswer, asked: AskedInference) -> tuple[bytes, bytes]:
-        """The JSON, and what is behind it."""
-        outputs, behind = [], []
-        for one in answer.outputs:
-            facts = {"name": one.name, "datatype": one.datatype, "shape": list(one.shape)}
-            if asked.binary(one.name):
-                behind.append(raw_values(one))
-                outputs.append(sliced_json({**facts, "parameters": {"binary_data_size": len(behind[-1])}}))
-            else:
-                outputs.append(sliced_json({**facts, "data": _json_values(one)}))
-        named = {"id": asked.question.id} if asked.question.id else {}
-        head = sliced_json({
-            "model_name": self._service.name, "model_version": VERSION, **named, "parameters": answer.parameters,
-            "outputs": iter(outputs),
-        })  # fmt: skip
-        return head, b"".join(behind)
-
-    def _require_model(self, request: Request) -> None:
-        require_model(self._service, request.path_params["name"], request.path_params.get("version", ""))
+    def _found(self, request: Request) -> ServedModel:
+        return found_model(self._exchange.models, request.path_params["name"], request.path_params.get("version", ""))
 
     def _require_ready(self) -> None:
         if not self._ready():
             raise RefusedError(503, "warming up; ask again", {"retry-after": "1"})
+
+
+def _written(name: str, answer: InferenceAnswer, asked: AskedInference) -> tuple[bytes, bytes]:
+    """The JSON, and what is behind it."""
+    outputs, behind = [], []
+    for one in answer.outputs:
+        facts = {"name": one.name, "datatype": one.datatype, "shape": list(one.shape)}
+        if asked.binary(one.name):
+            behind.append(raw_values(one))
+            outputs.append(sliced_json({**facts, "parameters": {"binary_data_size": len(behind[-1])}}))
+        else:
+            outputs.append(sliced_json({**facts, "data": _json_values(one)}))
+    named = {"id": asked.question.id} if asked.question.id else {}
+    head = sliced_json({
+        "model_name": name, "model_version": VERSION, **named, "parameters": answer.parameters,
+        "outputs": iter(outputs),
+    })  # fmt: skip
+    return head, b"".join(behind)
 
 
 def _json_values(output: OutputTensor) -> bytes:

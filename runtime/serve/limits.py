@@ -17,7 +17,7 @@ MIB = 1 << 20
 REASONS = (
     "malformed", "key", "origin", "host", "route", "method", "slow_body", "stalled", "head", "body_size", "pixels",
     "answer_size", "too_many", "media_type", "input", "site_share", "client_gone", "queue_full", "too_late", "deadline",
-    "memory", "warming_up", "stopping", "connections", "error", "other",
+    "memory", "loading", "load_failed", "warming_up", "stopping", "connections", "error", "other",
 )  # fmt: skip
 """Why a request is not answered: values of the metric `invariclip_refused_total` and of the access log."""
 _BY_STATUS = {
@@ -49,8 +49,8 @@ class RefusedError(InvariclipError):
 class UnknownModelError(RefusedError):
     """A request names a model that is not served."""
 
-    def __init__(self, asked: str, available: str) -> None:
-        super().__init__(404, f"no model is called {asked!r:.100}; available: {available}")
+    def __init__(self, asked: str, available: str, more: str = "") -> None:
+        super().__init__(404, f"no model is called {asked!r:.100}{more}; available: {available}")
 
 
 class BadRequestError(RefusedError):

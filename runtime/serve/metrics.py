@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
     from prometheus_client.metrics_core import Metric
 
+    from invariclip.model import Model
+    from invariclip.serve.models import ServedModel, ServedModels
     from invariclip.serve.record import RequestRecord
     from invariclip.serve.service import Service
-    from invariclip.serve.sites import SiteRegistry
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -100,23 +101,9 @@ class Metrics:
             *(self._stages.labels(kind, stage) for stage in ("decode", "queue", "engine")),
         )
 
-    def watch(self, service: Service) -> None:
-        """Shows what a service is, and how full its queues are."""
-        model = service.model
-        facts = {
-            "version": __version__, "model": model.manifest.model.name, "variant": model.variant,
-            "engine": model.backend, "space_id": model.space_id,
-        }  # fmt: skip
-        Gauge("invariclip_build_info", "What is served.", list(facts), registry=self.registry).labels(**facts).set(1)
-        depth = Gauge("invariclip_queue_depth", "Items that no engine has taken yet.", ["kind"], registry=self.registry)
-        depth.labels("images").set_function(lambda: service.images.waiting)
-        depth.labels("texts").set_function(lambda: service.texts.waiting)
-        kept = Gauge("invariclip_class_sets", "Class sets of requests that are kept.", registry=self.registry)
-        kept.set_function(lambda: service.class_sets.kept)
-        made = Gauge("invariclip_class_sets_embedded", "Class sets embedded so far.", registry=self.registry)
-        made.set_function(lambda: service.class_sets.embedded)
-        if service.sites.running is not None:
-            self.registry.register(SiteMetrics(service.sites))
+    def watch(self, models: ServedModels) -> None:
+        """Shows what is served, and how full its queues are."""
+        self.registry.register(ModelMetrics(models))
 
     def watch_connections(self, count: Callable[[], int]) -> None:
         """Shows how many connections are open."""
@@ -127,15 +114,49 @@ class Metrics:
         return generate_latest(self.registry)
 
 
-class SiteMetrics(Collector):
-    """What running sites know, by the number of their API key and their name; as many as there may be sites."""
+class ModelMetrics(Collector):
+    """What is known of the models that are loaded: all together, and by name where there may be several."""
 
-    def __init__(self, sites: SiteRegistry) -> None:
-        self._sites = sites
+    def __init__(self, models: ServedModels) -> None:
+        self._models = models
 
     def collect(self) -> Iterator[Metric]:
         """Prometheus' families."""
-        labels = ["key", "site"]
+        loaded = self._models.loaded
+        services = [one.service for one in loaded]
+        info = GaugeMetricFamily("invariclip_build_info", "What is served.", labels=list(_facts(None)))
+        for facts in dict.fromkeys(tuple(_facts(service.model).values()) for service in services):
+            info.add_metric(facts, 1)
+        depth = GaugeMetricFamily("invariclip_queue_depth", "Items that no engine has taken yet.", labels=["kind"])
+        depth.add_metric(["images"], sum(service.images.waiting for service in services))
+        depth.add_metric(["texts"], sum(service.texts.waiting for service in services))
+        kept = GaugeMetricFamily("invariclip_class_sets", "Class sets of requests that are kept.")
+        kept.add_metric([], sum(service.class_sets.kept for service in services))
+        made = GaugeMetricFamily("invariclip_class_sets_embedded", "Class sets embedded so far.")
+        made.add_metric([], sum(service.class_sets.embedded for service in services))
+        yield from (info, depth, kept, made)
+        if self._models.several:
+            yield from self._by_name(loaded)
+        if any(service.sites.running is not None for service in services):
+            yield from self._sites(services)
+
+    def _by_name(self, loaded: tuple[ServedModel, ...]) -> Iterator[Metric]:
+        info = GaugeMetricFamily("invariclip_model_info", "What is loaded.", labels=["name", *_facts(None)])
+        busy = GaugeMetricFamily("invariclip_model_requests_in_flight", "Requests it answers now.", labels=["name"])
+        depth = GaugeMetricFamily(
+            "invariclip_model_queue_depth", "Items that its engine has not taken yet.", labels=["name", "kind"]
+        )
+        for one in loaded:
+            name, service = one.service.name, one.service
+            info.add_metric([name, *_facts(service.model).values()], 1)
+            busy.add_metric([name], one.requests)
+            depth.add_metric([name, "images"], service.images.waiting)
+            depth.add_metric([name, "texts"], service.texts.waiting)
+        yield from (info, busy, depth)
+
+    def _sites(self, services: list[Service]) -> Iterator[Metric]:
+        """What running sites know, by the number of their API key and their name; as many as there may be sites."""
+        labels = ["key", "site", *(["name"] if self._models.several else [])]
         gauges = {
             name: GaugeMetricFamily(f"invariclip_site_{name}", text, labels=labels)
             for name, text in (
@@ -147,8 +168,9 @@ class SiteMetrics(Collector):
         seen = CounterMetricFamily("invariclip_site_seen", "Images shown.", labels=labels)
         changes = CounterMetricFamily("invariclip_site_changes", "Times that the place has changed.", labels=labels)
         rejected = CounterMetricFamily("invariclip_site_rejected", "Images not counted.", labels=[*labels, "reason"])
-        for key, live in self._sites.live():
-            facts, at = live.facts(), [str(key), live.name]
+        running = [(key, live, service.name) for service in services for key, live in service.sites.live()]
+        for key, live, name in running:
+            facts, at = live.facts(), [str(key), live.name, *([name] if self._models.several else [])]
             for name, gauge in gauges.items():
                 gauge.add_metric(at, float(facts[name]))
             seen.add_metric(at, facts["seen"])
@@ -156,6 +178,15 @@ class SiteMetrics(Collector):
             for reason, count in facts["rejected"].items():
                 rejected.add_metric([*at, reason], count)
         yield from (*gauges.values(), seen, changes, rejected)
+
+
+def _facts(model: Model | None) -> dict[str, str]:
+    """Labels of a model; of none, their names."""
+    return {
+        "version": __version__, "model": model.manifest.model.name if model else "",
+        "variant": model.variant if model else "", "engine": model.backend if model else "",
+        "space_id": model.space_id if model else "",
+    }  # fmt: skip
 
 
 class Stages:

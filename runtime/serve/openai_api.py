@@ -15,7 +15,7 @@ from invariclip.records import to_record
 from invariclip.serve.answers import COMPONENT, require_embedded, sliced_json, vectors_json
 from invariclip.serve.exchange import unless_gone
 from invariclip.serve.guard import KEY, as_json
-from invariclip.serve.limits import RefusedError, UnknownModelError
+from invariclip.serve.limits import RefusedError
 from invariclip.serve.requests import Embed, checked_texts, decoded_image, from_json
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from invariclip.serve.bodies import Content
     from invariclip.serve.exchange import Embedded, Exchange
     from invariclip.serve.limits import Limits
-    from invariclip.serve.service import EncodedImage
+    from invariclip.serve.service import EncodedImage, Service
 
 EncodingFormat = Literal["float", "base64"]
 _BASE64_COMPONENT = 6  # bytes of a float32 in base64, at most
@@ -67,7 +67,7 @@ class EmbeddingsRequest:
     """A question to `/v1/embeddings`.
 
     Attributes:
-        model: The artifact's name.
+        model: The name of the model that answers.
         input: Texts, or images as data URLs.
         messages: In its place, one text or one image.
         encoding_format: How vectors are written.
@@ -93,13 +93,11 @@ class AskedEmbeddings(Embed):
     """What is to be embedded, and how it is answered.
 
     Attributes:
-        model: The name that was asked for.
         encoding_format: How vectors are written.
         dimensions: The width that was asked for.
         warnings: What of the request has no effect.
     """
 
-    model: str
     encoding_format: EncodingFormat
     dimensions: int | None
     warnings: tuple[str, ...]
@@ -151,7 +149,7 @@ def _asked(
     asked: EmbeddingsRequest, images: tuple[EncodedImage, ...], texts: tuple[str, ...], warnings: list[str]
 ) -> AskedEmbeddings:
     return AskedEmbeddings(
-        images, texts, asked.site, asked.model, asked.encoding_format, asked.dimensions, tuple(warnings)
+        images, texts, asked.site, asked.encoding_format, asked.dimensions, tuple(warnings), model=asked.model
     )
 
 
@@ -225,26 +223,25 @@ class OpenAi:
     """The endpoints that OpenAI's clients ask."""
 
     def __init__(self, exchange: Exchange) -> None:
-        self._exchange, self._service = exchange, exchange.service
+        self._exchange, self._models = exchange, exchange.models
 
     async def models(self, _request: Request) -> Response:
-        """The list of the one model."""
-        return as_json({"object": "list", "data": [self._facts()]})
+        """What there is to say of all models."""
+        return as_json({"object": "list", "data": [_facts(one.service) for one in self._models.loaded]})
 
     async def model(self, request: Request) -> Response:
         """What there is to say of a model."""
-        self._require_model(request.path_params["name"])
-        return as_json(self._facts())
+        return as_json(_facts(self._models.find(request.path_params["name"]).service))
 
     async def embeddings(self, request: Request) -> Response:
         """Texts or images to embeddings."""
         exchange = self._exchange
-        async with exchange.asked(request, exchange.content, read_embeddings_request) as (asked, deadline):
-            return await unless_gone(request, self._embedded(asked, request.scope.get(KEY, 0), deadline))
+        asking = exchange.asked(request, exchange.content, read_embeddings_request, lambda asked: asked.model)
+        async with asking as (asked, service, deadline):
+            return await unless_gone(request, self._embedded(service, asked, request.scope.get(KEY, 0), deadline))
 
-    async def _embedded(self, asked: AskedEmbeddings, owner: int, deadline: float) -> Response:
-        width, limit = self._service.model.width, self._service.limits.answer
-        self._require_model(asked.model)
+    async def _embedded(self, service: Service, asked: AskedEmbeddings, owner: int, deadline: float) -> Response:
+        width, limit = service.model.width, service.limits.answer
         if asked.dimensions not in (None, width):
             raise InputError(
                 f"dimensions {asked.dimensions} cannot be had: the axes of an embedding are not ordered, so a part of "
@@ -255,13 +252,15 @@ class OpenAi:
             require_embedded(rows, width, limit, component=_BASE64_COMPONENT, remedy="")
         else:
             require_embedded(rows, width, limit, component=COMPONENT, remedy=_AS_BASE64)
-        embedded = await self._exchange.embedded(asked, owner, deadline)
+        embedded = await self._exchange.embedded(service, asked, owner, deadline)
         tokens = 0
         if asked.texts:
-            tokens = sum(await self._exchange.aside(self._service.model.count_tokens, asked.texts))
-        return await self._exchange.answer(lambda: self._written(asked, embedded, tokens), embedded.vectors.size)
+            tokens = sum(await self._exchange.aside(service.model.count_tokens, asked.texts))
+        return await self._exchange.answer(
+            lambda: self._written(service, asked, embedded, tokens), embedded.vectors.size
+        )
 
-    def _written(self, asked: AskedEmbeddings, embedded: Embedded, tokens: int) -> bytes:
+    def _written(self, service: Service, asked: AskedEmbeddings, embedded: Embedded, tokens: int) -> bytes:
         vectors = (
             _base64_json(embedded.vectors) if asked.encoding_format == "base64" else vectors_json(embedded.vectors)
         )
@@ -270,21 +269,18 @@ class OpenAi:
             for index, vector in enumerate(vectors)
         )
         return sliced_json({
-            "object": "list", "data": data, "model": self._service.name,
-            "usage": {"prompt_tokens": tokens, "total_tokens": tokens}, "space_id": self._service.model.space_id,
-            "warnings": [*asked.warnings, *embedded.warnings], **self._exchange.said(embedded.site),
+            "object": "list", "data": data, "model": service.name,
+            "usage": {"prompt_tokens": tokens, "total_tokens": tokens}, "space_id": service.model.space_id,
+            "warnings": [*asked.warnings, *embedded.warnings], **self._exchange.said(service, embedded.site),
         })  # fmt: skip
 
-    def _require_model(self, name: str) -> None:
-        if name != self._service.name:
-            raise UnknownModelError(name, self._service.name)
 
-    def _facts(self) -> dict[str, Any]:
-        model = self._service.model
-        return {
-            "id": self._service.name, "object": "model", "created": self._service.created, "owned_by": "invariclip",
-            "root": model.manifest.model.name, "space_id": model.space_id, "width": model.width,
-        }  # fmt: skip
+def _facts(service: Service) -> dict[str, Any]:
+    model = service.model
+    return {
+        "id": service.name, "object": "model", "created": service.created, "owned_by": "invariclip",
+        "root": model.manifest.model.name, "space_id": model.space_id, "width": model.width,
+    }  # fmt: skip
 
 
 def _base64_json(vectors: NDArray[np.float32]) -> Iterator[bytes]:

@@ -60,6 +60,7 @@ class ClassifyFields:
         top: How many classes are ranked.
         site: The site that the images are from; null for none, unsaid for the server's.
         partial: Whether the other images are answered where one cannot be read.
+        model: The name of the model that answers; unsaid, the server's first.
     """
 
     images: ImagesField
@@ -72,6 +73,7 @@ class ClassifyFields:
     )
     site: str | None = None
     partial: bool | Literal["true", "false"] = False
+    model: str | None = None
 
 
 @dataclass(frozen=True)
@@ -83,12 +85,14 @@ class EmbedFields:
         texts: In their place.
         site: The site that the images are from; null for none, unsaid for the server's.
         partial: Whether the other images are answered where one cannot be read.
+        model: The name of the model that answers; unsaid, the server's first.
     """
 
     images: ImagesField | None = None
     texts: str | list[str] | None = None
     site: str | None = None
     partial: bool | Literal["true", "false"] = False
+    model: str | None = None
 
 
 CLASSIFY_FIELDS = tuple(field.name for field in fields(ClassifyFields))
@@ -126,6 +130,7 @@ class Classify:
         top: How many classes are ranked.
         site: The place that the images are from; "" for none, None for the server's.
         partial: Whether the other images are answered where one cannot be read.
+        model: The name of the model that answers.
     """
 
     images: tuple[EncodedImage, ...]
@@ -136,16 +141,18 @@ class Classify:
     top: int
     site: str | None
     partial: bool = False
+    model: str | None = None
 
 
 @dataclass(frozen=True)
 class Embed:
-    """A question to `/v1/embed`: images, or texts; `site` and `partial` as in `Classify`."""
+    """A question to `/v1/embed`: images, or texts; `site`, `partial` and `model` as in `Classify`."""
 
     images: tuple[EncodedImage, ...]
     texts: tuple[str, ...]
     site: str | None
     partial: bool = field(default=False, kw_only=True)
+    model: str | None = field(default=None, kw_only=True)
 
 
 def from_pairs(pairs: Pairs, limits: Limits) -> dict[str, Any]:
@@ -231,7 +238,7 @@ def classify(body: Body, limits: Limits) -> Classify:
         check_prompts(classes or ("class",), templates or ("{}",))
     top = _whole(fields.get("top", DEFAULT_TOP), "top")
     limit, kind = _threshold(fields.get("abstain_above", UNSAID)), _kind(fields.get("uncertainty"))
-    return Classify(images, classes, templates, limit, kind, top, _site(fields), partial)
+    return Classify(images, classes, templates, limit, kind, top, _site(fields), partial, _model(fields))
 
 
 def embed(body: Body, limits: Limits) -> Embed:
@@ -251,7 +258,7 @@ def embed(body: Body, limits: Limits) -> Embed:
         raise InputError("a site changes images' embeddings alone; leave the field site out for texts")
     if texts and partial:
         raise InputError("partial is for images, which may be unreadable; leave the field partial out for texts")
-    return Embed(images, texts, _site(fields), partial=partial)
+    return Embed(images, texts, _site(fields), partial=partial, model=_model(fields))
 
 
 def _known(fields: Mapping[str, Any], known: tuple[str, ...]) -> Mapping[str, Any]:
@@ -360,6 +367,13 @@ def _site(fields: Mapping[str, Any]) -> str | None:
     if given is not None and not isinstance(given, str):
         raise InputError(f"site must be one name, or null for none, not {given!r:.60}")
     return given or ""
+
+
+def _model(fields: Mapping[str, Any]) -> str | None:
+    given = fields.get("model")
+    if given is not None and (not isinstance(given, str) or not given):
+        raise InputError(f"model must be one name, not {given!r:.60}; GET /v1/models lists those that there are")
+    return given
 
 
 def _flag(fields: Mapping[str, Any], what: str) -> bool:

@@ -29,9 +29,16 @@ from invariclip.serve.answer_models import (
     SitesAnswer,
     StatusAnswer,
 )
-from invariclip.serve.guard import OPEN
+from invariclip.serve.guard import OPEN, REPOSITORY
 from invariclip.serve.inference_http import HEADER_LENGTH, InferRequest
 from invariclip.serve.openai_api import EmbeddingsRequest
+from invariclip.serve.repository import ListedModel, LoadedModel
+from invariclip.serve.repository_http import (
+    RepositoryIndexRequest,
+    RepositoryLoadRequest,
+    RepositoryUnloadRequest,
+    UnloadedModel,
+)
 from invariclip.serve.requests import ClassifyFields, EmbedFields
 from invariclip.version import __version__
 
@@ -74,10 +81,12 @@ _TEXT = {"text/plain": {"type": "string"}}
 _OBJECT = {JSON: {"type": "object"}}
 _WORK = (400, 408, 413, 415, 422, 503, 504)
 """Statuses of what the engine answers."""
+_ADMIN = (400, 408, 413, 415, 422, 503)
+_LISTED = {"type": "array", "items": {"$ref": REF.format(name=ListedModel.__name__)}}
 _NAMED = "/v2/models/{name}", "/v2/models/{name}/versions/{version}"
 STATUSES = {
     400: "The body cannot be taken apart.", 401: "A key is demanded, and the request has none of the server's.",
-    403: "The request is of a page that may not ask.", 404: "There is nothing of this name.",
+    403: "The request is of a page, or has a key, that may not ask.", 404: "There is nothing of this name.",
     408: "The body did not come in.", 413: "There is more of something than may be.",
     415: "The body is of another type.", 421: "The server is not called so.",
     422: "A field, image or text cannot be used.", 429: "The key has its share of sites.",
@@ -87,19 +96,21 @@ STATUSES = {
 OPERATIONS = (
     Operation("post", "/v1/classify", "Images to their best classes", {JSON: ClassifyAnswer},
               {JSON: ClassifyFields, FORM: ClassifyFields, BINARY: _BYTES},
-              ("classes", "templates", "abstain_above", "uncertainty", "top", "site", "partial"),
-              refused=(*_WORK, 429)),
+              ("classes", "templates", "abstain_above", "uncertainty", "top", "site", "partial", "model"),
+              refused=(*_WORK, 404, 429)),
     Operation("post", "/v1/embed", "Images or texts to embeddings", {JSON: EmbedAnswer, BINARY: _BYTES},
-              {JSON: EmbedFields, FORM: EmbedFields, BINARY: _BYTES}, ("site", "partial"), refused=(*_WORK, 429)),
-    Operation("get", "/v1/model", "What the artifact is", _OBJECT),
-    Operation("get", "/v1/sites", "The sites that the API key may name", {JSON: SitesAnswer}),
+              {JSON: EmbedFields, FORM: EmbedFields, BINARY: _BYTES}, ("site", "partial", "model"),
+              refused=(*_WORK, 404, 429)),
+    Operation("get", "/v1/model", "What the artifact is", _OBJECT, query=("model",), refused=(404, 422)),
+    Operation("get", "/v1/sites", "The sites that the API key may name", {JSON: SitesAnswer}, query=("model",),
+              refused=(404, 422)),
     Operation("get", "/v1/sites/{name}", "A site, as facts or as its file", {**_OBJECT, BINARY: _BYTES},
-              refused=(404, 422)),
+              query=("model",), refused=(404, 422)),
     Operation("post", "/v1/sites/{name}/{event}", "Freezes, thaws or resets a site that is measured", _OBJECT,
-              refused=(404, 422)),
+              query=("model",), refused=(404, 422)),
     Operation("post", "/v1/embeddings", "OpenAI: texts or images to embeddings", {JSON: EmbeddingsAnswer},
               {JSON: EmbeddingsRequest}, refused=(*_WORK, 404, 429)),
-    Operation("get", "/v1/models", "OpenAI: the list of the one model", {JSON: OpenAiModels}),
+    Operation("get", "/v1/models", "OpenAI: the models that are loaded", {JSON: OpenAiModels}),
     Operation("get", "/v1/models/{name}", "OpenAI: the model", {JSON: OpenAiModel}, refused=(404,)),
     Operation("get", "/v2", "Open Inference Protocol: the server", {JSON: ServerMetadata}),
     Operation("get", "/v2/health/live", "Open Inference Protocol: alive", {JSON: LiveAnswer}),
@@ -112,6 +123,12 @@ OPERATIONS = (
                 {JSON: InferAnswer, BINARY: _BYTES}, {JSON: InferRequest, BINARY: _BYTES},
                 headers={HEADER_LENGTH: "How long the JSON is that binary data is behind."}, refused=(*_WORK, 404, 429))
       for path in _NAMED),
+    Operation("post", f"{REPOSITORY}/index", "Model repository: what is loaded, and what could be", {JSON: _LISTED},
+              {JSON: RepositoryIndexRequest}, refused=_ADMIN),
+    Operation("post", f"{REPOSITORY}/models/{{name}}/load", "Model repository: loads an artifact, or loads it again",
+              {JSON: LoadedModel}, {JSON: RepositoryLoadRequest}, refused=(*_ADMIN, 404)),
+    Operation("post", f"{REPOSITORY}/models/{{name}}/unload", "Model repository: unloads a model",
+              {JSON: UnloadedModel}, {JSON: RepositoryUnloadRequest}, refused=(*_ADMIN, 404)),
     Operation("get", "/healthz", "Alive", {JSON: StatusAnswer}),
     Operation("get", "/readyz", "Warm and taking work", {JSON: StatusAnswer}, refused=(503,)),
     Operation("get", "/metrics", "Prometheus", _TEXT),
@@ -131,10 +148,10 @@ def document(limits: Limits, *, keys: bool) -> dict[str, Any]:
 
     Args:
         limits: Of the server; they are the bounds of fields.
-        keys: Whether the server demands one.
+        keys: Whether the server demands one; the model repository always does.
     """
     _, schemas = msgspec.json.schema_components(
-        (*_MODELS, ImagePrediction, FailedPrediction, ErrorAnswer, OpenAiErrorAnswer), ref_template=REF
+        (*_MODELS, ListedModel, ImagePrediction, FailedPrediction, ErrorAnswer, OpenAiErrorAnswer), ref_template=REF
     )
     for schema in schemas.values():
         if schema.get("type") == "object" and "properties" in schema:
@@ -151,18 +168,15 @@ def document(limits: Limits, *, keys: bool) -> dict[str, Any]:
     paths: dict[str, Any] = {}
     for operation in OPERATIONS:
         paths.setdefault(operation.path, {})[operation.method] = _described(operation, limits, keys=keys)
-    described: dict[str, Any] = {
+    return {
         "openapi": "3.1.0",
         "info": {"title": "invariclip serve", "version": __version__},
         "paths": paths,
-        "components": {"schemas": schemas},
-    }
-    if keys:
-        described["components"]["securitySchemes"] = {
+        "components": {"schemas": schemas, "securitySchemes": {
             "bearer": {"type": "http", "scheme": "bearer"},
             "key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
-        }
-    return described
+        }},
+    }  # fmt: skip
 
 
 def _tell_attributes(schema: dict[str, Any]) -> None:
@@ -175,7 +189,7 @@ def _tell_attributes(schema: dict[str, Any]) -> None:
 
 def _described(operation: Operation, limits: Limits, *, keys: bool) -> dict[str, Any]:
     error = OpenAiErrorAnswer if operation.path.startswith(("/v1/embeddings", "/v1/models")) else ErrorAnswer
-    closed = keys and operation.path not in OPEN
+    closed = operation.path.startswith(REPOSITORY) or (keys and operation.path not in OPEN)
     statuses = {403, 421, 500, *operation.refused, *([401] if closed else [])}
     answers: dict[str, Any] = {"200": {"description": "The answer.", "content": _content(operation.answer, limits)}}
     for status in sorted(statuses):

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from invariclip.serve.access_log import AccessLog
     from invariclip.serve.app import Api
     from invariclip.serve.metrics import Metrics
-    from invariclip.serve.service import Service
+    from invariclip.serve.models import ServedModels
+    from invariclip.serve.repository import ModelRepository
     from invariclip.serve.tracing import Spans
 
 log = logging.getLogger("invariclip.serve")
@@ -144,16 +145,62 @@ def _in_a_line(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None
         loop.default_exception_handler(context)
 
 
+class Hangups:
+    """What SIGHUP asks for: to load all models again; where it says that the terminal is gone, to stop."""
+
+    def __init__(self) -> None:
+        """Notes them from now on, so that one that comes before models are loaded does not end the process."""
+        self._asked = False
+        self._terminal = sys.stderr is not None and sys.stderr.isatty()
+        self._number: int | None = getattr(signal, "SIGHUP", None)  # no such signal on Windows
+        self._before: Any = None
+        if self._number is not None:
+            with suppress(ValueError):  # not the main thread
+                self._before = signal.signal(self._number, self._note)
+
+    def close(self) -> None:
+        """Leaves the signal to whoever had it before."""
+        if self._number is not None and self._before is not None:
+            signal.signal(self._number, self._before)
+
+    def call(self, reload: Callable[[], None], server: uvicorn.Server) -> None:
+        """Hands them on from now on, in the running event loop.
+
+        Args:
+            reload: Is called once for those that came before, too.
+            server: Is stopped where the terminal is gone.
+        """
+
+        def told() -> None:
+            if self._terminal and not sys.stderr.isatty():
+                server.handle_exit(signal.SIGTERM, None)
+            else:
+                reload()
+
+        if self._number is None:
+            return
+        with suppress(RuntimeError, ValueError):  # not the main thread
+            asyncio.get_running_loop().add_signal_handler(self._number, told)
+        if self._asked:
+            told()
+
+    def _note(self, _number: int, _frame: FrameType | None) -> None:
+        if self._terminal and not sys.stderr.isatty():
+            os._exit(128 + signal.SIGHUP)
+        self._asked = True
+
+
 def run(
-    service: Service, metrics: Metrics, sock: socket.socket, *, what: str, grace: int,
+    models: ServedModels, metrics: Metrics, sock: socket.socket, *, what: str, grace: int,
     api_keys: tuple[str, ...] = (), cors_origins: tuple[str, ...] = (), hosts: tuple[str, ...] = ("localhost",),
     limits: ConnectionLimits | None = None, grpc: tuple[str, int] | None = None,
     access_log: AccessLog | None = None, spans: Spans | None = None,
+    repository: ModelRepository | None = None, admin_keys: tuple[str, ...] = (), hangups: Hangups | None = None,
 ) -> int:  # fmt: skip
     """Serves until a signal comes, then answers what it has taken. A signal while it warms up ends the process.
 
     Args:
-        service: Who answers; it is closed at the end.
+        models: Who answers; they are closed at the end.
         metrics: Counts.
         sock: See `listening`.
         what: What is served, for the line that says where.
@@ -165,6 +212,9 @@ def run(
         grpc: Host and port of the gRPC service; None for none.
         access_log: Gets a line of each request; it is closed at the end.
         spans: Get a span of each request; likewise.
+        repository: Loads and unloads models.
+        admin_keys: See `app.application`.
+        hangups: Ask for all models to be loaded again.
 
     Returns:
         The exit code: 0.
@@ -175,8 +225,8 @@ def run(
     """
     connections = Connections(limits or ConnectionLimits(), metrics, access_log)
     app, api = application(
-        service, metrics, api_keys=api_keys, cors_origins=cors_origins, hosts=hosts, stall=connections.limits.stall,
-        access_log=access_log, spans=spans,
+        models, metrics, api_keys=api_keys, cors_origins=cors_origins, hosts=hosts, stall=connections.limits.stall,
+        access_log=access_log, spans=spans, repository=repository, admin_keys=admin_keys,
     )  # fmt: skip
     server = WebServer(app, connections, grace=grace)
     flood = FloodFilter()
@@ -187,10 +237,12 @@ def run(
         also = "" if grpc is None else await grpc_beside(server, api, api_keys, connections.limits.stall, *grpc)
         serving = asyncio.ensure_future(server.serve(sockets=[sock]))
         try:
-            await asyncio.to_thread(service.warm_up)
+            await models.warm_up()
             server.early_stop = None
             api.ready = not server.should_exit
             if api.ready:
+                if hangups is not None and repository is not None:
+                    hangups.call(repository.reload, server)
                 note(f"invariclip: {what} at {address_of(sock)}{also}")
         finally:
             if not api.ready:
@@ -206,7 +258,7 @@ def run(
     try:
         asyncio.run(serve())
     finally:
-        service.close()
+        models.close()
         if access_log is not None:
             access_log.close()
         if spans is not None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from dataclasses import dataclass
+from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,7 +22,7 @@ from invariclip.serve.batcher import Batcher, quiet
 from invariclip.serve.classes import ClassSets
 from invariclip.serve.limits import Limits, RefusedError
 from invariclip.serve.sites import SiteRegistry
-from invariclip.serve.turns import Turns
+from invariclip.serve.turns import Line, Turns
 from invariclip.text_tower import taking_turns
 from invariclip.threads import available_threads
 
@@ -84,11 +87,30 @@ class Batching:
     decoders: int | None = None
 
 
+class Processors:
+    """What the models of one process share, so that several of them take no more of it than one.
+
+    Attributes:
+        decoding: Is held by each thread that decodes.
+        images: Runs of the image towers, one at a time.
+        texts: Likewise of the text towers.
+    """
+
+    def __init__(self, decoders: int | None = None) -> None:
+        """Nobody uses anything yet.
+
+        Args:
+            decoders: Threads that decode at a time; None takes what affinity and cgroup allow.
+        """
+        self.decoding = threading.BoundedSemaphore(decoders or available_threads())
+        self.images, self.texts = Line(), Line()
+
+
 class Service:
     """A model that many callers share; `close` ends its threads.
 
     Attributes:
-        name: What protocols that name models call it: that of the artifact's folder, without `.icm`.
+        name: What requests call it.
         created: When the artifact was written, in seconds since 1970.
     """
 
@@ -104,6 +126,8 @@ class Service:
         keys: int = 1,
         images: Watcher = quiet,
         texts: Watcher = quiet,
+        name: str = "",
+        processors: Processors | None = None,
     ) -> None:
         """Starts the threads; nothing is warm yet.
 
@@ -117,6 +141,8 @@ class Service:
             keys: How many API keys there are; of several none fills a queue alone.
             images: Is told of images and their batches.
             texts: Likewise of texts.
+            name: What requests call it; "" for `name_of` its folder.
+            processors: What it shares with other services of the process; None shares nothing.
 
         Raises:
             InputError: `abstain_above` or `uncertainty` cannot be had of the artifact, `max_batch` is below 1, or the
@@ -127,11 +153,12 @@ class Service:
         self.sites = sites or SiteRegistry(model)
         self._hosted: Model | None = None
         self.model, self.limits = model, limits or Limits()
-        folder = model.folder.resolve()
-        self.name, self.created = folder.stem, int((folder / MANIFEST).stat().st_mtime)
+        self.name, self.created = name or name_of(model.folder), int((model.folder / MANIFEST).stat().st_mtime)
         self.uncertainty = uncertainty_kind(model.manifest.cdc, uncertainty)
         self.abstain_above = threshold(model.manifest.cdc, abstain_above, self.uncertainty)
         batching = batching or Batching()
+        processors = processors or Processors(batching.decoders)
+        self._decoding, self._runs = processors.decoding, Turns(processors.images)
         self.images: Batcher[tuple[EncodedImage, bool], DecodedImage, ImageScores] = Batcher(
             self._decode, self._see, max_batch=batching.max_batch, queue=self.limits.queue, watcher=images,
             max_wait=batching.max_wait, workers=batching.decoders or available_threads(), owners=keys,
@@ -141,7 +168,7 @@ class Service:
             None, self._read, max_batch=TEXTS_TO_A_BATCH, queue=TEXT_QUEUE * max(self.limits.texts, self.limits.queue),
             watcher=texts, owners=keys, name="texts",
         )  # fmt: skip
-        self._turns = Turns()
+        self._turns = Turns(processors.texts)
         self.class_sets = ClassSets(model, self._turns, limit=self.limits.class_sets, pending=PENDING_SETS, owners=keys)
 
     def warm_up(self) -> None:
@@ -269,7 +296,8 @@ class Service:
         image, classes = asked
         self.require_bearable([image])
         try:
-            return DecodedImage(self.model.prepare(image.data), classes)
+            with self._decoding:
+                return DecodedImage(self.model.prepare(image.data), classes)
         except InputError as error:
             raise _of(image, error) from error
 
@@ -297,7 +325,8 @@ class Service:
     def _see(self, seen: list[DecodedImage]) -> list[ImageScores]:
         batch = np.stack([one.pixels for one in seen])
         try:
-            return self._rows(batch, seen)
+            with self._runs.take(len(seen)):
+                return self._rows(batch, seen)
         except InputError as error:  # the images were found good: what fails now is not their senders' fault
             raise RuntimeError(str(error)) from error
 
@@ -317,6 +346,11 @@ class Service:
         with hearing_cuts() as heard, taking_turns(self._turns.take):
             rows = self.model.embed_texts(texts)
         return [TextRow(row, heard.get(text)) for row, text in zip(rows, texts, strict=True)]
+
+
+def name_of(folder: Path) -> str:
+    """What an artifact is called after its path: `mine` for `mine.icm`, also where that is a link to another folder."""
+    return Path(os.path.abspath(folder)).stem  # unlike absolute(), it resolves `..`
 
 
 def _of(image: EncodedImage, error: InputError) -> InputError | RefusedError:

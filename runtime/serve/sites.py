@@ -12,6 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from invariclip.console import note
 from invariclip.errors import InputError, SiteError
 from invariclip.files import remove_left, require_writable
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from invariclip.model import Model
@@ -104,7 +105,7 @@ class SiteRegistry:
         self.running = running
         self.share = 0 if running is None else running.most // max(1, keys)
         self._model = model
-        self._ready = False
+        self._ready = self._handed_on = False
         self._lock = threading.Lock()
         self._live: dict[tuple[int, str], LiveSite] = {}
         self._logs: list[tuple[LiveSite, SiteLog]] = []
@@ -128,6 +129,30 @@ class SiteRegistry:
     def prepare(self, hosted: Model) -> None:
         """Takes a model whose classes are embedded already; before, no site is measured."""
         self._model, self._ready = hosted, True
+
+    def take_over(self, other: SiteRegistry) -> int:
+        """Goes on with the sites that another registry has measured; how many of them are lost.
+
+        None is, if this one's model is of the same space and has the same classes. Call it before anybody asks this
+        registry; requests that asked the other one may still count.
+        """
+        with other._lock:
+            live = len(other._live)
+            if not live or not self._continues(other):
+                return live
+            self._live, self._logs, self._lock = other._live, other._logs, other._lock
+            other._handed_on = True
+            return 0
+
+    def _continues(self, other: SiteRegistry) -> bool:
+        """Whether sites mean the same for both models."""
+        ours, theirs = self._model, other._model
+        return (
+            self.running is not None
+            and self.running == other.running
+            and (ours.space_id, ours.classes) == (theirs.space_id, theirs.classes)
+            and np.array_equal(ours.class_bank(), theirs.class_bank())
+        )
 
     def find(self, name: str | None, key: int) -> SiteHandle | None:
         """The site that a request means.
@@ -192,9 +217,10 @@ class SiteRegistry:
             return [(key, live) for (key, _), live in self._live.items()]
 
     def close(self) -> None:
-        """Writes what the logs have not written yet."""
-        for live, log in self._logs:
-            live.close(log.flush)
+        """Writes what the logs have not written yet, unless another registry goes on with them."""
+        if not self._handed_on:
+            for live, log in self._logs:
+                live.close(log.flush)
 
     def _begun(self, name: str, key: int, running: LiveSiteOptions) -> LiveSite:
         with self._lock:

@@ -14,6 +14,7 @@ from PIL import Image
 
 import invariclip
 from invariclip.artifact.learned_prompts import LearnedPrompts
+from invariclip.artifact.projection import Projection
 from invariclip.export.build import export_artifact
 from invariclip.export.checkpoints.checkpoint import load_checkpoint
 from invariclip.export.config import ExportConfig
@@ -21,6 +22,7 @@ from invariclip.preprocessing.find import find_images
 from invariclip.serve.app import application
 from invariclip.serve.connections import ConnectionLimits, Connections
 from invariclip.serve.metrics import Metrics
+from invariclip.serve.models import ServedModels
 from invariclip.serve.server import WebServer, grpc_beside, listening
 from invariclip.serve.service import Service
 
@@ -135,11 +137,12 @@ def serving():
 
 
 @contextmanager
-def _serving(service, metrics=None, **options):
-    """The service behind a real server in a thread; `limits` are of connections, `grpc` asks for that too."""
+def _serving(models, metrics=None, **options):
+    """A service or several behind a real server in a thread; `limits` are of connections, `grpc` asks for that too."""
+    models = ServedModels([models]) if isinstance(models, Service) else models
     metrics, limits, grace = metrics or Metrics(), options.pop("limits", ConnectionLimits()), options.pop("grace", 10)
     grpc = options.pop("grpc", False)
-    app, api = application(service, metrics, stall=limits.stall, **options)
+    app, api = application(models, metrics, stall=limits.stall, **options)
     sock = listening("127.0.0.1", 0)
     server = WebServer(app, Connections(limits, metrics, options.get("access_log")), grace=grace)
     keys, beside = options.get("api_keys", ()), []
@@ -160,7 +163,7 @@ def _serving(service, metrics=None, **options):
         client.grpc = f"127.0.0.1:{beside[0].rpartition(' ')[2]}" if grpc else None
         yield client
     finally:
-        service.close()
+        models.close()
         server.should_exit = True
         thread.join(30)
 
@@ -198,3 +201,21 @@ def gated():
             return super().close(seconds)
 
     return Gated
+
+
+@pytest.fixture(scope="session")
+def other_artifact(tmp_path_factory, tiny_checkpoint, tiny_images):
+    """The tiny artifact with another projection and other classes: another space, other answers."""
+    out = tmp_path_factory.mktemp("others") / "other.icm"
+    rng = np.random.default_rng(7)
+    export_artifact(
+        load_checkpoint(str(tiny_checkpoint)), out,
+        ExportConfig(classes=("sun", "moon"), images=find_images([tiny_images]), threads=1),
+        projection=Projection(rng.normal(size=(24, 8)), "icm", 3.0, training_mean=rng.normal(size=8) / 10),
+    )  # fmt: skip
+    return out
+
+
+@pytest.fixture(scope="session")
+def other_model(other_artifact):
+    return invariclip.load(other_artifact, threads=1)

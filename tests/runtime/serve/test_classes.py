@@ -90,7 +90,7 @@ def test_a_small_set_does_not_wait_for_a_large_one(model, images, until):
     large = sets.ask(names(5 * TEXTS_AT_ONCE, "large"), TEMPLATES)
     assert turns.begun.acquire(timeout=20)
     small = sets.ask(names(3, "small"), TEMPLATES)
-    until(lambda: len(turns._waiting) == 1)
+    until(lambda: len(turns._line._waiting) == 1)
     turns.gate.set()
     assert small.future.result(20).model.classes == names(3, "small")
     made = large.future.result(20).model

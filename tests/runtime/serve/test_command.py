@@ -2,20 +2,26 @@
 
 import http.client
 import json
+import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
 
+from invariclip.cli.serve_artifacts import named_artifacts
 from invariclip.cli.serve_command import read_keys
 from invariclip.errors import InputError
-from invariclip.serve.server import address_of, listening
+from invariclip.serve.server import Hangups, address_of, listening
+from invariclip.sites.measuring import begun, training_mean
+from invariclip.sites.site import site_bytes
 
 
 @pytest.fixture
@@ -105,6 +111,185 @@ def test_what_was_taken_before_the_signal_is_answered(started, tiny_artifact, im
     thread.join(20)
     assert process.wait(20) == 0
     assert told[0][0] == 200
+
+
+def told_until(process, pattern):
+    """The first line of standard error that a pattern is found in, and those before it."""
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if re.search(pattern, line):
+            return lines
+    pytest.fail(f"it ended with {process.wait()}: {lines}")
+
+
+def test_a_hangup_loads_the_artifact_again(
+    started, tiny_artifact, other_artifact, images, model, other_model, tmp_path
+):
+    shutil.copytree(tiny_artifact, tmp_path / "v1.icm")
+    shutil.copytree(other_artifact, tmp_path / "v2.icm")
+    link, key = tmp_path / "now.icm", tmp_path / "admin"
+    link.symlink_to("v1.icm")
+    key.write_text("root\n")
+    process, port, _ = started(link, "--admin-key-file", key)
+
+    def space():
+        status, body = asked(port, "POST", "/v1/embed?model=now", images[0])
+        assert status == 200
+        return json.loads(body)["space_id"]
+
+    assert space() == model.space_id
+    (tmp_path / "next").symlink_to("v2.icm")
+    (tmp_path / "next").replace(link)
+    process.send_signal(signal.SIGHUP)
+    [line] = told_until(process, "now: ")
+    assert line == f"invariclip: now: loaded again from {link} (float32 on onnxruntime)\n"
+    assert space() == other_model.space_id
+    (tmp_path / "v2.icm" / "manifest.json").write_text("{}")
+    process.send_signal(signal.SIGHUP)
+    [line] = told_until(process, "now: ")
+    assert line.startswith("invariclip: now: not loaded; the one that was loaded before goes on: ")
+    assert space() == other_model.space_id
+    shutil.rmtree(tmp_path / "v2.icm")
+    shutil.copytree(tiny_artifact, tmp_path / "v2.icm")
+    status, body = asked(port, "POST", "/v2/repository/models/now/load", **{"x-api-key": "root"})
+    assert (status, json.loads(body)["space_id"]) == (200, model.space_id)
+    told_until(process, "loaded again")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 0
+    assert process.stderr.read() == ""
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="no terminals here")
+def test_a_terminal_that_is_gone_ends_it(tiny_artifact):
+    ours, theirs = os.openpty()
+    code = "import fcntl, sys, termios; fcntl.ioctl(2, termios.TIOCSCTTY, 0); from invariclip.cli.main import main; "
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"{code} main(sys.argv[1:])", "serve", str(tiny_artifact), "--port", "0"],
+        stderr=theirs, start_new_session=True,
+    )  # fmt: skip
+    os.close(theirs)
+    try:
+        said = b""
+        while b" at http://" not in said:
+            said += os.read(ours, 4096)
+        os.close(ours)  # the kernel sends SIGHUP
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_several_artifacts(started, tiny_artifact, other_artifact, images, model, other_model, tmp_path, run):
+    root = tmp_path / "root"
+    shutil.copytree(other_artifact, root / "third.icm")
+    keys, admins = tmp_path / "keys", tmp_path / "admins"
+    keys.write_text("one\n")
+    admins.write_text("root\n")
+    process, port, lines = started(
+        tiny_artifact, f"second={other_artifact}", "--model-root", root, "--api-key-file", keys,
+        "--admin-key-file", admins,
+    )  # fmt: skip
+    assert f"{tiny_artifact} (float32 on onnxruntime), second={other_artifact} (float32 on onnxruntime) at" in lines[-1]
+    key, root_key = {"x-api-key": "one"}, {"x-api-key": "root"}
+    assert asked(port, "POST", "/v2/repository/models/third/load", **root_key)[0] == 200
+    listed = json.loads(asked(port, "GET", "/v1/models", **key)[1])["data"]
+    assert {one["id"]: one["space_id"] for one in listed} == {
+        "tiny": model.space_id, "second": other_model.space_id, "third": other_model.space_id,
+    }  # fmt: skip
+    process.send_signal(signal.SIGHUP)
+    lines = told_until(process, "third: loaded again")
+    assert [line.split(": ")[1] for line in lines] == ["third", "tiny", "second", "third"]
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 0
+
+
+def test_the_signal_is_left_as_it_was():
+    before = signal.getsignal(signal.SIGHUP)
+    hangups = Hangups()
+    assert signal.getsignal(signal.SIGHUP) == hangups._note
+    hangups.close()
+    assert signal.getsignal(signal.SIGHUP) == before
+
+
+def test_artifacts_that_cannot_be_served_together(run, tiny_artifact, other_artifact, tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text("one\n")
+    for arguments, line in (
+        ((tiny_artifact, f"tiny={other_artifact}"), "two artifacts are called 'tiny'"),
+        ((tiny_artifact, other_artifact, "--site", "x"), "--site belongs to one artifact"),
+        ((tiny_artifact, "--model-root", tmp_path, "--projection", "x"), "--projection belongs to one artifact"),
+        ((tiny_artifact, "--model-root", tmp_path / "none"), "no such folder; --model-root names one"),
+        ((tiny_artifact, other_artifact, "--max-models", "1"), "2 artifacts are more than --max-models 1"),
+        ((tiny_artifact, "--api-key-file", keys, "--admin-key-file", keys), "an admin key is one of its own"),
+        (("a=",), "write NAME=PATH"),
+    ):
+        code, _, err = run("serve", *arguments, "--port", "0", "--threads", "1")
+        assert (code, len(err.splitlines())) == (2, 1), err
+        assert line in err
+
+
+def test_each_of_several_artifacts_has_sites_of_its_own(
+    started, tiny_artifact, other_artifact, images, model, tmp_path
+):
+    yard = begun(model, "yard", training_mean(tiny_artifact, model.manifest), None)
+    (tmp_path / "sites" / "tiny").mkdir(parents=True)
+    (tmp_path / "sites" / "tiny" / "yard.safetensors").write_bytes(site_bytes(yard))
+    process, port, _ = started(
+        tiny_artifact, other_artifact, "--sites", tmp_path / "sites", "--adapt", "--adapt-log", tmp_path / "log"
+    )
+    for name, known in (("tiny", ["yard"]), ("other", [])):
+        told = json.loads(asked(port, "GET", f"/v1/sites?model={name}")[1])
+        assert [one["name"] for one in told["sites"]] == known
+        assert asked(port, "POST", f"/v1/classify?model={name}&site=hall", images[0])[0] == 200
+    text = asked(port, "GET", "/metrics")[1].decode()
+    for name in ("tiny", "other"):
+        assert f'invariclip_site_seen_total{{key="0",name="{name}",site="hall"}} 1.0' in text
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 0
+    assert sorted(path.name for path in (tmp_path / "log").iterdir()) == ["other", "tiny"]
+    assert (tmp_path / "log" / "other" / "key-0" / "hall" / "0001").is_dir()
+
+
+def test_how_artifacts_are_named(tmp_path):
+    here = str(tmp_path / "a=b.icm")
+    assert named_artifacts(["x/mine.icm", "other=x/mine.icm", here]) == {
+        "mine": Path("x/mine.icm"), "other": Path("x/mine.icm"), "a=b": Path(here),
+    }  # fmt: skip
+    assert named_artifacts(["./a=b.icm"]) == {"a=b": Path("a=b.icm")}
+
+
+WAITS = """
+import os, sys, time
+from invariclip.serve.service import Service
+def warm_up(self, real=Service.warm_up):
+    print("warming up", file=sys.stderr, flush=True)
+    while not os.path.exists(sys.argv[-1]):
+        time.sleep(0.01)
+    real(self)
+Service.warm_up = warm_up
+from invariclip.cli.main import main
+main(sys.argv[1:-1])
+"""
+
+
+def test_a_hangup_while_it_warms_up_is_heeded_later(tiny_artifact, tmp_path):
+    gate = tmp_path / "gate"
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAITS, "serve", str(tiny_artifact), "--port", "0", "--threads", "1", str(gate)],
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stderr.readline() == "warming up\n"
+        process.send_signal(signal.SIGHUP)
+        gate.touch()
+        lines = told_until(process, "loaded again")
+        assert " at http://" in lines[0]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.communicate()
 
 
 SLOW = """

@@ -17,6 +17,7 @@ import yaml
 from invariclip.cli.serve_command import serve
 from invariclip.serve.app import application
 from invariclip.serve.metrics import Metrics
+from invariclip.serve.models import ServedModels
 from invariclip.serve.origins import names_of
 from invariclip.serve.service import Service
 
@@ -84,9 +85,13 @@ def test_commands_are_ones_that_serve_takes(name):
         assert asked["grace"] + MARGIN <= wait
 
 
+def test_the_unit_s_reload_is_what_loads_the_artifact_again():
+    assert unit()["ExecReload"].split()[1:] == ["-HUP", "$MAINPID"]
+
+
 def test_probes_are_routes_of_the_port_that_is_served(model):
     with closing(Service(model)) as service:
-        app, _ = application(service, Metrics())
+        app, _ = application(ServedModels([service]), Metrics())
     routes = {route.path for route in app.routes}
     container = pod()["containers"][0]
     [port] = container["ports"]

@@ -9,14 +9,19 @@ from pathlib import Path
 
 import pytest
 
+import invariclip
 from invariclip.artifact.embeddings import read_embeddings
+from invariclip.cli.serve_artifacts import named_artifacts
+from invariclip.cli.serve_command import serve
 from invariclip.preprocessing.pixels import MAX_RESIZED_PIXELS
 from invariclip.serve import access_log, connections, incoming
 from invariclip.serve.batcher import MARGIN, SHARE
 from invariclip.serve.connections import LINGER_BYTES, LINGER_SECONDS, RESERVE, ConnectionLimits
 from invariclip.serve.guard import ROUTES
 from invariclip.serve.limits import MIB, REASONS, Limits
+from invariclip.serve.models import ServedModels
 from invariclip.serve.record import ERROR_CHARACTERS
+from invariclip.serve.repository import ModelRepository
 from invariclip.serve.requests import DEFAULT_TOP, MAX_TOP
 from invariclip.serve.service import Service
 from invariclip.serve.sites import SiteRegistry
@@ -46,20 +51,36 @@ def desk(tmp_path_factory, tiny_images):
 @pytest.fixture(scope="module")
 def ask(model, serving, tiny_artifact):
     yard = begun(model, "yard", training_mean(tiny_artifact, model.manifest), None)
-    service = Service(model, sites=SiteRegistry(model, known={"yard": yard}))
+
+    def made(name, folder):
+        model = invariclip.load(folder, threads=1)
+        return Service(model, sites=SiteRegistry(model, known={"yard": yard}), name=name)
+
+    service = made("tiny", tiny_artifact)
     service.warm_up()
-    with serving(service) as client:
+    models = ServedModels([service])
+    repository = ModelRepository(models, made, {"tiny": tiny_artifact})
+    with serving(models, repository=repository, admin_keys=("root",)) as client:
         yield client
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl here")
 def test_curl_lines(ask, desk, model):
-    assert len(CURLS) == 4
+    assert len(CURLS) == 5
     for line in CURLS:
-        words = shlex.split(line.replace("localhost:8000", f"127.0.0.1:{ask.port}"))
+        here = line.replace("$ADMIN_KEY", "root").replace("/mine/", "/tiny/")
+        words = shlex.split(here.replace("localhost:8000", f"127.0.0.1:{ask.port}"))
         done = subprocess.run([*words, "--silent", "--fail-with-body"], cwd=desk, capture_output=True, check=False)
         assert done.returncode == 0, f"{line}\n{done.stdout}"
     assert read_embeddings(desk / "texts.safetensors").space_id == model.space_id
+
+
+def test_lines_of_serve_are_ones_that_it_takes():
+    lines = re.findall(r"^invariclip (serve .*)$", PAGE, re.MULTILINE)
+    assert len(lines) == 3
+    for line in lines:
+        asked = serve.make_context("serve", shlex.split(line)[1:]).params
+        assert next(iter(named_artifacts(asked["artifacts"]))) == "mine"
 
 
 def test_python_lines(ask, desk):

@@ -178,12 +178,14 @@ def test_turns_are_shared_by_owners(until):
         for owner in (1, 1, 1, 1, 2, 2):
             threads.append(threading.Thread(target=ask, args=(owner,)))
             threads[-1].start()
-            until(lambda: len(turns._waiting) == len(threads))
-        turns._clocks.charge = lambda owner, seconds: turns._clocks._used.update({owner: turns._clocks.of(owner) + 1})
+            until(lambda: len(turns._line._waiting) == len(threads))
+        turns._line._clocks.charge = lambda owner, seconds: turns._line._clocks._used.update(
+            {owner: turns._line._clocks.of(owner) + 1}
+        )
     for thread in threads:
         thread.join(20)
     assert had == [1, 2, 1, 2, 1, 1]
-    assert turns._holder is None
+    assert turns._line._holder is None
 
 
 def test_class_sets_of_one_key_leave_some_for_others(until):

@@ -74,7 +74,7 @@ def test_what_the_server_and_the_model_say(client, ask, model):
     assert not client.is_model_ready("other")
     assert not client.is_model_ready("tiny", "2")
     assert client.get_server_metadata()["version"] == __version__
-    assert client.get_server_metadata()["extensions"] == ["binary_tensor_data"]
+    assert client.get_server_metadata()["extensions"] == ["binary_tensor_data", "model_repository"]
     told = client.get_model_metadata("tiny")
     assert told == client.get_model_metadata("tiny", "1")
     assert {one["name"]: (one["datatype"], one["shape"]) for one in told["inputs"]} == {

@@ -214,7 +214,7 @@ def test_other_errors_are_in_openai_s_shape_too(ask, post, serving, model):
         late = hurried("POST", "/v1/embeddings", '{"model": "tiny", "input": "a"}', "application/json")
         assert late.status in (408, 504)
     with serving(Service(model)) as stopping:
-        stopping.api.service.texts.close()
+        stopping.api.models.find(None).service.texts.close()
         stopped = stopping("POST", "/v1/embeddings", '{"model": "tiny", "input": "a"}', "application/json")
         assert (stopped.status, stopped.json["error"]["type"]) == (503, "server_error")
 

@@ -1,7 +1,11 @@
 """Many callers' images and texts, answered as `Model` answers them one at a time."""
 
 import io
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +14,7 @@ from PIL import Image
 from invariclip.errors import InputError, TruncatedTextWarning
 from invariclip.preprocessing.tokenizer import hearing_cuts
 from invariclip.serve.limits import Held, Limits, RefusedError
-from invariclip.serve.service import Batching, EncodedImage, Service
+from invariclip.serve.service import Batching, EncodedImage, Processors, Service
 
 # What the contract allows between a row alone and in a batch (`max_batch_diff`), a component in float32
 IN_A_BATCH = 1e-5
@@ -40,6 +44,50 @@ def test_answers_are_the_models_own(which, images, request):
             assert told.uncertainty_kind == alone.uncertainty_kind == service.uncertainty
             assert told.uncertainty == pytest.approx(alone.uncertainty, abs=1e-4)
     assert service.close(20)
+
+
+class Crowd:
+    """How many threads are in a function at a time, at most; each waits a moment for others to come."""
+
+    def __init__(self, function, wait):
+        self.function, self.wait = function, wait
+        self.lock, self.now, self.most = threading.Lock(), 0, 0
+
+    def __call__(self, *given):
+        with self.lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+        try:
+            time.sleep(self.wait)
+            return self.function(*given)
+        finally:
+            with self.lock:
+                self.now -= 1
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_models_of_one_process_take_no_more_of_it_than_one(model, images, shared):
+    """Without anything shared, more threads come together: so this can fail."""
+    processors = Processors(2)
+    services = [
+        Service(model, batching=Batching(max_batch=1, decoders=2), processors=processors if shared else None)
+        for _ in range(3)
+    ]
+    decoding, running = Crowd(model.prepare, 0.005), Crowd(Service._rows, 0.005)
+    for service in services:
+        service.model = SimpleNamespace(prepare=decoding, manifest=model.manifest)
+        service._rows = partial(running, SimpleNamespace(model=model))
+    tickets = [service.images.submit(asked(images)) for service in services]
+    for ticket in tickets:
+        for row, image in zip(ticket.future.result(20), images, strict=True):
+            np.testing.assert_array_equal(row.embedding, model.embed_images([image])[0])
+    for service in services:
+        service.close()
+    if shared:
+        assert (decoding.most, running.most) == (2, 1)
+    else:
+        assert decoding.most > 2
+        assert running.most > 1
 
 
 def test_one_at_a_time_is_equal_bit_by_bit(model, unsure_model, images):

@@ -134,7 +134,7 @@ def test_what_a_key_shows_moves_its_own_site_alone(running, model, images, tmp_p
 def test_an_answer_is_of_what_was_known_before_it(running, model, images):
     for image in images[:4]:
         running.classify(image, "?site=yard", headers=_key("one"))
-    live = {key: one for key, one in running.api.service.sites.live()}[1]  # noqa: C416
+    live = {key: one for key, one in running.api.models.find(None).service.sites.live()}[1]  # noqa: C416
     before = live.site
     told = running.classify(images[5], "?site=yard&top=3", headers=_key("one")).json
     [wanted] = model.with_site(before).classify(images[5:6], top_k=3)
@@ -179,7 +179,7 @@ def test_a_log_is_replayed_to_the_same_bits(running, tiny_artifact, images, tmp_
     for thread in threads:
         thread.join()
     wanted = running("GET", "/v1/sites/yard", headers=_key("one")).json["sha256"]
-    running.api.service.close()
+    running.api.models.find(None).service.close()
     out = tmp_path / "yard.safetensors"
     with pytest.raises(SystemExit) as end:
         main(["adapt", str(tiny_artifact), "--replay", str(tmp_path / "log" / "key-1" / "yard" / "0001"), "-o",

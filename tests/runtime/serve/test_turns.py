@@ -19,7 +19,7 @@ def test_turns_are_had_in_the_order_of_asking(until):
         for number in range(6):
             threads.append(threading.Thread(target=ask, args=(number,)))
             threads[-1].start()
-            until(lambda: len(turns._waiting) == len(threads))
+            until(lambda: len(turns._line._waiting) == len(threads))
         assert had == []
     for thread in threads:
         thread.join(20)
