@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import logging
-import warnings
+import os
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from PIL import Image
 
 from invariclip.artifact.fidelity import LEVELS
-from invariclip.artifact.projection import read_projection
+from invariclip.artifact.signature import REQUIRED
 from invariclip.cli.options import (
     BACKEND,
     OTHER_PROJECTION,
@@ -26,26 +25,26 @@ from invariclip.cli.options import (
     prompt_templates,
     zero_shot_options,
 )
+from invariclip.cli.ray_options import ray_options, require_options_of
 from invariclip.errors import InputError, MissingExtraError
-from invariclip.loading import load
 from invariclip.profile import OBJECTIVES
 from invariclip.results import CALIBRATED
 from invariclip.serve.access_log import AccessLog
 from invariclip.serve.connections import ConnectionLimits, affordable
+from invariclip.serve.keys import read_keys
 from invariclip.serve.limits import MIB, Limits
 from invariclip.serve.metrics import Metrics
+from invariclip.serve.opening import ServiceOptions, open_service
 from invariclip.serve.origins import checked_origins, names_of
 from invariclip.serve.server import listening, run
-from invariclip.serve.service import Batching, Service
-from invariclip.serve.sites import LiveSiteOptions, SiteRegistry, read_sites
+from invariclip.serve.service import Batching
+from invariclip.serve.sites import LiveSiteOptions
 from invariclip.serve.tracing import open_spans
-from invariclip.sites.site import read_site
 
 if TYPE_CHECKING:
     from invariclip.preprocessing.pixels import PixelMode
     from invariclip.results import AbstainAbove, UncertaintyKind
 
-MAX_KEYS_BYTES = 1 << 20
 _MOST = click.IntRange(min=1)
 _SECONDS = click.FloatRange(min=0, min_open=True)
 
@@ -135,7 +134,10 @@ _SECONDS = click.FloatRange(min=0, min_open=True)
     "--api-key-file", type=click.Path(path_type=Path), help="Require one of the API keys in this file, one per line."
 )
 @click.option("--access-log", metavar="PATH|-", help="File for a JSON line of each request; - for standard error.")
+@ray_options
+@click.pass_context
 def serve(
+    ctx: click.Context,
     artifact: Path, host: str, port: int, grpc_port: int | None, classes: str | None, classes_file: Path | None,
     templates: tuple[str, ...],
     templates_file: Path | None, template_name: str | None, projection: Path | None, site: Path | None,
@@ -146,18 +148,32 @@ def serve(
     max_body_mib: int, max_images: int, max_pixels: int, max_request_pixels: int, max_answer_mib: int, max_texts: int,
     max_classes: int, max_templates: int, class_sets: int, max_connections: int | None, idle_timeout: float,
     stall_timeout: float, allowed_hosts: tuple[str, ...], cors_origins: tuple[str, ...], api_key_file: Path | None,
-    access_log: str | None,
+    access_log: str | None, engine: str, replicas: tuple[int, int] | None, ray_address: str | None,
 ) -> int:  # fmt: skip
     """Answer over HTTP: classify and embed, in batches of many clients' requests. SIGTERM ends it."""
+    require_options_of(engine, ctx)
     limits = Limits(
         body=max_body_mib * MIB, bodies=max(Limits.bodies, max_body_mib * MIB), images=max_images,
         pixels=max_pixels, texts=max_texts, classes=max_classes, templates=max_templates, class_sets=class_sets,
         queue=queue, seconds=timeout, request_pixels=max_request_pixels, answer=max_answer_mib * MIB,
     )  # fmt: skip
     keys = () if api_key_file is None else read_keys(api_key_file)
-    names = class_names(classes, classes_file)
-    prompts = prompt_templates(templates, templates_file, template_name)
+    if adapt_log is not None and not adapt:
+        raise InputError("--adapt-log keeps what --adapt measures; name both")
+    options = ServiceOptions(
+        artifact, variant, backend, threads, fidelity, objective, pixel_mode, os.environ.get(REQUIRED), projection,
+        class_names(classes, classes_file), prompt_templates(templates, templates_file, template_name), site, sites,
+        abstain_above, uncertainty, limits, Batching(max_batch, max_wait_ms / 1000, decode_threads),
+    )  # fmt: skip
     hosts, origins = names_of(host, allowed_hosts), checked_origins(cors_origins)
+    if engine == "ray":
+        from invariclip.serve.ray_application import RayOptions, ReplicaOptions, run_on_ray
+
+        return run_on_ray(
+            ReplicaOptions(options, api_key_file, origins, hosts, access_log=access_log is not None).settled(),
+            RayOptions(host, port, replicas or (1, 1), ray_address, grace),
+            what=str(artifact),
+        )
     connections = ConnectionLimits(affordable(max_connections), idle_timeout, stall_timeout)
     if grpc_port is not None:
         if grpc_port == port != 0:
@@ -166,26 +182,10 @@ def serve(
     sock = listening(host, port)
     metrics, spans = Metrics(), open_spans()
     logged = None if access_log is None else AccessLog(None if access_log == "-" else Path(access_log), metrics)
-    other = None if projection is None else read_projection(projection)
-    if adapt_log is not None and not adapt:
-        raise InputError("--adapt-log keeps what --adapt measures; name both")
-    default, known = None if site is None else read_site(site), {} if sites is None else read_sites(sites)
-    model = load(artifact, variant=variant, backend=backend, threads=threads, fidelity=fidelity, objective=objective,
-                 pixel_mode=pixel_mode)  # fmt: skip
-    model = model if other is None else model.with_projection(other)
-    names = names or model.classes
-    if names and (names != model.classes or prompts or other is not None):
-        model = model.with_classes(names, prompts or None)
     logging.basicConfig(format="invariclip: %(asctime)s %(levelname)s %(message)s")
-    # An image's size has bounds of ours; Python would keep a record of every size that Pillow warns of
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     running = LiveSiteOptions(max_sites, log=adapt_log, log_bytes=adapt_log_mib * MIB) if adapt else None
-    registry = SiteRegistry(model, default=default, known=known, running=running, keys=max(1, len(keys)))
-    service = Service(
-        model, limits, Batching(max_batch, max_wait_ms / 1000, decode_threads), abstain_above=abstain_above,
-        uncertainty=uncertainty, sites=registry, keys=max(1, len(keys)),
-        images=metrics.watcher("images"), texts=metrics.watcher("texts"),
-    )  # fmt: skip
+    service = open_service(options, metrics, keys=max(1, len(keys)), running=running)
+    model = service.model
     return run(service, metrics, sock, what=f"{artifact} ({model.variant} on {model.backend})", grace=grace,
                api_keys=keys, cors_origins=origins, hosts=hosts, limits=connections,
                grpc=None if grpc_port is None else (host, grpc_port), access_log=logged,
@@ -204,21 +204,3 @@ def require_grpc(host: str, port: int) -> None:
     except ImportError as error:
         raise MissingExtraError(f'--grpc-port needs {error.name}: pip install "invariclip[grpc]"') from error
     listening(host, port, "--grpc-port").close()
-
-
-def read_keys(path: Path) -> tuple[str, ...]:
-    """Keys from a text file, one a line; blank lines and lines that start with `#` are none.
-
-    Raises:
-        InputError: The file cannot be read as text, is larger than 1 MiB, or holds none.
-    """
-    try:
-        if path.stat().st_size > MAX_KEYS_BYTES:
-            raise InputError(f"{path}: {path.stat().st_size:,} bytes is more than any list of keys")
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as text ({error})") from error
-    keys = tuple(line for line in lines if line and not line.startswith("#"))
-    if not keys:
-        raise InputError(f"{path}: holds no key; write one a line")
-    return keys
