@@ -29,6 +29,7 @@ from invariclip.serve.keys import read_keys
 from invariclip.serve.metrics import Metrics
 from invariclip.serve.opening import ServiceOptions, open_service
 from invariclip.serve.ray_proxy import CALLBACK, CHECK
+from invariclip.serve.server import listening
 from invariclip.serve.tracing import open_spans
 
 if TYPE_CHECKING:
@@ -213,7 +214,9 @@ def run_on_ray(replica: ReplicaOptions, options: RayOptions, *, what: str) -> in
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     if replica.service.backend not in GPU_BACKENDS:  # this machine may have none
         open_service(replica.service, Metrics()).close()  # what is wrong is said now, in one line
-    started = _connect(ray, options)
+    if options.address is None:
+        listening(options.host, options.port, remedy="name another --port").close()
+    started, known = _connect(ray, options), False
     try:
         if started:
             _require_room(ray, replica, options)
@@ -224,19 +227,28 @@ def run_on_ray(replica: ReplicaOptions, options: RayOptions, *, what: str) -> in
                 "request_timeout_s": replica.service.limits.seconds + _ANSWERING,
             },
         )  # fmt: skip
+        known = name in serve.status().applications
         try:
             serve.run(deployment(replica, options), name=name, route_prefix="/")
         except (RuntimeError, ValueError, ray.exceptions.RayError, serve.exceptions.RayServeException) as error:
-            raise InputError(f"Ray could not start {name}: {error}") from error
+            raise InputError(f"Ray could not start {name}: {_words(error)}") from error
         _look_at_proxy(options, name)
+        known = False
         fewest, most = options.replicas
         count = str(fewest) if fewest == most else f"{fewest} to {most}"
         where = f"http://[{options.host}]" if ":" in options.host else f"http://{options.host}"
-        note(f"invariclip: {what} at {where}:{options.port}, {count} replicas on Ray")
+        note(f"invariclip: {what} at {where}:{options.port}, replicas on Ray: {count}")
         _until_a_signal()
     finally:
-        _end(serve, ray, name, alone=started)
+        if not known:  # what was served under this name before goes on where it could not be replaced
+            _end(serve, ray, name, alone=started)
     return 0
+
+
+def _words(error: BaseException) -> str:
+    """What an error says, without the traceback of the process that it comes from."""
+    lines = str(getattr(error, "cause", None) or error).strip().splitlines()
+    return lines[-1].strip() if lines else type(error).__name__
 
 
 def _connect(ray: Any, options: RayOptions) -> bool:
@@ -247,8 +259,9 @@ def _connect(ray: Any, options: RayOptions) -> bool:
         os.environ.update(options.environment)  # of the processes that Ray starts here
     try:
         ray.init(
-            address=options.address, log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR,
-            configure_logging=False,
+            # "local": without an address Ray would join a cluster that it finds here
+            address=options.address or "local", log_to_driver=False, include_dashboard=False,
+            logging_level=logging.ERROR, configure_logging=False,
         )  # fmt: skip
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise InputError(f"no Ray cluster at {options.address or 'this machine'}: {error}") from error

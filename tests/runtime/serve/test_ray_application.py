@@ -163,6 +163,18 @@ def test_a_proxy_says_that_it_has_bounds_and_one_id_of_the_request():
     assert asyncio.run(asked(app, "/v1/model"))[0]["headers"] == [(b"x-request-id", b"ours")]
 
 
+@pytest.mark.parametrize("wrong", ["a port in use", "too many replicas"])
+def test_what_would_wait_for_ever_is_refused(run, tiny_artifact, wrong):
+    pytest.importorskip("ray.serve", reason='Ray Serve: pip install "invariclip[ray-serve]"')
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port = sock.getsockname()[1]
+        if wrong == "too many replicas":
+            sock.close()
+        code, _, err = run("serve", tiny_artifact, *ON_RAY, "--port", port, "--replicas", "9000")
+    said = "cannot listen there" if wrong == "a port in use" else "9000 replicas of 1 engine threads need 9000 CPUs"
+    assert (code, said in err) == (2, True), err
+
+
 class Cluster:
     """The command in a process of its own."""
 
@@ -215,7 +227,7 @@ def cluster(tiny_artifact, tmp_path_factory):
     started = Cluster(tiny_artifact, tmp_path_factory.mktemp("ray") / "log", "--replicas", "2", "--max-batch", "1")
     try:
         end = time.monotonic() + 120
-        while "2 replicas on Ray" not in started.said:
+        while "replicas on Ray: 2" not in started.said:
             assert started.process.poll() is None, started.said
             assert time.monotonic() < end, started.said
             time.sleep(0.1)
