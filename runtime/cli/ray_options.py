@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _COUNT = re.compile(r"([1-9]\d{0,3})(?:-([1-9]\d{0,3}))?")
 _ONE_PROCESS = "sites are measured inside one process, and requests of a site come to any replica"
 _CONNECTIONS = "Ray's proxies hold the connections"
-_NOT_ON_RAY = {
+NOT_ON_RAY = {
     "grpc_port": "Ray's proxies pass on HTTP alone",
     **dict.fromkeys(("adapt", "max_sites", "adapt_log", "adapt_log_mib"), _ONE_PROCESS),
     **dict.fromkeys(("max_connections", "idle_timeout", "stall_timeout"), _CONNECTIONS),
@@ -67,8 +67,8 @@ def require_options_of(engine: str, ctx: click.Context) -> None:
     ]
     for param in given:
         name = param.name or ""
-        if engine == "ray" and name in _NOT_ON_RAY:
-            raise InputError(f"{param.opts[0]} is not for --engine ray: {_NOT_ON_RAY[name]}; leave it out")
+        if engine == "ray" and name in NOT_ON_RAY:
+            raise InputError(f"{param.opts[0]} is not for --engine ray: {NOT_ON_RAY[name]}; leave it out")
         if engine != "ray" and name in _RAY_ONLY:
             raise InputError(f"{param.opts[0]} is for --engine ray; name both")
     if engine == "ray" and ctx.params["port"] == 0:

@@ -164,15 +164,21 @@ def test_a_proxy_says_that_it_has_bounds_and_one_id_of_the_request():
 
 
 @pytest.mark.parametrize("wrong", ["a port in use", "too many replicas"])
-def test_what_would_wait_for_ever_is_refused(run, tiny_artifact, wrong):
+def test_what_would_wait_for_ever_is_refused(tiny_artifact, wrong):
     pytest.importorskip("ray.serve", reason='Ray Serve: pip install "invariclip[ray-serve]"')
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port = sock.getsockname()[1]
         if wrong == "too many replicas":
             sock.close()
-        code, _, err = run("serve", tiny_artifact, *ON_RAY, "--port", port, "--replicas", "9000")
+        done = subprocess.run(
+            [
+                sys.executable, "-m", "invariclip", "serve", str(tiny_artifact), *ON_RAY, "--port", str(port),
+                "--replicas", "9000",
+            ],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
     said = "cannot listen there" if wrong == "a port in use" else "9000 replicas of 1 engine threads need 9000 CPUs"
-    assert (code, said in err) == (2, True), err
+    assert (done.returncode, said in done.stderr.splitlines()[-1]) == (2, True), done.stderr
 
 
 class Cluster:
