@@ -20,7 +20,7 @@ import tritonclient.http as triton
 from invariclip.serve import ray_application
 from invariclip.serve.opening import ServiceOptions
 from invariclip.serve.ray_application import RayOptions, ReplicaApplication, ReplicaOptions, deployment
-from invariclip.serve.ray_proxy import CHECK, ProxyBounds, bounds
+from invariclip.serve.ray_proxy import CALLBACK, CHECK, ProxyBounds, bounds
 
 ON_RAY = ("--engine", "ray")
 
@@ -63,6 +63,19 @@ def test_a_bad_artifact_is_told_before_a_cluster_starts(run, tmp_path, monkeypat
     monkeypatch.setattr(ray_application, "_connect", None)
     code, _, err = run("serve", tmp_path / "none.icm", *ON_RAY)
     assert (code, "there is no such folder" in err) == (2, True)
+
+
+@pytest.mark.parametrize(("address", "asked", "own"), [(None, "local", True), ("auto", "auto", False)])
+def test_a_cluster_is_joined_only_where_it_is_named(monkeypatch, address, asked, own):
+    """Ray itself would join one that it finds on the machine; ending it would end what others serve there."""
+    ray = pytest.importorskip("ray", reason='Ray: pip install "invariclip[ray-serve]"')
+    told = {}
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **given: told.update(given))
+    [variable] = CALLBACK
+    monkeypatch.setenv(variable, "")
+    assert ray_application._connect(ray, RayOptions(address=address)) == own
+    assert (told["address"], os.environ[variable] == CALLBACK[variable]) == (asked, own)
 
 
 def test_a_replica_s_threads_are_the_cpus_that_it_takes(tiny_artifact, monkeypatch):
