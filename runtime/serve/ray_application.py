@@ -15,7 +15,7 @@ import os
 import signal
 import threading
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ from invariclip.serve.connections import ConnectionLimits
 from invariclip.serve.keys import read_keys
 from invariclip.serve.metrics import Metrics
 from invariclip.serve.opening import ServiceOptions, open_service
-from invariclip.serve.ray_proxy import CALLBACK, CHECK
+from invariclip.serve.ray_proxy import ALONE, CALLBACK, CHECK
 from invariclip.serve.server import listening
 from invariclip.serve.tracing import open_spans
 
@@ -95,7 +95,6 @@ class RayOptions:
     replicas: tuple[int, int] = (1, 1)
     address: str | None = None
     grace: int = 10
-    environment: dict[str, str] = field(default_factory=lambda: dict(CALLBACK))
 
 
 class ReplicaApplication:
@@ -256,7 +255,7 @@ def _connect(ray: Any, options: RayOptions) -> bool:
     if ray.is_initialized():
         return False
     if options.address is None:
-        os.environ.update(options.environment)  # of the processes that Ray starts here
+        os.environ.update(ALONE)  # of the processes that Ray starts here
     try:
         ray.init(
             # "local": without an address Ray would join a cluster that it finds here
@@ -337,7 +336,9 @@ def _until_a_signal() -> None:
 
 def _end(serve: Any, ray: Any, name: str, *, alone: bool) -> None:
     """Takes the replicas away, and what was started for them."""
-    doing: list[Callable[[], Any]] = [serve.shutdown, ray.shutdown] if alone else [lambda: serve.delete(name)]
+    doing: list[Callable[[], Any]] = [lambda: serve.delete(name)]  # its replicas answer what they took
+    if alone:
+        doing += [serve.shutdown, ray.shutdown]
     for one in doing:
         try:
             one()

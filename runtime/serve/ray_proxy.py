@@ -13,6 +13,7 @@ from starlette.middleware import Middleware
 
 from invariclip.serve.guard import as_error, as_json
 from invariclip.serve.limits import Limits
+from invariclip.serve.tracking import ID_HEADERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -21,8 +22,12 @@ if TYPE_CHECKING:
 
 CALLBACK = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "invariclip.serve.ray_proxy.bounds"}
 """The environment of a cluster's processes that has every proxy call `bounds`."""
+ALONE = {name: f"{where}_alone" for name, where in CALLBACK.items()}
+"""The same for a cluster of one application."""
 CHECK = "/-/invariclip"
 """Answered by a proxy that has these bounds, and by no other; `/-/` is Ray's own."""
+TRACE = ID_HEADERS[1].encode()
+"""A header of every answer of ours."""
 NO_ANSWER = "no replica answered, or the one that had the request stopped; send it again"
 NO_ROOM = "the proxy has no room for more bodies; try again"
 
@@ -32,17 +37,23 @@ def bounds() -> list[Middleware]:
     return [Middleware(ProxyBounds)]
 
 
+def bounds_alone() -> list[Middleware]:
+    """The same where nothing else is served: a path that Ray does not know is one that it does not know any more."""
+    return [Middleware(ProxyBounds, alone=True)]
+
+
 class ProxyBounds:
     """An ASGI application around a proxy's."""
 
-    def __init__(self, app: ASGIApp, bodies: int = Limits.bodies) -> None:
+    def __init__(self, app: ASGIApp, bodies: int = Limits.bodies, *, alone: bool = False) -> None:
         """Holds nothing yet.
 
         Args:
             app: The proxy's.
             bodies: Bytes of all requests' bodies at a time.
+            alone: Whether Ray's own 404 becomes 503: the application has not begun, or ends.
         """
-        self._app, self._bodies, self._held = app, bodies, 0
+        self._app, self._bodies, self._held, self._alone = app, bodies, 0, alone
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
@@ -52,7 +63,7 @@ class ProxyBounds:
         if scope["path"] == CHECK:
             await as_json({"bodies": self._bodies})(scope, receive, send)
             return
-        held, refused, started = 0, False, False
+        held, refused, started, lost = 0, False, False, False
 
         async def bounded() -> Message:
             nonlocal held, refused
@@ -66,11 +77,14 @@ class ProxyBounds:
             return message
 
         async def noting(message: Message) -> None:
-            nonlocal started
+            nonlocal started, lost
             if message["type"] == "http.response.start":
-                started = True
-                message = {**message, "headers": _one_id(message.get("headers", ()))}
-            await send(message)
+                headers = message.get("headers", ())
+                lost = self._alone and message["status"] == 404 and not any(name == TRACE for name, _ in headers)
+                started = not lost
+                message = {**message, "headers": _one_id(headers)}
+            if not lost:
+                await send(message)
 
         try:
             await self._app(scope, bounded, noting)

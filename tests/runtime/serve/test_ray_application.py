@@ -20,7 +20,7 @@ import tritonclient.http as triton
 from invariclip.serve import ray_application
 from invariclip.serve.opening import ServiceOptions
 from invariclip.serve.ray_application import RayOptions, ReplicaApplication, ReplicaOptions, deployment
-from invariclip.serve.ray_proxy import CALLBACK, CHECK, ProxyBounds, bounds
+from invariclip.serve.ray_proxy import ALONE, CHECK, ProxyBounds, bounds
 
 ON_RAY = ("--engine", "ray")
 
@@ -72,10 +72,10 @@ def test_a_cluster_is_joined_only_where_it_is_named(monkeypatch, address, asked,
     told = {}
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", lambda **given: told.update(given))
-    [variable] = CALLBACK
+    [variable] = ALONE
     monkeypatch.setenv(variable, "")
     assert ray_application._connect(ray, RayOptions(address=address)) == own
-    assert (told["address"], os.environ[variable] == CALLBACK[variable]) == (asked, own)
+    assert (told["address"], os.environ[variable] == ALONE[variable]) == (asked, own)
 
 
 def test_a_replica_s_threads_are_the_cpus_that_it_takes(tiny_artifact, monkeypatch):
@@ -138,6 +138,20 @@ def test_a_proxy_answers_503_where_no_replica_did():
     assert (start["status"], headers[b"retry-after"], headers[b"connection"]) == (503, b"1", b"close")
     assert "send it again" in json.loads(body["body"])["error"]
     assert bounded._held == 0
+
+
+@pytest.mark.parametrize(
+    ("alone", "headers", "status"),
+    [(True, [], 503), (False, [], 404), (True, [(b"traceparent", b"00-")], 404)],
+    ids=["no application any more", "of somebody else's cluster", "the application's own"],
+)
+def test_a_proxy_of_one_application_says_when_it_is_gone(alone, headers, status):
+    async def unknown(_scope, _receive, send):
+        await send({"type": "http.response.start", "status": 404, "headers": headers})
+        await send({"type": "http.response.body", "body": b"Path '/' not found."})
+
+    start, body = asyncio.run(asked(ProxyBounds(unknown, alone=alone), "/"))
+    assert (start["status"], b"send it again" in body["body"]) == (status, status == 503)
 
 
 def test_a_proxy_leaves_half_an_answer_as_it_is():
@@ -283,45 +297,67 @@ def test_the_routes_are_those_of_serve(cluster):
     assert cluster.ask(b"junk")[0] == 422
 
 
-def test_a_replica_that_dies_under_load_loses_no_request(cluster, model, images, until):
-    """Every answer is the library's, or says that the request may be sent again."""
-    wanted = [model.answer([image]).probabilities[0].max() for image in images]
-    told, wrong, killed, over = Counter(), [], threading.Event(), threading.Event()
+class Load:
+    """Clients that ask one after another until the block ends, and hold each answer against the library's.
 
-    def client(number):
-        link = http.client.HTTPConnection("127.0.0.1", cluster.port, timeout=60)
-        while not over.is_set():
+    Attributes:
+        told: How often each status was answered; `connection` where there was no answer.
+        wrong: Answers that are neither the library's nor say that the request may be sent again.
+    """
+
+    def __init__(self, cluster, model, images, clients=8):
+        self.told, self.wrong, self._over = Counter(), [], threading.Event()
+        self._cluster, self._images = cluster, images
+        self._wanted = [float(model.answer([image]).probabilities[0].max()) for image in images]
+        self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(clients)]
+
+    def __enter__(self):
+        for one in self._threads:
+            one.start()
+        return self
+
+    def __exit__(self, *_):
+        self._over.set()
+        for one in self._threads:
+            one.join(60)
+
+    def _ask(self, number):
+        link = http.client.HTTPConnection("127.0.0.1", self._cluster.port, timeout=60)
+        while not self._over.is_set():
             number += 1
-            place = number % len(images)
+            place = number % len(self._images)
             try:
-                status, body = cluster.ask(images[place], link)
+                status, body = self._cluster.ask(self._images[place], link)
             except (OSError, http.client.HTTPException):
                 link.close()
-                status = "connection"
-            else:
-                answer = json.loads(body)
-            told[status, killed.is_set()] += 1
+                status, body = "connection", b""
+                time.sleep(0.01)
+            self.told[status] += 1
             if status == 200:
-                if answer["predictions"][0]["probability"] != float(wanted[place]):
-                    wrong.append((place, answer))
+                if json.loads(body)["predictions"][0]["probability"] != self._wanted[place]:
+                    self.wrong.append((place, body))
             elif status not in (503, "connection"):
-                wrong.append((status, body))
+                self.wrong.append((status, body))
 
+
+def test_a_replica_that_dies_under_load_loses_no_request(cluster, model, images, until):
     before = cluster.replicas()
     assert len(before) == 2
-    clients = [threading.Thread(target=client, args=(number,)) for number in range(8)]
-    for one in clients:
-        one.start()
-    try:
-        until(lambda: told[200, False] > 100)
+    with Load(cluster, model, images) as load:
+        until(lambda: load.told[200] > 100)
+        assert set(load.told) == {200}
         os.kill(before[0], signal.SIGKILL)
-        killed.set()
-        until(lambda: told[200, True] > 300)
+        answered = load.told[200]
+        until(lambda: load.told[200] > answered + 200)
         until(lambda: len(set(cluster.replicas()) - {before[0]}) == 2, 90)  # another one takes its place
-    finally:
-        over.set()
-        for one in clients:
-            one.join(60)
-    assert not wrong
-    assert {status for status, _ in told} <= {200, 503, "connection"}
-    assert told[503, False] == 0
+    assert not load.wrong
+
+
+def test_a_stop_under_load_loses_no_request(cluster, model, images, until):
+    """The last test: the cluster ends."""
+    with Load(cluster, model, images) as load:
+        until(lambda: load.told[200] > 50)
+        cluster.process.send_signal(signal.SIGTERM)
+        assert cluster.process.wait(90) == 0, cluster.said
+    assert not load.wrong
+    assert cluster.replicas() == []
