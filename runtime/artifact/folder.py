@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,6 +82,26 @@ def _names(folder: Path, manifest: Manifest) -> set[str]:
     """Names of all that is read from an artifact's folder, but for its signature."""
     files = {name for entry in manifest.files for name in (entry.path, f"{entry.path}.data")}
     return {MANIFEST, ENGINES, *(path.name for path in folder.glob("machine-*.json")), *files}
+
+
+def copy_artifact(folder: Path, target: Path) -> None:
+    """Copies all that is read from an artifact's folder, and its signature, into a new folder.
+
+    Raises:
+        ArtifactError: It is no artifact, or a file is missing, changed, or was not copied as it is.
+    """
+    manifest, _ = _parsed(folder)
+    for entry in manifest.files:
+        _located(folder, entry)
+    target.mkdir()
+    for name in sorted(_names(folder, manifest) | {SIGNATURE}):
+        path = folder / name
+        if path.is_dir():
+            shutil.copytree(path, target / name)
+        elif path.is_file():
+            shutil.copyfile(path, target / name)
+    for entry in _parsed(target)[0].files:
+        checked_path(target, entry)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

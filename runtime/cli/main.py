@@ -72,6 +72,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "Write embeddings of images or texts to parquet or safetensors.",
     ),
     "serve": ("invariclip.cli.serve_command:serve", "serve", "Answer over HTTP, in batches of many clients' requests."),
+    "triton": (
+        "invariclip.export.triton_command:triton",
+        "",
+        "Write an artifact as a model repository of Triton.",
+    ),
     "sign": ("invariclip.cli.sign_command:sign", "sign", "Sign an artifact, for --require-signature."),
     "licenses": ("invariclip.cli.licenses_command:licenses", "", "Show whose work is used under which licence."),
 }

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-import warnings
+import os
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from PIL import Image
 
 from invariclip.artifact.fidelity import LEVELS
+from invariclip.artifact.signature import REQUIRED
 from invariclip.cli.options import (
     BACKEND,
     OTHER_PROJECTION,
@@ -25,15 +25,17 @@ from invariclip.cli.options import (
     prompt_templates,
     zero_shot_options,
 )
-from invariclip.cli.serve_artifacts import ServedOptions, named_artifacts
+from invariclip.cli.ray_options import ray_options, require_options_of
 from invariclip.errors import InputError, MissingExtraError
 from invariclip.profile import OBJECTIVES
 from invariclip.results import CALIBRATED
 from invariclip.serve.access_log import AccessLog
 from invariclip.serve.connections import ConnectionLimits, affordable
+from invariclip.serve.keys import read_keys
 from invariclip.serve.limits import MIB, Limits
 from invariclip.serve.metrics import Metrics
 from invariclip.serve.models import ServedModels
+from invariclip.serve.opening import ServiceOptions, named_artifacts, open_service
 from invariclip.serve.origins import checked_origins, names_of
 from invariclip.serve.repository import MAX_MODELS, ModelRepository, require_loadable
 from invariclip.serve.server import Hangups, listening, run
@@ -44,8 +46,8 @@ from invariclip.serve.tracing import open_spans
 if TYPE_CHECKING:
     from invariclip.preprocessing.pixels import PixelMode
     from invariclip.results import AbstainAbove, UncertaintyKind
+    from invariclip.serve.service import Service
 
-MAX_KEYS_BYTES = 1 << 20
 _MOST = click.IntRange(min=1)
 _SECONDS = click.FloatRange(min=0, min_open=True)
 
@@ -144,7 +146,10 @@ _SECONDS = click.FloatRange(min=0, min_open=True)
     help="Let those who have one of the keys in this file load and unload models, one per line.",
 )  # fmt: skip
 @click.option("--access-log", metavar="PATH|-", help="File for a JSON line of each request; - for standard error.")
+@ray_options
+@click.pass_context
 def serve(
+    ctx: click.Context,
     artifacts: tuple[str, ...], model_roots: tuple[Path, ...], max_models: int, host: str, port: int,
     grpc_port: int | None, classes: str | None, classes_file: Path | None, templates: tuple[str, ...],
     templates_file: Path | None, template_name: str | None, projection: Path | None, site: Path | None,
@@ -155,9 +160,11 @@ def serve(
     max_body_mib: int, max_images: int, max_pixels: int, max_request_pixels: int, max_answer_mib: int, max_texts: int,
     max_classes: int, max_templates: int, class_sets: int, max_connections: int | None, idle_timeout: float,
     stall_timeout: float, allowed_hosts: tuple[str, ...], cors_origins: tuple[str, ...], api_key_file: Path | None,
-    admin_key_file: Path | None, access_log: str | None,
+    admin_key_file: Path | None, access_log: str | None, engine: str, replicas: tuple[int, int] | None,
+    ray_address: str | None,
 ) -> int:  # fmt: skip
     """Answer over HTTP: classify and embed, in batches of many clients' requests. SIGTERM ends it."""
+    require_options_of(engine, ctx)
     limits = Limits(
         body=max_body_mib * MIB, bodies=max(Limits.bodies, max_body_mib * MIB), images=max_images,
         pixels=max_pixels, texts=max_texts, classes=max_classes, templates=max_templates, class_sets=class_sets,
@@ -167,38 +174,45 @@ def serve(
     admin_keys = () if admin_key_file is None else read_keys(admin_key_file)
     if set(keys) & set(admin_keys):
         raise InputError(f"{admin_key_file}: one of its keys is in {api_key_file} too; an admin key is one of its own")
+    if adapt_log is not None and not adapt:
+        raise InputError("--adapt-log keeps what --adapt measures; name both")
     folders = named_artifacts(artifacts)
-    metrics = Metrics()
     running = LiveSiteOptions(max_sites, log=adapt_log, log_bytes=adapt_log_mib * MIB) if adapt else None
-    options = ServedOptions(
-        limits=limits, batching=Batching(max_batch, max_wait_ms / 1000, decode_threads),
-        opening={"variant": variant, "backend": backend, "threads": threads, "fidelity": fidelity,
-                 "objective": objective, "pixel_mode": pixel_mode},
-        classes=class_names(classes, classes_file),
-        templates=prompt_templates(templates, templates_file, template_name),
-        projection=projection, site=site, sites=sites, running=running,
-        several=len(folders) > 1 or bool(model_roots), abstain_above=abstain_above, uncertainty=uncertainty,
-        keys=max(1, len(keys)), images=metrics.watcher("images"), texts=metrics.watcher("texts"),
-        processors=Processors(decode_threads),
+    options = ServiceOptions(
+        variant, backend, threads, fidelity, objective, pixel_mode, os.environ.get(REQUIRED), projection,
+        class_names(classes, classes_file), prompt_templates(templates, templates_file, template_name), site, sites,
+        running, len(folders) > 1 or bool(model_roots), abstain_above, uncertainty, max(1, len(keys)), limits,
+        Batching(max_batch, max_wait_ms / 1000, decode_threads),
     )  # fmt: skip
     hosts, origins = names_of(host, allowed_hosts), checked_origins(cors_origins)
+    if engine == "ray":
+        from invariclip.serve.ray_application import RayOptions, ReplicaOptions, run_on_ray
+
+        return run_on_ray(
+            ReplicaOptions(
+                *next(iter(folders.items())), options, api_key_file, origins, hosts, access_log=access_log is not None
+            ).settled(),
+            RayOptions(host, port, replicas or (1, 1), ray_address, grace),
+            what=artifacts[0],
+        )
     connections = ConnectionLimits(affordable(max_connections), idle_timeout, stall_timeout)
     if grpc_port is not None:
         if grpc_port == port != 0:
             raise InputError(f"--port and --grpc-port are both {port}; give each its own")
         require_grpc(host, grpc_port)
     sock = listening(host, port)
-    hangups, spans = Hangups(), open_spans()
-    click.get_current_context().call_on_close(hangups.close)
+    metrics, hangups, spans = Metrics(), Hangups(), open_spans()
+    ctx.call_on_close(hangups.close)
     logged = None if access_log is None else AccessLog(None if access_log == "-" else Path(access_log), metrics)
-    if adapt_log is not None and not adapt:
-        raise InputError("--adapt-log keeps what --adapt measures; name both")
     require_loadable(len(folders), model_roots, max_models)
-    models = ServedModels([options.service(*one) for one in folders.items()], several=options.several)
+    processors = Processors(decode_threads)
+
+    def opened(name: str, folder: Path) -> Service:
+        return open_service(options, name, folder, metrics, processors)
+
+    models = ServedModels([opened(*one) for one in folders.items()], several=options.several)
     logging.basicConfig(format="invariclip: %(asctime)s %(levelname)s %(message)s")
-    # An image's size has bounds of ours; Python would keep a record of every size that Pillow warns of
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-    repository = ModelRepository(models, options.service, folders, roots=model_roots, most=max_models)
+    repository = ModelRepository(models, opened, folders, roots=model_roots, most=max_models)
     engines = [f"({one.service.model.variant} on {one.service.model.backend})" for one in models.loaded]
     what = ", ".join(f"{given} {engine}" for given, engine in zip(artifacts, engines, strict=True))
     return run(models, metrics, sock, what=what, grace=grace, api_keys=keys, cors_origins=origins, hosts=hosts,
@@ -218,21 +232,3 @@ def require_grpc(host: str, port: int) -> None:
     except ImportError as error:
         raise MissingExtraError(f'--grpc-port needs {error.name}: pip install "invariclip[grpc]"') from error
     listening(host, port, "--grpc-port").close()
-
-
-def read_keys(path: Path) -> tuple[str, ...]:
-    """Keys from a text file, one a line; blank lines and lines that start with `#` are none.
-
-    Raises:
-        InputError: The file cannot be read as text, is larger than 1 MiB, or holds none.
-    """
-    try:
-        if path.stat().st_size > MAX_KEYS_BYTES:
-            raise InputError(f"{path}: {path.stat().st_size:,} bytes is more than any list of keys")
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as text ({error})") from error
-    keys = tuple(line for line in lines if line and not line.startswith("#"))
-    if not keys:
-        raise InputError(f"{path}: holds no key; write one a line")
-    return keys

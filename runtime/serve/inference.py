@@ -14,12 +14,22 @@ from invariclip.serve.exchange import answered, without_shift
 from invariclip.serve.limits import RefusedError
 from invariclip.serve.requests import checked_texts, decoded_image
 from invariclip.serve.service import EncodedImage, ImageScores
+from invariclip.serve.tensors import (
+    BYTES,
+    CLASS_OUTPUTS,
+    EMBEDDING,
+    FP32,
+    INPUTS,
+    OUTPUTS,
+    OutputTensor,
+    available_outputs,
+    image_output,
+    number_output,
+)
 from invariclip.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    from numpy.typing import NDArray
 
     from invariclip.host_head import HostHead
     from invariclip.serve.exchange import Exchange
@@ -29,12 +39,6 @@ if TYPE_CHECKING:
 
 VERSION = "1"
 """Of every model, also when it is loaded again: `space_id` tells what answered."""
-BYTES, UINT8, FP32 = "BYTES", "UINT8", "FP32"
-INPUTS = {"images": (BYTES, (-1,)), "pixels": (UINT8, (-1, -1, -1, 3)), "texts": (BYTES, (-1,))}
-"""Datatype and shape of each input; a request brings one of them, and -1 is any size."""
-EMBEDDING, CLASS_OUTPUTS = "embedding", ("logits", "probabilities", "label")
-OUTPUTS = (EMBEDDING, *CLASS_OUTPUTS)
-"""All outputs; those of classes are had of images alone."""
 BASE64 = "base64"
 _FLOAT, _CHARACTER = 4, 6  # bytes of a float32, and of a character in JSON, at most
 _SIZE = 4  # bytes before each element of a BYTES tensor, which say how long it is
@@ -71,15 +75,6 @@ class InferenceQuestion(NamedTuple):
     id: str
 
 
-class OutputTensor(NamedTuple):
-    """An output: float32 [N, width], or N byte strings."""
-
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
-    values: NDArray[np.float32] | list[bytes]
-
-
 class InferenceAnswer(NamedTuple):
     """Outputs in the order that was asked for, and what is said beside them."""
 
@@ -108,7 +103,7 @@ def model_metadata(service: Service) -> dict[str, Any]:
             {"name": name, "datatype": FP32, "shape": [-1, widths[name]]}
             if name in widths
             else {"name": name, "datatype": BYTES, "shape": [-1]}
-            for name in available_outputs(service, of_texts=False)
+            for name in available_outputs(service.model.classes, of_texts=False)
         ],
     }
 
@@ -128,11 +123,6 @@ def found_model(models: ServedModels, name: str, version: str) -> ServedModel:
     if version not in ("", VERSION):
         raise RefusedError(404, f"the model {name} has no version {version!r:.60}; available: {VERSION}")
     return found
-
-
-def available_outputs(service: Service, *, of_texts: bool) -> tuple[str, ...]:
-    """Outputs that can be asked for."""
-    return OUTPUTS if service.model.classes and not of_texts else (EMBEDDING,)
 
 
 def read_question(
@@ -319,7 +309,7 @@ async def infer(
         InputError: An output cannot be had of what was sent.
         RefusedError: The answer would be too large.
     """
-    available = available_outputs(service, of_texts=bool(asked.texts))
+    available = available_outputs(service.model.classes, of_texts=bool(asked.texts))
     outputs = available if asked.outputs is None else asked.outputs
     missing = [name for name in outputs if name not in available]
     if missing:
@@ -331,7 +321,7 @@ async def infer(
         read = await answered(service.texts, list(asked.texts), deadline)
         if heard := [row.warning for row in read if row.warning]:
             parameters["warnings"] = "\n".join(heard)
-        return InferenceAnswer([_numbers(EMBEDDING, np.stack([row.embedding for row in read]))], parameters)
+        return InferenceAnswer([number_output(EMBEDDING, np.stack([row.embedding for row in read]))], parameters)
     handle = await exchange.handle(service, asked.site, owner)
     of_classes = any(name in CLASS_OUTPUTS for name in outputs)
     head = service.hosted.head if of_classes and handle is not None else None  # refused before a site counts images
@@ -343,7 +333,7 @@ async def infer(
 
     def made() -> list[OutputTensor]:
         scored = rows if head is None else _scored(rows, head)
-        return [_output(name, scored, service) for name in outputs]
+        return [image_output(name, scored, service) for name in outputs]
 
     many = len(rows) * len(service.model.classes) > INLINE
     return InferenceAnswer(await exchange.aside(made) if many else made(), parameters)
@@ -374,18 +364,3 @@ def _require_small(service: Service, rows: int, outputs: Sequence[str], binary: 
             f"{', '.join(outputs)} of {rows:,} items may take {size:,} bytes; up to {limit:,} are sent: send less, ask "
             "for fewer outputs, or for binary data",
         )
-
-
-def _output(name: str, rows: Sequence[ImageScores], service: Service) -> OutputTensor:
-    if name == EMBEDDING:
-        return _numbers(name, np.stack([row.embedding for row in rows]))
-    if name == "label":
-        kind, limit = service.uncertainty, service.abstain_above
-        labels = [one.label or "" for one in service.predictions(rows, service.model, 1, kind, limit)]
-        return OutputTensor(name, BYTES, (len(rows),), [label.encode() for label in labels])
-    every = [row.logits if name == "logits" else row.probabilities for row in rows]
-    return _numbers(name, np.stack([one for one in every if one is not None]))
-
-
-def _numbers(name: str, values: NDArray[np.float32]) -> OutputTensor:
-    return OutputTensor(name, FP32, values.shape, values)

@@ -36,10 +36,11 @@ if TYPE_CHECKING:
 
     from invariclip.serve.bodies import Content
     from invariclip.serve.exchange import Exchange
-    from invariclip.serve.inference import InferenceAnswer, InferenceQuestion, OutputTensor
+    from invariclip.serve.inference import InferenceAnswer, InferenceQuestion
     from invariclip.serve.limits import Limits
     from invariclip.serve.models import ServedModel
     from invariclip.serve.service import EncodedImage, Service
+    from invariclip.serve.tensors import OutputTensor
 
 HEADER_LENGTH = "inference-header-content-length"
 """The header that says how long the JSON is where binary data is behind it."""

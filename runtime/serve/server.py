@@ -45,8 +45,14 @@ _OUT_OF_DESCRIPTORS = "socket.accept() out of system resource"
 _STOPPED = {signal.SIGINT: (130, "interrupted"), signal.SIGTERM: (143, "stopped")}
 
 
-def listening(host: str, port: int, option: str = "--port") -> socket.socket:
+def listening(host: str, port: int, option: str = "--port", *, remedy: str = "") -> socket.socket:
     """A socket that listens, so that a port in use is known before anything is loaded; clients wait meanwhile.
+
+    Args:
+        host: Where.
+        port: 0 for one that is free.
+        option: The option that named the port.
+        remedy: What to do where it cannot be had; empty for another port by that option.
 
     Raises:
         InputError: The address cannot be had.
@@ -63,9 +69,8 @@ def listening(host: str, port: int, option: str = "--port") -> socket.socket:
     except OSError as error:
         if sock is not None:
             sock.close()
-        raise InputError(
-            f"{host}:{port}: cannot listen there ({error.strerror or error}); {option} 0 takes a free port"
-        ) from error
+        remedy = remedy or f"{option} 0 takes a free port"
+        raise InputError(f"{host}:{port}: cannot listen there ({error.strerror or error}); {remedy}") from error
     return sock
 
 

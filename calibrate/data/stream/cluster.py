@@ -163,7 +163,11 @@ class Cluster:
         if ray.is_initialized():
             return False
         try:
-            ray.init(address=self.address, log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
+            ray.init(
+                # "local": without an address Ray would join a cluster that it finds here
+                address=self.address or "local", log_to_driver=False, include_dashboard=False,
+                logging_level=logging.ERROR,
+            )  # fmt: skip
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise InputError(f"no Ray cluster at {self.address or 'this machine'}: {error}") from error
         return True

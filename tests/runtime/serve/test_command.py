@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 
-from invariclip.cli.serve_artifacts import named_artifacts
 from invariclip.cli.serve_command import read_keys
 from invariclip.errors import InputError
+from invariclip.serve.opening import named_artifacts
 from invariclip.serve.server import Hangups, address_of, listening
 from invariclip.sites.measuring import begun, training_mean
 from invariclip.sites.site import site_bytes

@@ -11,9 +11,12 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
+import click
 import pytest
 import yaml
 
+from invariclip.cli.main import cli
+from invariclip.cli.ray_options import NOT_ON_RAY
 from invariclip.cli.serve_command import serve
 from invariclip.serve.app import application
 from invariclip.serve.metrics import Metrics
@@ -87,6 +90,22 @@ def test_commands_are_ones_that_serve_takes(name):
 
 def test_the_unit_s_reload_is_what_loads_the_artifact_again():
     assert unit()["ExecReload"].split()[1:] == ["-HUP", "$MAINPID"]
+
+
+def test_the_page_shows_commands_that_exist():
+    page = (DEPLOY.parent / "deploy.md").read_text(encoding="utf-8")
+    blocks = "\n".join(re.findall(r"```sh\n(.*?)```", page, re.DOTALL))
+    shown = [shlex.split(line)[1:] for line in blocks.splitlines() if line.startswith("invariclip ")]
+    assert [words[0] for words in shown] == ["serve", "triton"]
+    for name, *arguments in shown:
+        command = cli.get_command(click.Context(cli), name)
+        params = command.make_context(name, arguments).params
+        assert params.get("artifacts", (str(params.get("artifact")),)) == ("mine.icm",)
+    [refused] = re.findall(r"^- Not there, and refused: (.*?)\.$", page, re.MULTILINE | re.DOTALL)
+    named = set(re.findall(r"`--([a-z-]+)", refused)) - {"port", "access-log"}
+    of_adapt = {"max_sites", "adapt_log", "adapt_log_mib"}
+    params = {opt: param.name for param in cli.get_command(click.Context(cli), "serve").params for opt in param.opts}
+    assert {params[f"--{name}"] for name in named} == set(NOT_ON_RAY) - of_adapt
 
 
 def test_probes_are_routes_of_the_port_that_is_served(model):

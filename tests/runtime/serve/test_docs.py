@@ -11,7 +11,6 @@ import pytest
 
 import invariclip
 from invariclip.artifact.embeddings import read_embeddings
-from invariclip.cli.serve_artifacts import named_artifacts
 from invariclip.cli.serve_command import serve
 from invariclip.preprocessing.pixels import MAX_RESIZED_PIXELS
 from invariclip.serve import access_log, connections, incoming
@@ -20,6 +19,7 @@ from invariclip.serve.connections import LINGER_BYTES, LINGER_SECONDS, RESERVE, 
 from invariclip.serve.guard import ROUTES
 from invariclip.serve.limits import MIB, REASONS, Limits
 from invariclip.serve.models import ServedModels
+from invariclip.serve.opening import named_artifacts
 from invariclip.serve.record import ERROR_CHARACTERS
 from invariclip.serve.repository import ModelRepository
 from invariclip.serve.requests import DEFAULT_TOP, MAX_TOP

@@ -97,3 +97,13 @@ def test_a_shard_that_cannot_be_read_is_named_and_taken_up_again(cluster, tmp_pa
 def test_workers_below_one():
     with pytest.raises(InputError, match="--workers must be 1 or more, not 0"):
         Cluster(workers=0)
+
+
+@pytest.mark.parametrize(("address", "asked"), [(None, "local"), ("auto", "auto")])
+def test_a_cluster_is_joined_only_where_it_is_named(monkeypatch, address, asked):
+    """Without an address Ray itself would join one that it finds on the machine."""
+    told = {}
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", lambda **given: told.update(given))
+    assert Cluster(address)._connect()
+    assert told["address"] == asked
