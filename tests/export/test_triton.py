@@ -1,6 +1,7 @@
 """`invariclip triton`: repositories that Triton's own protobuf reads, and that say what the artifact is."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import onnx
@@ -10,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2
 
-from invariclip.artifact.folder import read_manifest
+from invariclip.artifact.folder import read_manifest, sign_artifact
+from invariclip.artifact.signature import read_private_key, write_new_key
 from invariclip.errors import ArtifactError, InputError
 from invariclip.export import triton
 from invariclip.export.triton import GraphTensor, TritonConfig, text_format, write_repository
@@ -114,6 +116,15 @@ def test_the_copied_artifact_is_whole(repository):
     assert load(repository / "tiny" / "1" / "tiny.icm", threads=1).classes == ("cat", "dog", "tree")
 
 
+def test_a_signed_artifact_stays_signed(tiny_artifact, tmp_path):
+    source = shutil.copytree(tiny_artifact, tmp_path / "tiny.icm")
+    (source / "machine-0.json").write_text("{}")  # is signed too, and read by nobody here
+    public = write_new_key(tmp_path / "key.pem", None)
+    sign_artifact(source, read_private_key(tmp_path / "key.pem", None))
+    write_repository(source, tmp_path / "models", TritonConfig(models=("python",)))
+    read_manifest(tmp_path / "models" / "tiny" / "1" / "tiny.icm", public)
+
+
 def test_an_output_of_one_number_an_item_keeps_its_shape_in_the_graph():
     said = triton._graph_tensor(GraphTensor("uncertainty", "tensor(float)", ("batch",)), batched=True)
     read = protobuf.Parse(text_format(said), model_config_pb2.ModelOutput())
@@ -166,9 +177,7 @@ def test_a_damaged_artifact_leaves_the_repository_as_it_was(tiny_artifact, tmp_p
 
 @pytest.fixture
 def damaged_copy(tiny_artifact, tmp_path):
-    from shutil import copytree
-
-    copy = copytree(tiny_artifact, tmp_path / "tiny.icm")
+    copy = shutil.copytree(tiny_artifact, tmp_path / "tiny.icm")
     content = bytearray((copy / "text.onnx").read_bytes())
     content[len(content) // 2] ^= 1
     (copy / "text.onnx").write_bytes(content)

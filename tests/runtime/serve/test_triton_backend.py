@@ -6,6 +6,8 @@ import types
 
 import numpy as np
 import pytest
+from google.protobuf import text_format as protobuf
+from tritonclient.grpc import model_config_pb2
 
 from invariclip.errors import ArtifactError, InputError
 from invariclip.export.triton import TritonConfig, write_repository
@@ -159,3 +161,25 @@ def test_a_python_backend_for_numpy_1_is_known(tmp_path, monkeypatch, content, k
     monkeypatch.setattr(np, "__version__", "1.26.4")
     require_numpy(program)
     require_numpy(tmp_path / "none")
+
+
+def test_learned_templates(stand_in, unsure_artifact, unsure_model, images, tmp_path):
+    """The image graph has one output more then, and labels come from fused evidence."""
+    assert write_repository(unsure_artifact, tmp_path / "models") == ["unsure", "unsure_image", "unsure_text"]
+    configs = {
+        name: protobuf.Parse((tmp_path / "models" / name / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
+        for name in ("unsure", "unsure_image", "unsure_text")
+    }
+    outputs = {one.name: list(one.dims) for one in configs["unsure_image"].output}
+    assert outputs == {"embedding": [8], "logits": [3], "probabilities": [3], "uncertainty": [1]}
+    said = {name: {"string_value": one.string_value} for name, one in configs["unsure"].parameters.items()}
+    opened = TritonPythonModel()
+    opened.initialize({
+        "model_config": json.dumps({"max_batch_size": 16, "parameters": said}),
+        "model_repository": str(tmp_path / "models" / "unsure"), "model_version": "1",
+    })  # fmt: skip
+    [answer] = opened.execute([Request(images=of_bytes(*images[:2]))])
+    opened.finalize()
+    together = unsure_model.classify(images[:2], batch_size=2)
+    assert answer.tensors["label"].ravel().tolist() == [one.label.encode() for one in together]
+    assert [(one.name, list(one.dims)) for one in configs["unsure_text"].input] == [("input_ids", [-1])]
