@@ -7,10 +7,11 @@ as much as it can do. Goodput is what it answered in time all the same.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -96,16 +97,19 @@ class ArrivalTurn:
 @click.option("--threads", type=click.IntRange(min=1))
 @click.option("--timeout", type=click.FloatRange(min=0.1), default=2.0, show_default=True,
               help="The servers' own, in seconds; of those that are started here.")  # fmt: skip
+@click.option("--apart", is_flag=True, help="Give servers one half of the processors and clients the other.")
 @click.option("--out", "-o", type=click.Path(path_type=Path), default=Path("docs/serve.md"), show_default=True)
 def arrivals(
     artifact: Path | None, title: str, urls: tuple[str, ...], protocol: Protocol, served_name: str, model: str | None,
     side: int | None, loads: tuple[float, ...], rounds: int, seconds: float, threads: int | None, timeout: float,
-    out: Path,
+    apart: bool, out: Path,
 ) -> int:  # fmt: skip
     """Send requests at rates around a server's capacity; tables of other titles stay as they were."""
     if artifact is None and not urls:
         raise InputError("name an artifact to serve, or servers that run already with --url NAME=URL")
     candidates = [] if artifact is None else [OURS[0], *(THEIRS[:1] if model else ())]
+    ours, theirs = halves() if apart else (None, None)
+    threads = threads or (None if ours is None else len(ours))
     commands = {
         one.name: [*one.command(artifact or Path(), ("--model", model) if model else (), threads),
                    "--timeout", str(timeout)]
@@ -113,18 +117,21 @@ def arrivals(
     }  # fmt: skip
     with scratch_directory() as folder, ExitStack() as stack:
         sent = images_to_send(folder, side)
-        servers: dict[str, Server | None] = {
-            name: stack.enter_context(started(command)) for name, command in commands.items()
-        }
+        with on(ours):  # a process that is started inherits them
+            servers: dict[str, Server | None] = {
+                name: stack.enter_context(started(command)) for name, command in commands.items()
+            }
         addresses = {name: ("127.0.0.1", server.port) for name, server in servers.items() if server is not None}
         for given in urls:
             name, address = _address(given)
             servers[name], addresses[name] = None, address
         asked = ("--protocol", protocol, "--model", served_name)
-        turns = list(measure(servers, addresses, folder, loads, rounds, seconds, asked))
+        with on(theirs):
+            turns = list(measure(servers, addresses, folder, loads, rounds, seconds, asked))
     setting = {
         "processor": this_machine().processor, "threads": threads or available_threads(), "rounds": rounds,
-        "seconds": seconds, "images": sent, "timeout": timeout, "protocol": protocol, "date": time.strftime("%Y-%m-%d"),
+        "seconds": seconds, "images": sent, "timeout": timeout, "protocol": protocol, "apart": apart,
+        "date": time.strftime("%Y-%m-%d"),
         "versions": {name: version(name) for name in ("onnxruntime", "torch", "starlette", "uvicorn")},
     }  # fmt: skip
     group = {"setting": setting, "turns": [asdict(turn) for turn in turns]}
@@ -177,6 +184,32 @@ def measure(
         )  # fmt: skip
 
 
+def halves() -> tuple[set[int], set[int]]:
+    """The processors of this process in two halves.
+
+    Raises:
+        InputError: There is one alone, or the system does not tell.
+    """
+    have = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    if len(have) < 2:
+        raise InputError("--apart needs two processors, on Linux; leave it out")
+    return set(have[: len(have) // 2]), set(have[len(have) // 2 :])
+
+
+@contextmanager
+def on(processors: set[int] | None) -> Iterator[None]:
+    """Lets this process, and what it starts, run on some processors alone; None changes nothing."""
+    if processors is None:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, processors)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 def _capacity(host: str, port: int, images: Path, seconds: float, asked: Sequence[str], name: str) -> float:
     """Answers a second to clients that wait for theirs."""
     command = [sys.executable, "-m", "invariclip.bench.load.client", str(port), str(images), "--clients", str(CLIENTS),
@@ -219,10 +252,11 @@ def _table(title: str, group: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in setting["versions"].items())
     shares = [turn["others"] for turn in turns if turn["others"] is not None]
     busy = f"; other programs took {median(shares):.0%} of the processors' time in the median turn" if shares else ""
+    where = "clients on processors of their own; " if setting["apart"] else ""
     about = (
         f"{setting['images']}; Poisson arrivals; {setting['rounds']} rounds of {setting['seconds']:g} s a row; "
-        f"timeout {setting['timeout']:g} s; {setting['threads']} engine threads; {setting['processor']}; {versions}; "
-        f"{setting['date']}{busy}"
+        f"timeout {setting['timeout']:g} s; {setting['threads']} engine threads; {where}{setting['processor']}; "
+        f"{versions}; {setting['date']}{busy}"
     )
     names = list(dict.fromkeys(turn["candidate"] for turn in turns))
     loads = sorted({turn["load"] for turn in turns})

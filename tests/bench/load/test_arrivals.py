@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,7 +12,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from invariclip.bench.load.arrivals import BEGIN, END, PERCENTILES, arrivals, with_tables
+from invariclip.bench.load.arrivals import BEGIN, END, PERCENTILES, arrivals, halves, with_tables
 from invariclip.bench.load.arrivals_client import Arrivals, due_times
 from invariclip.bench.load.client import PROTOCOLS, request_in
 from invariclip.errors import InputError
@@ -88,7 +91,7 @@ def turn(load, number, goodput, **more):
 
 def test_the_table_compares_goodput_with_the_capacity_of_its_own_round():
     setting = {"processor": "P", "threads": 2, "rounds": 3, "seconds": 5.0, "images": "32 images", "date": "today",
-               "timeout": 2.0, "versions": {"onnxruntime": "1"}}  # fmt: skip
+               "timeout": 2.0, "apart": True, "versions": {"onnxruntime": "1"}}  # fmt: skip
     turns = [turn(2.0, 0, 40.0), turn(2.0, 1, 36.0), turn(2.0, 2, 19.0, capacity=20.0, wrong=2)]
     page = with_tables(f"a\n{BEGIN}\nold\n{END}\nz\n", {"Tiny": {"setting": setting, "turns": turns}})
     [row] = [line for line in page.splitlines() if line.startswith("| 2 ")]
@@ -126,3 +129,21 @@ def test_nothing_to_ask_is_said():
     assert isinstance(result.exception, InputError)
     result = CliRunner().invoke(arrivals, ["--title", "x", "--url", "other=ftp://here"])
     assert "must be NAME=http://HOST:PORT" in str(result.exception)
+
+
+def test_servers_and_clients_apart():
+    code = (
+        "import os, subprocess, sys; from invariclip.bench.load.arrivals import halves, on\n"
+        "ours, theirs = halves(); before = os.sched_getaffinity(0)\n"
+        "assert ours and theirs and not ours & theirs and ours | theirs == before\n"
+        "ask = [sys.executable, '-c', 'import os; print(sorted(os.sched_getaffinity(0)))']\n"
+        "with on(ours):\n    assert subprocess.check_output(ask, text=True).strip() == str(sorted(ours))\n"
+        "with on(None):\n    assert os.sched_getaffinity(0) == before\n"
+    )
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("one processor alone")
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stderr == ""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.sched_getaffinity", lambda _: {0})
+        with pytest.raises(InputError, match="--apart needs two processors"):
+            halves()

@@ -214,7 +214,7 @@ def test_bad_images_are_named_counted_and_left_out(world, jobs):
         result = embed(world.LinearEncoder(), jobs)
     assert [index for index, _ in result.skipped] == [2, 5, 7]
     assert result.kept.tolist() == [index for index in range(30) if index not in (2, 5, 7)]
-    assert len(caught) == 3
+    assert sum(issubclass(one.category, SkippedImageWarning) for one in caught) == 3
     assert all(str(jobs[index].path) in reason for index, reason in result.skipped)
 
 
