@@ -19,6 +19,7 @@ constexpr const char* usage =
     "  --site FILE                    what `invariclip adapt` measured of the images' place\n"
     "  --abstain-above U|calibrated   give no label above an uncertainty\n"
     "  --embed                        embeddings in place of classes\n"
+    "  --no-verify                    do not hold the graph's files against their digests\n"
     "  --json                         one JSON object an image\n";
 
 struct Asked {
@@ -63,6 +64,8 @@ Asked read(const std::vector<std::string>& words) {
             asked.embed = true;
         } else if (word == "--json") {
             asked.json = true;
+        } else if (word == "--no-verify") {
+            asked.load.verify = false;
         } else if (word == "--engine") {
             asked.load.engine = value();
         } else if (word == "--variant") {

@@ -123,6 +123,7 @@ struct Opened {
 
     Facts facts;
     Graph graph;
+    bool verify = true;
     std::unique_ptr<Engine> engine;
     std::vector<std::string> warnings;
     Lent<std::unique_ptr<Desk>> desks;
@@ -131,7 +132,9 @@ struct Opened {
     std::shared_ptr<const std::vector<float>> class_bank() {
         const std::lock_guard<std::mutex> lock(mutex_);
         if (bank_ == nullptr) {
-            require_unchanged(graph);  // the file is read anew, and may not be what was loaded
+            if (verify) {
+                require_unchanged(graph);  // the file is read anew, and may not be what was loaded
+            }
             std::ifstream file(graph.path, std::ios::binary);
             if (!file) {
                 throw ArtifactError(graph.path + ": cannot be read");
@@ -266,6 +269,13 @@ Model::Model(Model&&) noexcept = default;
 Model& Model::operator=(Model&&) noexcept = default;
 Model::~Model() = default;
 
+const Model::State& Model::state() const {
+    if (state_ == nullptr) {
+        throw InputError("this Model was moved from; use the one that it was moved to");
+    }
+    return *state_;
+}
+
 Model Model::load(const std::string& path, const LoadOptions& options) {
     if (options.threads < 0 || options.threads > max_threads) {
         throw InputError("threads must be from 1 to " + std::to_string(max_threads) +
@@ -275,6 +285,7 @@ Model Model::load(const std::string& path, const LoadOptions& options) {
     auto opened = std::make_shared<Opened>();
     opened->facts = std::move(artifact.facts);
     opened->graph = std::move(artifact.graph);
+    opened->verify = options.verify;
     const Graph& graph = opened->graph;
     const std::string engine = chosen_engine(options.engine, graph.proved);
     if (const auto missed = graph.missed.find(engine); missed != graph.missed.end()) {
@@ -283,14 +294,19 @@ Model Model::load(const std::string& path, const LoadOptions& options) {
     }
     const int threads = options.threads == 0 ? available_threads() : options.threads;
     // The digest is taken while the engine loads, and known before anything answers.
-    std::future<void> unchanged = std::async(std::launch::async, [&graph] { require_unchanged(graph); });
+    std::future<void> unchanged;
+    if (options.verify) {
+        unchanged = std::async(std::launch::async, [&graph] { require_unchanged(graph); });
+    }
     std::exception_ptr failed;
     try {
         opened->engine = open_engine(engine, graph, opened->facts, threads);
     } catch (...) {
         failed = std::current_exception();
     }
-    unchanged.get();  // says that the file was changed instead of what an engine makes of it
+    if (unchanged.valid()) {
+        unchanged.get();  // says that the file was changed instead of what an engine makes of it
+    }
     if (failed) {
         std::rethrow_exception(failed);
     }
@@ -304,7 +320,7 @@ Model Model::load(const std::string& path, const LoadOptions& options) {
 }
 
 Model Model::with_site(const Site& site) const {
-    const Facts& facts = state_->opened->facts;
+    const Facts& facts = state().opened->facts;
     if (facts.learned) {
         throw InputError(
             "the artifact's learned templates and their uncertainty were fitted on images that were not adapted; "
@@ -323,71 +339,71 @@ Model Model::with_site(const Site& site) const {
         throw SiteError("the site is of width " + std::to_string(site.shift().size()) +
                         ", the artifact's embeddings have " + std::to_string(facts.width));
     }
-    auto state = std::make_unique<State>();
-    state->opened = state_->opened;
-    state->site = site;
+    auto made = std::make_unique<State>();
+    made->opened = state().opened;
+    made->site = site;
     if (!facts.classes.empty()) {
-        state->bank = state->opened->class_bank();
+        made->bank = made->opened->class_bank();
     }
-    return Model(std::move(state));
+    return Model(std::move(made));
 }
 
 Answers Model::answer(Images images, std::size_t batch_size) const {
-    state_->require_classes();
-    return state_->answer(images, batch_size, true);
+    state().require_classes();
+    return state().answer(images, batch_size, true);
 }
 
 Rows Model::embed(Images images, std::size_t batch_size) const {
-    return state_->answer(images, batch_size, false).embeddings;
+    return state().answer(images, batch_size, false).embeddings;
 }
 
 std::vector<Prediction> Model::classify(Images images, const ClassifyOptions& options) const {
     if (options.top_k < 1) {
         throw InputError("top_k must be at least 1");
     }
-    const std::optional<double> limit = threshold(state_->opened->facts, options.abstain);
+    const std::optional<double> limit = threshold(state().opened->facts, options.abstain);
     const Answers answers = answer(images, options.batch_size);
     std::vector<Prediction> made;
     made.reserve(images.size());
     for (std::size_t place = 0; place < images.size(); ++place) {
         made.push_back(ranked(answers.probabilities.row(place), answers.logits.row(place),
-                              state_->opened->facts.classes, options.top_k));
+                              state().opened->facts.classes, options.top_k));
         Prediction& one = made.back();
-        if (state_->opened->facts.learned) {
+        if (state().opened->facts.learned) {
             one.uncertainty = answers.uncertainty[place];
         }
         // `not u <= limit`: an uncertainty that is no number is no reason to be sure
         one.abstained = limit && !(static_cast<double>(*one.uncertainty) <= *limit);
         if (!one.abstained) {
-            one.label = state_->opened->facts.classes[one.index];
+            one.label = state().opened->facts.classes[one.index];
         }
     }
     return made;
 }
 
 void Model::warm_up(const std::vector<std::size_t>& batch_sizes) const {
-    const PixelSpec& spec = state_->opened->facts.pixels;
+    const PixelSpec& spec = state().opened->facts.pixels;
     const std::vector<std::uint8_t> blank(spec.bytes());
     for (const std::size_t size : batch_sizes) {
         require_batch(size);
         const std::vector<Image> images(size, Image(blank.data(), spec.width, spec.height));
-        state_->answer(images, size, !state_->opened->facts.classes.empty());
+        state().answer(images, size, !state().opened->facts.classes.empty());
     }
 }
 
-const std::vector<std::string>& Model::classes() const noexcept { return state_->opened->facts.classes; }
-const std::string& Model::space_id() const noexcept { return state_->opened->facts.space_id; }
-std::size_t Model::width() const noexcept { return state_->opened->facts.width; }
-const PixelSpec& Model::pixels() const noexcept { return state_->opened->facts.pixels; }
-std::optional<double> Model::calibrated_abstain_above() const noexcept { return state_->opened->facts.abstain_above; }
-const std::vector<std::string>& Model::warnings() const noexcept { return state_->opened->warnings; }
+const std::vector<std::string>& Model::classes() const { return state().opened->facts.classes; }
+const std::string& Model::space_id() const { return state().opened->facts.space_id; }
+std::size_t Model::width() const { return state().opened->facts.width; }
+const PixelSpec& Model::pixels() const { return state().opened->facts.pixels; }
+std::optional<double> Model::calibrated_abstain_above() const { return state().opened->facts.abstain_above; }
+const std::vector<std::string>& Model::warnings() const { return state().opened->warnings; }
 
-const std::optional<Site>& Model::site() const noexcept { return state_->site; }
+const std::optional<Site>& Model::site() const { return state().site; }
 
 std::string Model::describe() const {
-    const std::string& variant = state_->opened->graph.variant;
-    const std::optional<Site>& site = state_->site;
-    return state_->opened->engine->describe() + (variant.empty() ? "" : ", variant " + variant) +
+    const std::string& variant = state().opened->graph.variant;
+    const std::optional<Site>& site = state().site;
+    return state().opened->engine->describe() + (variant.empty() ? "" : ", variant " + variant) +
            (site ? ", site " + json::quoted(site->name()) : "");
 }
 

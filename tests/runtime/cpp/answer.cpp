@@ -7,6 +7,9 @@
 //   runs ROWS\n        -> "ok rows/bucket ...\n"
 //   quoted JSON\n      -> "ok JSON\n": a text read and written again, or "ArtifactError TEXT\n"
 //   sha256 PATH\n      -> "ok DIGEST\n"
+//   digests COUNT\n and so many bytes
+//     -> "ok DIGEST DIGEST INSTRUCTIONS\n": as this processor takes it, in plain C++, and what the first took
+//   moved ARTIFACT\n  -> "ok COUNT\n": how many members of a Model that was moved from throw InputError; all do
 //   metadata PATH\n    -> "ok TEXT\n": what an ONNX file has under "invariclip", or "ArtifactError TEXT\n"
 //   decode PATH\n      -> "ok COLUMNS ROWS CHANNELS BYTES\n" and the bytes, or "InputError TEXT\n"
 //   bank WIDTH CLASSES PATH\n
@@ -21,6 +24,7 @@
 #include <algorithm>
 #include <atomic>
 #include <fstream>
+#include <functional>
 #include <iostream>
 #include <map>
 #include <sstream>
@@ -216,6 +220,61 @@ std::string sites(std::istringstream& words) {
     return kept && own && again ? "ok\n" : "differs\n";
 }
 
+std::string digests(std::istringstream& words) {
+    std::size_t count = 0;
+    words >> count;
+    std::string bytes(count, '\0');
+    std::cin.read(bytes.data(), static_cast<std::streamsize>(count));
+    return "ok " + invariclip::sha256_of(bytes) + ' ' + invariclip::sha256_portable(bytes) + ' ' +
+           invariclip::sha256_instructions() + '\n';
+}
+
+std::string moved(std::istringstream& words) {
+    std::string artifact;
+    words >> artifact;
+    using invariclip::Model;
+    Model model = Model::load(artifact);
+    Model taken = std::move(model);
+    const std::vector<std::uint8_t> frame(60 * 50 * 3, 90);
+    const invariclip::Image image(frame.data(), 60, 50);
+    const std::vector<std::function<void(const Model&)>> members{
+        [&](const Model& one) { static_cast<void>(one.classify(image)); },
+        [&](const Model& one) { static_cast<void>(one.embed(image)); },
+        [&](const Model& one) { static_cast<void>(one.answer(image)); },
+        [](const Model& one) { one.warm_up(); },
+        [](const Model& one) { static_cast<void>(one.classes()); },
+        [](const Model& one) { static_cast<void>(one.space_id()); },
+        [](const Model& one) { static_cast<void>(one.width()); },
+        [](const Model& one) { static_cast<void>(one.pixels()); },
+        [](const Model& one) { static_cast<void>(one.calibrated_abstain_above()); },
+        [](const Model& one) { static_cast<void>(one.site()); },
+        [](const Model& one) { static_cast<void>(one.describe()); },
+        [](const Model& one) { static_cast<void>(one.warnings()); },
+    };
+    std::size_t threw = 0;
+    for (const auto& member : members) {
+        member(taken);
+        try {
+            member(model);  // NOLINT: it was moved from
+        } catch (const invariclip::InputError&) {
+            ++threw;
+        }
+    }
+    model = std::move(taken);  // one that was moved from may be assigned to
+    static_cast<void>(model.classify(image));
+    invariclip::Pixels fitting{invariclip::PixelSpec{}};
+    const invariclip::Pixels fits = std::move(fitting);
+    for (const auto& use : std::vector<std::function<void()>>{[&] { fitting.fit(image, nullptr); },
+                                                              [&] { static_cast<void>(fitting.spec()); }}) {
+        try {
+            use();
+        } catch (const invariclip::InputError&) {
+            ++threw;
+        }
+    }
+    return (threw == members.size() + 2 ? "ok " : "wrong ") + std::to_string(threw) + '\n';
+}
+
 std::string answer(const std::string& line) {
     std::istringstream words(line);
     std::string what;
@@ -243,6 +302,12 @@ std::string answer(const std::string& line) {
     }
     if (what == "sites") {
         return sites(words);
+    }
+    if (what == "digests") {
+        return digests(words);
+    }
+    if (what == "moved") {
+        return moved(words);
     }
     if (what == "metadata") {
         std::ifstream file(line.substr(9), std::ios::binary);

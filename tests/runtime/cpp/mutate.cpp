@@ -111,7 +111,7 @@ int main(int count, char** arguments) {
     std::map<std::string, unsigned long> accepted;
     for (unsigned long round = 0; round < rounds; ++round) {
         const Bytes bytes =
-            round % 8 == 0 ? mutator.noise(mutator.below(200)) : mutator.changed(seeds[round % seeds.size()]);
+            round % 8 == 0 ? mutator.noise(mutator.below(200)) : mutator.changed(seeds[mutator.below(seeds.size())]);
         accepted["json"] += understood([&] { invariclip::json::parse(bytes); });
         accepted["facts"] += understood([&] { invariclip::read_facts(bytes); });
         understood([&] { invariclip::read_manifest(".", bytes, ""); });  // no: its graph is never there

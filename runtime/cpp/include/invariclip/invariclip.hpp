@@ -127,10 +127,11 @@ class Pixels {
 
     // Writes RGB [height, width, 3] to `out`. Throws InputError.
     void fit(const Image& image, std::uint8_t* out);
-    [[nodiscard]] const PixelSpec& spec() const noexcept;
+    [[nodiscard]] const PixelSpec& spec() const;
 
   private:
     struct Work;
+    [[nodiscard]] Work& work() const;  // throws InputError where it was moved from
     std::unique_ptr<Work> work_;
 };
 
@@ -141,6 +142,9 @@ struct LoadOptions {
     std::string variant;
     // Of the engine; 0: what the affinity mask and the control groups allow
     int threads = 0;
+    // Holds the graph's files against the digests of their manifest, which reads them once more while the engine loads.
+    // Without it a damaged weight is answered with; their sizes are looked at all the same
+    bool verify = true;
 };
 
 // When to give no label.
@@ -233,7 +237,8 @@ class Site {
     std::string sha256_;
 };
 
-// A loaded artifact. Every const member may be called from several threads at once.
+// A loaded artifact. Every const member may be called from several threads at once. One that was moved from throws
+// InputError whatever is asked of it; it may be assigned to and destroyed.
 class Model {
   public:
     // `path`: a folder name.icm, whose files are then checked against its manifest, or an image.onnx alone, which says
@@ -257,18 +262,19 @@ class Model {
     // Answers blank images, so that the first real ones of these batch sizes need not wait for the engine.
     void warm_up(const std::vector<std::size_t>& batch_sizes = {1}) const;
 
-    [[nodiscard]] const std::vector<std::string>& classes() const noexcept;
-    [[nodiscard]] const std::string& space_id() const noexcept;  // compare embeddings only where it is equal
-    [[nodiscard]] std::size_t width() const noexcept;            // of embeddings
-    [[nodiscard]] const PixelSpec& pixels() const noexcept;
-    [[nodiscard]] std::optional<double> calibrated_abstain_above() const noexcept;
-    [[nodiscard]] const std::optional<Site>& site() const noexcept;  // of with_site
-    [[nodiscard]] std::string describe() const;                      // engine, version, threads, variant, site
+    [[nodiscard]] const std::vector<std::string>& classes() const;
+    [[nodiscard]] const std::string& space_id() const;  // compare embeddings only where it is equal
+    [[nodiscard]] std::size_t width() const;            // of embeddings
+    [[nodiscard]] const PixelSpec& pixels() const;
+    [[nodiscard]] std::optional<double> calibrated_abstain_above() const;
+    [[nodiscard]] const std::optional<Site>& site() const;  // of with_site
+    [[nodiscard]] std::string describe() const;             // engine, version, threads, variant, site
     // What the caller ought to know: say, that the artifact was never proved on this engine.
-    [[nodiscard]] const std::vector<std::string>& warnings() const noexcept;
+    [[nodiscard]] const std::vector<std::string>& warnings() const;
 
   private:
     struct State;
+    [[nodiscard]] const State& state() const;  // throws InputError where it was moved from
     explicit Model(std::unique_ptr<State> state) noexcept;
     std::unique_ptr<State> state_;
 };
