@@ -34,13 +34,14 @@ def missing() -> str | None:
     return None
 
 
-def build(project: Path, folder: Path, *options: str) -> tuple[str, ...]:
+def build(project: Path, folder: Path, *options: str, engines: bool = True) -> tuple[str, ...]:
     """Configures and builds a CMake project that takes in the C++ runtime; what did not change is not built again.
 
     Args:
         project: The folder of its CMakeLists.txt.
         folder: Where it is built.
         options: Further options of CMake's first call.
+        engines: Say where OpenVINO is; without it the project must need no engine.
 
     Returns:
         The engines that were compiled in.
@@ -54,7 +55,16 @@ def build(project: Path, folder: Path, *options: str) -> tuple[str, ...]:
         raise MissingExtraError(lacks)
     # -U: an ONNX Runtime that was found last time may be gone, or another
     found = ("-U", "ONNXR*")
-    said = cmake("-S", str(project), "-B", str(folder), *found, "-DCMAKE_BUILD_TYPE=Release", *_openvino(), *options)
+    said = cmake(
+        "-S",
+        str(project),
+        "-B",
+        str(folder),
+        *found,
+        "-DCMAKE_BUILD_TYPE=Release",
+        *options,
+        *(_openvino() if engines else ()),
+    )
     cmake("--build", str(folder), "--parallel", "2")
     line = next(line for line in said.splitlines() if "invariclip: engines:" in line)
     return tuple(name for name in line.rpartition(":")[2].strip().split(";") if name)

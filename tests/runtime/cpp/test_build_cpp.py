@@ -27,7 +27,7 @@ PIXELS = """
 int main() {
     invariclip::Pixels pixels{invariclip::PixelSpec{}};
     std::vector<unsigned char> frame(90 * 70 * 3), out(pixels.spec().bytes());
-    for (std::size_t place = 0; place < frame.size(); ++place) frame[place] = static_cast<unsigned char>(place * place >> 5);
+    for (std::size_t at = 0; at < frame.size(); ++at) frame[at] = static_cast<unsigned char>(at * at >> 5);
     pixels.fit({frame.data(), 90, 70}, out.data());
     const std::string_view bytes(reinterpret_cast<const char*>(out.data()), out.size());
     if (invariclip::sha256_of(bytes) != invariclip::sha256_portable(bytes)) return 1;
@@ -66,7 +66,7 @@ def test_a_build_without_an_engine_is_refused_unless_it_is_asked_for(configured)
 
 
 def test_an_engine_that_was_named_and_is_not_there_is_never_left_out(configured, tmp_path):
-    with pytest.raises(BuildError, match="ONNXRuntime is not in .*nowhere, which was named for it"):
+    with pytest.raises(BuildError, match=r"ONNXRuntime is not in .*nowhere, which was named for it"):
         configured(f"-DONNXRUNTIME_ROOT={tmp_path / 'nowhere'}", "-DINVARICLIP_WITHOUT_ENGINE=ON")
 
 

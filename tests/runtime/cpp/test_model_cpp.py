@@ -195,6 +195,15 @@ def test_the_bench_asks_both_for_the_same(built, artifact, image, engine, tmp_pa
     assert np.fromfile(tmp_path / "cpp.answer", np.float32).shape == (6,)
 
 
+@pytest.mark.parametrize("what", ["load", "unverified"])
+def test_the_bench_loads_the_same_artifact_in_both(built, artifact, image, engine, tmp_path, what):
+    image(8, 8).tofile(tmp_path / "frame")
+    words = [str(tmp_path / "frame"), "8", "8", what, str(artifact), engine, "1"]
+    row = compare("tiny", built.program("ask"), words, tmp_path, rounds=3, seconds=0.01, progress=silent)
+    assert row.equal
+    assert (tmp_path / "cpp.answer").read_text() == invariclip.load(artifact, backend=engine).space_id
+
+
 def changed(artifact, folder, change):
     """A copy of an artifact whose manifest was changed."""
     copy = shutil.copytree(artifact, folder / "changed.icm")
