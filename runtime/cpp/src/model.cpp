@@ -1,7 +1,9 @@
 // Images to answers: prepared, run in buckets, ranked.
 #include <algorithm>
+#include <cmath>
 #include <fstream>
 #include <future>
+#include <map>
 #include <mutex>
 #include <numeric>
 #include <sstream>
@@ -18,6 +20,11 @@ namespace {
 
 constexpr std::size_t max_batch = 1024;
 constexpr int max_threads = 4096;
+constexpr std::size_t max_classes = 100'000;
+constexpr std::size_t max_templates = 1'000;
+constexpr std::size_t texts_at_once = 64;      // as Python embeds the prompts of classes
+constexpr std::size_t prompts_at_once = 1024;  // whose embeddings are held before they are added up
+constexpr const char* default_template = "a photo of a {}.";
 
 std::string joined(const std::vector<std::string>& names) {
     return names.empty() ? "none"
@@ -45,27 +52,87 @@ std::string chosen_engine(const std::string& asked, const std::vector<std::strin
     return found == known.end() ? known.front() : *found;
 }
 
-std::unique_ptr<Engine> open_engine(const std::string& name, const Graph& graph, const Facts& facts, int threads) {
+std::unique_ptr<Engine> open_engine(const std::string& name, const Graph& graph, const Input& input,
+                                    const std::vector<Output>& outputs, int threads) {
 #ifdef INVARICLIP_ONNXRUNTIME
     if (name == "onnxruntime") {
-        return open_onnxruntime(graph, facts, threads);
+        return open_onnxruntime(graph, input, outputs, threads);
     }
 #endif
 #ifdef INVARICLIP_OPENVINO
     if (name == "openvino") {
-        return open_openvino(graph, facts, threads);
+        return open_openvino(graph, input, outputs, threads);
     }
 #endif
     static_cast<void>(graph);
-    static_cast<void>(facts);
+    static_cast<void>(input);
+    static_cast<void>(outputs);
     static_cast<void>(threads);
     throw EngineError("no engine '" + name + "' was compiled in");
 }
 
-void require_batch(std::size_t size) {
+// An engine whose graph is held against its digest meanwhile, before anything is answered.
+std::unique_ptr<Engine> open_checked(const std::string& name, const Graph& graph, const Input& input,
+                                     const std::vector<Output>& outputs, int threads, bool verify) {
+    std::future<void> unchanged;
+    if (verify) {
+        unchanged = std::async(std::launch::async, [&graph] { require_unchanged(graph); });
+    }
+    std::unique_ptr<Engine> engine;
+    std::exception_ptr failed;
+    try {
+        engine = open_engine(name, graph, input, outputs, threads);
+    } catch (...) {
+        failed = std::current_exception();
+    }
+    if (unchanged.valid()) {
+        unchanged.get();  // says that the file was changed instead of what an engine makes of it
+    }
+    if (failed) {
+        std::rethrow_exception(failed);
+    }
+    return engine;
+}
+
+void require_batch(std::size_t size, const char* of = "images") {
     if (size < 1 || size > max_batch) {
-        throw InputError("a batch must be of 1 to " + std::to_string(max_batch) + " images, not " +
+        throw InputError("a batch must be of 1 to " + std::to_string(max_batch) + ' ' + of + ", not " +
                          std::to_string(size));
+    }
+}
+
+std::string repeated(const std::vector<std::string>& names) {
+    std::vector<std::string> sorted(names);
+    std::sort(sorted.begin(), sorted.end());
+    const auto found = std::adjacent_find(sorted.begin(), sorted.end());
+    return found == sorted.end() ? "" : *found;
+}
+
+void require_prompts(const std::vector<std::string>& classes, const std::vector<std::string>& templates) {
+    if (classes.empty()) {
+        throw InputError("give at least one class");
+    }
+    if (classes.size() > max_classes || templates.size() > max_templates) {
+        throw InputError(std::to_string(classes.size()) + " classes and " + std::to_string(templates.size()) +
+                         " templates are too many; up to " + std::to_string(max_classes) + " and " +
+                         std::to_string(max_templates) + " are served");
+    }
+    for (const std::string& name : classes) {
+        if (is_blank(code_points(name))) {
+            throw InputError("class names must not be empty");
+        }
+    }
+    if (const std::string twice = repeated(classes); !twice.empty()) {
+        throw InputError("class names must not be repeated: " + json::quoted(twice));
+    }
+    for (const std::string& one : templates) {
+        const std::size_t slot = one.find("{}");
+        if (slot == std::string::npos || one.find("{}", slot + 2) != std::string::npos) {
+            throw InputError("a template needs exactly one {} for the class name: " + json::quoted(one));
+        }
+    }
+    if (const std::string twice = repeated(templates); !twice.empty()) {
+        throw InputError("a template is given twice and would count twice: " + json::quoted(twice));
     }
 }
 
@@ -81,6 +148,26 @@ std::vector<Output> outputs_of(const Facts& facts) {
         }
     }
     return outputs;
+}
+
+Input image_input(const Facts& facts) {
+    return {pixels_name,
+            false,
+            {static_cast<std::int64_t>(facts.pixels.height), static_cast<std::int64_t>(facts.pixels.width), 3}};
+}
+
+Input text_input(const TextSide& text) {
+    return {ids_name, true, {text.dynamic ? -1 : static_cast<std::int64_t>(text.spec.context_length)}};
+}
+
+void refuse_input(const std::string& path, const Input& expected) {
+    std::string shape = "[N";
+    for (const std::int64_t side : expected.sides) {
+        shape += ", " + (side == -1 ? "L" : std::to_string(side));
+    }
+    throw ArtifactError(path + ": does not take '" + expected.name + "' as " + (expected.ids ? "int64 " : "uint8 ") +
+                        shape + "]; open " + (expected.ids ? "a text" : "an image") +
+                        " graph whose projection is folded in");
 }
 
 void refuse_output(const std::string& path, const Output& expected, const std::string& found) {
@@ -121,11 +208,21 @@ struct Opened {
         std::vector<float> uncertainty;
     };
 
+    // Tokenizer and tower, opened at the first text.
+    struct Texts {
+        TextSide side;
+        std::unique_ptr<const Tokenizer> tokenizer;
+        std::unique_ptr<Engine> engine;
+    };
+
+    std::string path;
+    std::string manifest;
+    std::string engine_name;
+    int threads = 1;
     Facts facts;
     Graph graph;
     bool verify = true;
     std::unique_ptr<Engine> engine;
-    std::vector<std::string> warnings;
     Lent<std::unique_ptr<Desk>> desks;
 
     // The class embeddings, read when a site first needs them: the graph itself answers without.
@@ -149,9 +246,34 @@ struct Opened {
         return bank_;
     }
 
+    const Texts& texts() {
+        const std::lock_guard<std::mutex> lock(text_mutex_);
+        if (texts_ == nullptr) {
+            if (manifest.empty()) {
+                throw InputError(path + ": is one graph alone and has no text tower; open its folder");
+            }
+            TextSide side = read_text_side(path, manifest, graph.variant);
+            const std::string content = read_tokenizer(side, verify);
+            const auto tokenizer = [&] {
+                try {
+                    return std::make_unique<Tokenizer>(content, side.spec);
+                } catch (const ArtifactError& error) {
+                    throw ArtifactError(side.tokenizer + ": " + error.what());
+                }
+            };
+            auto made = std::make_unique<Texts>(Texts{side, tokenizer(), nullptr});
+            made->engine = open_checked(engine_name, made->side.graph, text_input(side), {{embedding_name, facts.width}},
+                                        threads, verify);
+            texts_ = std::move(made);
+        }
+        return *texts_;
+    }
+
   private:
     std::mutex mutex_;
     std::shared_ptr<const std::vector<float>> bank_;
+    std::mutex text_mutex_;
+    std::unique_ptr<const Texts> texts_;
 };
 
 struct Model::State {
@@ -159,8 +281,11 @@ struct Model::State {
 
     std::shared_ptr<Opened> opened;
     std::optional<Site> site;
-    // Where there are a site and classes: what the graph says of them is said of embeddings that have the shift still
+    std::vector<std::string> classes;
+    // Where classes are not answered by the graph: it does not know others than its own, and what it says of those is said
+    // of embeddings that have a site's shift still
     std::shared_ptr<const std::vector<float>> bank;
+    std::vector<std::string> warnings;
 
     // Answers of all images in order; `with_classes`: probabilities and, where there is one, uncertainty too.
     Answers answer(Images images, std::size_t batch_size, bool with_classes) const {
@@ -168,7 +293,7 @@ struct Model::State {
         const Facts& facts = opened->facts;
         Answers all;
         all.embeddings.width = facts.width;
-        all.probabilities.width = with_classes ? facts.classes.size() : 0;
+        all.probabilities.width = with_classes ? classes.size() : 0;
         all.logits.width = all.probabilities.width;
         all.embeddings.values.reserve(images.size() * facts.width);
         all.probabilities.values.reserve(images.size() * all.probabilities.width);
@@ -194,7 +319,7 @@ struct Model::State {
     void one_run(Images images, std::size_t bucket, bool with_classes, Desk& desk, Answers& all) const {
         const Facts& facts = opened->facts;
         const std::size_t bytes = facts.pixels.bytes();
-        const std::size_t classes = facts.classes.size();
+        const std::size_t many = classes.size();
         desk.batch.resize(bucket * bytes);
         for (std::size_t row = 0; row < bucket; ++row) {
             std::uint8_t* to = desk.batch.data() + row * bytes;
@@ -207,20 +332,24 @@ struct Model::State {
         desk.embeddings.resize(bucket * facts.width);
         std::vector<Wanted> wanted{{embedding_name, facts.width, desk.embeddings.data()}};
         if (with_classes) {
-            desk.probabilities.resize(bucket * classes);
-            desk.logits.resize(bucket * classes);
-            if (!site) {
-                wanted.push_back({probabilities_name, classes, desk.probabilities.data()});
-                wanted.push_back({logits_name, classes, desk.logits.data()});
+            desk.probabilities.resize(bucket * many);
+            desk.logits.resize(bucket * many);
+            if (!bank) {
+                wanted.push_back({probabilities_name, many, desk.probabilities.data()});
+                wanted.push_back({logits_name, many, desk.logits.data()});
             }
             if (facts.learned) {
                 desk.uncertainty.resize(bucket);
                 wanted.push_back({uncertainty_name, 0, desk.uncertainty.data()});
             }
         }
-        opened->engine->run(desk.batch.data(), bucket, wanted);
-        if (site) {
-            adapt(images.size(), with_classes, desk);
+        opened->engine->run({desk.batch.data(), {bucket, facts.pixels.height, facts.pixels.width, 3}}, wanted);
+        for (std::size_t row = 0; site && row < images.size(); ++row) {
+            site->apply(desk.embeddings.data() + row * facts.width);
+        }
+        if (bank && with_classes) {
+            class_probabilities(facts, *bank, many, desk.embeddings.data(), images.size(), desk.probabilities.data(),
+                                desk.logits.data());
         }
         const auto append = [&](std::vector<float>& to, const std::vector<float>& from, std::size_t width) {
             to.insert(to.end(), from.begin(), from.begin() + static_cast<std::ptrdiff_t>(images.size() * width));
@@ -228,9 +357,9 @@ struct Model::State {
         append(all.embeddings.values, desk.embeddings, facts.width);
         all.embeddings.count += images.size();
         if (with_classes) {
-            append(all.probabilities.values, desk.probabilities, classes);
+            append(all.probabilities.values, desk.probabilities, many);
             all.probabilities.count += images.size();
-            append(all.logits.values, desk.logits, classes);
+            append(all.logits.values, desk.logits, many);
             all.logits.count += images.size();
             if (facts.learned) {
                 append(all.uncertainty, desk.uncertainty, 1);
@@ -238,15 +367,113 @@ struct Model::State {
         }
     }
 
-    void adapt(std::size_t rows, bool with_classes, Desk& desk) const {
-        const Facts& facts = opened->facts;
-        for (std::size_t row = 0; row < rows; ++row) {
-            site->apply(desk.embeddings.data() + row * facts.width);
+    Tokens tokenize(const std::string* texts, std::size_t count) const {
+        const Opened::Texts& side = opened->texts();
+        Tokens made;
+        made.count = count;
+        made.width = side.side.spec.context_length;
+        made.ids.resize(made.count * made.width);
+        for (std::size_t place = 0; place < count; ++place) {
+            try {
+                if (side.tokenizer->row(texts[place], made.ids.data() + place * made.width)) {
+                    made.cut_texts.push_back(place);
+                }
+            } catch (const InputError& error) {
+                throw InputError("text " + std::to_string(place) + ": " + error.what());
+            }
         }
-        if (with_classes) {
-            class_probabilities(facts, *bank, desk.embeddings.data(), rows, desk.probabilities.data(),
-                                desk.logits.data());
+        return made;
+    }
+
+    TextEmbeddings embed_texts(const std::vector<std::string>& texts, std::size_t batch_size) const {
+        require_batch(batch_size, "texts");
+        const std::size_t width = opened->facts.width;
+        TextEmbeddings all;
+        all.embeddings.width = width;
+        all.embeddings.count = texts.size();
+        all.embeddings.values.resize(texts.size() * width);
+        for (std::size_t begin = 0; begin < texts.size(); begin += batch_size) {
+            const std::size_t count = std::min(batch_size, texts.size() - begin);
+            const Tokens tokens = tokenize(texts.data() + begin, count);
+            for (const std::size_t place : tokens.cut_texts) {
+                all.cut_texts.push_back(begin + place);
+            }
+            embed_tokens(tokens, all.embeddings.values.data() + begin * width);
         }
+        return all;
+    }
+
+    // Texts of equal ids are embedded once, as in Python.
+    void embed_tokens(const Tokens& tokens, float* to) const {
+        const Opened::Texts& side = opened->texts();
+        const std::size_t width = opened->facts.width;
+        std::map<std::vector<std::int64_t>, std::size_t> known;
+        std::vector<std::size_t> row_of(tokens.count);
+        std::vector<std::int64_t> ids;
+        for (std::size_t place = 0; place < tokens.count; ++place) {
+            const auto* first = tokens.ids.data() + place * tokens.width;
+            const std::vector<std::int64_t> row(first, first + tokens.width);
+            const auto [found, fresh] = known.emplace(row, known.size());
+            row_of[place] = found->second;
+            if (fresh) {
+                ids.insert(ids.end(), row.begin(), row.end());
+            }
+        }
+        const std::size_t length = side.side.dynamic ? longest(ids, side.side.spec) : tokens.width;
+        std::vector<float> rows(known.size() * width);
+        std::size_t begin = 0;
+        for (const Run& run : plan_runs(known.size())) {
+            std::vector<std::int64_t> batch(run.bucket * length);
+            for (std::size_t row = 0; row < run.bucket; ++row) {
+                const auto* from = ids.data() + (begin + std::min(row, run.rows - 1)) * tokens.width;
+                std::copy_n(from, length, batch.data() + row * length);
+            }
+            std::vector<float> answered(run.bucket * width);
+            side.engine->run({batch.data(), {run.bucket, length}}, {{embedding_name, width, answered.data()}});
+            std::copy_n(answered.data(), run.rows * width, rows.data() + begin * width);
+            begin += run.rows;
+        }
+        for (std::size_t place = 0; place < tokens.count; ++place) {
+            std::copy_n(rows.data() + row_of[place] * width, width, to + place * width);
+        }
+    }
+
+    // Unit means of each class's prompts, [width, classes]; says which prompts were cut.
+    std::vector<float> embed_classes(const std::vector<std::string>& names, const std::vector<std::string>& templates,
+                                     std::vector<std::string>& cut) const {
+        const std::size_t width = opened->facts.width;
+        const std::size_t total = names.size() * templates.size();
+        std::vector<double> sums(names.size() * width);
+        for (std::size_t begin = 0; begin < total; begin += prompts_at_once) {
+            std::vector<std::string> prompts;
+            for (std::size_t place = begin; place < std::min(begin + prompts_at_once, total); ++place) {
+                std::string prompt = templates[place % templates.size()];
+                prompts.push_back(prompt.replace(prompt.find("{}"), 2, names[place / templates.size()]));
+            }
+            const TextEmbeddings found = embed_texts(prompts, texts_at_once);
+            for (const std::size_t place : found.cut_texts) {
+                cut.push_back(prompts[place]);
+            }
+            for (std::size_t place = 0; place < prompts.size(); ++place) {
+                const float* row = found.embeddings.row(place);
+                double* sum = sums.data() + (begin + place) / templates.size() * width;
+                std::transform(row, row + width, sum, sum,
+                               [](float value, double all) { return all + static_cast<double>(value); });
+            }
+        }
+        std::vector<float> made(sums.size());
+        for (std::size_t one = 0; one < names.size(); ++one) {
+            const double* sum = sums.data() + one * width;
+            const double length = std::sqrt(std::inner_product(sum, sum + width, sum, 0.0));
+            if (!(length > 0 && std::isfinite(length))) {
+                throw InputError("the prompts of class " + json::quoted(names[one]) +
+                                 " have no mean direction; give it other words");
+            }
+            for (std::size_t place = 0; place < width; ++place) {
+                made[place * names.size() + one] = static_cast<float>(sum[place] / length);
+            }
+        }
+        return made;
     }
 
     static void fit(const Image& image, std::size_t place, Pixels& pixels, std::uint8_t* to) {
@@ -258,8 +485,8 @@ struct Model::State {
     }
 
     void require_classes() const {
-        if (opened->facts.classes.empty()) {
-            throw InputError("the artifact has no classes; export it with --classes, or use embed");
+        if (classes.empty()) {
+            throw InputError("the artifact has no classes; export it with --classes, or use with_classes or embed");
         }
     }
 };
@@ -293,28 +520,18 @@ Model Model::load(const std::string& path, const LoadOptions& options) {
                          missed->second + "); it was proved on " + joined(graph.proved));
     }
     const int threads = options.threads == 0 ? available_threads() : options.threads;
-    // The digest is taken while the engine loads, and known before anything answers.
-    std::future<void> unchanged;
-    if (options.verify) {
-        unchanged = std::async(std::launch::async, [&graph] { require_unchanged(graph); });
-    }
-    std::exception_ptr failed;
-    try {
-        opened->engine = open_engine(engine, graph, opened->facts, threads);
-    } catch (...) {
-        failed = std::current_exception();
-    }
-    if (unchanged.valid()) {
-        unchanged.get();  // says that the file was changed instead of what an engine makes of it
-    }
-    if (failed) {
-        std::rethrow_exception(failed);
-    }
+    opened->path = path;
+    opened->manifest = std::move(artifact.manifest);
+    opened->engine_name = engine;
+    opened->threads = threads;
+    opened->engine =
+        open_checked(engine, graph, image_input(opened->facts), outputs_of(opened->facts), threads, options.verify);
+    auto state = std::make_unique<State>();
     if (!graph.variant.empty() && !holds(graph.proved, engine)) {
-        opened->warnings.push_back(path + ": was proved on " + joined(graph.proved) + ", not on " + engine +
+        state->warnings.push_back(path + ": was proved on " + joined(graph.proved) + ", not on " + engine +
                                   "; `invariclip verify --backend " + engine + "` tells whether it answers alike");
     }
-    auto state = std::make_unique<State>();
+    state->classes = opened->facts.classes;
     state->opened = std::move(opened);
     return Model(std::move(state));
 }
@@ -339,13 +556,39 @@ Model Model::with_site(const Site& site) const {
         throw SiteError("the site is of width " + std::to_string(site.shift().size()) +
                         ", the artifact's embeddings have " + std::to_string(facts.width));
     }
-    auto made = std::make_unique<State>();
-    made->opened = state().opened;
+    auto made = std::make_unique<State>(state());
     made->site = site;
-    if (!facts.classes.empty()) {
+    if (!made->classes.empty() && !made->bank) {
         made->bank = made->opened->class_bank();
     }
     return Model(std::move(made));
+}
+
+Model Model::with_classes(const std::vector<std::string>& classes, const std::vector<std::string>& templates) const {
+    const Facts& facts = state().opened->facts;
+    if (facts.learned) {
+        throw InputError("the artifact has learned templates, which are not embedded here; give it other classes in Python");
+    }
+    const std::vector<std::string> usual =
+        facts.templates.empty() ? std::vector<std::string>{default_template} : facts.templates;
+    const std::vector<std::string>& prompts = templates.empty() ? usual : templates;
+    require_prompts(classes, prompts);
+    auto made = std::make_unique<State>(state());
+    std::vector<std::string> cut;
+    made->bank = std::make_shared<const std::vector<float>>(made->embed_classes(classes, prompts, cut));
+    made->classes = classes;
+    for (const std::string& prompt : cut) {
+        made->warnings.push_back("a prompt is longer than the text tower's context and was cut: " + json::quoted(prompt));
+    }
+    return Model(std::move(made));
+}
+
+Tokens Model::tokenize(const std::vector<std::string>& texts) const {
+    return state().tokenize(texts.data(), texts.size());
+}
+
+TextEmbeddings Model::embed_texts(const std::vector<std::string>& texts, std::size_t batch_size) const {
+    return state().embed_texts(texts, batch_size);
 }
 
 Answers Model::answer(Images images, std::size_t batch_size) const {
@@ -367,7 +610,7 @@ std::vector<Prediction> Model::classify(Images images, const ClassifyOptions& op
     made.reserve(images.size());
     for (std::size_t place = 0; place < images.size(); ++place) {
         made.push_back(ranked(answers.probabilities.row(place), answers.logits.row(place),
-                              state().opened->facts.classes, options.top_k));
+                              state().classes, options.top_k));
         Prediction& one = made.back();
         if (state().opened->facts.learned) {
             one.uncertainty = answers.uncertainty[place];
@@ -375,7 +618,7 @@ std::vector<Prediction> Model::classify(Images images, const ClassifyOptions& op
         // `not u <= limit`: an uncertainty that is no number is no reason to be sure
         one.abstained = limit && !(static_cast<double>(*one.uncertainty) <= *limit);
         if (!one.abstained) {
-            one.label = state().opened->facts.classes[one.index];
+            one.label = state().classes[one.index];
         }
     }
     return made;
@@ -387,16 +630,16 @@ void Model::warm_up(const std::vector<std::size_t>& batch_sizes) const {
     for (const std::size_t size : batch_sizes) {
         require_batch(size);
         const std::vector<Image> images(size, Image(blank.data(), spec.width, spec.height));
-        state().answer(images, size, !state().opened->facts.classes.empty());
+        state().answer(images, size, !state().classes.empty());
     }
 }
 
-const std::vector<std::string>& Model::classes() const { return state().opened->facts.classes; }
+const std::vector<std::string>& Model::classes() const { return state().classes; }
 const std::string& Model::space_id() const { return state().opened->facts.space_id; }
 std::size_t Model::width() const { return state().opened->facts.width; }
 const PixelSpec& Model::pixels() const { return state().opened->facts.pixels; }
 std::optional<double> Model::calibrated_abstain_above() const { return state().opened->facts.abstain_above; }
-const std::vector<std::string>& Model::warnings() const { return state().opened->warnings; }
+const std::vector<std::string>& Model::warnings() const { return state().warnings; }
 
 const std::optional<Site>& Model::site() const { return state().site; }
 

@@ -329,7 +329,7 @@ def test_a_model_that_was_moved_from_throws_whatever_is_asked_of_it(built, artif
     if not built.engines:
         pytest.skip("no engine is here")
     with built.answering() as asked:
-        assert asked.ask(f"moved {artifact}") == "ok 14"
+        assert asked.ask(f"moved {artifact}") == "ok 16"
 
 
 def test_digests_are_looked_at_unless_it_is_told_not_to(built, artifact, shown, engine, tmp_path):

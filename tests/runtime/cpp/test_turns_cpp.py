@@ -42,7 +42,8 @@ def test_the_page_says_what_was_measured():
     found = {
         "model": "reference", "classes": 3, "rounds": 3, "threads": 1, "side": 24,
         "rows": {"pixels": [row], "openvino": [row]},
-        "loading": {"model": "large", "bytes": 351448764, "rounds": 5, "load": [0.4, 2.0], "rows": [row | {"name": "openvino, alone"}]},
+        "loading": {"model": "large", "bytes": 351448764, "rounds": 5, "load": [0.4, 2.0],
+                    "rows": [row | {"name": "openvino, alone"}]},
         "processor": "a processor", "processors": 2, "load": [0.5, 1.25], "versions": {"pillow": "12.3.0"},
     }  # fmt: skip
     text = page(found)

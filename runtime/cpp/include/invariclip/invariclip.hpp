@@ -198,6 +198,20 @@ struct Rows {
     [[nodiscard]] const float* row(std::size_t place) const noexcept { return values.data() + place * width; }
 };
 
+// Texts as ids, and which of them did not fit into the tower's context: those were cut.
+struct Tokens {
+    std::size_t count = 0;
+    std::size_t width = 0;              // of a row: the tower's context
+    std::vector<std::int64_t> ids;      // [count, width]
+    std::vector<std::size_t> cut_texts;
+};
+
+// Unit embeddings of texts, and which of them were cut to the tower's context.
+struct TextEmbeddings {
+    Rows embeddings;
+    std::vector<std::size_t> cut_texts;
+};
+
 // Everything that the graph says, in one pass.
 struct Answers {
     Rows embeddings;
@@ -253,6 +267,19 @@ class Model {
     // Throws SiteError where it was measured in another space, InputError where the artifact has learned templates or
     // a site in its graph, ArtifactError where its class embeddings cannot be read.
     [[nodiscard]] Model with_site(const Site& site) const;
+
+    // The same artifact with other classes, which are embedded here and answered from embeddings: the engine is shared.
+    // Each class is put into every template, which has one {} for it; without templates they are the artifact's own, or
+    // "a photo of a {}.". Prompts that were cut are warned of. Throws InputError where a name or a template cannot be used,
+    // or the artifact has learned templates, and what embed_texts throws.
+    [[nodiscard]] Model with_classes(const std::vector<std::string>& classes,
+                                     const std::vector<std::string>& templates = {}) const;
+
+    // Texts in UTF-8, with the tokens that Python makes of them. Tokenizer and tower are opened at the first text. Throw
+    // InputError where a text is no UTF-8 or was decoded wrongly, or the artifact is one graph alone; ArtifactError where a
+    // file is damaged, or the tokenizer is of a kind that is not read here.
+    [[nodiscard]] Tokens tokenize(const std::vector<std::string>& texts) const;
+    [[nodiscard]] TextEmbeddings embed_texts(const std::vector<std::string>& texts, std::size_t batch_size = 64) const;
 
     // Throw InputError where an image or a number cannot be used, EngineError where the engine fails.
     [[nodiscard]] std::vector<Prediction> classify(Images images, const ClassifyOptions& options = {}) const;
