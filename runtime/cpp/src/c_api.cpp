@@ -155,6 +155,20 @@ std::vector<invariclip::Image> images_of(const invariclip_image* images, std::si
     return made;
 }
 
+std::vector<std::string> texts_of(const char* const* texts, std::size_t count, const char* name) {
+    if (count > 0) {
+        require(texts, name);
+    }
+    std::vector<std::string> made;
+    for (std::size_t place = 0; place < count; ++place) {
+        if (texts[place] == nullptr) {
+            throw InputError(std::string(name) + "[" + std::to_string(place) + "] is NULL");
+        }
+        made.emplace_back(texts[place]);
+    }
+    return made;
+}
+
 std::size_t batch_of(std::size_t batch_size) { return batch_size == 0 ? 16 : batch_size; }
 
 // Copies rows to a buffer of the caller's, where there is one; require_room has looked at it.
@@ -243,6 +257,18 @@ invariclip_status invariclip_model_with_site(const invariclip_model* model, cons
         require(adapted, "adapted");
         const invariclip::Site site = invariclip::Site::read(site_path);
         *adapted = std::make_unique<invariclip_model>(model->model.with_site(site)).release();
+    });
+}
+
+invariclip_status invariclip_model_with_classes(const invariclip_model* model, const char* const* classes,
+                                                size_t class_count, const char* const* templates, size_t template_count,
+                                                invariclip_model** other) {
+    return guarded([&] {
+        require(model, "model");
+        require(other, "other");
+        const std::vector<std::string> names = texts_of(classes, class_count, "classes");
+        const std::vector<std::string> prompts = texts_of(templates, template_count, "templates");
+        *other = std::make_unique<invariclip_model>(model->model.with_classes(names, prompts)).release();
     });
 }
 
@@ -342,6 +368,21 @@ invariclip_status invariclip_embed(const invariclip_model* model, const invaricl
         require(embeddings, "embeddings");
         require_room(embeddings, room, count, model->model.width(), "embeddings");
         copy(model->model.embed(images_of(images, count), batch_of(batch_size)).values, embeddings);
+    });
+}
+
+invariclip_status invariclip_embed_texts(const invariclip_model* model, const char* const* texts, size_t count,
+                                         size_t batch_size, float* embeddings, size_t room, size_t* cut) {
+    return guarded([&] {
+        require(model, "model");
+        require(embeddings, "embeddings");
+        require_room(embeddings, room, count, model->model.width(), "embeddings");
+        const std::vector<std::string> given = texts_of(texts, count, "texts");
+        const invariclip::TextEmbeddings found = model->model.embed_texts(given, batch_size == 0 ? 64 : batch_size);
+        copy(found.embeddings.values, embeddings);
+        if (cut != nullptr) {
+            *cut = found.cut_texts.size();
+        }
     });
 }
 

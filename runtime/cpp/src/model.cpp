@@ -1,18 +1,15 @@
 // Images to answers: prepared, run in buckets, ranked.
 #include <algorithm>
-#include <cmath>
 #include <fstream>
-#include <future>
-#include <map>
 #include <mutex>
 #include <numeric>
-#include <sstream>
 
 #include "answers.hpp"
 #include "batching.hpp"
 #include "class_bank.hpp"
 #include "engine.hpp"
 #include "json.hpp"
+#include "text_tower.hpp"
 #include "threads.hpp"
 
 namespace invariclip {
@@ -20,10 +17,6 @@ namespace {
 
 constexpr std::size_t max_batch = 1024;
 constexpr int max_threads = 4096;
-constexpr std::size_t max_classes = 100'000;
-constexpr std::size_t max_templates = 1'000;
-constexpr std::size_t texts_at_once = 64;      // as Python embeds the prompts of classes
-constexpr std::size_t prompts_at_once = 1024;  // whose embeddings are held before they are added up
 constexpr const char* default_template = "a photo of a {}.";
 
 std::string joined(const std::vector<std::string>& names) {
@@ -52,48 +45,6 @@ std::string chosen_engine(const std::string& asked, const std::vector<std::strin
     return found == known.end() ? known.front() : *found;
 }
 
-std::unique_ptr<Engine> open_engine(const std::string& name, const Graph& graph, const Input& input,
-                                    const std::vector<Output>& outputs, int threads) {
-#ifdef INVARICLIP_ONNXRUNTIME
-    if (name == "onnxruntime") {
-        return open_onnxruntime(graph, input, outputs, threads);
-    }
-#endif
-#ifdef INVARICLIP_OPENVINO
-    if (name == "openvino") {
-        return open_openvino(graph, input, outputs, threads);
-    }
-#endif
-    static_cast<void>(graph);
-    static_cast<void>(input);
-    static_cast<void>(outputs);
-    static_cast<void>(threads);
-    throw EngineError("no engine '" + name + "' was compiled in");
-}
-
-// An engine whose graph is held against its digest meanwhile, before anything is answered.
-std::unique_ptr<Engine> open_checked(const std::string& name, const Graph& graph, const Input& input,
-                                     const std::vector<Output>& outputs, int threads, bool verify) {
-    std::future<void> unchanged;
-    if (verify) {
-        unchanged = std::async(std::launch::async, [&graph] { require_unchanged(graph); });
-    }
-    std::unique_ptr<Engine> engine;
-    std::exception_ptr failed;
-    try {
-        engine = open_engine(name, graph, input, outputs, threads);
-    } catch (...) {
-        failed = std::current_exception();
-    }
-    if (unchanged.valid()) {
-        unchanged.get();  // says that the file was changed instead of what an engine makes of it
-    }
-    if (failed) {
-        std::rethrow_exception(failed);
-    }
-    return engine;
-}
-
 void require_batch(std::size_t size, const char* of = "images") {
     if (size < 1 || size > max_batch) {
         throw InputError("a batch must be of 1 to " + std::to_string(max_batch) + ' ' + of + ", not " +
@@ -101,100 +52,7 @@ void require_batch(std::size_t size, const char* of = "images") {
     }
 }
 
-std::string repeated(const std::vector<std::string>& names) {
-    std::vector<std::string> sorted(names);
-    std::sort(sorted.begin(), sorted.end());
-    const auto found = std::adjacent_find(sorted.begin(), sorted.end());
-    return found == sorted.end() ? "" : *found;
-}
-
-void require_prompts(const std::vector<std::string>& classes, const std::vector<std::string>& templates) {
-    if (classes.empty()) {
-        throw InputError("give at least one class");
-    }
-    if (classes.size() > max_classes || templates.size() > max_templates) {
-        throw InputError(std::to_string(classes.size()) + " classes and " + std::to_string(templates.size()) +
-                         " templates are too many; up to " + std::to_string(max_classes) + " and " +
-                         std::to_string(max_templates) + " are served");
-    }
-    for (const std::string& name : classes) {
-        if (is_blank(code_points(name))) {
-            throw InputError("class names must not be empty");
-        }
-    }
-    if (const std::string twice = repeated(classes); !twice.empty()) {
-        throw InputError("class names must not be repeated: " + json::quoted(twice));
-    }
-    for (const std::string& one : templates) {
-        const std::size_t slot = one.find("{}");
-        if (slot == std::string::npos || one.find("{}", slot + 2) != std::string::npos) {
-            throw InputError("a template needs exactly one {} for the class name: " + json::quoted(one));
-        }
-    }
-    if (const std::string twice = repeated(templates); !twice.empty()) {
-        throw InputError("a template is given twice and would count twice: " + json::quoted(twice));
-    }
-}
-
 }  // namespace
-
-std::vector<Output> outputs_of(const Facts& facts) {
-    std::vector<Output> outputs{{embedding_name, facts.width}};
-    if (!facts.classes.empty()) {
-        outputs.push_back({probabilities_name, facts.classes.size()});
-        outputs.push_back({logits_name, facts.classes.size()});
-        if (facts.learned) {
-            outputs.push_back({uncertainty_name, 0});
-        }
-    }
-    return outputs;
-}
-
-Input image_input(const Facts& facts) {
-    return {pixels_name,
-            false,
-            {static_cast<std::int64_t>(facts.pixels.height), static_cast<std::int64_t>(facts.pixels.width), 3}};
-}
-
-Input text_input(const TextSide& text) {
-    return {ids_name, true, {text.dynamic ? -1 : static_cast<std::int64_t>(text.spec.context_length)}};
-}
-
-void refuse_input(const std::string& path, const Input& expected) {
-    std::string shape = "[N";
-    for (const std::int64_t side : expected.sides) {
-        shape += ", " + (side == -1 ? "L" : std::to_string(side));
-    }
-    throw ArtifactError(path + ": does not take '" + expected.name + "' as " + (expected.ids ? "int64 " : "uint8 ") +
-                        shape + "]; open " + (expected.ids ? "a text" : "an image") +
-                        " graph whose projection is folded in");
-}
-
-void refuse_output(const std::string& path, const Output& expected, const std::string& found) {
-    throw ArtifactError(path + ": its facts say that it answers '" + expected.name + "' as float32 [N" +
-                        (expected.width == 0 ? "" : ", " + std::to_string(expected.width)) + "], but it has " + found +
-                        "; export again");
-}
-
-std::string one_line(const std::string& text) {
-    std::istringstream words(text);
-    std::string line;
-    for (std::string word; words >> word;) {
-        line += (line.empty() ? "" : " ") + word;
-    }
-    return line;
-}
-
-std::vector<std::string> engines() {
-    std::vector<std::string> known;
-#ifdef INVARICLIP_ONNXRUNTIME
-    known.emplace_back("onnxruntime");
-#endif
-#ifdef INVARICLIP_OPENVINO
-    known.emplace_back("openvino");
-#endif
-    return known;
-}
 
 // What is opened once: models of one artifact that differ in their site share it.
 struct Opened {
@@ -206,13 +64,6 @@ struct Opened {
         std::vector<float> probabilities;
         std::vector<float> logits;
         std::vector<float> uncertainty;
-    };
-
-    // Tokenizer and tower, opened at the first text.
-    struct Texts {
-        TextSide side;
-        std::unique_ptr<const Tokenizer> tokenizer;
-        std::unique_ptr<Engine> engine;
     };
 
     std::string path;
@@ -246,25 +97,15 @@ struct Opened {
         return bank_;
     }
 
-    const Texts& texts() {
+    // Tokenizer and tower, opened at the first text.
+    const TextTower& texts() {
         const std::lock_guard<std::mutex> lock(text_mutex_);
         if (texts_ == nullptr) {
             if (manifest.empty()) {
                 throw InputError(path + ": is one graph alone and has no text tower; open its folder");
             }
-            TextSide side = read_text_side(path, manifest, graph.variant);
-            const std::string content = read_tokenizer(side, verify);
-            const auto tokenizer = [&] {
-                try {
-                    return std::make_unique<Tokenizer>(content, side.spec);
-                } catch (const ArtifactError& error) {
-                    throw ArtifactError(side.tokenizer + ": " + error.what());
-                }
-            };
-            auto made = std::make_unique<Texts>(Texts{side, tokenizer(), nullptr});
-            made->engine = open_checked(engine_name, made->side.graph, text_input(side), {{embedding_name, facts.width}},
-                                        threads, verify);
-            texts_ = std::move(made);
+            texts_ = std::make_unique<const TextTower>(read_text_side(path, manifest, graph.variant), facts.width,
+                                                       engine_name, threads, verify);
         }
         return *texts_;
     }
@@ -273,7 +114,7 @@ struct Opened {
     std::mutex mutex_;
     std::shared_ptr<const std::vector<float>> bank_;
     std::mutex text_mutex_;
-    std::unique_ptr<const Texts> texts_;
+    std::unique_ptr<const TextTower> texts_;
 };
 
 struct Model::State {
@@ -365,115 +206,6 @@ struct Model::State {
                 append(all.uncertainty, desk.uncertainty, 1);
             }
         }
-    }
-
-    Tokens tokenize(const std::string* texts, std::size_t count) const {
-        const Opened::Texts& side = opened->texts();
-        Tokens made;
-        made.count = count;
-        made.width = side.side.spec.context_length;
-        made.ids.resize(made.count * made.width);
-        for (std::size_t place = 0; place < count; ++place) {
-            try {
-                if (side.tokenizer->row(texts[place], made.ids.data() + place * made.width)) {
-                    made.cut_texts.push_back(place);
-                }
-            } catch (const InputError& error) {
-                throw InputError("text " + std::to_string(place) + ": " + error.what());
-            }
-        }
-        return made;
-    }
-
-    TextEmbeddings embed_texts(const std::vector<std::string>& texts, std::size_t batch_size) const {
-        require_batch(batch_size, "texts");
-        const std::size_t width = opened->facts.width;
-        TextEmbeddings all;
-        all.embeddings.width = width;
-        all.embeddings.count = texts.size();
-        all.embeddings.values.resize(texts.size() * width);
-        for (std::size_t begin = 0; begin < texts.size(); begin += batch_size) {
-            const std::size_t count = std::min(batch_size, texts.size() - begin);
-            const Tokens tokens = tokenize(texts.data() + begin, count);
-            for (const std::size_t place : tokens.cut_texts) {
-                all.cut_texts.push_back(begin + place);
-            }
-            embed_tokens(tokens, all.embeddings.values.data() + begin * width);
-        }
-        return all;
-    }
-
-    // Texts of equal ids are embedded once, as in Python.
-    void embed_tokens(const Tokens& tokens, float* to) const {
-        const Opened::Texts& side = opened->texts();
-        const std::size_t width = opened->facts.width;
-        std::map<std::vector<std::int64_t>, std::size_t> known;
-        std::vector<std::size_t> row_of(tokens.count);
-        std::vector<std::int64_t> ids;
-        for (std::size_t place = 0; place < tokens.count; ++place) {
-            const auto* first = tokens.ids.data() + place * tokens.width;
-            const std::vector<std::int64_t> row(first, first + tokens.width);
-            const auto [found, fresh] = known.emplace(row, known.size());
-            row_of[place] = found->second;
-            if (fresh) {
-                ids.insert(ids.end(), row.begin(), row.end());
-            }
-        }
-        const std::size_t length = side.side.dynamic ? longest(ids, side.side.spec) : tokens.width;
-        std::vector<float> rows(known.size() * width);
-        std::size_t begin = 0;
-        for (const Run& run : plan_runs(known.size())) {
-            std::vector<std::int64_t> batch(run.bucket * length);
-            for (std::size_t row = 0; row < run.bucket; ++row) {
-                const auto* from = ids.data() + (begin + std::min(row, run.rows - 1)) * tokens.width;
-                std::copy_n(from, length, batch.data() + row * length);
-            }
-            std::vector<float> answered(run.bucket * width);
-            side.engine->run({batch.data(), {run.bucket, length}}, {{embedding_name, width, answered.data()}});
-            std::copy_n(answered.data(), run.rows * width, rows.data() + begin * width);
-            begin += run.rows;
-        }
-        for (std::size_t place = 0; place < tokens.count; ++place) {
-            std::copy_n(rows.data() + row_of[place] * width, width, to + place * width);
-        }
-    }
-
-    // Unit means of each class's prompts, [width, classes]; says which prompts were cut.
-    std::vector<float> embed_classes(const std::vector<std::string>& names, const std::vector<std::string>& templates,
-                                     std::vector<std::string>& cut) const {
-        const std::size_t width = opened->facts.width;
-        const std::size_t total = names.size() * templates.size();
-        std::vector<double> sums(names.size() * width);
-        for (std::size_t begin = 0; begin < total; begin += prompts_at_once) {
-            std::vector<std::string> prompts;
-            for (std::size_t place = begin; place < std::min(begin + prompts_at_once, total); ++place) {
-                std::string prompt = templates[place % templates.size()];
-                prompts.push_back(prompt.replace(prompt.find("{}"), 2, names[place / templates.size()]));
-            }
-            const TextEmbeddings found = embed_texts(prompts, texts_at_once);
-            for (const std::size_t place : found.cut_texts) {
-                cut.push_back(prompts[place]);
-            }
-            for (std::size_t place = 0; place < prompts.size(); ++place) {
-                const float* row = found.embeddings.row(place);
-                double* sum = sums.data() + (begin + place) / templates.size() * width;
-                std::transform(row, row + width, sum, sum,
-                               [](float value, double all) { return all + static_cast<double>(value); });
-            }
-        }
-        std::vector<float> made(sums.size());
-        for (std::size_t one = 0; one < names.size(); ++one) {
-            const double* sum = sums.data() + one * width;
-            const double length = std::sqrt(std::inner_product(sum, sum + width, sum, 0.0));
-            if (!(length > 0 && std::isfinite(length))) {
-                throw InputError("the prompts of class " + json::quoted(names[one]) +
-                                 " have no mean direction; give it other words");
-            }
-            for (std::size_t place = 0; place < width; ++place) {
-                made[place * names.size() + one] = static_cast<float>(sum[place] / length);
-            }
-        }
-        return made;
     }
 
     static void fit(const Image& image, std::size_t place, Pixels& pixels, std::uint8_t* to) {
@@ -575,7 +307,8 @@ Model Model::with_classes(const std::vector<std::string>& classes, const std::ve
     require_prompts(classes, prompts);
     auto made = std::make_unique<State>(state());
     std::vector<std::string> cut;
-    made->bank = std::make_shared<const std::vector<float>>(made->embed_classes(classes, prompts, cut));
+    made->bank = std::make_shared<const std::vector<float>>(
+        made->opened->texts().embed_classes(classes, prompts, cut));
     made->classes = classes;
     for (const std::string& prompt : cut) {
         made->warnings.push_back("a prompt is longer than the text tower's context and was cut: " + json::quoted(prompt));
@@ -584,11 +317,12 @@ Model Model::with_classes(const std::vector<std::string>& classes, const std::ve
 }
 
 Tokens Model::tokenize(const std::vector<std::string>& texts) const {
-    return state().tokenize(texts.data(), texts.size());
+    return state().opened->texts().tokenize(texts.data(), texts.size());
 }
 
 TextEmbeddings Model::embed_texts(const std::vector<std::string>& texts, std::size_t batch_size) const {
-    return state().embed_texts(texts, batch_size);
+    require_batch(batch_size, "texts");
+    return state().opened->texts().embed(texts, batch_size);
 }
 
 Answers Model::answer(Images images, std::size_t batch_size) const {

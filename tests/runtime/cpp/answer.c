@@ -3,6 +3,8 @@
  *     answer-c ARTIFACT ENGINE WIDTH HEIGHT [SITE] < RGB bytes of any number of images
  *         writes float32: embeddings, probabilities, logits, uncertainty (where there are learned templates), and the
  *         embeddings again by invariclip_embed; and on standard error a line for each image: label, ranking
+ *     answer-c --texts ARTIFACT ENGINE TEXT CLASS CLASS
+ *         writes the text's embedding, and the two probabilities of a grey frame
  *     answer-c --abuse ARTIFACT ENGINE SITE
  *         every function with NULL and impossible arguments; says how many were refused as they should be
  */
@@ -135,6 +137,37 @@ static int answer(const char *artifact, const char *engine, size_t width, size_t
     return 0;
 }
 
+static int texts(const char *artifact, const char *engine, const char *text, const char *const *classes) {
+    static unsigned char frame[50 * 40 * 3];
+    static float room[4096];
+    invariclip_load_options options = {sizeof options, NULL, NULL, 1, 0};
+    invariclip_facts facts = {sizeof facts, NULL, NULL, 0, 0, 0, 0, 0, NULL, NULL, 0};
+    invariclip_answers answers = {sizeof answers, NULL, 0, NULL, 0, NULL, 0, NULL, 0};
+    const invariclip_image image = {frame, 50, 40, 0, INVARICLIP_RGB, 0};
+    const char *const templates[] = {"a photo of a {}.", "{} in art"};
+    invariclip_model *model = NULL;
+    invariclip_model *other = NULL;
+    size_t cut = 77;
+    memset(frame, 127, sizeof frame);
+    options.engine = engine;
+    if (invariclip_model_load(artifact, &options, &model) != INVARICLIP_OK ||
+        invariclip_model_facts(model, &facts) != INVARICLIP_OK ||
+        invariclip_embed_texts(model, &text, 1, 0, room, 4096, &cut) != INVARICLIP_OK || cut != 0 ||
+        invariclip_model_with_classes(model, classes, 2, templates, 2, &other) != INVARICLIP_OK) {
+        return said("texts");
+    }
+    fwrite(room, sizeof(float), facts.width, stdout);
+    answers.probabilities = room;
+    answers.probabilities_room = 2;
+    if (invariclip_answer(other, &image, 1, 0, &answers) != INVARICLIP_OK) {
+        return said("answer");
+    }
+    fwrite(room, sizeof(float), 2, stdout);
+    invariclip_model_free(other);
+    invariclip_model_free(model);
+    return 0;
+}
+
 /* A struct of a later version, which has something more behind its end. */
 struct later {
     invariclip_load_options options;
@@ -154,6 +187,9 @@ static int abuse(const char *artifact, const char *engine, const char *site) {
     invariclip_model *adapted = NULL;
     invariclip_predictions *predictions = NULL;
     const size_t none = 0;
+    const char *name = "cat";
+    const char *broken = "\xff";
+    const char *absent = NULL;
     struct later later;
     memset(&later, 0, sizeof later);
 
@@ -201,6 +237,19 @@ static int abuse(const char *artifact, const char *engine, const char *site) {
     EXPECT(invariclip_model_with_site(model, site, NULL), INPUT_ERROR, "adapted is NULL");
     EXPECT(invariclip_model_with_site(model, "absent.safetensors", &adapted), SITE_ERROR, "absent.safetensors");
     EXPECT(invariclip_model_with_site(model, artifact, &adapted), SITE_ERROR, "");
+
+    EXPECT(invariclip_model_with_classes(NULL, &name, 1, NULL, 0, &adapted), INPUT_ERROR, "model is NULL");
+    EXPECT(invariclip_model_with_classes(model, &name, 1, NULL, 0, NULL), INPUT_ERROR, "other is NULL");
+    EXPECT(invariclip_model_with_classes(model, NULL, 1, NULL, 0, &adapted), INPUT_ERROR, "classes is NULL");
+    EXPECT(invariclip_model_with_classes(model, &absent, 1, NULL, 0, &adapted), INPUT_ERROR, "classes[0] is NULL");
+    EXPECT(invariclip_model_with_classes(model, &name, 1, NULL, 1, &adapted), INPUT_ERROR, "templates is NULL");
+    EXPECT(invariclip_embed_texts(NULL, &name, 1, 0, room, 4096, NULL), INPUT_ERROR, "model is NULL");
+    EXPECT(invariclip_embed_texts(model, NULL, 1, 0, room, 4096, NULL), INPUT_ERROR, "texts is NULL");
+    EXPECT(invariclip_embed_texts(model, &absent, 1, 0, room, 4096, NULL), INPUT_ERROR, "texts[0] is NULL");
+    EXPECT(invariclip_embed_texts(model, &name, 1, 0, NULL, 4096, NULL), INPUT_ERROR, "embeddings is NULL");
+    EXPECT(invariclip_embed_texts(model, &name, 1, 0, room, 1, NULL), INPUT_ERROR, "has room for 1 floats");
+    EXPECT(invariclip_embed_texts(model, &name, 1, 1025, room, 4096, NULL), INPUT_ERROR, "a batch must be of 1 to 1024");
+    EXPECT(invariclip_embed_texts(model, &broken, 1, 0, room, 4096, NULL), INPUT_ERROR, "text 0: a text is not UTF-8");
 
     EXPECT(invariclip_model_warm_up(NULL, &none, 1), INPUT_ERROR, "model is NULL");
     EXPECT(invariclip_model_warm_up(model, NULL, 1), INPUT_ERROR, "batch_sizes is NULL");
@@ -280,6 +329,9 @@ static int abuse(const char *artifact, const char *engine, const char *site) {
 int main(int count, char **words) {
     if (count == 5 && strcmp(words[1], "--abuse") == 0) {
         return abuse(words[2], words[3], words[4]);
+    }
+    if (count == 7 && strcmp(words[1], "--texts") == 0) {
+        return texts(words[2], words[3], words[4], (const char *const *)(words + 5));
     }
     if (count < 5 || count > 6 || atoi(words[3]) < 1 || atoi(words[4]) < 1) {
         return 2;

@@ -159,6 +159,27 @@ def facts():
     }  # fmt: skip
 
 
+def tiny_tokenizer():
+    """Every byte, alone and at a word's end, and few merges."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    names = [*map(chr, printable), *(chr(256 + place) for place in range(256 - len(printable)))]
+    pieces = [*names, *(f"{name}</w>" for name in names), "do", "dog", "dogs</w>", "te"]
+    pattern = r"(?i:<start_of_text>|'s)|[\x{41}-\x{5A}\x{61}-\x{7A}\x{E0}-\x{FF}]+|[\x{30}-\x{39}]|[\x{21}-\x{2F}]+"
+    return {
+        "normalizer": None, "added_tokens": [],
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Removed", "invert": True},
+            {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+        ]},
+        "model": {
+            "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": "",
+            "end_of_word_suffix": "</w>", "fuse_unk": False,
+            "vocab": {name: place for place, name in enumerate(pieces)},
+            "merges": [["d", "o"], ["do", "g"], ["dog", "s</w>"], ["t", "e"]],
+        },
+    }  # fmt: skip
+
+
 def test_no_bytes_crash_a_reader(built, image, facts, tmp_path):
     """The readers once more, with sanitizers, on noise and on files that were changed."""
     text = json.dumps(facts, ensure_ascii=False)
@@ -171,12 +192,20 @@ def test_no_bytes_crash_a_reader(built, image, facts, tmp_path):
     write_site(tmp_path / "yard.safetensors", empty.adding(np.eye(8)[:6], np.eye(4, 8)))
     names = ("facts.onnx", "manifest.json", "bank.onnx", "yard.safetensors")
     seeds = [tmp_path / name for name in names]
+    seeds += [tmp_path / "texts", tmp_path / "tokenizer.json"]
+    seeds[-2].write_text(
+        "caf\u00e9 &amp; <b> \u00c3\u00a9 &#x41; \u03a3\u0391\u03a3 e\u0301 \u201cq\u201d\n\x1b[3m \ufb01sh",
+        encoding="utf-8",
+    )
+    seeds[-1].write_text(json.dumps(tiny_tokenizer()), encoding="utf-8")
     for kind in ("PPM", "PNG", "JPEG", "WEBP"):
         seeds.append(tmp_path / f"image.{kind}")
         seeds[-1].write_bytes(encoded(image(30, 20), kind))
     done = subprocess.run([built.program("mutate"), "1", "6000", *seeds], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     understood = dict(line.split() for line in done.stdout.splitlines())
-    assert set(understood) == {"json", "facts", "onnx", "banks", "sites", "images", "frames"}
+    assert set(understood) == {
+        "json", "facts", "onnx", "banks", "sites", "texts", "tokenizers", "images", "frames"
+    }  # fmt: skip
     assert all(0 < int(times) <= 6000 for times in understood.values()), understood  # it is not all refused at once
     assert understood["frames"] == "6000"

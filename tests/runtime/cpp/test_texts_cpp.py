@@ -1,7 +1,9 @@
 """Texts in C++: cleaned, cut into tokens and embedded as in Python, or refused."""
 
 import html.entities
+import json
 import shutil
+import subprocess
 import unicodedata
 
 import ftfy
@@ -10,6 +12,7 @@ import pytest
 from ftfy.badness import is_bad
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 import invariclip
 from invariclip.artifact.folder import read_manifest
@@ -170,6 +173,35 @@ def test_other_classes_are_answered_as_in_python(asked, plain, image, engine, te
     np.testing.assert_allclose(got[:4], wanted.probabilities[0], atol=1e-5)
     np.testing.assert_allclose(got[4:], wanted.logits[0], rtol=1e-5, atol=1e-4)
     assert asked.line() == f"0 same {model.classify([frame])[0].label}"
+
+
+def test_a_program_in_c_asks_the_same(built, plain, engine):
+    words = [built.program("answer-c"), "--texts", plain, engine, "Two DOGS &amp; 猫", "red house", "猫"]
+    done = subprocess.run([*map(str, words)], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    got = np.frombuffer(done.stdout, np.float32)
+    model = invariclip.load(plain, backend=engine, threads=1)
+    np.testing.assert_array_equal(got[:-2], model.embed_texts(["Two DOGS &amp; 猫"])[0])
+    other = model.with_classes(["red house", "猫"], templates=["a photo of a {}.", "{} in art"])
+    np.testing.assert_allclose(
+        got[-2:], other.answer([np.full((40, 50, 3), 127, np.uint8)]).probabilities[0], atol=1e-5
+    )
+
+
+def test_the_command_line_takes_other_classes(built, plain, image, engine, tmp_path):
+    Image.fromarray(image(50, 40)).save(tmp_path / "frame.ppm")
+    how = ["--class", "red house", "--class", "猫", "--template", "{} in art", "--engine", engine, "--json"]
+    done = subprocess.run(
+        [*map(str, [built.classify, plain, tmp_path / "frame.ppm", *how])], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    model = invariclip.load(plain, backend=engine).with_classes(["red house", "猫"], templates=["{} in art"])
+    wanted = model.answer([tmp_path / "frame.ppm"]).probabilities[0]
+    np.testing.assert_allclose(json.loads(done.stdout)["probabilities"], wanted, atol=1e-5)
+    words = [built.classify, plain, tmp_path / "frame.ppm", "--template", "{}"]
+    done = subprocess.run([*map(str, words)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "--template is of other classes" in done.stderr
 
 
 @pytest.mark.parametrize(

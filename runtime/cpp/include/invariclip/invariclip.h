@@ -100,6 +100,11 @@ INVARICLIP_API invariclip_status invariclip_model_load(const char *path, const i
 /* The same artifact for images of one place, as `invariclip adapt` measured it; the engine is shared. */
 INVARICLIP_API invariclip_status invariclip_model_with_site(const invariclip_model *model, const char *site_path,
                                                             invariclip_model **adapted);
+/* The same artifact with other classes, put into each of the templates, which have one {} for them; no template: the
+ * artifact's own, or "a photo of a {}.". The engine is shared. */
+INVARICLIP_API invariclip_status invariclip_model_with_classes(const invariclip_model *model, const char *const *classes,
+                                                               size_t class_count, const char *const *templates,
+                                                               size_t template_count, invariclip_model **other);
 /* NULL is allowed. */
 INVARICLIP_API void invariclip_model_free(invariclip_model *model);
 
@@ -172,6 +177,11 @@ INVARICLIP_API void invariclip_predictions_free(invariclip_predictions *predicti
 /* Unit embeddings [count, width] of float32. `room`: how many floats fit, at least count * width. `batch_size` 0: 16. */
 INVARICLIP_API invariclip_status invariclip_embed(const invariclip_model *model, const invariclip_image *images,
                                                   size_t count, size_t batch_size, float *embeddings, size_t room);
+
+/* Unit embeddings [count, width] of texts. `cut`, where it is not NULL, is how many texts were cut to the tower's context. */
+INVARICLIP_API invariclip_status invariclip_embed_texts(const invariclip_model *model, const char *const *texts,
+                                                        size_t count, size_t batch_size, float *embeddings, size_t room,
+                                                        size_t *cut);
 
 /* Where answers go: each a buffer with room for so many floats, or NULL and 0 where it is not wanted. */
 typedef struct invariclip_answers {
