@@ -37,6 +37,7 @@ def tables() -> str:
     parts = [
         f"// Written by `python -m invariclip.bench.cpp.tables` of Unicode {unicodedata.unidata_version} and ftfy "
         f"{ftfy.__version__}.",
+        "// clang-format off",
         '#include "text_tables.hpp"',
         "",
         "namespace invariclip::tables {",

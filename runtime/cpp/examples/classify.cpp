@@ -119,8 +119,8 @@ void write_json(std::ostream& out, const invariclip::Prediction& answer) {
         << ", \"probability\": " << answer.probability << ", \"ranking\": [";
     for (std::size_t place = 0; place < answer.ranking.size(); ++place) {
         const invariclip::RankedClass& one = answer.ranking[place];
-        out << (place == 0 ? "" : ", ") << "{\"label\": " << quoted(one.label) << ", \"probability\": " << one.probability
-            << "}";
+        out << (place == 0 ? "" : ", ") << "{\"label\": " << quoted(one.label)
+            << ", \"probability\": " << one.probability << "}";
     }
     out << "], \"probabilities\": ";
     write_list(out, answer.probabilities.data(), answer.probabilities.size());

@@ -3,11 +3,11 @@
 #include <stdio.h>
 #include <string.h>
 
-int main(int count, char **arguments) {
+int main(int count, char** arguments) {
     static unsigned char frame[480 * 640 * 3];
     const invariclip_image image = {frame, 640, 480, 0, INVARICLIP_BGR, 0};
-    invariclip_model *model = NULL;
-    invariclip_predictions *predictions = NULL;
+    invariclip_model* model = NULL;
+    invariclip_predictions* predictions = NULL;
     invariclip_prediction best;
     int failed = 1;
     if (count != 2) {

@@ -21,9 +21,9 @@ struct Facts {
     std::size_t width = 0;  // of the embeddings
     bool learned = false;   // templates that give an uncertainty
     std::optional<double> abstain_above;
-    double logit_scale = 1;            // τ, already exponentiated
-    std::optional<double> logit_bias;  // of models that answer with a sigmoid for each class
-    std::optional<std::string> site;   // the name of one that its graphs are adapted to
+    double logit_scale = 1;              // τ, already exponentiated
+    std::optional<double> logit_bias;    // of models that answer with a sigmoid for each class
+    std::optional<std::string> site;     // the name of one that its graphs are adapted to
     std::vector<std::string> templates;  // prompts that its classes were embedded with
 };
 
@@ -34,8 +34,8 @@ struct Graph {
     std::optional<std::string> sha256;
     std::optional<std::string> data_sha256;
     Compute compute = Compute::float32;
-    bool resizes = false;             // by ONNX's Resize, which only ONNX Runtime computes as the export does
-    std::vector<std::string> proved;  // engines that it kept the contract in; none are known of a file alone
+    bool resizes = false;                       // by ONNX's Resize, which only ONNX Runtime computes as the export does
+    std::vector<std::string> proved;            // engines that it kept the contract in; none are known of a file alone
     std::map<std::string, std::string> missed;  // engines that it broke the contract in, and how
 };
 
@@ -43,7 +43,7 @@ struct Graph {
 struct TextSide {
     TextSpec spec;
     Graph graph;
-    bool dynamic = false;  // takes rows that are cut to what the longest of them needs
+    bool dynamic = false;   // takes rows that are cut to what the longest of them needs
     std::string tokenizer;  // a file
     std::string tokenizer_sha256;
 };

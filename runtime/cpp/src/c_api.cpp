@@ -11,7 +11,8 @@
 #include "invariclip/invariclip.hpp"
 
 #define INVARICLIP_TEXT(number) #number
-#define INVARICLIP_DOTTED(major, minor, patch) INVARICLIP_TEXT(major) "." INVARICLIP_TEXT(minor) "." INVARICLIP_TEXT(patch)
+#define INVARICLIP_DOTTED(major, minor, patch) \
+    INVARICLIP_TEXT(major) "." INVARICLIP_TEXT(minor) "." INVARICLIP_TEXT(patch)
 
 namespace {
 

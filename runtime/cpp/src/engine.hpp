@@ -130,8 +130,8 @@ std::unique_ptr<Engine> open_openvino(const Graph& graph, const Input& input, co
                                       int threads);
 #endif
 
-// The engine of a name. Its graph is held against its digest meanwhile, before anything is answered, where `verify` says so.
-// Throws ArtifactError, InputError, EngineError.
+// The engine of a name. Its graph is held against its digest meanwhile, before anything is answered, where `verify`
+// says so. Throws ArtifactError, InputError, EngineError.
 std::unique_ptr<Engine> open_checked(const std::string& name, const Graph& graph, const Input& input,
                                      const std::vector<Output>& outputs, int threads, bool verify);
 

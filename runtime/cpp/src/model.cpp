@@ -123,8 +123,8 @@ struct Model::State {
     std::shared_ptr<Opened> opened;
     std::optional<Site> site;
     std::vector<std::string> classes;
-    // Where classes are not answered by the graph: it does not know others than its own, and what it says of those is said
-    // of embeddings that have a site's shift still
+    // Where classes are not answered by the graph: it does not know others than its own, and what it says of those is
+    // said of embeddings that have a site's shift still
     std::shared_ptr<const std::vector<float>> bank;
     std::vector<std::string> warnings;
 
@@ -299,7 +299,8 @@ Model Model::with_site(const Site& site) const {
 Model Model::with_classes(const std::vector<std::string>& classes, const std::vector<std::string>& templates) const {
     const Facts& facts = state().opened->facts;
     if (facts.learned) {
-        throw InputError("the artifact has learned templates, which are not embedded here; give it other classes in Python");
+        throw InputError(
+            "the artifact has learned templates, which are not embedded here; give it other classes in Python");
     }
     const std::vector<std::string> usual =
         facts.templates.empty() ? std::vector<std::string>{default_template} : facts.templates;
@@ -307,11 +308,11 @@ Model Model::with_classes(const std::vector<std::string>& classes, const std::ve
     require_prompts(classes, prompts);
     auto made = std::make_unique<State>(state());
     std::vector<std::string> cut;
-    made->bank = std::make_shared<const std::vector<float>>(
-        made->opened->texts().embed_classes(classes, prompts, cut));
+    made->bank = std::make_shared<const std::vector<float>>(made->opened->texts().embed_classes(classes, prompts, cut));
     made->classes = classes;
     for (const std::string& prompt : cut) {
-        made->warnings.push_back("a prompt is longer than the text tower's context and was cut: " + json::quoted(prompt));
+        made->warnings.push_back("a prompt is longer than the text tower's context and was cut: " +
+                                 json::quoted(prompt));
     }
     return Model(std::move(made));
 }
@@ -343,8 +344,8 @@ std::vector<Prediction> Model::classify(Images images, const ClassifyOptions& op
     std::vector<Prediction> made;
     made.reserve(images.size());
     for (std::size_t place = 0; place < images.size(); ++place) {
-        made.push_back(ranked(answers.probabilities.row(place), answers.logits.row(place),
-                              state().classes, options.top_k));
+        made.push_back(
+            ranked(answers.probabilities.row(place), answers.logits.row(place), state().classes, options.top_k));
         Prediction& one = made.back();
         if (state().opened->facts.learned) {
             one.uncertainty = answers.uncertainty[place];

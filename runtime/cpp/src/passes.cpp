@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
-// One binary for old and new processors: the inner loops are compiled twice, and each call takes those that the processor
-// has. `target_clones` would do the same, but picks before main, where the code of sanitizers is not ready.
+// One binary for old and new processors: the inner loops are compiled twice, and each call takes those that the
+// processor has. `target_clones` would do the same, but picks before main, where the code of sanitizers is not ready.
 // INVARICLIP_PLAIN leaves the second set out.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(INVARICLIP_PLAIN)
 #define INVARICLIP_AVX2 __attribute__((target("avx2")))

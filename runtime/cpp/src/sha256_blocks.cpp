@@ -59,8 +59,7 @@ INVARICLIP_WITH_SHA void absorb_fast(State& state, const std::uint8_t* data, std
             if (four >= 4) {  // w[t] of w[t-16], w[t-15], w[t-7] and w[t-2], four at a time
                 const __m128i last = word[(four + 3) % 4];
                 const __m128i seven = _mm_alignr_epi8(last, word[(four + 2) % 4], 4);
-                now = _mm_sha256msg2_epu32(
-                    _mm_add_epi32(_mm_sha256msg1_epu32(now, word[(four + 1) % 4]), seven), last);
+                now = _mm_sha256msg2_epu32(_mm_add_epi32(_mm_sha256msg1_epu32(now, word[(four + 1) % 4]), seven), last);
             }
             const __m128i sum = _mm_add_epi32(now, constants_of(4 * four));
             cdgh = _mm_sha256rnds2_epu32(cdgh, abef, sum);

@@ -32,8 +32,9 @@ const Row* code_of(const tables::Table<Row>& table, char32_t code) {
 }
 
 std::optional<Text> entity_of(const tables::Table<tables::Entity>& table, const std::string& name) {
-    const auto* found = std::lower_bound(table.begin(), table.end(), name,
-                                         [](const tables::Entity& row, const std::string& one) { return row.name < one; });
+    const auto* found =
+        std::lower_bound(table.begin(), table.end(), name,
+                         [](const tables::Entity& row, const std::string& one) { return row.name < one; });
     return found != table.end() && name == found->name ? std::optional<Text>(code_points(found->to)) : std::nullopt;
 }
 
@@ -366,7 +367,8 @@ Text fixed_line(Text text, bool entities) {
             text = without_entities(text);
         }
         if (is_bad(text)) {
-            throw InputError("the text " + shown(text) + " looks as if it had been decoded wrongly; give it as it was meant, "
+            throw InputError("the text " + shown(text) +
+                             " looks as if it had been decoded wrongly; give it as it was meant, "
                              "in UTF-8, or embed it in Python, which repairs it by guessing");
         }
         text = replaced(replaced(text, tables::ligatures), tables::widths);

@@ -15,8 +15,8 @@ bool is_blank(std::u32string_view text);
 
 enum class Cleaning { lower, whitespace };
 
-// ftfy, HTML's entities twice, single spaces, and small letters where that is asked for. Throws InputError where the text
-// looks as if it had been decoded wrongly, which ftfy repairs by guessing and this does not.
+// ftfy, HTML's entities twice, single spaces, and small letters where that is asked for. Throws InputError where the
+// text looks as if it had been decoded wrongly, which ftfy repairs by guessing and this does not.
 std::u32string cleaned(std::u32string text, Cleaning cleaning);
 
 }  // namespace invariclip

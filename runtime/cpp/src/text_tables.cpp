@@ -1,4 +1,5 @@
 // Written by `python -m invariclip.bench.cpp.tables` of Unicode 14.0.0 and ftfy 6.3.1.
+// clang-format off
 #include "text_tables.hpp"
 
 namespace invariclip::tables {

@@ -16,7 +16,9 @@ class TextTower {
     // `width`: of embeddings. Throws ArtifactError.
     TextTower(TextSide side, std::size_t width, const std::string& engine, int threads, bool verify);
 
-    [[nodiscard]] Tokens tokenize(const std::string* texts, std::size_t count) const { return tokenize(texts, count, 0); }
+    [[nodiscard]] Tokens tokenize(const std::string* texts, std::size_t count) const {
+        return tokenize(texts, count, 0);
+    }
     [[nodiscard]] TextEmbeddings embed(const std::vector<std::string>& texts, std::size_t batch_size) const;
     // Unit means of each class's prompts, [width, classes]; adds prompts that were cut to `cut`.
     [[nodiscard]] std::vector<float> embed_classes(const std::vector<std::string>& names,

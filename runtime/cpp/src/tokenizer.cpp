@@ -47,8 +47,8 @@ struct Members {
     bool repeated = false;
 
     [[nodiscard]] bool holds(char32_t code) const {
-        const auto found =
-            std::upper_bound(ranges.begin(), ranges.end(), code, [](char32_t one, const auto& row) { return one < row.first; });
+        const auto found = std::upper_bound(ranges.begin(), ranges.end(), code,
+                                            [](char32_t one, const auto& row) { return one < row.first; });
         return found != ranges.begin() && code <= (found - 1)->second;
     }
 };
@@ -97,11 +97,12 @@ class Pattern {
     // How long the word is that begins here; 0: none does.
     [[nodiscard]] std::size_t word(std::u32string_view text) const {
         for (const std::u32string& literal : literals_) {
-            const bool fits = text.size() >= literal.size() &&
-                              std::equal(literal.begin(), literal.end(), text.begin(), [](char32_t one, char32_t other) {
-                                  const char32_t small = other >= U'A' && other <= U'Z' ? other + 32 : other;
-                                  return one == small || (one == U's' && other == long_s);
-                              });
+            const bool fits =
+                text.size() >= literal.size() &&
+                std::equal(literal.begin(), literal.end(), text.begin(), [](char32_t one, char32_t other) {
+                    const char32_t small = other >= U'A' && other <= U'Z' ? other + 32 : other;
+                    return one == small || (one == U's' && other == long_s);
+                });
             if (fits) {
                 return literal.size();
             }

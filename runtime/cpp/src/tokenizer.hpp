@@ -39,8 +39,8 @@ class Tokenizer {
     Tokenizer(std::string_view content, const TextSpec& spec);
     ~Tokenizer();
 
-    // Writes context_length ids; says whether the text was cut. Throws InputError where it is too long, no UTF-8, or was
-    // decoded wrongly. From several threads at once.
+    // Writes context_length ids; says whether the text was cut. Throws InputError where it is too long, no UTF-8, or
+    // was decoded wrongly. From several threads at once.
     bool row(const std::string& text, std::int64_t* to) const;
 
   private:

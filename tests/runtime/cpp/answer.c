@@ -17,14 +17,14 @@
 static int refused = 0;
 static int wrong = 0;
 
-static int said(const char *what) {
+static int said(const char* what) {
     fprintf(stderr, "%s: %s\n", what, invariclip_last_error());
     return 2;
 }
 
 /* A call that has to be refused, in one line. */
-static void expect(invariclip_status status, invariclip_status wanted, const char *part, int line) {
-    const char *message = invariclip_last_error();
+static void expect(invariclip_status status, invariclip_status wanted, const char* part, int line) {
+    const char* message = invariclip_last_error();
     if (status == wanted && strstr(message, part) != NULL && strchr(message, '\n') == NULL) {
         ++refused;
     } else {
@@ -34,9 +34,9 @@ static void expect(invariclip_status status, invariclip_status wanted, const cha
 }
 #define EXPECT(call, wanted, part) expect((call), INVARICLIP_##wanted, (part), __LINE__)
 
-static unsigned char *input(size_t *count) {
+static unsigned char* input(size_t* count) {
     size_t room = 1 << 16;
-    unsigned char *bytes = malloc(room);
+    unsigned char* bytes = malloc(room);
     *count = 0;
     while (bytes != NULL) {
         const size_t got = fread(bytes + *count, 1, room - *count, stdin);
@@ -45,7 +45,7 @@ static unsigned char *input(size_t *count) {
         }
         *count += got;
         if (*count == room) {
-            unsigned char *more = realloc(bytes, room *= 2);
+            unsigned char* more = realloc(bytes, room *= 2);
             if (more == NULL) {
                 free(bytes);
             }
@@ -55,12 +55,12 @@ static unsigned char *input(size_t *count) {
     return bytes;
 }
 
-static int answer(const char *artifact, const char *engine, size_t width, size_t height, const char *site) {
+static int answer(const char* artifact, const char* engine, size_t width, size_t height, const char* site) {
     invariclip_load_options options = {sizeof options, NULL, NULL, 1, 0};
     invariclip_facts facts = {sizeof facts, NULL, NULL, 0, 0, 0, 0, 0, NULL, NULL, 0};
     invariclip_answers answers = {sizeof answers, NULL, 0, NULL, 0, NULL, 0, NULL, 0};
-    invariclip_model *model = NULL;
-    invariclip_predictions *predictions = NULL;
+    invariclip_model* model = NULL;
+    invariclip_predictions* predictions = NULL;
     const size_t one = 1;
     size_t bytes;
     size_t place;
@@ -70,20 +70,21 @@ static int answer(const char *artifact, const char *engine, size_t width, size_t
         return said("load");
     }
     if (site != NULL) {
-        invariclip_model *adapted = NULL;
+        invariclip_model* adapted = NULL;
         if (invariclip_model_with_site(model, site, &adapted) != INVARICLIP_OK) {
             return said("site");
         }
         invariclip_model_free(model); /* what they share lives on */
         model = adapted;
     }
-    if (invariclip_model_facts(model, &facts) != INVARICLIP_OK || invariclip_model_warm_up(model, &one, 1) != INVARICLIP_OK) {
+    if (invariclip_model_facts(model, &facts) != INVARICLIP_OK ||
+        invariclip_model_warm_up(model, &one, 1) != INVARICLIP_OK) {
         return said("facts");
     }
-    unsigned char *pixels = input(&bytes);
+    unsigned char* pixels = input(&bytes);
     const size_t count = bytes / (width * height * 3);
-    invariclip_image *images = calloc(count + 1, sizeof *images);
-    float *room = malloc((2 * facts.width + 2 * facts.class_count + 1) * count * sizeof(float));
+    invariclip_image* images = calloc(count + 1, sizeof *images);
+    float* room = malloc((2 * facts.width + 2 * facts.class_count + 1) * count * sizeof(float));
     if (pixels == NULL || images == NULL || room == NULL) {
         return 3;
     }
@@ -93,7 +94,7 @@ static int answer(const char *artifact, const char *engine, size_t width, size_t
         images[place].height = height;
         images[place].order = INVARICLIP_RGB;
     }
-    float *next = room;
+    float* next = room;
     answers.embeddings = next;
     answers.embeddings_room = count * facts.width;
     next += answers.embeddings_room;
@@ -137,16 +138,16 @@ static int answer(const char *artifact, const char *engine, size_t width, size_t
     return 0;
 }
 
-static int texts(const char *artifact, const char *engine, const char *text, const char *const *classes) {
+static int texts(const char* artifact, const char* engine, const char* text, const char* const* classes) {
     static unsigned char frame[50 * 40 * 3];
     static float room[4096];
     invariclip_load_options options = {sizeof options, NULL, NULL, 1, 0};
     invariclip_facts facts = {sizeof facts, NULL, NULL, 0, 0, 0, 0, 0, NULL, NULL, 0};
     invariclip_answers answers = {sizeof answers, NULL, 0, NULL, 0, NULL, 0, NULL, 0};
     const invariclip_image image = {frame, 50, 40, 0, INVARICLIP_RGB, 0};
-    const char *const templates[] = {"a photo of a {}.", "{} in art"};
-    invariclip_model *model = NULL;
-    invariclip_model *other = NULL;
+    const char* const templates[] = {"a photo of a {}.", "{} in art"};
+    invariclip_model* model = NULL;
+    invariclip_model* other = NULL;
     size_t cut = 77;
     memset(frame, 127, sizeof frame);
     options.engine = engine;
@@ -171,10 +172,10 @@ static int texts(const char *artifact, const char *engine, const char *text, con
 /* A struct of a later version, which has something more behind its end. */
 struct later {
     invariclip_load_options options;
-    const char *more;
+    const char* more;
 };
 
-static int abuse(const char *artifact, const char *engine, const char *site) {
+static int abuse(const char* artifact, const char* engine, const char* site) {
     static unsigned char pixels[32 * 32 * 4];
     static float room[4096];
     invariclip_load_options options = {sizeof options, NULL, NULL, 1, 0};
@@ -183,13 +184,13 @@ static int abuse(const char *artifact, const char *engine, const char *site) {
     invariclip_answers answers = {sizeof answers, NULL, 0, NULL, 0, NULL, 0, NULL, 0};
     invariclip_image image = {NULL, 32, 32, 0, INVARICLIP_RGB, 0};
     invariclip_prediction best;
-    invariclip_model *model = NULL;
-    invariclip_model *adapted = NULL;
-    invariclip_predictions *predictions = NULL;
+    invariclip_model* model = NULL;
+    invariclip_model* adapted = NULL;
+    invariclip_predictions* predictions = NULL;
     const size_t none = 0;
-    const char *name = "cat";
-    const char *broken = "\xff";
-    const char *absent = NULL;
+    const char* name = "cat";
+    const char* broken = "\xff";
+    const char* absent = NULL;
     struct later later;
     memset(&later, 0, sizeof later);
 
@@ -248,7 +249,8 @@ static int abuse(const char *artifact, const char *engine, const char *site) {
     EXPECT(invariclip_embed_texts(model, &absent, 1, 0, room, 4096, NULL), INPUT_ERROR, "texts[0] is NULL");
     EXPECT(invariclip_embed_texts(model, &name, 1, 0, NULL, 4096, NULL), INPUT_ERROR, "embeddings is NULL");
     EXPECT(invariclip_embed_texts(model, &name, 1, 0, room, 1, NULL), INPUT_ERROR, "has room for 1 floats");
-    EXPECT(invariclip_embed_texts(model, &name, 1, 1025, room, 4096, NULL), INPUT_ERROR, "a batch must be of 1 to 1024");
+    EXPECT(invariclip_embed_texts(model, &name, 1, 1025, room, 4096, NULL), INPUT_ERROR,
+           "a batch must be of 1 to 1024");
     EXPECT(invariclip_embed_texts(model, &broken, 1, 0, room, 4096, NULL), INPUT_ERROR, "text 0: a text is not UTF-8");
 
     EXPECT(invariclip_model_warm_up(NULL, &none, 1), INPUT_ERROR, "model is NULL");
@@ -258,7 +260,8 @@ static int abuse(const char *artifact, const char *engine, const char *site) {
     EXPECT(invariclip_classify(NULL, &image, 1, NULL, &predictions), INPUT_ERROR, "model is NULL");
     EXPECT(invariclip_classify(model, NULL, 1, NULL, &predictions), INPUT_ERROR, "images is NULL");
     EXPECT(invariclip_classify(model, &image, 1, NULL, NULL), INPUT_ERROR, "predictions is NULL");
-    EXPECT(invariclip_classify(model, &image, 1, NULL, &predictions), INPUT_ERROR, "image 0: an image of 32x32 pixels has");
+    EXPECT(invariclip_classify(model, &image, 1, NULL, &predictions), INPUT_ERROR,
+           "image 0: an image of 32x32 pixels has");
     image.data = pixels;
     image.order = 5;
     EXPECT(invariclip_classify(model, &image, 1, NULL, &predictions), INPUT_ERROR, "image 0: order 5 is not known");
@@ -326,12 +329,12 @@ static int abuse(const char *artifact, const char *engine, const char *site) {
     return wrong != 0;
 }
 
-int main(int count, char **words) {
+int main(int count, char** words) {
     if (count == 5 && strcmp(words[1], "--abuse") == 0) {
         return abuse(words[2], words[3], words[4]);
     }
     if (count == 7 && strcmp(words[1], "--texts") == 0) {
-        return texts(words[2], words[3], words[4], (const char *const *)(words + 5));
+        return texts(words[2], words[3], words[4], (const char* const*)(words + 5));
     }
     if (count < 5 || count > 6 || atoi(words[3]) < 1 || atoi(words[4]) < 1) {
         return 2;

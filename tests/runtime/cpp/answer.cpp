@@ -260,8 +260,9 @@ const invariclip::Model& opened(std::istringstream& words) {
     words >> artifact >> engine;
     const std::string key = artifact + ' ' + engine;
     const auto found = known.find(key);
-    return found != known.end() ? found->second
-                                : known.emplace(key, invariclip::Model::load(artifact, {engine, "", 1, true})).first->second;
+    return found != known.end()
+               ? found->second
+               : known.emplace(key, invariclip::Model::load(artifact, {engine, "", 1, true})).first->second;
 }
 
 std::string tokens(std::istringstream& words) {
@@ -416,8 +417,8 @@ std::string answer(const std::string& line) {
     if (what == "decode") {
         const auto image = invariclip::images::read(line.substr(7));
         return "ok " + std::to_string(image.width) + ' ' + std::to_string(image.height) + ' ' +
-               std::to_string(invariclip::channels_of(image.order)) + ' ' + std::to_string(image.bytes.size()) +
-               '\n' + std::string(image.bytes.begin(), image.bytes.end());
+               std::to_string(invariclip::channels_of(image.order)) + ' ' + std::to_string(image.bytes.size()) + '\n' +
+               std::string(image.bytes.begin(), image.bytes.end());
     }
     if (what == "quoted") {
         return "ok " + invariclip::json::quoted(invariclip::json::parse(line.substr(7)).text("it")) + '\n';

@@ -135,7 +135,8 @@ int main(int count, char** arguments) {
             site.apply(row.data());
         });
         accepted["texts"] += understood([&] {
-            const std::u32string clean = invariclip::cleaned(invariclip::code_points(bytes), invariclip::Cleaning::lower);
+            const std::u32string clean =
+                invariclip::cleaned(invariclip::code_points(bytes), invariclip::Cleaning::lower);
             invariclip::utf8(clean);
         });
         accepted["tokenizers"] += understood([&] {

@@ -201,8 +201,8 @@ struct Rows {
 // Texts as ids, and which of them did not fit into the tower's context: those were cut.
 struct Tokens {
     std::size_t count = 0;
-    std::size_t width = 0;              // of a row: the tower's context
-    std::vector<std::int64_t> ids;      // [count, width]
+    std::size_t width = 0;          // of a row: the tower's context
+    std::vector<std::int64_t> ids;  // [count, width]
     std::vector<std::size_t> cut_texts;
 };
 
@@ -232,7 +232,7 @@ class Site {
     [[nodiscard]] const std::string& name() const noexcept { return name_; }
     [[nodiscard]] const std::string& space_id() const noexcept { return space_id_; }  // where it was measured
     [[nodiscard]] std::size_t images() const noexcept { return images_; }             // that it was measured on
-    [[nodiscard]] double kinds() const noexcept { return kinds_; }                    // of things that they show, from 1
+    [[nodiscard]] double kinds() const noexcept { return kinds_; }    // of things that they show, from 1
     [[nodiscard]] double weight() const noexcept { return weight_; }  // how much of the shift counts, from 0 to 1
     [[nodiscard]] const std::vector<float>& shift() const noexcept { return shift_; }
     [[nodiscard]] const std::string& sha256() const noexcept { return sha256_; }  // of space and shift, as in Python
@@ -270,14 +270,14 @@ class Model {
 
     // The same artifact with other classes, which are embedded here and answered from embeddings: the engine is shared.
     // Each class is put into every template, which has one {} for it; without templates they are the artifact's own, or
-    // "a photo of a {}.". Prompts that were cut are warned of. Throws InputError where a name or a template cannot be used,
-    // or the artifact has learned templates, and what embed_texts throws.
+    // "a photo of a {}.". Prompts that were cut are warned of. Throws InputError where a name or a template cannot be
+    // used, or the artifact has learned templates, and what embed_texts throws.
     [[nodiscard]] Model with_classes(const std::vector<std::string>& classes,
                                      const std::vector<std::string>& templates = {}) const;
 
-    // Texts in UTF-8, with the tokens that Python makes of them. Tokenizer and tower are opened at the first text. Throw
-    // InputError where a text is no UTF-8 or was decoded wrongly, or the artifact is one graph alone; ArtifactError where a
-    // file is damaged, or the tokenizer is of a kind that is not read here.
+    // Texts in UTF-8, with the tokens that Python makes of them. Tokenizer and tower are opened at the first text.
+    // Throw InputError where a text is no UTF-8 or was decoded wrongly, or the artifact is one graph alone;
+    // ArtifactError where a file is damaged, or the tokenizer is of a kind that is not read here.
     [[nodiscard]] Tokens tokenize(const std::vector<std::string>& texts) const;
     [[nodiscard]] TextEmbeddings embed_texts(const std::vector<std::string>& texts, std::size_t batch_size = 64) const;
 
