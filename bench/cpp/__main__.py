@@ -37,9 +37,14 @@ _TURN = 0.4
 @click.argument("artifact", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--rounds", default=9, show_default=True, type=click.IntRange(min=3))
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1), help="Of the engine.")
+@click.option(
+    "--loading",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="An artifact, best a large one, whose loading is timed; by default ARTIFACT.",
+)
 @click.option("--out", "-o", type=click.Path(path_type=Path), default=Path("docs/cpp.md"), show_default=True)
-def cpp(artifact: Path, rounds: int, threads: int, out: Path) -> int:
-    """Time pixels and whole answers in C++ and in Python, one process each, in turns.
+def cpp(artifact: Path, rounds: int, threads: int, loading: Path | None, out: Path) -> int:
+    """Time pixels, whole answers and loading in C++ and in Python, one process each, in turns.
 
     OpenVINO comes with its wheel; ONNX Runtime's wheel lacks the headers, so it is timed where the environment variable
     ONNXRUNTIME_ROOT names a folder with include/ and lib/.
@@ -59,21 +64,56 @@ def cpp(artifact: Path, rounds: int, threads: int, out: Path) -> int:
             for engine in engines:
                 asked = [*words, "classify", str(artifact), engine, str(threads)]
                 rows.setdefault(engine, []).append(asdict(compare(size, ask, asked, folder, **how)))
+        loaded = time_loading(loading or artifact, ask, engines, folder, rounds=rounds, threads=threads)
     shares = Ticks.now().since(before)
     manifest = read_manifest(artifact)
     found = {
         "model": manifest.model.name, "classes": len(manifest.classes), "rounds": rounds, "threads": threads,
         "side": SIDE, "rows": rows, "processor": this_machine().processor, "processors": os.cpu_count(),
         "load": [load, os.getloadavg()[0]], "steal": shares["steal"],
-        "versions": {name: version(name) for name in ("pillow", *engines)},
+        "versions": {name: version(name) for name in ("pillow", *engines)}, "loading": loaded,
     }  # fmt: skip
-    unequal = [row["name"] for group in rows.values() for row in group if not row["equal"]]
+    unequal = [row["name"] for group in (*rows.values(), loaded["rows"]) for row in group if not row["equal"]]
     if unequal:
         raise InputError(f"C++ and Python do not answer the same bytes: {', '.join(unequal)}")
     write_atomically(out.with_suffix(".json"), json.dumps(found, indent=1) + "\n")
     write_atomically(out, page(found))
     note(f"{out}: written")
     return 0
+
+
+def time_loading(
+    artifact: Path, ask: Path, engines: Sequence[str], folder: Path, *, rounds: int, threads: int
+) -> dict[str, Any]:
+    """An artifact opened by both, and the engine alone beside C++ that looks at no digest.
+
+    Args:
+        artifact: What is opened; its files are in the page cache from the second time on.
+        ask: The C++ program.
+        engines: Those to open it in.
+        folder: For the first answers.
+        rounds: Turns that each gets.
+        threads: Of an engine.
+
+    Returns:
+        A part of the page's record.
+
+    Raises:
+        WorkerError: A process stopped.
+    """
+    _frame(8, 8).tofile(folder / "blank")
+    before, rows = os.getloadavg()[0], []
+    for engine in engines:
+        for what, name in (("load", f"{engine}, digests looked at"), ("unverified", f"{engine} alone, C++ without")):
+            asked = [str(folder / "blank"), "8", "8", what, str(artifact), engine, str(threads)]
+            row = compare(name, ask, asked, folder, rounds=rounds, seconds=_TURN, progress=bar)
+            rows.append(asdict(row))
+    manifest = read_manifest(artifact)
+    size = manifest.variants["float32"].image.size_bytes
+    return {
+        "model": manifest.model.name, "bytes": size, "rounds": rounds, "rows": rows,
+        "load": [before, os.getloadavg()[0]],
+    }  # fmt: skip
 
 
 def _frame(columns: int, rows: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -109,12 +149,21 @@ def page(found: Mapping[str, Any]) -> str:
     for engine, rows in found["rows"].items():
         if engine != "pixels":
             lines += ["", f"From a frame to a prediction, batch 1, in {engine}.", "", *_table(rows)]
+    loading = found["loading"]
+    lines += [
+        "",
+        f"Loading an image graph of {loading['bytes'] / 1e6:.0f} MB ({loading['model']}), {loading['rounds']} rounds, "
+        "its file in the page cache. *Alone* is the engine's own Python API beside C++ with `LoadOptions::verify` off. "
+        f"Load average {loading['load'][0]:.1f} before and {loading['load'][1]:.1f} after.",
+        "",
+        *_table(loading["rows"], "engine"),
+    ]
     return "\n".join(lines) + "\n"
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _table(rows: Sequence[Mapping[str, Any]], what: str = "frame") -> list[str]:
     return [
-        "| frame | Python, ms | C++, ms | C++ is faster | fastest: Python, C++, ms |",
+        f"| {what} | Python, ms | C++, ms | C++ is faster | fastest: Python, C++, ms |",
         "|---|---|---|---|---|",
         *map(_line, rows),
     ]

@@ -2,6 +2,8 @@
 //
 //     ask FRAME COLUMNS ROWS OUT pixels SIDE
 //     ask FRAME COLUMNS ROWS OUT classify ARTIFACT ENGINE THREADS
+//     ask FRAME COLUMNS ROWS OUT load ARTIFACT ENGINE THREADS         the artifact opened, and closed again
+//     ask FRAME COLUMNS ROWS OUT unverified ARTIFACT ENGINE THREADS   the same with LoadOptions::verify off
 //
 // FRAME holds RGB bytes. The first answer goes to OUT as bytes, and an empty JSON object says so. Then each line on
 // standard input, {"do": "time", "repetitions": N}, asks for N times, which come back as {"times": [seconds, ...]}: the
@@ -64,6 +66,11 @@ int main(int count, char** given) {
             invariclip::Pixels pixels(spec);
             std::vector<std::uint8_t> out(spec.bytes());
             serve(words[3], [&] { pixels.fit(image, out.data()); }, [&] { return bytes_of(out); });
+        } else if (words[4] == "load" || words[4] == "unverified") {
+            const invariclip::LoadOptions options{words.at(6), "", std::stoi(words.at(7)), words[4] == "load"};
+            std::string space;
+            const auto load = [&] { space = invariclip::Model::load(words[5], options).space_id(); };
+            serve(words[3], load, [&] { return Bytes(space.begin(), space.end()); });
         } else {
             const auto model = invariclip::Model::load(words[5], {words.at(6), "", std::stoi(words.at(7))});
             std::vector<invariclip::Prediction> answers;

@@ -34,13 +34,14 @@ def missing() -> str | None:
     return None
 
 
-def build(project: Path, folder: Path, *options: str) -> tuple[str, ...]:
+def build(project: Path, folder: Path, *options: str, engines: bool = True) -> tuple[str, ...]:
     """Configures and builds a CMake project that takes in the C++ runtime; what did not change is not built again.
 
     Args:
         project: The folder of its CMakeLists.txt.
         folder: Where it is built.
         options: Further options of CMake's first call.
+        engines: Say where OpenVINO is; without it the project must need no engine.
 
     Returns:
         The engines that were compiled in.
@@ -54,8 +55,17 @@ def build(project: Path, folder: Path, *options: str) -> tuple[str, ...]:
         raise MissingExtraError(lacks)
     # -U: an ONNX Runtime that was found last time may be gone, or another
     found = ("-U", "ONNXR*")
-    said = _run("-S", str(project), "-B", str(folder), *found, "-DCMAKE_BUILD_TYPE=Release", *_openvino(), *options)
-    _run("--build", str(folder), "--parallel", "2")
+    said = cmake(
+        "-S",
+        str(project),
+        "-B",
+        str(folder),
+        *found,
+        "-DCMAKE_BUILD_TYPE=Release",
+        *options,
+        *(_openvino() if engines else ()),
+    )
+    cmake("--build", str(folder), "--parallel", "2")
     line = next(line for line in said.splitlines() if "invariclip: engines:" in line)
     return tuple(name for name in line.rpartition(":")[2].strip().split(";") if name)
 
@@ -66,7 +76,20 @@ def install(folder: Path, prefix: Path) -> None:
     Raises:
         BuildError: CMake failed.
     """
-    _run("--install", str(folder), "--prefix", str(prefix))
+    cmake("--install", str(folder), "--prefix", str(prefix))
+
+
+def cmake(*arguments: str) -> str:
+    """Runs CMake and returns what it said.
+
+    Raises:
+        BuildError: It failed; the message ends with what it said last.
+    """
+    done = subprocess.run([_cmake() or "cmake", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = " ".join((done.stdout + done.stderr)[-2000:].split())
+        raise BuildError(f"CMake failed ({' '.join(arguments[:2])}): {last}")
+    return done.stdout
 
 
 def _cmake() -> str | None:
@@ -80,11 +103,3 @@ def _openvino() -> tuple[str, ...]:
     spec = find_spec("openvino")
     places = [] if spec is None else spec.submodule_search_locations or []
     return tuple(f"-DOpenVINO_DIR={Path(place) / 'cmake'}" for place in places[:1])
-
-
-def _run(*arguments: str) -> str:
-    done = subprocess.run([_cmake() or "cmake", *arguments], capture_output=True, text=True, check=False)
-    if done.returncode:
-        last = " ".join((done.stdout + done.stderr)[-2000:].split())
-        raise BuildError(f"CMake failed ({' '.join(arguments[:2])}): {last}")
-    return done.stdout

@@ -4,6 +4,11 @@
 
     FRAME COLUMNS ROWS OUT pixels SIDE
     FRAME COLUMNS ROWS OUT classify ARTIFACT ENGINE THREADS
+    FRAME COLUMNS ROWS OUT load ARTIFACT ENGINE THREADS
+    FRAME COLUMNS ROWS OUT unverified ARTIFACT ENGINE THREADS
+
+The last two open the artifact and close it again; `unverified` is C++ without a look at digests, beside
+the engine alone.
 """
 
 from __future__ import annotations
@@ -18,6 +23,8 @@ import numpy as np
 from PIL import Image
 
 import invariclip
+from invariclip.artifact.folder import read_manifest
+from invariclip.errors import InputError
 from invariclip.measure.statistics import percentiles, ratio, spread
 from invariclip.measure.worker import Served, Worker, WorkerError, module, serve, take_turns
 from invariclip.preprocessing.pixels import PixelSpec, pixels
@@ -115,7 +122,13 @@ def served(words: Sequence[str]) -> Served:
     """Writes the first answer to OUT; a turn gives the same answer again."""
     path, columns, rows, out, what, *rest = words
     frame = np.fromfile(path, dtype=np.uint8).reshape(int(rows), int(columns), 3)
-    answer = _pixels(frame, int(rest[0])) if what == "pixels" else _classify(frame, rest[0], rest[1], int(rest[2]))
+    answer: Callable[[], Any]
+    if what == "pixels":
+        answer = _pixels(frame, int(rest[0]))
+    elif what == "classify":
+        answer = _classify(frame, rest[0], rest[1], int(rest[2]))
+    else:
+        answer = _load(rest[0], rest[1], int(rest[2]), engine_alone=what == "unverified")
     Path(out).write_bytes(answer().tobytes())
     return Served({}, lambda: answer)
 
@@ -137,6 +150,47 @@ def _classify(frame: NDArray[np.uint8], artifact: str, engine: str, threads: int
         return np.array([found[name] for name in model.classes], dtype=np.float32)
 
     return answer
+
+
+def _load(artifact: str, engine: str, threads: int, *, engine_alone: bool) -> Callable[[], Any]:
+    """The artifact's space, once it is open."""
+    manifest = read_manifest(artifact)
+    graph = Path(artifact) / manifest.variants["float32"].image.path
+    space = np.frombuffer(manifest.space_id.encode(), np.uint8)
+
+    def alone() -> NDArray[np.uint8]:
+        engine_of(engine, graph, threads)
+        return space
+
+    def opened() -> NDArray[np.uint8]:
+        model = invariclip.load(artifact, backend=engine, variant="float32", threads=threads)
+        return np.frombuffer(model.space_id.encode(), np.uint8)
+
+    return alone if engine_alone else opened
+
+
+def engine_of(engine: str, graph: Path, threads: int) -> object:
+    """The engine alone with a graph, set as the runtime sets it for float32.
+
+    Raises:
+        InputError: No engine is called so.
+    """
+    if engine == "onnxruntime":
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    if engine == "openvino":
+        import openvino
+
+        properties = {
+            "INFERENCE_PRECISION_HINT": "f32", "EXECUTION_MODE_HINT": "ACCURACY", "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False,
+        }  # fmt: skip
+        return openvino.Core().compile_model(openvino.Core().read_model(graph), "CPU", properties)
+    raise InputError(f"no engine '{engine}'; available: onnxruntime, openvino")
 
 
 if __name__ == "__main__":

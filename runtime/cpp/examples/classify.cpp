@@ -17,14 +17,19 @@ constexpr const char* usage =
     "  ARTIFACT  a folder name.icm, or an image.onnx alone\n"
     "  --engine NAME --variant NAME --threads N --batch-size N --top-k K\n"
     "  --site FILE                    what `invariclip adapt` measured of the images' place\n"
+    "  --class NAME...                other classes than the artifact's, one an option\n"
+    "  --template TEXT...             prompts of those, with one {} for the name\n"
     "  --abstain-above U|calibrated   give no label above an uncertainty\n"
     "  --embed                        embeddings in place of classes\n"
+    "  --no-verify                    do not hold the graph's files against their digests\n"
     "  --json                         one JSON object an image\n";
 
 struct Asked {
     std::string artifact;
     std::vector<std::string> images;
     std::string site;
+    std::vector<std::string> classes;
+    std::vector<std::string> templates;
     invariclip::LoadOptions load;
     invariclip::ClassifyOptions classify;
     bool embed = false;
@@ -63,12 +68,18 @@ Asked read(const std::vector<std::string>& words) {
             asked.embed = true;
         } else if (word == "--json") {
             asked.json = true;
+        } else if (word == "--no-verify") {
+            asked.load.verify = false;
         } else if (word == "--engine") {
             asked.load.engine = value();
         } else if (word == "--variant") {
             asked.load.variant = value();
         } else if (word == "--site") {
             asked.site = value();
+        } else if (word == "--class") {
+            asked.classes.push_back(value());
+        } else if (word == "--template") {
+            asked.templates.push_back(value());
         } else if (word == "--threads") {
             asked.load.threads = static_cast<int>(count(word, value()));
         } else if (word == "--batch-size") {
@@ -86,6 +97,9 @@ Asked read(const std::vector<std::string>& words) {
         } else {
             asked.images.push_back(word);
         }
+    }
+    if (asked.classes.empty() && !asked.templates.empty()) {
+        throw invariclip::InputError("--template is of other classes; give them by --class");
     }
     if (asked.images.empty()) {
         throw invariclip::InputError("give an artifact and at least one image");
@@ -105,8 +119,8 @@ void write_json(std::ostream& out, const invariclip::Prediction& answer) {
         << ", \"probability\": " << answer.probability << ", \"ranking\": [";
     for (std::size_t place = 0; place < answer.ranking.size(); ++place) {
         const invariclip::RankedClass& one = answer.ranking[place];
-        out << (place == 0 ? "" : ", ") << "{\"label\": " << quoted(one.label) << ", \"probability\": " << one.probability
-            << "}";
+        out << (place == 0 ? "" : ", ") << "{\"label\": " << quoted(one.label)
+            << ", \"probability\": " << one.probability << "}";
     }
     out << "], \"probabilities\": ";
     write_list(out, answer.probabilities.data(), answer.probabilities.size());
@@ -127,6 +141,9 @@ void write_text(std::ostream& out, const invariclip::Prediction& answer) {
 
 void answer(const Asked& asked, std::ostream& out) {
     auto model = invariclip::Model::load(asked.artifact, asked.load);
+    if (!asked.classes.empty()) {
+        model = model.with_classes(asked.classes, asked.templates);
+    }
     if (!asked.site.empty()) {
         model = model.with_site(invariclip::Site::read(asked.site));
     }

@@ -14,6 +14,9 @@
 #ifdef INVARICLIP_PNG
 #include <png.h>
 #endif
+#ifdef INVARICLIP_WEBP
+#include <webp/decode.h>
+#endif
 
 namespace invariclip::images {
 namespace {
@@ -182,6 +185,29 @@ Decoded png(std::string_view content) {
 }
 #endif
 
+#ifdef INVARICLIP_WEBP
+Decoded webp(std::string_view content) {
+    const auto* bytes = reinterpret_cast<const std::uint8_t*>(content.data());
+    WebPBitstreamFeatures features{};
+    if (const VP8StatusCode status = WebPGetFeatures(bytes, content.size(), &features); status != VP8_STATUS_OK) {
+        throw InputError(status == VP8_STATUS_NOT_ENOUGH_DATA ? "damaged WebP (it ends too early)" : "damaged WebP");
+    }
+    if (features.has_animation != 0) {
+        throw InputError("an animated WebP; convert it to a still image");
+    }
+    const bool alpha = features.has_alpha != 0;
+    Decoded made;
+    allocate(made, static_cast<std::size_t>(features.width), static_cast<std::size_t>(features.height),
+             alpha ? Order::rgba : Order::rgb);
+    const int stride = static_cast<int>(made.width * channels_of(made.order));
+    const auto decode = alpha ? WebPDecodeRGBAInto : WebPDecodeRGBInto;
+    if (decode(bytes, content.size(), made.bytes.data(), made.bytes.size(), stride) == nullptr) {
+        throw InputError("damaged WebP (it ends too early, or its content cannot be read)");
+    }
+    return made;
+}
+#endif
+
 }  // namespace
 
 Decoded decode(std::string_view content) {
@@ -197,6 +223,11 @@ Decoded decode(std::string_view content) {
 #ifdef INVARICLIP_PNG
     if (begins("\x89PNG\r\n\x1A\n")) {
         return png(content);
+    }
+#endif
+#ifdef INVARICLIP_WEBP
+    if (begins("RIFF") && content.size() >= 12 && content.substr(8, 4) == "WEBP") {
+        return webp(content);
     }
 #endif
     throw InputError("not an image that is read here; known: " + known());
@@ -229,6 +260,9 @@ std::string known() {
 #endif
 #ifdef INVARICLIP_PNG
     names += ", PNG";
+#endif
+#ifdef INVARICLIP_WEBP
+    names += ", WebP";
 #endif
     return names;
 }

@@ -18,7 +18,7 @@ struct Decoded {
     [[nodiscard]] Image image() const { return {bytes.data(), width, height, 0, order}; }
 };
 
-// Reads PPM and PGM (binary, 8 bits), and JPEG and PNG where they were compiled in. Throws InputError.
+// Reads PPM and PGM (binary, 8 bits), and JPEG, PNG and WebP where they were compiled in. Throws InputError.
 Decoded read(const std::string& path);
 // The same of a file's content.
 Decoded decode(std::string_view content);

@@ -31,9 +31,8 @@ std::optional<double> threshold(const Facts& facts, const Abstain& abstain) {
     return abstain.uncertainty();
 }
 
-void class_probabilities(const Facts& facts, const std::vector<float>& bank, const float* embeddings, std::size_t rows,
-                         float* probabilities, float* kept) {
-    const std::size_t classes = facts.classes.size();
+void class_probabilities(const Facts& facts, const std::vector<float>& bank, std::size_t classes,
+                         const float* embeddings, std::size_t rows, float* probabilities, float* kept) {
     std::vector<double> logits(classes);
     for (std::size_t row = 0; row < rows; ++row, embeddings += facts.width, probabilities += classes, kept += classes) {
         std::fill(logits.begin(), logits.end(), 0.0);

@@ -15,7 +15,7 @@ Prediction ranked(const float* row, const float* logits, const std::vector<std::
 // What unit embeddings [rows, facts.width] say of unit class embeddings [facts.width, classes], in float64: the softmax
 // of τ · cos, or where there is a bias the sigmoid of τ · cos + b; and the logits themselves. Writes
 // [rows, classes] of each.
-void class_probabilities(const Facts& facts, const std::vector<float>& bank, const float* embeddings, std::size_t rows,
-                         float* probabilities, float* logits);
+void class_probabilities(const Facts& facts, const std::vector<float>& bank, std::size_t classes,
+                         const float* embeddings, std::size_t rows, float* probabilities, float* logits);
 
 }  // namespace invariclip

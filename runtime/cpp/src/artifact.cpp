@@ -67,6 +67,11 @@ Facts facts_of(const json::Value& plain) {
     if (plain.has("site")) {
         facts.site = plain.at("site").at("name").text("a site's name");
     }
+    if (plain.has("templates")) {
+        for (const json::Value& one : plain.at("templates").array("templates")) {
+            facts.templates.push_back(one.text("a template"));
+        }
+    }
     facts.learned = plain.has("cdc");
     if (facts.learned && plain.at("cdc").has("abstain_above")) {
         const double limit = plain.at("cdc").at("abstain_above").number("abstain_above");
@@ -101,7 +106,27 @@ std::string listed(const json::Object& members) {
     return names.empty() ? "none" : names;
 }
 
-Graph graph_of(const std::string& folder, const json::Value& plain, const std::string& wanted) {
+// A file of the folder that the manifest names, there and of the size that it says.
+fs::path file_of(const std::string& folder, const json::Value& plain) {
+    const std::string& name = plain.at("path").text("path");
+    require_bare(name);
+    const fs::path root = fs::weakly_canonical(fs::path(folder));
+    const fs::path path = fs::weakly_canonical(root / fs::u8path(name));
+    if (path.parent_path() != root) {
+        throw ArtifactError("the manifest names " + json::quoted(name) + ", which leaves the artifact's folder");
+    }
+    const std::size_t bytes = plain.at("size_bytes").count("size_bytes", 0, max_file_bytes);
+    if (!fs::is_regular_file(path)) {
+        throw ArtifactError(name + " is missing; export again");
+    }
+    if (fs::file_size(path) != bytes) {
+        throw ArtifactError(name + " is not the file that was exported (its size differs); export again");
+    }
+    return path;
+}
+
+// `which`: image or text.
+Graph graph_of(const std::string& folder, const json::Value& plain, const std::string& wanted, const char* which) {
     const json::Object& variants = plain.at("variants").object("variants");
     const auto found = variants.find(wanted.empty() ? safe_variant : wanted);
     if (found == variants.end()) {
@@ -109,21 +134,21 @@ Graph graph_of(const std::string& folder, const json::Value& plain, const std::s
                             "'; available: " + listed(variants));
     }
     const json::Value& variant = found->second;
-    const json::Value& file = variant.at("image");
-    const std::string& name = file.at("path").text("path");
-    require_bare(name);
+    const json::Value& file = variant.at(which);
     Graph graph;
     graph.variant = found->first;
     graph.sha256 = file.at("sha256").text("sha256");
     if (file.has("data_sha256")) {
         graph.data_sha256 = file.at("data_sha256").text("data_sha256");
     }
-    graph.compute = variant.has("compute") ? compute_of(variant.at("compute").text("compute")) : Compute::float32;
+    const bool text = std::string_view(which) == "text";
+    const char* compute = text ? "text_compute" : "compute";
+    graph.compute = variant.has(compute) ? compute_of(variant.at(compute).text(compute)) : Compute::float32;
     const std::string front = variant.has("front") ? variant.at("front").text("front") : "host";
     if (front != "host" && front != "resize" && front != "matmul") {
         throw ArtifactError("front '" + front + "' is not known; it is one of: host, resize, matmul");
     }
-    graph.resizes = front == "resize";
+    graph.resizes = !text && front == "resize";
     for (const auto& engine : variant.at("parity").object("parity")) {
         graph.proved.push_back(engine.first);
     }
@@ -135,25 +160,13 @@ Graph graph_of(const std::string& folder, const json::Value& plain, const std::s
             }
         }
     }
-    const fs::path root = fs::weakly_canonical(fs::path(folder));
-    const fs::path path = fs::weakly_canonical(root / fs::u8path(name));
-    if (path.parent_path() != root) {
-        throw ArtifactError("the manifest names " + json::quoted(name) + ", which leaves the artifact's folder");
-    }
-    const std::size_t bytes = file.at("size_bytes").count("size_bytes", 0, max_file_bytes);
-    if (!fs::is_regular_file(path)) {
-        throw ArtifactError(name + " is missing; export again");
-    }
-    if (fs::file_size(path) != bytes) {
-        throw ArtifactError(name + " is not the file that was exported (its size differs); export again");
-    }
-    graph.path = path.string();
+    graph.path = file_of(folder, file).string();
     return graph;
 }
 
 std::string bounded(const fs::path& path) {
     if (fs::file_size(path) > max_manifest_bytes) {
-        throw ArtifactError("is larger than any manifest");
+        throw ArtifactError("is larger than " + std::to_string(max_manifest_bytes) + " bytes, the bound of such files");
     }
     std::ifstream file(path, std::ios::binary);
     std::string text{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
@@ -181,7 +194,24 @@ Facts read_facts(std::string_view text) { return facts_of(json::parse(text)); }
 
 Artifact read_manifest(const std::string& folder, std::string_view text, const std::string& variant) {
     const json::Value plain = json::parse(text);
-    return {facts_of(plain), graph_of(folder, plain, variant)};
+    return {facts_of(plain), graph_of(folder, plain, variant, "image"), std::string(text)};
+}
+
+TextSide read_text_side(const std::string& folder, std::string_view manifest, const std::string& variant) {
+    return about((fs::path(folder) / manifest_name).string(), [&] {
+        const json::Value plain = json::parse(manifest);
+        const json::Value& found = plain.at("variants").at(variant);
+        if (!plain.has("text") || !plain.has("tokenizer") || !found.has("text")) {
+            throw InputError(folder + ": has no text tower; export it again with one");
+        }
+        TextSide text;
+        text.spec = read_text_spec(plain.at("text"));
+        text.graph = graph_of(folder, plain, variant, "text");
+        text.dynamic = found.has("text_length") && found.at("text_length").text("text_length") == "dynamic";
+        text.tokenizer = file_of(folder, plain.at("tokenizer")).string();
+        text.tokenizer_sha256 = plain.at("tokenizer").at("sha256").text("sha256");
+        return text;
+    });
 }
 
 Artifact open_artifact(const std::string& path, const std::string& variant) {
@@ -222,6 +252,16 @@ void require_unchanged(const Graph& graph) {
     if (graph.data_sha256 && sha256_file(data) != *graph.data_sha256) {
         throw ArtifactError(data + ": is not what was exported; export again");
     }
+}
+
+std::string read_tokenizer(const TextSide& text, bool verify) {
+    return about(text.tokenizer, [&] {
+        std::string content = bounded(text.tokenizer);
+        if (verify && sha256_of(content) != text.tokenizer_sha256) {
+            throw ArtifactError("is not the file that was exported (digest differs); export again");
+        }
+        return content;
+    });
 }
 
 }  // namespace invariclip

@@ -14,6 +14,7 @@ namespace invariclip {
 
 // The names inside the graphs.
 constexpr const char* pixels_name = "pixels";
+constexpr const char* ids_name = "input_ids";
 constexpr const char* embedding_name = "embedding";
 constexpr const char* probabilities_name = "probabilities";
 constexpr const char* logits_name = "logits";
@@ -24,6 +25,23 @@ struct Wanted {
     const char* name;
     std::size_t width;
     float* to;
+};
+
+// What a graph takes: its name, whether it is int64 and not uint8, and its sides behind the rows; -1: any.
+struct Input {
+    const char* name;
+    bool ids;
+    std::vector<std::int64_t> sides;
+};
+Input image_input(const Facts& facts);
+Input text_input(const TextSide& text);
+// Says that a graph does not take what it should.
+[[noreturn]] void refuse_input(const std::string& path, const Input& expected);
+
+// Numbers in memory, as the input wants them; `shape` begins with the rows.
+struct Batch {
+    const void* data;
+    std::vector<std::size_t> shape;
 };
 
 // What a graph must answer: its facts say so. A width of 0: one number a row.
@@ -40,8 +58,8 @@ std::string one_line(const std::string& text);
 class Engine {
   public:
     virtual ~Engine() = default;
-    // Answers uint8 pixels [rows, height, width, 3]. From several threads at once. Throws EngineError.
-    virtual void run(const std::uint8_t* pixels, std::size_t rows, const std::vector<Wanted>& wanted) = 0;
+    // From several threads at once. Throws EngineError.
+    virtual void run(const Batch& batch, const std::vector<Wanted>& wanted) = 0;
     [[nodiscard]] virtual std::string describe() const = 0;
 };
 
@@ -104,10 +122,17 @@ class Lent {
 
 // Each throws ArtifactError where the engine cannot load the graph, InputError where it cannot compute as asked.
 #ifdef INVARICLIP_ONNXRUNTIME
-std::unique_ptr<Engine> open_onnxruntime(const Graph& graph, const Facts& facts, int threads);
+std::unique_ptr<Engine> open_onnxruntime(const Graph& graph, const Input& input, const std::vector<Output>& outputs,
+                                         int threads);
 #endif
 #ifdef INVARICLIP_OPENVINO
-std::unique_ptr<Engine> open_openvino(const Graph& graph, const Facts& facts, int threads);
+std::unique_ptr<Engine> open_openvino(const Graph& graph, const Input& input, const std::vector<Output>& outputs,
+                                      int threads);
 #endif
+
+// The engine of a name. Its graph is held against its digest meanwhile, before anything is answered, where `verify`
+// says so. Throws ArtifactError, InputError, EngineError.
+std::unique_ptr<Engine> open_checked(const std::string& name, const Graph& graph, const Input& input,
+                                     const std::vector<Output>& outputs, int threads, bool verify);
 
 }  // namespace invariclip

@@ -5,6 +5,8 @@
 #include <array>
 #include <cstdlib>
 #include <filesystem>
+#include <functional>
+#include <numeric>
 #include <vector>
 
 #include "engine.hpp"
@@ -30,12 +32,8 @@ Ort::Env& environment() {
 
 class OnnxRuntime final : public Engine {
   public:
-    OnnxRuntime(const Graph& graph, const Facts& facts, int threads)
-        : path_(graph.path),
-          height_(static_cast<std::int64_t>(facts.pixels.height)),
-          width_(static_cast<std::int64_t>(facts.pixels.width)),
-          threads_(threads),
-          turns_(threads) {
+    OnnxRuntime(const Graph& graph, Input input, const std::vector<Output>& outputs, int threads)
+        : path_(graph.path), input_(std::move(input)), threads_(threads), turns_(threads) {
         if (graph.compute != Compute::float32) {
             throw InputError(path_ + ": onnxruntime computes float32 on the CPU and nothing else; openvino can");
         }
@@ -48,7 +46,7 @@ class OnnxRuntime final : public Engine {
             options.SetLogSeverityLevel(ORT_LOGGING_LEVEL_FATAL);
             session_ = Ort::Session(environment(), std::filesystem::path(path_).c_str(), options);
             require_input();
-            for (const Output& output : outputs_of(facts)) {
+            for (const Output& output : outputs) {
                 require_output(output);
             }
         } catch (const Ort::Exception& error) {
@@ -56,16 +54,19 @@ class OnnxRuntime final : public Engine {
         }
     }
 
-    void run(const std::uint8_t* pixels, std::size_t rows, const std::vector<Wanted>& wanted) override {
+    void run(const Batch& batch, const std::vector<Wanted>& wanted) override {
         const Turns::Turn turn(turns_);
         try {
             const Ort::MemoryInfo memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
+            const std::vector<std::int64_t> shape(batch.shape.begin(), batch.shape.end());
+            const std::size_t rows = batch.shape.front();
             const auto count = static_cast<std::int64_t>(rows);
-            const std::array<std::int64_t, 4> shape{count, height_, width_, 3};
-            const std::size_t bytes = rows * static_cast<std::size_t>(height_ * width_ * 3);
+            const std::size_t each = input_.ids ? sizeof(std::int64_t) : 1;
+            const std::size_t bytes =
+                std::accumulate(batch.shape.begin(), batch.shape.end(), each, std::multiplies<std::size_t>());
             // inputs are read where they lie, and never written
-            const Ort::Value input = Ort::Value::CreateTensor<std::uint8_t>(
-                memory, const_cast<std::uint8_t*>(pixels), bytes, shape.data(), shape.size());  // NOLINT
+            const Ort::Value input = Ort::Value::CreateTensor(memory, const_cast<void*>(batch.data), bytes,  // NOLINT
+                                                              shape.data(), shape.size(), type());
             std::vector<const char*> names(wanted.size());
             std::vector<Ort::Value> outputs;
             for (std::size_t place = 0; place < wanted.size(); ++place) {
@@ -76,7 +77,7 @@ class OnnxRuntime final : public Engine {
                 outputs.push_back(
                     Ort::Value::CreateTensor<float>(memory, one.to, values, size.data(), one.width == 0 ? 1 : 2));
             }
-            session_.Run(Ort::RunOptions{nullptr}, &pixels_name, &input, 1, names.data(), outputs.data(),
+            session_.Run(Ort::RunOptions{nullptr}, &input_.name, &input, 1, names.data(), outputs.data(),
                          wanted.size());
         } catch (const Ort::Exception& error) {
             throw EngineError(path_ + ": ONNX Runtime cannot answer this input: " + one_line(error.what()));
@@ -88,24 +89,26 @@ class OnnxRuntime final : public Engine {
     }
 
   private:
+    [[nodiscard]] ONNXTensorElementDataType type() const noexcept {
+        return input_.ids ? ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64 : ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
+    }
+
     void require_input() {
         Ort::AllocatorWithDefaultOptions allocator;
         bool fits = session_.GetInputCount() == 1 &&
-                    session_.GetInputNameAllocated(0, allocator).get() == std::string(pixels_name);
+                    session_.GetInputNameAllocated(0, allocator).get() == std::string(input_.name);
         if (fits) {
-            const Ort::TypeInfo type = session_.GetInputTypeInfo(0);
-            const auto tensor = type.GetTensorTypeAndShapeInfo();
+            const Ort::TypeInfo info = session_.GetInputTypeInfo(0);
+            const auto tensor = info.GetTensorTypeAndShapeInfo();
             const std::vector<std::int64_t> shape = tensor.GetShape();
-            const std::array<std::int64_t, 4> taken{-1, height_, width_, 3};
-            fits = tensor.GetElementType() == ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8 && shape.size() == taken.size();
-            for (std::size_t side = 0; fits && side < taken.size(); ++side) {
-                fits = shape[side] == -1 || shape[side] == taken[side];
+            fits = tensor.GetElementType() == type() && shape.size() == input_.sides.size() + 1;
+            for (std::size_t side = 0; fits && side < input_.sides.size(); ++side) {
+                fits = shape[side + 1] == -1 || shape[side + 1] == input_.sides[side];
             }
+            fits = fits && shape[0] == -1;
         }
         if (!fits) {
-            throw ArtifactError(path_ + ": does not take '" + pixels_name + "' as uint8 [N, " +
-                                std::to_string(height_) + ", " + std::to_string(width_) +
-                                ", 3]; open an image graph whose projection is folded in");
+            refuse_input(path_, input_);
         }
     }
 
@@ -131,8 +134,7 @@ class OnnxRuntime final : public Engine {
     }
 
     std::string path_;
-    std::int64_t height_;
-    std::int64_t width_;
+    Input input_;
     int threads_;
     Ort::Session session_{nullptr};
     Turns turns_;
@@ -140,8 +142,9 @@ class OnnxRuntime final : public Engine {
 
 }  // namespace
 
-std::unique_ptr<Engine> open_onnxruntime(const Graph& graph, const Facts& facts, int threads) {
-    return std::make_unique<OnnxRuntime>(graph, facts, threads);
+std::unique_ptr<Engine> open_onnxruntime(const Graph& graph, const Input& input, const std::vector<Output>& outputs,
+                                         int threads) {
+    return std::make_unique<OnnxRuntime>(graph, input, outputs, threads);
 }
 
 }  // namespace invariclip

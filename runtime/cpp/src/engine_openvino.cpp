@@ -39,8 +39,8 @@ void require_arithmetic(ov::Core& core, Compute compute) {
 
 class OpenVino final : public Engine {
   public:
-    OpenVino(const Graph& graph, const Facts& facts, int threads)
-        : path_(graph.path), height_(facts.pixels.height), width_(facts.pixels.width), turns_(threads) {
+    OpenVino(const Graph& graph, Input input, const std::vector<Output>& outputs, int threads)
+        : path_(graph.path), input_(std::move(input)), turns_(threads) {
         if (graph.resizes) {
             throw InputError(path_ +
                              ": resizes by ONNX's Resize, which openvino computes differently; use onnxruntime");
@@ -50,7 +50,7 @@ class OpenVino final : public Engine {
             require_arithmetic(core, graph.compute);
             const std::shared_ptr<ov::Model> model = core.read_model(path_);
             require_input(*model);
-            for (const Output& output : outputs_of(facts)) {
+            for (const Output& output : outputs) {
                 require_output(*model, output);
             }
             const bool exact = graph.compute == Compute::float32;
@@ -75,13 +75,14 @@ class OpenVino final : public Engine {
         }
     }
 
-    void run(const std::uint8_t* pixels, std::size_t rows, const std::vector<Wanted>& wanted) override {
+    void run(const Batch& batch, const std::vector<Wanted>& wanted) override {
         const Turns::Turn turn(turns_);
+        const std::size_t rows = batch.shape.front();
         try {
             ov::InferRequest request = requests_.take([this] { return compiled_.create_infer_request(); });
             // inputs are read where they lie, and never written
-            request.set_tensor(pixels_name, ov::Tensor(ov::element::u8, {rows, height_, width_, 3},
-                                                       const_cast<std::uint8_t*>(pixels)));  // NOLINT
+            request.set_tensor(input_.name, ov::Tensor(type(), ov::Shape(batch.shape),
+                                                       const_cast<void*>(batch.data)));  // NOLINT
             request.infer();
             for (const Wanted& one : wanted) {
                 const ov::Tensor answer = request.get_tensor(one.name);
@@ -106,16 +107,16 @@ class OpenVino final : public Engine {
     }
 
   private:
+    [[nodiscard]] ov::element::Type type() const { return input_.ids ? ov::element::i64 : ov::element::u8; }
+
     void require_input(const ov::Model& model) const {
-        const auto height = static_cast<std::int64_t>(height_);
-        const auto width = static_cast<std::int64_t>(width_);
-        const bool fits = model.inputs().size() == 1 && model.input().get_names().count(pixels_name) == 1 &&
-                          model.input().get_element_type() == ov::element::u8 &&
-                          model.input().get_partial_shape().compatible({-1, height, width, 3});
+        std::vector<ov::Dimension> sides{-1};
+        sides.insert(sides.end(), input_.sides.begin(), input_.sides.end());
+        const bool fits = model.inputs().size() == 1 && model.input().get_names().count(input_.name) == 1 &&
+                          model.input().get_element_type() == type() &&
+                          model.input().get_partial_shape().compatible(ov::PartialShape(sides));
         if (!fits) {
-            throw ArtifactError(path_ + ": does not take '" + pixels_name + "' as uint8 [N, " + std::to_string(height) +
-                                ", " + std::to_string(width) +
-                                ", 3]; open an image graph whose projection is folded in");
+            refuse_input(path_, input_);
         }
     }
 
@@ -136,8 +137,7 @@ class OpenVino final : public Engine {
     }
 
     std::string path_;
-    std::size_t height_;
-    std::size_t width_;
+    Input input_;
     ov::CompiledModel compiled_;
     Turns turns_;
     Lent<ov::InferRequest> requests_;
@@ -145,8 +145,9 @@ class OpenVino final : public Engine {
 
 }  // namespace
 
-std::unique_ptr<Engine> open_openvino(const Graph& graph, const Facts& facts, int threads) {
-    return std::make_unique<OpenVino>(graph, facts, threads);
+std::unique_ptr<Engine> open_openvino(const Graph& graph, const Input& input, const std::vector<Output>& outputs,
+                                      int threads) {
+    return std::make_unique<OpenVino>(graph, input, outputs, threads);
 }
 
 }  // namespace invariclip

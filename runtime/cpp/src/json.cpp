@@ -270,6 +270,7 @@ const Object& Value::object(std::string_view where) const { return as<Object>(ki
 const Array& Value::array(std::string_view where) const { return as<Array>(kind_, where, "a list"); }
 const std::string& Value::text(std::string_view where) const { return as<std::string>(kind_, where, "a text"); }
 double Value::number(std::string_view where) const { return as<double>(kind_, where, "a number"); }
+bool Value::truth(std::string_view where) const { return as<bool>(kind_, where, "true or false"); }
 
 std::size_t Value::count(std::string_view where, std::size_t least, std::size_t most) const {
     const double value = number(where);

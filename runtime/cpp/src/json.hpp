@@ -26,6 +26,7 @@ class Value {
     [[nodiscard]] const Array& array(std::string_view where) const;
     [[nodiscard]] const std::string& text(std::string_view where) const;
     [[nodiscard]] double number(std::string_view where) const;
+    [[nodiscard]] bool truth(std::string_view where) const;
     // A whole number from `least` to `most`
     [[nodiscard]] std::size_t count(std::string_view where, std::size_t least, std::size_t most) const;
     // A member of an object; `has` tells whether it is there and not null

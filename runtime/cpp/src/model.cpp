@@ -1,16 +1,15 @@
 // Images to answers: prepared, run in buckets, ranked.
 #include <algorithm>
 #include <fstream>
-#include <future>
 #include <mutex>
 #include <numeric>
-#include <sstream>
 
 #include "answers.hpp"
 #include "batching.hpp"
 #include "class_bank.hpp"
 #include "engine.hpp"
 #include "json.hpp"
+#include "text_tower.hpp"
 #include "threads.hpp"
 
 namespace invariclip {
@@ -18,6 +17,7 @@ namespace {
 
 constexpr std::size_t max_batch = 1024;
 constexpr int max_threads = 4096;
+constexpr const char* default_template = "a photo of a {}.";
 
 std::string joined(const std::vector<std::string>& names) {
     return names.empty() ? "none"
@@ -45,69 +45,14 @@ std::string chosen_engine(const std::string& asked, const std::vector<std::strin
     return found == known.end() ? known.front() : *found;
 }
 
-std::unique_ptr<Engine> open_engine(const std::string& name, const Graph& graph, const Facts& facts, int threads) {
-#ifdef INVARICLIP_ONNXRUNTIME
-    if (name == "onnxruntime") {
-        return open_onnxruntime(graph, facts, threads);
-    }
-#endif
-#ifdef INVARICLIP_OPENVINO
-    if (name == "openvino") {
-        return open_openvino(graph, facts, threads);
-    }
-#endif
-    static_cast<void>(graph);
-    static_cast<void>(facts);
-    static_cast<void>(threads);
-    throw EngineError("no engine '" + name + "' was compiled in");
-}
-
-void require_batch(std::size_t size) {
+void require_batch(std::size_t size, const char* of = "images") {
     if (size < 1 || size > max_batch) {
-        throw InputError("a batch must be of 1 to " + std::to_string(max_batch) + " images, not " +
+        throw InputError("a batch must be of 1 to " + std::to_string(max_batch) + ' ' + of + ", not " +
                          std::to_string(size));
     }
 }
 
 }  // namespace
-
-std::vector<Output> outputs_of(const Facts& facts) {
-    std::vector<Output> outputs{{embedding_name, facts.width}};
-    if (!facts.classes.empty()) {
-        outputs.push_back({probabilities_name, facts.classes.size()});
-        outputs.push_back({logits_name, facts.classes.size()});
-        if (facts.learned) {
-            outputs.push_back({uncertainty_name, 0});
-        }
-    }
-    return outputs;
-}
-
-void refuse_output(const std::string& path, const Output& expected, const std::string& found) {
-    throw ArtifactError(path + ": its facts say that it answers '" + expected.name + "' as float32 [N" +
-                        (expected.width == 0 ? "" : ", " + std::to_string(expected.width)) + "], but it has " + found +
-                        "; export again");
-}
-
-std::string one_line(const std::string& text) {
-    std::istringstream words(text);
-    std::string line;
-    for (std::string word; words >> word;) {
-        line += (line.empty() ? "" : " ") + word;
-    }
-    return line;
-}
-
-std::vector<std::string> engines() {
-    std::vector<std::string> known;
-#ifdef INVARICLIP_ONNXRUNTIME
-    known.emplace_back("onnxruntime");
-#endif
-#ifdef INVARICLIP_OPENVINO
-    known.emplace_back("openvino");
-#endif
-    return known;
-}
 
 // What is opened once: models of one artifact that differ in their site share it.
 struct Opened {
@@ -121,17 +66,23 @@ struct Opened {
         std::vector<float> uncertainty;
     };
 
+    std::string path;
+    std::string manifest;
+    std::string engine_name;
+    int threads = 1;
     Facts facts;
     Graph graph;
+    bool verify = true;
     std::unique_ptr<Engine> engine;
-    std::vector<std::string> warnings;
     Lent<std::unique_ptr<Desk>> desks;
 
     // The class embeddings, read when a site first needs them: the graph itself answers without.
     std::shared_ptr<const std::vector<float>> class_bank() {
         const std::lock_guard<std::mutex> lock(mutex_);
         if (bank_ == nullptr) {
-            require_unchanged(graph);  // the file is read anew, and may not be what was loaded
+            if (verify) {
+                require_unchanged(graph);  // the file is read anew, and may not be what was loaded
+            }
             std::ifstream file(graph.path, std::ios::binary);
             if (!file) {
                 throw ArtifactError(graph.path + ": cannot be read");
@@ -146,9 +97,24 @@ struct Opened {
         return bank_;
     }
 
+    // Tokenizer and tower, opened at the first text.
+    const TextTower& texts() {
+        const std::lock_guard<std::mutex> lock(text_mutex_);
+        if (texts_ == nullptr) {
+            if (manifest.empty()) {
+                throw InputError(path + ": is one graph alone and has no text tower; open its folder");
+            }
+            texts_ = std::make_unique<const TextTower>(read_text_side(path, manifest, graph.variant), facts.width,
+                                                       engine_name, threads, verify);
+        }
+        return *texts_;
+    }
+
   private:
     std::mutex mutex_;
     std::shared_ptr<const std::vector<float>> bank_;
+    std::mutex text_mutex_;
+    std::unique_ptr<const TextTower> texts_;
 };
 
 struct Model::State {
@@ -156,8 +122,11 @@ struct Model::State {
 
     std::shared_ptr<Opened> opened;
     std::optional<Site> site;
-    // Where there are a site and classes: what the graph says of them is said of embeddings that have the shift still
+    std::vector<std::string> classes;
+    // Where classes are not answered by the graph: it does not know others than its own, and what it says of those is
+    // said of embeddings that have a site's shift still
     std::shared_ptr<const std::vector<float>> bank;
+    std::vector<std::string> warnings;
 
     // Answers of all images in order; `with_classes`: probabilities and, where there is one, uncertainty too.
     Answers answer(Images images, std::size_t batch_size, bool with_classes) const {
@@ -165,7 +134,7 @@ struct Model::State {
         const Facts& facts = opened->facts;
         Answers all;
         all.embeddings.width = facts.width;
-        all.probabilities.width = with_classes ? facts.classes.size() : 0;
+        all.probabilities.width = with_classes ? classes.size() : 0;
         all.logits.width = all.probabilities.width;
         all.embeddings.values.reserve(images.size() * facts.width);
         all.probabilities.values.reserve(images.size() * all.probabilities.width);
@@ -191,7 +160,7 @@ struct Model::State {
     void one_run(Images images, std::size_t bucket, bool with_classes, Desk& desk, Answers& all) const {
         const Facts& facts = opened->facts;
         const std::size_t bytes = facts.pixels.bytes();
-        const std::size_t classes = facts.classes.size();
+        const std::size_t many = classes.size();
         desk.batch.resize(bucket * bytes);
         for (std::size_t row = 0; row < bucket; ++row) {
             std::uint8_t* to = desk.batch.data() + row * bytes;
@@ -204,20 +173,24 @@ struct Model::State {
         desk.embeddings.resize(bucket * facts.width);
         std::vector<Wanted> wanted{{embedding_name, facts.width, desk.embeddings.data()}};
         if (with_classes) {
-            desk.probabilities.resize(bucket * classes);
-            desk.logits.resize(bucket * classes);
-            if (!site) {
-                wanted.push_back({probabilities_name, classes, desk.probabilities.data()});
-                wanted.push_back({logits_name, classes, desk.logits.data()});
+            desk.probabilities.resize(bucket * many);
+            desk.logits.resize(bucket * many);
+            if (!bank) {
+                wanted.push_back({probabilities_name, many, desk.probabilities.data()});
+                wanted.push_back({logits_name, many, desk.logits.data()});
             }
             if (facts.learned) {
                 desk.uncertainty.resize(bucket);
                 wanted.push_back({uncertainty_name, 0, desk.uncertainty.data()});
             }
         }
-        opened->engine->run(desk.batch.data(), bucket, wanted);
-        if (site) {
-            adapt(images.size(), with_classes, desk);
+        opened->engine->run({desk.batch.data(), {bucket, facts.pixels.height, facts.pixels.width, 3}}, wanted);
+        for (std::size_t row = 0; site && row < images.size(); ++row) {
+            site->apply(desk.embeddings.data() + row * facts.width);
+        }
+        if (bank && with_classes) {
+            class_probabilities(facts, *bank, many, desk.embeddings.data(), images.size(), desk.probabilities.data(),
+                                desk.logits.data());
         }
         const auto append = [&](std::vector<float>& to, const std::vector<float>& from, std::size_t width) {
             to.insert(to.end(), from.begin(), from.begin() + static_cast<std::ptrdiff_t>(images.size() * width));
@@ -225,24 +198,13 @@ struct Model::State {
         append(all.embeddings.values, desk.embeddings, facts.width);
         all.embeddings.count += images.size();
         if (with_classes) {
-            append(all.probabilities.values, desk.probabilities, classes);
+            append(all.probabilities.values, desk.probabilities, many);
             all.probabilities.count += images.size();
-            append(all.logits.values, desk.logits, classes);
+            append(all.logits.values, desk.logits, many);
             all.logits.count += images.size();
             if (facts.learned) {
                 append(all.uncertainty, desk.uncertainty, 1);
             }
-        }
-    }
-
-    void adapt(std::size_t rows, bool with_classes, Desk& desk) const {
-        const Facts& facts = opened->facts;
-        for (std::size_t row = 0; row < rows; ++row) {
-            site->apply(desk.embeddings.data() + row * facts.width);
-        }
-        if (with_classes) {
-            class_probabilities(facts, *bank, desk.embeddings.data(), rows, desk.probabilities.data(),
-                                desk.logits.data());
         }
     }
 
@@ -255,8 +217,8 @@ struct Model::State {
     }
 
     void require_classes() const {
-        if (opened->facts.classes.empty()) {
-            throw InputError("the artifact has no classes; export it with --classes, or use embed");
+        if (classes.empty()) {
+            throw InputError("the artifact has no classes; export it with --classes, or use with_classes or embed");
         }
     }
 };
@@ -265,6 +227,13 @@ Model::Model(std::unique_ptr<State> state) noexcept : state_(std::move(state)) {
 Model::Model(Model&&) noexcept = default;
 Model& Model::operator=(Model&&) noexcept = default;
 Model::~Model() = default;
+
+const Model::State& Model::state() const {
+    if (state_ == nullptr) {
+        throw InputError("this Model was moved from; use the one that it was moved to");
+    }
+    return *state_;
+}
 
 Model Model::load(const std::string& path, const LoadOptions& options) {
     if (options.threads < 0 || options.threads > max_threads) {
@@ -275,6 +244,7 @@ Model Model::load(const std::string& path, const LoadOptions& options) {
     auto opened = std::make_shared<Opened>();
     opened->facts = std::move(artifact.facts);
     opened->graph = std::move(artifact.graph);
+    opened->verify = options.verify;
     const Graph& graph = opened->graph;
     const std::string engine = chosen_engine(options.engine, graph.proved);
     if (const auto missed = graph.missed.find(engine); missed != graph.missed.end()) {
@@ -282,29 +252,24 @@ Model Model::load(const std::string& path, const LoadOptions& options) {
                          missed->second + "); it was proved on " + joined(graph.proved));
     }
     const int threads = options.threads == 0 ? available_threads() : options.threads;
-    // The digest is taken while the engine loads, and known before anything answers.
-    std::future<void> unchanged = std::async(std::launch::async, [&graph] { require_unchanged(graph); });
-    std::exception_ptr failed;
-    try {
-        opened->engine = open_engine(engine, graph, opened->facts, threads);
-    } catch (...) {
-        failed = std::current_exception();
-    }
-    unchanged.get();  // says that the file was changed instead of what an engine makes of it
-    if (failed) {
-        std::rethrow_exception(failed);
-    }
+    opened->path = path;
+    opened->manifest = std::move(artifact.manifest);
+    opened->engine_name = engine;
+    opened->threads = threads;
+    opened->engine =
+        open_checked(engine, graph, image_input(opened->facts), outputs_of(opened->facts), threads, options.verify);
+    auto state = std::make_unique<State>();
     if (!graph.variant.empty() && !holds(graph.proved, engine)) {
-        opened->warnings.push_back(path + ": was proved on " + joined(graph.proved) + ", not on " + engine +
+        state->warnings.push_back(path + ": was proved on " + joined(graph.proved) + ", not on " + engine +
                                   "; `invariclip verify --backend " + engine + "` tells whether it answers alike");
     }
-    auto state = std::make_unique<State>();
+    state->classes = opened->facts.classes;
     state->opened = std::move(opened);
     return Model(std::move(state));
 }
 
 Model Model::with_site(const Site& site) const {
-    const Facts& facts = state_->opened->facts;
+    const Facts& facts = state().opened->facts;
     if (facts.learned) {
         throw InputError(
             "the artifact's learned templates and their uncertainty were fitted on images that were not adapted; "
@@ -323,71 +288,100 @@ Model Model::with_site(const Site& site) const {
         throw SiteError("the site is of width " + std::to_string(site.shift().size()) +
                         ", the artifact's embeddings have " + std::to_string(facts.width));
     }
-    auto state = std::make_unique<State>();
-    state->opened = state_->opened;
-    state->site = site;
-    if (!facts.classes.empty()) {
-        state->bank = state->opened->class_bank();
+    auto made = std::make_unique<State>(state());
+    made->site = site;
+    if (!made->classes.empty() && !made->bank) {
+        made->bank = made->opened->class_bank();
     }
-    return Model(std::move(state));
+    return Model(std::move(made));
+}
+
+Model Model::with_classes(const std::vector<std::string>& classes, const std::vector<std::string>& templates) const {
+    const Facts& facts = state().opened->facts;
+    if (facts.learned) {
+        throw InputError(
+            "the artifact has learned templates, which are not embedded here; give it other classes in Python");
+    }
+    const std::vector<std::string> usual =
+        facts.templates.empty() ? std::vector<std::string>{default_template} : facts.templates;
+    const std::vector<std::string>& prompts = templates.empty() ? usual : templates;
+    require_prompts(classes, prompts);
+    auto made = std::make_unique<State>(state());
+    std::vector<std::string> cut;
+    made->bank = std::make_shared<const std::vector<float>>(made->opened->texts().embed_classes(classes, prompts, cut));
+    made->classes = classes;
+    for (const std::string& prompt : cut) {
+        made->warnings.push_back("a prompt is longer than the text tower's context and was cut: " +
+                                 json::quoted(prompt));
+    }
+    return Model(std::move(made));
+}
+
+Tokens Model::tokenize(const std::vector<std::string>& texts) const {
+    return state().opened->texts().tokenize(texts.data(), texts.size());
+}
+
+TextEmbeddings Model::embed_texts(const std::vector<std::string>& texts, std::size_t batch_size) const {
+    require_batch(batch_size, "texts");
+    return state().opened->texts().embed(texts, batch_size);
 }
 
 Answers Model::answer(Images images, std::size_t batch_size) const {
-    state_->require_classes();
-    return state_->answer(images, batch_size, true);
+    state().require_classes();
+    return state().answer(images, batch_size, true);
 }
 
 Rows Model::embed(Images images, std::size_t batch_size) const {
-    return state_->answer(images, batch_size, false).embeddings;
+    return state().answer(images, batch_size, false).embeddings;
 }
 
 std::vector<Prediction> Model::classify(Images images, const ClassifyOptions& options) const {
     if (options.top_k < 1) {
         throw InputError("top_k must be at least 1");
     }
-    const std::optional<double> limit = threshold(state_->opened->facts, options.abstain);
+    const std::optional<double> limit = threshold(state().opened->facts, options.abstain);
     const Answers answers = answer(images, options.batch_size);
     std::vector<Prediction> made;
     made.reserve(images.size());
     for (std::size_t place = 0; place < images.size(); ++place) {
-        made.push_back(ranked(answers.probabilities.row(place), answers.logits.row(place),
-                              state_->opened->facts.classes, options.top_k));
+        made.push_back(
+            ranked(answers.probabilities.row(place), answers.logits.row(place), state().classes, options.top_k));
         Prediction& one = made.back();
-        if (state_->opened->facts.learned) {
+        if (state().opened->facts.learned) {
             one.uncertainty = answers.uncertainty[place];
         }
         // `not u <= limit`: an uncertainty that is no number is no reason to be sure
         one.abstained = limit && !(static_cast<double>(*one.uncertainty) <= *limit);
         if (!one.abstained) {
-            one.label = state_->opened->facts.classes[one.index];
+            one.label = state().classes[one.index];
         }
     }
     return made;
 }
 
 void Model::warm_up(const std::vector<std::size_t>& batch_sizes) const {
-    const PixelSpec& spec = state_->opened->facts.pixels;
+    const PixelSpec& spec = state().opened->facts.pixels;
     const std::vector<std::uint8_t> blank(spec.bytes());
     for (const std::size_t size : batch_sizes) {
         require_batch(size);
         const std::vector<Image> images(size, Image(blank.data(), spec.width, spec.height));
-        state_->answer(images, size, !state_->opened->facts.classes.empty());
+        state().answer(images, size, !state().classes.empty());
     }
 }
 
-const std::vector<std::string>& Model::classes() const noexcept { return state_->opened->facts.classes; }
-const std::string& Model::space_id() const noexcept { return state_->opened->facts.space_id; }
-std::size_t Model::width() const noexcept { return state_->opened->facts.width; }
-const PixelSpec& Model::pixels() const noexcept { return state_->opened->facts.pixels; }
-std::optional<double> Model::calibrated_abstain_above() const noexcept { return state_->opened->facts.abstain_above; }
-const std::vector<std::string>& Model::warnings() const noexcept { return state_->opened->warnings; }
+const std::vector<std::string>& Model::classes() const { return state().classes; }
+const std::string& Model::space_id() const { return state().opened->facts.space_id; }
+std::size_t Model::width() const { return state().opened->facts.width; }
+const PixelSpec& Model::pixels() const { return state().opened->facts.pixels; }
+std::optional<double> Model::calibrated_abstain_above() const { return state().opened->facts.abstain_above; }
+const std::vector<std::string>& Model::warnings() const { return state().warnings; }
 
-const std::optional<Site>& Model::site() const noexcept { return state_->site; }
+const std::optional<Site>& Model::site() const { return state().site; }
 
 std::string Model::describe() const {
-    const std::string& variant = state_->opened->graph.variant;
-    const std::optional<Site>& site = state_->site;
-    return state_->opened->engine->describe() + (variant.empty() ? "" : ", variant " + variant) +
+    const std::string& variant = state().opened->graph.variant;
+    const std::optional<Site>& site = state().site;
+    return state().opened->engine->describe() + (variant.empty() ? "" : ", variant " + variant) +
            (site ? ", site " + json::quoted(site->name()) : "");
 }
 

@@ -3,16 +3,11 @@
 #include <algorithm>
 #include <cstring>
 
-// One binary for old and new processors: GCC and Clang compile the inner loops twice and pick when the program starts.
-// Sanitizers cannot run the code that picks; INVARICLIP_PLAIN leaves it out too.
-#if defined(__x86_64__) && defined(__linux__) && defined(__GLIBC__) && defined(__has_attribute) && \
-    !defined(__SANITIZE_ADDRESS__) && !defined(INVARICLIP_PLAIN)
-#if __has_attribute(target_clones)
-#define INVARICLIP_CLONES __attribute__((target_clones("avx2", "default")))
-#endif
-#endif
-#ifndef INVARICLIP_CLONES
-#define INVARICLIP_CLONES
+// One binary for old and new processors: the inner loops are compiled twice, and each call takes those that the
+// processor has. `target_clones` would do the same, but picks before main, where the code of sanitizers is not ready.
+// INVARICLIP_PLAIN leaves the second set out.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(INVARICLIP_PLAIN)
+#define INVARICLIP_AVX2 __attribute__((target("avx2")))
 #endif
 
 #if defined(__GNUC__)
@@ -55,27 +50,21 @@ INVARICLIP_INLINE void sum_block(const std::uint8_t* block, const Axis& axis, st
     }
 }
 
-INVARICLIP_CLONES void sum_grey(const std::uint8_t* block, const Axis& axis, std::uint8_t* out) {
-    sum_block<lanes<1>>(block, axis, out);
+template <std::size_t channels>
+void sum_lanes(const std::uint8_t* block, const Axis& axis, std::uint8_t* out) {
+    sum_block<lanes<channels>>(block, axis, out);
 }
 
-INVARICLIP_CLONES void sum_three(const std::uint8_t* block, const Axis& axis, std::uint8_t* out) {
-    sum_block<lanes<3>>(block, axis, out);
+#ifdef INVARICLIP_AVX2
+bool has_avx2() { return __builtin_cpu_supports("avx2") != 0; }
+
+template <std::size_t channels>
+INVARICLIP_AVX2 void sum_lanes_avx2(const std::uint8_t* block, const Axis& axis, std::uint8_t* out) {
+    sum_block<lanes<channels>>(block, axis, out);
 }
+#endif
 
-INVARICLIP_CLONES void sum_four(const std::uint8_t* block, const Axis& axis, std::uint8_t* out) {
-    sum_block<lanes<4>>(block, axis, out);
-}
-
-// round(a * b / 255), as Pillow rounds it
-inline std::uint8_t share(unsigned value, unsigned alpha) {
-    const unsigned product = value * alpha + 128;
-    return static_cast<std::uint8_t>((product + (product >> 8)) >> 8);
-}
-
-}  // namespace
-
-INVARICLIP_CLONES void sum_rows(const std::uint8_t* rows, std::size_t apart, std::size_t bytes,
+INVARICLIP_INLINE void sum_taps(const std::uint8_t* rows, std::size_t apart, std::size_t bytes,
                                 const std::int32_t* weights, std::size_t taps, std::int32_t* sums, std::uint8_t* out) {
     for (std::size_t place = 0; place < bytes; ++place) {
         sums[place] = half;
@@ -90,6 +79,33 @@ INVARICLIP_CLONES void sum_rows(const std::uint8_t* rows, std::size_t apart, std
     for (std::size_t place = 0; place < bytes; ++place) {
         out[place] = clipped(sums[place]);
     }
+}
+
+#ifdef INVARICLIP_AVX2
+INVARICLIP_AVX2 void sum_taps_avx2(const std::uint8_t* rows, std::size_t apart, std::size_t bytes,
+                                   const std::int32_t* weights, std::size_t taps, std::int32_t* sums,
+                                   std::uint8_t* out) {
+    sum_taps(rows, apart, bytes, weights, taps, sums, out);
+}
+#endif
+
+// round(a * b / 255), as Pillow rounds it
+inline std::uint8_t share(unsigned value, unsigned alpha) {
+    const unsigned product = value * alpha + 128;
+    return static_cast<std::uint8_t>((product + (product >> 8)) >> 8);
+}
+
+}  // namespace
+
+void sum_rows(const std::uint8_t* rows, std::size_t apart, std::size_t bytes, const std::int32_t* weights,
+              std::size_t taps, std::int32_t* sums, std::uint8_t* out) {
+#ifdef INVARICLIP_AVX2
+    if (has_avx2()) {
+        sum_taps_avx2(rows, apart, bytes, weights, taps, sums, out);
+        return;
+    }
+#endif
+    sum_taps(rows, apart, bytes, weights, taps, sums, out);
 }
 
 // A run of columns at a time, row by row: rows whose distance is a power of two would otherwise push one another out of
@@ -121,18 +137,20 @@ template void interleave<1>(const std::uint8_t* const*, std::size_t, std::uint8_
 template void interleave<3>(const std::uint8_t* const*, std::size_t, std::uint8_t*);
 template void interleave<4>(const std::uint8_t* const*, std::size_t, std::uint8_t*);
 
-template <>
-void sum_columns<1>(const std::uint8_t* block, const Axis& axis, std::uint8_t* out) {
-    sum_grey(block, axis, out);
+template <std::size_t channels>
+void sum_columns(const std::uint8_t* block, const Axis& axis, std::uint8_t* out) {
+#ifdef INVARICLIP_AVX2
+    if (has_avx2()) {
+        sum_lanes_avx2<channels>(block, axis, out);
+        return;
+    }
+#endif
+    sum_lanes<channels>(block, axis, out);
 }
-template <>
-void sum_columns<3>(const std::uint8_t* block, const Axis& axis, std::uint8_t* out) {
-    sum_three(block, axis, out);
-}
-template <>
-void sum_columns<4>(const std::uint8_t* block, const Axis& axis, std::uint8_t* out) {
-    sum_four(block, axis, out);
-}
+
+template void sum_columns<1>(const std::uint8_t*, const Axis&, std::uint8_t*);
+template void sum_columns<3>(const std::uint8_t*, const Axis&, std::uint8_t*);
+template void sum_columns<4>(const std::uint8_t*, const Axis&, std::uint8_t*);
 
 void premultiply(const std::uint8_t* row, std::size_t columns, std::uint8_t* out) {
     for (std::size_t column = 0; column < columns; ++column, row += 4, out += 4) {

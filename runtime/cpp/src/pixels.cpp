@@ -165,14 +165,22 @@ Pixels::Pixels(Pixels&&) noexcept = default;
 Pixels& Pixels::operator=(Pixels&&) noexcept = default;
 Pixels::~Pixels() = default;
 
-const PixelSpec& Pixels::spec() const noexcept { return work_->spec; }
+Pixels::Work& Pixels::work() const {
+    if (work_ == nullptr) {
+        throw InputError("these Pixels were moved from; use those that they were moved to");
+    }
+    return *work_;
+}
+
+const PixelSpec& Pixels::spec() const { return work().spec; }
 
 void Pixels::fit(const Image& image, std::uint8_t* out) {
+    Work& at_work = work();
     const std::size_t stride = require_readable(image);
     switch (channels_of(image.order)) {
-        case 1: work_->fit<1>(image, stride, out); break;
-        case 3: work_->fit<3>(image, stride, out); break;
-        default: work_->fit<4>(image, stride, out); break;
+        case 1: at_work.fit<1>(image, stride, out); break;
+        case 3: at_work.fit<3>(image, stride, out); break;
+        default: at_work.fit<4>(image, stride, out); break;
     }
 }
 

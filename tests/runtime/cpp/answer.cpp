@@ -7,6 +7,17 @@
 //   runs ROWS\n        -> "ok rows/bucket ...\n"
 //   quoted JSON\n      -> "ok JSON\n": a text read and written again, or "ArtifactError TEXT\n"
 //   sha256 PATH\n      -> "ok DIGEST\n"
+//   digests COUNT\n and so many bytes
+//     -> "ok DIGEST DIGEST INSTRUCTIONS\n": as this processor takes it, in plain C++, and what the first took
+//   cleaned BYTES\n and a text
+//     -> "ok BYTES\n" and the text as it is before it falls into tokens, or "InputError TEXT\n"
+//   tokens ARTIFACT ENGINE BYTES\n and a text; the artifact is opened once
+//     -> "ok COUNT CUT\n" and int64 ids
+//   texts ARTIFACT ENGINE BATCH COUNT\n and a line for each text
+//     -> "ok BYTES CUT\n" and float32 embeddings
+//   classes ARTIFACT ENGINE CLASSES TEMPLATES COLUMNS ROWS\n, a line for each class and template, and RGB
+//     -> "ok BYTES\n" and float32 probabilities and logits, or an error; then "COUNT\n" warnings, a line each
+//   moved ARTIFACT\n  -> "ok COUNT\n": how many members of a Model that was moved from throw InputError; all do
 //   metadata PATH\n    -> "ok TEXT\n": what an ONNX file has under "invariclip", or "ArtifactError TEXT\n"
 //   decode PATH\n      -> "ok COLUMNS ROWS CHANNELS BYTES\n" and the bytes, or "InputError TEXT\n"
 //   bank WIDTH CLASSES PATH\n
@@ -21,6 +32,7 @@
 #include <algorithm>
 #include <atomic>
 #include <fstream>
+#include <functional>
 #include <iostream>
 #include <map>
 #include <sstream>
@@ -34,6 +46,7 @@
 #include "onnx_facts.hpp"
 #include "images.hpp"
 #include "sha256.hpp"
+#include "text_cleaning.hpp"
 #include "threads.hpp"
 
 extern std::atomic<std::size_t> allocations;  // allocations.cpp
@@ -216,6 +229,141 @@ std::string sites(std::istringstream& words) {
     return kept && own && again ? "ok\n" : "differs\n";
 }
 
+std::string digests(std::istringstream& words) {
+    std::size_t count = 0;
+    words >> count;
+    std::string bytes(count, '\0');
+    std::cin.read(bytes.data(), static_cast<std::streamsize>(count));
+    return "ok " + invariclip::sha256_of(bytes) + ' ' + invariclip::sha256_portable(bytes) + ' ' +
+           invariclip::sha256_instructions() + '\n';
+}
+
+std::string sent(std::size_t count) {
+    std::string bytes(count, '\0');
+    std::cin.read(bytes.data(), static_cast<std::streamsize>(count));
+    return bytes;
+}
+
+std::string cleaned(std::istringstream& words) {
+    std::size_t count = 0;
+    words >> count;
+    const std::string text = sent(count);
+    const std::string found =
+        invariclip::utf8(invariclip::cleaned(invariclip::code_points(text), invariclip::Cleaning::lower));
+    return "ok " + std::to_string(found.size()) + '\n' + found;
+}
+
+const invariclip::Model& opened(std::istringstream& words) {
+    static std::map<std::string, invariclip::Model> known;
+    std::string artifact;
+    std::string engine;
+    words >> artifact >> engine;
+    const std::string key = artifact + ' ' + engine;
+    const auto found = known.find(key);
+    return found != known.end()
+               ? found->second
+               : known.emplace(key, invariclip::Model::load(artifact, {engine, "", 1, true})).first->second;
+}
+
+std::string tokens(std::istringstream& words) {
+    const invariclip::Model& model = opened(words);
+    std::size_t count = 0;
+    words >> count;
+    const invariclip::Tokens found = model.tokenize({sent(count)});
+    return "ok " + std::to_string(found.width) + ' ' + std::to_string(found.cut_texts.size()) + '\n' +
+           std::string(reinterpret_cast<const char*>(found.ids.data()), found.ids.size() * sizeof(std::int64_t));
+}
+
+std::vector<std::string> lines(std::size_t count) {
+    std::vector<std::string> made(count);
+    for (std::string& line : made) {
+        std::getline(std::cin, line);
+    }
+    return made;
+}
+
+std::string texts(std::istringstream& words) {
+    const invariclip::Model& model = opened(words);
+    std::size_t batch = 0;
+    std::size_t count = 0;
+    words >> batch >> count;
+    const invariclip::TextEmbeddings found = model.embed_texts(lines(count), batch);
+    const std::vector<float>& values = found.embeddings.values;
+    return "ok " + std::to_string(values.size() * sizeof(float)) + ' ' + std::to_string(found.cut_texts.size()) + '\n' +
+           std::string(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(float));
+}
+
+std::string classes(std::istringstream& words) {
+    const invariclip::Model& model = opened(words);
+    std::size_t names = 0;
+    std::size_t templates = 0;
+    std::size_t columns = 0;
+    std::size_t rows = 0;
+    words >> names >> templates >> columns >> rows;
+    const std::vector<std::string> given = lines(names);
+    const std::vector<std::string> prompts = lines(templates);
+    const std::string frame = sent(columns * rows * 3);
+    const invariclip::Model other = model.with_classes(given, prompts);
+    const invariclip::Image image(reinterpret_cast<const std::uint8_t*>(frame.data()), columns, rows);
+    const invariclip::Answers found = other.answer(image);
+    std::string bytes;
+    for (const std::vector<float>* values : {&found.probabilities.values, &found.logits.values}) {
+        bytes.append(reinterpret_cast<const char*>(values->data()), values->size() * sizeof(float));
+    }
+    std::string said = "ok " + std::to_string(bytes.size()) + '\n' + bytes;
+    said += std::to_string(other.warnings().size() - model.warnings().size()) + ' ' +
+            (other.classes() == given ? "same" : "other") + ' ' + other.classify(image).front().label.value() + '\n';
+    return said;
+}
+
+std::string moved(std::istringstream& words) {
+    std::string artifact;
+    words >> artifact;
+    using invariclip::Model;
+    Model model = Model::load(artifact);
+    Model taken = std::move(model);
+    const std::vector<std::uint8_t> frame(60 * 50 * 3, 90);
+    const invariclip::Image image(frame.data(), 60, 50);
+    const std::vector<std::function<void(const Model&)>> members{
+        [&](const Model& one) { static_cast<void>(one.classify(image)); },
+        [&](const Model& one) { static_cast<void>(one.embed(image)); },
+        [&](const Model& one) { static_cast<void>(one.answer(image)); },
+        [](const Model& one) { static_cast<void>(one.tokenize({"a"})); },
+        [](const Model& one) { static_cast<void>(one.embed_texts({"a"})); },
+        [](const Model& one) { one.warm_up(); },
+        [](const Model& one) { static_cast<void>(one.classes()); },
+        [](const Model& one) { static_cast<void>(one.space_id()); },
+        [](const Model& one) { static_cast<void>(one.width()); },
+        [](const Model& one) { static_cast<void>(one.pixels()); },
+        [](const Model& one) { static_cast<void>(one.calibrated_abstain_above()); },
+        [](const Model& one) { static_cast<void>(one.site()); },
+        [](const Model& one) { static_cast<void>(one.describe()); },
+        [](const Model& one) { static_cast<void>(one.warnings()); },
+    };
+    std::size_t threw = 0;
+    for (const auto& member : members) {
+        member(taken);
+        try {
+            member(model);  // NOLINT: it was moved from
+        } catch (const invariclip::InputError&) {
+            ++threw;
+        }
+    }
+    model = std::move(taken);  // one that was moved from may be assigned to
+    static_cast<void>(model.classify(image));
+    invariclip::Pixels fitting{invariclip::PixelSpec{}};
+    const invariclip::Pixels fits = std::move(fitting);
+    for (const auto& use : std::vector<std::function<void()>>{[&] { fitting.fit(image, nullptr); },
+                                                              [&] { static_cast<void>(fitting.spec()); }}) {
+        try {
+            use();
+        } catch (const invariclip::InputError&) {
+            ++threw;
+        }
+    }
+    return (threw == members.size() + 2 ? "ok " : "wrong ") + std::to_string(threw) + '\n';
+}
+
 std::string answer(const std::string& line) {
     std::istringstream words(line);
     std::string what;
@@ -244,6 +392,24 @@ std::string answer(const std::string& line) {
     if (what == "sites") {
         return sites(words);
     }
+    if (what == "digests") {
+        return digests(words);
+    }
+    if (what == "cleaned") {
+        return cleaned(words);
+    }
+    if (what == "tokens") {
+        return tokens(words);
+    }
+    if (what == "texts") {
+        return texts(words);
+    }
+    if (what == "classes") {
+        return classes(words);
+    }
+    if (what == "moved") {
+        return moved(words);
+    }
     if (what == "metadata") {
         std::ifstream file(line.substr(9), std::ios::binary);
         return "ok " + invariclip::onnx_metadata(file, "invariclip") + '\n';
@@ -251,8 +417,8 @@ std::string answer(const std::string& line) {
     if (what == "decode") {
         const auto image = invariclip::images::read(line.substr(7));
         return "ok " + std::to_string(image.width) + ' ' + std::to_string(image.height) + ' ' +
-               std::to_string(invariclip::channels_of(image.order)) + ' ' + std::to_string(image.bytes.size()) +
-               '\n' + std::string(image.bytes.begin(), image.bytes.end());
+               std::to_string(invariclip::channels_of(image.order)) + ' ' + std::to_string(image.bytes.size()) + '\n' +
+               std::string(image.bytes.begin(), image.bytes.end());
     }
     if (what == "quoted") {
         return "ok " + invariclip::json::quoted(invariclip::json::parse(line.substr(7)).text("it")) + '\n';

@@ -48,6 +48,9 @@ class Asked:
     def ask(self, line, data=b""):
         self._process.stdin.write(f"{line}\n".encode() + data)
         self._process.stdin.flush()
+        return self.line()
+
+    def line(self):
         return self._process.stdout.readline().decode().rstrip("\n")
 
     def read(self, count):

@@ -16,6 +16,8 @@
 #include "onnx_facts.hpp"
 #include "seal.hpp"
 #include "images.hpp"
+#include "text_cleaning.hpp"
+#include "tokenizer.hpp"
 
 namespace {
 
@@ -108,10 +110,14 @@ int main(int count, char** arguments) {
     spec.width = 32;
     invariclip::Pixels pixels(spec);
     std::vector<std::uint8_t> out(spec.bytes());
+    invariclip::TextSpec text_spec;
+    text_spec.context_length = 8;
+    text_spec.start_token_ids = text_spec.end_token_ids = {1};
+    text_spec.clean = "lower";
     std::map<std::string, unsigned long> accepted;
     for (unsigned long round = 0; round < rounds; ++round) {
         const Bytes bytes =
-            round % 8 == 0 ? mutator.noise(mutator.below(200)) : mutator.changed(seeds[round % seeds.size()]);
+            round % 8 == 0 ? mutator.noise(mutator.below(200)) : mutator.changed(seeds[mutator.below(seeds.size())]);
         accepted["json"] += understood([&] { invariclip::json::parse(bytes); });
         accepted["facts"] += understood([&] { invariclip::read_facts(bytes); });
         understood([&] { invariclip::read_manifest(".", bytes, ""); });  // no: its graph is never there
@@ -127,6 +133,16 @@ int main(int count, char** arguments) {
             const invariclip::Site site = invariclip::Site::parse(resealed(bytes));
             std::vector<float> row(site.shift().size(), 1);
             site.apply(row.data());
+        });
+        accepted["texts"] += understood([&] {
+            const std::u32string clean =
+                invariclip::cleaned(invariclip::code_points(bytes), invariclip::Cleaning::lower);
+            invariclip::utf8(clean);
+        });
+        accepted["tokenizers"] += understood([&] {
+            const invariclip::Tokenizer tokenizer(bytes, text_spec);
+            std::vector<std::int64_t> ids(text_spec.context_length);
+            tokenizer.row("two dogs & a caf\u00e9's tea in 1999", ids.data());
         });
         accepted["images"] += understood([&] {
             const auto image = invariclip::images::decode(bytes);

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 import invariclip
@@ -192,6 +195,15 @@ def test_the_bench_asks_both_for_the_same(built, artifact, image, engine, tmp_pa
     assert np.fromfile(tmp_path / "cpp.answer", np.float32).shape == (6,)
 
 
+@pytest.mark.parametrize("what", ["load", "unverified"])
+def test_the_bench_loads_the_same_artifact_in_both(built, artifact, image, engine, tmp_path, what):
+    image(8, 8).tofile(tmp_path / "frame")
+    words = [str(tmp_path / "frame"), "8", "8", what, str(artifact), engine, "1"]
+    row = compare("tiny", built.program("ask"), words, tmp_path, rounds=3, seconds=0.01, progress=silent)
+    assert row.equal
+    assert (tmp_path / "cpp.answer").read_text() == invariclip.load(artifact, backend=engine).space_id
+
+
 def changed(artifact, folder, change):
     """A copy of an artifact whose manifest was changed."""
     copy = shutil.copytree(artifact, folder / "changed.icm")
@@ -311,6 +323,34 @@ def test_mistakes_are_one_line_and_exit_code_2(built, artifact, shown, tmp_path,
     assert done.returncode == 2
     assert reason in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_a_model_that_was_moved_from_throws_whatever_is_asked_of_it(built, artifact):
+    if not built.engines:
+        pytest.skip("no engine is here")
+    with built.answering() as asked:
+        assert asked.ask(f"moved {artifact}") == "ok 16"
+
+
+def test_digests_are_looked_at_unless_it_is_told_not_to(built, artifact, shown, engine, tmp_path):
+    def other(manifest):
+        manifest["variants"]["float32"]["image"].update(sha256="0" * 64)
+
+    copy = changed(artifact, tmp_path, other)
+    how = ["--engine", engine, "--threads", 1]
+    assert "digest differs" in said_by(built, copy, shown[0], *how).stderr
+    assert answers(built, copy, *shown, *how, "--no-verify") == answers(built, artifact, *shown, *how)
+
+
+@settings(max_examples=300, deadline=None)
+@given(size=st.integers(0, 300) | st.integers(0, 1 << 16), seed=st.integers(0, 2**32 - 1))
+def test_digests_of_every_set_of_instructions_are_those_of_hashlib(asked, size, seed):
+    data = np.random.default_rng(seed).bytes(size)
+    fast, plain, instructions = asked.ask(f"digests {size}", data).split()[1:]
+    assert fast == plain == hashlib.sha256(data).hexdigest()
+    known = Path("/proc/cpuinfo")
+    if known.is_file() and platform.machine() == "x86_64":
+        assert instructions == ("sha-ni" if " sha_ni" in known.read_text() else "portable")
 
 
 def test_digests(asked, tmp_path):

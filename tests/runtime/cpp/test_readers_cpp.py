@@ -60,13 +60,15 @@ def decoded(asked, path):
         ("PPM", 3, {}), ("PPM", 1, {}), ("PNG", 3, {}), ("PNG", 1, {}), ("PNG", 4, {}),
         ("JPEG", 3, {"quality": 90}), ("JPEG", 3, {"quality": 30, "subsampling": 0}), ("JPEG", 1, {}),
         ("JPEG", 3, {"subsampling": 1}), ("JPEG", 3, {"progressive": True}), ("JPEG", 3, {"keep_rgb": True}),
+        ("WEBP", 3, {"quality": 80}), ("WEBP", 3, {"lossless": True}), ("WEBP", 1, {}),
+        ("WEBP", 4, {"quality": 60}), ("WEBP", 4, {"lossless": True}), ("WEBP", 4, {"lossless": True, "exact": True}),
     ],
 )  # fmt: skip
 def test_files_are_decoded_as_pillow_decodes_them(asked, image, tmp_path, size, kind, channels, options):
     path = tmp_path / "image"
     path.write_bytes(encoded(image(*size, channels), kind, **options))
     got = decoded(asked, path)
-    if isinstance(got, str) and kind not in got.partition("known: ")[2]:
+    if isinstance(got, str) and kind not in got.partition("known: ")[2].upper():
         pytest.skip(f"{kind} was not compiled in")
     with Image.open(path) as opened:
         wanted = np.asarray(opened)
@@ -101,10 +103,13 @@ def test_what_pillow_would_treat_otherwise_is_refused(asked, image, tmp_path):
         (lambda: opened.convert("CMYK").save(path, "JPEG"), "JPEG", "CMYK"),
         (lambda: path.write_bytes(encoded(image(200, 200), "JPEG")[:3000]), "JPEG", "it ends too early"),
         (lambda: path.write_bytes(encoded(image(200, 200), "PNG")[:3000]), "PNG", "damaged PNG"),
+        (lambda: path.write_bytes(encoded(image(200, 200), "WEBP")[:3000]), "WEBP", "damaged WebP (it ends too early"),
+        (lambda: path.write_bytes(encoded(image(200, 200), "WEBP")[:15]), "WEBP", "damaged WebP"),
+        (lambda: opened.save(path, "WEBP", save_all=True, append_images=[opened.rotate(9)]), "WEBP", "an animated"),
     ):
         save()
         said = decoded(asked, path)
-        assert reason in said or kind not in said.partition("known: ")[2]
+        assert reason in said or ("known: " in said and kind not in said.partition("known: ")[2].upper())
 
 
 def metadata(value, key="invariclip"):
@@ -154,6 +159,27 @@ def facts():
     }  # fmt: skip
 
 
+def tiny_tokenizer():
+    """Every byte, alone and at a word's end, and few merges."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    names = [*map(chr, printable), *(chr(256 + place) for place in range(256 - len(printable)))]
+    pieces = [*names, *(f"{name}</w>" for name in names), "do", "dog", "dogs</w>", "te"]
+    pattern = r"(?i:<start_of_text>|'s)|[\x{41}-\x{5A}\x{61}-\x{7A}\x{E0}-\x{FF}]+|[\x{30}-\x{39}]|[\x{21}-\x{2F}]+"
+    return {
+        "normalizer": None, "added_tokens": [],
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Removed", "invert": True},
+            {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+        ]},
+        "model": {
+            "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": "",
+            "end_of_word_suffix": "</w>", "fuse_unk": False,
+            "vocab": {name: place for place, name in enumerate(pieces)},
+            "merges": [["d", "o"], ["do", "g"], ["dog", "s</w>"], ["t", "e"]],
+        },
+    }  # fmt: skip
+
+
 def test_no_bytes_crash_a_reader(built, image, facts, tmp_path):
     """The readers once more, with sanitizers, on noise and on files that were changed."""
     text = json.dumps(facts, ensure_ascii=False)
@@ -166,12 +192,20 @@ def test_no_bytes_crash_a_reader(built, image, facts, tmp_path):
     write_site(tmp_path / "yard.safetensors", empty.adding(np.eye(8)[:6], np.eye(4, 8)))
     names = ("facts.onnx", "manifest.json", "bank.onnx", "yard.safetensors")
     seeds = [tmp_path / name for name in names]
-    for kind in ("PPM", "PNG", "JPEG"):
+    seeds += [tmp_path / "texts", tmp_path / "tokenizer.json"]
+    seeds[-2].write_text(
+        "caf\u00e9 &amp; <b> \u00c3\u00a9 &#x41; \u03a3\u0391\u03a3 e\u0301 \u201cq\u201d\n\x1b[3m \ufb01sh",
+        encoding="utf-8",
+    )
+    seeds[-1].write_text(json.dumps(tiny_tokenizer()), encoding="utf-8")
+    for kind in ("PPM", "PNG", "JPEG", "WEBP"):
         seeds.append(tmp_path / f"image.{kind}")
         seeds[-1].write_bytes(encoded(image(30, 20), kind))
     done = subprocess.run([built.program("mutate"), "1", "6000", *seeds], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     understood = dict(line.split() for line in done.stdout.splitlines())
-    assert set(understood) == {"json", "facts", "onnx", "banks", "sites", "images", "frames"}
+    assert set(understood) == {
+        "json", "facts", "onnx", "banks", "sites", "texts", "tokenizers", "images", "frames"
+    }  # fmt: skip
     assert all(0 < int(times) <= 6000 for times in understood.values()), understood  # it is not all refused at once
     assert understood["frames"] == "6000"

@@ -353,6 +353,19 @@ def yard(tmp_path_factory, plain, shown):
     return path
 
 
+def test_a_program_in_c_takes_the_site_away(built, plain, yard, image, engine):
+    frames = [image(60, 44, seed=seed) for seed in range(5)]
+    words = [built.program("answer-c"), plain, engine, 60, 44, yard]
+    done = subprocess.run(
+        [*map(str, words)], input=b"".join(frame.tobytes() for frame in frames), capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    wanted = invariclip.load(plain, backend=engine, threads=1, site=yard).embed_images(frames)
+    got = np.frombuffer(done.stdout, np.float32)
+    for part in (got[: wanted.size], got[-wanted.size :]):
+        np.testing.assert_array_equal(part, wanted.ravel())
+
+
 def said_by(built, *words):
     return subprocess.run([built.classify, *map(str, words)], capture_output=True, text=True, check=False)
 

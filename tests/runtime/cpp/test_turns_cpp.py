@@ -42,10 +42,14 @@ def test_the_page_says_what_was_measured():
     found = {
         "model": "reference", "classes": 3, "rounds": 3, "threads": 1, "side": 24,
         "rows": {"pixels": [row], "openvino": [row]},
+        "loading": {"model": "large", "bytes": 351448764, "rounds": 5, "load": [0.4, 2.0],
+                    "rows": [row | {"name": "openvino, alone"}]},
         "processor": "a processor", "processors": 2, "load": [0.5, 1.25], "versions": {"pillow": "12.3.0"},
     }  # fmt: skip
     text = page(found)
     assert text.count("| 50×40 | 2.50 (+10%) | 0.50 (+20%) | 5.00 × [4.50, 5.50] | 2.00, 0.40 |") == 2
     assert "load average 0.5 before and 1.2 after, of 2 processors" in text
     assert "batch 1, in openvino" in text
+    assert "Loading an image graph of 351 MB (large), 5 rounds" in text
+    assert "| openvino, alone | 2.50 (+10%)" in text
     assert text.startswith("# In C++\n")

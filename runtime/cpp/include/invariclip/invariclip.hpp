@@ -127,10 +127,11 @@ class Pixels {
 
     // Writes RGB [height, width, 3] to `out`. Throws InputError.
     void fit(const Image& image, std::uint8_t* out);
-    [[nodiscard]] const PixelSpec& spec() const noexcept;
+    [[nodiscard]] const PixelSpec& spec() const;
 
   private:
     struct Work;
+    [[nodiscard]] Work& work() const;  // throws InputError where it was moved from
     std::unique_ptr<Work> work_;
 };
 
@@ -141,6 +142,9 @@ struct LoadOptions {
     std::string variant;
     // Of the engine; 0: what the affinity mask and the control groups allow
     int threads = 0;
+    // Holds the graph's files against the digests of their manifest, which reads them once more while the engine loads.
+    // Without it a damaged weight is answered with; their sizes are looked at all the same
+    bool verify = true;
 };
 
 // When to give no label.
@@ -194,6 +198,20 @@ struct Rows {
     [[nodiscard]] const float* row(std::size_t place) const noexcept { return values.data() + place * width; }
 };
 
+// Texts as ids, and which of them did not fit into the tower's context: those were cut.
+struct Tokens {
+    std::size_t count = 0;
+    std::size_t width = 0;          // of a row: the tower's context
+    std::vector<std::int64_t> ids;  // [count, width]
+    std::vector<std::size_t> cut_texts;
+};
+
+// Unit embeddings of texts, and which of them were cut to the tower's context.
+struct TextEmbeddings {
+    Rows embeddings;
+    std::vector<std::size_t> cut_texts;
+};
+
 // Everything that the graph says, in one pass.
 struct Answers {
     Rows embeddings;
@@ -214,7 +232,7 @@ class Site {
     [[nodiscard]] const std::string& name() const noexcept { return name_; }
     [[nodiscard]] const std::string& space_id() const noexcept { return space_id_; }  // where it was measured
     [[nodiscard]] std::size_t images() const noexcept { return images_; }             // that it was measured on
-    [[nodiscard]] double kinds() const noexcept { return kinds_; }                    // of things that they show, from 1
+    [[nodiscard]] double kinds() const noexcept { return kinds_; }    // of things that they show, from 1
     [[nodiscard]] double weight() const noexcept { return weight_; }  // how much of the shift counts, from 0 to 1
     [[nodiscard]] const std::vector<float>& shift() const noexcept { return shift_; }
     [[nodiscard]] const std::string& sha256() const noexcept { return sha256_; }  // of space and shift, as in Python
@@ -233,7 +251,8 @@ class Site {
     std::string sha256_;
 };
 
-// A loaded artifact. Every const member may be called from several threads at once.
+// A loaded artifact. Every const member may be called from several threads at once. One that was moved from throws
+// InputError whatever is asked of it; it may be assigned to and destroyed.
 class Model {
   public:
     // `path`: a folder name.icm, whose files are then checked against its manifest, or an image.onnx alone, which says
@@ -249,6 +268,19 @@ class Model {
     // a site in its graph, ArtifactError where its class embeddings cannot be read.
     [[nodiscard]] Model with_site(const Site& site) const;
 
+    // The same artifact with other classes, which are embedded here and answered from embeddings: the engine is shared.
+    // Each class is put into every template, which has one {} for it; without templates they are the artifact's own, or
+    // "a photo of a {}.". Prompts that were cut are warned of. Throws InputError where a name or a template cannot be
+    // used, or the artifact has learned templates, and what embed_texts throws.
+    [[nodiscard]] Model with_classes(const std::vector<std::string>& classes,
+                                     const std::vector<std::string>& templates = {}) const;
+
+    // Texts in UTF-8, with the tokens that Python makes of them. Tokenizer and tower are opened at the first text.
+    // Throw InputError where a text is no UTF-8 or was decoded wrongly, or the artifact is one graph alone;
+    // ArtifactError where a file is damaged, or the tokenizer is of a kind that is not read here.
+    [[nodiscard]] Tokens tokenize(const std::vector<std::string>& texts) const;
+    [[nodiscard]] TextEmbeddings embed_texts(const std::vector<std::string>& texts, std::size_t batch_size = 64) const;
+
     // Throw InputError where an image or a number cannot be used, EngineError where the engine fails.
     [[nodiscard]] std::vector<Prediction> classify(Images images, const ClassifyOptions& options = {}) const;
     [[nodiscard]] Rows embed(Images images, std::size_t batch_size = 16) const;  // unit length
@@ -257,18 +289,19 @@ class Model {
     // Answers blank images, so that the first real ones of these batch sizes need not wait for the engine.
     void warm_up(const std::vector<std::size_t>& batch_sizes = {1}) const;
 
-    [[nodiscard]] const std::vector<std::string>& classes() const noexcept;
-    [[nodiscard]] const std::string& space_id() const noexcept;  // compare embeddings only where it is equal
-    [[nodiscard]] std::size_t width() const noexcept;            // of embeddings
-    [[nodiscard]] const PixelSpec& pixels() const noexcept;
-    [[nodiscard]] std::optional<double> calibrated_abstain_above() const noexcept;
-    [[nodiscard]] const std::optional<Site>& site() const noexcept;  // of with_site
-    [[nodiscard]] std::string describe() const;                      // engine, version, threads, variant, site
+    [[nodiscard]] const std::vector<std::string>& classes() const;
+    [[nodiscard]] const std::string& space_id() const;  // compare embeddings only where it is equal
+    [[nodiscard]] std::size_t width() const;            // of embeddings
+    [[nodiscard]] const PixelSpec& pixels() const;
+    [[nodiscard]] std::optional<double> calibrated_abstain_above() const;
+    [[nodiscard]] const std::optional<Site>& site() const;  // of with_site
+    [[nodiscard]] std::string describe() const;             // engine, version, threads, variant, site
     // What the caller ought to know: say, that the artifact was never proved on this engine.
-    [[nodiscard]] const std::vector<std::string>& warnings() const noexcept;
+    [[nodiscard]] const std::vector<std::string>& warnings() const;
 
   private:
     struct State;
+    [[nodiscard]] const State& state() const;  // throws InputError where it was moved from
     explicit Model(std::unique_ptr<State> state) noexcept;
     std::unique_ptr<State> state_;
 };
