@@ -335,7 +335,7 @@ def packed(how, content):
     if how == "zip":
         with zipfile.ZipFile(buffer, "w") as archive:
             archive.writestr("model/config.json", content)
-    return gzip.compress(content) if how == "gzip" else buffer.getvalue()
+    return gzip.compress(content, mtime=0) if how == "gzip" else buffer.getvalue()
 
 
 @pytest.mark.parametrize("ending", [".safetensors", ".pt", ".bin"])
