@@ -318,6 +318,17 @@ def placed(page: str, begin: str, end: str, tables: Sequence[str]) -> str:
     return before + "\n".join([begin, "\n\n".join(tables), end]) + after
 
 
+def versions_in(setting: dict[str, Any]) -> str:
+    """The versions of a record's setting, in words."""
+    return ", ".join(f"{name} {number}" for name, number in setting["versions"].items())
+
+
+def others_in(turns: Sequence[dict[str, Any]]) -> str:
+    """What other programs took while turns ran, in words; empty where the system did not tell."""
+    shares = [turn["others"] for turn in turns if turn["others"] is not None]
+    return f"; other programs took {median(shares):.0%} of the processors' time in the median turn" if shares else ""
+
+
 def with_tables(page: str, groups: dict[str, Any]) -> str:
     """The page with its tables replaced.
 
@@ -333,7 +344,6 @@ def with_tables(page: str, groups: dict[str, Any]) -> str:
 
 def _table(title: str, group: dict[str, Any]) -> str:
     setting, turns = group["setting"], group["turns"]
-    versions = ", ".join(f"{name} {number}" for name, number in setting["versions"].items())
     busy = "".join(
         f"; {who} took {median(shares):.0%} of the processors' time in the median turn, {max(shares):.0%} at most"
         for what, who in (("others", "other programs"), ("steal", "other machines of the host"))
@@ -341,7 +351,8 @@ def _table(title: str, group: dict[str, Any]) -> str:
     )
     about = (
         f"{setting['images']}; {setting['rounds']} rounds of {setting['seconds']:g} s a row, medians over rounds; "
-        f"{setting['threads']} engine threads; {setting['processor']}; {versions}; {setting['date']}{busy}"
+        f"{setting['threads']} engine threads; {setting['processor']}; {versions_in(setting)}; "
+        f"{setting['date']}{busy}"
     )
     names = list(dict.fromkeys(turn["candidate"] for turn in turns))
     clients = sorted({turn["clients"] for turn in turns})

@@ -23,7 +23,17 @@ import click
 import numpy as np
 
 from invariclip.bench.latency.machine import Ticks
-from invariclip.bench.load.__main__ import OURS, THEIRS, images_to_send, keep, own_seconds, placed, started
+from invariclip.bench.load.__main__ import (
+    OURS,
+    THEIRS,
+    images_to_send,
+    keep,
+    others_in,
+    own_seconds,
+    placed,
+    started,
+    versions_in,
+)
 from invariclip.bench.load.client import PROTOCOLS
 from invariclip.cli.main import run_command
 from invariclip.console import bar
@@ -249,14 +259,11 @@ def with_tables(page: str, groups: dict[str, Any]) -> str:
 
 def _table(title: str, group: dict[str, Any]) -> str:
     setting, turns = group["setting"], group["turns"]
-    versions = ", ".join(f"{name} {number}" for name, number in setting["versions"].items())
-    shares = [turn["others"] for turn in turns if turn["others"] is not None]
-    busy = f"; other programs took {median(shares):.0%} of the processors' time in the median turn" if shares else ""
     where = "clients on processors of their own; " if setting["apart"] else ""
     about = (
         f"{setting['images']}; Poisson arrivals; {setting['rounds']} rounds of {setting['seconds']:g} s a row; "
         f"timeout {setting['timeout']:g} s; {setting['threads']} engine threads; {where}{setting['processor']}; "
-        f"{versions}; {setting['date']}{busy}"
+        f"{versions_in(setting)}; {setting['date']}{others_in(turns)}"
     )
     names = list(dict.fromkeys(turn["candidate"] for turn in turns))
     loads = sorted({turn["load"] for turn in turns})

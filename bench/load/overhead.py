@@ -19,7 +19,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from invariclip.bench.latency.machine import Ticks
-from invariclip.bench.load.__main__ import images_to_send, keep, own_seconds, placed, started
+from invariclip.bench.load.__main__ import (
+    images_to_send,
+    keep,
+    others_in,
+    own_seconds,
+    placed,
+    started,
+    versions_in,
+)
 from invariclip.cli.main import run_command
 from invariclip.console import bar
 from invariclip.errors import InputError
@@ -158,12 +166,10 @@ def with_tables(page: str, groups: dict[str, Any]) -> str:
 
 def _table(title: str, group: dict[str, Any]) -> str:
     setting, turns = group["setting"], group["turns"]
-    versions = ", ".join(f"{name} {number}" for name, number in setting["versions"].items())
-    shares = [turn["others"] for turn in turns if turn["others"] is not None]
-    busy = f"; other programs took {median(shares):.0%} of the processors' time in the median turn" if shares else ""
     about = (
         f"{setting['images']}; {setting['rounds']} rounds of {setting['seconds']:g} s a side, medians over rounds; "
-        f"{setting['threads']} engine threads; {setting['processor']}; {versions}; {setting['date']}{busy}"
+        f"{setting['threads']} engine threads; {setting['processor']}; {versions_in(setting)}; "
+        f"{setting['date']}{others_in(turns)}"
     )
     loads = sorted({(turn["clients"], turn["batch"]) for turn in turns})
     lines = [HEAD, ["---"] * len(HEAD)]

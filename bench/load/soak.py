@@ -25,7 +25,7 @@ from urllib.request import urlopen
 import click
 import numpy as np
 
-from invariclip.bench.load.__main__ import images_to_send, keep, placed, started
+from invariclip.bench.load.__main__ import images_to_send, keep, placed, started, versions_in
 from invariclip.bench.load.client import request_in
 from invariclip.cli.main import run_command
 from invariclip.console import bar
@@ -274,10 +274,9 @@ def _table(title: str, group: dict[str, Any]) -> str:
     first, last = record.ends()
     answers = [count for counts in record.statuses.values() for count in counts.values()]
     refused = sum(counts.get("503", 0) for counts in record.statuses.values())
-    versions = ", ".join(f"{name} {number}" for name, number in setting["versions"].items())
     about = (
         f"{setting['clients']} clients; {setting['warm']:g} s of warm-up; {setting['images']}; kinds: "
-        f"{', '.join(record.statuses)}; {setting['processor']}; {versions}; {setting['date']}"
+        f"{', '.join(record.statuses)}; {setting['processor']}; {versions_in(setting)}; {setting['date']}"
     )
     row = [
         f"{record.minutes:g}", f"{sum(answers):,}", f"{refused:,}", str(record.wrong), str(record.lost),
