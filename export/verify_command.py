@@ -22,7 +22,7 @@ from invariclip.console import bar, emit_json, note, say, silent
 from invariclip.errors import ArtifactError, CheckpointError, ContractError, InputError
 from invariclip.export.checkpoints import check_texts
 from invariclip.export.options import bounds_of, load, shared
-from invariclip.files import scratch_directory
+from invariclip.files import require_writable, scratch_directory
 from invariclip.preprocessing.tokenizer import Tokenizer
 from invariclip.sites.site import read_site
 
@@ -72,6 +72,8 @@ def verify(
     backends = tuple(dict.fromkeys(backends)) or (DEFAULT_BACKEND,)
     for backend in backends:
         require_backend(backend)
+    if bisected is not None:
+        require_writable(bisected)
     manifest = read_manifest(artifact)
     own = projection is None
     learned_prompts = _own_learned_prompts(artifact, manifest, own=own)

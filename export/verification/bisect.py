@@ -20,7 +20,7 @@ from invariclip.artifact.manifest import EMBEDDING
 from invariclip.backends import DEFAULT_BACKEND, open_backend
 from invariclip.errors import ContractError
 from invariclip.export.graphs.writing import save_graph, weight_bytes
-from invariclip.files import scratch_directory
+from invariclip.files import new_directory, scratch_directory
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -42,7 +42,7 @@ ROWS = 8
 COSTLIEST = 10
 """Parts whose cost is measured."""
 MAX_VALUE_BYTES = 1 << 30
-"""Of all values that are held of the right graph; more rows are not taken."""
+"""Of all values that are held of the right graph, about; more rows than one are not taken above it."""
 GRAPH_FILE, VALUES_FILE = "part.onnx", "values.npz"
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 _GIVEN = "__given"
@@ -482,8 +482,8 @@ def _write_part(
     _keep_outputs(graph, (name,))
     for value in [value for value in graph.inputs if not value.uses()]:
         graph.inputs.remove(value)
-    out.mkdir(parents=True, exist_ok=True)
-    save_graph(cut, out / GRAPH_FILE, external_data=_beside(cut, GRAPH_FILE))
     read = {value.name for value in graph.inputs}
     values = {f"input:{key}": value for key, value in feed.items() if key in read}
-    np.savez(out / VALUES_FILE, allow_pickle=False, **values, **{f"wanted:{name}": given[name]})
+    with new_directory(out, owned=lambda _: (GRAPH_FILE, f"{GRAPH_FILE}.data", VALUES_FILE)) as folder:
+        save_graph(cut, folder / GRAPH_FILE, external_data=_beside(cut, GRAPH_FILE))
+        np.savez(folder / VALUES_FILE, allow_pickle=False, **values, **{f"wanted:{name}": given[name]})

@@ -10,11 +10,18 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+import invariclip
 from invariclip.artifact.folder import describe_file, read_manifest, write_manifest
 from invariclip.artifact.parity import FAILED, PARITY_HEADER, parity_rows
 from invariclip.cli.main import main
+from invariclip.export.build import export_artifact
+from invariclip.export.checkpoints.checkpoint import load_checkpoint
+from invariclip.export.config import ExportConfig
 from invariclip.export.options import bounds_of
+from invariclip.export.site import bake_site
+from invariclip.export.verification.figures import THRESHOLDS
 from invariclip.preprocessing.pixels import pixels
+from invariclip.sites.measuring import begun
 
 
 @pytest.fixture
@@ -190,3 +197,35 @@ def test_where_it_goes_wrong_is_named_and_written(run, blue, tiny_artifact, tmp_
     assert set(told) == {"float32 on onnxruntime, image tower", "float32 on onnxruntime, text tower"}
     assert all(one["wrong"] == [] and one["parts"] > 20 and one["prefix"] is None for one in told.values())
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("as input", {"projection_as_input": True}),
+        ("front", {"pixels_in_graph": "matmul"}),
+        ("without rewrites", {"without_rewrites": ["plain-attention", "tidy"]}),
+        ("float16", {"variants": ["float16"], "variant_thresholds": THRESHOLDS["fast"]}),
+        ("site", {}),
+    ],
+)
+def test_right_artifacts_of_every_kind_are_right(
+    run, tiny_checkpoint, tiny_images, tiny_projection, tmp_path, kind, options
+):
+    """The fresh export has the same values, however the artifact was made."""
+    config = ExportConfig(classes=("cat", "dog"), images=[tiny_images], threads=1, **options)
+    export_artifact(load_checkpoint(str(tiny_checkpoint)), tmp_path / "x.icm", config, projection=tiny_projection)
+    artifact = tmp_path / "x.icm"
+    if kind == "site":
+        model = invariclip.load(artifact, threads=1)
+        rows = model.embed_images(sorted(tiny_images.iterdir()))
+        site = begun(model, "yard", np.zeros(model.width), None).adding(rows, model.class_bank())
+        bake_site(artifact, tmp_path / "y.icm", site, images=[tiny_images], threads=1)
+        artifact = tmp_path / "y.icm"
+    code, out, err = run(artifact, "--bisect", tmp_path / "parts", "--json")
+    told = json.loads(out)["bisect"]
+    assert code == 0, err
+    assert len(told) == (4 if kind == "float16" else 2)
+    for name, one in told.items():
+        assert (one["wrong"], one["reshaped"], one["prefix"]) == ([], 0, None), name
+        assert one["nodes"] > 20

@@ -252,6 +252,17 @@ def _louder(model):
     return product.output[0]
 
 
+def test_where_there_are_fewer_tokens_nothing_is_judged_and_that_is_said(checkpoint, graphs, images, tmp_path):
+    job = prepare(checkpoint("vit"), None, CLASSES, ("a {}.",))
+    write_image_graph(job, ExportConfig(), tmp_path / "thin.onnx", tokens=[9])
+    found = bisect(tmp_path / "thin.onnx", graphs / "image.onnx", images)
+    assert (found.wrong, found.prefix) == ((), None)
+    assert found.reshaped > 5
+    assert found.whole > 1e-3
+    assert f"{found.reshaped} values have fewer tokens than in the right graph and are not compared" in found.lines("x")
+    assert max(part.error for part in found.costliest if part.arithmetic == "fewer tokens") > 1e-3
+
+
 def test_a_graph_of_another_tower_is_refused(graphs, images):
     with pytest.raises(ContractError, match=r"text\.onnx: is no graph of this tower"):
         bisect(graphs / "text.onnx", graphs / "image.onnx", images)
